@@ -1,0 +1,57 @@
+"""Every error exitlens raises on purpose. Each message says the argument, what was expected, what came and the mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ExitlensError(Exception):
+    """Base of all errors of this library; catch it to catch them all."""
+
+
+class InputError(ExitlensError, ValueError):
+    """A value, tensor or array that a public function was given cannot be used."""
+
+
+class DataError(ExitlensError):
+    """A data set, folder or image file cannot be read or does not fit."""
+
+
+class AttachError(ExitlensError):
+    """A backbone cannot be cut, or the staged network does not equal the plain one."""
+
+
+class TrainingError(ExitlensError):
+    """Training cannot start, go on or be resumed."""
+
+
+class CalibrationError(ExitlensError):
+    """No policy can be chosen from this trace under these limits."""
+
+
+class PolicyError(ExitlensError):
+    """A policy does not fit the network or trace it is used with."""
+
+
+class BundleError(ExitlensError):
+    """A bundle directory is incomplete, altered or of another version."""
+
+
+class OutputExistsError(ExitlensError):
+    """The output exists already and nothing may be overwritten."""
+
+
+class MissingExtraError(ExitlensError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: run pip install 'exitlens[{extra}]'"
+        )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'a', 'b'?"`` for the known names closest to ``word``, or an empty string."""
+    close = get_close_matches(word, list(known), n=3, cutoff=0.4)
+    return f" Did you mean {', '.join(repr(name) for name in close)}?" if close else ""
