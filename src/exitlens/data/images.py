@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.errors import InputError
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How pixels become network input: resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``."""
-
-    size: tuple[int, int]
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.25, 0.25, 0.25)
-
-    def normalise(self, pixels: Tensor) -> Tensor:  # (..., C, H, W) uint8 or float in [0, 1]
-        """Scales ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""
-        x = pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels.float()
-        shape = (-1, 1, 1)
-        return (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
-
-    def restore(self, x: Tensor) -> Tensor:  # (..., C, H, W) float
-        """Inverse of :meth:`normalise`, clipped to [0, 1]: the picture a person sees."""
-        shape = (-1, 1, 1)
-        return (x * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)).clamp(0, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description."""
-        return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """Inverse of :meth:`to_dict`."""
-        height, width = values["size"]
-        return cls((int(height), int(width)), tuple(map(float, values["mean"])), tuple(map(float, values["std"])))
+from exitlens.types import Preprocess
 
 
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):

@@ -1,0 +1,173 @@
+"""The Explanation-Guided Training loss (arXiv 2601.08891; design, section 4) as a function of exit outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exitlens.errors import InputError
+from exitlens.functional import similarity
+from exitlens.functional.maps import class_evidence, energy, on_common_grid, regrid
+from exitlens.types import ExitOutput, LossTerms
+
+Of = Literal["attention", "evidence", "activation"]
+Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
+OF: tuple[Of, ...] = ("attention", "evidence", "activation")
+DISTANCES: tuple[Distance, ...] = ("kl", "js", "cosine", "pearson", "mse")
+
+
+def ramp(progress: float, share: float = 0.3) -> float:
+    """Factor of the consistency weight: linear from 0 to 1 over the first ``share`` of training, then 1."""
+    return 1.0 if share <= 0 else min(1.0, max(0.0, progress) / share)
+
+
+def classification_loss(outputs: Sequence[ExitOutput], labels: Tensor, weights: Sequence[float]) -> Tensor:
+    """``(1/K) sum_k w_k CE(logits_k, y)``."""
+    terms = [w * F.cross_entropy(out.logits.float(), labels) for w, out in zip(weights, outputs, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def consistency_loss(maps: Sequence[Tensor], distance: Distance, signed: bool = False) -> Tensor:
+    """``1/(K-1) sum_k D(stop_gradient(M_final), M_k)`` over the early exits, averaged over the batch.
+
+    Args:
+        maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
+        distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
+        signed: the maps may be negative and are not distributions (evidence).
+    """
+    if len(maps) < 2:
+        return maps[0].new_zeros(())
+    target = maps[-1].detach()
+    return torch.stack([_distance(target, early, distance, signed).mean() for early in maps[:-1]]).mean()
+
+
+def check_choice(of: str, distance: str) -> None:
+    """Raises :class:`InputError` for a map or distance that does not exist or a pair that makes no sense."""
+    if of not in OF:
+        raise InputError(f"of: expected one of {OF}, got {of!r}")
+    if distance not in DISTANCES:
+        raise InputError(f"distance: expected one of {DISTANCES}, got {distance!r}")
+    if of == "evidence" and distance in ("kl", "js"):
+        raise InputError(
+            f"distance: {distance!r} compares distributions and evidence has negative values: use 'pearson', 'cosine' or "
+            "'mse', or of='attention'"
+        )
+
+
+def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool) -> Tensor:  # -> (B,)
+    if signed:
+        size = tuple(min(m, n) for m, n in zip(target.shape[1:], exit_map.shape[1:], strict=True))
+        target, exit_map = regrid(target, size), regrid(exit_map, size)
+    else:
+        target, exit_map = on_common_grid(target, exit_map)
+    if distance == "kl":
+        return similarity.kl(target, exit_map)
+    if distance == "js":
+        return similarity.divergence(target, exit_map)
+    if distance == "cosine":
+        return 1 - similarity.cosine(target, exit_map)
+    if distance == "pearson":
+        return 1 - similarity.pearson(target, exit_map)
+    return (target - exit_map).square().flatten(1).sum(1)
+
+
+def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0) -> Tensor:
+    """``T^2/(K-1) sum_k KL(softmax(final/T) ‖ softmax(exit k/T))``, final detached (Be Your Own Teacher, 1905.08094)."""
+    if len(outputs) < 2:
+        return outputs[0].logits.new_zeros(())
+    teacher = (outputs[-1].logits.detach().float() / temperature).softmax(1)
+    terms = [
+        F.kl_div((out.logits.float() / temperature).log_softmax(1), teacher, reduction="batchmean")
+        for out in outputs[:-1]
+    ]
+    return temperature**2 * torch.stack(terms).mean()
+
+
+@dataclass(frozen=True)
+class EGTLoss:
+    """Explanation-Guided Training: cross-entropy at every exit plus attention consistency with the final exit.
+
+    ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891
+    (its cosine distance is ``distance="cosine"``; we default to KL and always detach the final map, and ramp the weight
+    up, so that the exits do not follow a map that is still random). ``distill`` adds self-distillation of the logits.
+
+    Args:
+        weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
+        of: ``attention``, ``evidence`` (of the true class) or ``activation`` (channel energy; needs ``features``).
+        distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
+        exit_weights: ``w_k``, K non-negative numbers; by default 1 each.
+        ramp_share: the share of training over which the weight grows from 0.
+        distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
+    """
+
+    weight: float = 0.5
+    of: Of = "attention"
+    distance: Distance = "kl"
+    exit_weights: tuple[float, ...] | None = None
+    ramp_share: float = 0.3
+    distill: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice(self.of, self.distance)
+        for name in ("weight", "distill"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name}: expected a finite number of 0 or more, got {value}")
+        if not 0 <= self.ramp_share <= 1:
+            raise InputError(f"ramp_share: expected a share in [0, 1], got {self.ramp_share}")
+        if self.exit_weights is not None and (min(self.exit_weights) < 0 or sum(self.exit_weights) <= 0):
+            raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
+
+    def __call__(
+        self,
+        outputs: Sequence[ExitOutput],
+        labels: Tensor,
+        progress: float = 1.0,
+        features: Sequence[Tensor] | None = None,
+    ) -> LossTerms:
+        """The loss of one batch.
+
+        Args:
+            outputs: of every exit, final last.
+            labels: ``(B,)`` integers in ``[0, C)``.
+            progress: how much of training is done, in [0, 1]; sets the ramp.
+            features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
+        """
+        self._check(outputs, labels, features)
+        weights = self.exit_weights or (1.0,) * len(outputs)
+        alpha = ramp(progress, self.ramp_share)
+        classification = classification_loss(outputs, labels, weights)
+        zero = classification.new_zeros(())
+        consistency, distillation = zero, zero
+        if self.weight > 0:
+            maps = self._maps(outputs, labels, features)
+            consistency = consistency_loss(maps, self.distance, signed=self.of == "evidence")
+        if self.distill > 0:
+            distillation = distillation_loss(outputs)
+        total = classification + alpha * (self.weight * consistency + self.distill * distillation)
+        return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
+
+    def _maps(
+        self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None
+    ) -> list[Tensor]:
+        if self.of == "attention":
+            return [out.attention.float() for out in outputs]
+        if self.of == "evidence":
+            return [class_evidence(out.evidence.float(), labels) for out in outputs]
+        return [energy(f) for f in features or ()]
+
+    def _check(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> None:
+        batch, classes = outputs[0].logits.shape
+        if labels.shape != (batch,) or labels.is_floating_point():
+            raise InputError(f"labels: expected ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
+        if self.exit_weights is not None and len(self.exit_weights) != len(outputs):
+            raise InputError(f"exit_weights: expected {len(outputs)} numbers, one an exit, got {self.exit_weights}")
+        if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
+            raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
+        if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < classes)).all()):
+            raise InputError(f"labels: expected values in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")

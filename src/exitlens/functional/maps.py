@@ -1,0 +1,78 @@
+"""Attention maps as distributions over locations: normalise, regrid, centre, rank."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exitlens.errors import InputError
+
+EPS = 1e-12
+
+
+def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)
+    """Scales non-negative maps so that each sums to 1; a map that is zero everywhere becomes uniform."""
+    flat = x.flatten(1).clamp_min(0)
+    total = flat.sum(1, keepdim=True)
+    uniform = torch.full_like(flat, 1.0 / flat.shape[1])
+    return torch.where(total > EPS, flat / total.clamp_min(EPS), uniform).view_as(x)
+
+
+def energy(features: Tensor) -> Tensor:  # (B,D,*S) -> (B,*S)
+    """Channel energy ``sum_d f_d^2`` as a distribution: the map of attention transfer (arXiv 1612.03928, eq. 1, p=2)."""
+    return as_distribution(features.float().square().sum(1))
+
+
+def regrid(x: Tensor, size: tuple[int, ...]) -> Tensor:  # (B,*S) -> (B,*size)
+    """Averages maps over the areas of a coarser grid; the mean is kept, so renormalise a distribution afterwards.
+
+    Two spatial axes; token maps (one axis) are returned as they are when their length already fits.
+
+    Raises:
+        InputError: if ``size`` is finer than the map, or the numbers of axes differ.
+    """
+    old = tuple(x.shape[1:])
+    if old == tuple(size):
+        return x
+    if len(old) != len(size) or any(new > now for new, now in zip(size, old, strict=True)):
+        raise InputError(f"size: a map of {old} can only be averaged down to a coarser grid, got {tuple(size)}")
+    if len(old) == 1:
+        return F.adaptive_avg_pool1d(x[:, None], size[0])[:, 0]
+    return F.adaptive_avg_pool2d(x[:, None], size)[:, 0]
+
+
+def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches of distributions on the coarser of their grids (per axis), each renormalised to sum 1."""
+    size = tuple(min(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
+    return as_distribution(regrid(a, size)), as_distribution(regrid(b, size))
+
+
+def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) -> (B,H,W)
+    """Bilinear enlargement, for pictures only; measures compare maps on the coarser grid."""
+    return F.interpolate(x[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,) -> (B,*S)
+    """Evidence of one class per sample, centred over the classes at every location (what *distinguishes* the class)."""
+    index = labels.view(-1, 1, *[1] * (evidence.ndim - 2)).expand(-1, 1, *evidence.shape[2:])
+    return evidence.gather(1, index).squeeze(1) - evidence.mean(1)
+
+
+def entropy(attention: Tensor) -> Tensor:  # (B,*S) -> (B,)
+    """Shannon entropy of each map divided by its maximum, in [0, 1]; 1 is a uniform map that shows nothing."""
+    p = attention.flatten(1)
+    count = p.shape[1]
+    if count == 1:
+        return torch.ones(len(p), dtype=p.dtype, device=p.device)
+    return -torch.special.xlogy(p, p).sum(1) / torch.log(torch.tensor(float(count)))
+
+
+def top_cells(x: Tensor, fraction: float) -> Tensor:  # (B,*S) -> (B,*S) bool
+    """True at the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell."""
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction: expected a number in (0, 1], got {fraction}")
+    flat = x.flatten(1)
+    keep = max(1, -int(-fraction * flat.shape[1] // 1))
+    order = flat.argsort(dim=1, descending=True, stable=True)[:, :keep]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).view(x.shape)

@@ -1,0 +1,30 @@
+"""Risks per sample at every exit, and their mean under a routing (design, section 6)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from exitlens.types import Trace
+
+
+def predictions(trace: Trace) -> Tensor:  # -> (N,K)
+    """The class each exit answers (a temperature never changes it)."""
+    return trace.logits.argmax(-1)
+
+
+def accuracy_drop(trace: Trace) -> Tensor:  # -> (N,K)
+    """``1[exit wrong] - 1[final wrong]``, in {-1, 0, 1}; its mean is the accuracy lost by answering at that exit."""
+    labels = trace.require_labels("accuracy_drop")
+    wrong = (predictions(trace) != labels[:, None]).float()
+    return wrong - wrong[:, -1:]
+
+
+def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
+    """``1[answer differs from the final exit's]``; needs no labels."""
+    answers = predictions(trace)
+    return (answers != answers[:, -1:]).float()
+
+
+def taken(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
+    """The value of every sample at the exit it takes."""
+    return values.gather(1, exits[:, None]).squeeze(1)

@@ -1,0 +1,41 @@
+"""Whether an exit fires: the one place that decides it, for the policy on paper and for the running network alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from exitlens.functional.scores import score
+from exitlens.types import Policy, Trace
+
+
+def fires(scores: Tensor, threshold: float) -> Tensor:  # (B,) -> (B,) bool
+    """An exit fires at ``score >= threshold``; an infinite threshold never fires."""
+    return scores >= threshold
+
+
+def first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  # (N,K-1) -> (N,)
+    """Index of the first exit that fires for each sample; the final exit, K-1, where none does."""
+    exits = torch.full((len(scores),), len(thresholds), dtype=torch.long)
+    for k in reversed(range(len(thresholds))):
+        exits[fires(scores[:, k], thresholds[k])] = k
+    return exits
+
+
+def early_scores(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
+    """The policy's score at every early exit of every sample in the trace."""
+    k = trace.num_exits - 1
+    columns = [score(trace.logits[:, i], policy.score, policy.temperatures[i]) for i in range(k)]
+    return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
+
+
+def route(trace: Trace, policy: Policy) -> Tensor:
+    """The exit that each sample of the trace takes: ``(N,)`` integers in ``[0, K)``.
+
+    Raises:
+        PolicyError: if the policy has another number of exits or was calibrated for another network.
+    """
+    policy.check(trace.num_exits, trace.network)
+    return first_firing(early_scores(trace, policy), policy.thresholds)

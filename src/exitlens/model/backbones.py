@@ -1,0 +1,122 @@
+"""Backbones by name, and a small residual network of our own for images of 28 to 64 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exitlens.errors import InputError, MissingExtraError, did_you_mean
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm around a shortcut (arXiv 1512.03385, fig. 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,inputs,H,W) -> (B,outputs,H/stride,W/stride)
+        """Residual sum, rectified."""
+        hidden = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """A residual network for small images: a stride-2 stem and four groups of blocks, ``layer1`` to ``layer4``.
+
+    Args:
+        num_classes: ``C``.
+        in_channels: 1 for grey, 3 for colour.
+        stem: channels after the stem.
+        widths: channels of the groups.
+        blocks: residual blocks in each group.
+        strides: of each group's first block.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        stem: int = 32,
+        widths: Sequence[int] = (64, 96, 128, 128),
+        blocks: Sequence[int] = (1, 1, 2, 3),
+        strides: Sequence[int] = (2, 1, 1, 1),
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
+        )
+        channels = stem
+        for group, (width, count, stride) in enumerate(zip(widths, blocks, strides, strict=True), 1):
+            layers = [ResidualBlock(channels, width, stride)]
+            layers += [ResidualBlock(width, width, 1) for _ in range(count - 1)]
+            self.add_module(f"layer{group}", nn.Sequential(*layers))
+            channels = width
+        self.groups = tuple(f"layer{group}" for group in range(1, len(widths) + 1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,in_channels,H,W) -> (B,num_classes)
+        """Logits of global average pooling and a linear classifier."""
+        x = self.stem(x)
+        for name in self.groups:
+            x = self.get_submodule(name)(x)
+        return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
+
+
+def build_backbone(source: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
+    """Builds a backbone from its source: ``small`` or ``torchvision:NAME``.
+
+    Args:
+        source: for example ``"torchvision:resnet18"``.
+        num_classes: outputs of the backbone's own classifier.
+        in_channels: channels of the images; torchvision's networks take 3.
+        pretrained: load the library's default weights (needs network access unless they are cached already).
+
+    Raises:
+        InputError: for a source that does not exist.
+    """
+    if source in SMALL:
+        if pretrained:
+            raise InputError(f"pretrained: {source!r} has no pretrained weights: train it with exitlens fit")
+        return SMALL[source](num_classes=num_classes, in_channels=in_channels)
+    family, _, name = source.partition(":")
+    if family != "torchvision" or not name:
+        raise InputError(f"backbone: expected 'small' or 'torchvision:NAME' (torchvision:resnet18), got {source!r}")
+    if in_channels != 3:
+        raise InputError(f"backbone: {source} takes 3-channel images, the data has {in_channels}: use backbone 'small'")
+    return _torchvision(name, num_classes, pretrained)
+
+
+def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MissingExtraError("torchvision", "vision", f"backbone torchvision:{name}") from error
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(f"backbone: torchvision has no model {name!r}.{did_you_mean(name, known)}")
+    if not pretrained:
+        return models.get_model(name, weights=None, num_classes=num_classes)
+    try:
+        network = models.get_model(name, weights="DEFAULT")
+    except OSError as error:  # urllib's errors are OSErrors
+        raise InputError(
+            f"pretrained: the weights of torchvision:{name} are not cached and cannot be downloaded ({error}): put the "
+            "file into torch.hub's checkpoint folder, or train without --pretrained"
+        ) from error
+    classifier = network.get_submodule("fc") if hasattr(network, "fc") else None
+    if isinstance(classifier, nn.Linear) and classifier.out_features != num_classes:
+        network.fc = nn.Linear(classifier.in_features, num_classes)
+    return network
