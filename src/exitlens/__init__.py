@@ -1,0 +1,93 @@
+"""Classifiers that answer early when they can, and show that the early answer looked at the right thing.
+
+The flow, with ``import exitlens as xl``::
+
+    net    = xl.attach(backbone, at=["layer1", "layer2"], num_classes=10, example=images[:1])
+    outs   = net(images)                              # every exit: logits, attention, evidence
+    result = xl.fit(net, train, val, epochs=8)        # Explanation-Guided Training
+    trace  = xl.collect(net, calibration)             # one pass: every exit of every sample
+    policy = xl.calibrate(trace, max_accuracy_drop=0.01)
+    pred   = xl.predict(net, images, policy)          # adaptive: each image leaves at the first sure exit
+    report = xl.evaluate(xl.collect(net, test), policy)
+    why    = xl.explain(net, images[0], policy)
+    xl.save(net, policy, "bundle"); net, policy = xl.load("bundle")
+"""
+
+from exitlens.data.fashion import load_fashion, load_scenes
+from exitlens.data.folders import load_folder, load_torchvision, load_unlabelled, read_image, split_set
+from exitlens.data.images import ImageSet
+from exitlens.data.scenes import make_scenes
+from exitlens.delivery.bundle import load, save
+from exitlens.errors import (
+    AttachError,
+    BundleError,
+    CalibrationError,
+    DataError,
+    ExitlensError,
+    InputError,
+    MissingExtraError,
+    OutputExistsError,
+    PolicyError,
+    TrainingError,
+)
+from exitlens.functional.losses import EGTLoss
+from exitlens.functional.routing import route
+from exitlens.model.backbones import build_backbone
+from exitlens.model.network import ExitNet, attach
+from exitlens.types import ExitOutput, LossTerms, Policy, Prediction, Preprocess, Trace
+from exitlens.workflow.calibration import calibrate
+from exitlens.workflow.collection import collect
+from exitlens.workflow.evaluation import Report, evaluate
+from exitlens.workflow.explanation import Explanation, explain, explain_batch
+from exitlens.workflow.faithfulness import Faithfulness, faithfulness
+from exitlens.workflow.inference import predict
+from exitlens.workflow.training import FitResult, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttachError",
+    "BundleError",
+    "CalibrationError",
+    "DataError",
+    "EGTLoss",
+    "ExitNet",
+    "ExitOutput",
+    "ExitlensError",
+    "Explanation",
+    "Faithfulness",
+    "FitResult",
+    "ImageSet",
+    "InputError",
+    "LossTerms",
+    "MissingExtraError",
+    "OutputExistsError",
+    "Policy",
+    "PolicyError",
+    "Prediction",
+    "Preprocess",
+    "Report",
+    "Trace",
+    "TrainingError",
+    "attach",
+    "build_backbone",
+    "calibrate",
+    "collect",
+    "evaluate",
+    "explain",
+    "explain_batch",
+    "faithfulness",
+    "fit",
+    "load",
+    "load_fashion",
+    "load_folder",
+    "load_scenes",
+    "load_torchvision",
+    "load_unlabelled",
+    "make_scenes",
+    "predict",
+    "read_image",
+    "route",
+    "save",
+    "split_set",
+]

@@ -205,9 +205,7 @@ class Policy:
     def from_dict(cls, values: Mapping[str, Any]) -> Policy:
         """Inverse of :meth:`to_dict`."""
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
-        return cls(
-            thresholds, values["score"], tuple(values["temperatures"]), values["network"], dict(values["chosen_by"])
-        )
+        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], dict(values["chosen_by"]))
 
 
 @dataclass(frozen=True)

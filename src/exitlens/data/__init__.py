@@ -1,0 +1,1 @@
+"""Images to train, calibrate and test on."""

@@ -1,0 +1,1 @@
+"""What leaves the process: bundles, pictures, reports, the demo."""

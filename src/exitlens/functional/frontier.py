@@ -1,128 +1,158 @@
 """The frontier of threshold vectors: for each price of risk, the thresholds that minimise cost + price * risk.
 
 Cost and risk of a routing are sums over samples of what each sample costs and risks at the exit it takes. With the other
-thresholds fixed, the best threshold of one exit is therefore found exactly, by sorting the samples that reach it by
-score and looking at one cumulative sum; going round the exits until nothing changes gives a local optimum for that price,
-and sweeping the price gives the path from the cheapest to the safest policy.
+thresholds fixed, the best threshold of one exit is therefore found exactly, from one cumulative sum over the samples that
+reach it; going round the exits until nothing changes gives a local optimum for that price, and sweeping the price gives
+the path from the cheapest to the safest policy.
+
+All of it runs on *levels*: scores replaced by the index of the interval they fall in (:func:`quantise`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from exitlens.functional.routing import first_firing
 from exitlens.functional.risk import taken
+from exitlens.functional.routing import first_firing
+
+Cuts = tuple[float, ...]  # one level (or math.inf, never) an early exit
 
 
 @dataclass(frozen=True)
 class Point:
-    """One policy of the frontier and its mean cost and risk on the samples it was found on."""
+    """One policy of the frontier, in levels, and its mean cost and risk on the samples it was found on."""
 
-    thresholds: tuple[float, ...]
+    cuts: Cuts
     cost: float
     risk: float
 
 
-def evaluate_thresholds(scores: Tensor, risk: Tensor, cost: Tensor, thresholds: Sequence[float]) -> Point:
-    """Mean cost and risk of one threshold vector. Shapes: scores (N,K-1), risk (N,K), cost (K,)."""
-    exits = first_firing(scores, thresholds)
-    return Point(tuple(thresholds), cost[exits].double().mean().item(), taken(risk, exits).double().mean().item())
+@dataclass(frozen=True)
+class Levels:
+    """Scores in levels: ``score >= edges[k][j]`` exactly where ``index[:, k] >= j``; ``edges[k][0]`` is 0 (always).
+
+    Attributes:
+        index: ``(N,K-1)`` integers.
+        edges: per early exit, increasing thresholds, halfway between neighbouring scores, so that a rounding difference
+            at run time moves no sample of the trace.
+    """
+
+    index: Tensor
+    edges: tuple[Tensor, ...]
+
+    def thresholds(self, cuts: Cuts) -> tuple[float, ...]:
+        """Levels back to thresholds on the score."""
+        return tuple(math.inf if cut == math.inf else self.edges[k][int(max(cut, 0))].item() for k, cut in enumerate(cuts))
 
 
-def best_threshold(scores: Tensor, advantage: Tensor) -> float:
-    """The threshold that maximises the sum of ``advantage`` over the samples with ``score >= threshold``.
+def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
+    """Replaces each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
+    index, edges = [], []
+    for column in scores.double().unbind(1):
+        ordered = column.unique()
+        middles = torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2])
+        if len(middles) > levels:
+            wanted = column.sort().values[torch.linspace(0, len(column) - 1, levels).long()]
+            middles = torch.cat([middles[:1], middles[torch.searchsorted(ordered, wanted).unique()[1:]]])
+        edges.append(middles)
+        index.append((torch.searchsorted(middles, column, right=True) - 1).clamp_min(0))
+    return Levels(torch.stack(index, 1) if index else torch.empty(len(scores), 0).long(), tuple(edges))
+
+
+def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:
+    """Mean cost and risk of one policy. Shapes: index (N,K-1), risk (N,K), cost (K,)."""
+    exits = first_firing(index, cuts)
+    return Point(cuts, cost[exits].double().mean().item(), taken(risk, exits).double().mean().item())
+
+
+def best_cut(index: Tensor, advantage: Tensor) -> float:
+    """The level that maximises the sum of ``advantage`` over the samples at or above it; ``math.inf`` if none gains.
 
     Args:
-        scores: ``(n,)`` of the samples that reach the exit.
-        advantage: ``(n,)`` what is gained (or lost, negative) if the sample is answered here.
-
-    Returns:
-        The midpoint between the lowest score that fires and the next one below it, so that a rounding difference at run
-        time moves no sample; ``math.inf`` if firing never gains.
+        index: ``(n,)`` levels.
+        advantage: ``(n,)``: what is gained (lost, where negative) if the sample is answered here.
     """
-    if len(scores) == 0:
-        return math.inf
-    ordered, index = scores.sort(descending=True)
-    total = advantage[index].double().cumsum(0)
-    is_last_of_ties = torch.ones(len(ordered), dtype=torch.bool)
-    is_last_of_ties[:-1] = ordered[:-1] > ordered[1:]
-    total[~is_last_of_ties] = -math.inf
+    total = torch.bincount(index, weights=advantage.double()).flip(0).cumsum(0).flip(0)
     best = int(total.argmax())
-    if total[best] <= 0:
-        return math.inf
-    if best == len(ordered) - 1:
-        return ordered[best].item()
-    return (ordered[best].double() + ordered[best + 1].double()).item() / 2
+    return float(best) if total[best] > 0 else math.inf
 
 
-def descend(
-    scores: Tensor, risk: Tensor, cost: Tensor, price: float, start: Sequence[float], rounds: int = 8
-) -> tuple[float, ...]:
-    """Coordinate descent on ``cost + price * risk`` from ``start``; see the module's text."""
-    thresholds = list(start)
-    loss = cost[None].double() + price * risk.double()  # (N,K)
+def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
+    """Coordinate descent on the mean of ``loss`` ``(N,K)`` at the exit taken, from ``start``; see the module's text."""
+    cuts = list(start)
     for _ in range(rounds):
-        before = list(thresholds)
-        for k in reversed(range(len(thresholds))):
-            reaches = first_firing(scores[:, :k], thresholds[:k]) == k
-            later = k + 1 + first_firing(scores[reaches, k + 1 :], thresholds[k + 1 :])
-            advantage = taken(loss[reaches], later) - loss[reaches, k]
-            thresholds[k] = best_threshold(scores[reaches, k], advantage)
-        if thresholds == before:
+        before = list(cuts)
+        for k in reversed(range(len(cuts))):
+            reaches = first_firing(index[:, :k], cuts[:k]) == k
+            later = k + 1 + first_firing(index[:, k + 1 :], cuts[k + 1 :])
+            cuts[k] = best_cut(index[:, k], (taken(loss, later) - loss[:, k]) * reaches)
+        if cuts == before:
             break
-    return tuple(thresholds)
+    return tuple(cuts)
 
 
-def frontier(scores: Tensor, risk: Tensor, cost: Tensor, prices: int = 40) -> list[Point]:
+def frontier(index: Tensor, risk: Tensor, cost: Tensor, prices: int = 40) -> list[Point]:
     """Policies that no other found one beats in both cost and risk, from cheapest to safest (never-exit included).
 
     Args:
-        scores: ``(N,K-1)``.
+        index: ``(N,K-1)`` levels.
         risk: ``(N,K)``, one number per sample and exit.
         cost: ``(K,)``.
         prices: how many prices of risk are tried, log-spaced.
     """
-    never = (math.inf,) * scores.shape[1]
-    found = {never: evaluate_thresholds(scores, risk, cost, never)}
-    start: Sequence[float] = (-math.inf,) * scores.shape[1]
+    always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
+    found = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
+    cuts: Cuts = always
     for price in torch.logspace(-2, 3, prices).tolist():
-        for origin in (start, never):
-            thresholds = descend(scores, risk, cost, price, origin)
-            found[thresholds] = evaluate_thresholds(scores, risk, cost, thresholds)
-            start = thresholds if origin is start else start
+        cuts = descend(index, cost[None] + price * risk, cuts)
+        if cuts not in found:
+            found[cuts] = evaluate_cuts(index, risk, cost, cuts)
     return pareto(found.values())
 
 
-def pareto(points: Iterator[Point] | Sequence[Point] | object) -> list[Point]:
+def pareto(points: Iterable[Point]) -> list[Point]:
     """The points that are not beaten in both cost and risk, sorted by cost."""
     kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.cost, p.risk)):  # type: ignore[call-overload]
+    for point in sorted(points, key=lambda p: (p.cost, p.risk)):
         if not kept or point.risk < kept[-1].risk:
             kept.append(point)
     return kept
 
 
-def refine(scores: Tensor, risk: Tensor, cost: Tensor, point: Point, max_risk: float, steps: int = 24) -> Point:
-    """Lowers thresholds of an allowed policy one at a time while the risk stays allowed: closes the frontier's gaps."""
-    best = point
+def refine(
+    levels: Levels,
+    risk: Tensor,
+    cost: Tensor,
+    start: Point,
+    allowed: Callable[[Cuts], bool],
+    steps: int = 16,
+) -> Point:
+    """Lowers the cuts of an allowed policy, one exit at a time, while it stays allowed and gets cheaper.
+
+    The frontier holds only corners of the convex hull; this closes the gap between a corner and the limit.
+    """
+    best = start
     for _ in range(3):
         before = best
-        for k in range(len(best.thresholds)):
-            ordered = scores[:, k].unique()
-            high = int(torch.searchsorted(ordered, torch.tensor(min(best.thresholds[k], 2.0))))
-            for low in torch.linspace(0, high, steps).long().unique().tolist():
-                if low >= len(ordered):
-                    continue
-                trial = (*best.thresholds[:k], ordered[low].item(), *best.thresholds[k + 1 :])
-                candidate = evaluate_thresholds(scores, risk, cost, trial)
-                if candidate.risk <= max_risk and candidate.cost < best.cost:
+        for k, edges in enumerate(levels.edges):
+            top = min(best.cuts[k], len(edges))
+            for cut in _spread(int(top), steps):
+                trial = (*best.cuts[:k], float(cut), *best.cuts[k + 1 :])
+                candidate = evaluate_cuts(levels.index, risk, cost, trial)
+                if candidate.cost < best.cost and allowed(trial):
                     best = candidate
                     break
         if best == before:
-            return best
+            break
     return best
+
+
+def _spread(top: int, steps: int) -> Sequence[int]:
+    """Up to ``steps`` levels from 0 to ``top - 1``, closer together near ``top``."""
+    near = [top - 1 - 2**i + 1 for i in range(steps) if 2**i <= top]
+    return sorted(set(near))

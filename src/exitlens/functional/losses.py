@@ -82,8 +82,7 @@ def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0) -
         return outputs[0].logits.new_zeros(())
     teacher = (outputs[-1].logits.detach().float() / temperature).softmax(1)
     terms = [
-        F.kl_div((out.logits.float() / temperature).log_softmax(1), teacher, reduction="batchmean")
-        for out in outputs[:-1]
+        F.kl_div((out.logits.float() / temperature).log_softmax(1), teacher, reduction="batchmean") for out in outputs[:-1]
     ]
     return temperature**2 * torch.stack(terms).mean()
 
@@ -152,9 +151,7 @@ class EGTLoss:
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
 
-    def _maps(
-        self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None
-    ) -> list[Tensor]:
+    def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "attention":
             return [out.attention.float() for out in outputs]
         if self.of == "evidence":

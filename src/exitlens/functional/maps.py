@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +41,7 @@ def regrid(x: Tensor, size: tuple[int, ...]) -> Tensor:  # (B,*S) -> (B,*size)
         raise InputError(f"size: a map of {old} can only be averaged down to a coarser grid, got {tuple(size)}")
     if len(old) == 1:
         return F.adaptive_avg_pool1d(x[:, None], size[0])[:, 0]
-    return F.adaptive_avg_pool2d(x[:, None], size)[:, 0]
+    return F.adaptive_avg_pool2d(x[:, None], (size[0], size[1]))[:, 0]
 
 
 def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,8 @@ def entropy(attention: Tensor) -> Tensor:  # (B,*S) -> (B,)
     count = p.shape[1]
     if count == 1:
         return torch.ones(len(p), dtype=p.dtype, device=p.device)
-    return -torch.special.xlogy(p, p).sum(1) / torch.log(torch.tensor(float(count)))
+    nats: Tensor = torch.special.xlogy(p, p).sum(1)
+    return -nats / math.log(count)
 
 
 def top_cells(x: Tensor, fraction: float) -> Tensor:  # (B,*S) -> (B,*S) bool

@@ -33,7 +33,8 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
     if kind == "max_probability":
         return p.amax(-1)
     if kind == "entropy":
-        return 1 + torch.special.xlogy(p, p).sum(-1) / math.log(p.shape[-1])
+        nats: Tensor = torch.special.xlogy(p, p).sum(-1)
+        return (1 + nats / math.log(p.shape[-1])).clamp_min(0)
     if kind == "margin":
         first, second = p.topk(2, -1).values.unbind(-1)
         return first - second

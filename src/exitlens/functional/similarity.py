@@ -17,7 +17,8 @@ from exitlens.functional.maps import EPS, as_distribution, top_cells
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """Kullback-Leibler divergence KL(p ‖ q) in nats of two distributions over locations."""
     p, q = p.flatten(1), q.flatten(1)
-    return (torch.special.xlogy(p, p) - p * q.clamp_min(EPS).log()).sum(1).clamp_min(0)
+    terms: Tensor = torch.special.xlogy(p, p) - p * q.clamp_min(EPS).log()
+    return terms.sum(1).clamp_min(0)
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -52,11 +53,6 @@ def top_iou(a: Tensor, b: Tensor, fraction: float = 0.2) -> Tensor:
 
 
 MEASURES = {"cc": pearson, "cosine": cosine, "sim": sim, "iou": top_iou, "kl": kl, "divergence": divergence}
-
-
-def shuffled(maps: Tensor) -> Tensor:
-    """Every map replaced by another image's: the batch rotated by half its length (fixed, so that it can be repeated)."""
-    return maps.roll(max(1, len(maps) // 2), 0)
 
 
 def uniform(maps: Tensor) -> Tensor:

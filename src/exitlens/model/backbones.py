@@ -108,9 +108,10 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if name not in known:
         raise InputError(f"backbone: torchvision has no model {name!r}.{did_you_mean(name, known)}")
     if not pretrained:
-        return models.get_model(name, weights=None, num_classes=num_classes)
+        plain: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+        return plain
     try:
-        network = models.get_model(name, weights="DEFAULT")
+        network: nn.Module = models.get_model(name, weights="DEFAULT")
     except OSError as error:  # urllib's errors are OSErrors
         raise InputError(
             f"pretrained: the weights of torchvision:{name} are not cached and cannot be downloaded ({error}): put the "

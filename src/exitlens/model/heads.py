@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from exitlens.types import ExitOutput
 
 
-class EvidenceHead(nn.Module):
+class ExitHead(nn.Module):
+    """What an exit is made of: features ``(B,D,*S)`` to logits alone (cheap) or with attention and evidence.
+
+    ``exact_evidence`` says whether the evidence plus the bias sums to the logits because the classifier is linear in it.
+    """
+
+    exact_evidence: bool
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Only the logits ``(B,C)``: the path of adaptive inference."""
+        logits: Tensor = self(features).logits
+        return logits
+
+
+class EvidenceHead(ExitHead):
     """``logit[c] = sum_i a[i] * (w_c . f_i) + b_c`` with ``a = softmax_i(u . f_i)`` (design, section 3).
 
     The logits are computed as ``W (sum_i a[i] f_i) + b``, which is the same by linearity and does not build the
@@ -45,3 +58,34 @@ class EvidenceHead(nn.Module):
         evidence = (self.classifier.weight @ flat) * attention[:, None]  # (B,C,N)
         grid = features.shape[2:]
         return ExitOutput(logits, attention.unflatten(1, grid), evidence.unflatten(2, grid))
+
+
+class KeptHead(ExitHead):
+    """The backbone's own pooling and classifier as the final exit: its logits are the plain backbone's, bit for bit.
+
+    Attention is the normalised channel energy of the features. Evidence is exact where the classifier is global average
+    pooling and one linear layer (then it is CAM, arXiv 1512.04150, over the number of locations); elsewhere the
+    classifier cannot be split over locations, and the logits are shared out in proportion to the attention
+    (``exact_evidence`` is False and reports say so).
+    """
+
+    def __init__(self, tail: Stage, pooled_linear: str | None) -> None:
+        super().__init__()
+        self.tail = tail
+        self.pooled_linear = pooled_linear
+        self.exact_evidence = pooled_linear is not None
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits ``(B,C)`` of the backbone's own classifier."""
+        logits: Tensor = self.tail(features)[0]
+        return logits
+
+    def forward(self, features: Tensor) -> ExitOutput:
+        """Features ``(B,D,*S)`` -> logits, attention (energy) and evidence."""
+        logits, attention = self.classify(features), energy(features)
+        if self.pooled_linear is None:
+            shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
+            return ExitOutput(logits, attention, shared)
+        linear = cast(nn.Linear, self.tail.body.get_submodule(self.pooled_linear))
+        evidence = torch.einsum("cd,bd...->bc...", linear.weight, features) / features[0, 0].numel()
+        return ExitOutput(logits, attention, evidence)

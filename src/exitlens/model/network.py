@@ -5,52 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from exitlens.errors import AttachError, InputError
-from exitlens.functional.maps import energy
 from exitlens.model.backbones import build_backbone
 from exitlens.model.cost import count_macs
-from exitlens.model.heads import EvidenceHead
+from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.model.stages import Carried, Split, Stage, split
 from exitlens.model.tracing import mode_of
 from exitlens.types import ExitOutput, Preprocess
 
 Final = Literal["head", "keep"]
-
-
-class KeptHead(nn.Module):
-    """The backbone's own pooling and classifier as the final exit: its logits are the plain backbone's, bit for bit.
-
-    Attention is the normalised channel energy of the features. Evidence is exact where the classifier is global average
-    pooling and one linear layer (then it is CAM, arXiv 1512.04150, over the number of locations); elsewhere the
-    classifier cannot be split over locations, and the logits are shared out in proportion to the attention
-    (``exact_evidence`` is False and reports say so).
-    """
-
-    def __init__(self, tail: Stage, pooled_linear: str | None) -> None:
-        super().__init__()
-        self.tail = tail
-        self.pooled_linear = pooled_linear
-        self.exact_evidence = pooled_linear is not None
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Logits ``(B,C)`` of the backbone's own classifier."""
-        return self.tail(features)[0]
-
-    def forward(self, features: Tensor) -> ExitOutput:
-        """Features ``(B,D,*S)`` -> logits, attention (energy) and evidence."""
-        logits, attention = self.classify(features), energy(features)
-        if self.pooled_linear is None:
-            shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
-            return ExitOutput(logits, attention, shared)
-        weight = self.tail.body.get_submodule(self.pooled_linear).weight
-        locations = features[0, 0].numel()
-        evidence = torch.einsum("cd,bd...->bc...", weight, features) / locations
-        return ExitOutput(logits, attention, evidence)
 
 
 @dataclass(frozen=True)
@@ -96,7 +64,7 @@ class ExitNet(nn.Module):
     """
 
     def __init__(
-        self, stages: Sequence[Stage], heads: Sequence[nn.Module], cost: Tensor, head_share: float, info: NetworkInfo
+        self, stages: Sequence[Stage], heads: Sequence[ExitHead], cost: Tensor, head_share: float, info: NetworkInfo
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -104,11 +72,20 @@ class ExitNet(nn.Module):
         self.cost = cost
         self.head_share = head_share
         self.info = info
+        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     @property
     def num_exits(self) -> int:
         """K, the final exit included."""
         return len(self.heads)
+
+    def stage(self, k: int) -> Stage:
+        """Stage k: what runs between exit k-1 and exit k."""
+        return cast(Stage, self.stages[k])
+
+    def head(self, k: int) -> ExitHead:
+        """The head of exit k."""
+        return cast(ExitHead, self.heads[k])
 
     def forward(self, images: Tensor) -> tuple[ExitOutput, ...]:
         """Images ``(B,C,H,W)`` -> the output of every exit, the final one last."""
@@ -170,6 +147,13 @@ class ExitNet(nn.Module):
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def cached_fingerprint(self) -> str:
+        """:meth:`fingerprint`, computed again only after a parameter or buffer was changed in place or replaced."""
+        key = tuple((id(t), t._version) for t in (*self.parameters(), *self.buffers()))
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            self._fingerprint = (key, self.fingerprint())
+        return self._fingerprint[1]
+
     def describe(self, **values: Any) -> None:
         """Records class names, preprocessing or source in :attr:`info` (they travel with the bundle)."""
         self.info = replace(self.info, **values)
@@ -204,7 +188,7 @@ def attach(
     module = build_backbone(backbone, num_classes, example.shape[1]) if isinstance(backbone, str) else backbone
     example = example[:1].detach()
     pieces = split(module, at, example)
-    heads: list[nn.Module] = [EvidenceHead(d, num_classes) for d in pieces.channels]
+    heads: list[ExitHead] = [EvidenceHead(d, num_classes) for d in pieces.channels]
     if final == "keep":
         heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear)
         _check_kept(heads[-1], pieces, num_classes, example)
@@ -231,7 +215,7 @@ def _check_arguments(at: Sequence[str], num_classes: int, example: Tensor, final
         raise InputError(f"example: expected a float tensor (B,C,H,W) with B >= 1, got {seen}")
 
 
-def _check_kept(head: nn.Module, pieces: Split, num_classes: int, example: Tensor) -> None:
+def _check_kept(head: ExitHead, pieces: Split, num_classes: int, example: Tensor) -> None:
     carried: Carried = (example,)
     with torch.no_grad():
         for stage in (*pieces.stages, head):
@@ -245,7 +229,7 @@ def _check_kept(head: nn.Module, pieces: Split, num_classes: int, example: Tenso
 
 
 def _measure(
-    backbone: nn.Module, pieces: Split, heads: Sequence[nn.Module], example: Tensor, final: Final
+    backbone: nn.Module, pieces: Split, heads: Sequence[ExitHead], example: Tensor, final: Final
 ) -> tuple[Tensor, float]:
     """Cumulative cost at every exit, and the share of the heads, in units of the plain backbone's MACs."""
     with mode_of(backbone, False):

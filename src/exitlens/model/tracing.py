@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,15 @@ from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError, did_you_mean
 
-POOLING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
+POOLING = (
+    nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.MaxPool2d,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Identity,
+)
 
 
 @dataclass
@@ -33,7 +42,7 @@ class _Tracer(fx.Tracer):
         self.outputs: dict[str, fx.Node] = {}
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        out = super().call_module(m, forward, args, kwargs)  # type: ignore[no-untyped-call]
+        out = super().call_module(m, forward, args, kwargs)
         if isinstance(out, fx.Proxy):
             self.outputs[self.path_of_module(m)] = out.node
         return out
@@ -113,7 +122,7 @@ def cut_nodes(traced: TracedGraph, at: Sequence[str], known: dict[str, tuple[int
             raise AttachError(f"at: expected features (B,C,H,W) after {name!r}, got shape {shape}: put the exit earlier")
         nodes.append(node)
     places = [traced.position(node) for node in nodes]
-    if any(later <= earlier for earlier, later in zip(places, places[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(places)):
         ordered = [name for _, name in sorted(zip(places, at, strict=True))]
         raise AttachError(f"at: exits must be different and in the order of execution, got {list(at)}: use {ordered}")
     return nodes
@@ -127,5 +136,6 @@ def last_features(backbone: nn.Module, traced: TracedGraph, known: dict[str, tup
         is_pool = node.op == "call_module" and isinstance(backbone.get_submodule(str(node.target)), POOLING)
         name = getattr(node.target, "__name__", str(node.target))
         if not is_pool and not any(word in name for word in ("pool", "mean", "dropout", "flatten", "view")):
-            return node
+            found: fx.Node = node
+            return found
     raise AttachError("backbone: found no feature map (B,C,H,W) in it: exits need locations to attend to")

@@ -1,0 +1,60 @@
+"""Whatever a user has (a data set, a loader, tensors) as batches of images and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from exitlens.errors import InputError
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+def batches(source: Any, batch_size: int = 64) -> Iterator[Batch]:
+    """Yields ``(images, labels or None)`` in order.
+
+    Args:
+        source: a ``Dataset`` (batched here), a ``DataLoader`` or another iterable of batches, or one tensor of images.
+        batch_size: used where the batching is ours.
+    """
+    if isinstance(source, Tensor):
+        source = source.split(batch_size)
+    elif isinstance(source, Dataset):
+        source = DataLoader(source, batch_size=batch_size)
+    elif not isinstance(source, Iterable):
+        raise InputError(f"data: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
+    for batch in source:
+        yield as_batch(batch)
+
+
+def as_batch(batch: Any) -> Batch:
+    """One batch as ``(images, labels or None)``."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, list | tuple) and len(batch) >= 2 and isinstance(batch[0], Tensor):
+        return batch[0], torch.as_tensor(batch[1])
+    raise InputError(f"data: expected batches of images or (images, labels), got {type(batch).__name__}")
+
+
+def count_batches(source: Any, batch_size: int = 64) -> int | None:
+    """How many batches :func:`batches` will yield, if that is known."""
+    try:
+        length = len(source)
+    except TypeError:
+        return None
+    return -(-length // batch_size) if isinstance(source, Tensor | Dataset) else length
+
+
+def epoch_batches(data: Dataset[Any], batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:
+    """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch."""
+    count = len(data)  # type: ignore[arg-type]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    groups = [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    if len(groups) > 1 and len(groups[-1]) < batch_size:
+        groups.pop()
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(data, batch_sampler=groups, num_workers=workers, generator=generator)

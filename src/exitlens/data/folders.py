@@ -1,0 +1,175 @@
+"""Image folders (``class/name.png``), single image files, and torchvision's data sets from a local root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from exitlens.data.images import ImageSet
+from exitlens.errors import DataError, InputError, did_you_mean
+from exitlens.types import Preprocess
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What was found in a folder: ``bad`` lists the files that could not be read, each with the reason."""
+
+    files: tuple[Path, ...]
+    bad: tuple[str, ...] = field(default=())
+
+
+def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
+    """Decodes one image file, resized to ``size`` (height, width) by bilinear interpolation with antialiasing.
+
+    Raises:
+        DataError: for a file that is missing, truncated, not an image, or of more than 100 million pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+            picture = image.convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for hostile files
+        raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+    if size is not None and picture.size != (size[1], size[0]):
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.asarray(picture).copy())
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files at any depth below ``folder``, sorted.
+
+    Raises:
+        DataError: if the folder does not exist or holds no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"data: no folder {folder}: give a folder of images")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not found:
+        raise DataError(f"data: no image files below {folder} (looked for {', '.join(EXTENSIONS)})")
+    return found
+
+
+def load_folder(
+    folder: Path | str,
+    preprocess: Preprocess,
+    *,
+    classes: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> tuple[ImageSet, FolderReport]:
+    """Reads ``folder/class/name.png`` (torchvision's ImageFolder convention) into memory.
+
+    Args:
+        folder: one subfolder per class.
+        preprocess: size, mean and standard deviation; the number of means says whether images are grey or colour.
+        classes: the names to use, in label order; by default the subfolders, sorted.
+        skip_bad: leave out files that cannot be read and report them, instead of stopping at the end with all of them.
+
+    Raises:
+        DataError: no classes, one class, a folder that is no known class, or unreadable files.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"data: no folder {root}: give a folder with one subfolder of images per class")
+    present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = tuple(classes) or tuple(present)
+    if len(names) < 2:
+        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: folder/class/name.png")
+    unknown = [name for name in present if name not in names]
+    if unknown:
+        raise DataError(f"data: {root} has the class {unknown[0]!r}, the network has not.{did_you_mean(unknown[0], names)}")
+    files = [(path, names.index(name)) for name in present for path in list_images(root / name)]
+    images, labels, kept, bad = [], [], [], []
+    for path, label in files:
+        try:
+            images.append(read_image(path, preprocess.size, len(preprocess.mean)))
+            labels.append(label)
+            kept.append(path)
+        except DataError as error:
+            bad.append(str(error))
+    check_bad(bad, len(files), skip_bad)
+    data = ImageSet(torch.stack(images), torch.tensor(labels), names, preprocess=preprocess)
+    return data, FolderReport(tuple(kept), tuple(bad))
+
+
+def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> tuple[Tensor, FolderReport]:
+    """Reads every image below ``folder`` as normalised input ``(N,C,H,W)``, whatever the subfolders."""
+    files = list_images(Path(folder))
+    images, kept, bad = [], [], []
+    for path in files:
+        try:
+            images.append(read_image(path, preprocess.size, len(preprocess.mean)))
+            kept.append(path)
+        except DataError as error:
+            bad.append(str(error))
+    check_bad(bad, len(files), skip_bad)
+    return preprocess.normalise(torch.stack(images)), FolderReport(tuple(kept), tuple(bad))
+
+
+def check_bad(bad: Sequence[str], total: int, skip_bad: bool) -> None:
+    """Raises :class:`DataError` naming the unreadable files, unless they may be skipped and others remain."""
+    if bad and (not skip_bad or len(bad) == total):
+        shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
+        mend = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
+        raise DataError(f"data: {len(bad)} of {total} files cannot be read{mend}:\n  {shown}")
+
+
+def split_set(data: ImageSet, shares: Sequence[float], seed: int = 0) -> list[ImageSet]:
+    """Disjoint random parts of a set with these shares of every class (the rest is left over for the last part).
+
+    Raises:
+        DataError: if a class has too few images to give every part one.
+    """
+    if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
+        raise InputError(f"shares: expected positive numbers that sum to 1, got {list(shares)}")
+    rng = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[] for _ in shares]
+    for label in range(len(data.classes)):
+        where = (data.labels == label).nonzero().flatten()
+        if 0 < len(where) < len(shares):
+            raise DataError(f"data: class {data.classes[label]!r} has {len(where)} image(s), need {len(shares)} or more")
+        where = where[torch.randperm(len(where), generator=rng)]
+        start = 0
+        for i, share in enumerate(shares):
+            left = len(shares) - 1 - i
+            count = len(where) - start if left == 0 else min(max(1, round(share * len(where))), len(where) - start - left)
+            parts[i].append(where[start : start + max(count, 0)])
+            start += max(count, 0)
+    return [data.subset(torch.cat(part).sort().values) for part in parts]
+
+
+def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
+    """A torchvision data set by class name (``FashionMNIST``, ``CIFAR10``) from files that are there already.
+
+    Raises:
+        InputError: for an unknown name; DataError: if the files are not below ``root``.
+    """
+    from torchvision import datasets
+
+    known = [n for n in datasets.__all__ if hasattr(getattr(datasets, n), "classes") or n.startswith("CIFAR")]
+    if name not in datasets.__all__:
+        raise InputError(f"data: torchvision has no data set {name!r}.{did_you_mean(name, known)}")
+    try:
+        source = getattr(datasets, name)(root=str(root), train=train, download=False)
+    except (RuntimeError, FileNotFoundError, TypeError) as error:
+        raise DataError(
+            f"data: torchvision:{name} cannot be loaded from {root} ({error}): put its files there first, for example by "
+            f"torchvision.datasets.{name}(root, download=True) on a machine with network access"
+        ) from error
+    pixels = torch.as_tensor(np.asarray(source.data))
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    labels = torch.as_tensor(np.asarray(source.targets))
+    classes = tuple(map(str, getattr(source, "classes", range(int(labels.max()) + 1))))
+    return ImageSet(pixels.to(torch.uint8), labels, classes)

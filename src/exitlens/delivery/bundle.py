@@ -1,0 +1,123 @@
+"""save and load: a network with its policy as a directory of safetensors and JSON (no pickle, no code)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from exitlens.errors import BundleError, ExitlensError, OutputExistsError
+from exitlens.model.backbones import build_backbone
+from exitlens.model.network import ExitNet, NetworkInfo, attach
+from exitlens.model.weights import load_unique_state, read_tensors, unique_state, write_tensors
+from exitlens.types import Policy
+
+FORMAT = 1
+WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
+
+
+def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes a bundle: weights, how the network is built, the policy, and a checksum of each.
+
+    Args:
+        net: any network; one around a module of your own is loaded with ``load(directory, backbone=...)``.
+        policy: of this network, or ``None``.
+        directory: a new directory; it appears complete or not at all.
+        overwrite: replace an existing bundle.
+
+    Raises:
+        OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
+    """
+    target = Path(directory)
+    fingerprint = net.fingerprint()
+    if policy is not None:
+        policy.check(net.num_exits, fingerprint)
+    if target.exists() and not (overwrite and (target / MANIFEST).exists()):
+        hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
+        raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write_tensors(temporary / WEIGHTS, unique_state(net), {})
+    _write_json(temporary / NETWORK, net.info.to_dict() | {"fingerprint": fingerprint})
+    _write_json(temporary / POLICY, None if policy is None else policy.to_dict())
+    sums = {name: _checksum(temporary / name) for name in (WEIGHTS, NETWORK, POLICY)}
+    _write_json(temporary / MANIFEST, {"format": FORMAT, "sha256": sums})
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    return target
+
+
+def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[ExitNet, Policy | None]:
+    """Reads a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
+
+    Args:
+        directory: what :func:`save` wrote.
+        backbone: the plain module, for networks that were attached to a module of your own; its weights are replaced.
+
+    Raises:
+        BundleError: a missing, altered or truncated file, another format version, or a backbone that does not fit.
+    """
+    source = Path(directory)
+    manifest = _read_json(source / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("sha256"), dict):
+        raise BundleError(f"{source / MANIFEST}: expected format {FORMAT} with checksums: not a bundle of this version")
+    for name in (WEIGHTS, NETWORK, POLICY):
+        if not (source / name).is_file():
+            raise BundleError(f"{source / name}: missing: copy the bundle again from where it was saved")
+        if _checksum(source / name) != manifest["sha256"].get(name):
+            raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
+    try:
+        values = _read_json(source / NETWORK)
+        fingerprint = values.pop("fingerprint")
+        info = NetworkInfo.from_dict(values)
+        policy = _read_json(source / POLICY)
+        policy = None if policy is None else Policy.from_dict(policy)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{source}: its JSON lacks or misstates a field ({error!r}): save it again") from error
+    net = _build(info, source, backbone)
+    tensors, _ = read_tensors(source / WEIGHTS)
+    load_unique_state(net, tensors, str(source / WEIGHTS))
+    if net.fingerprint() != fingerprint:
+        raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
+    if policy is not None:
+        policy.check(net.num_exits, fingerprint)
+    return net.eval(), policy
+
+
+def _build(info: NetworkInfo, source: Path, backbone: nn.Module | None) -> ExitNet:
+    if backbone is None:
+        if not info.source:
+            raise BundleError(f"{source}: it holds a network around a module of your own: load(..., backbone=that module)")
+        backbone = build_backbone(info.source, info.num_classes, info.input_shape[0])
+    parameter = next(backbone.parameters())
+    example = torch.zeros(1, *info.input_shape, dtype=parameter.dtype, device=parameter.device)
+    try:
+        net = attach(backbone, info.at, info.num_classes, example, final=info.final)
+    except ExitlensError as error:
+        raise BundleError(f"{source}: exits cannot be attached to this backbone as they were: {error}") from error
+    net.info = info
+    return net
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise BundleError(f"{path}: missing: give the directory that exitlens saved a bundle in")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error}): copy the bundle again") from error

@@ -1,0 +1,71 @@
+"""Tensors and a JSON note in one safetensors file, written so that a crash leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from exitlens.errors import BundleError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Writes atomically: to a temporary file beside ``path``, flushed to disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(plain, temporary, metadata={"note": json.dumps(note)})
+    with temporary.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`write_tensors`.
+
+    Raises:
+        BundleError: for a file that is missing, truncated or not of this form.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            note = json.loads((handle.metadata() or {}).get("note", "{}"))
+            return {name: handle.get_tensor(name) for name in handle.keys()}, note  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise BundleError(f"{path}: damaged or truncated ({error}): write it again from the source run") from error
+
+
+def unique_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module with tensors that appear under several names kept once, copied out of shared storage."""
+    seen: set[int] = set()
+    state = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            state[name] = value.detach().clone()
+    return state
+
+
+def load_unique_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Loads what :func:`unique_state` gave into a module built the same way; all shapes are checked before any write.
+
+    Raises:
+        BundleError: missing, unexpected or misshapen tensors.
+    """
+    expected = unique_state(module)
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or extra:
+        raise BundleError(f"{where}: tensors do not fit the network: missing {missing[:3]}, unexpected {extra[:3]}")
+    for name, value in state.items():
+        if value.shape != expected[name].shape or value.dtype != expected[name].dtype:
+            raise BundleError(
+                f"{where}: {name} is {tuple(value.shape)} {value.dtype}, the network has {tuple(expected[name].shape)} "
+                f"{expected[name].dtype}"
+            )
+    module.load_state_dict(state, strict=False)

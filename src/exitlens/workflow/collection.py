@@ -1,0 +1,88 @@
+"""collect: one pass over a data set, recording every exit of every sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from exitlens.data.batches import batches, count_batches
+from exitlens.errors import InputError
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.similarity import MEASURES, divergence, uniform
+from exitlens.model.network import ExitNet
+from exitlens.model.tracing import mode_of
+from exitlens.types import Trace
+
+
+def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, progress: bool = False) -> Trace:
+    """Runs every sample through every exit once and records what calibration and evaluation need.
+
+    Args:
+        net: used in evaluation mode, and given back in the mode it was in.
+        loader: a ``DataLoader``, a ``Dataset``, an iterable of batches, or a tensor of images; labels are optional.
+        batch_size: where the batching is ours.
+        seed: of the pairing of images for the shuffled-image null.
+        progress: show a progress bar.
+
+    Returns:
+        A :class:`Trace` with, besides the logits, every consistency measure of design section 5 and its two nulls.
+
+    Raises:
+        InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, or no sample at all.
+    """
+    logits: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
+    stream = batches(loader, batch_size)
+    if progress:
+        stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
+    with mode_of(net, False), torch.no_grad():
+        for images, target in stream:
+            net.check_input(images)
+            outputs = net(images)
+            logits.append(torch.stack([out.logits.float() for out in outputs], 1).cpu())
+            labels.append(target)
+            for k, out in enumerate(outputs):
+                grids = on_common_grid(out.attention.float(), outputs[-1].attention.float())
+                pairs[k].append((grids[0].cpu(), grids[1].cpu()))
+    if not logits:
+        raise InputError("loader: it gave no batch: pass at least one image")
+    if any(t is None for t in labels) and any(t is not None for t in labels):
+        raise InputError("loader: some batches have labels and some have none: give all of them labels, or none")
+    maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
+    return _trace(net, torch.cat(logits), labels, maps, seed)
+
+
+def _trace(net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: list[tuple[Tensor, Tensor]], seed: int) -> Trace:
+    partner = pairing(len(logits), seed)
+    columns: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in ("same", "null", "uniform")}
+    for early, final in maps:
+        for name, measure in MEASURES.items():
+            # KL is KL(final ‖ exit); the other measures are symmetric
+            columns["same"].setdefault(name, []).append(measure(final, early))
+            columns["null"].setdefault(name, []).append(measure(final[partner], early))
+            columns["uniform"].setdefault(name, []).append(measure(final, uniform(early)))
+    tables = {kind: {n: torch.stack(c, 1) for n, c in named.items()} for kind, named in columns.items()}
+    spread = torch.stack([divergence(final, early) for early, final in maps], 1)
+    spread[:, -1] = 0
+    return Trace(
+        logits,
+        None if labels[0] is None else torch.cat([t for t in labels if t is not None]).cpu(),
+        spread,
+        net.cost,
+        network=net.fingerprint(),
+        similarity=tables["same"],
+        null=tables["null"] if len(logits) > 1 else {},
+        uniform_null=tables["uniform"],
+    )
+
+
+def pairing(count: int, seed: int) -> Tensor:
+    """For each image another one, drawn at random: a random cycle, so that no image is its own partner."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return partner

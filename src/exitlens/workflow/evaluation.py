@@ -1,0 +1,163 @@
+"""evaluate: what a policy does on a trace, in numbers that can be told from chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitlens.functional.frontier import evaluate_cuts, frontier, quantise
+from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
+from exitlens.functional.routing import early_scores, route
+from exitlens.functional.scores import probabilities
+from exitlens.functional.similarity import skill
+from exitlens.types import Policy, Trace
+
+HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """One exit over the whole data set (everything answered there), and the share the policy lets it answer.
+
+    ``consistency`` maps a measure to ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the
+    uniform null, and the skill over the shuffled-image null (only for measures where more is closer).
+    """
+
+    exit: int
+    cost: float
+    accuracy: float | None
+    agreement: float
+    calibration_error: float | None
+    share: float
+    accuracy_when_taken: float | None
+    consistency: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`evaluate` found. Labels are needed for all accuracies; without them they are ``None``.
+
+    Attributes:
+        accuracy: of the routed answers. accuracy_drop: final exit's accuracy minus that.
+        disagreement: share of routed answers that differ from the final exit's.
+        divergence: mean divergence of the map at the exit taken from the final map.
+        cost: mean cost in units of the plain backbone. exit_shares: per exit.
+        exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first;
+            (cost, agreement) without labels. It is fitted on this trace and therefore optimistic.
+        samples: N.
+    """
+
+    accuracy: float | None
+    accuracy_drop: float | None
+    disagreement: float
+    divergence: float
+    cost: float
+    exit_shares: tuple[float, ...]
+    exits: tuple[ExitRow, ...]
+    curve: tuple[tuple[float, float], ...]
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{'exit':>5} {'cost':>6} {'accuracy':>9} {'agrees':>7} {'share':>6} {'CC':>6} {'null':>6} {'skill':>6}"
+        lines = [head]
+        for row in self.exits:
+            cc = row.consistency.get("cc", {})
+            cells = [f"{row.exit:>5}", f"{row.cost:>6.3f}", f"{_percent(row.accuracy):>9}"]
+            cells += [f"{_percent(row.agreement):>7}", f"{_percent(row.share):>6}"]
+            cells += [f"{cc.get(name, math.nan):>6.2f}" for name in ("value", "null", "skill")]
+            lines.append(" ".join(cells))
+        lines.append(
+            f"routed: accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
+            f"divergence {self.divergence:.3f}, {self.samples} samples"
+        )
+        return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def evaluate(trace: Trace, policy: Policy) -> Report:
+    """Applies a policy to a trace on paper.
+
+    Args:
+        trace: of test data, which nothing was chosen on.
+        policy: any policy of this network, or one made by hand.
+
+    Raises:
+        PolicyError: if the policy does not fit the trace.
+    """
+    exits = route(trace, policy)
+    answers = predictions(trace)
+    correct = None if trace.labels is None else (answers == trace.labels[:, None]).float()
+    rows = tuple(_row(trace, policy, k, exits, correct) for k in range(trace.num_exits))
+    drop = None if trace.labels is None else taken(accuracy_drop(trace), exits).mean().item()
+    return Report(
+        accuracy=None if correct is None else taken(correct, exits).mean().item(),
+        accuracy_drop=drop,
+        disagreement=taken(disagreement(trace), exits).mean().item(),
+        divergence=taken(trace.divergence, exits).mean().item(),
+        cost=trace.cost[exits].double().mean().item(),
+        exit_shares=tuple(row.share for row in rows),
+        exits=rows,
+        curve=_curve(trace, policy),
+        samples=len(trace),
+    )
+
+
+def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:
+    takes = exits == k
+    error = None
+    if trace.labels is not None:
+        error = expected_calibration_error(probabilities(trace.logits[:, k], policy.temperatures[k]), trace.labels)
+    return ExitRow(
+        exit=k,
+        cost=trace.cost[k].item(),
+        accuracy=None if correct is None else correct[:, k].mean().item(),
+        agreement=1 - disagreement(trace)[:, k].mean().item(),
+        calibration_error=error,
+        share=takes.float().mean().item(),
+        accuracy_when_taken=None if correct is None or not takes.any() else correct[takes, k].mean().item(),
+        consistency={name: _consistency(trace, name, k) for name in trace.similarity},
+    )
+
+
+def _consistency(trace: Trace, name: str, k: int) -> dict[str, float]:
+    value = trace.similarity[name][:, k].mean().item()
+    null = trace.null[name][:, k].mean().item() if name in trace.null else math.nan
+    row = {"value": value, "null": null}
+    if name in trace.uniform_null:
+        row["uniform"] = trace.uniform_null[name][:, k].mean().item()
+    if name in HIGHER_IS_CLOSER:
+        row["skill"] = skill(value, null)
+    return row
+
+
+def expected_calibration_error(p: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over ``bins`` equal-width bins (arXiv 1706.04599, eq. 3), in [0, 1]."""
+    confidence, answer = p.max(1)
+    correct = (answer == labels).float()
+    place = (confidence * bins).long().clamp_max(bins - 1)
+    gap = torch.bincount(place, weights=confidence - correct, minlength=bins).abs()
+    return (gap.sum() / len(labels)).item()
+
+
+def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
+    """Cost against accuracy (or agreement with the final exit) along the frontier of this trace."""
+    risk = disagreement(trace) if trace.labels is None else accuracy_drop(trace)
+    best = 1.0
+    if trace.labels is not None:
+        best = (predictions(trace)[:, -1] == trace.labels).float().mean().item()
+    index = quantise(early_scores(trace, policy)).index
+    ends = [evaluate_cuts(index, risk, trace.cost, (c,) * index.shape[1]) for c in (0.0, math.inf)]
+    points = {(p.cost, best - p.risk) for p in [*frontier(index, risk, trace.cost), *ends]}
+    return tuple(sorted(points))

@@ -1,0 +1,161 @@
+"""explain: for one image, what every exit looked at, which exit answered, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.routing import fires, first_firing
+from exitlens.functional.scores import probabilities, score_of
+from exitlens.functional.similarity import divergence, pearson
+from exitlens.model.network import ExitNet
+from exitlens.model.tracing import mode_of
+from exitlens.types import Policy
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ExitView:
+    """One exit's view of the image.
+
+    Attributes:
+        exit: k. label: its answer. confidence: the policy's score. threshold: what it had to reach (0 for the final
+            exit, which always answers). fired: whether it would answer. cost: in units of the plain backbone.
+        probabilities: ``(C,)``. attention: ``(h,w)``, sums to 1. evidence: ``(h,w)`` for its own answer; with the bias it
+            sums to that logit where ``exact_evidence``.
+        divergence, cc: of its attention map against the final exit's.
+    """
+
+    exit: int
+    label: int
+    confidence: float
+    threshold: float
+    fired: bool
+    cost: float
+    probabilities: Tensor
+    attention: Tensor
+    evidence: Tensor
+    exact_evidence: bool
+    divergence: float
+    cc: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every exit's view, which of them answered, and a sentence that says why.
+
+    ``image`` is the network's input ``(C,H,W)``; all exits were run to make the explanation, also those that the policy
+    would not have reached.
+    """
+
+    image: Tensor
+    exits: tuple[ExitView, ...]
+    answered: int
+    classes: tuple[str, ...]
+
+    @property
+    def label(self) -> int:
+        """The class that the answering exit gives."""
+        return self.exits[self.answered].label
+
+    def name(self, label: int) -> str:
+        """The class's name, or its number where the network knows no names."""
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
+
+    @property
+    def reason(self) -> str:
+        """Why this exit answered, in plain words."""
+        view, last = self.exits[self.answered], len(self.exits) - 1
+        if view.exit == last:
+            why = "no earlier exit reached its threshold, so the final exit answered"
+            confidence = f"it is {100 * view.confidence:.1f} % sure"
+        else:
+            why = f"exit {view.exit} answered"
+            confidence = f"its confidence {view.confidence:.3f} reached the threshold {view.threshold:.3f}"
+        sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
+        if view.exit == last:
+            return sentence
+        said = self.name(self.exits[last].label)
+        return f"{sentence} The final exit says {said}; the two attention maps correlate at {view.cc:.2f}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with maps as nested lists."""
+        rows = []
+        for view in self.exits:
+            row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}
+            rows.append(row | {"label_name": self.name(view.label), "threshold": _json_number(view.threshold)})
+        return {
+            "schema": SCHEMA,
+            "label": self.label,
+            "label_name": self.name(self.label),
+            "answered": self.answered,
+            "reason": self.reason,
+            "exits": rows,
+        }
+
+
+def _json_number(value: float) -> float | str:
+    return "never" if value == math.inf else value
+
+
+def explain(net: ExitNet, image: Tensor, policy: Policy) -> Explanation:
+    """Explains the answer to one image, from one forward pass through all exits.
+
+    Args:
+        net: used in evaluation mode, and given back in the mode it was in.
+        image: ``(C,H,W)`` or ``(1,C,H,W)`` normalised floats.
+        policy: of this network.
+
+    Raises:
+        InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
+    """
+    images = image[None] if image.ndim == 3 else image
+    if len(images) != 1:
+        raise InputError(f"image: expected one image, got a batch of {len(images)}: call explain_batch")
+    return explain_batch(net, images, policy)[0]
+
+
+def explain_batch(net: ExitNet, images: Tensor, policy: Policy) -> Sequence[Explanation]:
+    """:func:`explain` for every image of a batch ``(B,C,H,W)``, in one pass."""
+    net.check_input(images)
+    policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
+    with mode_of(net, False), torch.no_grad():
+        outputs = net(images)
+    p = [probabilities(out.logits, t) for out, t in zip(outputs, policy.temperatures, strict=True)]
+    scores = torch.stack([score_of(q, policy.score) for q in p], 1)
+    answered = first_firing(scores[:, :-1], policy.thresholds).tolist()
+    grids = [on_common_grid(out.attention.float(), outputs[-1].attention.float()) for out in outputs]
+    spread = [divergence(final, early) for early, final in grids]
+    cc = [pearson(final, early) for early, final in grids]
+    result = []
+    for i in range(len(images)):
+        views = []
+        for k, out in enumerate(outputs):
+            label = int(p[k][i].argmax())
+            threshold = policy.thresholds[k] if k < len(policy.thresholds) else 0.0
+            views.append(
+                ExitView(
+                    exit=k,
+                    label=label,
+                    confidence=scores[i, k].item(),
+                    threshold=threshold,
+                    fired=bool(fires(scores[i, k], threshold)),
+                    cost=net.cost[k].item(),
+                    probabilities=p[k][i],
+                    attention=out.attention[i].float(),
+                    evidence=out.evidence[i, label].float(),
+                    exact_evidence=bool(getattr(net.heads[k], "exact_evidence", False)),
+                    divergence=spread[k][i].item(),
+                    cc=cc[k][i].item(),
+                )
+            )
+        result.append(Explanation(images[i], tuple(views), answered[i], net.info.classes))
+    return result

@@ -1,0 +1,404 @@
+"""fit: joint training of backbone and exits (or of the heads alone), resumable to the bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from exitlens.data.batches import as_batch, batches, epoch_batches
+from exitlens.errors import InputError, MissingExtraError, OutputExistsError, TrainingError
+from exitlens.functional.losses import EGTLoss
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.similarity import pearson
+from exitlens.model.network import ExitNet
+from exitlens.model.tracing import mode_of
+from exitlens.model.weights import load_unique_state, read_tensors, unique_state, write_tensors
+from exitlens.types import ExitOutput
+
+Augment = Callable[[Tensor], Tensor]
+LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All that decides the weights besides network, data and loss (they are in ``settings.json`` beside it)."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    amp: bool
+    channels_last: bool
+    freeze_backbone: bool
+
+
+@dataclass
+class FitResult:
+    """What :func:`fit` did.
+
+    Attributes:
+        history: one row an epoch: loss terms, validation accuracy per exit, validation CC with the final map per early
+            exit, seconds.
+        best_epoch: the epoch (from 1) of the best mean validation accuracy over exits.
+        seconds: time spent in epochs, resumed ones included.
+        out_dir: where checkpoints and log are, or ``None``.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    seconds: float = 0.0
+    out_dir: Path | None = None
+
+
+def fit(
+    net: ExitNet,
+    train: Any,
+    val: Any,
+    *,
+    loss: EGTLoss | None = None,
+    epochs: int = 10,
+    out_dir: str | Path | None = None,
+    batch_size: int = 64,
+    learning_rate: float = 4e-3,
+    weight_decay: float = 0.05,
+    seed: int = 0,
+    amp: bool | None = None,
+    channels_last: bool = True,
+    freeze_backbone: bool = False,
+    augment: Augment | None = None,
+    workers: int = 0,
+    resume: bool = False,
+    keep: str = "last",
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> FitResult:
+    """Trains the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
+
+    A run that is killed at any time and called again with ``resume=True`` and the same arguments goes on from the last
+    whole epoch and ends with the weights it would have had, bit for bit on the CPU: the order of data and all random
+    numbers of an epoch depend on ``seed`` and the epoch only.
+
+    Args:
+        net: trained in place; left in evaluation mode.
+        train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is.
+        val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
+        loss: default ``EGTLoss()``.
+        epochs: 1 or more.
+        out_dir: for ``last.safetensors``, ``best.safetensors``, ``log.csv``; nothing is written without it.
+        batch_size: images a step.
+        learning_rate: peak of the cycle.
+        weight_decay: of AdamW.
+        seed: of data order and of all random numbers during training.
+        amp: bfloat16 autocast; by default where the device is fast at it.
+        channels_last: memory format of weights and images.
+        freeze_backbone: train the heads only; backbone weights and batch-norm statistics stay as they are.
+        augment: a function of a batch of images, run in training only.
+        workers: processes of the data loader.
+        resume: go on from ``out_dir`` if it holds a run; without it an existing run is an error.
+        keep: ``"last"`` or ``"best"``: which weights the network has afterwards.
+        progress: show a progress bar.
+        tensorboard: also write TensorBoard events to ``out_dir`` (extra ``log``).
+
+    Raises:
+        InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.
+    """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise InputError(f"epochs: expected an integer of 1 or more, got {epochs!r}")
+    if not 0 < learning_rate < math.inf or batch_size < 1 or keep not in ("last", "best"):
+        raise InputError(
+            "fit: expected learning_rate > 0, batch_size >= 1 and keep 'last' or 'best', got "
+            f"{learning_rate}, {batch_size} and {keep!r}"
+        )
+    use_amp = _fast_bfloat16(net) if amp is None else amp
+    settings = TrainingSettings(
+        epochs, batch_size, learning_rate, weight_decay, seed, use_amp, channels_last, freeze_backbone
+    )
+    run = _Run(net, loss or EGTLoss(), settings, augment, workers, None if out_dir is None else Path(out_dir))
+    run.open(resume)
+    with _bar(progress) as bar, _events(run.out_dir if tensorboard else None) as write_events:
+        for epoch in range(run.epochs_done, epochs):
+            row = run.epoch(epoch, train, val, bar)
+            run.save(row)
+            write_events(row)
+            bar.console.print(_epoch_line(row, epochs)) if progress else None
+    run.finish(keep)
+    return run.result
+
+
+class _Run:
+    """State of one training run: optimiser, history, and where it is written."""
+
+    def __init__(
+        self,
+        net: ExitNet,
+        loss: EGTLoss,
+        settings: TrainingSettings,
+        augment: Augment | None,
+        workers: int,
+        out_dir: Path | None,
+    ) -> None:
+        self.net, self.loss, self.settings, self.augment = net, loss, settings, augment
+        self.workers, self.out_dir = workers, out_dir
+        self.result = FitResult(out_dir=out_dir)
+        self.best_state: dict[str, Tensor] | None = None
+        if settings.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = _trainable(net, settings.freeze_backbone)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.result.history)
+
+    def open(self, resume: bool) -> None:
+        """Prepares ``out_dir`` and, on resume, loads the last whole epoch."""
+        if self.out_dir is None:
+            if resume:
+                raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
+            return
+        record = {"settings": asdict(self.settings), "loss": asdict(self.loss), "exits": list(self.net.info.at)}
+        record = json.loads(json.dumps(record))
+        written = self.out_dir / SETTINGS
+        if written.exists() and not resume:
+            raise OutputExistsError(f"out_dir: {self.out_dir} holds a run already: pass resume=True or another directory")
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        if written.exists() and json.loads(written.read_text()) != record:
+            raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
+        written.write_text(json.dumps(record, indent=1) + "\n")
+        if (self.out_dir / LAST).exists():
+            self._restore(self.out_dir / LAST)
+
+    def epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
+        """One pass over the training data and one over the validation data."""
+        started = time.perf_counter()
+        seed = self.settings.seed * 1_000_003 + epoch
+        loader = train
+        if not isinstance(train, DataLoader):
+            loader = epoch_batches(train, self.settings.batch_size, seed, self.workers)
+        sums, steps = dict.fromkeys(("total", "classification", "consistency", "distillation"), 0.0), len(loader)
+        task = bar.add_task(f"epoch {epoch + 1}", total=steps)
+        with torch.random.fork_rng(), _training_mode(self.net, self.settings.freeze_backbone):
+            torch.manual_seed(seed)
+            for step, batch in enumerate(loader):
+                images, labels = as_batch(batch)
+                if labels is None:
+                    raise InputError("train: expected batches of (images, labels), got images only")
+                at = epoch * steps + step
+                terms = self.step(images, labels, at / (self.settings.epochs * steps))
+                for name, value in terms.items():
+                    sums[name] += value / steps
+                bar.advance(task)
+        accuracy, cc = _validate(self.net, val, self.settings)
+        bar.remove_task(task)
+        return {
+            "epoch": epoch + 1,
+            "loss": sums,
+            "accuracy": accuracy,
+            "cc": cc,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
+        """One optimiser step at ``progress`` in [0, 1) of training; returns the loss terms."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = one_cycle(progress, self.settings.learning_rate)
+        images = self.augment(images) if self.augment else images
+        self.net.check_input(images)
+        terms = training_terms(self.net, self.loss, images, labels, progress, self.settings)
+        if not torch.isfinite(terms.total):
+            raise TrainingError(
+                f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {_floats(terms)}): "
+                f"lower learning_rate (now {self.settings.learning_rate})"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        self.optimizer.step()
+        return _floats(terms)
+
+    def save(self, row: dict[str, Any]) -> None:
+        """Adds an epoch to the history and writes checkpoint and log."""
+        self.result.history.append(row)
+        self.result.seconds += row["seconds"]
+        scores = [sum(r["accuracy"]) for r in self.result.history]
+        is_best = scores[-1] == max(scores) and scores.index(max(scores)) == len(scores) - 1
+        self.result.best_epoch = scores.index(max(scores)) + 1
+        state = unique_state(self.net)
+        if is_best:
+            self.best_state = state
+        if self.out_dir is None:
+            return
+        note = {"history": self.result.history, "seconds": self.result.seconds}
+        if is_best:
+            write_tensors(self.out_dir / BEST, state, {"epoch": row["epoch"]})
+        optimizer = self.optimizer.state_dict()["state"]
+        tensors = {f"net.{name}": value for name, value in state.items()}
+        tensors |= {f"adam.{i}.{name}": value for i, slots in optimizer.items() for name, value in slots.items()}
+        write_tensors(self.out_dir / LAST, tensors, note)
+        _write_log(self.out_dir / LOG, self.result.history)
+
+    def _restore(self, path: Path) -> None:
+        tensors, note = read_tensors(path)
+        net = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
+        load_unique_state(self.net, net, str(path))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                _, index, slot = name.split(".", 2)
+                slots.setdefault(int(index), {})[slot] = value
+        state = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+        self.result.history, self.result.seconds = note["history"], note["seconds"]
+        scores = [sum(r["accuracy"]) for r in self.result.history]
+        self.result.best_epoch = scores.index(max(scores)) + 1
+
+    def finish(self, keep: str) -> None:
+        """Leaves the network in evaluation mode, with the weights asked for."""
+        if keep == "best" and self.result.best_epoch != self.epochs_done:
+            state = self.best_state
+            if state is None and self.out_dir is not None:
+                state, _ = read_tensors(self.out_dir / BEST)
+            if state is not None:
+                load_unique_state(self.net, state, "best checkpoint")
+        self.net.eval()
+
+
+def training_terms(
+    net: ExitNet, loss: EGTLoss, images: Tensor, labels: Tensor, progress: float, settings: TrainingSettings
+) -> Any:
+    """Forward pass and loss of one step, under autocast where the settings ask for it."""
+    if settings.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.amp):
+        outputs, features = net.with_features(images)
+    return loss(outputs, labels, progress, features if loss.of == "activation" else None)
+
+
+def one_cycle(progress: float, peak: float, warm: float = 0.3) -> float:
+    """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the first 30 %, then down to peak/250,000.
+
+    The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.
+    """
+    low, end = peak / 25, peak / 25 / 1e4
+    start, stop, share = (low, peak, progress / warm) if progress < warm else (peak, end, (progress - warm) / (1 - warm))
+    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def _trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
+    frozen = {id(p) for p in net.stages.parameters()} if freeze_backbone else set()
+    if freeze_backbone and net.info.final == "keep":
+        frozen |= {id(p) for p in net.heads[-1].parameters()}
+    parameters = [p for p in net.parameters() if id(p) not in frozen]
+    if not parameters:
+        raise TrainingError("freeze_backbone: nothing is left to train: this network has no early exit head")
+    return parameters
+
+
+@contextmanager
+def _training_mode(net: ExitNet, freeze_backbone: bool) -> Iterator[None]:
+    """Training mode; a frozen backbone stays in evaluation mode (its statistics too) and takes no gradient."""
+    frozen: list[torch.nn.Parameter] = []
+    with mode_of(net, True):
+        if freeze_backbone:
+            trained = {id(p) for p in _trainable(net, True)}
+            frozen = [p for p in net.parameters() if id(p) not in trained and p.requires_grad]
+            net.stages.eval()
+            if net.info.final == "keep":
+                net.heads[-1].eval()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+
+def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[float], list[float]]:
+    """Accuracy of every exit and mean attention CC of the early exits with the final one."""
+    correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
+    with mode_of(net, False), torch.no_grad():
+        for images, labels in batches(val, max(settings.batch_size, 64)):
+            if labels is None:
+                raise InputError("val: expected batches of (images, labels), got images only")
+            net.check_input(images)
+            outputs: Sequence[ExitOutput] = net(images)
+            count += len(images)
+            for k, out in enumerate(outputs):
+                correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
+                if k < len(cc):
+                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+    if count == 0:
+        raise InputError("val: it gave no batch: pass at least one image")
+    return (correct / count).tolist(), (cc / count).tolist()
+
+
+def _fast_bfloat16(net: ExitNet) -> bool:
+    device = next(net.parameters()).device.type
+    if device == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _floats(terms: Any) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in terms._asdict().items()}
+
+
+def _bar(show: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=not show, transient=True)
+
+
+def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"])
+    cc = " ".join(f"{c:.2f}" for c in row["cc"])
+    agreement = f" | map CC with final {cc}" if cc else ""
+    return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f} | val accuracy {accuracy}{agreement}"
+
+
+def _write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    rows = [_flat(row) for row in history]
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, float]:
+    flat = {"epoch": row["epoch"], "seconds": round(row["seconds"], 2)}
+    flat |= {f"loss_{name}": value for name, value in row["loss"].items()}
+    flat |= {f"accuracy_exit{k}": value for k, value in enumerate(row["accuracy"])}
+    return flat | {f"cc_exit{k}": value for k, value in enumerate(row["cc"])}
+
+
+@contextmanager
+def _events(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    if out_dir is None:
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "log", "fit(tensorboard=True)") from error
+    writer = SummaryWriter(str(out_dir))
+
+    def write(row: dict[str, Any]) -> None:
+        for name, value in _flat(row).items():
+            writer.add_scalar(name, value, row["epoch"])
+
+    try:
+        yield write
+    finally:
+        writer.close()
