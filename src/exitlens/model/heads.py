@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
+from exitlens.functional.maps import energy
+from exitlens.model.stages import Stage
 from exitlens.types import ExitOutput
 
 

@@ -191,7 +191,7 @@ def attach(
     heads: list[ExitHead] = [EvidenceHead(d, num_classes) for d in pieces.channels]
     if final == "keep":
         heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear)
-        _check_kept(heads[-1], pieces, num_classes, example)
+        _check_kept(pieces, num_classes, example)
     for head in heads[: len(heads) - (final == "keep")]:
         head.to(example.device, next(module.parameters()).dtype)
     cost, head_share = _measure(module, pieces, heads, example, final)
@@ -215,12 +215,12 @@ def _check_arguments(at: Sequence[str], num_classes: int, example: Tensor, final
         raise InputError(f"example: expected a float tensor (B,C,H,W) with B >= 1, got {seen}")
 
 
-def _check_kept(head: ExitHead, pieces: Split, num_classes: int, example: Tensor) -> None:
+def _check_kept(pieces: Split, num_classes: int, example: Tensor) -> None:
     carried: Carried = (example,)
     with torch.no_grad():
-        for stage in (*pieces.stages, head):
+        for stage in (*pieces.stages, pieces.tail):
             with mode_of(stage, False):
-                carried = stage(*carried) if isinstance(stage, Stage) else (stage.classify(carried[0]),)
+                carried = stage(*carried)
     if carried[0].shape[-1] != num_classes:
         raise AttachError(
             f"num_classes: the backbone's own classifier has {carried[0].shape[-1]} outputs, got {num_classes}: pass that "

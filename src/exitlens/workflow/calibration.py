@@ -61,10 +61,12 @@ def calibrate(
     unset = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(early_scores(trace, unset))
     risks = {name: RISKS[name](trace) for name in limits}
-    if limits:
-        best = _cheapest(levels, risks, limits, trace.cost, max_cost)
-    else:
-        best = _safest(levels, trace, float(max_cost or 0))
+    within_cost = max_cost is not None and not limits
+    best = (
+        _safest(levels, trace, float(max_cost or 0))
+        if within_cost
+        else _cheapest(levels, risks, limits, trace.cost, max_cost)
+    )
     record = {
         "mode": "empirical",
         "limits": {**limits, **({} if max_cost is None else {"max_cost": max_cost})},
