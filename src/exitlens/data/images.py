@@ -36,17 +36,25 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         self.images, self.labels, self.masks, self.classes = images, labels.long(), masks, tuple(classes)
         channels, size = images.shape[1], (int(images.shape[2]), int(images.shape[3]))
         self.preprocess = preprocess or Preprocess(size, (0.5,) * channels, (0.25,) * channels)
-        self.inputs = self.preprocess.normalise(images)  # (N,C,H,W) float32
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def inputs(self) -> Tensor:
+        """All images as network input ``(N,C,H,W)``, normalised anew at each call; take a :meth:`subset` first if large."""
+        return self.preprocess.normalise(self.images)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.labels[index]
+        return self.preprocess.normalise(self.images[index]), self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        inputs, labels = self.inputs[indices], self.labels[indices]
-        return list(zip(inputs, labels, strict=True))
+        inputs = self.preprocess.normalise(self.images[indices])
+        return list(zip(inputs, self.labels[indices], strict=True))
+
+    def first(self, count: int) -> ImageSet:
+        """The first ``count`` images (all, if there are fewer)."""
+        return self.subset(torch.arange(min(count, len(self))))
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images at ``indices`` (``(n,)`` integers) as a set of its own."""

@@ -74,7 +74,8 @@ def faithfulness(
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
-    images = data.inputs[:samples]
+    data = data.first(samples)
+    images = data.inputs
     net.check_input(images)
     with mode_of(net, False), torch.no_grad():
         plain = _outputs(net, images)
@@ -83,7 +84,7 @@ def faithfulness(
         drops, keeps = _perturb(net, images, plain, maps, fraction)
         drops_random, keeps_random = _perturb(net, images, plain, blind, fraction)
         randomised = _randomised(net, images, plain, seed)
-    masks = None if data.masks is None else data.masks[:samples]
+    masks = data.masks
     return Faithfulness(
         drops,
         drops_random,

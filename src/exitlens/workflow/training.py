@@ -21,11 +21,19 @@ from exitlens.data.batches import as_batch, batches, epoch_batches
 from exitlens.errors import InputError, MissingExtraError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import on_common_grid
+from exitlens.functional.schedule import one_cycle
 from exitlens.functional.similarity import pearson
 from exitlens.model.network import ExitNet
 from exitlens.model.tracing import mode_of
-from exitlens.model.weights import load_unique_state, read_tensors, unique_state, write_tensors
-from exitlens.types import ExitOutput
+from exitlens.model.weights import (
+    load_checkpoint,
+    load_unique_state,
+    read_tensors,
+    save_checkpoint,
+    unique_state,
+    write_tensors,
+)
+from exitlens.types import ExitOutput, LossTerms
 
 Augment = Callable[[Tensor], Tensor]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
@@ -197,8 +205,10 @@ class _Run:
                 if labels is None:
                     raise InputError("train: expected batches of (images, labels), got images only")
                 at = epoch * steps + step
-                terms = self.step(images, labels, at / (self.settings.epochs * steps))
-                for name, value in terms.items():
+                images = self.augment(images) if self.augment else images
+                progress = at / (self.settings.epochs * steps)
+                terms = training_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
+                for name, value in _floats(terms).items():
                     sums[name] += value / steps
                 bar.advance(task)
         accuracy, cc = _validate(self.net, val, self.settings)
@@ -210,23 +220,6 @@ class _Run:
             "cc": cc,
             "seconds": time.perf_counter() - started,
         }
-
-    def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
-        """One optimiser step at ``progress`` in [0, 1) of training; returns the loss terms."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = one_cycle(progress, self.settings.learning_rate)
-        images = self.augment(images) if self.augment else images
-        self.net.check_input(images)
-        terms = training_terms(self.net, self.loss, images, labels, progress, self.settings)
-        if not torch.isfinite(terms.total):
-            raise TrainingError(
-                f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {_floats(terms)}): "
-                f"lower learning_rate (now {self.settings.learning_rate})"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
-        self.optimizer.step()
-        return _floats(terms)
 
     def save(self, row: dict[str, Any]) -> None:
         """Adds an epoch to the history and writes checkpoint and log."""
@@ -243,23 +236,11 @@ class _Run:
         note = {"history": self.result.history, "seconds": self.result.seconds}
         if is_best:
             write_tensors(self.out_dir / BEST, state, {"epoch": row["epoch"]})
-        optimizer = self.optimizer.state_dict()["state"]
-        tensors = {f"net.{name}": value for name, value in state.items()}
-        tensors |= {f"adam.{i}.{name}": value for i, slots in optimizer.items() for name, value in slots.items()}
-        write_tensors(self.out_dir / LAST, tensors, note)
+        save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, note)
         _write_log(self.out_dir / LOG, self.result.history)
 
     def _restore(self, path: Path) -> None:
-        tensors, note = read_tensors(path)
-        net = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
-        load_unique_state(self.net, net, str(path))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                _, index, slot = name.split(".", 2)
-                slots.setdefault(int(index), {})[slot] = value
-        state = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+        note = load_checkpoint(path, self.net, self.optimizer)
         self.result.history, self.result.seconds = note["history"], note["seconds"]
         scores = [sum(r["accuracy"]) for r in self.result.history]
         self.result.best_epoch = scores.index(max(scores)) + 1
@@ -275,25 +256,37 @@ class _Run:
         self.net.eval()
 
 
-def training_terms(
-    net: ExitNet, loss: EGTLoss, images: Tensor, labels: Tensor, progress: float, settings: TrainingSettings
-) -> Any:
-    """Forward pass and loss of one step, under autocast where the settings ask for it."""
+def training_step(
+    net: ExitNet,
+    optimizer: torch.optim.Optimizer,
+    loss: EGTLoss,
+    images: Tensor,
+    labels: Tensor,
+    progress: float,
+    settings: TrainingSettings,
+) -> LossTerms:
+    """One optimiser step at ``progress`` in [0, 1) of training.
+
+    Raises:
+        InputError: for a batch the network cannot take; TrainingError: if the loss is not finite (no step is taken then).
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = one_cycle(progress, settings.learning_rate)
+    net.check_input(images)
     if settings.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.amp):
         outputs, features = net.with_features(images)
-    return loss(outputs, labels, progress, features if loss.of == "activation" else None)
-
-
-def one_cycle(progress: float, peak: float, warm: float = 0.3) -> float:
-    """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the first 30 %, then down to peak/250,000.
-
-    The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.
-    """
-    low, end = peak / 25, peak / 25 / 1e4
-    start, stop, share = (low, peak, progress / warm) if progress < warm else (peak, end, (progress - warm) / (1 - warm))
-    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
+    terms = loss(outputs, labels, progress, features if loss.of == "activation" else None)
+    if not torch.isfinite(terms.total):
+        raise TrainingError(
+            f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {_floats(terms)}): "
+            f"lower learning_rate (now {settings.learning_rate})"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    terms.total.backward()
+    optimizer.step()
+    return terms
 
 
 def _trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
@@ -352,7 +345,7 @@ def _fast_bfloat16(net: ExitNet) -> bool:
     return device == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _floats(terms: Any) -> dict[str, float]:
+def _floats(terms: LossTerms) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in terms._asdict().items()}
 
 

@@ -1,0 +1,93 @@
+"""Pictures for people: attention over an image, as files or as data URIs for a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from exitlens.errors import OutputExistsError
+from exitlens.functional.maps import upsample
+from exitlens.types import Preprocess
+from exitlens.workflow.explanation import Explanation
+
+SCALE = 160  # pixels of a gallery picture's side
+COLOURS = "inferno"  # perceptually uniform, told apart in grey and by colour-blind readers
+
+
+def picture(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
+    """Network input ``(C,H,W)`` back as a picture whose longer side is at least ``side`` pixels."""
+    shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
+    pixels = (shown * 255).round().byte().cpu()
+    array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
+    made = Image.fromarray(np.ascontiguousarray(array))
+    factor = max(1, round(side / max(made.size)))
+    return made.resize((made.width * factor, made.height * factor), Image.Resampling.NEAREST)
+
+
+def overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Image.Image:
+    """An attention map ``(h,w)`` in colour over a greyed picture, brightest at the map's largest cell."""
+    size = (base.height, base.width)
+    raw = upsample(attention[None].float(), size)[0]
+    heat = (raw / raw.max().clamp_min(1e-12)).clamp(0, 1).numpy()
+    colour = colormaps[COLOURS](heat)[..., :3]
+    grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
+    alpha = opacity * (0.25 + 0.75 * heat[..., None])
+    return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
+
+
+def data_uri(image: Image.Image) -> str:
+    """A PNG as ``data:`` URI, for pages that load nothing."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
+    """The image and every exit's overlay side by side, the answering exit framed, with captions."""
+    base = picture(explanation.image, preprocess, side=224)
+    tiles = [base, *(overlay(base, view.attention) for view in explanation.exits)]
+    captions = ["input"]
+    last = len(explanation.exits) - 1
+    for view in explanation.exits:
+        name = "final" if view.exit == last else f"exit {view.exit}"
+        captions.append(f"{name}: {explanation.name(view.label)} {100 * view.confidence:.0f}%")
+    gap, foot = 8, 22
+    sheet = Image.new("RGB", (len(tiles) * (base.width + gap) + gap, base.height + foot + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        x = gap + i * (base.width + gap)
+        sheet.paste(tile, (x, gap))
+        if i == explanation.answered + 1:
+            draw.rectangle((x - 4, gap - 4, x + base.width + 3, gap + base.height + 3), outline="#0072B2", width=4)
+        draw.text((x + 2, base.height + gap + 5), caption, fill="black")
+    return sheet
+
+
+def save_explanation(
+    explanation: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation"
+) -> list[Path]:
+    """Writes one overlay PNG an exit, a strip of all, and the structured answer as JSON.
+
+    Raises:
+        OutputExistsError: if any of the files exists.
+    """
+    base = picture(explanation.image, preprocess, side=224)
+    pictures = {f"{stem}_strip.png": strip(explanation, preprocess)}
+    for view in explanation.exits:
+        pictures[f"{stem}_exit{view.exit}.png"] = overlay(base, view.attention)
+    paths = [out / name for name in (*pictures, f"{stem}.json")]
+    existing = [path for path in paths if path.exists()]
+    if existing:
+        raise OutputExistsError(f"out: {existing[0]} exists: choose another directory")
+    out.mkdir(parents=True, exist_ok=True)
+    for path, image in zip(paths, pictures.values(), strict=False):
+        image.save(path)
+    paths[-1].write_text(json.dumps(explanation.to_dict(), indent=1) + "\n")
+    return paths

@@ -1,0 +1,113 @@
+"""Wall-clock, measured side by side in one process: plain backbone and adaptive inference in turn on the same images."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exitlens.data.batches import as_batch, epoch_batches
+from exitlens.data.images import ImageSet
+from exitlens.functional.losses import EGTLoss
+from exitlens.model.network import ExitNet
+from exitlens.model.tracing import mode_of
+from exitlens.types import Policy
+from exitlens.workflow.inference import predict
+from exitlens.workflow.training import TrainingSettings, training_step
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Ratio of medians of paired rounds, each round over the same images.
+
+    Attributes:
+        batch_size: images a call.
+        speedup: plain time over ours: median over rounds. low, high: quartiles over rounds.
+        plain_ms, ours_ms: median milliseconds an image. images: in a round. rounds: how many.
+    """
+
+    batch_size: int
+    speedup: float
+    low: float
+    high: float
+    plain_ms: float
+    ours_ms: float
+    images: int
+    rounds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def compare(
+    first: Callable[..., Any], second: Callable[..., Any], batches: Sequence[tuple[Tensor, ...]], rounds: int
+) -> Speed:
+    """Times two functions on every batch in turn (which goes first alternates), ``rounds`` times after one warm-up."""
+    ratios, totals = [], []
+    for round_number in range(rounds + 1):
+        spent = [0.0, 0.0]
+        for i, batch in enumerate(batches):
+            for which in (0, 1) if (i + round_number) % 2 == 0 else (1, 0):
+                started = time.perf_counter()
+                (first, second)[which](*batch)
+                spent[which] += time.perf_counter() - started
+        if round_number > 0:
+            ratios.append(spent[0] / spent[1])
+            totals.append(spent)
+    count = sum(len(batch[0]) for batch in batches)
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    plain, ours = (1000 * statistics.median(t[i] for t in totals) / count for i in (0, 1))
+    return Speed(len(batches[0][0]), statistics.median(ratios), quartiles[0], quartiles[2], plain, ours, count, rounds)
+
+
+def whole_batches(images: Tensor, batch_size: int) -> list[tuple[Tensor]]:
+    """Full batches in channels_last, the memory format that networks are trained in."""
+    layout = torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
+    chunks = [chunk for chunk in images.split(batch_size) if len(chunk) == batch_size]
+    return [(chunk.contiguous(memory_format=layout),) for chunk in chunks]
+
+
+def compare_adaptive(
+    plain: nn.Module, net: ExitNet, policy: Policy, images: Tensor, batch_size: int, rounds: int = 7
+) -> Speed:
+    """Plain backbone against :func:`predict` under ``policy``; both in channels_last and evaluation mode."""
+
+    def run_plain(batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return plain(batch).softmax(1).max(1).indices  # type: ignore[no-any-return]
+
+    with mode_of(plain, False), mode_of(net, False):
+        return compare(run_plain, lambda batch: predict(net, batch, policy), whole_batches(images, batch_size), rounds)
+
+
+def compare_attention(net: ExitNet, policy: Policy, images: Tensor, batch_size: int, rounds: int = 7) -> Speed:
+    """:func:`predict` with attention maps against without: ``speedup`` is the time with over the time without."""
+    with mode_of(net, False):
+        return compare(
+            lambda batch: predict(net, batch, policy, attention=True),
+            lambda batch: predict(net, batch, policy),
+            whole_batches(images, batch_size),
+            rounds,
+        )
+
+
+def compare_step_time(
+    net: ExitNet, data: ImageSet, loss: EGTLoss, without: EGTLoss, settings: TrainingSettings, steps: int = 24
+) -> Speed:
+    """A training step with ``loss`` against one with ``without``, on copies of the network: ``speedup`` is their ratio."""
+
+    def stepper(choice: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
+        twin = copy.deepcopy(net).train()
+        optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
+        return lambda images, labels: training_step(twin, optimizer, choice, images, labels, 0.9, settings)
+
+    loader = epoch_batches(data.first(steps * settings.batch_size), settings.batch_size, seed=0)
+    pairs = [(images, labels) for images, labels in map(as_batch, loader) if labels is not None]
+    return compare(stepper(loss), stepper(without), pairs, rounds=3)
