@@ -49,13 +49,15 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> Tenso
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files at any depth below ``folder``, sorted.
+    """Image files at any depth below ``folder``, sorted; or the one file that ``folder`` is.
 
     Raises:
         DataError: if the folder does not exist or holds no image.
     """
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
-        raise DataError(f"data: no folder {folder}: give a folder of images")
+        raise DataError(f"data: no file or folder {folder}: give a folder of images")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not found:
         raise DataError(f"data: no image files below {folder} (looked for {', '.join(EXTENSIONS)})")

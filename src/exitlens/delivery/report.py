@@ -117,7 +117,7 @@ def _summary(subjects: Sequence[Subject], main: str, speed: Mapping[str, Any] | 
         lines.append(f"Measured on the clock against the plain backbone: {timed}.")
     skills = [row.consistency["cc"]["skill"] for row in report.exits[:-1] if "cc" in row.consistency]
     if skills:
-        line = f"The first exit's attention agrees with the final exit's with a skill of {skills[0]:.2f} (0 is chance, 1 is the same)"
+        line = f"The first exit's attention agrees with the final exit's: skill {skills[0]:.2f} (0 is chance, 1 is the same)"
         if len(subjects) > 1:
             other = subjects[1].reports[main].exits[0].consistency["cc"]["skill"]
             line += f"; {subjects[1].name}, it is {other:.2f}"

@@ -204,8 +204,8 @@ def attach(
 
 
 def _check_arguments(at: Sequence[str], num_classes: int, example: Tensor, final: str) -> None:
-    if isinstance(at, str) or not at or not all(isinstance(name, str) for name in at):
-        raise InputError(f"at: expected a non-empty list of module names such as ['layer1', 'layer2'], got {at!r}")
+    if isinstance(at, str) or not all(isinstance(name, str) for name in at):
+        raise InputError(f"at: expected a list of module names such as ['layer1', 'layer2'], got {at!r}")
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")
     if final not in ("head", "keep"):

@@ -1,0 +1,339 @@
+"""The command line: parse, call one function, print a short table or, with --json, one JSON object."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import exitlens as xl
+from exitlens.data.fashion import Split
+from exitlens.data.sources import DataSource, open_source
+from exitlens.delivery.demo import DemoSettings, run_demo
+from exitlens.delivery.pictures import save_explanation
+from exitlens.delivery.report import Subject, write_report
+from exitlens.delivery.runs import DATA, bundle_of, read_source, replace_policy, write_source
+from exitlens.delivery.speed import compare_adaptive
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Classifiers that answer early when they can, and show that the early answer looked at the right thing.",
+)
+console = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Bundle = Annotated[Path, typer.Option(help="Run directory of `exitlens fit`, or a bundle.")]
+Data = Annotated[str, typer.Option(help="A folder class/image.png, `scenes`, `fashion`, or torchvision:NAME.")]
+OtherData = Annotated[str, typer.Option("--data", help="Other data than the run's own split: a labelled folder or a name.")]
+Root = Annotated[str, typer.Option(help="Folder of torchvision's files.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read.")]
+
+
+def _show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
+    """Prints ``values`` as JSON, or as a table: ``rows`` (the first is the head), or one line a value."""
+    if as_json:
+        sys.stdout.write(json.dumps(values) + "\n")
+        return
+    rows = rows or [["", "value"], *[[k, f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in values.items()]]
+    table = Table(*rows[0], title=title or None, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command(epilog="Example: `exitlens demo --out runs/demo`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of data, weights and training.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run in the same directory.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny run that shows the flow; its numbers mean nothing.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
+    settings = DemoSettings.quick(seed) if quick else DemoSettings(seed)
+    result = run_demo(out, settings, resume=resume, quiet=json_)
+    names = [f"exit {k}" for k in range(len(result["egt"]["agreeing"]["accuracy"]) - 1)] + ["final"]
+    rows = [["", "", *names]]
+    for run in ("baseline", "egt"):
+        for condition in ("agreeing", "disagreeing"):
+            values = result[run][condition]
+            rows.append([run, f"accuracy %, {condition}", *[f"{100 * a:.1f}" for a in values["accuracy"]]])
+        values = result[run]["agreeing"]
+        rows.append([run, "attention skill", *[f"{a:.2f}" for a in values["skill"]], ""])
+        rows.append([run, "deletion drop (random)", *_pairs(values["deletion"], values["deletion_random"])])
+    _show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
+    if not json_:
+        for name in ("batch_1", "batch_64"):
+            s = result["speed"][name]
+            line = f"{name}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
+            console.print(line + f"{100 * s['accuracy_drop']:+.2f} points lost, cost {s['cost']:.2f}")
+        console.print(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+
+
+def _pairs(values: list[float], controls: list[float]) -> list[str]:
+    return [f"{v:.2f} ({c:.2f})" for v, c in zip(values, controls, strict=True)]
+
+
+@app.command(
+    epilog="Example: `exitlens fit --data DIR --backbone torchvision:resnet18 --exits layer1,layer2,layer3 --out runs/x`"
+)
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="New run directory: checkpoints, log and bundle.")],
+    backbone: Annotated[str, typer.Option(help="`small` or torchvision:NAME.")] = "small",
+    exits: Annotated[
+        str, typer.Option(help="Module names after which exits stand, comma-separated.")
+    ] = "layer1,layer2,layer3",
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 8,
+    weight: Annotated[
+        float, typer.Option(help="Of the attention-consistency loss; 0 trains without it.")
+    ] = xl.EGTLoss().weight,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 4e-3,
+    size: Annotated[int, typer.Option(help="Pixels a side, for folders (64) and scenes (40).")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the split, the weights and the training.")] = 0,
+    keep_final: Annotated[
+        bool, typer.Option("--keep-final", help="Keep the backbone's own classifier as final exit.")
+    ] = False,
+    freeze: Annotated[bool, typer.Option("--freeze-backbone", help="Train the exit heads only.")] = False,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the library's weights.")] = False,
+    root: Root = "",
+    skip_bad: SkipBad = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a network with exits on your images."""
+    source = open_source(data, root=root, size=size, seed=seed)
+    train, validation = (source.load(split, skip_bad=skip_bad) for split in ("train", "validation"))
+    net = _new_network(backbone, exits, train, seed, keep_final, pretrained)
+    write_source(out, source, resume=resume)
+    result = xl.fit(
+        net,
+        train,
+        validation,
+        loss=xl.EGTLoss(weight=weight),
+        epochs=epochs,
+        out_dir=out,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        freeze_backbone=freeze,
+        resume=resume,
+        progress=not json_,
+        tensorboard=tensorboard,
+    )
+    xl.save(net, None, out / "bundle", overwrite=resume)
+    last = result.history[-1]
+    values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
+    rows = [["exit", "validation accuracy %", "attention CC with final"]]
+    for k, accuracy in enumerate(last["accuracy"]):
+        cc = f"{last['cc'][k]:.2f}" if k < len(last["cc"]) else ""
+        rows.append([str(k) if cc else "final", f"{100 * accuracy:.1f}", cc])
+    _show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+
+
+def _new_network(backbone: str, exits: str, train: xl.ImageSet, seed: int, keep_final: bool, pretrained: bool) -> xl.ExitNet:
+    import torch
+
+    torch.manual_seed(seed)
+    plain = xl.build_backbone(backbone, len(train.classes), train.images.shape[1], pretrained)
+    at = [name.strip() for name in exits.split(",") if name.strip()]
+    final = "keep" if keep_final else "head"
+    net = xl.attach(plain, at, len(train.classes), train.first(1).inputs, final=final)  # type: ignore[arg-type]
+    net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
+    return net
+
+
+@app.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
+def calibrate(
+    bundle: Bundle,
+    max_accuracy_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost, 0.01 is one point.")] = None,
+    max_disagreement: Annotated[
+        float | None, typer.Option(help="Share of answers that may differ from the final's.")
+    ] = None,
+    max_divergence: Annotated[float | None, typer.Option(help="Mean divergence of the attention maps, in [0, 1].")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Mean cost, as a fraction of the plain backbone.")] = None,
+    score: Annotated[str, typer.Option(help="max_probability, entropy or margin.")] = "max_probability",
+    data: OtherData = "",
+    root: Root = "",
+    skip_bad: SkipBad = False,
+    json_: Json = False,
+) -> None:
+    """Choose exit thresholds on the run's calibration split, and store them in the bundle."""
+    directory = bundle_of(bundle)
+    net, _ = xl.load(directory)
+    trace = xl.collect(net, _images(bundle, net, data, root, "calibration", skip_bad), progress=not json_)
+    policy = xl.calibrate(
+        trace,
+        max_accuracy_drop=max_accuracy_drop,
+        max_disagreement=max_disagreement,
+        max_divergence=max_divergence,
+        max_cost=max_cost,
+        score=score,
+    )
+    replace_policy(directory, policy)
+    report = xl.evaluate(trace, policy)
+    rows = [["exit", "threshold", "temperature", "share %"]]
+    for k, share in enumerate(report.exit_shares):
+        threshold = f"{policy.thresholds[k]:.4f}" if k < len(policy.thresholds) else "answers the rest"
+        rows.append([str(k), threshold, f"{policy.temperatures[k]:.3f}", f"{100 * share:.1f}"])
+    _show(json_, policy.to_dict(), f"on {len(trace)} calibration samples: cost {report.cost:.3f}", rows)
+
+
+@app.command(epilog="Example: `exitlens evaluate --bundle runs/x --report runs/x/report.html`")
+def evaluate(
+    bundle: Bundle,
+    data: OtherData = "",
+    root: Root = "",
+    report: Annotated[Path | None, typer.Option(help="Also write an HTML report to this new file.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="A second run or bundle, to stand beside it in the report.")] = None,
+    skip_bad: SkipBad = False,
+    json_: Json = False,
+) -> None:
+    """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
+    net, policy = _with_policy(bundle)
+    images = _images(bundle, net, data, root, "test", skip_bad)
+    found = xl.evaluate(xl.collect(net, images, progress=not json_), policy)
+    if report is not None:
+        subjects = [Subject("this run", net, policy, {"test": found}, {"test": xl.faithfulness(net, images)})]
+        if baseline is not None:
+            other, other_policy = _with_policy(baseline)
+            values = xl.evaluate(xl.collect(other, images), other_policy)
+            checks = xl.faithfulness(other, images)
+            subjects.append(Subject(str(baseline), other, other_policy, {"test": values}, {"test": checks}))
+        facts = {"bundle": str(bundle), "data": data or "the run's test split", "images": str(len(images))}
+        write_report(report, subjects, {"test": images}, facts=facts)
+    if json_:
+        _show(True, found.to_dict())
+    else:
+        console.print(str(found), highlight=False)
+
+
+@app.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
+def predict(
+    bundle: Bundle,
+    data: Annotated[Path, typer.Option(help="An image file, or a folder of images at any depth.")],
+    out: Annotated[Path | None, typer.Option(help="Write one row an image to this new CSV file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a call.")] = 64,
+    skip_bad: SkipBad = False,
+    json_: Json = False,
+) -> None:
+    """Answer each image at the first exit that is sure enough."""
+    net, policy = _with_policy(bundle)
+    if out is not None and out.exists():
+        raise xl.OutputExistsError(f"out: {out} exists: choose another file")
+    preprocess = _preprocess(net)
+    inputs, found = xl.load_unlabelled(data, preprocess, skip_bad=skip_bad)
+    rows: list[dict[str, Any]] = []
+    for chunk in inputs.split(batch_size):
+        pred = xl.predict(net, chunk, policy)
+        for label, exit_, sure in zip(pred.labels.tolist(), pred.exits.tolist(), pred.confidence.tolist(), strict=True):
+            name = net.info.classes[label] if net.info.classes else str(label)
+            rows.append({"file": str(found.files[len(rows)]), "label": name, "exit": exit_, "confidence": round(sure, 6)})
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    table = [["file", "label", "exit", "confidence"], *[[str(v) for v in row.values()] for row in rows[:20]]]
+    _show(json_, {"predictions": rows, "bad": list(found.bad)}, f"{len(rows)} images, the first {min(20, len(rows))}", table)
+    for reason in found.bad if not json_ else ():
+        console.print(f"skipped {reason}", highlight=False)
+
+
+@app.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
+def explain(
+    bundle: Bundle,
+    image: Annotated[Path, typer.Option(help="An image file.")],
+    out: Annotated[Path | None, typer.Option(help="Directory for overlays (PNG) and the answer (JSON).")] = None,
+    json_: Json = False,
+) -> None:
+    """Show which exit answered, why, and where every exit looked."""
+    net, policy = _with_policy(bundle)
+    preprocess = _preprocess(net)
+    why = xl.explain(net, preprocess.normalise(_read(image, preprocess)), policy)
+    if out is not None:
+        save_explanation(why, out, preprocess, image.stem)
+    rows = [["exit", "answer", "confidence", "threshold", "map CC with final", ""]]
+    for view in why.exits:
+        mark = "answered" if view.exit == why.answered else ""
+        numbers = [f"{view.confidence:.3f}", f"{view.threshold:.3f}", f"{view.cc:.2f}"]
+        rows.append([str(view.exit), why.name(view.label), *numbers, mark])
+    _show(json_, why.to_dict(), why.reason, rows)
+
+
+@app.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,64`")
+def bench(
+    bundle: Bundle,
+    data: OtherData = "",
+    root: Root = "",
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,64",
+    images: Annotated[int, typer.Option(min=1, help="Test images in a round.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")] = 7,
+    json_: Json = False,
+) -> None:
+    """Time adaptive inference against the plain backbone, in turn, in one process."""
+    net, policy = _with_policy(bundle)
+    plain = xl.build_backbone(net.info.source or "small", net.info.num_classes, net.info.input_shape[0])
+    inputs = _images(bundle, net, data, root, "test", False).first(images).inputs
+    speeds = [compare_adaptive(plain, net, policy, inputs, int(size), rounds) for size in batch_sizes.split(",")]
+    rows = [["batch", "times faster", "quartiles", "plain ms/image", "adaptive ms/image"]]
+    for s in speeds:
+        cells = [f"{s.speedup:.2f}", f"{s.low:.2f} to {s.high:.2f}", f"{s.plain_ms:.3f}", f"{s.ours_ms:.3f}"]
+        rows.append([str(s.batch_size), *cells])
+    _show(json_, {"speed": [s.to_dict() for s in speeds]}, "adaptive against the plain backbone", rows)
+
+
+def _with_policy(bundle: Path) -> tuple[xl.ExitNet, xl.Policy]:
+    net, policy = xl.load(bundle_of(bundle))
+    if policy is None:
+        raise xl.PolicyError(f"bundle: {bundle} has no policy yet: run exitlens calibrate --bundle {bundle}")
+    return net, policy
+
+
+def _preprocess(net: xl.ExitNet) -> xl.Preprocess:
+    if net.info.preprocess is None:
+        raise xl.BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
+    return net.info.preprocess
+
+
+def _read(path: Path, preprocess: xl.Preprocess) -> Any:
+    return xl.read_image(path, preprocess.size, len(preprocess.mean))
+
+
+def _images(bundle: Path, net: xl.ExitNet, data: str, root: str, split: Split, skip_bad: bool) -> xl.ImageSet:
+    """The named split of the run's own data, or other labelled data as a whole."""
+    if not data:
+        return read_source(bundle).load(split, classes=net.info.classes, skip_bad=skip_bad)
+    if Path(data).is_dir():
+        return xl.load_folder(data, _preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
+    source: DataSource = open_source(data, root=root, size=net.info.input_shape[1])
+    return source.load(split, classes=net.info.classes, skip_bad=skip_bad)
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is one line on standard error and exit code 2."""
+    try:
+        app()
+    except xl.ExitlensError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["DATA", "app", "main"]
