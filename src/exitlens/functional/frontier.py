@@ -53,7 +53,7 @@ class Levels:
 def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
     """Replaces each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
     index, edges = [], []
-    for column in scores.double().unbind(1):
+    for column in scores.double().T.contiguous():
         ordered = column.unique()
         middles = torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2])
         if len(middles) > levels:

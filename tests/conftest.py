@@ -1,0 +1,87 @@
+"""Small networks and data that every test module uses."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MPLCONFIGDIR", "/tmp/exitlens-matplotlib")
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exitlens as xl
+
+torch.set_num_threads(1)
+
+
+class TinyNet(nn.Module):
+    """Three convolutions and a classifier: cuts after ``a`` and ``b``."""
+
+    def __init__(self, channels: int = 3, classes: int = 4) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(channels, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.b = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.c = nn.Sequential(nn.Conv2d(8, 10, 3, 1, 1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(10, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.c(self.b(self.a(x)))).flatten(1))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture()
+def backbone() -> nn.Module:
+    return TinyNet()
+
+
+def make_net(final: str = "head") -> xl.ExitNet:
+    """A tiny network whose exits disagree: random heads with some spread, so that routing has something to do."""
+    torch.manual_seed(1)
+    net = xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final).eval()
+    for k in range(net.num_exits - (final == "keep")):
+        nn.init.normal_(net.head(k).attend.weight)
+        nn.init.normal_(net.head(k).classifier.weight, std=4.0)
+    return net
+
+
+@pytest.fixture()
+def net() -> xl.ExitNet:
+    return make_net()
+
+
+@pytest.fixture()
+def kept() -> xl.ExitNet:
+    return make_net("keep")
+
+
+@pytest.fixture()
+def images() -> Tensor:
+    return torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture()
+def tiny_set() -> xl.ImageSet:
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.arange(32) % 4
+    pixels = torch.randint(0, 60, (32, 3, 16, 16), generator=rng)
+    pixels += (labels * 40)[:, None, None, None]
+    masks = torch.zeros(32, 16, 16, dtype=torch.bool)
+    masks[:, 4:12, 4:12] = True
+    return xl.ImageSet(pixels.to(torch.uint8), labels, ("w", "x", "y", "z"), masks)
+
+
+def random_trace(n: int = 300, k: int = 3, c: int = 4, seed: int = 0, labelled: bool = True) -> xl.Trace:
+    """A trace in which later exits are better."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, c, (n,), generator=rng)
+    logits = torch.randn(n, k, c, generator=rng)
+    strength = torch.linspace(1.0, 3.0, k)
+    logits += strength[None, :, None] * nn.functional.one_hot(labels, c)[:, None]
+    divergence = torch.rand(n, k, generator=rng) * torch.linspace(0.6, 0.0, k)
+    return xl.Trace(logits, labels if labelled else None, divergence, torch.linspace(0.2, 1.0, k))

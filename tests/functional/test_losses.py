@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import exitlens as xl
+from exitlens.functional import losses, similarity
+from exitlens.functional.maps import as_distribution, energy
+from exitlens.types import ExitOutput
+
+
+def _outputs(requires_grad: bool = True):
+    rng = torch.Generator().manual_seed(0)
+    outs = []
+    for size in (4, 2):
+        attention = as_distribution(torch.rand(3, size, size, generator=rng)).requires_grad_(requires_grad)
+        evidence = torch.randn(3, 5, size, size, generator=rng).requires_grad_(requires_grad)
+        logits = torch.randn(3, 5, generator=rng).requires_grad_(requires_grad)
+        outs.append(ExitOutput(logits, attention, evidence))
+    return outs, torch.tensor([0, 4, 2])
+
+
+def test_total_by_hand():
+    outs, y = _outputs()
+    terms = xl.EGTLoss(weight=0.5, exit_weights=(1.0, 2.0))(outs, y)
+    ce = (F.cross_entropy(outs[0].logits, y) + 2 * F.cross_entropy(outs[1].logits, y)) / 2
+    coarse = as_distribution(F.avg_pool2d(outs[0].attention[:, None], 2)[:, 0])
+    kl = similarity.kl(outs[1].attention, coarse).mean()
+    torch.testing.assert_close(terms.total, ce + 0.5 * kl)
+    torch.testing.assert_close(terms.classification, ce.detach())
+    torch.testing.assert_close(terms.consistency, kl.detach())
+
+
+def test_the_final_map_is_detached():
+    outs, y = _outputs()
+    xl.EGTLoss(weight=1.0)(outs, y).total.backward()
+    assert outs[0].attention.grad is not None
+    assert outs[1].attention.grad is None
+
+
+@pytest.mark.parametrize("distance", ["kl", "js", "cosine", "pearson", "mse"])
+@pytest.mark.parametrize("of", ["attention", "activation"])
+def test_every_distance_is_zero_for_equal_maps_and_has_a_gradient(of, distance):
+    outs, y = _outputs()
+    features = [torch.rand(3, 7, 4, 4, requires_grad=True), torch.rand(3, 9, 2, 2)]
+    terms = xl.EGTLoss(weight=1.0, of=of, distance=distance)(outs, y, features=features)
+    assert terms.consistency > 0
+    terms.total.backward()
+    source = outs[0].attention if of == "attention" else features[0]
+    assert source.grad.abs().sum() > 0
+    same = [energy(features[1]), energy(features[1])]
+    assert losses.consistency_loss(same, distance).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("distance", ["pearson", "cosine", "mse"])
+def test_evidence_of_the_true_class(distance):
+    outs, y = _outputs()
+    xl.EGTLoss(weight=1.0, of="evidence", distance=distance)(outs, y).total.backward()
+    assert outs[0].evidence.grad.abs().sum() > 0
+    assert outs[1].evidence.grad is None
+
+
+def test_the_weight_ramps_up_linearly():
+    assert losses.ramp(0.0) == 0
+    assert losses.ramp(0.15) == pytest.approx(0.5)
+    assert losses.ramp(0.3) == losses.ramp(1.0) == 1
+    outs, y = _outputs()
+    start = xl.EGTLoss(weight=1.0)(outs, y, progress=0.0)
+    torch.testing.assert_close(start.total.detach(), start.classification)
+
+
+def test_distillation_by_hand():
+    outs, y = _outputs()
+    terms = xl.EGTLoss(weight=0.0, distill=1.0)(outs, y)
+    teacher, student = (outs[1].logits / 2).softmax(1), (outs[0].logits / 2).log_softmax(1)
+    expected = 4 * (teacher * (teacher.log() - student)).sum(1).mean()
+    torch.testing.assert_close(terms.distillation, expected.detach())
+
+
+def test_one_exit_has_no_consistency():
+    outs, y = _outputs()
+    terms = xl.EGTLoss(weight=1.0, distill=1.0)(outs[1:], y)
+    torch.testing.assert_close(terms.total.detach(), F.cross_entropy(outs[1].logits, y).detach())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": -1.0}, "weight"),
+        ({"weight": math.nan}, "weight"),
+        ({"of": "gradcam"}, "of: expected"),
+        ({"distance": "l1"}, "distance: expected"),
+        ({"of": "evidence", "distance": "kl"}, "negative values"),
+        ({"ramp_share": 2.0}, "ramp_share"),
+        ({"exit_weights": (0.0, 0.0)}, "exit_weights"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.EGTLoss(**arguments)
+
+
+def test_bad_calls():
+    outs, y = _outputs()
+    with pytest.raises(xl.InputError, match=r"values in \[0, 5\)"):
+        xl.EGTLoss()(outs, y + 3)
+    with pytest.raises(xl.InputError, match=r"\(3,\) integers"):
+        xl.EGTLoss()(outs, y.float())
+    with pytest.raises(xl.InputError, match="one an exit"):
+        xl.EGTLoss(exit_weights=(1.0,))(outs, y)
+    with pytest.raises(xl.InputError, match="with_features"):
+        xl.EGTLoss(of="activation")(outs, y)

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import exitlens as xl
+from exitlens.functional import maps
+
+
+def test_as_distribution_by_hand():
+    x = torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    expected = torch.tensor([[[0.25, 0.75], [0.0, 0.0]], [[0.25, 0.25], [0.25, 0.25]]])
+    torch.testing.assert_close(maps.as_distribution(x), expected)
+
+
+def test_energy_is_squared_channels_normalised():
+    features = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]]).permute(1, 0, 2)  # (1,2,2): location 0 -> (1,0), 1 -> (0,2)
+    torch.testing.assert_close(maps.energy(features), torch.tensor([[0.2, 0.8]]))
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_regrid_keeps_the_mean_where_cells_divide_evenly(factor, h, w):
+    x = torch.rand(2, h * factor, w * factor)
+    y = maps.regrid(x, (h, w))
+    torch.testing.assert_close(y.mean((1, 2)), x.mean((1, 2)))
+
+
+def test_regrid_tokens_and_refusals():
+    torch.testing.assert_close(maps.regrid(torch.tensor([[1.0, 3.0, 5.0, 7.0]]), (2,)), torch.tensor([[2.0, 6.0]]))
+    with pytest.raises(xl.InputError, match="coarser grid"):
+        maps.regrid(torch.rand(1, 2, 2), (4, 4))
+
+
+def test_on_common_grid_takes_the_coarser_of_each_axis():
+    a, b = maps.on_common_grid(torch.rand(3, 8, 2), torch.rand(3, 4, 6))
+    assert a.shape == b.shape == (3, 4, 2)
+    torch.testing.assert_close(a.sum((1, 2)), torch.ones(3))
+
+
+def test_class_evidence_is_centred_over_classes():
+    evidence = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])  # (1, 2 classes, 2 locations)
+    torch.testing.assert_close(maps.class_evidence(evidence, torch.tensor([1])), torch.tensor([[1.0, 2.0]]))
+
+
+def test_entropy_is_one_for_uniform_and_zero_for_a_point():
+    uniform, point = torch.full((1, 2, 2), 0.25), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    assert maps.entropy(uniform).item() == pytest.approx(1)
+    assert maps.entropy(point).item() == pytest.approx(0)
+    assert maps.entropy(torch.ones(1, 1, 1)).item() == 1
+    half = torch.tensor([[[0.5, 0.5], [0.0, 0.0]]])
+    assert maps.entropy(half).item() == pytest.approx(math.log(2) / math.log(4))
+
+
+@given(st.integers(1, 30), st.floats(0.01, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_top_cells_takes_that_many_of_the_largest(n, fraction):
+    x = torch.rand(3, n)
+    top = maps.top_cells(x, fraction)
+    wanted = max(1, math.ceil(round(fraction * n, 9)))
+    assert abs(int(top[0].sum()) - wanted) <= 1
+    for row, chosen in zip(x, top, strict=True):
+        if (~chosen).any():
+            assert row[chosen].min() >= row[~chosen].max()
+
+
+def test_top_cells_refuses_a_fraction_out_of_range():
+    with pytest.raises(xl.InputError, match="fraction"):
+        maps.top_cells(torch.rand(1, 4), 0)
+
+
+def test_upsample_is_for_pictures():
+    assert maps.upsample(torch.rand(2, 3, 3), (12, 12)).shape == (2, 12, 12)

@@ -1,0 +1,51 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+import exitlens as xl
+from exitlens.functional.scores import fit_temperature, probabilities, score
+
+
+def test_scores_by_hand():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    assert score(logits).item() == pytest.approx(0.5)
+    assert score(logits, "margin").item() == pytest.approx(0.2)
+    nats = -(0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2))
+    assert score(logits, "entropy").item() == pytest.approx(1 - nats / math.log(3), abs=1e-6)
+
+
+@given(st.integers(0, 500), st.sampled_from(["max_probability", "entropy", "margin"]), st.floats(0.1, 10))
+@settings(max_examples=40, deadline=None)
+def test_scores_lie_in_the_unit_interval(seed, kind, temperature):
+    logits = 20 * torch.randn(16, 5, generator=torch.Generator().manual_seed(seed))
+    values = score(logits, kind, temperature)
+    assert values.min() >= 0
+    assert values.max() <= 1 + 1e-6
+
+
+def test_unknown_score():
+    with pytest.raises(xl.InputError, match="score"):
+        score(torch.rand(1, 3), "confidence")
+
+
+def test_temperature_equals_a_general_optimiser():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (500,), generator=rng)
+    logits = 4 * (torch.randn(500, 5, generator=rng) + torch.nn.functional.one_hot(labels, 5))
+    loss = lambda log_t: torch.nn.functional.cross_entropy(logits.double() / math.exp(log_t), labels).item()  # noqa: E731
+    best = minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8})
+    assert fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-3)
+
+
+def test_temperature_of_separable_data_is_clipped():
+    assert fit_temperature(torch.eye(3) * 5, torch.arange(3)) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_probabilities_are_a_softmax_in_float32():
+    logits = torch.randn(4, 3).bfloat16()
+    assert probabilities(logits, 2.0).dtype == torch.float32
+    torch.testing.assert_close(probabilities(logits, 2.0), (logits.float() / 2).softmax(1))
