@@ -160,7 +160,7 @@ def _pooled_linear(backbone: nn.Module, traced: TracedGraph, final: fx.Node) -> 
             linear = str(node.target)
         elif node.op == "call_method" and node.target == "mean":
             pooled = True
-        elif not (isinstance(module, nn.Dropout | nn.Flatten | nn.Identity) or node.target is torch.flatten):
+        elif not (isinstance(module, nn.Dropout | nn.Flatten | nn.Identity) or node.target in (torch.flatten, "flatten")):
             return None
     return linear
 

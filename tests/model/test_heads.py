@@ -1,0 +1,85 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+import exitlens as xl
+from exitlens.model.heads import EvidenceHead
+from tests.conftest import TinyNet
+
+
+@given(st.integers(0, 100), st.integers(1, 6), st.integers(1, 12), st.integers(2, 7))
+@settings(max_examples=40, deadline=None)
+def test_evidence_and_bias_sum_to_the_logits(seed, size, channels, classes):
+    torch.manual_seed(seed)
+    head = EvidenceHead(channels, classes)
+    torch.nn.init.normal_(head.attend.weight, std=3)
+    features = 5 * torch.randn(3, channels, size, size)
+    out = head(features)
+    torch.testing.assert_close(out.evidence.sum((2, 3)) + head.classifier.bias, out.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.attention.sum((1, 2)), torch.ones(3))
+    assert (out.attention >= 0).all()
+    torch.testing.assert_close(head.classify(features), out.logits)
+
+
+def test_head_by_hand():
+    head = EvidenceHead(1, 2)
+    with torch.no_grad():
+        head.attend.weight.copy_(torch.tensor([[1.0]]))
+        head.classifier.weight.copy_(torch.tensor([[1.0], [-2.0]]))
+        head.classifier.bias.copy_(torch.tensor([0.5, 0.0]))
+    features = torch.log(torch.tensor([1.0, 3.0])).view(1, 1, 2)  # softmax -> 1/4, 3/4
+    out = head(features)
+    torch.testing.assert_close(out.attention, torch.tensor([[0.25, 0.75]]))
+    pooled = 0.75 * torch.log(torch.tensor(3.0))
+    torch.testing.assert_close(out.logits, torch.stack([pooled + 0.5, -2 * pooled])[None])
+
+
+def test_an_untrained_head_is_average_pooling():
+    out = EvidenceHead(4, 3)(torch.randn(2, 4, 5, 5))
+    torch.testing.assert_close(out.attention, torch.full((2, 5, 5), 1 / 25))
+
+
+def test_tokens_are_locations():
+    out = EvidenceHead(4, 3)(torch.randn(2, 4, 9))
+    assert out.attention.shape == (2, 9)
+    assert out.evidence.shape == (2, 3, 9)
+
+
+def test_kept_evidence_equals_grad_cam():
+    """For global average pooling and a linear layer Grad-CAM is CAM; both are relu'd and scaled to their maximum."""
+    backbone = TinyNet().eval()
+    net = xl.attach(backbone, ["a"], 4, torch.zeros(1, 3, 16, 16), final="keep").eval()
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        out = net(x)[-1]
+    torch.testing.assert_close(out.evidence.sum((2, 3)) + backbone.fc.bias, out.logits, rtol=1e-4, atol=1e-5)
+    for label in range(4):
+        with GradCAM(backbone, [backbone.c]) as cam:
+            expected = torch.from_numpy(cam(x, [ClassifierOutputTarget(label)] * 3))
+        ours = torch.nn.functional.interpolate(out.evidence[:, label, None].relu(), (16, 16), mode="bilinear")[:, 0]
+        ours = ours / ours.amax((1, 2), keepdim=True).clamp_min(1e-7)
+        for a, b in zip(ours, expected, strict=True):
+            if b.max() > 0:
+                assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99
+
+
+def test_a_classifier_that_is_not_linear_says_so():
+    backbone = TinyNet()
+    backbone.fc = torch.nn.Sequential(torch.nn.Linear(10, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4))
+    net = xl.attach(backbone, ["a"], 4, torch.zeros(1, 3, 16, 16), final="keep").eval()
+    assert not net.head(1).exact_evidence
+    assert net.head(0).exact_evidence
+    out = net(torch.randn(2, 3, 16, 16))[-1]
+    torch.testing.assert_close(out.evidence.sum((2, 3)), out.logits)
+
+
+def test_the_map_depends_on_the_weights(net, images):
+    with torch.no_grad():
+        before = net(images)[0].attention.clone()
+        net.head(0).attend.weight.neg_()
+        after = net(images)[0].attention
+    assert (before - after).abs().max() > 0.01
+    assert pytest.approx(1) == after.sum((1, 2))[0].item()
