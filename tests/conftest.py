@@ -35,7 +35,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def backbone() -> nn.Module:
     return TinyNet()
 
@@ -50,22 +50,22 @@ def make_net(final: str = "head") -> xl.ExitNet:
     return net
 
 
-@pytest.fixture()
+@pytest.fixture
 def net() -> xl.ExitNet:
     return make_net()
 
 
-@pytest.fixture()
+@pytest.fixture
 def kept() -> xl.ExitNet:
     return make_net("keep")
 
 
-@pytest.fixture()
+@pytest.fixture
 def images() -> Tensor:
     return torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_set() -> xl.ImageSet:
     rng = torch.Generator().manual_seed(3)
     labels = torch.arange(32) % 4

@@ -150,6 +150,7 @@ def test_what_cannot_be_cut_is_an_error_with_the_mend(network, at, message):
 def test_an_example_that_the_backbone_refuses():
     with pytest.raises(xl.AttachError, match="example: the backbone fails"):
         split(TinyNet(), ["a"], torch.zeros(1, 5, 8, 8))
+
     class Two(nn.Module):
         def forward(self, x, y):
             return x + y

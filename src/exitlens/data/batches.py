@@ -24,7 +24,7 @@ def batches(source: Any, batch_size: int = 64) -> Iterator[Batch]:
     if isinstance(source, Tensor):
         source = source.split(batch_size)
     elif isinstance(source, Dataset):
-        source = DataLoader(source, batch_size=batch_size)
+        source = DataLoader(source, batch_size=batch_size, generator=torch.Generator())  # leaves the global one alone
     elif not isinstance(source, Iterable):
         raise InputError(f"data: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
     for batch in source:

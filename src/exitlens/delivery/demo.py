@@ -26,6 +26,7 @@ from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.backbones import SmallResNet
 from exitlens.model.network import ExitNet, attach
+from exitlens.model.weights import write_text
 from exitlens.types import Policy, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
@@ -97,7 +98,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
     save(nets["egt"], subjects[0].policy, out / "bundle", overwrite=True)
     _report(out, subjects, data, result, plain_accuracy)
     result["seconds"] = time.perf_counter() - started
-    (out / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 

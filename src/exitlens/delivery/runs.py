@@ -8,6 +8,7 @@ from pathlib import Path
 from exitlens.data.sources import DataSource
 from exitlens.delivery.bundle import MANIFEST, load, save
 from exitlens.errors import BundleError, DataError, OutputExistsError
+from exitlens.model.weights import write_text
 from exitlens.types import Policy
 
 DATA = "data.json"
@@ -37,7 +38,7 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
     if path.exists() and json.loads(path.read_text()) != source.to_dict():
         raise DataError(f"data: {path} was made with other data: pass the same, or another --out")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(source.to_dict(), indent=1) + "\n")
+    write_text(path, json.dumps(source.to_dict(), indent=1) + "\n")
 
 
 def read_source(path: Path) -> DataSource:

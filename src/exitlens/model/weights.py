@@ -1,4 +1,4 @@
-"""Tensors and a JSON note in one safetensors file, written so that a crash leaves the old file or the new one."""
+"""Files written so that a crash leaves the old one or the new one; tensors with a JSON note as safetensors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from exitlens.errors import BundleError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically: to a temporary file beside ``path``, flushed to disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:

@@ -121,10 +121,11 @@ def _cheapest(
 def _safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
     """The policy of least risk within the cost limit; labels decide what risk is."""
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
-    if max_cost < trace.cost[0]:
+    room = max_cost + 1e-6  # costs are float32
+    if room < trace.cost[0]:
         raise CalibrationError(
             f"max_cost: got {max_cost:.3g}, but the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
         )
     points = frontier(levels.index, risk, trace.cost)
     points.append(evaluate_cuts(levels.index, risk, trace.cost, (0.0,) * (trace.num_exits - 1)))
-    return min((p for p in points if p.cost <= max_cost), key=lambda p: p.risk)
+    return min((p for p in points if p.cost <= room), key=lambda p: p.risk)

@@ -32,6 +32,7 @@ from exitlens.model.weights import (
     save_checkpoint,
     unique_state,
     write_tensors,
+    write_text,
 )
 from exitlens.types import ExitOutput, LossTerms
 
@@ -185,7 +186,7 @@ class _Run:
         self.out_dir.mkdir(parents=True, exist_ok=True)
         if written.exists() and json.loads(written.read_text()) != record:
             raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
-        written.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(written, json.dumps(record, indent=1) + "\n")
         if (self.out_dir / LAST).exists():
             self._restore(self.out_dir / LAST)
 
@@ -198,20 +199,21 @@ class _Run:
             loader = epoch_batches(train, self.settings.batch_size, seed, self.workers)
         sums, steps = dict.fromkeys(("total", "classification", "consistency", "distillation"), 0.0), len(loader)
         task = bar.add_task(f"epoch {epoch + 1}", total=steps)
-        with torch.random.fork_rng(), _training_mode(self.net, self.settings.freeze_backbone):
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for step, batch in enumerate(loader):
-                images, labels = as_batch(batch)
-                if labels is None:
-                    raise InputError("train: expected batches of (images, labels), got images only")
-                at = epoch * steps + step
-                images = self.augment(images) if self.augment else images
-                progress = at / (self.settings.epochs * steps)
-                terms = training_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
-                for name, value in _floats(terms).items():
-                    sums[name] += value / steps
-                bar.advance(task)
-        accuracy, cc = _validate(self.net, val, self.settings)
+            with _training_mode(self.net, self.settings.freeze_backbone):
+                for step, batch in enumerate(loader):
+                    images, labels = as_batch(batch)
+                    if labels is None:
+                        raise InputError("train: expected batches of (images, labels), got images only")
+                    at = epoch * steps + step
+                    images = self.augment(images) if self.augment else images
+                    progress = at / (self.settings.epochs * steps)
+                    terms = training_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
+                    for name, value in _floats(terms).items():
+                        sums[name] += value / steps
+                    bar.advance(task)
+            accuracy, cc = _validate(self.net, val, self.settings)
         bar.remove_task(task)
         return {
             "epoch": epoch + 1,

@@ -1,0 +1,120 @@
+import json
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.delivery.runs import bundle_of, read_source, replace_policy, write_source
+from tests.conftest import TinyNet, make_net
+
+POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))
+
+
+@pytest.fixture
+def bundle(tmp_path, net):
+    net.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    return xl.save(net, POLICY, tmp_path / "bundle")
+
+
+def test_round_trip(bundle, net, images):
+    back, policy = xl.load(bundle, backbone=TinyNet())
+    assert policy == POLICY
+    assert back.info == net.info
+    assert not back.training
+    assert back.fingerprint() == net.fingerprint()
+    for a, b in zip(back(images), net(images), strict=True):
+        assert torch.equal(a.logits, b.logits)
+    assert {p.suffix for p in bundle.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_a_named_backbone_is_rebuilt(tmp_path, final):
+    x = torch.randn(2, 3, 40, 40)
+    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, x, final=final).eval()
+    back, policy = xl.load(xl.save(net, None, tmp_path / "b"))
+    assert policy is None
+    assert torch.equal(back(x)[-1].logits, net(x)[-1].logits)
+
+
+def test_a_module_of_ones_own_must_be_given(bundle):
+    with pytest.raises(xl.BundleError, match="backbone=that module"):
+        xl.load(bundle)
+    with pytest.raises(xl.BundleError, match="cannot be attached"):
+        xl.load(bundle, backbone=torch.nn.Conv2d(3, 3, 1))
+    with pytest.raises(xl.BundleError, match="tensors|the network has"):
+        xl.load(bundle, backbone=TinyNet(classes=5, channels=3).double())
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "network.json", "policy.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
+def test_damage_is_found(bundle, name, damage):
+    path = bundle / name
+    raw = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(raw[: len(raw) // 2])
+    else:
+        path.write_bytes(raw[:-5] + b"x" * 5)
+    with pytest.raises(xl.BundleError, match=name):
+        xl.load(bundle, backbone=TinyNet())
+
+
+def test_another_format_version_or_a_missing_field(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(xl.BundleError, match="format"):
+        xl.load(bundle, backbone=TinyNet())
+
+
+def test_nothing_is_overwritten(bundle, net, tmp_path):
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(xl.OutputExistsError, match="overwrite=True"):
+        xl.save(net, None, bundle)
+    assert (bundle / "manifest.json").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("x")
+    with pytest.raises(xl.OutputExistsError, match="not a bundle"):
+        xl.save(net, None, tmp_path / "other", overwrite=True)
+    xl.save(net, None, bundle, overwrite=True)
+    assert xl.load(bundle, backbone=TinyNet())[1] is None
+
+
+def test_a_policy_of_another_network_is_not_saved(net, tmp_path):
+    with pytest.raises(xl.PolicyError):
+        xl.save(net, xl.Policy((0.5, 0.5), network="other"), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_policies_travel_as_json():
+    assert xl.Policy.from_dict(json.loads(json.dumps(POLICY.to_dict()))) == POLICY
+
+
+def test_run_directories(tmp_path):
+    from exitlens.data.sources import DataSource
+
+    source = DataSource("scenes", seed=3)
+    run = tmp_path / "run"
+    with pytest.raises(xl.BundleError, match="no bundle"):
+        bundle_of(run)
+    write_source(run, source, resume=False)
+    with pytest.raises(xl.OutputExistsError, match="not empty"):
+        write_source(run, source, resume=False)
+    with pytest.raises(xl.DataError, match="other data"):
+        write_source(run, DataSource("fashion"), resume=True)
+    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 3, 40, 40))
+    xl.save(net, None, run / "bundle")
+    assert bundle_of(run) == bundle_of(run / "bundle") == run / "bundle"
+    assert read_source(run) == read_source(run / "bundle") == source
+    replace_policy(run / "bundle", xl.Policy.never(4))
+    assert xl.load(run / "bundle")[1] == xl.Policy.never(4)
+    (run / "data.json").write_text("{")
+    with pytest.raises(xl.DataError, match="damaged"):
+        read_source(run)
+    (run / "data.json").unlink()
+    with pytest.raises(xl.DataError, match="pass --data"):
+        read_source(run)
+
+
+def test_make_net_is_repeatable():
+    assert make_net().fingerprint() == make_net().fingerprint()

@@ -1,0 +1,128 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+import exitlens as xl
+from exitlens.delivery.pictures import overlay, picture, save_explanation
+from exitlens.delivery.report import Subject, write_report
+from exitlens.delivery.speed import compare, compare_adaptive, compare_attention, compare_step_time
+from exitlens.workflow.training import TrainingSettings
+from tests.conftest import TinyNet, make_net
+
+POLICY = xl.Policy((0.9, 0.6))
+
+
+def _subject(name: str, data: xl.ImageSet, faithful: bool = True) -> Subject:
+    net = make_net()
+    net.describe(classes=data.classes, preprocess=data.preprocess)
+    report = xl.evaluate(xl.collect(net, data), POLICY)
+    checks = {"test": xl.faithfulness(net, data)} if faithful else {}
+    return Subject(name, net, POLICY, {"test": report}, checks)
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.images, self.links, self.external = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values)
+        for name in ("src", "href"):
+            value = values.get(name) or ""
+            if value.startswith(("http", "//")):
+                self.external.append(value)
+        if tag == "a":
+            self.links.append(values["href"])
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
+    subjects = [_subject("with <EGT>", tiny_set)] + ([_subject("without", tiny_set)] if pair else [])
+    speed = {
+        "batch size 1": {
+            "speedup": 2.5,
+            "low": 2.4,
+            "high": 2.6,
+            "plain_ms": 1.0,
+            "ours_ms": 0.4,
+            "accuracy_drop": 0.01,
+            "cost": 0.3,
+        }
+    }
+    path = write_report(
+        tmp_path / "deep" / "report.html", subjects, {"test": tiny_set}, facts={"seed": "0"}, speed=speed, plain_accuracy=0.9
+    )
+    text = path.read_text()
+    page = _Page()
+    page.feed(text)
+    assert page.external == []
+    assert "<script" not in text
+    assert len(page.images) >= 4
+    assert all(image["alt"] for image in page.images)
+    assert all(f'id="{link[1:]}"' in text for link in page.links)
+    assert text.count("<svg") == 4
+    assert "with &lt;EGT&gt;" in text
+    assert "2.50x faster at batch size 1" in text
+    assert re.search(r"skill -?\d", text)
+    with pytest.raises(xl.OutputExistsError):
+        write_report(path, subjects, {"test": tiny_set}, facts={})
+
+
+def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
+    subjects = [_subject("run", tiny_set, faithful=False)]
+    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, facts={}).read_text()
+    assert text.count("<svg") == 3
+    with pytest.raises(xl.InputError, match="subjects"):
+        write_report(tmp_path / "x.html", [], {}, facts={})
+
+
+def test_overlay_is_brightest_where_attention_is():
+    base = Image.new("RGB", (40, 40), (100, 100, 100))
+    attention = torch.zeros(4, 4)
+    attention[0, 0] = 1
+    shown = overlay(base, attention).convert("L")
+    assert shown.getpixel((3, 3)) > shown.getpixel((35, 35)) + 50
+
+
+def test_pictures_restore_colours():
+    values = xl.Preprocess((8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    pixels = torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8)
+    shown = picture(values.normalise(pixels), values, side=8)
+    assert shown.getpixel((2, 5)) == tuple(pixels[:, 5, 2].tolist())
+    assert picture(torch.zeros(1, 8, 8), None, side=16).size == (16, 16)
+
+
+def test_explanations_as_files(tmp_path, net, images):
+    why = xl.explain(net, images[0], POLICY)
+    paths = save_explanation(why, tmp_path / "out", xl.Preprocess((16, 16)))
+    assert sorted(p.name for p in paths) == sorted(
+        ["explanation.json", "explanation_strip.png", *(f"explanation_exit{k}.png" for k in range(3))]
+    )
+    with Image.open(tmp_path / "out" / "explanation_strip.png") as strip:
+        assert strip.width > 600
+    with pytest.raises(xl.OutputExistsError, match="choose another"):
+        save_explanation(why, tmp_path / "out", None)
+
+
+def test_compare_takes_turns_and_gives_the_ratio():
+    calls = []
+    speed = compare(lambda x: calls.append("a"), lambda x: calls.append("b"), [(torch.zeros(2),)] * 3, rounds=2)
+    assert calls.count("a") == calls.count("b") == 9
+    assert speed.images == 6
+    assert speed.low <= speed.speedup <= speed.high
+
+
+def test_timings_leave_the_networks_alone(tiny_set, images):
+    net, plain = make_net(), TinyNet()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert compare_adaptive(plain, net, POLICY, images, 8, rounds=1).speedup > 0
+    assert compare_attention(net, POLICY, images, 8, rounds=1).speedup > 0
+    settings = TrainingSettings(1, 8, 1e-3, 0.0, 0, False, True, False)
+    assert compare_step_time(net, tiny_set, xl.EGTLoss(), xl.EGTLoss(weight=0.0), settings, steps=3).speedup > 0
+    assert plain.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

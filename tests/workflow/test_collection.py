@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import exitlens as xl
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.similarity import divergence, kl, pearson
+from exitlens.workflow.collection import pairing
+
+
+def test_trace_holds_what_the_network_says(net, images):
+    labels = torch.arange(40) % 4
+    trace = xl.collect(net, [(images[:25], labels[:25]), (images[25:], labels[25:])])
+    with torch.no_grad():
+        outs = net(images)
+    torch.testing.assert_close(trace.logits, torch.stack([o.logits for o in outs], 1), atol=1e-5, rtol=1e-5)
+    assert trace.labels.tolist() == labels.tolist()
+    assert trace.network == net.fingerprint()
+    torch.testing.assert_close(trace.cost, net.cost)
+    early, final = on_common_grid(outs[0].attention, outs[2].attention)
+    for column, expected in (
+        (trace.divergence, divergence(final, early)),
+        (trace.similarity["cc"], pearson(final, early)),
+        (trace.similarity["kl"], kl(final, early)),
+        (trace.null["cc"], pearson(final[pairing(40, 0)], early)),
+    ):
+        torch.testing.assert_close(column[:, 0], expected, atol=1e-4, rtol=1e-4)
+    assert (trace.divergence[:, -1] == 0).all()
+    assert (trace.similarity["cc"][:, -1] > 0.999).all()
+
+
+def test_sources_and_batch_sizes_agree(net, tiny_set):
+    first = xl.collect(net, tiny_set, batch_size=7)
+    second = xl.collect(net, DataLoader(tiny_set, 32), progress=True)
+    torch.testing.assert_close(first.logits, second.logits, atol=1e-5, rtol=1e-5)
+    unlabelled = xl.collect(net, tiny_set.inputs)
+    assert unlabelled.labels is None
+
+
+def test_pairing_is_a_derangement():
+    for n in (2, 3, 50):
+        partner = pairing(n, 1)
+        assert sorted(partner.tolist()) == list(range(n))
+        assert (partner != torch.arange(n)).all()
+
+
+def test_one_image_has_no_shuffled_null(net, images):
+    trace = xl.collect(net, images[:1])
+    assert trace.null == {}
+    assert trace.uniform_null
+
+
+def test_the_network_is_given_back_as_it_was(net, images):
+    net.train()
+    net.stage(0).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [m.training for m in net.modules()]
+    copy = images.clone()
+    xl.collect(net, images)
+    with pytest.raises(xl.InputError):
+        xl.collect(net, images[:, :1])
+    assert [m.training for m in net.modules()] == modes
+    assert torch.equal(images, copy)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_bad_loaders(net, images):
+    with pytest.raises(xl.InputError, match="no batch"):
+        xl.collect(net, [])
+    with pytest.raises(xl.InputError, match="some have none"):
+        xl.collect(net, [(images, torch.zeros(40).long()), images])
+    with pytest.raises(xl.InputError, match=r"labels: expected values in \[0, 4\)"):
+        xl.collect(net, [(images, torch.full((40,), 7))])

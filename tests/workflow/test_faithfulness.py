@@ -1,0 +1,56 @@
+import json
+
+import pytest
+import torch
+
+import exitlens as xl
+
+
+def test_measures_by_exit(net, tiny_set):
+    net.train()
+    found = xl.faithfulness(net, tiny_set, samples=20, grid=(4, 4))
+    assert net.training
+    for name in ("deletion", "deletion_random", "insertion", "insertion_random", "energy_in_mask", "pointing_game"):
+        assert len(getattr(found, name)) == 3, name
+    assert found.samples == 20
+    assert all(-1 <= cc <= 1 for cc in found.randomised_cc)
+    json.dumps(found.to_dict())
+
+
+def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
+    """One bright cell decides: a network that attends to it falls when it is deleted."""
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential()
+    backbone.add_module("a", torch.nn.AvgPool2d(2))
+    backbone.add_module("b", torch.nn.Conv2d(1, 2, 1))
+    backbone.add_module("pool", torch.nn.AdaptiveAvgPool2d(1))
+    backbone.add_module("flat", torch.nn.Flatten())
+    backbone.add_module("fc", torch.nn.Linear(2, 2))
+    net = xl.attach(backbone, [], 2, torch.zeros(1, 1, 8, 8))
+    with torch.no_grad():
+        backbone.b.weight.copy_(torch.tensor([[[[1.0]]], [[[0.0]]]]))
+        backbone.b.bias.zero_()
+        net.head(0).attend.weight.copy_(torch.tensor([[4.0, 0.0]]))
+        net.head(0).classifier.weight.copy_(torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))
+        net.head(0).classifier.bias.copy_(torch.tensor([-3.0, 3.0]))
+    pixels = torch.zeros(30, 1, 8, 8, dtype=torch.uint8)
+    masks = torch.zeros(30, 8, 8, dtype=torch.bool)
+    for i in range(30):
+        y, x = 2 * (i % 4), 2 * (i // 4 % 4)
+        pixels[i, 0, y : y + 2, x : x + 2] = 255
+        masks[i, y : y + 2, x : x + 2] = True
+    data = xl.ImageSet(pixels, torch.zeros(30), ("bright", "dark"), masks)
+    found = xl.faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
+    assert found.deletion[0] > 0.5
+    assert found.deletion_random[0] < 0.2
+    assert found.pointing_game == (1.0,)
+    assert found.energy_in_mask[0] > 0.9
+
+
+def test_a_kept_classifier_has_no_head_to_randomise(kept, tiny_set):
+    assert xl.faithfulness(kept, tiny_set, samples=8).randomised_cc[-1] is None
+
+
+def test_bad_fraction(net, tiny_set):
+    with pytest.raises(xl.InputError, match="fraction"):
+        xl.faithfulness(net, tiny_set, fraction=1.0)

@@ -1,0 +1,119 @@
+import math
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import exitlens as xl
+from tests.conftest import make_net
+
+NET = make_net()
+IMAGES = torch.randn(257, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+TRACE = xl.collect(NET, IMAGES)
+POLICY = xl.calibrate(TRACE, max_disagreement=0.3)
+PAPER = xl.route(TRACE, POLICY)
+
+
+def _same_as_on_paper(pred: xl.Prediction, rows: torch.Tensor) -> None:
+    assert pred.exits.tolist() == PAPER[rows].tolist()
+    logits = TRACE.logits[rows, PAPER[rows]]
+    assert pred.labels.tolist() == logits.argmax(1).tolist()
+    temperatures = torch.tensor(POLICY.temperatures)[PAPER[rows]]
+    torch.testing.assert_close(pred.probabilities, (logits / temperatures[:, None]).softmax(1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(pred.confidence, pred.probabilities.max(1).values)
+
+
+def test_the_policy_uses_every_exit():
+    assert PAPER.bincount(minlength=3).min() > 5
+
+
+@pytest.mark.parametrize("size", [*range(1, 34), 63, 64, 65, 127, 128, 200, 256, 257])
+def test_every_batch_size_gives_what_the_policy_gives_on_paper(size):
+    for start in range(0, 257, max(size, 40)):
+        rows = torch.arange(start, min(start + size, 257))
+        _same_as_on_paper(xl.predict(NET, IMAGES[rows], POLICY), rows)
+
+
+@given(st.integers(1, 257), st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_every_order_and_subset(size, seed):
+    rows = torch.randperm(257, generator=torch.Generator().manual_seed(seed))[:size]
+    _same_as_on_paper(xl.predict(NET, IMAGES[rows], POLICY), rows)
+
+
+def test_attention_is_that_of_the_exit_that_answered():
+    pred = xl.predict(NET, IMAGES[:60], POLICY, attention=True)
+    outs = NET(IMAGES[:60])
+    for i, k in enumerate(pred.exits.tolist()):
+        torch.testing.assert_close(pred.attention[i], outs[k].attention[i], atol=1e-5, rtol=1e-4)
+    assert xl.predict(NET, IMAGES[:2], POLICY).attention is None
+
+
+def test_an_exit_that_can_never_fire_is_not_computed():
+    net = make_net()
+    calls = []
+    for k, head in enumerate(net.heads):
+        classify = head.classify
+        head.classify = lambda f, k=k, classify=classify: calls.append(k) or classify(f)
+    xl.predict(net, IMAGES[:4], xl.Policy((math.inf, 0.9)))
+    assert 0 not in calls
+    calls.clear()
+    stages = []
+    for k, stage in enumerate(net.stages):
+        stage.register_forward_hook(lambda *_, k=k: stages.append(k))
+    xl.predict(net, IMAGES[:4], xl.Policy((0.0, 0.0)))
+    assert calls == stages == [0]
+
+
+@pytest.mark.parametrize("score", ["entropy", "margin"])
+def test_other_scores(score):
+    policy = xl.calibrate(TRACE, max_disagreement=0.3, score=score)
+    assert xl.predict(NET, IMAGES, policy).exits.tolist() == xl.route(TRACE, policy).tolist()
+
+
+def test_inputs_modes_and_gradients_are_left_alone():
+    net = make_net().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    x = IMAGES[:9].clone()
+    pred = xl.predict(net, x, POLICY)
+    assert net.training
+    assert torch.equal(x, IMAGES[:9])
+    assert not pred.probabilities.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with pytest.raises(xl.InputError):
+        xl.predict(net, x[:, :1], POLICY)
+    assert net.training
+
+
+def test_channels_last_stays_and_agrees():
+    x = IMAGES[:64].contiguous(memory_format=torch.channels_last)
+    _same_as_on_paper(xl.predict(NET, x, POLICY), torch.arange(64))
+
+
+def test_many_threads_share_one_network():
+    results: dict[int, xl.Prediction] = {}
+
+    def work(i: int) -> None:
+        results[i] = xl.predict(NET, IMAGES[i * 20 : i * 20 + 20], POLICY)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, pred in results.items():
+        _same_as_on_paper(pred, torch.arange(i * 20, i * 20 + 20))
+
+
+def test_a_policy_of_another_network_is_refused():
+    other = make_net()
+    with torch.no_grad():
+        other.head(0).classifier.bias.add_(1)
+    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+        xl.predict(other, IMAGES[:2], POLICY)
+    with pytest.raises(xl.PolicyError, match="exits"):
+        xl.predict(other, IMAGES[:2], xl.Policy((0.5,)))
+    with pytest.raises(xl.InputError, match="Policy"):
+        xl.predict(other, IMAGES[:2], 0.9)
