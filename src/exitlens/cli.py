@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,8 @@ from rich.table import Table
 import exitlens as xl
 from exitlens.data.fashion import Split
 from exitlens.data.sources import DataSource, open_source
-from exitlens.delivery.demo import DemoSettings, run_demo
+from exitlens.delivery.demo import run_demo
+from exitlens.delivery.demo_training import DemoSettings
 from exitlens.delivery.pictures import save_explanation
 from exitlens.delivery.report import Subject, write_report
 from exitlens.delivery.runs import DATA, bundle_of, read_source, replace_policy, write_source
@@ -145,8 +147,6 @@ def fit(
 
 
 def _new_network(backbone: str, exits: str, train: xl.ImageSet, seed: int, keep_final: bool, pretrained: bool) -> xl.ExitNet:
-    import torch
-
     torch.manual_seed(seed)
     plain = xl.build_backbone(backbone, len(train.classes), train.images.shape[1], pretrained)
     at = [name.strip() for name in exits.split(",") if name.strip()]
@@ -287,7 +287,10 @@ def bench(
 ) -> None:
     """Time adaptive inference against the plain backbone, in turn, in one process."""
     net, policy = _with_policy(bundle)
-    plain = xl.build_backbone(net.info.source or "small", net.info.num_classes, net.info.input_shape[0])
+    if not net.info.source:
+        raise xl.BundleError("bundle: it is around a module of your own: time it in Python with exitlens.delivery.speed")
+    plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0])
+    plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = _images(bundle, net, data, root, "test", False).first(images).inputs
     speeds = [compare_adaptive(plain, net, policy, inputs, int(size), rounds) for size in batch_sizes.split(",")]
     rows = [["batch", "times faster", "quartiles", "plain ms/image", "adaptive ms/image"]]

@@ -101,7 +101,8 @@ from tests.workflow.test_training import _fresh, QUICK
 from tests.conftest import TinyNet
 import exitlens as xl
 rng = torch.Generator().manual_seed(3)
-data = xl.ImageSet(torch.randint(0, 255, (64, 3, 16, 16), generator=rng).to(torch.uint8), torch.arange(64) % 4, tuple("wxyz"))
+pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=rng).to(torch.uint8)
+data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))
 net = _fresh()
 xl.fit(net, data, data, out_dir=sys.argv[1], resume=True, **{{**QUICK, "epochs": 40}})
 torch.save({{k: v for k, v in net.state_dict().items()}}, sys.argv[1] + "/done.pt")

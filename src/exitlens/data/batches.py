@@ -14,8 +14,8 @@ from exitlens.errors import InputError
 Batch = tuple[Tensor, Tensor | None]
 
 
-def batches(source: Any, batch_size: int = 64) -> Iterator[Batch]:
-    """Yields ``(images, labels or None)`` in order.
+def batches(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Batch]:
+    """Yields ``(images, labels or None)`` in order, on ``device`` if one is given.
 
     Args:
         source: a ``Dataset`` (batched here), a ``DataLoader`` or another iterable of batches, or one tensor of images.
@@ -28,15 +28,15 @@ def batches(source: Any, batch_size: int = 64) -> Iterator[Batch]:
     elif not isinstance(source, Iterable):
         raise InputError(f"data: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
     for batch in source:
-        yield as_batch(batch)
+        yield as_batch(batch, device)
 
 
-def as_batch(batch: Any) -> Batch:
-    """One batch as ``(images, labels or None)``."""
+def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
+    """One batch as ``(images, labels or None)``, on ``device`` if one is given."""
     if isinstance(batch, Tensor):
-        return batch, None
+        return batch.to(device), None
     if isinstance(batch, list | tuple) and len(batch) >= 2 and isinstance(batch[0], Tensor):
-        return batch[0], torch.as_tensor(batch[1])
+        return batch[0].to(device), torch.as_tensor(batch[1]).to(device)
     raise InputError(f"data: expected batches of images or (images, labels), got {type(batch).__name__}")
 
 

@@ -27,7 +27,7 @@ def make_scenes(
     background_agreement: float,
     seed: int,
     size: int = 40,
-    scale: tuple[float, float] = (0.6, 0.85),
+    scale: tuple[float, float] = (0.45, 0.7),
     palette: str = "standard",
 ) -> ImageSet:
     """Pastes garments into scenes; the same arguments give the same pixels.

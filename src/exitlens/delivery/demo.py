@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +15,25 @@ from rich.console import Console
 from torch import nn
 
 import exitlens
-from exitlens.data.fashion import load_scenes
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.delivery.bundle import save
+from exitlens.delivery.demo_training import CONDITIONS, EGT, WITHOUT, DemoSettings, load_data, train_all
 from exitlens.delivery.report import Subject, write_report
 from exitlens.delivery.runs import write_source
 from exitlens.delivery.speed import compare_adaptive, compare_attention, compare_step_time
 from exitlens.errors import OutputExistsError
-from exitlens.functional.losses import EGTLoss
 from exitlens.model.backbones import SmallResNet
-from exitlens.model.network import ExitNet, attach
+from exitlens.model.network import ExitNet
 from exitlens.model.weights import write_text
 from exitlens.types import Policy, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.training import TrainingSettings, fit
+from exitlens.workflow.training import TrainingSettings
 
 RESULT = "result.json"
-CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """What the demo trains; one seed for data, weights and training."""
-
-    seed: int = 0
-    epochs: int = 8
-    limit: int | None = None  # garments of each split; None: all
-    size: int = 40
-    batch_size: int = 64
-    samples: int = 1000  # test images for the faithfulness measures
-    rounds: int = 7  # of every timing
-
-    @classmethod
-    def quick(cls, seed: int = 0) -> DemoSettings:
-        """A run of seconds that shows the flow."""
-        return cls(seed, epochs=1, limit=256, samples=64, rounds=1)
-
-
-RUNS = {"plain": None, "baseline": EGTLoss(weight=0.0), "egt": EGTLoss()}
 TITLES = {"baseline": "without EGT", "egt": "with EGT"}
 
 
@@ -72,11 +49,9 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
     console = Console(quiet=quiet)
     source = DataSource("scenes", size=settings.size, seed=settings.seed)
     write_source(out, source, resume=resume)
-    data = _load(settings)
-    nets: dict[str, ExitNet] = {}
-    for name, loss in RUNS.items():
-        console.rule(f"training {name} ({settings.epochs} epochs)")
-        nets[name] = _train(name, loss, data, settings, out, quiet)
+    data = load_data(settings)
+    console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone")
+    nets = train_all(out, settings, quiet)
     plain_accuracy = _accuracy(collect(nets["plain"], data["agreeing"]))
     console.rule("testing")
     subjects = [_subject(name, nets[name], data, settings) for name in ("egt", "baseline")]
@@ -90,7 +65,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
         **extra,
         "policy": subjects[0].policy.to_dict(),
         "settings": asdict(settings),
-        "loss": asdict(RUNS["egt"] or EGTLoss()),
+        "loss": asdict(EGT),
         "seed": settings.seed,
         "versions": {"exitlens": exitlens.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads(), "system": platform.system()},
@@ -100,41 +75,6 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
     result["seconds"] = time.perf_counter() - started
     write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _load(settings: DemoSettings) -> dict[str, ImageSet]:
-    """Scenes by use; the two test sets hold the same garments in the same places, on other backgrounds."""
-    common = {"seed": settings.seed, "size": settings.size, "limit": settings.limit}
-    data = {s: load_scenes(s, background_agreement=0.8, **common) for s in ("train", "validation", "calibration")}  # type: ignore[arg-type]
-    for name, agreement in CONDITIONS.items():
-        data[name] = load_scenes("test", background_agreement=agreement, **common)  # type: ignore[arg-type]
-    return data
-
-
-def _train(
-    name: str, loss: EGTLoss | None, data: Mapping[str, ImageSet], settings: DemoSettings, out: Path, quiet: bool
-) -> ExitNet:
-    torch.manual_seed(settings.seed)
-    backbone = SmallResNet(num_classes=10)
-    example = data["train"].first(1).inputs
-    if loss is None:
-        net = attach(backbone, [], 10, example, final="keep")
-    else:
-        net = attach(backbone, backbone.groups[:-1], 10, example)
-    net.describe(source="small", classes=data["train"].classes, preprocess=data["train"].preprocess)
-    fit(
-        net,
-        data["train"],
-        data["validation"],
-        loss=loss or EGTLoss(weight=0.0),
-        epochs=settings.epochs,
-        out_dir=out / "training" / name,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        resume=True,
-        progress=not quiet,
-    )
-    return net
 
 
 def _subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings) -> Subject:
@@ -212,7 +152,7 @@ def _overheads(
 ) -> dict[str, Any]:
     """Price of EGT in training, and of attention maps in inference, as ratios of times."""
     training = TrainingSettings(1, settings.batch_size, 1e-3, 0.05, 0, True, True, False)
-    step = compare_step_time(baseline, data["train"], RUNS["egt"] or EGTLoss(), EGTLoss(weight=0.0), training)
+    step = compare_step_time(baseline, data["train"], EGT, WITHOUT, training)
     maps = compare_attention(egt, policy, data["agreeing"].inputs[:1024], 64, settings.rounds)
     return {
         "step_time_ratio": step.speedup,

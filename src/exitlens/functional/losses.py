@@ -104,7 +104,7 @@ class EGTLoss:
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
     """
 
-    weight: float = 0.5
+    weight: float = 0.3
     of: Of = "attention"
     distance: Distance = "kl"
     exit_weights: tuple[float, ...] | None = None

@@ -79,6 +79,11 @@ class ExitNet(nn.Module):
         """K, the final exit included."""
         return len(self.heads)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def stage(self, k: int) -> Stage:
         """Stage k: what runs between exit k-1 and exit k."""
         return cast(Stage, self.stages[k])

@@ -36,7 +36,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
-    stream = batches(loader, batch_size)
+    stream = batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
     with mode_of(net, False), torch.no_grad():
@@ -44,7 +44,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
             net.check_input(images)
             outputs = net(images)
             logits.append(torch.stack([out.logits.float() for out in outputs], 1).cpu())
-            labels.append(target)
+            labels.append(None if target is None else target.cpu())
             for k, out in enumerate(outputs):
                 grids = on_common_grid(out.attention.float(), outputs[-1].attention.float())
                 pairs[k].append((grids[0].cpu(), grids[1].cpu()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import time
@@ -203,7 +204,7 @@ class _Run:
             torch.manual_seed(seed)
             with _training_mode(self.net, self.settings.freeze_backbone):
                 for step, batch in enumerate(loader):
-                    images, labels = as_batch(batch)
+                    images, labels = as_batch(batch, self.net.device)
                     if labels is None:
                         raise InputError("train: expected batches of (images, labels), got images only")
                     at = epoch * steps + step
@@ -325,7 +326,7 @@ def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[
     """Accuracy of every exit and mean attention CC of the early exits with the final one."""
     correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
     with mode_of(net, False), torch.no_grad():
-        for images, labels in batches(val, max(settings.batch_size, 64)):
+        for images, labels in batches(val, max(settings.batch_size, 64), net.device):
             if labels is None:
                 raise InputError("val: expected batches of (images, labels), got images only")
             net.check_input(images)
@@ -341,7 +342,7 @@ def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[
 
 
 def _fast_bfloat16(net: ExitNet) -> bool:
-    device = next(net.parameters()).device.type
+    device = net.device.type
     if device == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device == "cuda" and torch.cuda.is_bf16_supported()
@@ -365,10 +366,11 @@ def _epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 def _write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
     rows = [_flat(row) for row in history]
-    with path.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:

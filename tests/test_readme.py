@@ -1,0 +1,51 @@
+"""The README's code runs as it stands (on fewer images), and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import exitlens as xl
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 1
+    code = blocks[0].replace("load_scenes(split)", "load_scenes(split, limit=128)").replace("epochs=8", "epochs=1")
+    assert code.count("limit=128") == 1
+    assert code.count("epochs=1") == 1
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "routed" in out
+    assert (tmp_path / "bundle" / "manifest.json").exists()
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_commands_of_the_readme_exist():
+    from exitlens.cli import app
+
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    used = set(re.findall(r"^exitlens (\w+)", README, re.M))
+    assert used
+    assert used <= verbs
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", xl.__all__)
+def test_public_names_are_documented(name):
+    assert getattr(xl, name).__doc__
