@@ -19,7 +19,8 @@ from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.delivery.bundle import save
 from exitlens.delivery.demo_training import CONDITIONS, EGT, WITHOUT, DemoSettings, load_data, train_all
-from exitlens.delivery.report import Subject, write_report
+from exitlens.delivery.pictures import contact_sheet
+from exitlens.delivery.report import Subject, pick, write_report
 from exitlens.delivery.runs import write_source
 from exitlens.delivery.speed import compare_adaptive, compare_attention, compare_step_time
 from exitlens.errors import OutputExistsError
@@ -30,6 +31,7 @@ from exitlens.types import Policy, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
+from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
 from exitlens.workflow.training import TrainingSettings
 
@@ -187,3 +189,7 @@ def _report(
     write_report(
         out / "report.html", subjects, gallery, facts=facts, speed=speed, plain_accuracy=plain_accuracy, overwrite=True
     )
+    chosen = torch.tensor(pick(subjects[0], data["agreeing"], 6))
+    images = data["agreeing"].subset(chosen)
+    pages = {s.name: explain_batch(s.net, images.inputs, s.policy) for s in reversed(subjects)}
+    contact_sheet(pages, images.preprocess).save(out / "gallery.png", optimize=True)

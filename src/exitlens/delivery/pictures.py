@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from exitlens.types import Preprocess
 from exitlens.workflow.explanation import Explanation
 
 SCALE = 160  # pixels of a gallery picture's side
+ANSWERED = "#0072B2"  # frame of the exit that answered
 COLOURS = "inferno"  # perceptually uniform, told apart in grey and by colour-blind readers
 
 
@@ -65,9 +67,43 @@ def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Imag
         x = gap + i * (base.width + gap)
         sheet.paste(tile, (x, gap))
         if i == explanation.answered + 1:
-            draw.rectangle((x - 4, gap - 4, x + base.width + 3, gap + base.height + 3), outline="#0072B2", width=4)
+            draw.rectangle((x - 4, gap - 4, x + base.width + 3, gap + base.height + 3), outline=ANSWERED, width=4)
         draw.text((x + 2, base.height + gap + 5), caption, fill="black")
     return sheet
+
+
+def contact_sheet(
+    explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, side: int = 120
+) -> Image.Image:
+    """One row an image: the input, then every exit's overlay under each network's name, the answering exit framed."""
+    columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
+    first = next(iter(explanations.values()))
+    gap, head = 6, 40
+    width, step = gap + (1 + len(columns)) * (side + gap) + gap * (len(explanations) + 1), side + gap
+    sheet = Image.new("RGB", (width, head + len(first) * step + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, why in enumerate(first):
+        sheet.paste(_square(picture(why.image, preprocess, side), side), (gap, head + row * step))
+    x, previous = gap + step, ""
+    for name, k in columns:
+        if name != previous:
+            x += 2 * gap
+            draw.text((x, 4), name, fill="black")
+            previous = name
+        last = len(explanations[name][0].exits) - 1
+        draw.text((x, 22), "final exit" if k == last else f"exit {k}", fill="#444444")
+        for row, why in enumerate(explanations[name]):
+            tile = overlay(_square(picture(why.image, preprocess, side), side), why.exits[k].attention)
+            y = head + row * step
+            sheet.paste(tile, (x, y))
+            if k == why.answered:
+                draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=ANSWERED, width=3)
+        x += step
+    return sheet
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    return image.resize((side, side), Image.Resampling.NEAREST)
 
 
 def save_explanation(

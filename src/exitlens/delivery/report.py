@@ -128,7 +128,7 @@ def _summary(subjects: Sequence[Subject], main: str, speed: Mapping[str, Any] | 
 def _gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet], per_condition: int = 6) -> list[GalleryRow]:
     rows = []
     for condition, data in sets.items():
-        for i in _pick(subjects[0], data, per_condition):
+        for i in pick(subjects[0], data, per_condition):
             chosen = data.subset(torch.tensor([i]))
             views = [_view(s, chosen.inputs) for s in subjects]
             rows.append(
@@ -142,8 +142,8 @@ def _gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet], per_cond
     return rows
 
 
-def _pick(subject: Subject, data: ImageSet, count: int) -> list[int]:
-    """Indices chosen by rule, not by eye: the first of each answering exit in turn, over the first 200 images."""
+def pick(subject: Subject, data: ImageSet, count: int) -> list[int]:
+    """Indices of gallery images, chosen by rule: of the first 200, the first that each exit answers, in turn."""
     answers = explain_batch(subject.net, data.first(200).inputs, subject.policy)
     queues = [[i for i, why in enumerate(answers) if why.answered == k] for k in range(subject.net.num_exits)]
     picked: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from exitlens.model.stages import Stage
 from exitlens.types import ExitOutput
 
 
-class ExitHead(nn.Module):
+class ExitHead(nn.Module, ABC):
     """What an exit is made of: features ``(B,D,*S)`` to logits alone (cheap) or with attention and evidence.
 
     ``exact_evidence`` says whether the evidence plus the bias sums to the logits because the classifier is linear in it.
@@ -20,10 +21,13 @@ class ExitHead(nn.Module):
 
     exact_evidence: bool
 
+    @abstractmethod
+    def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B,C)`` and attention ``(B,*S)`` without the evidence: the path of adaptive inference with maps."""
+
     def classify(self, features: Tensor) -> Tensor:
         """Only the logits ``(B,C)``: the path of adaptive inference."""
-        logits: Tensor = self(features).logits
-        return logits
+        return self.with_attention(features)[0]
 
 
 class EvidenceHead(ExitHead):
@@ -53,9 +57,10 @@ class EvidenceHead(ExitHead):
         pooled = (flat @ attention.to(flat.dtype).transpose(1, 2)).squeeze(2)  # (B,D)
         return self.classifier(pooled), attention.squeeze(1), flat
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Only the logits ``(B,C)``: the cheap path of adaptive inference."""
-        return self.pool(features)[0]
+    def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B,C)`` and attention ``(B,*S)``."""
+        logits, attention, _ = self.pool(features)
+        return logits, attention.unflatten(1, features.shape[2:])
 
     def forward(self, features: Tensor) -> ExitOutput:
         """Features ``(B,D,*S)`` -> logits, attention and evidence."""
@@ -85,9 +90,13 @@ class KeptHead(ExitHead):
         logits: Tensor = self.tail(features)[0]
         return logits
 
+    def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""
+        return self.classify(features), energy(features)
+
     def forward(self, features: Tensor) -> ExitOutput:
         """Features ``(B,D,*S)`` -> logits, attention (energy) and evidence."""
-        logits, attention = self.classify(features), energy(features)
+        logits, attention = self.with_attention(features)
         if self.pooled_linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)

@@ -72,7 +72,8 @@ class ExitNet(nn.Module):
         self.cost = cost
         self.head_share = head_share
         self.info = info
-        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._fingerprint = ""
+        self._seen: list[tuple[Tensor, int]] | None = None  # tensors and their versions when the fingerprint was taken
 
     @property
     def num_exits(self) -> int:
@@ -82,7 +83,7 @@ class ExitNet(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(self.heads[0].parameters()).device
 
     def stage(self, k: int) -> Stage:
         """Stage k: what runs between exit k-1 and exit k."""
@@ -133,7 +134,7 @@ class ExitNet(nn.Module):
             raise InputError(f"{name}: the batch is empty: pass at least one image")
         if not images.is_floating_point():
             raise InputError(f"{name}: expected floats, got {images.dtype}: normalise uint8 pixels first (xl.Preprocess)")
-        parameter = next(self.parameters())
+        parameter = next(self.heads[0].parameters())
         if images.dtype != parameter.dtype or images.device != parameter.device:
             raise InputError(
                 f"{name}: expected {parameter.dtype} on {parameter.device} as the network, got {images.dtype} on "
@@ -144,6 +145,10 @@ class ExitNet(nn.Module):
         if not torch.isfinite(images).all():
             raise InputError(f"{name}: expected finite values, got NaN or Inf: check the loading of these images")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the fingerprint's memory out of copies and pickles, which get tensors of their own."""
+        return self.__dict__ | {"_fingerprint": "", "_seen": None}
+
     def fingerprint(self) -> str:
         """Names the weights: the first 16 hex digits of a SHA-256 over every tensor of the state."""
         digest = hashlib.sha256()
@@ -153,11 +158,15 @@ class ExitNet(nn.Module):
         return digest.hexdigest()[:16]
 
     def cached_fingerprint(self) -> str:
-        """:meth:`fingerprint`, computed again only after a parameter or buffer was changed in place or replaced."""
-        key = tuple((id(t), t._version) for t in (*self.parameters(), *self.buffers()))
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            self._fingerprint = (key, self.fingerprint())
-        return self._fingerprint[1]
+        """:meth:`fingerprint`, computed again only after a tensor of the state was changed in place.
+
+        A comparison of version counters, cheap enough for every prediction. It cannot see changes that bypass them
+        (through ``.data``, or a parameter object replaced by another); call :meth:`fingerprint` to be sure.
+        """
+        if self._seen is None or any(tensor._version != version for tensor, version in self._seen):
+            tensors = (*self.parameters(), *self.buffers())
+            self._fingerprint, self._seen = self.fingerprint(), [(t, t._version) for t in tensors]
+        return self._fingerprint
 
     def describe(self, **values: Any) -> None:
         """Records class names, preprocessing or source in :attr:`info` (they travel with the bundle)."""

@@ -85,8 +85,7 @@ def _gather(x: Tensor, rows: Tensor) -> Tensor:
 
 def _answer(net: ExitNet, k: int, features: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
     if attention:
-        out = net.head(k)(features)
-        return out.logits, out.attention
+        return net.head(k).with_attention(features)
     return net.head(k).classify(features), None
 
 
@@ -100,6 +99,6 @@ def _in_order(parts: list[Part], order: Tensor | None) -> Prediction:
     exits = joined([torch.full_like(where, k) for where, k, *_ in parts])
     maps: tuple[Tensor, ...] | None = None
     if parts[0][4] is not None:
-        rows = [row for *_, part in parts if part is not None for row in part]
+        rows = [row for *_, part in parts if part is not None for row in part.unbind(0)]
         maps = tuple(rows if order is None else (rows[i] for i in order.tolist()))
     return Prediction(probability.argmax(1), exits, joined([s for _, _, s, _, _ in parts]), probability, maps)
