@@ -160,9 +160,12 @@ class Policy:
     chosen_by: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        thresholds = tuple(float(t) for t in self.thresholds)
+        try:
+            thresholds = tuple(float(t) for t in self.thresholds)
+            temperatures = tuple(float(t) for t in self.temperatures) or (1.0,) * (len(thresholds) + 1)
+        except (TypeError, ValueError) as error:
+            raise PolicyError(f"thresholds and temperatures: expected sequences of numbers ({error})") from error
         object.__setattr__(self, "thresholds", thresholds)
-        temperatures = tuple(float(t) for t in self.temperatures) or (1.0,) * (len(thresholds) + 1)
         object.__setattr__(self, "temperatures", temperatures)
         if any(math.isnan(t) for t in thresholds):
             raise PolicyError(f"thresholds: expected numbers (math.inf for never), got {thresholds}")

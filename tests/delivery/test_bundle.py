@@ -28,9 +28,10 @@ def test_round_trip(bundle, net, images):
 
 
 @pytest.mark.parametrize("final", ["head", "keep"])
-def test_a_named_backbone_is_rebuilt(tmp_path, final):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_named_backbone_is_rebuilt(tmp_path, final, layout):
     x = torch.randn(2, 3, 40, 40)
-    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, x, final=final).eval()
+    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, x, final=final).eval().to(memory_format=layout)
     back, policy = xl.load(xl.save(net, None, tmp_path / "b"))
     assert policy is None
     assert torch.equal(back(x)[-1].logits, net(x)[-1].logits)

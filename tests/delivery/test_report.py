@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.pictures import overlay, picture, save_explanation
+from exitlens.delivery.pictures import contact_sheet, overlay, picture, save_explanation
 from exitlens.delivery.report import Subject, write_report
 from exitlens.delivery.speed import compare, compare_adaptive, compare_attention, compare_step_time
 from exitlens.workflow.training import TrainingSettings
@@ -126,3 +126,12 @@ def test_timings_leave_the_networks_alone(tiny_set, images):
     assert compare_step_time(net, tiny_set, xl.EGTLoss(), xl.EGTLoss(weight=0.0), settings, steps=3).speedup > 0
     assert plain.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
+    rows = xl.explain_batch(net, images[:3], POLICY)
+    one = contact_sheet({"a": rows}, None)
+    two = contact_sheet({"a": rows, "b": rows}, None)
+    assert two.width > one.width
+    assert one.height == two.height
+    assert (0, 114, 178) in {colour for _, colour in one.getcolors(100_000)}

@@ -104,6 +104,11 @@ def test_bad_attach_arguments(arguments, message):
         xl.attach(TinyNet(), **values)
 
 
+def test_attach_to_something_else():
+    with pytest.raises(xl.InputError, match="backbone: expected an"):
+        xl.attach(3, ["a"], 4, torch.zeros(1, 3, 16, 16))
+
+
 def test_fingerprint_follows_the_weights(net):
     first = net.cached_fingerprint()
     assert first == net.cached_fingerprint() == net.fingerprint() == make_net().fingerprint()

@@ -45,6 +45,8 @@ def test_the_final_exit_says_why_it_had_to_answer(net, images):
 def test_bad_calls(net, images):
     with pytest.raises(xl.InputError, match="one image"):
         xl.explain(net, images, POLICY)
+    with pytest.raises(xl.InputError, match="read_image"):
+        xl.explain(net, "x.png", POLICY)
     with pytest.raises(xl.PolicyError):
         xl.explain(net, images[0], xl.Policy((0.5,)))
     with pytest.raises(xl.InputError):

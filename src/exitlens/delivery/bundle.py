@@ -44,7 +44,8 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_tensors(temporary / WEIGHTS, unique_state(net), {})
-    _write_json(temporary / NETWORK, net.info.to_dict() | {"fingerprint": fingerprint})
+    facts = {"fingerprint": fingerprint, "channels_last": _is_channels_last(net)}
+    _write_json(temporary / NETWORK, net.info.to_dict() | facts)
     _write_json(temporary / POLICY, None if policy is None else policy.to_dict())
     sums = {name: _checksum(temporary / name) for name in (WEIGHTS, NETWORK, POLICY)}
     _write_json(temporary / MANIFEST, {"format": FORMAT, "sha256": sums})
@@ -75,7 +76,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
             raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
     try:
         values = _read_json(source / NETWORK)
-        fingerprint = values.pop("fingerprint")
+        fingerprint, channels_last = values.pop("fingerprint"), values.pop("channels_last")
         info = NetworkInfo.from_dict(values)
         policy = _read_json(source / POLICY)
         policy = None if policy is None else Policy.from_dict(policy)
@@ -88,7 +89,8 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
         raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
     if policy is not None:
         policy.check(net.num_exits, fingerprint)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster one for convolutions; same values
+    if channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval(), policy
 
 
@@ -105,6 +107,14 @@ def _build(info: NetworkInfo, source: Path, backbone: nn.Module | None) -> ExitN
         raise BundleError(f"{source}: exits cannot be attached to this backbone as they were: {error}") from error
     net.info = info
     return net
+
+
+def _is_channels_last(net: ExitNet) -> bool:
+    """Whether the weights are in the memory format channels_last, so that loading gives the same results to the bit."""
+    return any(
+        p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+        for p in net.parameters()
+    )
 
 
 def _checksum(path: Path) -> str:

@@ -65,7 +65,8 @@ def train_all(out: Path, settings: DemoSettings, quiet: bool) -> dict[str, ExitN
     One thread a training makes the weights the same on machines with more cores, and is faster than two threads each.
     """
     context = multiprocessing.get_context("spawn")
-    workers = min(len(RUNS), os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(RUNS), cores)
     with context.Pool(workers, torch.set_num_threads, (1,)) as pool:
         jobs = {name: pool.apply_async(_train_one, (name, settings, out)) for name in RUNS}
         _watch(jobs, out, settings.epochs, quiet)

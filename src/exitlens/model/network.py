@@ -198,6 +198,8 @@ def attach(
         AttachError: where the backbone cannot be cut; InputError: where an argument does not fit.
     """
     _check_arguments(at, num_classes, example, final)
+    if not isinstance(backbone, nn.Module | str):
+        raise InputError(f"backbone: expected an nn.Module or a source such as 'small', got {type(backbone).__name__}")
     source = backbone if isinstance(backbone, str) else ""
     module = build_backbone(backbone, num_classes, example.shape[1]) if isinstance(backbone, str) else backbone
     example = example[:1].detach()

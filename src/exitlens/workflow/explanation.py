@@ -117,6 +117,8 @@ def explain(net: ExitNet, image: Tensor, policy: Policy) -> Explanation:
     Raises:
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
     """
+    if not isinstance(image, Tensor):
+        raise InputError(f"image: expected a torch.Tensor (C,H,W), got {type(image).__name__}: see exitlens.read_image")
     images = image[None] if image.ndim == 3 else image
     if len(images) != 1:
         raise InputError(f"image: expected one image, got a batch of {len(images)}: call explain_batch")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import time
@@ -19,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exitlens.data.batches import as_batch, batches, epoch_batches
-from exitlens.errors import InputError, MissingExtraError, OutputExistsError, TrainingError
+from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.schedule import one_cycle
 from exitlens.functional.similarity import pearson
+from exitlens.model.history import epoch_line, tensorboard_events, write_log
 from exitlens.model.network import ExitNet
 from exitlens.model.tracing import mode_of
 from exitlens.model.weights import (
@@ -138,12 +137,12 @@ def fit(
     )
     run = _Run(net, loss or EGTLoss(), settings, augment, workers, None if out_dir is None else Path(out_dir))
     run.open(resume)
-    with _bar(progress) as bar, _events(run.out_dir if tensorboard else None) as write_events:
+    with _bar(progress) as bar, tensorboard_events(run.out_dir if tensorboard else None) as write_events:
         for epoch in range(run.epochs_done, epochs):
             row = run.epoch(epoch, train, val, bar)
             run.save(row)
             write_events(row)
-            bar.console.print(_epoch_line(row, epochs)) if progress else None
+            bar.console.print(epoch_line(row, epochs)) if progress else None
     run.finish(keep)
     return run.result
 
@@ -240,7 +239,7 @@ class _Run:
         if is_best:
             write_tensors(self.out_dir / BEST, state, {"epoch": row["epoch"]})
         save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, note)
-        _write_log(self.out_dir / LOG, self.result.history)
+        write_log(self.out_dir / LOG, self.result.history)
 
     def _restore(self, path: Path) -> None:
         note = load_checkpoint(path, self.net, self.optimizer)
@@ -355,47 +354,3 @@ def _floats(terms: LossTerms) -> dict[str, float]:
 def _bar(show: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, disable=not show, transient=True)
-
-
-def _epoch_line(row: dict[str, Any], epochs: int) -> str:
-    accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"])
-    cc = " ".join(f"{c:.2f}" for c in row["cc"])
-    agreement = f" | map CC with final {cc}" if cc else ""
-    return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f} | val accuracy {accuracy}{agreement}"
-
-
-def _write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    rows = [_flat(row) for row in history]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def _flat(row: dict[str, Any]) -> dict[str, float]:
-    flat = {"epoch": row["epoch"], "seconds": round(row["seconds"], 2)}
-    flat |= {f"loss_{name}": value for name, value in row["loss"].items()}
-    flat |= {f"accuracy_exit{k}": value for k, value in enumerate(row["accuracy"])}
-    return flat | {f"cc_exit{k}": value for k, value in enumerate(row["cc"])}
-
-
-@contextmanager
-def _events(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    if out_dir is None:
-        yield lambda row: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "log", "fit(tensorboard=True)") from error
-    writer = SummaryWriter(str(out_dir))
-
-    def write(row: dict[str, Any]) -> None:
-        for name, value in _flat(row).items():
-            writer.add_scalar(name, value, row["epoch"])
-
-    try:
-        yield write
-    finally:
-        writer.close()
