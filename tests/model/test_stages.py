@@ -37,6 +37,26 @@ class ModeDependent(nn.Module):
         return self.fc(self.pool(torch.relu(x)).flatten(1))
 
 
+class EvaluationOnly(nn.Module):
+    """Modules, a parameter and a buffer that only evaluation uses, at the root and in a container."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = nn.Module()
+        self.part.a, self.part.extra = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.part.shift = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.b, self.more = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.scale = nn.Parameter(torch.full((1, 4, 1, 1), 2.0))
+        self.register_buffer("offset", torch.ones(1, 4, 1, 1))
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.part.a(x))
+        if not self.training:
+            x = self.more(self.part.extra(x) + self.part.shift) * self.scale + self.offset
+        return self.fc(self.pool(torch.relu(self.b(x))).flatten(1))
+
+
 class DataDependent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -68,7 +88,14 @@ def _run(pieces, x):
 
 
 @pytest.mark.parametrize(
-    ("network", "at"), [(TinyNet(), ["a", "b"]), (Crossing(), ["a"]), (ModeDependent(), ["a"]), (TinyNet(), [])]
+    ("network", "at"),
+    [
+        (TinyNet(), ["a", "b"]),
+        (Crossing(), ["a"]),
+        (ModeDependent(), ["a"]),
+        (EvaluationOnly(), ["part.a"]),
+        (TinyNet(), []),
+    ],
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_stages_equal_the_plain_backbone(network, at, training):
@@ -92,8 +119,9 @@ def test_gradients_reach_the_source_parameters():
         torch.testing.assert_close(staged[name], p.grad)
 
 
-def test_both_modes_share_parameters_also_after_copy_and_pickle():
-    net = xl.attach(ModeDependent(), ["a"], 2, torch.zeros(1, 3, 8, 8))
+@pytest.mark.parametrize(("network", "at"), [(ModeDependent, "a"), (EvaluationOnly, "part.a")])
+def test_both_modes_share_parameters_also_after_copy_and_pickle(network, at):
+    net = xl.attach(network(), [at], 2, torch.zeros(1, 3, 8, 8))
     for twin in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         state = {name: torch.randn_like(value) for name, value in twin.state_dict().items()}
         twin.load_state_dict(state)

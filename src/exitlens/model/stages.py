@@ -23,8 +23,7 @@ class Stage(nn.Module):
 
     def __init__(self, training_graph: fx.GraphModule, evaluation_graph: fx.GraphModule) -> None:
         super().__init__()
-        for name, module in evaluation_graph.named_children():
-            _merge(training_graph, name, module)
+        _merge(training_graph, evaluation_graph)
         for table in ("_modules", "_parameters", "_buffers"):  # one set of members for both graphs
             evaluation_graph.__dict__[table] = training_graph.__dict__[table]
         self.body = training_graph
@@ -38,18 +37,18 @@ class Stage(nn.Module):
         return out
 
 
-def _merge(into: nn.Module, name: str, module: nn.Module) -> None:
-    """Adds what only one mode's graph uses to the other's tree of submodules."""
-    mine = into._modules.get(name)
-    if mine is None:
-        into.add_module(name, module)
-    elif mine is not module:  # both are containers that fx made
-        for child, grandchild in module.named_children():
-            _merge(mine, child, grandchild)
-        for key, parameter in module.named_parameters(recurse=False):
-            mine.register_parameter(key, parameter)
-        for key, buffer in module.named_buffers(recurse=False):
-            mine.register_buffer(key, buffer)
+def _merge(into: nn.Module, other: nn.Module) -> None:
+    """Adds the members that only one mode's graph uses to the other's tree."""
+    for name, parameter in other.named_parameters(recurse=False):
+        into.register_parameter(name, parameter)
+    for name, buffer in other.named_buffers(recurse=False):
+        into.register_buffer(name, buffer)
+    for name, module in other.named_children():
+        mine = into._modules.get(name)
+        if mine is None:
+            into.add_module(name, module)
+        elif mine is not module:  # both are containers that fx made
+            _merge(mine, module)
 
 
 @dataclass
