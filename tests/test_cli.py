@@ -107,7 +107,10 @@ def test_errors_are_one_line_and_exit_code_2(trained, folder, tmp_path, call):
         (["fit", "--data", folder, "--out", tmp_path / "o", "--exits", "layer3,layer1"], "order"),
         (["fit", "--data", folder, "--out", tmp_path / "o", "--epochs", "0"], "epochs"),
         (["fit", "--data", folder, "--out", tmp_path / "o", "--backbone", "resnet18"], "backbone"),
-        (["calibrate", "--bundle", trained], "at least one"),
+        (["fit", "--data", folder, "--out", tmp_path / "o", "--size", "-5"], "size"),
+        (["bench", "--bundle", trained, "--batch-sizes", "1,x"], "batch-sizes"),
+        (["bench", "--bundle", trained], "batch_size: 64"),
+        (["calibrate", "--bundle", trained], "--max-accuracy-drop"),
         (["calibrate", "--bundle", trained, "--max-accuracy-drop", "2"], r"in \[0, 1\]"),
         (["calibrate", "--bundle", tmp_path, "--max-cost", "0.5"], "no bundle"),
         (["predict", "--bundle", trained, "--data", tmp_path / "bad.png"], "1 of 1 files"),
@@ -123,7 +126,7 @@ def test_errors_are_one_line_and_exit_code_2(trained, folder, tmp_path, call):
         assert __import__("re").search(message, err), (words, err)
         assert "Traceback" not in err
     assert (tmp_path / "there.csv").read_text() == "precious"
-    assert not (tmp_path / "o" / "last.safetensors").exists()
+    assert not (tmp_path / "o").exists()
     code, out, _ = call("predict", "--bundle", trained, "--data", tmp_path / "mixed", "--skip-bad", "--json")
     assert code == 0
     assert len(json.loads(out)["predictions"]) == 1

@@ -20,7 +20,7 @@ from exitlens.delivery.demo import run_demo
 from exitlens.delivery.demo_training import DemoSettings
 from exitlens.delivery.pictures import save_explanation
 from exitlens.delivery.report import Subject, write_report
-from exitlens.delivery.runs import DATA, bundle_of, read_source, replace_policy, write_source
+from exitlens.delivery.runs import bundle_of, forget_source, read_source, replace_policy, write_source
 from exitlens.delivery.speed import compare_adaptive
 
 app = typer.Typer(
@@ -65,7 +65,8 @@ def demo(
     """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
     settings = DemoSettings.quick(seed) if quick else DemoSettings(seed)
     result = run_demo(out, settings, resume=resume, quiet=json_)
-    names = [f"exit {k}" for k in range(len(result["egt"]["agreeing"]["accuracy"]) - 1)] + ["final"]
+    count = len(result["egt"]["agreeing"]["accuracy"])
+    names = [_exit_name(k, count) for k in range(count)]
     rows = [["", "", *names]]
     for run in ("baseline", "egt"):
         for condition in ("agreeing", "disagreeing"):
@@ -78,8 +79,8 @@ def demo(
     if not json_:
         for name in ("batch_1", "batch_64"):
             s = result["speed"][name]
-            line = f"{name}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
-            console.print(line + f"{100 * s['accuracy_drop']:+.2f} points lost, cost {s['cost']:.2f}")
+            line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
+            console.print(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
         console.print(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
 
 
@@ -103,7 +104,9 @@ def fit(
     ] = xl.EGTLoss().weight,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 4e-3,
-    size: Annotated[int, typer.Option(help="Pixels a side, for folders (64) and scenes (40).")] = 0,
+    size: Annotated[
+        int, typer.Option(help="Pixels a side of images from folders (default 64; 128 for torchvision networks).")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of the split, the weights and the training.")] = 0,
     keep_final: Annotated[
         bool, typer.Option("--keep-final", help="Keep the backbone's own classifier as final exit.")
@@ -117,32 +120,38 @@ def fit(
     json_: Json = False,
 ) -> None:
     """Train a network with exits on your images."""
+    if not size and backbone.startswith("torchvision:"):
+        size = 128  # large networks shrink smaller images to a map of a few cells
     source = open_source(data, root=root, size=size, seed=seed)
     train, validation = (source.load(split, skip_bad=skip_bad) for split in ("train", "validation"))
     net = _new_network(backbone, exits, train, seed, keep_final, pretrained)
     write_source(out, source, resume=resume)
-    result = xl.fit(
-        net,
-        train,
-        validation,
-        loss=xl.EGTLoss(weight=weight),
-        epochs=epochs,
-        out_dir=out,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        freeze_backbone=freeze,
-        resume=resume,
-        progress=not json_,
-        tensorboard=tensorboard,
-    )
+    try:
+        result = xl.fit(
+            net,
+            train,
+            validation,
+            loss=xl.EGTLoss(weight=weight),
+            epochs=epochs,
+            out_dir=out,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            freeze_backbone=freeze,
+            resume=resume,
+            progress=not json_,
+            tensorboard=tensorboard,
+        )
+    except xl.ExitlensError:
+        forget_source(out)
+        raise
     xl.save(net, None, out / "bundle", overwrite=resume)
     last = result.history[-1]
     values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for k, accuracy in enumerate(last["accuracy"]):
         cc = f"{last['cc'][k]:.2f}" if k < len(last["cc"]) else ""
-        rows.append([str(k) if cc else "final", f"{100 * accuracy:.1f}", cc])
+        rows.append([_exit_name(k, len(last["accuracy"])), f"{100 * accuracy:.1f}", cc])
     _show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
 
 
@@ -172,23 +181,29 @@ def calibrate(
     json_: Json = False,
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle."""
+    limits = {
+        "max_accuracy_drop": max_accuracy_drop,
+        "max_disagreement": max_disagreement,
+        "max_divergence": max_divergence,
+        "max_cost": max_cost,
+    }
+    if all(value is None for value in limits.values()):
+        options = ", ".join("--" + name.replace("_", "-") for name in limits)
+        raise xl.InputError(f"limits: expected at least one of {options}")
     directory = bundle_of(bundle)
     net, _ = xl.load(directory)
     trace = xl.collect(net, _images(bundle, net, data, root, "calibration", skip_bad), progress=not json_)
-    policy = xl.calibrate(
-        trace,
-        max_accuracy_drop=max_accuracy_drop,
-        max_disagreement=max_disagreement,
-        max_divergence=max_divergence,
-        max_cost=max_cost,
-        score=score,
-    )
+    policy = xl.calibrate(trace, **limits, score=score)  # type: ignore[arg-type]
     replace_policy(directory, policy)
     report = xl.evaluate(trace, policy)
     rows = [["exit", "threshold", "temperature", "share %"]]
     for k, share in enumerate(report.exit_shares):
-        threshold = f"{policy.thresholds[k]:.4f}" if k < len(policy.thresholds) else "answers the rest"
-        rows.append([str(k), threshold, f"{policy.temperatures[k]:.3f}", f"{100 * share:.1f}"])
+        threshold = (
+            f"{policy.thresholds[k]:.4f}".replace("inf", "never") if k < len(policy.thresholds) else "answers the rest"
+        )
+        rows.append(
+            [_exit_name(k, len(policy.temperatures)), threshold, f"{policy.temperatures[k]:.3f}", f"{100 * share:.1f}"]
+        )
     _show(json_, policy.to_dict(), f"on {len(trace)} calibration samples: cost {report.cost:.3f}", rows)
 
 
@@ -203,6 +218,8 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
+    if report is not None and report.exists():
+        raise xl.OutputExistsError(f"report: {report} exists: choose another file")
     net, policy = _with_policy(bundle)
     images = _images(bundle, net, data, root, "test", skip_bad)
     found = xl.evaluate(xl.collect(net, images, progress=not json_), policy)
@@ -270,8 +287,9 @@ def explain(
     rows = [["exit", "answer", "confidence", "threshold", "map CC with final", ""]]
     for view in why.exits:
         mark = "answered" if view.exit == why.answered else ""
-        numbers = [f"{view.confidence:.3f}", f"{view.threshold:.3f}", f"{view.cc:.2f}"]
-        rows.append([str(view.exit), why.name(view.label), *numbers, mark])
+        threshold = "answers the rest" if view.exit == len(why.exits) - 1 else f"{view.threshold:.3f}"
+        numbers = [f"{view.confidence:.3f}", threshold.replace("inf", "never"), f"{view.cc:.2f}"]
+        rows.append([_exit_name(view.exit, len(why.exits)), why.name(view.label), *numbers, mark])
     _show(json_, why.to_dict(), why.reason, rows)
 
 
@@ -292,12 +310,18 @@ def bench(
     plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0])
     plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = _images(bundle, net, data, root, "test", False).first(images).inputs
+    if not all(size.strip().isdigit() and int(size) > 0 for size in batch_sizes.split(",")):
+        raise xl.InputError(f"--batch-sizes: expected positive numbers such as 1,64, got {batch_sizes!r}")
     speeds = [compare_adaptive(plain, net, policy, inputs, int(size), rounds) for size in batch_sizes.split(",")]
     rows = [["batch", "times faster", "quartiles", "plain ms/image", "adaptive ms/image"]]
     for s in speeds:
         cells = [f"{s.speedup:.2f}", f"{s.low:.2f} to {s.high:.2f}", f"{s.plain_ms:.3f}", f"{s.ours_ms:.3f}"]
         rows.append([str(s.batch_size), *cells])
     _show(json_, {"speed": [s.to_dict() for s in speeds]}, "adaptive against the plain backbone", rows)
+
+
+def _exit_name(k: int, count: int) -> str:
+    return "final" if k == count - 1 else f"exit {k}"
 
 
 def _with_policy(bundle: Path) -> tuple[xl.ExitNet, xl.Policy]:
@@ -338,5 +362,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-__all__ = ["DATA", "app", "main"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import UnionType
 
 
 class ExitlensError(Exception):
@@ -49,6 +50,13 @@ class MissingExtraError(ExitlensError, ImportError):
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: run pip install 'exitlens[{extra}]'"
         )
+
+
+def require(value: object, kind: type | UnionType, name: str, hint: str = "") -> None:
+    """Raises :class:`InputError` unless ``value`` is of the kind that the argument ``name`` takes."""
+    if not isinstance(value, kind):
+        expected = getattr(kind, "__name__", str(kind))
+        raise InputError(f"{name}: expected {expected}, got {type(value).__name__}" + (f": {hint}" if hint else ""))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -47,8 +47,18 @@ class Preprocess:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
 
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise InputError(f"size: expected height and width of 1 pixel or more, got {self.size}")
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise InputError(f"mean, std: expected 1 or 3 of each, std above 0, got {self.mean} and {self.std}")
+
     def normalise(self, pixels: Tensor) -> Tensor:  # (..., C, H, W) uint8 or float in [0, 1]
         """Scales ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""
+        if pixels.ndim < 3 or pixels.shape[-3] != len(self.mean):
+            raise InputError(f"pixels: expected (...,{len(self.mean)},H,W), got {tuple(pixels.shape)}")
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            raise InputError(f"pixels: expected uint8, or floats in [0, 1], got {pixels.dtype}")
         x = pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels.float()
         return (x - torch.tensor(self.mean).view(-1, 1, 1)) / torch.tensor(self.std).view(-1, 1, 1)
 
@@ -96,7 +106,10 @@ class Trace:
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().float())
+            try:
+                object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().float())
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"{name}: expected a tensor or nested lists of numbers ({error})") from error
         if self.logits.ndim != 3 or 0 in self.logits.shape:
             raise InputError(f"logits: expected (N,K,C), none of them 0, got {tuple(self.logits.shape)}")
         n, k, c = self.logits.shape
@@ -167,8 +180,8 @@ class Policy:
             raise PolicyError(f"thresholds and temperatures: expected sequences of numbers ({error})") from error
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "temperatures", temperatures)
-        if any(math.isnan(t) for t in thresholds):
-            raise PolicyError(f"thresholds: expected numbers (math.inf for never), got {thresholds}")
+        if any(math.isnan(t) or t == -math.inf for t in thresholds):
+            raise PolicyError(f"thresholds: expected numbers (math.inf: never, 0: always), got {thresholds}")
         if self.score not in SCORES:
             raise PolicyError(f"score: expected one of {SCORES}, got {self.score!r}")
         if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
@@ -221,6 +234,8 @@ class Prediction:
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
         probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, or ``None`` if it was not asked for.
+
+    Its tensors were made in inference mode: clone them before using them in autograd.
     """
 
     labels: Tensor

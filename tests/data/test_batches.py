@@ -45,10 +45,22 @@ def test_image_set_checks_and_subsets(tiny_set):
     )
     with pytest.raises(xl.InputError, match="uint8"):
         xl.ImageSet(tiny_set.inputs, tiny_set.labels, ("a",))
+    for labels, message in ((tiny_set.labels + 1, r"\[0, 4\)"), (tiny_set.labels.float(), "integers")):
+        with pytest.raises(xl.InputError, match=message):
+            xl.ImageSet(tiny_set.images, labels, tiny_set.classes)
+    with pytest.raises(xl.InputError, match="channels"):
+        xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.Preprocess((16, 16), (0.5,), (0.2,)))
     with pytest.raises(xl.InputError, match="one per image"):
-        xl.ImageSet(tiny_set.images, tiny_set.labels[:3], ("a",))
+        xl.ImageSet(tiny_set.images, tiny_set.labels[:3], tiny_set.classes)
 
 
 def test_preprocess_round_trip():
     values = xl.Preprocess((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert xl.Preprocess.from_dict(values.to_dict()) == values
+    for bad in (((0, 8), (0.5,), (0.5,)), ((8, 8), (0.5,), (0.0,)), ((8, 8), (0.5, 0.5), (0.2, 0.2))):
+        with pytest.raises(xl.InputError, match="expected"):
+            xl.Preprocess(*bad)
+    with pytest.raises(xl.InputError, match="uint8"):
+        values.normalise(torch.ones(3, 8, 9, dtype=torch.int64))
+    with pytest.raises(xl.InputError, match="pixels"):
+        values.normalise(torch.ones(1, 8, 9))

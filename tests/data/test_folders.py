@@ -72,6 +72,31 @@ def test_a_hostile_image_is_refused(folder, monkeypatch):
         xl.read_image(folder / "cat" / "00.png", (16, 16), 3)
 
 
+def test_unusual_images(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    deep = xl.read_image(tmp_path / "deep.png", (64, 64), 3)
+    assert deep.float().mean().item() == pytest.approx(127.5, abs=1)
+    Image.fromarray(np.random.rand(8, 8).astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(xl.DataError, match="no agreed range"):
+        xl.read_image(tmp_path / "float.tiff", (8, 8), 3)
+    turned = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert xl.read_image(tmp_path / "turned.jpg", None, 3).shape == (3, 20, 10)
+    Image.fromarray(np.full((8, 8), 3, np.uint8), "L").convert("P").save(tmp_path / "palette.png")
+    assert xl.read_image(tmp_path / "palette.png", (8, 8), 3).shape == (3, 8, 8)
+
+
+def test_hidden_files_are_not_data(folder):
+    (folder / "cat" / ".ipynb_checkpoints").mkdir()
+    whole = (folder / "cat" / "00.png").read_bytes()
+    (folder / "cat" / ".ipynb_checkpoints" / "00-checkpoint.png").write_bytes(whole)
+    (folder / "cat" / "._00.png").write_bytes(b"x")
+    assert len(xl.load_folder(folder, PREPROCESS)[0]) == 36
+
+
 def test_folders_that_do_not_fit(folder, tmp_path):
     with pytest.raises(xl.DataError, match="no folder"):
         xl.load_folder(tmp_path / "none", PREPROCESS)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_named_backbone_is_rebuilt(tmp_path, final, layout):
 def test_a_module_of_ones_own_must_be_given(bundle):
     with pytest.raises(xl.BundleError, match="backbone=that module"):
         xl.load(bundle)
-    with pytest.raises(xl.BundleError, match="cannot be attached"):
+    with pytest.raises(xl.BundleError, match="cannot be built"):
         xl.load(bundle, backbone=torch.nn.Conv2d(3, 3, 1))
     with pytest.raises(xl.BundleError, match=r"tensors|the network has"):
         xl.load(bundle, backbone=TinyNet(classes=5, channels=3).double())
@@ -79,6 +80,59 @@ def test_nothing_is_overwritten(bundle, net, tmp_path):
         xl.save(net, None, tmp_path / "other", overwrite=True)
     xl.save(net, None, bundle, overwrite=True)
     assert xl.load(bundle, backbone=TinyNet())[1] is None
+
+
+def test_replacing_keeps_the_other_files(bundle, net, tmp_path):
+    (bundle / "predictions.csv").write_text("precious")
+    xl.save(net, None, bundle, overwrite=True)
+    assert (bundle / "predictions.csv").read_text() == "precious"
+    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+    (tmp_path / "link").symlink_to(bundle)
+    xl.save(net, POLICY, tmp_path / "link", overwrite=True)
+    assert xl.load(bundle, backbone=TinyNet())[1] == POLICY
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_classes": "3"},
+        {"num_classes": 10**9},
+        {"input_shape": [3, -1, 32]},
+        {"input_shape": ["a"]},
+        {"input_shape": []},
+        {"source": 5},
+        {"source": "torchvision:nope"},
+        {"classes": ["a"]},
+        {"dtype": "floaty"},
+        {"at": ["nowhere"]},
+        {"preprocess": {"size": [0, 0], "mean": [0.5], "std": [0.2]}},
+    ],
+)
+def test_hostile_values_with_matching_checksums(bundle, changes):
+    values = json.loads((bundle / "network.json").read_text()) | changes
+    (bundle / "network.json").write_text(json.dumps(values))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["sha256"]["network.json"] = hashlib.sha256((bundle / "network.json").read_bytes()).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    backbone = None if changes.keys() & {"source"} else TinyNet()
+    with pytest.raises(xl.BundleError, match=r"cannot be built|do not fit|the network has|not those"):
+        xl.load(bundle, backbone=backbone)
+
+
+def test_other_dtypes_travel(tmp_path):
+    net = xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40)).eval().double()
+    back, _ = xl.load(xl.save(net, None, tmp_path / "b"))
+    x = torch.randn(1, 3, 40, 40, dtype=torch.float64)
+    assert torch.equal(back(x)[0].logits, net(x)[0].logits)
+
+
+def test_what_cannot_be_written_leaves_nothing(net, tmp_path):
+    with pytest.raises(xl.InputError, match="JSON"):
+        xl.save(net, xl.Policy((0.5, 0.5), chosen_by={"x": torch.ones(1)}), tmp_path / "b")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(xl.BundleError, match="cannot be written"):
+        xl.save(net, None, tmp_path / "file" / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_policy_of_another_network_is_not_saved(net, tmp_path):

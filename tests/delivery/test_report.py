@@ -117,6 +117,11 @@ def test_compare_takes_turns_and_gives_the_ratio():
     assert speed.low <= speed.speedup <= speed.high
 
 
+def test_too_few_images_for_a_batch(images):
+    with pytest.raises(xl.InputError, match="batch_size: 64"):
+        compare_attention(make_net(), POLICY, images, 64)
+
+
 def test_timings_leave_the_networks_alone(tiny_set, images):
     net, plain = make_net(), TinyNet()
     before = {name: value.clone() for name, value in net.state_dict().items()}

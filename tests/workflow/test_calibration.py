@@ -88,6 +88,15 @@ def test_labels_are_required_for_accuracy():
         xl.calibrate(random_trace(labelled=False), max_accuracy_drop=0.1)
 
 
+def test_other_types():
+    for call in (lambda: xl.calibrate(None, max_cost=0.5), lambda: xl.evaluate(None, xl.Policy((0.5,)))):
+        with pytest.raises(xl.InputError, match="trace: expected Trace"):
+            call()
+    for call in (xl.evaluate, xl.route):
+        with pytest.raises(xl.InputError, match="policy: expected Policy"):
+            call(random_trace(), None)
+
+
 def test_the_trace_is_not_changed():
     trace = random_trace()
     before = trace.logits.clone()

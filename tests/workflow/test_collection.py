@@ -67,6 +67,10 @@ def test_the_network_is_given_back_as_it_was(net, images):
 def test_bad_loaders(net, images):
     with pytest.raises(xl.InputError, match="no batch"):
         xl.collect(net, [])
+    with pytest.raises(xl.InputError, match="different sizes"):
+        xl.collect(net, [images, torch.randn(2, 3, 24, 24)])
+    with pytest.raises(xl.InputError, match="net: expected ExitNet"):
+        xl.collect(None, images)
     with pytest.raises(xl.InputError, match="some have none"):
         xl.collect(net, [(images, torch.zeros(40).long()), images])
     with pytest.raises(xl.InputError, match=r"labels: expected values in \[0, 4\)"):

@@ -39,7 +39,7 @@ def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random(
         y, x = 2 * (i % 4), 2 * (i // 4 % 4)
         pixels[i, 0, y : y + 2, x : x + 2] = 255
         masks[i, y : y + 2, x : x + 2] = True
-    data = xl.ImageSet(pixels, torch.zeros(30), ("bright", "dark"), masks)
+    data = xl.ImageSet(pixels, torch.zeros(30).long(), ("bright", "dark"), masks)
     found = xl.faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
     assert found.deletion[0] > 0.5
     assert found.deletion_random[0] < 0.2

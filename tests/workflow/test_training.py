@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
 from exitlens.model.weights import read_tensors
@@ -194,11 +194,51 @@ def test_a_loss_that_is_not_finite_stops(tiny_set):
         ({"learning_rate": -1}, "learning_rate"),
         ({"keep": "first"}, "keep"),
         ({"batch_size": 0}, "batch_size"),
+        ({"weight_decay": -1}, "weight_decay"),
+        ({"seed": -1}, "seed"),
+        ({"loss": "kl"}, "loss"),
     ],
 )
 def test_bad_arguments(tiny_set, values, message):
     with pytest.raises(xl.InputError, match=message):
         xl.fit(make_net(), tiny_set, tiny_set, **{**QUICK, **values})
+
+
+def _one_value(*_):
+    raise ValueError("Expected more than 1 value per channel when training")
+
+
+def test_a_loader_with_its_own_generator_resumes_exactly(tiny_set, tmp_path):
+    def loader():
+        return DataLoader(tiny_set, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+    whole, part = _fresh(), _fresh()
+    xl.fit(whole, loader(), tiny_set, out_dir=tmp_path / "whole", **QUICK)
+    seen = []
+
+    def breaks(x):
+        seen.append(1)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return x
+
+    with pytest.raises(KeyboardInterrupt):
+        xl.fit(part, loader(), tiny_set, out_dir=tmp_path / "part", augment=breaks, **QUICK)
+    resumed = _fresh()
+    xl.fit(resumed, loader(), tiny_set, out_dir=tmp_path / "part", resume=True, **QUICK)
+    assert _equal(_weights(whole), _weights(resumed))
+
+
+def test_resume_with_other_data_or_damaged_settings(tiny_set, tmp_path):
+    xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
+    with pytest.raises(xl.TrainingError, match="other arguments"):
+        xl.fit(make_net(), tiny_set.first(20), tiny_set, out_dir=tmp_path / "r", resume=True, **QUICK)
+    (tmp_path / "r" / "settings.json").write_text("{")
+    with pytest.raises(xl.TrainingError, match="damaged"):
+        xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **QUICK)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(xl.OutputExistsError, match="cannot be a directory"):
+        xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "file", **QUICK)
 
 
 def test_bad_data(tiny_set):
@@ -207,9 +247,22 @@ def test_bad_data(tiny_set):
         xl.fit(net, DataLoader(tiny_set.inputs, 8), tiny_set, **QUICK)
     with pytest.raises(xl.InputError, match="val: it gave no batch"):
         xl.fit(net, tiny_set, [], **QUICK)
-    wrong = xl.ImageSet(tiny_set.images, tiny_set.labels + 3, tiny_set.classes)
+    wrong = TensorDataset(tiny_set.inputs, tiny_set.labels + 3)
     with pytest.raises(xl.InputError, match=r"\[0, 4\)"):
         xl.fit(net, wrong, tiny_set, **QUICK)
+    with pytest.raises(xl.InputError, match=r"val labels: expected values in \[0, 4\)"):
+        xl.fit(net, tiny_set, wrong, **QUICK)
+    with pytest.raises(xl.InputError, match=r"val labels: expected \(32,\)"):
+        xl.fit(net, tiny_set, [(tiny_set.inputs, tiny_set.labels[:, None])], **QUICK)
+    with pytest.raises(xl.InputError, match="empty"):
+        xl.fit(net, tiny_set.first(0), tiny_set, **QUICK)
+    with pytest.raises(xl.InputError, match="Dataset with a length"):
+        xl.fit(net, (x for x in [1]), tiny_set, **QUICK)
+    small = xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 8, 8))
+    for stage in small.stages:
+        stage.register_forward_pre_hook(_one_value)
+    with pytest.raises(xl.TrainingError, match="drop_last"):
+        xl.fit(small, tiny_set, tiny_set, **QUICK)
 
 
 def test_tensorboard(tiny_set, tmp_path):

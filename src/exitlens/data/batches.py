@@ -52,6 +52,8 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
 def epoch_batches(data: Dataset[Any], batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:
     """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch."""
     count = len(data)  # type: ignore[arg-type]
+    if count == 0:
+        raise InputError("train: the data set is empty: it needs at least one image")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     groups = [order[i : i + batch_size] for i in range(0, count, batch_size)]
     if len(groups) > 1 and len(groups[-1]) < batch_size:

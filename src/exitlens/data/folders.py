@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from exitlens.data.images import ImageSet
@@ -30,6 +30,9 @@ class FolderReport:
 def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
     """Decodes one image file, resized to ``size`` (height, width) by bilinear interpolation with antialiasing.
 
+    The orientation tag of cameras is followed; transparency is dropped, as torchvision's ImageFolder does; 16-bit grey is
+    scaled to 8 bits.
+
     Raises:
         DataError: for a file that is missing, truncated, not an image, or of more than 100 million pixels.
     """
@@ -37,7 +40,7 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> Tenso
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
-            picture = image.convert("L" if channels == 1 else "RGB")
+            picture = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
@@ -46,6 +49,15 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> Tenso
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.asarray(picture).copy())
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits (Pillow would clip it); other modes with more than 8 bits have no agreed range."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode!r} has no agreed range of values: convert it to 8 or 16 bits first")
+    return image
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -58,10 +70,16 @@ def list_images(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise DataError(f"data: no file or folder {folder}: give a folder of images")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if _is_image(p, folder))
     if not found:
         raise DataError(f"data: no image files below {folder} (looked for {', '.join(EXTENSIONS)})")
     return found
+
+
+def _is_image(path: Path, root: Path) -> bool:
+    """Whether it is named like an image, and neither it nor a folder on the way from ``root`` is hidden."""
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
 def load_folder(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from exitlens.errors import BundleError, ExitlensError, OutputExistsError
+from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, require
 from exitlens.model.backbones import build_backbone
 from exitlens.model.network import ExitNet, NetworkInfo, attach
 from exitlens.model.weights import load_unique_state, read_tensors, unique_state, write_tensors
@@ -33,7 +34,8 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
     Raises:
         OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
     """
-    target = Path(directory)
+    require(net, ExitNet, "net")
+    target = Path(directory).resolve()
     fingerprint = net.fingerprint()
     if policy is not None:
         policy.check(net.num_exits, fingerprint)
@@ -41,18 +43,40 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
         hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
         raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
     temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_tensors(temporary / WEIGHTS, unique_state(net), {})
-    facts = {"fingerprint": fingerprint, "channels_last": _is_channels_last(net)}
-    _write_json(temporary / NETWORK, net.info.to_dict() | facts)
-    _write_json(temporary / POLICY, None if policy is None else policy.to_dict())
-    sums = {name: _checksum(temporary / name) for name in (WEIGHTS, NETWORK, POLICY)}
-    _write_json(temporary / MANIFEST, {"format": FORMAT, "sha256": sums})
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_files(temporary, net, policy, fingerprint)
+        _swap(temporary, target)
+    except OSError as error:
+        raise BundleError(f"directory: {target} cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerprint: str) -> None:
+    write_tensors(directory / WEIGHTS, unique_state(net), {})
+    dtype = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
+    facts = {"fingerprint": fingerprint, "channels_last": _is_channels_last(net), "dtype": dtype}
+    _write_json(directory / NETWORK, net.info.to_dict() | facts)
+    _write_json(directory / POLICY, None if policy is None else policy.to_dict())
+    sums = {name: _checksum(directory / name) for name in (WEIGHTS, NETWORK, POLICY)}
+    _write_json(directory / MANIFEST, {"format": FORMAT, "sha256": sums})
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Puts ``new`` in the place of ``target``; other files that lie in ``target`` stay, and nothing is lost half-way."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
+    target.rename(old)
+    new.rename(target)
+    for path in old.iterdir():
+        if path.name not in (WEIGHTS, NETWORK, POLICY, MANIFEST):
+            path.rename(target / path.name)
+    shutil.rmtree(old.parent)
 
 
 def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[ExitNet, Policy | None]:
@@ -74,37 +98,35 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
             raise BundleError(f"{source / name}: missing: copy the bundle again from where it was saved")
         if _checksum(source / name) != manifest["sha256"].get(name):
             raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
+    values = _read_json(source / NETWORK)
+    policy_values = _read_json(source / POLICY)
     try:
-        values = _read_json(source / NETWORK)
-        fingerprint, channels_last = values.pop("fingerprint"), values.pop("channels_last")
-        info = NetworkInfo.from_dict(values)
-        policy = _read_json(source / POLICY)
-        policy = None if policy is None else Policy.from_dict(policy)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{source}: its JSON lacks or misstates a field ({error!r}): save it again") from error
-    net = _build(info, source, backbone)
+        facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
+        net = _build(NetworkInfo.from_dict(values), backbone).to(getattr(torch, facts["dtype"]))
+        policy = None if policy_values is None else Policy.from_dict(policy_values)
+    except (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise BundleError(f"{source}: the network cannot be built as {NETWORK} says: {error}") from error
     tensors, _ = read_tensors(source / WEIGHTS)
     load_unique_state(net, tensors, str(source / WEIGHTS))
-    if net.fingerprint() != fingerprint:
+    if facts["channels_last"]:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if net.fingerprint() != facts["fingerprint"]:
         raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
     if policy is not None:
-        policy.check(net.num_exits, fingerprint)
-    if channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        policy.check(net.num_exits, net.fingerprint())
     return net.eval(), policy
 
 
-def _build(info: NetworkInfo, source: Path, backbone: nn.Module | None) -> ExitNet:
+def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
+    if info.classes and len(info.classes) != info.num_classes:
+        raise ValueError(f"{len(info.classes)} class names for {info.num_classes} classes")
     if backbone is None:
         if not info.source:
-            raise BundleError(f"{source}: it holds a network around a module of your own: load(..., backbone=that module)")
+            raise BundleError("it is around a module of your own: load(..., backbone=that module)")
         backbone = build_backbone(info.source, info.num_classes, info.input_shape[0])
     parameter = next(backbone.parameters())
     example = torch.zeros(1, *info.input_shape, dtype=parameter.dtype, device=parameter.device)
-    try:
-        net = attach(backbone, info.at, info.num_classes, example, final=info.final)
-    except ExitlensError as error:
-        raise BundleError(f"{source}: exits cannot be attached to this backbone as they were: {error}") from error
+    net = attach(backbone, info.at, info.num_classes, example, final=info.final)
     net.info = info
     return net
 
@@ -122,7 +144,11 @@ def _checksum(path: Path) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path.name}: it holds a value that JSON cannot ({error}); see policy.chosen_by") from error
+    path.write_text(text + "\n")
 
 
 def _read_json(path: Path) -> Any:

@@ -41,6 +41,13 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
     write_text(path, json.dumps(source.to_dict(), indent=1) + "\n")
 
 
+def forget_source(out: Path) -> None:
+    """Takes back :func:`write_source` where nothing else was written since, so that a corrected call can use ``out``."""
+    if [path.name for path in out.iterdir()] == [DATA]:
+        (out / DATA).unlink()
+        out.rmdir()
+
+
 def read_source(path: Path) -> DataSource:
     """The data of the run that a run directory or bundle belongs to.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from exitlens.data.batches import as_batch, epoch_batches
 from exitlens.data.images import ImageSet
+from exitlens.errors import InputError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.network import ExitNet
 from exitlens.model.tracing import mode_of
@@ -71,6 +72,8 @@ def whole_batches(images: Tensor, batch_size: int) -> list[tuple[Tensor]]:
     """Full batches in channels_last, the memory format that networks are trained in."""
     layout = torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
     chunks = [chunk for chunk in images.split(batch_size) if len(chunk) == batch_size]
+    if not chunks:
+        raise InputError(f"batch_size: {batch_size} is more than the {len(images)} images there are: use a smaller one")
     return [(chunk.contiguous(memory_format=layout),) for chunk in chunks]
 
 

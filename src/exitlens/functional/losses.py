@@ -46,6 +46,18 @@ def consistency_loss(maps: Sequence[Tensor], distance: Distance, signed: bool = 
     return torch.stack([_distance(target, early, distance, signed).mean() for early in maps[:-1]]).mean()
 
 
+def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
+    """Raises :class:`InputError` unless there are ``batch`` integers in ``[0, classes)``.
+
+    On other devices than the CPU the values are not looked at: that would wait for the device at every step.
+    """
+    if labels.shape != (batch,) or labels.is_floating_point():
+        raise InputError(f"{name}: expected ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < classes)).all()):
+        low, high = int(labels.min()), int(labels.max())
+        raise InputError(f"{name}: expected values in [0, {classes}), got {low} to {high}")
+
+
 def check_choice(of: str, distance: str) -> None:
     """Raises :class:`InputError` for a map or distance that does not exist or a pair that makes no sense."""
     if of not in OF:
@@ -159,12 +171,8 @@ class EGTLoss:
         return [energy(f) for f in features or ()]
 
     def _check(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> None:
-        batch, classes = outputs[0].logits.shape
-        if labels.shape != (batch,) or labels.is_floating_point():
-            raise InputError(f"labels: expected ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
+        check_labels(labels, *outputs[0].logits.shape)
         if self.exit_weights is not None and len(self.exit_weights) != len(outputs):
             raise InputError(f"exit_weights: expected {len(outputs)} numbers, one an exit, got {self.exit_weights}")
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
-        if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < classes)).all()):
-            raise InputError(f"labels: expected values in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from exitlens.errors import require
 from exitlens.functional.scores import score
 from exitlens.types import Policy, Trace
 
@@ -37,5 +38,7 @@ def route(trace: Trace, policy: Policy) -> Tensor:
     Raises:
         PolicyError: if the policy has another number of exits or was calibrated for another network.
     """
+    require(trace, Trace, "trace", "see exitlens.collect")
+    require(policy, Policy, "policy", "see exitlens.calibrate")
     policy.check(trace.num_exits, trace.network)
     return first_firing(early_scores(trace, policy), policy.thresholds)

@@ -74,6 +74,7 @@ class ExitNet(nn.Module):
         self.info = info
         self._fingerprint = ""
         self._seen: list[tuple[Tensor, int]] | None = None  # tensors and their versions when the fingerprint was taken
+        self.__dict__["_members"] = None  # all modules, once listed; not registered as members again
 
     @property
     def num_exits(self) -> int:
@@ -145,9 +146,11 @@ class ExitNet(nn.Module):
         if not torch.isfinite(images).all():
             raise InputError(f"{name}: expected finite values, got NaN or Inf: check the loading of these images")
 
+    _members: list[nn.Module] | None
+
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the fingerprint's memory out of copies and pickles, which get tensors of their own."""
-        return self.__dict__ | {"_fingerprint": "", "_seen": None}
+        return self.__dict__ | {"_fingerprint": "", "_seen": None, "_members": None}
 
     def fingerprint(self) -> str:
         """Names the weights: the first 16 hex digits of a SHA-256 over every tensor of the state."""
@@ -158,15 +161,31 @@ class ExitNet(nn.Module):
         return digest.hexdigest()[:16]
 
     def cached_fingerprint(self) -> str:
-        """:meth:`fingerprint`, computed again only after a tensor of the state was changed in place.
+        """:meth:`fingerprint`, computed again only after a tensor of the state was changed in place, moved or loaded.
 
-        A comparison of version counters, cheap enough for every prediction. It cannot see changes that bypass them
-        (through ``.data``, or a parameter object replaced by another); call :meth:`fingerprint` to be sure.
+        A comparison of version counters, cheap enough for every prediction. It cannot see writes through ``.data`` or a
+        parameter object set by hand; call :meth:`fingerprint` to be sure.
         """
         if self._seen is None or any(tensor._version != version for tensor, version in self._seen):
             tensors = (*self.parameters(), *self.buffers())
             self._fingerprint, self._seen = self.fingerprint(), [(t, t._version) for t in tensors]
         return self._fingerprint
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``torch.nn.Module.load_state_dict``; forgets the fingerprint."""
+        self._seen = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # what to(), double(), cuda() and so on call
+        self._seen = None
+        moved: Any = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return moved
+
+    def any_training(self) -> bool:
+        """Whether any module is in training mode (cheap enough for every prediction)."""
+        if self._members is None:
+            self.__dict__["_members"] = list(self.modules())
+        return any(module.training for module in self._members or ())
 
     def describe(self, **values: Any) -> None:
         """Records class names, preprocessing or source in :attr:`info` (they travel with the bundle)."""
@@ -204,6 +223,11 @@ def attach(
     module = build_backbone(backbone, num_classes, example.shape[1]) if isinstance(backbone, str) else backbone
     example = example[:1].detach()
     pieces = split(module, at, example)
+    if at and pieces.grids[-1] == (1, 1):
+        raise AttachError(
+            f"example: at {tuple(example.shape[2:])} pixels the final features are 1x1, so there is no map for the early "
+            "exits to agree with: use larger images, or a backbone that shrinks them less"
+        )
     heads: list[ExitHead] = [EvidenceHead(d, num_classes) for d in pieces.channels]
     if final == "keep":
         heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear)
@@ -220,7 +244,7 @@ def attach(
 
 
 def _check_arguments(at: Sequence[str], num_classes: int, example: Tensor, final: str) -> None:
-    if isinstance(at, str) or not all(isinstance(name, str) for name in at):
+    if isinstance(at, str) or not isinstance(at, Sequence) or not all(isinstance(name, str) for name in at):
         raise InputError(f"at: expected a list of module names such as ['layer1', 'layer2'], got {at!r}")
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")

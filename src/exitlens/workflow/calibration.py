@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from exitlens.errors import CalibrationError, InputError
+from exitlens.errors import CalibrationError, InputError, require
 from exitlens.functional.frontier import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
 from exitlens.functional.risk import accuracy_drop, disagreement
 from exitlens.functional.routing import early_scores
@@ -51,6 +51,7 @@ def calibrate(
         InputError: no limit, a limit out of [0, 1], or labels missing for a limit that needs them.
         CalibrationError: if no policy keeps every limit.
     """
+    require(trace, Trace, "trace", "see exitlens.collect")
     given = {
         "max_accuracy_drop": max_accuracy_drop,
         "max_disagreement": max_disagreement,

@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor
 
 from exitlens.data.batches import batches, count_batches
-from exitlens.errors import InputError
+from exitlens.errors import InputError, require
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, divergence, uniform
 from exitlens.model.network import ExitNet
@@ -33,6 +33,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     Raises:
         InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, or no sample at all.
     """
+    require(net, ExitNet, "net")
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
@@ -52,6 +53,8 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
         raise InputError("loader: it gave no batch: pass at least one image")
     if any(t is None for t in labels) and any(t is not None for t in labels):
         raise InputError("loader: some batches have labels and some have none: give all of them labels, or none")
+    if len({early.shape[1:] for early, _ in pairs[-1]}) > 1:
+        raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
     maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
     return _trace(net, torch.cat(logits), labels, maps, seed)
 

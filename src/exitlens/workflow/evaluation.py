@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exitlens.errors import require
 from exitlens.functional.frontier import evaluate_cuts, frontier, quantise
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
 from exitlens.functional.routing import early_scores, route
@@ -96,6 +97,8 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     Raises:
         PolicyError: if the policy does not fit the trace.
     """
+    require(trace, Trace, "trace", "see exitlens.collect")
+    require(policy, Policy, "policy", "see exitlens.calibrate")
     exits = route(trace, policy)
     answers = predictions(trace)
     correct = None if trace.labels is None else (answers == trace.labels[:, None]).float()

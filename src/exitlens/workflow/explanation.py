@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError
+from exitlens.errors import InputError, require
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.routing import fires, first_firing
 from exitlens.functional.scores import probabilities, score_of
@@ -80,6 +80,8 @@ class Explanation:
         else:
             why = f"exit {view.exit} answered"
             confidence = f"its confidence {view.confidence:.3f} reached the threshold {view.threshold:.3f}"
+            if view.threshold == 0:
+                confidence = f"which answers every image under this policy (confidence {view.confidence:.3f})"
         sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
         if view.exit == last:
             return sentence
@@ -127,10 +129,14 @@ def explain(net: ExitNet, image: Tensor, policy: Policy) -> Explanation:
 
 def explain_batch(net: ExitNet, images: Tensor, policy: Policy) -> Sequence[Explanation]:
     """:func:`explain` for every image of a batch ``(B,C,H,W)``, in one pass."""
+    require(net, ExitNet, "net")
+    require(policy, Policy, "policy", "see exitlens.calibrate")
     net.check_input(images)
     policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
     with mode_of(net, False), torch.no_grad():
         outputs = net(images)
+    if not all(torch.isfinite(out.logits).all() for out in outputs):
+        raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
     p = [probabilities(out.logits, t) for out, t in zip(outputs, policy.temperatures, strict=True)]
     scores = torch.stack([score_of(q, policy.score) for q in p], 1)
     answered = first_firing(scores[:, :-1], policy.thresholds).tolist()

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError
+from exitlens.errors import InputError, require
 from exitlens.functional.routing import fires
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.network import ExitNet
@@ -33,11 +33,11 @@ def predict(net: ExitNet, images: Tensor, policy: Policy, *, attention: bool = F
     Raises:
         InputError: for images the network cannot take; PolicyError: for a policy of another network.
     """
-    if not isinstance(policy, Policy):
-        raise InputError(f"policy: expected an exitlens.Policy, got {type(policy).__name__}: see exitlens.calibrate")
+    require(net, ExitNet, "net")
+    require(policy, Policy, "policy", "see exitlens.calibrate")
     net.check_input(images)
     policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
-    with mode_of(net, False) if net.training else nullcontext(), torch.inference_mode():
+    with mode_of(net, False) if net.any_training() else nullcontext(), torch.inference_mode():
         parts = _route(net, images, policy, attention)
     if len(parts) == 1:
         return _in_order(parts, None)
@@ -96,6 +96,8 @@ def _in_order(parts: list[Part], order: Tensor | None) -> Prediction:
         return columns[0] if order is None else torch.cat(columns)[order]
 
     probability = joined([p for _, _, _, p, _ in parts])
+    if not torch.isfinite(probability).all():
+        raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
     exits = joined([torch.full_like(where, k) for where, k, *_ in parts])
     maps: tuple[Tensor, ...] | None = None
     if parts[0][4] is not None:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from exitlens.data.batches import as_batch, batches, epoch_batches
-from exitlens.errors import InputError, OutputExistsError, TrainingError
-from exitlens.functional.losses import EGTLoss
+from exitlens.errors import InputError, OutputExistsError, TrainingError, require
+from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.schedule import one_cycle
 from exitlens.functional.similarity import pearson
@@ -124,19 +124,25 @@ def fit(
     Raises:
         InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise InputError(f"epochs: expected an integer of 1 or more, got {epochs!r}")
-    if not 0 < learning_rate < math.inf or batch_size < 1 or keep not in ("last", "best"):
+    require(net, ExitNet, "net", "attach exits to the backbone first")
+    require(loss, EGTLoss | None, "loss")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}: expected an integer of 1 or more, got {value!r}")
+    if not 0 <= seed < 2**40:
+        raise InputError(f"seed: expected a number in [0, 2^40), got {seed}")
+    if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
         raise InputError(
-            "fit: expected learning_rate > 0, batch_size >= 1 and keep 'last' or 'best', got "
-            f"{learning_rate}, {batch_size} and {keep!r}"
+            f"learning_rate, weight_decay: expected finite numbers above 0 and from 0, got {learning_rate}, {weight_decay}"
         )
+    if keep not in ("last", "best"):
+        raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
     use_amp = _fast_bfloat16(net) if amp is None else amp
     settings = TrainingSettings(
         epochs, batch_size, learning_rate, weight_decay, seed, use_amp, channels_last, freeze_backbone
     )
     run = _Run(net, loss or EGTLoss(), settings, augment, workers, None if out_dir is None else Path(out_dir))
-    run.open(resume)
+    run.open(resume, train)
     with _bar(progress) as bar, tensorboard_events(run.out_dir if tensorboard else None) as write_events:
         for epoch in range(run.epochs_done, epochs):
             row = run.epoch(epoch, train, val, bar)
@@ -172,19 +178,28 @@ class _Run:
     def epochs_done(self) -> int:
         return len(self.result.history)
 
-    def open(self, resume: bool) -> None:
+    def open(self, resume: bool, train: Any) -> None:
         """Prepares ``out_dir`` and, on resume, loads the last whole epoch."""
         if self.out_dir is None:
             if resume:
                 raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
             return
-        record = {"settings": asdict(self.settings), "loss": asdict(self.loss), "exits": list(self.net.info.at)}
+        size = len(train) if isinstance(train, Dataset | DataLoader) and hasattr(train, "__len__") else None
+        record = {
+            "settings": asdict(self.settings),
+            "loss": asdict(self.loss),
+            "network": self.net.info.to_dict(),
+            "training_data": {"type": type(train).__name__, "length": size},
+        }
         record = json.loads(json.dumps(record))
         written = self.out_dir / SETTINGS
         if written.exists() and not resume:
             raise OutputExistsError(f"out_dir: {self.out_dir} holds a run already: pass resume=True or another directory")
-        self.out_dir.mkdir(parents=True, exist_ok=True)
-        if written.exists() and json.loads(written.read_text()) != record:
+        try:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
+        if written.exists() and _read_record(written) != record:
             raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
         write_text(written, json.dumps(record, indent=1) + "\n")
         if (self.out_dir / LAST).exists():
@@ -194,9 +209,11 @@ class _Run:
         """One pass over the training data and one over the validation data."""
         started = time.perf_counter()
         seed = self.settings.seed * 1_000_003 + epoch
-        loader = train
-        if not isinstance(train, DataLoader):
-            loader = epoch_batches(train, self.settings.batch_size, seed, self.workers)
+        loader = train if isinstance(train, DataLoader) else self._loader(train, seed)
+        for holder in (loader, getattr(loader, "sampler", None)):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
         sums, steps = dict.fromkeys(("total", "classification", "consistency", "distillation"), 0.0), len(loader)
         task = bar.add_task(f"epoch {epoch + 1}", total=steps)
         with torch.random.fork_rng():
@@ -222,6 +239,11 @@ class _Run:
             "cc": cc,
             "seconds": time.perf_counter() - started,
         }
+
+    def _loader(self, train: Any, seed: int) -> DataLoader[Any]:
+        if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
+            raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
+        return epoch_batches(train, self.settings.batch_size, seed, self.workers)
 
     def save(self, row: dict[str, Any]) -> None:
         """Adds an epoch to the history and writes checkpoint and log."""
@@ -258,6 +280,13 @@ class _Run:
         self.net.eval()
 
 
+def _read_record(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
+
+
 def training_step(
     net: ExitNet,
     optimizer: torch.optim.Optimizer,
@@ -278,7 +307,12 @@ def training_step(
     if settings.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.amp):
-        outputs, features = net.with_features(images)
+        try:
+            outputs, features = net.with_features(images)
+        except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
+            raise TrainingError(
+                f"batch of {len(images)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
+            ) from error
     terms = loss(outputs, labels, progress, features if loss.of == "activation" else None)
     if not torch.isfinite(terms.total):
         raise TrainingError(
@@ -330,6 +364,7 @@ def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[
                 raise InputError("val: expected batches of (images, labels), got images only")
             net.check_input(images)
             outputs: Sequence[ExitOutput] = net(images)
+            check_labels(labels, len(images), outputs[0].logits.shape[1], "val labels")
             count += len(images)
             for k, out in enumerate(outputs):
                 correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
