@@ -23,7 +23,7 @@ def _outputs(requires_grad: bool = True):
 
 def test_total_by_hand():
     outs, y = _outputs()
-    terms = xl.EGTLoss(weight=0.5, exit_weights=(1.0, 2.0))(outs, y)
+    terms = xl.EGTLoss(weight=0.5, distance="kl", exit_weights=(1.0, 2.0))(outs, y)
     ce = (F.cross_entropy(outs[0].logits, y) + 2 * F.cross_entropy(outs[1].logits, y)) / 2
     coarse = as_distribution(F.avg_pool2d(outs[0].attention[:, None], 2)[:, 0])
     kl = similarity.kl(outs[1].attention, coarse).mean()
@@ -62,9 +62,9 @@ def test_evidence_of_the_true_class(distance):
 
 
 def test_the_weight_ramps_up_linearly():
-    assert losses.ramp(0.0) == 0
-    assert losses.ramp(0.15) == pytest.approx(0.5)
-    assert losses.ramp(0.3) == losses.ramp(1.0) == 1
+    assert losses.ramp(0.0, 0.3) == 0
+    assert losses.ramp(0.15, 0.3) == pytest.approx(0.5)
+    assert losses.ramp(0.3, 0.3) == losses.ramp(1.0, 0.3) == losses.ramp(0.0, 0.0) == 1
     outs, y = _outputs()
     start = xl.EGTLoss(weight=1.0)(outs, y, progress=0.0)
     torch.testing.assert_close(start.total.detach(), start.classification)

@@ -36,6 +36,9 @@ from exitlens.workflow.faithfulness import Faithfulness, faithfulness
 from exitlens.workflow.training import TrainingSettings
 
 RESULT = "result.json"
+# Accuracy drops allowed on the 2,000 calibration scenes, for a drop of one and of half a point on new ones: the standard
+# error of the drop is about half a point there, so half a point of room is left.
+LIMITS = {"one_point": 0.005, "half_point": 0.0}
 TITLES = {"baseline": "without EGT", "egt": "with EGT"}
 
 
@@ -80,7 +83,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
 
 def _subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings) -> Subject:
-    policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=0.01)
+    policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=LIMITS["one_point"])
     reports: dict[str, Report] = {}
     checks: dict[str, Faithfulness] = {}
     for condition in CONDITIONS:
@@ -127,7 +130,7 @@ def _speed(
     """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
     plain: nn.Module = _plain_backbone(nets["plain"])
     calibration, test = collect(nets["egt"], data["calibration"]), collect(nets["egt"], data["agreeing"])
-    half = calibrate(calibration, max_accuracy_drop=0.005)
+    half = calibrate(calibration, max_accuracy_drop=LIMITS["half_point"])
     images = data["agreeing"].inputs
     found: dict[str, Any] = {}
     for batch_size, count in ((1, 256), (64, 2048)):

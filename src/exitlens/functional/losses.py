@@ -1,4 +1,4 @@
-"""The Explanation-Guided Training loss (arXiv 2601.08891; design, section 4) as a function of exit outputs."""
+"""The Explanation-Guided Training loss (arXiv 2601.08891; docs/method.md) as a function of exit outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OF: tuple[Of, ...] = ("attention", "evidence", "activation")
 DISTANCES: tuple[Distance, ...] = ("kl", "js", "cosine", "pearson", "mse")
 
 
-def ramp(progress: float, share: float = 0.3) -> float:
+def ramp(progress: float, share: float) -> float:
     """Factor of the consistency weight: linear from 0 to 1 over the first ``share`` of training, then 1."""
     return 1.0 if share <= 0 else min(1.0, max(0.0, progress) / share)
 
@@ -104,8 +104,8 @@ class EGTLoss:
     """Explanation-Guided Training: cross-entropy at every exit plus attention consistency with the final exit.
 
     ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891
-    (its cosine distance is ``distance="cosine"``; we default to KL and always detach the final map, and ramp the weight
-    up, so that the exits do not follow a map that is still random). ``distill`` adds self-distillation of the logits.
+    (its cosine distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final map,
+    and ramp the weight up, so that the exits do not follow a map that is still random). ``distill`` adds self-distillation of the logits.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
@@ -116,11 +116,11 @@ class EGTLoss:
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
     """
 
-    weight: float = 0.3
+    weight: float = 1.0
     of: Of = "attention"
-    distance: Distance = "kl"
+    distance: Distance = "js"
     exit_weights: tuple[float, ...] | None = None
-    ramp_share: float = 0.3
+    ramp_share: float = 0.6
     distill: float = 0.0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Risks per sample at every exit, and their mean under a routing (design, section 6)."""
+"""Risks per sample at every exit, and their mean under a routing."""
 
 from __future__ import annotations
 

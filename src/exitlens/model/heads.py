@@ -31,7 +31,7 @@ class ExitHead(nn.Module, ABC):
 
 
 class EvidenceHead(ExitHead):
-    """``logit[c] = sum_i a[i] * (w_c . f_i) + b_c`` with ``a = softmax_i(u . f_i)`` (design, section 3).
+    """``logit[c] = sum_i a[i] * (w_c . f_i) + b_c`` with ``a = softmax_i(u . f_i)``.
 
     The logits are computed as ``W (sum_i a[i] f_i) + b``, which is the same by linearity and does not build the
     ``(B,C,*S)`` evidence; that is made only for those who ask for it. Attention pooling as a classifier head follows

@@ -28,7 +28,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
         progress: show a progress bar.
 
     Returns:
-        A :class:`Trace` with, besides the logits, every consistency measure of design section 5 and its two nulls.
+        A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls.
 
     Raises:
         InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, or no sample at all.

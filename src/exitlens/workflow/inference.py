@@ -77,10 +77,9 @@ def _route(net: ExitNet, images: Tensor, policy: Policy, attention: bool) -> lis
 
 def _gather(x: Tensor, rows: Tensor) -> Tensor:
     """Rows of ``x`` in the memory format of ``x``."""
-    picked = x.index_select(0, rows)
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return picked.contiguous(memory_format=torch.channels_last)
-    return picked
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)  # whole rows of memory, copied once
+    return x.index_select(0, rows)
 
 
 def _answer(net: ExitNet, k: int, features: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
