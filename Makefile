@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench clean
 
-demo: $(VENV)/.installed  ## train with and without EGT, compare, report: runs/demo
+demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
+	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
+
+runs/demo/result.json: | $(VENV)/.installed
 	$(BIN)/exitlens demo --out runs/demo --resume
 
 test: $(VENV)/.installed  ## all tests, with branch coverage

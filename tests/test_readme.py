@@ -26,6 +26,21 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "bundle" / "manifest.json").exists()
 
 
+def test_the_flow_in_the_package_docstring_runs(tmp_path, monkeypatch):
+    code = "\n".join(line[4:] for line in xl.__doc__.split("::")[1].splitlines() if line.startswith("    "))
+    assert code.count("epochs=8") == 1
+    monkeypatch.chdir(tmp_path)
+    names = ("train", "validation", "calibration", "test")
+    train, val, calibration, test = (xl.load_scenes(name, limit=64) for name in names)
+    space = {"xl": xl, "train": train, "val": val, "calibration": calibration, "test": test, "images": train.inputs}
+    space["backbone"] = xl.build_backbone("small", 10)
+    with pytest.raises(xl.BundleError, match="backbone=that module"):  # the last line needs the module itself
+        exec(compile(code.replace("epochs=8", "epochs=1"), "exitlens", "exec"), space)
+    assert space["report"].samples == 64
+    assert len(space["pred"].labels) == 64
+    assert xl.load("bundle", backbone=space["backbone"])[1] == space["policy"]
+
+
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", README)):

@@ -10,7 +10,8 @@ The flow, with ``import exitlens as xl``::
     pred   = xl.predict(net, images, policy)          # adaptive: each image leaves at the first sure exit
     report = xl.evaluate(xl.collect(net, test), policy)
     why    = xl.explain(net, images[0], policy)
-    xl.save(net, policy, "bundle"); net, policy = xl.load("bundle")
+    xl.save(net, policy, "bundle")
+    net, policy = xl.load("bundle")                   # xl.load("bundle", backbone=...) for a module of your own
 """
 
 from exitlens.data.fashion import load_fashion, load_scenes

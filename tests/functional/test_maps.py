@@ -71,5 +71,12 @@ def test_top_cells_refuses_a_fraction_out_of_range():
         maps.top_cells(torch.rand(1, 4), 0)
 
 
+def test_all_finite_also_where_the_sum_overflows():
+    big = torch.full((4,), 3e38)
+    assert maps.all_finite(big)
+    assert not maps.all_finite(torch.tensor([1.0, math.nan]))
+    assert not maps.all_finite(torch.tensor([math.inf, -math.inf]))
+
+
 def test_upsample_is_for_pictures():
     assert maps.upsample(torch.rand(2, 3, 3), (12, 12)).shape == (2, 12, 12)

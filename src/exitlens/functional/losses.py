@@ -103,9 +103,10 @@ def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0) -
 class EGTLoss:
     """Explanation-Guided Training: cross-entropy at every exit plus attention consistency with the final exit.
 
-    ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891
-    (its cosine distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final map,
-    and ramp the weight up, so that the exits do not follow a map that is still random). ``distill`` adds self-distillation of the logits.
+    ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891.
+    The paper's distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final
+    map, and ramp the weight up, so that the exits do not follow a map that is still random. ``distill`` adds
+    self-distillation of the logits.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.

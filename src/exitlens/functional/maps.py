@@ -13,6 +13,11 @@ from exitlens.errors import InputError
 EPS = 1e-12
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether no element is NaN or infinite; one sum tells, but for sums that overflow, which are looked at again."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
 def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)
     """Scales non-negative maps so that each sums to 1; a map that is zero everywhere becomes uniform."""
     flat = x.flatten(1).clamp_min(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.maps import on_common_grid
+from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import fires, first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
@@ -135,7 +135,7 @@ def explain_batch(net: ExitNet, images: Tensor, policy: Policy) -> Sequence[Expl
     policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
     with mode_of(net, False), torch.no_grad():
         outputs = net(images)
-    if not all(torch.isfinite(out.logits).all() for out in outputs):
+    if not all(all_finite(out.logits) for out in outputs):
         raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
     p = [probabilities(out.logits, t) for out, t in zip(outputs, policy.temperatures, strict=True)]
     scores = torch.stack([score_of(q, policy.score) for q in p], 1)

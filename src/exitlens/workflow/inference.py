@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.functional.maps import all_finite
 from exitlens.functional.routing import fires
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.network import ExitNet
@@ -95,7 +96,7 @@ def _in_order(parts: list[Part], order: Tensor | None) -> Prediction:
         return columns[0] if order is None else torch.cat(columns)[order]
 
     probability = joined([p for _, _, _, p, _ in parts])
-    if not torch.isfinite(probability).all():
+    if not all_finite(probability):
         raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
     exits = joined([torch.full_like(where, k) for where, k, *_ in parts])
     maps: tuple[Tensor, ...] | None = None
