@@ -43,8 +43,8 @@ def test_a_module_of_ones_own_must_be_given(bundle):
         xl.load(bundle)
     with pytest.raises(xl.BundleError, match="cannot be built"):
         xl.load(bundle, backbone=torch.nn.Conv2d(3, 3, 1))
-    with pytest.raises(xl.BundleError, match=r"tensors|the network has"):
-        xl.load(bundle, backbone=TinyNet(classes=5, channels=3).double())
+    with pytest.raises(xl.BundleError, match="cannot be built"):
+        xl.load(bundle, backbone=TinyNet(channels=1))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "network.json", "policy.json", "manifest.json"])

@@ -111,9 +111,10 @@ def _summary(subjects: Sequence[Subject], main: str, speed: Mapping[str, Any] | 
     cost = f"{early:.0f} % of the test images are answered before the final exit, at {100 * report.cost:.0f} % of the cost"
     if report.accuracy is not None and final is not None:
         cost += f" and {100 * report.accuracy:.1f} % accuracy (final exit alone: {100 * final:.1f} %)"
-    lines = [f"{subjects[0].name}: {cost}."]
+    name = subjects[0].name
+    lines = [f"{name[:1].upper()}{name[1:]}: {cost}."]
     if speed:
-        timed = " and ".join(f"{s['speedup']:.2f}x faster at {title}" for title, s in speed.items())
+        timed = " and ".join(f"{s['speedup']:.2f}x faster at {title}" for title, s in list(speed.items())[:2])
         lines.append(f"Measured on the clock against the plain backbone: {timed}.")
     skills = [row.consistency["cc"]["skill"] for row in report.exits[:-1] if "cc" in row.consistency]
     if skills:
