@@ -84,7 +84,7 @@ def test_tables_for_people(trained, folder, tmp_path, call):
     assert "routed" in call("evaluate", "--bundle", trained, "--data", folder)[1]
 
 
-@pytest.mark.parametrize("verb", ["demo", "fit", "calibrate", "evaluate", "predict", "explain", "bench"])
+@pytest.mark.parametrize("verb", ["demo", "fit", "calibrate", "evaluate", "predict", "explain", "inspect", "bench"])
 def test_help_shows_an_example(verb, call):
     code, out, _ = call(verb, "--help")
     assert code == 0
@@ -141,6 +141,13 @@ def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
     assert "exitlens calibrate" in err
     code, *_ = call("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--resume")
     assert code == 0
+
+
+def test_inspect_lists_places(call):
+    code, out, _ = call("inspect", "--backbone", "small", "--size", "40", "--json")
+    assert code == 0
+    assert {"layer1", "layer2", "layer3"} <= {p["name"] for p in json.loads(out)["points"]}
+    assert "layer2" in call("inspect", "--backbone", "small", "--size", "40")[1]
 
 
 def test_demo_in_its_quick_form(tmp_path, call):

@@ -33,8 +33,9 @@ from exitlens.errors import (
 )
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.routing import route
-from exitlens.model.backbones import build_backbone
+from exitlens.model.backbones import build_backbone, load_weights
 from exitlens.model.network import ExitNet, attach
+from exitlens.model.placement import ExitPoint, exit_points
 from exitlens.types import ExitOutput, LossTerms, Policy, Prediction, Preprocess, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
@@ -54,6 +55,7 @@ __all__ = [
     "EGTLoss",
     "ExitNet",
     "ExitOutput",
+    "ExitPoint",
     "ExitlensError",
     "Explanation",
     "Faithfulness",
@@ -75,6 +77,7 @@ __all__ = [
     "calibrate",
     "collect",
     "evaluate",
+    "exit_points",
     "explain",
     "explain_batch",
     "faithfulness",
@@ -85,6 +88,7 @@ __all__ = [
     "load_scenes",
     "load_torchvision",
     "load_unlabelled",
+    "load_weights",
     "make_scenes",
     "predict",
     "read_image",

@@ -96,7 +96,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="New run directory: checkpoints, log and bundle.")],
     backbone: Annotated[str, typer.Option(help="`small` or torchvision:NAME.")] = "small",
     exits: Annotated[
-        str, typer.Option(help="Module names after which exits stand, comma-separated.")
+        str, typer.Option(help="Module names after which exits stand, comma-separated; or how many.")
     ] = "layer1,layer2,layer3",
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 8,
     weight: Annotated[
@@ -113,6 +113,7 @@ def fit(
     ] = False,
     freeze: Annotated[bool, typer.Option("--freeze-backbone", help="Train the exit heads only.")] = False,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the library's weights.")] = False,
+    weights: Annotated[Path | None, typer.Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -124,7 +125,7 @@ def fit(
         size = 128  # large networks shrink smaller images to a map of a few cells
     source = open_source(data, root=root, size=size, seed=seed)
     train, validation = (source.load(split, skip_bad=skip_bad) for split in ("train", "validation"))
-    net = _new_network(backbone, exits, train, seed, keep_final, pretrained)
+    net = _new_network(backbone, exits, train, seed, keep_final, pretrained, weights)
     write_source(out, source, resume=resume)
     try:
         result = xl.fit(
@@ -155,10 +156,20 @@ def fit(
     _show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
 
 
-def _new_network(backbone: str, exits: str, train: xl.ImageSet, seed: int, keep_final: bool, pretrained: bool) -> xl.ExitNet:
+def _new_network(
+    backbone: str,
+    exits: str,
+    train: xl.ImageSet,
+    seed: int,
+    keep_final: bool,
+    pretrained: bool,
+    weights: Path | None,
+) -> xl.ExitNet:
     torch.manual_seed(seed)
     plain = xl.build_backbone(backbone, len(train.classes), train.images.shape[1], pretrained)
-    at = [name.strip() for name in exits.split(",") if name.strip()]
+    if weights is not None:
+        xl.load_weights(plain, weights)
+    at = int(exits) if exits.isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
     final = "keep" if keep_final else "head"
     net = xl.attach(plain, at, len(train.classes), train.first(1).inputs, final=final)  # type: ignore[arg-type]
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
@@ -291,6 +302,23 @@ def explain(
         numbers = [f"{view.confidence:.3f}", threshold.replace("inf", "never"), f"{view.cc:.2f}"]
         rows.append([_exit_name(view.exit, len(why.exits)), why.name(view.label), *numbers, mark])
     _show(json_, why.to_dict(), why.reason, rows)
+
+
+@app.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
+def inspect(
+    backbone: Annotated[str, typer.Option(help="`small`, torchvision:NAME or timm:NAME.")],
+    size: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 224,
+    channels: Annotated[int, typer.Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
+    json_: Json = False,
+) -> None:
+    """List the places an exit can go, with the cost and the measured time up to there."""
+    plain = xl.build_backbone(backbone, 1000, channels)
+    points = xl.exit_points(plain, torch.zeros(1, channels, size, size))
+    rows = [["exit after", "million MACs", "cost %", "time %", "features"]]
+    for p in points:
+        shape = "x".join(map(str, p.shape))
+        rows.append([p.name, f"{p.macs / 1e6:.1f}", f"{100 * p.cost:.1f}", f"{100 * p.time_share:.1f}", shape])
+    _show(json_, {"backbone": backbone, "points": [p.to_dict() for p in points]}, f"{backbone}, {size} pixels", rows)
 
 
 @app.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,64`")

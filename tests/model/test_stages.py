@@ -141,6 +141,24 @@ def test_loading_the_source_after_attaching_works(backbone):
     assert torch.equal(net(x)[-1].logits, backbone.eval()(x))
 
 
+def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act, self.b = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)
+            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.pool(self.b(self.act(self.a(x)))).flatten(1))
+
+    network = InPlace()
+    net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    _, features = net.with_features(x)
+    assert torch.equal(features[0], network.a(x))
+    xl.EGTLoss()(net(x), torch.tensor([0, 1])).total.backward()
+
+
 def test_attach_leaves_no_trace(backbone):
     backbone.train()
     backbone.b.eval()

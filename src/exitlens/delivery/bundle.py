@@ -126,7 +126,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
         backbone = build_backbone(info.source, info.num_classes, info.input_shape[0])
     parameter = next(backbone.parameters())
     example = torch.zeros(1, *info.input_shape, dtype=parameter.dtype, device=parameter.device)
-    net = attach(backbone, info.at, info.num_classes, example, final=info.final)
+    net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout)
     net.info = info
     return net
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from exitlens.errors import InputError, MissingExtraError, did_you_mean
+from exitlens.errors import BundleError, InputError, MissingExtraError, did_you_mean
 
 
 class ResidualBlock(nn.Module):
@@ -92,7 +95,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
 
 
 def build_backbone(source: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
-    """Builds a backbone from its source: ``small`` or ``torchvision:NAME``.
+    """Builds a backbone from its source: ``small``, ``torchvision:NAME`` or ``timm:NAME`` (extra ``timm``).
 
     Args:
         source: for example ``"torchvision:resnet18"``.
@@ -108,8 +111,12 @@ def build_backbone(source: str, num_classes: int, in_channels: int = 3, pretrain
             raise InputError(f"pretrained: {source!r} has no pretrained weights: train it with exitlens fit")
         return SMALL[source](num_classes=num_classes, in_channels=in_channels)
     family, _, name = source.partition(":")
+    if family == "timm" and name:
+        return _timm(name, num_classes, in_channels, pretrained)
     if family != "torchvision" or not name:
-        raise InputError(f"backbone: expected 'small' or 'torchvision:NAME' (torchvision:resnet18), got {source!r}")
+        raise InputError(
+            f"backbone: expected 'small', 'torchvision:NAME' (torchvision:resnet18) or 'timm:NAME', got {source!r}"
+        )
     if in_channels != 3:
         raise InputError(f"backbone: {source} takes 3-channel images, the data has {in_channels}: use backbone 'small'")
     return _torchvision(name, num_classes, pretrained)
@@ -137,3 +144,47 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if isinstance(classifier, nn.Linear) and classifier.out_features != num_classes:
         network.fc = nn.Linear(classifier.in_features, num_classes)
     return network
+
+
+def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError("timm", "timm", f"backbone timm:{name}") from error
+    if name.partition(".")[0] not in timm.list_models():
+        raise InputError(f"backbone: timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
+    try:
+        made: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"pretrained: the weights of timm:{name} cannot be loaded ({error}): give a local file with --weights, or train "
+            "without --pretrained"
+        ) from error
+    return made
+
+
+def load_weights(backbone: nn.Module, path: Path | str) -> None:
+    """Loads a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
+
+    Raises:
+        BundleError: for a file that is missing or damaged, or whose tensors do not fit (all are named before any is
+            written).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BundleError(f"weights: no file {path}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and safetensors raise many kinds for damaged files
+        raise BundleError(f"weights: {path} cannot be read as a state dict ({type(error).__name__}: {error})") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise BundleError(f"weights: {path} is no state dict of tensors: save module.state_dict()")
+    mine = backbone.state_dict()
+    missing, extra = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
+    shapes = [name for name in mine.keys() & state.keys() if mine[name].shape != state[name].shape]
+    if missing or extra or shapes:
+        raise BundleError(
+            f"weights: {path} does not fit this backbone: missing {missing[:3]}, unexpected {extra[:3]}, other shapes "
+            f"{sorted(shapes)[:3]}"
+        )
+    backbone.load_state_dict(state)

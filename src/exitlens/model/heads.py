@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
+from exitlens.model.layouts import Layout
 from exitlens.model.stages import Stage
 from exitlens.types import ExitOutput
 
@@ -20,6 +21,7 @@ class ExitHead(nn.Module, ABC):
     """
 
     exact_evidence: bool
+    layout: Layout
 
     @abstractmethod
     def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,34 +42,36 @@ class EvidenceHead(ExitHead):
     Args:
         channels: ``D`` of the features ``(B,D,*S)``.
         num_classes: ``C``.
+        layout: how the features lie in memory; by default ``(B,D,H,W)``.
     """
 
     exact_evidence = True
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, layout: Layout | None = None) -> None:
         super().__init__()
+        self.layout = layout or Layout()
         self.classifier = nn.Linear(channels, num_classes)
         self.attend = nn.Linear(channels, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
     def pool(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features ``(B,D,*S)`` -> logits ``(B,C)``, attention ``(B,N)``, features ``(B,D,N)``."""
+        """Features ``(B,D,*S)`` -> logits ``(B,C)``, attention ``(B,*S)``, features ``(B,D,N)``."""
+        features = self.layout.canonical(features)
         flat = features.flatten(2)  # (B,D,N)
         attention = (self.attend.weight @ flat).float().softmax(-1)  # (B,1,N)
         pooled = (flat @ attention.to(flat.dtype).transpose(1, 2)).squeeze(2)  # (B,D)
-        return self.classifier(pooled), attention.squeeze(1), flat
+        return self.classifier(pooled), attention.squeeze(1).unflatten(1, features.shape[2:]), flat
 
     def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
         logits, attention, _ = self.pool(features)
-        return logits, attention.unflatten(1, features.shape[2:])
+        return logits, attention
 
     def forward(self, features: Tensor) -> ExitOutput:
         """Features ``(B,D,*S)`` -> logits, attention and evidence."""
         logits, attention, flat = self.pool(features)
-        evidence = (self.classifier.weight @ flat) * attention[:, None]  # (B,C,N)
-        grid = features.shape[2:]
-        return ExitOutput(logits, attention.unflatten(1, grid), evidence.unflatten(2, grid))
+        evidence = (self.classifier.weight @ flat) * attention.flatten(1)[:, None]  # (B,C,N)
+        return ExitOutput(logits, attention, evidence.unflatten(2, attention.shape[1:]))
 
 
 class KeptHead(ExitHead):
@@ -79,8 +83,9 @@ class KeptHead(ExitHead):
     (``exact_evidence`` is False and reports say so).
     """
 
-    def __init__(self, tail: Stage, pooled_linear: str | None) -> None:
+    def __init__(self, tail: Stage, pooled_linear: str | None, layout: Layout | None = None) -> None:
         super().__init__()
+        self.layout = layout or Layout()
         self.tail = tail
         self.pooled_linear = pooled_linear
         self.exact_evidence = pooled_linear is not None
@@ -92,7 +97,7 @@ class KeptHead(ExitHead):
 
     def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""
-        return self.classify(features), energy(features)
+        return self.classify(features), energy(self.layout.canonical(features))
 
     def forward(self, features: Tensor) -> ExitOutput:
         """Features ``(B,D,*S)`` -> logits, attention (energy) and evidence."""
@@ -101,5 +106,6 @@ class KeptHead(ExitHead):
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)
         linear = cast(nn.Linear, self.tail.body.get_submodule(self.pooled_linear))
+        features = self.layout.canonical(features)
         evidence = torch.einsum("cd,bd...->bc...", linear.weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
@@ -15,6 +16,8 @@ from exitlens.functional.maps import all_finite
 from exitlens.model.backbones import build_backbone
 from exitlens.model.cost import count_macs
 from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.layouts import KINDS, Kind
+from exitlens.model.placement import place_exits
 from exitlens.model.stages import Carried, Split, Stage, split
 from exitlens.model.tracing import mode_of
 from exitlens.types import ExitOutput, Preprocess
@@ -36,6 +39,7 @@ class NetworkInfo:
     source: str = ""
     classes: tuple[str, ...] = ()
     preprocess: Preprocess | None = None
+    layout: Kind | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -105,7 +109,7 @@ class ExitNet(nn.Module):
         carried: Carried = (images,)
         for stage, head in zip(self.stages, self.heads, strict=True):
             carried = stage(*carried)
-            features.append(carried[0])
+            features.append(cast(ExitHead, head).layout.canonical(carried[0]))
             outputs.append(head(carried[0]))
         return tuple(outputs), tuple(features)
 
@@ -198,21 +202,24 @@ class ExitNet(nn.Module):
 
 def attach(
     backbone: nn.Module | str,
-    at: Sequence[str],
+    at: Sequence[str] | int,
     num_classes: int,
     example: Tensor,
     *,
     final: Final = "head",
+    layout: Kind | None = None,
 ) -> ExitNet:
     """Attaches exits to a backbone; its weights are shared, not copied.
 
     Args:
         backbone: a module with one image input and one logits output, or a source such as ``"torchvision:resnet18"``.
-        at: names of the modules after which the early exits stand, in the order of execution.
+        at: names of the modules after which the early exits stand, in the order of execution; or how many early exits
+            to place at equal shares of cost (see :func:`~exitlens.model.placement.place_exits`).
         num_classes: ``C`` of every exit.
         example: ``(B,C,H,W)`` floats of the size the network will see; one image is enough.
         final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
             classifier, so that its outputs stay those of the plain backbone.
+        layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default found out from the shapes.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
@@ -221,25 +228,30 @@ def attach(
         AttachError: where the backbone cannot be cut; InputError: where an argument does not fit.
     """
     _check_arguments(at, num_classes, example, final)
+    if layout not in (None, *KINDS):
+        raise InputError(f"layout: expected one of {KINDS} or None, got {layout!r}")
     if not isinstance(backbone, nn.Module | str):
         raise InputError(f"backbone: expected an nn.Module or a source such as 'small', got {type(backbone).__name__}")
     source = backbone if isinstance(backbone, str) else ""
     module = build_backbone(backbone, num_classes, example.shape[1]) if isinstance(backbone, str) else backbone
     example = example[:1].detach()
-    pieces = split(module, at, example)
-    if at and pieces.grids[-1] == (1, 1):
+    at = place_exits(module, example, at) if isinstance(at, int) else at
+    pieces = split(module, at, example, layout)
+    if at and math.prod(pieces.sizes[-1]) == 1:
         raise AttachError(
             f"example: at {tuple(example.shape[2:])} pixels the final features are 1x1, so there is no map for the early "
             "exits to agree with: use larger images, or a backbone that shrinks them less"
         )
-    heads: list[ExitHead] = [EvidenceHead(d, num_classes) for d in pieces.channels]
+    heads: list[ExitHead] = [
+        EvidenceHead(d, num_classes, lay) for d, lay in zip(pieces.channels, pieces.layouts, strict=True)
+    ]
     if final == "keep":
-        heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear)
+        heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
         _check_kept(pieces, num_classes, example)
     for head in heads[: len(heads) - (final == "keep")]:
         head.to(example.device, next(module.parameters()).dtype)
     cost, head_share = _measure(module, pieces, heads, example, final)
-    info = NetworkInfo(tuple(at), num_classes, final, tuple(example.shape[1:]), source)
+    info = NetworkInfo(tuple(at), num_classes, final, tuple(example.shape[1:]), source, layout=layout)
     net = ExitNet(pieces.stages, heads, cost, head_share, info)
     net.heads.train(module.training)
     for stage in pieces.stages:
@@ -247,8 +259,9 @@ def attach(
     return net
 
 
-def _check_arguments(at: Sequence[str], num_classes: int, example: Tensor, final: str) -> None:
-    if isinstance(at, str) or not isinstance(at, Sequence) or not all(isinstance(name, str) for name in at):
+def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Tensor, final: str) -> None:
+    names = [] if isinstance(at, int) and not isinstance(at, bool) else at
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"at: expected a list of module names such as ['layer1', 'layer2'], got {at!r}")
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")

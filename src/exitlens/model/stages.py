@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError
-from exitlens.model.tracing import TracedGraph, cut_nodes, last_features, mode_of, shapes, trace
+from exitlens.model.layouts import Kind, Layout
+from exitlens.model.tracing import TracedGraph, cut_nodes, last_features, mode_of, node_layout, shapes, trace
 
 Carried = tuple[Tensor, ...]
 
@@ -58,19 +59,21 @@ class Split:
     Attributes:
         stages: K stages; stage k ends at exit k's features, the last at the features before the classifier.
         tail: the backbone's own pooling and classifier, from the last features to its output.
-        channels: of the features at every exit.
-        grids: ``(H,W)`` of the features at every exit for the example's size.
+        channels: ``D`` of the features at every exit.
+        layouts: how the features lie in memory at every exit.
+        sizes: locations ``S`` of the features at every exit for the example's size.
         pooled_linear: name of the linear layer if the tail is global average pooling and that layer, else ``None``.
     """
 
     stages: list[Stage]
     tail: Stage
     channels: list[int]
-    grids: list[tuple[int, int]]
+    layouts: list[Layout]
+    sizes: list[tuple[int, ...]]
     pooled_linear: str | None
 
 
-def split(backbone: nn.Module, at: Sequence[str], example: Tensor) -> Split:
+def split(backbone: nn.Module, at: Sequence[str], example: Tensor, layout: Kind | None = None) -> Split:
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier, and probes the result.
 
     Raises:
@@ -83,30 +86,35 @@ def split(backbone: nn.Module, at: Sequence[str], example: Tensor) -> Split:
         traced = trace(backbone, training)
         known = shapes(backbone, traced, example)
         final = last_features(backbone, traced, known)
-        nodes = cut_nodes(traced, at, known)
+        nodes = cut_nodes(traced, at)
+        layouts = [node_layout(traced, node, known, example.shape[2:], layout) for node in nodes]
         if nodes and traced.position(nodes[-1]) >= traced.position(final):
             raise AttachError(
                 f"at: {at[-1]!r} is where the final exit already answers: leave it out; early exits lie before it"
             )
-        parts, carried = _cut(backbone, traced, [*nodes, final])
+        parts, carried = _cut(backbone, traced, [*nodes, final], known)
         pieces.append(parts)
         names.append([str(len(c)) for c in carried])
     if names[0] != names[1]:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(a, b) for a, b in zip(*pieces, strict=True)]
     features = [known[node.name] for node in (*nodes, final)]
+    layouts.append(node_layout(traced, final, known, example.shape[2:], layout))
     result = Split(
         stages[:-1],
         stages[-1],
-        [shape[1] for shape in features],
-        [(shape[2], shape[3]) for shape in features],
+        [lay.channels(shape) for lay, shape in zip(layouts, features, strict=True)],
+        layouts,
+        [lay.size(shape) for lay, shape in zip(layouts, features, strict=True)],
         _pooled_linear(backbone, traced, final),
     )
     probe(backbone, result, example)
     return result
 
 
-def _cut(backbone: nn.Module, traced: TracedGraph, nodes: list[fx.Node]) -> tuple[list[fx.GraphModule], list[list[str]]]:
+def _cut(
+    backbone: nn.Module, traced: TracedGraph, nodes: list[fx.Node], known: dict[str, tuple[int, ...]]
+) -> tuple[list[fx.GraphModule], list[list[str]]]:
     """Graph modules between consecutive cuts, and the names of what each takes in."""
     order = list(traced.graph.nodes)
     ends = [traced.position(node) for node in nodes] + [len(order) - 2]  # the last node is "output"
@@ -118,11 +126,21 @@ def _cut(backbone: nn.Module, traced: TracedGraph, nodes: list[fx.Node]) -> tupl
             outgoing = [_returned(order[-1])]
         else:
             later = [n for n in order[: end + 1] if any(order.index(user) > end for user in n.users)]
-            outgoing = [nodes[k], *(n for n in later if n is not nodes[k])]
+            outgoing = [nodes[k], *(n for n in later if n is not nodes[k] and n.op != "get_attr")]
+            odd = [n.name for n in outgoing if n.name not in known]
+            if odd:
+                raise AttachError(f"at: {odd[0]!r}, which is no tensor, crosses the cut at {nodes[k].name!r}: cut elsewhere")
         parts.append(_subgraph(backbone, order[start : end + 1], incoming, outgoing, last))
         carried.append([n.name for n in incoming])
         start, incoming = end + 1, outgoing
     return parts, carried
+
+
+def _in_place(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    return bool(node.kwargs.get("inplace", False)) or name in ("iadd", "imul", "isub") or name.endswith("_")
 
 
 def _returned(output: fx.Node) -> fx.Node:
@@ -137,9 +155,18 @@ def _subgraph(
 ) -> fx.GraphModule:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in incoming}
+    for n in incoming:  # a head has read it too: an in-place operation must not change it under the head
+        if n.op != "placeholder" and any(_in_place(root, user) for user in n.users):
+            copies[n] = graph.call_method("clone", (copies[n],))
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:  # a parameter or buffer that an earlier stage has read too
+            copies[node] = graph.get_attr(str(node.target))
+        return copies[node]
+
     for node in nodes:
         if node.op != "placeholder":
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
+            copies[node] = graph.node_copy(node, copied)
     results = tuple(copies[n] for n in outgoing)
     graph.output(results)
     graph.lint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError, did_you_mean
+from exitlens.model.layouts import Kind, Layout, find_layout
 
 POOLING = (
     nn.AdaptiveAvgPool2d,
@@ -41,6 +43,11 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One placeholder, for the images; other arguments keep their defaults."""
+        name = next(iter(inspect.signature(self.root.forward).parameters))
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = super().call_module(m, forward, args, kwargs)
         if isinstance(out, fx.Proxy):
@@ -66,6 +73,13 @@ def trace(backbone: nn.Module, training: bool) -> TracedGraph:
     Raises:
         AttachError: if torch.fx cannot follow the forward pass (control flow that depends on data, for example).
     """
+    needed = [
+        p.name
+        for p in inspect.signature(backbone.forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) != 1:
+        raise AttachError(f"backbone: expected a forward with one input tensor, got {needed}: fix the others first")
     tracer = _Tracer()
     with mode_of(backbone, training):
         try:
@@ -76,10 +90,6 @@ def trace(backbone: nn.Module, training: bool) -> TracedGraph:
                 f"{'training' if training else 'evaluation'} mode: {error}. Mend: take data-dependent control flow out "
                 "of its forward, or wrap the part that has it in torch.fx.wrap"
             ) from error
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    if len(inputs) != 1:
-        names = [n.name for n in inputs]
-        raise AttachError(f"backbone: expected a forward with one input tensor, got {names}: fix the others first")
     return TracedGraph(graph, tracer.outputs)
 
 
@@ -110,32 +120,60 @@ def shapes(backbone: nn.Module, traced: TracedGraph, example: Tensor) -> dict[st
     return interpreter.shapes
 
 
-def cut_nodes(traced: TracedGraph, at: Sequence[str], known: dict[str, tuple[int, ...]]) -> list[fx.Node]:
-    """The output nodes of the named modules, checked to be feature maps and in order of execution."""
+def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
+    """The output nodes of the named modules, checked to be known and in order of execution."""
     nodes: list[fx.Node] = []
     for name in at:
         if name not in traced.outputs:
             raise AttachError(f"at: the backbone has no module {name!r} on its path.{did_you_mean(name, traced.outputs)}")
-        node = traced.outputs[name]
-        shape = known.get(node.name, ())
-        if len(shape) != 4:
-            raise AttachError(f"at: expected features (B,C,H,W) after {name!r}, got shape {shape}: put the exit earlier")
-        nodes.append(node)
+        nodes.append(traced.outputs[name])
     places = [traced.position(node) for node in nodes]
     if any(later <= earlier for earlier, later in pairwise(places)):
-        ordered = [name for _, name in sorted(zip(places, at, strict=True))]
+        ordered = sorted(set(at), key=lambda name: traced.position(traced.outputs[name]))
         raise AttachError(f"at: exits must be different and in the order of execution, got {list(at)}: use {ordered}")
     return nodes
 
 
+def node_layout(
+    traced: TracedGraph, node: fx.Node, known: dict[str, tuple[int, ...]], image: Sequence[int], kind: Kind | None = None
+) -> Layout:
+    """The layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
+    before = list(traced.graph.nodes)[: traced.position(node)]
+    maps = [known[n.name] for n in before if len(known.get(n.name, ())) == 4 and n.op != "placeholder"]
+    name = next((name for name, output in traced.outputs.items() if output is node), node.name)
+    return find_layout(name, known.get(node.name, ()), image, [(s[2], s[3]) for s in maps], kind)
+
+
 def last_features(backbone: nn.Module, traced: TracedGraph, known: dict[str, tuple[int, ...]]) -> fx.Node:
-    """The last feature map ``(B,C,H,W)`` before the backbone's own pooling and classifier."""
-    for node in reversed(list(traced.graph.nodes)):
-        if len(known.get(node.name, ())) != 4 or node.op == "placeholder":
-            continue
-        is_pool = node.op == "call_module" and isinstance(backbone.get_submodule(str(node.target)), POOLING)
-        name = getattr(node.target, "__name__", str(node.target))
-        if not is_pool and not any(word in name for word in ("pool", "mean", "dropout", "flatten", "view")):
-            found: fx.Node = node
-            return found
-    raise AttachError("backbone: found no feature map (B,C,H,W) in it: exits need locations to attend to")
+    """The last map or tokens before the backbone's own pooling and classifier."""
+    nodes: list[fx.Node] = [n for n in traced.graph.nodes if n.op != "placeholder" and not _reshapes(backbone, n)]
+    maps = [n for n in nodes if len(known.get(n.name, ())) in (3, 4)]
+    large = [n for n in maps if _locations(known[n.name]) > 1]
+    if not maps:
+        raise AttachError("backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to")
+    if large and any(_pools(backbone, user) for user in large[-1].users):
+        return large[-1]
+    return maps[-1]
+
+
+def _locations(shape: tuple[int, ...]) -> int:
+    return shape[1] if len(shape) == 3 else min(shape[2] * shape[3], shape[1] * shape[2])  # channels first or last
+
+
+def _name_of(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _pools(backbone: nn.Module, node: fx.Node) -> bool:
+    """Whether the node is pooling (or what leads to it): a module or a function of that name, or picking one token."""
+    if node.op == "call_module" and isinstance(backbone.get_submodule(str(node.target)), POOLING):
+        return True
+    return node.op != "call_module" and any(word in _name_of(node) for word in ("pool", "mean", "getitem", "flatten"))
+
+
+def _reshapes(backbone: nn.Module, node: fx.Node) -> bool:
+    """Whether the node computes no features of its own: pooling, dropout, slices, views."""
+    words = ("pool", "mean", "dropout", "flatten", "view", "reshape", "getitem", "getattr", "select")
+    if node.op == "call_module":
+        return isinstance(backbone.get_submodule(str(node.target)), (*POOLING, nn.Flatten))
+    return node.op == "get_attr" or any(word in _name_of(node) for word in words)

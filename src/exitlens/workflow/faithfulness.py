@@ -15,6 +15,7 @@ from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
 from exitlens.functional.similarity import pearson
 from exitlens.model.heads import EvidenceHead
+from exitlens.model.layouts import Layout
 from exitlens.model.network import ExitNet
 from exitlens.model.tracing import mode_of
 from exitlens.types import ExitOutput
@@ -141,6 +142,7 @@ def _randomised(net: ExitNet, images: Tensor, plain: Sequence[ExitOutput], seed:
             values.append(None)
             continue
         other = copy.deepcopy(head)
+        other.layout = Layout()  # with_features gives the canonical one
         for module in other.modules():
             if isinstance(module, nn.Linear):
                 noise = torch.randn(module.weight.shape, generator=generator)

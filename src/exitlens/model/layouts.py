@@ -1,0 +1,106 @@
+"""How features lie in memory: maps with channels first or last, or tokens; and every layout as ``(B,D,*S)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from exitlens.errors import AttachError
+
+Kind = Literal["nchw", "nhwc", "tokens"]
+KINDS: tuple[Kind, ...] = ("nchw", "nhwc", "tokens")
+MAX_PREFIX = 8  # class, distillation and register tokens
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One exit's feature layout.
+
+    Attributes:
+        kind: ``nchw`` ``(B,D,H,W)``, ``nhwc`` ``(B,H,W,D)``, or ``tokens`` ``(B,prefix+N,D)``.
+        prefix: class, distillation and register tokens in front, which are no locations.
+        grid: ``(H,W)`` of the tokens of an image; ``None`` leaves them a sequence.
+    """
+
+    kind: Kind = "nchw"
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+
+    def canonical(self, features: Tensor) -> Tensor:
+        """Features in this layout -> ``(B,D,*S)``; a view, not a copy."""
+        if self.kind == "nchw":
+            return features
+        if self.kind == "nhwc":
+            return features.permute(0, 3, 1, 2)
+        tokens = features[:, self.prefix :].transpose(1, 2)
+        return tokens if self.grid is None else tokens.unflatten(2, self.grid)
+
+    def channels(self, shape: Sequence[int]) -> int:
+        """``D`` of features of this shape."""
+        return shape[1] if self.kind == "nchw" else shape[-1]
+
+    def size(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The locations ``S`` of features of this shape."""
+        if self.kind == "nchw":
+            return tuple(shape[2:])
+        if self.kind == "nhwc":
+            return tuple(shape[1:3])
+        return self.grid or (shape[1] - self.prefix,)
+
+
+def find_layout(
+    name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]], kind: Kind | None = None
+) -> Layout:
+    """The layout of the features after module ``name``, found by looking at their shape.
+
+    Args:
+        name: for the error message.
+        shape: of the features, batch first.
+        image: ``(H,W)`` of the input.
+        grids: ``(H,W)`` of the feature maps that come before, where the tokens of a patch embedding are counted.
+        kind: what the user says it is; then only the details are looked for.
+
+    Raises:
+        AttachError: if the shape fits no layout, or more than one.
+    """
+    if kind == "tokens" or (kind is None and len(shape) == 3):
+        return _tokens(name, shape, image, grids)
+    if len(shape) != 4:
+        seen = f"after {name!r} the features are {tuple(shape)}"
+        raise AttachError(f"at: {seen}: expected a map of 4 axes or tokens of 3: put the exit earlier")
+    if kind is not None:
+        return Layout(kind)
+    aspect = image[0] / image[1]
+    first = _fits(shape[2], shape[3], aspect)
+    last = _fits(shape[1], shape[2], aspect) and shape[1] <= image[0] and shape[2] <= image[1]
+    if first == last:
+        raise AttachError(
+            f"layout: after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}, which could be "
+            "channels first or last: pass layout='nchw' or 'nhwc'"
+        )
+    return Layout("nchw" if first else "nhwc")
+
+
+def _fits(height: int, width: int, aspect: float) -> bool:
+    """Whether a map of this size can come from an image of this aspect (rounding of odd sizes allowed)."""
+    return abs(height - aspect * width) <= 1
+
+
+def _tokens(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]]) -> Layout:
+    count = shape[1]
+    for grid in reversed(grids):  # the patch embedding is the last map before the tokens
+        prefix = count - grid[0] * grid[1]
+        if 0 <= prefix <= MAX_PREFIX:
+            return Layout("tokens", prefix, grid)
+    for prefix in range(MAX_PREFIX + 1):
+        for height in range(1, count - prefix + 1):
+            width = (count - prefix) // height
+            if height * width == count - prefix and abs(height / width - image[0] / image[1]) < 1e-6:
+                return Layout("tokens", prefix, (height, width))
+    raise AttachError(
+        f"layout: after {name!r} there are {count} tokens for an image of {tuple(image)}: no grid and up to {MAX_PREFIX} "
+        "class or register tokens make that number: put the exit elsewhere"
+    )

@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.layouts import Layout, find_layout
+
+
+@pytest.mark.parametrize(
+    ("shape", "image", "grids", "expected"),
+    [
+        ((1, 64, 28, 28), (224, 224), [], Layout("nchw")),
+        ((1, 28, 28, 96), (224, 224), [], Layout("nhwc")),
+        ((1, 7, 7, 768), (224, 224), [], Layout("nhwc")),
+        ((1, 64, 10, 20), (80, 160), [], Layout("nchw")),
+        ((1, 10, 20, 64), (80, 160), [], Layout("nhwc")),
+        ((1, 197, 192), (224, 224), [(14, 14)], Layout("tokens", 1, (14, 14))),
+        ((1, 198, 192), (224, 224), [], Layout("tokens", 2, (14, 14))),
+        ((1, 201, 384), (224, 224), [(14, 14)], Layout("tokens", 5, (14, 14))),
+        ((1, 196, 512), (224, 224), [], Layout("tokens", 0, (14, 14))),
+        ((1, 201, 8), (160, 320), [(10, 20)], Layout("tokens", 1, (10, 20))),
+    ],
+)
+def test_layouts_are_found_by_looking(shape, image, grids, expected):
+    assert find_layout("x", shape, image, grids) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 16, 16, 16), "channels first or last"), ((1, 5, 9, 3), "could be"), ((1, 10), "put the exit earlier")],
+)
+def test_what_is_ambiguous_is_an_error_that_says_what_was_seen(shape, message):
+    with pytest.raises(xl.AttachError, match=message):
+        find_layout("block", shape, (64, 64), [])
+
+
+def test_the_user_can_say_what_it_is():
+    assert find_layout("x", (1, 16, 16, 16), (64, 64), [], "nhwc") == Layout("nhwc")
+    with pytest.raises(xl.AttachError, match="tokens"):
+        find_layout("x", (1, 1000, 8), (60, 61), [])
+
+
+def test_every_layout_has_the_same_canonical_form():
+    maps = torch.randn(2, 5, 3, 4)
+    tokens = torch.cat([torch.randn(2, 2, 5), maps.flatten(2).transpose(1, 2)], 1)
+    for layout, features in (
+        (Layout("nchw"), maps),
+        (Layout("nhwc"), maps.permute(0, 2, 3, 1)),
+        (Layout("tokens", 2, (3, 4)), tokens),
+    ):
+        assert torch.equal(layout.canonical(features), maps)
+        assert layout.channels(features.shape) == 5
+        assert layout.size(features.shape) == (3, 4)
+    sequence = Layout("tokens", 2)
+    assert torch.equal(sequence.canonical(tokens), maps.flatten(2))
+    assert sequence.size(tokens.shape) == (12,)
+
+
+class TinyViT(nn.Module):
+    """Patches, a class token, positions, two encoder layers; the answer is read off the class token."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.position = nn.Parameter(torch.randn(1, 17, 16))
+        self.one, self.two = (nn.Linear(16, 16) for _ in range(2))
+        self.mix = nn.Linear(17, 17)
+        self.norm = nn.LayerNorm(16)
+        self.fc = nn.Linear(16, classes)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        x = x + self.one(self.mix(x.transpose(1, 2)).transpose(1, 2))
+        x = torch.relu(self.two(x)) + x
+        return self.fc(self.norm(x)[:, 0])
+
+
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_tokens_become_a_grid_without_the_class_token(final, tmp_path):
+    backbone = TinyViT().eval()
+    x = torch.randn(6, 3, 16, 16)
+    net = xl.attach(backbone, ["one"], 4, x, final=final).eval()
+    outs = net(x)
+    assert [o.attention.shape for o in outs] == [(6, 4, 4)] * 2
+    torch.testing.assert_close(
+        outs[0].evidence.sum((2, 3)) + net.head(0).classifier.bias, outs[0].logits, atol=1e-5, rtol=1e-4
+    )
+    if final == "keep":
+        assert torch.equal(outs[1].logits, backbone(x))
+        assert not net.head(1).exact_evidence
+    pred = xl.predict(net, x, xl.Policy((0.3,)), attention=True)
+    assert pred.exits.tolist() == xl.route(xl.collect(net, x), xl.Policy((0.3,))).tolist()
+    xl.EGTLoss()(net.train()(x), torch.zeros(6).long()).total.backward()
+    assert backbone.one.weight.grad.abs().sum() > 0
+    back, _ = xl.load(xl.save(net.eval(), None, tmp_path / "b"), backbone=TinyViT())
+    torch.testing.assert_close(back(x)[0].logits, net(x)[0].logits)
+
+
+def test_channels_last_features():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mlp, self.fc = nn.Conv2d(3, 24, 2, 2), nn.Linear(24, 24), nn.Linear(24, 4)
+            self.more = nn.Linear(24, 24)
+
+        def forward(self, x):
+            x = self.mlp(self.stem(x).permute(0, 2, 3, 1))
+            return self.fc(torch.relu(self.more(x)).mean((1, 2)))
+
+    net = xl.attach(Last(), ["mlp"], 4, torch.zeros(1, 3, 16, 16), final="keep")
+    assert [o.attention.shape for o in net(torch.randn(2, 3, 16, 16))] == [(2, 8, 8)] * 2
+    assert net.head(0).layout.kind == "nhwc"
+
+
+def test_bad_layout():
+    with pytest.raises(xl.InputError, match="layout"):
+        xl.attach(TinyViT(), ["one"], 4, torch.zeros(1, 3, 16, 16), layout="chw")
