@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -18,6 +18,9 @@ lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict src
+
+backbones: $(VENV)/.installed  ## try every backbone: docs/backbones.md
+	$(BIN)/python scripts/backbones_table.py
 
 bench: demo  ## time the demo's bundle against the plain backbone again
 	$(BIN)/exitlens bench --bundle runs/demo --batch-sizes 1,8,64

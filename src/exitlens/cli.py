@@ -284,8 +284,8 @@ def predict(
 
 @app.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
 def explain(
-    bundle: Bundle,
     image: Annotated[Path, typer.Option(help="An image file.")],
+    bundle: Bundle = Path("runs/demo"),
     out: Annotated[Path | None, typer.Option(help="Directory for overlays (PNG) and the answer (JSON).")] = None,
     json_: Json = False,
 ) -> None:

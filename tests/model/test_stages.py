@@ -66,6 +66,21 @@ class DataDependent(nn.Module):
         return self.a(x) if x.sum() > 0 else x
 
 
+class TwoOutputs(nn.Module):
+    """Auxiliary logits in training mode, as GoogLeNet has."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.fc, self.aux = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        early = self.aux(x.mean((2, 3)))
+        logits = self.fc(torch.relu(self.b(x)).mean((2, 3)))
+        return (logits, early) if self.training else logits
+
+
 class Impure(nn.Module):
     """A counter in the forward pass: a trace cannot follow it, the probe must."""
 
@@ -184,6 +199,7 @@ def test_attach_leaves_no_trace(backbone):
         (TinyNet(), ["a", "c"], "final exit already answers"),
         (TinyNet(), ["fc"], "put the exit earlier"),
         (DataDependent(), ["a"], "cannot be traced"),
+        (TwoOutputs(), ["a"], "aux_logits=False"),
         (Impure(), ["a"], "probe: staged and plain output differ"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [], "no feature map"),
     ],

@@ -131,7 +131,9 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if name not in known:
         raise InputError(f"backbone: torchvision has no model {name!r}.{did_you_mean(name, known)}")
     if not pretrained:
-        plain: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+        # auxiliary classifiers would make training return a tuple; exits take their place
+        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        plain: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
         return plain
     try:
         network: nn.Module = models.get_model(name, weights="DEFAULT")

@@ -84,6 +84,7 @@ def split(backbone: nn.Module, at: Sequence[str], example: Tensor, layout: Kind 
     names: list[list[str]] = []
     for training in (True, False):
         traced = trace(backbone, training)
+        _returned(list(traced.graph.nodes)[-1])
         known = shapes(backbone, traced, example)
         final = last_features(backbone, traced, known)
         nodes = cut_nodes(traced, at)
@@ -146,7 +147,10 @@ def _in_place(root: nn.Module, node: fx.Node) -> bool:
 def _returned(output: fx.Node) -> fx.Node:
     value = output.args[0]
     if not isinstance(value, fx.Node):
-        raise AttachError(f"backbone: expected a forward that returns one logits tensor, got {type(value).__name__}")
+        raise AttachError(
+            f"backbone: expected a forward that returns one logits tensor, got {type(value).__name__}. Mend: wrap it so that "
+            "it returns the logits alone; GoogLeNet and Inception: build them with aux_logits=False"
+        )
     return value
 
 
