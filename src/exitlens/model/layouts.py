@@ -60,7 +60,7 @@ def find_layout(
         name: for the error message.
         shape: of the features, batch first.
         image: ``(H,W)`` of the input.
-        grids: ``(H,W)`` of the feature maps that come before, where the tokens of a patch embedding are counted.
+        grids: ``(H,W)`` of the convolutions before it: tokens are counted by them, and later maps are no larger.
         kind: what the user says it is; then only the details are looked for.
 
     Raises:
@@ -73,9 +73,12 @@ def find_layout(
         raise AttachError(f"at: {seen}: expected a map of 4 axes or tokens of 3: put the exit earlier")
     if kind is not None:
         return Layout(kind)
-    aspect = image[0] / image[1]
-    first = _fits(shape[2], shape[3], aspect)
-    last = _fits(shape[1], shape[2], aspect) and shape[1] <= image[0] and shape[2] <= image[1]
+    aspect, (height, width) = image[0] / image[1], grids[-1] if grids else image
+    first = _fits(shape[2], shape[3], aspect) and shape[2] <= height and shape[3] <= width
+    last = _fits(shape[1], shape[2], aspect) and shape[1] <= height and shape[2] <= width
+    if not first and not last:
+        seen = f"after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}"
+        raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps): put the exit elsewhere")
     if first == last:
         raise AttachError(
             f"layout: after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}, which could be "

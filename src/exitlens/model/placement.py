@@ -85,7 +85,7 @@ def exit_points(backbone: nn.Module, example: Tensor, *, runs: int = 5) -> list[
     for place, node in enumerate(order[:end]):
         name = _shortest(traced, node)
         shape = known.get(node.name, ())
-        if name is None or not _alone(order, place) or not _is_map(traced, node, known, example):
+        if name is None or not _alone(order, place) or not _is_map(backbone, traced, node, known, example):
             continue
         so_far = sum(macs[n.name] for n in order[: place + 1])
         spent = sum(seconds[n.name] for n in order[: place + 1])
@@ -122,9 +122,11 @@ def _measure(backbone: nn.Module, traced: TracedGraph, example: Tensor, count: b
     return meter.spent
 
 
-def _is_map(traced: TracedGraph, node: fx.Node, known: dict[str, tuple[int, ...]], example: Tensor) -> bool:
+def _is_map(
+    backbone: nn.Module, traced: TracedGraph, node: fx.Node, known: dict[str, tuple[int, ...]], example: Tensor
+) -> bool:
     try:
-        layout = node_layout(traced, node, known, example.shape[2:])
+        layout = node_layout(backbone, traced, node, known, example.shape[2:])
     except AttachError:
         return False
     return math.prod(layout.size(known[node.name])) > 1

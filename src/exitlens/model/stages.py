@@ -88,7 +88,7 @@ def split(backbone: nn.Module, at: Sequence[str], example: Tensor, layout: Kind 
         known = shapes(backbone, traced, example)
         final = last_features(backbone, traced, known)
         nodes = cut_nodes(traced, at)
-        layouts = [node_layout(traced, node, known, example.shape[2:], layout) for node in nodes]
+        layouts = [node_layout(backbone, traced, node, known, example.shape[2:], layout) for node in nodes]
         if nodes and traced.position(nodes[-1]) >= traced.position(final):
             raise AttachError(
                 f"at: {at[-1]!r} is where the final exit already answers: leave it out; early exits lie before it"
@@ -100,7 +100,7 @@ def split(backbone: nn.Module, at: Sequence[str], example: Tensor, layout: Kind 
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(a, b) for a, b in zip(*pieces, strict=True)]
     features = [known[node.name] for node in (*nodes, final)]
-    layouts.append(node_layout(traced, final, known, example.shape[2:], layout))
+    layouts.append(node_layout(backbone, traced, final, known, example.shape[2:], layout))
     result = Split(
         stages[:-1],
         stages[-1],
@@ -148,8 +148,8 @@ def _returned(output: fx.Node) -> fx.Node:
     value = output.args[0]
     if not isinstance(value, fx.Node):
         raise AttachError(
-            f"backbone: expected a forward that returns one logits tensor, got {type(value).__name__}. Mend: wrap it so that "
-            "it returns the logits alone; GoogLeNet and Inception: build them with aux_logits=False"
+            f"backbone: expected a forward that returns one logits tensor, got {type(value).__name__}. Mend: wrap it so "
+            "that it returns the logits alone; GoogLeNet and Inception: build them with aux_logits=False"
         )
     return value
 

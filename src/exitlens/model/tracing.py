@@ -135,18 +135,26 @@ def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
 
 
 def node_layout(
-    traced: TracedGraph, node: fx.Node, known: dict[str, tuple[int, ...]], image: Sequence[int], kind: Kind | None = None
+    backbone: nn.Module,
+    traced: TracedGraph,
+    node: fx.Node,
+    known: dict[str, tuple[int, ...]],
+    image: Sequence[int],
+    kind: Kind | None = None,
 ) -> Layout:
     """The layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
     before = list(traced.graph.nodes)[: traced.position(node)]
-    maps = [known[n.name] for n in before if len(known.get(n.name, ())) == 4 and n.op != "placeholder"]
+    convolutions = [
+        n for n in before if n.op == "call_module" and isinstance(backbone.get_submodule(str(n.target)), nn.Conv2d)
+    ]
+    maps = [known[n.name] for n in convolutions if known[n.name][2] * known[n.name][3] > 1]
     name = next((name for name, output in traced.outputs.items() if output is node), node.name)
     return find_layout(name, known.get(node.name, ()), image, [(s[2], s[3]) for s in maps], kind)
 
 
 def last_features(backbone: nn.Module, traced: TracedGraph, known: dict[str, tuple[int, ...]]) -> fx.Node:
     """The last map or tokens before the backbone's own pooling and classifier."""
-    nodes: list[fx.Node] = [n for n in traced.graph.nodes if n.op != "placeholder" and not _reshapes(backbone, n)]
+    nodes: list[fx.Node] = [n for n in traced.graph.nodes if n.op != "placeholder" and not _reshapes(backbone, n, known)]
     maps = [n for n in nodes if len(known.get(n.name, ())) in (3, 4)]
     large = [n for n in maps if _locations(known[n.name]) > 1]
     if not maps:
@@ -171,9 +179,10 @@ def _pools(backbone: nn.Module, node: fx.Node) -> bool:
     return node.op != "call_module" and any(word in _name_of(node) for word in ("pool", "mean", "getitem", "flatten"))
 
 
-def _reshapes(backbone: nn.Module, node: fx.Node) -> bool:
-    """Whether the node computes no features of its own: pooling, dropout, slices, views."""
-    words = ("pool", "mean", "dropout", "flatten", "view", "reshape", "getitem", "getattr", "select")
+def _reshapes(backbone: nn.Module, node: fx.Node, known: dict[str, tuple[int, ...]]) -> bool:
+    """Whether the node computes no features of its own: pooling, dropout, slices, views (but to a map of 4 axes)."""
+    words = ["pool", "mean", "dropout", "flatten", "getitem", "getattr", "select"]
+    words += ["view", "reshape"] if len(known.get(node.name, ())) != 4 else []
     if node.op == "call_module":
         return isinstance(backbone.get_submodule(str(node.target)), (*POOLING, nn.Flatten))
     return node.op == "get_attr" or any(word in _name_of(node) for word in words)
