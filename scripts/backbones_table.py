@@ -47,7 +47,6 @@ BACKBONES = [  # family, source, image size
     ("ViT", "torchvision:vit_b_16", 224),
     ("Swin", "torchvision:swin_t", 64),
     ("Swin v2", "torchvision:swin_v2_t", 64),
-    ("MaxViT", "torchvision:maxvit_t", 224),
     ("ResNet (timm)", "timm:resnet18", 64),
     ("EfficientNet-Lite", "timm:efficientnet_lite0", 64),
     ("ViT (timm)", "timm:vit_tiny_patch16_224", 224),
@@ -66,6 +65,7 @@ BACKBONES = [  # family, source, image size
     ("HRNet", "timm:hrnet_w18_small", 64),
     ("DarkNet", "timm:darknet53", 64),
     ("CSPNet", "timm:cspresnet50", 64),
+    ("MaxViT", "torchvision:maxvit_t", 224),
 ]
 
 
