@@ -69,8 +69,8 @@ def _route(net: ExitNet, images: Tensor, policy: Policy, attention: bool) -> lis
             parts.append((where, k, scores, p, maps))
             break
         if count:
-            parts.append((where[fired], k, scores[fired], p[fired], None if maps is None else maps[fired]))
-            stay = (~fired).nonzero().squeeze(1)
+            leave, stay = fired.nonzero().squeeze(1), (~fired).nonzero().squeeze(1)
+            parts.append((where[leave], k, scores[leave], p[leave], None if maps is None else maps[leave]))
             where = where[stay]
             carried = tuple(_gather(t, stay) for t in carried)
     return parts
