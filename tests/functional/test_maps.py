@@ -45,15 +45,6 @@ def test_class_evidence_is_centred_over_classes():
     torch.testing.assert_close(maps.class_evidence(evidence, torch.tensor([1])), torch.tensor([[1.0, 2.0]]))
 
 
-def test_entropy_is_one_for_uniform_and_zero_for_a_point():
-    uniform, point = torch.full((1, 2, 2), 0.25), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-    assert maps.entropy(uniform).item() == pytest.approx(1)
-    assert maps.entropy(point).item() == pytest.approx(0)
-    assert maps.entropy(torch.ones(1, 1, 1)).item() == 1
-    half = torch.tensor([[[0.5, 0.5], [0.0, 0.0]]])
-    assert maps.entropy(half).item() == pytest.approx(math.log(2) / math.log(4))
-
-
 @given(st.integers(1, 30), st.floats(0.01, 1.0))
 @settings(max_examples=40, deadline=None)
 def test_top_cells_takes_that_many_of_the_largest(n, fraction):

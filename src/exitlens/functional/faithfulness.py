@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.functional.maps import as_distribution, regrid, top_cells
+from exitlens.functional.maps import as_distribution, regrid
 
 
 def cells_to_pixels(cells: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) bool -> (B,1,H,W) bool
@@ -34,11 +34,6 @@ def delete(images: Tensor, cells: Tensor) -> Tensor:  # (B,C,H,W), (B,h,w) bool 
 def insert(images: Tensor, cells: Tensor) -> Tensor:  # (B,C,H,W), (B,h,w) bool -> (B,C,H,W)
     """Keeps only the chosen cells, on the image's own mean colour."""
     return delete(images, ~cells)
-
-
-def chosen_cells(maps: Tensor, fraction: float = 0.2) -> Tensor:
-    """The top ``fraction`` of cells of each map (at least one)."""
-    return top_cells(maps, fraction)
 
 
 def energy_in_mask(attention: Tensor, masks: Tensor) -> Tensor:  # (B,h,w), (B,H,W) bool -> (B,)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,16 +62,6 @@ def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,
     """Evidence of one class per sample, centred over the classes at every location (what *distinguishes* the class)."""
     index = labels.view(-1, 1, *[1] * (evidence.ndim - 2)).expand(-1, 1, *evidence.shape[2:])
     return evidence.gather(1, index).squeeze(1) - evidence.mean(1)
-
-
-def entropy(attention: Tensor) -> Tensor:  # (B,*S) -> (B,)
-    """Shannon entropy of each map divided by its maximum, in [0, 1]; 1 is a uniform map that shows nothing."""
-    p = attention.flatten(1)
-    count = p.shape[1]
-    if count == 1:
-        return torch.ones(len(p), dtype=p.dtype, device=p.device)
-    nats: Tensor = torch.special.xlogy(p, p).sum(1)
-    return -nats / math.log(count)
 
 
 def top_cells(x: Tensor, fraction: float) -> Tensor:  # (B,*S) -> (B,*S) bool

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from exitlens.data.images import ImageSet
 from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
+from exitlens.functional.maps import top_cells
 from exitlens.functional.similarity import pearson
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.layouts import Layout
@@ -113,7 +114,7 @@ def _perturb(
     for k, (out, chosen) in enumerate(zip(plain, maps, strict=True)):
         p = out.logits.softmax(1)
         answer = p.argmax(1, keepdim=True)
-        cells = measures.chosen_cells(chosen, fraction)
+        cells = top_cells(chosen, fraction)
         for change, into in ((measures.delete, drops), (measures.insert, keeps)):
             after = _exit_probabilities(net, change(images, cells), k).gather(1, answer)
             into.append((p.gather(1, answer) - after if change is measures.delete else after).mean().item())
