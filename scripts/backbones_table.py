@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import exitlens as xl
-from exitlens.model.tracing import mode_of
+from exitlens.model.modes import mode_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"

@@ -78,7 +78,7 @@ def test_tables_for_people(trained, folder, tmp_path, call):
     assert "threshold" in call("calibrate", "--bundle", trained, "--max-cost", "0.9")[1]
     assert "routed" in call("evaluate", "--bundle", trained, "--report", tmp_path / "r.html", "--baseline", trained)[1]
     assert (tmp_path / "r.html").stat().st_size > 10_000
-    assert "images, the first" in call("predict", "--bundle", trained, "--data", folder / "dark")[1]
+    assert "samples, the first" in call("predict", "--bundle", trained, "--data", folder / "dark")[1]
     assert "answered" in call("explain", "--bundle", trained, "--image", folder / "dark" / "01.png")[1]
     assert "faster" in call("bench", "--bundle", trained, "--images", "2", "--rounds", "1", "--batch-sizes", "1")[1]
     assert "routed" in call("evaluate", "--bundle", trained, "--data", folder)[1]

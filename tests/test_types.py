@@ -1,9 +1,15 @@
+import dataclasses
+import json
 import math
+import pickle
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import exitlens as xl
+from exitlens.types import TextPreprocess, preprocess_from_dict
 
 GOOD = {
     "logits": torch.randn(5, 3, 4),
@@ -68,3 +74,126 @@ def test_errors_share_a_base_and_name_the_extra():
     names = [getattr(xl, name) for name in xl.__all__ if name.endswith("Error")]
     assert all(issubclass(error, xl.ExitlensError) for error in names)
     assert "pip install 'exitlens[x]'" in str(xl.MissingExtraError("package", "x", "this"))
+
+
+WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "good": 5, "lamp": 6}
+
+
+def _tokenizer(vocabulary=None, framed=True, padding=None, unknown="[UNK]"):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary or WORDS, unk_token=unknown))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    if framed:
+        frame = [("[CLS]", 2), ("[SEP]", 3)]
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    if padding:
+        tokenizer.enable_padding(pad_token=padding, direction="left", length=99)
+    return tokenizer.to_str()
+
+
+def test_texts_are_framed_padded_and_truncated():
+    preprocess = TextPreprocess(_tokenizer(), 6)
+    found = preprocess.encode(["a lamp", "a good lamp", "a good good green lamp", ""])
+    assert found["input_ids"].tolist() == [[2, 4, 6, 3, 0, 0], [2, 4, 5, 6, 3, 0], [2, 4, 5, 5, 1, 3], [2, 3, 0, 0, 0, 0]]
+    assert found["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1] * 6, [1, 1, 0, 0, 0, 0]]
+    assert {values.dtype for values in found.values()} == {torch.int64}
+    assert preprocess.tokens(found["input_ids"][0]) == ["[CLS]", "a", "lamp", "[SEP]", "[PAD]", "[PAD]"]
+    assert preprocess.vocabulary_size == 7
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "padding", "expected"),
+    [
+        ({"a": 0, "?": 1, "<pad>": 2}, None, 2),  # found by its name
+        ({"a": 0, "?": 1, "<pad>": 2, "hole": 9}, "hole", 9),  # what the JSON itself says comes first
+        ({"a": 0, "?": 1}, "gone", 0),  # it says so, but has no such token
+        ({"a": 0, "?": 1}, None, 0),
+    ],
+)
+def test_padding_is_at_the_end_and_of_the_tokenizers_own_token(vocabulary, padding, expected):
+    preprocess = TextPreprocess(_tokenizer(vocabulary, framed=False, padding=padding, unknown="?"), 3)
+    assert preprocess.encode(["a"])["input_ids"].tolist() == [[0, expected, expected]]
+    assert preprocess.vocabulary_size == max(vocabulary.values()) + 1
+
+
+def test_text_preprocess_round_trips():
+    preprocess = TextPreprocess(_tokenizer(), 6)
+    values = json.loads(json.dumps(preprocess.to_dict()))
+    assert TextPreprocess.from_dict(values) == preprocess == pickle.loads(pickle.dumps(preprocess))
+    assert preprocess_from_dict(values) == preprocess
+    pixels = xl.Preprocess((8, 9))
+    assert preprocess_from_dict(pixels.to_dict()) == pixels
+    assert preprocess != TextPreprocess(_tokenizer(), 7)
+    assert len(repr(preprocess)) < 100  # without the tokenizer
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preprocess.length = 3
+
+
+def test_the_tokenizer_is_read_once_for_each_length(monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+    description = _tokenizer({**WORDS, "once": 7})
+    read, calls = tokenizers.Tokenizer.from_str, []
+    fake = SimpleNamespace(Tokenizer=SimpleNamespace(from_str=lambda text: calls.append(1) or read(text)))
+    monkeypatch.setitem(sys.modules, "tokenizers", fake)
+    long, short = TextPreprocess(description, 6), TextPreprocess(description, 4)
+    for _ in range(3):
+        assert long.encode(["once a"])["input_ids"].tolist() == [[2, 7, 4, 3, 0, 0]]
+        assert short.encode(["once a lamp"])["input_ids"].tolist() == [[2, 7, 4, 3]]
+    assert len(calls) == 3  # as it is, and with each length
+
+
+@pytest.mark.parametrize("description", ["", "{", "{}", "3", "[" * 100_000, '{"version": "1.0"}', "a path.json"])
+def test_a_json_that_is_no_tokenizer(description):
+    pytest.importorskip("tokenizers")
+    with pytest.raises(xl.InputError, match=r"tokenizer: expected the JSON .* use its to_str\(\)"):
+        TextPreprocess(description, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"length": 0}, "length: expected 3 tokens or more"),
+        ({"length": -4}, "length: expected 3"),
+        ({"length": 2}, "got 2"),
+        ({"length": 8.0}, "length: expected int, got float"),
+        ({"tokenizer": None}, "tokenizer: expected str, got NoneType"),
+    ],
+)
+def test_bad_text_preprocess(values, message):
+    with pytest.raises(xl.InputError, match=message):
+        TextPreprocess(**{"tokenizer": _tokenizer(), "length": 8, **values})
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "one text or more"),
+        ("a lamp", "expected a list"),
+        (3, "expected a list"),
+        (["a", 3], r"texts\[1\]: expected str, got int"),
+        (["a", None], r"texts\[1\]"),
+        (["a", ("a", "b")], r"texts\[1\]"),
+        (["a", "\ud800"], "Unicode"),
+    ],
+)
+def test_texts_that_cannot_be_encoded(texts, message):
+    with pytest.raises(xl.InputError, match=message):
+        TextPreprocess(_tokenizer(), 8).encode(texts)
+
+
+def test_a_tokenizer_without_an_unknown_token():
+    with pytest.raises(xl.InputError, match="unknown token"):
+        TextPreprocess(_tokenizer({"a": 0}, framed=False), 8).encode(["b"])
+
+
+@pytest.mark.parametrize("bad", [[7], [-1], [2**40], [[1, 2]], [0.5]])
+def test_ids_that_are_no_tokens(bad):
+    with pytest.raises(xl.InputError, match="input_ids"):
+        TextPreprocess(_tokenizer(), 8).tokens(torch.tensor(bad))
+
+
+def test_text_without_the_tokenizers_package(monkeypatch):
+    description = _tokenizer({**WORDS, "new": 7})
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
+        TextPreprocess(description, 8)

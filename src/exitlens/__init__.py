@@ -18,6 +18,7 @@ from exitlens.data.fashion import load_fashion, load_scenes
 from exitlens.data.folders import load_folder, load_torchvision, load_unlabelled, read_image, split_set
 from exitlens.data.images import ImageSet
 from exitlens.data.scenes import make_scenes
+from exitlens.data.texts import TextSet, load_reviews, make_reviews, read_texts, word_tokenizer
 from exitlens.delivery.bundle import load, save
 from exitlens.errors import (
     AttachError,
@@ -33,10 +34,11 @@ from exitlens.errors import (
 )
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.routing import route
+from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone, load_weights
-from exitlens.model.network import ExitNet, attach
+from exitlens.model.network import ExitNet
 from exitlens.model.placement import ExitPoint, exit_points
-from exitlens.types import ExitOutput, LossTerms, Policy, Prediction, Preprocess, Trace
+from exitlens.types import ExitOutput, LossTerms, Policy, Prediction, Preprocess, TextPreprocess, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
@@ -70,6 +72,8 @@ __all__ = [
     "Prediction",
     "Preprocess",
     "Report",
+    "TextPreprocess",
+    "TextSet",
     "Trace",
     "TrainingError",
     "attach",
@@ -85,14 +89,18 @@ __all__ = [
     "load",
     "load_fashion",
     "load_folder",
+    "load_reviews",
     "load_scenes",
     "load_torchvision",
     "load_unlabelled",
     "load_weights",
+    "make_reviews",
     "make_scenes",
     "predict",
     "read_image",
+    "read_texts",
     "route",
     "save",
     "split_set",
+    "word_tokenizer",
 ]

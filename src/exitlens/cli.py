@@ -14,14 +14,27 @@ from rich.console import Console
 from rich.table import Table
 
 import exitlens as xl
-from exitlens.data.fashion import Split
-from exitlens.data.sources import DataSource, open_source
+from exitlens.data.images import ImageSet
+from exitlens.data.sources import open_source
+from exitlens.delivery.building import new_network, training_sets, zeros_for
 from exitlens.delivery.demo import run_demo
 from exitlens.delivery.demo_training import DemoSettings
 from exitlens.delivery.pictures import save_explanation
 from exitlens.delivery.report import Subject, write_report
-from exitlens.delivery.runs import bundle_of, forget_source, read_source, replace_policy, write_source
+from exitlens.delivery.runs import (
+    bundle_of,
+    forget_source,
+    image_preprocess,
+    load_calibrated,
+    load_samples,
+    read_samples,
+    replace_policy,
+    text_preprocess,
+    write_source,
+)
 from exitlens.delivery.speed import compare_adaptive
+from exitlens.delivery.tokens import exit_name, token_table, write_tokens
+from exitlens.functional.inputs import split_rows
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,8 +47,17 @@ console = Console()
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Bundle = Annotated[Path, typer.Option(help="Run directory of `exitlens fit`, or a bundle.")]
-Data = Annotated[str, typer.Option(help="A folder class/image.png, `scenes`, `fashion`, or torchvision:NAME.")]
-OtherData = Annotated[str, typer.Option("--data", help="Other data than the run's own split: a labelled folder or a name.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Images: a folder class/image.png, `scenes`, `fashion`, torchvision:NAME. Texts: a .csv or .jsonl file with "
+        "text and label, `reviews`."
+    ),
+]
+OtherData = Annotated[
+    str, typer.Option("--data", help="Other data than the run's own split: a labelled folder or file, or a name.")
+]
+BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, typer.Option(help="Folder of torchvision's files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read.")]
 
@@ -66,7 +88,7 @@ def demo(
     settings = DemoSettings.quick(seed) if quick else DemoSettings(seed)
     result = run_demo(out, settings, resume=resume, quiet=json_)
     count = len(result["egt"]["agreeing"]["accuracy"])
-    names = [_exit_name(k, count) for k in range(count)]
+    names = [exit_name(k, count) for k in range(count)]
     rows = [["", "", *names]]
     for run in ("baseline", "egt"):
         for condition in ("agreeing", "disagreeing"):
@@ -94,18 +116,25 @@ def _pairs(values: list[float], controls: list[float]) -> list[str]:
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="New run directory: checkpoints, log and bundle.")],
-    backbone: Annotated[str, typer.Option(help="`small` or torchvision:NAME.")] = "small",
+    backbone: Annotated[str, typer.Option(help=BACKBONES)] = "small",
     exits: Annotated[
-        str, typer.Option(help="Module names after which exits stand, comma-separated; or how many.")
-    ] = "layer1,layer2,layer3",
+        str,
+        typer.Option(
+            help="Module names after which exits stand, comma-separated; or how many (default layer1,layer2,layer3 or 3)."
+        ),
+    ] = "",
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 8,
     weight: Annotated[
         float, typer.Option(help="Of the attention-consistency loss; 0 trains without it.")
     ] = xl.EGTLoss().weight,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 4e-3,
     size: Annotated[
-        int, typer.Option(help="Pixels a side of images from folders (default 64; 128 for torchvision networks).")
+        int,
+        typer.Option(
+            help="Pixels a side of images from folders (default 64; 128 for torchvision networks); tokens of a text "
+            "(default 64; reviews 32)."
+        ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the split, the weights and the training.")] = 0,
     keep_final: Annotated[
@@ -120,12 +149,12 @@ def fit(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: Json = False,
 ) -> None:
-    """Train a network with exits on your images."""
+    """Train a network with exits on your images or texts."""
     if not size and backbone.startswith("torchvision:"):
         size = 128  # large networks shrink smaller images to a map of a few cells
     source = open_source(data, root=root, size=size, seed=seed)
-    train, validation = (source.load(split, skip_bad=skip_bad) for split in ("train", "validation"))
-    net = _new_network(backbone, exits, train, seed, keep_final, pretrained, weights)
+    train, validation = training_sets(backbone, source, skip_bad)
+    net = new_network(backbone, exits, train, seed=seed, keep_final=keep_final, pretrained=pretrained, weights=weights)
     write_source(out, source, resume=resume)
     try:
         result = xl.fit(
@@ -152,28 +181,8 @@ def fit(
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for k, accuracy in enumerate(last["accuracy"]):
         cc = f"{last['cc'][k]:.2f}" if k < len(last["cc"]) else ""
-        rows.append([_exit_name(k, len(last["accuracy"])), f"{100 * accuracy:.1f}", cc])
+        rows.append([exit_name(k, len(last["accuracy"])), f"{100 * accuracy:.1f}", cc])
     _show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
-
-
-def _new_network(
-    backbone: str,
-    exits: str,
-    train: xl.ImageSet,
-    seed: int,
-    keep_final: bool,
-    pretrained: bool,
-    weights: Path | None,
-) -> xl.ExitNet:
-    torch.manual_seed(seed)
-    plain = xl.build_backbone(backbone, len(train.classes), train.images.shape[1], pretrained)
-    if weights is not None:
-        xl.load_weights(plain, weights)
-    at = int(exits) if exits.isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
-    final = "keep" if keep_final else "head"
-    net = xl.attach(plain, at, len(train.classes), train.first(1).inputs, final=final)  # type: ignore[arg-type]
-    net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
-    return net
 
 
 @app.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -203,7 +212,8 @@ def calibrate(
         raise xl.InputError(f"limits: expected at least one of {options}")
     directory = bundle_of(bundle)
     net, _ = xl.load(directory)
-    trace = xl.collect(net, _images(bundle, net, data, root, "calibration", skip_bad), progress=not json_)
+    samples = load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad)
+    trace = xl.collect(net, samples, progress=not json_)
     policy = xl.calibrate(trace, **limits, score=score)  # type: ignore[arg-type]
     replace_policy(directory, policy)
     report = xl.evaluate(trace, policy)
@@ -213,7 +223,7 @@ def calibrate(
             f"{policy.thresholds[k]:.4f}".replace("inf", "never") if k < len(policy.thresholds) else "answers the rest"
         )
         rows.append(
-            [_exit_name(k, len(policy.temperatures)), threshold, f"{policy.temperatures[k]:.3f}", f"{100 * share:.1f}"]
+            [exit_name(k, len(policy.temperatures)), threshold, f"{policy.temperatures[k]:.3f}", f"{100 * share:.1f}"]
         )
     _show(json_, policy.to_dict(), f"on {len(trace)} calibration samples: cost {report.cost:.3f}", rows)
 
@@ -231,13 +241,17 @@ def evaluate(
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     if report is not None and report.exists():
         raise xl.OutputExistsError(f"report: {report} exists: choose another file")
-    net, policy = _with_policy(bundle)
-    images = _images(bundle, net, data, root, "test", skip_bad)
+    net, policy = load_calibrated(bundle)
+    images = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
     found = xl.evaluate(xl.collect(net, images, progress=not json_), policy)
     if report is not None:
+        if not isinstance(images, ImageSet):
+            raise xl.InputError(
+                "report: it shows images, these are texts: leave --report out (exitlens explain shows texts)"
+            )
         subjects = [Subject("this run", net, policy, {"test": found}, {"test": xl.faithfulness(net, images)})]
         if baseline is not None:
-            other, other_policy = _with_policy(baseline)
+            other, other_policy = load_calibrated(baseline)
             values = xl.evaluate(xl.collect(other, images), other_policy)
             checks = xl.faithfulness(other, images)
             subjects.append(Subject(str(baseline), other, other_policy, {"test": values}, {"test": checks}))
@@ -252,24 +266,25 @@ def evaluate(
 @app.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
 def predict(
     bundle: Bundle,
-    data: Annotated[Path, typer.Option(help="An image file, or a folder of images at any depth.")],
-    out: Annotated[Path | None, typer.Option(help="Write one row an image to this new CSV file.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a call.")] = 64,
+    data: Annotated[
+        Path, typer.Option(help="An image, or a folder of images at any depth; texts: a .csv, .jsonl or .txt file.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write one row a sample to this new CSV file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a call.")] = 64,
     skip_bad: SkipBad = False,
     json_: Json = False,
 ) -> None:
-    """Answer each image at the first exit that is sure enough."""
-    net, policy = _with_policy(bundle)
+    """Answer each image or text at the first exit that is sure enough."""
+    net, policy = load_calibrated(bundle)
     if out is not None and out.exists():
         raise xl.OutputExistsError(f"out: {out} exists: choose another file")
-    preprocess = _preprocess(net)
-    inputs, found = xl.load_unlabelled(data, preprocess, skip_bad=skip_bad)
+    inputs, names, bad = read_samples(net, data, skip_bad=skip_bad)
     rows: list[dict[str, Any]] = []
-    for chunk in inputs.split(batch_size):
+    for chunk in split_rows(inputs, batch_size):
         pred = xl.predict(net, chunk, policy)
         for label, exit_, sure in zip(pred.labels.tolist(), pred.exits.tolist(), pred.confidence.tolist(), strict=True):
             name = net.info.classes[label] if net.info.classes else str(label)
-            rows.append({"file": str(found.files[len(rows)]), "label": name, "exit": exit_, "confidence": round(sure, 6)})
+            rows.append({"file": names[len(rows)], "label": name, "exit": exit_, "confidence": round(sure, 6)})
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w", newline="") as handle:
@@ -277,22 +292,34 @@ def predict(
             writer.writeheader()
             writer.writerows(rows)
     table = [["file", "label", "exit", "confidence"], *[[str(v) for v in row.values()] for row in rows[:20]]]
-    _show(json_, {"predictions": rows, "bad": list(found.bad)}, f"{len(rows)} images, the first {min(20, len(rows))}", table)
-    for reason in found.bad if not json_ else ():
+    _show(json_, {"predictions": rows, "bad": bad}, f"{len(rows)} samples, the first {min(20, len(rows))}", table)
+    for reason in bad if not json_ else ():
         console.print(f"skipped {reason}", highlight=False)
 
 
 @app.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
 def explain(
-    image: Annotated[Path, typer.Option(help="An image file.")],
+    image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
+    text: Annotated[str, typer.Option(help="A text, for a network that takes texts.")] = "",
     bundle: Bundle = Path("runs/demo"),
-    out: Annotated[Path | None, typer.Option(help="Directory for overlays (PNG) and the answer (JSON).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for overlays (PNG) or page (HTML), and answer (JSON).")] = None,
     json_: Json = False,
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
-    net, policy = _with_policy(bundle)
-    preprocess = _preprocess(net)
-    why = xl.explain(net, preprocess.normalise(_read(image, preprocess)), policy)
+    net, policy = load_calibrated(bundle)
+    if (image is None) == (not text):
+        raise xl.InputError("image, text: expected one of --image FILE and --text TEXT")
+    if image is None:
+        answer = xl.explain(net, text_preprocess(net).encode([text]), policy)
+        if out is not None:
+            write_tokens(answer, out, "text")
+        if json_:
+            _show(True, answer.to_dict())
+        else:
+            console.print(token_table(answer))
+        return
+    preprocess = image_preprocess(net)
+    why = xl.explain(net, preprocess.normalise(xl.read_image(image, preprocess.size, len(preprocess.mean))), policy)
     if out is not None:
         save_explanation(why, out, preprocess, image.stem)
     rows = [["exit", "answer", "confidence", "threshold", "map CC with final", ""]]
@@ -300,25 +327,25 @@ def explain(
         mark = "answered" if view.exit == why.answered else ""
         threshold = "answers the rest" if view.exit == len(why.exits) - 1 else f"{view.threshold:.3f}"
         numbers = [f"{view.confidence:.3f}", threshold.replace("inf", "never"), f"{view.cc:.2f}"]
-        rows.append([_exit_name(view.exit, len(why.exits)), why.name(view.label), *numbers, mark])
+        rows.append([exit_name(view.exit, len(why.exits)), why.name(view.label), *numbers, mark])
     _show(json_, why.to_dict(), why.reason, rows)
 
 
 @app.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
 def inspect(
-    backbone: Annotated[str, typer.Option(help="`small`, torchvision:NAME or timm:NAME.")],
-    size: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 224,
+    backbone: Annotated[str, typer.Option(help=BACKBONES)],
+    size: Annotated[int, typer.Option(min=2, help="Pixels a side; tokens of a text.")] = 224,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
     json_: Json = False,
 ) -> None:
     """List the places an exit can go, with the cost and the measured time up to there."""
     plain = xl.build_backbone(backbone, 1000, channels)
-    points = xl.exit_points(plain, torch.zeros(1, channels, size, size))
+    points = xl.exit_points(plain, zeros_for(plain, channels, size))
     rows = [["exit after", "million MACs", "cost %", "time %", "features"]]
     for p in points:
         shape = "x".join(map(str, p.shape))
         rows.append([p.name, f"{p.macs / 1e6:.1f}", f"{100 * p.cost:.1f}", f"{100 * p.time_share:.1f}", shape])
-    _show(json_, {"backbone": backbone, "points": [p.to_dict() for p in points]}, f"{backbone}, {size} pixels", rows)
+    _show(json_, {"backbone": backbone, "points": [p.to_dict() for p in points]}, f"{backbone}, size {size}", rows)
 
 
 @app.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,64`")
@@ -332,12 +359,15 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time adaptive inference against the plain backbone, in turn, in one process."""
-    net, policy = _with_policy(bundle)
+    net, policy = load_calibrated(bundle)
     if not net.info.source:
         raise xl.BundleError("bundle: it is around a module of your own: time it in Python with exitlens.delivery.speed")
-    plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0])
+    plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
     plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = _images(bundle, net, data, root, "test", False).first(images).inputs
+    samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False)
+    if not isinstance(samples, ImageSet):
+        raise xl.InputError("data: exitlens bench times images only, these are texts")
+    inputs = samples.first(images).inputs
     if not all(size.strip().isdigit() and int(size) > 0 for size in batch_sizes.split(",")):
         raise xl.InputError(f"--batch-sizes: expected positive numbers such as 1,64, got {batch_sizes!r}")
     speeds = [compare_adaptive(plain, net, policy, inputs, int(size), rounds) for size in batch_sizes.split(",")]
@@ -346,37 +376,6 @@ def bench(
         cells = [f"{s.speedup:.2f}", f"{s.low:.2f} to {s.high:.2f}", f"{s.plain_ms:.3f}", f"{s.ours_ms:.3f}"]
         rows.append([str(s.batch_size), *cells])
     _show(json_, {"speed": [s.to_dict() for s in speeds]}, "adaptive against the plain backbone", rows)
-
-
-def _exit_name(k: int, count: int) -> str:
-    return "final" if k == count - 1 else f"exit {k}"
-
-
-def _with_policy(bundle: Path) -> tuple[xl.ExitNet, xl.Policy]:
-    net, policy = xl.load(bundle_of(bundle))
-    if policy is None:
-        raise xl.PolicyError(f"bundle: {bundle} has no policy yet: run exitlens calibrate --bundle {bundle}")
-    return net, policy
-
-
-def _preprocess(net: xl.ExitNet) -> xl.Preprocess:
-    if net.info.preprocess is None:
-        raise xl.BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
-    return net.info.preprocess
-
-
-def _read(path: Path, preprocess: xl.Preprocess) -> Any:
-    return xl.read_image(path, preprocess.size, len(preprocess.mean))
-
-
-def _images(bundle: Path, net: xl.ExitNet, data: str, root: str, split: Split, skip_bad: bool) -> xl.ImageSet:
-    """The named split of the run's own data, or other labelled data as a whole."""
-    if not data:
-        return read_source(bundle).load(split, classes=net.info.classes, skip_bad=skip_bad)
-    if Path(data).is_dir():
-        return xl.load_folder(data, _preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
-    source: DataSource = open_source(data, root=root, size=net.info.input_shape[1])
-    return source.load(split, classes=net.info.classes, skip_bad=skip_bad)
 
 
 def main() -> None:

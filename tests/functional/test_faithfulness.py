@@ -29,4 +29,4 @@ def test_evaluation_map_averages_to_the_grid_but_never_refines():
 
 
 def test_random_map_is_repeatable():
-    torch.testing.assert_close(f.random_map(3, (5, 5), 1), f.random_map(3, (5, 5), 1))
+    torch.testing.assert_close(f.random_map(torch.ones(3, 5, 5), 1), f.random_map(torch.zeros(3, 5, 5), 1))

@@ -44,8 +44,8 @@ def test_pearson_of_a_constant_map_is_zero():
 
 
 def test_top_iou_by_hand():
-    a = torch.tensor([[5.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    b = torch.tensor([[5.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    a = torch.tensor([[5.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]).view(1, 2, 5)
+    b = torch.tensor([[5.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]).view(1, 2, 5)
     assert similarity.top_iou(a, b).item() == pytest.approx(1 / 3)
 
 
@@ -57,3 +57,22 @@ def test_skill_is_zero_at_chance_and_one_when_perfect():
 
 def test_uniform_map_shape():
     assert torch.allclose(similarity.uniform(torch.rand(2, 3, 3)), torch.full((2, 3, 3), 1 / 9))
+
+
+@pytest.mark.parametrize("name", similarity.MEASURES)
+def test_padding_of_texts_changes_no_measure(name):
+    measure = similarity.MEASURES[name]
+    a, b = torch.rand(6, 9).softmax(1), torch.rand(6, 9).softmax(1)
+    padded = [torch.cat([m, torch.zeros(6, 20)], 1) for m in (a, b)]
+    torch.testing.assert_close(measure(*padded), measure(a, b))
+    torch.testing.assert_close(measure(a[:, None], b[:, None]), measure(a, b))  # as maps of one row
+    even = [similarity.uniform(m) for m in (padded[0], a)]
+    torch.testing.assert_close(measure(padded[0], even[0]), measure(a, even[1]))
+
+
+def test_a_map_of_another_text_is_cut_to_this_one():
+    mine = torch.tensor([[0.0, 0.6, 0.4, 0.0], [0.0, 0.2, 0.3, 0.5]])
+    other = torch.tensor([[0.0, 0.1, 0.1, 0.8], [0.0, 1.0, 0.0, 0.0]])
+    expected = torch.tensor([[0.0, 0.5, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    torch.testing.assert_close(similarity.transplanted(other, mine), expected)
+    assert torch.equal(similarity.transplanted(other[:, None], mine[:, None]), other[:, None])

@@ -57,8 +57,34 @@ def test_every_layout_has_the_same_canonical_form():
         assert layout.channels(features.shape) == 5
         assert layout.size(features.shape) == (3, 4)
     sequence = Layout("tokens", 2)
-    assert torch.equal(sequence.canonical(tokens), maps.flatten(2))
-    assert sequence.size(tokens.shape) == (12,)
+    assert torch.equal(sequence.canonical(tokens), tokens.transpose(1, 2))
+    assert sequence.size(tokens.shape) == (14,)
+
+
+def test_padding_and_class_tokens_are_no_locations():
+    features, mask = torch.randn(2, 4, 5), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    assert Layout("tokens").locations(features, mask) is None
+    assert Layout("tokens", 1).locations(features).tolist() == [[False, True, True, True]]
+    both = Layout("tokens", 1, masked=True).locations(features, mask)
+    assert both.tolist() == [[False, True, True, False], [False, True, False, False]]
+    assert Layout("nchw", masked=True).locations(features.transpose(1, 2), mask).tolist() == mask.bool().tolist()
+    assert Layout("tokens", 1, (1, 3)).locations(features) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "expected"),
+    [((2, 6, 8), None, "tokens"), ((2, 8, 6), None, "nchw"), ((2, 6, 6), "tokens", "tokens"), ((2, 6, 6), "nchw", "nchw")],
+)
+def test_the_layout_of_a_sequence(shape, kind, expected):
+    assert find_layout("x", shape, (), [], kind, 6) == Layout(expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((2, 6, 6), "could be either"), ((2, 3, 8), "6 tokens"), ((2, 6), "6 tokens")]
+)
+def test_a_sequence_that_is_none(shape, message):
+    with pytest.raises(xl.AttachError, match=message):
+        find_layout("x", shape, (), [], None, 6)
 
 
 class TinyViT(nn.Module):

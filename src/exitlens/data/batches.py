@@ -1,8 +1,8 @@
-"""Whatever a user has (a data set, a loader, tensors) as batches of images and labels."""
+"""Whatever a user has (a data set, a loader, tensors) as batches of inputs and labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,19 +10,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from exitlens.errors import InputError
+from exitlens.functional.inputs import Inputs, count_rows, map_inputs, split_rows
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Inputs, Tensor | None]
 
 
 def batches(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Batch]:
-    """Yields ``(images, labels or None)`` in order, on ``device`` if one is given.
+    """Yields ``(inputs, labels or None)`` in order, on ``device`` if one is given.
 
     Args:
-        source: a ``Dataset`` (batched here), a ``DataLoader`` or another iterable of batches, or one tensor of images.
+        source: a ``Dataset`` (batched here), a ``DataLoader`` or another iterable of batches, or one tensor of images (or
+            a dict of tensors, as texts have).
         batch_size: used where the batching is ours.
     """
-    if isinstance(source, Tensor):
-        source = source.split(batch_size)
+    if isinstance(source, Tensor) or _is_inputs(source):
+        source = split_rows(source, batch_size)
     elif isinstance(source, Dataset):
         source = DataLoader(source, batch_size=batch_size, generator=torch.Generator())  # leaves the global one alone
     elif not isinstance(source, Iterable):
@@ -32,12 +34,17 @@ def batches(source: Any, batch_size: int = 64, device: torch.device | None = Non
 
 
 def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
-    """One batch as ``(images, labels or None)``, on ``device`` if one is given."""
-    if isinstance(batch, Tensor):
-        return batch.to(device), None
-    if isinstance(batch, list | tuple) and len(batch) >= 2 and isinstance(batch[0], Tensor):
-        return batch[0].to(device), torch.as_tensor(batch[1]).to(device)
-    raise InputError(f"data: expected batches of images or (images, labels), got {type(batch).__name__}")
+    """One batch as ``(inputs, labels or None)``, on ``device`` if one is given."""
+    if isinstance(batch, Tensor) or _is_inputs(batch):
+        return map_inputs(batch, lambda t: t.to(device)), None
+    if isinstance(batch, list | tuple) and len(batch) >= 2 and (isinstance(batch[0], Tensor) or _is_inputs(batch[0])):
+        return map_inputs(batch[0], lambda t: t.to(device)), torch.as_tensor(batch[1]).to(device)
+    raise InputError(f"data: expected batches of inputs or (inputs, labels), got {type(batch).__name__}")
+
+
+def _is_inputs(value: Any) -> bool:
+    """Whether it is a dict of tensors, the inputs of a text classifier."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
 def count_batches(source: Any, batch_size: int = 64) -> int | None:
@@ -46,7 +53,9 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
         length = len(source)
     except TypeError:
         return None
-    return -(-length // batch_size) if isinstance(source, Tensor | Dataset) else length
+    if _is_inputs(source):
+        length = count_rows(source)
+    return -(-length // batch_size) if isinstance(source, Tensor | Dataset | Mapping) else length
 
 
 def epoch_batches(data: Dataset[Any], batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -138,19 +139,37 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
     return preprocess.normalise(torch.stack(images)), FolderReport(tuple(kept), tuple(bad))
 
 
-def check_bad(bad: Sequence[str], total: int, skip_bad: bool) -> None:
+def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:
     """Raises :class:`DataError` naming the unreadable files, unless they may be skipped and others remain."""
     if bad and (not skip_bad or len(bad) == total):
         shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
         mend = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
-        raise DataError(f"data: {len(bad)} of {total} files cannot be read{mend}:\n  {shown}")
+        raise DataError(f"data: {len(bad)} of {total} {kind} cannot be read{mend}:\n  {shown}")
 
 
-def split_set(data: ImageSet, shares: Sequence[float], seed: int = 0) -> list[ImageSet]:
+class Splittable(Protocol):
+    """What :func:`split_set` needs of a data set: an image set and a text set have it."""
+
+    @property
+    def labels(self) -> Tensor:
+        """``(N,)`` integers."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in label order."""
+
+    def subset(self, indices: Tensor) -> Self:
+        """The samples at ``indices`` (``(n,)`` integers) as a set of its own."""
+
+
+_Set = TypeVar("_Set", bound=Splittable)
+
+
+def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     """Disjoint random parts of a set with these shares of every class (the rest is left over for the last part).
 
     Raises:
-        DataError: if a class has too few images to give every part one.
+        DataError: if a class has too few samples to give every part one.
     """
     if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise InputError(f"shares: expected positive numbers that sum to 1, got {list(shares)}")
@@ -159,7 +178,7 @@ def split_set(data: ImageSet, shares: Sequence[float], seed: int = 0) -> list[Im
     for label in range(len(data.classes)):
         where = (data.labels == label).nonzero().flatten()
         if 0 < len(where) < len(shares):
-            raise DataError(f"data: class {data.classes[label]!r} has {len(where)} image(s), need {len(shares)} or more")
+            raise DataError(f"data: class {data.classes[label]!r} has {len(where)} sample(s), need {len(shares)} or more")
         where = where[torch.randperm(len(where), generator=rng)]
         start = 0
         for i, share in enumerate(shares):

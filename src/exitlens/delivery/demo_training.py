@@ -18,8 +18,9 @@ from exitlens.data.fashion import load_scenes
 from exitlens.data.images import ImageSet
 from exitlens.delivery.bundle import load, save
 from exitlens.functional.losses import EGTLoss
+from exitlens.model.attaching import attach
 from exitlens.model.backbones import SmallResNet
-from exitlens.model.network import ExitNet, attach
+from exitlens.model.network import ExitNet
 from exitlens.workflow.training import LOG, fit
 
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}

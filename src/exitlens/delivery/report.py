@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from markupsafe import Markup
 from torch import Tensor
 
 from exitlens.data.images import ImageSet
 from exitlens.delivery import plots
+from exitlens.delivery.pages import template
 from exitlens.delivery.pictures import data_uri, overlay, picture
 from exitlens.errors import InputError, OutputExistsError
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy
+from exitlens.types import Policy, Preprocess
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.explanation import Explanation, explain_batch
 from exitlens.workflow.faithfulness import Faithfulness
@@ -75,7 +74,7 @@ def write_report(
         raise OutputExistsError(f"report: {path} exists: choose another file")
     main = next(iter(subjects[0].reports))
     series = [plots.Series(s.name, s.reports[main], s.faithfulness.get(main)) for s in subjects]
-    page = _template().render(
+    page = template("report.html.j2").render(
         subjects=subjects,
         main=main,
         names=plots.exit_names(len(series[0].report.exits)),
@@ -93,14 +92,6 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
     return path
-
-
-def _template() -> jinja2.Template:
-    source = (files("exitlens.delivery") / "templates" / "report.html.j2").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:.{digits}f}"
-    environment.filters["number"] = lambda v, digits=2: "–" if v is None or v != v else f"{v:.{digits}f}"
-    return environment.from_string(source)
 
 
 def _summary(subjects: Sequence[Subject], main: str, speed: Mapping[str, Any] | None) -> list[str]:
@@ -155,7 +146,8 @@ def pick(subject: Subject, data: ImageSet, count: int) -> list[int]:
 
 def _view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
     why: Explanation = explain_batch(subject.net, image, subject.policy)[0]
-    base = picture(image[0], subject.net.info.preprocess)
+    preprocess = subject.net.info.preprocess
+    base = picture(image[0], preprocess if isinstance(preprocess, Preprocess) else None)
     tiles = [
         {
             "source": data_uri(overlay(base, view.attention)),

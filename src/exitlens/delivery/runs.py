@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from exitlens.data.sources import DataSource
+from exitlens.data.fashion import Split
+from exitlens.data.folders import load_folder, load_unlabelled
+from exitlens.data.images import ImageSet
+from exitlens.data.sources import DataSource, is_text_file, open_source
+from exitlens.data.texts import TextSet, read_texts, read_unlabelled_texts
 from exitlens.delivery.bundle import MANIFEST, load, save
-from exitlens.errors import BundleError, DataError, OutputExistsError
+from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
+from exitlens.functional.inputs import Inputs
+from exitlens.model.network import ExitNet
 from exitlens.model.weights import write_text
-from exitlens.types import Policy
+from exitlens.types import Policy, Preprocess, TextPreprocess
 
 DATA = "data.json"
 
@@ -61,6 +67,58 @@ def read_source(path: Path) -> DataSource:
             except (ValueError, TypeError) as error:
                 raise DataError(f"{candidate}: damaged ({error}): pass --data") from error
     raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
+
+
+def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
+    """The network and policy of a run or bundle.
+
+    Raises:
+        PolicyError: if it has no policy yet.
+    """
+    net, policy = load(bundle_of(path))
+    if policy is None:
+        raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")
+    return net, policy
+
+
+def image_preprocess(net: ExitNet) -> Preprocess:
+    """How images become the network's inputs; raises :class:`BundleError` if it does not say, or takes texts."""
+    if not isinstance(net.info.preprocess, Preprocess):
+        kind = "takes texts" if net.contract.is_text else "does not say how images become inputs"
+        raise BundleError(f"bundle: it {kind}; for images of your own: net.describe(preprocess=...) and save again")
+    return net.info.preprocess
+
+
+def text_preprocess(net: ExitNet) -> TextPreprocess:
+    """How texts become the network's inputs; raises :class:`BundleError` if it does not say, or takes images."""
+    if not isinstance(net.info.preprocess, TextPreprocess):
+        kind = "does not say how texts become tokens" if net.contract.is_text else "takes images"
+        raise BundleError(f"bundle: it {kind}; for texts of your own: net.describe(preprocess=...) and save again")
+    return net.info.preprocess
+
+
+def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> ImageSet | TextSet:
+    """The named split of a run's own data, or other labelled data as a whole, for its network."""
+    text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
+    if not data:
+        source = read_source(path)
+    elif Path(data).is_dir():
+        return load_folder(data, image_preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
+    elif is_text_file(data):
+        texts, labels, classes = read_texts(data, net.info.classes, skip_bad=skip_bad)
+        return TextSet(texts, labels, classes, text_preprocess(net))
+    else:
+        source = open_source(data, root=root, size=net.info.input_shape[-1])
+    return source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.is_text else None)
+
+
+def read_samples(net: ExitNet, data: Path, *, skip_bad: bool) -> tuple[Inputs, list[str], list[str]]:
+    """Unlabelled images below a folder, or texts of a file: as network inputs, their names, and what could not be read."""
+    if net.contract.is_text:
+        texts = read_unlabelled_texts(data, skip_bad=skip_bad)
+        return text_preprocess(net).encode(texts), [f"{data}:{i + 1}" for i in range(len(texts))], []
+    inputs, found = load_unlabelled(data, image_preprocess(net), skip_bad=skip_bad)
+    return inputs, [str(path) for path in found.files], list(found.bad)
 
 
 def replace_policy(directory: Path, policy: Policy) -> None:

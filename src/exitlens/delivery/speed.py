@@ -16,8 +16,8 @@ from exitlens.data.batches import as_batch, epoch_batches
 from exitlens.data.images import ImageSet
 from exitlens.errors import InputError
 from exitlens.functional.losses import EGTLoss
+from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.model.tracing import mode_of
 from exitlens.types import Policy
 from exitlens.workflow.inference import predict
 from exitlens.workflow.training import TrainingSettings, training_step
@@ -112,5 +112,6 @@ def compare_step_time(
         return lambda images, labels: training_step(twin, optimizer, choice, images, labels, 0.9, settings)
 
     loader = epoch_batches(data.first(steps * settings.batch_size), settings.batch_size, seed=0)
-    pairs = [(images, labels) for images, labels in map(as_batch, loader) if labels is not None]
+    found = [as_batch(batch) for batch in loader]
+    pairs = [(x, labels) for x, labels in found if isinstance(x, Tensor) and labels is not None]
     return compare(stepper(loss), stepper(without), pairs, rounds=3)

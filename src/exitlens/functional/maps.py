@@ -64,11 +64,23 @@ def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,
     return evidence.gather(1, index).squeeze(1) - evidence.mean(1)
 
 
-def top_cells(x: Tensor, fraction: float) -> Tensor:  # (B,*S) -> (B,*S) bool
-    """True at the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell."""
+def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:  # (B,*S) -> (B,*S) bool
+    """True at the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell.
+
+    Args:
+        x: maps.
+        fraction: in (0, 1].
+        real: ``(B,*S)`` bool: which cells are locations (others are padding, never chosen); by default all.
+    """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction: expected a number in (0, 1], got {fraction}")
     flat = x.flatten(1)
-    keep = max(1, -int(-fraction * flat.shape[1] // 1))
-    order = flat.argsort(dim=1, descending=True, stable=True)[:, :keep]
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).view(x.shape)
+    if real is None:
+        keep = max(1, -int(-fraction * flat.shape[1] // 1))
+        order = flat.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).view(x.shape)
+    locations = real.flatten(1)
+    order = flat.masked_fill(~locations, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    keeps = (fraction * locations.sum(1, keepdim=True)).ceil().clamp_min(1)  # (B,1)
+    first = torch.arange(flat.shape[1], device=flat.device)[None] < keeps
+    return (torch.zeros_like(locations).scatter_(1, order, first) & locations).view(x.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from exitlens.errors import BundleError, InputError, MissingExtraError, did_you_mean
+from exitlens.model.huggingface import build_transformers
 
 
 class ResidualBlock(nn.Module):
@@ -94,14 +96,26 @@ class SmallResNet(nn.Module):
 SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
 
 
-def build_backbone(source: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
-    """Builds a backbone from its source: ``small``, ``torchvision:NAME`` or ``timm:NAME`` (extra ``timm``).
+def build_backbone(
+    source: str,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    config: dict[str, Any] | None = None,
+    vocabulary: int | None = None,
+) -> nn.Module:
+    """Builds a backbone from its source.
+
+    ``small``, ``torchvision:NAME``, ``timm:NAME`` (extra ``timm``), or ``hf:NAME`` (extra ``hf``): an image or text
+    classifier of transformers from a directory, a model's name, or a model type such as ``hf:bert``.
 
     Args:
         source: for example ``"torchvision:resnet18"``.
         num_classes: outputs of the backbone's own classifier.
         in_channels: channels of the images; torchvision's networks take 3.
         pretrained: load the library's default weights (needs network access unless they are cached already).
+        config: of a transformers model, instead of what the name stands for (a bundle has it).
+        vocabulary: how many different tokens a text classifier with random weights shall know.
 
     Raises:
         InputError: for a source that does not exist.
@@ -113,9 +127,12 @@ def build_backbone(source: str, num_classes: int, in_channels: int = 3, pretrain
     family, _, name = source.partition(":")
     if family == "timm" and name:
         return _timm(name, num_classes, in_channels, pretrained)
+    if family == "hf" and (name or config):
+        return build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary)
     if family != "torchvision" or not name:
         raise InputError(
-            f"backbone: expected 'small', 'torchvision:NAME' (torchvision:resnet18) or 'timm:NAME', got {source!r}"
+            "backbone: expected 'small', 'torchvision:NAME' (torchvision:resnet18), 'timm:NAME' or 'hf:DIRECTORY', got "
+            f"{source!r}"
         )
     if in_channels != 3:
         raise InputError(f"backbone: {source} takes 3-channel images, the data has {in_channels}: use backbone 'small'")

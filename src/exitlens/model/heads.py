@@ -15,8 +15,9 @@ from exitlens.types import ExitOutput
 
 
 class ExitHead(nn.Module, ABC):
-    """What an exit is made of: features ``(B,D,*S)`` to logits alone (cheap) or with attention and evidence.
+    """What an exit is made of: what crosses its cut to logits alone (cheap) or with attention and evidence.
 
+    A head is called with all that crosses: the features first, then the padding mask where the network has one.
     ``exact_evidence`` says whether the evidence plus the bias sums to the logits because the classifier is linear in it.
     """
 
@@ -24,12 +25,21 @@ class ExitHead(nn.Module, ABC):
     layout: Layout
 
     @abstractmethod
-    def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)`` without the evidence: the path of adaptive inference with maps."""
 
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, *carried: Tensor) -> Tensor:
         """Only the logits ``(B,C)``: the path of adaptive inference."""
-        return self.with_attention(features)[0]
+        return self.with_attention(*carried)[0]
+
+    def locations(self, *carried: Tensor) -> Tensor | None:
+        """Which positions of a sequence are locations; ``None``: all."""
+        return self.layout.locations(carried[0], carried[1] if self.layout.masked else None)
+
+    def features(self, *carried: Tensor) -> Tensor:
+        """The features ``(B,D,*S)``, zero at padding."""
+        keep, canonical = self.locations(*carried), self.layout.canonical(carried[0])
+        return canonical if keep is None else canonical * keep[:, None]
 
 
 class EvidenceHead(ExitHead):
@@ -37,7 +47,8 @@ class EvidenceHead(ExitHead):
 
     The logits are computed as ``W (sum_i a[i] f_i) + b``, which is the same by linearity and does not build the
     ``(B,C,*S)`` evidence; that is made only for those who ask for it. Attention pooling as a classifier head follows
-    attention-based multiple-instance learning (arXiv 1802.04712, eq. 8, without the gating tanh).
+    attention-based multiple-instance learning (arXiv 1802.04712, eq. 8, without the gating tanh). Padding and class tokens
+    of a sequence get attention 0, exactly.
 
     Args:
         channels: ``D`` of the features ``(B,D,*S)``.
@@ -54,22 +65,26 @@ class EvidenceHead(ExitHead):
         self.attend = nn.Linear(channels, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
-    def pool(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features ``(B,D,*S)`` -> logits ``(B,C)``, attention ``(B,*S)``, features ``(B,D,N)``."""
-        features = self.layout.canonical(features)
+    def pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What crosses the cut -> logits ``(B,C)``, attention ``(B,*S)``, features ``(B,D,N)``."""
+        features = self.layout.canonical(carried[0])
         flat = features.flatten(2)  # (B,D,N)
-        attention = (self.attend.weight @ flat).float().softmax(-1)  # (B,1,N)
+        scores = (self.attend.weight @ flat).float()  # (B,1,N)
+        keep = self.locations(*carried)
+        if keep is not None:
+            scores = scores.masked_fill(~keep[:, None], -torch.inf)
+        attention = scores.softmax(-1)
         pooled = (flat @ attention.to(flat.dtype).transpose(1, 2)).squeeze(2)  # (B,D)
         return self.classifier(pooled), attention.squeeze(1).unflatten(1, features.shape[2:]), flat
 
-    def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
-        logits, attention, _ = self.pool(features)
+        logits, attention, _ = self.pool(*carried)
         return logits, attention
 
-    def forward(self, features: Tensor) -> ExitOutput:
-        """Features ``(B,D,*S)`` -> logits, attention and evidence."""
-        logits, attention, flat = self.pool(features)
+    def forward(self, *carried: Tensor) -> ExitOutput:
+        """What crosses the cut (the features first) -> logits, attention and evidence."""
+        logits, attention, flat = self.pool(*carried)
         evidence = (self.classifier.weight @ flat) * attention.flatten(1)[:, None]  # (B,C,N)
         return ExitOutput(logits, attention, evidence.unflatten(2, attention.shape[1:]))
 
@@ -90,22 +105,22 @@ class KeptHead(ExitHead):
         self.pooled_linear = pooled_linear
         self.exact_evidence = pooled_linear is not None
 
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, *carried: Tensor) -> Tensor:
         """Logits ``(B,C)`` of the backbone's own classifier."""
-        logits: Tensor = self.tail(features)[0]
+        logits: Tensor = self.tail(*carried)[0]
         return logits
 
-    def with_attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""
-        return self.classify(features), energy(self.layout.canonical(features))
+        return self.classify(*carried), energy(self.features(*carried))
 
-    def forward(self, features: Tensor) -> ExitOutput:
-        """Features ``(B,D,*S)`` -> logits, attention (energy) and evidence."""
-        logits, attention = self.with_attention(features)
+    def forward(self, *carried: Tensor) -> ExitOutput:
+        """What crosses the cut (the features first) -> logits, attention (energy) and evidence."""
+        logits, attention = self.with_attention(*carried)
         if self.pooled_linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)
         linear = cast(nn.Linear, self.tail.body.get_submodule(self.pooled_linear))
-        features = self.layout.canonical(features)
+        features = self.layout.canonical(carried[0])
         evidence = torch.einsum("cd,bd...->bc...", linear.weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from exitlens.errors import AttachError
@@ -22,12 +23,15 @@ class Layout:
     Attributes:
         kind: ``nchw`` ``(B,D,H,W)``, ``nhwc`` ``(B,H,W,D)``, or ``tokens`` ``(B,prefix+N,D)``.
         prefix: class, distillation and register tokens in front, which are no locations.
-        grid: ``(H,W)`` of the tokens of an image; ``None`` leaves them a sequence.
+        grid: ``(H,W)`` of the tokens of an image, the prefix left out; ``None`` leaves them a sequence of all positions, of
+            which the prefix gets no attention.
+        masked: the network's inputs have a padding mask; padding gets no attention.
     """
 
     kind: Kind = "nchw"
     prefix: int = 0
     grid: tuple[int, int] | None = None
+    masked: bool = False
 
     def canonical(self, features: Tensor) -> Tensor:
         """Features in this layout -> ``(B,D,*S)``; a view, not a copy."""
@@ -35,8 +39,23 @@ class Layout:
             return features
         if self.kind == "nhwc":
             return features.permute(0, 3, 1, 2)
-        tokens = features[:, self.prefix :].transpose(1, 2)
-        return tokens if self.grid is None else tokens.unflatten(2, self.grid)
+        if self.grid is None:
+            return features.transpose(1, 2)
+        grid: Tensor = features[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        return grid
+
+    def locations(self, features: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """Which positions of a sequence are locations, ``(B or 1,N)`` bool: not padding, not the prefix; ``None``: all.
+
+        Args:
+            features: in this layout.
+            mask: ``(B,N)``, 0 for padding; used if :attr:`masked`.
+        """
+        keep = mask.bool() if self.masked and mask is not None else None
+        if self.grid is not None or self.kind != "tokens" or self.prefix == 0:
+            return keep
+        behind = torch.arange(features.shape[1], device=features.device)[None] >= self.prefix
+        return behind if keep is None else keep & behind
 
     def channels(self, shape: Sequence[int]) -> int:
         """``D`` of features of this shape."""
@@ -48,24 +67,32 @@ class Layout:
             return tuple(shape[2:])
         if self.kind == "nhwc":
             return tuple(shape[1:3])
-        return self.grid or (shape[1] - self.prefix,)
+        return self.grid or (shape[1],)
 
 
 def find_layout(
-    name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]], kind: Kind | None = None
+    name: str,
+    shape: Sequence[int],
+    image: Sequence[int],
+    grids: Sequence[tuple[int, int]],
+    kind: Kind | None = None,
+    length: int = 0,
 ) -> Layout:
     """The layout of the features after module ``name``, found by looking at their shape.
 
     Args:
         name: for the error message.
         shape: of the features, batch first.
-        image: ``(H,W)`` of the input.
+        image: ``(H,W)`` of the input; empty for a sequence.
         grids: ``(H,W)`` of the convolutions before it: tokens are counted by them, and later maps are no larger.
         kind: what the user says it is; then only the details are looked for.
+        length: of the sequence, in tokens.
 
     Raises:
         AttachError: if the shape fits no layout, or more than one.
     """
+    if not image:
+        return _sequence(name, shape, length, kind)
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _tokens(name, shape, image, grids)
     if len(shape) != 4:
@@ -85,6 +112,18 @@ def find_layout(
             "channels first or last: pass layout='nchw' or 'nhwc'"
         )
     return Layout("nchw" if first else "nhwc")
+
+
+def _sequence(name: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
+    """Features of a sequence: ``(B,N,D)`` tokens, or ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
+    seen = f"after {name!r} the features are {tuple(shape)} for {length} tokens"
+    if len(shape) != 3 or length not in shape[1:]:
+        raise AttachError(f"at: {seen}: expected (B,{length},D) or (B,D,{length}): put the exit elsewhere")
+    if kind is None and shape[1] == shape[2]:
+        raise AttachError(f"layout: {seen}: could be either: pass layout='tokens' (B,N,D) or 'nchw' (B,D,N)")
+    if kind is not None:
+        return Layout(kind)
+    return Layout("tokens" if shape[1] == length else "nchw")
 
 
 def _fits(height: int, width: int, aspect: float) -> bool:

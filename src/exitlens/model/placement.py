@@ -9,11 +9,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.errors import AttachError, InputError
-from exitlens.model.tracing import TracedGraph, last_features, mode_of, node_layout, shapes, trace
+from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
+from exitlens.model.backbones import build_backbone
+from exitlens.model.contract import example_contract
+from exitlens.model.graph import TracedGraph
+from exitlens.model.modes import mode_of
+from exitlens.model.places import Seen, UncuttableError, crossing, last_features, look, node_layout, runnable
+from exitlens.model.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ class ExitPoint:
 class _Meter(fx.Interpreter):
     """Runs a graph and keeps, for every node, the multiply-accumulates or the seconds it took."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, count: bool) -> None:
-        super().__init__(fx.GraphModule(root, graph))
+    def __init__(self, module: fx.GraphModule, count: bool) -> None:
+        super().__init__(module)
         self.count, self.spent = count, dict[str, float]()
 
     def run_node(self, n: fx.Node) -> Any:
@@ -57,43 +64,46 @@ class _Meter(fx.Interpreter):
         return value
 
 
-def exit_points(backbone: nn.Module, example: Tensor, *, runs: int = 5) -> list[ExitPoint]:
+def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, runs: int = 5) -> list[ExitPoint]:
     """Lists the places where an exit can go, in the order of execution.
 
-    A place is listed where one feature map (or one sequence of tokens) is all that the rest of the network needs: not in the
-    middle of a residual block (``attach`` can cut there too, carrying what crosses). Where several names mean the same
-    place, the shortest is given.
+    A place is listed where one feature map (or one sequence of tokens, and its padding mask) is all that the rest of the
+    network needs: not in the middle of a residual block (``attach`` can cut there too, carrying what crosses). Where several
+    names mean the same place, the shortest is given; modules that run more than once have no name for each time.
 
     Args:
-        backbone: a module with one image input.
-        example: ``(B,C,H,W)`` floats; the first image is used.
-        runs: how often the time is measured; the median counts.
+        backbone: a module or a source such as ``"timm:resnet18"``.
+        example: images ``(B,C,H,W)`` or tokens as :func:`~exitlens.model.attaching.attach` takes them; the first sample is
+            used. By default an image of 3x224x224.
+        runs: how often the time is measured; the median counts. 0 leaves it at 0.
 
     Raises:
         AttachError: if the backbone cannot be traced, or fails on the example.
     """
-    example = example[:1]
-    traced = trace(backbone, training=False)
-    known = shapes(backbone, traced, example)
+    backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
+    example = torch.zeros(1, 3, 224, 224) if example is None else map_inputs(example, lambda t: t[:1])
+    example_contract(example)
+    traced = trace(backbone, False, example)
+    seen = look(backbone, traced, example)
     order = list(traced.graph.nodes)
-    macs = _measure(backbone, traced, example, count=True)
-    timed = [_measure(backbone, traced, example, count=False) for _ in range(max(1, runs))]
+    end = traced.position(last_features(backbone, traced, seen))
+    module = runnable(backbone, traced)
+    macs = _count(module, example)
+    timed = [_measure(module, example, count=False) for _ in range(runs + 1)][1:] if runs else [dict.fromkeys(macs, 0.0)]
     seconds = {n.name: statistics.median(run[n.name] for run in timed) for n in order}
-    total_macs, total_seconds = sum(macs.values()), sum(seconds.values())
-    end = traced.position(last_features(backbone, traced, known))
-    points = []
-    for place, node in enumerate(order[:end]):
-        name = _shortest(traced, node)
-        shape = known.get(node.name, ())
-        if name is None or not _alone(order, place) or not _is_map(backbone, traced, node, known, example):
-            continue
-        so_far = sum(macs[n.name] for n in order[: place + 1])
-        spent = sum(seconds[n.name] for n in order[: place + 1])
-        points.append(ExitPoint(name, int(so_far), so_far / max(total_macs, 1), shape[1:], spent / total_seconds))
+    total_macs, total_seconds = max(sum(macs.values()), 1), sum(seconds.values()) or 1.0
+    masks = _from_other_inputs(traced)
+    points, so_far, spent = [], 0.0, 0.0
+    for node in order[:end]:
+        so_far, spent = so_far + macs[node.name], spent + seconds[node.name]
+        name = traced.name_of(node)
+        if name and _alone(traced, seen, node, masks) and _is_map(backbone, traced, node, seen, example):
+            shape = seen.shapes[node.name][1:]
+            points.append(ExitPoint(name, int(so_far), so_far / total_macs, shape, spent / total_seconds))
     return points
 
 
-def place_exits(backbone: nn.Module, example: Tensor, count: int) -> list[str]:
+def place_exits(backbone: nn.Module, example: Inputs, count: int) -> list[str]:
     """Names of ``count`` exit points whose costs lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
 
     Raises:
@@ -101,9 +111,9 @@ def place_exits(backbone: nn.Module, example: Tensor, count: int) -> list[str]:
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
-    points = exit_points(backbone, example, runs=1)
-    following = [*(p.macs for p in points[1:]), math.inf]  # of places with the same cost the last, after the activation
-    points = [p for p, later in zip(points, following, strict=True) if 0 < p.macs < later]
+    points = exit_points(backbone, example, runs=0)
+    following = [p.macs for p in points[1:]]  # of places with the same cost the last, after the activation
+    points = [p for p, later in zip(points, [*following, math.inf], strict=False) if 0 < p.macs < later]
     if len(points) < count:
         names = [p.name for p in points]
         raise AttachError(f"at: {count} early exits do not fit, this backbone has {len(points)} places for them: {names}")
@@ -115,30 +125,46 @@ def place_exits(backbone: nn.Module, example: Tensor, count: int) -> list[str]:
     return [points[i].name for i in chosen]
 
 
-def _measure(backbone: nn.Module, traced: TracedGraph, example: Tensor, count: bool) -> dict[str, float]:
-    meter = _Meter(backbone, traced.graph, count)
-    with mode_of(backbone, False), torch.no_grad():
-        meter.run(example)
+def _measure(module: fx.GraphModule, example: Inputs, count: bool) -> dict[str, float]:
+    meter = _Meter(module, count)
+    with mode_of(module, False), torch.no_grad():
+        meter.run(*tensors_of(example))
     return meter.spent
 
 
-def _is_map(
-    backbone: nn.Module, traced: TracedGraph, node: fx.Node, known: dict[str, tuple[int, ...]], example: Tensor
-) -> bool:
+def _count(module: fx.GraphModule, example: Inputs) -> dict[str, float]:
+    """MACs by node, without computing if the operations allow it."""
     try:
-        layout = node_layout(backbone, traced, node, known, example.shape[2:])
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            return _measure(module, map_inputs(example, fake.from_tensor), count=True)
+    except Exception:  # an operation without a fake implementation
+        return _measure(module, example, count=True)
+
+
+def _is_map(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs) -> bool:
+    if node.name not in seen.batched:
+        return False
+    try:
+        layout = node_layout(backbone, traced, node, seen, example)
     except AttachError:
         return False
-    return math.prod(layout.size(known[node.name])) > 1
+    return math.prod(layout.size(seen.shapes[node.name])) > 1
 
 
-def _shortest(traced: TracedGraph, node: fx.Node) -> str | None:
-    names = [name for name, output in traced.outputs.items() if output is node]
-    return min(names, key=lambda name: (name.count("."), len(name))) if names else None
+def _from_other_inputs(traced: TracedGraph) -> set[fx.Node]:
+    """Nodes that do not depend on the first input: padding masks in whatever form the layers take them; and the tokens."""
+    free: set[fx.Node] = set(traced.inputs[1:])
+    for node in traced.graph.nodes:
+        if node.op != "placeholder" and all(parent in free for parent in node.all_input_nodes):
+            free.add(node)
+    return free
 
 
-def _alone(order: list[fx.Node], place: int) -> bool:
-    """Whether the node at ``place`` is the only one up to there that later nodes use (inputs and constants aside)."""
-    later = set(order[place + 1 :])
-    crossing = [n for n in order[: place + 1] if n.op != "get_attr" and any(user in later for user in n.users)]
-    return crossing == [order[place]]
+def _alone(traced: TracedGraph, seen: Seen, node: fx.Node, free: set[fx.Node]) -> bool:
+    """Whether nothing but the node crosses there, forms of other inputs aside."""
+    try:
+        needed = crossing(traced, seen, traced.position(node))
+    except UncuttableError:
+        return False
+    texts = {n for n in traced.inputs if len(seen.shapes[n.name]) == 2}  # small integers
+    return {n for n in needed if n not in free | texts} == {node}

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError
+from exitlens.functional.inputs import Inputs
+from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout
-from exitlens.model.tracing import TracedGraph, cut_nodes, last_features, mode_of, node_layout, shapes, trace
+from exitlens.model.outputs import pick_logits
+from exitlens.model.places import (
+    Seen,
+    UncuttableError,
+    crossing,
+    cut_nodes,
+    embedding_rows,
+    last_features,
+    look,
+    mask_node,
+    members,
+    name_of,
+    nearest,
+    node_layout,
+    reads_first_token,
+    runnable,
+)
+from exitlens.model.tracing import trace
 
 Carried = tuple[Tensor, ...]
 
@@ -63,6 +82,9 @@ class Split:
         layouts: how the features lie in memory at every exit.
         sizes: locations ``S`` of the features at every exit for the example's size.
         pooled_linear: name of the linear layer if the tail is global average pooling and that layer, else ``None``.
+        exact_size: it was traced for the example's size only.
+        vocabulary: for every input the number of tokens its embedding knows, ``None`` for images and masks.
+        whole: the uncut evaluation graph, over the same parameters.
     """
 
     stages: list[Stage]
@@ -71,110 +93,128 @@ class Split:
     layouts: list[Layout]
     sizes: list[tuple[int, ...]]
     pooled_linear: str | None
+    exact_size: bool
+    vocabulary: list[int | None]
+    whole: fx.GraphModule
 
 
-def split(backbone: nn.Module, at: Sequence[str], example: Tensor, layout: Kind | None = None) -> Split:
-    """Cuts ``backbone`` after the modules named in ``at`` and before its classifier, and probes the result.
+@dataclass
+class _Cut:
+    """One mode's graph in pieces, and what the runs of it showed."""
+
+    traced: TracedGraph
+    seen: Seen
+    nodes: list[fx.Node]  # of the early exits and the last features
+    layouts: list[Layout]
+    parts: list[fx.GraphModule]
+    crossing: list[int]  # how many tensors each piece takes
+
+
+def split(backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None = None) -> Split:
+    """Cuts ``backbone`` after the modules named in ``at`` and before its classifier.
 
     Raises:
-        AttachError: unknown or misplaced names, a forward that cannot be traced, or stages that differ from the plain
-            backbone on random inputs.
+        AttachError: unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
-    pieces: list[list[fx.GraphModule]] = []
-    names: list[list[str]] = []
-    for training in (True, False):
-        traced = trace(backbone, training)
-        _returned(list(traced.graph.nodes)[-1])
-        known = shapes(backbone, traced, example)
-        final = last_features(backbone, traced, known)
-        nodes = cut_nodes(traced, at)
-        layouts = [node_layout(backbone, traced, node, known, example.shape[2:], layout) for node in nodes]
-        if nodes and traced.position(nodes[-1]) >= traced.position(final):
-            raise AttachError(
-                f"at: {at[-1]!r} is where the final exit already answers: leave it out; early exits lie before it"
-            )
-        parts, carried = _cut(backbone, traced, [*nodes, final], known)
-        pieces.append(parts)
-        names.append([str(len(c)) for c in carried])
-    if names[0] != names[1]:
+    training, evaluation = (_cut(backbone, trace(backbone, mode, example), at, example, layout) for mode in (True, False))
+    if training.crossing != evaluation.crossing:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
-    stages = [Stage(a, b) for a, b in zip(*pieces, strict=True)]
-    features = [known[node.name] for node in (*nodes, final)]
-    layouts.append(node_layout(backbone, traced, final, known, example.shape[2:], layout))
-    result = Split(
+    stages = [Stage(a, b) for a, b in zip(training.parts, evaluation.parts, strict=True)]
+    features = [evaluation.seen.shapes[node.name] for node in evaluation.nodes]
+    return Split(
         stages[:-1],
         stages[-1],
-        [lay.channels(shape) for lay, shape in zip(layouts, features, strict=True)],
-        layouts,
-        [lay.size(shape) for lay, shape in zip(layouts, features, strict=True)],
-        _pooled_linear(backbone, traced, final),
+        [lay.channels(shape) for lay, shape in zip(evaluation.layouts, features, strict=True)],
+        evaluation.layouts,
+        [lay.size(shape) for lay, shape in zip(evaluation.layouts, features, strict=True)],
+        _pooled_linear(backbone, evaluation.traced, evaluation.nodes[-1]),
+        evaluation.traced.exported or training.traced.exported,
+        embedding_rows(backbone, evaluation.traced, evaluation.seen),
+        runnable(backbone, evaluation.traced),
     )
-    probe(backbone, result, example)
-    return result
 
 
-def _cut(
-    backbone: nn.Module, traced: TracedGraph, nodes: list[fx.Node], known: dict[str, tuple[int, ...]]
-) -> tuple[list[fx.GraphModule], list[list[str]]]:
-    """Graph modules between consecutive cuts, and the names of what each takes in."""
+def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: Inputs, kind: Kind | None) -> _Cut:
+    seen = look(backbone, traced, example)
+    logits = pick_logits(traced.returned, lambda v: seen.shapes.get(v.name) if isinstance(v, fx.Node) else None)
+    final = last_features(backbone, traced, seen)
+    nodes = [*cut_nodes(traced, at), final]
+    if at and traced.position(nodes[-2]) >= traced.position(final):
+        raise AttachError(
+            f"at: {at[-1]!r} is where the final exit already answers: leave it out; early exits lie before it"
+            + nearest(backbone, traced, seen, example, traced.position(final), traced.position(final))
+        )
+    places = [traced.position(node) for node in nodes]
+    carried, layouts = [traced.inputs], []
+    for node, place in zip(nodes, places, strict=True):
+        try:
+            layouts.append(node_layout(backbone, traced, node, seen, example, kind))
+            carried.append(_carried(traced, seen, node, place))
+        except (AttachError, UncuttableError) as error:
+            name = traced.name_of(node) or node.name
+            why = f"at: {name!r}: {error.why}" if isinstance(error, UncuttableError) else str(error)
+            raise AttachError(why + nearest(backbone, traced, seen, example, place, places[-1])) from error
+    if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
+        layouts = [replace(lay, prefix=1) for lay in layouts]
+    layouts = [replace(lay, masked=mask_node(traced) is not None) for lay in layouts]
+    starts = [0, *(place + 1 for place in places)]
+    ends = [*starts[1:], len(traced.graph.nodes) - 1]  # the last node is "output"
+    outgoing = [*carried[1:], [logits]]
     order = list(traced.graph.nodes)
-    ends = [traced.position(node) for node in nodes] + [len(order) - 2]  # the last node is "output"
-    start, incoming = 0, [n for n in order if n.op == "placeholder"]
-    parts, carried = [], []
-    for k, end in enumerate(ends):
-        last = k == len(ends) - 1
-        if last:
-            outgoing = [_returned(order[-1])]
-        else:
-            later = [n for n in order[: end + 1] if any(order.index(user) > end for user in n.users)]
-            outgoing = [nodes[k], *(n for n in later if n is not nodes[k] and n.op != "get_attr")]
-            odd = [n.name for n in outgoing if n.name not in known]
-            if odd:
-                raise AttachError(f"at: {odd[0]!r}, which is no tensor, crosses the cut at {nodes[k].name!r}: cut elsewhere")
-        parts.append(_subgraph(backbone, order[start : end + 1], incoming, outgoing, last))
-        carried.append([n.name for n in incoming])
-        start, incoming = end + 1, outgoing
-    return parts, carried
+    parts = [
+        _subgraph(backbone, traced, seen, order[start:end], incoming, out)
+        for start, end, incoming, out in zip(starts, ends, carried, outgoing, strict=True)
+    ]
+    return _Cut(traced, seen, nodes, layouts, parts, [len(c) for c in carried])
 
 
-def _in_place(root: nn.Module, node: fx.Node) -> bool:
+def _carried(traced: TracedGraph, seen: Seen, node: fx.Node, place: int) -> list[fx.Node]:
+    """What crosses a cut: the features, then the padding mask where there is one, then whatever else is needed."""
+    if node.name not in seen.batched:
+        raise UncuttableError(f"its features of shape {seen.shapes.get(node.name)} (two samples) are not one row a sample")
+    mask = mask_node(traced)
+    first = [node] if mask is None else [node, mask]
+    return [*first, *(n for n in crossing(traced, seen, place) if n not in first)]
+
+
+def _in_place(backbone: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
-    name = getattr(node.target, "__name__", str(node.target))
+        return bool(getattr(backbone.get_submodule(str(node.target)), "inplace", False))
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:  # an ATen operation
+        return bool(schema.is_mutable)
+    name = name_of(node)
     return bool(node.kwargs.get("inplace", False)) or name in ("iadd", "imul", "isub") or name.endswith("_")
 
 
-def _returned(output: fx.Node) -> fx.Node:
-    value = output.args[0]
-    if not isinstance(value, fx.Node):
-        raise AttachError(
-            f"backbone: expected a forward that returns one logits tensor, got {type(value).__name__}. Mend: wrap it so "
-            "that it returns the logits alone; GoogLeNet and Inception: build them with aux_logits=False"
-        )
-    return value
-
-
 def _subgraph(
-    root: nn.Module, nodes: list[fx.Node], incoming: list[fx.Node], outgoing: list[fx.Node], last: bool
+    backbone: nn.Module,
+    traced: TracedGraph,
+    seen: Seen,
+    nodes: list[fx.Node],
+    incoming: list[fx.Node],
+    outgoing: list[fx.Node],
 ) -> fx.GraphModule:
+    """The nodes as a graph of their own; parameters, constants and sizes that earlier stages had are made anew."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in incoming}
+    first, later = copies[incoming[0]], incoming[0].op != "placeholder"
     for n in incoming:  # a head has read it too: an in-place operation must not change it under the head
-        if n.op != "placeholder" and any(_in_place(root, user) for user in n.users):
+        if later and any(_in_place(backbone, user) for user in n.users):
             copies[n] = graph.call_method("clone", (copies[n],))
 
     def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:  # a parameter or buffer that an earlier stage has read too
-            copies[node] = graph.get_attr(str(node.target))
+        if node not in copies:
+            batch = later and node.name in seen.sizes
+            copies[node] = graph.call_method("size", (first, 0)) if batch else graph.node_copy(node, copied)
         return copies[node]
 
     for node in nodes:
         if node.op != "placeholder":
-            copies[node] = graph.node_copy(node, copied)
-    results = tuple(copies[n] for n in outgoing)
-    graph.output(results)
+            copied(node)
+    graph.output(tuple(copied(n) for n in outgoing))
     graph.lint()
-    return fx.GraphModule(root, graph)
+    return fx.GraphModule(members(backbone, traced, graph), graph)
 
 
 def _pooled_linear(backbone: nn.Module, traced: TracedGraph, final: fx.Node) -> str | None:
@@ -193,45 +233,3 @@ def _pooled_linear(backbone: nn.Module, traced: TracedGraph, final: fx.Node) -> 
         elif not (isinstance(module, nn.Dropout | nn.Flatten | nn.Identity) or node.target in (torch.flatten, "flatten")):
             return None
     return linear
-
-
-def probe(backbone: nn.Module, pieces: Split, example: Tensor) -> None:
-    """Runs staged and plain on the same random inputs, in both modes and at two batch sizes; they must be equal.
-
-    Buffers (batch-norm statistics), the random state and the mode of every module are what they were afterwards.
-    """
-    buffers = {name: value.clone() for name, value in backbone.named_buffers()}
-    try:
-        for training in (False, True):
-            for batch in (2, 3):
-                plain, staged = (_run(backbone, pieces, example, batch, training, which) for which in (False, True))
-                _restore(backbone, buffers)
-                gap = (plain - staged).abs().max().item()
-                if plain.shape != staged.shape or not gap <= 1e-6 * max(1.0, plain.abs().max().item()):
-                    raise AttachError(
-                        f"probe: staged and plain output differ by {gap:.3g} at batch {batch} in "
-                        f"{'training' if training else 'evaluation'} mode: this backbone cannot be cut there; try other "
-                        "module names"
-                    )
-    finally:
-        _restore(backbone, buffers)
-
-
-def _restore(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, value in module.named_buffers():
-            value.copy_(buffers[name])
-
-
-def _run(backbone: nn.Module, pieces: Split, example: Tensor, batch: int, training: bool, staged: bool) -> Tensor:
-    with mode_of(backbone, training), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(batch)
-        x = torch.randn(batch, *example.shape[1:], device=example.device).to(example.dtype)
-        if not staged:
-            out: Tensor = backbone(x)
-            return out.clone()
-        carried: Carried = (x,)
-        for stage in (*pieces.stages, pieces.tail):
-            with mode_of(stage, training):
-                carried = stage(*carried)
-        return carried[0].clone()

@@ -11,9 +11,9 @@ from torch import Tensor
 from exitlens.data.batches import batches, count_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import MEASURES, divergence, uniform
+from exitlens.functional.similarity import MEASURES, divergence, transplanted, uniform
+from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.model.tracing import mode_of
 from exitlens.types import Trace
 
 
@@ -22,7 +22,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
-        loader: a ``DataLoader``, a ``Dataset``, an iterable of batches, or a tensor of images; labels are optional.
+        loader: a ``DataLoader``, a ``Dataset``, an iterable of batches, or inputs; labels are optional.
         batch_size: where the batching is ours.
         seed: of the pairing of images for the shuffled-image null.
         progress: show a progress bar.
@@ -42,7 +42,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
     with mode_of(net, False), torch.no_grad():
         for images, target in stream:
-            net.check_input(images)
+            net.check_input(images, "loader")
             outputs = net(images)
             logits.append(torch.stack([out.logits.float() for out in outputs], 1).cpu())
             labels.append(None if target is None else target.cpu())
@@ -66,7 +66,7 @@ def _trace(net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: list
         for name, measure in MEASURES.items():
             # KL is KL(final ‖ exit); the other measures are symmetric
             columns["same"].setdefault(name, []).append(measure(final, early))
-            columns["null"].setdefault(name, []).append(measure(final[partner], early))
+            columns["null"].setdefault(name, []).append(measure(transplanted(final[partner], early), early))
             columns["uniform"].setdefault(name, []).append(measure(final, uniform(early)))
     tables = {kind: {n: torch.stack(c, 1) for n, c in named.items()} for kind, named in columns.items()}
     spread = torch.stack([divergence(final, early) for early, final in maps], 1)

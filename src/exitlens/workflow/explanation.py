@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.functional.inputs import MASK, Inputs, count_rows, map_inputs
 from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import fires, first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
+from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.model.tracing import mode_of
-from exitlens.types import Policy
+from exitlens.types import Policy, TextPreprocess
 
 SCHEMA = 1
 
@@ -52,7 +53,8 @@ class ExitView:
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
 
-    ``image`` is the network's input ``(C,H,W)``; all exits were run to make the explanation, also those that the policy
+    ``image`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named where the
+    network knows its tokenizer (padding left out). All exits were run to make the explanation, also those that the policy
     would not have reached.
     """
 
@@ -60,6 +62,7 @@ class Explanation:
     exits: tuple[ExitView, ...]
     answered: int
     classes: tuple[str, ...]
+    tokens: tuple[str, ...] = ()
 
     @property
     def label(self) -> int:
@@ -96,6 +99,7 @@ class Explanation:
             rows.append(row | {"label_name": self.name(view.label), "threshold": _json_number(view.threshold)})
         return {
             "schema": SCHEMA,
+            **({"tokens": list(self.tokens)} if self.tokens else {}),
             "label": self.label,
             "label_name": self.name(self.label),
             "answered": self.answered,
@@ -108,30 +112,34 @@ def _json_number(value: float) -> float | str:
     return "never" if value == math.inf else value
 
 
-def explain(net: ExitNet, image: Tensor, policy: Policy) -> Explanation:
-    """Explains the answer to one image, from one forward pass through all exits.
+def explain(net: ExitNet, image: Inputs, policy: Policy) -> Explanation:
+    """Explains the answer to one image or text, from one forward pass through all exits.
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
-        image: ``(C,H,W)`` or ``(1,C,H,W)`` normalised floats.
+        image: ``(C,H,W)`` or ``(1,C,H,W)`` normalised floats; or one text, tokens ``(N,)`` or ``(1,N)`` by name.
         policy: of this network.
 
     Raises:
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
     """
-    if not isinstance(image, Tensor):
-        raise InputError(f"image: expected a torch.Tensor (C,H,W), got {type(image).__name__}: see exitlens.read_image")
-    images = image[None] if image.ndim == 3 else image
-    if len(images) != 1:
-        raise InputError(f"image: expected one image, got a batch of {len(images)}: call explain_batch")
+    require(net, ExitNet, "net")
+    axes = 1 if net.contract.is_text else 3
+    if not isinstance(image, Tensor | Mapping) or (axes == 3 and not isinstance(image, Tensor)):
+        hint = "TextPreprocess.encode" if axes == 1 else "exitlens.read_image"
+        wanted = "tokens by name" if axes == 1 else "a torch.Tensor (C,H,W)"
+        raise InputError(f"image: expected {wanted}, got {type(image).__name__}: see {hint}")
+    images = map_inputs(image, lambda t: t[None] if isinstance(t, Tensor) and t.ndim == axes else t)
+    if count_rows(images) != 1:
+        raise InputError(f"image: expected one image, got a batch of {count_rows(images)}: call explain_batch")
     return explain_batch(net, images, policy)[0]
 
 
-def explain_batch(net: ExitNet, images: Tensor, policy: Policy) -> Sequence[Explanation]:
-    """:func:`explain` for every image of a batch ``(B,C,H,W)``, in one pass."""
+def explain_batch(net: ExitNet, images: Inputs, policy: Policy) -> Sequence[Explanation]:
+    """:func:`explain` for every sample of a batch, in one pass."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
-    net.check_input(images)
+    tensors = net.check_input(images)
     policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
     with mode_of(net, False), torch.no_grad():
         outputs = net(images)
@@ -144,7 +152,7 @@ def explain_batch(net: ExitNet, images: Tensor, policy: Policy) -> Sequence[Expl
     spread = [divergence(final, early) for early, final in grids]
     cc = [pearson(final, early) for early, final in grids]
     result = []
-    for i in range(len(images)):
+    for i, sample in enumerate(tensors[0]):
         views = []
         for k, out in enumerate(outputs):
             label = int(p[k][i].argmax())
@@ -165,5 +173,14 @@ def explain_batch(net: ExitNet, images: Tensor, policy: Policy) -> Sequence[Expl
                     cc=cc[k][i].item(),
                 )
             )
-        result.append(Explanation(images[i], tuple(views), answered[i], net.info.classes))
+        result.append(Explanation(sample, tuple(views), answered[i], net.info.classes, _tokens(net, tensors, i)))
     return result
+
+
+def _tokens(net: ExitNet, tensors: Sequence[Tensor], row: int) -> tuple[str, ...]:
+    """The tokens of one text without its padding, where the network knows its tokenizer."""
+    if not isinstance(net.info.preprocess, TextPreprocess):
+        return ()
+    names, ids = net.contract.names, tensors[0][row]
+    length = int(tensors[names.index(MASK)][row].sum()) if MASK in names else len(ids)
+    return tuple(net.info.preprocess.tokens(ids[:length].cpu()))

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.data.images import ImageSet
+from exitlens.data.texts import TextSet
 from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
+from exitlens.functional.inputs import MASK, Inputs, split_rows
 from exitlens.functional.maps import top_cells
 from exitlens.functional.similarity import pearson
 from exitlens.model.heads import EvidenceHead
-from exitlens.model.layouts import Layout
+from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.model.tracing import mode_of
 from exitlens.types import ExitOutput
 
 
@@ -54,7 +55,7 @@ class Faithfulness:
 
 def faithfulness(
     net: ExitNet,
-    data: ImageSet,
+    data: ImageSet | TextSet,
     *,
     samples: int = 1000,
     fraction: float = 0.2,
@@ -63,12 +64,13 @@ def faithfulness(
 ) -> Faithfulness:
     """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
 
-    Deleted cells take the image's mean colour. All maps are averaged to ``grid`` first, so that a fine map and a coarse
-    one delete the same area.
+    Deleted cells take the image's mean colour; deleted tokens of a text are masked out (arXiv 1911.03429). Maps of images
+    are averaged to ``grid`` first, so that a fine map and a coarse one delete the same area.
 
     Args:
         net: in any mode; used in evaluation mode and given back as it was.
-        data: an :class:`~exitlens.data.images.ImageSet`; with masks, the mask measures are taken too.
+        data: an :class:`~exitlens.data.images.ImageSet` or :class:`~exitlens.data.texts.TextSet`; with masks, the mask
+            measures are taken too.
         samples: at most this many images, the first of the set.
         fraction: share of cells deleted or inserted.
         grid: evaluation grid; an exit with a coarser map is judged on its own.
@@ -78,11 +80,15 @@ def faithfulness(
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
     data = data.first(samples)
     images = data.inputs
-    net.check_input(images)
+    net.check_input(images, "data")
+    if net.contract.is_text and MASK not in net.contract.names:
+        raise InputError(
+            f"net: to delete tokens it has to take a padding mask ({MASK!r}): attach with an example that has one"
+        )
     with mode_of(net, False), torch.no_grad():
         plain = _outputs(net, images)
         maps = [measures.evaluation_map(out.attention, grid) for out in plain]
-        blind = [measures.random_map(len(images), tuple(m.shape[1:]), seed) for m in maps]
+        blind = [measures.random_map(m, seed) for m in maps]
         drops, keeps = _perturb(net, images, plain, maps, fraction)
         drops_random, keeps_random = _perturb(net, images, plain, blind, fraction)
         randomised = _randomised(net, images, plain, seed)
@@ -96,17 +102,17 @@ def faithfulness(
         None if masks is None else tuple(measures.energy_in_mask(o.attention, masks).mean().item() for o in plain),
         None if masks is None else tuple(measures.pointing_game(o.attention, masks).mean().item() for o in plain),
         grid,
-        len(images),
+        len(data),
     )
 
 
-def _outputs(net: ExitNet, images: Tensor, batch_size: int = 250) -> list[ExitOutput]:
-    parts = [net(chunk) for chunk in images.split(batch_size)]
+def _outputs(net: ExitNet, images: Inputs, batch_size: int = 250) -> list[ExitOutput]:
+    parts = [net(chunk) for chunk in split_rows(images, batch_size)]
     return [ExitOutput(*(torch.cat(field) for field in zip(*column, strict=True))) for column in zip(*parts, strict=True)]
 
 
 def _perturb(
-    net: ExitNet, images: Tensor, plain: Sequence[ExitOutput], maps: Sequence[Tensor], fraction: float
+    net: ExitNet, images: Inputs, plain: Sequence[ExitOutput], maps: Sequence[Tensor], fraction: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
     drops: list[float] = []
@@ -114,39 +120,38 @@ def _perturb(
     for k, (out, chosen) in enumerate(zip(plain, maps, strict=True)):
         p = out.logits.softmax(1)
         answer = p.argmax(1, keepdim=True)
-        cells = top_cells(chosen, fraction)
+        cells = top_cells(chosen, fraction, chosen != 0 if chosen.ndim == 2 else None)
         for change, into in ((measures.delete, drops), (measures.insert, keeps)):
             after = _exit_probabilities(net, change(images, cells), k).gather(1, answer)
             into.append((p.gather(1, answer) - after if change is measures.delete else after).mean().item())
     return tuple(drops), tuple(keeps)
 
 
-def _exit_probabilities(net: ExitNet, images: Tensor, exit_index: int, batch_size: int = 250) -> Tensor:
+def _exit_probabilities(net: ExitNet, images: Inputs, exit_index: int, batch_size: int = 250) -> Tensor:
     """Softmax of one exit; the stages after it are not run."""
     parts = []
-    for chunk in images.split(batch_size):
-        carried: tuple[Tensor, ...] = (chunk,)
+    for chunk in split_rows(images, batch_size):
+        carried = net.check_input(chunk)
         for stage in list(net.stages)[: exit_index + 1]:
             carried = stage(*carried)
-        parts.append(net.head(exit_index).classify(carried[0]).softmax(1))
+        parts.append(net.head(exit_index).classify(*carried).softmax(1))
     return torch.cat(parts)
 
 
-def _randomised(net: ExitNet, images: Tensor, plain: Sequence[ExitOutput], seed: int) -> tuple[float | None, ...]:
+def _randomised(net: ExitNet, images: Inputs, plain: Sequence[ExitOutput], seed: int) -> tuple[float | None, ...]:
     """Head-randomisation check (arXiv 1810.03292): every head's weights replaced by random ones of the same spread."""
     values: list[float | None] = []
     generator = torch.Generator().manual_seed(seed)
-    batch = images[:250]
-    _, features = net.with_features(batch)
-    for head, out, f in zip(net.heads, plain, features, strict=True):
+    carried = net.check_input(split_rows(images, 250)[0])
+    for stage, head, out in zip(net.stages, net.heads, plain, strict=True):
+        carried = stage(*carried)
         if not isinstance(head, EvidenceHead):
             values.append(None)
             continue
         other = copy.deepcopy(head)
-        other.layout = Layout()  # with_features gives the canonical one
         for module in other.modules():
             if isinstance(module, nn.Linear):
                 noise = torch.randn(module.weight.shape, generator=generator)
                 module.weight.copy_(noise * module.weight.std(correction=0).clamp_min(1e-3))
-        values.append(pearson(out.attention[: len(batch)], other(f).attention).mean().item())
+        values.append(pearson(out.attention[: len(carried[0])], other(*carried).attention).mean().item())
     return tuple(values)

@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.functional.inputs import Inputs
 from exitlens.functional.maps import all_finite
 from exitlens.functional.routing import fires
 from exitlens.functional.scores import probabilities, score_of
+from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
 from exitlens.model.stages import Carried
-from exitlens.model.tracing import mode_of
 from exitlens.types import Policy, Prediction
 
 
-def predict(net: ExitNet, images: Tensor, policy: Policy, *, attention: bool = False) -> Prediction:
-    """Answers each image at the first exit whose score reaches its threshold.
+def predict(net: ExitNet, images: Inputs, policy: Policy, *, attention: bool = False) -> Prediction:
+    """Answers each sample at the first exit whose score reaches its threshold.
 
     Exits that can never fire (threshold infinite) are not computed. Between exits the host looks at the device once.
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
-        images: ``(B,C,H,W)`` normalised floats; not changed.
+        images: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them; not
+            changed.
         policy: of this network (checked by fingerprint where the policy carries one).
         attention: also return the attention map of the exit that answered.
 
@@ -36,10 +38,10 @@ def predict(net: ExitNet, images: Tensor, policy: Policy, *, attention: bool = F
     """
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
-    net.check_input(images)
+    carried = net.check_input(images)
     policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
     with mode_of(net, False) if net.any_training() else nullcontext(), torch.inference_mode():
-        parts = _route(net, images, policy, attention)
+        parts = _route(net, carried, policy, attention)
     if len(parts) == 1:
         return _in_order(parts, None)
     return _in_order(parts, torch.cat([where for where, *_ in parts]).argsort())
@@ -48,16 +50,15 @@ def predict(net: ExitNet, images: Tensor, policy: Policy, *, attention: bool = F
 Part = tuple[Tensor, int, Tensor, Tensor, Tensor | None]  # places, exit, scores, probabilities, attention
 
 
-def _route(net: ExitNet, images: Tensor, policy: Policy, attention: bool) -> list[Part]:
+def _route(net: ExitNet, carried: Carried, policy: Policy, attention: bool) -> list[Part]:
     parts: list[Part] = []
     last = net.num_exits - 1
-    carried: Carried = (images,)
-    where = torch.arange(len(images), device=images.device)
+    where = torch.arange(len(carried[0]), device=carried[0].device)
     for k in range(net.num_exits):
         carried = net.stage(k)(*carried)
         if k < last and policy.thresholds[k] == float("inf"):
             continue
-        logits, maps = _answer(net, k, carried[0], attention)
+        logits, maps = _answer(net, k, carried, attention)
         p = probabilities(logits, policy.temperatures[k])
         scores = score_of(p, policy.score)
         if k == last:
@@ -83,10 +84,10 @@ def _gather(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
-def _answer(net: ExitNet, k: int, features: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
+def _answer(net: ExitNet, k: int, carried: Carried, attention: bool) -> tuple[Tensor, Tensor | None]:
     if attention:
-        return net.head(k).with_attention(features)
-    return net.head(k).classify(features), None
+        return net.head(k).with_attention(*carried)
+    return net.head(k).classify(*carried), None
 
 
 def _in_order(parts: list[Part], order: Tensor | None) -> Prediction:

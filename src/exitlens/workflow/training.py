@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from exitlens.data.batches import as_batch, batches, epoch_batches
 from exitlens.errors import InputError, OutputExistsError, TrainingError, require
+from exitlens.functional.inputs import Inputs, count_rows
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.schedule import one_cycle
 from exitlens.functional.similarity import pearson
 from exitlens.model.history import epoch_line, tensorboard_events, write_log
+from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.model.tracing import mode_of
 from exitlens.model.weights import (
     load_checkpoint,
     load_unique_state,
@@ -36,7 +37,7 @@ from exitlens.model.weights import (
 )
 from exitlens.types import ExitOutput, LossTerms
 
-Augment = Callable[[Tensor], Tensor]
+Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 
 
@@ -224,7 +225,8 @@ class _Run:
                     if labels is None:
                         raise InputError("train: expected batches of (images, labels), got images only")
                     at = epoch * steps + step
-                    images = self.augment(images) if self.augment else images
+                    if self.augment:
+                        images = self.augment(images)
                     progress = at / (self.settings.epochs * steps)
                     terms = training_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
                     for name, value in _floats(terms).items():
@@ -291,7 +293,7 @@ def training_step(
     net: ExitNet,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
-    images: Tensor,
+    inputs: Inputs,
     labels: Tensor,
     progress: float,
     settings: TrainingSettings,
@@ -303,15 +305,15 @@ def training_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = one_cycle(progress, settings.learning_rate)
-    net.check_input(images)
-    if settings.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.amp):
+    net.check_input(inputs, "train")
+    if settings.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
         try:
-            outputs, features = net.with_features(images)
+            outputs, features = net.with_features(inputs)
         except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
             raise TrainingError(
-                f"batch of {len(images)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
+                f"batch of {len(labels)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
             ) from error
     terms = loss(outputs, labels, progress, features if loss.of == "activation" else None)
     if not torch.isfinite(terms.total):
@@ -362,10 +364,10 @@ def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[
         for images, labels in batches(val, max(settings.batch_size, 64), net.device):
             if labels is None:
                 raise InputError("val: expected batches of (images, labels), got images only")
-            net.check_input(images)
+            net.check_input(images, "val")
             outputs: Sequence[ExitOutput] = net(images)
-            check_labels(labels, len(images), outputs[0].logits.shape[1], "val labels")
-            count += len(images)
+            check_labels(labels, count_rows(images), outputs[0].logits.shape[1], "val labels")
+            count += len(labels)
             for k, out in enumerate(outputs):
                 correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
                 if k < len(cc):

@@ -1,0 +1,90 @@
+"""Rows of text files (CSV, JSON lines, plain lines), each checked: a file from a stranger is an error or a set of texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from exitlens.data.folders import check_bad
+from exitlens.errors import DataError
+
+Row = Mapping[str, object] | str  # a string says what is wrong with the row
+
+TABLES = (".csv", ".jsonl")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes, or a :class:`DataError` that says why not."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"data: {path} cannot be read ({type(error).__name__}): give a file of texts") from error
+
+
+def good_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[str, str]]:
+    """The values of ``keys`` in every row; raises for rows that have not all of them, unless they may be skipped."""
+    kinds = TABLES if "label" in keys else (*TABLES, ".txt")
+    if path.suffix.lower() not in kinds:
+        raise DataError(f"data: {path} is no file of texts: expected {' or '.join(kinds)}")
+    content = read_bytes(path).decode("utf-8-sig", "surrogateescape")  # bytes that are not UTF-8 become surrogates
+    rows = _csv_rows(content, path, keys) if path.suffix.lower() == ".csv" else _line_rows(content, path.suffix.lower())
+    good, bad = [], []
+    for line, values in rows:
+        fields = values if isinstance(values, str) else _fields(values, keys)
+        if isinstance(fields, str):
+            bad.append(f"{path}, line {line}: {fields}")
+        else:
+            good.append(fields)
+    check_bad(bad, len(good) + len(bad), skip_bad, "rows")
+    if not good:
+        raise DataError(f"data: {path} holds no texts: give a file of one or more")
+    return good
+
+
+def _csv_rows(content: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    try:
+        rows = ((reader.line_num, row) for row in reader if row)
+        head = [name.strip() for name in next(rows, (0, list(keys)))[1]]
+        missing = [key for key in keys if key not in head]
+        if missing:
+            raise DataError(f"data: {path} has no column {missing[0]!r}, it has {head}: name the columns in its first line")
+        for line, row in rows:
+            wrong = f"{len(row)} fields, the first line has {len(head)}: put texts with commas in quotes"
+            yield line, dict(zip(head, row, strict=True)) if len(row) == len(head) else wrong
+    except csv.Error as error:
+        raise DataError(f'data: {path}, line {reader.line_num}: broken CSV ({error}): quote texts as "..."') from error
+
+
+def _line_rows(content: str, suffix: str) -> Iterator[tuple[int, Row]]:
+    for line, text in enumerate(content.split("\n"), 1):
+        if text.strip():
+            yield line, {"text": text} if suffix == ".txt" else _json_row(text)
+
+
+def _json_row(text: str) -> Row:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"no JSON ({error})"
+    return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
+
+
+def _fields(values: Mapping[str, object], keys: tuple[str, ...]) -> dict[str, str] | str:
+    """The values of ``keys`` without white space around them, or what is wrong with them."""
+    found = {}
+    for key in keys:
+        value = values.get(key)
+        if type(value) is int and key == "label":
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            return f"{key}: expected a string that is not empty, got {value!r:.60}"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"{key}: has bytes that are not UTF-8: save the file as UTF-8"
+        found[key] = value.strip()
+    return found

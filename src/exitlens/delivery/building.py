@@ -1,0 +1,88 @@
+"""A new network for a user's data: what `exitlens fit` makes of a backbone's name and a data source."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from exitlens.data.images import ImageSet
+from exitlens.data.sources import DataSource
+from exitlens.data.texts import TextSet
+from exitlens.errors import InputError
+from exitlens.functional.inputs import MASK, Inputs
+from exitlens.model.attaching import attach
+from exitlens.model.backbones import build_backbone, load_weights
+from exitlens.model.huggingface import tokenizer_of
+from exitlens.model.network import ExitNet
+from exitlens.types import TextPreprocess
+
+Samples = ImageSet | TextSet
+TEXT_LENGTH = 64
+
+
+def training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[Samples, Samples]:
+    """Training and validation split; texts are read by the tokenizer that comes with the backbone, where one does."""
+    if not source.is_text and backbone.startswith("hf:") and tokenizer_of(backbone):
+        raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
+    own = tokenizer_of(backbone) if source.is_text else None
+    preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
+    return (
+        source.load("train", skip_bad=skip_bad, preprocess=preprocess),
+        source.load("validation", skip_bad=skip_bad, preprocess=preprocess),
+    )
+
+
+def zeros_for(backbone: nn.Module, channels: int, size: int) -> Inputs:
+    """An example for a backbone: an image of this size, or a text of so many tokens if its forward takes ``input_ids``."""
+    if "input_ids" not in inspect.signature(backbone.forward).parameters:
+        return torch.zeros(1, channels, size, size)
+    ids = torch.zeros(1, size, dtype=torch.int64)
+    return {"input_ids": ids, MASK: torch.ones_like(ids)}
+
+
+def new_network(
+    backbone: str,
+    exits: str,
+    train: Samples,
+    *,
+    seed: int = 0,
+    keep_final: bool = False,
+    pretrained: bool = False,
+    weights: Path | None = None,
+) -> ExitNet:
+    """Builds the backbone for the data's classes and attaches exits.
+
+    Args:
+        backbone: its source.
+        exits: comma-separated module names, or how many; empty means ``layer1,layer2,layer3`` where the backbone has these
+            modules, and 3 otherwise.
+        train: the data: its classes, and its first sample as example.
+        seed: of the weights.
+        keep_final: keep the backbone's own classifier as final exit.
+        pretrained: start from the library's weights.
+        weights: start from a local state dict.
+
+    Raises:
+        InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
+    """
+    torch.manual_seed(seed)
+    if isinstance(train, TextSet) and not backbone.startswith("hf:"):
+        raise InputError(f"backbone: {backbone!r} reads images, the data are texts: use hf:DIRECTORY or hf:bert")
+    channels = 3 if isinstance(train, TextSet) else train.images.shape[1]
+    vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
+    plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary)
+    if weights is not None:
+        load_weights(plain, weights)
+    usual = ["layer1", "layer2", "layer3"]
+    named = dict(plain.named_children())
+    at: list[str] | int = usual if all(name in named for name in usual) else 3
+    if exits:
+        at = int(exits) if exits.isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
+    final: Literal["head", "keep"] = "keep" if keep_final else "head"
+    net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final)
+    net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
+    return net

@@ -1,0 +1,76 @@
+"""Tokens shaded by attention: on a terminal, and as a page of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from exitlens.delivery.pages import template
+from exitlens.errors import OutputExistsError
+from exitlens.workflow.explanation import ExitView, Explanation
+
+_SHADE = (0, 114, 178)  # blue that is told apart in grey and by colour-blind readers
+
+
+def exit_name(k: int, count: int) -> str:
+    """``exit 0``, ``exit 1``, ... and ``final``."""
+    return "final" if k == count - 1 else f"exit {k}"
+
+
+def shades(view: ExitView, count: int) -> list[float]:
+    """Each token's attention over the exit's largest, in [0, 1], of the first ``count`` tokens."""
+    shown = view.attention.flatten()[:count]
+    return [float(v) for v in shown / view.attention.max().clamp_min(1e-12)]
+
+
+def token_table(why: Explanation) -> Table:
+    """One row an exit: its answer, and the tokens, darker where more of its attention is."""
+    table = Table("exit", "answer", "confidence", "tokens, darker: more attention", title=why.reason, title_justify="left")
+    for view in why.exits:
+        line = Text()
+        for token, shade in zip(why.tokens, shades(view, len(why.tokens)), strict=True):
+            r, g, b = _mixed(shade)
+            line.append(token, style=f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})")
+            line.append(" ")
+        name = exit_name(view.exit, len(why.exits)) + (" *" if view.exit == why.answered else "")
+        table.add_row(name, why.name(view.label), f"{view.confidence:.3f}", line)
+    table.caption = "* answered"
+    return table
+
+
+def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
+    """Writes ``NAME.html`` (shaded tokens) and ``NAME.json`` into a directory; returns both.
+
+    Raises:
+        OutputExistsError: if one of them exists.
+    """
+    page, values = directory / f"{name}.html", directory / f"{name}.json"
+    for path in (page, values):
+        if path.exists():
+            raise OutputExistsError(f"out: {path} exists: choose another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for view in why.exits:
+        tokens = [
+            (token, f"{float(share):.3f}", _style(shade))
+            for token, share, shade in zip(why.tokens, view.attention, shades(view, len(why.tokens)), strict=False)
+        ]
+        label = exit_name(view.exit, len(why.exits))
+        confidence = f"{view.confidence:.3f}"
+        rows.append((view.exit, label, why.name(view.label), confidence, tokens, view.exit == why.answered))
+    page.write_text(template("tokens.html.j2").render(why=why, rows=rows), encoding="utf-8")
+    values.write_text(json.dumps(why.to_dict(), indent=1) + "\n")
+    return [page, values]
+
+
+def _mixed(shade: float) -> tuple[int, int, int]:
+    r, g, b = (round(255 + (c - 255) * shade) for c in _SHADE)
+    return r, g, b
+
+
+def _style(shade: float) -> str:
+    r, g, b = _mixed(shade)
+    return f"background: rgb({r},{g},{b}); color: {'#fff' if shade > 0.5 else '#111'}"

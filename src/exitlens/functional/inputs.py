@@ -1,0 +1,43 @@
+"""What a network takes: one tensor, or several by name (tokens with their padding mask), the batch axis first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | Mapping[str, Tensor]
+MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
+
+
+def input_names(inputs: Inputs) -> tuple[str, ...]:
+    """Names of the tensors; empty for one tensor alone."""
+    return () if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The tensors, in the order of their names."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs.values())
+
+
+def map_inputs(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """The same inputs with every tensor changed."""
+    return change(inputs) if isinstance(inputs, Tensor) else {name: change(value) for name, value in inputs.items()}
+
+
+def count_rows(inputs: Inputs) -> int:
+    """Samples in the batch."""
+    return len(tensors_of(inputs)[0])
+
+
+def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
+    """Batches of at most ``size`` samples, in order."""
+    return [map_inputs(inputs, lambda t, at=at: t[at : at + size]) for at in range(0, count_rows(inputs), size)]  # type: ignore[misc]
+
+
+def join_rows(parts: list[Inputs]) -> Inputs:
+    """One batch of several with the same names."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat([p for p in parts if isinstance(p, Tensor)])
+    return {name: torch.cat([p[name] for p in parts if not isinstance(p, Tensor)]) for name in parts[0]}

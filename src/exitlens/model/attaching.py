@@ -1,0 +1,150 @@
+"""attach: a backbone with exits, checked against the plain backbone before it is returned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from exitlens.errors import AttachError, InputError
+from exitlens.functional.inputs import MASK, Inputs, input_names, map_inputs, tensors_of
+from exitlens.model.backbones import build_backbone
+from exitlens.model.contract import InputContract, example_contract
+from exitlens.model.cost import count_macs
+from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.huggingface import config_of
+from exitlens.model.layouts import KINDS, Kind
+from exitlens.model.modes import mode_of
+from exitlens.model.network import ExitNet, Final, NetworkInfo
+from exitlens.model.placement import place_exits
+from exitlens.model.probing import admit, probe, staged_logits
+from exitlens.model.stages import Carried, Split, split
+
+
+def attach(
+    backbone: nn.Module | str,
+    at: Sequence[str] | int,
+    num_classes: int,
+    example: Inputs,
+    *,
+    final: Final = "head",
+    layout: Kind | None = None,
+) -> ExitNet:
+    """Attaches exits to a backbone; its weights are shared, not copied.
+
+    Args:
+        backbone: a module that returns logits (or a dict or named tuple with ``logits``), or a source such as
+            ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``.
+        at: names of the modules after which the early exits stand, in the order of execution; or how many early exits
+            to place at equal shares of cost (see :func:`~exitlens.model.placement.place_exits`).
+        num_classes: ``C`` of every exit.
+        example: images ``(B,C,H,W)`` of the size the network will see, or tokens ``(B,N)``, alone or by name
+            (``{"input_ids": ..., "attention_mask": ...}``); one sample is enough.
+        final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
+            classifier, so that its outputs stay those of the plain backbone.
+        layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default found out from the shapes.
+
+    Returns:
+        The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
+
+    Raises:
+        AttachError: where the backbone cannot be cut; InputError: where an argument does not fit.
+    """
+    shape = _check_arguments(at, num_classes, example, final)
+    if layout not in (None, *KINDS):
+        raise InputError(f"layout: expected one of {KINDS} or None, got {layout!r}")
+    if not isinstance(backbone, nn.Module | str):
+        raise InputError(f"backbone: expected an nn.Module or a source such as 'small', got {type(backbone).__name__}")
+    source = backbone if isinstance(backbone, str) else ""
+    channels = shape[0] if len(shape) == 3 else 3
+    module = build_backbone(backbone, num_classes, channels) if isinstance(backbone, str) else backbone
+    admit(module)
+    example = map_inputs(example, lambda t: t[:1].detach())
+    at = place_exits(module, example, at) if isinstance(at, int) else at
+    pieces = split(module, at, example, layout)
+    probe(module, pieces, example)
+    if at and math.prod(pieces.sizes[-1]) == 1:
+        raise AttachError(
+            f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits to "
+            "agree with: use larger images, or a backbone that shrinks them less"
+        )
+    heads = _heads(module, pieces, num_classes, example, final)
+    cost, head_share = _measure(pieces, heads, example, final)
+    config = config_of(module)
+    info = NetworkInfo(
+        tuple(at),
+        num_classes,
+        final,
+        shape,
+        source or ("hf:" if config else ""),
+        layout=layout,
+        inputs=input_names(example),
+        config=config,
+    )
+    prefix = pieces.layouts[-1].prefix if len(shape) == 1 else 0
+    contract = InputContract(input_names(example), shape, pieces.exact_size, tuple(pieces.vocabulary), prefix)
+    net = ExitNet(pieces.stages, heads, cost, head_share, info, contract)
+    net.heads.train(module.training)
+    for stage in pieces.stages:
+        stage.training = module.training
+    return net
+
+
+def _heads(module: nn.Module, pieces: Split, num_classes: int, example: Inputs, final: Final) -> list[ExitHead]:
+    heads: list[ExitHead] = [
+        EvidenceHead(d, num_classes, lay) for d, lay in zip(pieces.channels, pieces.layouts, strict=True)
+    ]
+    parameter = next(module.parameters())
+    for head in heads:
+        head.to(parameter.device, parameter.dtype)
+    if final == "keep":
+        heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
+        _check_kept(pieces, num_classes, example)
+    return heads
+
+
+def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs, final: str) -> tuple[int, ...]:
+    names = [] if isinstance(at, int) and not isinstance(at, bool) else at
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"at: expected a list of module names such as ['layer1', 'layer2'], got {at!r}")
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")
+    if final not in ("head", "keep"):
+        raise InputError(f"final: expected 'head' or 'keep', got {final!r}")
+    return example_contract(example)
+
+
+def _check_kept(pieces: Split, num_classes: int, example: Inputs) -> None:
+    outputs = staged_logits(pieces, tensors_of(example), False).shape[-1]
+    if outputs != num_classes:
+        raise AttachError(
+            f"num_classes: the backbone's own classifier has {outputs} outputs, got {num_classes}: pass that number, or "
+            "final='head' for a new classifier"
+        )
+
+
+def _measure(pieces: Split, heads: Sequence[ExitHead], example: Inputs, final: Final) -> tuple[Tensor, float]:
+    """Cumulative cost at every exit, and the share of the heads, in units of the plain backbone's MACs."""
+    inputs = tensors_of(example)
+    with mode_of(pieces.whole, False):
+        plain, _ = count_macs(pieces.whole, *inputs)
+    total, at_heads, cost = 0, 0, []
+    carried: Carried = inputs
+    for k, (stage, head) in enumerate(zip(pieces.stages, heads, strict=True)):
+        with mode_of(stage, False), mode_of(head, False):
+            macs, carried = count_macs(stage, *carried)
+            head_macs, _ = count_macs(head.classify, *carried)
+        total += macs + head_macs
+        at_heads += 0 if final == "keep" and k == len(heads) - 1 else head_macs
+        cost.append(total / plain)
+    return torch.tensor(cost), at_heads / plain
+
+
+def example_inputs(info: NetworkInfo, like: Tensor) -> Inputs:
+    """An example with which :func:`attach` makes the network again that ``info`` describes, on the device of ``like``."""
+    if len(info.input_shape) == 3:
+        return torch.zeros(1, *info.input_shape, dtype=like.dtype, device=like.device)
+    ones = torch.ones(1, *info.input_shape, dtype=torch.int64, device=like.device)
+    return {name: ones if name == MASK else torch.zeros_like(ones) for name in info.inputs} or torch.zeros_like(ones)

@@ -1,0 +1,125 @@
+"""Classifiers of Hugging Face transformers: from a directory, a name, a model type or a configuration alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from exitlens.errors import InputError, MissingExtraError, did_you_mean
+
+
+def build_transformers(
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    config: dict[str, Any] | None = None,
+    vocabulary: int | None = None,
+) -> nn.Module:
+    """An image or text classifier of transformers, with random weights unless ``pretrained``.
+
+    Args:
+        name: a directory with ``config.json`` (and weights), a model's name on the hub, or a model type such as ``bert``
+            for its default configuration.
+        num_classes: ``C``.
+        in_channels: of the images; ignored for texts.
+        pretrained: load the weights too; they come from the directory, from transformers' cache, or by its own download.
+        config: the whole configuration (of a bundle) instead of a name.
+        vocabulary: tokens that a text classifier with random weights shall know, instead of its configuration's number.
+
+    Raises:
+        MissingExtraError: without transformers; InputError: for a name that is not there, or is no classifier.
+    """
+    transformers = _transformers(f"backbone hf:{name}")
+    settings = _settings(transformers, name) if config is None else _from_dict(transformers, config)
+    settings.num_labels = num_classes
+    if hasattr(settings, "num_channels"):
+        settings.num_channels = in_channels
+    if vocabulary is not None and not pretrained:
+        settings.vocab_size = vocabulary
+    kind = classifier_of(transformers, settings)
+    if not settings.architectures:  # where there are several (DeiT with or without a teacher), the first
+        settings.architectures = [_classes(kind, settings)[0].__name__]
+    if not pretrained:
+        made: nn.Module = kind.from_config(copy.deepcopy(settings))
+        return made.train()
+    try:
+        made = kind.from_pretrained(name, config=settings, ignore_mismatched_sizes=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"pretrained: the weights of hf:{name} cannot be loaded ({_first_line(error)}). Offline: copy the model's files "
+            "(config.json and model.safetensors) into a directory and give hf:DIRECTORY, or train without --pretrained"
+        ) from error
+    return made.train()
+
+
+def tokenizer_of(source: str) -> str | None:
+    """The JSON of the tokenizer that lies in the directory of a source ``hf:DIRECTORY``; ``None`` if there is none."""
+    directory = Path(source.removeprefix("hf:"))
+    if not source.startswith("hf:") or not (directory / "tokenizer.json").is_file():
+        return None
+    return (directory / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def config_of(module: nn.Module) -> dict[str, Any] | None:
+    """The configuration of a classifier that transformers can build again from it; ``None`` for other modules."""
+    if not type(module).__module__.startswith("transformers."):
+        return None
+    transformers = _transformers("backbone")
+    settings = getattr(module, "config", None)
+    try:
+        same = type(module) in _classes(classifier_of(transformers, settings), settings)
+    except InputError:
+        return None
+    values: dict[str, Any] = json.loads(settings.to_json_string(use_diff=False)) if same and settings is not None else {}
+    return values or None
+
+
+def classifier_of(transformers: Any, settings: Any) -> Any:
+    """The Auto class for a configuration: of images, or of texts."""
+    for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
+        if type(settings) in kind._model_mapping:
+            return kind
+    raise InputError(
+        f"backbone: transformers has no image or text classifier for {type(settings).__name__}: choose another model"
+    )
+
+
+def _classes(kind: Any, settings: Any) -> tuple[type, ...]:
+    found = kind._model_mapping[type(settings)]
+    return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def _settings(transformers: Any, name: str) -> Any:
+    known = transformers.CONFIG_MAPPING
+    if name in known and not Path(name).exists():
+        return transformers.AutoConfig.for_model(name)
+    try:
+        return transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        hint = "" if "/" in name else did_you_mean(name, known)
+        raise InputError(
+            f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Mend: give a "
+            f"directory with config.json (hf:DIRECTORY), or a model type such as hf:bert.{hint}"
+        ) from error
+
+
+def _from_dict(transformers: Any, config: dict[str, Any]) -> Any:
+    values = dict(config)
+    return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0]
+
+
+def _transformers(purpose: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", "hf", purpose) from error
+    return transformers

@@ -1,0 +1,328 @@
+"""What a traced graph shows when it runs, and where it can be cut: what crosses, the feature layout, the nearest place."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from exitlens.errors import AttachError, did_you_mean
+from exitlens.functional.inputs import MASK, Inputs, tensors_of
+from exitlens.model.graph import TracedGraph
+from exitlens.model.layouts import Kind, Layout, find_layout
+from exitlens.model.modes import mode_of
+
+POOLING = (
+    nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.MaxPool2d,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Identity,
+)
+_RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
+
+
+@dataclass(frozen=True)
+class UncuttableError(Exception):
+    """A cut that does not work, and why; the caller adds where one would."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the values at the nodes are, by node name, from runs with two and with three samples.
+
+    Attributes:
+        shapes: of tensors, with two samples.
+        batched: tensors whose first axis, and no other, is the batch's.
+        sizes: integers that are the number of samples.
+        dataless: nodes that depend on parameters, constants and the number of samples only: any stage can make them anew.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    batched: frozenset[str]
+    sizes: frozenset[str]
+    dataless: frozenset[str]
+
+
+class _Values(fx.Interpreter):
+    """Runs a graph and keeps every tensor's shape and every integer."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes, self.integers = dict[str, tuple[int, ...]](), dict[str, int]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = tuple(value.shape)
+        elif isinstance(value, int):
+            self.integers[n.name] = int(value)
+        return value
+
+
+def runnable(backbone: nn.Module, traced: TracedGraph) -> fx.GraphModule:
+    """The whole graph as a module over the backbone's own parameters."""
+    return fx.GraphModule(members(backbone, traced, traced.graph), traced.graph)
+
+
+def members(backbone: nn.Module, traced: TracedGraph, graph: fx.Graph) -> dict[str, Any]:
+    """The modules, parameters, buffers and constants that a graph uses, by target."""
+    found: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            target = str(node.target)
+            found[target] = traced.extras[target] if target in traced.extras else operator.attrgetter(target)(backbone)
+    return found
+
+
+def look(backbone: nn.Module, traced: TracedGraph, example: Inputs) -> Seen:
+    """Runs the graph on two and on three samples, without computing if the operations allow it (fake tensors).
+
+    Raises:
+        AttachError: if the network refuses the example.
+    """
+    module = runnable(backbone, traced)
+    two, three = (_values(module, backbone, example, count) for count in (2, 3))
+    batched = {name for name, shape in two.shapes.items() if shape[:1] == (2,) and three.shapes.get(name) == (3, *shape[1:])}
+    sizes = {name for name, value in two.integers.items() if value == 2 and three.integers.get(name) == 3}
+    dataless: set[str] = set()
+    for node in traced.graph.nodes:
+        free = all(parent.name in dataless for parent in node.all_input_nodes)
+        if (
+            node.op == "get_attr"
+            or node.name in sizes
+            or (node.op.startswith("call") and free and not _random(backbone, node))
+        ):
+            dataless.add(node.name)
+    return Seen(two.shapes, frozenset(batched), frozenset(sizes), frozenset(dataless))
+
+
+def _values(module: fx.GraphModule, backbone: nn.Module, example: Inputs, count: int) -> _Values:
+    tensors = [torch.cat([t] * 3)[:count] for t in tensors_of(example)]
+    with mode_of(module, False), torch.no_grad():
+        try:
+            values = _Values(module)
+            with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+                values.run(*[fake.from_tensor(t) for t in tensors])
+            return values
+        except Exception:  # an operation without a fake implementation, or an example that does not fit: the run tells
+            return _really(module, backbone, tensors)
+
+
+def _really(module: fx.GraphModule, backbone: nn.Module, tensors: list[Tensor]) -> _Values:
+    values, buffers = _Values(module), {name: value.clone() for name, value in backbone.named_buffers()}
+    try:
+        values.run(*tensors)
+    except Exception as error:  # any operation of the user's network may refuse the shape
+        where = str(error).strip().split("\n", maxsplit=1)[0]
+        shapes = " and ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
+        raise AttachError(
+            f"example: the backbone fails on an input of shape {shapes}: {where}. Mend: pass an example of the size and "
+            "channels that the backbone takes"
+        ) from error
+    finally:
+        restore(backbone, buffers)
+    return values
+
+
+def restore(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Writes buffers back, as they were."""
+    with torch.no_grad():
+        for name, value in module.named_buffers():
+            value.copy_(buffers[name])
+
+
+def crossing(traced: TracedGraph, seen: Seen, end: int) -> list[fx.Node]:
+    """The batched tensors made up to place ``end`` that later nodes need, in order.
+
+    Sizes, parameters and constants do not cross: the later stage makes them anew.
+
+    Raises:
+        UncuttableError: if something crosses that is not a row a sample.
+    """
+    order = list(traced.graph.nodes)
+    needed: set[fx.Node] = set()
+    open_: list[fx.Node] = [p for node in order[end + 1 :] for p in parents(node, seen) if traced.position(p) <= end]
+    done: set[fx.Node] = set()
+    while open_:
+        node = open_.pop()
+        if node in done:
+            continue
+        done.add(node)
+        if node.name in seen.dataless:
+            continue
+        if node.op == "placeholder" or node.name in seen.batched:
+            needed.add(node)
+        elif node.name in seen.shapes:
+            raise UncuttableError(
+                f"{node.name!r} of shape {seen.shapes[node.name]} (two samples) crosses there: more than the batch axis "
+                "would have to be dynamic"
+            )
+        else:
+            open_ += parents(node, seen)
+    return sorted(needed, key=traced.position)
+
+
+def parents(node: fx.Node, seen: Seen) -> list[fx.Node]:
+    """What a node is computed from; nothing for the number of samples, which is read off the features."""
+    return [] if node.name in seen.sizes else list(node.all_input_nodes)
+
+
+def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
+    """The output nodes of the named modules, checked to be known, to run once, and in order of execution."""
+    for name in at:
+        if name in traced.repeated:
+            times = traced.repeated[name]
+            raise AttachError(
+                f"at: {name!r} runs {times} times (a loop or a module used again), so its name does not say after which"
+                f"{_nearest_name(traced, name)}"
+            )
+        if name not in traced.outputs:
+            raise AttachError(f"at: the backbone has no module {name!r} on its path.{did_you_mean(name, traced.outputs)}")
+    nodes = [traced.outputs[name] for name in at]
+    places = [traced.position(node) for node in nodes]
+    if any(later <= earlier for earlier, later in pairwise(places)):
+        ordered = sorted(set(at), key=lambda name: traced.position(traced.outputs[name]))
+        raise AttachError(f"at: exits must be different and in the order of execution, got {list(at)}: use {ordered}")
+    return nodes
+
+
+def _nearest_name(traced: TracedGraph, name: str) -> str:
+    """The closest module around a repeated one that runs once."""
+    parts = name.split(".")
+    around = [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
+    inside = next((n for n in around if n in traced.outputs), None)
+    known = list(traced.outputs)
+    found = inside or (known[0] if known else None)
+    return f"; the nearest cut that works is {found!r}" if found else ""
+
+
+def node_layout(
+    backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs, kind: Kind | None = None
+) -> Layout:
+    """The layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
+    before = list(traced.graph.nodes)[: traced.position(node)]
+    maps = [seen.shapes[n.name] for n in before if n.name in seen.shapes and _convolves(backbone, n)]
+    grids = [(s[2], s[3]) for s in maps if len(s) == 4 and s[2] * s[3] > 1]
+    first = tensors_of(example)[0]
+    return find_layout(
+        traced.name_of(node) or node.name,
+        seen.shapes.get(node.name, ()),
+        tuple(first.shape[2:]),
+        grids,
+        kind,
+        first.shape[1],
+    )
+
+
+def can_cut(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs) -> bool:
+    """Whether an exit can stand at a node."""
+    try:
+        node_layout(backbone, traced, node, seen, example)
+        crossing(traced, seen, traced.position(node))
+    except (AttachError, UncuttableError):
+        return False
+    return node.name in seen.batched
+
+
+def nearest(backbone: nn.Module, traced: TracedGraph, seen: Seen, example: Inputs, place: int, last: int) -> str:
+    """``; the nearest cut that works is 'layer2'`` for a place that does not, or nothing."""
+    named = {traced.position(node): node for node in traced.outputs.values() if traced.position(node) < last}
+    for other in sorted(named, key=lambda p: (abs(p - place), p)):
+        if other != place and can_cut(backbone, traced, named[other], seen, example):
+            return f"; the nearest cut that works is {traced.name_of(named[other])!r}"
+    return ""
+
+
+def mask_node(traced: TracedGraph) -> fx.Node | None:
+    """The placeholder of the padding mask."""
+    return next((node for node in traced.inputs if node.target == MASK), None)
+
+
+def embedding_rows(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> list[int | None]:
+    """For each input how many different tokens the embedding knows that reads it; ``None`` if none does."""
+    rows: list[int | None] = []
+    for node in traced.inputs:
+        sizes = []
+        for user in node.users:
+            if user.op == "call_module" and isinstance(module := backbone.get_submodule(str(user.target)), nn.Embedding):
+                sizes.append(module.num_embeddings)
+            elif user.op == "call_function" and "embedding" in name_of(user) and len(user.all_input_nodes) > 1:
+                table = next(n for n in user.all_input_nodes if n is not node)
+                sizes.append(seen.shapes[table.name][0])
+        rows.append(min(sizes) if sizes else None)
+    return rows
+
+
+def last_features(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> fx.Node:
+    """The last map or tokens before the backbone's own pooling and classifier."""
+    nodes: list[fx.Node] = [n for n in traced.graph.nodes if n.op != "placeholder" and not _reshapes(backbone, n, seen)]
+    maps = [n for n in nodes if len(seen.shapes.get(n.name, ())) in (3, 4) and n.name in seen.batched]
+    maps = [n for n in maps if n.name not in seen.dataless]
+    large = [n for n in maps if _locations(seen.shapes[n.name]) > 1]
+    if not maps:
+        raise AttachError("backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to")
+    if large and any(_pools(backbone, user) for user in large[-1].users):
+        return large[-1]
+    return maps[-1]
+
+
+def reads_first_token(features: fx.Node) -> bool:
+    """Whether what follows the features reads their first token (a class token) instead of pooling over all."""
+    for user in features.users:
+        name, args = name_of(user), user.args[1:]
+        if name.startswith("slice") and reads_first_token(user):  # x[:, 0]: a slice over the batch, then a selection
+            return True
+        if name.startswith("select") and args[:2] == (1, 0):
+            return True
+        if name == "getitem" and isinstance(args[0], tuple) and args[0][1:2] == (0,):
+            return True
+    return False
+
+
+def _locations(shape: tuple[int, ...]) -> int:
+    return shape[1] if len(shape) == 3 else min(shape[2] * shape[3], shape[1] * shape[2])  # channels first or last
+
+
+def name_of(node: fx.Node) -> str:
+    """Name of the function or method that a node calls."""
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _random(backbone: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return any("Drop" in type(m).__name__ for m in backbone.get_submodule(str(node.target)).modules())
+    return any(word in name_of(node) for word in _RANDOM)
+
+
+def _convolves(backbone: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(backbone.get_submodule(str(node.target)), nn.Conv2d)
+    return node.op == "call_function" and "conv2d" in name_of(node)
+
+
+def _pools(backbone: nn.Module, node: fx.Node) -> bool:
+    """Whether the node is pooling (or what leads to it): a module or a function of that name, or picking one token."""
+    if node.op == "call_module" and isinstance(backbone.get_submodule(str(node.target)), POOLING):
+        return True
+    words = ("pool", "mean", "getitem", "flatten", "select", "slice")
+    return node.op != "call_module" and any(word in name_of(node) for word in words)
+
+
+def _reshapes(backbone: nn.Module, node: fx.Node, seen: Seen) -> bool:
+    """Whether the node computes no features of its own: pooling, dropout, slices, views (but to a map of 4 axes)."""
+    words = ["pool", "mean", "dropout", "flatten", "getitem", "getattr", "select", "slice"]
+    words += ["view", "reshape", "transpose", "permute"] if len(seen.shapes.get(node.name, ())) != 4 else []
+    if node.op == "call_module":
+        return isinstance(backbone.get_submodule(str(node.target)), (*POOLING, nn.Flatten))
+    return node.op == "get_attr" or any(word in name_of(node) for word in words)

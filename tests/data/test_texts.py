@@ -1,0 +1,398 @@
+import json
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import exitlens as xl
+from exitlens.data.batches import epoch_batches
+from exitlens.data.fashion import SPLITS
+from exitlens.data.reviews import ADJECTIVES, MOST_TOKENS, NEGATIONS, SHOPS, all_words
+from exitlens.data.texts import TextSet, load_reviews, make_reviews, read_texts, read_unlabelled_texts, word_tokenizer
+from exitlens.types import TextPreprocess
+
+pytest.importorskip("tokenizers")
+
+TEXTS = ["A good lamp.", "a BAD lamp!", "bad, bad"]
+
+
+@pytest.fixture
+def tiny_texts() -> TextSet:
+    preprocess = TextPreprocess(word_tokenizer(TEXTS), 6)
+    masks = torch.zeros(3, 6, dtype=torch.bool)
+    masks[0, 2] = masks[1, 2] = masks[2, 1] = True
+    return TextSet(TEXTS, torch.tensor([1, 0, 0]), ("negative", "positive"), preprocess, masks)
+
+
+@pytest.fixture(scope="module")
+def reviews() -> TextSet:
+    return make_reviews(2000, shop_agreement=0.8, seed=3)
+
+
+def test_a_word_tokenizer_by_hand(tiny_texts):
+    vocabulary = json.loads(tiny_texts.preprocess.tokenizer)["model"]["vocab"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "bad", "a", "lamp", "!", ",", ".", "good"]  # 3, 2, 2, then once each
+    assert sorted(vocabulary, key=vocabulary.get) == words
+    assert tiny_texts.input_ids.tolist() == [[2, 5, 10, 6, 9, 3], [2, 5, 4, 6, 7, 3], [2, 4, 8, 4, 3, 0]]
+    assert tiny_texts.attention_mask.tolist() == [[1] * 6, [1] * 6, [1, 1, 1, 1, 1, 0]]
+
+
+def test_only_the_most_frequent_words_are_known():
+    preprocess = TextPreprocess(word_tokenizer(TEXTS, max_words=2), 8)
+    assert preprocess.vocabulary_size == 6
+    assert preprocess.tokens(preprocess.encode(["bad lamp a"])["input_ids"][0])[1:4] == ["bad", "[UNK]", "a"]
+
+
+def test_nobody_can_write_special_tokens_into_a_text():
+    preprocess = TextPreprocess(word_tokenizer(["pad sep [ ]"]), 9)
+    tokens = preprocess.tokens(preprocess.encode(["[PAD][SEP]"])["input_ids"][0])
+    assert tokens == ["[CLS]", "[", "pad", "]", "[", "sep", "]", "[SEP]", "[PAD]"]
+
+
+def test_the_same_texts_give_the_same_tokenizer_in_another_process():
+    code = f"from exitlens.data.texts import word_tokenizer; print(word_tokenizer(iter({TEXTS!r})))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == word_tokenizer(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("texts", "count", "message"),
+    [
+        ("a lamp", 9, "several texts"),
+        (TEXTS, 0, "1 word or more"),
+        ([], 9, "at least one word"),
+        ([" "], 9, "at least one word"),
+        ([3], 9, "texts: expected str"),
+        (["\ud800"], 9, "Unicode"),
+    ],
+)
+def test_texts_that_make_no_tokenizer(texts, count, message):
+    with pytest.raises(xl.InputError, match=message):
+        word_tokenizer(texts, count)
+
+
+def test_a_word_tokenizer_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
+        word_tokenizer(TEXTS)
+
+
+def test_text_set_items_subsets_and_batches(tiny_texts):
+    assert len(tiny_texts) == 3
+    item, label = tiny_texts[1]
+    assert item["input_ids"].tolist() == [2, 5, 4, 6, 7, 3]
+    assert label == 0
+    part = tiny_texts.subset(torch.tensor([2, 0]))
+    assert part.texts == ("bad, bad", "A good lamp.")
+    assert part.labels.tolist() == [0, 1]
+    assert part.classes == tiny_texts.classes
+    assert torch.equal(part.masks, tiny_texts.masks[[2, 0]])
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(part.inputs[name], tiny_texts.inputs[name][[2, 0]])
+    assert tiny_texts.first(2).texts == tuple(TEXTS[:2])
+    assert len(tiny_texts.first(9)) == 3
+    assert len(tiny_texts.subset(torch.tensor([], dtype=torch.int64))) == 0
+    assert len(tiny_texts) == 3  # as it was
+    inputs, labels = next(iter(DataLoader(tiny_texts, 3)))
+    assert torch.equal(inputs["input_ids"], tiny_texts.input_ids)
+    assert torch.equal(inputs["attention_mask"], tiny_texts.attention_mask)
+    assert labels.tolist() == [1, 0, 0]
+    assert TextSet(TEXTS, torch.zeros(3, dtype=torch.int64), ("a",), tiny_texts.preprocess).first(2).masks is None
+
+
+def test_an_epoch_of_texts_visits_each_once(reviews):
+    seen = torch.cat([inputs["input_ids"] for inputs, _ in epoch_batches(reviews.first(96), 32, seed=0)])
+    assert sorted(seen.tolist()) == sorted(reviews.first(96).input_ids.tolist())
+
+
+def test_text_sets_can_be_pickled_and_read_by_workers(tiny_texts):
+    again = pickle.loads(pickle.dumps(tiny_texts))
+    assert again.texts == tiny_texts.texts
+    assert again.preprocess == tiny_texts.preprocess
+    assert torch.equal(again.input_ids, tiny_texts.input_ids)
+    assert torch.equal(again.masks, tiny_texts.masks)
+    batches = list(DataLoader(tiny_texts, 2, num_workers=1))
+    assert torch.equal(torch.cat([inputs["input_ids"] for inputs, _ in batches]), tiny_texts.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"texts": []}, "one text or more"),
+        ({"texts": "abc"}, "expected a list"),
+        ({"texts": iter(TEXTS)}, "expected a list"),
+        ({"texts": TEXTS[:2]}, "one per text"),
+        ({"labels": [0, 1, 0]}, "labels: expected Tensor"),
+        ({"labels": torch.tensor([0.0, 1.0, 0.0])}, "integers"),
+        ({"labels": torch.tensor([[0], [1], [0]])}, "integers"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"\[0, 2\)"),
+        ({"labels": torch.tensor([0, 1, -1])}, r"\[0, 2\)"),
+        ({"masks": torch.zeros(3, 5, dtype=torch.bool)}, r"masks: expected \(3, 6\) bool"),
+        ({"masks": torch.zeros(3, 6)}, "masks"),
+        ({"preprocess": xl.Preprocess((8, 8))}, "preprocess: expected TextPreprocess"),
+    ],
+)
+def test_bad_text_sets(tiny_texts, changes, message):
+    good = {"texts": TEXTS, "labels": torch.tensor([0, 1, 0]), "classes": ("a", "b"), "preprocess": tiny_texts.preprocess}
+    with pytest.raises(xl.InputError, match=message):
+        TextSet(**{**good, **changes})
+
+
+# generated reviews
+
+
+def _masked_tokens(data: TextSet, i: int) -> list[str]:
+    tokens = data.preprocess.tokens(data.input_ids[i])
+    return [token for token, marked in zip(tokens, data.masks[i].tolist(), strict=True) if marked]
+
+
+def test_reviews_are_repeatable_and_differ_by_seed(reviews):
+    again, other = (make_reviews(2000, shop_agreement=0.8, seed=seed) for seed in (3, 4))
+    assert again.texts == reviews.texts
+    assert torch.equal(again.labels, reviews.labels)
+    assert torch.equal(again.masks, reviews.masks)
+    assert again.preprocess == other.preprocess
+    assert len(set(other.texts) & set(reviews.texts)) < 20
+    assert reviews.labels.bincount().tolist() == [1000, 1000]
+    assert reviews.classes == ("negative", "positive")
+
+
+def test_every_word_is_known_and_reviews_differ_in_length(reviews):
+    assert 1 not in reviews.input_ids  # [UNK]
+    lengths = reviews.attention_mask.sum(1)
+    assert lengths.min() <= 9
+    assert lengths.max() == MOST_TOKENS
+    assert lengths.float().std() > 4
+    assert 120 <= len(all_words()) <= 160
+    assert len(set(reviews.input_ids.flatten().tolist())) == len(all_words()) + 3  # all but [UNK] are used
+    assert reviews.preprocess.vocabulary_size == len(all_words()) + 4
+
+
+def test_masks_are_exactly_on_the_opinion_words(reviews):
+    opinion_words = {*NEGATIONS, *ADJECTIVES[0], *ADJECTIVES[1]}
+    for i in range(300):
+        tokens = reviews.preprocess.tokens(reviews.input_ids[i])
+        assert [token in opinion_words for token in tokens] == reviews.masks[i].tolist(), reviews.texts[i]
+
+
+def test_opinions_with_their_negations_say_the_class_and_adjectives_alone_mislead(reviews):
+    right_alone, opinions = 0, []
+    for i, label in enumerate(reviews.labels.tolist()):
+        words = _masked_tokens(reviews, i)
+        places = [k for k, word in enumerate(words) if word not in NEGATIONS]
+        opinions.append(len(places))
+        for k in places:
+            negated = k > 0 and words[k - 1] in NEGATIONS
+            assert (words[k] in ADJECTIVES[1]) ^ negated == label, reviews.texts[i]
+            right_alone += words[k] in ADJECTIVES[label]
+    assert right_alone / sum(opinions) == pytest.approx(0.7, abs=0.03)
+    assert set(opinions) == {1, 2}
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.5, 0.8, 1.0])
+def test_shop_agreement_is_how_often_the_shop_tells_the_class(agreement):
+    data = make_reviews(2000, shop_agreement=agreement, seed=6)
+    shops = [next(w for w in text.replace(".", "").split() if w in (*SHOPS[0], *SHOPS[1])) for text in data.texts]
+    right = [shop in SHOPS[label] for shop, label in zip(shops, data.labels.tolist(), strict=True)]
+    assert sum(right) / 2000 == pytest.approx(agreement, abs=0.035)
+    assert len(set(shops)) == 8
+
+
+def test_two_agreements_show_the_same_reviews_from_other_shops(reviews):
+    other = make_reviews(2000, shop_agreement=0.5, seed=3)
+    assert torch.equal(reviews.masks, other.masks)
+    assert torch.equal(reviews.labels, other.labels)
+    changed = reviews.input_ids != other.input_ids
+    assert changed.sum(1).max() == 1
+    assert 400 < changed.sum() < 800  # about 30 % of 2000
+
+
+def test_reviews_that_are_cut(reviews):
+    data = make_reviews(2000, shop_agreement=0.8, seed=3, length=12)
+    assert data.texts == reviews.texts
+    same = data.input_ids != 3
+    assert torch.equal(data.masks, reviews.masks[:, :12] & same)
+    assert not data.masks[:, 0].any()
+    assert not (data.masks & (data.input_ids == 3)).any()
+    longer = make_reviews(10, shop_agreement=0.8, seed=3, length=50)
+    assert longer.masks.shape == (10, 50)
+
+
+def test_many_reviews_are_made_fast():
+    start = time.process_time()
+    make_reviews(20_000, shop_agreement=0.8, seed=0)
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 0}, "count"),
+        ({"shop_agreement": 1.1}, "shop_agreement"),
+        ({"shop_agreement": float("nan")}, "shop_agreement"),
+        ({"length": 2}, "length"),
+    ],
+)
+def test_bad_review_arguments(changes, message):
+    with pytest.raises(xl.InputError, match=message):
+        make_reviews(**{"count": 4, "shop_agreement": 0.5, "seed": 0, **changes})
+
+
+def test_review_splits_are_of_the_promised_size_and_share_next_to_nothing():
+    parts = {split: load_reviews(split) for split in SPLITS}
+    assert {split: len(data) for split, data in parts.items()} == {
+        "train": 8000,
+        "validation": 1000,
+        "calibration": 2000,
+        "test": 3000,
+    }
+    for split in SPLITS:
+        elsewhere = {text for other in SPLITS if other != split for text in parts[other].texts}
+        assert sum(text in elsewhere for text in parts[split].texts) <= len(parts[split]) // 200
+    assert load_reviews("validation", seed=1).texts != parts["validation"].texts
+    assert load_reviews("validation", limit=50).texts == parts["validation"].texts[:50]
+    assert load_reviews("test", length=16, limit=4).input_ids.shape == (4, 16)
+    with pytest.raises(xl.InputError, match="split"):
+        load_reviews("dev")
+
+
+# files
+
+CSV = 'id,text,label\n1,"good, very good",positive\n2,bad,negative\n\n3,"two\nlines",negative\n'
+JSONL = '{"text": "good, very good", "label": "positive"}\n\n{"label": "negative", "text": "bad"}\n'
+
+
+def _write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_read_texts(tmp_path):
+    texts, labels, classes = read_texts(_write(tmp_path, "a.csv", CSV))
+    assert texts == ["good, very good", "bad", "two\nlines"]
+    assert labels.tolist() == [1, 0, 0]
+    assert classes == ("negative", "positive")
+    _, labels, classes = read_texts(str(tmp_path / "a.csv"), ("positive", "neutral", "negative"))
+    assert labels.tolist() == [0, 2, 2]
+    assert classes == ("positive", "neutral", "negative")
+    texts, labels, classes = read_texts(_write(tmp_path, "a.JSONL", JSONL))
+    assert texts == ["good, very good", "bad"]
+    assert labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bom.csv", b"\xef\xbb\xbftext,label\nna\xc3\xafve,a\nx,b\n"),
+        ("dos.csv", b"text,label\r\nna\xc3\xafve,a\r\nx,b\r\n"),
+        ("mac.csv", b"text,label\rna\xc3\xafve,a\rx,b"),
+        ("spaces.csv", b" text , label\n na\xc3\xafve , a\nx, b\n"),
+        ("bom.jsonl", b'\xef\xbb\xbf{"text":"na\xc3\xafve","label":"a"}\r\n{"text":"x","label":"b"}'),
+        ("escape.jsonl", rb'{"text":"na\u00efve","label":"a"}' + b'\n{"text":"x","label":"b","more":[1]}\n\n'),
+    ],
+)
+def test_files_as_other_programs_write_them(tmp_path, name, content):
+    texts, labels, classes = read_texts(_write(tmp_path, name, content))
+    assert (texts, labels.tolist(), classes) == (["naïve", "x"], [0, 1], ("a", "b"))
+
+
+def test_line_separators_inside_a_json_text_do_not_break_it(tmp_path):
+    texts, _, _ = read_texts(_write(tmp_path, "a.jsonl", '{"text":"a\u2028b","label":1}\n{"text":"c","label":0}'))
+    assert texts == ["a\u2028b", "c"]
+
+
+GOOD_CSV, GOOD_JSON = "text,label\na,x\nb,y\n", '{"text":"a","label":"x"}\n{"text":"b","label":"y"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", GOOD_CSV + '" ",x\n', "line 4: text: expected a string that is not empty"),
+        ("a.csv", GOOD_CSV + "c,\n", "line 4: label"),
+        ("a.csv", GOOD_CSV + "c, very c,x\n", "line 4: 3 fields, the first line has 2"),
+        ("a.csv", GOOD_CSV + "c\n", "line 4: 1 fields"),
+        ("a.csv", GOOD_CSV.encode() + b"na\xefve,x\n", "line 4: text: has bytes that are not UTF-8"),
+        ("a.csv", GOOD_CSV.encode() + b"c,\xff\n", "line 4: label: has bytes"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c"\n', "line 3: no JSON"),
+        ("a.jsonl", GOOD_JSON + "[" * 100_000, "line 3: no JSON"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c", "label": ' + "9" * 5000 + "}", "line 3: no JSON"),
+        ("a.jsonl", GOOD_JSON + '["c", "x"]\n', "line 3: expected a JSON object, got list"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c"}\n', "line 3: label: .* got None"),
+        ("a.jsonl", GOOD_JSON + '{"text": 3, "label": "x"}\n', "line 3: text: .* got 3"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c", "label": true}\n', "line 3: label: .* got True"),
+        ("a.jsonl", GOOD_JSON + '{"text": "\\ud800", "label": "x"}\n', "line 3: text: has bytes"),
+        ("a.jsonl", GOOD_JSON.encode() + b'{"text": "\xff", "label": "x"}\n', "line 3: text: has bytes"),
+    ],
+)
+def test_bad_rows_are_named_and_left_out_only_when_asked(tmp_path, name, content, message):
+    path = _write(tmp_path, name, content)
+    with pytest.raises(xl.DataError, match=message) as error:
+        read_texts(path)
+    assert "1 of 3 rows cannot be read" in str(error.value)
+    assert "skip_bad" in str(error.value)
+    assert len(str(error.value)) < 1000
+    texts, labels, _ = read_texts(path, skip_bad=True)
+    assert texts == ["a", "b"]
+    assert labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text;label\na;x\n", r"no column 'text', it has \['text;label'\]"),
+        ("a.csv", "text,class\na,x\n", "no column 'label'"),
+        ("a.csv", "text,label\na,x\nb,y\n".encode("utf-16"), "no column"),
+        ("a.csv", 'text,label\na,x\n"b,y\nc,x\n', "broken CSV"),  # the quote is never closed
+        ("a.csv", "text,label\na,x\n" + "b" * 200_000 + ",y\n", "line 3: broken CSV"),
+        ("a.csv", "", "holds no texts"),
+        ("a.csv", "text,label\n", "holds no texts"),
+        ("a.csv", "text,label\na,x\nb,x\n", r"1 class\(es\), need 2"),
+        ("a.csv", "text,label\n,x\n,y\n", "2 of 2 rows cannot be read"),
+        ("a.jsonl", "\n", "holds no texts"),
+        ("a.txt", "a\nb\n", "expected .csv or .jsonl"),
+        ("a", "a\nb\n", "expected .csv or .jsonl"),
+    ],
+)
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_files_that_are_no_labelled_texts(tmp_path, name, content, message, skip_bad):
+    with pytest.raises(xl.DataError, match=message):
+        read_texts(_write(tmp_path, name, content), skip_bad=skip_bad)
+
+
+def test_a_missing_file_or_a_folder(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("none.csv", "none.jsonl", "folder.csv"):
+        for read in (read_texts, read_unlabelled_texts):
+            with pytest.raises(xl.DataError, match="cannot be read"):
+                read(tmp_path / name)
+
+
+def test_an_unknown_class_is_named_with_the_nearest(tmp_path):
+    path = _write(tmp_path, "a.csv", "text,label\na,positive\nb,postive\n")
+    with pytest.raises(xl.DataError, match=r"the class 'postive', the network has not. Did you mean 'positive'"):
+        read_texts(path, ("negative", "positive"))
+
+
+def test_read_unlabelled_texts(tmp_path):
+    assert read_unlabelled_texts(_write(tmp_path, "a.csv", CSV)) == ["good, very good", "bad", "two\nlines"]
+    assert read_unlabelled_texts(_write(tmp_path, "b.csv", "text\na\nb\n")) == ["a", "b"]
+    assert read_unlabelled_texts(_write(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": "b"}')) == ["a", "b"]
+    assert read_unlabelled_texts(_write(tmp_path, "a.txt", "one line, as it is\r\n\n  another\n")) == [
+        "one line, as it is",
+        "another",
+    ]
+    path = _write(tmp_path, "bad.txt", b"good\n\xff\n")
+    with pytest.raises(xl.DataError, match="line 2: text: has bytes that are not UTF-8"):
+        read_unlabelled_texts(path)
+    assert read_unlabelled_texts(path, skip_bad=True) == ["good"]
+    with pytest.raises(xl.DataError, match="no column 'text'"):
+        read_unlabelled_texts(_write(tmp_path, "c.csv", "a\nb\n"))
+    with pytest.raises(xl.DataError, match=r"expected .csv or .jsonl or .txt"):
+        read_unlabelled_texts(_write(tmp_path, "a.pdf", "x"))
+    with pytest.raises(xl.DataError, match="holds no texts"):
+        read_unlabelled_texts(_write(tmp_path, "empty.txt", "\n \n"))
