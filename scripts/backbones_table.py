@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
+from torchvision import models
 
 import exitlens as xl
+from exitlens.delivery.building import zeros_for
+from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
 from exitlens.model.modes import mode_of
+from exitlens.model.outputs import pick_logits
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"
-BACKBONES = [  # family, source, image size
+AUXILIARY: dict[str, Callable[[], nn.Module]] = {  # sources by name build these without their auxiliary outputs
+    "googlenet(aux_logits=True)": lambda: models.googlenet(num_classes=5, aux_logits=True, init_weights=False),
+    "inception_v3(aux_logits=True)": lambda: models.inception_v3(num_classes=5, aux_logits=True, init_weights=False),
+}
+BACKBONES = [  # family, source, pixels a side (tokens of a text)
     ("small (ours)", "small", 40),
     ("ResNet", "torchvision:resnet18", 64),
     ("ResNet", "torchvision:resnet50", 64),
@@ -43,7 +54,9 @@ BACKBONES = [  # family, source, image size
     ("RegNet", "torchvision:regnet_y_400mf", 64),
     ("ConvNeXt", "torchvision:convnext_tiny", 64),
     ("GoogLeNet", "torchvision:googlenet", 96),
+    ("GoogLeNet (auxiliary outputs)", "googlenet(aux_logits=True)", 96),
     ("Inception v3", "torchvision:inception_v3", 160),
+    ("Inception v3 (auxiliary outputs)", "inception_v3(aux_logits=True)", 299),
     ("ViT", "torchvision:vit_b_16", 224),
     ("Swin", "torchvision:swin_t", 64),
     ("Swin v2", "torchvision:swin_v2_t", 64),
@@ -57,6 +70,13 @@ BACKBONES = [  # family, source, image size
     ("MLP-Mixer", "timm:mixer_s32_224", 224),
     ("PoolFormer", "timm:poolformer_s12", 64),
     ("MobileViT", "timm:mobilevit_xxs", 256),
+    ("MobileViT v2", "timm:mobilevitv2_050", 256),
+    ("LeViT", "timm:levit_128s", 224),
+    ("CaiT", "timm:cait_xxs24_224", 224),
+    ("Twins", "timm:twins_svt_small", 224),
+    ("EfficientFormer", "timm:efficientformer_l1", 224),
+    ("ConvMixer", "timm:convmixer_768_32", 64),
+    ("gMLP", "timm:gmlp_s16_224", 224),
     ("ConvNeXt (timm)", "timm:convnext_atto", 64),
     ("RegNet (timm)", "timm:regnety_002", 64),
     ("GhostNet", "timm:ghostnet_100", 64),
@@ -65,61 +85,112 @@ BACKBONES = [  # family, source, image size
     ("HRNet", "timm:hrnet_w18_small", 64),
     ("DarkNet", "timm:darknet53", 64),
     ("CSPNet", "timm:cspresnet50", 64),
+    ("BERT", "hf:bert", 32),
+    ("DistilBERT", "hf:distilbert", 32),
+    ("RoBERTa", "hf:roberta", 32),
+    ("ELECTRA", "hf:electra", 32),
+    ("DeBERTa v2", "hf:deberta-v2", 32),
+    ("ALBERT", "hf:albert", 32),
+    ("ViT (transformers)", "hf:vit", 224),
+    ("DeiT (transformers)", "hf:deit", 224),
+    ("DINOv2 (transformers)", "hf:dinov2", 224),
+    ("Swin (transformers)", "hf:swin", 224),
+    ("ConvNeXt (transformers)", "hf:convnext", 64),
+    ("MobileViT (transformers)", "hf:mobilevit", 256),
+    ("ResNet (transformers)", "hf:resnet", 64),
+    ("FocalNet", "hf:focalnet", 224),
     ("MaxViT", "torchvision:maxvit_t", 224),
+    ("MaxViT (timm)", "timm:maxvit_rmlp_pico_rw_256", 256),
 ]
 
 
-def try_backbone(source: str, size: int) -> dict:
+def build(source: str) -> nn.Module:
     torch.manual_seed(0)
-    x = torch.randn(2, 3, size, size)
-    plain = xl.build_backbone(source, 5)
+    return AUXILIARY[source]() if source in AUXILIARY else xl.build_backbone(source, 5)
+
+
+def inputs_for(plain: nn.Module, size: int) -> Inputs:
+    """Two samples: noise, or random tokens of which the second text has a quarter of padding."""
+    zeros = zeros_for(plain, 3, size)
+    if isinstance(zeros, torch.Tensor):
+        return torch.randn(2, 3, size, size)
+    mask = (torch.arange(size) < torch.tensor([[size], [3 * size // 4]])).long()
+    return {"input_ids": torch.randint(5, 200, (2, size)), "attention_mask": mask}
+
+
+def logits_of(module: nn.Module, x: Inputs) -> torch.Tensor:
+    if isinstance(module, xl.ExitNet):
+        return module(x)[-1].logits
+    return pick_logits(module(x) if isinstance(x, torch.Tensor) else module(**x))
+
+
+def try_backbone(source: str, size: int) -> dict:
+    plain = build(source)
+    x = inputs_for(plain, size)
     started = time.perf_counter()
     net = xl.attach(plain, 3, 5, x, final="keep")
     row: dict = {"attach_seconds": time.perf_counter() - started, "cuts": list(net.info.at)}
+    row["traced_by"] = "torch.export" if net.contract.exact_size else "torch.fx"
     for mode, training in (("eval", False), ("train", True)):
-        outs = []
+        outs, buffers = [], []
         for module in (plain, net):
             with mode_of(module, training), torch.no_grad():
                 torch.manual_seed(1)
                 state = copy.deepcopy(plain.state_dict())
-                out = module(x)
+                outs.append(logits_of(module, x))
+                buffers.append([b.clone().float() for b in plain.buffers()])
                 plain.load_state_dict(state)
-                outs.append(out[-1].logits if module is net else getattr(out, "logits", out))
         row[f"{mode}_gap"] = (outs[0] - outs[1]).abs().max().item()
+        row["buffer_gap"] = max((gap(a, b) for a, b in zip(*buffers, strict=True)), default=0.0)  # statistics, training
     row["gradient_gap"] = gradient_gap(plain, net, x)
-    trained = xl.attach(source, list(net.info.at), 5, x)
+    trained = xl.attach(build(source), list(net.info.at), 5, x)
+    if source not in AUXILIARY:
+        trained.describe(source=source)
     row["head_share"] = trained.head_share
-    loss = xl.EGTLoss()(trained.train()(x), torch.tensor([0, 4])).total
+    outs = trained.train()(x)
+    loss = xl.EGTLoss()(outs, torch.tensor([0, 4])).total
     loss.backward()
-    row["egt_step"] = bool(torch.isfinite(loss))
-    row["bundle"] = bundle_gap(trained.eval(), x) == 0
+    row["egt_step"] = bool(torch.isfinite(loss)) and finite_gradients(trained)
+    padding = torch.zeros(1) if isinstance(x, torch.Tensor) else outs[0].attention[x["attention_mask"] == 0]
+    row["padding_attention"] = padding.abs().max().item()
+    row["bundle"] = bundle_gap(trained.eval(), x, None if trained.info.source else build(source)) == 0
     row["export"], row["compile"] = compiled(trained, x)
     return row
 
 
-def gradient_gap(plain: torch.nn.Module, net: xl.ExitNet, x: torch.Tensor) -> float:
+def finite_gradients(net: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p.grad).all()) for p in net.parameters() if p.grad is not None)
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item() if a.numel() else 0.0
+
+
+def gradient_gap(plain: nn.Module, net: xl.ExitNet, x: Inputs) -> float:
     plain.eval(), net.eval()
     grads = []
-    weights = torch.randn(len(x), 5)  # some classifiers start at zero, so the logits alone would have no gradient
-    for run in (lambda: plain(x), lambda: net(x)[-1].logits):
+    weights = torch.randn(2, 5)  # some classifiers start at zero, so the logits alone would have no gradient
+    for module in (plain, net):
         plain.zero_grad()
-        (run() * weights).sum().backward()
-        grads.append([p.grad.clone() for p in plain.parameters() if p.grad is not None])
+        (logits_of(module, x) * weights).sum().backward()
+        grads.append({name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None})
     plain.zero_grad()
-    scale = max(g.abs().max().item() for g in grads[0])
-    return max((a - b).abs().max().item() for a, b in zip(*grads, strict=True)) / scale
+    if grads[0].keys() != grads[1].keys():
+        return math.nan
+    scale = max(g.abs().max().item() for g in grads[0].values())
+    return max(gap(grads[0][name], grads[1][name]) for name in grads[0]) / scale
 
 
-def bundle_gap(net: xl.ExitNet, x: torch.Tensor) -> float:
+def bundle_gap(net: xl.ExitNet, x: Inputs, backbone: nn.Module | None) -> float:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        back, _ = xl.load(xl.save(net, None, Path(folder) / "b"))
-        return max((a.logits - b.logits).abs().max().item() for a, b in zip(net(x), back(x), strict=True))
+        back, _ = xl.load(xl.save(net, None, Path(folder) / "b"), backbone=backbone)
+        return max(gap(a.logits, b.logits) for a, b in zip(net(x), back(x), strict=True))
 
 
-def compiled(net: xl.ExitNet, x: torch.Tensor) -> tuple[bool, bool]:
+def compiled(net: xl.ExitNet, x: Inputs) -> tuple[bool, bool]:
     """Every stage and head through torch.export with a dynamic batch, and through torch.compile's front end."""
     batch = torch.export.Dim("batch", min=2, max=512)
-    carried: tuple[torch.Tensor, ...] = (torch.cat([x, x])[:3],)
+    carried = tensors_of(map_inputs(x, lambda t: torch.cat([t, t])[:3]))
     ok = [True, True]
     for k, stage in enumerate(net.stages):
         torch._dynamo.reset()
@@ -128,7 +199,7 @@ def compiled(net: xl.ExitNet, x: torch.Tensor) -> tuple[bool, bool]:
         try:
             made = torch.export.export(stage, carried, dynamic_shapes=(tuple({0: batch} for _ in carried),)).module()
             ok[0] &= torch.allclose(made(*[t[:2] for t in carried])[0], after[0][:2], atol=1e-4, rtol=1e-3)
-            torch.export.export(net.head(k), (after[0],), dynamic_shapes=({0: batch},))
+            torch.export.export(net.head(k), after, dynamic_shapes=(tuple({0: batch} for _ in after),))
         except Exception as error:
             print(f"   export of stage {k}: {type(error).__name__}: {str(error)[:160]}")
             ok[0] = False
@@ -145,8 +216,13 @@ def compiled(net: xl.ExitNet, x: torch.Tensor) -> tuple[bool, bool]:
 def passes(row: dict) -> bool:
     if "error" in row:
         return False
-    exact = row["eval_gap"] == 0 and row["train_gap"] <= 1e-5 and row["gradient_gap"] <= 1e-5
-    return exact and all(row[name] for name in ("egt_step", "bundle", "export", "compile"))
+    exact = row["eval_gap"] == 0 and row["train_gap"] <= 1e-5 and row["gradient_gap"] <= 1e-5 and row["buffer_gap"] <= 1e-5
+    return (
+        exact
+        and row["head_share"] <= 0.05
+        and row["padding_attention"] == 0
+        and all(row[name] for name in ("egt_step", "bundle", "export", "compile"))
+    )
 
 
 def write(rows: dict[str, dict]) -> None:

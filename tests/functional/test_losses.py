@@ -111,3 +111,14 @@ def test_bad_calls():
         xl.EGTLoss(exit_weights=(1.0,))(outs, y)
     with pytest.raises(xl.InputError, match="with_features"):
         xl.EGTLoss(of="activation")(outs, y)
+
+
+@pytest.mark.parametrize("distance", ["kl", "js", "cosine", "pearson", "mse"])
+def test_padding_of_texts_leaves_the_gradient_finite(distance):
+    scores = torch.randn(3, 8, requires_grad=True)
+    masked = scores.masked_fill(torch.arange(8) > 4, -torch.inf)
+    target = torch.randn(3, 8).masked_fill(torch.arange(8) > 4, -torch.inf).softmax(1)
+    losses.consistency_loss([masked.softmax(1), target], distance).backward()
+    assert torch.isfinite(scores.grad).all()
+    assert scores.grad[:, :5].abs().sum() > 0
+    assert (scores.grad[:, 5:] == 0).all()

@@ -18,7 +18,7 @@ from exitlens.functional.maps import EPS, as_distribution, top_cells
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """Kullback-Leibler divergence KL(p ‖ q) in nats of two distributions over locations."""
     p, q = p.flatten(1), q.flatten(1)
-    terms: Tensor = torch.special.xlogy(p, p) - p * q.clamp_min(EPS).log()
+    terms = p * p.clamp_min(EPS).log() - p * q.clamp_min(EPS).log()  # xlogy's gradient at 0 would be infinite
     return terms.sum(1).clamp_min(0)
 
 

@@ -67,6 +67,16 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedGra
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in renamed:
             node.target = renamed[node.target]
+    _unpack_output(graph)
     repeated = {name: count for name, count in tracer.calls.items() if count > 1}
     outputs = {name: node for name, node in tracer.outputs.items() if name not in repeated}
     return TracedGraph(graph, outputs, repeated, {renamed[name]: value for name, value in made.items()})
+
+
+def _unpack_output(graph: fx.Graph) -> None:
+    """Lets the graph return a named tuple of nodes instead of a node that makes the named tuple."""
+    output = list(graph.nodes)[-1]
+    made = output.args[0]
+    if isinstance(made, fx.Node) and callable(made.target) and hasattr(made.target, "_fields"):
+        output.args = (made.target(*made.args, **made.kwargs),)
+        graph.erase_node(made)

@@ -39,9 +39,11 @@ class TracedGraph:
         return [node for node in self.graph.nodes if node.op == "placeholder"]
 
     @property
-    def returned(self) -> Any:
-        """What the graph returns: a node, or nodes in the structure that the backbone returns."""
-        return list(self.graph.nodes)[-1].args[0]
+    def returned(self) -> fx.Node:
+        """The logits (once :func:`~exitlens.model.places.look` has found them among what the backbone returns)."""
+        node: Any = list(self.graph.nodes)[-1].args[0]
+        assert isinstance(node, fx.Node)
+        return node
 
     def name_of(self, node: fx.Node) -> str | None:
         """The shortest module name that means this node's place."""

@@ -17,6 +17,7 @@ from exitlens.functional.inputs import MASK, Inputs, tensors_of
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout, find_layout
 from exitlens.model.modes import mode_of
+from exitlens.model.outputs import pick_logits
 
 POOLING = (
     nn.AdaptiveAvgPool2d,
@@ -88,11 +89,16 @@ def members(backbone: nn.Module, traced: TracedGraph, graph: fx.Graph) -> dict[s
 def look(backbone: nn.Module, traced: TracedGraph, example: Inputs) -> Seen:
     """Runs the graph on two and on three samples, without computing if the operations allow it (fake tensors).
 
+    Then the graph returns the logits alone; auxiliary outputs are still computed, as in the plain backbone.
+
     Raises:
-        AttachError: if the network refuses the example.
+        AttachError: if the network refuses the example, or returns no logits.
     """
     module = runnable(backbone, traced)
     two, three = (_values(module, backbone, example, count) for count in (2, 3))
+    output = list(traced.graph.nodes)[-1]
+    logits = pick_logits(output.args[0], lambda v: two.shapes.get(v.name) if isinstance(v, fx.Node) else None)
+    output.args = (logits,)
     batched = {name for name, shape in two.shapes.items() if shape[:1] == (2,) and three.shapes.get(name) == (3, *shape[1:])}
     sizes = {name for name, value in two.integers.items() if value == 2 and three.integers.get(name) == 3}
     dataless: set[str] = set()

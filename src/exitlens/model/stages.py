@@ -12,7 +12,6 @@ from exitlens.errors import AttachError
 from exitlens.functional.inputs import Inputs
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout
-from exitlens.model.outputs import pick_logits
 from exitlens.model.places import (
     Seen,
     UncuttableError,
@@ -136,7 +135,6 @@ def split(backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind 
 
 def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: Inputs, kind: Kind | None) -> _Cut:
     seen = look(backbone, traced, example)
-    logits = pick_logits(traced.returned, lambda v: seen.shapes.get(v.name) if isinstance(v, fx.Node) else None)
     final = last_features(backbone, traced, seen)
     nodes = [*cut_nodes(traced, at), final]
     if at and traced.position(nodes[-2]) >= traced.position(final):
@@ -159,7 +157,7 @@ def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: I
     layouts = [replace(lay, masked=mask_node(traced) is not None) for lay in layouts]
     starts = [0, *(place + 1 for place in places)]
     ends = [*starts[1:], len(traced.graph.nodes) - 1]  # the last node is "output"
-    outgoing = [*carried[1:], [logits]]
+    outgoing = [*carried[1:], [traced.returned]]
     order = list(traced.graph.nodes)
     parts = [
         _subgraph(backbone, traced, seen, order[start:end], incoming, out)
