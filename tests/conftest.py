@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("MPLCONFIGDIR", "/tmp/exitlens-matplotlib")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported; tests need no network
 
 import pytest
 import torch

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -38,7 +42,7 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
     """
     tensors = tuple(torch.cat([t, t])[:2] for t in tensors_of(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
-    with mode_of(backbone, training):
+    with mode_of(backbone, training), _quiet():
         program = torch.export.export(
             _LogitsOnly(backbone, input_names(example)),
             tensors,
@@ -46,6 +50,19 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
             strict=False,
         )
     return _converted(program, "train" if training else "eval", input_names(example))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself the graph that torch.export prints where it fails: the error says what matters."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _converted(program: torch.export.ExportedProgram, mode: str, names: tuple[str, ...]) -> TracedGraph:
@@ -71,7 +88,8 @@ def _converted(program: torch.export.ExportedProgram, mode: str, names: tuple[st
         elif not any(check in str(node.target) for check in _CHECKS):
             copies[node] = graph.node_copy(node, copies.__getitem__)
     outputs, repeated = _module_outputs(program.graph)
-    return TracedGraph(graph, {name: copies[node] for name, node in outputs.items()}, repeated, extras, exported=True)
+    again = {name: (count, None if node is None else copies[node]) for name, (count, node) in repeated.items()}
+    return TracedGraph(graph, {name: copies[node] for name, node in outputs.items()}, again, extras, exported=True)
 
 
 def _attribute(program: torch.export.ExportedProgram, spec: Any, mode: str, extras: dict[str, Any]) -> str:
@@ -83,8 +101,8 @@ def _attribute(program: torch.export.ExportedProgram, spec: Any, mode: str, extr
     return name
 
 
-def _module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, int]]:
-    """For every module that runs once the last of its tensors that others use; for the others how often they run."""
+def _module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, tuple[int, fx.Node | None]]]:
+    """For every module the last of its tensors that others use; apart those that run more than once, and how often."""
     calls: dict[str, set[str]] = {}
     inside: dict[fx.Node, set[str]] = {}
     for node in graph.nodes:
@@ -95,11 +113,11 @@ def _module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, int]
             if name.startswith(_PREFIX):
                 calls.setdefault(name.removeprefix(_PREFIX), set()).add(key)
                 inside[node].add(name.removeprefix(_PREFIX))
-    repeated = {name: len(keys) for name, keys in calls.items() if len(keys) > 1}
     outputs: dict[str, fx.Node] = {}
     for node in graph.nodes:
         if isinstance(node.meta.get("val"), Tensor) and node.op != "placeholder":
-            for name in inside[node] - repeated.keys():
+            for name in inside[node]:
                 if any(name not in inside[user] for user in node.users):
                     outputs[name] = node
+    repeated = {name: (len(keys), outputs.pop(name, None)) for name, keys in calls.items() if len(keys) > 1}
     return outputs, repeated

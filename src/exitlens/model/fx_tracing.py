@@ -20,6 +20,8 @@ class FxTracer(fx.Tracer):
         leaf: name of a module not to look into.
     """
 
+    proxy_buffer_attributes = True  # a forward that changes a buffer (counts batches) does so in the graph, not while traced
+
     def __init__(self, inputs: tuple[str, ...], leaf: str | None = None) -> None:
         super().__init__()
         self.inputs, self.leaf = inputs, leaf
@@ -68,7 +70,7 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedGra
         if node.op == "get_attr" and node.target in renamed:
             node.target = renamed[node.target]
     _unpack_output(graph)
-    repeated = {name: count for name, count in tracer.calls.items() if count > 1}
+    repeated = {name: (count, tracer.outputs.get(name)) for name, count in tracer.calls.items() if count > 1}
     outputs = {name: node for name, node in tracer.outputs.items() if name not in repeated}
     return TracedGraph(graph, outputs, repeated, {renamed[name]: value for name, value in made.items()})
 

@@ -15,14 +15,14 @@ class TracedGraph:
     Attributes:
         graph: one placeholder for each input; targets are names in the backbone, or in ``extras``.
         outputs: by name of the modules that run once.
-        repeated: how often the others run: their names cannot say which time is meant.
+        repeated: how often the others run (their names cannot say which time is meant), and where they last have an output.
         extras: constants that tracing made, by target.
         exported: traced by torch.export: for the example's size only (any batch).
     """
 
     graph: fx.Graph
     outputs: dict[str, fx.Node]
-    repeated: dict[str, int] = field(default_factory=dict)
+    repeated: dict[str, tuple[int, fx.Node | None]] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     exported: bool = False
 

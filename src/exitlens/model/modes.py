@@ -1,10 +1,11 @@
-"""Training and evaluation mode, put on for a while."""
+"""A module used for a while and given back as it was: its mode, its buffers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -18,3 +19,15 @@ def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for m, was in before:
             m.training = was
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Gives every buffer (batch-norm statistics) its values back, also after an error."""
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in module.named_buffers():
+                value.copy_(before[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from exitlens.errors import AttachError, did_you_mean
 from exitlens.functional.inputs import MASK, Inputs, tensors_of
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout, find_layout
-from exitlens.model.modes import mode_of
+from exitlens.model.modes import buffers_kept, mode_of
 from exitlens.model.outputs import pick_logits
 
 POOLING = (
@@ -36,6 +37,8 @@ class UncuttableError(Exception):
     """A cut that does not work, and why; the caller adds where one would."""
 
     why: str
+    name: str = ""
+    node: fx.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,14 @@ def look(backbone: nn.Module, traced: TracedGraph, example: Inputs) -> Seen:
         AttachError: if the network refuses the example, or returns no logits.
     """
     module = runnable(backbone, traced)
-    two, three = (_values(module, backbone, example, count) for count in (2, 3))
+    with buffers_kept(backbone):  # fake tensors or not, some operations write to them
+        two, three = (_values(module, example, count) for count in (2, 3))
     output = list(traced.graph.nodes)[-1]
-    logits = pick_logits(output.args[0], lambda v: two.shapes.get(v.name) if isinstance(v, fx.Node) else None)
+    try:
+        logits = pick_logits(output.args[0], lambda v: two.shapes.get(v.name) if isinstance(v, fx.Node) else None)
+    except AttachError as error:
+        is_map = len(two.shapes.get(getattr(output.args[0], "name", ""), ())) > 2
+        raise AttachError(f"{error}{_encoder_end(traced, two.shapes) if is_map else ''}") from error
     output.args = (logits,)
     batched = {name for name, shape in two.shapes.items() if shape[:1] == (2,) and three.shapes.get(name) == (3, *shape[1:])}
     sizes = {name for name, value in two.integers.items() if value == 2 and three.integers.get(name) == 3}
@@ -113,7 +121,14 @@ def look(backbone: nn.Module, traced: TracedGraph, example: Inputs) -> Seen:
     return Seen(two.shapes, frozenset(batched), frozenset(sizes), frozenset(dataless))
 
 
-def _values(module: fx.GraphModule, backbone: nn.Module, example: Inputs, count: int) -> _Values:
+def _encoder_end(traced: TracedGraph, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Where the maps are smallest: the end of the encoder, for a network that returns a map."""
+    maps = {node: math.prod(shapes[node.name][2:]) for node in traced.graph.nodes if len(shapes.get(node.name, ())) == 4}
+    named = [node for node, size in maps.items() if size == min(maps.values()) and traced.name_of(node)]
+    return f" (the smallest maps are after {traced.name_of(named[-1])!r})" if named else ""
+
+
+def _values(module: fx.GraphModule, example: Inputs, count: int) -> _Values:
     tensors = [torch.cat([t] * 3)[:count] for t in tensors_of(example)]
     with mode_of(module, False), torch.no_grad():
         try:
@@ -122,11 +137,11 @@ def _values(module: fx.GraphModule, backbone: nn.Module, example: Inputs, count:
                 values.run(*[fake.from_tensor(t) for t in tensors])
             return values
         except Exception:  # an operation without a fake implementation, or an example that does not fit: the run tells
-            return _really(module, backbone, tensors)
+            return _really(module, tensors)
 
 
-def _really(module: fx.GraphModule, backbone: nn.Module, tensors: list[Tensor]) -> _Values:
-    values, buffers = _Values(module), {name: value.clone() for name, value in backbone.named_buffers()}
+def _really(module: fx.GraphModule, tensors: list[Tensor]) -> _Values:
+    values = _Values(module)
     try:
         values.run(*tensors)
     except Exception as error:  # any operation of the user's network may refuse the shape
@@ -136,16 +151,7 @@ def _really(module: fx.GraphModule, backbone: nn.Module, tensors: list[Tensor]) 
             f"example: the backbone fails on an input of shape {shapes}: {where}. Mend: pass an example of the size and "
             "channels that the backbone takes"
         ) from error
-    finally:
-        restore(backbone, buffers)
     return values
-
-
-def restore(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Writes buffers back, as they were."""
-    with torch.no_grad():
-        for name, value in module.named_buffers():
-            value.copy_(buffers[name])
 
 
 def crossing(traced: TracedGraph, seen: Seen, end: int) -> list[fx.Node]:
@@ -188,11 +194,9 @@ def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
     """The output nodes of the named modules, checked to be known, to run once, and in order of execution."""
     for name in at:
         if name in traced.repeated:
-            times = traced.repeated[name]
-            raise AttachError(
-                f"at: {name!r} runs {times} times (a loop or a module used again), so its name does not say after which"
-                f"{_nearest_name(traced, name)}"
-            )
+            count, node = traced.repeated[name]
+            why = f"it runs {count} times (a loop, or a module used again), so its name does not say after which time"
+            raise UncuttableError(why, name, node)
         if name not in traced.outputs:
             raise AttachError(f"at: the backbone has no module {name!r} on its path.{did_you_mean(name, traced.outputs)}")
     nodes = [traced.outputs[name] for name in at]
@@ -203,32 +207,38 @@ def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
     return nodes
 
 
-def _nearest_name(traced: TracedGraph, name: str) -> str:
-    """The closest module around a repeated one that runs once."""
-    parts = name.split(".")
-    around = [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
-    inside = next((n for n in around if n in traced.outputs), None)
-    known = list(traced.outputs)
-    found = inside or (known[0] if known else None)
-    return f"; the nearest cut that works is {found!r}" if found else ""
-
-
 def node_layout(
     backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs, kind: Kind | None = None
 ) -> Layout:
     """The layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
     before = list(traced.graph.nodes)[: traced.position(node)]
-    maps = [seen.shapes[n.name] for n in before if n.name in seen.shapes and _convolves(backbone, n)]
+    maps = [seen.shapes[n.name] for n in before if n.name in seen.batched and _convolves(backbone, n)]
     grids = [(s[2], s[3]) for s in maps if len(s) == 4 and s[2] * s[3] > 1]
-    first = tensors_of(example)[0]
-    return find_layout(
-        traced.name_of(node) or node.name,
-        seen.shapes.get(node.name, ()),
-        tuple(first.shape[2:]),
-        grids,
-        kind,
-        first.shape[1],
-    )
+    size, name = tuple(tensors_of(example)[0].shape), traced.name_of(node) or node.name
+    if kind is None and len(size) == 4 and _channels_first(backbone, node, seen):
+        kind = "nchw"
+    return find_layout(name, seen.shapes.get(node.name, ()), size[2:], grids, kind, size[1])
+
+
+_MOVES_AXES = ("permute", "transpose", "linear")
+_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+
+
+def _channels_first(backbone: nn.Module, node: fx.Node, seen: Seen) -> bool:
+    """Whether a square map of as many channels is known to have them first: what made it, activations aside, was 2-d."""
+    shape = seen.shapes.get(node.name, ())
+    if len(shape) != 4 or len(set(shape[1:])) > 1:
+        return False
+    while node.op != "placeholder" and node.all_input_nodes and seen.shapes.get(node.name) == shape:
+        module = backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, _CHANNELS_FIRST) or _convolves(backbone, node) or "batch_norm" in name_of(node):
+            return True
+        if isinstance(module, nn.LayerNorm | nn.Linear) or any(
+            w in name_of(node) for w in ("permute", "transpose", "linear")
+        ):
+            return False
+        node = node.all_input_nodes[0]
+    return False
 
 
 def can_cut(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs) -> bool:

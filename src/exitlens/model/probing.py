@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError
 from exitlens.functional.inputs import MASK, Inputs, input_names, tensors_of
-from exitlens.model.modes import mode_of
+from exitlens.model.modes import buffers_kept, mode_of
 from exitlens.model.outputs import pick_logits
-from exitlens.model.places import restore
 from exitlens.model.stages import Carried, Split
 
+_WRAPPERS = (nn.DataParallel, DistributedDataParallel, OptimizedModule)
 _QUANTISED = (
     "torch.ao.nn.quantized",
     "torch.ao.nn.intrinsic.quantized",
@@ -24,7 +26,14 @@ _QUANTISED = (
 
 
 def admit(backbone: nn.Module) -> None:
-    """Raises :class:`AttachError` for a module with quantised layers, or parameters without values."""
+    """Raises :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without values."""
+    if isinstance(backbone, torch.jit.ScriptModule):
+        raise AttachError("backbone: it is TorchScript, which cannot be cut. Mend: attach to the Python module it came from")
+    if isinstance(backbone, _WRAPPERS):
+        raise AttachError(
+            f"backbone: it is wrapped by {type(backbone).__name__}. Mend: attach to the module inside and wrap the network "
+            "that attach returns"
+        )
     for name, module in backbone.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
             raise AttachError(
@@ -48,28 +57,23 @@ def admit(backbone: nn.Module) -> None:
 def probe(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
     """Runs staged and plain on the same random inputs, in both modes and at two batch sizes; they must be equal.
 
-    Then once more with rows dropped and exchanged at the first cut, as routing does: every sample must get the answer that
-    it gets in the full batch. Buffers (batch-norm statistics), the random state and the mode of every module are what they
-    were afterwards.
+    Then once more with a row dropped, and the others exchanged at the first cut, as routing does: every sample must get the
+    answer that it gets in the full batch. Buffers (batch-norm statistics), the random state and the mode of every module are
+    what they were afterwards.
 
     Raises:
         AttachError: if they differ.
     """
-    buffers = {name: value.clone() for name, value in backbone.named_buffers()}
-    try:
-        for training, batch in ((False, 3), (True, 2)):
-            inputs = random_inputs(example, pieces, batch)
+    for training, batch in ((False, 3), (True, 2)):
+        inputs = random_inputs(example, pieces, batch)
+        with buffers_kept(backbone):
             plain = plain_logits(backbone, inputs, input_names(example), training)
-            restore(backbone, buffers)
+        with buffers_kept(backbone):
             staged = staged_logits(pieces, inputs, training)
-            restore(backbone, buffers)
-            _compare(plain, staged, 1e-6, f"batch {batch} in {'training' if training else 'evaluation'} mode")
-            if not training:
-                rows = torch.tensor([2, 0], device=inputs[0].device)
-                routed = staged_logits(pieces, inputs, training, rows)
-                _compare(plain[rows], routed, 1e-3, "two samples of three: they depend on who else is in the batch")
-    finally:
-        restore(backbone, buffers)
+        _compare(plain, staged, 1e-6, f"batch {batch} in {'training' if training else 'evaluation'} mode")
+        if not training:
+            routed = staged_logits(pieces, [t[[2, 0]] for t in inputs], training, exchange=True)
+            _compare(plain[[0, 2]], routed, 1e-3, "two samples of three: they depend on who else is in the batch")
 
 
 def plain_logits(backbone: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], training: bool) -> Tensor:
@@ -81,16 +85,16 @@ def plain_logits(backbone: nn.Module, inputs: Sequence[Tensor], names: Sequence[
         return logits.clone()
 
 
-def staged_logits(pieces: Split, inputs: Sequence[Tensor], training: bool, rows: Tensor | None = None) -> Tensor:
-    """The same by stages and tail; after the first stage only ``rows`` go on, if given."""
+def staged_logits(pieces: Split, inputs: Sequence[Tensor], training: bool, exchange: bool = False) -> Tensor:
+    """The same by stages and tail; after the first stage in the opposite order, if asked for."""
     carried: Carried = tuple(inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
         for k, stage in enumerate((*pieces.stages, pieces.tail)):
             with mode_of(stage, training):
                 carried = stage(*carried)
-            if k == 0 and rows is not None:
-                carried = tuple(t[rows] for t in carried)
+            if k == 0 and exchange:
+                carried = tuple(t.flip(0) for t in carried)
     return carried[0].clone()
 
 

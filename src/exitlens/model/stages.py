@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from exitlens.errors import AttachError
 from exitlens.functional.inputs import Inputs
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout
+from exitlens.model.modes import buffers_kept
 from exitlens.model.places import (
     Seen,
     UncuttableError,
@@ -54,6 +57,24 @@ class Stage(nn.Module):
         body = self.body if self.training else self.__dict__["evaluation_body"]
         out: Carried = body(*carried)
         return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), cuda() and so on call
+        moved: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0)).device
+        for body in (self.body, self.__dict__["evaluation_body"]):
+            _retarget(body, device)
+        return moved
+
+
+def _retarget(body: fx.GraphModule, device: torch.device) -> None:
+    """Lets tensors that the graph makes itself be made on ``device``: torch.export writes the example's into it."""
+
+    def changed(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in body.graph.nodes:
+        node.args, node.kwargs = map_aggregate(node.args, changed), map_aggregate(node.kwargs, changed)
+    body.recompile()
 
 
 def _merge(into: nn.Module, other: nn.Module) -> None:
@@ -115,7 +136,10 @@ def split(backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind 
     Raises:
         AttachError: unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
-    training, evaluation = (_cut(backbone, trace(backbone, mode, example), at, example, layout) for mode in (True, False))
+    with buffers_kept(backbone):  # what a trace or a look at it changes
+        training, evaluation = (
+            _cut(backbone, trace(backbone, mode, example), at, example, layout) for mode in (True, False)
+        )
     if training.crossing != evaluation.crossing:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(a, b) for a, b in zip(training.parts, evaluation.parts, strict=True)]
@@ -136,7 +160,12 @@ def split(backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind 
 def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: Inputs, kind: Kind | None) -> _Cut:
     seen = look(backbone, traced, example)
     final = last_features(backbone, traced, seen)
-    nodes = [*cut_nodes(traced, at), final]
+    try:
+        nodes = [*cut_nodes(traced, at), final]
+    except UncuttableError as error:
+        place = 0 if error.node is None else traced.position(error.node)
+        mend = nearest(backbone, traced, seen, example, place, traced.position(final))
+        raise AttachError(f"at: {error.name!r}: {error.why}{mend}") from error
     if at and traced.position(nodes[-2]) >= traced.position(final):
         raise AttachError(
             f"at: {at[-1]!r} is where the final exit already answers: leave it out; early exits lie before it"

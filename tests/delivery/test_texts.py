@@ -1,0 +1,126 @@
+"""Texts from the command line: fit on a file, calibrate, evaluate, predict, explain with shaded tokens."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.delivery.tokens import shades, token_table, write_tokens
+from tests.test_cli import call  # noqa: F401 (a fixture)
+from tests.texts import AT, config_values, make_bert, make_text_net, make_texts
+
+GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(config_values(max_position_embeddings=16)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    with path.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["text", "label"])
+        for i in range(120):
+            word = (GOOD, BAD)[i % 2][i % 3]
+            topic = ("film", "book", "food")[i // 6 % 3]
+            writer.writerow([f"the {topic} was {word}{' indeed' * (i // 2 % 4)}", ("yes", "no")[i % 2]])
+    return path
+
+
+def test_a_bundle_needs_no_backbone(tmp_path):
+    net, texts = make_text_net(), make_texts()
+    assert net.info.source == "hf:"
+    back, policy = xl.load(xl.save(net, xl.Policy((0.5, 0.5)), tmp_path / "b"))
+    assert policy == xl.Policy((0.5, 0.5))
+    assert back.info == net.info
+    for a, b in zip(net(texts), back(texts), strict=True):
+        assert torch.equal(a.logits, b.logits)
+        assert torch.equal(a.attention, b.attention)
+
+
+def test_a_kept_classifier_travels(tmp_path):
+    plain, texts = make_bert().eval(), make_texts()
+    net = xl.attach(plain, AT, 3, texts, final="keep").eval()
+    back, _ = xl.load(xl.save(net, None, tmp_path / "b"))
+    assert torch.equal(back(texts)[-1].logits, plain(**texts).logits)
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer):  # noqa: F811
+    tokenizer = model / "tokenizer.json"
+    tokenizer.unlink(missing_ok=True)
+    if with_tokenizer:
+        tokenizer.write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
+    run = tmp_path / "run"
+    words = ("--epochs", 6, "--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
+    code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *words)
+    assert code == 0, out
+    assert json.loads(out)["accuracy"][-1] > 0.9
+    assert call("calibrate", "--bundle", run, "--max-accuracy-drop", "0.05")[0] == 0
+    report = json.loads(call("evaluate", "--bundle", run, "--json")[1])
+    assert report["accuracy"] > 0.9
+    assert json.loads(call("evaluate", "--bundle", run, "--data", reviews, "--json")[1])["samples"] == 120
+    (tmp_path / "new.txt").write_text("the food was awful\nthe book was great\n")
+    assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.csv")[0] == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [row["label"] for row in rows] == ["no", "yes"]
+    assert rows[1]["file"].endswith("new.txt:2")
+    shown = call("explain", "--bundle", run, "--text", "the food was awful", "--out", tmp_path / "why")[1]
+    assert "awful" in shown
+    assert "answered" in shown
+    assert (tmp_path / "why" / "text.html").is_file()
+    values = json.loads(call("explain", "--bundle", run, "--text", "the food was awful", "--json")[1])
+    assert values["tokens"][:2] == ["[CLS]", "the"]
+    net, _ = xl.load(run / "bundle")
+    assert net.contract.vocabulary[0] == net.info.preprocess.vocabulary_size
+    for words, message in [
+        (("evaluate", "--bundle", run, "--report", tmp_path / "r.html"), "these are texts"),
+        (("bench", "--bundle", run), "times images only"),
+        (("explain", "--bundle", run), "one of --image FILE and --text TEXT"),
+        (("explain", "--bundle", run, "--image", "x.png"), "takes texts"),
+    ]:
+        code, _, error = call(*words)
+        assert code == 2
+        assert message in error
+
+
+def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):  # noqa: F811
+    code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")
+    assert code == 2
+    assert "'small' reads images, the data are texts" in error
+    (model / "tokenizer.json").write_text(xl.word_tokenizer(["a b"]))
+    code, _, error = call("fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x")
+    assert code == 2
+    assert "reads texts, scenes has images" in error
+
+
+def test_inspect_a_network_of_texts(call, model):  # noqa: F811
+    code, out, _ = call("inspect", "--backbone", f"hf:{model}", "--size", 12, "--json")
+    assert code == 0
+    names = [point["name"] for point in json.loads(out)["points"]]
+    assert "bert.encoder.layer.0" in names
+
+
+def test_shaded_tokens(tmp_path):
+    net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
+    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
+    why = xl.explain(net, texts, xl.Policy((0.9, 0.9)))
+    for view in why.exits:
+        values = shades(view, len(why.tokens))
+        assert max(values) == pytest.approx(1)
+        assert values[0] == 0
+    assert token_table(why).row_count == 3
+    page, values = write_tokens(why, tmp_path, "x")
+    assert page.read_text().count("<span") == 3 * len(why.tokens)
+    assert "<0>" not in page.read_text()  # escaped
+    assert json.loads(values.read_text())["answered"] == why.answered
+    with pytest.raises(xl.OutputExistsError, match=r"x\.html exists"):
+        write_tokens(why, tmp_path, "x")

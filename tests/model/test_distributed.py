@@ -1,0 +1,72 @@
+"""Several processes: a network sent to a worker, and distributed data parallel training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+import exitlens as xl
+from tests.conftest import make_net
+from tests.texts import make_text_net, make_texts
+
+LABELS = torch.tensor([0, 1, 2, 3] * 4)
+
+
+def _images() -> torch.Tensor:
+    return torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def _gradients(net: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in net.parameters() if p.grad is not None]
+
+
+def _train(rank: int, folder: str) -> None:
+    """Half of the batch in each process; rank 0 keeps the averaged gradients."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        net = DistributedDataParallel(make_net().eval())  # evaluation: batch norm sees half of the batch in each
+        xl.EGTLoss()(net(_images()[rank::2]), LABELS[rank::2]).total.backward()
+        if rank == 0:
+            torch.save(_gradients(net), Path(folder) / "gradients.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.filterwarnings("ignore")
+def test_distributed_data_parallel_averages_the_gradients(tmp_path):
+    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
+    found = torch.load(tmp_path / "gradients.pt")
+    net = make_net()
+    halves = [xl.EGTLoss()(net(_images()[i::2]), LABELS[i::2]).total for i in (0, 1)]
+    (sum(halves) / 2).backward()
+    assert len(found) == len(_gradients(net)) == len(list(net.parameters()))
+    for mine, theirs in zip(_gradients(net), found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def _answer(net: xl.ExitNet, inputs: object, results: object) -> None:
+    torch.set_num_threads(1)
+    pred = xl.predict(net, inputs, xl.Policy((0.9, 0.5)))
+    results.put((os.getpid(), pred.exits.tolist(), pred.probabilities.numpy()))
+
+
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_a_network_is_sent_to_a_worker(kind):
+    net, inputs = (make_net(), _images()) if kind == "images" else (make_text_net(), make_texts())
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    worker = context.Process(target=_answer, args=(net, inputs, results))
+    worker.start()
+    process, exits, probabilities = results.get()
+    worker.join()
+    assert process != os.getpid()
+    expected = xl.predict(net, inputs, xl.Policy((0.9, 0.5)))
+    assert exits == expected.exits.tolist()
+    torch.testing.assert_close(torch.from_numpy(probabilities), expected.probabilities)

@@ -1,0 +1,198 @@
+"""Backbones and cuts that cannot work: one error each, with the place and the nearest cut that works."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import exitlens as xl
+from tests.conftest import TinyNet
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Chooses(nn.Module):
+    """Runs something else when the batch is bright."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Block(8, 8)
+
+    def forward(self, x):
+        return self.inner(x) if x.mean() > 0 else x
+
+
+class Net(nn.Module):
+    """stem, a middle of one's choice, end, classifier; ``returns`` makes the output of the logits and the features."""
+
+    def __init__(self, middle=None, returns=None):
+        super().__init__()
+        self.stem, self.middle, self.end = Block(3, 8), middle or Block(8, 8), Block(8, 8)
+        self.fc, self.returns = nn.Linear(8, 4), returns
+
+    def forward(self, x):
+        x = self.end(self.middle(self.stem(x)))
+        logits = self.fc(x.mean((2, 3)))
+        return self.returns(logits, x) if self.returns else logits
+
+
+class Loop(Net):
+    def forward(self, x):
+        x = self.stem(x)
+        for _ in range(3):
+            x = self.middle(x)
+        return self.fc(self.end(x).mean((2, 3)))
+
+
+class Windows(nn.Module):
+    """Convolves windows, four an image: there the batch axis is not the samples'."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = Block(8, 8)
+        self.again = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        samples = x.shape[0]
+        x = self.inside(x.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1))
+        return x.unflatten(0, (samples, 4)).transpose(1, 2).flatten(2, 3) + self.again.weight.sum()
+
+
+class WindowsCross(Windows):
+    """After a cut at ``again`` the windows, four rows a sample, are needed once more."""
+
+    def forward(self, x):
+        samples = x.shape[0]
+        windows = self.inside(x.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1))
+        x = self.again(x)
+        return x + windows.unflatten(0, (samples, 4)).transpose(1, 2).flatten(2, 3)
+
+
+class UNet(nn.Module):
+    def __init__(self, pooled):
+        super().__init__()
+        self.down, self.bottom, self.up, self.out = Block(3, 8), Block(8, 16), Block(24, 8), nn.Conv2d(8, 4, 1)
+        self.pooled = pooled
+
+    def forward(self, x):
+        skip = self.down(x)
+        low = self.bottom(F.max_pool2d(skip, 2))
+        out = self.out(self.up(torch.cat([F.interpolate(low, scale_factor=2), skip], 1)))
+        return out.mean((2, 3)) if self.pooled else out
+
+
+def attach(network, at=("stem",)):
+    return xl.attach(network, list(at), 4, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("network", "at", "message"),
+    [
+        (
+            Net(Chooses()),
+            ["stem"],
+            r"in module 'middle' \(Chooses\), line \d+ of test_refusals.py.*nearest cuts.*'stem', 'middle'",
+        ),
+        (Net(Chooses()), 2, "in module 'middle'"),
+        (Chooses(), [], "in its own forward, line"),
+        (Loop(), ["middle"], "'middle': it runs 3 times.*nearest cut that works is"),
+        (Loop(), ["middle.conv"], "'middle.conv': it runs 3 times"),
+        (
+            Net(Windows()),
+            ["middle.inside"],
+            r"shape \(8, 8, 8, 32\) \(two samples\) are not one row a sample; the nearest cut",
+        ),
+        (Net(WindowsCross()), ["middle.again"], r"more than the batch axis would have to be dynamic; the nearest cut"),
+        (UNet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
+        (Net(returns=lambda logits, x: {"hidden": x}), ["stem"], "a dict of 'hidden': a tensor.*of which 0 could be"),
+        (Net(returns=lambda logits, x: (logits, 2 * logits)), ["stem"], "a tuple of a tensor.*of which 2 could be"),
+        (Net(returns=lambda logits, x: None), ["stem"], "its forward returns NoneType"),
+        (Net(returns=lambda logits, x: {}), ["stem"], "of which 0 could be"),
+        (Net().to("meta"), ["stem"], "'stem.conv.weight' is on the meta device.*to_empty"),
+        (nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(4)), ["0"], "'0.weight' is lazy"),
+        (nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), ["0"], "no parameters"),
+        (nn.DataParallel(Net()), ["stem"], "wrapped by DataParallel"),
+        (torch.compile(Net(), backend="eager"), ["stem"], "wrapped by OptimizedModule"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of torch about lazy modules and nn.DataParallel
+def test_refused_with_the_place_and_the_mend(network, at, message, capfd):
+    with pytest.raises(xl.AttachError, match=message):
+        xl.attach(network, at, 4, torch.zeros(1, 3, 32, 32))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("network", "at"),
+    [
+        (Loop(), ["stem", "end.conv"]),
+        (Net(Windows()), ["stem", "middle"]),
+        (Net(WindowsCross()), ["stem", "middle"]),
+        (UNet(True), ["down", "bottom"]),
+        (Net(returns=lambda logits, x: {"hidden": x, "logits": logits}), ["stem"]),
+        (Net(returns=lambda logits, x: (x, logits)), ["stem"]),
+    ],
+)
+def test_the_cuts_that_work_there(network, at):
+    net, x = attach(network.eval(), at), torch.randn(3, 3, 32, 32)
+    assert net(x)[0].logits.shape == (3, 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_and_scripted_modules():
+    quantised = torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear})
+    with pytest.raises(xl.AttachError, match=r"'fc' is a quantised Linear.*float network"):
+        attach(quantised)
+    with pytest.raises(xl.AttachError, match="TorchScript"):
+        attach(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())))
+
+
+class MixesSamples(TinyNet):
+    """Subtracts the batch's mean: a sample's answer depends on who else is there, also in evaluation mode."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class Impure(TinyNet):
+    """A counter in the forward pass: a trace cannot follow it, the probe must."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+def test_the_probe_finds_what_tracing_cannot_see():
+    with pytest.raises(xl.AttachError, match="depend on who else is in the batch"):
+        xl.attach(MixesSamples(), ["a"], 4, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(xl.AttachError, match="staged and plain output differ"):
+        xl.attach(Impure(), ["a"], 4, torch.zeros(1, 3, 16, 16))
+
+
+def test_auxiliary_outputs_of_training_are_computed_and_left_out():
+    from torchvision import models
+
+    plain = models.googlenet(num_classes=4, aux_logits=True, init_weights=False)
+    x = torch.randn(2, 3, 64, 64)
+    net = xl.attach(plain, ["inception3b", "inception4c"], 4, x, final="keep").train()
+    torch.manual_seed(1)
+    expected = plain.train()(x).logits
+    state = {name: value.clone() for name, value in plain.named_buffers()}
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    torch.manual_seed(1)
+    assert torch.equal(net(x)[-1].logits, expected)
+    for name, value in plain.named_buffers():
+        if "aux" in name and "running_mean" in name:
+            assert torch.equal(value, state[name]), name
+            assert value.abs().sum() > 0

@@ -1,0 +1,151 @@
+"""Every verb on texts: a tiny BERT with exits."""
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.functional import faithfulness as measures
+from tests.texts import AT, LENGTH, make_bert, make_text_net, make_texts
+
+POLICY = xl.Policy((0.6, 0.5))
+
+
+@pytest.fixture
+def net():
+    return make_text_net()
+
+
+@pytest.fixture
+def data():
+    texts = ["good good word", "bad word here", "a good one", "bad bad bad", "word good", "here a bad word"] * 8
+    labels = torch.tensor([1, 0, 1, 0, 1, 0] * 8)
+    preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), LENGTH)
+    masks = torch.tensor([[i in range(1, 3) for i in range(LENGTH)]] * 48)
+    return xl.TextSet(texts, labels, ("no", "yes"), preprocess, masks)
+
+
+def test_routing_is_what_the_policy_says_on_paper(net):
+    texts = make_texts(60, seed=2)
+    trace = xl.collect(net, texts)
+    policy = xl.Policy(tuple(trace.logits[:, k].softmax(1).max(1).values.median().item() for k in (0, 1)))
+    exits = xl.route(trace, policy)
+    assert set(exits.tolist()) == {0, 1, 2}
+    pred = xl.predict(net, texts, policy, attention=True)
+    assert torch.equal(pred.exits, exits)
+    chosen = trace.logits[torch.arange(60), exits]
+    torch.testing.assert_close(pred.probabilities, chosen.softmax(1), rtol=1e-4, atol=1e-5)
+    for row, mask in zip(pred.attention, texts["attention_mask"], strict=True):
+        assert (row[mask == 0] == 0).all()
+        assert row[0] == 0
+    order = torch.randperm(60)
+    again = xl.predict(net, {name: value[order] for name, value in texts.items()}, policy)
+    assert torch.equal(again.exits, exits[order])
+
+
+def test_walk_runs_what_is_asked_for(net):
+    texts = make_texts()
+    first = next(net.walk(texts))
+    torch.testing.assert_close(first.logits, net(texts)[0].logits)
+
+
+def test_the_null_and_uniform_maps_leave_padding_out(net):
+    trace = xl.collect(net, make_texts(40), seed=3)
+    several = make_texts(40)["attention_mask"].sum(1) > 2  # else the map has one location, and no correlation
+    torch.testing.assert_close(trace.similarity["cc"][several, -1], torch.ones(int(several.sum())))
+    for name, value in {**trace.null, **trace.uniform_null}.items():
+        assert torch.isfinite(value).all(), name
+    assert (trace.divergence[:, -1] == 0).all()
+    assert (trace.divergence[~several] < 1e-6).all()
+
+
+def test_training_learns_and_brings_the_maps_together(data):
+    results = []
+    for weight in (0.0, 4.0):
+        net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs)
+        loss = xl.EGTLoss(weight=weight, distance="kl", ramp_share=0.0)
+        result = xl.fit(net, data, data, loss=loss, epochs=12, batch_size=16, learning_rate=1e-2, amp=False, progress=False)
+        results.append((result.history[-1]["accuracy"], xl.evaluate(xl.collect(net, data), xl.Policy.never(3))))
+    assert min(results[1][0]) > 0.9
+    divergence = [report.exits[0].consistency["divergence"]["value"] for _, report in results]
+    assert divergence[1] < divergence[0]
+
+
+def test_explanations_name_the_tokens_without_padding(data):
+    net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs).eval()
+    inputs = data.preprocess.encode(["a good word"])
+    assert xl.explain(net, inputs, POLICY).tokens == ()
+    net.describe(classes=data.classes, preprocess=data.preprocess)
+    why = xl.explain(net, {name: value[0] for name, value in inputs.items()}, POLICY)
+    assert why.tokens == ("[CLS]", "a", "good", "word", "[SEP]")
+    pred = xl.predict(net, inputs, POLICY)
+    assert (why.answered, why.label) == (pred.exits.item(), pred.labels.item())
+    assert why.to_dict()["tokens"] == list(why.tokens)
+    assert why.exits[0].attention[5:].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net: xl.explain(net, torch.zeros(1, 3, 8, 8), POLICY), "a dict with"),
+        (lambda net: xl.explain(net, "text", POLICY), "tokens by name, got str"),
+        (lambda net: xl.explain(net, make_texts(), POLICY), "got a batch of 12"),
+        (lambda net: xl.fit(net, [torch.zeros(1)], None), "expected a Dataset"),
+        (lambda net: xl.collect(net, []), "no batch"),
+    ],
+)
+def test_bad_calls(net, call, message):
+    with pytest.raises(xl.InputError, match=message):
+        call(net)
+
+
+def test_loaders_of_dicts(net, data):
+    loader = torch.utils.data.DataLoader(data, batch_size=7)
+    wide = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs).eval()
+    traces = [xl.collect(wide, source) for source in (loader, data, list(loader))]
+    for trace in traces[1:]:
+        torch.testing.assert_close(trace.logits, traces[0].logits)
+        assert torch.equal(trace.labels, data.labels)
+    assert xl.collect(wide, data.inputs).labels is None
+
+
+def test_deleting_tokens_masks_them_out():
+    texts = make_texts()
+    cells = torch.zeros(12, LENGTH, dtype=torch.bool)
+    cells[:, 1] = True
+    deleted, inserted = measures.delete(texts, cells), measures.insert(texts, cells)
+    assert deleted["attention_mask"][0].tolist() == [1, 0, *[1] * 8]
+    assert deleted["attention_mask"][1].tolist() == [1, 1, *[0] * 8]  # it had one token: left whole
+    assert inserted["attention_mask"][0].tolist() == [1, 1, *[0] * 8]
+    assert torch.equal(deleted["input_ids"], texts["input_ids"])
+    blind = measures.random_map(torch.tensor([[0.0, 0.5, 0.5, 0.0]]), 1)
+    assert (blind[0, [0, 3]] == 0).all()
+    assert (blind[0, 1:3] > 0).all()
+
+
+def test_faithfulness_of_texts(data):
+    net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs)
+    xl.fit(net, data, data, epochs=12, batch_size=16, learning_rate=1e-2, amp=False, progress=False)
+    found = xl.faithfulness(net, data)
+    assert len(found.deletion) == len(found.energy_in_mask) == 3
+    assert found.deletion[0] > found.deletion_random[0]
+    assert all(value is not None for value in found.randomised_cc)
+
+
+class Mean(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.fc = torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.inner(x)).mean(1))
+
+
+def test_tokens_without_a_mask():
+    ids = torch.randint(0, 40, (5, LENGTH))
+    net = xl.attach(torch.nn.Sequential(torch.nn.Embedding(40, 8), Mean()), ["0"], 2, ids).eval()
+    assert net.contract.vocabulary == (40,)
+    outs = net(ids)
+    assert outs[0].attention.shape == (5, LENGTH)
+    assert xl.predict(net, ids, xl.Policy((0.5,))).exits.tolist() == [0] * 5
+    with pytest.raises(xl.InputError, match=r"values in \[0, 40\)"):
+        net.walk(ids + 40)
