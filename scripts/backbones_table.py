@@ -21,8 +21,8 @@ from torch import nn
 from torchvision import models
 
 import exitlens as xl
-from exitlens.delivery.building import zeros_for
 from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
+from exitlens.model.backbones import zeros_for
 from exitlens.model.modes import mode_of
 from exitlens.model.outputs import pick_logits
 
@@ -89,7 +89,7 @@ BACKBONES = [  # family, source, pixels a side (tokens of a text)
     ("DistilBERT", "hf:distilbert", 32),
     ("RoBERTa", "hf:roberta", 32),
     ("ELECTRA", "hf:electra", 32),
-    ("DeBERTa v2", "hf:deberta-v2", 32),
+    ("DeBERTa", "hf:deberta", 32),
     ("ALBERT", "hf:albert", 32),
     ("ViT (transformers)", "hf:vit", 224),
     ("DeiT (transformers)", "hf:deit", 224),
@@ -154,7 +154,7 @@ def try_backbone(source: str, size: int) -> dict:
     padding = torch.zeros(1) if isinstance(x, torch.Tensor) else outs[0].attention[x["attention_mask"] == 0]
     row["padding_attention"] = padding.abs().max().item()
     row["bundle"] = bundle_gap(trained.eval(), x, None if trained.info.source else build(source)) == 0
-    row["export"], row["compile"] = compiled(trained, x)
+    row["export"], row["compile"] = compiled(trained, x, net.head(net.num_exits - 1))
     return row
 
 
@@ -187,8 +187,9 @@ def bundle_gap(net: xl.ExitNet, x: Inputs, backbone: nn.Module | None) -> float:
         return max(gap(a.logits, b.logits) for a, b in zip(net(x), back(x), strict=True))
 
 
-def compiled(net: xl.ExitNet, x: Inputs) -> tuple[bool, bool]:
+def compiled(net: xl.ExitNet, x: Inputs, kept: nn.Module) -> tuple[bool, bool]:
     """Every stage and head through torch.export with a dynamic batch, and through torch.compile's front end."""
+    kept.eval()
     batch = torch.export.Dim("batch", min=2, max=512)
     carried = tensors_of(map_inputs(x, lambda t: torch.cat([t, t])[:3]))
     ok = [True, True]
@@ -199,7 +200,8 @@ def compiled(net: xl.ExitNet, x: Inputs) -> tuple[bool, bool]:
         try:
             made = torch.export.export(stage, carried, dynamic_shapes=(tuple({0: batch} for _ in carried),)).module()
             ok[0] &= torch.allclose(made(*[t[:2] for t in carried])[0], after[0][:2], atol=1e-4, rtol=1e-3)
-            torch.export.export(net.head(k), after, dynamic_shapes=(tuple({0: batch} for _ in after),))
+            for head in (net.head(k), kept) if k == net.num_exits - 1 else (net.head(k),):
+                torch.export.export(head, after, dynamic_shapes=(tuple({0: batch} for _ in after),))
         except Exception as error:
             print(f"   export of stage {k}: {type(error).__name__}: {str(error)[:160]}")
             ok[0] = False

@@ -16,7 +16,7 @@ from rich.table import Table
 import exitlens as xl
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
-from exitlens.delivery.building import new_network, training_sets, zeros_for
+from exitlens.delivery.building import new_network, training_sets
 from exitlens.delivery.demo import run_demo
 from exitlens.delivery.demo_training import DemoSettings
 from exitlens.delivery.pictures import save_explanation
@@ -35,6 +35,7 @@ from exitlens.delivery.runs import (
 from exitlens.delivery.speed import compare_adaptive
 from exitlens.delivery.tokens import exit_name, token_table, write_tokens
 from exitlens.functional.inputs import split_rows
+from exitlens.model.backbones import zeros_for
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -334,7 +335,7 @@ def explain(
 @app.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
 def inspect(
     backbone: Annotated[str, typer.Option(help=BACKBONES)],
-    size: Annotated[int, typer.Option(min=2, help="Pixels a side; tokens of a text.")] = 224,
+    size: Annotated[int, typer.Option(min=0, help="Pixels a side (0: 224); tokens of a text (0: 32).")] = 0,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
     json_: Json = False,
 ) -> None:
@@ -345,7 +346,12 @@ def inspect(
     for p in points:
         shape = "x".join(map(str, p.shape))
         rows.append([p.name, f"{p.macs / 1e6:.1f}", f"{100 * p.cost:.1f}", f"{100 * p.time_share:.1f}", shape])
-    _show(json_, {"backbone": backbone, "points": [p.to_dict() for p in points]}, f"{backbone}, size {size}", rows)
+    _show(
+        json_,
+        {"backbone": backbone, "points": [p.to_dict() for p in points]},
+        f"{backbone}{f', size {size}' if size else ''}",
+        rows,
+    )
 
 
 @app.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,64`")

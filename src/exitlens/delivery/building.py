@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.texts import TextSet
 from exitlens.errors import InputError
-from exitlens.functional.inputs import MASK, Inputs
 from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone, load_weights
 from exitlens.model.huggingface import tokenizer_of
@@ -34,14 +31,6 @@ def training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> 
         source.load("train", skip_bad=skip_bad, preprocess=preprocess),
         source.load("validation", skip_bad=skip_bad, preprocess=preprocess),
     )
-
-
-def zeros_for(backbone: nn.Module, channels: int, size: int) -> Inputs:
-    """An example for a backbone: an image of this size, or a text of so many tokens if its forward takes ``input_ids``."""
-    if "input_ids" not in inspect.signature(backbone.forward).parameters:
-        return torch.zeros(1, channels, size, size)
-    ids = torch.zeros(1, size, dtype=torch.int64)
-    return {"input_ids": ids, MASK: torch.ones_like(ids)}
 
 
 def new_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from exitlens.errors import BundleError, InputError, MissingExtraError, did_you_mean
+from exitlens.functional.inputs import MASK, Inputs
 from exitlens.model.huggingface import build_transformers
 
 
@@ -180,6 +182,14 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn
             "without --pretrained"
         ) from error
     return made
+
+
+def zeros_for(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
+    """An example for a backbone: an image of this size (0: 224), or ``size`` tokens (0: 32) if its forward takes ids."""
+    if "input_ids" not in inspect.signature(backbone.forward).parameters:
+        return torch.zeros(1, channels, size or 224, size or 224)
+    ids = torch.zeros(1, size or 32, dtype=torch.int64)
+    return {"input_ids": ids, MASK: torch.ones_like(ids)}
 
 
 def load_weights(backbone: nn.Module, path: Path | str) -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.errors import AttachError, InputError
 from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
-from exitlens.model.backbones import build_backbone
+from exitlens.model.backbones import build_backbone, zeros_for
 from exitlens.model.contract import example_contract
 from exitlens.model.graph import TracedGraph
 from exitlens.model.modes import mode_of
@@ -74,15 +74,20 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
     Args:
         backbone: a module or a source such as ``"timm:resnet18"``.
         example: images ``(B,C,H,W)`` or tokens as :func:`~exitlens.model.attaching.attach` takes them; the first sample is
-            used. By default an image of 3x224x224.
+            used. By default an image of 3x224x224, or a text of 32 tokens.
         runs: how often the time is measured; the median counts. 0 leaves it at 0.
 
     Raises:
         AttachError: if the backbone cannot be traced, or fails on the example.
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
-    example = torch.zeros(1, 3, 224, 224) if example is None else map_inputs(example, lambda t: t[:1])
+    return _points(backbone, zeros_for(backbone) if example is None else example, runs)[0]
+
+
+def _points(backbone: nn.Module, example: Inputs, runs: int) -> tuple[list[ExitPoint], TracedGraph]:
+    """The places of :func:`exit_points`, and the graph that they were found in."""
     example_contract(example)
+    example = map_inputs(example, lambda t: t[:1])
     traced = trace(backbone, False, example)
     seen = look(backbone, traced, example)
     order = list(traced.graph.nodes)
@@ -100,7 +105,7 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         if name and _alone(traced, seen, node, masks) and _is_map(backbone, traced, node, seen, example):
             shape = seen.shapes[node.name][1:]
             points.append(ExitPoint(name, int(so_far), so_far / total_macs, shape, spent / total_seconds))
-    return points
+    return points, traced
 
 
 def place_exits(backbone: nn.Module, example: Inputs, count: int) -> list[str]:
@@ -111,12 +116,16 @@ def place_exits(backbone: nn.Module, example: Inputs, count: int) -> list[str]:
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
-    points = exit_points(backbone, example, runs=0)
+    points, traced = _points(backbone, example, runs=0)
     following = [p.macs for p in points[1:]]  # of places with the same cost the last, after the activation
     points = [p for p, later in zip(points, [*following, math.inf], strict=False) if 0 < p.macs < later]
     if len(points) < count:
         names = [p.name for p in points]
-        raise AttachError(f"at: {count} early exits do not fit, this backbone has {len(points)} places for them: {names}")
+        again = max(traced.repeated.items(), key=lambda item: item[1][0], default=None)
+        hint = f" ({again[0]!r}, for one, runs {again[1][0]} times: no name says after which)" if again else ""
+        raise AttachError(
+            f"at: {count} early exits do not fit, this backbone has {len(points)} places for them: {names}{hint}"
+        )
     chosen: list[int] = []
     for k in range(count):
         target = (k + 1) / (count + 1)
