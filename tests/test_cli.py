@@ -69,7 +69,7 @@ def test_the_whole_flow_on_a_folder(trained, folder, tmp_path, call):
     assert code == 0
     assert json.loads(out)["label_name"] in ("dark", "bright")
     assert len(list((tmp_path / "why").glob("*.png"))) == 5
-    code, out, _ = call("bench", "--bundle", trained, "--images", "4", "--rounds", "1", "--batch-sizes", "1,2", "--json")
+    code, out, _ = call("bench", "--bundle", trained, "--samples", "4", "--rounds", "1", "--batch-sizes", "1,2", "--json")
     assert code == 0
     assert len(json.loads(out)["speed"]) == 2
 
@@ -80,7 +80,7 @@ def test_tables_for_people(trained, folder, tmp_path, call):
     assert (tmp_path / "r.html").stat().st_size > 10_000
     assert "samples, the first" in call("predict", "--bundle", trained, "--data", folder / "dark")[1]
     assert "answered" in call("explain", "--bundle", trained, "--image", folder / "dark" / "01.png")[1]
-    assert "faster" in call("bench", "--bundle", trained, "--images", "2", "--rounds", "1", "--batch-sizes", "1")[1]
+    assert "faster" in call("bench", "--bundle", trained, "--samples", "2", "--rounds", "1", "--batch-sizes", "1")[1]
     assert "routed" in call("evaluate", "--bundle", trained, "--data", folder)[1]
 
 

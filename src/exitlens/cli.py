@@ -360,7 +360,7 @@ def bench(
     data: OtherData = "",
     root: Root = "",
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,64",
-    images: Annotated[int, typer.Option(min=1, help="Test images in a round.")] = 512,
+    samples: Annotated[int, typer.Option(min=1, help="Test samples in a round.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")] = 7,
     json_: Json = False,
 ) -> None:
@@ -370,14 +370,11 @@ def bench(
         raise xl.BundleError("bundle: it is around a module of your own: time it in Python with exitlens.delivery.speed")
     plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
     plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False)
-    if not isinstance(samples, ImageSet):
-        raise xl.InputError("data: exitlens bench times images only, these are texts")
-    inputs = samples.first(images).inputs
+    inputs = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False).first(samples).inputs
     if not all(size.strip().isdigit() and int(size) > 0 for size in batch_sizes.split(",")):
         raise xl.InputError(f"--batch-sizes: expected positive numbers such as 1,64, got {batch_sizes!r}")
     speeds = [compare_adaptive(plain, net, policy, inputs, int(size), rounds) for size in batch_sizes.split(",")]
-    rows = [["batch", "times faster", "quartiles", "plain ms/image", "adaptive ms/image"]]
+    rows = [["batch", "times faster", "quartiles", "plain ms/sample", "adaptive ms/sample"]]
     for s in speeds:
         cells = [f"{s.speedup:.2f}", f"{s.low:.2f} to {s.high:.2f}", f"{s.plain_ms:.3f}", f"{s.ours_ms:.3f}"]
         rows.append([str(s.batch_size), *cells])

@@ -1,4 +1,4 @@
-"""Wall-clock, measured side by side in one process: plain backbone and adaptive inference in turn on the same images."""
+"""Wall-clock, measured side by side in one process: plain backbone and adaptive inference in turn on the same samples."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from exitlens.data.batches import as_batch, epoch_batches
 from exitlens.data.images import ImageSet
 from exitlens.errors import InputError
+from exitlens.functional.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
+from exitlens.model.outputs import pick_logits
 from exitlens.types import Policy
 from exitlens.workflow.inference import predict
 from exitlens.workflow.training import TrainingSettings, training_step
@@ -25,12 +27,12 @@ from exitlens.workflow.training import TrainingSettings, training_step
 
 @dataclass(frozen=True)
 class Speed:
-    """Ratio of medians of paired rounds, each round over the same images.
+    """Ratio of medians of paired rounds, each round over the same samples.
 
     Attributes:
-        batch_size: images a call.
+        batch_size: samples a call.
         speedup: plain time over ours: median over rounds. low, high: quartiles over rounds.
-        plain_ms, ours_ms: median milliseconds an image. images: in a round. rounds: how many.
+        plain_ms, ours_ms: median milliseconds a sample. images: samples in a round. rounds: how many.
     """
 
     batch_size: int
@@ -47,9 +49,7 @@ class Speed:
         return asdict(self)
 
 
-def compare(
-    first: Callable[..., Any], second: Callable[..., Any], batches: Sequence[tuple[Tensor, ...]], rounds: int
-) -> Speed:
+def compare(first: Callable[..., Any], second: Callable[..., Any], batches: Sequence[tuple[Any, ...]], rounds: int) -> Speed:
     """Times two functions on every batch in turn (which goes first alternates), ``rounds`` times after one warm-up."""
     ratios, totals = [], []
     for round_number in range(rounds + 1):
@@ -62,41 +62,47 @@ def compare(
         if round_number > 0:
             ratios.append(spent[0] / spent[1])
             totals.append(spent)
-    count = sum(len(batch[0]) for batch in batches)
+    sizes = [count_rows(batch[0]) for batch in batches]
+    count = sum(sizes)
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     plain, ours = (1000 * statistics.median(t[i] for t in totals) / count for i in (0, 1))
-    return Speed(len(batches[0][0]), statistics.median(ratios), quartiles[0], quartiles[2], plain, ours, count, rounds)
+    return Speed(sizes[0], statistics.median(ratios), quartiles[0], quartiles[2], plain, ours, count, rounds)
 
 
-def whole_batches(images: Tensor, batch_size: int) -> list[tuple[Tensor]]:
-    """Full batches in channels_last, the memory format that networks are trained in."""
-    layout = torch.channels_last if images.shape[1] > 1 else torch.contiguous_format
-    chunks = [chunk for chunk in images.split(batch_size) if len(chunk) == batch_size]
+def whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
+    """Full batches, images in channels_last, the memory format that networks are trained in."""
+
+    def laid_out(t: Tensor) -> Tensor:
+        last = t.ndim == 4 and t.shape[1] > 1
+        return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    chunks = [chunk for chunk in split_rows(inputs, batch_size) if count_rows(chunk) == batch_size]
     if not chunks:
-        raise InputError(f"batch_size: {batch_size} is more than the {len(images)} images there are: use a smaller one")
-    return [(chunk.contiguous(memory_format=layout),) for chunk in chunks]
+        raise InputError(f"batch_size: {batch_size} is more than the {count_rows(inputs)} samples there are: use less")
+    return [(map_inputs(chunk, laid_out),) for chunk in chunks]
 
 
 def compare_adaptive(
-    plain: nn.Module, net: ExitNet, policy: Policy, images: Tensor, batch_size: int, rounds: int = 7
+    plain: nn.Module, net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7
 ) -> Speed:
-    """Plain backbone against :func:`predict` under ``policy``; both in channels_last and evaluation mode."""
+    """Plain backbone against :func:`predict` under ``policy``; both in evaluation mode, images in channels_last."""
 
-    def run_plain(batch: Tensor) -> Tensor:
+    def run_plain(batch: Inputs) -> Tensor:
         with torch.inference_mode():
-            return plain(batch).softmax(1).max(1).indices  # type: ignore[no-any-return]
+            output = plain(batch) if isinstance(batch, Tensor) else plain(**batch)
+            return pick_logits(output).softmax(1).max(1).indices  # type: ignore[no-any-return]
 
     with mode_of(plain, False), mode_of(net, False):
-        return compare(run_plain, lambda batch: predict(net, batch, policy), whole_batches(images, batch_size), rounds)
+        return compare(run_plain, lambda batch: predict(net, batch, policy), whole_batches(inputs, batch_size), rounds)
 
 
-def compare_attention(net: ExitNet, policy: Policy, images: Tensor, batch_size: int, rounds: int = 7) -> Speed:
+def compare_attention(net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7) -> Speed:
     """:func:`predict` with attention maps against without: ``speedup`` is the time with over the time without."""
     with mode_of(net, False):
         return compare(
             lambda batch: predict(net, batch, policy, attention=True),
             lambda batch: predict(net, batch, policy),
-            whole_batches(images, batch_size),
+            whole_batches(inputs, batch_size),
             rounds,
         )
 
