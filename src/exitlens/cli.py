@@ -317,7 +317,7 @@ def explain(
         if json_:
             _show(True, answer.to_dict())
         else:
-            console.print(token_table(answer))
+            console.print(token_table(answer, colour=console.color_system is not None))
         return
     preprocess = image_preprocess(net)
     why = xl.explain(net, preprocess.normalise(xl.read_image(image, preprocess.size, len(preprocess.mean))), policy)

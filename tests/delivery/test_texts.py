@@ -119,6 +119,8 @@ def test_shaded_tokens(tmp_path):
         assert max(values) == pytest.approx(1)
         assert values[0] == 0
     assert token_table(why).row_count == 3
+    plain = str(token_table(why, colour=False).columns[3]._cells[0])
+    assert f"({100 * why.exits[0].attention[1].item():.0f})" in plain
     page, values = write_tokens(why, tmp_path, "x")
     assert page.read_text().count("<span") == 3 * len(why.tokens)
     assert "<0>" not in page.read_text()  # escaped

@@ -26,14 +26,17 @@ def shades(view: ExitView, count: int) -> list[float]:
     return [float(v) for v in shown / view.attention.max().clamp_min(1e-12)]
 
 
-def token_table(why: Explanation) -> Table:
-    """One row an exit: its answer, and the tokens, darker where more of its attention is."""
-    table = Table("exit", "answer", "confidence", "tokens, darker: more attention", title=why.reason, title_justify="left")
+def token_table(why: Explanation, colour: bool = True) -> Table:
+    """One row an exit: its answer, and the tokens, darker where more of its attention is; without colour, in per cent."""
+    head = "tokens, darker: more attention" if colour else "tokens, with their share of the attention in %"
+    table = Table("exit", "answer", "confidence", head, title=why.reason, title_justify="left")
     for view in why.exits:
         line = Text()
-        for token, shade in zip(why.tokens, shades(view, len(why.tokens)), strict=True):
+        for i, shade in enumerate(shades(view, len(why.tokens))):
             r, g, b = _mixed(shade)
-            line.append(token, style=f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})")
+            style = f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})" if colour else ""
+            share = "" if colour else f"({100 * view.attention[i].item():.0f})"
+            line.append(why.tokens[i] + share, style=style)
             line.append(" ")
         name = exit_name(view.exit, len(why.exits)) + (" *" if view.exit == why.answered else "")
         table.add_row(name, why.name(view.label), f"{view.confidence:.3f}", line)

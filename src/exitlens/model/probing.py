@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError
@@ -16,7 +14,7 @@ from exitlens.model.modes import buffers_kept, mode_of
 from exitlens.model.outputs import pick_logits
 from exitlens.model.stages import Carried, Split
 
-_WRAPPERS = (nn.DataParallel, DistributedDataParallel, OptimizedModule)
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
 _QUANTISED = (
     "torch.ao.nn.quantized",
     "torch.ao.nn.intrinsic.quantized",
@@ -29,7 +27,7 @@ def admit(backbone: nn.Module) -> None:
     """Raises :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without values."""
     if isinstance(backbone, torch.jit.ScriptModule):
         raise AttachError("backbone: it is TorchScript, which cannot be cut. Mend: attach to the Python module it came from")
-    if isinstance(backbone, _WRAPPERS):
+    if type(backbone).__name__ in _WRAPPERS and type(backbone).__module__.startswith("torch."):
         raise AttachError(
             f"backbone: it is wrapped by {type(backbone).__name__}. Mend: attach to the module inside and wrap the network "
             "that attach returns"

@@ -69,12 +69,18 @@ class Stage(nn.Module):
 def _retarget(body: fx.GraphModule, device: torch.device) -> None:
     """Lets tensors that the graph makes itself be made on ``device``: torch.export writes the example's into it."""
 
+    others = [False]
+
     def changed(value: Any) -> Any:
-        return device if isinstance(value, torch.device) else value
+        if not isinstance(value, torch.device) or value == device:
+            return value
+        others.append(True)
+        return device
 
     for node in body.graph.nodes:
         node.args, node.kwargs = map_aggregate(node.args, changed), map_aggregate(node.kwargs, changed)
-    body.recompile()
+    if any(others):
+        body.recompile()
 
 
 def _merge(into: nn.Module, other: nn.Module) -> None:

@@ -84,7 +84,7 @@ class Explanation:
             why = f"exit {view.exit} answered"
             confidence = f"its confidence {view.confidence:.3f} reached the threshold {view.threshold:.3f}"
             if view.threshold == 0:
-                confidence = f"which answers every image under this policy (confidence {view.confidence:.3f})"
+                confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
         if view.exit == last:
             return sentence
