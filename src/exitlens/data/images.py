@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from exitlens.data.labels import class_labels
 from exitlens.errors import InputError, require
 from exitlens.types import Preprocess
 
@@ -32,15 +33,10 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         require(images, Tensor, "images")
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise InputError(f"images: expected (N,C,H,W) uint8, got {tuple(images.shape)} {images.dtype}")
-        require(labels, Tensor, "labels")
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise InputError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
-        if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
-            low, high = int(labels.min()), int(labels.max())
-            raise InputError(f"labels: expected values in [0, {len(classes)}), one a class name, got {low} to {high}")
-        if len(labels) != len(images) or (masks is not None and len(masks) != len(images)):
-            raise InputError(f"labels and masks: expected {len(images)} of each, one per image; got {len(labels)} labels")
-        self.images, self.labels, self.masks, self.classes = images, labels.long(), masks, tuple(classes)
+        if masks is not None and len(masks) != len(images):
+            raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
+        self.images, self.masks, self.classes = images, masks, tuple(classes)
+        self.labels = class_labels(labels, len(images), classes, "image")
         channels, size = images.shape[1], (int(images.shape[2]), int(images.shape[3]))
         if preprocess is not None and len(preprocess.mean) != channels:
             raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.fashion import SPLITS, Split
+from exitlens.data.labels import class_labels
 from exitlens.data.reviews import CLASSES, MOST_TOKENS, all_words, write_review
 from exitlens.data.rows import good_rows
 from exitlens.errors import DataError, InputError, did_you_mean, require
@@ -50,18 +51,11 @@ class TextSet(Dataset[TextItem]):
     ) -> None:
         require(preprocess, TextPreprocess, "preprocess")
         self._encoded = preprocess.encode(texts)
-        require(labels, Tensor, "labels")
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise InputError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
-        if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
-            low, high = int(labels.min()), int(labels.max())
-            raise InputError(f"labels: expected values in [0, {len(classes)}), one a class name, got {low} to {high}")
-        if len(labels) != len(texts):
-            raise InputError(f"labels: expected {len(texts)}, one per text; got {len(labels)}")
         shape = (len(texts), preprocess.length)
         if masks is not None and (masks.shape != shape or masks.dtype != torch.bool):
             raise InputError(f"masks: expected {shape} bool, one value a token, got {tuple(masks.shape)} {masks.dtype}")
-        self.texts, self.labels, self.classes = tuple(texts), labels.long(), tuple(classes)
+        self.texts, self.classes = tuple(texts), tuple(classes)
+        self.labels = class_labels(labels, len(texts), classes, "text")
         self.preprocess, self.masks = preprocess, masks
 
     def __len__(self) -> int:
