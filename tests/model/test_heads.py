@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
 
 import exitlens as xl
 from exitlens.model.heads import EvidenceHead
@@ -64,6 +65,35 @@ def test_kept_evidence_equals_grad_cam():
         for a, b in zip(ours, expected, strict=True):
             if b.max() > 0:
                 assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99
+
+
+class OtherPooling(nn.Module):
+    """A linear classifier of something else than the average over all locations."""
+
+    def __init__(self, pool, width=6):
+        super().__init__()
+        self.a, self.b, self.fc, self.pool = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(width, 4), pool
+
+    def forward(self, x):
+        return self.fc(self.pool(torch.relu(self.b(torch.relu(self.a(x))))))
+
+
+@pytest.mark.parametrize(
+    ("pool", "width", "exact"),
+    [
+        (lambda x: x.mean((2, 3)), 6, True),
+        (lambda x: x.mean(3).flatten(1), 48, False),
+        (lambda x: x.mean(1).flatten(1), 64, False),
+        (lambda x: x[:, :, 1:].mean((2, 3)), 6, False),
+        (lambda x: 2 * x.mean((2, 3)), 6, False),
+    ],
+)
+def test_evidence_is_called_exact_only_where_it_is(pool, width, exact):
+    net = xl.attach(OtherPooling(pool, width).eval(), ["a"], 4, torch.zeros(1, 3, 8, 8), final="keep")
+    out = net(torch.randn(2, 3, 8, 8))[-1]
+    assert net.head(1).exact_evidence is exact
+    total = out.evidence.flatten(2).sum(2) + net.head(1).tail.body.fc.bias
+    assert torch.allclose(total, out.logits, atol=1e-4) is exact
 
 
 def test_a_classifier_that_is_not_linear_says_so():

@@ -171,11 +171,43 @@ class Impure(TinyNet):
         return super().forward(x) * self.calls
 
 
+class Counts(TinyNet):
+    """Counts its calls and replaces a buffer, and answers the same all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.mean() + 0
+        self.seen_shape = x.shape
+        return super().forward(x)
+
+
 def test_the_probe_finds_what_tracing_cannot_see():
     with pytest.raises(xl.AttachError, match="depend on who else is in the batch"):
         xl.attach(MixesSamples(), ["a"], 4, torch.zeros(1, 3, 16, 16))
-    with pytest.raises(xl.AttachError, match="staged and plain output differ"):
+    with pytest.raises(xl.AttachError, match="a second call: its forward keeps a state"):
         xl.attach(Impure(), ["a"], 4, torch.zeros(1, 3, 16, 16))
+
+
+def test_a_new_classifier_of_zeros_does_not_blind_the_probe():
+    network = MixesSamples()
+    nn.init.zeros_(network.fc.weight), nn.init.zeros_(network.fc.bias)
+    with pytest.raises(xl.AttachError, match="depend on who else is in the batch"):
+        xl.attach(network, ["a"], 4, torch.zeros(1, 3, 16, 16))
+    assert (network.fc.weight == 0).all()
+
+
+def test_attributes_of_the_source_are_what_they_were():
+    network = Counts()
+    buffer = network.last
+    xl.attach(network, ["a"], 4, torch.zeros(1, 3, 16, 16))
+    assert network.calls == 0
+    assert network.last is buffer
+    assert not hasattr(network, "seen_shape")
 
 
 def test_auxiliary_outputs_of_training_are_computed_and_left_out():

@@ -174,6 +174,34 @@ def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw()
     xl.EGTLoss()(net(x), torch.tensor([0, 1])).total.backward()
 
 
+class ThroughAView(nn.Module):
+    """After the cut the features are changed in place through a view of them, then once more by an index."""
+
+    def __init__(self, inputs=False):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+        self.inputs = inputs
+
+    def forward(self, x):
+        if self.inputs:
+            x.view(-1).add_(1.0)
+        x = self.a(x)
+        x.flatten(2).transpose(1, 2).mul_(3.0)
+        x[:, 0] = 0.0
+        return self.fc(torch.relu(self.b(x)).mean((2, 3)))
+
+
+def test_changes_through_views_reach_neither_the_head_nor_the_callers_input():
+    network = ThroughAView(inputs=True).eval()
+    net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8), final="keep")
+    x = torch.randn(2, 3, 8, 8)
+    before = x.clone()
+    _, features = net.with_features(x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(features[0], network.a(x + 1))
+    assert torch.equal(net(x)[-1].logits, network(x.clone()))
+
+
 def test_attach_leaves_no_trace(backbone):
     backbone.train()
     backbone.b.eval()

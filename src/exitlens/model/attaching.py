@@ -16,10 +16,10 @@ from exitlens.model.cost import count_macs
 from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.model.huggingface import config_of
 from exitlens.model.layouts import KINDS, Kind
-from exitlens.model.modes import mode_of
+from exitlens.model.modes import mode_of, no_zeros
 from exitlens.model.network import ExitNet, Final, NetworkInfo
 from exitlens.model.placement import place_exits
-from exitlens.model.probing import admit, probe, staged_logits
+from exitlens.model.probing import admit, probe, random_inputs, staged_logits
 from exitlens.model.stages import Carried, Split, split
 
 
@@ -100,9 +100,28 @@ def _heads(module: nn.Module, pieces: Split, num_classes: int, example: Inputs, 
     for head in heads:
         head.to(parameter.device, parameter.dtype)
     if final == "keep":
-        heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
         _check_kept(pieces, num_classes, example)
+        heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
+        if pieces.pooled_linear is not None and not _is_exact(pieces, pieces.pooled_linear, heads[-1], example):
+            heads[-1] = KeptHead(pieces.tail, None, pieces.layouts[-1])
     return heads
+
+
+def _is_exact(pieces: Split, name: str, head: ExitHead, example: Inputs) -> bool:
+    """Whether the evidence of pooling and a linear layer sums to the logits: pooling over other axes, say, does not."""
+    linear = pieces.tail.body.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    if linear.in_features != pieces.channels[-1]:
+        return False
+    carried: Carried = random_inputs(example, pieces, 2)
+    with torch.no_grad():
+        for stage in pieces.stages:
+            with mode_of(stage, False):
+                carried = stage(*carried)
+        with mode_of(head, False), no_zeros(linear):
+            out = head(*carried)
+            total = out.evidence.flatten(2).sum(2) + (0 if linear.bias is None else linear.bias)
+    return torch.allclose(total, out.logits, rtol=1e-3, atol=1e-3 * max(1.0, out.logits.abs().max().item()))
 
 
 def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs, final: str) -> tuple[int, ...]:

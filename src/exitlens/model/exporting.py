@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from exitlens.functional.inputs import Inputs, input_names, tensors_of
 from exitlens.model.graph import TracedGraph
-from exitlens.model.modes import mode_of
+from exitlens.model.modes import mode_of, untouched
 from exitlens.model.outputs import pick_logits
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
@@ -42,7 +42,7 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
     """
     tensors = tuple(torch.cat([t, t])[:2] for t in tensors_of(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
-    with mode_of(backbone, training), _quiet():
+    with untouched(backbone), mode_of(backbone, training), _quiet():
         program = torch.export.export(
             _LogitsOnly(backbone, input_names(example)),
             tensors,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from exitlens.model.graph import TracedGraph
-from exitlens.model.modes import mode_of
+from exitlens.model.modes import mode_of, untouched
 
 
 class FxTracer(fx.Tracer):
@@ -60,11 +60,10 @@ class FxTracer(fx.Tracer):
 def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedGraph:
     """Traces by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
     before = set(vars(backbone))
-    try:
+    with untouched(backbone):
         with mode_of(backbone, training):
             graph = tracer.trace(backbone)
-    finally:  # fx hangs constants on the module it traces
-        made = {name: backbone.__dict__.pop(name) for name in set(vars(backbone)) - before}
+        made = {name: vars(backbone)[name] for name in set(vars(backbone)) - before}  # fx hangs constants on the module
     renamed = {name: f"{name}_{'train' if training else 'eval'}" for name in made}
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in renamed:

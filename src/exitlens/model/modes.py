@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +23,46 @@ def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Gives every buffer (batch-norm statistics) its values back, also after an error."""
-    before = {name: value.clone() for name, value in module.named_buffers()}
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Gives every submodule its attributes, and every buffer (batch-norm statistics) its values back, also after an error.
+
+    A forward may count its calls, replace a buffer, or leave a tracer's proxy behind.
+    """
+    attributes = [(m, dict(vars(m)), _tables(m)) for m in module.modules()]
+    values = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for m, before, tables in attributes:
+            vars(m).clear()
+            vars(m).update(before)
+            for table, old in tables:
+                table.clear()
+                table.update(old)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """A module's own tables of parameters and buffers, each with a copy."""
+    return [(table, dict(table)) for table in (vars(module)["_parameters"], vars(module)["_buffers"])]
+
+
+@contextmanager
+def no_zeros(module: nn.Module) -> Iterator[None]:
+    """Small noise instead of parameters that are zero throughout (new classifiers, gates of residual branches) for a while.
+
+    With them a comparison of outputs would see nothing of what lies before.
+    """
+    zero = [p for p in module.parameters() if p.is_floating_point() and not bool(p.any())]
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in zero:
+            p.copy_(0.5 * torch.randn(p.shape, generator=rng))
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, value in module.named_buffers():
-                value.copy_(before[name])
+            for p in zero:
+                p.zero_()

@@ -17,7 +17,7 @@ from exitlens.errors import AttachError, did_you_mean
 from exitlens.functional.inputs import MASK, Inputs, tensors_of
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout, find_layout
-from exitlens.model.modes import buffers_kept, mode_of
+from exitlens.model.modes import mode_of, untouched
 from exitlens.model.outputs import pick_logits
 
 POOLING = (
@@ -98,7 +98,7 @@ def look(backbone: nn.Module, traced: TracedGraph, example: Inputs) -> Seen:
         AttachError: if the network refuses the example, or returns no logits.
     """
     module = runnable(backbone, traced)
-    with buffers_kept(backbone):  # fake tensors or not, some operations write to them
+    with untouched(backbone):  # fake tensors or not, some operations write to them
         two, three = (_values(module, example, count) for count in (2, 3))
     output = list(traced.graph.nodes)[-1]
     try:

@@ -14,7 +14,7 @@ from exitlens.errors import AttachError
 from exitlens.functional.inputs import Inputs
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout
-from exitlens.model.modes import buffers_kept
+from exitlens.model.modes import untouched
 from exitlens.model.places import (
     Seen,
     UncuttableError,
@@ -142,7 +142,7 @@ def split(backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind 
     Raises:
         AttachError: unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
-    with buffers_kept(backbone):  # what a trace or a look at it changes
+    with untouched(backbone):  # what a trace or a look at it changes
         training, evaluation = (
             _cut(backbone, trace(backbone, mode, example), at, example, layout) for mode in (True, False)
         )
@@ -210,6 +210,9 @@ def _carried(traced: TracedGraph, seen: Seen, node: fx.Node, place: int) -> list
     return [*first, *(n for n in crossing(traced, seen, place) if n not in first)]
 
 
+_IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
+
+
 def _in_place(backbone: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(backbone.get_submodule(str(node.target)), "inplace", False))
@@ -217,7 +220,34 @@ def _in_place(backbone: nn.Module, node: fx.Node) -> bool:
     if schema is not None:  # an ATen operation
         return bool(schema.is_mutable)
     name = name_of(node)
-    return bool(node.kwargs.get("inplace", False)) or name in ("iadd", "imul", "isub") or name.endswith("_")
+    return bool(node.kwargs.get("inplace", False)) or name in _IN_PLACE or name.endswith("_")
+
+
+_VIEWS = (  # beginnings of the names of what may return the same memory
+    *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "movedim", "select", "slice", "getitem"),
+    *("squeeze", "unsqueeze", "expand", "chunk", "split", "unbind", "narrow", "alias", "detach", "to", "contiguous"),
+    *("dropout", "type_as", "float", "as_strided", "swapaxes", "diagonal", "unfold", "real"),
+)
+
+
+def _changed(backbone: nn.Module, nodes: list[fx.Node], incoming: list[fx.Node]) -> list[fx.Node]:
+    """The incoming tensors that an operation may change in place, themselves or through a view of them."""
+    same = {n: n for n in incoming}  # views by the incoming tensor that they show
+    changed: dict[fx.Node, None] = {}
+    for node in nodes:
+        first = node.args[0] if node.args else None  # what an operation changes in place, or shows another view of
+        source = same.get(first) if isinstance(first, fx.Node) else None
+        if source is None:
+            continue
+        if _in_place(backbone, node):
+            changed[source] = None
+        module = backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
+        passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten | nn.modules.dropout._DropoutNd)
+        if passes or (node.op.startswith("call") and module is None and name_of(node).startswith(_VIEWS)):
+            same[node] = source
+        if _in_place(backbone, node) and node not in same:  # it returns what it changed
+            same[node] = source
+    return list(changed)
 
 
 def _subgraph(
@@ -232,9 +262,8 @@ def _subgraph(
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in incoming}
     first, later = copies[incoming[0]], incoming[0].op != "placeholder"
-    for n in incoming:  # a head has read it too: an in-place operation must not change it under the head
-        if later and any(_in_place(backbone, user) for user in n.users):
-            copies[n] = graph.call_method("clone", (copies[n],))
+    for n in _changed(backbone, nodes, incoming):  # a head has read it, or it is the caller's: it must stay what it is
+        copies[n] = graph.call_method("clone", (copies[n],))
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
