@@ -86,7 +86,8 @@ def spread(attention: torch.Tensor, real: torch.Tensor) -> float:
 def table(found: dict) -> str:
     """Means (and the range over seeds) as Markdown, one row a loss."""
     lines = [
-        "| loss | accuracy, exit 0 | final | shop says nothing, final | skill, exit 0 | deletion drop, exit 0 | final | random |",
+        "| loss | accuracy, exit 0 | final | shop says nothing, final | skill, exit 0 | deletion drop, exit 0 | final "
+        "| random |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in LOSSES:

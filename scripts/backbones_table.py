@@ -1,6 +1,7 @@
 """Tries every backbone below and writes docs/backbones.md: what is cut, how exactly, and what is refused and why.
 
-Usage: python scripts/backbones_table.py   (resumable: results are kept in benchmarks/results/backbones.json)
+Usage: python scripts/backbones_table.py [PART PARTS]   (resumable: results are kept in benchmarks/results/backbones.json;
+with PART 0 and PARTS 2 every second backbone, so that two processes share the work)
 
 Weights are random and the images small where the network takes them: what is checked is structure, not accuracy.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 import tempfile
 import time
 import warnings
@@ -25,6 +27,7 @@ from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
 from exitlens.model.backbones import zeros_for
 from exitlens.model.modes import mode_of
 from exitlens.model.outputs import pick_logits
+from exitlens.model.weights import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"
@@ -270,22 +273,25 @@ def write(rows: dict[str, dict]) -> None:
 def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for _, source, size in BACKBONES:
-        if source in rows:
+    part, parts = (int(word) for word in sys.argv[1:3]) if len(sys.argv) > 2 else (0, 1)
+    for _, source, size in BACKBONES[part::parts]:
+        if source in saved():
             continue
         started = time.perf_counter()
         try:
-            rows[source] = try_backbone(source, size)
+            row = try_backbone(source, size)
         except xl.ExitlensError as error:
-            rows[source] = {"error": f"{type(error).__name__}: {error}"}
+            row = {"error": f"{type(error).__name__}: {error}"}
         except Exception as error:
-            rows[source] = {"error": f"not ours! {type(error).__name__}: {str(error)[:200]}"}
-        verdict = "ok" if passes(rows[source]) else rows[source].get("error", rows[source])
+            row = {"error": f"not ours! {type(error).__name__}: {str(error)[:200]}"}
+        verdict = "ok" if passes(row) else row.get("error", row)
         print(f"{time.perf_counter() - started:5.1f} s  {source}: {verdict}", flush=True)
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-        write(rows)
-    write(rows)
+        write_text(RESULTS, json.dumps(saved() | {source: row}, indent=1) + "\n")
+    write(saved())
+
+
+def saved() -> dict[str, dict]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ class TrainingError(ExitlensError):
     """Training cannot start, go on or be resumed."""
 
 
+class TraceMismatchError(AttachError):
+    """What was traced does not do what the backbone does."""
+
+
 class CalibrationError(ExitlensError):
     """No policy can be chosen from this trace under these limits."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import AttachError, InputError
+from exitlens.errors import AttachError, InputError, TraceMismatchError
 from exitlens.functional.inputs import MASK, Inputs, input_names, map_inputs, tensors_of
 from exitlens.model.backbones import build_backbone
 from exitlens.model.contract import InputContract, example_contract
@@ -16,7 +16,7 @@ from exitlens.model.cost import count_macs
 from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.model.huggingface import config_of
 from exitlens.model.layouts import KINDS, Kind
-from exitlens.model.modes import mode_of, no_zeros
+from exitlens.model.modes import mode_of, no_zeros, untouched
 from exitlens.model.network import ExitNet, Final, NetworkInfo
 from exitlens.model.placement import place_exits
 from exitlens.model.probing import admit, probe, random_inputs, staged_logits
@@ -62,16 +62,16 @@ def attach(
     module = build_backbone(backbone, num_classes, channels) if isinstance(backbone, str) else backbone
     admit(module)
     example = map_inputs(example, lambda t: t[:1].detach())
-    at = place_exits(module, example, at) if isinstance(at, int) else at
-    pieces = split(module, at, example, layout)
-    probe(module, pieces, example)
-    if at and math.prod(pieces.sizes[-1]) == 1:
-        raise AttachError(
-            f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits to "
-            "agree with: use larger images, or a backbone that shrinks them less"
-        )
-    heads = _heads(module, pieces, num_classes, example, final)
-    cost, head_share = _measure(pieces, heads, example, final)
+    with untouched(module):
+        at = place_exits(module, example, at, layout) if isinstance(at, int) else at
+        pieces = _split_and_probe(module, at, example, layout)
+        if at and math.prod(pieces.sizes[-1]) == 1:
+            raise AttachError(
+                f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
+                "to agree with: use larger images, or a backbone that shrinks them less"
+            )
+        heads = _heads(module, pieces, num_classes, example, final)
+        cost, head_share = _measure(pieces, heads, example, final)
     config = config_of(module)
     info = NetworkInfo(
         tuple(at),
@@ -81,15 +81,42 @@ def attach(
         source or ("hf:" if config else ""),
         layout=layout,
         inputs=input_names(example),
+        dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in tensors_of(example)) if len(shape) == 1 else (),
         config=config,
     )
     prefix = pieces.layouts[-1].prefix if len(shape) == 1 else 0
-    contract = InputContract(input_names(example), shape, pieces.exact_size, tuple(pieces.vocabulary), prefix)
-    net = ExitNet(pieces.stages, heads, cost, head_share, info, contract)
+    dtypes = tuple(t.dtype for t in tensors_of(example))
+    contract = InputContract(info.inputs, shape, pieces.exact_size, tuple(pieces.vocabulary), prefix, dtypes)
+    net = ExitNet(pieces.stages, heads, cost, head_share, info, contract, module)
     net.heads.train(module.training)
     for stage in pieces.stages:
         stage.training = module.training
     return net
+
+
+def _split_and_probe(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None) -> Split:
+    """The pieces, proved equal to the plain backbone; where torch.fx's are not, by torch.export."""
+    pieces = split(module, at, example, layout)
+    try:
+        probe(module, pieces, example)
+    except TraceMismatchError:
+        if pieces.exact_size:  # torch.export it was
+            raise
+        exported = _exported(module, at, example, layout)
+        if exported is None:
+            raise
+        return exported
+    return pieces
+
+
+def _exported(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None) -> Split | None:
+    """The pieces by torch.export, if that can follow the forward and they equal the plain backbone."""
+    try:
+        pieces = split(module, at, example, layout, export=True)
+        probe(module, pieces, example)
+    except AttachError:
+        return None
+    return pieces
 
 
 def _heads(module: nn.Module, pieces: Split, num_classes: int, example: Inputs, final: Final) -> list[ExitHead]:
@@ -149,6 +176,8 @@ def _measure(pieces: Split, heads: Sequence[ExitHead], example: Inputs, final: F
     inputs = tensors_of(example)
     with mode_of(pieces.whole, False):
         plain, _ = count_macs(pieces.whole, *inputs)
+    if plain == 0:
+        raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
     total, at_heads, cost = 0, 0, []
     carried: Carried = inputs
     for k, (stage, head) in enumerate(zip(pieces.stages, heads, strict=True)):
@@ -165,5 +194,6 @@ def example_inputs(info: NetworkInfo, like: Tensor) -> Inputs:
     """An example with which :func:`attach` makes the network again that ``info`` describes, on the device of ``like``."""
     if len(info.input_shape) == 3:
         return torch.zeros(1, *info.input_shape, dtype=like.dtype, device=like.device)
-    ones = torch.ones(1, *info.input_shape, dtype=torch.int64, device=like.device)
-    return {name: ones if name == MASK else torch.zeros_like(ones) for name in info.inputs} or torch.zeros_like(ones)
+    ones = [torch.ones(1, *info.input_shape, dtype=getattr(torch, d), device=like.device) for d in info.dtypes]
+    named = {name: t if name == MASK else torch.zeros_like(t) for name, t in zip(info.inputs, ones, strict=False)}
+    return named or torch.zeros_like(ones[0])

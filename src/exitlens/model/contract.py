@@ -24,6 +24,7 @@ class InputContract:
         exact_size: images of another size do not fit (texts never do).
         vocabulary: for every tensor the number of tokens its embedding knows, or ``None``.
         prefix: tokens in front of a text that get no attention.
+        dtypes: of the tokens and masks that the network was traced with; others are converted.
     """
 
     names: tuple[str, ...]
@@ -31,6 +32,7 @@ class InputContract:
     exact_size: bool = False
     vocabulary: tuple[int | None, ...] = (None,)
     prefix: int = 0
+    dtypes: tuple[torch.dtype, ...] = ()
 
     @property
     def is_text(self) -> bool:
@@ -90,7 +92,7 @@ class InputContract:
             self._tokens(tensor, where, len(tensors[0]), known, like)
             if part == MASK:
                 self._mask(tensor, where)
-        return tensors
+        return tuple(t.to(dtype) for t, dtype in zip(tensors, self.dtypes, strict=True)) if self.dtypes else tensors
 
     def _tokens(self, tensor: Tensor, name: str, batch: int, known: int | None, like: Tensor) -> None:
         length = self.shape[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,20 @@ def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
 
     Convolutions, matrix products and attention count; normalisation, activations and pooling do not, as is usual.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), unfused(), FlopCounterMode(display=False) as counter:
         out = run(*args)
     return int(counter.get_total_flops()) // 2, out
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Without the fused kernels of attention and recurrent layers, which the counter does not know."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other settings that flags() touches
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

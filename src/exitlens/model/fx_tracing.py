@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections import Counter
 from typing import Any
 
@@ -69,6 +70,9 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedGra
         if node.op == "get_attr" and node.target in renamed:
             node.target = renamed[node.target]
     _unpack_output(graph)
+    for node in reversed(list(graph.nodes)):  # parts of a tuple that nothing uses
+        if node.target is operator.getitem and not node.users:
+            graph.erase_node(node)
     repeated = {name: (count, tracer.outputs.get(name)) for name, count in tracer.calls.items() if count > 1}
     outputs = {name: node for name, node in tracer.outputs.items() if name not in repeated}
     return TracedGraph(graph, outputs, repeated, {renamed[name]: value for name, value in made.items()})
@@ -81,3 +85,5 @@ def _unpack_output(graph: fx.Graph) -> None:
     if isinstance(made, fx.Node) and callable(made.target) and hasattr(made.target, "_fields"):
         output.args = (made.target(*made.args, **made.kwargs),)
         graph.erase_node(made)
+    elif isinstance(made, fx.Node) and isinstance(made.target, type):
+        raise TypeError(f"its output is a {made.target.__name__}, which torch.fx does not look into")

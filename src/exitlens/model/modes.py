@@ -41,7 +41,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 table.update(old)
         with torch.no_grad():
             for buffer, value in values:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -36,6 +36,7 @@ class NetworkInfo:
     preprocess: Preprocess | TextPreprocess | None = None
     layout: Kind | None = None
     inputs: tuple[str, ...] = ()  # names; empty for one tensor alone
+    dtypes: tuple[str, ...] = ()  # of the tokens and masks of texts
     config: dict[str, Any] | None = None  # of a transformers model
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class NetworkInfo:
     def from_dict(cls, values: dict[str, Any]) -> NetworkInfo:
         """Inverse of :meth:`to_dict`."""
         fields = dict(values)
-        for name in ("at", "input_shape", "classes", "inputs"):
+        for name in ("at", "input_shape", "classes", "inputs", "dtypes"):
             fields[name] = tuple(fields[name])
         fields["preprocess"] = None if fields["preprocess"] is None else preprocess_from_dict(fields["preprocess"])
         return cls(**fields)
@@ -74,6 +75,7 @@ class ExitNet(nn.Module):
         head_share: float,
         info: NetworkInfo,
         contract: InputContract,
+        source: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -85,6 +87,7 @@ class ExitNet(nn.Module):
         self._fingerprint = ""
         self._seen: list[tuple[Tensor, int]] | None = None  # tensors and their versions when the fingerprint was taken
         self.__dict__["_members"] = None  # all modules, once listed; not registered as members again
+        self.__dict__["_source"] = source  # it shares its buffers
 
     @property
     def num_exits(self) -> int:
@@ -145,7 +148,7 @@ class ExitNet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the fingerprint's memory out of copies and pickles, which get tensors of their own."""
-        return self.__dict__ | {"_fingerprint": "", "_seen": None, "_members": None}
+        return self.__dict__ | {"_fingerprint": "", "_seen": None, "_members": None, "_source": None}
 
     def fingerprint(self) -> str:
         """Names the weights: the first 16 hex digits of a SHA-256 over every tensor of the state."""
@@ -171,9 +174,22 @@ class ExitNet(nn.Module):
         self._seen = None
         return super().load_state_dict(*args, **kwargs)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # what to(), double(), cuda() and so on call
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), double(), cuda() call
+        """As ``torch.nn.Module._apply``; a buffer that several stages, or the source, share stays one tensor."""
         self._seen = None
-        moved: Any = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        changed: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(t: Tensor) -> Tensor:
+            if id(t) not in changed:
+                changed[id(t)] = (t, fn(t))  # t is kept, so that its id stays its own
+            return changed[id(t)][1]
+
+        moved: Any = super()._apply(once, recurse)  # type: ignore[no-untyped-call]
+        source: nn.Module | None = self.__dict__["_source"]
+        for module in source.modules() if source is not None else ():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) in changed:
+                    module._buffers[name] = changed[id(buffer)][1]
         return moved
 
     def any_training(self) -> bool:

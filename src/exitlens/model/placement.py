@@ -17,9 +17,11 @@ from exitlens.errors import AttachError, InputError
 from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
 from exitlens.model.backbones import build_backbone, zeros_for
 from exitlens.model.contract import example_contract
+from exitlens.model.cost import unfused
 from exitlens.model.graph import TracedGraph
-from exitlens.model.modes import mode_of
-from exitlens.model.places import Seen, UncuttableError, crossing, last_features, look, node_layout, runnable
+from exitlens.model.layouts import Kind
+from exitlens.model.modes import mode_of, untouched
+from exitlens.model.places import Seen, UncuttableError, check_features, crossing, last_features, look, node_layout, runnable
 from exitlens.model.tracing import trace
 
 
@@ -81,10 +83,13 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         AttachError: if the backbone cannot be traced, or fails on the example.
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
-    return _points(backbone, zeros_for(backbone) if example is None else example, runs)[0]
+    with untouched(backbone):
+        return _points(backbone, zeros_for(backbone) if example is None else example, runs)[0]
 
 
-def _points(backbone: nn.Module, example: Inputs, runs: int) -> tuple[list[ExitPoint], TracedGraph]:
+def _points(
+    backbone: nn.Module, example: Inputs, runs: int, kind: Kind | None = None
+) -> tuple[list[ExitPoint], TracedGraph]:
     """The places of :func:`exit_points`, and the graph that they were found in."""
     example_contract(example)
     example = map_inputs(example, lambda t: t[:1])
@@ -102,13 +107,13 @@ def _points(backbone: nn.Module, example: Inputs, runs: int) -> tuple[list[ExitP
     for node in order[:end]:
         so_far, spent = so_far + macs[node.name], spent + seconds[node.name]
         name = traced.name_of(node)
-        if name and _alone(traced, seen, node, masks) and _is_map(backbone, traced, node, seen, example):
+        if name and _alone(traced, seen, node, masks) and _is_map(backbone, traced, node, seen, example, kind):
             shape = seen.shapes[node.name][1:]
             points.append(ExitPoint(name, int(so_far), so_far / total_macs, shape, spent / total_seconds))
     return points, traced
 
 
-def place_exits(backbone: nn.Module, example: Inputs, count: int) -> list[str]:
+def place_exits(backbone: nn.Module, example: Inputs, count: int, layout: Kind | None = None) -> list[str]:
     """Names of ``count`` exit points whose costs lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
 
     Raises:
@@ -116,7 +121,7 @@ def place_exits(backbone: nn.Module, example: Inputs, count: int) -> list[str]:
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
-    points, traced = _points(backbone, example, runs=0)
+    points, traced = _points(backbone, example, 0, layout)
     following = [p.macs for p in points[1:]]  # of places with the same cost the last, after the activation
     points = [p for p, later in zip(points, [*following, math.inf], strict=False) if 0 < p.macs < later]
     if len(points) < count:
@@ -143,19 +148,19 @@ def _measure(module: fx.GraphModule, example: Inputs, count: bool) -> dict[str, 
 
 def _count(module: fx.GraphModule, example: Inputs) -> dict[str, float]:
     """MACs by node, without computing if the operations allow it."""
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            return _measure(module, map_inputs(example, fake.from_tensor), count=True)
-    except Exception:  # an operation without a fake implementation
-        return _measure(module, example, count=True)
+    with unfused():
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+                return _measure(module, map_inputs(example, fake.from_tensor), count=True)
+        except Exception:  # an operation without a fake implementation
+            return _measure(module, example, count=True)
 
 
-def _is_map(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs) -> bool:
-    if node.name not in seen.batched:
-        return False
+def _is_map(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs, kind: Kind | None) -> bool:
     try:
-        layout = node_layout(backbone, traced, node, seen, example)
-    except AttachError:
+        check_features(backbone, seen, node)
+        layout = node_layout(backbone, traced, node, seen, example, kind)
+    except (AttachError, UncuttableError):
         return False
     return math.prod(layout.size(seen.shapes[node.name])) > 1
 

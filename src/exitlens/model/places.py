@@ -46,13 +46,14 @@ class Seen:
     """What the values at the nodes are, by node name, from runs with two and with three samples.
 
     Attributes:
-        shapes: of tensors, with two samples.
+        shapes: of tensors, with two samples. dtypes: of tensors.
         batched: tensors whose first axis, and no other, is the batch's.
         sizes: integers that are the number of samples.
         dataless: nodes that depend on parameters, constants and the number of samples only: any stage can make them anew.
     """
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
     batched: frozenset[str]
     sizes: frozenset[str]
     dataless: frozenset[str]
@@ -64,11 +65,12 @@ class _Values(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes, self.integers = dict[str, tuple[int, ...]](), dict[str, int]()
+        self.dtypes: dict[str, torch.dtype] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.shapes[n.name] = tuple(value.shape)
+            self.shapes[n.name], self.dtypes[n.name] = tuple(value.shape), value.dtype
         elif isinstance(value, int):
             self.integers[n.name] = int(value)
         return value
@@ -85,7 +87,12 @@ def members(backbone: nn.Module, traced: TracedGraph, graph: fx.Graph) -> dict[s
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             target = str(node.target)
-            found[target] = traced.extras[target] if target in traced.extras else operator.attrgetter(target)(backbone)
+            try:
+                found[target] = traced.extras[target] if target in traced.extras else operator.attrgetter(target)(backbone)
+            except AttributeError as error:
+                raise AttachError(
+                    f"backbone: its first forward makes {target!r}, which is not there yet: run one batch through it first"
+                ) from error
     return found
 
 
@@ -115,10 +122,19 @@ def look(backbone: nn.Module, traced: TracedGraph, example: Inputs) -> Seen:
         if (
             node.op == "get_attr"
             or node.name in sizes
-            or (node.op.startswith("call") and free and not _random(backbone, node))
+            or (node.op.startswith("call") and free and not _random(backbone, node) and not in_place(backbone, node))
         ):
             dataless.add(node.name)
-    return Seen(two.shapes, frozenset(batched), frozenset(sizes), frozenset(dataless))
+    _first_of_tuples(traced, two.shapes)
+    return Seen(two.shapes, two.dtypes, frozenset(batched), frozenset(sizes), frozenset(dataless))
+
+
+def _first_of_tuples(traced: TracedGraph, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Where a module returns a tuple (a recurrent one), its first element is what its name means."""
+    for name, node in traced.outputs.items():
+        users = [user for user in node.users if name_of(user) == "getitem" and user.args[1] == 0]
+        if node.name not in shapes and users:
+            traced.outputs[name] = users[0]
 
 
 def _encoder_end(traced: TracedGraph, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -241,14 +257,24 @@ def _channels_first(backbone: nn.Module, node: fx.Node, seen: Seen) -> bool:
     return False
 
 
+def check_features(backbone: nn.Module, seen: Seen, node: fx.Node) -> None:
+    """Raises :class:`UncuttableError` unless a node has one row a sample, in the network's own dtype."""
+    if node.name not in seen.batched:
+        raise UncuttableError(f"its features of shape {seen.shapes.get(node.name)} (two samples) are not one row a sample")
+    own = next(backbone.parameters()).dtype
+    if seen.dtypes[node.name] != own:
+        raise UncuttableError(f"its features are {seen.dtypes[node.name]}, the network's parameters {own}")
+
+
 def can_cut(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs) -> bool:
     """Whether an exit can stand at a node."""
     try:
         node_layout(backbone, traced, node, seen, example)
+        check_features(backbone, seen, node)
         crossing(traced, seen, traced.position(node))
     except (AttachError, UncuttableError):
         return False
-    return node.name in seen.batched
+    return True
 
 
 def nearest(backbone: nn.Module, traced: TracedGraph, seen: Seen, example: Inputs, place: int, last: int) -> str:
@@ -315,6 +341,20 @@ def name_of(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
+_IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
+
+
+def in_place(backbone: nn.Module, node: fx.Node) -> bool:
+    """Whether the node changes its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(backbone.get_submodule(str(node.target)), "inplace", False))
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:  # an ATen operation
+        return bool(schema.is_mutable)
+    name = name_of(node)
+    return bool(node.kwargs.get("inplace", False)) or name in _IN_PLACE or name.endswith("_")
+
+
 def _random(backbone: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return any("Drop" in type(m).__name__ for m in backbone.get_submodule(str(node.target)).modules())
@@ -341,4 +381,6 @@ def _reshapes(backbone: nn.Module, node: fx.Node, seen: Seen) -> bool:
     words += ["view", "reshape", "transpose", "permute"] if len(seen.shapes.get(node.name, ())) != 4 else []
     if node.op == "call_module":
         return isinstance(backbone.get_submodule(str(node.target)), (*POOLING, nn.Flatten))
+    if name_of(node) == "getitem" and isinstance(node.args[0], fx.Node) and node.args[0].name not in seen.shapes:
+        return False  # of a tuple: what a recurrent module has computed
     return node.op == "get_attr" or any(word in name_of(node) for word in words)

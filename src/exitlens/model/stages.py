@@ -18,9 +18,11 @@ from exitlens.model.modes import untouched
 from exitlens.model.places import (
     Seen,
     UncuttableError,
+    check_features,
     crossing,
     cut_nodes,
     embedding_rows,
+    in_place,
     last_features,
     look,
     mask_node,
@@ -136,15 +138,17 @@ class _Cut:
     crossing: list[int]  # how many tensors each piece takes
 
 
-def split(backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None = None) -> Split:
-    """Cuts ``backbone`` after the modules named in ``at`` and before its classifier.
+def split(
+    backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None = None, export: bool = False
+) -> Split:
+    """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
     Raises:
         AttachError: unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
     with untouched(backbone):  # what a trace or a look at it changes
         training, evaluation = (
-            _cut(backbone, trace(backbone, mode, example), at, example, layout) for mode in (True, False)
+            _cut(backbone, trace(backbone, mode, example, export), at, example, layout) for mode in (True, False)
         )
     if training.crossing != evaluation.crossing:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
@@ -182,7 +186,7 @@ def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: I
     for node, place in zip(nodes, places, strict=True):
         try:
             layouts.append(node_layout(backbone, traced, node, seen, example, kind))
-            carried.append(_carried(traced, seen, node, place))
+            carried.append(_carried(backbone, traced, seen, node, place))
         except (AttachError, UncuttableError) as error:
             name = traced.name_of(node) or node.name
             why = f"at: {name!r}: {error.why}" if isinstance(error, UncuttableError) else str(error)
@@ -201,26 +205,12 @@ def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: I
     return _Cut(traced, seen, nodes, layouts, parts, [len(c) for c in carried])
 
 
-def _carried(traced: TracedGraph, seen: Seen, node: fx.Node, place: int) -> list[fx.Node]:
+def _carried(backbone: nn.Module, traced: TracedGraph, seen: Seen, node: fx.Node, place: int) -> list[fx.Node]:
     """What crosses a cut: the features, then the padding mask where there is one, then whatever else is needed."""
-    if node.name not in seen.batched:
-        raise UncuttableError(f"its features of shape {seen.shapes.get(node.name)} (two samples) are not one row a sample")
+    check_features(backbone, seen, node)
     mask = mask_node(traced)
     first = [node] if mask is None else [node, mask]
     return [*first, *(n for n in crossing(traced, seen, place) if n not in first)]
-
-
-_IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
-
-
-def _in_place(backbone: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(backbone.get_submodule(str(node.target)), "inplace", False))
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:  # an ATen operation
-        return bool(schema.is_mutable)
-    name = name_of(node)
-    return bool(node.kwargs.get("inplace", False)) or name in _IN_PLACE or name.endswith("_")
 
 
 _VIEWS = (  # beginnings of the names of what may return the same memory
@@ -239,13 +229,13 @@ def _changed(backbone: nn.Module, nodes: list[fx.Node], incoming: list[fx.Node])
         source = same.get(first) if isinstance(first, fx.Node) else None
         if source is None:
             continue
-        if _in_place(backbone, node):
+        if in_place(backbone, node):
             changed[source] = None
         module = backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
         passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten | nn.modules.dropout._DropoutNd)
         if passes or (node.op.startswith("call") and module is None and name_of(node).startswith(_VIEWS)):
             same[node] = source
-        if _in_place(backbone, node) and node not in same:  # it returns what it changed
+        if in_place(backbone, node) and node not in same:  # it returns what it changed
             same[node] = source
     return list(changed)
 
@@ -272,7 +262,7 @@ def _subgraph(
         return copies[node]
 
     for node in nodes:
-        if node.op != "placeholder":
+        if node.op not in ("placeholder", "get_attr"):  # attributes come where they are used
             copied(node)
     graph.output(tuple(copied(n) for n in outgoing))
     graph.lint()

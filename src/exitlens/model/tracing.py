@@ -16,8 +16,8 @@ from exitlens.model.fx_tracing import FxTracer, trace_fx
 from exitlens.model.graph import TracedGraph
 
 
-def trace(backbone: nn.Module, training: bool, example: Inputs) -> TracedGraph:
-    """Traces ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses.
+def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedGraph:
+    """Traces ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses (or ``export`` asks for it).
 
     Raises:
         AttachError: if neither can follow the forward pass (control flow that depends on data, for example).
@@ -25,6 +25,8 @@ def trace(backbone: nn.Module, training: bool, example: Inputs) -> TracedGraph:
     check_arguments(backbone, example)
     tracer = FxTracer(input_names(example))
     try:
+        if export:
+            raise NotImplementedError("asked for torch.export")
         return trace_fx(backbone, training, tracer)
     except Exception as first:  # fx raises whatever the user's forward raises on a Proxy
         try:
