@@ -19,7 +19,7 @@ from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.modes import mode_of, no_zeros, untouched
 from exitlens.model.network import ExitNet, Final, NetworkInfo
 from exitlens.model.placement import place_exits
-from exitlens.model.probing import admit, probe, random_inputs, staged_logits
+from exitlens.model.probing import admit, probe, random_inputs
 from exitlens.model.stages import Carried, Split, split
 
 
@@ -127,7 +127,11 @@ def _heads(module: nn.Module, pieces: Split, num_classes: int, example: Inputs, 
     for head in heads:
         head.to(parameter.device, parameter.dtype)
     if final == "keep":
-        _check_kept(pieces, num_classes, example)
+        if pieces.outputs != num_classes:
+            raise AttachError(
+                f"num_classes: the backbone's own classifier has {pieces.outputs} outputs, got {num_classes}: pass that "
+                "number, or final='head' for a new classifier"
+            )
         heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
         if pieces.pooled_linear is not None and not _is_exact(pieces, pieces.pooled_linear, heads[-1], example):
             heads[-1] = KeptHead(pieces.tail, None, pieces.layouts[-1])
@@ -160,15 +164,6 @@ def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs,
     if final not in ("head", "keep"):
         raise InputError(f"final: expected 'head' or 'keep', got {final!r}")
     return example_contract(example)
-
-
-def _check_kept(pieces: Split, num_classes: int, example: Inputs) -> None:
-    outputs = staged_logits(pieces, tensors_of(example), False).shape[-1]
-    if outputs != num_classes:
-        raise AttachError(
-            f"num_classes: the backbone's own classifier has {outputs} outputs, got {num_classes}: pass that number, or "
-            "final='head' for a new classifier"
-        )
 
 
 def _measure(pieces: Split, heads: Sequence[ExitHead], example: Inputs, final: Final) -> tuple[Tensor, float]:

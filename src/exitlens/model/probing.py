@@ -150,8 +150,14 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
-    """Of a fixed random sum of the logits, by name of the parameter; ``None`` where none arrives."""
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad and p.is_floating_point()}
+    """Of a fixed random sum of the logits, by name of the parameter; ``None`` where none arrives.
+
+    Of each module that has parameters of its own the smallest, which takes half the time of all.
+    """
+    named: dict[str, Tensor] = {}
+    for prefix, owner in module.named_modules():
+        own = {name: p for name, p in owner.named_parameters(prefix, recurse=False) if p.requires_grad}
+        named |= dict(sorted(own.items(), key=lambda item: item[1].numel())[:1])
     if not logits.requires_grad or not named:
         return dict.fromkeys(named)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)

@@ -112,7 +112,7 @@ class Split:
         pooled_linear: name of the linear layer if the tail is global average pooling and that layer, else ``None``.
         exact_size: it was traced for the example's size only.
         vocabulary: for every input the number of tokens its embedding knows, ``None`` for images and masks.
-        whole: the uncut evaluation graph, over the same parameters.
+        whole: the uncut evaluation graph, over the same parameters. outputs: how many logits it has.
     """
 
     stages: list[Stage]
@@ -124,6 +124,7 @@ class Split:
     exact_size: bool
     vocabulary: list[int | None]
     whole: fx.GraphModule
+    outputs: int
 
 
 @dataclass
@@ -164,6 +165,7 @@ def split(
         evaluation.traced.exported or training.traced.exported,
         embedding_rows(backbone, evaluation.traced, evaluation.seen),
         runnable(backbone, evaluation.traced),
+        evaluation.seen.shapes[evaluation.traced.returned.name][1],
     )
 
 
