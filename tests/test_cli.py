@@ -109,7 +109,7 @@ def test_errors_are_one_line_and_exit_code_2(trained, folder, tmp_path, call):
         (["fit", "--data", folder, "--out", tmp_path / "o", "--backbone", "resnet18"], "backbone"),
         (["fit", "--data", folder, "--out", tmp_path / "o", "--size", "-5"], "size"),
         (["bench", "--bundle", trained, "--batch-sizes", "1,x"], "batch-sizes"),
-        (["bench", "--bundle", trained], "batch_size: 64"),
+        (["bench", "--bundle", trained, "--batch-sizes", "64"], "--batch-sizes: the smallest is 64"),
         (["calibrate", "--bundle", trained], "--max-accuracy-drop"),
         (["calibrate", "--bundle", trained, "--max-accuracy-drop", "2"], r"in \[0, 1\]"),
         (["calibrate", "--bundle", tmp_path, "--max-cost", "0.5"], "no bundle"),

@@ -25,6 +25,7 @@ from exitlens.delivery.runs import (
     bundle_of,
     forget_source,
     image_preprocess,
+    kept_policy,
     load_calibrated,
     load_samples,
     read_samples,
@@ -32,9 +33,9 @@ from exitlens.delivery.runs import (
     text_preprocess,
     write_source,
 )
-from exitlens.delivery.speed import compare_adaptive
+from exitlens.delivery.speed import compare_adaptive, fitting_sizes
 from exitlens.delivery.tokens import exit_name, token_table, write_tokens
-from exitlens.functional.inputs import split_rows
+from exitlens.functional.inputs import count_rows, split_rows
 from exitlens.model.backbones import zeros_for
 
 app = typer.Typer(
@@ -176,7 +177,7 @@ def fit(
     except xl.ExitlensError:
         forget_source(out)
         raise
-    xl.save(net, None, out / "bundle", overwrite=resume)
+    xl.save(net, kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
     last = result.history[-1]
     values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
@@ -234,7 +235,7 @@ def evaluate(
     bundle: Bundle,
     data: OtherData = "",
     root: Root = "",
-    report: Annotated[Path | None, typer.Option(help="Also write an HTML report to this new file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write an HTML report to this new file (images).")] = None,
     baseline: Annotated[Path | None, typer.Option(help="A second run or bundle, to stand beside it in the report.")] = None,
     skip_bad: SkipBad = False,
     json_: Json = False,
@@ -243,13 +244,12 @@ def evaluate(
     if report is not None and report.exists():
         raise xl.OutputExistsError(f"report: {report} exists: choose another file")
     net, policy = load_calibrated(bundle)
+    if report is not None and net.contract.is_text:
+        raise xl.InputError("report: it shows images, this network takes texts: leave --report out (explain shows texts)")
     images = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
     found = xl.evaluate(xl.collect(net, images, progress=not json_), policy)
     if report is not None:
-        if not isinstance(images, ImageSet):
-            raise xl.InputError(
-                "report: it shows images, these are texts: leave --report out (exitlens explain shows texts)"
-            )
+        assert isinstance(images, ImageSet)
         subjects = [Subject("this run", net, policy, {"test": found}, {"test": xl.faithfulness(net, images)})]
         if baseline is not None:
             other, other_policy = load_calibrated(baseline)
@@ -308,8 +308,8 @@ def explain(
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
     net, policy = load_calibrated(bundle)
-    if (image is None) == (not text):
-        raise xl.InputError("image, text: expected one of --image FILE and --text TEXT")
+    if (image is None) == (not text.strip()):
+        raise xl.InputError("image, text: expected one of --image FILE and --text TEXT (not empty)")
     if image is None:
         answer = xl.explain(net, text_preprocess(net).encode([text]), policy)
         if out is not None:
@@ -335,13 +335,15 @@ def explain(
 @app.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
 def inspect(
     backbone: Annotated[str, typer.Option(help=BACKBONES)],
-    size: Annotated[int, typer.Option(min=0, help="Pixels a side (0: 224); tokens of a text (0: 32).")] = 0,
+    size: Annotated[int, typer.Option(min=0, help="Pixels a side (0: 224); tokens of a text (0: 64).")] = 0,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
     json_: Json = False,
 ) -> None:
     """List the places an exit can go, with the cost and the measured time up to there."""
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.exit_points(plain, zeros_for(plain, channels, size))
+    if not points:
+        raise xl.AttachError(f"backbone: {backbone} has no place where one map or sequence is all that the rest needs")
     rows = [["exit after", "million MACs", "cost %", "time %", "features"]]
     for p in points:
         shape = "x".join(map(str, p.shape))
@@ -371,9 +373,10 @@ def bench(
     plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
     plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False).first(samples).inputs
-    if not all(size.strip().isdigit() and int(size) > 0 for size in batch_sizes.split(",")):
-        raise xl.InputError(f"--batch-sizes: expected positive numbers such as 1,64, got {batch_sizes!r}")
-    speeds = [compare_adaptive(plain, net, policy, inputs, int(size), rounds) for size in batch_sizes.split(",")]
+    sizes, left_out = fitting_sizes(batch_sizes, count_rows(inputs))
+    if left_out and not json_:
+        console.print(f"only {count_rows(inputs)} samples: left out batch sizes {left_out}")
+    speeds = [compare_adaptive(plain, net, policy, inputs, size, rounds) for size in sizes]
     rows = [["batch", "times faster", "quartiles", "plain ms/sample", "adaptive ms/sample"]]
     for s in speeds:
         cells = [f"{s.speedup:.2f}", f"{s.low:.2f} to {s.high:.2f}", f"{s.plain_ms:.3f}", f"{s.ours_ms:.3f}"]

@@ -67,11 +67,14 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer
     report = json.loads(call("evaluate", "--bundle", run, "--json")[1])
     assert report["accuracy"] > 0.9
     assert json.loads(call("evaluate", "--bundle", run, "--data", reviews, "--json")[1])["samples"] == 120
-    (tmp_path / "new.txt").write_text("the food was awful\nthe book was great\n")
+    (tmp_path / "new.txt").write_text("the food was awful\n\nthe book was great\n")
     assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.csv")[0] == 0
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert [row["label"] for row in rows] == ["no", "yes"]
-    assert rows[1]["file"].endswith("new.txt:2")
+    assert rows[1]["file"].endswith("new.txt:3")  # blank lines count
+    again = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *words, "--resume")
+    assert call(*again)[0] == 0  # finished already: nothing changes
+    assert xl.load(run / "bundle")[1] is not None
     shown = call("explain", "--bundle", run, "--text", "the food was awful", "--out", tmp_path / "why")[1]
     assert "awful" in shown
     assert "answered" in shown
@@ -83,7 +86,9 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer
     net, _ = xl.load(run / "bundle")
     assert net.contract.vocabulary[0] == net.info.preprocess.vocabulary_size
     for words, message in [
-        (("evaluate", "--bundle", run, "--report", tmp_path / "r.html"), "these are texts"),
+        (("evaluate", "--bundle", run, "--report", tmp_path / "r.html"), "takes texts: leave --report out"),
+        (("bench", "--bundle", run, "--batch-sizes", "999"), "--batch-sizes: the smallest is 999"),
+        (("explain", "--bundle", run, "--text", " "), "not empty"),
         (("explain", "--bundle", run), "one of --image FILE and --text TEXT"),
         (("explain", "--bundle", run, "--image", "x.png"), "takes texts"),
     ]:
@@ -96,6 +101,13 @@ def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):  
     code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")
     assert code == 2
     assert "'small' reads images, the data are texts" in error
+    code, _, error = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--size", 99, "--out", tmp_path / "x")
+    assert code == 2
+    assert "99 tokens" in error
+    assert "has 16 positions: use --size 16 or less" in error
+    code, _, error = call("fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x")
+    assert code == 2
+    assert "reads texts, the data are images" in error
     (model / "tokenizer.json").write_text(xl.word_tokenizer(["a b"]))
     code, _, error = call("fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x")
     assert code == 2

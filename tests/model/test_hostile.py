@@ -53,7 +53,7 @@ def test_no_grad_in_the_forward_is_kept():
     net.train()(X)[-1].logits.sum().backward()
     assert network.a.weight.grad is None
     assert network.b.weight.grad is not None
-    with pytest.raises(xl.AttachError, match=r"the gradient of 'a.weight' is not.*no_grad"):  # a cut inside the block
+    with pytest.raises(xl.AttachError, match=r"the gradient of 'a.bias' is not.*no_grad"):  # a cut inside the block
         attach(network, AT)
 
 
@@ -159,7 +159,7 @@ class Rounds(nn.Module):
 @pytest.mark.parametrize(
     ("network", "at", "message"),
     [
-        (Binarised(), AT, "the gradient of 'a.weight' is not the plain backbone's"),
+        (Binarised(), AT, "the gradient of 'a.bias' is not the plain backbone's"),
         (ReplacesABuffer(), AT, "buffer 'n' is not what the plain backbone's forward makes it"),
         (Gated(), AT, "depend on who else is in the batch"),
         (BatchStatistics(), AT, "depend on who else is in the batch"),
@@ -233,10 +233,23 @@ def test_fused_attention_is_counted():
 
 
 def test_the_layout_counts_where_exits_are_placed():
-    network, ids = Encoder(), torch.randint(0, 50, (4, 16))  # as many tokens as channels
+    ids = torch.randint(0, 50, (4, 16))  # as many tokens as channels
+    assert attach(Encoder(), 2, example=ids).info.at == ("layers.0", "layers.1")
+
+    class Convolves(Encoder):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(16, 16, 3, padding=1)
+
+        def forward(self, ids):
+            x = self.conv(self.e(ids).transpose(1, 2)).transpose(1, 2)
+            for layer in self.layers:
+                x = layer(x)
+            return self.fc(x.mean(1))
+
     with pytest.raises(xl.AttachError, match="places for them"):
-        attach(network, 2, example=ids)
-    assert attach(network, 2, example=ids, layout="tokens").info.at == ("layers.0", "layers.1")
+        attach(Convolves(), 2, example=ids)
+    assert attach(Convolves(), 2, example=ids, layout="tokens").info.at[-1] == "layers.1"
 
 
 def test_infinite_logits_are_equal_to_themselves():

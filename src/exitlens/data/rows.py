@@ -25,7 +25,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def good_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[str, str]]:
-    """The values of ``keys`` in every row; raises for rows that have not all of them, unless they may be skipped."""
+    """The values of ``keys``, and the ``line``, of every row; raises for rows without them, unless they may be skipped."""
     kinds = TABLES if "label" in keys else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
         raise DataError(f"data: {path} is no file of texts: expected {' or '.join(kinds)}")
@@ -37,7 +37,7 @@ def good_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[st
         if isinstance(fields, str):
             bad.append(f"{path}, line {line}: {fields}")
         else:
-            good.append(fields)
+            good.append(fields | {"line": str(line)})
     check_bad(bad, len(good) + len(bad), skip_bad, "rows")
     if not good:
         raise DataError(f"data: {path} holds no texts: give a file of one or more")

@@ -232,4 +232,9 @@ def read_unlabelled_texts(path: Path | str, *, skip_bad: bool = False) -> list[s
     Raises:
         DataError: a missing file or column, or rows that cannot be read.
     """
-    return [row["text"] for row in good_rows(Path(path), ("text",), skip_bad)]
+    return [text for _, text in numbered_texts(path, skip_bad=skip_bad)]
+
+
+def numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
+    """:func:`read_unlabelled_texts` with the number of the line that each text stands in, from 1."""
+    return [(int(row["line"]), row["text"]) for row in good_rows(Path(path), ("text",), skip_bad)]

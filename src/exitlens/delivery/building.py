@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
@@ -31,6 +33,19 @@ def training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> 
         source.load("train", skip_bad=skip_bad, preprocess=preprocess),
         source.load("validation", skip_bad=skip_bad, preprocess=preprocess),
     )
+
+
+def _check_reads(plain: nn.Module, backbone: str, train: Samples) -> None:
+    """Raises :class:`InputError` for a text classifier that is given images, the reverse, or longer texts than it knows."""
+    reads_texts = "input_ids" in inspect.signature(plain.forward).parameters
+    if reads_texts != isinstance(train, TextSet):
+        kinds = ("texts", "images") if reads_texts else ("images", "texts")
+        raise InputError(f"backbone: {backbone} reads {kinds[0]}, the data are {kinds[1]}")
+    most = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
+    if isinstance(train, TextSet) and isinstance(most, int) and 0 < most < train.preprocess.length:
+        raise InputError(
+            f"size: {train.preprocess.length} tokens, {backbone} has {most} positions: use --size {most} or less"
+        )
 
 
 def new_network(
@@ -64,13 +79,14 @@ def new_network(
     channels = 3 if isinstance(train, TextSet) else train.images.shape[1]
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
     plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary)
+    _check_reads(plain, backbone, train)
     if weights is not None:
         load_weights(plain, weights)
     usual = ["layer1", "layer2", "layer3"]
     named = dict(plain.named_children())
     at: list[str] | int = usual if all(name in named for name in usual) else 3
     if exits:
-        at = int(exits) if exits.isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
+        at = int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
     final: Literal["head", "keep"] = "keep" if keep_final else "head"
     net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final)
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)

@@ -9,7 +9,7 @@ from exitlens.data.fashion import Split
 from exitlens.data.folders import load_folder, load_unlabelled
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource, is_text_file, open_source
-from exitlens.data.texts import TextSet, read_texts, read_unlabelled_texts
+from exitlens.data.texts import TextSet, numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, load, save
 from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
 from exitlens.functional.inputs import Inputs
@@ -81,19 +81,29 @@ def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
     return net, policy
 
 
+def kept_policy(directory: Path, net: ExitNet) -> Policy | None:
+    """The policy of an existing bundle, if it holds the same network."""
+    if not (directory / MANIFEST).is_file():
+        return None
+    policy: Policy | None = load(directory)[1] if net.info.source else None
+    return policy if policy is not None and policy.network == net.fingerprint() else None
+
+
 def image_preprocess(net: ExitNet) -> Preprocess:
     """How images become the network's inputs; raises :class:`BundleError` if it does not say, or takes texts."""
     if not isinstance(net.info.preprocess, Preprocess):
-        kind = "takes texts" if net.contract.is_text else "does not say how images become inputs"
-        raise BundleError(f"bundle: it {kind}; for images of your own: net.describe(preprocess=...) and save again")
+        if net.contract.is_text:
+            raise BundleError("bundle: its network takes texts: give a .csv, .jsonl or .txt file, or --text")
+        raise BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
     return net.info.preprocess
 
 
 def text_preprocess(net: ExitNet) -> TextPreprocess:
     """How texts become the network's inputs; raises :class:`BundleError` if it does not say, or takes images."""
     if not isinstance(net.info.preprocess, TextPreprocess):
-        kind = "does not say how texts become tokens" if net.contract.is_text else "takes images"
-        raise BundleError(f"bundle: it {kind}; for texts of your own: net.describe(preprocess=...) and save again")
+        if not net.contract.is_text:
+            raise BundleError("bundle: its network takes images: give an image, or a folder of images")
+        raise BundleError("bundle: it does not say how texts become tokens: net.describe(preprocess=...) and save again")
     return net.info.preprocess
 
 
@@ -115,8 +125,8 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
 def read_samples(net: ExitNet, data: Path, *, skip_bad: bool) -> tuple[Inputs, list[str], list[str]]:
     """Unlabelled images below a folder, or texts of a file: as network inputs, their names, and what could not be read."""
     if net.contract.is_text:
-        texts = read_unlabelled_texts(data, skip_bad=skip_bad)
-        return text_preprocess(net).encode(texts), [f"{data}:{i + 1}" for i in range(len(texts))], []
+        rows = numbered_texts(data, skip_bad=skip_bad)
+        return text_preprocess(net).encode([text for _, text in rows]), [f"{data}:{line}" for line, _ in rows], []
     inputs, found = load_unlabelled(data, image_preprocess(net), skip_bad=skip_bad)
     return inputs, [str(path) for path in found.files], list(found.bad)
 

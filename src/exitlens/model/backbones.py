@@ -185,10 +185,10 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn
 
 
 def zeros_for(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
-    """An example for a backbone: an image of this size (0: 224), or ``size`` tokens (0: 32) if its forward takes ids."""
+    """An example for a backbone: an image of this size (0: 224), or ``size`` tokens (0: 64) if its forward takes ids."""
     if "input_ids" not in inspect.signature(backbone.forward).parameters:
         return torch.zeros(1, channels, size or 224, size or 224)
-    ids = torch.zeros(1, size or 32, dtype=torch.int64)
+    ids = torch.zeros(1, size or 64, dtype=torch.int64)
     return {"input_ids": ids, MASK: torch.ones_like(ids)}
 
 

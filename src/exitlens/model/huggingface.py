@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,12 @@ def _settings(transformers: Any, name: str) -> Any:
         return transformers.AutoConfig.for_model(name)
     try:
         return transformers.AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        hint = "" if "/" in name else did_you_mean(name, known)
+    except Exception as error:  # a damaged configuration raises many kinds
+        if Path(name).is_dir():
+            there = (Path(name) / "config.json").is_file()
+            why = f"its config.json is none of transformers ({_first_line(error)})" if there else "it holds no config.json"
+            raise InputError(f"backbone: hf:{name} is a folder, but {why}") from error
+        hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else did_you_mean(name, known)
         raise InputError(
             f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Mend: give a "
             f"directory with config.json (hf:DIRECTORY), or a model type such as hf:bert.{hint}"

@@ -76,7 +76,7 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
     Args:
         backbone: a module or a source such as ``"timm:resnet18"``.
         example: images ``(B,C,H,W)`` or tokens as :func:`~exitlens.model.attaching.attach` takes them; the first sample is
-            used. By default an image of 3x224x224, or a text of 32 tokens.
+            used. By default an image of 3x224x224, or a text of 64 tokens.
         runs: how often the time is measured; the median counts. 0 leaves it at 0.
 
     Raises:

@@ -233,6 +233,9 @@ def node_layout(
     size, name = tuple(tensors_of(example)[0].shape), traced.name_of(node) or node.name
     if kind is None and len(size) == 4 and _channels_first(backbone, node, seen):
         kind = "nchw"
+    shape = seen.shapes.get(node.name, ())
+    if kind is None and len(size) == 2 and len(shape) == 3 and shape[1] == shape[2] == size[1]:
+        kind = None if any(_convolves(backbone, n, "1d") for n in before) else "tokens"  # as many channels as tokens
     return find_layout(name, seen.shapes.get(node.name, ()), size[2:], grids, kind, size[1])
 
 
@@ -361,10 +364,10 @@ def _random(backbone: nn.Module, node: fx.Node) -> bool:
     return any(word in name_of(node) for word in _RANDOM)
 
 
-def _convolves(backbone: nn.Module, node: fx.Node) -> bool:
+def _convolves(backbone: nn.Module, node: fx.Node, axes: str = "2d") -> bool:
     if node.op == "call_module":
-        return isinstance(backbone.get_submodule(str(node.target)), nn.Conv2d)
-    return node.op == "call_function" and "conv2d" in name_of(node)
+        return isinstance(backbone.get_submodule(str(node.target)), nn.Conv2d if axes == "2d" else nn.Conv1d)
+    return node.op == "call_function" and f"conv{axes}" in name_of(node)
 
 
 def _pools(backbone: nn.Module, node: fx.Node) -> bool:
