@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -34,10 +33,3 @@ def count_rows(inputs: Inputs) -> int:
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     """Batches of at most ``size`` samples, in order."""
     return [map_inputs(inputs, lambda t, at=at: t[at : at + size]) for at in range(0, count_rows(inputs), size)]  # type: ignore[misc]
-
-
-def join_rows(parts: list[Inputs]) -> Inputs:
-    """One batch of several with the same names."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat([p for p in parts if isinstance(p, Tensor)])
-    return {name: torch.cat([p[name] for p in parts if not isinstance(p, Tensor)]) for name in parts[0]}
