@@ -40,7 +40,7 @@ class TracedGraph:
 
     @property
     def returned(self) -> fx.Node:
-        """The logits (once :func:`~exitlens.model.places.look` has found them among what the backbone returns)."""
+        """The logits (once :func:`~exitlens.model.looking.look` has found them among what the backbone returns)."""
         node: Any = list(self.graph.nodes)[-1].args[0]
         assert isinstance(node, fx.Node)
         return node

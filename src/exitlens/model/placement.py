@@ -20,8 +20,9 @@ from exitlens.model.contract import example_contract
 from exitlens.model.cost import unfused
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind
+from exitlens.model.looking import Seen, look, runnable
 from exitlens.model.modes import mode_of, untouched
-from exitlens.model.places import Seen, UncuttableError, check_features, crossing, last_features, look, node_layout, runnable
+from exitlens.model.places import UncuttableError, check_features, crossing, last_features, node_layout
 from exitlens.model.tracing import trace
 
 

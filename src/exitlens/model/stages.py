@@ -14,24 +14,19 @@ from exitlens.errors import AttachError
 from exitlens.functional.inputs import Inputs
 from exitlens.model.graph import TracedGraph
 from exitlens.model.layouts import Kind, Layout
+from exitlens.model.looking import Seen, in_place, look, members, name_of, runnable
 from exitlens.model.modes import untouched
 from exitlens.model.places import (
-    Seen,
     UncuttableError,
     check_features,
     crossing,
     cut_nodes,
     embedding_rows,
-    in_place,
     last_features,
-    look,
     mask_node,
-    members,
-    name_of,
     nearest,
     node_layout,
     reads_first_token,
-    runnable,
 )
 from exitlens.model.tracing import trace
 
