@@ -150,7 +150,7 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if name not in known:
         raise InputError(f"backbone: torchvision has no model {name!r}.{did_you_mean(name, known)}")
     if not pretrained:
-        # auxiliary classifiers would make training return a tuple; exits take their place
+        # exits take the place of auxiliary classifiers, which would be computed for nothing
         extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
         plain: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
         return plain

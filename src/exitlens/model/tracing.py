@@ -24,17 +24,18 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
     """
     check_arguments(backbone, example)
     tracer = FxTracer(input_names(example))
-    try:
-        if export:
-            raise NotImplementedError("asked for torch.export")
-        return trace_fx(backbone, training, tracer)
-    except Exception as first:  # fx raises whatever the user's forward raises on a Proxy
+    refused: Exception | None = None
+    if not export:
         try:
-            return trace_export(backbone, training, example)
-        except AttachError:
-            raise
-        except Exception as second:  # torch.export has many kinds of its own
-            raise AttachError(_refusal(backbone, training, tracer, first, second)) from second
+            return trace_fx(backbone, training, tracer)
+        except Exception as error:  # fx raises whatever the user's forward raises on a Proxy
+            refused = error
+    try:
+        return trace_export(backbone, training, example)
+    except AttachError:
+        raise
+    except Exception as error:  # torch.export has many kinds of its own
+        raise AttachError(_refusal(backbone, training, tracer, refused or error, error)) from error
 
 
 def check_arguments(backbone: nn.Module, example: Inputs) -> None:
