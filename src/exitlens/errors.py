@@ -39,12 +39,24 @@ class PolicyError(ExitlensError):
     """A policy does not fit the network or trace it is used with."""
 
 
+class EngineError(ExitlensError):
+    """The network cannot be run in the way that was asked for: compiled, tuned."""
+
+
+class StreamError(ExitlensError):
+    """A stream of inputs broke off; what came before was answered."""
+
+
 class BundleError(ExitlensError):
     """A bundle directory is incomplete, altered or of another version."""
 
 
 class OutputExistsError(ExitlensError):
     """The output exists already and nothing may be overwritten."""
+
+
+class OutputError(ExitlensError):
+    """An output cannot be read or written; what was written before is valid."""
 
 
 class MissingExtraError(ExitlensError, ImportError):

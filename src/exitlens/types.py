@@ -345,6 +345,7 @@ class Prediction:
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
         probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, or ``None`` if it was not asked for.
+        index: ``(B,)`` the samples' places in the batch, or in the stream.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
     """
@@ -354,6 +355,7 @@ class Prediction:
     confidence: Tensor
     probabilities: Tensor
     attention: tuple[Tensor, ...] | None = None
+    index: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

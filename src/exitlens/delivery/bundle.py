@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, require
-from exitlens.model.attaching import attach, example_inputs
+from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone
 from exitlens.model.network import ExitNet, NetworkInfo
 from exitlens.model.weights import load_unique_state, read_tensors, unique_state, write_tensors
@@ -126,7 +126,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
             raise BundleError("it is around a module of your own: load(..., backbone=that module)")
         channels = info.input_shape[0] if len(info.input_shape) == 3 else 3
         backbone = build_backbone(info.source, info.num_classes, channels, config=info.config)
-    example = example_inputs(info, next(backbone.parameters()))
+    example = info.example(next(backbone.parameters()))
     net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout)
     net.info = info
     return net

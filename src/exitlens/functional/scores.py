@@ -23,7 +23,7 @@ def score(logits: Tensor, kind: str = "max_probability", temperature: float = 1.
     return score_of(probabilities(logits, temperature), kind)
 
 
-def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,C)
+def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:  # (B,C) -> (B,C)
     """Softmax of ``logits / temperature`` in float32."""
     return (logits.float() / temperature).softmax(-1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import AttachError, InputError, TraceMismatchError
-from exitlens.functional.inputs import MASK, Inputs, input_names, map_inputs, tensors_of
+from exitlens.functional.inputs import Inputs, input_names, map_inputs, tensors_of
 from exitlens.model.backbones import build_backbone
 from exitlens.model.contract import InputContract, example_contract
 from exitlens.model.cost import count_macs
@@ -18,7 +18,7 @@ from exitlens.model.huggingface import config_of
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.modes import mode_of, no_zeros, untouched
 from exitlens.model.network import ExitNet, Final, NetworkInfo
-from exitlens.model.placement import place_exits
+from exitlens.model.placement import By, check_by, place_exits
 from exitlens.model.probing import admit, probe, random_inputs
 from exitlens.model.stages import Carried, Split, split
 
@@ -31,6 +31,7 @@ def attach(
     *,
     final: Final = "head",
     layout: Kind | None = None,
+    by: By = "cost",
 ) -> ExitNet:
     """Attaches exits to a backbone; its weights are shared, not copied.
 
@@ -38,13 +39,15 @@ def attach(
         backbone: a module that returns logits (or a dict or named tuple with ``logits``), or a source such as
             ``"torchvision:resnet18"`` or ``"hf:DIRECTORY"``.
         at: names of the modules after which the early exits stand, in the order of execution; or how many early exits
-            to place at equal shares of cost (see :func:`~exitlens.model.placement.place_exits`).
+            to place at equal shares of cost or time (see ``by``, and :func:`~exitlens.model.placement.place_exits`).
         num_classes: ``C`` of every exit.
         example: images ``(B,C,H,W)`` of the size the network will see, or tokens ``(B,N)``, alone or by name
             (``{"input_ids": ..., "attention_mask": ...}``); one sample is enough.
         final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
             classifier, so that its outputs stay those of the plain backbone.
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default found out from the shapes.
+        by: with a number in ``at``, equal shares of ``"cost"`` (multiply-accumulates), or of the ``"time"`` that the
+            backbone takes on this machine; near a tie, the next run may choose a neighbouring place.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
@@ -52,7 +55,7 @@ def attach(
     Raises:
         AttachError: where the backbone cannot be cut; InputError: where an argument does not fit.
     """
-    shape = _check_arguments(at, num_classes, example, final)
+    shape = _check_arguments(at, num_classes, example, final, by)
     if layout not in (None, *KINDS):
         raise InputError(f"layout: expected one of {KINDS} or None, got {layout!r}")
     if not isinstance(backbone, nn.Module | str):
@@ -63,7 +66,7 @@ def attach(
     admit(module)
     example = map_inputs(example, lambda t: t[:1].detach())
     with untouched(module):
-        at = place_exits(module, example, at, layout) if isinstance(at, int) else at
+        at = place_exits(module, example, at, layout, by=by) if isinstance(at, int) else at
         pieces = _split_and_probe(module, at, example, layout)
         if at and math.prod(pieces.sizes[-1]) == 1:
             raise AttachError(
@@ -155,7 +158,7 @@ def _is_exact(pieces: Split, name: str, head: ExitHead, example: Inputs) -> bool
     return torch.allclose(total, out.logits, rtol=1e-3, atol=1e-3 * max(1.0, out.logits.abs().max().item()))
 
 
-def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs, final: str) -> tuple[int, ...]:
+def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs, final: str, by: str) -> tuple[int, ...]:
     names = [] if isinstance(at, int) and not isinstance(at, bool) else at
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"at: expected a list of module names such as ['layer1', 'layer2'], got {at!r}")
@@ -163,6 +166,11 @@ def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs,
         raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")
     if final not in ("head", "keep"):
         raise InputError(f"final: expected 'head' or 'keep', got {final!r}")
+    check_by(by)
+    if by != "cost" and not isinstance(at, int):
+        raise InputError(
+            f"by: only with a number in at, got by={by!r} and at={list(at)}: leave by out, or pass at={len(at)}"
+        )
     return example_contract(example)
 
 
@@ -183,12 +191,3 @@ def _measure(pieces: Split, heads: Sequence[ExitHead], example: Inputs, final: F
         at_heads += 0 if final == "keep" and k == len(heads) - 1 else head_macs
         cost.append(total / plain)
     return torch.tensor(cost), at_heads / plain
-
-
-def example_inputs(info: NetworkInfo, like: Tensor) -> Inputs:
-    """An example with which :func:`attach` makes the network again that ``info`` describes, on the device of ``like``."""
-    if len(info.input_shape) == 3:
-        return torch.zeros(1, *info.input_shape, dtype=like.dtype, device=like.device)
-    ones = [torch.ones(1, *info.input_shape, dtype=getattr(torch, d), device=like.device) for d in info.dtypes]
-    named = {name: t if name == MASK else torch.zeros_like(t) for name, t in zip(info.inputs, ones, strict=False)}
-    return named or torch.zeros_like(ones[0])

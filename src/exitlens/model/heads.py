@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
@@ -69,13 +70,17 @@ class EvidenceHead(ExitHead):
         """What crosses the cut -> logits ``(B,C)``, attention ``(B,*S)``, features ``(B,D,N)``."""
         features = self.layout.canonical(carried[0])
         flat = features.flatten(2)  # (B,D,N)
-        scores = (self.attend.weight @ flat).float()  # (B,1,N)
+        by_location = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
+        weight = self.attend.weight.to(flat.dtype)
+        rows = flat.stride(1) == 1  # each memory order has its fast product
+        scores = (F.linear(by_location, weight).transpose(1, 2) if rows else weight @ flat).float()  # (B,1,N)
         keep = self.locations(*carried)
         if keep is not None:
             scores = scores.masked_fill(~keep[:, None], -torch.inf)
         attention = scores.softmax(-1)
-        pooled = (flat @ attention.to(flat.dtype).transpose(1, 2)).squeeze(2)  # (B,D)
-        return self.classifier(pooled), attention.squeeze(1).unflatten(1, features.shape[2:]), flat
+        pooled = (attention.to(flat.dtype) @ by_location).squeeze(1)  # (B,D)
+        logits = self.classifier(pooled.to(self.classifier.weight.dtype))  # in the head's precision, not the stages'
+        return logits, attention.squeeze(1).unflatten(1, features.shape[2:]), flat
 
     def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
@@ -85,7 +90,7 @@ class EvidenceHead(ExitHead):
     def forward(self, *carried: Tensor) -> ExitOutput:
         """What crosses the cut (the features first) -> logits, attention and evidence."""
         logits, attention, flat = self.pool(*carried)
-        evidence = (self.classifier.weight @ flat) * attention.flatten(1)[:, None]  # (B,C,N)
+        evidence = (self.classifier.weight.to(flat.dtype) @ flat) * attention.flatten(1)[:, None]  # (B,C,N)
         return ExitOutput(logits, attention, evidence.unflatten(2, attention.shape[1:]))
 
 

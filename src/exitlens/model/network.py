@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from exitlens.functional.inputs import Inputs
+from exitlens.errors import require
+from exitlens.functional.inputs import MASK, Inputs
 from exitlens.model.contract import InputContract
+from exitlens.model.engine import Engine
 from exitlens.model.heads import ExitHead
 from exitlens.model.layouts import Kind
+from exitlens.model.running import Running
 from exitlens.model.stages import Carried, Stage
-from exitlens.types import ExitOutput, Preprocess, TextPreprocess, preprocess_from_dict
+from exitlens.model.tuning import Tuning
+from exitlens.types import ExitOutput, Policy, Preprocess, TextPreprocess, preprocess_from_dict
 
 Final = Literal["head", "keep"]
 
@@ -44,6 +49,14 @@ class NetworkInfo:
         values = asdict(self)
         values["preprocess"] = None if self.preprocess is None else self.preprocess.to_dict()
         return values
+
+    def example(self, like: Tensor) -> Inputs:
+        """An example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
+        if len(self.input_shape) == 3:
+            return torch.zeros(1, *self.input_shape, dtype=like.dtype, device=like.device)
+        ones = [torch.ones(1, *self.input_shape, dtype=getattr(torch, d), device=like.device) for d in self.dtypes]
+        named = {name: t if name == MASK else torch.zeros_like(t) for name, t in zip(self.inputs, ones, strict=False)}
+        return named or torch.zeros_like(ones[0])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkInfo:
@@ -86,6 +99,8 @@ class ExitNet(nn.Module):
         self.contract = contract
         self._fingerprint = ""
         self._seen: list[tuple[Tensor, int]] | None = None  # tensors and their versions when the fingerprint was taken
+        self._tuning = Tuning()
+        self._running = Running()
         self.__dict__["_members"] = None  # all modules, once listed; not registered as members again
         self.__dict__["_source"] = source  # it shares its buffers
 
@@ -114,14 +129,15 @@ class ExitNet(nn.Module):
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
         """The outputs of every exit and the features ``(B,D,*S)`` that each of them was computed from (0 at padding)."""
         outputs, features = [], []
-        carried = self._entering(inputs)
+        carried = self.entering(inputs)
         for stage, head in zip(self.stages, self.heads, strict=True):
             carried = stage(*carried)
             features.append(cast(ExitHead, head).features(*carried))
             outputs.append(head(*carried))
         return tuple(outputs), tuple(features)
 
-    def _entering(self, inputs: Inputs) -> Carried:
+    def entering(self, inputs: Inputs) -> Carried:
+        """The tensors that the first stage takes, not checked."""
         return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs[name] for name in self.contract.names)
 
     def walk(self, inputs: Inputs) -> Iterator[ExitOutput]:
@@ -147,8 +163,14 @@ class ExitNet(nn.Module):
     _members: list[nn.Module] | None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the fingerprint's memory out of copies and pickles, which get tensors of their own."""
-        return self.__dict__ | {"_fingerprint": "", "_seen": None, "_members": None, "_source": None}
+        """Leaves out of copies and pickles what belongs to these very tensors: a copy is not compiled."""
+        return self.__dict__ | {
+            "_fingerprint": "",
+            "_seen": None,
+            "_members": None,
+            "_source": None,
+            "_running": Running(),
+        }
 
     def fingerprint(self) -> str:
         """Names the weights: the first 16 hex digits of a SHA-256 over every tensor of the state."""
@@ -164,10 +186,15 @@ class ExitNet(nn.Module):
         A comparison of version counters, cheap enough for every prediction. It cannot see writes through ``.data`` or a
         parameter object set by hand; call :meth:`fingerprint` to be sure.
         """
+        self.weights_record()
+        return self._fingerprint
+
+    def weights_record(self) -> object:
+        """An object that stays the same as long as :meth:`cached_fingerprint` sees no change of the weights."""
         if self._seen is None or any(tensor._version != version for tensor, version in self._seen):
             tensors = (*self.parameters(), *self.buffers())
             self._fingerprint, self._seen = self.fingerprint(), [(t, t._version) for t in tensors]
-        return self._fingerprint
+        return self._seen
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As ``torch.nn.Module.load_state_dict``; forgets the fingerprint."""
@@ -191,6 +218,48 @@ class ExitNet(nn.Module):
                 if buffer is not None and id(buffer) in changed:
                     module._buffers[name] = changed[id(buffer)][1]
         return moved
+
+    @property
+    def tuning(self) -> Tuning:
+        """How it runs for :func:`exitlens.predict` and :func:`exitlens.collect`; set it to change that."""
+        return self._tuning
+
+    @tuning.setter
+    def tuning(self, value: Tuning) -> None:
+        require(value, Tuning, "tuning")
+        self._tuning = value
+        self._running = Running()
+
+    def running(self) -> AbstractContextManager[Engine]:
+        """The engine that answers, in evaluation mode without autograd, in the tuning's threads. Threads may share it.
+
+        Raises:
+            EngineError: if the weights were changed after :meth:`compile`.
+        """
+        return self._running.use(self)
+
+    def compile(  # type: ignore[override]
+        self, policy: Policy | None = None, *, attention: bool = False, progress: bool = False
+    ) -> dict[int, float]:
+        """Compiles every stage with its head by ``torch.compile``, for any number of samples, and warms it up.
+
+        Compiled is a copy of the weights as they are now (they become constants of the code): after training on, or
+        loading other weights, call it again. ``deepcopy`` and ``save`` leave it out.
+
+        Args:
+            policy: whose exits are used (those that never fire are left out) and whose score; by default all exits.
+            attention: for predictions with attention maps.
+            progress: show a progress bar.
+
+        Returns:
+            Seconds by stage.
+
+        Raises:
+            EngineError: where PyTorch cannot compile on this machine (it needs a C++ compiler).
+        """
+        if policy is not None:
+            policy.check(self.num_exits, self.fingerprint() if policy.network else "")
+        return self._running.compile(self, policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)
 
     def any_training(self) -> bool:
         """Whether any module is in training mode (cheap enough for every prediction)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,14 +51,23 @@ class Stage(nn.Module):
 
     def forward(self, *carried: Tensor) -> Carried:
         """Tensors that cross the cut before -> tensors that cross the cut after; element 0 is the feature map."""
-        body = self.body if self.training else self.__dict__["evaluation_body"]
+        body = self.body if self.training else self.evaluation
         out: Carried = body(*carried)
         return out
+
+    @property
+    def evaluation(self) -> fx.GraphModule:
+        """The graph of evaluation mode, over the same members."""
+        return cast(fx.GraphModule, self.__dict__["evaluation_body"])
+
+    def replace_evaluation(self, graph: fx.GraphModule) -> None:
+        """Another graph for evaluation mode, with members of its own."""
+        self.__dict__["evaluation_body"] = graph
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), cuda() and so on call
         moved: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0)).device
-        for body in (self.body, self.__dict__["evaluation_body"]):
+        for body in (self.body, self.evaluation):
             _retarget(body, device)
         return moved
 

@@ -2,106 +2,272 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
+from rich.progress import track
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from exitlens.errors import InputError, require
-from exitlens.functional.inputs import Inputs
+from exitlens.data.batches import batches, count_batches
+from exitlens.data.folders import list_images
+from exitlens.data.prefetch import Prefetch
+from exitlens.errors import ExitlensError, InputError, StreamError, require
+from exitlens.functional.inputs import Inputs, count_rows
 from exitlens.functional.maps import all_finite
-from exitlens.functional.routing import fires
-from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.model.stages import Carried
-from exitlens.types import Policy, Prediction
+from exitlens.model.router import Left, Router
+from exitlens.types import Policy, Prediction, Preprocess
+
+Order = Literal["input", "ready"]
+MAX_WAITING = 4096  # samples that may be behind the oldest unanswered one
 
 
-def predict(net: ExitNet, images: Inputs, policy: Policy, *, attention: bool = False) -> Prediction:
+@overload
+def predict(net: ExitNet, images: Inputs, policy: Policy, *, attention: bool = False) -> Prediction: ...
+
+
+@overload
+def predict(
+    net: ExitNet,
+    images: str | Path | Iterable[Any],
+    policy: Policy,
+    *,
+    attention: bool = False,
+    order: Order = "input",
+    max_delay_ms: float | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Iterator[Prediction]: ...
+
+
+def predict(
+    net: ExitNet,
+    images: Inputs | str | Path | Iterable[Any],
+    policy: Policy,
+    *,
+    attention: bool = False,
+    order: Order = "input",
+    max_delay_ms: float | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Prediction | Iterator[Prediction]:
     """Answers each sample at the first exit whose score reaches its threshold.
 
-    Exits that can never fire (threshold infinite) are not computed. Between exits the host looks at the device once.
+    Exits that can never fire (threshold infinite) are not computed. Between exits the host looks at the device once. It
+    runs as ``net.tuning`` says, on the compiled stages if there are (see :meth:`~exitlens.model.network.ExitNet.tune` and
+    :meth:`~exitlens.model.network.ExitNet.compile`). Threads may share a network.
+
+    A batch is answered at once. A **stream** (a folder of images, a ``DataLoader``, a ``Dataset``, any iterable of batches)
+    is answered batch by batch, lazily, with bounded memory: batches are loaded in the background, and survivors wait at
+    each stage for those of later batches until they fill a micro-batch (dynamic re-batching, arXiv 2512.15705).
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
         images: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them; not
-            changed.
+            changed. Or a stream of them; labels in its batches are ignored.
         policy: of this network (checked by fingerprint where the policy carries one).
         attention: also return the attention map of the exit that answered.
+        order: of a stream's predictions: ``input``: one for each batch, in order; ``ready``: as they come, with
+            ``Prediction.index`` to tell which samples they are.
+        max_delay_ms: of a stream: no sample waits longer than this for others (beside the time of computing); ``None``:
+            until a micro-batch is full, or 4096 samples came after it.
+        batch_size: of a stream that is a folder or a ``Dataset``.
+        progress: show a progress bar (of a stream).
 
     Returns:
-        Labels, exits, scores and probabilities in the order of ``images``.
+        Labels, exits, scores and probabilities in the order of ``images``; of a stream an iterator of such.
 
     Raises:
         InputError: for images the network cannot take; PolicyError: for a policy of another network.
+        StreamError: when a stream's iterator raises, after the answers of all samples before.
     """
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
-    carried = net.check_input(images)
     policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
-    with mode_of(net, False) if net.any_training() else nullcontext(), torch.inference_mode():
-        parts = _route(net, carried, policy, attention)
-    if len(parts) == 1:
-        return _in_order(parts, None)
-    return _in_order(parts, torch.cat([where for where, *_ in parts]).argsort())
+    if not _is_batch(images):
+        settings = _StreamSettings(attention, order, max_delay_ms)
+        return _stream(net, _source(net, images, batch_size), policy, settings, batch_size, progress)
+    carried = net.check_input(images)  # type: ignore[arg-type]
+    with net.running() as engine:
+        router = Router(engine, policy, attention, net.tuning.micro_batch)
+        where = torch.arange(len(carried[0]), device=carried[0].device)
+        left = router.feed(where, engine.enter(carried))
+        left += router.flush()
+        return joined(left)
 
 
-Part = tuple[Tensor, int, Tensor, Tensor, Tensor | None]  # places, exit, scores, probabilities, attention
+def _is_batch(images: Any) -> bool:
+    """Whether it is to be taken, or refused, as one batch: tensors, and what is no stream of them either."""
+    if isinstance(images, list):
+        return not images or not isinstance(images[0], Tensor | Mapping | tuple)
+    return isinstance(images, Tensor | Mapping) or (
+        not hasattr(images, "__iter__") and not isinstance(images, Path | Dataset)
+    )
 
 
-def _route(net: ExitNet, carried: Carried, policy: Policy, attention: bool) -> list[Part]:
-    parts: list[Part] = []
-    last = net.num_exits - 1
-    where = torch.arange(len(carried[0]), device=carried[0].device)
-    for k in range(net.num_exits):
-        carried = net.stage(k)(*carried)
-        if k < last and policy.thresholds[k] == float("inf"):
-            continue
-        logits, maps = _answer(net, k, carried, attention)
-        p = probabilities(logits, policy.temperatures[k])
-        scores = score_of(p, policy.score)
-        if k == last:
-            parts.append((where, k, scores, p, maps))
-            break
-        fired = fires(scores, policy.thresholds[k])
-        count = int(fired.sum())  # the one synchronisation of this exit
-        if count == len(where):
-            parts.append((where, k, scores, p, maps))
-            break
-        if count:
-            leave, stay = fired.nonzero().squeeze(1), (~fired).nonzero().squeeze(1)
-            parts.append((where[leave], k, scores[leave], p[leave], None if maps is None else maps[leave]))
-            where = where[stay]
-            carried = tuple(_gather(t, stay) for t in carried)
-    return parts
+def joined(left: list[Left]) -> Prediction:
+    """What left the router, as one prediction in the order of places.
 
+    Raises:
+        InputError: where the network's answers are not finite.
+    """
+    order = None if len(left) == 1 else torch.cat([part.where for part in left]).argsort()
 
-def _gather(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of ``x`` in the memory format of ``x``."""
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)  # whole rows of memory, copied once
-    return x.index_select(0, rows)
+    def column(parts: list[Tensor]) -> Tensor:
+        return parts[0] if order is None else torch.cat(parts)[order]
 
-
-def _answer(net: ExitNet, k: int, carried: Carried, attention: bool) -> tuple[Tensor, Tensor | None]:
-    if attention:
-        return net.head(k).with_attention(*carried)
-    return net.head(k).classify(*carried), None
-
-
-def _in_order(parts: list[Part], order: Tensor | None) -> Prediction:
-    """Parts by exit -> one prediction in the order of the input."""
-
-    def joined(columns: list[Tensor]) -> Tensor:
-        return columns[0] if order is None else torch.cat(columns)[order]
-
-    probability = joined([p for _, _, _, p, _ in parts])
-    if not all_finite(probability):
+    p = column([part.probabilities for part in left])
+    if not all_finite(p):
         raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
-    exits = joined([torch.full_like(where, k) for where, k, *_ in parts])
+    exits = column([torch.full_like(part.where, part.exit) for part in left])
     maps: tuple[Tensor, ...] | None = None
-    if parts[0][4] is not None:
-        rows = [row for *_, part in parts if part is not None for row in part.unbind(0)]
+    if left[0].attention is not None:
+        rows = [row for part in left if part.attention is not None for row in part.attention.unbind(0)]
         maps = tuple(rows if order is None else (rows[i] for i in order.tolist()))
-    return Prediction(probability.argmax(1), exits, joined([s for _, _, s, _, _ in parts]), probability, maps)
+    return Prediction(
+        p.argmax(1), exits, column([part.scores for part in left]), p, maps, column([part.where for part in left])
+    )
+
+
+@dataclass(frozen=True)
+class _StreamSettings:
+    attention: bool
+    order: Order
+    max_delay_ms: float | None
+
+    def __post_init__(self) -> None:
+        if self.order not in ("input", "ready"):
+            raise InputError(f"order: expected 'input' or 'ready', got {self.order!r}")
+        delay = self.max_delay_ms
+        if delay is not None and not (isinstance(delay, int | float) and 0 <= delay < math.inf):
+            raise InputError(f"max_delay_ms: expected milliseconds of 0 or more, or None, got {delay!r}")
+
+
+def _source(net: ExitNet, images: Any, batch_size: int) -> Any:
+    """A folder as a stream of its images; anything else as it is."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+    if not isinstance(images, str | Path):
+        return images
+    if not isinstance(net.info.preprocess, Preprocess):
+        raise InputError("images: the network does not say how files become inputs: net.describe(preprocess=...) first")
+    from exitlens.data.folders import ImageStream
+
+    return ImageStream(list_images(Path(images)), net.info.preprocess, batch_size)
+
+
+def _stream(
+    net: ExitNet, source: Any, policy: Policy, settings: _StreamSettings, batch_size: int, progress: bool
+) -> Iterator[Prediction]:
+    items = (inputs for inputs, _ in batches(source, batch_size, net.device))
+    with Prefetch(items) as loading:
+        found = _Stream(net, policy, settings).run(loading)
+        total = count_batches(source, batch_size) if settings.order == "input" else None  # then one prediction a batch
+        yield from track(found, "predicting", total=total) if progress else found
+
+
+@dataclass
+class _Open:
+    """A batch of a stream on its way: its samples' answers so far."""
+
+    start: int
+    count: int
+    left: list[Left] = field(default_factory=list)
+    answered: int = 0
+
+
+class _Stream:
+    """Answers a stream: feeds the router, and hands out what is complete."""
+
+    def __init__(self, net: ExitNet, policy: Policy, settings: _StreamSettings) -> None:
+        self.net, self.policy, self.settings = net, policy, settings
+        self.router: Router | None = None
+        self.open: deque[_Open] = deque()  # batches that are not answered in full, for order="input"
+        self.seen = 0
+
+    def run(self, loading: Prefetch[Inputs]) -> Iterator[Prediction]:
+        """Yields predictions until the stream ends; an error of it comes after all answers to what came before."""
+        number, failed = 0, None
+        while failed is None:
+            inputs = loading.next(self._patience())
+            if inputs is None and loading.ended:
+                break
+            try:
+                left = self._flush() if inputs is None else self._feed(inputs, number)
+            except InputError as error:
+                failed = error
+                continue
+            number += inputs is not None
+            yield from self._ready(left)
+            if self._overdue():
+                yield from self._ready(self._flush())
+        yield from self._ready(self._flush())
+        if failed is not None:
+            raise failed
+        if loading.error is not None:
+            raise self._explained(loading.error, number) from loading.error
+
+    def _explained(self, error: Exception, number: int) -> Exception:
+        if isinstance(error, ExitlensError):
+            return error
+        return StreamError(
+            f"images: the stream raised {type(error).__name__} ({error}) after {number} batches; all their {self.seen} "
+            f"samples were answered: mend it, and go on from sample {self.seen}"
+        )
+
+    def _feed(self, inputs: Inputs, number: int) -> list[Left]:
+        carried = self.net.check_input(inputs, f"images (batch {number} of the stream)")
+        count = count_rows(inputs)
+        where = torch.arange(self.seen, self.seen + count, device=carried[0].device)
+        with self.net.running() as engine:
+            if self.router is None:
+                size = self.net.tuning.micro_batch or count  # untuned: as many as the stream's own batches hold
+                self.router = Router(engine, self.policy, self.settings.attention, size)
+            left = self.router.feed(where, engine.enter(carried))
+        if self.settings.order == "input":
+            self.open.append(_Open(self.seen, count))
+        self.seen += count
+        return left
+
+    def _flush(self) -> list[Left]:
+        if self.router is None or not self.router.waiting:
+            return []
+        with self.net.running():
+            return self.router.flush()
+
+    def _patience(self) -> float | None:
+        """Seconds until the sample that waits longest has waited long enough; ``None``: for ever."""
+        if self.settings.max_delay_ms is None or self.router is None or not self.router.waiting:
+            return None
+        return max(0.0, self.router.oldest + self.settings.max_delay_ms / 1000 - time.monotonic())
+
+    def _overdue(self) -> bool:
+        return self._patience() == 0.0 or (bool(self.open) and self.seen - self.open[0].start > MAX_WAITING)
+
+    def _ready(self, left: list[Left]) -> Iterator[Prediction]:
+        if self.settings.order == "ready":
+            yield from (joined([part]) for part in left)
+            return
+        for part in left:
+            self._file(part)
+        while self.open and self.open[0].answered == self.open[0].count:
+            yield joined(self.open.popleft().left)
+
+    def _file(self, part: Left) -> None:
+        """Shares the answers of one micro-batch out to the batches that its samples came in."""
+        ends = [batch.start + batch.count for batch in self.open]
+        owners = torch.bucketize(part.where.cpu(), torch.tensor(ends), right=True)
+        for i in owners.unique().tolist():
+            rows = (owners == i).nonzero().squeeze(1).to(part.where.device)
+            whole = len(rows) == len(part.where)
+            maps = None if part.attention is None else part.attention[rows]
+            mine = part if whole else Left(part.where[rows], part.exit, part.scores[rows], part.probabilities[rows], maps)
+            self.open[i].left.append(mine)
+            self.open[i].answered += len(rows)

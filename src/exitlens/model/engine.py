@@ -1,0 +1,195 @@
+"""The network as it runs for answers: every stage with its head as one step, tuned, and compiled on request."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import FunctionType
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import EngineError
+from exitlens.functional.scores import probabilities, score_of
+from exitlens.model.heads import ExitHead, KeptHead
+from exitlens.model.stages import Carried, Stage
+from exitlens.model.tuning import Tuning, prepared
+
+
+class Answer(NamedTuple):
+    """What a step gives.
+
+    Attributes:
+        carried: what the next stage takes.
+        probabilities: ``(B,C)`` float32, softmax of the logits over the temperature. scores: ``(B,)``.
+        attention: ``(B,*S)``, or ``None`` if it was not asked for.
+    """
+
+    carried: Carried
+    probabilities: Tensor
+    scores: Tensor
+    attention: Tensor | None
+
+
+class Engine:
+    """Stages and heads in the form in which they run. Threads may share one; nothing here changes while it answers.
+
+    Args:
+        stages: K modules or graphs. heads: K exit heads.
+        tuning: in whose formats they are.
+        shared: they are the network's own, not copies.
+        compiled: compile each step by ``torch.compile`` when it is first used.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Callable[..., Any]],
+        heads: Sequence[ExitHead],
+        tuning: Tuning,
+        *,
+        shared: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.stages, self.heads, self.tuning, self.shared = stages, heads, tuning, shared
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] | None = {} if compiled else None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its steps are compiled."""
+        return self._compiled is not None
+
+    def enter(self, carried: Carried) -> Carried:
+        """What the network's check of its inputs returns -> what the first stage takes."""
+        carried = self.tuning.entering(carried)
+        if self.is_compiled:  # compiled for one memory format, and for tensors that were not made in inference mode
+            carried = tuple(t if self.tuning.channels_last and t.ndim == 4 else t.contiguous() for t in carried)
+            carried = tuple(t.clone() if t.is_inference() else t for t in carried)
+        return carried
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """Without autograd."""
+        return torch.no_grad() if self.is_compiled else torch.inference_mode()
+
+    def advance(self, k: int, carried: Carried) -> Carried:
+        """Stage k alone: an exit that cannot fire is not computed."""
+        if self._compiled is None:
+            return cast(Carried, self.stages[k](*carried))
+        return cast(Carried, self._step((k,), _advancing, self.stages[k])(carried))
+
+    def answer(self, k: int, carried: Carried, temperature: Tensor, score: str, attention: bool = False) -> Answer:
+        """Stage k and the head of exit k.
+
+        Args:
+            k: which.
+            carried: what crosses the cut before stage k.
+            temperature: a number as tensor (of the policy, see :func:`numbers`).
+            score: as of the policy.
+            attention: also give the attention map.
+        """
+        if self._compiled is None:
+            return _answering(self.stages[k], self.heads[k], score, attention)(carried, temperature)
+        step = self._step((k, score, attention), _answering, self.stages[k], self.heads[k], score, attention)
+        return cast(Answer, step(carried, temperature))
+
+    def _step(self, key: tuple[Any, ...], make: Callable[..., Callable[..., Any]], *parts: Any) -> Callable[..., Any]:
+        assert self._compiled is not None
+        if key not in self._compiled:
+            name = "_".join(["exitlens", make.__name__.strip("_"), *map(str, key)])
+            self._compiled[key] = torch.compile(_own_code(make(*parts), name), options={"freezing": True})
+        return self._compiled[key]
+
+    def warm_up(
+        self, carried: Carried, thresholds: Sequence[float], score: str, attention: bool
+    ) -> Iterator[tuple[int, float]]:
+        """Compiles the steps that a policy with these thresholds uses; yields k and the seconds that step k took.
+
+        Each is compiled for one sample and for any other number of samples, so that later batches compile nothing.
+
+        Raises:
+            EngineError: where PyTorch cannot compile a step on this machine.
+        """
+        temperature = torch.tensor(1.0, dtype=torch.float64)
+        several = self.enter(tuple(t[:1].repeat_interleave(5, 0) for t in carried))
+        for k in range(len(self.stages)):
+            started = time.perf_counter()
+            answers = k == len(thresholds) or thresholds[k] != float("inf")
+            with self.mode():
+                following: Carried = ()
+                for rows in (several, tuple(t[:1] for t in several)):
+                    try:
+                        given = tuple(_any_number(t) for t in rows) if len(rows[0]) > 1 else rows
+                        if answers:
+                            out = self.answer(k, given, temperature, score, attention).carried
+                        else:
+                            out = self.advance(k, given)
+                    except Exception as error:
+                        raise EngineError(
+                            f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: "
+                            f"{str(error).strip().splitlines()[0]:.200}): it needs a C++ compiler such as g++; or leave "
+                            "compile() out"
+                        ) from error
+                    following = following or tuple(t.clone() for t in out)
+                several = following
+            yield k, time.perf_counter() - started
+
+
+def _any_number(t: Tensor) -> Tensor:
+    """The same tensor, marked so that what is compiled for it takes any number of samples."""
+    t = t.clone()
+    torch._dynamo.mark_dynamic(t, 0)
+    return t
+
+
+def _advancing(stage: Callable[..., Any]) -> Callable[[Carried], Carried]:
+    def step(carried: Carried) -> Carried:
+        return cast(Carried, stage(*carried))
+
+    return step
+
+
+def _answering(
+    stage: Callable[..., Any], head: ExitHead, score: str, attention: bool
+) -> Callable[[Carried, Tensor], Answer]:
+    def step(carried: Carried, temperature: Tensor) -> Answer:
+        carried = stage(*carried)
+        logits, maps = head.with_attention(*carried) if attention else (head.classify(*carried), None)
+        p = probabilities(logits, temperature)
+        return Answer(carried, p, score_of(p, score), maps)
+
+    return step
+
+
+def _own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The same function with a code object of its own: torch.compile counts its recompilations by code object."""
+    code = cast(FunctionType, function).__code__.replace(co_name=name)
+    return FunctionType(code, function.__globals__, name, None, cast(FunctionType, function).__closure__)
+
+
+def prepared_engine(stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, compiled: bool) -> Engine:
+    """Copies of the evaluation graphs and heads, in the tuning's formats: training the network does not change them."""
+    bodies = [prepared(stage.evaluation, tuning) for stage in stages]
+    return Engine(bodies, [_prepared_head(head, tuning) for head in heads], tuning, compiled=compiled)
+
+
+def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
+    twin = copy.deepcopy(head).eval().requires_grad_(False)
+    if isinstance(twin, KeptHead):
+        twin.tail.replace_evaluation(prepared(twin.tail.evaluation, tuning))
+    return twin
+
+
+@contextmanager
+def threads_of(tuning: Tuning) -> Iterator[None]:
+    """The tuning's number of threads for a while; never more than the process has."""
+    before = torch.get_num_threads()
+    if not 0 < tuning.threads < before:
+        yield
+        return
+    torch.set_num_threads(tuning.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,94 @@
+"""Which engine a network runs on now, shared by threads; and its evaluation mode while one of them needs it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.progress import track
+from torch import nn
+
+from exitlens.errors import EngineError
+from exitlens.model.engine import Engine, prepared_engine, threads_of
+from exitlens.types import Policy
+
+if TYPE_CHECKING:
+    from exitlens.model.network import ExitNet
+
+
+class Running:
+    """The state of one network's answering; a new network, copy or tuning starts with a new one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._engine: Engine | None = None  # with weights of its own
+        self._made_from: object = None  # the network's record of its weights then
+        self._users = 0  # predictions that need evaluation mode now
+        self._modes: list[tuple[nn.Module, bool]] = []  # before the first of them
+
+    def __deepcopy__(self, memo: object) -> Running:
+        return Running()
+
+    def __reduce__(self) -> tuple[type[Running], tuple[()]]:
+        return Running, ()
+
+    @contextmanager
+    def use(self, net: ExitNet) -> Iterator[Engine]:
+        """The network's engine, in evaluation mode, without autograd, in the tuning's threads."""
+        engine = self._find(net)
+        with self._evaluating(net) if engine.shared else nullcontext(), threads_of(net.tuning), engine.mode():
+            yield engine
+
+    def _find(self, net: ExitNet) -> Engine:
+        if self._engine is None and not net.tuning.changes_weights:
+            return Engine(net.stages, net.heads, net.tuning, shared=True)  # type: ignore[arg-type]
+        with self._lock:
+            record = net.weights_record()
+            if self._engine is not None and self._made_from is record:
+                return self._engine
+            if self._engine is not None and self._engine.is_compiled:
+                raise EngineError("net: its weights were changed after net.compile(): call net.compile() again")
+            return self._make(net, False)
+
+    def _make(self, net: ExitNet, compiled: bool) -> Engine:
+        self._made_from = net.weights_record()
+        exits, tuning = range(net.num_exits), net.tuning
+        if compiled and not net.contract.is_text:  # other formats' convolutions are compiled again for large batches
+            tuning = replace(tuning, channels_last=True)
+        self._engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
+        return self._engine
+
+    @contextmanager
+    def _evaluating(self, net: ExitNet) -> Iterator[None]:
+        """Evaluation mode while any thread needs it; then every module gets its own mode back."""
+        with self._lock:
+            if self._users == 0:
+                self._modes = [(m, m.training) for m in net.modules()] if net.any_training() else []
+                if self._modes:
+                    net.eval()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    for module, was in self._modes:
+                        module.training = was
+
+    def compile(self, net: ExitNet, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
+        """See :meth:`~exitlens.model.network.ExitNet.compile`."""
+        with self._lock:
+            before = self._engine, self._made_from
+            engine = self._make(net, True)
+            carried = net.entering(net.info.example(next(net.heads[0].parameters())))
+            steps = engine.warm_up(carried, policy.thresholds, policy.score, attention)
+            try:
+                with threads_of(net.tuning):
+                    return dict(track(steps, "compiling", total=net.num_exits) if progress else steps)
+            except EngineError:
+                self._engine, self._made_from = before
+                raise
