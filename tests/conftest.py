@@ -86,3 +86,16 @@ def random_trace(n: int = 300, k: int = 3, c: int = 4, seed: int = 0, labelled: 
     logits += strength[None, :, None] * nn.functional.one_hot(labels, c)[:, None]
     divergence = torch.rand(n, k, generator=rng) * torch.linspace(0.6, 0.0, k)
     return xl.Trace(logits, labels if labelled else None, divergence, torch.linspace(0.2, 1.0, k))
+
+
+def spread_policy(net: xl.ExitNet, images: Tensor, share: float = 0.4) -> xl.Policy:
+    """Thresholds at which about ``share`` of those who come to an exit leave there, half-way between two scores."""
+    trace = xl.collect(net, images)
+    rest = torch.arange(len(images))
+    thresholds = []
+    for k in range(net.num_exits - 1):
+        scores = trace.logits[rest, k].softmax(1).amax(1).sort(descending=True)
+        count = max(1, int(share * len(rest)))
+        thresholds.append((scores.values[count - 1] + scores.values[count]).item() / 2)
+        rest = rest[scores.indices[count:]]
+    return xl.Policy(tuple(thresholds))

@@ -15,7 +15,7 @@ The flow, with ``import exitlens as xl``::
 """
 
 from exitlens.data.fashion import load_fashion, load_scenes
-from exitlens.data.folders import load_folder, load_torchvision, load_unlabelled, read_image, split_set
+from exitlens.data.folders import ImageStream, load_folder, load_torchvision, load_unlabelled, read_image, split_set
 from exitlens.data.images import ImageSet
 from exitlens.data.scenes import make_scenes
 from exitlens.data.texts import TextSet, load_reviews, make_reviews, read_texts, word_tokenizer
@@ -25,11 +25,14 @@ from exitlens.errors import (
     BundleError,
     CalibrationError,
     DataError,
+    EngineError,
     ExitlensError,
     InputError,
     MissingExtraError,
+    OutputError,
     OutputExistsError,
     PolicyError,
+    StreamError,
     TrainingError,
 )
 from exitlens.functional.losses import EGTLoss
@@ -38,6 +41,7 @@ from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone, load_weights
 from exitlens.model.network import ExitNet
 from exitlens.model.placement import ExitPoint, exit_points
+from exitlens.model.tuning import Tuning
 from exitlens.types import ExitOutput, LossTerms, Policy, Prediction, Preprocess, TextPreprocess, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
@@ -55,6 +59,7 @@ __all__ = [
     "CalibrationError",
     "DataError",
     "EGTLoss",
+    "EngineError",
     "ExitNet",
     "ExitOutput",
     "ExitPoint",
@@ -63,19 +68,23 @@ __all__ = [
     "Faithfulness",
     "FitResult",
     "ImageSet",
+    "ImageStream",
     "InputError",
     "LossTerms",
     "MissingExtraError",
+    "OutputError",
     "OutputExistsError",
     "Policy",
     "PolicyError",
     "Prediction",
     "Preprocess",
     "Report",
+    "StreamError",
     "TextPreprocess",
     "TextSet",
     "Trace",
     "TrainingError",
+    "Tuning",
     "attach",
     "build_backbone",
     "calibrate",

@@ -16,6 +16,7 @@ from exitlens.errors import BundleError, ExitlensError, InputError, OutputExists
 from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone
 from exitlens.model.network import ExitNet, NetworkInfo
+from exitlens.model.tuning import Tuning
 from exitlens.model.weights import load_unique_state, read_tensors, unique_state, write_tensors
 from exitlens.types import Policy
 
@@ -59,7 +60,12 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
 def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerprint: str) -> None:
     write_tensors(directory / WEIGHTS, unique_state(net), {})
     dtype = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
-    facts = {"fingerprint": fingerprint, "channels_last": _is_channels_last(net), "dtype": dtype}
+    facts = {
+        "fingerprint": fingerprint,
+        "channels_last": _is_channels_last(net),
+        "dtype": dtype,
+        "tuning": net.tuning.to_dict(),
+    }
     _write_json(directory / NETWORK, net.info.to_dict() | facts)
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
     sums = {name: _checksum(directory / name) for name in (WEIGHTS, NETWORK, POLICY)}
@@ -102,6 +108,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     values = _read_json(source / NETWORK)
     policy_values = _read_json(source / POLICY)
     try:
+        tuning = Tuning.from_dict(values.pop("tuning", {}))  # bundles of 0.1.0 have none
         facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
         net = _build(NetworkInfo.from_dict(values), backbone).to(getattr(torch, facts["dtype"]))
         policy = None if policy_values is None else Policy.from_dict(policy_values)
@@ -115,6 +122,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
         raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
     if policy is not None:
         policy.check(net.num_exits, net.fingerprint())
+    net.tuning = tuning
     return net.eval(), policy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
@@ -94,6 +95,14 @@ class Engine:
         step = self._step((k, score, attention), _answering, self.stages[k], self.heads[k], score, attention)
         return cast(Answer, step(carried, temperature))
 
+    def outputs(self, carried: Carried) -> list[tuple[Tensor, Tensor]]:
+        """Logits and attention of every exit (not by the compiled steps)."""
+        found = []
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            carried = stage(*carried)
+            found.append(head.with_attention(*carried))
+        return found
+
     def _step(self, key: tuple[Any, ...], make: Callable[..., Callable[..., Any]], *parts: Any) -> Callable[..., Any]:
         assert self._compiled is not None
         if key not in self._compiled:
@@ -116,7 +125,8 @@ class Engine:
         for k in range(len(self.stages)):
             started = time.perf_counter()
             answers = k == len(thresholds) or thresholds[k] != float("inf")
-            with self.mode():
+            with self.mode(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's compiler warns of PyTorch's own modules
                 following: Carried = ()
                 for rows in (several, tuple(t[:1] for t in several)):
                     try:

@@ -19,6 +19,7 @@ from exitlens.model.heads import ExitHead
 from exitlens.model.layouts import Kind
 from exitlens.model.running import Running
 from exitlens.model.stages import Carried, Stage
+from exitlens.model.tuner import tune
 from exitlens.model.tuning import Tuning
 from exitlens.types import ExitOutput, Policy, Preprocess, TextPreprocess, preprocess_from_dict
 
@@ -237,6 +238,33 @@ class ExitNet(nn.Module):
             EngineError: if the weights were changed after :meth:`compile`.
         """
         return self._running.use(self)
+
+    def tune(
+        self,
+        example: Inputs,
+        *,
+        policy: Policy | None = None,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        min_agreement: float = 0.995,
+        seconds: float = 4.0,
+    ) -> Tuning:
+        """Finds the fastest :class:`~exitlens.model.tuning.Tuning` on this machine by measuring, sets and returns it.
+
+        Memory format, precision, micro-batch and threads are tried in turn. :func:`exitlens.save` stores the result.
+        Calibrate after tuning: :func:`exitlens.collect` then records what the tuned network says.
+
+        Args:
+            example: inputs like those to come; 64 or more where bfloat16 is to be judged by them.
+            policy: whose answers bfloat16 has to keep, beside the labels of every exit.
+            precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions; the others are taken as they are.
+            min_agreement: share of the example's decisions that bfloat16 has to keep.
+            seconds: to measure for, about; large networks take longer.
+
+        Raises:
+            InputError: for arguments that do not fit, or a network that does not run in the precision asked for.
+        """
+        self.tuning = tune(self, example, policy, precision, min_agreement, seconds)
+        return self.tuning
 
     def compile(  # type: ignore[override]
         self, policy: Policy | None = None, *, attention: bool = False, progress: bool = False

@@ -46,13 +46,18 @@ class _Pool:
         self.count += len(where)
         self.since = min(self.since, since)
 
-    def take(self) -> tuple[Tensor, Carried, float]:
-        pieces, since = self.pieces, self.since
+    def take(self, size: int) -> tuple[Tensor, Carried, float]:
+        """All that wait, if they are fewer than two micro-batches of ``size`` (0: however many), else one."""
+        pieces, since, count = self.pieces, self.since, self.count
         self.pieces, self.count, self.since = [], 0, float("inf")
-        if len(pieces) == 1:
-            return *pieces[0], since
-        columns = zip(*(carried for _, carried in pieces), strict=True)
-        return torch.cat([where for where, _ in pieces]), tuple(torch.cat(column) for column in columns), since
+        where, carried = pieces[0]
+        if len(pieces) > 1:
+            columns = zip(*(tensors for _, tensors in pieces), strict=True)
+            where, carried = torch.cat([place for place, _ in pieces]), tuple(torch.cat(column) for column in columns)
+        if size and count >= 2 * size:
+            self.add(where[size:], tuple(t[size:] for t in carried), since)
+            where, carried = where[:size], tuple(t[:size] for t in carried)
+        return where, carried, since
 
 
 class Router:
@@ -97,7 +102,7 @@ class Router:
         """Runs all that waits, to the end."""
         left: list[Left] = []
         for k, pool in enumerate(self._pools):
-            if pool.count:
+            while pool.count:
                 self._run(k, left)
                 if self.micro_batch:
                     self._run_full(left)
@@ -123,7 +128,7 @@ class Router:
                 k -= 1
 
     def _run(self, k: int, left: list[Left]) -> None:
-        where, carried, since = self._pools[k].take()
+        where, carried, since = self._pools[k].take(self.micro_batch)
         last = len(self._pools) - 1
         if k < last and self.policy.thresholds[k] == float("inf"):
             self._pools[k + 1].add(where, self.engine.advance(k, carried), since)

@@ -37,7 +37,7 @@ class Tuning:
     precision: str = "float32"
     folded: bool = False
     threads: int = 0
-    measured: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "threads"):

@@ -12,7 +12,6 @@ from exitlens.data.batches import batches, count_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, divergence, transplanted, uniform
-from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
 from exitlens.types import Trace
 
@@ -21,7 +20,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     """Runs every sample through every exit once and records what calibration and evaluation need.
 
     Args:
-        net: used in evaluation mode, and given back in the mode it was in.
+        net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         loader: a ``DataLoader``, a ``Dataset``, an iterable of batches, or inputs; labels are optional.
         batch_size: where the batching is ours.
         seed: of the pairing of images for the shuffled-image null.
@@ -40,15 +39,15 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     stream = batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
-    with mode_of(net, False), torch.no_grad():
-        for images, target in stream:
-            net.check_input(images, "loader")
-            outputs = net(images)
-            logits.append(torch.stack([out.logits.float() for out in outputs], 1).cpu())
-            labels.append(None if target is None else target.cpu())
-            for k, out in enumerate(outputs):
-                grids = on_common_grid(out.attention.float(), outputs[-1].attention.float())
-                pairs[k].append((grids[0].cpu(), grids[1].cpu()))
+    for images, target in stream:
+        carried = net.check_input(images, "loader")
+        with net.running() as engine:
+            outputs = engine.outputs(engine.enter(carried))
+        logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
+        labels.append(None if target is None else target.cpu())
+        for k, (_, attention) in enumerate(outputs):
+            grids = on_common_grid(attention.float(), outputs[-1][1].float())
+            pairs[k].append((grids[0].cpu(), grids[1].cpu()))
     if not logits:
         raise InputError("loader: it gave no batch: pass at least one image")
     if any(t is None for t in labels) and any(t is not None for t in labels):

@@ -1,0 +1,205 @@
+"""Streams: the same answers as batch by batch, in order or as they come, bounded, and whole after an error."""
+
+import threading
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import exitlens as xl
+from exitlens.workflow import inference
+from tests.conftest import make_net, spread_policy
+
+NET = make_net()
+IMAGES = torch.randn(101, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+POLICY = spread_policy(NET, IMAGES)
+WHOLE = xl.predict(NET, IMAGES, POLICY, attention=True)
+
+
+def split(size: int) -> list[torch.Tensor]:
+    return list(IMAGES.split(size))
+
+
+def same(pred: xl.Prediction, rows: torch.Tensor) -> None:
+    assert pred.exits.tolist() == WHOLE.exits[rows].tolist()
+    assert pred.labels.tolist() == WHOLE.labels[rows].tolist()
+    torch.testing.assert_close(pred.probabilities, WHOLE.probabilities[rows], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(pred.confidence, WHOLE.confidence[rows], atol=1e-4, rtol=1e-3)
+
+
+def test_the_policy_uses_every_exit():
+    assert WHOLE.exits.bincount(minlength=3).min() > 5
+
+
+@pytest.mark.parametrize("size", [1, 7, 32, 200])
+@pytest.mark.parametrize("micro_batch", [0, 1, 8, 50])
+def test_in_order_one_prediction_for_every_batch(size, micro_batch):
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=micro_batch)
+    start = 0
+    for batch, pred in zip(split(size), xl.predict(net, split(size), POLICY, attention=True), strict=True):
+        rows = torch.arange(start, start + len(batch))
+        assert pred.index.tolist() == rows.tolist()
+        same(pred, rows)
+        for one, i in zip(pred.attention, rows.tolist(), strict=True):
+            torch.testing.assert_close(one, WHOLE.attention[i], atol=1e-5, rtol=1e-3)
+        start += len(batch)
+    assert start == 101
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_as_they_come(size):
+    found = list(xl.predict(NET, iter(split(size)), POLICY, order="ready"))
+    index = torch.cat([pred.index for pred in found])
+    assert index.sort().values.tolist() == list(range(101))
+    for pred in found:
+        same(pred, pred.index)
+        assert len(set(pred.exits.tolist())) == 1
+    early = [pred.index[0].item() for pred in found if pred.exits[0] == 0]
+    assert early == sorted(early)
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_loaders_data_sets_and_labels(size):
+    data = TensorDataset(IMAGES, torch.zeros(101, dtype=torch.long))
+    for source in (DataLoader(data, batch_size=size), data):
+        found = list(xl.predict(NET, source, POLICY, batch_size=size))
+        assert [len(pred) for pred in found] == [len(chunk) for chunk in split(size)]
+        same_all = torch.cat([pred.exits for pred in found])
+        assert same_all.tolist() == WHOLE.exits.tolist()
+
+
+def test_deep_stages_run_on_full_micro_batches():
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=16)
+    sizes: list[list[int]] = [[] for _ in range(3)]
+    for k in range(3):
+        net.stage(k).register_forward_hook(lambda _, given, __, k=k: sizes[k].append(len(given[0])))
+    list(xl.predict(net, split(2), POLICY))
+    for k in range(3):
+        assert all(16 <= size < 32 for size in sizes[k][:-2])  # the last ones run when the stream ends
+        assert sum(sizes[k]) == int((WHOLE.exits >= k).sum())
+
+
+def test_it_is_lazy_and_bounded():
+    taken = []
+
+    def source():
+        for i, batch in enumerate(split(4)):
+            taken.append(i)
+            yield batch
+
+    stream = xl.predict(NET, source(), POLICY)
+    time.sleep(0.05)
+    assert taken == []
+    next(stream)
+    assert len(taken) < 12
+    stream.close()
+    assert not [t for t in threading.enumerate() if t.name == "exitlens-prefetch"]
+
+
+def test_rare_survivors_do_not_hold_the_others_for_ever(monkeypatch):
+    monkeypatch.setattr(inference, "MAX_WAITING", 30)
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=1000)
+    behind = 0
+    stream = inference._Stream(net, POLICY, inference._StreamSettings(False, "input", None))
+    with inference.Prefetch(iter(split(5))) as loading:
+        for pred in stream.run(loading):
+            behind = max(behind, stream.seen - int(pred.index[0]))
+    assert 0 < behind <= 40
+
+
+def test_no_sample_waits_longer_than_it_may():
+    gate = threading.Event()
+
+    def source():
+        yield IMAGES[:4]
+        gate.wait(20)
+        yield IMAGES[4:8]
+
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=64)
+    stream = xl.predict(net, source(), POLICY, max_delay_ms=20)
+    same(next(stream), torch.arange(4))  # although nothing more comes
+    gate.set()
+    same(next(stream), torch.arange(4, 8))
+    assert next(stream, None) is None
+
+
+def test_what_came_before_an_error_is_answered():
+    def source():
+        yield from split(10)[:3]
+        raise OSError("the disk is gone")
+
+    found: list[xl.Prediction] = []
+    with pytest.raises(
+        xl.StreamError, match=r"OSError \(the disk is gone\) after 3 batches; all their 30 samples"
+    ) as caught:
+        found.extend(xl.predict(NET, source(), POLICY))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert torch.cat([pred.index for pred in found]).tolist() == list(range(30))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.randn(2, 1, 16, 16),
+        torch.full((2, 3, 16, 16), float("nan")),
+        torch.randn(0, 3, 16, 16),
+        torch.randn(2, 3, 16, 16, dtype=torch.float64),
+    ],
+)
+def test_a_bad_batch_is_named_after_the_answers_before_it(bad):
+    found: list[xl.Prediction] = []
+    with pytest.raises(xl.InputError, match=r"images \(batch 2 of the stream\)"):
+        found.extend(xl.predict(NET, [IMAGES[:3], IMAGES[3:6], bad, IMAGES[6:]], POLICY))
+    assert torch.cat([pred.index for pred in found]).tolist() == list(range(6))
+
+
+def test_no_batch_gives_no_prediction():
+    assert list(xl.predict(NET, iter([]), POLICY)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"order": "sorted"}, "order"),
+        ({"max_delay_ms": -1}, "max_delay_ms"),
+        ({"max_delay_ms": float("nan")}, "max_delay_ms"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"images": "no/such/folder"}, "describe"),
+    ],
+)
+def test_bad_arguments_are_told_at_the_call(values, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.predict(NET, **{"images": iter([]), "policy": POLICY} | values)
+
+
+def test_the_callers_modes_are_left_alone_between_batches():
+    net = make_net().train()
+    for _ in xl.predict(net, split(20), POLICY):
+        assert net.training
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_a_folder(tmp_path):
+    from PIL import Image
+
+    net = xl.attach("small", 2, 4, torch.zeros(1, 3, 32, 32)).eval()
+    net.describe(preprocess=xl.Preprocess((32, 32)))
+    for i in range(5):
+        Image.new("RGB", (40, 30), (50 * i, 20, 30)).save(tmp_path / f"{i}.png")
+    images, _ = xl.load_unlabelled(tmp_path, net.info.preprocess)
+    whole = xl.predict(net, images, xl.Policy((0.3, 0.3)))
+    for source in (tmp_path, str(tmp_path)):
+        found = list(xl.predict(net, source, xl.Policy((0.3, 0.3)), batch_size=2))
+        assert [len(pred) for pred in found] == [2, 2, 1]
+        assert torch.cat([pred.exits for pred in found]).tolist() == whole.exits.tolist()
+
+
+def test_progress_is_shown(capsys):
+    list(xl.predict(NET, split(50), POLICY, progress=True))
+    assert "predicting" in capsys.readouterr().out
