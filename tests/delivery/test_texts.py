@@ -72,6 +72,10 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert [row["label"] for row in rows] == ["no", "yes"]
     assert rows[1]["file"].endswith("new.txt:3")  # blank lines count
+    assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.jsonl")[0] == 0
+    assert [json.loads(line)["file"] for line in (tmp_path / "p.jsonl").read_text().splitlines()] == [
+        r["file"] for r in rows
+    ]
     again = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *words, "--resume")
     assert call(*again)[0] == 0  # finished already: nothing changes
     assert xl.load(run / "bundle")[1] is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from exitlens.data.images import ImageSet
-from exitlens.errors import DataError, InputError, did_you_mean
+from exitlens.errors import DataError, InputError, did_you_mean, require
 from exitlens.types import Preprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -137,6 +137,61 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
             bad.append(str(error))
     check_bad(bad, len(files), skip_bad)
     return preprocess.normalise(torch.stack(images)), FolderReport(tuple(kept), tuple(bad))
+
+
+class ImageStream:
+    """Image files as normalised batches ``(B,C,H,W)``, read while they are asked for; every batch but the last is full.
+
+    Args:
+        files: image files, in the order of the answers.
+        preprocess: size, mean and standard deviation; the number of means says whether images are grey or colour.
+        batch_size: images in a batch.
+        skip_bad: leave out files that cannot be read and list them in :attr:`bad`; otherwise the first of them ends the
+            iteration with a :class:`DataError`, after the images before it.
+
+    Attributes:
+        files: the images in the batches so far, in order.
+        bad: the files that could not be read so far, each with the reason.
+        total: how many files there are to read.
+    """
+
+    def __init__(self, files: Sequence[Path], preprocess: Preprocess, batch_size: int, skip_bad: bool = False) -> None:
+        require(preprocess, Preprocess, "preprocess")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        self.files: list[Path] = []
+        self.bad: list[str] = []
+        self.total = len(files)
+        self._all, self._preprocess, self._batch_size, self._skip_bad = tuple(files), preprocess, batch_size, skip_bad
+
+    def __len__(self) -> int:
+        """How many batches, where every file can be read."""
+        return -(-self.total // self._batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.files, self.bad = [], []
+        batch: list[tuple[Path, Tensor]] = []
+        failed: DataError | None = None
+        for path in self._all:
+            try:
+                batch.append((path, read_image(path, self._preprocess.size, len(self._preprocess.mean))))
+            except DataError as error:
+                self.bad.append(str(error))
+                if not self._skip_bad:
+                    failed = error
+                    break
+            if len(batch) == self._batch_size:
+                yield self._closed(batch)
+                batch = []
+        if batch:
+            yield self._closed(batch)
+        if failed is not None:
+            mend = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
+            raise DataError(f"data: {failed}: {mend if self.total > 1 else 'give another image'}") from failed
+
+    def _closed(self, batch: list[tuple[Path, Tensor]]) -> Tensor:
+        self.files += [path for path, _ in batch]
+        return self._preprocess.normalise(torch.stack([pixels for _, pixels in batch]))
 
 
 def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -94,6 +94,43 @@ class TextSet(Dataset[TextItem]):
         part.labels = self.labels[indices]
         part.masks = None if self.masks is None else self.masks[indices]
         return part
+
+
+class TextStream:
+    """Texts as batches of network input, encoded while they are asked for: what an ``ImageStream`` is for images.
+
+    Args:
+        texts: N texts.
+        names: N names, for the answers.
+        preprocess: how texts become token ids.
+        batch_size: texts in a batch.
+
+    Attributes:
+        files: names of the texts in the batches so far, in order.
+        bad: always empty: a text that was read can be encoded.
+        total: N.
+    """
+
+    def __init__(self, texts: Sequence[str], names: Sequence[str], preprocess: TextPreprocess, batch_size: int) -> None:
+        require(preprocess, TextPreprocess, "preprocess")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        if len(names) != len(texts):
+            raise InputError(f"names: expected {len(texts)}, one per text; got {len(names)}")
+        self.files: list[str] = []
+        self.bad: list[str] = []
+        self.total = len(texts)
+        self._texts, self._names, self._preprocess, self._batch_size = tuple(texts), tuple(names), preprocess, batch_size
+
+    def __len__(self) -> int:
+        """How many batches."""
+        return -(-self.total // self._batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.files = []
+        for at in range(0, self.total, self._batch_size):
+            self.files += self._names[at : at + self._batch_size]
+            yield self._preprocess.encode(self._texts[at : at + self._batch_size])
 
 
 class RawTexts(NamedTuple):

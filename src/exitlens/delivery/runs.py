@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from exitlens.data.fashion import Split
-from exitlens.data.folders import load_folder, load_unlabelled
+from exitlens.data.folders import ImageStream, list_images, load_folder
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource, is_text_file, open_source
-from exitlens.data.texts import TextSet, numbered_texts, read_texts
+from exitlens.data.texts import TextSet, TextStream, numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, load, save
 from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
-from exitlens.functional.inputs import Inputs
 from exitlens.model.network import ExitNet
 from exitlens.model.weights import write_text
 from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.workflow.training import SETTINGS
 
 DATA = "data.json"
 
@@ -67,6 +70,15 @@ def read_source(path: Path) -> DataSource:
             except (ValueError, TypeError) as error:
                 raise DataError(f"{candidate}: damaged ({error}): pass --data") from error
     raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
+
+
+def recorded_exits(out: Path, exits: str, by: str) -> tuple[str, str]:
+    """``exits`` and ``by`` for a run that goes on: the names that were placed when it began, if the number is the same."""
+    try:
+        names = json.loads((out / SETTINGS).read_text())["network"]["at"]
+    except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
+        return exits, by
+    return (",".join(names), "cost") if str(len(names)) == (exits or "3") else (exits, by)
 
 
 def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
@@ -122,13 +134,25 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
     return source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.is_text else None)
 
 
-def read_samples(net: ExitNet, data: Path, *, skip_bad: bool) -> tuple[Inputs, list[str], list[str]]:
-    """Unlabelled images below a folder, or texts of a file: as network inputs, their names, and what could not be read."""
+def stream_samples(
+    net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
+) -> ImageStream | TextStream:
+    """Unlabelled images below a folder, or texts of a file, as batches of network input, ``without`` those named."""
     if net.contract.is_text:
-        rows = numbered_texts(data, skip_bad=skip_bad)
-        return text_preprocess(net).encode([text for _, text in rows]), [f"{data}:{line}" for line, _ in rows], []
-    inputs, found = load_unlabelled(data, image_preprocess(net), skip_bad=skip_bad)
-    return inputs, [str(path) for path in found.files], list(found.bad)
+        rows = [(f"{data}:{line}", text) for line, text in numbered_texts(data, skip_bad=skip_bad)]
+        rows = [row for row in rows if row[0] not in without]
+        return TextStream([text for _, text in rows], [name for name, _ in rows], text_preprocess(net), batch_size)
+    preprocess = image_preprocess(net)
+    files = [path for path in list_images(data) if str(path) not in without]
+    return ImageStream(files, preprocess, batch_size, skip_bad)
+
+
+def made_by(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
+    """What decides the answers to ``data``: JSON-ready values that two runs share if their answers may stand in one file."""
+    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "chosen_by")}
+    preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
+    reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
+    return {"network": net.fingerprint(), "policy": rule, "preprocessing": reading, "input": str(data)}
 
 
 def replace_policy(directory: Path, policy: Policy) -> None:

@@ -1,0 +1,21 @@
+"""The command line: parse, call one function, print a short table or, with --json, one JSON object."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from exitlens.cli import learning, running  # their verbs register with the app
+from exitlens.cli.options import app, literal
+from exitlens.errors import ExitlensError
+
+__all__ = ["app", "learning", "main", "running"]
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is one line on standard error (and what to know besides), exit code 2."""
+    try:
+        app()
+    except ExitlensError as error:
+        text = literal("\n".join([str(error), *getattr(error, "__notes__", [])]))
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from error

@@ -1,0 +1,5 @@
+"""``python -m exitlens.cli``."""
+
+from exitlens.cli import main
+
+main()

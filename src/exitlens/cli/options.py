@@ -1,0 +1,55 @@
+"""What all verbs share: the app they are verbs of, options that several take, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Classifiers that answer early when they can, and show that the early answer looked at the right thing.",
+)
+console = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Bundle = Annotated[Path, typer.Option(help="Run directory of `exitlens fit`, or a bundle.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Images: a folder class/image.png, `scenes`, `fashion`, torchvision:NAME. Texts: a .csv or .jsonl file with "
+        "text and label, `reviews`."
+    ),
+]
+OtherData = Annotated[
+    str, typer.Option("--data", help="Other data than the run's own split: a labelled folder or file, or a name.")
+]
+BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
+Root = Annotated[str, typer.Option(help="Folder of torchvision's files.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read.")]
+
+
+def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
+    """Prints ``values`` as JSON, or as a table: ``rows`` (the first is the head), or one line a value."""
+    if as_json:
+        sys.stdout.write(json.dumps(values) + "\n")
+        return
+    rows = rows or [["", "value"], *[[k, f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in values.items()]]
+    table = Table(*map(literal, rows[0]), title=literal(title) or None, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*map(literal, row))
+    console.print(table)
+
+
+def literal(text: str) -> str:
+    """Text to print as it is: brackets are no markup, and bytes of file names that are not UTF-8 become ``\\udcXX``."""
+    return escape(text.encode("utf-8", "backslashreplace").decode())

@@ -1,0 +1,151 @@
+"""Rows of predictions as CSV, JSON lines and Parquet; of a file that broke off, the part that holds whole rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from exitlens.errors import InputError, MissingExtraError
+
+
+class Row(NamedTuple):
+    """One answer: of which file (or ``file:line``), the class, the exit that answered, and how sure it was."""
+
+    file: str
+    label: str
+    exit: int
+    confidence: float
+
+
+class LineFormat(Protocol):
+    """A format that rows can be appended to."""
+
+    header: bytes  # what stands before the first row
+    start: bytes  # what every file of it begins with
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        """Rows as they stand in the file."""
+
+    def whole(self, content: bytes) -> int:
+        """How many bytes of a file that broke off hold whole rows (and the header)."""
+
+    def decode(self, content: bytes) -> list[Row]:
+        """Inverse of :meth:`encode`, for content with its header; ``ValueError`` says what does not fit."""
+
+
+class CsvFormat:
+    """Comma-separated, a header first; bytes of file names that are not UTF-8 are kept as they are."""
+
+    def __init__(self) -> None:
+        self.header = self._lines([Row._fields])
+        self.start = self.header.strip()
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        """One line a row."""
+        return self._lines(rows)
+
+    def whole(self, content: bytes) -> int:
+        """Up to the last end of a line that is outside quotes."""
+        end = content.rfind(b"\n") + 1
+        while end and content.count(b'"', 0, end) % 2:
+            end = content.rfind(b"\n", 0, end - 1) + 1
+        return end
+
+    def decode(self, content: bytes) -> list[Row]:
+        """The rows, the header checked."""
+        text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
+        try:
+            head, *lines = csv.reader(text, strict=True)
+        except csv.Error as error:
+            raise ValueError(f"broken CSV: {error}") from error
+        if tuple(head) != Row._fields:
+            raise ValueError(f"its columns are {head}")
+        return [_row(line, i) for i, line in enumerate(lines, 1)]
+
+    @staticmethod
+    def _lines(rows: Iterable[Iterable[object]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+class JsonLinesFormat:
+    """One JSON object a line."""
+
+    header = b""
+    start = b'{"file": '
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        """One object a row, in ASCII."""
+        return "".join(json.dumps(row._asdict()) + "\n" for row in rows).encode()
+
+    def whole(self, content: bytes) -> int:
+        """Up to the last end of a line."""
+        return content.rfind(b"\n") + 1
+
+    def decode(self, content: bytes) -> list[Row]:
+        """The rows, their keys checked."""
+        rows = []
+        for i, line in enumerate(content.splitlines(), 1):
+            values = json.loads(line)
+            if not isinstance(values, dict) or tuple(values) != Row._fields:
+                raise ValueError(f"its row {i} has {list(values) if isinstance(values, dict) else values!r:.60}")
+            rows.append(_row(list(values.values()), i))
+        return rows
+
+
+def _row(values: list[Any], number: int) -> Row:
+    try:
+        file, label, exit_, confidence = values
+        return Row(str(file), str(label), int(exit_), float(confidence))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"its row {number} is {values!r:.80}") from error
+
+
+def import_pyarrow() -> Any:
+    """The optional package ``pyarrow`` with its module ``parquet``, or :class:`MissingExtraError`."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet", "an output file .parquet") from error
+    return pyarrow
+
+
+def write_parquet(handle: BinaryIO, rows: Iterable[Row]) -> None:
+    """Writes all rows; bytes of file names that are not UTF-8 become ``\\udcXX``."""
+    arrow = import_pyarrow()
+    kinds = (arrow.string(), arrow.string(), arrow.int64(), arrow.float64())
+    schema = arrow.schema(list(zip(Row._fields, kinds, strict=True)))
+    columns = list(zip(*((_utf8(row.file), _utf8(row.label), row.exit, row.confidence) for row in rows), strict=True))
+    arrow.parquet.write_table(arrow.table([list(column) for column in columns or [()] * 4], schema=schema), handle)
+
+
+def read_parquet(path: Path) -> list[Row]:
+    """Inverse of :func:`write_parquet`; ``ValueError`` says what does not fit."""
+    arrow = import_pyarrow()
+    try:
+        with path.open("rb") as handle:
+            table = arrow.parquet.ParquetFile(handle).read()
+    except arrow.ArrowInvalid as error:
+        raise ValueError(str(error)) from error
+    if tuple(table.column_names) != Row._fields:
+        raise ValueError(f"its columns are {table.column_names}")
+    rows = zip(*(table.column(name).to_pylist() for name in Row._fields), strict=True)
+    return [_row(list(values), i) for i, values in enumerate(rows, 1)]
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def check_suffix(path: Path) -> str:
+    """The suffix in small letters; raises :class:`InputError` unless it names one of the three formats."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".jsonl", ".parquet"):
+        raise InputError(f"out: expected a file .csv, .jsonl or .parquet, got {path}: choose one of these suffixes")
+    return suffix

@@ -1,0 +1,103 @@
+"""Images and texts that are read while they are asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import exitlens as xl
+from exitlens.data import folders
+from exitlens.data.folders import ImageStream, list_images
+from exitlens.data.texts import TextStream
+
+PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_batches_are_those_of_the_whole(folder):
+    files = list_images(folder)
+    stream = ImageStream(files, PREPROCESS, 4)
+    assert len(stream) == 3
+    assert stream.total == 10
+    for _ in range(2):  # again from the start
+        found = list(stream)
+        assert [len(batch) for batch in found] == [4, 4, 2]
+        assert torch.equal(torch.cat(found), xl.load_unlabelled(folder, PREPROCESS)[0])
+        assert stream.files == files
+        assert stream.bad == []
+
+
+def test_images_are_read_when_asked_for(folder, monkeypatch):
+    read = []
+    original = folders.read_image
+    monkeypatch.setattr(folders, "read_image", lambda path, *rest: (read.append(path), original(path, *rest))[1])
+    stream = ImageStream(list_images(folder), PREPROCESS, 3)
+    assert not read
+    batches = iter(stream)
+    next(batches)
+    assert read == stream.files == list_images(folder)[:3]
+
+
+@pytest.mark.parametrize("skip_bad", [True, False])
+def test_bad_files(folder, skip_bad):
+    for i in (2, 5, 9):
+        (folder / f"{i}.png").write_text("not an image")
+    files = list_images(folder)
+    stream = ImageStream(files, PREPROCESS, 4, skip_bad)
+    found = []
+    if skip_bad:
+        found += stream
+        assert [len(batch) for batch in found] == [4, 3]
+        assert [path.stem for path in stream.files] == ["0", "1", "3", "4", "6", "7", "8"]
+        assert [reason.split(":")[0] for reason in stream.bad] == [str(files[i]) for i in (2, 5, 9)]
+        return
+    with pytest.raises(xl.DataError, match=r"2\.png: cannot be read as an image .*: remove it, or pass --skip-bad"):
+        found.extend(stream)  # what came before the error is kept
+    assert [len(batch) for batch in found] == [2]
+    assert stream.files == files[:2]
+    assert len(stream.bad) == 1
+
+
+def test_one_bad_image(folder):
+    (folder / "0.png").write_text("not an image")
+    with pytest.raises(xl.DataError, match="give another image"):
+        list(ImageStream([folder / "0.png"], PREPROCESS, 4))
+
+
+def test_texts():
+    pytest.importorskip("tokenizers")
+    preprocess = xl.TextPreprocess(xl.word_tokenizer(["a b c"]), 6)
+    texts, names = ["a", "b c", "c a b"], ["t:1", "t:2", "t:4"]
+    stream = TextStream(texts, names, preprocess, 2)
+    assert (len(stream), stream.total) == (2, 3)
+    batches = iter(stream)
+    first = next(batches)
+    assert stream.files == ["t:1", "t:2"]
+    whole = preprocess.encode(texts)
+    rest = next(batches)
+    for name, values in whole.items():
+        assert torch.equal(torch.cat([first[name], rest[name]]), values)
+    assert stream.files == names
+    assert stream.bad == []
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_wrong_arguments(size):
+    with pytest.raises(xl.InputError, match="batch_size: expected an integer of 1 or more"):
+        ImageStream([], PREPROCESS, size)
+    with pytest.raises(xl.InputError, match="preprocess: expected Preprocess"):
+        ImageStream([], None, 4)
+    preprocess = xl.TextPreprocess(xl.word_tokenizer(["a b c"]), 6)
+    with pytest.raises(xl.InputError, match="batch_size"):
+        TextStream(["a"], ["x"], preprocess, size)
+    with pytest.raises(xl.InputError, match="names: expected 1"):
+        TextStream(["a"], [], preprocess, 2)
