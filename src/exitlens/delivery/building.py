@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone, load_weights
 from exitlens.model.huggingface import tokenizer_of
 from exitlens.model.network import ExitNet
+from exitlens.model.placement import By
 from exitlens.types import TextPreprocess
 
 Samples = ImageSet | TextSet
@@ -57,18 +58,20 @@ def new_network(
     keep_final: bool = False,
     pretrained: bool = False,
     weights: Path | None = None,
+    by: str = "cost",
 ) -> ExitNet:
     """Builds the backbone for the data's classes and attaches exits.
 
     Args:
         backbone: its source.
         exits: comma-separated module names, or how many; empty means ``layer1,layer2,layer3`` where the backbone has these
-            modules, and 3 otherwise.
+            modules and ``by`` is ``"cost"``, and 3 otherwise.
         train: the data: its classes, and its first sample as example.
         seed: of the weights.
         keep_final: keep the backbone's own classifier as final exit.
         pretrained: start from the library's weights.
         weights: start from a local state dict.
+        by: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
 
     Raises:
         InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
@@ -84,10 +87,10 @@ def new_network(
         load_weights(plain, weights)
     usual = ["layer1", "layer2", "layer3"]
     named = dict(plain.named_children())
-    at: list[str] | int = usual if all(name in named for name in usual) else 3
+    at: list[str] | int = usual if by == "cost" and all(name in named for name in usual) else 3
     if exits:
         at = int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
     final: Literal["head", "keep"] = "keep" if keep_final else "head"
-    net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final)
+    net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final, by=cast(By, by))  # attach checks it
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net

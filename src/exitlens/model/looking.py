@@ -132,10 +132,11 @@ def _values(module: fx.GraphModule, example: Inputs, count: int) -> _Values:
                 values.run(*[fake.from_tensor(t) for t in tensors])
             return values
         except Exception:  # an operation without a fake implementation, or an example that does not fit: the run tells
-            return _really(module, tensors)
+            return run_values(module, tensors)
 
 
-def _really(module: fx.GraphModule, tensors: list[Tensor]) -> _Values:
+def run_values(module: fx.GraphModule, tensors: list[Tensor]) -> _Values:
+    """Runs a graph for real; raises :class:`AttachError` if it fails on the tensors."""
     values = _Values(module)
     try:
         values.run(*tensors)
