@@ -14,6 +14,7 @@ from exitlens.functional.routing import first_firing
 from exitlens.model.engine import Engine
 from exitlens.model.router import Router, gather
 from exitlens.model.tuning import Tuning
+from tests.conftest import make_net
 
 
 class Head(nn.Module):
@@ -117,3 +118,12 @@ def test_gather_keeps_the_memory_format(memory_format):
     assert torch.equal(found, x[rows])
     assert found.is_contiguous(memory_format=memory_format)
     assert torch.equal(gather(x[:, 0, 0], rows), x[rows, 0, 0])
+
+
+def test_images_of_another_size_do_not_wait_for_each_other():
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=8)
+    small, large = torch.randn(5, 3, 16, 16), torch.randn(6, 3, 20, 24)
+    found = list(xl.predict(net, [small, large, small], xl.Policy((0.7, 0.7))))
+    for images, pred in zip((small, large, small), found, strict=True):
+        assert pred.exits.tolist() == xl.predict(net, images, xl.Policy((0.7, 0.7))).exits.tolist()

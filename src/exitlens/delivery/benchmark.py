@@ -75,6 +75,7 @@ class Bench:
         seconds: float = 10.0,
         memory: bool = True,
         others: Mapping[str, Callable[[Inputs, int, Mapping[str, Tensor]], Work]] | None = None,
+        keep: Callable[[str], bool] = lambda name: True,
     ) -> dict[str, Any]:
         """Everything for calls of ``size`` samples, JSON-ready.
 
@@ -83,31 +84,39 @@ class Bench:
             rounds: at least so many. seconds: to go on for.
             memory: also measure each contender's peak.
             others: makers of further contenders by name, given the inputs, the size and the plans.
+            keep: which contenders to run, by name; the first two always.
         """
-        count = size * -(-40 // size) if size < 32 else size
+        count = {1: 20, 8: 40}.get(size, size)
         inputs = self.samples(count)
         plans = {name: plan_of(shares, count) for name, shares in shares_for(self.net.num_exits).items()}
         steps = StepTimes(self.net, inputs, size)
         works = self._works(inputs, size, plans) | {STEPS: steps}
+        meters = {"": (steps, TUNED)}
+        if self.compiled_net is not None:
+            meters[", compiled"] = (StepTimes(self.compiled_net, inputs, size), COMPILED)
+            works[f"{STEPS}, compiled"] = meters[", compiled"][0]
         works |= {name: make(inputs, size, plans) for name, make in (others or {}).items()}
+        works = {name: work for name, work in works.items() if keep(name) or name in (AS_IS, TUNED)}
         times = interleave(works, rounds=rounds, seconds=seconds)
         rows = []
         for name in works:
             row = {"name": name} | times.summary(name, count)
             row["speedup"] = times.ratio(AS_IS, name).to_list()
             row["speedup_tuned"] = times.ratio(TUNED, name).to_list()
-            shares = next((s for s in plans if name == f"exits, {s}"), None)
-            if shares is not None:
-                row |= self._ideal(times, name, steps, plans[shares], count)
-            if memory and name != STEPS:
+            for suffix, (meter, reference) in meters.items():
+                shares = name.removeprefix("exits, ").removesuffix(suffix)
+                if shares in plans and name == f"exits, {shares}{suffix}" and meter.rounds:
+                    row |= self._ideal(times, name, meter, reference, plans[shares], count)
+            if memory and not name.startswith(STEPS):
                 row["peak_mb"] = round(peak_bytes(works[name]) / 1e6, 1)
             rows.append(row)
-        return {"batch": size, "samples": count, "rounds": len(steps.rounds) - 1, "rows": rows} | self._ratios(times)
+        return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | self._ratios(times)
 
     def _works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
+        kept = self.net.tuning.keep_memory
         works = {
             AS_IS: as_users_run_it(self.plain, inputs, size),
-            TUNED: clocked(self.tuned, split_rows(inputs, size)),
+            TUNED: clocked(self.tuned, split_rows(inputs, size), kept),
         }
         works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
         last = list(plans)[-1] if MIXED not in plans else MIXED
@@ -117,38 +126,45 @@ class Bench:
         )
         if self.policy is not None:
             policy = self.policy
-            works["exits, policy"] = clocked(lambda batch: predict(self.net, batch, policy), split_rows(inputs, size))
+            works["exits, policy"] = clocked(lambda batch: predict(self.net, batch, policy), split_rows(inputs, size), kept)
         if self.net.num_exits > 2:
-            works["static, cut at exit 1"] = clocked(Cut(self.net, 1), split_rows(inputs, size))
+            works["static, cut at exit 1"] = clocked(Cut(self.net, 1), split_rows(inputs, size), kept)
         if self.compiled_plain is not None and self.compiled_net is not None:
-            works[COMPILED] = clocked(self.compiled_plain, split_rows(inputs, size))
-            for name in ("nobody leaves", last):
+            works[COMPILED] = clocked(self.compiled_plain, split_rows(inputs, size), kept)
+            for name in plans:
                 works[f"exits, {name}, compiled"] = Planned(self.compiled_net, plans[name]).work(inputs, size)
         return works
 
     @staticmethod
-    def _ideal(times: Times, name: str, steps: StepTimes, plan: Tensor, count: int) -> dict[str, Any]:
-        """The time that the plan would take if stages cost nothing but their time, and how near the measured comes."""
-        ideal = steps.ideal(plan)[1:]  # the first run warmed up
-        measured = times.seconds(name)
-        return {
+    def _ideal(times: Times, name: str, steps: StepTimes, reference: str, plan: Tensor, count: int) -> dict[str, Any]:
+        """The time that the plan would take if only its stages took time, and how near the measured comes.
+
+        ``saving`` is the measured saving against the plain backbone in the same form over the ideal one; ``efficiency`` the
+        ideal time over the measured.
+        """
+        ideal = steps.ideal(plan)[-len(times.rounds[name]) :]  # without the warm-up
+        triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
+        found = {
             "ideal_ms": round(1000 * interval(ideal).median / count, 4),
-            "efficiency": interval([a / b for a, b in zip(ideal, measured, strict=True)]).to_list(),
+            "efficiency": interval([a / b for a, b, _ in triples]).to_list(),
         }
+        if max(plan.tolist()) > min(plan.tolist()) or plan[0] == 0:  # somebody leaves early
+            found["saving"] = interval([(plain - b) / (plain - a) for a, b, plain in triples]).to_list()
+        return found
 
     def _ratios(self, times: Times) -> dict[str, Any]:
         """Ratios that are not those to the plain backbone."""
         nobody = "exits, nobody leaves"
-        found = {
-            "nobody_over_plain": times.ratio(nobody, TUNED).to_list(),
-            "attention_over_none": times.ratio(f"{nobody}, with attention", nobody).to_list(),
+        pairs = {
+            "nobody_over_plain": (nobody, TUNED),
+            "attention_over_none": (f"{nobody}, with attention", nobody),
+            "nobody_over_plain, compiled": (f"{nobody}, compiled", COMPILED),
         }
+        found = {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
         for name in times.rounds:
             eager = name.removesuffix(", compiled")
             if eager != name and eager in times.rounds:
                 found[f"compiled_over_eager, {eager}"] = times.ratio(name, eager).to_list()
-        if self.compiled_plain is not None:
-            found["nobody_over_plain, compiled"] = times.ratio(f"{nobody}, compiled", COMPILED).to_list()
         return found
 
     def router_time(self, size: int = 32, runs: int = 15) -> list[float]:
@@ -167,15 +183,14 @@ class Cut:
 
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""
-        temperature = torch.tensor(1.0, dtype=torch.float64)
         with self.net.running() as engine:
-            carried = engine.enter(self.net.entering(batch))
+            carried = self.net.entering(batch)
             size = self.net.tuning.micro_batch or len(carried[0])
             for at in range(0, len(carried[0]), size):
-                part = tuple(t[at : at + size] for t in carried)
+                part = engine.enter(tuple(t[at : at + size] for t in carried))
                 for k in range(self.exit):
                     part = engine.advance(k, part)
-                engine.answer(self.exit, part, temperature, "max_probability")
+                engine.answer(self.exit, part, 1.0, "max_probability")
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from exitlens.delivery.timing import Work, clocked
 from exitlens.functional.inputs import Inputs, map_inputs, split_rows, tensors_of
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.engine import Answer, Engine, threads_of
+from exitlens.model.engine import Answer, Engine, applied
 from exitlens.model.looking import runnable
+from exitlens.model.memory import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.model.outputs import pick_logits
 from exitlens.model.router import Router
@@ -71,11 +72,11 @@ class Plain:
 
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""
-        with threads_of(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
-            carried = self.tuning.entering(tensors_of(batch))
+        with applied(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
+            carried = tensors_of(batch)
             size = self.tuning.micro_batch or len(carried[0])
             parts = [tuple(t[at : at + size] for t in carried) for at in range(0, len(carried[0]), size)]
-            logits = [self._logits(self.body(*part)) for part in parts]
+            logits = [self._logits(self.body(*self.tuning.entering(part))) for part in parts]
             (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
 
     @staticmethod
@@ -100,7 +101,7 @@ class Planned:
     def work(self, inputs: Inputs, size: int) -> Work:
         """The work of answering all the inputs in calls of ``size``."""
         starts = range(0, len(self.plan), size)
-        return clocked(self, list(zip(starts, split_rows(inputs, size), strict=True)))
+        return clocked(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
 
     def __call__(self, call: tuple[int, Inputs]) -> None:
         """Answers one batch, of samples from ``call[0]`` on."""
@@ -116,18 +117,23 @@ class Planned:
             plan = plan.max().expand_as(plan)
         size = 0 if self.whole else self.net.tuning.micro_batch  # the whole batch takes one decision
         router = Router(engine, self.policy, self.attention, size, lambda k, _, where: plan[where] == k)
-        left = router.feed(torch.arange(len(plan)), engine.enter(carried))
-        joined(left + router.flush())
+        joined(router.run(torch.arange(len(plan)), carried))
 
 
 class _Clocked(Engine):
-    """An engine that sums the time of stages and heads apart from everything else."""
+    """An engine that sums the time of stages, heads and the tuning's formats apart from everything else."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.stages, engine.heads, engine.tuning, shared=engine.shared)
         self.spent = 0.0
 
-    def answer(self, k: int, carried: Carried, temperature: Tensor, score: str, attention: bool = False) -> Answer:
+    def enter(self, carried: Carried) -> Carried:
+        started = time.perf_counter()
+        carried = super().enter(carried)
+        self.spent += time.perf_counter() - started
+        return carried
+
+    def answer(self, k: int, carried: Carried, temperature: float, score: str, attention: bool = False) -> Answer:
         started = time.perf_counter()
         carried = self.stages[k](*carried)
         logits = self.heads[k].classify(*carried)
@@ -165,20 +171,25 @@ class StepTimes:
 
     def __call__(self) -> list[float]:
         """Runs all samples through all steps; remembers seconds by step."""
+        if keep_memory(self.net.tuning.keep_memory):
+            self._run()
+        self.rounds.append(self._run())
+        return [sum(self.rounds[-1])]
+
+    def _run(self) -> list[float]:
         spent, policy = [0.0] * self.net.num_exits, Policy((NEVER,) * (self.net.num_exits - 1))
-        temperature = torch.tensor(1.0, dtype=torch.float64)
         for batch in self.batches:
             with self.net.running() as engine:
-                carried = engine.enter(self.net.entering(batch))
+                carried = self.net.entering(batch)
                 size = self.net.tuning.micro_batch or len(carried[0])
                 for at in range(0, len(carried[0]), size):
                     part = tuple(t[at : at + size] for t in carried)
                     for k in range(self.net.num_exits):
                         started = time.perf_counter()
-                        part = engine.answer(k, part, temperature, policy.score).carried
+                        part = engine.enter(part) if k == 0 else part
+                        part = engine.answer(k, part, 1.0, policy.score).carried
                         spent[k] += time.perf_counter() - started
-        self.rounds.append(spent)
-        return [sum(spent)]
+        return spent
 
     def ideal(self, plan: Tensor) -> list[float]:
         """Seconds of each round that the plan would take at these times."""

@@ -20,6 +20,7 @@ from exitlens.delivery.bundle import load, save
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.attaching import attach
 from exitlens.model.backbones import SmallResNet
+from exitlens.model.memory import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.workflow.training import LOG, fit
 
@@ -68,7 +69,7 @@ def train_all(out: Path, settings: DemoSettings, quiet: bool) -> dict[str, ExitN
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(len(RUNS), cores)
-    with context.Pool(workers, torch.set_num_threads, (1,)) as pool:
+    with context.Pool(workers, _start_worker) as pool:
         jobs = {name: pool.apply_async(_train_one, (name, settings, out)) for name in RUNS}
         _watch(jobs, out, settings.epochs, quiet)
         for job in jobs.values():
@@ -132,3 +133,9 @@ def _progress(log: Path) -> tuple[int, str]:
     cc = [f"{float(value):.2f}" for name, value in rows[-1].items() if name.startswith("cc_exit")]
     agreement = f", map CC with final {' '.join(cc)}" if cc else ""
     return len(rows), f"epoch {len(rows)}: val accuracy {' '.join(accuracy)} %{agreement}"
+
+
+def _start_worker() -> None:
+    """One thread each: two trainings in two processes are faster than two in turn on two threads."""
+    torch.set_num_threads(1)
+    keep_memory()

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from exitlens.model.memory import keep_memory
+
 Work = Callable[[], Sequence[float]]  # does the work once; seconds of every call that a user would wait for
 
 
@@ -88,10 +90,18 @@ def interleave(works: Mapping[str, Work], *, rounds: int = 5, seconds: float = 0
     return Times(found)
 
 
-def clocked(run: Callable[[Any], object], batches: Sequence[Any]) -> Work:
-    """The work of running each batch, one call after the other."""
+def clocked(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
+    """The work of running each batch, one call after the other.
+
+    Args:
+        run: called with each batch.
+        batches: in order.
+        kept: whether the process keeps its memory meanwhile; after a change the first batch is run once untimed.
+    """
 
     def work() -> list[float]:
+        if keep_memory(kept):
+            run(batches[0])
         spent = []
         for batch in batches:
             started = time.perf_counter()

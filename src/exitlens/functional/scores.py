@@ -25,7 +25,10 @@ def score(logits: Tensor, kind: str = "max_probability", temperature: float = 1.
 
 def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:  # (B,C) -> (B,C)
     """Softmax of ``logits / temperature`` in float32."""
-    return (logits.float() / temperature).softmax(-1)
+    logits = logits.float()
+    if not isinstance(temperature, float) or temperature != 1.0:
+        logits = logits / temperature
+    return logits.softmax(-1)
 
 
 def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)

@@ -16,6 +16,7 @@ from torch import Tensor
 from exitlens.errors import EngineError
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.heads import ExitHead, KeptHead
+from exitlens.model.memory import keep_memory
 from exitlens.model.stages import Carried, Stage
 from exitlens.model.tuning import Tuning, prepared
 
@@ -55,6 +56,7 @@ class Engine:
         compiled: bool = False,
     ) -> None:
         self.stages, self.heads, self.tuning, self.shared = stages, heads, tuning, shared
+        self._numbers: dict[float, Tensor] = {}  # temperatures as compiled steps take them: no step for each
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] | None = {} if compiled else None
 
     @property
@@ -80,20 +82,21 @@ class Engine:
             return cast(Carried, self.stages[k](*carried))
         return cast(Carried, self._step((k,), _advancing, self.stages[k])(carried))
 
-    def answer(self, k: int, carried: Carried, temperature: Tensor, score: str, attention: bool = False) -> Answer:
+    def answer(self, k: int, carried: Carried, temperature: float, score: str, attention: bool = False) -> Answer:
         """Stage k and the head of exit k.
 
         Args:
             k: which.
             carried: what crosses the cut before stage k.
-            temperature: a number as tensor (of the policy, see :func:`numbers`).
-            score: as of the policy.
+            temperature: of the policy. score: of the policy.
             attention: also give the attention map.
         """
         if self._compiled is None:
             return _answering(self.stages[k], self.heads[k], score, attention)(carried, temperature)
         step = self._step((k, score, attention), _answering, self.stages[k], self.heads[k], score, attention)
-        return cast(Answer, step(carried, temperature))
+        if temperature not in self._numbers:
+            self._numbers[temperature] = torch.tensor(temperature, dtype=torch.float64)
+        return cast(Answer, step(carried, self._numbers[temperature]))
 
     def outputs(self, carried: Carried) -> list[tuple[Tensor, Tensor]]:
         """Logits and attention of every exit (not by the compiled steps)."""
@@ -120,7 +123,6 @@ class Engine:
         Raises:
             EngineError: where PyTorch cannot compile a step on this machine.
         """
-        temperature = torch.tensor(1.0, dtype=torch.float64)
         several = self.enter(tuple(t[:1].repeat_interleave(5, 0) for t in carried))
         for k in range(len(self.stages)):
             started = time.perf_counter()
@@ -131,10 +133,7 @@ class Engine:
                 for rows in (several, tuple(t[:1] for t in several)):
                     try:
                         given = tuple(_any_number(t) for t in rows) if len(rows[0]) > 1 else rows
-                        if answers:
-                            out = self.answer(k, given, temperature, score, attention).carried
-                        else:
-                            out = self.advance(k, given)
+                        out = self.answer(k, given, 1.5, score, attention).carried if answers else self.advance(k, given)
                     except Exception as error:
                         raise EngineError(
                             f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: "
@@ -162,8 +161,8 @@ def _advancing(stage: Callable[..., Any]) -> Callable[[Carried], Carried]:
 
 def _answering(
     stage: Callable[..., Any], head: ExitHead, score: str, attention: bool
-) -> Callable[[Carried, Tensor], Answer]:
-    def step(carried: Carried, temperature: Tensor) -> Answer:
+) -> Callable[[Carried, float | Tensor], Answer]:
+    def step(carried: Carried, temperature: float | Tensor) -> Answer:
         carried = stage(*carried)
         logits, maps = head.with_attention(*carried) if attention else (head.classify(*carried), None)
         p = probabilities(logits, temperature)
@@ -192,10 +191,12 @@ def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
 
 
 @contextmanager
-def threads_of(tuning: Tuning) -> Iterator[None]:
-    """The tuning's number of threads for a while; never more than the process has."""
-    before = torch.get_num_threads()
-    if not 0 < tuning.threads < before:
+def applied(tuning: Tuning) -> Iterator[None]:
+    """The tuning's threads for a while, never more than the process has; memory is kept from now on, if it says so."""
+    if tuning.keep_memory:
+        keep_memory()
+    before = torch.get_num_threads() if tuning.threads else 0
+    if not tuning.threads < before:
         yield
         return
     torch.set_num_threads(tuning.threads)

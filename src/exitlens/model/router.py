@@ -34,28 +34,69 @@ class Left(NamedTuple):
 
 
 @dataclass
+class _Buffer:
+    """Rows that were gathered one after the other into memory for ``capacity`` of them: each is copied once."""
+
+    tensors: Carried  # rows of memory first, images as (B,H,W,C) where they are channels_last
+    last: tuple[bool, ...]  # which are
+    used: int
+
+    @classmethod
+    def like(cls, carried: Carried, capacity: int) -> _Buffer:
+        last = tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in carried)
+        rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(carried, last, strict=True))
+        return cls(tuple(t.new_empty(capacity, *t.shape[1:]) for t in rows), last, 0)
+
+    def fits(self, carried: Carried, count: int) -> bool:
+        """Whether ``count`` rows of ``carried`` can be added."""
+        same = self.last == tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in carried)
+        return same and self.used + count <= len(self.tensors[0])
+
+    def gather(self, carried: Carried, rows: Tensor) -> None:
+        """Adds rows of ``carried``."""
+        end = self.used + len(rows)
+        for t, mine, is_last in zip(carried, self.tensors, self.last, strict=True):
+            torch.index_select(t.permute(0, 2, 3, 1) if is_last else t, 0, rows, out=mine[self.used : end])
+        self.used = end
+
+    def rows(self) -> Carried:
+        """What was gathered, in the memory format that it had."""
+        used = (t[: self.used] for t in self.tensors)
+        return tuple(t.permute(0, 3, 1, 2) if is_last else t for t, is_last in zip(used, self.last, strict=True))
+
+
+@dataclass
 class _Pool:
     """Samples that wait for one stage, in the order in which they came."""
 
-    pieces: list[tuple[Tensor, Carried]] = field(default_factory=list)
+    places: list[Tensor] = field(default_factory=list)
+    pieces: list[Carried | _Buffer] = field(default_factory=list)
     count: int = 0
     since: float = float("inf")  # when the sample came in that waits longest
 
-    def add(self, where: Tensor, carried: Carried, since: float) -> None:
-        self.pieces.append((where, carried))
+    def add(self, where: Tensor, carried: Carried, stay: Tensor | None, since: float, capacity: int) -> None:
+        """Takes in all rows of ``carried``, or those that ``stay``."""
+        if stay is None:
+            self.pieces.append(carried)
+        else:
+            buffer = self.pieces[-1] if self.pieces else None
+            if not isinstance(buffer, _Buffer) or not buffer.fits(carried, len(stay)):
+                buffer = _Buffer.like(carried, max(capacity, len(stay)))
+                self.pieces.append(buffer)
+            buffer.gather(carried, stay)
+        self.places.append(where)
         self.count += len(where)
         self.since = min(self.since, since)
 
     def take(self, size: int) -> tuple[Tensor, Carried, float]:
         """All that wait, if they are fewer than two micro-batches of ``size`` (0: however many), else one."""
-        pieces, since, count = self.pieces, self.since, self.count
-        self.pieces, self.count, self.since = [], 0, float("inf")
-        where, carried = pieces[0]
-        if len(pieces) > 1:
-            columns = zip(*(tensors for _, tensors in pieces), strict=True)
-            where, carried = torch.cat([place for place, _ in pieces]), tuple(torch.cat(column) for column in columns)
+        pieces = [piece.rows() if isinstance(piece, _Buffer) else piece for piece in self.pieces]
+        since, count = self.since, self.count
+        where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
+        carried = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+        self.places, self.pieces, self.count, self.since = [], [], 0, float("inf")
         if size and count >= 2 * size:
-            self.add(where[size:], tuple(t[size:] for t in carried), since)
+            self.add(where[size:], tuple(t[size:] for t in carried), None, since, 0)
             where, carried = where[:size], tuple(t[:size] for t in carried)
         return where, carried, since
 
@@ -80,20 +121,22 @@ class Router:
     ) -> None:
         self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
         self.rule = rule or (lambda k, scores, where: fires(scores, policy.thresholds[k]))
-        self._temperatures = [torch.tensor(t, dtype=torch.float64) for t in policy.temperatures]
         self._pools = [_Pool() for _ in policy.temperatures]
+        self._shapes: tuple[torch.Size, ...] = ()
 
     def feed(self, where: Tensor, carried: Carried) -> list[Left]:
         """Takes samples in and runs whatever fills micro-batches; returns those that were answered by that.
 
         Args:
             where: ``(B,)`` places of the samples, for the answers.
-            carried: what the engine's first stage takes.
+            carried: what the network's check of its inputs returned.
         """
-        left: list[Left] = []
+        shapes = tuple(t.shape[1:] for t in carried)
+        left = self.flush() if self.waiting and shapes != self._shapes else []  # images of another size run apart
+        self._shapes = shapes
         size, now = self.micro_batch or len(where), time.monotonic()
         for at in range(0, len(where), size):
-            self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in carried), now)
+            self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in carried), None, now, 0)
             if self.micro_batch:
                 self._run_full(left)
         return left
@@ -106,6 +149,20 @@ class Router:
                 self._run(k, left)
                 if self.micro_batch:
                     self._run_full(left)
+        return left
+
+    def run(self, where: Tensor, carried: Carried) -> list[Left]:
+        """Answers these samples and no others: :meth:`feed` and :meth:`flush` at once."""
+        if self.micro_batch and len(where) > self.micro_batch:
+            return self.feed(where, carried) + self.flush()
+        left: list[Left] = []
+        for k in range(self.policy.num_exits):
+            staying = self._step(k, where, carried, left)
+            if staying is None:
+                break
+            where, carried, stay = staying
+            if stay is not None:
+                carried = tuple(gather(t, stay) for t in carried)
         return left
 
     @property
@@ -129,25 +186,39 @@ class Router:
 
     def _run(self, k: int, left: list[Left]) -> None:
         where, carried, since = self._pools[k].take(self.micro_batch)
-        last = len(self._pools) - 1
-        if k < last and self.policy.thresholds[k] == float("inf"):
-            self._pools[k + 1].add(where, self.engine.advance(k, carried), since)
-            return
-        carried, p, scores, maps = self.engine.answer(k, carried, self._temperatures[k], self.policy.score, self.attention)
-        if k == last:
+        staying = self._step(k, where, carried, left)
+        if staying is not None:
+            self._pools[k + 1].add(*staying, since, 2 * self.micro_batch)
+
+    def _step(
+        self, k: int, where: Tensor, carried: Carried, left: list[Left]
+    ) -> tuple[Tensor, Carried, Tensor | None] | None:
+        """Runs stage k; those who leave are added to ``left``.
+
+        Returns:
+            Places of those who stay, all that crosses the cut, and which of its rows stay (``None``: all); or ``None`` if
+            nobody stays.
+        """
+        policy = self.policy
+        carried = self.engine.enter(carried) if k == 0 else carried
+        last = k == policy.num_exits - 1
+        if not last and policy.thresholds[k] == float("inf"):
+            return where, self.engine.advance(k, carried), None
+        carried, p, scores, maps = self.engine.answer(k, carried, policy.temperatures[k], policy.score, self.attention)
+        if last:
             left.append(Left(where, k, scores, p, maps))
-            return
+            return None
         fired = self.rule(k, scores, where)
-        count = int(fired.sum())  # the one synchronisation of this exit
+        count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
         if count == len(where):
             left.append(Left(where, k, scores, p, maps))
-        elif count == 0:
-            self._pools[k + 1].add(where, carried, since)
-        else:
-            order = fired.argsort(stable=True)  # those who stay, then those who leave
-            stay, leave = order[: len(where) - count], order[len(where) - count :]
-            left.append(Left(where[leave], k, scores[leave], p[leave], None if maps is None else maps[leave]))
-            self._pools[k + 1].add(where[stay], tuple(gather(t, stay) for t in carried), since)
+            return None
+        if count == 0:
+            return where, carried, None
+        order = fired.argsort(stable=True)  # those who stay, then those who leave
+        stay, leave = order[: len(where) - count], order[len(where) - count :]
+        left.append(Left(where[leave], k, scores[leave], p[leave], None if maps is None else maps[leave]))
+        return where[stay], carried, stay
 
 
 def gather(x: Tensor, rows: Tensor) -> Tensor:

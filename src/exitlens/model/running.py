@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import nn
 
 from exitlens.errors import EngineError
-from exitlens.model.engine import Engine, prepared_engine, threads_of
+from exitlens.model.engine import Engine, applied, prepared_engine
 from exitlens.types import Policy
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Running:
     def use(self, net: ExitNet) -> Iterator[Engine]:
         """The network's engine, in evaluation mode, without autograd, in the tuning's threads."""
         engine = self._find(net)
-        with self._evaluating(net) if engine.shared else nullcontext(), threads_of(net.tuning), engine.mode():
+        with self._evaluating(net) if engine.shared else nullcontext(), applied(net.tuning), engine.mode():
             yield engine
 
     def _find(self, net: ExitNet) -> Engine:
@@ -87,7 +87,7 @@ class Running:
             carried = net.entering(net.info.example(next(net.heads[0].parameters())))
             steps = engine.warm_up(carried, policy.thresholds, policy.score, attention)
             try:
-                with threads_of(net.tuning):
+                with applied(net.tuning):
                     return dict(track(steps, "compiling", total=net.num_exits) if progress else steps)
             except EngineError:
                 self._engine, self._made_from = before

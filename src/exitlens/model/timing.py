@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from exitlens.functional.inputs import Inputs, tensors_of
 from exitlens.model.graph import TracedGraph
 from exitlens.model.looking import members, run_values, runnable
+from exitlens.model.memory import memory_kept
 from exitlens.model.modes import mode_of
 
 SAMPLES = 4  # so that calls and the reading of weights do not hide what the maps take
@@ -53,7 +54,7 @@ def time_shares(
     clock = _Clock(tensors[0].device)
     module = _with_clock(backbone, traced, nodes, clock)
     # not inference mode: what a forward keeps for later calls must stay fit for training
-    with mode_of(module, False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with mode_of(module, False), torch.no_grad(), torch.random.fork_rng(devices=[]), memory_kept():
         run_values(runnable(backbone, traced), [t.clone() for t in tensors])
         shortest = [float("inf")] * (len(nodes) + 1)
         done, started = 0, time.perf_counter()

@@ -15,7 +15,8 @@ from exitlens.errors import ExitlensError, InputError
 from exitlens.functional.inputs import Inputs
 from exitlens.functional.routing import first_firing
 from exitlens.functional.scores import score
-from exitlens.model.engine import Engine, prepared_engine, threads_of
+from exitlens.model.engine import Engine, applied, prepared_engine
+from exitlens.model.memory import can_keep_memory, keep_memory
 from exitlens.model.stages import Carried
 from exitlens.model.tuning import Tuning
 from exitlens.types import Policy
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = 8  # samples of a run, where the micro-batch is not larger
+NEARLY = 1.03  # times that count as equal
 ENOUGH = 64  # samples to judge by whether bfloat16 keeps the decisions
 
 
@@ -60,10 +62,12 @@ def tune(
             formats += halves
     elif precision == "bfloat16":
         raise InputError("precision: this network does not run in bfloat16: leave it at 'float32'")
-    meter = _Meter(net, carried, seconds / 3)
+    meter = _Meter(net, carried, seconds / 4)
     best = meter.fastest(formats)
+    if can_keep_memory() and net.device.type == "cpu":  # first, since it changes which micro-batch is best
+        best = meter.fastest([best, replace(best, keep_memory=True)])
     sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
-    best = meter.fastest(sizes, stop_early=True)
+    best = meter.fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
     if torch.get_num_threads() > 1:
         best = meter.fastest([best, replace(best, threads=1)])
     facts["ms_per_sample"] = meter.table()
@@ -80,41 +84,47 @@ class _Meter:
         self.found: dict[Tuning, float] = {}  # seconds a sample
 
     def fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
-        """The tuning with the lowest time a sample; the first of equals."""
+        """The first tuning whose time a sample is within ``NEARLY`` of the lowest.
+
+        Args:
+            tunings: the simplest first.
+            stop_early: leave out those after the first that is no better than those before it.
+        """
         runs: dict[Tuning, Callable[[], float]] = {}
         for tuning in tunings:
+            before = min((self.found[t] for t in runs), default=float("inf"))
             runs[tuning] = self._run(tuning)
-            self.found[tuning] = runs[tuning]()  # it warms up, too
-            if stop_early and self._getting_worse(list(runs)):
+            self.found[tuning] = min(runs[tuning]() for _ in range(2))  # the first warms up, too
+            if stop_early and tuning.micro_batch > FEW and self.found[tuning] * NEARLY > before:
                 break
         started, rounds = time.perf_counter(), 0
         while rounds < 2 or (time.perf_counter() - started < self.seconds and rounds < 50):
             for tuning, run in runs.items():
                 self.found[tuning] = min(self.found[tuning], run())
             rounds += 1
-        return min(runs, key=lambda tuning: self.found[tuning])
-
-    def _getting_worse(self, tried: list[Tuning]) -> bool:
-        """Whether the last two, beyond the samples of a usual run, were much slower than the best."""
-        times = [self.found[tuning] for tuning in tried]
-        return tried[-1].micro_batch > FEW and len(times) > 2 and min(times[-2:]) > 1.15 * min(times)
+        limit = NEARLY * min(self.found[tuning] for tuning in runs)
+        return next(tuning for tuning in runs if self.found[tuning] <= limit)
 
     def _run(self, tuning: Tuning) -> Callable[[], float]:
         net = self.net
         engine = engine_of(net, tuning)
         count = max(FEW, tuning.micro_batch)
-        temperature = torch.tensor(1.0, dtype=torch.float64)
 
-        def run() -> float:
-            with threads_of(tuning), engine.mode():
+        def once() -> float:
+            with applied(tuning), engine.mode():
                 started = time.perf_counter()
                 given = engine.enter(tuple(t[:count] for t in self.carried))
                 for at in range(0, count, tuning.micro_batch):
                     carried = tuple(t[at : at + tuning.micro_batch] for t in given)
                     for k in range(net.num_exits):
-                        carried, p, *_ = engine.answer(k, carried, temperature, "max_probability")
+                        carried, p, *_ = engine.answer(k, carried, 1.0, "max_probability")
                 float(p.sum())  # waits for the device
                 return (time.perf_counter() - started) / count
+
+        def run() -> float:
+            if keep_memory(tuning.keep_memory):
+                once()
+            return once()
 
         return run
 

@@ -26,6 +26,7 @@ class Tuning:
         precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay).
         folded: batch normalisation folded into the convolutions before it (arXiv 1712.05877, section 3.2).
         threads: of PyTorch while it answers, if the process has that many; 0: as they are.
+        keep_memory: the process keeps the memory it has used (see :mod:`exitlens.model.memory`), from the first answer on.
         measured: what the choice rests on, for the record.
 
     Raises:
@@ -37,6 +38,7 @@ class Tuning:
     precision: str = "float32"
     folded: bool = False
     threads: int = 0
+    keep_memory: bool = False
     measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:

@@ -98,9 +98,7 @@ def predict(
     with net.running() as engine:
         router = Router(engine, policy, attention, net.tuning.micro_batch)
         where = torch.arange(len(carried[0]), device=carried[0].device)
-        left = router.feed(where, engine.enter(carried))
-        left += router.flush()
-        return joined(left)
+        return joined(router.run(where, carried))
 
 
 def _is_batch(images: Any) -> bool:
@@ -230,7 +228,7 @@ class _Stream:
             if self.router is None:
                 size = self.net.tuning.micro_batch or count  # untuned: as many as the stream's own batches hold
                 self.router = Router(engine, self.policy, self.settings.attention, size)
-            left = self.router.feed(where, engine.enter(carried))
+            left = self.router.feed(where, carried)
         if self.settings.order == "input":
             self.open.append(_Open(self.seen, count))
         self.seen += count
