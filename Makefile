@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench backbones clean
+.PHONY: demo test lint bench check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -22,8 +22,14 @@ lint: $(VENV)/.installed  ## format, lint and types
 backbones: $(VENV)/.installed  ## try every backbone: docs/backbones.md
 	$(BIN)/python scripts/backbones_table.py
 
-bench: demo  ## time the demo's bundle against the plain backbone again
-	$(BIN)/exitlens bench --bundle runs/demo --batch-sizes 1,8,64
+bench: demo  ## time everything against everything (an hour, nothing else running): docs/performance.md
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	$(BIN)/python benchmarks/performance.py
+	$(BIN)/python benchmarks/performance_page.py
+	$(BIN)/python benchmarks/check_results.py
+
+check-results: $(VENV)/.installed  ## every promise about speed beside its committed figure
+	$(BIN)/python benchmarks/check_results.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

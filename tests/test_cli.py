@@ -22,6 +22,8 @@ from exitlens import cli
 from exitlens.delivery import predictions
 from exitlens.model import placement
 
+QUICK = ("--rounds", "1", "--seconds", "0")
+
 
 def run(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["exitlens", *map(str, words)])
@@ -77,9 +79,23 @@ def test_the_whole_flow_on_a_folder(trained, folder, tmp_path, call):
     assert code == 0
     assert json.loads(out)["label_name"] in ("dark", "bright")
     assert len(list((tmp_path / "why").glob("*.png"))) == 5
-    code, out, _ = call("bench", "--bundle", trained, "--samples", "4", "--rounds", "1", "--batch-sizes", "1,2", "--json")
-    assert code == 0
-    assert len(json.loads(out)["speed"]) == 2
+    out = call("bench", "--bundle", trained, "--samples", "4", *QUICK, "--batch-sizes", "1,2", "--json")[1]
+    assert [one["batch"] for one in json.loads(out)["batches"]] == [1, 2]
+
+
+def test_tune_stores_what_it_found_and_bench_writes_a_file(trained, tmp_path, call):
+    bundle = shutil.copytree(trained, tmp_path / "run")
+    found = json.loads(call("tune", "--bundle", bundle, "--precision", "float32", "--json")[1])
+    net, policy = xl.load(bundle / "bundle")
+    assert net.tuning == xl.Tuning(**{**found, "measured": {}})
+    assert policy is not None
+    assert "* is stored" in call("tune", "--bundle", bundle, "--precision", "bfloat16")[1]
+    assert xl.load(bundle / "bundle")[0].tuning.precision == "bfloat16"
+    out = tmp_path / "bench.json"
+    assert call("bench", "--bundle", bundle, *QUICK, "--batch-sizes", "3", "--threads", "1", "--out", out)[0] == 0
+    found = json.loads(out.read_text())
+    assert found["machine"]["threads"] == 1
+    assert {"exits, nobody leaves", "exits, policy", "plain, tuned"} <= {row["name"] for row in found["batches"][0]["rows"]}
 
 
 def test_tables_for_people(trained, folder, tmp_path, call):
@@ -88,11 +104,14 @@ def test_tables_for_people(trained, folder, tmp_path, call):
     assert (tmp_path / "r.html").stat().st_size > 10_000
     assert "samples, the first" in call("predict", "--bundle", trained, "--data", folder / "dark")[1]
     assert "answered" in call("explain", "--bundle", trained, "--image", folder / "dark" / "01.png")[1]
-    assert "faster" in call("bench", "--bundle", trained, "--samples", "2", "--rounds", "1", "--batch-sizes", "1")[1]
+    assert "tuned: see exitlens tune" in call("bench", "--bundle", trained, *QUICK, "--batch-sizes", "1")[1]
     assert "routed" in call("evaluate", "--bundle", trained, "--data", folder)[1]
 
 
-@pytest.mark.parametrize("verb", ["demo", "fit", "calibrate", "evaluate", "predict", "explain", "inspect", "bench"])
+VERBS = ["demo", "fit", "calibrate", "evaluate", "predict", "explain", "inspect", "tune", "bench"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_shows_an_example(verb, call):
     code, out, _ = call(verb, "--help")
     assert code == 0
@@ -117,7 +136,8 @@ def test_errors_are_one_line_and_exit_code_2(trained, folder, tmp_path, call):
         (["fit", "--data", folder, "--out", tmp_path / "o", "--backbone", "resnet18"], "backbone"),
         (["fit", "--data", folder, "--out", tmp_path / "o", "--size", "-5"], "size"),
         (["bench", "--bundle", trained, "--batch-sizes", "1,x"], "batch-sizes"),
-        (["bench", "--bundle", trained, "--batch-sizes", "64"], "--batch-sizes: the smallest is 64"),
+        (["bench", "--bundle", trained, "--out", tmp_path / "there.csv"], "exists"),
+        (["tune", "--bundle", trained, "--precision", "half"], "precision"),
         (["calibrate", "--bundle", trained], "--max-accuracy-drop"),
         (["calibrate", "--bundle", trained, "--max-accuracy-drop", "2"], r"in \[0, 1\]"),
         (["calibrate", "--bundle", tmp_path, "--max-cost", "0.5"], "no bundle"),
@@ -150,13 +170,14 @@ def stop_at(monkeypatch):
     """Raises an error in place of the n-th batch's answer, once."""
 
     def install(error: BaseException, number: int) -> None:
-        original, calls = xl.predict, []
+        original, done = xl.predict, []
 
         def predict(*args, **kwargs):
-            calls.append(args)
-            if len(calls) == number:
-                raise error
-            return original(*args, **kwargs)
+            for pred in original(*args, **kwargs):
+                done.append(pred)
+                if len(done) == number:
+                    raise error
+                yield pred
 
         monkeypatch.setattr(xl, "predict", predict)
 

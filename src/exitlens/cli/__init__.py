@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from exitlens.cli import learning, running  # their verbs register with the app
+from exitlens.cli import learning, running, speed  # their verbs register with the app
 from exitlens.cli.options import app, literal
 from exitlens.errors import ExitlensError
-from exitlens.model.memory import keep_memory
 
-__all__ = ["app", "learning", "main", "running"]
+__all__ = ["app", "learning", "main", "running", "speed"]
 
 
 def main() -> None:
     """Runs the command line; an error of ours is one line on standard error (and what to know besides), exit code 2."""
-    keep_memory()
     try:
         app()
     except ExitlensError as error:

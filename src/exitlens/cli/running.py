@@ -1,4 +1,4 @@
-"""Verbs that use a network: predict, explain, inspect, bench."""
+"""Verbs that use a network: predict, explain."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, SkipBad, app, console, literal, show
+from exitlens.cli.options import Bundle, Json, SkipBad, app, console, literal, show
 from exitlens.data.folders import ImageStream, check_bad
 from exitlens.data.texts import TextStream
 from exitlens.delivery.pictures import save_explanation
@@ -22,16 +21,11 @@ from exitlens.delivery.row_formats import Row
 from exitlens.delivery.runs import (
     image_preprocess,
     load_calibrated,
-    load_samples,
     made_by,
     stream_samples,
     text_preprocess,
 )
-from exitlens.delivery.speed import compare_adaptive, fitting_sizes
 from exitlens.delivery.tokens import exit_name, token_table, write_tokens
-from exitlens.functional.inputs import Inputs, count_rows
-from exitlens.model.backbones import zeros_for
-from exitlens.model.placement import BY, By, choose_points
 
 
 @app.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -46,20 +40,26 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a call.")] = 64,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the --out of a run that was stopped.")] = False,
     skip_bad: SkipBad = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
     json_: Json = False,
 ) -> None:
-    """Answer each image or text at the first exit that is sure enough."""
+    """Answer each image or text at the first exit that is sure enough.
+
+    Survivors of one batch wait at each stage for those of the next, as the bundle is tuned (see `exitlens tune`).
+    """
     if resume and out is None:
         raise xl.InputError("resume: it goes on with a file: name that file by --out")
     net, policy = load_calibrated(bundle)
     file = None if out is None else PredictionFile(out, made_by(net, policy, data), resume=resume)
     rows = [] if file is None else list(file.rows)
     done = {row.file for row in rows}
+    if compiled:
+        net.compile(policy, progress=not json_)
     samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, without=done)
     try:
         with file or nullcontext(), _bar(not json_) as bar:
             task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
-            for batch in _rows(net, answers(net, policy, samples), samples):
+            for batch in _rows(net, xl.predict(net, samples, policy), samples):
                 if file is not None:
                     file.append(batch)
                 rows += batch
@@ -78,12 +78,6 @@ def predict(
     show(json_, values, f"{len(rows)} samples{before}, the first {min(20, len(rows))}", table)
     for reason in samples.bad if not json_ else ():
         console.print(literal(f"skipped {reason}"), highlight=False)
-
-
-def answers(net: xl.ExitNet, policy: xl.Policy, batches: Iterable[Inputs]) -> Iterator[xl.Prediction]:
-    """One prediction a batch, in order, as soon as it is there."""
-    for batch in batches:
-        yield xl.predict(net, batch, policy)
 
 
 def _rows(net: xl.ExitNet, predictions: Iterable[xl.Prediction], samples: ImageStream | TextStream) -> Iterator[list[Row]]:
@@ -134,64 +128,3 @@ def explain(
         numbers = [f"{view.confidence:.3f}", threshold.replace("inf", "never"), f"{view.cc:.2f}"]
         rows.append([exit_name(view.exit, len(why.exits)), why.name(view.label), *numbers, mark])
     show(json_, why.to_dict(), why.reason, rows)
-
-
-@app.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
-def inspect(
-    backbone: Annotated[str, typer.Option(help=BACKBONES)],
-    size: Annotated[int, typer.Option(min=0, help="Pixels a side (0: 224); tokens of a text (0: 64).")] = 0,
-    channels: Annotated[int, typer.Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
-    exits: Annotated[int, typer.Option(min=1, help="Mark where so many early exits would stand, by cost and by time.")] = 3,
-    json_: Json = False,
-) -> None:
-    """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
-    plain = xl.build_backbone(backbone, 1000, channels)
-    points = xl.exit_points(plain, zeros_for(plain, channels, size))
-    if not points:
-        raise xl.AttachError(f"backbone: {backbone} has no place where one map or sequence is all that the rest needs")
-    choices = {by: _chosen(points, exits, by) for by in BY}
-    chosen_by = [[by for by in BY if p.name in choices[by]] for p in points]
-    rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
-    for p, by in zip(points, chosen_by, strict=True):
-        shape = "x".join(map(str, p.shape))
-        shares = [f"{100 * p.cost:.1f}", f"{100 * p.time_share:.1f}"]
-        rows.append([p.name, f"{p.macs / 1e6:.1f}", *shares, shape, ", ".join(by)])
-    listed = [p.to_dict() | {"chosen_by": by} for p, by in zip(points, chosen_by, strict=True)]
-    title = f"{backbone}{f', size {size}' if size else ''}{'' if choices['cost'] else f': {exits} exits do not fit'}"
-    show(json_, {"backbone": backbone, "exits": exits, "points": listed}, title, rows)
-
-
-def _chosen(points: list[xl.ExitPoint], exits: int, by: By) -> list[str]:
-    """Names of the places that so many exits would get; none if they do not fit."""
-    try:
-        return choose_points(points, exits, by)
-    except xl.AttachError:
-        return []
-
-
-@app.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,64`")
-def bench(
-    bundle: Bundle,
-    data: OtherData = "",
-    root: Root = "",
-    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,64",
-    samples: Annotated[int, typer.Option(min=1, help="Test samples in a round.")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")] = 7,
-    json_: Json = False,
-) -> None:
-    """Time adaptive inference against the plain backbone, in turn, in one process."""
-    net, policy = load_calibrated(bundle)
-    if not net.info.source:
-        raise xl.BundleError("bundle: it is around a module of your own: time it in Python with exitlens.delivery.speed")
-    plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
-    plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False).first(samples).inputs
-    sizes, left_out = fitting_sizes(batch_sizes, count_rows(inputs))
-    if left_out and not json_:
-        console.print(f"only {count_rows(inputs)} samples: left out batch sizes {left_out}")
-    speeds = [compare_adaptive(plain, net, policy, inputs, size, rounds) for size in sizes]
-    rows = [["batch", "times faster", "quartiles", "plain ms/sample", "adaptive ms/sample"]]
-    for s in speeds:
-        cells = [f"{s.speedup:.2f}", f"{s.low:.2f} to {s.high:.2f}", f"{s.plain_ms:.3f}", f"{s.ours_ms:.3f}"]
-        rows.append([str(s.batch_size), *cells])
-    show(json_, {"speed": [s.to_dict() for s in speeds]}, "adaptive against the plain backbone", rows)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ class Bench:
         self, plain: nn.Module, net: ExitNet, inputs: Inputs, policy: Policy | None = None, compiled: bool = False
     ) -> None:
         self.plain, self.net, self.inputs, self.policy = plain.eval(), net.eval(), inputs, policy
-        self.tuned = Plain(plain, inputs, net.tuning)
-        self.compiled_plain = Plain(plain, inputs, net.tuning, compiled=True) if compiled else None
+        tuning = replace(net.tuning, channels_last=net.tuning.channels_last or net.is_channels_last)
+        self.tuned = Plain(plain, inputs, tuning)
+        self.compiled_plain = Plain(plain, inputs, tuning, compiled=True) if compiled else None
         self.compiled_net: ExitNet | None = None
         if compiled:
             self.compiled_net = copy.deepcopy(net)
@@ -108,7 +110,7 @@ class Bench:
                 if shares in plans and name == f"exits, {shares}{suffix}" and meter.rounds:
                     row |= self._ideal(times, name, meter, reference, plans[shares], count)
             if memory and not name.startswith(STEPS):
-                row["peak_mb"] = round(peak_bytes(works[name]) / 1e6, 1)
+                row["peak_mb"] = round(peak_bytes(works[name]) / 1e6, 3)
             rows.append(row)
         return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | self._ratios(times)
 
@@ -198,7 +200,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": threads,
+        "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
         "system": platform.system(),
@@ -215,19 +217,9 @@ def _processor() -> str:
 
 def table(found: Mapping[str, Any]) -> list[list[str]]:
     """Rows for people, of what :meth:`Bench.run` returns."""
-    rows = [["", "ms/sample", "95 %", "p50 ms", "p95 ms", "samples/s", "x plain", "x tuned", "ideal ms", "peak MB"]]
+    rows = [["", "ms/sample", "p95 ms", "x plain", "x tuned", "ideal ms", "MB"]]
     for row in found["rows"]:
-        ms = row["ms"]
-        cells: Sequence[str] = [
-            f"{ms[0]:.3f}",
-            f"{ms[1]:.3f} to {ms[2]:.3f}",
-            f"{row['call_p50_ms']:.2f}",
-            f"{row['call_p95_ms']:.2f}",
-            f"{row['per_second']:.0f}",
-            f"{row['speedup'][0]:.2f}",
-            f"{row['speedup_tuned'][0]:.2f}",
-            f"{row['ideal_ms']:.3f}" if "ideal_ms" in row else "",
-            f"{row['peak_mb']:.0f}" if "peak_mb" in row else "",
-        ]
-        rows.append([row["name"], *cells])
+        cells = [f"{row['ms'][0]:.3f}", f"{row['call_p95_ms']:.2f}", f"{row['speedup'][0]:.2f}"]
+        cells += [f"{row['speedup_tuned'][0]:.2f}", f"{row['ideal_ms']:.3f}" if "ideal_ms" in row else ""]
+        rows.append([row["name"], *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])
     return rows

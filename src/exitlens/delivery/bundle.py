@@ -62,7 +62,7 @@ def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerpri
     dtype = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
     facts = {
         "fingerprint": fingerprint,
-        "channels_last": _is_channels_last(net),
+        "channels_last": net.is_channels_last,
         "dtype": dtype,
         "tuning": net.tuning.to_dict(),
     }
@@ -138,14 +138,6 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
     net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout)
     net.info = info
     return net
-
-
-def _is_channels_last(net: ExitNet) -> bool:
-    """Whether the weights are in the memory format channels_last, so that loading gives the same results to the bit."""
-    return any(
-        p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
-        for p in net.parameters()
-    )
 
 
 def _checksum(path: Path) -> str:

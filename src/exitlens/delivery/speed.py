@@ -69,21 +69,6 @@ def compare(first: Callable[..., Any], second: Callable[..., Any], batches: Sequ
     return Speed(sizes[0], statistics.median(ratios), quartiles[0], quartiles[2], plain, ours, count, rounds)
 
 
-def fitting_sizes(words: str, count: int) -> tuple[list[int], list[int]]:
-    """Batch sizes from a list such as ``1,64``: those that ``count`` samples fill, and those that they do not.
-
-    Raises:
-        InputError: for words that are no positive numbers, or if none fits.
-    """
-    if not all(word.strip().isdigit() and int(word) > 0 for word in words.split(",")):
-        raise InputError(f"--batch-sizes: expected positive numbers such as 1,64, got {words!r}")
-    sizes = [int(word) for word in words.split(",")]
-    fitting = [size for size in sizes if size <= count]
-    if not fitting:
-        raise InputError(f"--batch-sizes: the smallest is {min(sizes)}, there are {count} samples: use less")
-    return fitting, [size for size in sizes if size > count]
-
-
 def whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
     """Full batches, images in channels_last, the memory format that networks are trained in."""
 

@@ -115,6 +115,12 @@ class ExitNet(nn.Module):
         """Where the weights are."""
         return next(self.heads[0].parameters()).device
 
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether its weights are in the memory format channels_last: saved and loaded so, it gives the same to the bit."""
+        last = torch.channels_last
+        return any(p.ndim == 4 and p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in self.parameters())
+
     def stage(self, k: int) -> Stage:
         """Stage k: what runs between exit k-1 and exit k."""
         return cast(Stage, self.stages[k])

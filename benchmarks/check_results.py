@@ -1,0 +1,129 @@
+"""Prints every promise about speed beside its committed figure; exit code 1 for a miss that is not listed as known.
+
+Usage: python benchmarks/check_results.py [benchmarks/results/performance]
+Known misses, each with its reason, are in benchmarks/known_misses.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+MIXED = "50/30/0/20"
+
+
+class Bar(NamedTuple):
+    """A promise: ``key`` names it for the list of known misses."""
+
+    key: str
+    what: str
+    figure: float
+    sense: str
+    limit: float
+
+    @property
+    def is_kept(self) -> bool:
+        return self.figure <= self.limit if self.sense == "<=" else self.figure >= self.limit
+
+
+def bars(part: str, found: dict[str, Any]) -> Iterator[Bar]:
+    """The bars that one part (network and threads) has figures for."""
+    for batch in found["batches"]:
+        size = batch["batch"]
+        rows = {row["name"]: row for row in batch["rows"]}
+        at = f"{part}, batch {size}"
+        for form in ("", ", compiled"):
+            if f"nobody_over_plain{form}" in batch:
+                figure = batch[f"nobody_over_plain{form}"][0]
+                yield Bar(f"nobody{form}|{part}|{size}", f"{at}: nobody leaves{form}, time over plain", figure, "<=", 1.04)
+        if size >= 8:
+            yield from _savings(part, size, rows)
+        if size == 1 and "exits, all at exit 0" in rows:
+            row = rows.get("exits, all at exit 0, compiled", rows["exits, all at exit 0"])
+            best = max(row["efficiency"][0], rows["exits, all at exit 0"]["efficiency"][0])
+            yield Bar(f"exit0|{part}", f"{at}: all leave at exit 0, of what the stage allows", best, ">=", 0.95)
+        if "attention_over_none" in batch:
+            figure = batch["attention_over_none"][0]
+            yield Bar(f"attention|{part}|{size}", f"{at}: attention of every exit, time over without", figure, "<=", 1.02)
+        for key, figure in batch.items():
+            if key.startswith("compiled_over_eager"):
+                name = key.removeprefix("compiled_over_eager, ")
+                yield Bar(f"compiled|{name}|{part}|{size}", f"{at}: {name}, compiled over eager", figure[0], "<=", 1.0)
+        yield from _against(part, size, rows)
+    if part.startswith("resnet18"):
+        yield Bar(f"router|{part}", f"{part}, batch 32: the router's own time", found["router_share"][0], "<=", 0.01)
+    if "stream" in found:
+        stream = found["stream"]
+        yield Bar(f"stream|{part}", f"{part}: stream over batch by batch of 8", stream["gain"][0], ">=", 1.15)
+        grown = stream["resident_mb"][-1] / stream["resident_mb"][0]
+        yield Bar(f"memory|{part}", f"{part}: memory at the end of the stream over a fifth of it", grown, "<=", 1.05)
+    if "decisions" in found:
+        same = found["decisions"]
+        yield Bar(f"decisions|{part}", f"{part}: compiled decides as eager, share of 10,000", same["equal"], ">=", 0.9999)
+        far = same["furthest_from_threshold"]
+        yield Bar(f"near|{part}", f"{part}: furthest of the others from its threshold", far, "<=", 1e-4)
+
+
+def _savings(part: str, size: int, rows: dict[str, Any]) -> Iterator[Bar]:
+    """Measured saving over ideal saving, of the faster form."""
+    for shares in (MIXED, "40/30/20/10", "all at exit 0"):
+        names = [name for name in (f"exits, {shares}", f"exits, {shares}, compiled") if "saving" in rows.get(name, {})]
+        if names:
+            fastest = min(names, key=lambda name: rows[name]["ms"][0])
+            form = "compiled" if fastest.endswith("compiled") else "eager"
+            what = f"{part}, batch {size}: {shares}, saving over ideal saving ({form}, the faster)"
+            yield Bar(f"saving|{shares}|{part}|{size}", what, rows[fastest]["saving"][0], ">=", 0.95)
+
+
+def _against(part: str, size: int, rows: dict[str, Any]) -> Iterator[Bar]:
+    """Against the plain backbone and earlyon."""
+    mixed = rows.get(f"exits, {MIXED}")
+    if mixed is None:
+        return
+    if part.startswith("resnet50") and size == 32:
+        what = f"{part}, batch 32: {MIXED}, times faster than plain"
+        yield Bar(f"plain|{part}", f"{what} as PyTorch runs it", mixed["speedup"][0], ">=", 2.4)
+        yield Bar(f"tuned|{part}", f"{what} with the same tuning", mixed["speedup_tuned"][0], ">=", 1.6)
+    other = rows.get(f"earlyon, {MIXED}")
+    if other is not None and size in (1, 32):
+        figure = other["ms"][0] / mixed["ms"][0]
+        limit = 1.0 if size == 1 else 2.2
+        yield Bar(
+            f"earlyon|{part}|{size}", f"{part}, batch {size}: {MIXED}, times earlyon's throughput", figure, ">=", limit
+        )
+
+
+def main() -> int:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "results" / "performance")
+    known: dict[str, str] = json.loads((HERE / "known_misses.json").read_text())
+    failed, used = 0, set()
+    parts = sorted(folder.glob("*.json"))
+    if not parts:
+        print(f"no results in {folder}: run make bench")
+        return 1
+    for path in parts:
+        for bar in bars(path.stem, json.loads(path.read_text())):
+            reason = next((text for key, text in known.items() if _matches(key, bar.key)), None)
+            used |= {key for key in known if not bar.is_kept and _matches(key, bar.key)}
+            word = "ok     " if bar.is_kept else "known  " if reason else "MISSED "
+            failed += not bar.is_kept and reason is None
+            print(f"{word} {bar.what:78} {bar.figure:9.4g} {bar.sense} {bar.limit:g}")
+    for key in sorted(used):
+        print(f"known miss {key}: {known[key]}")
+    for key in sorted(set(known) - used):
+        print(f"not missed any more, take it off the list: {key}")
+    return int(failed > 0)
+
+
+def _matches(pattern: str, key: str) -> bool:
+    """Whether a known miss, in which ``*`` stands for one part of the name, names this bar."""
+    parts, names = pattern.split("|"), key.split("|")
+    return len(parts) == len(names) and all(a in ("*", b) for a, b in zip(parts, names, strict=True))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
