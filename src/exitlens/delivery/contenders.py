@@ -171,14 +171,14 @@ class StepTimes:
 
     def __call__(self) -> list[float]:
         """Runs all samples through all steps; remembers seconds by step."""
-        if keep_memory(self.net.tuning.keep_memory):
-            self._run()
-        self.rounds.append(self._run())
+        if keep_memory(self.net.tuning.keep_memory) or len(self.batches) > 1:
+            self._run(self.batches[:1])
+        self.rounds.append(self._run(self.batches))
         return [sum(self.rounds[-1])]
 
-    def _run(self) -> list[float]:
+    def _run(self, batches: Sequence[Inputs]) -> list[float]:
         spent, policy = [0.0] * self.net.num_exits, Policy((NEVER,) * (self.net.num_exits - 1))
-        for batch in self.batches:
+        for batch in batches:
             with self.net.running() as engine:
                 carried = self.net.entering(batch)
                 size = self.net.tuning.micro_batch or len(carried[0])

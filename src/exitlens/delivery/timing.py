@@ -72,7 +72,9 @@ class Times:
 
 
 def interleave(works: Mapping[str, Work], *, rounds: int = 5, seconds: float = 0.0, most: int = 60) -> Times:
-    """Runs all works in turn, each round starting with another, after one warm-up each.
+    """Runs all works in turn, each round in another (seeded) random order, after one warm-up each.
+
+    What runs before leaves its weights in the caches; so no work may always follow the same other one.
 
     Args:
         works: by name.
@@ -82,25 +84,26 @@ def interleave(works: Mapping[str, Work], *, rounds: int = 5, seconds: float = 0
         work()
     found: dict[str, list[list[float]]] = {name: [] for name in works}
     names, started, done = list(works), time.perf_counter(), 0
+    rng = torch.Generator().manual_seed(0)
     while done < rounds or (time.perf_counter() - started < seconds and done < most):
-        for i in range(len(names)):
-            name = names[(i + done) % len(names)]
+        for i in torch.randperm(len(names), generator=rng).tolist():
+            name = names[i]
             found[name].append(list(works[name]()))
         done += 1
     return Times(found)
 
 
 def clocked(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
-    """The work of running each batch, one call after the other.
+    """The work of running each batch, one call after the other; of several batches the first is run once before, untimed.
 
     Args:
         run: called with each batch.
         batches: in order.
-        kept: whether the process keeps its memory meanwhile; after a change the first batch is run once untimed.
+        kept: whether the process keeps its memory meanwhile; after a change the first batch is run once untimed, too.
     """
 
     def work() -> list[float]:
-        if keep_memory(kept):
+        if keep_memory(kept) or len(batches) > 1:
             run(batches[0])
         spent = []
         for batch in batches:

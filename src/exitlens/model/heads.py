@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
 from exitlens.model.layouts import Layout
-from exitlens.model.stages import Stage
+from exitlens.model.stages import Carried, Stage
 from exitlens.types import ExitOutput
 
 
@@ -67,31 +67,40 @@ class EvidenceHead(ExitHead):
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
     def pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What crosses the cut -> logits ``(B,C)``, attention ``(B,*S)``, features ``(B,D,N)``."""
-        features = self.layout.canonical(carried[0])
-        flat = features.flatten(2)  # (B,D,N)
-        by_location = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
+        """What crosses the cut -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``."""
+        flat = self.layout.canonical(carried[0]).flatten(2)  # (B,D,N)
+        rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
         weight = self.attend.weight.to(flat.dtype)
-        rows = flat.stride(1) == 1  # each memory order has its fast product
-        scores = (F.linear(by_location, weight).transpose(1, 2) if rows else weight @ flat).float()  # (B,1,N)
+        # each memory order has its fast product
+        scores = (F.linear(rows, weight) if flat.stride(1) == 1 else (weight @ flat).transpose(1, 2)).float()  # (B,N,1)
         keep = self.locations(*carried)
         if keep is not None:
-            scores = scores.masked_fill(~keep[:, None], -torch.inf)
-        attention = scores.softmax(-1)
-        pooled = (attention.to(flat.dtype) @ by_location).squeeze(1)  # (B,D)
-        logits = self.classifier(pooled.to(self.classifier.weight.dtype))  # in the head's precision, not the stages'
-        return logits, attention.squeeze(1).unflatten(1, features.shape[2:]), flat
+            scores = scores.masked_fill(~keep[..., None], -torch.inf)
+        attention = scores.softmax(1)
+        pooled = torch.bmm(attention.to(flat.dtype).transpose(1, 2), rows).squeeze(1)  # (B,D)
+        # in the head's own precision, whatever the stages'
+        return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows
+
+    def classify(self, *carried: Tensor) -> Tensor:
+        """Only the logits ``(B,C)``: the path of adaptive inference."""
+        return self.pool(*carried)[0]
 
     def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
         logits, attention, _ = self.pool(*carried)
-        return logits, attention
+        return logits, attention.squeeze(2).unflatten(1, self._size(carried))
 
     def forward(self, *carried: Tensor) -> ExitOutput:
         """What crosses the cut (the features first) -> logits, attention and evidence."""
-        logits, attention, flat = self.pool(*carried)
-        evidence = (self.classifier.weight.to(flat.dtype) @ flat) * attention.flatten(1)[:, None]  # (B,C,N)
-        return ExitOutput(logits, attention, evidence.unflatten(2, attention.shape[1:]))
+        logits, attention, rows = self.pool(*carried)
+        evidence = (rows @ self.classifier.weight.to(rows.dtype).t()) * attention  # (B,N,C)
+        size = self._size(carried)
+        return ExitOutput(
+            logits, attention.squeeze(2).unflatten(1, size), evidence.transpose(1, 2).contiguous().unflatten(2, size)
+        )
+
+    def _size(self, carried: Carried) -> tuple[int, ...]:
+        return tuple(self.layout.canonical(carried[0]).shape[2:])
 
 
 class KeptHead(ExitHead):

@@ -121,7 +121,7 @@ class Router:
     ) -> None:
         self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
         self.rule = rule or (lambda k, scores, where: fires(scores, policy.thresholds[k]))
-        self._pools = [_Pool() for _ in policy.temperatures]
+        self._pools: list[_Pool] = []  # one for each stage, once samples wait
         self._shapes: tuple[torch.Size, ...] = ()
 
     def feed(self, where: Tensor, carried: Carried) -> list[Left]:
@@ -131,6 +131,7 @@ class Router:
             where: ``(B,)`` places of the samples, for the answers.
             carried: what the network's check of its inputs returned.
         """
+        self._pools = self._pools or [_Pool() for _ in self.policy.temperatures]
         shapes = tuple(t.shape[1:] for t in carried)
         left = self.flush() if self.waiting and shapes != self._shapes else []  # images of another size run apart
         self._shapes = shapes
@@ -168,7 +169,7 @@ class Router:
     @property
     def oldest(self) -> float:
         """When (``time.monotonic``) the sample came in that waits longest; infinite if none waits."""
-        return min(pool.since for pool in self._pools)
+        return min((pool.since for pool in self._pools), default=float("inf"))
 
     @property
     def waiting(self) -> int:

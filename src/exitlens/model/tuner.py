@@ -65,7 +65,7 @@ def tune(
     meter = _Meter(net, carried, seconds / 4)
     best = meter.fastest(formats)
     if can_keep_memory() and net.device.type == "cpu":  # first, since it changes which micro-batch is best
-        best = meter.fastest([best, replace(best, keep_memory=True)])
+        best = meter.fastest([replace(best, keep_memory=True), best])
     sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
     best = meter.fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
     if torch.get_num_threads() > 1:
