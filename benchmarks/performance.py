@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def run_batches(subject: Subject, threads: int, quick: bool) -> dict[str, Any]:
     for size in (1, 8) if quick else SIZES:
         few = size == 128 and threads == 1  # the largest batches on one thread: only what the bars need
         keep = (lambda name: MIXED in name or "nobody leaves" in name) if few else (lambda name: True)
-        rounds = 2 if quick else 3 if size == 128 else 7
+        rounds = 2 if quick else 3 if size == 128 else 7 if threads > 1 else 5
         seconds = 0.0 if quick else 8.0
         found["batches"].append(bench.run(size, rounds=rounds, seconds=seconds, others=others, keep=keep))
         print(f"  batch {size}: {found['batches'][-1]['rounds']} rounds", flush=True)
@@ -249,6 +250,7 @@ def shares_policy(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...]) ->
 def part(name: str, threads: int, quick: bool) -> None:
     """Measures one part in this process and writes its file."""
     started = time.perf_counter()
+    warnings.filterwarnings("ignore", module="earlyon")
     with pinned(threads):
         found = run_batches(SUBJECTS[name], threads, quick)
     found["seconds"] = round(time.perf_counter() - started)

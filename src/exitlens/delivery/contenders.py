@@ -96,7 +96,10 @@ class Planned:
 
     def __init__(self, net: ExitNet, plan: Tensor, whole_batches: bool = False, attention: bool = False) -> None:
         self.net, self.plan, self.whole, self.attention = net, plan, whole_batches, attention
-        self.policy = Policy((NEVER,) * (net.num_exits - 1))
+        self.leaves = [plan == k for k in range(net.num_exits)]
+        first = int(plan[0])
+        self.constant = bool((plan == first).all())  # then thresholds can say it
+        self.policy = Policy(tuple(0.0 if self.constant and k == first else NEVER for k in range(net.num_exits - 1)))
 
     def work(self, inputs: Inputs, size: int) -> Work:
         """The work of answering all the inputs in calls of ``size``."""
@@ -112,12 +115,16 @@ class Planned:
 
     def answer(self, engine: Engine, start: int, carried: Carried) -> None:
         """By this engine."""
-        plan = self.plan[start : start + len(carried[0])]
+        count = len(carried[0])
+        size, rule = self.net.tuning.micro_batch, None
         if self.whole:
-            plan = plan.max().expand_as(plan)
-        size = 0 if self.whole else self.net.tuning.micro_batch  # the whole batch takes one decision
-        router = Router(engine, self.policy, self.attention, size, lambda k, _, where: plan[where] == k)
-        joined(router.run(torch.arange(len(plan)), carried))
+            last = int(self.plan[start : start + count].max())
+            size, rule = 0, lambda k, _, where: (where >= 0) & (k == last)  # the whole batch takes one decision
+        elif not self.constant:
+            leaves = [rows[start : start + count] for rows in self.leaves]
+            rule = lambda k, _, where: leaves[k].index_select(0, where)  # noqa: E731
+        router = Router(engine, self.policy, self.attention, size, rule)
+        joined(router.run(torch.arange(count), carried))
 
 
 class _Clocked(Engine):
@@ -145,14 +152,14 @@ class _Clocked(Engine):
 def router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
     """A function that answers all the inputs in one call and returns the share of time not spent in stages and heads.
 
-    That is scores, who leaves, gathering, scattering and the check of the inputs.
+    That is scores, who leaves, gathering and scattering.
     """
 
     def run() -> float:
         with planned.net.running() as engine:
-            meter = _Clocked(engine)
+            meter, carried = _Clocked(engine), planned.net.check_input(inputs)
             started = time.perf_counter()
-            planned.answer(meter, 0, planned.net.check_input(inputs))
+            planned.answer(meter, 0, carried)
             total = time.perf_counter() - started
         return (total - meter.spent) / total
 

@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any, NamedTuple, cast
 
@@ -190,16 +190,17 @@ def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     return twin
 
 
-@contextmanager
-def applied(tuning: Tuning) -> Iterator[None]:
+def applied(tuning: Tuning) -> AbstractContextManager[Any]:
     """The tuning's threads for a while, never more than the process has; memory is kept from now on, if it says so."""
     if tuning.keep_memory:
         keep_memory()
-    before = torch.get_num_threads() if tuning.threads else 0
-    if not tuning.threads < before:
-        yield
-        return
-    torch.set_num_threads(tuning.threads)
+    return _threads(tuning.threads) if 0 < tuning.threads < torch.get_num_threads() else nullcontext()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:

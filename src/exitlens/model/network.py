@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from exitlens.errors import require
 from exitlens.functional.inputs import MASK, Inputs
 from exitlens.model.contract import InputContract
-from exitlens.model.engine import Engine
 from exitlens.model.heads import ExitHead
 from exitlens.model.layouts import Kind
-from exitlens.model.running import Running
+from exitlens.model.running import Running, Use
 from exitlens.model.stages import Carried, Stage
 from exitlens.model.tuner import tune
 from exitlens.model.tuning import Tuning
@@ -237,7 +235,7 @@ class ExitNet(nn.Module):
         self._tuning = value
         self._running = Running()
 
-    def running(self) -> AbstractContextManager[Engine]:
+    def running(self) -> Use:
         """The engine that answers, in evaluation mode without autograd, in the tuning's threads. Threads may share it.
 
         Raises:

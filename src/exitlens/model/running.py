@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 from torch import nn
@@ -35,14 +33,12 @@ class Running:
     def __reduce__(self) -> tuple[type[Running], tuple[()]]:
         return Running, ()
 
-    @contextmanager
-    def use(self, net: ExitNet) -> Iterator[Engine]:
+    def use(self, net: ExitNet) -> Use:
         """The network's engine, in evaluation mode, without autograd, in the tuning's threads."""
-        engine = self._find(net)
-        with self._evaluating(net) if engine.shared else nullcontext(), applied(net.tuning), engine.mode():
-            yield engine
+        return Use(self, net)
 
-    def _find(self, net: ExitNet) -> Engine:
+    def find(self, net: ExitNet) -> Engine:
+        """The engine that answers now; raises :class:`EngineError` if what was compiled is out of date."""
         if self._engine is None and not net.tuning.changes_weights:
             return Engine(net.stages, net.heads, net.tuning, shared=True)  # type: ignore[arg-type]
         with self._lock:
@@ -61,23 +57,22 @@ class Running:
         self._engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
         return self._engine
 
-    @contextmanager
-    def _evaluating(self, net: ExitNet) -> Iterator[None]:
-        """Evaluation mode while any thread needs it; then every module gets its own mode back."""
+    def evaluate(self, net: ExitNet) -> None:
+        """Evaluation mode while any thread needs it: until :meth:`done` is called as often."""
         with self._lock:
             if self._users == 0:
                 self._modes = [(m, m.training) for m in net.modules()] if net.any_training() else []
                 if self._modes:
                     net.eval()
             self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    for module, was in self._modes:
-                        module.training = was
+
+    def done(self) -> None:
+        """Gives every module its own mode back, when nobody needs evaluation mode any more."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for module, was in self._modes:
+                    module.training = was
 
     def compile(self, net: ExitNet, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
         """See :meth:`~exitlens.model.network.ExitNet.compile`."""
@@ -92,3 +87,25 @@ class Running:
             except EngineError:
                 self._engine, self._made_from = before
                 raise
+
+
+class Use:
+    """The context in which an engine answers; plain methods, because it is entered for every prediction."""
+
+    def __init__(self, running: Running, net: ExitNet) -> None:
+        self.running, self.net = running, net
+
+    def __enter__(self) -> Engine:
+        engine = self.running.find(self.net)
+        if engine.shared:
+            self.running.evaluate(self.net)
+        self.shared, self.applied, self.mode = engine.shared, applied(self.net.tuning), engine.mode()
+        self.applied.__enter__()
+        self.mode.__enter__()
+        return engine
+
+    def __exit__(self, *error: Any) -> None:
+        self.mode.__exit__(*error)
+        self.applied.__exit__(*error)
+        if self.shared:
+            self.running.done()

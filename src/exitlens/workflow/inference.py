@@ -116,22 +116,26 @@ def joined(left: list[Left]) -> Prediction:
     Raises:
         InputError: where the network's answers are not finite.
     """
-    order = None if len(left) == 1 else torch.cat([part.where for part in left]).argsort()
+    if len(left) == 1:
+        where, exit_, scores, p, rows = left[0]
+        _check_answers(p)
+        maps = None if rows is None else tuple(rows.unbind(0))
+        return Prediction(p.argmax(1), torch.full_like(where, exit_), scores, p, maps, where)
+    order = torch.cat([part.where for part in left]).argsort()
+    p = torch.cat([part.probabilities for part in left])[order]
+    _check_answers(p)
+    maps = None
+    if left[0].attention is not None:
+        every = [row for part in left if part.attention is not None for row in part.attention.unbind(0)]
+        maps = tuple(every[i] for i in order.tolist())
+    exits = torch.cat([torch.full_like(part.where, part.exit) for part in left])[order]
+    scores, where = (torch.cat(column)[order] for column in zip(*((part.scores, part.where) for part in left), strict=True))
+    return Prediction(p.argmax(1), exits, scores, p, maps, where)
 
-    def column(parts: list[Tensor]) -> Tensor:
-        return parts[0] if order is None else torch.cat(parts)[order]
 
-    p = column([part.probabilities for part in left])
+def _check_answers(p: Tensor) -> None:
     if not all_finite(p):
         raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
-    exits = column([torch.full_like(part.where, part.exit) for part in left])
-    maps: tuple[Tensor, ...] | None = None
-    if left[0].attention is not None:
-        rows = [row for part in left if part.attention is not None for row in part.attention.unbind(0)]
-        maps = tuple(rows if order is None else (rows[i] for i in order.tolist()))
-    return Prediction(
-        p.argmax(1), exits, column([part.scores for part in left]), p, maps, column([part.where for part in left])
-    )
 
 
 @dataclass(frozen=True)
