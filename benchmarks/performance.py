@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch: the profiler that measures memory is talkative
-
 import torch
 from torch import Tensor, nn
 

@@ -149,6 +149,32 @@ def chart(found: list[tuple[str, int, dict[str, Any]]]) -> None:
         figure.savefig(CHART, metadata={"Date": None}, facecolor="white")
 
 
+def summary(found: list[tuple[str, int, dict[str, Any]]]) -> list[str]:
+    """The README's few lines: two cores, mixed exit shares."""
+    lines = [
+        f"Exit shares {MIXED} forced, two cores, float32; medians with 95 % intervals; three heads included.",
+        "",
+        "| times faster than | plain as PyTorch runs it, batch 1 | batch 32 | plain with the same tuning, batch 32 | earlyon 0.3.0, batch 32 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, threads, one in found:
+        if threads != 2:
+            continue
+        rows = {batch["batch"]: {row["name"]: row for row in batch["rows"]} for batch in one["batches"]}
+        one_by_one, many = rows[1][f"exits, {MIXED}"], rows[32][f"exits, {MIXED}"]
+        other = rows[32][f"earlyon, {MIXED}"]["ms"][0] / many["ms"][0]
+        cells = [f"**{v[0]:.1f}** ({v[1]:.1f} to {v[2]:.1f})" for v in (one_by_one["speedup"], many["speedup"], many["speedup_tuned"])]
+        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} | **{other:.1f}** |")
+    return lines
+
+
+def replace(path: Path, marker: str, lines: list[str]) -> None:
+    """Puts the lines between the marker and the next end of results."""
+    end = "<!-- end of results -->"
+    page = re.sub(f"{marker}.*?{end}", lambda _: "\n".join([marker, "", *lines, "", end]), path.read_text(), flags=re.DOTALL)
+    path.write_text(page)
+
+
 def main() -> None:
     found = list(parts())
     first = found[0][2]["machine"]
@@ -158,10 +184,8 @@ def main() -> None:
     ]
     for name, threads, one in found:
         lines += section(name, threads, one)
-    text = PAGE.read_text()
-    begin, end = "<!-- results: written by benchmarks/performance_page.py -->", "<!-- end of results -->"
-    page = re.sub(f"{begin}.*{end}", lambda _: "\n".join([begin, "", *lines, end]), text, flags=re.DOTALL)
-    PAGE.write_text(page)
+    replace(PAGE, "<!-- results: written by benchmarks/performance_page.py -->", lines)
+    replace(ROOT / "README.md", "<!-- speed: written by benchmarks/performance_page.py -->", summary(found))
     chart(found)
 
 

@@ -107,6 +107,39 @@ def test_many_threads_share_one_network():
         _same_as_on_paper(pred, torch.arange(i * 20, i * 20 + 20))
 
 
+@pytest.mark.parametrize("tuning", [xl.Tuning(), xl.Tuning(micro_batch=5), xl.Tuning(folded=True, channels_last=True)])
+def test_threads_share_a_network_that_is_in_training_mode(tuning):
+    net = make_net().train()
+    net.tuning = tuning
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(15):
+            rows = torch.arange(i * 20, i * 20 + 20)
+            if xl.predict(net, IMAGES[rows], POLICY).exits.tolist() != PAPER[rows].tolist():
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("images", [torch.zeros(0, 3, 16, 16), torch.zeros(2, 3, 17, 16, dtype=torch.float64)])
+def test_empty_batches_and_other_dtypes_are_told(images):
+    with pytest.raises(xl.InputError, match=r"empty|expected torch.float32"):
+        xl.predict(NET, images, POLICY)
+
+
+def test_one_odd_sized_image_runs():
+    assert len(xl.predict(NET, torch.zeros(1, 3, 17, 19), POLICY)) == 1
+
+
 def test_a_stage_in_training_mode_does_not_change_the_answer():
     net = make_net()
     net.stage(1).train()

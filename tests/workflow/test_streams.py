@@ -177,6 +177,13 @@ def test_bad_arguments_are_told_at_the_call(values, message):
         xl.predict(NET, **{"images": iter([]), "policy": POLICY} | values)
 
 
+def test_policies_of_other_networks_are_told_at_the_call():
+    with pytest.raises(xl.PolicyError, match="exits"):
+        xl.predict(NET, iter([]), xl.Policy((0.5,)))
+    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+        xl.predict(NET, iter([]), xl.Policy((0.5, 0.5), network="0123456789abcdef"))
+
+
 def test_the_callers_modes_are_left_alone_between_batches():
     net = make_net().train()
     for _ in xl.predict(net, split(20), POLICY):

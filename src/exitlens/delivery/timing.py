@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ def clocked(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = F
 
 def peak_bytes(work: Work) -> int:
     """The most memory for tensors that one run of the work held beyond what there was before (CPU)."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+    with _without_messages(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         work()
     result = run.profiler.kineto_results
     changes = [(event.start_ns(), event.nbytes()) for event in result.events() if event.name() == "[memory]"]
@@ -126,6 +127,20 @@ def peak_bytes(work: Work) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Nothing on the process's standard error for a while: PyTorch's profiler writes there whenever it starts and stops."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
