@@ -86,11 +86,17 @@ def test_the_whole_flow_on_a_folder(trained, folder, tmp_path, call):
 def test_tune_stores_what_it_found_and_bench_writes_a_file(trained, tmp_path, call):
     bundle = shutil.copytree(trained, tmp_path / "run")
     found = json.loads(call("tune", "--bundle", bundle, "--precision", "float32", "--json")[1])
+    assert found.pop("policy_kept")
     net, policy = xl.load(bundle / "bundle")
-    assert net.tuning == xl.Tuning(**{**found, "measured": {}})
+    assert net.tuning == xl.Tuning(**found)
     assert policy is not None
-    assert "* is stored" in call("tune", "--bundle", bundle, "--precision", "bfloat16")[1]
-    assert xl.load(bundle / "bundle")[0].tuning.precision == "bfloat16"
+    shown = call("tune", "--bundle", bundle, "--precision", "bfloat16")[1]
+    assert "* is stored" in shown
+    assert "its policy was of float32: calibrate again" in shown
+    net, policy = xl.load(bundle / "bundle")
+    assert net.tuning.precision == "bfloat16"
+    assert policy is None
+    assert call("calibrate", "--bundle", bundle, "--max-cost", "0.9")[0] == 0
     out = tmp_path / "bench.json"
     assert call("bench", "--bundle", bundle, *QUICK, "--batch-sizes", "3", "--threads", "1", "--out", out)[0] == 0
     found = json.loads(out.read_text())

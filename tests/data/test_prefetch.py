@@ -61,6 +61,17 @@ def test_an_exception_ends_it_after_what_came_before():
         assert str(items.error) == "broken"
 
 
+def test_what_is_no_exception_ends_it_too():
+    def source():
+        yield 1
+        raise KeyboardInterrupt
+
+    with Prefetch(source()) as items:
+        assert items.next() == 1
+        assert items.next(5) is None
+        assert isinstance(items.error, KeyboardInterrupt)
+
+
 def test_leaving_early_stops_the_thread():
     def source():
         yield from range(1_000_000)

@@ -128,8 +128,13 @@ def test_memory_is_kept_where_the_library_can(monkeypatch):
     calls: list[tuple[int, int]] = []
 
     class Library:
-        def mallopt(self, name: int, value: int) -> None:
+        limit = 2**31
+
+        def mallopt(self, name: int, value: int) -> int:
+            if name == -3 and value > self.limit:
+                return 0
             calls.append((name, value))
+            return 1
 
     monkeypatch.setattr(memory, "_library", Library)
     monkeypatch.setitem(memory._state, "kept", False)
@@ -144,6 +149,10 @@ def test_memory_is_kept_where_the_library_can(monkeypatch):
         assert memory._state["kept"]
     assert not memory._state["kept"]
     assert dict(calls[-2:]) == {-1: 64 * 2**20, -3: 32 * 2**20}
+    monkeypatch.setattr(Library, "limit", 32 * 2**20)  # what older glibc takes at most
+    assert memory.keep_memory()
+    assert dict(calls[-2:]) == {-1: 2**31 - 1, -3: 32 * 2**20}
+    memory.keep_memory(False)
     monkeypatch.setattr(memory, "_library", lambda: None)
     assert not memory.can_keep_memory()
     assert not memory.keep_memory()

@@ -55,6 +55,26 @@ def test_changed_weights_are_refused_not_answered_with_old_ones(compiled):
     assert len(xl.predict(net, IMAGES[:3], policy)) == 3
 
 
+def test_a_callers_inference_mode_compiles_nothing_again(compiled):
+    net, eager, policy = compiled
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.inference_mode():
+        one = xl.predict(net, IMAGES[:9].clone(), policy)
+    assert one.exits.tolist() == xl.predict(eager, IMAGES[:9], policy).exits.tolist()
+
+
+def test_a_compilation_that_is_broken_off_changes_nothing(compiled, monkeypatch):
+    _, eager, policy = compiled
+    net = copy.deepcopy(eager)
+
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "compile", stops)
+    with pytest.raises(KeyboardInterrupt):
+        net.compile()
+    assert len(xl.predict(net, IMAGES[:3], policy)) == 3
+
+
 def test_a_copy_is_not_compiled(compiled):
     net, _, policy = compiled
     twin = copy.deepcopy(net)

@@ -177,6 +177,77 @@ def test_bad_arguments_are_told_at_the_call(values, message):
         xl.predict(NET, **{"images": iter([]), "policy": POLICY} | values)
 
 
+def test_whatever_comes_with_the_inputs_is_left_alone():
+    named = [(batch, [f"{i}.png" for i in range(len(batch))]) for batch in split(40)]
+    for source in (named, DataLoader(TensorDataset(IMAGES), batch_size=40), list(DataLoader(TensorDataset(IMAGES), 40))):
+        found = list(xl.predict(NET, source, POLICY))
+        assert torch.cat([pred.exits for pred in found]).tolist() == WHOLE.exits.tolist()
+
+
+def test_weights_may_change_but_not_the_tuning_while_a_stream_is_answered():
+    net = make_net()
+    net.tuning = xl.Tuning(folded=True)
+    stream = xl.predict(net, split(10), xl.Policy.never(3))
+    first = next(stream)
+    with torch.no_grad():
+        net.head(2).classifier.bias.copy_(torch.tensor([1e4, 0, 0, 0]))
+    rest = list(stream)
+    assert set(first.labels.tolist()) != {0}
+    assert set(rest[-1].labels.tolist()) == {0}
+    stream = xl.predict(net, split(10), xl.Policy.never(3))
+    next(stream)
+    net.tuning = xl.Tuning()
+    with pytest.raises(xl.EngineError, match="while it answered a stream"):
+        list(stream)
+
+
+def test_an_interrupt_of_the_iterator_does_not_hang():
+    def source():
+        yield IMAGES[:5]
+        raise SystemExit(3)
+
+    found: list[xl.Prediction] = []
+    with pytest.raises(SystemExit):
+        found.extend(xl.predict(NET, source(), POLICY))
+    assert len(found) == 1
+
+
+def test_an_error_of_the_network_keeps_what_was_answered_before():
+    net = make_net()
+    calls: list[int] = []
+
+    def fails_at_the_fourth(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise MemoryError("no memory")
+
+    net.stage(0).register_forward_hook(fails_at_the_fourth)
+    found: list[xl.Prediction] = []
+    with pytest.raises(MemoryError):
+        found.extend(xl.predict(net, split(10), POLICY))
+    assert [len(pred) for pred in found] == [10, 10, 10]
+    for i, pred in enumerate(found):
+        same(pred, torch.arange(10 * i, 10 * i + 10))
+
+
+def test_as_they_come_nobody_waits_for_ever(monkeypatch):
+    monkeypatch.setattr(inference, "MAX_WAITING", 30)
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=1000)
+    stream = inference._Stream(net, POLICY, inference._StreamSettings(False, "ready", None))
+    with inference.Prefetch(iter(split(5))) as loading:
+        for pred in stream.run(loading):
+            assert stream.seen - int(pred.index.min()) <= 40
+
+
+def test_a_first_batch_of_one_does_not_make_all_others_run_singly():
+    net = make_net()
+    sizes: list[int] = []
+    net.stage(0).register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    list(xl.predict(net, [IMAGES[:1], IMAGES[1:65], IMAGES[65:]], POLICY))
+    assert max(sizes) == 64
+
+
 def test_policies_of_other_networks_are_told_at_the_call():
     with pytest.raises(xl.PolicyError, match="exits"):
         xl.predict(NET, iter([]), xl.Policy((0.5,)))

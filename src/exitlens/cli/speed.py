@@ -7,14 +7,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, app, console, show
+from exitlens.data.images import ImageSet
+from exitlens.data.texts import TextSet
 from exitlens.delivery.benchmark import Bench, machine, table
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.runs import bundle_of, load_calibrated, load_samples
 from exitlens.delivery.timing import pinned
+from exitlens.functional.inputs import Inputs
 from exitlens.model.backbones import zeros_for
 from exitlens.model.placement import BY, By, choose_points
 
@@ -60,18 +64,20 @@ def tune(
     precision: Annotated[
         str, typer.Option(help="auto (bfloat16 where it is faster and keeps the decisions), float32 or bfloat16.")
     ] = "auto",
-    samples: Annotated[int, typer.Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 512,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 1024,
     json_: Json = False,
 ) -> None:
     """Find how the network runs fastest on this machine (a few seconds), and store that in the bundle.
 
-    Calibrate again after it chose bfloat16: the trace is then that of the network as it runs.
+    Where that changes the precision, the policy is left out: calibrate again, on what the network says now.
     """
     directory = bundle_of(bundle)
     net, policy = load(directory)
-    example = load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=False).first(samples).inputs
+    before = net.tuning.precision
+    example = _some(load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=False), samples)
     found = net.tune(example, policy=policy, precision=precision)  # type: ignore[arg-type]
-    save(net, policy, directory, overwrite=True)
+    kept = policy if found.precision == before else None
+    save(net, kept, directory, overwrite=True)
     rows = [["micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
     for tried in found.measured["ms_per_sample"]:
         chosen = "*" if all(tried[name] == value for name, value in found.to_dict().items() if name in tried) else ""
@@ -79,7 +85,9 @@ def tune(
         flags = ["yes" if tried[name] else "no" for name in ("folded", "keep_memory")]
         threads = str(tried["threads"] or "all")
         rows.append([f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"])
-    show(json_, found.to_dict(), "what was tried; * is stored with the bundle", rows)
+    show(json_, found.to_dict() | {"policy_kept": kept is policy}, "what was tried; * is stored with the bundle", rows)
+    if kept is not policy and not json_:
+        console.print(f"it runs in {found.precision} now, its policy was of {before}: calibrate again")
 
 
 @app.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
@@ -108,7 +116,7 @@ def bench(
             "bundle: it is around a module of your own: time it in Python, with exitlens.delivery.benchmark"
         )
     plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
-    inputs = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False).first(samples).inputs
+    inputs = _some(load_samples(bundle, net, "test", data=data, root=root, skip_bad=False), samples)
     with pinned(threads) if threads else nullcontext():
         run = Bench(plain, net, inputs, policy, compiled=compiled)
         found = [run.run(size, rounds=rounds, seconds=seconds) for size in sizes]
@@ -123,6 +131,12 @@ def bench(
         show(False, {}, f"calls of {one['batch']}: median of {one['rounds']} rounds", table(one))
     state = "tuned" if net.tuning != xl.Tuning() else "not tuned: see exitlens tune"
     console.print(f"{facts['threads']} threads; {state}")
+
+
+def _some(data: ImageSet | TextSet, count: int) -> Inputs:
+    """So many samples drawn at random: folders are in the order of their classes."""
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+    return data.subset(rows).inputs
 
 
 def _numbers(words: str) -> list[int]:

@@ -33,6 +33,17 @@ def batches(source: Any, batch_size: int = 64, device: torch.device | None = Non
         yield as_batch(batch, device)
 
 
+def input_batches(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Inputs]:
+    """As :func:`batches`, but whatever comes with the inputs (labels, file names, nothing) is left alone."""
+    if isinstance(source, Tensor) or _is_inputs(source):
+        source = split_rows(source, batch_size)
+    elif isinstance(source, Dataset):
+        source = DataLoader(source, batch_size=batch_size, generator=torch.Generator())
+    for batch in source:
+        inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        yield as_batch(inputs, device)[0]
+
+
 def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
     """One batch as ``(inputs, labels or None)``, on ``device`` if one is given."""
     if isinstance(batch, Tensor) or _is_inputs(batch):

@@ -21,7 +21,7 @@ class Prefetch(Generic[T]):
         self._queue: queue.Queue[object] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._ended = False
-        self.error: Exception | None = None  # what the iterator raised
+        self.error: BaseException | None = None  # what the iterator raised
         self._thread = threading.Thread(target=self._read, args=(items,), daemon=True, name="exitlens-prefetch")
         self._thread.start()
 
@@ -30,9 +30,10 @@ class Prefetch(Generic[T]):
             for item in items:
                 if not self._put(item):
                     return
-        except Exception as error:  # handed to the reader
+        except BaseException as error:  # handed to the reader, also what is no Exception: it must not wait for ever
             self.error = error
-        self._put(_END)
+        finally:
+            self._put(_END)
 
     def _put(self, item: object) -> bool:
         while not self._stopped.is_set():

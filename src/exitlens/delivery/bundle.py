@@ -40,7 +40,7 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
     target = Path(directory).resolve()
     fingerprint = net.fingerprint()
     if policy is not None:
-        policy.check(net.num_exits, fingerprint)
+        policy.check(net.num_exits, net.identity())
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
         hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
         raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
@@ -120,9 +120,9 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if net.fingerprint() != facts["fingerprint"]:
         raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
-    if policy is not None:
-        policy.check(net.num_exits, net.fingerprint())
     net.tuning = tuning
+    if policy is not None:
+        policy.check(net.num_exits, net.identity())
     return net.eval(), policy
 
 

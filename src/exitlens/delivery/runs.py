@@ -98,7 +98,7 @@ def kept_policy(directory: Path, net: ExitNet) -> Policy | None:
     if not (directory / MANIFEST).is_file():
         return None
     policy: Policy | None = load(directory)[1] if net.info.source else None
-    return policy if policy is not None and policy.network == net.fingerprint() else None
+    return policy if policy is not None and policy.network == net.identity() else None
 
 
 def image_preprocess(net: ExitNet) -> Preprocess:
@@ -152,7 +152,7 @@ def made_by(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
     rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "chosen_by")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
     reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
-    return {"network": net.fingerprint(), "policy": rule, "preprocessing": reading, "input": str(data)}
+    return {"network": net.identity(), "policy": rule, "preprocessing": reading, "input": str(data)}
 
 
 def replace_policy(directory: Path, policy: Policy) -> None:

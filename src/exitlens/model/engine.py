@@ -19,6 +19,7 @@ from exitlens.model.heads import ExitHead, KeptHead
 from exitlens.model.memory import keep_memory
 from exitlens.model.stages import Carried, Stage
 from exitlens.model.tuning import Tuning, prepared
+from exitlens.types import ExitOutput
 
 
 class Answer(NamedTuple):
@@ -74,7 +75,7 @@ class Engine:
 
     def mode(self) -> AbstractContextManager[Any]:
         """Without autograd."""
-        return torch.no_grad() if self.is_compiled else torch.inference_mode()
+        return _ordinary_tensors() if self.is_compiled else torch.inference_mode()
 
     def advance(self, k: int, carried: Carried) -> Carried:
         """Stage k alone: an exit that cannot fire is not computed."""
@@ -97,6 +98,25 @@ class Engine:
         if temperature not in self._numbers:
             self._numbers[temperature] = torch.tensor(temperature, dtype=torch.float64)
         return cast(Answer, step(carried, self._numbers[temperature]))
+
+    def try_out(self, carried: Carried) -> None:
+        """Runs all once; raises :class:`EngineError` where the precision does not fit the graph."""
+        try:
+            with self.mode():
+                self.outputs(self.enter(carried))
+        except (RuntimeError, TypeError) as error:
+            raise EngineError(
+                f"tuning: this network does not run in {self.tuning.precision} ({str(error).splitlines()[0]:.120}): set "
+                "precision='float32'"
+            ) from error
+
+    def explained(self, carried: Carried) -> tuple[ExitOutput, ...]:
+        """Logits, attention and evidence of every exit (not by the compiled steps)."""
+        found = []
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            carried = stage(*carried)
+            found.append(cast(ExitOutput, head(*carried)))
+        return tuple(found)
 
     def outputs(self, carried: Carried) -> list[tuple[Tensor, Tensor]]:
         """Logits and attention of every exit (not by the compiled steps)."""
@@ -143,6 +163,13 @@ class Engine:
                     following = following or tuple(t.clone() for t in out)
                 several = following
             yield k, time.perf_counter() - started
+
+
+@contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Without autograd and outside of inference mode, also a caller's: compiled steps are for ordinary tensors."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _any_number(t: Tensor) -> Tensor:

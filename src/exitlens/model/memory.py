@@ -39,8 +39,10 @@ def keep_memory(kept: bool = True) -> bool:
     library = _library()
     if library is None or _state["kept"] == kept:
         return False
-    for name, value in (_KEPT if kept else _USUAL).items():
-        library.mallopt(name, value)
+    wanted = _KEPT if kept else _USUAL
+    if not library.mallopt(_MMAP, wanted[_MMAP]):  # older glibc takes no more than the usual maximum
+        library.mallopt(_MMAP, _USUAL[_MMAP])
+    library.mallopt(_TRIM, wanted[_TRIM])
     _state["kept"] = kept
     return True
 

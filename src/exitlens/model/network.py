@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
@@ -65,6 +66,9 @@ class NetworkInfo:
             fields[name] = tuple(fields[name])
         fields["preprocess"] = None if fields["preprocess"] is None else preprocess_from_dict(fields["preprocess"])
         return cls(**fields)
+
+
+_RECORDING = threading.Lock()  # of one network's weights at a time
 
 
 class ExitNet(nn.Module):
@@ -196,10 +200,18 @@ class ExitNet(nn.Module):
 
     def weights_record(self) -> object:
         """An object that stays the same as long as :meth:`cached_fingerprint` sees no change of the weights."""
-        if self._seen is None or any(tensor._version != version for tensor, version in self._seen):
-            tensors = (*self.parameters(), *self.buffers())
-            self._fingerprint, self._seen = self.fingerprint(), [(t, t._version) for t in tensors]
-        return self._seen
+        seen = self._seen
+        if seen is None or any(tensor._version != version for tensor, version in seen):
+            with _RECORDING:
+                versions = [(t, t._version) for t in (*self.parameters(), *self.buffers())]  # before they are read
+                self._fingerprint = self.fingerprint()
+                self._seen = seen = versions
+        return seen
+
+    def identity(self) -> str:
+        """What a policy or trace is of: the weights' fingerprint, and the precision where tuning changed it."""
+        precision = self._tuning.precision
+        return self.cached_fingerprint() + ("" if precision == "float32" else f"-{precision}")
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As ``torch.nn.Module.load_state_dict``; forgets the fingerprint."""
@@ -233,7 +245,7 @@ class ExitNet(nn.Module):
     def tuning(self, value: Tuning) -> None:
         require(value, Tuning, "tuning")
         self._tuning = value
-        self._running = Running()
+        self._running.forget()
 
     def running(self) -> Use:
         """The engine that answers, in evaluation mode without autograd, in the tuning's threads. Threads may share it.
@@ -249,19 +261,20 @@ class ExitNet(nn.Module):
         *,
         policy: Policy | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
-        min_agreement: float = 0.995,
+        min_agreement: float = 0.99,
         seconds: float = 4.0,
     ) -> Tuning:
         """Finds the fastest :class:`~exitlens.model.tuning.Tuning` on this machine by measuring, sets and returns it.
 
         Memory format, precision, micro-batch and threads are tried in turn. :func:`exitlens.save` stores the result.
-        Calibrate after tuning: :func:`exitlens.collect` then records what the tuned network says.
+        Calibrate after tuning: :func:`exitlens.collect` then records what the tuned network says. A policy of the float32
+        network is refused by one that was tuned to bfloat16, and the other way round.
 
         Args:
-            example: inputs like those to come; 64 or more where bfloat16 is to be judged by them.
+            example: inputs like those to come, of all kinds; 300 or more where bfloat16 is to be judged by them.
             policy: whose answers bfloat16 has to keep, beside the labels of every exit.
             precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions; the others are taken as they are.
-            min_agreement: share of the example's decisions that bfloat16 has to keep.
+            min_agreement: share of decisions that bfloat16 has to keep, with 95 % confidence (exact binomial bound).
             seconds: to measure for, about; large networks take longer.
 
         Raises:
@@ -290,7 +303,7 @@ class ExitNet(nn.Module):
             EngineError: where PyTorch cannot compile on this machine (it needs a C++ compiler).
         """
         if policy is not None:
-            policy.check(self.num_exits, self.fingerprint() if policy.network else "")
+            policy.check(self.num_exits, self.identity() if policy.network else "")
         return self._running.compile(self, policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)
 
     def any_training(self) -> bool:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Running:
-    """The state of one network's answering; a new network, copy or tuning starts with a new one."""
+    """The state of one network's answering; a copy of the network starts with a new one."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._engine: Engine | None = None  # with weights of its own
-        self._made_from: object = None  # the network's record of its weights then
+        self._compiling = threading.Lock()  # one compilation at a time, while others answer
+        self._engine: tuple[Engine, object] | None = None  # with weights of its own, and the record of what they were
         self._users = 0  # predictions that need evaluation mode now
         self._modes: list[tuple[nn.Module, bool]] = []  # before the first of them
 
@@ -37,25 +37,36 @@ class Running:
         """The network's engine, in evaluation mode, without autograd, in the tuning's threads."""
         return Use(self, net)
 
+    def forget(self) -> None:
+        """Another tuning: the engine is made anew when it is needed."""
+        with self._lock:
+            self._engine = None
+
     def find(self, net: ExitNet) -> Engine:
         """The engine that answers now; raises :class:`EngineError` if what was compiled is out of date."""
         if self._engine is None and not net.tuning.changes_weights:
             return Engine(net.stages, net.heads, net.tuning, shared=True)  # type: ignore[arg-type]
         with self._lock:
             record = net.weights_record()
-            if self._engine is not None and self._made_from is record:
-                return self._engine
-            if self._engine is not None and self._engine.is_compiled:
-                raise EngineError("net: its weights were changed after net.compile(): call net.compile() again")
-            return self._make(net, False)
+            if self._engine is not None:
+                engine, made_from = self._engine
+                if made_from is record:
+                    return engine
+                if engine.is_compiled:
+                    raise EngineError("net: its weights were changed after net.compile(): call net.compile() again")
+            engine = self._make(net, False)
+            self._engine = engine, record
+            return engine
 
-    def _make(self, net: ExitNet, compiled: bool) -> Engine:
-        self._made_from = net.weights_record()
+    @staticmethod
+    def _make(net: ExitNet, compiled: bool) -> Engine:
         exits, tuning = range(net.num_exits), net.tuning
         if compiled and not net.contract.is_text:  # other formats' convolutions are compiled again for large batches
             tuning = replace(tuning, channels_last=True)
-        self._engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
-        return self._engine
+        engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
+        if tuning.precision != "float32" and not compiled:
+            engine.try_out(net.entering(net.info.example(next(net.heads[0].parameters()))))
+        return engine
 
     def evaluate(self, net: ExitNet) -> None:
         """Evaluation mode while any thread needs it: until :meth:`done` is called as often."""
@@ -75,18 +86,18 @@ class Running:
                     module.training = was
 
     def compile(self, net: ExitNet, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
-        """See :meth:`~exitlens.model.network.ExitNet.compile`."""
-        with self._lock:
-            before = self._engine, self._made_from
+        """See :meth:`~exitlens.model.network.ExitNet.compile`; the others answer as before until it is ready."""
+        with self._compiling:
+            record, tuning = net.weights_record(), net.tuning
             engine = self._make(net, True)
             carried = net.entering(net.info.example(next(net.heads[0].parameters())))
             steps = engine.warm_up(carried, policy.thresholds, policy.score, attention)
-            try:
-                with applied(net.tuning):
-                    return dict(track(steps, "compiling", total=net.num_exits) if progress else steps)
-            except EngineError:
-                self._engine, self._made_from = before
-                raise
+            with applied(tuning):
+                seconds = dict(track(steps, "compiling", total=net.num_exits) if progress else steps)
+            with self._lock:
+                if net.tuning is tuning:
+                    self._engine = engine, record
+            return seconds
 
 
 class Use:

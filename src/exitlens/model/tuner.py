@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exitlens.errors import ExitlensError, InputError
 from exitlens.functional.inputs import Inputs
+from exitlens.functional.risk import binomial_upper
 from exitlens.functional.routing import first_firing
 from exitlens.functional.scores import score
 from exitlens.model.engine import Engine, applied, prepared_engine
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = 8  # samples of a run, where the micro-batch is not larger
 NEARLY = 1.03  # times that count as equal
-ENOUGH = 64  # samples to judge by whether bfloat16 keeps the decisions
 
 
 def tune(
@@ -44,7 +44,7 @@ def tune(
     if not 0 < min_agreement <= 1 or not seconds > 0:
         raise InputError(f"min_agreement, seconds: expected a share in (0, 1] and a time, got {min_agreement}, {seconds}")
     if policy is not None:
-        policy.check(net.num_exits, net.fingerprint() if policy.network else "")
+        policy.check(net.num_exits, net.identity() if policy.network else "")
     carried = net.check_input(example, "example")
     plain = Tuning(micro_batch=FEW)
     formats = [plain]
@@ -53,8 +53,9 @@ def tune(
     facts: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
     agreement = _half_agreement(net, formats[-1], carried, policy) if precision != "float32" else None
     if agreement is not None:
-        facts["bfloat16_agreement"] = agreement
-        enough = len(carried[0]) >= ENOUGH and agreement >= min_agreement
+        facts["bfloat16_agreement"], facts["bfloat16_samples"] = agreement, len(carried[0])
+        different = round((1 - agreement) * len(carried[0]))
+        enough = binomial_upper(different, len(carried[0]), 0.05) <= 1 - min_agreement
         halves = [replace(tuning, precision="bfloat16") for tuning in formats]
         if precision == "bfloat16":
             formats = halves
@@ -82,6 +83,7 @@ class _Meter:
         rows = torch.arange(MICRO_BATCHES[-1]) % len(carried[0])
         self.carried = tuple(t[rows.to(t.device)] for t in carried)
         self.found: dict[Tuning, float] = {}  # seconds a sample
+        self.engines: dict[tuple[bool, bool, str], Engine] = {}  # one copy of the weights for each form
 
     def fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
         """The first tuning whose time a sample is within ``NEARLY`` of the lowest.
@@ -107,7 +109,8 @@ class _Meter:
 
     def _run(self, tuning: Tuning) -> Callable[[], float]:
         net = self.net
-        engine = engine_of(net, tuning)
+        form = tuning.channels_last, tuning.folded, tuning.precision
+        engine = self.engines.setdefault(form, self.engines.get(form) or engine_of(net, tuning))
         count = max(FEW, tuning.micro_batch)
 
         def once() -> float:

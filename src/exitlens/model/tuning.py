@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from exitlens.errors import InputError
+from exitlens.errors import InputError, require
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -44,8 +44,11 @@ class Tuning:
     def __post_init__(self) -> None:
         for name in ("micro_batch", "threads"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InputError(f"{name}: expected an integer of 0 or more, got {value!r}")
+        for name in ("channels_last", "folded", "keep_memory"):
+            require(getattr(self, name), bool, name)
+        require(self.measured, Mapping, "measured")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {PRECISIONS}, got {self.precision!r}")
 

@@ -75,7 +75,7 @@ def _trace(net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: list
         None if labels[0] is None else torch.cat([t for t in labels if t is not None]).cpu(),
         spread,
         net.cost,
-        network=net.fingerprint(),
+        network=net.identity(),
         similarity=tables["same"],
         null=tables["null"] if len(logits) > 1 else {},
         uniform_null=tables["uniform"],

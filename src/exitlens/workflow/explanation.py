@@ -16,9 +16,8 @@ from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import fires, first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
-from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, TextPreprocess
+from exitlens.types import ExitOutput, Policy, TextPreprocess
 
 SCHEMA = 1
 
@@ -140,9 +139,10 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy) -> Sequence[Expl
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     tensors = net.check_input(images)
-    policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
-    with mode_of(net, False), torch.no_grad():
-        outputs = net(images)
+    policy.check(net.num_exits, net.identity() if policy.network else "")
+    with net.running() as engine:
+        found = engine.explained(engine.enter(tensors))
+    outputs = [ExitOutput(*(t.clone() for t in out)) for out in found]  # ordinary tensors
     if not all(all_finite(out.logits) for out in outputs):
         raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
     p = [probabilities(out.logits, t) for out, t in zip(outputs, policy.temperatures, strict=True)]

@@ -15,12 +15,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.batches import batches, count_batches
+from exitlens.data.batches import count_batches, input_batches
 from exitlens.data.folders import list_images
 from exitlens.data.prefetch import Prefetch
-from exitlens.errors import ExitlensError, InputError, StreamError, require
+from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.inputs import Inputs, count_rows
 from exitlens.functional.maps import all_finite
+from exitlens.model.engine import Engine
 from exitlens.model.network import ExitNet
 from exitlens.model.router import Left, Router
 from exitlens.types import Policy, Prediction, Preprocess
@@ -62,7 +63,7 @@ def predict(
 
     Exits that can never fire (threshold infinite) are not computed. Between exits the host looks at the device once. It
     runs as ``net.tuning`` says, on the compiled stages if there are (see :meth:`~exitlens.model.network.ExitNet.tune` and
-    :meth:`~exitlens.model.network.ExitNet.compile`). Threads may share a network.
+    :meth:`~exitlens.model.network.ExitNet.compile`). Threads may share a network, but for one that trains it meanwhile.
 
     A batch is answered at once. A **stream** (a folder of images, a ``DataLoader``, a ``Dataset``, any iterable of batches)
     is answered batch by batch, lazily, with bounded memory: batches are loaded in the background, and survivors wait at
@@ -71,7 +72,8 @@ def predict(
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
         images: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them; not
-            changed. Or a stream of them; labels in its batches are ignored.
+            changed. Or a stream of them; labels in its batches are ignored. Batches are read ahead and kept for a while, so
+            an iterator must not write into one that it has given.
         policy: of this network (checked by fingerprint where the policy carries one).
         attention: also return the attention map of the exit that answered.
         order: of a stream's predictions: ``input``: one for each batch, in order; ``ready``: as they come, with
@@ -90,7 +92,7 @@ def predict(
     """
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
-    policy.check(net.num_exits, net.cached_fingerprint() if policy.network else "")
+    policy.check(net.num_exits, net.identity() if policy.network else "")
     if not _is_batch(images):
         settings = _StreamSettings(attention, order, max_delay_ms)
         return _stream(net, _source(net, images, batch_size), policy, settings, batch_size, progress)
@@ -104,7 +106,11 @@ def predict(
 def _is_batch(images: Any) -> bool:
     """Whether it is to be taken, or refused, as one batch: tensors, and what is no stream of them either."""
     if isinstance(images, list):
-        return not images or not isinstance(images[0], Tensor | Mapping | tuple)
+        return (
+            not images
+            or not isinstance(images[0], Tensor | Mapping | tuple | list)
+            or (isinstance(images[0], list) and (not images[0] or not isinstance(images[0][0], Tensor | Mapping)))
+        )
     return isinstance(images, Tensor | Mapping) or (
         not hasattr(images, "__iter__") and not isinstance(images, Path | Dataset)
     )
@@ -168,8 +174,7 @@ def _source(net: ExitNet, images: Any, batch_size: int) -> Any:
 def _stream(
     net: ExitNet, source: Any, policy: Policy, settings: _StreamSettings, batch_size: int, progress: bool
 ) -> Iterator[Prediction]:
-    items = (inputs for inputs, _ in batches(source, batch_size, net.device))
-    with Prefetch(items) as loading:
+    with Prefetch(input_batches(source, batch_size, net.device)) as loading:
         found = _Stream(net, policy, settings).run(loading)
         total = count_batches(source, batch_size) if settings.order == "input" else None  # then one prediction a batch
         yield from track(found, "predicting", total=total) if progress else found
@@ -177,7 +182,7 @@ def _stream(
 
 @dataclass
 class _Open:
-    """A batch of a stream on its way: its samples' answers so far."""
+    """A batch of a stream on its way: its samples' answers so far (kept where they are given in order)."""
 
     start: int
     count: int
@@ -191,7 +196,7 @@ class _Stream:
     def __init__(self, net: ExitNet, policy: Policy, settings: _StreamSettings) -> None:
         self.net, self.policy, self.settings = net, policy, settings
         self.router: Router | None = None
-        self.open: deque[_Open] = deque()  # batches that are not answered in full, for order="input"
+        self.open: deque[_Open] = deque()  # batches that are not answered in full
         self.seen = 0
 
     def run(self, loading: Prefetch[Inputs]) -> Iterator[Prediction]:
@@ -203,21 +208,30 @@ class _Stream:
                 break
             try:
                 left = self._flush() if inputs is None else self._feed(inputs, number)
-            except InputError as error:
+            except Exception as error:
                 failed = error
                 continue
             number += inputs is not None
             yield from self._ready(left)
             if self._overdue():
                 yield from self._ready(self._flush())
-        yield from self._ready(self._flush())
+        yield from self._ready(self._rest(failed))
         if failed is not None:
             raise failed
         if loading.error is not None:
             raise self._explained(loading.error, number) from loading.error
 
-    def _explained(self, error: Exception, number: int) -> Exception:
-        if isinstance(error, ExitlensError):
+    def _rest(self, failed: Exception | None) -> list[Left]:
+        """What still waits at the end; after a failure as far as it can be answered."""
+        try:
+            return [part for part in self._flush() if int(part.where.max()) < self.seen]  # not of the batch that failed
+        except Exception:
+            if failed is None:
+                raise
+            return []
+
+    def _explained(self, error: BaseException, number: int) -> BaseException:
+        if isinstance(error, ExitlensError) or not isinstance(error, Exception):
             return error
         return StreamError(
             f"images: the stream raised {type(error).__name__} ({error}) after {number} batches; all their {self.seen} "
@@ -230,18 +244,30 @@ class _Stream:
         where = torch.arange(self.seen, self.seen + count, device=carried[0].device)
         with self.net.running() as engine:
             if self.router is None:
-                size = self.net.tuning.micro_batch or count  # untuned: as many as the stream's own batches hold
-                self.router = Router(engine, self.policy, self.settings.attention, size)
+                self.router = Router(engine, self.policy, self.settings.attention)
+            self._continue_with(engine)
+            # untuned: as many as the stream's own batches hold
+            self.router.micro_batch = self.net.tuning.micro_batch or max(self.router.micro_batch, count)
             left = self.router.feed(where, carried)
-        if self.settings.order == "input":
-            self.open.append(_Open(self.seen, count))
+        self.open.append(_Open(self.seen, count))
         self.seen += count
         return left
+
+    def _continue_with(self, engine: Engine) -> None:
+        """The network's engine now (its weights may have changed), of the same form as before."""
+        assert self.router is not None
+        before = self.router.engine
+        if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
+            raise EngineError(
+                "net: it was tuned or compiled while it answered a stream: do that before, or after the stream"
+            )
+        self.router.engine = engine
 
     def _flush(self) -> list[Left]:
         if self.router is None or not self.router.waiting:
             return []
-        with self.net.running():
+        with self.net.running() as engine:
+            self._continue_with(engine)
             return self.router.flush()
 
     def _patience(self) -> float | None:
@@ -254,13 +280,14 @@ class _Stream:
         return self._patience() == 0.0 or (bool(self.open) and self.seen - self.open[0].start > MAX_WAITING)
 
     def _ready(self, left: list[Left]) -> Iterator[Prediction]:
-        if self.settings.order == "ready":
-            yield from (joined([part]) for part in left)
-            return
         for part in left:
             self._file(part)
+            if self.settings.order == "ready":
+                yield joined([part])
         while self.open and self.open[0].answered == self.open[0].count:
-            yield joined(self.open.popleft().left)
+            done = self.open.popleft()
+            if self.settings.order == "input":
+                yield joined(done.left)
 
     def _file(self, part: Left) -> None:
         """Shares the answers of one micro-batch out to the batches that its samples came in."""
@@ -271,5 +298,6 @@ class _Stream:
             whole = len(rows) == len(part.where)
             maps = None if part.attention is None else part.attention[rows]
             mine = part if whole else Left(part.where[rows], part.exit, part.scores[rows], part.probabilities[rows], maps)
-            self.open[i].left.append(mine)
+            if self.settings.order == "input":
+                self.open[i].left.append(mine)
             self.open[i].answered += len(rows)
