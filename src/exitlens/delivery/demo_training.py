@@ -74,6 +74,8 @@ def train_all(out: Path, settings: DemoSettings, quiet: bool) -> dict[str, ExitN
         _watch(jobs, out, settings.epochs, quiet)
         for job in jobs.values():
             job.get()
+        pool.close()
+        pool.join()  # so that nothing of it is left when the process ends
     return {name: load(_bundle(out, name))[0] for name in RUNS}
 
 
