@@ -230,6 +230,28 @@ def test_an_error_of_the_network_keeps_what_was_answered_before():
         same(pred, torch.arange(10 * i, 10 * i + 10))
 
 
+def test_samples_that_waited_with_those_of_the_failed_batch_are_answered(monkeypatch):
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=8)
+    calls: list[int] = []
+    ran = type(net.stage(0)).forward
+
+    def fails_in_the_middle_of_the_second_batch(stage, *carried):
+        if stage is net.stage(0):
+            calls.append(len(carried[0]))
+            if len(calls) == 3:  # by then samples of the second batch wait with those of the first
+                raise MemoryError("no memory")
+        return ran(stage, *carried)
+
+    monkeypatch.setattr(type(net.stage(0)), "forward", fails_in_the_middle_of_the_second_batch)
+    found: list[xl.Prediction] = []
+    with pytest.raises(MemoryError):
+        found.extend(xl.predict(net, [IMAGES[:8], IMAGES[8:40]], POLICY))
+    assert calls[:3] == [8, 8, 8]
+    assert [pred.index.tolist() for pred in found] == [list(range(8))]
+    same(found[0], torch.arange(8))
+
+
 def test_as_they_come_nobody_waits_for_ever(monkeypatch):
     monkeypatch.setattr(inference, "MAX_WAITING", 30)
     net = make_net()

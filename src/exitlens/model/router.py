@@ -32,6 +32,11 @@ class Left(NamedTuple):
     probabilities: Tensor
     attention: Tensor | None
 
+    def only(self, rows: Tensor) -> Left:
+        """The samples at ``rows`` (indices or a mask)."""
+        maps = None if self.attention is None else self.attention[rows]
+        return Left(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps)
+
 
 @dataclass
 class _Buffer:
@@ -123,6 +128,7 @@ class Router:
         self.rule = rule or (lambda k, scores, where: fires(scores, policy.thresholds[k]))
         self._pools: list[_Pool] = []  # one for each stage, once samples wait
         self._shapes: tuple[torch.Size, ...] = ()
+        self._left: list[Left] = []
 
     def feed(self, where: Tensor, carried: Carried) -> list[Left]:
         """Takes samples in and runs whatever fills micro-batches; returns those that were answered by that.
@@ -133,24 +139,32 @@ class Router:
         """
         self._pools = self._pools or [_Pool() for _ in self.policy.temperatures]
         shapes = tuple(t.shape[1:] for t in carried)
-        left = self.flush() if self.waiting and shapes != self._shapes else []  # images of another size run apart
+        if self.waiting and shapes != self._shapes:  # images of another size run apart
+            self._run_all()
         self._shapes = shapes
         size, now = self.micro_batch or len(where), time.monotonic()
         for at in range(0, len(where), size):
             self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in carried), None, now, 0)
             if self.micro_batch:
-                self._run_full(left)
-        return left
+                self._run_full()
+        return self.taken()
 
     def flush(self) -> list[Left]:
         """Runs all that waits, to the end."""
-        left: list[Left] = []
+        self._run_all()
+        return self.taken()
+
+    def taken(self) -> list[Left]:
+        """What was answered and not handed out yet: after an error, what came before it."""
+        left, self._left = self._left, []
+        return left
+
+    def _run_all(self) -> None:
         for k, pool in enumerate(self._pools):
             while pool.count:
-                self._run(k, left)
+                self._run(k)
                 if self.micro_batch:
-                    self._run_full(left)
-        return left
+                    self._run_full()
 
     def run(self, where: Tensor, carried: Carried) -> list[Left]:
         """Answers these samples and no others: :meth:`feed` and :meth:`flush` at once."""
@@ -176,18 +190,18 @@ class Router:
         """Samples that wait."""
         return sum(pool.count for pool in self._pools)
 
-    def _run_full(self, left: list[Left]) -> None:
+    def _run_full(self) -> None:
         k = len(self._pools) - 1
         while k >= 0:
             if self._pools[k].count >= self.micro_batch:
-                self._run(k, left)
+                self._run(k)
                 k = min(k + 1, len(self._pools) - 1)  # it may have filled the next
             else:
                 k -= 1
 
-    def _run(self, k: int, left: list[Left]) -> None:
+    def _run(self, k: int) -> None:
         where, carried, since = self._pools[k].take(self.micro_batch)
-        staying = self._step(k, where, carried, left)
+        staying = self._step(k, where, carried, self._left)
         if staying is not None:
             self._pools[k + 1].add(*staying, since, 2 * self.micro_batch)
 
@@ -218,7 +232,7 @@ class Router:
             return where, carried, None
         order = fired.argsort(stable=True)  # those who stay, then those who leave
         stay, leave = order[: len(where) - count], order[len(where) - count :]
-        left.append(Left(where[leave], k, scores[leave], p[leave], None if maps is None else maps[leave]))
+        left.append(Left(where, k, scores, p, maps).only(leave))
         return where[stay], carried, stay
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.batches import count_batches, input_batches
-from exitlens.data.folders import list_images
+from exitlens.data.folders import ImageStream, list_images
 from exitlens.data.prefetch import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.inputs import Inputs, count_rows
@@ -166,8 +167,6 @@ def _source(net: ExitNet, images: Any, batch_size: int) -> Any:
         return images
     if not isinstance(net.info.preprocess, Preprocess):
         raise InputError("images: the network does not say how files become inputs: net.describe(preprocess=...) first")
-    from exitlens.data.folders import ImageStream
-
     return ImageStream(list_images(Path(images)), net.info.preprocess, batch_size)
 
 
@@ -223,12 +222,13 @@ class _Stream:
 
     def _rest(self, failed: Exception | None) -> list[Left]:
         """What still waits at the end; after a failure as far as it can be answered."""
-        try:
-            return [part for part in self._flush() if int(part.where.max()) < self.seen]  # not of the batch that failed
-        except Exception:
-            if failed is None:
-                raise
-            return []
+        if failed is None or self.router is None:
+            return self._flush()
+        left = self.router.taken()
+        with suppress(Exception):  # what failed before may fail again; that is the error that is told
+            left += self._flush()
+        left += self.router.taken()
+        return [part.only(part.where < self.seen) for part in left]  # not those of the batch that failed
 
     def _explained(self, error: BaseException, number: int) -> BaseException:
         if isinstance(error, ExitlensError) or not isinstance(error, Exception):
@@ -282,7 +282,7 @@ class _Stream:
     def _ready(self, left: list[Left]) -> Iterator[Prediction]:
         for part in left:
             self._file(part)
-            if self.settings.order == "ready":
+            if self.settings.order == "ready" and len(part.where):
                 yield joined([part])
         while self.open and self.open[0].answered == self.open[0].count:
             done = self.open.popleft()
@@ -295,9 +295,6 @@ class _Stream:
         owners = torch.bucketize(part.where.cpu(), torch.tensor(ends), right=True)
         for i in owners.unique().tolist():
             rows = (owners == i).nonzero().squeeze(1).to(part.where.device)
-            whole = len(rows) == len(part.where)
-            maps = None if part.attention is None else part.attention[rows]
-            mine = part if whole else Left(part.where[rows], part.exit, part.scores[rows], part.probabilities[rows], maps)
             if self.settings.order == "input":
-                self.open[i].left.append(mine)
+                self.open[i].left.append(part if len(rows) == len(part.where) else part.only(rows))
             self.open[i].answered += len(rows)
