@@ -37,7 +37,7 @@ def bars(part: str, found: dict[str, Any]) -> Iterator[Bar]:
         size = batch["batch"]
         rows = {row["name"]: row for row in batch["rows"]}
         at = f"{part}, batch {size}"
-        for form in ("", ", compiled"):
+        for form in ("", ", compiled", ", openvino"):
             if f"nobody_over_plain{form}" in batch:
                 figure = batch[f"nobody_over_plain{form}"][0]
                 yield Bar(f"nobody{form}|{part}|{size}", f"{at}: nobody leaves{form}, time over plain", figure, "<=", 1.04)
@@ -51,9 +51,9 @@ def bars(part: str, found: dict[str, Any]) -> Iterator[Bar]:
             figure = batch["attention_over_none"][0]
             yield Bar(f"attention|{part}|{size}", f"{at}: attention of every exit, time over without", figure, "<=", 1.02)
         for key, figure in batch.items():
-            if key.startswith("compiled_over_eager"):
-                name = key.removeprefix("compiled_over_eager, ")
-                yield Bar(f"compiled|{name}|{part}|{size}", f"{at}: {name}, compiled over eager", figure[0], "<=", 1.0)
+            form, over, name = key.partition("_over_eager, ")
+            if over:
+                yield Bar(f"{form}|{name}|{part}|{size}", f"{at}: {name}, {form} over eager", figure[0], "<=", 1.0)
         yield from _against(part, size, rows)
     if part.startswith("resnet18"):
         yield Bar(f"router|{part}", f"{part}, batch 32: the router's own time", found["router_share"][0], "<=", 0.01)

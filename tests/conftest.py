@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
+from exitlens.functional.inputs import Inputs
 
 torch.set_num_threads(1)
 
@@ -88,10 +89,10 @@ def random_trace(n: int = 300, k: int = 3, c: int = 4, seed: int = 0, labelled: 
     return xl.Trace(logits, labels if labelled else None, divergence, torch.linspace(0.2, 1.0, k))
 
 
-def spread_policy(net: xl.ExitNet, images: Tensor, share: float = 0.4) -> xl.Policy:
+def spread_policy(net: xl.ExitNet, images: Inputs, share: float = 0.4) -> xl.Policy:
     """Thresholds at which about ``share`` of those who come to an exit leave there, half-way between two scores."""
     trace = xl.collect(net, images)
-    rest = torch.arange(len(images))
+    rest = torch.arange(len(trace.logits))
     thresholds = []
     for k in range(net.num_exits - 1):
         scores = trace.logits[rest, k].softmax(1).amax(1).sort(descending=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from exitlens.errors import EngineError
 from exitlens.model.engine import Engine, applied, prepared_engine
+from exitlens.model.tuning import Backend
 from exitlens.types import Policy
 
 if TYPE_CHECKING:
@@ -54,17 +55,23 @@ class Running:
                     return engine
                 if engine.is_compiled:
                     raise EngineError("net: its weights were changed after net.compile(): call net.compile() again")
-            engine = self._make(net, False)
+            engine = self._make(net)
             self._engine = engine, record
             return engine
 
     @staticmethod
-    def _make(net: ExitNet, compiled: bool) -> Engine:
+    def _make(net: ExitNet, backend: Backend | None = None) -> Engine:
         exits, tuning = range(net.num_exits), net.tuning
-        if compiled and not net.contract.is_text:  # other formats' convolutions are compiled again for large batches
+        if backend == "openvino":  # it has formats of its own
+            if tuning.precision != "float32":
+                raise EngineError(
+                    f"backend: openvino answers in float32, net.tuning says {tuning.precision}: use 'inductor'"
+                )
+            tuning = replace(tuning, channels_last=False)
+        if backend == "inductor" and not net.contract.is_text:  # other formats are compiled again for large batches
             tuning = replace(tuning, channels_last=True)
-        engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
-        if tuning.precision != "float32" and not compiled:
+        engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, backend)
+        if tuning.precision != "float32" and backend is None:
             engine.try_out(net.entering(net.info.example(next(net.heads[0].parameters()))))
         return engine
 
@@ -85,11 +92,11 @@ class Running:
                 for module, was in self._modes:
                     module.training = was
 
-    def compile(self, net: ExitNet, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
+    def compile(self, net: ExitNet, policy: Policy, backend: Backend, attention: bool, progress: bool) -> dict[int, float]:
         """See :meth:`~exitlens.model.network.ExitNet.compile`; the others answer as before until it is ready."""
         with self._compiling:
             record, tuning = net.weights_record(), net.tuning
-            engine = self._make(net, True)
+            engine = self._make(net, backend)
             carried = net.entering(net.info.example(next(net.heads[0].parameters())))
             steps = engine.warm_up(carried, policy.thresholds, policy.score, attention)
             with applied(tuning):
