@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench check-results backbones clean
+.PHONY: demo test lint bench bench-guarantees check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -28,7 +28,12 @@ bench: demo  ## time everything against everything (an hour, nothing else runnin
 	$(BIN)/python benchmarks/performance_page.py
 	$(BIN)/python benchmarks/check_results.py
 
-check-results: $(VENV)/.installed  ## every promise about speed beside its committed figure
+bench-guarantees: demo  ## keeps count of broken promises over thousands of calibrations (an hour): docs/guarantees.md
+	$(BIN)/python benchmarks/guarantees.py
+	$(BIN)/python benchmarks/guarantees_page.py
+	$(BIN)/python benchmarks/check_results.py
+
+check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python benchmarks/check_results.py
 
 clean:

@@ -1,6 +1,6 @@
-"""Prints every promise about speed beside its committed figure; exit code 1 for a miss that is not listed as known.
+"""Prints every promise about speed and guarantees beside its committed figure; exit code 1 for a miss that is not listed as known.
 
-Usage: python benchmarks/check_results.py [benchmarks/results/performance]
+Usage: python benchmarks/check_results.py [benchmarks/results]
 Known misses, each with its reason, are in benchmarks/known_misses.json.
 """
 
@@ -31,16 +31,16 @@ class Bar(NamedTuple):
         return self.figure <= self.limit if self.sense == "<=" else self.figure >= self.limit
 
 
-def bars(part: str, found: dict[str, Any]) -> Iterator[Bar]:
-    """The bars that one part (network and threads) has figures for."""
+def bars(part: str, found: dict[str, Any], form: str = ", compiled") -> Iterator[Bar]:
+    """The bars that one part (network and threads) has figures for, eager and in this compiled form."""
     for batch in found["batches"]:
         size = batch["batch"]
         rows = {row["name"]: row for row in batch["rows"]}
         at = f"{part}, batch {size}"
-        for form in ("", ", compiled", ", openvino"):
-            if f"nobody_over_plain{form}" in batch:
-                figure = batch[f"nobody_over_plain{form}"][0]
-                yield Bar(f"nobody{form}|{part}|{size}", f"{at}: nobody leaves{form}, time over plain", figure, "<=", 1.04)
+        for one in ("", form):
+            if f"nobody_over_plain{one}" in batch:
+                figure = batch[f"nobody_over_plain{one}"][0]
+                yield Bar(f"nobody{one}|{part}|{size}", f"{at}: nobody leaves{one}, time over plain", figure, "<=", 1.04)
         if size >= 8:
             yield from _savings(part, size, rows)
         if size == 1 and "exits, all at exit 0" in rows:
@@ -51,9 +51,9 @@ def bars(part: str, found: dict[str, Any]) -> Iterator[Bar]:
             figure = batch["attention_over_none"][0]
             yield Bar(f"attention|{part}|{size}", f"{at}: attention of every exit, time over without", figure, "<=", 1.02)
         for key, figure in batch.items():
-            form, over, name = key.partition("_over_eager, ")
+            how, over, name = key.partition("_over_eager, ")
             if over:
-                yield Bar(f"{form}|{name}|{part}|{size}", f"{at}: {name}, {form} over eager", figure[0], "<=", 1.0)
+                yield Bar(f"{how}|{name}|{part}|{size}", f"{at}: {name}, {how} over eager", figure[0], "<=", 1.0)
         yield from _against(part, size, rows)
     if part.startswith("resnet18"):
         yield Bar(f"router|{part}", f"{part}, batch 32: the router's own time", found["router_share"][0], "<=", 0.01)
@@ -61,9 +61,10 @@ def bars(part: str, found: dict[str, Any]) -> Iterator[Bar]:
         yield Bar(f"stream|{part}", f"{part}: stream over batch by batch of 8", found["stream"]["gain"][0], ">=", 1.15)
     if "decisions" in found:
         same = found["decisions"]
-        yield Bar(f"decisions|{part}", f"{part}: compiled decides as eager, share of 10,000", same["equal"], ">=", 0.9999)
+        what = f"{part}{form}: "
+        yield Bar(f"decisions{form}|{part}", f"{what}decides as eager, share of 10,000", same["equal"], ">=", 0.9999)
         far = same["furthest_from_threshold"]
-        yield Bar(f"near|{part}", f"{part}: furthest of the others from its threshold", far, "<=", 1e-4)
+        yield Bar(f"near{form}|{part}", f"{what}furthest of the others from its threshold", far, "<=", 1e-4)
 
 
 def memory(path: Path) -> Iterator[Bar]:
@@ -103,21 +104,75 @@ def _against(part: str, size: int, rows: dict[str, Any]) -> Iterator[Bar]:
             yield Bar(f"earlyon{form}|{part}|{size}", what, other["ms"][0] / mixed["ms"][0], ">=", limit)
 
 
+def guarantees(part: str, found: dict[str, Any]) -> Iterator[Bar]:
+    """The bars of docs/guarantees.md that one part has figures for."""
+    kind = part.partition("-")[0]
+    if kind in ("splits", "synthetic"):
+        draws = found.get("splits") or found["draws"]
+        for label, rows in found["sets"].items():
+            for delta in sorted({row["delta"] for row in rows}):
+                most = max(row["violations"] for row in rows if row["delta"] == delta)
+                limit = delta + 2 * (delta * (1 - delta) / draws) ** 0.5
+                yield Bar(
+                    f"violations|{part}|{label}|{delta}",
+                    f"{part}: {label}, delta {delta}: promises broken",
+                    most,
+                    "<=",
+                    limit,
+                )
+    if kind == "synthetic":
+        broken, delta = found["broken"], 0.1
+        most = max(row["violations"] for rows in broken["sets"].values() for row in rows if row["delta"] == delta)
+        limit = delta + 2 * (delta * (1 - delta) / broken["draws"]) ** 0.5
+        yield Bar("broken", "one step too far, delta 0.1: promises broken (has to be caught)", most, ">=", limit)
+    if kind == "saving":
+        shares = dict(found["share_of_hindsight"])
+        ours = shares.pop("ours")
+        yield Bar(f"hindsight|{part}", f"{part}: saving over hindsight's", ours, ">=", 0.85)
+        for name in [name for name in shares if name.startswith("single")]:
+            yield Bar(f"baseline|{name}|{part}", f"{part}: saving over {name}'s", ours - shares[name], ">=", 0.0)
+    if kind == "drift":
+        for key, one in found.items():
+            if isinstance(one, dict) and "warned" in one:
+                yield Bar(f"drift|{key}", f"drift {key}: warned within 500 samples", one["warned"], ">=", 0.95)
+        alarms = found["unchanged, 10,000 samples"]["alarms"]
+        yield Bar("drift|false", "drift: false alarms in 10,000 samples, share of runs", alarms, "<=", 0.05)
+    if kind == "time":
+        yield Bar(
+            "time",
+            "50,000 samples, 4 exits, 3 risks: seconds on one core",
+            sorted(found["seconds"])[len(found["seconds"]) // 2],
+            "<=",
+            2,
+        )
+        yield Bar("time|memory", "the same: MB of the whole process", found["peak_mb_of_the_process"], "<=", 1000)
+
+
+def all_bars(folder: Path) -> Iterator[Bar]:
+    """Of every committed result."""
+    for path in sorted((folder / "performance").glob("*.json")):
+        yield from bars(path.stem, json.loads(path.read_text()))
+        yield from memory(path)
+    for path in sorted((folder / "performance" / "openvino").glob("*.json")):
+        yield from (bar for bar in bars(path.stem, json.loads(path.read_text()), ", openvino") if "openvino" in bar.key)
+    for path in sorted((folder / "guarantees").glob("*.json")):
+        yield from guarantees(path.stem, json.loads(path.read_text()))
+
+
 def main() -> int:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "results" / "performance")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "results")
     known: dict[str, str] = json.loads((HERE / "known_misses.json").read_text())
     failed, used = 0, set()
-    parts = sorted(folder.glob("*.json"))
-    if not parts:
+    found = list(all_bars(folder))
+    if not found:
         print(f"no results in {folder}: run make bench")
         return 1
-    for path in parts:
-        for bar in (*bars(path.stem, json.loads(path.read_text())), *memory(path)):
-            reason = next((text for key, text in known.items() if fnmatch(bar.key, key)), None)
-            used |= {key for key in known if not bar.is_kept and fnmatch(bar.key, key)}
-            word = "ok     " if bar.is_kept else "known  " if reason else "MISSED "
-            failed += not bar.is_kept and reason is None
-            print(f"{word} {bar.what:78} {bar.figure:9.4g} {bar.sense} {bar.limit:g}")
+    for bar in found:
+        reason = next((text for key, text in known.items() if fnmatch(bar.key, key)), None)
+        used |= {key for key in known if not bar.is_kept and fnmatch(bar.key, key)}
+        word = "ok     " if bar.is_kept else "known  " if reason else "MISSED "
+        failed += not bar.is_kept and reason is None
+        print(f"{word} {bar.what:88} {bar.figure:9.4g} {bar.sense} {bar.limit:.4g}")
     for key in sorted(used):
         print(f"known miss {key}: {known[key]}")
     for key in sorted(set(known) - used):

@@ -57,7 +57,7 @@ def main() -> None:
         "One run of `make demo` (seed {seed}, {seconds:.0f} s on 2 cores): garments on coloured backgrounds whose colour "
         "names the class in 80 % of the training scenes; 3,000 test scenes. Without → **with EGT**:\n\n{table}\n\nThe plain "
         "backbone, trained in the same way without exits, has {plain:.1f} %. Adaptive inference with EGT, on the clock, "
-        "medians (quartiles), thresholds chosen on 2,000 other scenes so that they lose at most half a point there (stricter: nothing) against the "
+        "medians (quartiles), thresholds certified on 2,000 other scenes to lose at most one point (stricter: half a point) with 90 % confidence against the "
         "final exit:\n\n{speed}\n\nA training step with EGT takes {step:.3f} times the step without; prediction with attention maps "
         "{maps:.3f} times prediction without. All numbers: `benchmarks/results/demo.json`; every promise beside its "
         "measurement: `python benchmarks/check_demo.py`. Accuracies of one seed carry about ±0.6 points of sampling error."

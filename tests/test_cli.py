@@ -196,7 +196,8 @@ def _rows(path: Path) -> list[dict[str, object]]:
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text().splitlines()]
     rows = csv.DictReader(path.read_text().splitlines())
-    return [row | {"exit": int(row["exit"]), "confidence": float(row["confidence"])} for row in rows]
+    numbers = {"exit": int, "confidence": float, "divergence_estimate": lambda word: float(word) if word else None}
+    return [row | {name: read(row[name]) for name, read in numbers.items()} for row in rows]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

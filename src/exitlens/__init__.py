@@ -25,6 +25,7 @@ from exitlens.errors import (
     BundleError,
     CalibrationError,
     DataError,
+    DriftWarning,
     EngineError,
     ExitlensError,
     InputError,
@@ -42,22 +43,27 @@ from exitlens.model.backbones import build_backbone, load_weights
 from exitlens.model.network import ExitNet
 from exitlens.model.placement import ExitPoint, exit_points
 from exitlens.model.tuning import Tuning
-from exitlens.types import ExitOutput, LossTerms, Policy, Prediction, Preprocess, TextPreprocess, Trace
+from exitlens.types import Drift, ExitOutput, Gate, LossTerms, Monitor, Policy, Prediction, Preprocess, TextPreprocess, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import Explanation, explain, explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
 from exitlens.workflow.inference import predict
+from exitlens.workflow.sweeping import Band, CurvePoint, SweepPoint, anytime, budgeted_batch, sweep
 from exitlens.workflow.training import FitResult, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AttachError",
+    "Band",
     "BundleError",
     "CalibrationError",
+    "CurvePoint",
     "DataError",
+    "Drift",
+    "DriftWarning",
     "EGTLoss",
     "EngineError",
     "ExitNet",
@@ -67,11 +73,13 @@ __all__ = [
     "Explanation",
     "Faithfulness",
     "FitResult",
+    "Gate",
     "ImageSet",
     "ImageStream",
     "InputError",
     "LossTerms",
     "MissingExtraError",
+    "Monitor",
     "OutputError",
     "OutputExistsError",
     "Policy",
@@ -80,12 +88,15 @@ __all__ = [
     "Preprocess",
     "Report",
     "StreamError",
+    "SweepPoint",
     "TextPreprocess",
     "TextSet",
     "Trace",
     "TrainingError",
     "Tuning",
+    "anytime",
     "attach",
+    "budgeted_batch",
     "build_backbone",
     "calibrate",
     "collect",
@@ -111,5 +122,6 @@ __all__ = [
     "route",
     "save",
     "split_set",
+    "sweep",
     "word_tokenizer",
 ]

@@ -59,6 +59,10 @@ class OutputError(ExitlensError):
     """An output cannot be read or written; what was written before is valid."""
 
 
+class DriftWarning(UserWarning):
+    """The samples that come no longer look like those that a policy was calibrated on."""
+
+
 class MissingExtraError(ExitlensError, ImportError):
     """An optional dependency is not installed."""
 

@@ -158,7 +158,7 @@ def test_killed_while_finishing(tmp_path):
 
 
 def test_a_full_disk(path):
-    limit = 700  # less than the smallest Parquet file: its rows stay in the journal
+    limit = 1000  # less than the smallest Parquet file: its rows stay in the journal
     with disk_of(limit), pytest.raises(xl.OutputError) as full:
         write(path, BATCHES)
     lines = lines_of(path)

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from scipy import stats
 
 import exitlens as xl
-from exitlens.functional.risk import accuracy_drop, binomial_upper, disagreement, taken
+from exitlens.functional.risk import accuracy_drop, disagreement, overlaps, sketch, taken
 from tests.conftest import random_trace
 
 
@@ -21,7 +20,12 @@ def test_accuracy_drop_needs_labels():
         accuracy_drop(random_trace(labelled=False))
 
 
-@pytest.mark.parametrize(("errors", "count"), [(0, 1), (0, 299), (3, 100), (70, 70), (1, 2), (40, 2000)])
-def test_the_upper_bound_is_clopper_and_pearsons(errors, count):
-    expected = 1.0 if errors == count else stats.beta.ppf(0.95, errors + 1, count - errors)
-    assert binomial_upper(errors, count, 0.05) == pytest.approx(expected, abs=1e-9)
+def test_shared_samples_are_found_by_the_sketch():
+    one, other = random_trace(500, seed=1), random_trace(500, seed=2)
+    both = xl.Trace(torch.cat([one.logits[:100], other.logits]), None, torch.zeros(600, 3), one.cost)
+    record = {"data": one.fingerprint(), "sketch": sketch(one)}
+    assert len(record["sketch"]) == 64
+    assert overlaps(one, record)
+    assert overlaps(both, record)
+    assert not overlaps(other, record)
+    assert not overlaps(other, {})

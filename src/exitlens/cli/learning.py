@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root, SkipBad, app, console, show
+from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root, SkipBad, app, console, literal, show
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
 from exitlens.delivery.building import new_network, training_sets
@@ -23,6 +23,7 @@ from exitlens.delivery.runs import (
     load_samples,
     recorded_exits,
     replace_policy,
+    stream_samples,
     write_source,
 )
 from exitlens.delivery.tokens import exit_name
@@ -150,20 +151,35 @@ def fit(
 def calibrate(
     bundle: Bundle,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost, 0.01 is one point.")] = None,
+    max_class_accuracy_drop: Annotated[float | None, typer.Option(help="The same, in every class.")] = None,
     max_disagreement: Annotated[
         float | None, typer.Option(help="Share of answers that may differ from the final's.")
     ] = None,
     max_divergence: Annotated[float | None, typer.Option(help="Mean divergence of the attention maps, in [0, 1].")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Mean cost, as a fraction of the plain backbone.")] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1."),
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exits also need a trusted attention map (with --max-divergence).")
+    ] = False,
     score: Annotated[str, typer.Option(help="max_probability, entropy or margin.")] = "max_probability",
     data: OtherData = "",
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Folder of images or file of texts without labels, for disagreement and divergence.")
+    ] = None,
     root: Root = "",
     skip_bad: SkipBad = False,
     json_: Json = False,
 ) -> None:
-    """Choose exit thresholds on the run's calibration split, and store them in the bundle."""
+    """Choose exit thresholds on the run's calibration split, and store them in the bundle.
+
+    With --delta they come with a certificate: see docs/guarantees.md.
+    """
     limits = {
         "max_accuracy_drop": max_accuracy_drop,
+        "max_class_accuracy_drop": max_class_accuracy_drop,
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
         "max_cost": max_cost,
@@ -173,9 +189,15 @@ def calibrate(
         raise xl.InputError(f"limits: expected at least one of {options}")
     directory = bundle_of(bundle)
     net, _ = xl.load(directory)
-    samples = load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad)
+    if unlabelled is not None and data:
+        raise xl.InputError("data, unlabelled: expected one of them")
+    samples: Any = (
+        load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad)
+        if unlabelled is None
+        else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad)
+    )
     trace = xl.collect(net, samples, progress=not json_)
-    policy = xl.calibrate(trace, **limits, score=score)  # type: ignore[arg-type]
+    policy = xl.calibrate(trace, **limits, delta=delta, gate=gate, score=score)  # type: ignore[arg-type]
     replace_policy(directory, policy)
     report = xl.evaluate(trace, policy)
     rows = [["exit", "threshold", "temperature", "share %"]]
@@ -186,7 +208,10 @@ def calibrate(
         rows.append(
             [exit_name(k, len(policy.temperatures)), threshold, f"{policy.temperatures[k]:.3f}", f"{100 * share:.1f}"]
         )
-    show(json_, policy.to_dict(), f"on {len(trace)} calibration samples: cost {report.cost:.3f}", rows)
+    values = policy.to_dict() | {"certificate": policy.certificate()}
+    show(json_, values, f"on {len(trace)} calibration samples: cost {report.cost:.3f}", rows)
+    if not json_:
+        console.print(literal(policy.certificate()), highlight=False)
 
 
 @app.command(epilog="Example: `exitlens evaluate --bundle runs/x --report runs/x/report.html`")

@@ -41,6 +41,9 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the --out of a run that was stopped.")] = False,
     skip_bad: SkipBad = False,
     backend: Compile = "",
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Warn if the samples, in this order, stop looking like the calibration's.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Answer each image or text at the first exit that is sure enough.
@@ -55,11 +58,13 @@ def predict(
     done = {row.file for row in rows}
     if backend:
         net.compile(policy, backend=backend, progress=not json_)  # type: ignore[arg-type]
+    watch = policy.monitor() if monitor else None
     samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, without=done)
     try:
         with file or nullcontext(), _bar(not json_) as bar:
             task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
-            for batch in _rows(net, xl.predict(net, samples, policy), samples):
+            answers: Iterable[xl.Prediction] = xl.predict(net, samples, policy)
+            for batch in _rows(net, answers if watch is None else watch.watched(answers), samples):
                 if file is not None:
                     file.append(batch)
                 rows += batch
@@ -73,9 +78,13 @@ def predict(
         Console(stderr=True).print(literal(f"stopped: {notes[-1]}"), highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     before = f", {len(done)} of them from before" if done else ""
-    table = [list(Row._fields), *[[str(value) for value in row] for row in rows[:20]]]
+    table = [list(Row._fields), *[["" if value is None else str(value) for value in row] for row in rows[:20]]]
     values = {"predictions": [row._asdict() for row in rows], "bad": samples.bad}
+    if watch is not None:
+        values["drift"] = watch.state().to_dict()
     show(json_, values, f"{len(rows)} samples{before}, the first {min(20, len(rows))}", table)
+    if watch is not None and not json_:
+        console.print(literal(watch.state().summary), highlight=False)
     for reason in samples.bad if not json_ else ():
         console.print(literal(f"skipped {reason}"), highlight=False)
 
@@ -87,7 +96,10 @@ def _rows(net: xl.ExitNet, predictions: Iterable[xl.Prediction], samples: ImageS
         names = map(str, samples.files[count : count + len(pred)])
         labels = [net.info.classes[i] if net.info.classes else str(i) for i in pred.labels.tolist()]
         sure = [round(value, 6) for value in pred.confidence.tolist()]
-        yield [Row(*values) for values in zip(names, labels, pred.exits.tolist(), sure, strict=True)]
+        estimates: list[float | None] = [None] * len(pred)
+        if pred.divergence_estimate is not None:
+            estimates = [round(value, 6) for value in pred.divergence_estimate.tolist()]
+        yield [Row(*values) for values in zip(names, labels, pred.exits.tolist(), sure, estimates, strict=True)]
         count += len(pred)
 
 

@@ -71,8 +71,8 @@ class Plain:
             p = self._logits(body(*carried)).softmax(1)
             return p, p.amax(1)
 
-        with applied(self.tuning):
-            step = OpenVinoStep(surest, (body,), tuple(t[:1].contiguous() for t in tensors), ())
+        threads = min(self.tuning.threads or torch.get_num_threads(), torch.get_num_threads())
+        step = OpenVinoStep(surest, (body,), tuple(t[:1].contiguous() for t in tensors), (), threads)
         self.body = lambda *carried: step(tuple(t.contiguous() for t in carried))[0]
 
     def _compile(self, tensors: Carried) -> None:
@@ -87,7 +87,7 @@ class Plain:
 
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""
-        with applied(self.tuning), torch.no_grad() if self.backend == "inductor" else torch.inference_mode():
+        with applied(self.tuning, self.backend), torch.no_grad() if self.backend == "inductor" else torch.inference_mode():
             carried = tensors_of(batch)
             size = self.tuning.micro_batch or len(carried[0])
             parts = [tuple(t[at : at + size] for t in carried) for at in range(0, len(carried[0]), size)]
@@ -128,9 +128,8 @@ class Planned:
     def __call__(self, call: tuple[int, Inputs]) -> None:
         """Answers one batch, of samples from ``call[0]`` on."""
         start, batch = call
-        carried = self.net.check_input(batch)
         with self.net.running() as engine:
-            self.answer(engine, start, carried)
+            self.answer(engine, start, self.net.check_input(batch))
 
     def answer(self, engine: Engine, start: int, carried: Carried) -> None:
         """By this engine."""

@@ -36,9 +36,8 @@ from exitlens.workflow.faithfulness import Faithfulness, faithfulness
 from exitlens.workflow.training import TrainingSettings
 
 RESULT = "result.json"
-# Accuracy drops allowed on the 2,000 calibration scenes, for a drop of one and of half a point on new ones: the standard
-# error of the drop is about half a point there, so half a point of room is left.
-LIMITS = {"one_point": 0.005, "half_point": 0.0}
+LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes
+DELTA = 0.1
 TITLES = {"baseline": "without EGT", "egt": "with EGT"}
 
 
@@ -83,7 +82,7 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
 
 def _subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings) -> Subject:
-    policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=LIMITS["one_point"])
+    policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
     reports: dict[str, Report] = {}
     checks: dict[str, Faithfulness] = {}
     for condition in CONDITIONS:
@@ -130,7 +129,7 @@ def _speed(
     """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
     plain: nn.Module = _plain_backbone(nets["plain"])
     calibration, test = collect(nets["egt"], data["calibration"]), collect(nets["egt"], data["agreeing"])
-    half = calibrate(calibration, max_accuracy_drop=LIMITS["half_point"])
+    half = calibrate(calibration, max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
     images = data["agreeing"].inputs
     found: dict[str, Any] = {}
     for batch_size, count in ((1, 256), (64, 2048)):

@@ -13,12 +13,16 @@ from exitlens.errors import InputError, MissingExtraError
 
 
 class Row(NamedTuple):
-    """One answer: of which file (or ``file:line``), the class, the exit that answered, and how sure it was."""
+    """One answer: of which file (or ``file:line``), the class, the exit that answered, how sure it was.
+
+    Where the policy has a gate also its estimate of how far that exit's attention map is from the final one.
+    """
 
     file: str
     label: str
     exit: int
     confidence: float
+    divergence_estimate: float | None = None
 
 
 class LineFormat(Protocol):
@@ -100,8 +104,9 @@ class JsonLinesFormat:
 
 def _row(values: list[Any], number: int) -> Row:
     try:
-        file, label, exit_, confidence = values
-        return Row(str(file), str(label), int(exit_), float(confidence))
+        file, label, exit_, confidence, estimate = values
+        known = None if estimate is None or estimate == "" else float(estimate)
+        return Row(str(file), str(label), int(exit_), float(confidence), known)
     except (ValueError, TypeError) as error:
         raise ValueError(f"its row {number} is {values!r:.80}") from error
 
@@ -119,10 +124,10 @@ def import_pyarrow() -> Any:
 def write_parquet(handle: BinaryIO, rows: Iterable[Row]) -> None:
     """Writes all rows; bytes of file names that are not UTF-8 become ``\\udcXX``."""
     arrow = import_pyarrow()
-    kinds = (arrow.string(), arrow.string(), arrow.int64(), arrow.float64())
+    kinds = (arrow.string(), arrow.string(), arrow.int64(), arrow.float64(), arrow.float64())
     schema = arrow.schema(list(zip(Row._fields, kinds, strict=True)))
-    columns = list(zip(*((_utf8(row.file), _utf8(row.label), row.exit, row.confidence) for row in rows), strict=True))
-    arrow.parquet.write_table(arrow.table([list(column) for column in columns or [()] * 4], schema=schema), handle)
+    columns = list(zip(*((_utf8(row.file), _utf8(row.label), *row[2:]) for row in rows), strict=True))
+    arrow.parquet.write_table(arrow.table([list(column) for column in columns or [()] * len(kinds)], schema=schema), handle)
 
 
 def read_parquet(path: Path) -> list[Row]:

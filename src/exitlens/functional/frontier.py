@@ -45,6 +45,14 @@ class Levels:
     index: Tensor
     edges: tuple[Tensor, ...]
 
+    def apply(self, scores: Tensor) -> Tensor:  # (M,K-1) -> (M,K-1)
+        """The levels of other samples' scores."""
+        columns = [
+            (torch.searchsorted(e, s, right=True) - 1).clamp_min(0)
+            for e, s in zip(self.edges, _columns(scores), strict=True)
+        ]
+        return torch.stack(columns, 1) if columns else torch.empty(len(scores), 0).long()
+
     def thresholds(self, cuts: Cuts) -> tuple[float, ...]:
         """Levels back to thresholds on the score."""
         return tuple(math.inf if cut == math.inf else self.edges[k][int(max(cut, 0))].item() for k, cut in enumerate(cuts))
@@ -52,16 +60,22 @@ class Levels:
 
 def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
     """Replaces each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
-    index, edges = [], []
-    for column in scores.double().T.contiguous():
+    edges = []
+    for column in _columns(scores):
         ordered = column.unique()
-        middles = torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2])
+        middles = (
+            torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2]).float().double().unique()
+        )  # as compared
         if len(middles) > levels:
             wanted = column.sort().values[torch.linspace(0, len(column) - 1, levels).long()]
             middles = torch.cat([middles[:1], middles[torch.searchsorted(ordered, wanted).unique()[1:]]])
         edges.append(middles)
-        index.append((torch.searchsorted(middles, column, right=True) - 1).clamp_min(0))
-    return Levels(torch.stack(index, 1) if index else torch.empty(len(scores), 0).long(), tuple(edges))
+    found = Levels(torch.empty(len(scores), 0).long(), tuple(edges))
+    return Levels(found.apply(scores), found.edges)
+
+
+def _columns(scores: Tensor) -> Tensor:
+    return scores.double().T.contiguous()
 
 
 def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -27,29 +29,24 @@ def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
     return (answers != answers[:, -1:]).float()
 
 
+def sketch(trace: Trace, size: int = 64) -> list[str]:
+    """The ``size`` smallest hashes of single samples: two traces that share many samples share some of them."""
+    return sorted(_hashes(trace))[:size]
+
+
+def overlaps(trace: Trace, record: Mapping[str, Any]) -> bool:
+    """Whether samples of which ``record`` (``Policy.chosen_by``) holds fingerprint or sketch are in the trace."""
+    if record.get("data") == trace.fingerprint():
+        return True
+    theirs = set(record.get("sketch", ()))
+    return bool(theirs) and not theirs.isdisjoint(_hashes(trace))
+
+
+def _hashes(trace: Trace) -> list[str]:
+    rows = trace.logits.contiguous().numpy()
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+
+
 def taken(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
     """The value of every sample at the exit it takes."""
     return values.gather(1, exits[:, None]).squeeze(1)
-
-
-def binomial_upper(errors: int, count: int, level: float) -> float:
-    """The exact upper confidence bound of a rate (Clopper and Pearson, 1934): the rate at which so few errors are that rare.
-
-    Args:
-        errors: seen in ``count`` draws.
-        count: 1 or more.
-        level: probability that the bound is too low, such as 0.05.
-    """
-
-    def at_most(rate: float) -> float:  # P(X <= errors)
-        log = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(errors + 1)]
-        terms = (c + k * math.log(rate) + (count - k) * math.log1p(-rate) for k, c in enumerate(log))
-        return math.fsum(map(math.exp, terms))
-
-    if errors >= count:
-        return 1.0
-    low, high = errors / count, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at_most(middle) > level else (low, middle)
-    return high

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import require
+from exitlens.functional.gating import trace_estimates, trusted
 from exitlens.functional.scores import score
 from exitlens.types import Policy, Trace
 
@@ -26,10 +27,19 @@ def first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  # (N,K
 
 
 def early_scores(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
-    """The policy's score at every early exit of every sample in the trace."""
+    """The policy's score at every early exit of every sample in the trace, 0 where its gate does not trust the map."""
     k = trace.num_exits - 1
     columns = [score(trace.logits[:, i], policy.score, policy.temperatures[i]) for i in range(k)]
-    return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
+    scores = torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
+    if policy.gate is None or not columns:
+        return scores
+    estimates = trace_estimates(trace, policy.temperatures, policy.gate)
+    return torch.stack([trusted(scores[:, i], estimates[:, i], policy.gate.limits[i]) for i in range(k)], 1)
+
+
+def last_score(trace: Trace, policy: Policy) -> Tensor:  # -> (N,1)
+    """The policy's score at the final exit, which nothing depends on."""
+    return score(trace.logits[:, -1], policy.score, policy.temperatures[-1])[:, None]
 
 
 def route(trace: Trace, policy: Policy) -> Tensor:

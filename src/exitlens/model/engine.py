@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from exitlens.model.memory import keep_memory
 from exitlens.model.openvino_steps import OpenVinoStep
 from exitlens.model.stages import Carried, Stage
 from exitlens.model.tuning import Backend, Tuning, prepared
-from exitlens.types import ExitOutput
+from exitlens.types import ExitOutput, Policy
 
 
 class Answer(NamedTuple):
@@ -60,6 +61,7 @@ class Engine:
         self.stages, self.heads, self.tuning, self.shared, self.backend = stages, heads, tuning, shared, backend
         self._numbers: dict[float, Tensor] = {}  # temperatures as compiled steps take them: no step for each
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._own_threads = min(tuning.threads or torch.get_num_threads(), torch.get_num_threads())
 
     @property
     def is_compiled(self) -> bool:
@@ -150,13 +152,11 @@ class Engine:
     ) -> Carried:
         key += tuple(t.shape[1:] for t in carried)  # images of another size are translated again
         if key not in self._compiled:
-            self._compiled[key] = OpenVinoStep(make(*parts), parts, carried, extra)
+            self._compiled[key] = OpenVinoStep(make(*parts), parts, carried, extra, self._own_threads)
         return cast(Carried, self._compiled[key](carried, *extra))
 
-    def warm_up(
-        self, carried: Carried, thresholds: Sequence[float], score: str, attention: bool
-    ) -> Iterator[tuple[int, float]]:
-        """Compiles the steps that a policy with these thresholds uses; yields k and the seconds that step k took.
+    def warm_up(self, carried: Carried, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
+        """Compiles the steps that this policy uses; yields k and the seconds that step k took.
 
         Each is compiled for one sample and for any other number of samples, so that later batches compile nothing.
 
@@ -166,7 +166,7 @@ class Engine:
         several = self.enter(tuple(t[:1].repeat_interleave(5, 0) for t in carried))
         for k in range(len(self.stages)):
             started = time.perf_counter()
-            answers = k == len(thresholds) or thresholds[k] != float("inf")
+            answers = k == len(policy.thresholds) or policy.thresholds[k] != math.inf or policy.gate is not None
             with self.mode(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's compiler warns of PyTorch's own modules
                 following: Carried = ()
@@ -174,7 +174,11 @@ class Engine:
                     try:
                         any_number = self.backend == "inductor" and len(rows[0]) > 1
                         given = tuple(_any_number(t) for t in rows) if any_number else rows
-                        out = self.answer(k, given, 1.5, score, attention).carried if answers else self.advance(k, given)
+                        out = (
+                            self.answer(k, given, 1.5, policy.score, attention or policy.gate is not None).carried
+                            if answers
+                            else self.advance(k, given)
+                        )
                     except ExitlensError:
                         raise
                     except Exception as error:
@@ -256,11 +260,15 @@ def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     return twin
 
 
-def applied(tuning: Tuning) -> AbstractContextManager[Any]:
-    """The tuning's threads for a while, never more than the process has; memory is kept from now on, if it says so."""
+def applied(tuning: Tuning, backend: Backend | None = None) -> AbstractContextManager[Any]:
+    """The tuning's threads for a while, never more than the process has; memory is kept from now on, if it says so.
+
+    OpenVINO has threads of its own: PyTorch's, which go on spinning for a while after each operation, would be in their way.
+    """
     if tuning.keep_memory:
         keep_memory()
-    return _threads(tuning.threads) if 0 < tuning.threads < torch.get_num_threads() else nullcontext()
+    threads = 1 if backend == "openvino" else tuning.threads
+    return _threads(threads) if 0 < threads < torch.get_num_threads() else nullcontext()
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class OpenVinoStep:
         parts: the modules that it calls.
         carried: an example of what crosses the cut, float32 or integers, on the CPU, contiguous.
         extra: examples of the further tensors, without a batch axis.
+        threads: of OpenVINO's own.
 
     Raises:
         MissingExtraError: without openvino; EngineError: for parts that are not float32 on the CPU; whatever torch.export or
@@ -43,7 +44,7 @@ class OpenVinoStep:
     """
 
     def __init__(
-        self, step: Callable[..., Carried], parts: tuple[Any, ...], carried: Carried, extra: tuple[Tensor, ...]
+        self, step: Callable[..., Carried], parts: tuple[Any, ...], carried: Carried, extra: tuple[Tensor, ...], threads: int
     ) -> None:
         runtime = _openvino()
         module = _Flat(step, parts, len(extra)).eval()
@@ -54,7 +55,7 @@ class OpenVinoStep:
         model = _translated(module, carried, extra)
         model.reshape(dict(enumerate(sizes)))
         hints = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # leaves the process's threads where they are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,10 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exitlens.functional.gating import estimate, map_clues, trusted
+from exitlens.functional.maps import on_common_grid
 from exitlens.functional.routing import fires
+from exitlens.functional.similarity import divergence
 from exitlens.model.engine import Engine
 from exitlens.model.stages import Carried
-from exitlens.types import Policy
+from exitlens.types import Gate, Policy
 
 Rule = Callable[[int, Tensor, Tensor], Tensor]  # exit, scores (B,), places (B,) -> (B,) bool: who leaves
 
@@ -24,6 +28,7 @@ class Left(NamedTuple):
     Attributes:
         where: ``(n,)`` their places. exit: which answered. scores: ``(n,)``. probabilities: ``(n,C)``.
         attention: ``(n,*S)`` or ``None``.
+        trust: ``(n,2)`` or ``None``: with a gate, ``divergence_estimate`` and ``last_divergence`` of the prediction.
     """
 
     where: Tensor
@@ -31,11 +36,12 @@ class Left(NamedTuple):
     scores: Tensor
     probabilities: Tensor
     attention: Tensor | None
+    trust: Tensor | None = None
 
     def only(self, rows: Tensor) -> Left:
         """The samples at ``rows`` (indices or a mask)."""
-        maps = None if self.attention is None else self.attention[rows]
-        return Left(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps)
+        maps, trust = (None if t is None else t[rows] for t in (self.attention, self.trust))
+        return Left(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
 
 
 @dataclass
@@ -126,6 +132,8 @@ class Router:
     ) -> None:
         self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
         self.rule = rule or (lambda k, scores, where: fires(scores, policy.thresholds[k]))
+        finite = [k for k, threshold in enumerate(policy.thresholds) if threshold != math.inf]
+        self._heads = max(finite, default=-1) + 1  # early heads after these can never be of use
         self._pools: list[_Pool] = []  # one for each stage, once samples wait
         self._shapes: tuple[torch.Size, ...] = ()
         self._left: list[Left] = []
@@ -214,26 +222,44 @@ class Router:
             Places of those who stay, all that crosses the cut, and which of its rows stay (``None``: all); or ``None`` if
             nobody stays.
         """
-        policy = self.policy
+        policy, gate, previous = self.policy, self.policy.gate, None
         carried = self.engine.enter(carried) if k == 0 else carried
         last = k == policy.num_exits - 1
-        if not last and policy.thresholds[k] == float("inf"):
+        if gate is not None and k and k - 1 < self._heads:  # the map of the exit before came along
+            carried, previous = carried[:-1], carried[-1]
+        if not last and (k >= self._heads or (gate is None and policy.thresholds[k] == math.inf)):
             return where, self.engine.advance(k, carried), None
-        carried, p, scores, maps = self.engine.answer(k, carried, policy.temperatures[k], policy.score, self.attention)
+        wanted = self.attention or gate is not None
+        carried, p, scores, maps = self.engine.answer(k, carried, policy.temperatures[k], policy.score, wanted)
+        decisive, trust = scores, None
+        if gate is not None and maps is not None:
+            decisive, trust = _gated(gate, k, scores, p, maps, previous)
+            carried = (*carried, maps)
+        found = Left(where, k, scores, p, maps if self.attention else None, trust)
         if last:
-            left.append(Left(where, k, scores, p, maps))
+            left.append(found)
             return None
-        fired = self.rule(k, scores, where)
+        fired = self.rule(k, decisive, where)
         count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
         if count == len(where):
-            left.append(Left(where, k, scores, p, maps))
+            left.append(found)
             return None
         if count == 0:
             return where, carried, None
         order = fired.argsort(stable=True)  # those who stay, then those who leave
         stay, leave = order[: len(where) - count], order[len(where) - count :]
-        left.append(Left(where, k, scores, p, maps).only(leave))
+        left.append(found.only(leave))
         return where[stay], carried, stay
+
+
+def _gated(gate: Gate, k: int, scores: Tensor, p: Tensor, maps: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The scores that decide, and what is known of the explanations (see :class:`Left`)."""
+    unknown = torch.full_like(scores, math.nan)
+    if k < len(gate.limits):
+        estimates = estimate(gate, k, p.amax(1), map_clues(maps, previous))
+        return trusted(scores, estimates, gate.limits[k]), torch.stack([estimates, unknown], 1)
+    measured = unknown if previous is None else divergence(*on_common_grid(previous.float(), maps.float()))
+    return scores, torch.stack([torch.zeros_like(scores), measured], 1)
 
 
 def gather(x: Tensor, rows: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Running:
             record, tuning = net.weights_record(), net.tuning
             engine = self._make(net, backend)
             carried = net.entering(net.info.example(next(net.heads[0].parameters())))
-            steps = engine.warm_up(carried, policy.thresholds, policy.score, attention)
+            steps = engine.warm_up(carried, policy, attention)
             with applied(tuning):
                 seconds = dict(track(steps, "compiling", total=net.num_exits) if progress else steps)
             with self._lock:
@@ -117,7 +117,7 @@ class Use:
         engine = self.running.find(self.net)
         if engine.shared:
             self.running.evaluate(self.net)
-        self.shared, self.applied, self.mode = engine.shared, applied(self.net.tuning), engine.mode()
+        self.shared, self.applied, self.mode = engine.shared, applied(engine.tuning, engine.backend), engine.mode()
         self.applied.__enter__()
         self.mode.__enter__()
         return engine

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exitlens.errors import ExitlensError, InputError
 from exitlens.functional.inputs import Inputs
-from exitlens.functional.risk import binomial_upper
+from exitlens.functional.pvalues import upper_bound
 from exitlens.functional.routing import first_firing
 from exitlens.functional.scores import score
 from exitlens.model.engine import Engine, applied, prepared_engine
@@ -55,7 +55,7 @@ def tune(
     if agreement is not None:
         facts["bfloat16_agreement"], facts["bfloat16_samples"] = agreement, len(carried[0])
         different = round((1 - agreement) * len(carried[0]))
-        enough = binomial_upper(different, len(carried[0]), 0.05) <= 1 - min_agreement
+        enough = upper_bound(different, len(carried[0]), 0.05) <= 1 - min_agreement
         halves = [replace(tuning, precision="bfloat16") for tuning in formats]
         if precision == "bfloat16":
             formats = halves

@@ -3,79 +3,211 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError, require
+from exitlens.functional.certification import (
+    Certificate,
+    Risk,
+    candidates,
+    choose_tests,
+    ordered_path,
+    samples_needed,
+    walk,
+)
 from exitlens.functional.frontier import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
-from exitlens.functional.risk import accuracy_drop, disagreement
-from exitlens.functional.routing import early_scores
+from exitlens.functional.gating import SHARES, fit_gate, limited, trace_estimates, trusted
+from exitlens.functional.risk import accuracy_drop, disagreement, overlaps, sketch, taken
+from exitlens.functional.routing import early_scores, first_firing, last_score
 from exitlens.functional.scores import fit_temperature
-from exitlens.types import SCORES, Policy, Trace
+from exitlens.types import SCORES, Gate, Policy, Trace, reference_of
 
-RISKS: Mapping[str, Callable[[Trace], Tensor]] = {
-    "max_accuracy_drop": accuracy_drop,
-    "max_disagreement": disagreement,
-    "max_divergence": lambda trace: trace.divergence,
-}
+PATH_SHARE = 0.3  # of the samples, to find the path; the others test it (docs/guarantees.md)
+FEWEST = 10  # samples for a certificate; what so few can certify is nothing, and the policy says how many it takes
 
 
 def calibrate(
     trace: Trace,
     *,
     max_accuracy_drop: float | None = None,
+    max_class_accuracy_drop: float | None = None,
     max_disagreement: float | None = None,
     max_divergence: float | None = None,
     max_cost: float | None = None,
+    delta: float | None = None,
     score: str = "max_probability",
     temperature_scaling: bool = True,
+    temperatures: Policy | None = None,
+    gate: bool = False,
+    seed: int = 0,
 ) -> Policy:
-    """Chooses per-exit thresholds on a trace (empirical mode: the limits hold on these samples; see ``chosen_by``).
+    """Chooses per-exit thresholds on a trace.
 
     With limits on risks it returns the cheapest policy found that keeps all of them; with ``max_cost`` alone, the policy
     of least risk (accuracy drop, or disagreement without labels) whose mean cost is at most that; with both, the
     cheapest that keeps all, or an error if there is none.
 
+    Without ``delta`` (empirical mode) the limits hold on these samples. With it (**certified mode**) they hold for the
+    data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at most its
+    limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913; docs/guarantees.md). What
+    was promised, and by which tests, stands in ``policy.chosen_by``; ``policy.certificate()`` says it in two sentences.
+    Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
+
     Args:
-        trace: of data that was not used for training and will not be used for testing.
+        trace: independent samples of the data to come, not used for training, and not to be used for testing.
         max_accuracy_drop: limit in [0, 1] on final accuracy minus routed accuracy; needs labels.
+        max_class_accuracy_drop: the same for the samples of every class; needs labels.
         max_disagreement: limit in [0, 1] on the share of answers that differ from the final exit's.
         max_divergence: limit in [0, 1] on the mean divergence of the attention map at the exit taken.
-        max_cost: limit on the mean cost, as a fraction of the plain backbone's.
+        max_cost: limit on the mean cost, as a fraction of the plain backbone's, on these samples.
+        delta: in (0, 1): how likely the promise may be wrong; at least one limit on a risk is needed.
         score: ``max_probability``, ``entropy`` or ``margin``.
-        temperature_scaling: fit one temperature an exit by NLL first (needs labels; skipped without them).
+        temperature_scaling: fit one temperature an exit by NLL first (needs labels; skipped without them). In certified mode
+            it is fitted on the part of the samples that finds the path, which does not test it.
+        temperatures: take those of this policy, fitted on other data, instead.
+        gate: also fit a :class:`~exitlens.types.Gate`, which lets exits fire only where their map is estimated to be near
+            the final one, and keep it if the policy gets cheaper by it; needs ``max_divergence``. Fitted on the path's part.
+        seed: of how the samples are shared out between path and test.
 
     Raises:
-        InputError: no limit, a limit out of [0, 1], or labels missing for a limit that needs them.
-        CalibrationError: if no policy keeps every limit.
+        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them.
+        CalibrationError: if no policy keeps every limit (empirical mode) or ``max_cost``; for fewer than 10 samples in
+            certified mode; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of another
+            network.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     given = {
         "max_accuracy_drop": max_accuracy_drop,
+        "max_class_accuracy_drop": max_class_accuracy_drop,
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
     limits = _checked(given, max_cost, score)
-    temperatures = _temperatures(trace, temperature_scaling)
-    unset = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
-    levels = quantise(early_scores(trace, unset))
-    risks = {name: RISKS[name](trace) for name in limits}
-    within_cost = max_cost is not None and not limits
-    best = (
-        _safest(levels, trace, float(max_cost or 0))
-        if within_cost
-        else _cheapest(levels, risks, limits, trace.cost, max_cost)
-    )
+    if delta is not None:
+        _check_delta(delta, limits, trace)
+    risks = [risk for name, limit in limits.items() for risk in _risks(trace, name, limit)]
+    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+    first, second = (rows, rows[:0]) if delta is None else rows.split([cut := _cut(len(trace)), len(trace) - cut])
+    scaling = _temperatures(trace, first, temperature_scaling, temperatures)
+    unset = Policy.never(trace.num_exits, score=score, temperatures=scaling, network=trace.network)
+    if gate and max_divergence is None:
+        raise InputError("gate: it lowers the divergence of early answers: give max_divergence, too")
+    chosen = _gate(trace, unset, first, risks) if gate else None
+    scores = early_scores(trace, replace(unset, gate=chosen))
     record = {
-        "mode": "empirical",
         "limits": {**limits, **({} if max_cost is None else {"max_cost": max_cost})},
         "samples": len(trace),
         "data": trace.fingerprint(),
-        "cost": best.cost,
+        "sketch": sketch(trace),
     }
-    return Policy(levels.thresholds(best.cuts), score, temperatures, trace.network, record)
+    if delta is None:
+        thresholds, found = _empirical(trace, scores, risks, max_cost), dict[str, Any]()
+    else:
+        thresholds, found = _certified(scores, risks, trace.cost, first, second, delta)
+    exits = first_firing(scores, thresholds)
+    cost = trace.cost[exits].double().mean().item()
+    if delta is not None and max_cost is not None and cost > max_cost + 1e-6:
+        raise CalibrationError(
+            f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {max_cost:.3g}: raise a limit "
+            f"or delta, or collect more samples ({len(trace)} now)"
+        )
+    reference = reference_of(exits, taken(torch.cat([scores, last_score(trace, unset)], 1), exits), trace.num_exits)
+    found |= {"reference": reference}
+    mode = "empirical" if delta is None else "certified"
+    record = {"mode": mode} | record | found | {"seed": seed, "cost": cost}
+    return Policy(thresholds, score, scaling, trace.network, record, chosen)
+
+
+def _gate(trace: Trace, unset: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
+    """The gate under which these samples' cheapest policy is cheapest; ``None`` if that trusts everything."""
+    if trace.num_exits < 2:
+        return None
+    fitted = fit_gate(trace, rows, unset.temperatures)
+    plain, estimates = early_scores(trace, unset)[rows], trace_estimates(trace, unset.temperatures, fitted)[rows]
+    theirs, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
+    for share in SHARES:
+        gate = limited(fitted, estimates, share)
+        columns = [trusted(plain[:, k], estimates[:, k], limit) for k, limit in enumerate(gate.limits)]
+        cost = _cheapest(quantise(torch.stack(columns, 1)), theirs, trace.cost, None).cost
+        if cost < best - 1e-9:
+            best, chosen = cost, gate if share < 1 else None
+    return chosen
+
+
+def _risks(trace: Trace, name: str, limit: float) -> list[Risk]:
+    if name == "max_accuracy_drop":
+        return [Risk(name, accuracy_drop(trace), limit, "ternary")]
+    if name == "max_disagreement":
+        return [Risk(name, disagreement(trace), limit, "binary")]
+    if name == "max_divergence":
+        return [Risk(name, trace.divergence.clamp(0, 1), limit, "unit")]
+    labels, drop = trace.require_labels(name), accuracy_drop(trace)
+    classes = labels.unique().tolist()
+    return [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
+
+
+def _cut(count: int) -> int:
+    return max(1, round(PATH_SHARE * count))
+
+
+def _check_delta(delta: float, limits: Mapping[str, float], trace: Trace) -> None:
+    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
+        raise InputError(f"delta: expected a number between 0 and 1 (0.1: the promise holds with 90 %), got {delta!r}")
+    if not limits:
+        raise InputError("delta: it certifies limits on risks: give max_accuracy_drop or another one, beside max_cost")
+    if len(trace) < FEWEST:
+        raise CalibrationError(
+            f"trace: {len(trace)} samples can certify nothing: collect {FEWEST} or more, better some hundred"
+        )
+
+
+def _certified(
+    scores: Tensor, risks: Sequence[Risk], cost: Tensor, first: Tensor, second: Tensor, delta: float
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """Thresholds and the record of how they were certified."""
+    levels = quantise(scores[first])
+    theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]
+    path = ordered_path(candidates(levels.index, theirs, cost), [risk.limit for risk in risks])
+    tests = choose_tests(levels.index, theirs, path, len(second), delta)
+    found = walk(levels.apply(scores[second]), ours, path, tests, delta)
+    record = {
+        "delta": delta,
+        "path_samples": len(first),
+        "path": found.path,
+        "walked": found.walked,
+        "tested": [asdict(one) | {"mean": None if math.isnan(one.mean) else one.mean} for one in found.tested],
+    }
+    if found.cuts is not None:
+        return levels.thresholds(found.cuts), record
+    needed = samples_needed(theirs, path, delta)
+    total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
+    record |= {"reason": _reason(found, len(first) + len(second), total), "samples_needed": total}
+    return (math.inf,) * scores.shape[1], record
+
+
+def _reason(found: Certificate, samples: int, needed: int | None) -> str:
+    if not found.tested:
+        return f"no early answer kept every limit on the {samples} samples: train longer, or raise a limit"
+    worst = max(found.tested, key=lambda one: one.p_value)
+    seen = "none of its samples was there" if worst.samples == 0 else f"seen {worst.mean:.4g} in {worst.samples} samples"
+    what = f"{worst.name} could not be shown to be at most {worst.limit:g} ({seen}, p-value {worst.p_value:.2g})"
+    if needed is None:
+        return f"{what}: on the samples that chose the policy it was above the limit, so more samples would not help"
+    if needed <= samples:
+        return f"{what}: about {needed} samples should do on average, so this draw was unlucky, or the limit is at the edge"
+    return f"{what}: about {needed} samples would be needed"
+
+
+def _empirical(trace: Trace, scores: Tensor, risks: Sequence[Risk], max_cost: float | None) -> tuple[float, ...]:
+    levels = quantise(scores)
+    if risks:
+        return levels.thresholds(_cheapest(levels, risks, trace.cost, max_cost).cuts)
+    return levels.thresholds(_safest(levels, trace, float(max_cost or 0)).cuts)
 
 
 def _checked(given: Mapping[str, float | None], max_cost: float | None, score: str) -> dict[str, float]:
@@ -90,30 +222,39 @@ def _checked(given: Mapping[str, float | None], max_cost: float | None, score: s
     return limits
 
 
-def _temperatures(trace: Trace, scale: bool) -> tuple[float, ...]:
+def _temperatures(trace: Trace, rows: Tensor, scale: bool, given: Policy | None) -> tuple[float, ...]:
+    if given is not None:
+        require(given, Policy, "temperatures", "a policy whose temperatures were fitted on other data")
+        given.check(trace.num_exits, trace.network)
+        if overlaps(trace, given.chosen_by):
+            raise CalibrationError(
+                "temperatures: they were fitted on samples of this trace: calibrate on samples that nothing was fitted on, "
+                "or leave temperatures out (they are then fitted on a part that is not tested)"
+            )
+        return given.temperatures
     if not scale or trace.labels is None:
         return (1.0,) * trace.num_exits
-    return tuple(fit_temperature(trace.logits[:, k], trace.labels) for k in range(trace.num_exits))
+    logits, labels = trace.logits[rows], trace.labels[rows]
+    return tuple(fit_temperature(logits[:, k], labels) for k in range(trace.num_exits))
 
 
-def _cheapest(
-    levels: Levels, risks: Mapping[str, Tensor], limits: Mapping[str, float], cost: Tensor, max_cost: float | None
-) -> Point:
+def _cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None) -> Point:
     """The cheapest policy that keeps every limit: frontiers of each risk and of their sum, then refined."""
 
     def allowed(cuts: Cuts) -> bool:
-        means = {name: evaluate_cuts(levels.index, risk, cost, cuts).risk for name, risk in risks.items()}
-        return all(mean <= limits[name] + 1e-12 for name, mean in means.items())
+        exits = first_firing(levels.index, cuts)
+        return all(risk.losses(exits).double().mean().item() <= risk.limit + 1e-12 for risk in risks)
 
-    columns = list(risks.values())
-    if len(columns) > 1:
-        columns.append(torch.stack([risk / max(limits[name], 1e-3) for name, risk in risks.items()]).sum(0))
+    columns = [risk.column() for risk in risks if risk.rows is None]
+    if len(risks) > 1:
+        columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
     points = [point for risk in columns for point in frontier(levels.index, risk, cost) if allowed(point.cuts)]
     points.append(evaluate_cuts(levels.index, columns[0], cost, (math.inf,) * (len(cost) - 1)))
     best = refine(levels, columns[0], cost, min(points, key=lambda p: p.cost), allowed)
     if max_cost is not None and best.cost > max_cost:
+        limits = {risk.name: risk.limit for risk in risks}
         raise CalibrationError(
-            f"max_cost: no policy found costs {max_cost:.3g} or less and keeps {dict(limits)}; the cheapest that keeps them "
+            f"max_cost: no policy found costs {max_cost:.3g} or less and keeps {limits}; the cheapest that keeps them "
             f"costs {best.cost:.3g}: raise one of the limits"
         )
     return best

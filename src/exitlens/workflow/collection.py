@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exitlens.data.batches import batches, count_batches
 from exitlens.errors import InputError, require
+from exitlens.functional.gating import map_clues
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, divergence, transplanted, uniform
 from exitlens.model.network import ExitNet
@@ -35,6 +36,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     require(net, ExitNet, "net")
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
+    clues: list[Tensor] = []
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
     stream = batches(loader, batch_size, net.device)
     if progress:
@@ -45,6 +47,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
             outputs = engine.outputs(engine.enter(carried))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
+        clues.append(_clues([attention for _, attention in outputs[:-1]]))
         for k, (_, attention) in enumerate(outputs):
             grids = on_common_grid(attention.float(), outputs[-1][1].float())
             pairs[k].append((grids[0].cpu(), grids[1].cpu()))
@@ -55,10 +58,22 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     if len({early.shape[1:] for early, _ in pairs[-1]}) > 1:
         raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
     maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
-    return _trace(net, torch.cat(logits), labels, maps, seed)
+    return _trace(net, torch.cat(logits), labels, maps, torch.cat(clues) if net.num_exits > 1 else None, seed)
 
 
-def _trace(net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: list[tuple[Tensor, Tensor]], seed: int) -> Trace:
+def _clues(maps: list[Tensor]) -> Tensor:  # of the early exits -> (B,K-1,2)
+    found = [map_clues(attention, maps[k - 1] if k else None).cpu() for k, attention in enumerate(maps)]
+    return torch.stack(found, 1) if found else torch.empty(0)
+
+
+def _trace(
+    net: ExitNet,
+    logits: Tensor,
+    labels: list[Tensor | None],
+    maps: list[tuple[Tensor, Tensor]],
+    clues: Tensor | None,
+    seed: int,
+) -> Trace:
     partner = pairing(len(logits), seed)
     columns: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in ("same", "null", "uniform")}
     for early, final in maps:
@@ -79,6 +94,7 @@ def _trace(net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: list
         similarity=tables["same"],
         null=tables["null"] if len(logits) > 1 else {},
         uniform_null=tables["uniform"],
+        clues=clues,
     )
 
 

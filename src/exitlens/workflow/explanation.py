@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.functional.gating import estimate, map_clues, trusted
 from exitlens.functional.inputs import MASK, Inputs, count_rows, map_inputs
 from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import fires, first_firing
@@ -32,6 +33,7 @@ class ExitView:
         probabilities: ``(C,)``. attention: ``(h,w)``, sums to 1. evidence: ``(h,w)`` for its own answer; with the bias it
             sums to that logit where ``exact_evidence``.
         divergence, cc: of its attention map against the final exit's.
+        estimate: of that divergence by the policy's gate; ``None`` without one, and at the final exit.
     """
 
     exit: int
@@ -46,6 +48,7 @@ class ExitView:
     exact_evidence: bool
     divergence: float
     cc: float
+    estimate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,19 @@ class Explanation:
         """Why this exit answered, in plain words."""
         view, last = self.exits[self.answered], len(self.exits) - 1
         if view.exit == last:
-            why = "no earlier exit reached its threshold, so the final exit answered"
+            why = "no earlier exit could answer, so the final exit answered"
             confidence = f"it is {100 * view.confidence:.1f} % sure"
         else:
             why = f"exit {view.exit} answered"
             confidence = f"its confidence {view.confidence:.3f} reached the threshold {view.threshold:.3f}"
+            if view.estimate is not None and view.threshold > 0:
+                confidence += f" and its map is estimated to be near the final one (divergence {view.estimate:.3f})"
             if view.threshold == 0:
                 confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
+        sure = [f"exit {v.exit}" for v in self.exits[: self.answered] if v.confidence >= v.threshold]  # not trusted, then
+        if sure:
+            sentence += f" {' and '.join(sure).capitalize()} reached the threshold too, but the map was not trusted."
         if view.exit == last:
             return sentence
         said = self.name(self.exits[last].label)
@@ -147,7 +155,8 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy) -> Sequence[Expl
         raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
     p = [probabilities(out.logits, t) for out, t in zip(outputs, policy.temperatures, strict=True)]
     scores = torch.stack([score_of(q, policy.score) for q in p], 1)
-    answered = first_firing(scores[:, :-1], policy.thresholds).tolist()
+    decisive, estimates = _gated(policy, scores, p, [out.attention for out in outputs])
+    answered = first_firing(decisive, policy.thresholds).tolist()
     grids = [on_common_grid(out.attention.float(), outputs[-1].attention.float()) for out in outputs]
     spread = [divergence(final, early) for early, final in grids]
     cc = [pearson(final, early) for early, final in grids]
@@ -163,7 +172,7 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy) -> Sequence[Expl
                     label=label,
                     confidence=scores[i, k].item(),
                     threshold=threshold,
-                    fired=bool(fires(scores[i, k], threshold)),
+                    fired=k == net.num_exits - 1 or bool(fires(decisive[i, k], threshold)),
                     cost=net.cost[k].item(),
                     probabilities=p[k][i],
                     attention=out.attention[i].float(),
@@ -171,10 +180,24 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy) -> Sequence[Expl
                     exact_evidence=bool(getattr(net.heads[k], "exact_evidence", False)),
                     divergence=spread[k][i].item(),
                     cc=cc[k][i].item(),
+                    estimate=None if estimates is None or k >= estimates.shape[1] else estimates[i, k].item(),
                 )
             )
         result.append(Explanation(sample, tuple(views), answered[i], net.info.classes, _tokens(net, tensors, i)))
     return result
+
+
+def _gated(policy: Policy, scores: Tensor, p: Sequence[Tensor], maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The early exits' scores as they decide ``(B,K-1)``, and the gate's estimates, if there is one."""
+    early = scores[:, :-1]
+    if policy.gate is None or not early.shape[1]:
+        return early, None
+    found, decisive = [], []
+    for k, limit in enumerate(policy.gate.limits):
+        clues = map_clues(maps[k], maps[k - 1] if k else None)
+        found.append(estimate(policy.gate, k, p[k].amax(1), clues))
+        decisive.append(trusted(early[:, k], found[-1], limit))
+    return torch.stack(decisive, 1), torch.stack(found, 1)
 
 
 def _tokens(net: ExitNet, tensors: Sequence[Tensor], row: int) -> tuple[str, ...]:

@@ -97,8 +97,8 @@ def predict(
     if not _is_batch(images):
         settings = _StreamSettings(attention, order, max_delay_ms)
         return _stream(net, _source(net, images, batch_size), policy, settings, batch_size, progress)
-    carried = net.check_input(images)  # type: ignore[arg-type]
     with net.running() as engine:
+        carried = net.check_input(images)  # type: ignore[arg-type]
         router = Router(engine, policy, attention, net.tuning.micro_batch)
         where = torch.arange(len(carried[0]), device=carried[0].device)
         return joined(router.run(where, carried))
@@ -124,10 +124,11 @@ def joined(left: list[Left]) -> Prediction:
         InputError: where the network's answers are not finite.
     """
     if len(left) == 1:
-        where, exit_, scores, p, rows = left[0]
+        where, exit_, scores, p, rows, trust = left[0]
         _check_answers(p)
         maps = None if rows is None else tuple(rows.unbind(0))
-        return Prediction(p.argmax(1), torch.full_like(where, exit_), scores, p, maps, where)
+        estimates, last = (None, None) if trust is None else trust.unbind(1)
+        return Prediction(p.argmax(1), torch.full_like(where, exit_), scores, p, maps, where, estimates, last)
     order = torch.cat([part.where for part in left]).argsort()
     p = torch.cat([part.probabilities for part in left])[order]
     _check_answers(p)
@@ -137,7 +138,9 @@ def joined(left: list[Left]) -> Prediction:
         maps = tuple(every[i] for i in order.tolist())
     exits = torch.cat([torch.full_like(part.where, part.exit) for part in left])[order]
     scores, where = (torch.cat(column)[order] for column in zip(*((part.scores, part.where) for part in left), strict=True))
-    return Prediction(p.argmax(1), exits, scores, p, maps, where)
+    known = [part.trust for part in left if part.trust is not None]
+    estimates, last = torch.cat(known)[order].unbind(1) if known else (None, None)
+    return Prediction(p.argmax(1), exits, scores, p, maps, where, estimates, last)
 
 
 def _check_answers(p: Tensor) -> None:
@@ -239,10 +242,10 @@ class _Stream:
         )
 
     def _feed(self, inputs: Inputs, number: int) -> list[Left]:
-        carried = self.net.check_input(inputs, f"images (batch {number} of the stream)")
-        count = count_rows(inputs)
-        where = torch.arange(self.seen, self.seen + count, device=carried[0].device)
         with self.net.running() as engine:
+            carried = self.net.check_input(inputs, f"images (batch {number} of the stream)")
+            count = count_rows(inputs)
+            where = torch.arange(self.seen, self.seen + count, device=carried[0].device)
             if self.router is None:
                 self.router = Router(engine, self.policy, self.settings.attention)
             self._continue_with(engine)

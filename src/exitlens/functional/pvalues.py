@@ -1,0 +1,108 @@
+"""Valid p-values for "the mean risk is above its limit", from bounded losses of independent samples.
+
+Each function takes one row, or one number, per policy and returns one p-value per policy: where the null hypothesis holds,
+it is at most ``u`` with probability at most ``u``, for every ``u`` and every number of samples. float64 throughout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import bdtr, betaincinv, gammaln, xlog1py, xlogy
+
+Array = NDArray[np.float64]
+SPARE = 1e-3  # of the level, for the rate of differing pairs in the paired test
+
+
+def binomial(mean: Array, count: int, limit: float) -> Array:  # (P,) -> (P,)
+    """Exact, for losses 0 and 1: the probability of so few errors among ``count`` if their rate were ``limit``."""
+    return np.asarray(bdtr(np.rint(np.asarray(mean) * count), count, limit))
+
+
+def hoeffding_bentkus(mean: Array, count: int, limit: float) -> Array:  # (P,) -> (P,)
+    """For losses in [0, 1]: the smaller of Hoeffding's (in its relative-entropy form) and Bentkus's bound.
+
+    Bates et al., arXiv 2101.02703, section 3.1.1; Bentkus 2004, e times the binomial tail at the next whole number.
+    """
+    mean = np.asarray(mean, dtype=np.float64)
+    if not 0 < limit < 1:
+        return np.ones_like(mean) if limit <= 0 else np.zeros_like(mean)
+    a = np.minimum(mean, limit)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = np.where(a > 0, a * np.log(a / limit), 0.0) + (1 - a) * np.log((1 - a) / (1 - limit))
+    bentkus = math.e * np.asarray(bdtr(np.ceil(mean * count - 1e-9), count, limit))
+    return np.asarray(np.minimum(1.0, np.minimum(np.exp(-count * entropy), bentkus)))
+
+
+def betting(losses: Array, limit: float, level: float) -> Array:  # (P,n) -> (P,)
+    """For losses in [0, 1] that vary little: one over the most that a bettor against the null ever owned.
+
+    Waudby-Smith and Ramdas, arXiv 2010.09686, in the form of arXiv 2110.01052 (appendix B): the stake is predictable, from
+    the mean and variance so far, and tuned for ``level``; valid by Ville's inequality for any level.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    count = losses.shape[1]
+    if not 0 < limit < 1:
+        return np.full(len(losses), float(limit <= 0))
+    seen = np.arange(1, count + 1)
+    means = (0.5 + losses.cumsum(1)) / (1 + seen)
+    spread = (0.25 + ((losses - means) ** 2).cumsum(1)) / (1 + seen)
+    before = np.concatenate([np.full((len(losses), 1), 0.25), spread[:, :-1]], axis=1)
+    stake = np.minimum(1.0, np.sqrt(2 * math.log(1 / level) / (count * before)))
+    wealth = np.log1p(stake * (limit - losses)).cumsum(1).max(1)
+    return np.asarray(np.minimum(1.0, np.exp(-wealth)))
+
+
+def paired(more: Array, fewer: Array, count: int, limit: float, *, grid: int = 25) -> Array:  # (P,), (P,) -> (P,)
+    """For differences of two 0/1 losses: whether the mean of -1, 0 and 1 is above ``limit`` (non-inferiority of pairs).
+
+    The statistic is ``Z = (T - n limit) / sqrt(D + n limit / 2 + 1/2)`` with ``T = more - fewer`` and ``D = more + fewer``
+    pairs that differ. With the rate q of those known, its distribution at the null's boundary is exact (D is binomial, and
+    so is ``more`` given D). q is not known: the p-value is the largest over all q up to q's exact upper bound at level
+    ``SPARE``, plus ``SPARE`` (Berger and Boos 1994; for pairs Sidik 2003). Dividing by the spread makes Z's distribution
+    depend little on q, so little is lost by that. The maximum is taken over a grid in q, over which it varies slowly.
+
+    Args:
+        more: how many samples have +1 (wrong early, right at the end). fewer: how many have -1.
+        count: samples, those with 0 included.
+        limit: in [0, 1).
+    """
+    more, fewer = np.atleast_1d(np.asarray(more)), np.atleast_1d(np.asarray(fewer))
+    return np.array([_paired(int(a), int(b), count, limit, grid) for a, b in zip(more, fewer, strict=True)])
+
+
+def _paired(more: int, fewer: int, count: int, limit: float, grid: int) -> float:
+    total, differ = more - fewer, more + fewer
+    if total >= limit * count:  # nothing speaks against the null
+        return 1.0
+    upper = 1.0 if differ >= count else float(betaincinv(differ + 1, count - differ, 1 - SPARE))
+    if upper <= limit:  # no rate that is left can have so large a difference
+        return SPARE
+    q = np.linspace(max(limit, 1e-12), upper, grid)[:, None]
+    width = math.ceil(9 * math.sqrt(count * upper * (1 - upper)) + 30)
+    centre = np.clip(np.rint(count * q), width, max(count - width, width))
+    pairs = centre + np.arange(-width, width + 1)
+    inside = (pairs >= 0) & (pairs <= count)
+    m = np.where(inside, pairs, 0)
+    ways = gammaln(count + 1) - gammaln(m + 1) - gammaln(count - m + 1)
+    chance = np.where(inside, np.exp(ways + xlogy(m, q) + xlog1py(count - m, -q)), 0.0)
+    spread = count * limit / 2 + 0.5
+    z = (total - count * limit) / math.sqrt(differ + spread)
+    most = np.floor((m + count * limit + z * np.sqrt(m + spread)) / 2 + 1e-9)  # so many of m are +1 where Z is at most z
+    tail = bdtr(np.clip(most, 0, np.maximum(m - 1, 0)), np.maximum(m, 1).astype(np.int64), (q + limit) / (2 * q))
+    below = np.where(most < 0, 0.0, np.where(most >= m, 1.0, tail))
+    left_out = np.clip(1 - chance.sum(1), 0, 1)
+    return float(min(1.0, SPARE + ((chance * below).sum(1) + left_out).max()))
+
+
+def upper_bound(errors: int, count: int, level: float) -> float:
+    """The exact upper confidence bound of a rate (Clopper and Pearson, 1934): the rate at which so few errors are that rare.
+
+    Args:
+        errors: seen in ``count`` draws.
+        count: 1 or more.
+        level: probability that the bound is too low, such as 0.05.
+    """
+    return 1.0 if errors >= count else float(betaincinv(errors + 1, count - errors, 1 - level))

@@ -1,0 +1,221 @@
+"""Drift watch: whether the samples that come still look like those that a policy was calibrated on."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from exitlens.errors import DriftWarning, InputError, PolicyError, require
+from exitlens.types.outputs import Prediction
+
+BINS = 8  # of the scores at each exit
+_STAKES = (-0.9, -0.5, 0.5, 0.9)  # for tilted and for bent densities
+_EVERY = 25  # samples between two times at which new bets start
+_TOTAL = 2.10974  # the sum of 1 / (n ln(n)^2) over n >= 2
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a :class:`Monitor` knows.
+
+    Attributes:
+        samples: seen. exit_shares: of them; expected_shares: on the calibration samples.
+        confidence: mean score at the exit that answered; expected_confidence: on the calibration samples.
+        divergence: mean divergence of the last early exit's map from the final one, where the final exit ran and a gate
+            measured it; else ``None``.
+        evidence: how many times the bet against "nothing changed" has multiplied its stake, at most so far.
+        alarm: whether that reached ``1 / false_alarm``. since: the sample at which it did.
+    """
+
+    samples: int
+    exit_shares: tuple[float, ...]
+    expected_shares: tuple[float, ...]
+    confidence: float
+    expected_confidence: float
+    divergence: float | None
+    evidence: float
+    alarm: bool
+    since: int | None
+
+    @property
+    def summary(self) -> str:
+        """In plain words."""
+        shares = f"exit shares {_words(self.exit_shares, 1)}, expected {_words(self.expected_shares, 1)}"
+        if self.alarm:
+            return f"drift: seen since sample {self.since} of {self.samples} ({shares}): calibrate again"
+        return f"no drift seen in {self.samples} samples ({shares}; evidence {self.evidence:.3g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+class Monitor:
+    """Tests, sample by sample, that new samples and the calibration samples are exchangeable.
+
+    Each sample's exit and score are put in order with all before it, those of the calibration included, from sure and
+    early to unsure and late; its rank, ties broken at random, is uniform and independent of the others as long as nothing
+    changes (conformal test martingales, Vovk 2021, arXiv 1906.09256). A bet is made against that: on tilted and bent
+    densities, started anew from time to time so that a late change is seen, too. With nothing changed the wealth ever
+    reaches ``1 / false_alarm`` with probability at most ``false_alarm`` (Ville), however long the stream and whenever it is
+    looked at. Memory is constant: samples are counted in cells, eight of the score at each exit.
+
+    The order in which samples come matters: a folder sorted by class is not exchangeable. The thresholds were chosen on the
+    calibration samples, which therefore fit them a little better than new ones do; docs/guarantees.md has what that does.
+
+    Args:
+        reference: ``Policy.chosen_by["reference"]``.
+        false_alarm: in (0, 1).
+        seed: of the ties.
+
+    Raises:
+        InputError: for ``false_alarm`` out of range.
+    """
+
+    def __init__(self, reference: Mapping[str, Any], false_alarm: float = 0.05, seed: int = 0) -> None:
+        if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
+            raise InputError(f"false_alarm: expected a number between 0 and 1, got {false_alarm!r}")
+        self.false_alarm = false_alarm
+        self._edges: list[list[float]] = [list(edges) for edges in reference["edges"]]
+        expected: list[list[int]] = [list(counts) for counts in reference["counts"]]
+        total = sum(map(sum, expected))
+        self._expected = tuple(sum(counts) / total for counts in expected)
+        self._expected_confidence = float(reference["confidence"])
+        self._cells = [count for counts in expected for count in counts]  # from the surest at exit 0 on
+        self._starts = [sum(len(counts) for counts in expected[:k]) for k in range(len(expected))]
+        self._shares = [0] * len(expected)
+        self._rng = random.Random(seed)
+        self._samples, self._sum = 0, 0.0
+        self._divergence, self._measured = 0.0, 0
+        self._wealth = [-math.inf] * (2 * len(_STAKES))  # logarithms, by kind of bet
+        self._unspent, self._blocks, self._most = 1.0, 0, 0.0
+        self._since: int | None = None
+
+    def update(self, pred: Prediction) -> Drift:
+        """Takes in predictions in the order in which the samples came; warns (once) by :class:`DriftWarning` on alarm.
+
+        Raises:
+            InputError: for predictions of a network with another number of exits.
+        """
+        require(pred, Prediction, "pred", "what exitlens.predict returns")
+        exits, scores = pred.exits.tolist(), pred.confidence.double().tolist()
+        if exits and max(exits) >= len(self._shares):
+            raise InputError(f"pred: it was answered at exit {max(exits)}, the policy has {len(self._shares)} exits")
+        before = self._since
+        for exit_, score in zip(exits, scores, strict=True):
+            self._one(exit_, score)
+        if pred.last_divergence is not None:
+            self._measure(pred.last_divergence)
+        if before is None and self._since is not None:
+            shares = _words(self._shares, self._samples)
+            warnings.warn(
+                f"drift: the samples no longer look like those of the calibration (seen since sample {self._since}; exit "
+                f"shares {shares}, expected {_words(self._expected, 1)}): the policy's promises do not hold for them: "
+                "calibrate again",
+                DriftWarning,
+                stacklevel=2,
+            )
+        return self.state()
+
+    def watched(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The same predictions, each taken in as it passes."""
+        for pred in predictions:
+            self.update(pred)
+            yield pred
+
+    def _measure(self, divergence: Tensor) -> None:
+        known = divergence[~divergence.isnan()].double()
+        self._divergence += known.sum().item()
+        self._measured += len(known)
+
+    def state(self) -> Drift:
+        """What is known now."""
+        count = max(1, self._samples)
+        return Drift(
+            self._samples,
+            tuple(share / count for share in self._shares),
+            self._expected,
+            self._sum / count,
+            self._expected_confidence,
+            self._divergence / self._measured if self._measured else None,
+            math.exp(min(self._most, 700.0)),
+            self._since is not None,
+            self._since,
+        )
+
+    def _one(self, exit_: int, score: float) -> None:
+        self._shares[exit_] += 1
+        self._samples += 1
+        self._sum += score
+        cell = self._starts[exit_] + cell_of(self._edges[exit_], score)
+        self._cells[cell] += 1
+        below, total = sum(self._cells[:cell]), sum(self._cells)
+        self._bet((below + self._rng.random() * self._cells[cell]) / total)
+
+    def _bet(self, u: float) -> None:
+        """``u`` is uniform in [0, 1] if nothing changed; every factor then has mean 1."""
+        if self._samples % _EVERY == 1:
+            share = 1 / ((self._blocks + 2) * math.log(self._blocks + 2) ** 2 * _TOTAL)
+            self._blocks += 1
+            self._unspent = max(0.0, self._unspent - share)
+            stake = math.log(share / len(self._wealth))
+            self._wealth = [_add(one, stake) for one in self._wealth]
+        tilt, bend = 2 * u - 1, 6 * (u - 0.5) ** 2 - 0.5  # means 0, in [-1, 1] and [-0.5, 1]
+        factors = [1 + s * tilt for s in _STAKES] + [1 + s * bend for s in _STAKES]
+        self._wealth = [one + math.log(factor) for one, factor in zip(self._wealth, factors, strict=True)]
+        total = max(self._wealth)
+        total += math.log(sum(math.exp(one - total) for one in self._wealth))
+        total = _add(total, math.log(self._unspent) if self._unspent else -math.inf)
+        self._most = max(self._most, total)
+        if self._since is None and total >= -math.log(self.false_alarm):
+            self._since = self._samples
+
+
+def _add(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))."""
+    high, low = max(a, b), min(a, b)
+    return high + math.log1p(math.exp(low - high)) if low > -math.inf else high
+
+
+def _words(values: Sequence[float], total: float) -> str:
+    return "/".join(f"{100 * value / total:.0f} %" for value in values)
+
+
+def cell_of(edges: Sequence[float], score: float) -> int:
+    """Cell 0 holds the surest. ``edges`` increase."""
+    return len(edges) - bisect_left(edges, score) if score == score else len(edges)
+
+
+def reference_of(exits: Tensor, scores: Tensor, num_exits: int) -> dict[str, Any]:
+    """JSON-ready counts of calibration samples by exit and by score at it.
+
+    Args:
+        exits: ``(N,)``. scores: ``(N,)`` at the exit taken.
+    """
+    edges, counts = [], []
+    for k in range(num_exits):
+        mine = scores[exits == k].double()
+        inner = mine.quantile((mine.new_tensor(range(1, BINS))) / BINS).unique() if len(mine) >= BINS else mine[:0]
+        cuts: list[float] = inner.tolist()
+        cells = [0] * (len(cuts) + 1)
+        for score in mine.tolist():
+            cells[cell_of(cuts, score)] += 1
+        edges.append(cuts)
+        counts.append(cells)
+    return {"edges": edges, "counts": counts, "confidence": scores.double().mean().item()}
+
+
+def monitor_of(record: Mapping[str, Any], false_alarm: float, seed: int) -> Monitor:
+    """A new monitor from ``Policy.chosen_by``; raises :class:`PolicyError` where there is nothing to compare with."""
+    if "reference" not in record:
+        raise PolicyError(
+            "policy: it was not calibrated on a trace, so there is nothing to compare with: see exitlens.calibrate"
+        )
+    return Monitor(record["reference"], false_alarm, seed)

@@ -1,0 +1,63 @@
+"""What exits, losses and adaptive inference give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ExitOutput(NamedTuple):
+    """What one exit says of a batch.
+
+    Attributes:
+        logits: ``(B,C)``.
+        attention: ``(B,*S)``, non-negative, sums to 1 over the locations ``S``.
+        evidence: ``(B,C,*S)``; ``evidence.sum(S) + bias == logits`` where the head is exact (every evidence head is).
+    """
+
+    logits: Tensor
+    attention: Tensor
+    evidence: Tensor
+
+
+class LossTerms(NamedTuple):
+    """Scalars by name: ``total`` is what to call ``backward`` on; the others are detached parts for logging."""
+
+    total: Tensor
+    classification: Tensor
+    consistency: Tensor
+    distillation: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers of adaptive inference, in the order of the input.
+
+    Attributes:
+        labels: ``(B,)`` predicted class.
+        exits: ``(B,)`` the exit that answered.
+        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
+        probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
+        attention: per sample the attention map ``S`` of the exit that answered, or ``None`` if it was not asked for.
+        index: ``(B,)`` the samples' places in the batch, or in the stream.
+        divergence_estimate: ``(B,)`` where the policy has a gate: its estimate of how far the map at the exit that answered
+            is from the final exit's (which early answers never see); 0 at the final exit.
+        last_divergence: ``(B,)`` where the policy has a gate: how far the last early exit's map was from the final exit's,
+            measured on the samples for which the final exit ran; NaN for the others.
+
+    Its tensors were made in inference mode: clone them before using them in autograd.
+    """
+
+    labels: Tensor
+    exits: Tensor
+    confidence: Tensor
+    probabilities: Tensor
+    attention: tuple[Tensor, ...] | None = None
+    index: Tensor | None = None
+    divergence_estimate: Tensor | None = None
+    last_divergence: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -1,0 +1,146 @@
+"""When each early exit answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from exitlens.errors import PolicyError
+from exitlens.types.certificates import certificate
+from exitlens.types.monitors import Monitor, monitor_of
+
+SCORES = ("max_probability", "entropy", "margin")
+CLUES = ("confidence", "entropy", "change")  # largest probability; of the map; divergence from the exit's before
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Which explanations can be trusted: an estimate of a map's divergence from the final one, and a limit, by early exit.
+
+    The estimate is linear in :data:`CLUES` and clipped to [0, 1]. An exit's score counts as 0 where the estimate is above
+    the limit, so that only a threshold of 0 (always) lets the exit fire.
+
+    Args:
+        weights: K-1 rows: one number for each of :data:`CLUES`, and a constant.
+        limits: K-1 numbers; ``math.inf`` trusts every map.
+
+    Raises:
+        PolicyError: where the numbers do not fit.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    limits: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "weights", tuple(tuple(float(w) for w in row) for row in self.weights))
+            object.__setattr__(self, "limits", tuple(float(limit) for limit in self.limits))
+        except (TypeError, ValueError) as error:
+            raise PolicyError(f"gate: expected rows of numbers as weights, and numbers as limits ({error})") from error
+        if len(self.weights) != len(self.limits) or any(len(row) != len(CLUES) + 1 for row in self.weights):
+            raise PolicyError(f"gate: expected a limit and {len(CLUES) + 1} weights for each early exit, got {self}")
+        if not all(math.isfinite(w) for row in self.weights for w in row) or any(math.isnan(v) for v in self.limits):
+            raise PolicyError(f"gate: expected finite weights and limits that are numbers, got {self}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; infinite limits become the string ``"none"``."""
+        return {
+            "weights": [list(row) for row in self.weights],
+            "limits": ["none" if limit == math.inf else limit for limit in self.limits],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Gate:
+        """Inverse of :meth:`to_dict`."""
+        return cls(values["weights"], tuple(math.inf if limit == "none" else limit for limit in values["limits"]))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When each early exit answers: exit k fires at ``score >= thresholds[k]``; the final exit always answers.
+
+    Args:
+        thresholds: K-1 numbers; ``math.inf`` means never.
+        score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2).
+        temperatures: K positive numbers that divide the logits first; by default all 1.
+        network: fingerprint of the network it was chosen for; empty fits any.
+        chosen_by: what was asked and on what it was chosen, for the record.
+        gate: lets exits fire only where their explanation can be trusted; ``None``: the score alone decides.
+    """
+
+    thresholds: tuple[float, ...]
+    score: str = "max_probability"
+    temperatures: tuple[float, ...] = ()
+    network: str = ""
+    chosen_by: Mapping[str, Any] = field(default_factory=dict)
+    gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            thresholds = tuple(float(t) for t in self.thresholds)
+            temperatures = tuple(float(t) for t in self.temperatures) or (1.0,) * (len(thresholds) + 1)
+        except (TypeError, ValueError) as error:
+            raise PolicyError(f"thresholds and temperatures: expected sequences of numbers ({error})") from error
+        object.__setattr__(self, "thresholds", thresholds)
+        object.__setattr__(self, "temperatures", temperatures)
+        if any(math.isnan(t) or t == -math.inf for t in thresholds):
+            raise PolicyError(f"thresholds: expected numbers (math.inf: never, 0: always), got {thresholds}")
+        if self.score not in SCORES:
+            raise PolicyError(f"score: expected one of {SCORES}, got {self.score!r}")
+        if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
+            raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
+        if self.gate is not None and (not isinstance(self.gate, Gate) or len(self.gate.limits) != len(thresholds)):
+            raise PolicyError(f"gate: expected a Gate for {len(thresholds)} early exits, got {self.gate!r}")
+
+    @property
+    def num_exits(self) -> int:
+        """K, the final exit included."""
+        return len(self.thresholds) + 1
+
+    @classmethod
+    def never(cls, num_exits: int, **values: Any) -> Policy:
+        """The policy whose early exits never fire: every sample is answered by the final exit."""
+        return cls((math.inf,) * (num_exits - 1), **values)
+
+    def check(self, num_exits: int, network: str = "") -> None:
+        """Raises :class:`PolicyError` unless the policy fits ``num_exits`` and, where both are known, the network."""
+        if self.num_exits != num_exits:
+            raise PolicyError(
+                f"policy: it has {len(self.thresholds)} thresholds for {self.num_exits} exits, the network or trace has "
+                f"{num_exits} exits: calibrate a policy for it"
+            )
+        if self.network and network and self.network != network:
+            raise PolicyError(
+                f"policy: it was calibrated for network {self.network}, this is {network}: calibrate one for this network"
+            )
+
+    def certificate(self) -> str:
+        """What is promised about this policy, and what that rests on, in two sentences (docs/guarantees.md)."""
+        return certificate(self.chosen_by, self.network)
+
+    def monitor(self, false_alarm: float = 0.05, seed: int = 0) -> Monitor:
+        """Watches predictions for drift away from the calibration samples: see :class:`~exitlens.types.Monitor`.
+
+        Raises:
+            PolicyError: for a policy that was not calibrated on a trace.
+        """
+        return monitor_of(self.chosen_by, false_alarm, seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; infinite thresholds become the string ``"never"``."""
+        values = asdict(self)
+        values["thresholds"] = ["never" if t == math.inf else t for t in self.thresholds]
+        values["temperatures"] = list(self.temperatures)
+        values["chosen_by"] = dict(self.chosen_by)
+        values["gate"] = None if self.gate is None else self.gate.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Policy:
+        """Inverse of :meth:`to_dict`."""
+        thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
+        gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
+        record = dict(values["chosen_by"])
+        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], record, gate)

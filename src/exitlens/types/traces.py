@@ -1,0 +1,97 @@
+"""What one pass over a data set recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one pass over a data set recorded: all that calibration, routing and evaluation need.
+
+    Args:
+        logits: ``(N,K,C)`` of every sample at every exit.
+        labels: ``(N,)`` integers in ``[0, C)``, or ``None`` for unlabelled data.
+        divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.
+        cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's.
+        network: fingerprint of the network that made it; empty for a trace made by hand.
+        similarity: by name ``(N,K)``: agreement of exit k's map with the final exit's on the same image.
+        null: by name ``(N,K)``: the same against another image's final map (the shuffled-image null).
+        uniform_null: by name ``(N,K)``: the same for a uniform map.
+        clues: ``(N,K-1,2)`` in [0, 1]: of every early exit's map its entropy over that of a uniform map, and its divergence
+            from the map of the exit before (0 at the first): what a :class:`~exitlens.types.Gate` estimates from.
+
+    Raises:
+        InputError: where shapes, ranges or values do not fit.
+    """
+
+    logits: Tensor
+    labels: Tensor | None
+    divergence: Tensor
+    cost: Tensor
+    network: str = ""
+    similarity: Mapping[str, Tensor] = field(default_factory=dict)
+    null: Mapping[str, Tensor] = field(default_factory=dict)
+    uniform_null: Mapping[str, Tensor] = field(default_factory=dict)
+    clues: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "divergence", "cost"):
+            try:
+                object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().float())
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"{name}: expected a tensor or nested lists of numbers ({error})") from error
+        if self.logits.ndim != 3 or 0 in self.logits.shape:
+            raise InputError(f"logits: expected (N,K,C), none of them 0, got {tuple(self.logits.shape)}")
+        n, k, c = self.logits.shape
+        if self.labels is not None:
+            labels = torch.as_tensor(self.labels)
+            if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
+                raise InputError(f"labels: expected ({n},) integers, got {tuple(labels.shape)} {labels.dtype}")
+            if labels.min() < 0 or labels.max() >= c:
+                raise InputError(f"labels: expected values in [0, {c}), got {int(labels.min())} to {int(labels.max())}")
+            object.__setattr__(self, "labels", labels.long())
+        if self.divergence.shape != (n, k):
+            raise InputError(f"divergence: expected ({n},{k}), got {tuple(self.divergence.shape)}")
+        if self.cost.shape != (k,):
+            raise InputError(f"cost: expected ({k},), got {tuple(self.cost.shape)}")
+        for name in ("logits", "divergence", "cost"):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
+        if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
+            raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
+        if self.clues is not None:
+            clues = torch.as_tensor(self.clues).detach().float()
+            if clues.shape != (n, k - 1, 2) or not torch.isfinite(clues).all():
+                raise InputError(f"clues: expected ({n},{k - 1},2) finite numbers, got {tuple(clues.shape)}")
+            object.__setattr__(self, "clues", clues)
+        if (self.cost <= 0).any() or (self.cost.diff() <= 0).any():
+            raise InputError(f"cost: expected positive, strictly increasing numbers, got {self.cost.tolist()}")
+
+    @property
+    def num_exits(self) -> int:
+        """K, the final exit included."""
+        return self.logits.shape[1]
+
+    def __len__(self) -> int:
+        return self.logits.shape[0]
+
+    def require_labels(self, purpose: str) -> Tensor:
+        """The labels, or an error that says what needed them."""
+        if self.labels is None:
+            raise InputError(f"labels: {purpose} needs them and this trace has none: collect it on labelled data")
+        return self.labels
+
+    def fingerprint(self) -> str:
+        """SHA-256 over logits and labels: two traces with the same fingerprint hold the same samples."""
+        digest = hashlib.sha256(self.logits.contiguous().numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]

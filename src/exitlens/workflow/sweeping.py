@@ -1,0 +1,203 @@
+"""sweep, anytime, budgeted_batch: what a network offers at every price, on paper, with bands that say how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError, require
+from exitlens.functional.frontier import Cuts, frontier, quantise
+from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
+from exitlens.functional.routing import early_scores, first_firing
+from exitlens.functional.scores import fit_temperature
+from exitlens.types import SCORES, Policy, Trace
+
+PRICES = (0.0, 0.3, 1.0, 3.0)  # of divergence, in errors
+
+
+@dataclass(frozen=True)
+class Band:
+    """A mean over samples, and the band it is in."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One policy of the frontier, and what it does on samples that did not choose it.
+
+    Attributes:
+        cost: mean, in units of the plain backbone. agreement: share of answers that are the final exit's.
+        divergence: mean, of the map at the exit taken. accuracy: ``None`` without labels.
+    """
+
+    policy: Policy
+    cost: Band
+    agreement: Band
+    divergence: Band
+    accuracy: Band | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        values = asdict(self)
+        values["policy"] = self.policy.to_dict()
+        return values
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A point of a paper's curve: mean cost and accuracy on the test data."""
+
+    cost: float
+    accuracy: float
+
+
+def sweep(
+    trace: Trace, *, score: str = "max_probability", level: float = 0.95, most: int = 60, seed: int = 0
+) -> list[SweepPoint]:
+    """The frontier of accuracy, divergence and cost, cheapest first: what to ask of :func:`exitlens.calibrate`.
+
+    Policies are found on one half of the samples and measured on the other, so no point flatters itself. The bands hold for
+    all points of one measure at once (Gaussian multiplier bootstrap of the largest deviation, arXiv 1212.6906).
+
+    Args:
+        trace: labelled, or not: then agreement with the final exit takes the place of accuracy in the search.
+        score: ``max_probability``, ``entropy`` or ``margin``.
+        level: of the bands, in (0, 1).
+        most: points, at most.
+        seed: of the halves.
+
+    Raises:
+        InputError: for fewer than 10 samples, or arguments out of range.
+    """
+    require(trace, Trace, "trace", "see exitlens.collect")
+    _check(trace, score, level)
+    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    base = _base(trace, first, score)
+    levels = quantise(early_scores(trace, base)[first])
+    risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
+    found: dict[Cuts, None] = {}
+    for price in PRICES:
+        found |= {p.cuts: None for p in frontier(levels.index, (risk + price * trace.divergence)[first], trace.cost)}
+    found |= {p.cuts: None for p in frontier(levels.index, trace.divergence[first], trace.cost)}
+    cuts = _undominated(list(found), levels.index, [risk[first], trace.divergence[first]], trace.cost)
+    if len(cuts) > most:
+        cuts = [cuts[i] for i in torch.linspace(0, len(cuts) - 1, most).round().long().unique().tolist()]
+    policies = [Policy(levels.thresholds(c), score, base.temperatures, trace.network) for c in cuts]
+    return _measured(trace, policies, second, level)
+
+
+def _check(trace: Trace, score: str, level: float) -> None:
+    if len(trace) < 10:
+        raise InputError(f"trace: expected 10 samples or more, got {len(trace)}: half of them find the policies")
+    if score not in SCORES:
+        raise InputError(f"score: expected one of {SCORES}, got {score!r}")
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise InputError(f"level: expected a number between 0 and 1, got {level!r}")
+
+
+def _base(trace: Trace, rows: Tensor, score: str) -> Policy:
+    temperatures: tuple[float, ...] = ()
+    if trace.labels is not None:
+        temperatures = tuple(fit_temperature(trace.logits[rows, k], trace.labels[rows]) for k in range(trace.num_exits))
+    return Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
+
+
+def _undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tensor], cost: Tensor) -> list[Cuts]:
+    """Those that no other beats in cost and in every risk, cheapest first."""
+    rows = []
+    for cuts in pool:
+        exits = first_firing(index, cuts)
+        rows.append([cost[exits].double().mean().item(), *(taken(risk, exits).double().mean().item() for risk in risks)])
+    table = torch.tensor(rows, dtype=torch.float64)
+    beaten = (table[:, None] >= table[None]).all(2) & (table[:, None] > table[None]).any(2)
+    kept = (~beaten.any(1)).nonzero().squeeze(1)
+    return [pool[i] for i in kept[table[kept, 0].argsort()].tolist()]
+
+
+def _measured(trace: Trace, policies: Sequence[Policy], rows: Tensor, level: float) -> list[SweepPoint]:
+    exits = [first_firing(early_scores(trace, policy), policy.thresholds)[rows] for policy in policies]
+    measures = {"cost": trace.cost[None].expand(len(rows), -1), "agreement": 1 - disagreement(trace)[rows]}
+    measures["divergence"] = trace.divergence[rows]
+    if trace.labels is not None:
+        measures["accuracy"] = (predictions(trace) == trace.labels[:, None]).float()[rows]
+    bands = {name: _bands(torch.stack([taken(values, e) for e in exits]), level) for name, values in measures.items()}
+    return [
+        SweepPoint(
+            policy,
+            bands["cost"][i],
+            bands["agreement"][i],
+            bands["divergence"][i],
+            bands["accuracy"][i] if "accuracy" in bands else None,
+        )
+        for i, policy in enumerate(policies)
+    ]
+
+
+def _bands(values: Tensor, level: float, draws: int = 500) -> list[Band]:  # (P,n)
+    """Simultaneous bands for the means of all rows."""
+    x = values.double()
+    means, errors = x.mean(1), x.std(1, correction=0) / len(x[0]) ** 0.5
+    noise = torch.randn(len(x[0]), draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    deviations = ((x - means[:, None]) @ noise / len(x[0])).abs() / errors.clamp_min(1e-12)[:, None]
+    width = deviations.amax(0).quantile(level) * errors
+    return [Band(m, m - w, m + w) for m, w in zip(means.tolist(), width.tolist(), strict=True)]
+
+
+def anytime(trace: Trace) -> list[CurvePoint]:
+    """Accuracy of each exit if every sample is answered there: the anytime curve of MSDNet (arXiv 1703.09844, section 5.2).
+
+    Raises:
+        InputError: for a trace without labels.
+    """
+    require(trace, Trace, "trace", "see exitlens.collect")
+    correct = (predictions(trace) == trace.require_labels("anytime")[:, None]).double().mean(0)
+    return [CurvePoint(cost, right) for cost, right in zip(trace.cost.tolist(), correct.tolist(), strict=True)]
+
+
+def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probability", points: int = 40) -> list[CurvePoint]:
+    """Accuracy at mean costs under MSDNet's protocol (arXiv 1703.09844, section 5.2), for comparison with papers.
+
+    Exit k answers a share proportional to ``q^k`` of the samples, the surest of those that reach it; the thresholds
+    that do so on ``validation`` are applied to ``test``. :func:`exitlens.calibrate` finds better thresholds, exit by exit.
+
+    Args:
+        validation: chooses thresholds; needs no labels. test: labelled.
+        score: ``max_probability`` (MSDNet's), ``entropy`` or ``margin``; without temperatures.
+        points: values of ``q``, from almost all at the first exit to almost all at the last.
+
+    Raises:
+        InputError: for traces of different networks, or a test trace without labels.
+    """
+    for name, one in (("validation", validation), ("test", test)):
+        require(one, Trace, name, "see exitlens.collect")
+    if validation.num_exits != test.num_exits or (
+        validation.network and test.network and validation.network != test.network
+    ):
+        raise InputError("validation, test: expected traces of one network: collect both with it")
+    policy = Policy.never(test.num_exits, score=score)
+    known, scores = early_scores(validation, policy), early_scores(test, policy)
+    correct, found = (predictions(test) == test.require_labels("budgeted_batch")[:, None]).double(), []
+    for q in torch.logspace(-1.5, 1.5, points).tolist():
+        shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
+        exits = first_firing(scores, _geometric(known, (shares / shares.sum()).tolist()))
+        found.append(CurvePoint(test.cost[exits].double().mean().item(), taken(correct, exits).mean().item()))
+    return found
+
+
+def _geometric(scores: Tensor, shares: Sequence[float]) -> tuple[float, ...]:
+    """Thresholds by which these shares of the samples leave."""
+    rest, thresholds = torch.arange(len(scores)), []
+    for k in range(scores.shape[1]):
+        order = scores[rest, k].argsort(descending=True)
+        count = min(len(rest), round(shares[k] * len(scores)))
+        thresholds.append(float("inf") if count == 0 else scores[rest[order[count - 1]], k].item())
+        rest = rest[order[count:]]
+    return tuple(thresholds)

@@ -1,0 +1,154 @@
+"""The walk by hand, the order of the path, and that one step too far breaks the promise that the walk keeps."""
+
+import math
+
+import pytest
+import torch
+
+from exitlens.functional.certification import (
+    Candidate,
+    Risk,
+    approximate_p,
+    candidates,
+    choose_tests,
+    ordered_path,
+    p_value,
+    samples_needed,
+    walk,
+)
+
+
+def risk_of(losses: torch.Tensor, limit: float = 0.1, kind: str = "binary", rows: torch.Tensor | None = None) -> Risk:
+    """One early exit with these losses, and the final one with none."""
+    return Risk("r", torch.stack([losses, torch.zeros_like(losses)], 1), limit, kind, rows)
+
+
+def path_of(*cuts: float) -> list[Candidate]:
+    return [Candidate((cut,), 0.5, (0.0,), (0.0,), (1,)) for cut in cuts]
+
+
+def test_the_walk_stops_before_the_first_failure_even_if_later_ones_would_pass():
+    index = torch.arange(100)[:, None] // 20  # five levels of 20 samples
+    losses = torch.zeros(100)
+    losses[60:80] = 1  # level 3
+    one = risk_of(losses)
+    found = walk(index, [one], path_of(4.0, 3.0, 5.0), ["binomial"], 0.1)
+    assert found.cuts == (4.0,)
+    assert found.walked == 2
+    assert found.tested[0].mean == 0
+    assert found.tested[0].samples == 100
+    assert found.tested[0].p_value == pytest.approx(0.9**100)
+    assert walk(index, [one], path_of(3.0, 4.0), ["binomial"], 0.1).cuts is None
+    assert walk(index, [one], path_of(4.0, 5.0), ["binomial"], 0.1).cuts == (5.0,)
+    assert walk(index, [one], [], ["binomial"], 0.1).cuts is None
+
+
+def test_every_risk_has_to_pass():
+    index = torch.zeros(200, 1).long()
+    good, bad = risk_of(torch.zeros(200)), risk_of((torch.arange(200) < 30).float())
+    assert walk(index, [good, good], path_of(0.0), ["binomial"] * 2, 0.1).cuts == (0.0,)
+    found = walk(index, [good, bad], path_of(0.0), ["binomial"] * 2, 0.1)
+    assert found.cuts is None
+    assert [one.p_value <= 0.1 for one in found.tested] == [True, False]
+
+
+def test_a_risk_of_no_sample_cannot_be_certified():
+    one = risk_of(torch.zeros(50), rows=torch.zeros(50, dtype=torch.bool))
+    assert walk(torch.zeros(50, 1).long(), [one], path_of(0.0), ["binomial"], 0.1).cuts is None
+
+
+def test_a_column_has_the_mean_of_its_rows():
+    rows = torch.tensor([True, False, True, False])
+    one = risk_of(torch.tensor([1.0, 1.0, 0.0, 1.0]), rows=rows)
+    assert one.column()[:, 0].mean().item() == pytest.approx(0.5)
+    assert one.losses(torch.zeros(4).long()).tolist() == [1.0, 0.0]
+
+
+def test_the_path_goes_from_safe_to_cheap_and_nothing_in_it_is_beaten():
+    pool = [
+        Candidate((1.0,), 0.9, (0.001,), (0.001,), (1000,)),
+        Candidate((2.0,), 0.5, (0.004,), (0.004,), (1000,)),
+        Candidate((3.0,), 0.6, (0.006,), (0.006,), (1000,)),  # dearer and worse than the one before
+        Candidate((4.0,), 0.3, (0.009,), (0.009,), (1000,)),
+        Candidate((5.0,), 0.1, (0.2,), (0.1,), (1000,)),  # hopeless
+    ]
+    assert [one.cuts for one in ordered_path(pool, [0.01])] == [(1.0,), (2.0,), (4.0,)]
+    assert len(ordered_path(pool, [0.01], most=2)) == 2
+
+
+def test_the_approximate_p_value_has_a_floor_of_variance():
+    few, many = (Candidate((0.0,), 0.5, (0.0,), (0.0,), (n,)) for n in (20, 2000))
+    assert 0.2 < approximate_p(few, [0.01])[0] < 0.5
+    assert approximate_p(many, [0.01])[0] < 0.01
+
+
+def test_the_tighter_test_is_chosen_on_the_first_part():
+    rng = torch.Generator().manual_seed(0)
+    index = torch.zeros(600, 1).long()
+    steady = Risk("r", torch.stack([0.04 + 0.01 * torch.rand(600, generator=rng), torch.zeros(600)], 1), 0.1, "unit")
+    wild = risk_of((torch.rand(600, generator=rng) < 0.04).float(), 0.1, "unit")
+    for one, expected in ((steady, "betting"), (wild, "hoeffding_bentkus")):
+        path = [Candidate((0.0,), 0.5, (0.045,), (0.001,), (600,))]
+        assert choose_tests(index, [one], path, 600, 0.1) == (expected,)
+    assert choose_tests(index, [risk_of(torch.zeros(600))], [], 600, 0.1) == ("binomial",)
+
+
+def test_ternary_losses_are_moved_into_the_unit_interval_for_betting():
+    losses = torch.tensor([0.0, -1.0, 0.0, 1.0] + [0.0] * 400)
+    one = risk_of(losses, 0.05, "ternary")
+    assert 0 < p_value(losses, one, "betting", 0.1) < 0.7
+    assert p_value(losses, one, "paired", 0.1) < 0.05
+
+
+def test_samples_needed():
+    one = risk_of(torch.zeros(100), 0.01)
+    lossless = Candidate((0.0,), 0.5, (0.0,), (0.0,), (100,))
+    assert samples_needed([one], [lossless], 0.1) == math.ceil(math.log(10) / -math.log(0.99)) == 230
+    above = Candidate((0.0,), 0.5, (0.02,), (0.02,), (100,))
+    assert samples_needed([one], [above], 0.1) is None
+    assert samples_needed([one], [above, lossless], 0.1) == 230
+    assert samples_needed([one], [], 0.1) is None
+    near = Candidate((0.0,), 0.5, (0.005,), (0.005,), (100,))
+    assert samples_needed([one], [near], 0.1) == pytest.approx(1.2816**2 * 0.005 / 0.005**2, rel=0.01)
+    half = risk_of(torch.zeros(100), 0.01, rows=torch.arange(100) < 50)
+    assert samples_needed([half], [lossless], 0.1) == 459
+
+
+def steep(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ten levels; answering at level j and above is wrong for 4 % of level j only where j is 4 or less."""
+    rng = torch.Generator().manual_seed(seed)
+    level = torch.randint(0, 10, (count,), generator=rng)
+    wrong = (level <= 4) & (torch.rand(count, generator=rng) < 0.25)
+    return level[:, None], wrong.float()
+
+
+@pytest.mark.parametrize("delta", [0.1, 0.2])
+def test_the_promise_is_kept_and_one_step_too_far_breaks_it(delta):
+    """True risk of cut j: 0.025 for each level from j to 4; the limit of 3 % allows one such level (cut 4)."""
+    draws, limit = 400, 0.03
+    true = {cut: 0.025 * max(0, 5 - cut) for cut in range(10)}
+    kept, too_far = 0, 0
+    path = path_of(*[float(cut) for cut in range(9, -1, -1)])
+    for seed in range(draws):
+        index, wrong = steep(1500, seed)
+        found = walk(index, [risk_of(wrong, limit)], path, ["binomial"], delta)
+        cut = int(found.cuts[0]) if found.cuts else 10
+        kept += cut < 10 and true[cut] > limit
+        too_far += true[max(cut - 1, 0)] > limit
+    bound = delta + 2 * math.sqrt(delta * (1 - delta) / draws)
+    assert kept / draws <= bound
+    assert too_far / draws > bound
+
+
+def test_candidates_hold_the_frontier_steps_between_and_never_not():
+    rng = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 30, (400, 2), generator=rng)
+    losses = (torch.rand(400, 3, generator=rng) < torch.tensor([0.3, 0.1, 0.0])).float() * (
+        torch.rand(400, 1, generator=rng) < 0.5
+    )
+    risks = [Risk("a", losses, 0.05, "binary"), Risk("b", losses * 0.5, 0.05, "unit")]
+    pool = candidates(index, risks, torch.tensor([0.2, 0.6, 1.0]))
+    assert len(pool) > 5
+    assert all(any(cut != math.inf for cut in one.cuts) for one in pool)
+    assert all(one.means[1] == pytest.approx(one.means[0] / 2) for one in pool)
+    assert len({one.cuts for one in pool}) == len(pool)

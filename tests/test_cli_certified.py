@@ -1,0 +1,84 @@
+"""calibrate --delta, --unlabelled and --gate, predict --monitor and --compile, on the command line."""
+
+import json
+
+import pytest
+
+import exitlens as xl
+from tests.test_cli import call, folder, trained  # noqa: F401 (fixtures)
+
+
+@pytest.fixture
+def again(trained, tmp_path):  # noqa: F811
+    """A copy of the run, to store other policies in."""
+    net, policy = xl.load(trained / "bundle")
+    xl.save(net, policy, tmp_path / "b")
+    return tmp_path / "b"
+
+
+def test_a_certificate_from_an_unlabelled_folder(again, folder, call):  # noqa: F811
+    words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
+    code, shown, err = call(*words, "--json")
+    assert code == 0, err
+    found = json.loads(shown)
+    assert found["chosen_by"]["mode"] == "certified"
+    assert found["chosen_by"]["samples"] == 60
+    assert "confidence" in found["certificate"]
+    assert found["temperatures"] == [1.0] * 4
+    policy = xl.load(again)[1]
+    assert policy.certificate() == found["certificate"]
+    code, shown, _ = call(*words)
+    assert code == 0
+    assert "confidence" in " ".join(shown.split())
+
+
+def test_a_gate_and_the_column_it_fills(again, folder, call):  # noqa: F811
+    words = ("calibrate", "--bundle", again, "--data", folder, "--max-divergence", "0.5", "--gate", "--json")
+    code, shown, err = call(*words)
+    assert code == 0, err
+    gate = json.loads(shown)["gate"]
+    net, policy = xl.load(again)
+    if gate is None:  # every map is near enough: the simpler rule; here one is made by hand
+        gate = xl.Gate(((0.0, 0.0, 0.0, 0.25),) * 3, (1.0,) * 3)
+        xl.save(net, xl.Policy(policy.thresholds, network=policy.network, gate=gate), again, overwrite=True)
+    code, shown, _ = call("predict", "--bundle", again, "--data", folder, "--json")
+    assert code == 0
+    rows = json.loads(shown)["predictions"]
+    assert all(0 <= row["divergence_estimate"] <= 1 for row in rows)
+
+
+def test_the_watch(trained, folder, call):  # noqa: F811
+    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor", "--json")
+    assert code == 0
+    drift = json.loads(shown)["drift"]
+    assert drift["samples"] == 60
+    assert sum(drift["exit_shares"]) == pytest.approx(1)
+    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor")
+    assert "drift" in shown
+
+
+def test_by_openvino(trained, folder, call):  # noqa: F811
+    pytest.importorskip("openvino")
+    plain = json.loads(call("predict", "--bundle", trained, "--data", folder, "--json")[1])["predictions"]
+    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--compile", "openvino", "--json")
+    assert code == 0
+    assert [row["label"] for row in json.loads(shown)["predictions"]] == [row["label"] for row in plain]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--delta", "0.1"), "limits: expected at least one"),
+        (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
+        (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
+        (("--gate", "--max-disagreement", "0.1"), "give max_divergence, too"),
+        (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
+        (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
+    ],
+)
+def test_what_it_refuses(again, folder, call, words, message):  # noqa: F811
+    if words[-1] == "--unlabelled":
+        words = (*words, folder)
+    code, _, err = call("calibrate", "--bundle", again, *words)
+    assert code == 2
+    assert message in " ".join(err.split())

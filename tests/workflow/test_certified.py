@@ -1,0 +1,175 @@
+"""calibrate(delta=...): what is promised is kept, what cannot be promised is refused with its reason."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.functional.risk import accuracy_drop, disagreement, taken
+from tests.conftest import random_trace
+
+
+def good_trace(n: int = 1500, seed: int = 0, labelled: bool = True) -> xl.Trace:
+    """Two classes; early exits are right wherever they are sure, and look where the final one looks."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (n,), generator=rng)
+    sure = torch.rand(n, 3, generator=rng)
+    sure[:, 2] = 0.9
+    wrong = torch.rand(n, 3, generator=rng) < (0.5 * (1 - sure).pow(4))
+    says = torch.where(wrong, 1 - labels[:, None], labels[:, None])
+    logits = torch.nn.functional.one_hot(says, 2) * (6 * sure)[..., None]
+    divergence = (0.2 * (1 - sure) + 0.02 * torch.rand(n, 3, generator=rng)) * torch.tensor([1.0, 1.0, 0.0])
+    return xl.Trace(logits, labels if labelled else None, divergence, torch.tensor([0.2, 0.5, 1.0]))
+
+
+def test_a_certificate_says_what_was_promised_and_by_what():
+    trace = good_trace()
+    policy = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.1, delta=0.1)
+    record = policy.chosen_by
+    assert record["mode"] == "certified"
+    assert record["limits"] == {"max_accuracy_drop": 0.02, "max_divergence": 0.1}
+    assert record["delta"] == 0.1
+    assert record["samples"] == 1500
+    assert record["path_samples"] == 450
+    assert [one["name"] for one in record["tested"]] == ["max_accuracy_drop", "max_divergence"]
+    assert all(one["p_value"] <= 0.1 and one["samples"] == 1050 for one in record["tested"])
+    assert record["cost"] < 0.8
+    exits = xl.route(trace, policy)
+    assert trace.cost[exits].double().mean().item() == pytest.approx(record["cost"])
+    words = policy.certificate()
+    assert words.count(". ") == 1
+    for part in (
+        "With 90 % confidence",
+        "1,500 calibration samples",
+        "at most 2 points less accurate",
+        "at most 0.1)",
+        "1,050 samples",
+    ):
+        assert part in words
+    assert xl.Policy.from_dict(policy.to_dict()) == policy
+
+
+def test_the_test_half_decides_nothing_but_where_the_walk_ends():
+    """Other labels in the test half: the same path, another end."""
+    trace = good_trace()
+    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))[450:]
+    labels = trace.labels.clone()
+    labels[rows[:200]] = 1 - labels[rows[:200]]
+    one = xl.calibrate(trace, max_accuracy_drop=0.02, delta=0.1)
+    other = xl.calibrate(replace(trace, labels=labels), max_accuracy_drop=0.02, delta=0.1)
+    assert one.temperatures == other.temperatures
+    assert one.chosen_by["path"] == other.chosen_by["path"]
+
+
+def test_a_smaller_delta_or_limit_never_saves_more():
+    trace = good_trace()
+    costs = [xl.calibrate(trace, max_accuracy_drop=0.02, delta=d).chosen_by["cost"] for d in (0.4, 0.1, 0.02)]
+    assert costs == sorted(costs)
+    limits = [xl.calibrate(trace, max_disagreement=limit, delta=0.1).chosen_by["cost"] for limit in (0.2, 0.05, 0.01)]
+    assert limits == sorted(limits)
+
+
+def test_without_labels_disagreement_and_divergence_are_certified():
+    trace = good_trace(labelled=False)
+    policy = xl.calibrate(trace, max_disagreement=0.05, max_divergence=0.1, delta=0.1)
+    assert policy.chosen_by["cost"] < 0.9
+    assert "gives another answer than the full network to at most 5 %" in policy.certificate()
+    for name in ("max_accuracy_drop", "max_class_accuracy_drop"):
+        with pytest.raises(xl.InputError, match="labels"):
+            xl.calibrate(trace, **{name: 0.1}, delta=0.1)
+
+
+@pytest.mark.parametrize("delta", [None, 0.1])
+def test_every_class_has_its_own_limit(delta):
+    """Class 1 loses at exit 0, class 0 does not: together they would pass."""
+    n = 2000
+    labels = (torch.arange(n) % 10 == 0).long()
+    logits = torch.zeros(n, 2, 2)
+    logits[:, 0, 0] = 3.0  # exit 0 always says 0
+    logits[torch.arange(n), 1, labels] = 3.0
+    logits[:, 0, 0] += torch.rand(n, generator=torch.Generator().manual_seed(0))
+    trace = xl.Trace(logits, labels, torch.zeros(n, 2), torch.tensor([0.5, 1.0]))
+    together = xl.calibrate(trace, max_accuracy_drop=0.15, delta=delta)
+    assert together.chosen_by["cost"] == pytest.approx(0.5)
+    each = xl.calibrate(trace, max_class_accuracy_drop=0.15, delta=delta)
+    assert 0.5 < each.chosen_by["cost"] < 1
+    drop = taken(accuracy_drop(trace), xl.route(trace, each))
+    assert all(drop[labels == c].mean() <= 0.15 + 1e-6 for c in (0, 1))
+    if delta:
+        assert [one["name"] for one in each.chosen_by["tested"]][1] == "max_class_accuracy_drop, class 1"
+        assert "in every class" in each.certificate()
+
+
+def test_nothing_passes_and_it_says_why_and_what_it_would_take():
+    few = xl.calibrate(good_trace(60), max_disagreement=0.01, delta=0.1)
+    assert few.thresholds == (math.inf, math.inf)
+    assert few.chosen_by["samples_needed"] >= 230 / 0.7
+    assert f"about {few.chosen_by['samples_needed']} samples would be needed" in few.certificate()
+    assert "The early exits never fire" in few.certificate()
+    bad = good_trace(400)
+    bad = replace(bad, divergence=torch.full((400, 3), 0.5))
+    hopeless = xl.calibrate(bad, max_divergence=0.001, max_disagreement=0.001, delta=0.1)
+    assert hopeless.thresholds == (math.inf, math.inf)
+    assert hopeless.chosen_by["cost"] == pytest.approx(1.0)
+    assert "reason" in hopeless.chosen_by
+
+
+def test_max_cost_beside_a_certificate():
+    trace = good_trace()
+    policy = xl.calibrate(trace, max_disagreement=0.05, max_cost=0.9, delta=0.1)
+    assert policy.chosen_by["cost"] <= 0.9
+    with pytest.raises(xl.CalibrationError, match="max_cost: the cheapest policy that can be certified costs"):
+        xl.calibrate(trace, max_disagreement=0.001, max_cost=0.21, delta=0.1)
+
+
+@pytest.mark.parametrize("delta", [0, 1, -0.1, 1.5, True, "0.1", math.nan])
+def test_bad_delta(delta):
+    with pytest.raises(xl.InputError, match="delta: expected a number between 0 and 1"):
+        xl.calibrate(good_trace(50), max_disagreement=0.1, delta=delta)
+
+
+def test_bad_input():
+    with pytest.raises(xl.InputError, match="delta: it certifies limits on risks"):
+        xl.calibrate(good_trace(50), max_cost=0.5, delta=0.1)
+    with pytest.raises(xl.CalibrationError, match="trace: 9 samples can certify nothing"):
+        xl.calibrate(random_trace(9), max_accuracy_drop=0.1, delta=0.1)
+    for limit in (-0.1, 1.1, math.nan, True):
+        with pytest.raises(xl.InputError, match="max_class_accuracy_drop: expected a number in"):
+            xl.calibrate(good_trace(50), max_class_accuracy_drop=limit, delta=0.1)
+
+
+def test_temperatures_of_other_data_but_not_of_these():
+    trace = good_trace()
+    fitted = xl.calibrate(good_trace(seed=5), max_accuracy_drop=0.05)
+    policy = xl.calibrate(trace, max_accuracy_drop=0.05, delta=0.1, temperatures=fitted)
+    assert policy.temperatures == fitted.temperatures
+    mixed = xl.Trace(torch.cat([trace.logits, good_trace(seed=5).logits[:300]]), None, torch.zeros(1800, 3), trace.cost)
+    for leaking, one in ((xl.calibrate(trace, max_accuracy_drop=0.05), trace), (fitted, mixed)):
+        with pytest.raises(xl.CalibrationError, match="temperatures: they were fitted on samples of this trace"):
+            xl.calibrate(one, max_disagreement=0.05, delta=0.1, temperatures=leaking)
+    other = replace(fitted, network="another")
+    with pytest.raises(xl.PolicyError, match="calibrated for network another"):
+        xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=other)
+
+
+def test_the_promise_holds_on_data_that_is_drawn_again():
+    """400 draws from a population whose risks are known: disagreement above its limit in at most delta of them."""
+    population, limit, delta, draws = good_trace(20_000, seed=9), 0.02, 0.2, 60
+    truth, broken = disagreement(population), 0
+    for seed in range(draws):
+        rows = torch.randint(len(population), (600,), generator=torch.Generator().manual_seed(seed))
+        trace = xl.Trace(population.logits[rows], None, population.divergence[rows], population.cost)
+        policy = xl.calibrate(trace, max_disagreement=limit, delta=delta, seed=seed)
+        broken += taken(truth, xl.route(population, policy)).mean().item() > limit
+    assert broken / draws <= delta + 2 * math.sqrt(delta * (1 - delta) / draws)
+
+
+def test_words_for_policies_without_a_promise():
+    assert "set by hand" in xl.Policy((0.5,)).certificate()
+    empirical = xl.calibrate(good_trace(200), max_disagreement=0.1)
+    assert (
+        "Nothing is promised for new data: the limits (disagreement at most 0.1) hold on the 200 samples"
+        in empirical.certificate()
+    )

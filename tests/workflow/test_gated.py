@@ -1,0 +1,127 @@
+"""Explanation-gated exits: the router does what the trace says, in batches, streams and compiled; calibrate finds them."""
+
+import math
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.functional.gating import fit_gate, limited, trace_estimates
+from exitlens.functional.risk import taken
+from exitlens.functional.routing import early_scores
+from tests.conftest import TinyNet, make_net, spread_policy
+from tests.functional.test_gating import clued_trace
+from tests.texts import make_text_net, make_texts
+
+IMAGES = torch.randn(120, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def gated_policy(net: xl.ExitNet, inputs, share: float = 0.6) -> tuple[xl.Policy, xl.Trace]:
+    """Thresholds that some reach at every exit, and a gate that some fail."""
+    trace, plain = xl.collect(net, inputs), spread_policy(net, inputs)
+    gate = fit_gate(trace, torch.arange(len(trace)), plain.temperatures)
+    gate = limited(gate, trace_estimates(trace, plain.temperatures, gate), share)
+    return xl.Policy(plain.thresholds, gate=gate), trace
+
+
+@pytest.fixture(scope="module")
+def made():
+    net = make_net()
+    return net, *gated_policy(net, IMAGES)
+
+
+def check(net: xl.ExitNet, pred: xl.Prediction, policy: xl.Policy, trace: xl.Trace) -> None:
+    exits = xl.route(trace, policy)
+    assert pred.exits.tolist() == exits.tolist()
+    estimates = torch.cat([trace_estimates(trace, policy.temperatures, policy.gate), torch.zeros(len(trace), 1)], 1)
+    torch.testing.assert_close(pred.divergence_estimate, taken(estimates, exits), atol=1e-5, rtol=1e-4)
+    final = exits == net.num_exits - 1
+    assert pred.last_divergence.isnan().tolist() == (~final).tolist()
+    torch.testing.assert_close(pred.last_divergence[final], trace.divergence[final, -2], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 7])
+def test_the_router_gates_as_the_trace_says(made, micro_batch):
+    net, policy, trace = made
+    net.tuning = xl.Tuning(micro_batch=micro_batch)
+    check(net, xl.predict(net, IMAGES, policy), policy, trace)
+    assert len(xl.route(trace, policy).unique()) == 3
+    assert (xl.route(trace, policy) != xl.route(trace, xl.Policy(policy.thresholds))).any()
+    one = xl.predict(net, IMAGES[:1], policy, attention=True)
+    assert len(one.attention) == 1
+    assert one.divergence_estimate.shape == (1,)
+
+
+def test_streams_and_their_orders(made):
+    net, policy, trace = made
+    net.tuning = xl.Tuning(micro_batch=16)
+    for order in ("input", "ready"):
+        parts = list(xl.predict(net, IMAGES.split(9), policy, order=order))
+        where = torch.cat([p.index for p in parts]).argsort()
+        columns = [torch.cat([getattr(p, name) for p in parts])[where] for name in ("exits", "divergence_estimate")]
+        exits = xl.route(trace, policy)
+        assert columns[0].tolist() == exits.tolist()
+        assert columns[1][exits == 2].tolist() == [0.0] * int((exits == 2).sum())
+
+
+@pytest.mark.parametrize("thresholds", [(math.inf, 0.3), (0.5, math.inf), (math.inf, math.inf), (0.0, 0.5)])
+def test_exits_that_never_or_always_fire(made, thresholds):
+    net, policy, trace = made
+    net.tuning = xl.Tuning()
+    other = xl.Policy(thresholds, gate=policy.gate)
+    pred = xl.predict(net, IMAGES, other)
+    assert pred.exits.tolist() == xl.route(trace, other).tolist()
+    if thresholds[1] == math.inf and thresholds[0] != 0:
+        assert pred.last_divergence.isnan().all()  # the last early exit was not computed
+
+
+def test_compiled(made):
+    pytest.importorskip("openvino")
+    net, policy, trace = made
+    net.tuning = xl.Tuning()
+    net.compile(policy, backend="openvino")
+    check(net, xl.predict(net, IMAGES, policy), policy, trace)
+    net.tuning = xl.Tuning()
+
+
+def test_texts():
+    net, texts = make_text_net(), make_texts(60)
+    policy, trace = gated_policy(net, texts)
+    check(net, xl.predict(net, texts, policy), policy, trace)
+
+
+def test_explanations_know_the_gate(made):
+    net, policy, trace = made
+    found = xl.explain_batch(net, IMAGES[:30], policy)
+    assert [one.answered for one in found] == xl.route(trace, policy)[:30].tolist()
+    estimates = trace_estimates(trace, policy.temperatures, policy.gate)
+    decisive = early_scores(trace, policy)
+    for i, one in enumerate(found):
+        assert [v.estimate for v in one.exits[:-1]] == pytest.approx(estimates[i].tolist(), abs=1e-5)
+        assert one.exits[-1].estimate is None
+        assert [v.fired for v in one.exits[:-1]] == [bool(decisive[i, k] >= policy.thresholds[k]) for k in range(2)]
+    stopped = next(one for one in found if any(v.confidence >= v.threshold and not v.fired for v in one.exits[:-1]))
+    assert "reached the threshold too, but the map was not trusted" in stopped.reason
+
+
+def test_calibrate_fits_a_gate_where_it_saves():
+    trace = clued_trace(2000)
+    limit = 0.5 * trace.divergence[:, 0].mean().item()
+    plain = xl.calibrate(trace, max_divergence=limit)
+    gated = xl.calibrate(trace, max_divergence=limit, gate=True)
+    assert gated.gate is not None
+    assert gated.chosen_by["cost"] < plain.chosen_by["cost"]
+    assert taken(trace.divergence, xl.route(trace, gated)).mean().item() <= limit + 1e-6
+    certified = xl.calibrate(trace, max_divergence=limit, gate=True, delta=0.1)
+    assert certified.gate is not None
+    assert certified.chosen_by["cost"] < 0.95
+    assert xl.calibrate(trace, max_divergence=1.0, gate=True).gate is None  # nothing to gain: the simpler rule
+    with pytest.raises(xl.InputError, match="gate: it lowers the divergence"):
+        xl.calibrate(trace, max_accuracy_drop=0.1, gate=True)
+
+
+def test_bundles_keep_the_gate(made, tmp_path):
+    net, policy, _ = made
+    net.describe(source="")
+    xl.save(net, policy, tmp_path / "b")
+    assert xl.load(tmp_path / "b", backbone=TinyNet())[1] == policy
