@@ -31,16 +31,16 @@ class Bar(NamedTuple):
         return self.figure <= self.limit if self.sense == "<=" else self.figure >= self.limit
 
 
-def bars(part: str, found: dict[str, Any], form: str = ", compiled") -> Iterator[Bar]:
-    """The bars that one part (network and threads) has figures for, eager and in this compiled form."""
+def bars(part: str, found: dict[str, Any]) -> Iterator[Bar]:
+    """The bars that one part (network and threads) has figures for."""
     for batch in found["batches"]:
         size = batch["batch"]
         rows = {row["name"]: row for row in batch["rows"]}
         at = f"{part}, batch {size}"
-        for one in ("", form):
-            if f"nobody_over_plain{one}" in batch:
-                figure = batch[f"nobody_over_plain{one}"][0]
-                yield Bar(f"nobody{one}|{part}|{size}", f"{at}: nobody leaves{one}, time over plain", figure, "<=", 1.04)
+        for form in ("", ", compiled"):
+            if f"nobody_over_plain{form}" in batch:
+                figure = batch[f"nobody_over_plain{form}"][0]
+                yield Bar(f"nobody{form}|{part}|{size}", f"{at}: nobody leaves{form}, time over plain", figure, "<=", 1.04)
         if size >= 8:
             yield from _savings(part, size, rows)
         if size == 1 and "exits, all at exit 0" in rows:
@@ -51,9 +51,9 @@ def bars(part: str, found: dict[str, Any], form: str = ", compiled") -> Iterator
             figure = batch["attention_over_none"][0]
             yield Bar(f"attention|{part}|{size}", f"{at}: attention of every exit, time over without", figure, "<=", 1.02)
         for key, figure in batch.items():
-            how, over, name = key.partition("_over_eager, ")
-            if over:
-                yield Bar(f"{how}|{name}|{part}|{size}", f"{at}: {name}, {how} over eager", figure[0], "<=", 1.0)
+            if key.startswith("compiled_over_eager"):
+                name = key.removeprefix("compiled_over_eager, ")
+                yield Bar(f"compiled|{name}|{part}|{size}", f"{at}: {name}, compiled over eager", figure[0], "<=", 1.0)
         yield from _against(part, size, rows)
     if part.startswith("resnet18"):
         yield Bar(f"router|{part}", f"{part}, batch 32: the router's own time", found["router_share"][0], "<=", 0.01)
@@ -61,10 +61,9 @@ def bars(part: str, found: dict[str, Any], form: str = ", compiled") -> Iterator
         yield Bar(f"stream|{part}", f"{part}: stream over batch by batch of 8", found["stream"]["gain"][0], ">=", 1.15)
     if "decisions" in found:
         same = found["decisions"]
-        what = f"{part}{form}: "
-        yield Bar(f"decisions{form}|{part}", f"{what}decides as eager, share of 10,000", same["equal"], ">=", 0.9999)
+        yield Bar(f"decisions|{part}", f"{part}: compiled decides as eager, share of 10,000", same["equal"], ">=", 0.9999)
         far = same["furthest_from_threshold"]
-        yield Bar(f"near{form}|{part}", f"{what}furthest of the others from its threshold", far, "<=", 1e-4)
+        yield Bar(f"near|{part}", f"{part}: furthest of the others from its threshold", far, "<=", 1e-4)
 
 
 def memory(path: Path) -> Iterator[Bar]:
@@ -153,8 +152,6 @@ def all_bars(folder: Path) -> Iterator[Bar]:
     for path in sorted((folder / "performance").glob("*.json")):
         yield from bars(path.stem, json.loads(path.read_text()))
         yield from memory(path)
-    for path in sorted((folder / "performance" / "openvino").glob("*.json")):
-        yield from (bar for bar in bars(path.stem, json.loads(path.read_text()), ", openvino") if "openvino" in bar.key)
     for path in sorted((folder / "guarantees").glob("*.json")):
         yield from guarantees(path.stem, json.loads(path.read_text()))
 

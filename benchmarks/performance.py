@@ -1,6 +1,6 @@
 """Times the engine against everything a user would pick instead; one JSON per network and number of threads.
 
-Usage: python benchmarks/performance.py [--only NETWORK-THREADS | openvino/NETWORK-THREADS | memory/small-2 ...] [--again] [--quick]
+Usage: python benchmarks/performance.py [--only NETWORK-THREADS ...] [--again] [--quick]
 
 Every part runs in a process of its own, pinned to as many processors as it has threads; what is there already is skipped
 (`--again` measures it again). Nothing else should run meanwhile. The results go to benchmarks/results/performance/ and from
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
-from exitlens.delivery.benchmark import AS_IS, MIXED, STEPS, TUNED, Bench, machine
+from exitlens.delivery.benchmark import AS_IS, MIXED, TUNED, Bench, machine
 from exitlens.delivery.timing import Work, clocked, interleave, pinned
 from exitlens.functional.inputs import Inputs, split_rows
 from exitlens.types import Preprocess
@@ -121,37 +121,19 @@ class _Forced(nn.Module):
         return logits
 
 
-def facts(subject: Subject, net: xl.ExitNet, threads: int) -> dict[str, Any]:
-    """What is timed, where and how tuned."""
-    network = {"source": subject.source, "pixels": subject.pixels, "exits": net.info.at, "cost": net.cost.tolist()}
-    return {"network": network, "machine": machine(threads), "tuning": net.tuning.to_dict(), "batches": []}
-
-
-def run_openvino(subject: Subject, threads: int, quick: bool) -> dict[str, Any]:
-    """Stages and backbone by OpenVINO, beside both as PyTorch runs them."""
-    plain, net, images, policy = subject.build()
-    net.tune(images[:64], precision="float32", policy=policy)
-    found = facts(subject, net, threads)
-    bench = Bench(plain, net, images, policy, backends=("openvino",))
-    keep = (AS_IS, "exits, nobody leaves", "exits, all at exit 0", f"exits, {MIXED}")
-    for size in (1, 8) if quick else SIZES[:3]:
-        rounds = 2 if quick else 7
-        seconds = 0.0 if quick else 5.0
-        wanted = lambda name: name in keep or name.endswith("openvino") or name == STEPS  # noqa: E731
-        found["batches"].append(bench.run(size, rounds=rounds, seconds=seconds, memory=False, keep=wanted))
-        print(f"  batch {size}: {found['batches'][-1]['rounds']} rounds", flush=True)
-    if policy is not None and threads == 2:
-        found["decisions"] = decisions(bench.compiled["openvino"][1], net, policy, 500 if quick else 10_000)
-    return found
-
-
 def run_batches(subject: Subject, threads: int, quick: bool) -> dict[str, Any]:
     """Everything about one network in this many threads."""
     plain, net, images, policy = subject.build()
-    net.tune(images[:64], precision="float32", policy=policy)
-    found = facts(subject, net, threads)
+    at = net.info.at
+    tuning = net.tune(images[:64], precision="float32", policy=policy)
+    found: dict[str, Any] = {
+        "network": {"source": subject.source, "pixels": subject.pixels, "exits": at, "cost": net.cost.tolist()},
+        "machine": machine(threads),
+        "tuning": tuning.to_dict(),
+        "batches": [],
+    }
     started = time.perf_counter()
-    bench = Bench(plain, net, images, policy, backends=("inductor",))
+    bench = Bench(plain, net, images, policy, compiled=True)
     found["compile_seconds"] = round(time.perf_counter() - started, 1)
     found["router_share"] = bench.router_time()
     try:
@@ -166,7 +148,7 @@ def run_batches(subject: Subject, threads: int, quick: bool) -> dict[str, Any]:
         print(f"  batch {size}: {found['batches'][-1]['rounds']} rounds", flush=True)
     found["bfloat16"] = half(plain, net, images, quick)
     if subject.stream and threads == 2 and policy is not None:
-        found["decisions"] = decisions(bench.compiled["inductor"][1], net, policy, 500 if quick else 10_000)
+        found["decisions"] = decisions(bench, net, policy, 500 if quick else 10_000)
     if subject.stream:
         found["stream"] = stream(net, subject, 400 if quick else subject.stream if threads == 2 else subject.stream // 5)
     return found
@@ -181,10 +163,11 @@ def half(plain: nn.Module, net: xl.ExitNet, images: Tensor, quick: bool) -> dict
     return found | {"agreement": twin.tuning.measured.get("bfloat16_agreement"), "tuning": twin.tuning.to_dict()}
 
 
-def decisions(compiled_net: xl.ExitNet, net: xl.ExitNet, policy: xl.Policy, count: int) -> dict[str, Any]:
+def decisions(bench: Bench, net: xl.ExitNet, policy: xl.Policy, count: int) -> dict[str, Any]:
     """Exits and labels by compiled stages against eager ones, over fresh scenes."""
+    assert bench.compiled_net is not None
     images = scenes(net, count, seed=7)
-    same, furthest = 0, 0.0
+    same, furthest, compiled_net = 0, 0.0, bench.compiled_net
     for batch in images.split(250):
         one, other = xl.predict(net, batch, policy), xl.predict(compiled_net, batch, policy)
         differ = (one.exits != other.exits) | (one.labels != other.labels)
@@ -230,8 +213,9 @@ def stream(net: xl.ExitNet, subject: Subject, count: int) -> dict[str, Any]:
     }
 
 
-def stream_memory(subject: Subject, threads: int, quick: bool) -> dict[str, Any]:
+def stream_memory(name: str) -> dict[str, Any]:
     """What a process of its own holds while it answers a stream, without memory being kept."""
+    subject = SUBJECTS[name]
     _, net, images, policy = subject.build()
     net.tuning = xl.Tuning(micro_batch=32, channels_last=True, folded=True)
     batches = list(images[:256].split(8))
@@ -239,8 +223,7 @@ def stream_memory(subject: Subject, threads: int, quick: bool) -> dict[str, Any]
     def predictions(count: int) -> Iterator[xl.Prediction]:
         return xl.predict(net, (batches[i % len(batches)] for i in range(count // 8)), policy or xl.Policy.never(4))
 
-    count = 400 if quick else subject.stream
-    return {"samples": count, "resident_mb": resident(predictions, count)}
+    return {"samples": subject.stream, "resident_mb": resident(predictions, subject.stream)}
 
 
 def resident(predictions: Callable[[int], Iterator[xl.Prediction]], count: int) -> list[float]:
@@ -270,23 +253,18 @@ def shares_policy(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...]) ->
     return xl.Policy(tuple(thresholds))
 
 
-KINDS = {"": run_batches, "openvino": run_openvino, "memory": stream_memory}
-
-
-def part(key: str, quick: bool) -> None:
-    """Measures one part (KIND/NETWORK-THREADS) in this process and writes its file."""
+def part(name: str, threads: int, quick: bool) -> None:
+    """Measures one part in this process and writes its file."""
     started = time.perf_counter()
     warnings.filterwarnings("ignore", module="earlyon")
-    kind, _, rest = key.rpartition("/")
-    name, _, threads = rest.rpartition("-")
-    with pinned(int(threads)):
-        found = KINDS[kind](SUBJECTS[name], int(threads), quick)
+    with pinned(threads):
+        found = run_batches(SUBJECTS[name], threads, quick)
     found["seconds"] = round(time.perf_counter() - started)
-    path = RESULTS / f"{key}.json"
+    path = RESULTS / f"{name}-{threads}.json"
     if quick:
         print(json.dumps(found)[:400])
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     temporary.rename(path)
@@ -299,11 +277,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds, small batches, nothing is written")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.part:
-        part(given.part, given.quick)
+    if given.part and given.part.startswith("memory-"):
+        name = given.part.removeprefix("memory-")
+        path = RESULTS / "memory" / f"{name}-2.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pinned(2):
+            path.write_text(json.dumps(stream_memory(name), indent=1) + "\n")
         return
-    keys = [f"{name}-{threads}" for threads in (2, 1) for name in SUBJECTS]
-    wanted = given.only or [*keys, *(f"openvino/{key}" for key in keys), "memory/small-2"]
+    if given.part:
+        name, _, threads = given.part.rpartition("-")
+        part(name, int(threads), given.quick)
+        return
+    wanted = given.only or [f"{name}-{threads}" for threads in (2, 1) for name in SUBJECTS]
     for key in wanted:
         if (RESULTS / f"{key}.json").exists() and not (given.again or given.quick):
             print(f"{key}: there already")
@@ -311,6 +296,8 @@ def main() -> None:
         print(f"{key} ...", flush=True)
         command = [sys.executable, __file__, "--part", key, *(["--quick"] if given.quick else [])]
         subprocess.run(command, check=True)
+    if not given.only and not given.quick:
+        subprocess.run([sys.executable, __file__, "--part", "memory-small"], check=True)
 
 
 if __name__ == "__main__":

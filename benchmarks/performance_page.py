@@ -117,32 +117,6 @@ def section(name: str, threads: int, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def openvino() -> list[str]:
-    """Stages and backbone by OpenVINO beside both as PyTorch runs them."""
-    lines = [
-        "### Stages by OpenVINO",
-        "",
-        '`net.compile(backend="openvino")` (extra `openvino`, float32), and the plain backbone in the same form; ms a sample, in brackets '
-        "times faster than the plain backbone as PyTorch runs it. It gains where calls are small; its nobody-leaves rows are further "
-        "above plain than PyTorch's, because maps that leave a stage are written in plain order for the next.",
-        "",
-        "| | batch | plain, tuned | plain, OpenVINO | nobody leaves, tuned | nobody leaves, OpenVINO | 50/30/0/20, tuned | 50/30/0/20, OpenVINO |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    names = ("plain, tuned", "plain, openvino")
-    for exits in ("nobody leaves", MIXED):
-        names += (f"exits, {exits}", f"exits, {exits}, openvino")
-    for threads in (2, 1):
-        for network in NAMES:
-            path = RESULTS / "openvino" / f"{network}-{threads}.json"
-            for batch in json.loads(path.read_text())["batches"] if path.exists() else ():
-                rows = {row["name"]: row for row in batch["rows"]}
-                cells = [f"{rows[name]['ms'][0]:.2f} ({rows[name]['speedup'][0]:.2f}x)" for name in names]
-                title = f"{NAMES[network]}, {threads} core{'s' if threads > 1 else ''}"
-                lines.append(f"| {title} | {batch['batch']} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
 def chart(found: list[tuple[str, int, dict[str, Any]]]) -> None:
     """Batch 32 on two cores: how many times faster than plain as PyTorch runs it, with the ideal as a mark."""
     shown = [(name, one) for name, threads, one in found if threads == 2]
@@ -211,7 +185,6 @@ def main() -> None:
     ]
     for name, threads, one in found:
         lines += section(name, threads, one)
-    lines += openvino()
     replace(PAGE, "<!-- results: written by benchmarks/performance_page.py -->", lines)
     replace(ROOT / "README.md", "<!-- speed: written by benchmarks/performance_page.py -->", summary(found))
     chart(found)

@@ -1,4 +1,4 @@
-"""calibrate --delta, --unlabelled and --gate, predict --monitor and --compile, on the command line."""
+"""calibrate --delta, --unlabelled and --gate, and predict --monitor, on the command line."""
 
 import json
 
@@ -57,14 +57,6 @@ def test_the_watch(trained, folder, call):  # noqa: F811
     assert "drift" in shown
 
 
-def test_by_openvino(trained, folder, call):  # noqa: F811
-    pytest.importorskip("openvino")
-    plain = json.loads(call("predict", "--bundle", trained, "--data", folder, "--json")[1])["predictions"]
-    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--compile", "openvino", "--json")
-    assert code == 0
-    assert [row["label"] for row in json.loads(shown)["predictions"]] == [row["label"] for row in plain]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -79,6 +71,8 @@ def test_by_openvino(trained, folder, call):  # noqa: F811
 def test_what_it_refuses(again, folder, call, words, message):  # noqa: F811
     if words[-1] == "--unlabelled":
         words = (*words, folder)
+    elif "--data" not in words:
+        words = (*words, "--data", folder)
     code, _, err = call("calibrate", "--bundle", again, *words)
     assert code == 2
     assert message in " ".join(err.split())

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     code = blocks[0].replace("load_scenes(split)", "load_scenes(split, limit=128)").replace("epochs=8", "epochs=1")
     assert code.count("limit=128") == 1
     assert code.count("epochs=1") == 1
@@ -30,6 +30,10 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert space["net"].num_exits == 3
     exec(compile(blocks[2], "README.md", "exec"), {})
     assert capsys.readouterr().out.count("tensor(") == 2 * 8
+    exec(compile(blocks[3], "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "With 90 % confidence" in out or "with 90 % confidence" in out
+    assert "no drift seen in 64 samples" in out
 
 
 def test_the_flow_in_the_package_docstring_runs(tmp_path, monkeypatch):

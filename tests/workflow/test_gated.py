@@ -1,6 +1,7 @@
 """Explanation-gated exits: the router does what the trace says, in batches, streams and compiled; calibrate finds them."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -76,10 +77,11 @@ def test_exits_that_never_or_always_fire(made, thresholds):
 
 
 def test_compiled(made):
-    pytest.importorskip("openvino")
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
     net, policy, trace = made
     net.tuning = xl.Tuning()
-    net.compile(policy, backend="openvino")
+    net.compile(policy)
     check(net, xl.predict(net, IMAGES, policy), policy, trace)
     net.tuning = xl.Tuning()
 

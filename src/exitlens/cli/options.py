@@ -35,13 +35,6 @@ OtherData = Annotated[
 ]
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, typer.Option(help="Folder of torchvision's files.")]
-Compile = Annotated[
-    str,
-    typer.Option(
-        "--compile",
-        help="Compile the stages first: `inductor` (torch.compile, a minute, needs g++) or `openvino` (seconds).",
-    ),
-]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read.")]
 
 

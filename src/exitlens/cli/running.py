@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import exitlens as xl
-from exitlens.cli.options import Bundle, Compile, Json, SkipBad, app, console, literal, show
+from exitlens.cli.options import Bundle, Json, SkipBad, app, console, literal, show
 from exitlens.data.folders import ImageStream, check_bad
 from exitlens.data.texts import TextStream
 from exitlens.delivery.pictures import save_explanation
@@ -40,7 +40,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a call.")] = 64,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the --out of a run that was stopped.")] = False,
     skip_bad: SkipBad = False,
-    backend: Compile = "",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
     monitor: Annotated[
         bool, typer.Option("--monitor", help="Warn if the samples, in this order, stop looking like the calibration's.")
     ] = False,
@@ -56,8 +56,8 @@ def predict(
     file = None if out is None else PredictionFile(out, made_by(net, policy, data), resume=resume)
     rows = [] if file is None else list(file.rows)
     done = {row.file for row in rows}
-    if backend:
-        net.compile(policy, backend=backend, progress=not json_)  # type: ignore[arg-type]
+    if compiled:
+        net.compile(policy, progress=not json_)
     watch = policy.monitor() if monitor else None
     samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, without=done)
     try:

@@ -11,7 +11,7 @@ import torch
 import typer
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Compile, Json, OtherData, Root, app, console, show
+from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, app, console, show
 from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.benchmark import Bench, machine, table
@@ -100,7 +100,9 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, at least; medians are reported.")] = 7,
     seconds: Annotated[float, typer.Option(min=0, help="To go on for at each batch size.")] = 5.0,
     threads: Annotated[int, typer.Option(min=0, help="Pin to so many processors (0: as the process is).")] = 0,
-    backend: Compile = "",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also compiled stages and backbone (a minute, needs g++).")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write everything to this new JSON file.")] = None,
     json_: Json = False,
 ) -> None:
@@ -116,7 +118,7 @@ def bench(
     plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
     inputs = _some(load_samples(bundle, net, "test", data=data, root=root, skip_bad=False), samples)
     with pinned(threads) if threads else nullcontext():
-        run = Bench(plain, net, inputs, policy, backends=(backend,) if backend else ())  # type: ignore[arg-type]
+        run = Bench(plain, net, inputs, policy, compiled=compiled)
         found = [run.run(size, rounds=rounds, seconds=seconds) for size in sizes]
         facts = machine(threads)
         values = {"machine": facts, "tuning": net.tuning.to_dict(), "batches": found}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from exitlens.delivery.contenders import Plain, Planned, StepTimes, as_users_run
 from exitlens.delivery.timing import Times, Work, clocked, interleave, interval, peak_bytes
 from exitlens.functional.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.model.network import ExitNet
-from exitlens.model.tuning import Backend
 from exitlens.types import Policy
 from exitlens.workflow.inference import predict
 
-AS_IS, TUNED = "plain, as PyTorch runs it", "plain, tuned"
-FORMS: dict[Backend, str] = {"inductor": "compiled", "openvino": "openvino"}  # as contenders' names end
+AS_IS, TUNED, COMPILED = "plain, as PyTorch runs it", "plain, tuned", "plain, compiled"
 STEPS = "stages alone"
 SHARES: dict[str, tuple[float, ...]] = {
     "nobody leaves": (0, 0, 0, 1),
@@ -51,25 +49,20 @@ class Bench:
         plain: the backbone, with a classifier of as many classes. net: with its tuning.
         inputs: ``(N,...)``, repeated where a batch needs more.
         policy: also timed, if there is one.
-        backends: also time stages and backbone compiled by these (``inductor`` takes a minute or two).
+        compiled: also time compiled stages and a compiled backbone (compiling takes a minute or two).
     """
 
     def __init__(
-        self,
-        plain: nn.Module,
-        net: ExitNet,
-        inputs: Inputs,
-        policy: Policy | None = None,
-        backends: Sequence[Backend] = (),
+        self, plain: nn.Module, net: ExitNet, inputs: Inputs, policy: Policy | None = None, compiled: bool = False
     ) -> None:
         self.plain, self.net, self.inputs, self.policy = plain.eval(), net.eval(), inputs, policy
         tuning = replace(net.tuning, channels_last=net.tuning.channels_last or net.is_channels_last)
         self.tuned = Plain(plain, inputs, tuning)
-        self.compiled: dict[Backend, tuple[Plain, ExitNet]] = {}
-        for backend in backends:
-            twin = copy.deepcopy(net)
-            twin.compile(backend=backend)
-            self.compiled[backend] = Plain(plain, inputs, tuning, backend), twin
+        self.compiled_plain = Plain(plain, inputs, tuning, compiled=True) if compiled else None
+        self.compiled_net: ExitNet | None = None
+        if compiled:
+            self.compiled_net = copy.deepcopy(net)
+            self.compiled_net.compile()
 
     def samples(self, count: int) -> Inputs:
         """So many inputs, repeated if there are fewer."""
@@ -101,10 +94,9 @@ class Bench:
         steps = StepTimes(self.net, inputs, size)
         works = self._works(inputs, size, plans) | {STEPS: steps}
         meters = {"": (steps, TUNED)}
-        for backend, (_, twin) in self.compiled.items():
-            form = f", {FORMS[backend]}"
-            meters[form] = (StepTimes(twin, inputs, size), f"plain{form}")
-            works[f"{STEPS}{form}"] = meters[form][0]
+        if self.compiled_net is not None:
+            meters[", compiled"] = (StepTimes(self.compiled_net, inputs, size), COMPILED)
+            works[f"{STEPS}, compiled"] = meters[", compiled"][0]
         works |= {name: make(inputs, size, plans) for name, make in (others or {}).items()}
         works = {name: work for name, work in works.items() if keep(name) or name in (AS_IS, TUNED)}
         times = interleave(works, rounds=rounds, seconds=seconds)
@@ -139,10 +131,10 @@ class Bench:
             works["exits, policy"] = clocked(lambda batch: predict(self.net, batch, policy), split_rows(inputs, size), kept)
         if self.net.num_exits > 2:
             works["static, cut at exit 1"] = clocked(Cut(self.net, 1), split_rows(inputs, size), kept)
-        for backend, (plain, twin) in self.compiled.items():
-            works[f"plain, {FORMS[backend]}"] = clocked(plain, split_rows(inputs, size), kept)
+        if self.compiled_plain is not None and self.compiled_net is not None:
+            works[COMPILED] = clocked(self.compiled_plain, split_rows(inputs, size), kept)
             for name in plans:
-                works[f"exits, {name}, {FORMS[backend]}"] = Planned(twin, plans[name]).work(inputs, size)
+                works[f"exits, {name}, compiled"] = Planned(self.compiled_net, plans[name]).work(inputs, size)
         return works
 
     @staticmethod
@@ -168,14 +160,13 @@ class Bench:
         pairs = {
             "nobody_over_plain": (nobody, TUNED),
             "attention_over_none": (f"{nobody}, with attention", nobody),
+            "nobody_over_plain, compiled": (f"{nobody}, compiled", COMPILED),
         }
-        pairs |= {f"nobody_over_plain, {form}": (f"{nobody}, {form}", f"plain, {form}") for form in FORMS.values()}
         found = {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
         for name in times.rounds:
-            for form in FORMS.values():
-                eager = name.removesuffix(f", {form}")
-                if eager != name and eager in times.rounds:
-                    found[f"{form}_over_eager, {eager}"] = times.ratio(name, eager).to_list()
+            eager = name.removesuffix(", compiled")
+            if eager != name and eager in times.rounds:
+                found[f"compiled_over_eager, {eager}"] = times.ratio(name, eager).to_list()
         return found
 
     def router_time(self, size: int = 32, runs: int = 15) -> list[float]:

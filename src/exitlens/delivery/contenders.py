@@ -17,12 +17,11 @@ from exitlens.model.engine import Answer, Engine, applied
 from exitlens.model.looking import runnable
 from exitlens.model.memory import keep_memory
 from exitlens.model.network import ExitNet
-from exitlens.model.openvino_steps import OpenVinoStep
 from exitlens.model.outputs import pick_logits
 from exitlens.model.router import Router
 from exitlens.model.stages import Carried
 from exitlens.model.tracing import trace
-from exitlens.model.tuning import Backend, Tuning, prepared
+from exitlens.model.tuning import Tuning, prepared
 from exitlens.types import Policy
 from exitlens.workflow.inference import joined
 
@@ -51,29 +50,15 @@ def as_users_run_it(backbone: nn.Module, inputs: Inputs, size: int) -> Work:
 
 
 class Plain:
-    """The backbone with the tuning, and by the backend, that the network with exits gets, for the same inputs."""
+    """The backbone with the tuning that the network with exits gets, for the same inputs."""
 
-    def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, backend: Backend | None = None) -> None:
+    def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
         body = runnable(backbone, trace(backbone, False, map_inputs(example, lambda t: t[:1])))
-        self.backend, self.tuning, tensors = backend, tuning, tensors_of(example)
-        if backend is not None and tensors[0].ndim == 4:  # as net.compile does
-            self.tuning = replace(tuning, channels_last=backend == "inductor")
+        self.tuning = replace(tuning, channels_last=True) if compiled and tensors_of(example)[0].ndim == 4 else tuning
         self.body: Callable[..., Any] = prepared(body, self.tuning)
-        if backend == "inductor":
-            self._compile(tensors)
-        elif backend == "openvino":
-            self._translate(tensors)
-
-    def _translate(self, tensors: Carried) -> None:
-        body = self.body
-
-        def surest(carried: Carried) -> Carried:
-            p = self._logits(body(*carried)).softmax(1)
-            return p, p.amax(1)
-
-        threads = min(self.tuning.threads or torch.get_num_threads(), torch.get_num_threads())
-        step = OpenVinoStep(surest, (body,), tuple(t[:1].contiguous() for t in tensors), (), threads)
-        self.body = lambda *carried: step(tuple(t.contiguous() for t in carried))[0]
+        self.compiled = compiled
+        if compiled:
+            self._compile(tensors_of(example))
 
     def _compile(self, tensors: Carried) -> None:
         self.body = torch.compile(self.body, options={"freezing": True})
@@ -87,15 +72,11 @@ class Plain:
 
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""
-        with applied(self.tuning, self.backend), torch.no_grad() if self.backend == "inductor" else torch.inference_mode():
+        with applied(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
             carried = tensors_of(batch)
             size = self.tuning.micro_batch or len(carried[0])
             parts = [tuple(t[at : at + size] for t in carried) for at in range(0, len(carried[0]), size)]
-            outputs = [self.body(*self.tuning.entering(part)) for part in parts]
-            if self.backend == "openvino":  # its graph ends with the probabilities, as ours does
-                torch.cat(outputs)
-                return
-            logits = [self._logits(output) for output in outputs]
+            logits = [self._logits(self.body(*self.tuning.entering(part))) for part in parts]
             (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
 
     @staticmethod

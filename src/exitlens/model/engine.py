@@ -14,13 +14,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from exitlens.errors import EngineError, ExitlensError
+from exitlens.errors import EngineError
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.heads import ExitHead, KeptHead
 from exitlens.model.memory import keep_memory
-from exitlens.model.openvino_steps import OpenVinoStep
 from exitlens.model.stages import Carried, Stage
-from exitlens.model.tuning import Backend, Tuning, prepared
+from exitlens.model.tuning import Tuning, prepared
 from exitlens.types import ExitOutput, Policy
 
 
@@ -46,7 +45,7 @@ class Engine:
         stages: K modules or graphs. heads: K exit heads.
         tuning: in whose formats they are.
         shared: they are the network's own, not copies.
-        backend: compile each step by it when it is first used; ``None``: as PyTorch runs them.
+        compiled: compile each step by ``torch.compile`` when it is first used.
     """
 
     def __init__(
@@ -56,40 +55,33 @@ class Engine:
         tuning: Tuning,
         *,
         shared: bool = False,
-        backend: Backend | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.stages, self.heads, self.tuning, self.shared, self.backend = stages, heads, tuning, shared, backend
+        self.stages, self.heads, self.tuning, self.shared = stages, heads, tuning, shared
         self._numbers: dict[float, Tensor] = {}  # temperatures as compiled steps take them: no step for each
-        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._own_threads = min(tuning.threads or torch.get_num_threads(), torch.get_num_threads())
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] | None = {} if compiled else None
 
     @property
     def is_compiled(self) -> bool:
         """Whether its steps are compiled."""
-        return self.backend is not None
+        return self._compiled is not None
 
     def enter(self, carried: Carried) -> Carried:
         """What the network's check of its inputs returns -> what the first stage takes."""
         carried = self.tuning.entering(carried)
-        if self.backend == "openvino":  # it orders memory in its own way
-            return tuple(t.contiguous() for t in carried)
-        if (
-            self.backend == "inductor"
-        ):  # compiled for one memory format, and for tensors that were not made in inference mode
+        if self.is_compiled:  # compiled for one memory format, and for tensors that were not made in inference mode
             carried = tuple(t if self.tuning.channels_last and t.ndim == 4 else t.contiguous() for t in carried)
             carried = tuple(t.clone() if t.is_inference() else t for t in carried)
         return carried
 
     def mode(self) -> AbstractContextManager[Any]:
         """Without autograd."""
-        return _ordinary_tensors() if self.backend == "inductor" else torch.inference_mode()
+        return _ordinary_tensors() if self.is_compiled else torch.inference_mode()
 
     def advance(self, k: int, carried: Carried) -> Carried:
         """Stage k alone: an exit that cannot fire is not computed."""
-        if self.backend is None:
+        if self._compiled is None:
             return cast(Carried, self.stages[k](*carried))
-        if self.backend == "openvino":
-            return self._translated((k,), _advancing, (self.stages[k],), carried)
         return cast(Carried, self._step((k,), _advancing, self.stages[k])(carried))
 
     def answer(self, k: int, carried: Carried, temperature: float, score: str, attention: bool = False) -> Answer:
@@ -101,18 +93,12 @@ class Engine:
             temperature: of the policy. score: of the policy.
             attention: also give the attention map.
         """
-        if self.backend is None:
+        if self._compiled is None:
             return _answering(self.stages[k], self.heads[k], score, attention)(carried, temperature)
+        step = self._step((k, score, attention), _answering, self.stages[k], self.heads[k], score, attention)
         if temperature not in self._numbers:
-            dtype = torch.float64 if self.backend == "inductor" else torch.float32
-            self._numbers[temperature] = torch.tensor(temperature, dtype=dtype)
-        number, parts = self._numbers[temperature], (self.stages[k], self.heads[k])
-        if self.backend == "inductor":
-            return cast(Answer, self._step((k, score, attention), _answering, *parts, score, attention)(carried, number))
-        last = k == len(self.stages) - 1
-        flat = self._translated((k, score, attention), _flat_answering, (*parts, score, attention, last), carried, number)
-        rest = len(flat) - 2 - attention
-        return Answer(flat[:rest], flat[rest], flat[rest + 1], flat[-1] if attention else None)
+            self._numbers[temperature] = torch.tensor(temperature, dtype=torch.float64)
+        return cast(Answer, step(carried, self._numbers[temperature]))
 
     def try_out(self, carried: Carried) -> None:
         """Runs all once; raises :class:`EngineError` where the precision does not fit the graph."""
@@ -142,18 +128,11 @@ class Engine:
         return found
 
     def _step(self, key: tuple[Any, ...], make: Callable[..., Callable[..., Any]], *parts: Any) -> Callable[..., Any]:
+        assert self._compiled is not None
         if key not in self._compiled:
             name = "_".join(["exitlens", make.__name__.strip("_"), *map(str, key)])
             self._compiled[key] = torch.compile(_own_code(make(*parts), name), options={"freezing": True})
         return self._compiled[key]
-
-    def _translated(
-        self, key: tuple[Any, ...], make: Callable[..., Any], parts: tuple[Any, ...], carried: Carried, *extra: Tensor
-    ) -> Carried:
-        key += tuple(t.shape[1:] for t in carried)  # images of another size are translated again
-        if key not in self._compiled:
-            self._compiled[key] = OpenVinoStep(make(*parts), parts, carried, extra, self._own_threads)
-        return cast(Carried, self._compiled[key](carried, *extra))
 
     def warm_up(self, carried: Carried, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
         """Compiles the steps that this policy uses; yields k and the seconds that step k took.
@@ -161,8 +140,9 @@ class Engine:
         Each is compiled for one sample and for any other number of samples, so that later batches compile nothing.
 
         Raises:
-            EngineError: where a step cannot be compiled on this machine.
+            EngineError: where PyTorch cannot compile a step on this machine.
         """
+        wanted = attention or policy.gate is not None
         several = self.enter(tuple(t[:1].repeat_interleave(5, 0) for t in carried))
         for k in range(len(self.stages)):
             started = time.perf_counter()
@@ -172,20 +152,13 @@ class Engine:
                 following: Carried = ()
                 for rows in (several, tuple(t[:1] for t in several)):
                     try:
-                        any_number = self.backend == "inductor" and len(rows[0]) > 1
-                        given = tuple(_any_number(t) for t in rows) if any_number else rows
-                        out = (
-                            self.answer(k, given, 1.5, policy.score, attention or policy.gate is not None).carried
-                            if answers
-                            else self.advance(k, given)
-                        )
-                    except ExitlensError:
-                        raise
+                        given = tuple(_any_number(t) for t in rows) if len(rows[0]) > 1 else rows
+                        out = self.answer(k, given, 1.5, policy.score, wanted).carried if answers else self.advance(k, given)
                     except Exception as error:
-                        advice = "it needs a C++ compiler such as g++" if self.backend == "inductor" else "try 'inductor'"
                         raise EngineError(
-                            f"compile: {self.backend} cannot compile stage {k} here ({type(error).__name__}: "
-                            f"{str(error).strip().splitlines()[0]:.200}): {advice}; or leave compile() out"
+                            f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: "
+                            f"{str(error).strip().splitlines()[0]:.200}): it needs a C++ compiler such as g++; or leave "
+                            "compile() out"
                         ) from error
                     following = following or tuple(t.clone() for t in out)
                 several = following
@@ -225,32 +198,16 @@ def _answering(
     return step
 
 
-def _flat_answering(
-    stage: Callable[..., Any], head: ExitHead, score: str, attention: bool, last: bool
-) -> Callable[[Carried, Tensor], Carried]:
-    """As :func:`_answering`, in one flat tuple; after the last stage nothing is carried on."""
-    answer = _answering(stage, head, score, attention)
-
-    def step(carried: Carried, temperature: Tensor) -> Carried:
-        found = answer(carried, temperature)
-        maps = () if found.attention is None else (found.attention,)
-        return (*(() if last else found.carried), found.probabilities, found.scores, *maps)
-
-    return step
-
-
 def _own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The same function with a code object of its own: torch.compile counts its recompilations by code object."""
     code = cast(FunctionType, function).__code__.replace(co_name=name)
     return FunctionType(code, function.__globals__, name, None, cast(FunctionType, function).__closure__)
 
 
-def prepared_engine(
-    stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, backend: Backend | None = None
-) -> Engine:
+def prepared_engine(stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, compiled: bool) -> Engine:
     """Copies of the evaluation graphs and heads, in the tuning's formats: training the network does not change them."""
     bodies = [prepared(stage.evaluation, tuning) for stage in stages]
-    return Engine(bodies, [_prepared_head(head, tuning) for head in heads], tuning, backend=backend)
+    return Engine(bodies, [_prepared_head(head, tuning) for head in heads], tuning, compiled=compiled)
 
 
 def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
@@ -260,15 +217,11 @@ def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     return twin
 
 
-def applied(tuning: Tuning, backend: Backend | None = None) -> AbstractContextManager[Any]:
-    """The tuning's threads for a while, never more than the process has; memory is kept from now on, if it says so.
-
-    OpenVINO has threads of its own: PyTorch's, which go on spinning for a while after each operation, would be in their way.
-    """
+def applied(tuning: Tuning) -> AbstractContextManager[Any]:
+    """The tuning's threads for a while, never more than the process has; memory is kept from now on, if it says so."""
     if tuning.keep_memory:
         keep_memory()
-    threads = 1 if backend == "openvino" else tuning.threads
-    return _threads(threads) if 0 < threads < torch.get_num_threads() else nullcontext()
+    return _threads(tuning.threads) if 0 < tuning.threads < torch.get_num_threads() else nullcontext()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import InputError, require
+from exitlens.errors import require
 from exitlens.functional.inputs import MASK, Inputs
 from exitlens.model.contract import InputContract
 from exitlens.model.heads import ExitHead
@@ -19,7 +19,7 @@ from exitlens.model.layouts import Kind
 from exitlens.model.running import Running, Use
 from exitlens.model.stages import Carried, Stage
 from exitlens.model.tuner import tune
-from exitlens.model.tuning import BACKENDS, Backend, Tuning
+from exitlens.model.tuning import Tuning
 from exitlens.types import ExitOutput, Policy, Preprocess, TextPreprocess, preprocess_from_dict
 
 Final = Literal["head", "keep"]
@@ -284,22 +284,15 @@ class ExitNet(nn.Module):
         return self.tuning
 
     def compile(  # type: ignore[override]
-        self,
-        policy: Policy | None = None,
-        *,
-        backend: Backend = "inductor",
-        attention: bool = False,
-        progress: bool = False,
+        self, policy: Policy | None = None, *, attention: bool = False, progress: bool = False
     ) -> dict[int, float]:
-        """Compiles every stage with its head, for any number of samples, and warms it up.
+        """Compiles every stage with its head by ``torch.compile``, for any number of samples, and warms it up.
 
         Compiled is a copy of the weights as they are now (they become constants of the code): after training on, or
         loading other weights, call it again. ``deepcopy`` and ``save`` leave it out.
 
         Args:
             policy: whose exits are used (those that never fire are left out) and whose score; by default all exits.
-            backend: ``inductor``: by ``torch.compile``. ``openvino``: by OpenVINO, from torch.export's graph, float32 on
-                CPUs; the fastest here for one or a few samples at a time (docs/performance.md).
             attention: for predictions with attention maps.
             progress: show a progress bar.
 
@@ -307,14 +300,11 @@ class ExitNet(nn.Module):
             Seconds by stage.
 
         Raises:
-            EngineError: where the backend cannot compile this network on this machine (``inductor`` needs a C++ compiler).
-            InputError: for another backend. MissingExtraError: ``openvino`` without ``pip install exitlens[openvino]``.
+            EngineError: where PyTorch cannot compile on this machine (it needs a C++ compiler).
         """
-        if backend not in BACKENDS:
-            raise InputError(f"backend: expected one of {BACKENDS}, got {backend!r}")
         if policy is not None:
             policy.check(self.num_exits, self.identity() if policy.network else "")
-        return self._running.compile(self, policy or Policy((0.0,) * (self.num_exits - 1)), backend, attention, progress)
+        return self._running.compile(self, policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)
 
     def any_training(self) -> bool:
         """Whether any module is in training mode (cheap enough for every prediction)."""

@@ -11,7 +11,6 @@ from torch import nn
 
 from exitlens.errors import EngineError
 from exitlens.model.engine import Engine, applied, prepared_engine
-from exitlens.model.tuning import Backend
 from exitlens.types import Policy
 
 if TYPE_CHECKING:
@@ -55,23 +54,17 @@ class Running:
                     return engine
                 if engine.is_compiled:
                     raise EngineError("net: its weights were changed after net.compile(): call net.compile() again")
-            engine = self._make(net)
+            engine = self._make(net, False)
             self._engine = engine, record
             return engine
 
     @staticmethod
-    def _make(net: ExitNet, backend: Backend | None = None) -> Engine:
+    def _make(net: ExitNet, compiled: bool) -> Engine:
         exits, tuning = range(net.num_exits), net.tuning
-        if backend == "openvino":  # it has formats of its own
-            if tuning.precision != "float32":
-                raise EngineError(
-                    f"backend: openvino answers in float32, net.tuning says {tuning.precision}: use 'inductor'"
-                )
-            tuning = replace(tuning, channels_last=False)
-        if backend == "inductor" and not net.contract.is_text:  # other formats are compiled again for large batches
+        if compiled and not net.contract.is_text:  # other formats' convolutions are compiled again for large batches
             tuning = replace(tuning, channels_last=True)
-        engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, backend)
-        if tuning.precision != "float32" and backend is None:
+        engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
+        if tuning.precision != "float32" and not compiled:
             engine.try_out(net.entering(net.info.example(next(net.heads[0].parameters()))))
         return engine
 
@@ -92,11 +85,11 @@ class Running:
                 for module, was in self._modes:
                     module.training = was
 
-    def compile(self, net: ExitNet, policy: Policy, backend: Backend, attention: bool, progress: bool) -> dict[int, float]:
+    def compile(self, net: ExitNet, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
         """See :meth:`~exitlens.model.network.ExitNet.compile`; the others answer as before until it is ready."""
         with self._compiling:
             record, tuning = net.weights_record(), net.tuning
-            engine = self._make(net, backend)
+            engine = self._make(net, True)
             carried = net.entering(net.info.example(next(net.heads[0].parameters())))
             steps = engine.warm_up(carried, policy, attention)
             with applied(tuning):
@@ -117,7 +110,7 @@ class Use:
         engine = self.running.find(self.net)
         if engine.shared:
             self.running.evaluate(self.net)
-        self.shared, self.applied, self.mode = engine.shared, applied(engine.tuning, engine.backend), engine.mode()
+        self.shared, self.applied, self.mode = engine.shared, applied(engine.tuning), engine.mode()
         self.applied.__enter__()
         self.mode.__enter__()
         return engine

@@ -142,7 +142,7 @@ class _Meter:
 def engine_of(net: ExitNet, tuning: Tuning) -> Engine:
     """An engine with weights of its own, whatever the network's own tuning."""
     exits = range(net.num_exits)
-    return prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning)
+    return prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, False)
 
 
 def _half_agreement(net: ExitNet, like: Tuning, carried: Carried, policy: Policy | None) -> float | None:

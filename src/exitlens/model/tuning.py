@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,8 +14,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from exitlens.errors import InputError, require
 
 PRECISIONS = ("float32", "bfloat16")
-Backend = Literal["inductor", "openvino"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)  # of net.compile
 
 
 @dataclass(frozen=True)
