@@ -24,7 +24,7 @@ def risk_of(losses: torch.Tensor, limit: float = 0.1, kind: str = "binary", rows
 
 
 def path_of(*cuts: float) -> list[Candidate]:
-    return [Candidate((cut,), 0.5, (0.0,), (0.0,), (1,)) for cut in cuts]
+    return [Candidate((cut,), 0.5, (0.0,), (0.0,), (1,), (0.0,)) for cut in cuts]
 
 
 def test_the_walk_stops_before_the_first_failure_even_if_later_ones_would_pass():
@@ -66,18 +66,18 @@ def test_a_column_has_the_mean_of_its_rows():
 
 def test_the_path_goes_from_safe_to_cheap_and_nothing_in_it_is_beaten():
     pool = [
-        Candidate((1.0,), 0.9, (0.001,), (0.001,), (1000,)),
-        Candidate((2.0,), 0.5, (0.004,), (0.004,), (1000,)),
-        Candidate((3.0,), 0.6, (0.006,), (0.006,), (1000,)),  # dearer and worse than the one before
-        Candidate((4.0,), 0.3, (0.009,), (0.009,), (1000,)),
-        Candidate((5.0,), 0.1, (0.2,), (0.1,), (1000,)),  # hopeless
+        Candidate((1.0,), 0.9, (0.001,), (0.001,), (1000,), (0.001,)),
+        Candidate((2.0,), 0.5, (0.004,), (0.004,), (1000,), (0.004,)),
+        Candidate((3.0,), 0.6, (0.006,), (0.006,), (1000,), (0.006,)),  # dearer and worse than the one before
+        Candidate((4.0,), 0.3, (0.009,), (0.009,), (1000,), (0.009,)),
+        Candidate((5.0,), 0.1, (0.2,), (0.1,), (1000,), (0.2,)),  # hopeless
     ]
     assert [one.cuts for one in ordered_path(pool, [0.01])] == [(1.0,), (2.0,), (4.0,)]
     assert len(ordered_path(pool, [0.01], most=2)) == 2
 
 
 def test_the_approximate_p_value_has_a_floor_of_variance():
-    few, many = (Candidate((0.0,), 0.5, (0.0,), (0.0,), (n,)) for n in (20, 2000))
+    few, many = (Candidate((0.0,), 0.5, (0.0,), (0.0,), (n,), (0.0,)) for n in (20, 2000))
     assert 0.2 < approximate_p(few, [0.01])[0] < 0.5
     assert approximate_p(many, [0.01])[0] < 0.01
 
@@ -88,7 +88,7 @@ def test_the_tighter_test_is_chosen_on_the_first_part():
     steady = Risk("r", torch.stack([0.04 + 0.01 * torch.rand(600, generator=rng), torch.zeros(600)], 1), 0.1, "unit")
     wild = risk_of((torch.rand(600, generator=rng) < 0.04).float(), 0.1, "unit")
     for one, expected in ((steady, "betting"), (wild, "hoeffding_bentkus")):
-        path = [Candidate((0.0,), 0.5, (0.045,), (0.001,), (600,))]
+        path = [Candidate((0.0,), 0.5, (0.045,), (0.001,), (600,), (0.045,))]
         assert choose_tests(index, [one], path, 600, 0.1) == (expected,)
     assert choose_tests(index, [risk_of(torch.zeros(600))], [], 600, 0.1) == ("binomial",)
 
@@ -102,13 +102,13 @@ def test_ternary_losses_are_moved_into_the_unit_interval_for_betting():
 
 def test_samples_needed():
     one = risk_of(torch.zeros(100), 0.01)
-    lossless = Candidate((0.0,), 0.5, (0.0,), (0.0,), (100,))
+    lossless = Candidate((0.0,), 0.5, (0.0,), (0.0,), (100,), (0.0,))
     assert samples_needed([one], [lossless], 0.1) == math.ceil(math.log(10) / -math.log(0.99)) == 230
-    above = Candidate((0.0,), 0.5, (0.02,), (0.02,), (100,))
+    above = Candidate((0.0,), 0.5, (0.02,), (0.02,), (100,), (0.02,))
     assert samples_needed([one], [above], 0.1) is None
     assert samples_needed([one], [above, lossless], 0.1) == 230
     assert samples_needed([one], [], 0.1) is None
-    near = Candidate((0.0,), 0.5, (0.005,), (0.005,), (100,))
+    near = Candidate((0.0,), 0.5, (0.005,), (0.005,), (100,), (0.005,))
     assert samples_needed([one], [near], 0.1) == pytest.approx(1.2816**2 * 0.005 / 0.005**2, rel=0.01)
     half = risk_of(torch.zeros(100), 0.01, rows=torch.arange(100) < 50)
     assert samples_needed([half], [lossless], 0.1) == 459

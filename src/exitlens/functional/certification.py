@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
@@ -30,6 +31,9 @@ TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
     "ternary": ("paired", "betting"),
     "unit": ("hoeffding_bentkus", "betting"),
 }
+
+
+STEPS = 8  # from one vector of the frontier to the next
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,18 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A threshold vector, its mean cost on the first part, and mean and variance of every risk's losses there."""
+    """A threshold vector, its mean cost on the first part, and of every risk's losses there mean, variance and number.
+
+    ``harms``: means of the losses above 0, :func:`smoothed`, without what gains make up for, with the share of samples that
+    leave early counted as one more sample's: of two vectors that do no harm there, the one by which fewer leave is safer.
+    """
 
     cuts: Cuts
     cost: float
     means: tuple[float, ...]
     variances: tuple[float, ...]
     counts: tuple[int, ...]
+    harms: tuple[float, ...]
 
 
 def candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:
@@ -107,16 +116,33 @@ def candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candi
     Args:
         index: ``(N,K-1)`` levels of the first part. risks: of the first part. cost: ``(K,)``.
     """
-    whole = [risk.column() for risk in risks if risk.rows is None]
-    scaled = torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0)
+    harms = [smoothed(index, risk.column().clamp_min(0)) for risk in risks]
+    whole = [harm for harm, risk in zip(harms, risks, strict=True) if risk.rows is None]
+    scaled = torch.stack([harm / max(risk.limit, 1e-3) for harm, risk in zip(harms, risks, strict=True)]).sum(0)
     tops = index.amax(0).tolist()
     found: dict[Cuts, None] = {}
     for column in [scaled] if len(risks) == 1 else [*whole, scaled]:
-        ordered = [point.cuts for point in frontier(index, column, cost)]
+        # never-exit is beaten by whatever does no harm here, but the path has to start next to it
+        ordered = [*(point.cuts for point in frontier(index, column, cost)), (math.inf,) * index.shape[1]]
         found |= dict.fromkeys(ordered)
         for one, other in pairwise(ordered):
-            found |= dict.fromkeys(_between(one, other, step, tops) for step in (0.25, 0.5, 0.75))
-    return [_rated(cuts, index, risks, cost) for cuts in found if any(cut != math.inf for cut in cuts)]
+            found |= dict.fromkeys(_between(one, other, step / STEPS, tops) for step in range(1, STEPS))
+    return [_rated(cuts, index, risks, harms, cost) for cuts in found if any(cut != math.inf for cut in cuts)]
+
+
+def smoothed(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)
+    """Each early exit's losses replaced by their mean at the score, which falls as the score rises (isotonic regression).
+
+    The frontier of single losses follows chance: a rare error here or there moves its thresholds.
+    """
+    columns = [column[:, -1]]
+    for k in reversed(range(index.shape[1])):
+        order = index[:, k].argsort(stable=True)
+        fitted = isotonic_regression(column[order, k].double().numpy(), increasing=False).x.copy()
+        smooth = torch.empty_like(column[:, k])
+        smooth[order] = torch.as_tensor(fitted, dtype=column.dtype)
+        columns.insert(0, smooth)
+    return torch.stack(columns, 1)
 
 
 def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
@@ -128,13 +154,15 @@ def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
     return tuple(mixed)
 
 
-def _rated(cuts: Cuts, index: Tensor, risks: Sequence[Risk], cost: Tensor) -> Candidate:
+def _rated(cuts: Cuts, index: Tensor, risks: Sequence[Risk], harms: Sequence[Tensor], cost: Tensor) -> Candidate:
     exits = first_firing(index, cuts)
     losses = [risk.losses(exits).double() for risk in risks]
     means = [one.mean().item() if len(one) else 1.0 for one in losses]
     variances = [one.var(correction=0).item() if len(one) else 0.0 for one in losses]
+    early = (exits < len(cost) - 1).double().mean().item()
+    harm = tuple(taken(one, exits).double().mean().item() + early / len(index) for one in harms)
     price = cost[exits].double().mean().item()
-    return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses))
+    return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), harm)
 
 
 def approximate_p(one: Candidate, limits: Sequence[float]) -> list[float]:
@@ -150,12 +178,18 @@ def approximate_p(one: Candidate, limits: Sequence[float]) -> list[float]:
 
 
 def ordered_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
-    """The candidates that no other beats in both cost and (approximate) joint p-value on the first part, safest first."""
-    rated = sorted((one.cost, max(approximate_p(one, limits)), i) for i, one in enumerate(pool))  # cheapest first
+    """The candidates that no other beats in both cost and harm (over its limit) on the first part, safest first.
+
+    Harm, not the risk: it grows with every sample that leaves, so the path starts next to never-exit and goes on in small
+    steps. By risk it would start where the first part's gains happen to be largest, and the first test would often end it.
+    What is likely above its limit is left out.
+    """
+    likely = [i for i, one in enumerate(pool) if max(approximate_p(one, limits)) < 0.9]
+    harm = {i: max(h / max(limit, 1e-6) for h, limit in zip(pool[i].harms, limits, strict=True)) for i in likely}
     kept: list[tuple[float, int]] = []
-    for _, p, i in rated:
-        if p < (kept[-1][0] if kept else 0.9):  # what is likely above its limit there will not be accepted either
-            kept.append((p, i))
+    for i in sorted(likely, key=lambda i: (pool[i].cost, harm[i])):  # cheapest first
+        if not kept or harm[i] < kept[-1][0]:
+            kept.append((harm[i], i))
     if len(kept) > most:
         kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
     return [pool[i] for _, i in reversed(kept)]

@@ -27,7 +27,7 @@ from exitlens.functional.routing import early_scores, first_firing, last_score
 from exitlens.functional.scores import fit_temperature
 from exitlens.types import SCORES, Gate, Policy, Trace, reference_of
 
-PATH_SHARE = 0.3  # of the samples, to find the path; the others test it (docs/guarantees.md)
+PATH_SHARE = 0.4  # of the samples, to find the path; the others test it (docs/guarantees.md)
 FEWEST = 10  # samples for a certificate; what so few can certify is nothing, and the policy says how many it takes
 
 
