@@ -21,6 +21,19 @@ def test_levels_and_thresholds_route_alike():
             assert by_level.tolist() == by_score.tolist()
 
 
+@pytest.mark.parametrize("levels", [400, 50])
+def test_scores_next_to_each_other_in_float32(levels):
+    """Their middle is one of them, so two edges may be one; a router compares in float32 and has to do the same."""
+    base = torch.tensor(0.7)
+    steps = torch.arange(300).repeat_interleave(3)
+    scores = (base + steps * torch.finfo(torch.float32).eps / 2)[:, None]
+    found = quantise(scores, levels)
+    for cut in range(0, len(found.edges[0]), 7):
+        threshold = found.thresholds((float(cut),))[0]
+        assert torch.equal(scores[:, 0] >= threshold, found.index[:, 0] >= cut)
+    assert torch.equal(found.apply(scores), found.index)
+
+
 def test_equal_scores_share_a_level():
     found = quantise(torch.tensor([[0.5], [0.5], [0.9], [0.1]]))
     assert found.index.flatten().tolist() == [1, 1, 2, 0]

@@ -63,13 +63,11 @@ def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
     edges = []
     for column in _columns(scores):
         ordered = column.unique()
-        middles = (
-            torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2]).float().double().unique()
-        )  # as compared
+        middles = torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2])
         if len(middles) > levels:
             wanted = column.sort().values[torch.linspace(0, len(column) - 1, levels).long()]
             middles = torch.cat([middles[:1], middles[torch.searchsorted(ordered, wanted).unique()[1:]]])
-        edges.append(middles)
+        edges.append(middles.float().double().unique())  # as scores in float32 are compared with them
     found = Levels(torch.empty(len(scores), 0).long(), tuple(edges))
     return Levels(found.apply(scores), found.edges)
 
