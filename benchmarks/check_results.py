@@ -107,11 +107,10 @@ def guarantees(part: str, found: dict[str, Any]) -> Iterator[Bar]:
     """The bars of docs/guarantees.md that one part has figures for."""
     kind = part.partition("-")[0]
     if kind in ("splits", "synthetic"):
-        draws = found.get("splits") or found["draws"]
         for label, rows in found["sets"].items():
             for delta in sorted({row["delta"] for row in rows}):
                 most = max(row["violations"] for row in rows if row["delta"] == delta)
-                limit = delta + 2 * (delta * (1 - delta) / draws) ** 0.5
+                limit = delta + 2 * (delta * (1 - delta) / rows[0]["draws"]) ** 0.5
                 yield Bar(
                     f"violations|{part}|{label}|{delta}",
                     f"{part}: {label}, delta {delta}: promises broken",
@@ -122,7 +121,7 @@ def guarantees(part: str, found: dict[str, Any]) -> Iterator[Bar]:
     if kind == "synthetic":
         broken, delta = found["broken"], 0.1
         most = max(row["violations"] for rows in broken["sets"].values() for row in rows if row["delta"] == delta)
-        limit = delta + 2 * (delta * (1 - delta) / broken["draws"]) ** 0.5
+        limit = delta + 2 * (delta * (1 - delta) / (broken["draws"] / 3)) ** 0.5
         yield Bar("broken", "one step too far, delta 0.1: promises broken (has to be caught)", most, ">=", limit)
     if kind == "saving":
         shares = dict(found["share_of_hindsight"])

@@ -25,7 +25,8 @@ def test_shared_samples_are_found_by_the_sketch():
     both = xl.Trace(torch.cat([one.logits[:100], other.logits]), None, torch.zeros(600, 3), one.cost)
     record = {"data": one.fingerprint(), "sketch": sketch(one)}
     assert len(record["sketch"]) == 64
-    assert overlaps(one, record)
-    assert overlaps(both, record)
-    assert not overlaps(other, record)
-    assert not overlaps(other, {})
+    assert overlaps(one, [record])
+    assert overlaps(both, [{}, record])
+    assert not overlaps(other, [record])
+    assert not overlaps(other, [{}])
+    assert not overlaps(other, [])

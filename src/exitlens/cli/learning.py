@@ -211,6 +211,9 @@ def calibrate(
     values = policy.to_dict() | {"certificate": policy.certificate()}
     show(json_, values, f"on {len(trace)} calibration samples: cost {report.cost:.3f}", rows)
     if not json_:
+        if gate:
+            kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
+            console.print(literal(f"gate, limits on the estimated divergence by exit: {kept}"), highlight=False)
         console.print(literal(policy.certificate()), highlight=False)
 
 

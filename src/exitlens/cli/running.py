@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -52,6 +53,8 @@ def predict(
     """
     if resume and out is None:
         raise xl.InputError("resume: it goes on with a file: name that file by --out")
+    if resume and monitor:
+        raise xl.InputError("monitor: it has to see the samples from the first on: leave --resume out, or watch another run")
     net, policy = load_calibrated(bundle)
     file = None if out is None else PredictionFile(out, made_by(net, policy, data), resume=resume)
     rows = [] if file is None else list(file.rows)
@@ -61,7 +64,8 @@ def predict(
     watch = policy.monitor() if monitor else None
     samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, without=done)
     try:
-        with file or nullcontext(), _bar(not json_) as bar:
+        with file or nullcontext(), _bar(not json_) as bar, warnings.catch_warnings():
+            warnings.simplefilter("ignore", xl.DriftWarning)  # told at the end
             task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
             answers: Iterable[xl.Prediction] = xl.predict(net, samples, policy)
             for batch in _rows(net, answers if watch is None else watch.watched(answers), samples):

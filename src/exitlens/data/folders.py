@@ -120,6 +120,10 @@ def load_folder(
             kept.append(path)
         except DataError as error:
             bad.append(str(error))
+    if not files:
+        raise DataError(
+            f"data: {root} has no image in a class folder ({', '.join(names[:3])}, ...): expected folder/class/name.png"
+        )
     check_bad(bad, len(files), skip_bad)
     data = ImageSet(torch.stack(images), torch.tensor(labels), names, preprocess=preprocess)
     return data, FolderReport(tuple(kept), tuple(bad))

@@ -21,7 +21,7 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from exitlens.functional.frontier import Cuts, frontier
-from exitlens.functional.pvalues import Array, betting, binomial, hoeffding_bentkus, paired
+from exitlens.functional.pvalues import SPARE, Array, betting, binomial, hoeffding_bentkus, paired
 from exitlens.functional.risk import taken
 from exitlens.functional.routing import first_firing
 
@@ -230,7 +230,8 @@ def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:
     """
     values, count = losses.double().numpy(), len(losses)
     if test == "paired":
-        return float(paired(np.array([(values > 0).sum()]), np.array([(values < 0).sum()]), count, risk.limit)[0])
+        more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
+        return float(paired(np.array([more]), np.array([fewer]), count, risk.limit, spare=spare)[0])
     if test == "betting":
         low = -1.0 if risk.kind == "ternary" else 0.0
         return float(betting((values[None] - low) / (1 - low), (risk.limit - low) / (1 - low), delta)[0])
@@ -273,9 +274,12 @@ def samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: floa
         for risk, mean, variance in zip(risks, one.means, one.variances, strict=True):
             if mean >= risk.limit:
                 break
-            lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if risk.limit < 1 else 1
             share = 1.0 if risk.rows is None else max(1, int(risk.rows.sum())) / len(risk.rows)
-            most = max(most, math.ceil(max(lossless, (ndtri(delta) / (risk.limit - mean)) ** 2 * variance) / share))
+            lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if 1e-12 < risk.limit < 1 else 1.0
+            needed = max(lossless, (ndtri(delta) / (risk.limit - mean)) ** 2 * variance) / share
+            if not needed < 1e12:
+                break
+            most = max(most, math.ceil(needed))
         else:
             best = most if best is None else min(best, most)
     return best

@@ -55,33 +55,38 @@ def betting(losses: Array, limit: float, level: float) -> Array:  # (P,n) -> (P,
     return np.asarray(np.minimum(1.0, np.exp(-wealth)))
 
 
-def paired(more: Array, fewer: Array, count: int, limit: float, *, grid: int = 25) -> Array:  # (P,), (P,) -> (P,)
+def paired(
+    more: Array, fewer: Array, count: int, limit: float, *, spare: float = SPARE, grid: int = 49
+) -> Array:  # (P,), (P,) -> (P,)
     """For differences of two 0/1 losses: whether the mean of -1, 0 and 1 is above ``limit`` (non-inferiority of pairs).
 
     The statistic is ``Z = (T - n limit) / sqrt(D + n limit / 2 + 1/2)`` with ``T = more - fewer`` and ``D = more + fewer``
     pairs that differ. With the rate q of those known, its distribution at the null's boundary is exact (D is binomial, and
     so is ``more`` given D). q is not known: the p-value is the largest over all q up to q's exact upper bound at level
-    ``SPARE``, plus ``SPARE`` (Berger and Boos 1994; for pairs Sidik 2003). Dividing by the spread makes Z's distribution
-    depend little on q, so little is lost by that. The maximum is taken over a grid in q, over which it varies slowly.
+    ``spare``, plus ``spare`` (Berger and Boos 1994; for pairs Sidik 2003). Dividing by the spread makes Z's distribution
+    depend little on q, so little is lost by that. The maximum is taken over a grid in q, in equal steps of its standard
+    deviation (arcsine of its root), over which the probability varies slowly: by enumeration it is exact to 0.1 % of u.
 
     Args:
         more: how many samples have +1 (wrong early, right at the end). fewer: how many have -1.
         count: samples, those with 0 included.
         limit: in [0, 1).
+        spare: chosen before the samples are seen; no p-value is smaller.
     """
     more, fewer = np.atleast_1d(np.asarray(more)), np.atleast_1d(np.asarray(fewer))
-    return np.array([_paired(int(a), int(b), count, limit, grid) for a, b in zip(more, fewer, strict=True)])
+    return np.array([_paired(int(a), int(b), count, limit, spare, grid) for a, b in zip(more, fewer, strict=True)])
 
 
-def _paired(more: int, fewer: int, count: int, limit: float, grid: int) -> float:
+def _paired(more: int, fewer: int, count: int, limit: float, spare: float, grid: int) -> float:
     total, differ = more - fewer, more + fewer
     if total >= limit * count:  # nothing speaks against the null
         return 1.0
-    upper = 1.0 if differ >= count else float(betaincinv(differ + 1, count - differ, 1 - SPARE))
+    upper = 1.0 if differ >= count else float(betaincinv(differ + 1, count - differ, 1 - spare))
     if upper <= limit:  # no rate that is left can have so large a difference
-        return SPARE
-    q = np.linspace(max(limit, 1e-12), upper, grid)[:, None]
-    width = math.ceil(9 * math.sqrt(count * upper * (1 - upper)) + 30)
+        return spare
+    q = np.sin(np.linspace(math.asin(math.sqrt(max(limit, 1e-12))), math.asin(math.sqrt(upper)), grid))[:, None] ** 2
+    widest = min(max(0.5, limit), upper)  # the rate in range at which the number of pairs varies most
+    width = math.ceil(9 * math.sqrt(count * widest * (1 - widest)) + 30)
     centre = np.clip(np.rint(count * q), width, max(count - width, width))
     pairs = centre + np.arange(-width, width + 1)
     inside = (pairs >= 0) & (pairs <= count)
@@ -94,7 +99,7 @@ def _paired(more: int, fewer: int, count: int, limit: float, grid: int) -> float
     tail = bdtr(np.clip(most, 0, np.maximum(m - 1, 0)), np.maximum(m, 1).astype(np.int64), (q + limit) / (2 * q))
     below = np.where(most < 0, 0.0, np.where(most >= m, 1.0, tail))
     left_out = np.clip(1 - chance.sum(1), 0, 1)
-    return float(min(1.0, SPARE + ((chance * below).sum(1) + left_out).max()))
+    return float(min(1.0, spare + ((chance * below).sum(1) + left_out).max()))
 
 
 def upper_bound(errors: int, count: int, level: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,11 +34,16 @@ def sketch(trace: Trace, size: int = 64) -> list[str]:
     return sorted(_hashes(trace))[:size]
 
 
-def overlaps(trace: Trace, record: Mapping[str, Any]) -> bool:
-    """Whether samples of which ``record`` (``Policy.chosen_by``) holds fingerprint or sketch are in the trace."""
-    if record.get("data") == trace.fingerprint():
+def distinct(trace: Trace) -> int:
+    """How many samples have logits of their own: repeated samples are no independent draws."""
+    return len(set(_hashes(trace)))
+
+
+def overlaps(trace: Trace, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether samples of which a record holds fingerprint or sketch are in the trace, as far as their logits are equal."""
+    if any(record.get("data") == trace.fingerprint() for record in records):
         return True
-    theirs = set(record.get("sketch", ()))
+    theirs = {word for record in records for word in record.get("sketch", ())}
     return bool(theirs) and not theirs.isdisjoint(_hashes(trace))
 
 

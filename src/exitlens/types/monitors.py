@@ -49,7 +49,10 @@ class Drift:
         """In plain words."""
         shares = f"exit shares {_words(self.exit_shares, 1)}, expected {_words(self.expected_shares, 1)}"
         if self.alarm:
-            return f"drift: seen since sample {self.since} of {self.samples} ({shares}): calibrate again"
+            return (
+                f"drift: seen since sample {self.since} of {self.samples} ({shares}): calibrate again, unless the samples "
+                "only come in another order, such as sorted by class"
+            )
         return f"no drift seen in {self.samples} samples ({shares}; evidence {self.evidence:.3g})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,8 +109,10 @@ class Monitor:
         """
         require(pred, Prediction, "pred", "what exitlens.predict returns")
         exits, scores = pred.exits.tolist(), pred.confidence.double().tolist()
-        if exits and max(exits) >= len(self._shares):
+        if exits and not 0 <= min(exits) <= max(exits) < len(self._shares):
             raise InputError(f"pred: it was answered at exit {max(exits)}, the policy has {len(self._shares)} exits")
+        if not all(math.isfinite(score) for score in scores):
+            raise InputError("pred: expected finite confidences, got NaN or Inf")
         before = self._since
         for exit_, score in zip(exits, scores, strict=True):
             self._one(exit_, score)
@@ -216,6 +221,6 @@ def monitor_of(record: Mapping[str, Any], false_alarm: float, seed: int) -> Moni
     """A new monitor from ``Policy.chosen_by``; raises :class:`PolicyError` where there is nothing to compare with."""
     if "reference" not in record:
         raise PolicyError(
-            "policy: it was not calibrated on a trace, so there is nothing to compare with: see exitlens.calibrate"
+            "policy: it has no calibration samples to compare with (made by hand, or by an older version): calibrate again"
         )
     return Monitor(record["reference"], false_alarm, seed)

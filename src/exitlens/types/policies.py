@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -116,17 +118,43 @@ class Policy:
                 f"policy: it was calibrated for network {self.network}, this is {network}: calibrate one for this network"
             )
 
+    def rule(self) -> str:
+        """Names what decides: a hash of everything but ``chosen_by``."""
+        values = {name: value for name, value in self.to_dict().items() if name != "chosen_by"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether thresholds, score, temperatures, gate or network are not those that were calibrated."""
+        return "rule" in self.chosen_by and self.chosen_by["rule"] != self.rule()
+
     def certificate(self) -> str:
-        """What is promised about this policy, and what that rests on, in two sentences (docs/guarantees.md)."""
-        return certificate(self.chosen_by, self.network)
+        """What is promised about this policy, and what that rests on, in two sentences (docs/guarantees.md).
+
+        Raises:
+            PolicyError: where ``chosen_by`` is not what :func:`exitlens.calibrate` wrote.
+        """
+        if self.is_changed:
+            return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
+        try:
+            return certificate(self.chosen_by, self.network)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PolicyError(f"chosen_by: expected what calibrate wrote, {error} is missing or wrong: calibrate") from error
 
     def monitor(self, false_alarm: float = 0.05, seed: int = 0) -> Monitor:
         """Watches predictions for drift away from the calibration samples: see :class:`~exitlens.types.Monitor`.
 
         Raises:
-            PolicyError: for a policy that was not calibrated on a trace.
+            PolicyError: for a policy that was not calibrated on a trace, or was changed since.
         """
-        return monitor_of(self.chosen_by, false_alarm, seed)
+        if self.is_changed:
+            raise PolicyError(
+                "policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate"
+            )
+        try:
+            return monitor_of(self.chosen_by, false_alarm, seed)
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise PolicyError(f"chosen_by: its reference is not what calibrate wrote ({error}): calibrate again") from error
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite thresholds become the string ``"never"``."""
@@ -139,7 +167,10 @@ class Policy:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Policy:
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`; raises :class:`PolicyError` where something is missing."""
+        missing = [n for n in ("thresholds", "score", "temperatures", "network", "chosen_by") if n not in values]
+        if missing:
+            raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
         record = dict(values["chosen_by"])

@@ -51,8 +51,13 @@ class Trace:
         if self.logits.ndim != 3 or 0 in self.logits.shape:
             raise InputError(f"logits: expected (N,K,C), none of them 0, got {tuple(self.logits.shape)}")
         n, k, c = self.logits.shape
+        if c < 2:
+            raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
         if self.labels is not None:
-            labels = torch.as_tensor(self.labels)
+            try:
+                labels = torch.as_tensor(self.labels)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"labels: expected ({n},) integers ({error})") from error
             if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
                 raise InputError(f"labels: expected ({n},) integers, got {tuple(labels.shape)} {labels.dtype}")
             if labels.min() < 0 or labels.max() >= c:
@@ -67,8 +72,13 @@ class Trace:
                 raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
             raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
+        if self.divergence[:, -1].abs().max() > 1e-3:
+            raise InputError("divergence: expected 0 at the final exit, which is what the others are compared with")
         if self.clues is not None:
-            clues = torch.as_tensor(self.clues).detach().float()
+            try:
+                clues = torch.as_tensor(self.clues).detach().float()
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"clues: expected ({n},{k - 1},2) numbers ({error})") from error
             if clues.shape != (n, k - 1, 2) or not torch.isfinite(clues).all():
                 raise InputError(f"clues: expected ({n},{k - 1},2) finite numbers, got {tuple(clues.shape)}")
             object.__setattr__(self, "clues", clues)

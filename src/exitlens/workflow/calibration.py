@@ -22,7 +22,7 @@ from exitlens.functional.certification import (
 )
 from exitlens.functional.frontier import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
 from exitlens.functional.gating import SHARES, fit_gate, limited, trace_estimates, trusted
-from exitlens.functional.risk import accuracy_drop, disagreement, overlaps, sketch, taken
+from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, sketch, taken
 from exitlens.functional.routing import early_scores, first_firing, last_score
 from exitlens.functional.scores import fit_temperature
 from exitlens.types import SCORES, Gate, Policy, Trace, reference_of
@@ -90,11 +90,15 @@ def calibrate(
     limits = _checked(given, max_cost, score)
     if delta is not None:
         _check_delta(delta, limits, trace)
-    risks = [risk for name, limit in limits.items() for risk in _risks(trace, name, limit)]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed: expected an integer of 0 or more, below 2**63, got {seed!r}")
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
     first, second = (rows, rows[:0]) if delta is None else rows.split([cut := _cut(len(trace)), len(trace) - cut])
-    scaling = _temperatures(trace, first, temperature_scaling, temperatures)
+    risks = [r for name, limit in limits.items() for r in _risks(trace, name, limit, first if delta is None else second)]
+    scaling, fitted_on = _temperatures(trace, first, temperature_scaling, temperatures)
     unset = Policy.never(trace.num_exits, score=score, temperatures=scaling, network=trace.network)
+    for name, value in (("gate", gate), ("temperature_scaling", temperature_scaling)):
+        require(value, bool, name)
     if gate and max_divergence is None:
         raise InputError("gate: it lowers the divergence of early answers: give max_divergence, too")
     chosen = _gate(trace, unset, first, risks) if gate else None
@@ -103,8 +107,11 @@ def calibrate(
         "limits": {**limits, **({} if max_cost is None else {"max_cost": max_cost})},
         "samples": len(trace),
         "data": trace.fingerprint(),
-        "sketch": sketch(trace),
+        "distinct": distinct(trace),
+        "fitted_on": fitted_on,
     }
+    if max_class_accuracy_drop is not None:
+        record["classes"] = [sum(risk.rows is not None for risk in risks), trace.logits.shape[2]]  # tested, of so many
     if delta is None:
         thresholds, found = _empirical(trace, scores, risks, max_cost), dict[str, Any]()
     else:
@@ -116,11 +123,12 @@ def calibrate(
             f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {max_cost:.3g}: raise a limit "
             f"or delta, or collect more samples ({len(trace)} now)"
         )
-    reference = reference_of(exits, taken(torch.cat([scores, last_score(trace, unset)], 1), exits), trace.num_exits)
-    found |= {"reference": reference}
+    said = torch.cat([early_scores(trace, unset), last_score(trace, unset)], 1)  # as predictions report it, gate or not
+    found |= {"reference": reference_of(exits, taken(said, exits), trace.num_exits)}
     mode = "empirical" if delta is None else "certified"
     record = {"mode": mode} | record | found | {"seed": seed, "cost": cost}
-    return Policy(thresholds, score, scaling, trace.network, record, chosen)
+    policy = Policy(thresholds, score, scaling, trace.network, record, chosen)
+    return replace(policy, chosen_by=record | {"rule": policy.rule()})
 
 
 def _gate(trace: Trace, unset: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
@@ -139,7 +147,8 @@ def _gate(trace: Trace, unset: Policy, rows: Tensor, risks: Sequence[Risk]) -> G
     return chosen
 
 
-def _risks(trace: Trace, name: str, limit: float) -> list[Risk]:
+def _risks(trace: Trace, name: str, limit: float, rows: Tensor) -> list[Risk]:
+    """The risks that one limit is about; of the classes those that are among the ``rows`` that decide."""
     if name == "max_accuracy_drop":
         return [Risk(name, accuracy_drop(trace), limit, "ternary")]
     if name == "max_disagreement":
@@ -147,7 +156,7 @@ def _risks(trace: Trace, name: str, limit: float) -> list[Risk]:
     if name == "max_divergence":
         return [Risk(name, trace.divergence.clamp(0, 1), limit, "unit")]
     labels, drop = trace.require_labels(name), accuracy_drop(trace)
-    classes = labels.unique().tolist()
+    classes = labels[rows].unique().tolist()
     return [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
 
 
@@ -186,7 +195,8 @@ def _certified(
         return levels.thresholds(found.cuts), record
     needed = samples_needed(theirs, path, delta)
     total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
-    record |= {"reason": _reason(found, len(first) + len(second), total), "samples_needed": total}
+    reason = _reason(found, len(first) + len(second), total) if scores.shape[1] else "the network has no early exits"
+    record |= {"reason": reason, "samples_needed": total}
     return (math.inf,) * scores.shape[1], record
 
 
@@ -196,6 +206,8 @@ def _reason(found: Certificate, samples: int, needed: int | None) -> str:
     worst = max(found.tested, key=lambda one: one.p_value)
     seen = "none of its samples was there" if worst.samples == 0 else f"seen {worst.mean:.4g} in {worst.samples} samples"
     what = f"{worst.name} could not be shown to be at most {worst.limit:g} ({seen}, p-value {worst.p_value:.2g})"
+    if worst.limit == 0:
+        return f"{what}: that nothing at all is lost can never be shown from samples: raise the limit"
     if needed is None:
         return f"{what}: on the samples that chose the policy it was above the limit, so more samples would not help"
     if needed <= samples:
@@ -222,20 +234,25 @@ def _checked(given: Mapping[str, float | None], max_cost: float | None, score: s
     return limits
 
 
-def _temperatures(trace: Trace, rows: Tensor, scale: bool, given: Policy | None) -> tuple[float, ...]:
+def _temperatures(
+    trace: Trace, rows: Tensor, scale: bool, given: Policy | None
+) -> tuple[tuple[float, ...], list[dict[str, Any]]]:
+    """One an exit, and fingerprint and sketch of the samples that they were fitted on."""
     if given is not None:
         require(given, Policy, "temperatures", "a policy whose temperatures were fitted on other data")
         given.check(trace.num_exits, trace.network)
-        if overlaps(trace, given.chosen_by):
+        before = [dict(record) for record in given.chosen_by.get("fitted_on", ())]
+        if overlaps(trace, before):
             raise CalibrationError(
                 "temperatures: they were fitted on samples of this trace: calibrate on samples that nothing was fitted on, "
                 "or leave temperatures out (they are then fitted on a part that is not tested)"
             )
-        return given.temperatures
+        return given.temperatures, before
     if not scale or trace.labels is None:
-        return (1.0,) * trace.num_exits
+        return (1.0,) * trace.num_exits, []
     logits, labels = trace.logits[rows], trace.labels[rows]
-    return tuple(fit_temperature(logits[:, k], labels) for k in range(trace.num_exits))
+    fitted = tuple(fit_temperature(logits[:, k], labels) for k in range(trace.num_exits))
+    return fitted, [{"data": trace.fingerprint(), "sketch": sketch(trace)}]
 
 
 def _cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None) -> Point:
@@ -246,7 +263,7 @@ def _cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: flo
         return all(risk.losses(exits).double().mean().item() <= risk.limit + 1e-12 for risk in risks)
 
     columns = [risk.column() for risk in risks if risk.rows is None]
-    if len(risks) > 1:
+    if len(risks) > 1 or not columns:
         columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
     points = [point for risk in columns for point in frontier(levels.index, risk, cost) if allowed(point.cuts)]
     points.append(evaluate_cuts(levels.index, columns[0], cost, (math.inf,) * (len(cost) - 1)))

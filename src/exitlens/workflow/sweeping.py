@@ -78,6 +78,7 @@ def sweep(
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     _check(trace, score, level)
+    _check_count(most, "most")
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     base = _base(trace, first, score)
@@ -101,6 +102,11 @@ def _check(trace: Trace, score: str, level: float) -> None:
         raise InputError(f"score: expected one of {SCORES}, got {score!r}")
     if not isinstance(level, int | float) or not 0 < level < 1:
         raise InputError(f"level: expected a number between 0 and 1, got {level!r}")
+
+
+def _check_count(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}: expected an integer of 1 or more, got {value!r}")
 
 
 def _base(trace: Trace, rows: Tensor, score: str) -> Policy:
@@ -182,6 +188,7 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probabil
         validation.network and test.network and validation.network != test.network
     ):
         raise InputError("validation, test: expected traces of one network: collect both with it")
+    _check_count(points, "points")
     policy = Policy.never(test.num_exits, score=score)
     known, scores = early_scores(validation, policy), early_scores(test, policy)
     correct, found = (predictions(test) == test.require_labels("budgeted_batch")[:, None]).double(), []
