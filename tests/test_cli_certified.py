@@ -57,6 +57,21 @@ def test_the_watch(trained, folder, call):  # noqa: F811
     assert "drift" in shown
 
 
+def test_a_watch_cannot_be_resumed(trained, folder, tmp_path, call):  # noqa: F811
+    code, _, err = call(
+        "predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"
+    )
+    assert code == 2
+    assert "monitor: it has to see the samples from the first on" in err
+
+
+def test_class_folders_without_images(again, tmp_path, call):  # noqa: F811
+    (tmp_path / "empty").mkdir()
+    code, _, err = call("calibrate", "--bundle", again, "--data", tmp_path / "empty", "--max-accuracy-drop", "0.1")
+    assert code == 2
+    assert "has no image in a class folder (dark, bright" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

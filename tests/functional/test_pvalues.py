@@ -82,6 +82,22 @@ def test_paired_is_what_its_definition_says(count, limit):
         assert found == pytest.approx(_exact(more, fewer, count, limit), rel=0.02, abs=2e-4)
 
 
+@pytest.mark.parametrize(("count", "limit"), [(25, 0.0), (60, 0.0), (60, 0.05), (80, 0.01)])
+def test_paired_by_enumeration(count, limit):
+    """Every outcome, many rates q: the probability of a p-value up to u is at most u (to 0.1 % of u, for the grid)."""
+    outcomes = [(more, fewer) for more in range(count + 1) for fewer in range(count + 1 - more)]
+    more, fewer = np.array(outcomes).T
+    p = paired(more, fewer, count, limit)
+    order = p.argsort()
+    for q in (limit + 1e-6, 0.1, 0.3, 0.7, 0.95, 0.985, 0.999):
+        if q < limit:
+            continue
+        chance = stats.binom.pmf(more + fewer, count, q) * stats.binom.pmf(more, more + fewer, (q + limit) / (2 * q))
+        below = chance[order].cumsum()
+        last = np.append(np.diff(p[order]) > 1e-12, True)  # of equal p-values
+        assert (below[last] <= p[order][last] * 1.001 + 1e-9).all()
+
+
 def test_paired_at_the_edges():
     assert paired(np.array([7]), np.array([0]), 7, 0.01)[0] == 1  # all worse
     assert paired(np.array([0]), np.array([7]), 7, 0.01)[0] < 0.05  # all better

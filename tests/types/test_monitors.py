@@ -115,10 +115,13 @@ def test_bad_input():
             policy.monitor(bad)
     with pytest.raises(xl.InputError, match="pred: expected Prediction"):
         policy.monitor().update(torch.zeros(3))
+    worn = xl.Prediction(torch.zeros(1).long(), torch.tensor([0]), torch.tensor([math.nan]), torch.ones(1, 2))
+    with pytest.raises(xl.InputError, match="finite confidences"):
+        policy.monitor().update(worn)
     four = xl.Prediction(torch.zeros(1).long(), torch.tensor([3]), torch.ones(1), torch.ones(1, 2))
     with pytest.raises(xl.InputError, match="answered at exit 3, the policy has 3 exits"):
         policy.monitor().update(four)
-    with pytest.raises(xl.PolicyError, match="not calibrated on a trace"):
+    with pytest.raises(xl.PolicyError, match="no calibration samples to compare with"):
         xl.Policy((0.5,)).monitor()
 
 

@@ -14,7 +14,7 @@ from exitlens.types import TextPreprocess, preprocess_from_dict
 GOOD = {
     "logits": torch.randn(5, 3, 4),
     "labels": torch.tensor([0, 1, 2, 3, 0]),
-    "divergence": torch.rand(5, 3),
+    "divergence": torch.rand(5, 3) * torch.tensor([1.0, 1.0, 0.0]),
     "cost": torch.tensor([0.2, 0.5, 1.0]),
 }
 
@@ -38,6 +38,10 @@ def test_a_trace_by_hand_takes_lists_and_makes_its_tensors():
         ({"labels": torch.tensor([0])}, "integers"),
         ({"divergence": torch.rand(5, 2)}, "divergence"),
         ({"divergence": torch.full((5, 3), 1.5)}, r"\[0, 1\]"),
+        ({"divergence": torch.full((5, 3), 0.5)}, "0 at the final exit"),
+        ({"labels": ["a"] * 5}, "labels"),
+        ({"clues": "x"}, "clues"),
+        ({"logits": torch.zeros(5, 3, 1)}, "two classes or more"),
         ({"cost": torch.tensor([0.5, 0.2, 1.0])}, "increasing"),
         ({"cost": torch.tensor([0.0, 0.2, 1.0])}, "positive"),
         ({"cost": torch.tensor([0.2, 1.0])}, "cost"),

@@ -1,5 +1,6 @@
 """calibrate(delta=...): what is promised is kept, what cannot be promised is refused with its reason."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -109,11 +110,78 @@ def test_nothing_passes_and_it_says_why_and_what_it_would_take():
     assert f"about {few.chosen_by['samples_needed']} samples would be needed" in few.certificate()
     assert "The early exits never fire" in few.certificate()
     bad = good_trace(400)
-    bad = replace(bad, divergence=torch.full((400, 3), 0.5))
+    bad = replace(bad, divergence=torch.tensor([0.5, 0.5, 0.0]).repeat(400, 1))
     hopeless = xl.calibrate(bad, max_divergence=0.001, max_disagreement=0.001, delta=0.1)
     assert hopeless.thresholds == (math.inf, math.inf)
     assert hopeless.chosen_by["cost"] == pytest.approx(1.0)
     assert "reason" in hopeless.chosen_by
+
+
+def test_reasons_that_are_true():
+    alone = xl.Trace(torch.rand(200, 1, 3), None, torch.zeros(200, 1), torch.tensor([1.0]))
+    assert xl.calibrate(alone, max_disagreement=0.1, delta=0.1).chosen_by["reason"] == "the network has no early exits"
+    nothing = xl.calibrate(good_trace(400), max_accuracy_drop=0.0, delta=0.1)
+    assert "can never be shown from samples" in nothing.chosen_by["reason"]
+    tiny = xl.calibrate(good_trace(2000), max_accuracy_drop=0.05, delta=1e-4)
+    assert tiny.chosen_by["cost"] < 1  # the tests spare a part of delta, not a fixed one
+    assert all(one["p_value"] <= 1e-4 for one in tiny.chosen_by["tested"])
+    for limits in ({"max_accuracy_drop": 1e-320}, {"max_disagreement": 1e-320}, {"max_accuracy_drop": 0.0}):
+        assert xl.calibrate(good_trace(20), **limits, delta=1e-3).thresholds == (math.inf, math.inf)
+
+
+def test_a_certificate_speaks_of_the_classes_that_were_tested():
+    """Ten classes, of which the calibration saw nine: nothing is said of the tenth."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 9, (3000,), generator=rng)
+    logits = 4 * torch.nn.functional.one_hot(labels, 10)[:, None].repeat(1, 2, 1).float()
+    logits += 0.1 * torch.rand(logits.shape, generator=rng)
+    trace = xl.Trace(logits, labels, torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
+    policy = xl.calibrate(trace, max_class_accuracy_drop=0.1, delta=0.1)
+    assert policy.chosen_by["classes"] == [9, 10]
+    assert "in each of the 9 classes of 10 that were tested" in policy.certificate()
+    assert "nearest to failing of 9" in policy.certificate()
+    one = xl.Trace(logits, torch.zeros(3000).long(), torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
+    assert xl.calibrate(one, max_class_accuracy_drop=0.5).num_exits == 2
+
+
+def test_a_changed_policy_has_no_certificate(tmp_path):
+    policy = xl.calibrate(good_trace(), max_disagreement=0.05, delta=0.1)
+    assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict()))).certificate() == policy.certificate()
+    for change in ({"thresholds": (0.2, 0.2)}, {"score": "margin"}, {"temperatures": (2.0, 1.0, 1.0)}, {"network": "x"}):
+        other = replace(policy, **change)
+        assert "Nothing is promised: this policy is not the one that was calibrated" in other.certificate()
+        with pytest.raises(xl.PolicyError, match="changed since it was calibrated"):
+            other.monitor()
+
+
+def test_records_that_were_damaged():
+    policy = xl.Policy((0.5,), chosen_by={"mode": "certified"})
+    with pytest.raises(xl.PolicyError, match="chosen_by: expected what calibrate wrote"):
+        policy.certificate()
+    with pytest.raises(xl.PolicyError, match="its reference is not what calibrate wrote"):
+        xl.Policy((0.5,), chosen_by={"reference": {}}).monitor()
+    with pytest.raises(xl.PolicyError, match="thresholds, score, temperatures, network, chosen_by missing"):
+        xl.Policy.from_dict({})
+
+
+def test_repeated_samples_are_told():
+    one = good_trace(100)
+    rows = torch.arange(100).repeat(10)
+    trace = xl.Trace(one.logits[rows], None, one.divergence[rows], one.cost)
+    assert "only 100 of the samples are distinct" in xl.calibrate(trace, max_disagreement=0.2, delta=0.1).certificate()
+
+
+def test_temperatures_are_followed_through_policies():
+    """Fitted on A, taken over on B, and then to be used on A again: still A's."""
+    a, b = good_trace(seed=1), good_trace(seed=2)
+    first = xl.calibrate(a, max_accuracy_drop=0.05)
+    second = xl.calibrate(b, max_accuracy_drop=0.05, temperatures=first)
+    with pytest.raises(xl.CalibrationError, match="fitted on samples of this trace"):
+        xl.calibrate(a, max_accuracy_drop=0.05, delta=0.1, temperatures=second)
+    with pytest.raises(xl.InputError, match="seed: expected an integer"):
+        xl.calibrate(a, max_accuracy_drop=0.05, seed=2**70)
+    with pytest.raises(xl.InputError, match="gate: expected bool"):
+        xl.calibrate(a, max_divergence=0.05, gate="yes")
 
 
 def test_max_cost_beside_a_certificate():

@@ -122,6 +122,18 @@ def test_calibrate_fits_a_gate_where_it_saves():
         xl.calibrate(trace, max_accuracy_drop=0.1, gate=True)
 
 
+def test_the_monitors_reference_is_what_predictions_report():
+    """Also where a threshold of 0 lets samples leave whose map is not trusted: their score is reported as it is."""
+    trace = clued_trace(600)
+    policy = xl.calibrate(trace, max_divergence=0.6 * trace.divergence[:, 0].mean().item(), max_disagreement=1.0, gate=True)
+    exits = xl.route(trace, policy)
+    raw = torch.cat(
+        [early_scores(trace, xl.Policy(policy.thresholds, temperatures=policy.temperatures)), torch.ones(600, 1)], 1
+    )
+    raw[:, 2] = (trace.logits[:, 2] / policy.temperatures[2]).softmax(1).amax(1)
+    assert policy.monitor().state().expected_confidence == pytest.approx(taken(raw, exits).mean().item(), abs=1e-5)
+
+
 def test_bundles_keep_the_gate(made, tmp_path):
     net, policy, _ = made
     net.describe(source="")

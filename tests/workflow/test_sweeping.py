@@ -82,3 +82,8 @@ def test_bad_input():
         xl.anytime(random_trace(20, labelled=False))
     with pytest.raises(xl.InputError, match="traces of one network"):
         xl.budgeted_batch(random_trace(20), random_trace(20, k=4))
+    for bad in (0, -1, 2.5, True):
+        with pytest.raises(xl.InputError, match="most: expected an integer"):
+            xl.sweep(random_trace(20), most=bad)
+        with pytest.raises(xl.InputError, match="points: expected an integer"):
+            xl.budgeted_batch(random_trace(20), random_trace(20), points=bad)

@@ -272,13 +272,12 @@ def samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: floa
     for one in path:
         most = 0
         for risk, mean, variance in zip(risks, one.means, one.variances, strict=True):
-            if mean >= risk.limit:
+            room = risk.limit - mean
+            if room < 1e-9:  # not even its mean is below: no number of samples would do
                 break
             share = 1.0 if risk.rows is None else max(1, int(risk.rows.sum())) / len(risk.rows)
             lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if 1e-12 < risk.limit < 1 else 1.0
-            needed = max(lossless, (ndtri(delta) / (risk.limit - mean)) ** 2 * variance) / share
-            if not needed < 1e12:
-                break
+            needed = max(lossless, (ndtri(delta) / room) ** 2 * variance) / share
             most = max(most, math.ceil(needed))
         else:
             best = most if best is None else min(best, most)
