@@ -69,7 +69,7 @@ def test_class_folders_without_images(again, tmp_path, call):  # noqa: F811
     (tmp_path / "empty").mkdir()
     code, _, err = call("calibrate", "--bundle", again, "--data", tmp_path / "empty", "--max-accuracy-drop", "0.1")
     assert code == 2
-    assert "has no image in a class folder (dark, bright" in " ".join(err.split())
+    assert "has no image in a class folder (bright, dark" in " ".join(err.split())
 
 
 @pytest.mark.parametrize(
