@@ -129,6 +129,9 @@ def guarantees(part: str, found: dict[str, Any]) -> Iterator[Bar]:
         yield Bar(f"hindsight|{part}", f"{part}: saving over hindsight's", ours, ">=", 0.85)
         for name in [name for name in shares if name.startswith("single")]:
             yield Bar(f"baseline|{name}|{part}", f"{part}: saving over {name}'s", ours - shares[name], ">=", 0.0)
+    if kind == "gate":
+        change = max(row["cost_change"] for row in found["rows"])
+        yield Bar(f"gate|{part}", f"{part}: change of cost at equal limits, the least of all limits", change, "<=", 0.0)
     if kind == "drift":
         for key, one in found.items():
             if isinstance(one, dict) and "warned" in one:

@@ -29,7 +29,7 @@ def violations() -> list[str]:
     lines = [
         "Share of calibrations after which a risk was above its limit (the worst over limits of 0.5, 1, 2 and 5 %), for δ = 0.05, 0.1, 0.2.",
         "Splits: 1,000 random draws of 2,000 calibration samples from a real trace, the risk taken on all other samples. Synthetic: 2,000 draws "
-        "of 1,000 samples from populations whose risks are known.",
+        "of 1,000 samples from three populations whose risks are known.",
         "",
         "| | accuracy drop | disagreement | divergence | all three |",
         "| --- | --- | --- | --- | --- |",
@@ -37,10 +37,12 @@ def violations() -> list[str]:
     real = parts("splits-").items()
     lines += [_row(f"{name}, {one['splits']:,} splits of {one['samples']:,}", one["sets"], "") for name, one in real]
     synthetic = read("synthetic")
-    title = f"{synthetic['draws']:,} draws"
+    title = f"a third of {synthetic['draws']:,} draws"
     lines += [_row(f"synthetic {k}, {title}", synthetic["sets"], f"population {k}, ") for k in (0, 1, 2)]
     broken = synthetic["broken"]
-    lines.append(_row(f"*one step too far*, synthetic 1, {broken['draws']} draws", broken["sets"], "population 1, "))
+    lines.append(
+        _row(f"*one step too far*, synthetic 1, a third of {broken['draws']} draws", broken["sets"], "population 1, ")
+    )
     return lines
 
 
