@@ -86,6 +86,7 @@ def random_trace(n: int = 300, k: int = 3, c: int = 4, seed: int = 0, labelled: 
     strength = torch.linspace(1.0, 3.0, k)
     logits += strength[None, :, None] * nn.functional.one_hot(labels, c)[:, None]
     divergence = torch.rand(n, k, generator=rng) * torch.linspace(0.6, 0.0, k)
+    divergence[:, -1] = 0
     return xl.Trace(logits, labels if labelled else None, divergence, torch.linspace(0.2, 1.0, k))
 
 
