@@ -23,7 +23,7 @@ from exitlens.functional.certification import (
 from exitlens.functional.frontier import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
 from exitlens.functional.gating import SHARES, fit_gate, limited, trace_estimates, trusted
 from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, sketch, taken
-from exitlens.functional.routing import early_scores, first_firing, last_score
+from exitlens.functional.routing import early_scores, first_firing, last_score, route
 from exitlens.functional.scores import fit_temperature
 from exitlens.types import SCORES, Gate, Policy, Trace, reference_of
 
@@ -116,19 +116,29 @@ def calibrate(
         thresholds, found = _empirical(trace, scores, risks, max_cost), dict[str, Any]()
     else:
         thresholds, found = _certified(scores, risks, trace.cost, first, second, delta)
-    exits = first_firing(scores, thresholds)
-    cost = trace.cost[exits].double().mean().item()
+    mode = {"mode": "empirical" if delta is None else "certified"}
+    policy = _recorded(
+        trace, unset, replace(unset, thresholds=thresholds, gate=chosen), mode | record | found | {"seed": seed}
+    )
+    cost = policy.chosen_by["cost"]
     if delta is not None and max_cost is not None and cost > max_cost + 1e-6:
         raise CalibrationError(
             f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {max_cost:.3g}: raise a limit "
             f"or delta, or collect more samples ({len(trace)} now)"
         )
+    return policy
+
+
+def _recorded(trace: Trace, unset: Policy, policy: Policy, record: dict[str, Any]) -> Policy:
+    """The policy with its record: cost, what the drift watch compares with, and the rule that all of it is about."""
+    exits = route(trace, policy)
     said = torch.cat([early_scores(trace, unset), last_score(trace, unset)], 1)  # as predictions report it, gate or not
-    found |= {"reference": reference_of(exits, taken(said, exits), trace.num_exits)}
-    mode = "empirical" if delta is None else "certified"
-    record = {"mode": mode} | record | found | {"seed": seed, "cost": cost}
-    policy = Policy(thresholds, score, scaling, trace.network, record, chosen)
-    return replace(policy, chosen_by=record | {"rule": policy.rule()})
+    record |= {
+        "reference": reference_of(exits, taken(said, exits), trace.num_exits),
+        "cost": trace.cost[exits].double().mean().item(),
+        "rule": policy.rule(),
+    }
+    return replace(policy, chosen_by=record)
 
 
 def _gate(trace: Trace, unset: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
