@@ -138,7 +138,7 @@ def scaled_scores(trace: xl.Trace, fit: Tensor) -> Tensor:
 
 
 def certify(
-    scores: Tensor, trace: xl.Trace, first: Tensor, second: Tensor, names: Sequence[str], further: int = 0, most: int = 60
+    scores: Tensor, trace: xl.Trace, first: Tensor, second: Tensor, names: Sequence[str], further: int = 0
 ) -> dict[tuple[float, float], tuple[float, ...]]:
     """Thresholds by limit and delta, as calibrate finds them; ``further``: so many steps beyond what the walk allows."""
     levels, found = quantise(scores[first]), {}
@@ -147,7 +147,7 @@ def certify(
     for limit in LIMITS:
         theirs = [replace(r, limit=limit) for r in mine]
         ours = [r.at(second) for r in risks_of(trace, names, limit)]
-        path = ordered_path(pool, [limit] * len(names), most)
+        path = ordered_path(pool, [limit] * len(names))
         for delta in DELTAS:
             tests = choose_tests(levels.index, theirs, path, len(second), delta)
             cuts = walk(applied, ours, path, tests, delta).cuts
@@ -185,10 +185,9 @@ def _outcomes(
     test: Tensor,
     names: Sequence[str],
     further: int = 0,
-    most: int = 60,
 ) -> list[list[float]]:
     rows = []
-    for (limit, delta), thresholds in certify(scores, trace, first, second, names, further, most).items():
+    for (limit, delta), thresholds in certify(scores, trace, first, second, names, further).items():
         exits = first_firing(scores[test], thresholds)
         means = [r.at(test).losses(exits).double().mean().item() for r in risks_of(trace, names, limit)]
         rows.append(

@@ -223,7 +223,7 @@ def test_temperatures_of_other_data_but_not_of_these():
 
 
 def test_the_promise_holds_on_data_that_is_drawn_again():
-    """400 draws from a population whose risks are known: disagreement above its limit in at most delta of them."""
+    """60 draws from a population whose risks are known: disagreement above its limit in at most delta of them."""
     population, limit, delta, draws = good_trace(20_000, seed=9), 0.02, 0.2, 60
     truth, broken = disagreement(population), 0
     for seed in range(draws):
