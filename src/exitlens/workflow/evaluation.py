@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from exitlens.errors import require
 from exitlens.functional.frontier import evaluate_cuts, frontier, quantise
+from exitlens.functional.quality import brier_score, expected_calibration_error, overthinking, risk_coverage
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
 from exitlens.functional.routing import early_scores, route
 from exitlens.functional.scores import probabilities
@@ -25,6 +25,9 @@ HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 class ExitRow:
     """One exit over the whole data set (everything answered there), and the share the policy lets it answer.
 
+    ``calibration_error`` (15 bins), ``brier`` (in [0, 2]) and ``risk_coverage`` (area under the risk-coverage curve by
+    maximum probability: the mean error rate over all coverages) use the policy's temperatures.
+
     ``consistency`` maps a measure to ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the
     uniform null, and the skill over the shuffled-image null (only for measures where more is closer).
     """
@@ -34,6 +37,8 @@ class ExitRow:
     accuracy: float | None
     agreement: float
     calibration_error: float | None
+    brier: float | None
+    risk_coverage: float | None
     share: float
     accuracy_when_taken: float | None
     consistency: Mapping[str, Mapping[str, float]]
@@ -48,6 +53,8 @@ class Report:
         disagreement: share of routed answers that differ from the final exit's.
         divergence: mean divergence of the map at the exit taken from the final map.
         cost: mean cost in units of the plain backbone. exit_shares: per exit.
+        overthinking: shares of samples that an early exit had right already and the final one has right too (wasteful) or
+            wrong (destructive).
         exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first;
             (cost, agreement) without labels. It is fitted on this trace and therefore optimistic.
         samples: N.
@@ -59,6 +66,7 @@ class Report:
     divergence: float
     cost: float
     exit_shares: tuple[float, ...]
+    overthinking: tuple[float, float] | None
     exits: tuple[ExitRow, ...]
     curve: tuple[tuple[float, float], ...]
     samples: int
@@ -111,6 +119,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         divergence=taken(trace.divergence, exits).mean().item(),
         cost=trace.cost[exits].double().mean().item(),
         exit_shares=tuple(row.share for row in rows),
+        overthinking=None if correct is None else overthinking(correct),
         exits=rows,
         curve=_curve(trace, policy),
         samples=len(trace),
@@ -119,15 +128,19 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
 
 def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:
     takes = exits == k
-    error = None
-    if trace.labels is not None:
-        error = expected_calibration_error(probabilities(trace.logits[:, k], policy.temperatures[k]), trace.labels)
+    error = brier = area = None
+    if trace.labels is not None and correct is not None:
+        p = probabilities(trace.logits[:, k], policy.temperatures[k])
+        error, brier = expected_calibration_error(p, trace.labels), brier_score(p, trace.labels)
+        area = risk_coverage(p.amax(1), correct[:, k]).mean().item()
     return ExitRow(
         exit=k,
         cost=trace.cost[k].item(),
         accuracy=None if correct is None else correct[:, k].mean().item(),
         agreement=1 - disagreement(trace)[:, k].mean().item(),
         calibration_error=error,
+        brier=brier,
+        risk_coverage=area,
         share=takes.float().mean().item(),
         accuracy_when_taken=None if correct is None or not takes.any() else correct[takes, k].mean().item(),
         consistency={name: _consistency(trace, name, k) for name in trace.similarity},
@@ -143,15 +156,6 @@ def _consistency(trace: Trace, name: str, k: int) -> dict[str, float]:
     if name in HIGHER_IS_CLOSER:
         row["skill"] = skill(value, null)
     return row
-
-
-def expected_calibration_error(p: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over ``bins`` equal-width bins (arXiv 1706.04599, eq. 3), in [0, 1]."""
-    confidence, answer = p.max(1)
-    correct = (answer == labels).float()
-    place = (confidence * bins).long().clamp_max(bins - 1)
-    gap = torch.bincount(place, weights=confidence - correct, minlength=bins).abs()
-    return (gap.sum() / len(labels)).item()
 
 
 def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:

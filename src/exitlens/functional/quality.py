@@ -1,0 +1,104 @@
+"""How good answers and their confidences are: calibration error, Brier score, risk-coverage, overthinking, cost curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError
+
+
+def expected_calibration_error(p: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over ``bins`` equal-width bins (arXiv 1706.04599, eq. 3), in [0, 1]."""
+    confidence, answer = p.max(1)
+    correct = (answer == labels).float()
+    place = (confidence * bins).long().clamp_max(bins - 1)
+    gap = torch.bincount(place, weights=confidence - correct, minlength=bins).abs()
+    return (gap.sum() / len(labels)).item()
+
+
+def brier_score(p: Tensor, labels: Tensor) -> float:
+    """Mean squared distance of the probabilities ``(B,C)`` from the one-hot label, summed over classes: in [0, 2]."""
+    target = torch.zeros_like(p).scatter_(1, labels[:, None], 1.0)
+    return (p - target).square().sum(1).mean().item()
+
+
+def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) -> (N,)
+    """Error rate among the ``n`` most confident samples, for n = 1 … N (selective classification, arXiv 1705.08500).
+
+    Samples of equal confidence are answered together: within a tie the errors are spread evenly.
+    """
+    order = confidence.argsort(descending=True, stable=True)
+    ranked, wrong = confidence[order], 1 - correct[order].double()
+    _, group, counts = torch.unique_consecutive(ranked, return_inverse=True, return_counts=True)
+    share = torch.zeros(len(counts), dtype=torch.float64, device=wrong.device).index_add_(0, group, wrong) / counts
+    errors: Tensor = share[group].cumsum(0)
+    return errors / torch.arange(1, len(wrong) + 1, device=wrong.device)
+
+
+def overthinking(correct: Tensor) -> tuple[float, float]:  # (N,K) bool
+    """Shares of samples that the network thinks about for too long (arXiv 1810.07052, section 3).
+
+    Returns:
+        ``(wasteful, destructive)``: right at an early exit already and at the final one too; right at an early exit and
+        wrong at the final one.
+    """
+    if correct.shape[1] < 2:
+        return 0.0, 0.0
+    early, final = correct[:, :-1].bool().any(1), correct[:, -1].bool()
+    return (early & final).double().mean().item(), (early & ~final).double().mean().item()
+
+
+def upper_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The concave upper hull of ``(cost, accuracy)`` points: what randomising between policies reaches, cheapest first.
+
+    Points dearer than the most accurate one are left out.
+    """
+    hull: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda p: (p[0], -p[1])):
+        if hull and accuracy <= hull[-1][1]:
+            continue
+        while len(hull) > 1 and _below(hull[-2], hull[-1], (cost, accuracy)):
+            hull.pop()
+        hull.append((cost, accuracy))
+    return hull
+
+
+def _below(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether ``b`` lies on or below the line from ``a`` to ``c``."""
+    return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
+
+
+def area_under_curve(
+    points: Sequence[tuple[float, float]], low: float = 0.1, high: float = 1.0, guess: float = 0.0
+) -> float:
+    """Mean accuracy over mean costs from ``low`` to ``high``, along the upper hull of ``(cost, accuracy)`` points.
+
+    Args:
+        points: of policies or networks.
+        low: smallest cost, high: largest, in units of the plain backbone.
+        guess: accuracy of an answer that costs nothing (``1/C``): from it the hull starts.
+
+    Raises:
+        InputError: for no point, or ``low`` not below ``high``.
+    """
+    if not points or not 0 <= low < high:
+        raise InputError(f"points, low, high: expected points and 0 <= low < high, got {len(points)}, {low} and {high}")
+    hull = upper_hull([(0.0, guess), *points])
+    xs = torch.tensor([x for x, _ in hull], dtype=torch.float64)
+    ys = torch.tensor([y for _, y in hull], dtype=torch.float64)
+    inside = xs[(xs > low) & (xs < high)]
+    grid = torch.cat([torch.tensor([low], dtype=torch.float64), inside, torch.tensor([high], dtype=torch.float64)])
+    return (torch.trapezoid(_interpolate(grid, xs, ys), grid) / (high - low)).item()
+
+
+def _interpolate(at: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Linear between the points, constant beyond the last."""
+    if len(xs) == 1:
+        return ys.expand(len(at))
+    right = torch.searchsorted(xs, at).clamp(1, len(xs) - 1)
+    left = right - 1
+    share = ((at - xs[left]) / (xs[right] - xs[left])).clamp(0, 1)
+    return ys[left] + share * (ys[right] - ys[left])

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exitlens.errors import InputError
+from exitlens.functional.quality import (
+    area_under_curve,
+    brier_score,
+    expected_calibration_error,
+    overthinking,
+    risk_coverage,
+    upper_hull,
+)
+
+
+def test_calibration_error_equals_a_loop():
+    rng = torch.Generator().manual_seed(0)
+    p = (3 * torch.randn(400, 5, generator=rng)).softmax(1)
+    labels = torch.randint(0, 5, (400,), generator=rng)
+    confidence, answer = p.max(1)
+    total = 0.0
+    for b in range(15):
+        inside = (confidence >= b / 15) & (confidence < (b + 1) / 15 if b < 14 else confidence <= 1)
+        if inside.any():
+            gap = (answer[inside] == labels[inside]).float().mean() - confidence[inside].mean()
+            total += inside.float().mean().item() * abs(gap.item())
+    assert expected_calibration_error(p, labels) == pytest.approx(total, abs=1e-6)
+
+
+def test_brier_by_hand():
+    p = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    assert brier_score(p, torch.tensor([0, 0, 0])) == pytest.approx((0 + 0.5 + 2) / 3)
+
+
+def test_risk_coverage_by_hand():
+    curve = risk_coverage(torch.tensor([0.9, 0.5, 0.7]), torch.tensor([1.0, 0.0, 1.0]))
+    assert curve.tolist() == pytest.approx([0, 0, 1 / 3])
+
+
+def test_ties_of_confidence_do_not_depend_on_the_order_of_samples():
+    confidence = torch.tensor([0.9, 0.5, 0.5, 0.5])
+    first = risk_coverage(confidence, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    last = risk_coverage(confidence, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert first.tolist() == pytest.approx(last.tolist())
+    assert first[-1] == pytest.approx(0.25)
+
+
+def test_overthinking_by_hand():
+    correct = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]).bool()
+    assert overthinking(correct) == pytest.approx((0.2, 0.4))
+    assert overthinking(correct[:, :1]) == (0.0, 0.0)
+
+
+def test_hull_leaves_out_what_a_mixture_beats():
+    points = [(0.5, 0.6), (0.0, 0.0), (1.0, 0.9), (0.25, 0.7), (1.2, 0.8), (0.6, 0.78)]
+    assert upper_hull(points) == [(0.0, 0.0), (0.25, 0.7), (1.0, 0.9)]
+
+
+def test_area_by_hand():
+    assert area_under_curve([(1.0, 0.8)], 0.5, 1.0) == pytest.approx(0.6)  # a line from (0, 0): 0.4 to 0.8
+    assert area_under_curve([(0.5, 0.8)], 0.5, 1.0) == pytest.approx(0.8)  # constant beyond the last
+    assert area_under_curve([(0.5, 0.7), (1.0, 0.9)], 0.0, 1.0, guess=0.3) == pytest.approx((0.5 + 0.8) / 2)
+    assert area_under_curve([(0.4, 0.2)], 0.1, 1.0, guess=0.5) == pytest.approx(0.5)  # guessing is better
+    with pytest.raises(InputError, match="points, low, high"):
+        area_under_curve([], 0.1, 1.0)
+    with pytest.raises(InputError, match="low"):
+        area_under_curve([(0.4, 0.2)], 1.0, 1.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
+def test_area_equals_integration_on_a_fine_grid(points):
+    hull = upper_hull([(0.0, 0.1), *points])
+    assert all(h >= p[1] - 1e-9 for p in points for h in [float(np.interp(p[0], *zip(*hull, strict=True)))])
+    grid = np.linspace(0.1, 1.0, 20001)
+    fine = np.trapezoid(np.interp(grid, *zip(*hull, strict=True)), grid) / 0.9
+    assert area_under_curve(points, guess=0.1) == pytest.approx(fine, abs=1e-3)
