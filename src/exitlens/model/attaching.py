@@ -13,10 +13,11 @@ from exitlens.functional.inputs import Inputs, input_names, map_inputs, tensors_
 from exitlens.model.backbones import build_backbone
 from exitlens.model.contract import InputContract, example_contract
 from exitlens.model.cost import count_macs
-from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.huggingface import config_of
-from exitlens.model.layouts import KINDS, Kind
+from exitlens.model.layouts import KINDS, Kind, Layout
 from exitlens.model.modes import mode_of, no_zeros, untouched
+from exitlens.model.necks import ContextNeck
 from exitlens.model.network import ExitNet, Final, NetworkInfo
 from exitlens.model.placement import By, check_by, place_exits
 from exitlens.model.probing import admit, probe, random_inputs
@@ -32,6 +33,7 @@ def attach(
     final: Final = "head",
     layout: Kind | None = None,
     by: By = "cost",
+    head: HeadKind = "evidence",
 ) -> ExitNet:
     """Attaches exits to a backbone; its weights are shared, not copied.
 
@@ -48,6 +50,9 @@ def attach(
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default found out from the shapes.
         by: with a number in ``at``, equal shares of ``"cost"`` (multiply-accumulates), or of the ``"time"`` that the
             backbone takes on this machine; near a tie, the next run may choose a neighbouring place.
+        head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: the early exits get a
+            :class:`~exitlens.model.necks.ContextNeck` before it (images only); early answers are much better for about 1 %
+            more cost, and every early map lies on the final exit's grid. ``"average"``: average pooling, for comparison.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
@@ -55,7 +60,7 @@ def attach(
     Raises:
         AttachError: where the backbone cannot be cut; InputError: where an argument does not fit.
     """
-    shape = _check_arguments(at, num_classes, example, final, by)
+    shape = _check_arguments(at, num_classes, example, final, by, head)
     if layout not in (None, *KINDS):
         raise InputError(f"layout: expected one of {KINDS} or None, got {layout!r}")
     if not isinstance(backbone, nn.Module | str):
@@ -73,7 +78,7 @@ def attach(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
                 "to agree with: use larger images, or a backbone that shrinks them less"
             )
-        heads = _heads(module, pieces, num_classes, example, final)
+        heads = _heads(module, pieces, num_classes, example, final, head)
         cost, head_share = _measure(pieces, heads, example, final)
     config = config_of(module)
     info = NetworkInfo(
@@ -86,6 +91,7 @@ def attach(
         inputs=input_names(example),
         dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in tensors_of(example)) if len(shape) == 1 else (),
         config=config,
+        head=head,
     )
     prefix = pieces.layouts[-1].prefix if len(shape) == 1 else 0
     dtypes = tuple(t.dtype for t in tensors_of(example))
@@ -122,10 +128,10 @@ def _exported(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kin
     return pieces
 
 
-def _heads(module: nn.Module, pieces: Split, num_classes: int, example: Inputs, final: Final) -> list[ExitHead]:
-    heads: list[ExitHead] = [
-        EvidenceHead(d, num_classes, lay) for d, lay in zip(pieces.channels, pieces.layouts, strict=True)
-    ]
+def _heads(
+    module: nn.Module, pieces: Split, num_classes: int, example: Inputs, final: Final, kind: HeadKind
+) -> list[ExitHead]:
+    heads = [_head(kind, pieces, k, num_classes) for k in range(len(pieces.stages))]
     parameter = next(module.parameters())
     for head in heads:
         head.to(parameter.device, parameter.dtype)
@@ -139,6 +145,26 @@ def _heads(module: nn.Module, pieces: Split, num_classes: int, example: Inputs, 
         if pieces.pooled_linear is not None and not _is_exact(pieces, pieces.pooled_linear, heads[-1], example):
             heads[-1] = KeptHead(pieces.tail, None, pieces.layouts[-1])
     return heads
+
+
+def _head(kind: HeadKind, pieces: Split, k: int, num_classes: int) -> ExitHead:
+    channels, layout = pieces.channels[k], pieces.layouts[k]
+    if kind == "average":
+        return AverageHead(channels, num_classes, layout)
+    neck = (
+        _neck(channels, layout, pieces.sizes[k], pieces.sizes[-1])
+        if kind == "context" and k < len(pieces.stages) - 1
+        else None
+    )
+    return EvidenceHead(channels, num_classes, layout, neck)
+
+
+def _neck(channels: int, layout: Layout, size: Sequence[int], final: Sequence[int]) -> ContextNeck:
+    """A neck that brings a map of this size to the final exit's, where whole numbers allow it."""
+    if len(size) != 2:
+        raise InputError("head: 'context' mixes over the plane of an image; for sequences, take 'evidence'")
+    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, final, strict=False)}
+    return ContextNeck(channels, factors.pop() if len(factors) == 1 else 1)
 
 
 def _is_exact(pieces: Split, name: str, head: ExitHead, example: Inputs) -> bool:
@@ -158,7 +184,9 @@ def _is_exact(pieces: Split, name: str, head: ExitHead, example: Inputs) -> bool
     return torch.allclose(total, out.logits, rtol=1e-3, atol=1e-3 * max(1.0, out.logits.abs().max().item()))
 
 
-def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs, final: str, by: str) -> tuple[int, ...]:
+def _check_arguments(
+    at: Sequence[str] | int, num_classes: int, example: Inputs, final: str, by: str, head: str
+) -> tuple[int, ...]:
     names = [] if isinstance(at, int) and not isinstance(at, bool) else at
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"at: expected a list of module names such as ['layer1', 'layer2'], got {at!r}")
@@ -166,6 +194,8 @@ def _check_arguments(at: Sequence[str] | int, num_classes: int, example: Inputs,
         raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")
     if final not in ("head", "keep"):
         raise InputError(f"final: expected 'head' or 'keep', got {final!r}")
+    if head not in HEADS:
+        raise InputError(f"head: expected one of {HEADS}, got {head!r}")
     check_by(by)
     if by != "cost" and not isinstance(at, int):
         raise InputError(

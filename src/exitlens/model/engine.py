@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exitlens.errors import EngineError
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.heads import ExitHead, KeptHead
+from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.model.memory import keep_memory
 from exitlens.model.stages import Carried, Stage
 from exitlens.model.tuning import Tuning, prepared
@@ -214,6 +214,8 @@ def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     twin = copy.deepcopy(head).eval().requires_grad_(False)
     if isinstance(twin, KeptHead):
         twin.tail.replace_evaluation(prepared(twin.tail.evaluation, tuning))
+    if isinstance(twin, EvidenceHead) and twin.neck is not None:
+        twin.neck.fused()
     return twin
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
 from exitlens.model.layouts import Layout
+from exitlens.model.necks import ContextNeck
 from exitlens.model.stages import Carried, Stage
 from exitlens.types import ExitOutput
+
+HeadKind = Literal["evidence", "context", "average"]
+HEADS: tuple[HeadKind, ...] = ("evidence", "context", "average")
 
 
 class ExitHead(nn.Module, ABC):
@@ -55,20 +60,35 @@ class EvidenceHead(ExitHead):
         channels: ``D`` of the features ``(B,D,*S)``.
         num_classes: ``C``.
         layout: how the features lie in memory; by default ``(B,D,H,W)``.
+        neck: small layers before it (:class:`~exitlens.model.necks.ContextNeck`); its locations are the map's.
     """
 
     exact_evidence = True
 
-    def __init__(self, channels: int, num_classes: int, layout: Layout | None = None) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, layout: Layout | None = None, neck: ContextNeck | None = None
+    ) -> None:
         super().__init__()
         self.layout = layout or Layout()
-        self.classifier = nn.Linear(channels, num_classes)
-        self.attend = nn.Linear(channels, 1, bias=False)
+        self.neck = neck
+        width = channels if neck is None else neck.channels
+        self.classifier = nn.Linear(width, num_classes)
+        self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
-    def pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What crosses the cut -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``."""
-        flat = self.layout.canonical(carried[0]).flatten(2)  # (B,D,N)
+    def _located(self, carried: Carried) -> Tensor:
+        """The features that are pooled: ``(B,D,*S)``."""
+        canonical = self.layout.canonical(carried[0])
+        return canonical if self.neck is None else cast(Tensor, self.neck(canonical))
+
+    def features(self, *carried: Tensor) -> Tensor:
+        """The features ``(B,D,*S)``, after the neck; zero at padding."""
+        return super().features(*carried) if self.neck is None else self._located(carried)
+
+    def pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
+        """What crosses the cut -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
+        located = self._located(carried)
+        flat = located.flatten(2)  # (B,D,N)
         rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
         weight = self.attend.weight.to(flat.dtype)
         # each memory order has its fast product
@@ -79,7 +99,7 @@ class EvidenceHead(ExitHead):
         attention = scores.softmax(1)
         pooled = torch.bmm(attention.to(flat.dtype).transpose(1, 2), rows).squeeze(1)  # (B,D)
         # in the head's own precision, whatever the stages'
-        return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows
+        return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows, located.shape[2:]
 
     def classify(self, *carried: Tensor) -> Tensor:
         """Only the logits ``(B,C)``: the path of adaptive inference."""
@@ -87,20 +107,61 @@ class EvidenceHead(ExitHead):
 
     def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
-        logits, attention, _ = self.pool(*carried)
-        return logits, attention.squeeze(2).unflatten(1, self._size(carried))
+        logits, attention, _, size = self.pool(*carried)
+        return logits, attention.squeeze(2).unflatten(1, size)
 
     def forward(self, *carried: Tensor) -> ExitOutput:
         """What crosses the cut (the features first) -> logits, attention and evidence."""
-        logits, attention, rows = self.pool(*carried)
+        logits, attention, rows, size = self.pool(*carried)
         evidence = (rows @ self.classifier.weight.to(rows.dtype).t()) * attention  # (B,N,C)
-        size = self._size(carried)
         return ExitOutput(
             logits, attention.squeeze(2).unflatten(1, size), evidence.transpose(1, 2).contiguous().unflatten(2, size)
         )
 
-    def _size(self, carried: Carried) -> tuple[int, ...]:
-        return tuple(self.layout.canonical(carried[0]).shape[2:])
+
+class AverageHead(ExitHead):
+    """Average pooling and one linear layer: the usual exit of early-exit networks (BranchyNet, arXiv 1709.01686).
+
+    For comparison: its answer goes through no attention. Its map is the normalised channel energy of the features, which is
+    seldom far from uniform; its evidence is CAM (arXiv 1512.04150) over the number of locations, which is exact.
+
+    Args:
+        channels: ``D`` of the features ``(B,D,*S)``.
+        num_classes: ``C``.
+        layout: how the features lie in memory; by default ``(B,D,H,W)``.
+    """
+
+    exact_evidence = True
+
+    def __init__(self, channels: int, num_classes: int, layout: Layout | None = None) -> None:
+        super().__init__()
+        self.layout = layout or Layout()
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def _pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What crosses the cut -> logits ``(B,C)``, features ``(B,D,*S)``, number of locations ``(B,1)``."""
+        features, keep = self.features(*carried), self.locations(*carried)
+        flat = features.flatten(2)
+        count = flat.new_full((len(flat), 1), flat.shape[2]) if keep is None else keep.sum(1, keepdim=True).to(flat.dtype)
+        pooled = flat.sum(2) / count
+        return self.classifier(pooled.to(self.classifier.weight.dtype)), features, count
+
+    def classify(self, *carried: Tensor) -> Tensor:
+        """Only the logits ``(B,C)``: the path of adaptive inference."""
+        return self._pool(*carried)[0]
+
+    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""
+        logits, features, _ = self._pool(*carried)
+        return logits, energy(features)
+
+    def forward(self, *carried: Tensor) -> ExitOutput:
+        """What crosses the cut (the features first) -> logits, attention (energy) and evidence."""
+        logits, features, count = self._pool(*carried)
+        evidence = torch.einsum(
+            "cd,bdn->bcn", self.classifier.weight.to(features.dtype), features.flatten(2) / count[..., None]
+        )
+        return ExitOutput(logits, energy(features), evidence.unflatten(2, features.shape[2:]))
 
 
 class KeptHead(ExitHead):

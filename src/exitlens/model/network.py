@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from exitlens.errors import require
 from exitlens.functional.inputs import MASK, Inputs
 from exitlens.model.contract import InputContract
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads import ExitHead, HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.model.running import Running, Use
 from exitlens.model.stages import Carried, Stage
@@ -43,6 +43,7 @@ class NetworkInfo:
     inputs: tuple[str, ...] = ()  # names; empty for one tensor alone
     dtypes: tuple[str, ...] = ()  # of the tokens and masks of texts
     config: dict[str, Any] | None = None  # of a transformers model
+    head: HeadKind = "evidence"  # bundles of before it was recorded have these
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -150,7 +150,7 @@ def _randomised(net: ExitNet, images: Inputs, plain: Sequence[ExitOutput], seed:
             continue
         other = copy.deepcopy(head)
         for module in other.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | nn.Conv2d):
                 noise = torch.randn(module.weight.shape, generator=generator)
                 module.weight.copy_(noise * module.weight.std(correction=0).clamp_min(1e-3))
         values.append(pearson(out.attention[: len(carried[0])], other(*carried).attention).mean().item())
