@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_grad_cam import GradCAM
@@ -7,7 +8,9 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.heads import EvidenceHead
+from exitlens.model.heads import AverageHead, EvidenceHead
+from exitlens.model.layouts import Layout
+from exitlens.model.necks import ContextNeck
 from tests.conftest import TinyNet
 
 
@@ -113,3 +116,81 @@ def test_the_map_depends_on_the_weights(net, images):
         after = net(images)[0].attention
     assert (before - after).abs().max() > 0.01
     assert pytest.approx(1) == after.sum((1, 2))[0].item()
+
+
+def test_average_head_by_hand():
+    head = AverageHead(1, 2)
+    with torch.no_grad():
+        head.classifier.weight.copy_(torch.tensor([[1.0], [-2.0]]))
+        head.classifier.bias.copy_(torch.tensor([0.5, 0.0]))
+    out = head(torch.tensor([[[[1.0, 3.0]]]]))
+    torch.testing.assert_close(out.logits, torch.tensor([[2.5, -4.0]]))
+    torch.testing.assert_close(out.attention, torch.tensor([[[0.1, 0.9]]]))  # energy: 1 and 9
+    torch.testing.assert_close(out.evidence, torch.tensor([[[[0.5, 1.5]], [[-1.0, -3.0]]]]))
+
+
+def test_average_head_leaves_padding_out():
+    head = AverageHead(3, 2, Layout("tokens", masked=True))
+    features = torch.randn(2, 4, 3)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    out = head(features, mask)
+    torch.testing.assert_close(out.logits[1], head.classifier(features[1, :2].mean(0)))
+    assert (out.attention[1, 2:] == 0).all()
+    torch.testing.assert_close(out.evidence.sum(2) + head.classifier.bias, out.logits)
+    torch.testing.assert_close(head.with_attention(features, mask)[1], out.attention)
+
+
+def test_context_neck_equals_its_layers():
+    neck = ContextNeck(6, shrink=2).eval()
+    for norm in [m for m in neck.modules() if isinstance(m, nn.BatchNorm2d)]:
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(2, 6, 8, 8)
+
+    def step(x, s, groups=1):
+        conv = F.conv2d(x, s.conv.weight, padding=s.conv.weight.shape[-1] // 2, groups=groups)
+        n = s.norm
+        return F.relu(F.batch_norm(conv, n.running_mean, n.running_var, n.weight, n.bias))
+
+    with torch.no_grad():
+        expected = step(F.avg_pool2d(x, 2), neck.inlet)
+        for wide, deep in zip(neck.mixers[::2], neck.mixers[1::2], strict=True):
+            expected = step(step(expected, wide, 6), deep)
+        out = neck(x)
+        torch.testing.assert_close(out, expected)
+        assert out.shape == (2, 6, 4, 4)
+        torch.testing.assert_close(neck.fused()(x), out, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in neck.modules())
+
+
+def test_exits_with_context_see_the_whole_image_on_the_final_grid():
+    torch.manual_seed(0)
+    backbone, x = TinyNet().eval(), torch.randn(2, 3, 16, 16)
+    plain = xl.attach(backbone, ["a"], 4, x)
+    net = xl.attach(backbone, ["a"], 4, x, head="context")
+    assert net.head(1).neck is None
+    assert isinstance(net.head(0).neck, ContextNeck)
+    assert net.head_share > plain.head_share
+    out, final = net(x)
+    assert out.attention.shape == final.attention.shape != plain(x)[0].attention.shape
+    torch.testing.assert_close(out.evidence.sum((2, 3)) + net.head(0).classifier.bias, out.logits, rtol=1e-4, atol=1e-4)
+    outputs, features = net.with_features(x)
+    assert features[0].shape[2:] == outputs[0].attention.shape[1:]
+    answers = xl.predict(net, x, xl.Policy((0.0,)))
+    torch.testing.assert_close(answers.probabilities, out.logits.softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_do_not_exist_or_fit_are_refused():
+    with pytest.raises(xl.InputError, match="head: expected one of"):
+        xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), head="deep")
+
+
+@pytest.mark.parametrize("head", ["context", "average"])
+def test_bundles_know_their_heads(head, tmp_path):
+    net = xl.attach("small", ["layer1"], 4, torch.zeros(1, 3, 16, 16), head=head).eval()
+    xl.save(net, None, tmp_path / "bundle")
+    again, _ = xl.load(tmp_path / "bundle")
+    x = torch.randn(2, 3, 16, 16)
+    assert type(again.head(0)) is type(net.head(0))
+    torch.testing.assert_close(again(x)[0].logits, net(x)[0].logits)
+    assert xl.predict(again, x, xl.Policy((0.0,))).labels.tolist() == net(x)[0].logits.argmax(1).tolist()
