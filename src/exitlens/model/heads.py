@@ -47,6 +47,10 @@ class ExitHead(nn.Module, ABC):
         keep, canonical = self.locations(*carried), self.layout.canonical(carried[0])
         return canonical if keep is None else canonical * keep[:, None]
 
+    def with_features(self, *carried: Tensor) -> tuple[ExitOutput, Tensor]:
+        """The output, and the features ``(B,D,*S)`` that it was computed from (zero at padding)."""
+        return self(*carried), self.features(*carried)
+
 
 class EvidenceHead(ExitHead):
     """``logit[c] = sum_i a[i] * (w_c . f_i) + b_c`` with ``a = softmax_i(u . f_i)``.
@@ -81,10 +85,6 @@ class EvidenceHead(ExitHead):
         canonical = self.layout.canonical(carried[0])
         return canonical if self.neck is None else cast(Tensor, self.neck(canonical))
 
-    def features(self, *carried: Tensor) -> Tensor:
-        """The features ``(B,D,*S)``, after the neck; zero at padding."""
-        return super().features(*carried) if self.neck is None else self._located(carried)
-
     def pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
         """What crosses the cut -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
         located = self._located(carried)
@@ -112,7 +112,15 @@ class EvidenceHead(ExitHead):
 
     def forward(self, *carried: Tensor) -> ExitOutput:
         """What crosses the cut (the features first) -> logits, attention and evidence."""
+        return self._explained(*self.pool(*carried))
+
+    def with_features(self, *carried: Tensor) -> tuple[ExitOutput, Tensor]:
+        """The output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
         logits, attention, rows, size = self.pool(*carried)
+        keep, features = self.locations(*carried), rows.transpose(1, 2).unflatten(2, size)
+        return self._explained(logits, attention, rows, size), features if keep is None else features * keep[:, None]
+
+    def _explained(self, logits: Tensor, attention: Tensor, rows: Tensor, size: Sequence[int]) -> ExitOutput:
         evidence = (rows @ self.classifier.weight.to(rows.dtype).t()) * attention  # (B,N,C)
         return ExitOutput(
             logits, attention.squeeze(2).unflatten(1, size), evidence.transpose(1, 2).contiguous().unflatten(2, size)

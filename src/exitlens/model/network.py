@@ -134,7 +134,7 @@ class ExitNet(nn.Module):
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
         """Images ``(B,C,H,W)``, or tokens by name, -> the output of every exit, the final one last."""
-        return self.with_features(inputs)[0]
+        return tuple(self._walk(self.entering(inputs)))
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
         """The outputs of every exit and the features ``(B,D,*S)`` that each of them was computed from (0 at padding)."""
@@ -142,8 +142,9 @@ class ExitNet(nn.Module):
         carried = self.entering(inputs)
         for stage, head in zip(self.stages, self.heads, strict=True):
             carried = stage(*carried)
-            features.append(cast(ExitHead, head).features(*carried))
-            outputs.append(head(*carried))
+            out, feature = cast(ExitHead, head).with_features(*carried)
+            outputs.append(out)
+            features.append(feature)
         return tuple(outputs), tuple(features)
 
     def entering(self, inputs: Inputs) -> Carried:

@@ -310,12 +310,12 @@ def training_step(
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
         try:
-            outputs, features = net.with_features(inputs)
+            outputs, features = net.with_features(inputs) if loss.of == "activation" else (net(inputs), None)
         except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
             raise TrainingError(
                 f"batch of {len(labels)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
             ) from error
-    terms = loss(outputs, labels, progress, features if loss.of == "activation" else None)
+    terms = loss(outputs, labels, progress, features)
     if not torch.isfinite(terms.total):
         raise TrainingError(
             f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {_floats(terms)}): "
