@@ -32,17 +32,20 @@ def classification_loss(outputs: Sequence[ExitOutput], labels: Tensor, weights: 
     return torch.stack(terms).mean()
 
 
-def consistency_loss(maps: Sequence[Tensor], distance: Distance, signed: bool = False) -> Tensor:
+def consistency_loss(
+    maps: Sequence[Tensor], distance: Distance, signed: bool = False, target: Tensor | None = None
+) -> Tensor:
     """``1/(K-1) sum_k D(stop_gradient(M_final), M_k)`` over the early exits, averaged over the batch.
 
     Args:
         maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
         distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
         signed: the maps may be negative and are not distributions (evidence).
+        target: what the early maps are compared with, in place of the detached final map.
     """
     if len(maps) < 2:
         return maps[0].new_zeros(())
-    target = maps[-1].detach()
+    target = maps[-1].detach() if target is None else target
     return torch.stack([_distance(target, early, distance, signed).mean() for early in maps[:-1]]).mean()
 
 
@@ -158,11 +161,15 @@ class EGTLoss:
         consistency, distillation = zero, zero
         if self.weight > 0:
             maps = self._maps(outputs, labels, features)
-            consistency = consistency_loss(maps, self.distance, signed=self.of == "evidence")
+            consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.target(maps))
         if self.distill > 0:
             distillation = distillation_loss(outputs)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
+
+    def target(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the early maps are pulled towards: the final map, detached. Other targets are for experiments."""
+        return maps[-1].detach()
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "attention":
