@@ -10,7 +10,7 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.heads import AverageHead, EvidenceHead
 from exitlens.model.layouts import Layout
-from exitlens.model.necks import ContextNeck
+from exitlens.model.necks import ContextNeck, fitted_neck
 from tests.conftest import TinyNet
 
 
@@ -141,7 +141,7 @@ def test_average_head_leaves_padding_out():
 
 
 def test_context_neck_equals_its_layers():
-    neck = ContextNeck(6, shrink=2).eval()
+    neck = ContextNeck(6, 6, shrink=2).eval()
     for norm in [m for m in neck.modules() if isinstance(m, nn.BatchNorm2d)]:
         nn.init.normal_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2)
@@ -194,3 +194,31 @@ def test_bundles_know_their_heads(head, tmp_path):
     assert type(again.head(0)) is type(net.head(0))
     torch.testing.assert_close(again(x)[0].logits, net(x)[0].logits)
     assert xl.predict(again, x, xl.Policy((0.0,))).labels.tolist() == net(x)[0].logits.argmax(1).tolist()
+
+
+def test_necks_fit_their_budget_and_the_final_grid():
+    neck = fitted_neck(96, (20, 20), (10, 10), budget=100 * (96 * 40 + 2 * (25 * 40 + 40**2)))
+    assert (neck.shrink, neck.channels) == (2, 40)
+    assert fitted_neck(96, (20, 20), (10, 10), budget=1e12).channels == 96
+    assert fitted_neck(512, (7, 7), (7, 7), budget=1e12).channels == 256
+    assert fitted_neck(6, (7, 7), (3, 3), budget=0).shrink == 1
+    assert fitted_neck(6, (8, 8), (4, 4), budget=0).channels == 6
+
+
+def test_all_heads_of_a_real_network_stay_below_a_twentieth_of_it():
+    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 3, 40, 40), head="context")
+    assert 0.02 < net.head_share < 0.05
+    assert {out.attention.shape[1:] for out in net.eval()(torch.randn(1, 3, 40, 40))} == {(10, 10)}
+
+
+def test_context_is_for_images():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix, self.fc = nn.Embedding(20, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, input_ids):
+            return self.fc(self.mix(self.embed(input_ids)).mean(1))
+
+    with pytest.raises(xl.InputError, match="head: 'context' mixes over the plane"):
+        xl.attach(Words(), ["embed"], 2, torch.zeros(1, 9, dtype=torch.int64), head="context")

@@ -15,9 +15,9 @@ from exitlens.model.contract import InputContract, example_contract
 from exitlens.model.cost import count_macs
 from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.huggingface import config_of
-from exitlens.model.layouts import KINDS, Kind, Layout
+from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.modes import mode_of, no_zeros, untouched
-from exitlens.model.necks import ContextNeck
+from exitlens.model.necks import NECK_SHARE, fitted_neck
 from exitlens.model.network import ExitNet, Final, NetworkInfo
 from exitlens.model.placement import By, check_by, place_exits
 from exitlens.model.probing import admit, probe, random_inputs
@@ -78,8 +78,9 @@ def attach(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
                 "to agree with: use larger images, or a backbone that shrinks them less"
             )
-        heads = _heads(module, pieces, num_classes, example, final, head)
-        cost, head_share = _measure(pieces, heads, example, final)
+        plain = _plain_macs(pieces, example)
+        heads = _heads(module, pieces, num_classes, example, final, head, plain)
+        cost, head_share = _measure(pieces, heads, example, final, plain)
     config = config_of(module)
     info = NetworkInfo(
         tuple(at),
@@ -129,9 +130,9 @@ def _exported(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kin
 
 
 def _heads(
-    module: nn.Module, pieces: Split, num_classes: int, example: Inputs, final: Final, kind: HeadKind
+    module: nn.Module, pieces: Split, num_classes: int, example: Inputs, final: Final, kind: HeadKind, plain: int
 ) -> list[ExitHead]:
-    heads = [_head(kind, pieces, k, num_classes) for k in range(len(pieces.stages))]
+    heads = [_head(kind, pieces, k, num_classes, plain) for k in range(len(pieces.stages))]
     parameter = next(module.parameters())
     for head in heads:
         head.to(parameter.device, parameter.dtype)
@@ -147,24 +148,17 @@ def _heads(
     return heads
 
 
-def _head(kind: HeadKind, pieces: Split, k: int, num_classes: int) -> ExitHead:
-    channels, layout = pieces.channels[k], pieces.layouts[k]
+def _head(kind: HeadKind, pieces: Split, k: int, num_classes: int, plain: int) -> ExitHead:
+    channels, layout, size, last = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], len(pieces.stages) - 1
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
-    neck = (
-        _neck(channels, layout, pieces.sizes[k], pieces.sizes[-1])
-        if kind == "context" and k < len(pieces.stages) - 1
-        else None
-    )
-    return EvidenceHead(channels, num_classes, layout, neck)
-
-
-def _neck(channels: int, layout: Layout, size: Sequence[int], final: Sequence[int]) -> ContextNeck:
-    """A neck that brings a map of this size to the final exit's, where whole numbers allow it."""
+    if kind == "evidence" or k == last:
+        return EvidenceHead(channels, num_classes, layout)
     if len(size) != 2:
-        raise InputError("head: 'context' mixes over the plane of an image; for sequences, take 'evidence'")
-    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, final, strict=False)}
-    return ContextNeck(channels, factors.pop() if len(factors) == 1 else 1)
+        raise InputError("head: 'context' mixes over the plane of an image: for sequences, take 'evidence'")
+    return EvidenceHead(
+        channels, num_classes, layout, fitted_neck(channels, size, pieces.sizes[-1], NECK_SHARE * plain / last)
+    )
 
 
 def _is_exact(pieces: Split, name: str, head: ExitHead, example: Inputs) -> bool:
@@ -204,13 +198,17 @@ def _check_arguments(
     return example_contract(example)
 
 
-def _measure(pieces: Split, heads: Sequence[ExitHead], example: Inputs, final: Final) -> tuple[Tensor, float]:
-    """Cumulative cost at every exit, and the share of the heads, in units of the plain backbone's MACs."""
-    inputs = tensors_of(example)
+def _plain_macs(pieces: Split, example: Inputs) -> int:
     with mode_of(pieces.whole, False):
-        plain, _ = count_macs(pieces.whole, *inputs)
+        plain, _ = count_macs(pieces.whole, *tensors_of(example))
     if plain == 0:
         raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
+    return plain
+
+
+def _measure(pieces: Split, heads: Sequence[ExitHead], example: Inputs, final: Final, plain: int) -> tuple[Tensor, float]:
+    """Cumulative cost at every exit, and the share of the heads, in units of the plain backbone's MACs."""
+    inputs = tensors_of(example)
     total, at_heads, cost = 0, 0, []
     carried: Carried = inputs
     for k, (stage, head) in enumerate(zip(pieces.stages, heads, strict=True)):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-KERNEL, DEPTH, WIDEST = 5, 2, 64
+KERNEL, DEPTH, WIDEST, NARROWEST = 5, 2, 256, 16
+NECK_SHARE = 0.04  # of the plain backbone's MACs, for all necks together
 
 
 class ContextNeck(nn.Module):
@@ -21,13 +24,14 @@ class ContextNeck(nn.Module):
 
     Args:
         channels: of the features ``(B,D,H,W)``.
+        width: channels of the convolutions, and of what comes out.
         shrink: factor by which height and width are averaged down first.
     """
 
-    def __init__(self, channels: int, shrink: int = 1) -> None:
+    def __init__(self, channels: int, width: int, shrink: int = 1) -> None:
         super().__init__()
         self.shrink = shrink
-        self.channels = min(channels, WIDEST)
+        self.channels = width
         self.inlet = _Step(channels, self.channels, 1)
         kernels = [KERNEL, 1] * DEPTH
         self.mixers = nn.Sequential(*(_Step(self.channels, self.channels, kernel) for kernel in kernels))
@@ -60,3 +64,23 @@ class _Step(nn.Module):
     def fuse(self) -> None:
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+
+
+def fitted_neck(channels: int, size: Sequence[int], final: Sequence[int], budget: float) -> ContextNeck:
+    """A neck that brings a map of this size to the final exit's, where whole numbers allow it, as wide as the budget allows.
+
+    Args:
+        channels: of the features. size: ``(H,W)`` of their map, final: of the final exit's.
+        budget: multiply-accumulates; of a backbone so small that it allows less than 16 channels, the neck takes those.
+    """
+    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, final, strict=True)}
+    shrink = factors.pop() if len(factors) == 1 else 1
+    locations = math.prod(n // shrink for n in size)
+    width = min(channels, NARROWEST)
+    while width + 8 <= min(channels, WIDEST) and locations * _macs_per_location(channels, width + 8) <= budget:
+        width += 8
+    return ContextNeck(channels, width, shrink)
+
+
+def _macs_per_location(channels: int, width: int) -> int:
+    return channels * width + DEPTH * (KERNEL**2 * width + width**2)
