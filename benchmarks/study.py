@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import study_run
+import study_speed
 from exitlens.model.memory import keep_memory
 from exitlens.model.weights import write_text
 from study_conditions import ALPHAS, CONDITIONS, FOR, SWEPT, Condition, chosen, weighted
@@ -89,6 +90,24 @@ def do(job: Job, out: Path, runs: Path, quick: bool) -> str:
     return f"{job.name}: {time.perf_counter() - started:.0f} s"
 
 
+def speeds(out: Path, runs: Path, quick: bool, patterns: Sequence[str]) -> None:
+    """Timed last, one after the other, with nothing else running; for seeds whose networks are on this machine."""
+    for data in ("scenes", "fashion"):
+        for seed in range(1 if quick else SEEDS[data]):
+            name = f"speed/{data}-{seed}"
+            wanted = not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+            path = out / f"{name}.json"
+            keys = ("plain", study_speed.METHOD)
+            there = all((runs / data / f"{key}-{seed}" / "bundle" / "manifest.json").exists() for key in keys)
+            if not wanted or path.exists() or not there:
+                continue
+            splits = quick_splits(data, seed, QUICK) if quick else DATA[data](seed)
+            found = study_speed.measure(data, seed, splits, out, runs, rounds=1 if quick else study_speed.ROUNDS)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(found, indent=1) + "\n")
+            print(f"{name}: {found['speed']['speedup']:.2f} times faster", flush=True)
+
+
 def _plain(job: Job, splits: Splits, runs: Path) -> Path:
     """The bundle of the plain backbone of this seed; trained here if it is not there (another machine made its JSON)."""
     folder = runs / job.data / f"plain-{job.seed}"
@@ -135,6 +154,8 @@ def main() -> None:
         todo = [job for job in todo if not args.patterns or any(fnmatch(job.name, pattern) for pattern in args.patterns)]
         if todo:
             run_all(todo, out, runs, args.quick, workers)
+    keep_memory()
+    speeds(out, runs, args.quick, args.patterns)
 
 
 if __name__ == "__main__":

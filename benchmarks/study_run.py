@@ -36,8 +36,7 @@ def network(condition: Condition, splits: Splits, seed: int) -> xl.ExitNet:
     """Untrained. Every condition of a seed has the same backbone weights at the start (but for another width)."""
     torch.manual_seed(seed)
     train = splits.train
-    widths = [8 * round(w * condition.width / 8) for w in WIDTHS]
-    plain = SmallResNet(len(train.classes), train.images.shape[1], stem=8 * round(32 * condition.width / 8), widths=widths)
+    plain = backbone_of(splits, condition.width)
     at = [] if condition.loss is None else list(plain.groups[:-1])
     final = "keep" if condition.loss is None or condition.frozen else "head"
     net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final, head=condition.head)
@@ -56,7 +55,7 @@ def trained(
     net = network(condition, splits, seed)
     if condition.frozen:
         assert plain is not None
-        _take_backbone(net, load(plain, backbone=_backbone(splits, condition))[0])
+        _take_backbone(net, load(plain, backbone=backbone_of(splits))[0])
     done = xl.fit(
         net,
         splits.train,
@@ -74,8 +73,12 @@ def trained(
     return net, done.seconds
 
 
-def _backbone(splits: Splits, condition: Condition) -> SmallResNet:
-    return SmallResNet(len(splits.train.classes), splits.train.images.shape[1])
+def backbone_of(splits: Splits, width: float = 1.0) -> SmallResNet:
+    """The backbone of every condition, untrained."""
+    widths = [8 * round(w * width / 8) for w in WIDTHS]
+    return SmallResNet(
+        len(splits.train.classes), splits.train.images.shape[1], stem=8 * round(32 * width / 8), widths=widths
+    )
 
 
 def _take_backbone(net: xl.ExitNet, plain: xl.ExitNet) -> None:
