@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-guarantees check-results backbones clean
+.PHONY: demo test lint bench bench-guarantees study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -32,6 +32,17 @@ bench-guarantees: demo  ## keeps count of broken promises over thousands of cali
 	$(BIN)/python benchmarks/guarantees.py
 	$(BIN)/python benchmarks/guarantees_page.py
 	$(BIN)/python benchmarks/check_results.py
+
+study: $(VENV)/.installed  ## every run of the study (about 12 hours; resumable): benchmarks/results/study
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	$(BIN)/python benchmarks/study.py
+
+study-quick: $(VENV)/.installed  ## the whole study on 96 images for one epoch: that all of it runs
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	$(BIN)/python benchmarks/study.py --quick
+
+tables: $(VENV)/.installed  ## docs/results.md from the study's JSON
+	$(BIN)/python benchmarks/study_page.py
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python benchmarks/check_results.py

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # also when loaded by path
+
+import study_bars  # noqa: E402
+
 MIXED = "50/30/0/20"
 
 
@@ -156,6 +160,8 @@ def all_bars(folder: Path) -> Iterator[Bar]:
         yield from memory(path)
     for path in sorted((folder / "guarantees").glob("*.json")):
         yield from guarantees(path.stem, json.loads(path.read_text()))
+    if (folder / "study").is_dir():
+        yield from (Bar(*row) for row in study_bars.bars(folder / "study"))
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from study_conditions import CONDITIONS, SWEPT, chosen
 from study_plots import plot_curves, plot_sweep
 
 ROOT = Path(__file__).parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results" / "study", ROOT / "docs" / "results.md"
 WORDS = Path(__file__).parent / "study_words"
 KNOWN: dict[str, str] = json.loads((Path(__file__).parent / "known_misses.json").read_text())
 TITLES = {
@@ -160,9 +160,9 @@ def _routed_accuracy(found: dict[str, Any], limit: str) -> float:
     return float(100 * _first(found["policies"][limit])["accuracy"])
 
 
-def bars_table() -> list[str]:
+def bars_table(results: Path) -> list[str]:
     lines = []
-    for key, what, figure, sense, limit in bars(RESULTS):
+    for key, what, figure, sense, limit in bars(results):
         kept = figure <= limit if sense == "<=" else figure >= limit
         lines.append([what, f"{figure:.3g}", f"{sense} {limit:g}", "kept" if kept else f"**missed**: {KNOWN.get(key, '')}"])
     return table(["promise", "measured", "bar", ""], lines)
@@ -183,21 +183,21 @@ def _collapse(kind: str, field: str) -> Pick:
     return lambda found: float(found["collapse"][kind][field])
 
 
-def sweep_table() -> list[str]:
+def sweep_table(results: Path) -> list[str]:
     lines = []
     for name in SWEPT:
-        for path in sorted((RESULTS / "sweep").glob(f"{name}-*.json"), key=lambda p: float(p.stem.rpartition("-")[2])):
+        for path in sorted((results / "sweep").glob(f"{name}-*.json"), key=lambda p: float(p.stem.rpartition("-")[2])):
             found = json.loads(path.read_text())
             near, far = found["agreeing"], found["disagreeing"]
-            mark = " (chosen)" if found["alpha"] == chosen(RESULTS, name) else ""
+            mark = " (chosen)" if found["alpha"] == chosen(results, name) else ""
             row = [f"{100 * near['accuracy'][k]:.1f} / {100 * far['accuracy'][k]:.1f}" for k in (0, -1)]
             lines.append([name, f"{found['alpha']:g}{mark}", *row, " / ".join(f"{s:.2f}" for s in near["skill"])])
     return table(["loss", "weight", "exit 0, agreeing / disagreeing, %", "final, %", "skill at exits 0 / 1 / 2"], lines)
 
 
-def speed_table() -> list[str]:
+def speed_table(results: Path) -> list[str]:
     lines = []
-    for path in sorted((RESULTS / "speed").glob("*.json")):
+    for path in sorted((results / "speed").glob("*.json")):
         found = json.loads(path.read_text())
         speed = found["speed"]
         times = f"{speed['speedup']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})"
@@ -209,36 +209,36 @@ def words(name: str) -> list[str]:
     return (WORDS / f"{name}.md").read_text().rstrip().split("\n")
 
 
-def main() -> None:
-    parts = {data: rows for data in TITLES if (rows := load_runs(RESULTS, data))}
+def page(results: Path, docs: Path) -> list[str]:
+    """The lines of results.md; its plots are written to ``docs``."""
+    parts = {data: rows for data in TITLES if (rows := load_runs(results, data))}
     scenes = parts.get("scenes", {})
-    lines = [*words("head"), "", "## The promises", "", *bars_table(), ""]
+    lines = [*words("head"), "", "## The promises", "", *bars_table(results), ""]
     for data, rows in parts.items():
         lines += [f"## {TITLES[data]}", "", *main_table(rows), "", *routed_table(rows), ""]
-        if plot_curves(rows, ROOT / "docs" / f"results-{data}.svg"):
+        if plot_curves(rows, docs / f"results-{data}.svg"):
             lines += [f"![accuracy against cost](results-{data}.svg)", ""]
-    if (RESULTS / "speed").exists():
-        lines += ["## Wall-clock", "", *words("speed"), "", *speed_table(), ""]
-    if (RESULTS / "sweep").exists():
-        plot_sweep(RESULTS / "sweep", ROOT / "docs" / "results-sweep.svg")
-        lines += [
-            "## The weight of every loss",
-            "",
-            *words("sweep"),
-            "",
-            *sweep_table(),
-            "",
-            "![weights](results-sweep.svg)",
-            "",
-        ]
+    if (results / "speed").exists():
+        lines += ["## Wall-clock", "", *words("speed"), "", *speed_table(results), ""]
+    if (results / "sweep").exists():
+        plot_sweep(results / "sweep", docs / "results-sweep.svg")
+        lines += ["## The weight of every loss", "", *words("sweep"), "", *sweep_table(results), ""]
+        lines += ["![weights](results-sweep.svg)", ""]
     if "egt" in scenes:
         lines += ["## Doubts", "", *words("doubts"), "", *collapse_table(scenes), ""]
     lines += [*words("tried"), ""]
     for data, rows in parts.items():
         lines += [f"## Details: {data}", "", *faithfulness_table(rows), "", *detail_table(rows), ""]
-    lines += words("recipes")
-    PAGE.write_text("\n".join(lines) + "\n")
-    print(f"wrote {PAGE}")
+    return [*lines, *words("recipes")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "study")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    args = parser.parse_args()
+    (args.docs / "results.md").write_text("\n".join(page(args.results, args.docs)) + "\n")
+    print(f"wrote {args.docs / 'results.md'}")
 
 
 if __name__ == "__main__":

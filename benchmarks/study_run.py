@@ -21,6 +21,7 @@ from exitlens.functional.scores import fit_temperature
 from exitlens.functional.similarity import skill
 from exitlens.model.attaching import attach
 from exitlens.model.backbones import SmallResNet
+from exitlens.model.cost import count_macs
 from exitlens.workflow.collection import pairing
 from exitlens.workflow.faithfulness import faithfulness
 from study_conditions import Condition
@@ -94,7 +95,9 @@ def measured(net: xl.ExitNet, splits: Splits) -> dict[str, Any]:
     """Everything about a trained network, on its calibration and test data."""
     calibration = xl.collect(net, splits.calibration, batch_size=250)
     never = xl.Policy.never(net.num_exits, temperatures=_temperatures(calibration))
-    found: dict[str, Any] = {"cost": net.cost.tolist(), "head_share": net.head_share, "tests": {}}
+    example = splits.train.first(1).inputs
+    macs = count_macs(net, example)[0]
+    found: dict[str, Any] = {"cost": net.cost.tolist(), "head_share": net.head_share, "macs": macs, "tests": {}}
     traces = {name: xl.collect(net, data, batch_size=250) for name, data in splits.tests.items()}
     for name, trace in traces.items():
         report = xl.evaluate(trace, never)
@@ -111,7 +114,8 @@ def measured(net: xl.ExitNet, splits: Splits) -> dict[str, Any]:
         found["collapse"] = collapse(net, next(iter(splits.tests.values())).first(1000))
         found["policies"] = _policies(calibration, traces)
     found["curve"] = _curve(calibration, next(iter(traces.values())))
-    found["area"] = area_under_curve(found["curve"], guess=1 / net.info.num_classes)
+    found["guess"] = 1 / net.info.num_classes
+    found["area"] = area_under_curve(found["curve"], guess=found["guess"])
     found["faithfulness"] = faithfulness(net, next(iter(splits.tests.values())), samples=SAMPLES).to_dict()
     return found
 

@@ -81,6 +81,13 @@ def fit(
     by: Annotated[
         str, typer.Option(help="How many exits: at equal shares of cost, or of the time measured on this machine.")
     ] = "cost",
+    head: Annotated[
+        str,
+        typer.Option(
+            help="Exit heads: context (a small neck before the early ones), evidence, average (default: context for images, "
+            "evidence for texts)."
+        ),
+    ] = "",
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 8,
     weight: Annotated[
         float, typer.Option(help="Of the attention-consistency loss; 0 trains without it.")
@@ -115,7 +122,7 @@ def fit(
     if resume and by == "time":  # measured again, they could be others
         exits, by = recorded_exits(out, exits, by)
     net = new_network(
-        backbone, exits, train, seed=seed, keep_final=keep_final, pretrained=pretrained, weights=weights, by=by
+        backbone, exits, train, seed=seed, keep_final=keep_final, pretrained=pretrained, weights=weights, by=by, head=head
     )
     write_source(out, source, resume=resume)
     try:

@@ -15,6 +15,7 @@ from exitlens.data.texts import TextSet
 from exitlens.errors import InputError
 from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone, load_weights
+from exitlens.model.heads import HeadKind
 from exitlens.model.huggingface import tokenizer_of
 from exitlens.model.network import ExitNet
 from exitlens.model.placement import By
@@ -59,6 +60,7 @@ def new_network(
     pretrained: bool = False,
     weights: Path | None = None,
     by: str = "cost",
+    head: str = "",
 ) -> ExitNet:
     """Builds the backbone for the data's classes and attaches exits.
 
@@ -72,6 +74,7 @@ def new_network(
         pretrained: start from the library's weights.
         weights: start from a local state dict.
         by: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
+        head: kind of exit heads, see :func:`attach`; empty means ``context`` for images and ``evidence`` for texts.
 
     Raises:
         InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
@@ -91,6 +94,7 @@ def new_network(
     if exits:
         at = int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
     final: Literal["head", "keep"] = "keep" if keep_final else "head"
-    net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final, by=cast(By, by))  # attach checks it
+    kind = cast(HeadKind, head or ("evidence" if isinstance(train, TextSet) else "context"))  # attach checks both
+    net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final, by=cast(By, by), head=kind)
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net

@@ -1,0 +1,158 @@
+"""The study's own machinery: its quick mode, that it resumes, its page, its bars, and its control losses."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from exitlens.types import ExitOutput
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import study_bars  # noqa: E402
+import study_conditions  # noqa: E402
+import study_page  # noqa: E402
+
+JOBS = (
+    "sweep/kl-1",
+    "scenes/plain-0",
+    "scenes/joint-0",
+    "scenes/egt-0",
+    "digits/frozen-0",
+    "scenes/egt-kl-0",
+    "speed/scenes-0",
+)
+
+
+def _study(out: Path, *patterns: str) -> str:
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "study.py"),
+        "--quick",
+        "--out",
+        str(out / "results"),
+        "--runs",
+        str(out / "runs"),
+    ]
+    done = subprocess.run([*command, *patterns], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    _study(out, *JOBS)
+    return out
+
+
+def test_every_run_leaves_its_json(quick):
+    results = quick / "results"
+    assert {str(p.relative_to(results).with_suffix("")) for p in results.rglob("*.json")} == set(JOBS)
+    found = json.loads((results / "scenes" / "egt-0.json").read_text())
+    assert set(found["tests"]) == {"agreeing", "disagreeing", "unseen"}
+    assert len(found["tests"]["agreeing"]["accuracy"]) == len(found["cost"]) == 4
+    assert set(found["collapse"]) == {"uniform", "centre bias"}
+    assert abs(found["collapse"]["uniform"]["skill"]) < 0.05
+    assert abs(found["collapse"]["centre bias"]["skill"]) < 0.05
+    assert 0 < found["area"] <= 1
+    assert found["head"] == "context"
+    assert json.loads((results / "scenes" / "egt-kl-0.json").read_text())["loss"]["weight"] == 1  # what the sweep chose
+
+
+def test_what_is_there_is_skipped(quick):
+    assert _study(quick, *JOBS) == ""
+
+
+def test_frozen_heads_stand_on_the_plain_backbone(quick):
+    frozen = quick / "runs" / "digits"
+    assert (frozen / "plain-for-frozen-0" / "bundle" / "manifest.json").is_file()
+    from safetensors.torch import load_file
+
+    ours, plain = (
+        load_file(frozen / name / "bundle" / "weights.safetensors") for name in ("frozen-0", "plain-for-frozen-0")
+    )
+    stem = [name for name in ours if name.endswith("stem.0.weight")]
+    assert stem
+    assert torch.equal(ours[stem[0]], next(v for n, v in plain.items() if n.endswith("stem.0.weight")))
+
+
+def test_the_page_is_made_from_the_json(quick, tmp_path):
+    page = "\n".join(study_page.page(quick / "results", tmp_path))
+    assert "(g) EGT, context heads" in page
+    assert "sweep" not in page.split("## The promises")[1][:200]
+    assert (tmp_path / "results-scenes.svg").read_text().startswith("<?xml")
+    assert page.count("| scenes") > 10
+    found = json.loads((quick / "results" / "scenes" / "joint-0.json").read_text())
+    accuracy = 100 * found["tests"]["agreeing"]["accuracy"][0]
+    row = next(line for line in page.splitlines() if line.startswith("| (c) joint, evidence heads | 1 |"))
+    assert row.split("|")[3].strip() == f"{accuracy:.1f}"
+
+
+def test_intervals_are_students():
+    values = [1.0, 2.0, 4.0, 3.5]
+    middle, half = study_bars.interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=middle, scale=stats.sem(values))
+    assert (middle - half, middle + half) == pytest.approx((low, high))
+    assert study_bars.interval([1.0]) == (1.0, float("inf"))
+
+
+def test_bars_see_what_got_worse(quick, tmp_path):
+    good = json.loads((quick / "results" / "scenes" / "egt-0.json").read_text())
+    for seed in (0, 1):
+        for key in ("egt", "joint", "plain"):
+            found = copy.deepcopy(good)
+            if key != "egt":
+                found["tests"]["disagreeing"]["accuracy"] = [
+                    a - 0.2 - 0.01 * seed for a in found["tests"]["disagreeing"]["accuracy"]
+                ]
+            (tmp_path / "scenes").mkdir(exist_ok=True)
+            (tmp_path / "scenes" / f"{key}-{seed}.json").write_text(json.dumps(found))
+        (tmp_path / "scenes" / f"distilled-{seed}.json").write_text(json.dumps(good))
+    figures = {key: (figure, limit) for key, _, figure, _, limit in study_bars.bars(tmp_path)}
+    assert figures["study|exit0|disagreeing"] == (pytest.approx(20.5), 18)
+    assert figures["study|final|c|agreeing"][0] == pytest.approx(0)
+    middle, half = study_bars.interval([20.0, 21.0])
+    assert figures["study|final|a|disagreeing"][0] == pytest.approx(middle - half)
+    assert figures["study|distilled"][0] == pytest.approx(0)
+    assert figures["study|kl"][0] == pytest.approx(1)
+
+
+def _output(attention: torch.Tensor) -> ExitOutput:
+    return ExitOutput(torch.zeros(2, 3), attention, torch.zeros(2, 3, 2, 2))
+
+
+def test_control_losses_by_hand():
+    torch.manual_seed(0)
+    early, final = (torch.rand(2, 2, 2).flatten(1).softmax(1).view(2, 2, 2).requires_grad_() for _ in range(2))
+    outputs, labels = [_output(early), _output(final)], torch.tensor([0, 1])
+
+    def consistency(loss):
+        return loss(outputs, labels).consistency.item()
+
+    from exitlens.functional.similarity import divergence
+
+    assert consistency(study_conditions.EGT) == pytest.approx(divergence(final, early).mean().item(), rel=1e-5)
+    permuted = divergence(final.roll(1, 0), early).mean().item()
+    assert consistency(study_conditions.PERMUTED) == pytest.approx(permuted, rel=1e-5)
+    study_conditions.ATTACHED(outputs, labels).total.backward()
+    assert final.grad is not None
+    final.grad = None
+    study_conditions.EGT(outputs, labels).total.backward()
+    assert final.grad is None
+
+
+def test_the_sweep_chooses_by_mean_validation_accuracy(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    for alpha, first, last in ((0.1, 0.5, 0.9), (1.0, 0.8, 0.85), (10.0, 0.6, 0.7)):
+        found = {"alpha": alpha, "agreeing": {"accuracy": [first, last]}, "disagreeing": {"accuracy": [first, last]}}
+        (tmp_path / "sweep" / f"kl-{alpha:g}.json").write_text(json.dumps(found))
+    assert study_conditions.chosen(tmp_path, "kl") == 1.0
+    with pytest.raises(SystemExit, match="the sweep of cosine comes first"):
+        study_conditions.chosen(tmp_path, "cosine")
