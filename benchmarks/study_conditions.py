@@ -33,7 +33,7 @@ class AttachedLoss(EGTLoss):
 
 
 EGT = EGTLoss()
-BOTH = EGTLoss(distill=0.2)
+BOTH = EGTLoss(distill=0.1)
 PERMUTED, ATTACHED = PermutedLoss(), AttachedLoss()
 
 
@@ -107,10 +107,6 @@ CONDITIONS = {
     "static-50": Condition("i", "static network, width 0.71", loss=None, width=0.71),
     "static-25": Condition("i", "static network, width 0.5", loss=None, width=0.5),
 }
-FEW = ("plain", "joint", "distilled", "egt", "both", "joint-context")
-FOR = {
-    "scenes": tuple(CONDITIONS),
-    "small": tuple(CONDITIONS),
-    "digits": tuple(CONDITIONS),
-    "fashion": FEW,
-}
+FEW = ("plain", "joint", "distilled", "egt-evidence", "joint-context", "egt", "both")
+MAIN = (*FEW[:2], "average", "frozen", *FEW[2:], "permuted-evidence", "permuted")
+FOR = {"scenes": tuple(CONDITIONS), "small": MAIN, "digits": MAIN, "fashion": FEW}

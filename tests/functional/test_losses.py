@@ -122,3 +122,12 @@ def test_padding_of_texts_leaves_the_gradient_finite(distance):
     assert torch.isfinite(scores.grad).all()
     assert scores.grad[:, :5].abs().sum() > 0
     assert (scores.grad[:, 5:] == 0).all()
+
+
+def test_early_exits_weigh_a_quarter_by_default():
+    torch.manual_seed(0)
+    outputs = [ExitOutput(torch.randn(4, 3), torch.full((4, 2, 2), 0.25), torch.zeros(4, 3, 2, 2)) for _ in range(3)]
+    labels = torch.tensor([0, 1, 2, 0])
+    terms = EGTLoss(weight=0.0)(outputs, labels)
+    early, second, final = (torch.nn.functional.cross_entropy(out.logits, labels) for out in outputs)
+    torch.testing.assert_close(terms.total, (0.25 * early + 0.25 * second + final) / 3)

@@ -18,6 +18,7 @@ from exitlens.types import ExitOutput, LossTerms
 Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = ("attention", "evidence", "activation")
+EARLY_WEIGHT = 0.25
 DISTANCES: tuple[Distance, ...] = ("kl", "js", "cosine", "pearson", "mse")
 
 
@@ -108,14 +109,15 @@ class EGTLoss:
 
     ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891.
     The paper's distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final
-    map, and ramp the weight up, so that the exits do not follow a map that is still random. ``distill`` adds
-    self-distillation of the logits.
+    map, and ramp the weight up over the whole training, so that the exits do not follow a map that is still random and the
+    shared layers learn to classify first. ``distill`` adds self-distillation of the logits. What the defaults were
+    chosen from is in docs/results.md.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
         of: ``attention``, ``evidence`` (of the true class) or ``activation`` (channel energy; needs ``features``).
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
-        exit_weights: ``w_k``, K non-negative numbers; by default 1 each.
+        exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
     """
@@ -124,7 +126,7 @@ class EGTLoss:
     of: Of = "attention"
     distance: Distance = "js"
     exit_weights: tuple[float, ...] | None = None
-    ramp_share: float = 0.6
+    ramp_share: float = 1.0
     distill: float = 0.0
 
     def __post_init__(self) -> None:
@@ -154,7 +156,7 @@ class EGTLoss:
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
         """
         self._check(outputs, labels, features)
-        weights = self.exit_weights or (1.0,) * len(outputs)
+        weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
         alpha = ramp(progress, self.ramp_share)
         classification = classification_loss(outputs, labels, weights)
         zero = classification.new_zeros(())
