@@ -128,6 +128,6 @@ def test_early_exits_weigh_a_quarter_by_default():
     torch.manual_seed(0)
     outputs = [ExitOutput(torch.randn(4, 3), torch.full((4, 2, 2), 0.25), torch.zeros(4, 3, 2, 2)) for _ in range(3)]
     labels = torch.tensor([0, 1, 2, 0])
-    terms = EGTLoss(weight=0.0)(outputs, labels)
-    early, second, final = (torch.nn.functional.cross_entropy(out.logits, labels) for out in outputs)
+    terms = xl.EGTLoss(weight=0.0)(outputs, labels)
+    early, second, final = (F.cross_entropy(out.logits, labels) for out in outputs)
     torch.testing.assert_close(terms.total, (0.25 * early + 0.25 * second + final) / 3)
