@@ -43,11 +43,25 @@ from exitlens.model.backbones import build_backbone, load_weights
 from exitlens.model.network import ExitNet
 from exitlens.model.placement import ExitPoint, exit_points
 from exitlens.model.tuning import Tuning
-from exitlens.types import Drift, ExitOutput, Gate, LossTerms, Monitor, Policy, Prediction, Preprocess, TextPreprocess, Trace
+from exitlens.types import (
+    Drift,
+    ExitOutput,
+    ExitView,
+    Explanation,
+    Gate,
+    Location,
+    LossTerms,
+    Monitor,
+    Policy,
+    Prediction,
+    Preprocess,
+    TextPreprocess,
+    Trace,
+)
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
-from exitlens.workflow.explanation import Explanation, explain, explain_batch
+from exitlens.workflow.explanation import explain, explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
 from exitlens.workflow.inference import predict
 from exitlens.workflow.sweeping import Band, CurvePoint, SweepPoint, anytime, budgeted_batch, sweep
@@ -69,6 +83,7 @@ __all__ = [
     "ExitNet",
     "ExitOutput",
     "ExitPoint",
+    "ExitView",
     "ExitlensError",
     "Explanation",
     "Faithfulness",
@@ -77,6 +92,7 @@ __all__ = [
     "ImageSet",
     "ImageStream",
     "InputError",
+    "Location",
     "LossTerms",
     "MissingExtraError",
     "Monitor",

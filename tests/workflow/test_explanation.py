@@ -51,3 +51,64 @@ def test_bad_calls(net, images):
         xl.explain(net, images[0], xl.Policy((0.5,)))
     with pytest.raises(xl.InputError):
         xl.explain(net, images[0, :1], POLICY)
+
+
+def test_evidence_bias_and_logit_add_up(net, kept, images):
+    for network in (net, kept):
+        for view in xl.explain(network, images[0], POLICY).exits:
+            if view.exact_evidence:
+                assert view.evidence.sum().item() + view.bias == pytest.approx(view.logit, rel=1e-4, abs=1e-4)
+
+
+def test_top_locations_by_hand(net, images):
+    why = xl.explain(net, images[0], POLICY)
+    view = why.exits[0]
+    top = view.top(3)
+    flat = view.evidence.flatten()
+    assert [abs(place.evidence) for place in top] == pytest.approx(flat.abs().sort(descending=True).values[:3].tolist())
+    for place in top:
+        assert view.evidence[place.at] == place.evidence
+        assert view.attention[place.at] == place.attention
+    row = why.to_dict()["exits"][0]
+    assert sum(one["evidence"] for one in row["top_locations"]) + row["evidence_elsewhere"] + row["bias"] == pytest.approx(
+        row["logit"], abs=1e-4
+    )
+    p = view.probabilities.tolist()
+    assert row["runner_up"] == sorted(range(4), key=lambda c: -p[c])[1]
+    assert row["runner_up_probability"] == pytest.approx(sorted(p)[-2])
+
+
+def test_agreement_with_the_exit_before(net, images):
+    why = xl.explain(net, images[0], POLICY)
+    assert why.exits[0].previous_cc is None
+    assert why.exits[1].previous_divergence > 0
+    assert why.exits[2].previous_cc == pytest.approx(why.exits[1].cc, abs=1e-5)  # the exit before the final one, both ways
+
+
+def test_without_the_final_exit_it_stops_where_the_answer_is(net, images):
+    views = [why.exits for why in xl.explain_batch(net, images, POLICY)]
+    medians = [sorted(exits[k].confidence for exits in views)[len(views) // 2] for k in (0, 1)]
+    policy = xl.Policy(tuple(medians))
+    whole, short = (xl.explain_batch(net, images, policy, final=final) for final in (True, False))
+    depths = set()
+    for full, stopped in zip(whole, short, strict=True):
+        assert stopped.answered == full.answered
+        assert len(stopped.exits) == full.answered + 1
+        depths.add(stopped.answered)
+        if stopped.answered < 2:
+            assert stopped.final is None
+            assert stopped.exits[-1].cc is None
+            assert "final exit says" not in stopped.reason
+            assert not stopped.disagrees
+            assert not stopped.to_dict()["final_ran"]
+    assert depths == {0, 1, 2}
+    assert sum(why.disagrees for why in whole) == sum(why.exits[-1].label != why.label for why in whole if why.answered < 2)
+
+
+def test_one_image_runs_no_stage_after_the_answer(net, images):
+    ran = []
+    for k, stage in enumerate(net.stages):
+        stage.register_forward_hook(lambda *_, k=k: ran.append(k))
+    why = xl.explain(net, images[0], xl.Policy((0.0, 0.5)), final=False)
+    assert why.answered == 0
+    assert set(ran) <= {0}

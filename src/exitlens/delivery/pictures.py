@@ -15,8 +15,7 @@ from torch import Tensor
 
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
-from exitlens.types import Preprocess
-from exitlens.workflow.explanation import Explanation
+from exitlens.types import Explanation, Preprocess
 
 SCALE = 160  # pixels of a gallery picture's side
 ANSWERED = "#0072B2"  # frame of the exit that answered

@@ -17,9 +17,9 @@ from exitlens.delivery.pages import template
 from exitlens.delivery.pictures import data_uri, overlay, picture
 from exitlens.errors import InputError, OutputExistsError
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Preprocess
+from exitlens.types import Explanation, Policy, Preprocess
 from exitlens.workflow.evaluation import Report
-from exitlens.workflow.explanation import Explanation, explain_batch
+from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import Faithfulness
 
 

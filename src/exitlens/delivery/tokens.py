@@ -10,7 +10,7 @@ from rich.text import Text
 
 from exitlens.delivery.pages import template
 from exitlens.errors import OutputExistsError
-from exitlens.workflow.explanation import ExitView, Explanation
+from exitlens.types import ExitView, Explanation
 
 _SHADE = (0, 114, 178)  # blue that is told apart in grey and by colour-blind readers
 

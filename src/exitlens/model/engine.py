@@ -111,13 +111,11 @@ class Engine:
                 "precision='float32'"
             ) from error
 
-    def explained(self, carried: Carried) -> tuple[ExitOutput, ...]:
-        """Logits, attention and evidence of every exit (not by the compiled steps)."""
-        found = []
+    def explained(self, carried: Carried) -> Iterator[ExitOutput]:
+        """Logits, attention and evidence of one exit after the other (not by the compiled steps), as they are asked for."""
         for stage, head in zip(self.stages, self.heads, strict=True):
             carried = stage(*carried)
-            found.append(cast(ExitOutput, head(*carried)))
-        return tuple(found)
+            yield cast(ExitOutput, head(*carried))
 
     def outputs(self, carried: Carried) -> list[tuple[Tensor, Tensor]]:
         """Logits and attention of every exit (not by the compiled steps)."""

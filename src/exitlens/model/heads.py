@@ -30,6 +30,11 @@ class ExitHead(nn.Module, ABC):
     exact_evidence: bool
     layout: Layout
 
+    @property
+    def bias(self) -> Tensor | None:
+        """What the logits ``(C,)`` have without any evidence, if anything."""
+        return cast(nn.Linear, self.classifier).bias
+
     @abstractmethod
     def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)`` without the evidence: the path of adaptive inference with maps."""
@@ -188,6 +193,14 @@ class KeptHead(ExitHead):
         self.pooled_linear = pooled_linear
         self.exact_evidence = pooled_linear is not None
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The classifier's, where it is one linear layer on pooled features."""
+        return None if self.pooled_linear is None else self._linear().bias
+
+    def _linear(self) -> nn.Linear:
+        return cast(nn.Linear, self.tail.body.get_submodule(cast(str, self.pooled_linear)))
+
     def classify(self, *carried: Tensor) -> Tensor:
         """Logits ``(B,C)`` of the backbone's own classifier."""
         logits: Tensor = self.tail(*carried)[0]
@@ -203,7 +216,6 @@ class KeptHead(ExitHead):
         if self.pooled_linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)
-        linear = cast(nn.Linear, self.tail.body.get_submodule(self.pooled_linear))
         features = self.layout.canonical(carried[0])
-        evidence = torch.einsum("cd,bd...->bc...", linear.weight, features) / features[0, 0].numel()
+        evidence = torch.einsum("cd,bd...->bc...", self._linear().weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)

@@ -1,5 +1,6 @@
 """The values that the verbs exchange. Tensors here are never changed after they are made."""
 
+from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.monitors import Drift, Monitor, reference_of
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import CLUES, SCORES, Gate, Policy
@@ -8,10 +9,14 @@ from exitlens.types.traces import Trace
 
 __all__ = [
     "CLUES",
+    "SCHEMA",
     "SCORES",
     "Drift",
     "ExitOutput",
+    "ExitView",
+    "Explanation",
     "Gate",
+    "Location",
     "LossTerms",
     "Monitor",
     "Policy",

@@ -1,0 +1,158 @@
+"""Why an exit answered, as a value: what every exit saw of one image or text, and what that adds up to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
+
+
+class Location(NamedTuple):
+    """One location of a map: ``(row, column)`` of an image's grid, or ``(position,)`` of a text.
+
+    ``attention`` is its share of the map; ``evidence`` is what it adds to the logit of the exit's answer.
+    """
+
+    at: tuple[int, ...]
+    attention: float
+    evidence: float
+
+
+@dataclass(frozen=True)
+class ExitView:
+    """One exit's view of the image.
+
+    Attributes:
+        exit: k. label: its answer. confidence: the policy's score. threshold: what it had to reach (0 for the final
+            exit, which always answers). fired: whether it would answer. cost: in units of the plain backbone.
+        probabilities: ``(C,)``. attention: ``(h,w)``, sums to 1. evidence: ``(h,w)`` for its own answer: its sum and
+            ``bias`` are ``logit``, where ``exact_evidence``; elsewhere the classifier cannot be split over locations, and
+            the logit is shared out by attention.
+        logit, bias: of its own answer, before the policy's temperature.
+        divergence, cc: of its attention map against the final exit's; ``None`` where the final exit was not run.
+        previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
+        estimate: of the divergence by the policy's gate; ``None`` without one, and at the final exit.
+    """
+
+    exit: int
+    label: int
+    confidence: float
+    threshold: float
+    fired: bool
+    cost: float
+    probabilities: Tensor
+    attention: Tensor
+    evidence: Tensor
+    exact_evidence: bool
+    logit: float
+    bias: float
+    divergence: float | None
+    cc: float | None
+    previous_divergence: float | None = None
+    previous_cc: float | None = None
+    estimate: float | None = None
+
+    @property
+    def runner_up(self) -> int:
+        """The second most probable class."""
+        return int(self.probabilities.topk(2).indices[1])
+
+    def top(self, count: int = 5) -> list[Location]:
+        """The locations with the most evidence for the answer (in absolute terms), the largest first."""
+        flat, width = self.evidence.flatten(), self.evidence.shape[-1]
+        order = flat.abs().argsort(descending=True, stable=True)[:count].tolist()
+        places = [divmod(i, width) if self.evidence.ndim == 2 else (i,) for i in order]
+        attention = self.attention.flatten()
+        return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order, strict=True)]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every exit's view, which of them answered, and a sentence that says why.
+
+    ``image`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named where the
+    network knows its tokenizer (padding left out). ``exits`` are those that were run: all ``num_exits`` of them, or, if the
+    final exit was not asked for, those up to the one that answered.
+    """
+
+    image: Tensor
+    exits: tuple[ExitView, ...]
+    answered: int
+    classes: tuple[str, ...]
+    num_exits: int
+    tokens: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> int:
+        """The class that the answering exit gives."""
+        return self.exits[self.answered].label
+
+    @property
+    def final(self) -> ExitView | None:
+        """The final exit's view, if it was run."""
+        return self.exits[-1] if len(self.exits) == self.num_exits else None
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether an early exit answered and the final exit says something else."""
+        return self.final is not None and self.final.label != self.label
+
+    def name(self, label: int) -> str:
+        """The class's name, or its number where the network knows no names."""
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
+
+    @property
+    def reason(self) -> str:
+        """Why this exit answered, in plain words."""
+        view, last = self.exits[self.answered], self.num_exits - 1
+        if view.exit == last:
+            why = "no earlier exit could answer, so the final exit answered"
+            confidence = f"it is {100 * view.confidence:.1f} % sure"
+        else:
+            why = f"exit {view.exit} answered"
+            confidence = f"its confidence {view.confidence:.3f} reached the threshold {view.threshold:.3f}"
+            if view.estimate is not None and view.threshold > 0:
+                confidence += f" and its map is estimated to be near the final one (divergence {view.estimate:.3f})"
+            if view.threshold == 0:
+                confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
+        sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
+        sure = [f"exit {v.exit}" for v in self.exits[: self.answered] if v.confidence >= v.threshold]  # not trusted, then
+        if sure:
+            sentence += f" {' and '.join(sure).capitalize()} reached the threshold too, but the map was not trusted."
+        if view.exit == last or self.final is None:
+            return sentence
+        said = self.name(self.final.label)
+        return f"{sentence} The final exit says {said}; the two attention maps correlate at {view.cc:.2f}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with maps as nested lists; its ``schema`` is :data:`SCHEMA`."""
+        return {
+            "schema": SCHEMA,
+            **({"tokens": list(self.tokens)} if self.tokens else {}),
+            "label": self.label,
+            "label_name": self.name(self.label),
+            "answered": self.answered,
+            "final_ran": self.final is not None,
+            "reason": self.reason,
+            "exits": [self._row(view) for view in self.exits],
+        }
+
+    def _row(self, view: ExitView) -> dict[str, Any]:
+        row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}
+        top: list[dict[str, Any]] = []
+        for at, attention, evidence in view.top():
+            token = {"token": self.tokens[at[0]]} if self.tokens and at[0] < len(self.tokens) else {}
+            top.append({"at": list(at), "attention": attention, "evidence": evidence, **token})
+        return row | {
+            "label_name": self.name(view.label),
+            "threshold": "never" if view.threshold == math.inf else view.threshold,
+            "runner_up": view.runner_up,
+            "runner_up_name": self.name(view.runner_up),
+            "runner_up_probability": view.probabilities[view.runner_up].item(),
+            "top_locations": top,
+            "evidence_elsewhere": view.evidence.sum().item() - sum(one["evidence"] for one in top),
+        }
