@@ -56,8 +56,8 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
     result = []
     for i, sample in enumerate(tensors[0]):
-        run = len(seen) if final else answered[i] + 1
-        views = tuple(column(i) for column in columns[:run])
+        run = net.num_exits if final else answered[i] + 1
+        views = tuple(column(i, run == net.num_exits) for column in columns[:run])
         result.append(Explanation(sample, views, answered[i], net.info.classes, net.num_exits, _tokens(net, tensors, i)))
     return result
 
@@ -104,15 +104,15 @@ def _answered(seen: Sequence[_Seen], policy: Policy) -> list[int]:
     return first_firing(torch.stack(early, 1), policy.thresholds[: len(early)]).tolist()
 
 
-def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int], ExitView]:
-    """One exit's views, by sample."""
+def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
+    """One exit's views, by sample, and whether that sample's final exit is shown."""
     one, is_final, head = seen[k], k == net.num_exits - 1, net.head(k)
     threshold = 0.0 if is_final else policy.thresholds[k]
     labels = one.p.argmax(1)
     to_final = _agreement(one.out, seen[-1].out) if len(seen) == net.num_exits else None
     to_previous = _agreement(one.out, seen[k - 1].out) if k else None
 
-    def view(i: int) -> ExitView:
+    def view(i: int, with_final: bool) -> ExitView:
         label = int(labels[i])
         return ExitView(
             exit=k,
@@ -127,8 +127,8 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
             exact_evidence=bool(head.exact_evidence),
             logit=one.out.logits[i, label].item(),
             bias=0.0 if head.bias is None else head.bias[label].item(),
-            divergence=None if to_final is None else to_final[0][i].item(),
-            cc=None if to_final is None else to_final[1][i].item(),
+            divergence=to_final[0][i].item() if to_final and with_final else None,
+            cc=to_final[1][i].item() if to_final and with_final else None,
             previous_divergence=None if to_previous is None else to_previous[0][i].item(),
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
             estimate=None if one.estimate is None else one.estimate[i].item(),
