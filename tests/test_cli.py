@@ -384,3 +384,31 @@ def _scene(tmp_path: Path) -> Path:
     path = tmp_path / "scene.png"
     Image.fromarray(scene.images[0].permute(1, 2, 0).numpy()).save(path)
     return path
+
+
+def test_explaining_a_folder(trained, folder, tmp_path, call):
+    words = ("explain", "--bundle", trained, "--data", folder, "--out", tmp_path / "why")
+    code, out, _ = call(*words, "--json")
+    assert code == 0
+    found = json.loads(out)["explanations"]
+    assert len(found) == 60
+    assert [line["disagrees"] for line in found] == sorted((line["disagrees"] for line in found), reverse=True)
+    assert {p.name for p in (tmp_path / "why").iterdir()} == {"explanations.csv", "contact_sheet.png", "manifest.json"}
+    code, _, err = call(*words)
+    assert code == 2
+    assert "exists" in err
+    code, shown, _ = call(*words[:-1], tmp_path / "again")
+    assert code == 0
+    assert "what deserves a look first" in " ".join(shown.split())
+
+
+def test_explain_takes_one_thing_and_says_what_is_missing(trained, folder, tmp_path, call):
+    image = folder / "dark" / "00.png"
+    for words, message in (
+        (["--image", image, "--data", folder], "one of --image"),
+        (["--data", folder], "pass --out"),
+        (["--image", image, "--skip-bad"], "--data FOLDER"),
+    ):
+        code, _, err = call("explain", "--bundle", trained, *words)
+        assert code == 2
+        assert message in " ".join(err.split())

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import exitlens as xl
 from exitlens.cli.options import Bundle, Json, SkipBad, app, console, literal, show
-from exitlens.data.folders import ImageStream, check_bad
+from exitlens.data.folders import ImageStream, check_bad, list_images
 from exitlens.data.texts import TextStream
+from exitlens.delivery.explaining import SHEET, explain_folder
 from exitlens.delivery.pictures import save_explanation
 from exitlens.delivery.predictions import PredictionFile
 from exitlens.delivery.row_formats import Row
@@ -116,14 +117,27 @@ def _bar(is_shown: bool) -> Progress:
 def explain(
     image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
     text: Annotated[str, typer.Option(help="A text, for a network that takes texts.")] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of images: a table and a contact sheet, what deserves a look first.")
+    ] = None,
     bundle: Bundle = Path("runs/demo"),
-    out: Annotated[Path | None, typer.Option(help="Directory for overlays (PNG) or page (HTML), and answer (JSON).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")
+    ] = None,
+    skip_bad: SkipBad = False,
     json_: Json = False,
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
+    if sum((image is not None, bool(text.strip()), data is not None)) != 1:
+        raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data FOLDER")
+    if data is not None and out is None:
+        raise xl.InputError("out: the table and contact sheet of a folder need a place: pass --out DIR")
+    if data is None and skip_bad:
+        raise xl.InputError("skip_bad: it is for the images of a folder: pass --data FOLDER, or leave it out")
     net, policy = load_calibrated(bundle)
-    if (image is None) == (not text.strip()):
-        raise xl.InputError("image, text: expected one of --image FILE and --text TEXT (not empty)")
+    if data is not None and out is not None:
+        _explain_folder(net, policy, data, out, skip_bad, json_)
+        return
     if image is None:
         answer = xl.explain(net, text_preprocess(net).encode([text]), policy)
         if out is not None:
@@ -144,3 +158,23 @@ def explain(
         numbers = [f"{view.confidence:.3f}", threshold.replace("inf", "never"), f"{view.cc:.2f}"]
         rows.append([exit_name(view.exit, len(why.exits)), why.name(view.label), *numbers, mark])
     show(json_, why.to_dict(), why.reason, rows)
+
+
+def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, skip_bad: bool, json_: bool) -> None:
+    preprocess = image_preprocess(net)
+    samples = ImageStream(list_images(data), preprocess, 64, skip_bad)
+    with _bar(not json_) as bar:
+        task = bar.add_task("explaining", total=samples.total)
+        lines = explain_folder(
+            net, policy, samples, samples.files, preprocess, out, advance=lambda count: bar.advance(task, count)
+        )
+    if not lines:
+        check_bad(samples.bad, samples.total, skip_bad)
+    odd = sum(line.disagrees for line in lines)
+    head = ["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]
+    first = [
+        [one.file, one.answer, str(one.exit), one.final, f"{one.divergence:.3f}", f"{one.confidence:.3f}"]
+        for one in lines[:20]
+    ]
+    title = f"{len(lines)} images, {odd} answered early against the final exit; what deserves a look first: {out / SHEET}"
+    show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, [head, *first])

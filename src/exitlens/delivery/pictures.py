@@ -7,15 +7,18 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from exitlens.delivery.manifests import write_manifest
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
-from exitlens.types import Explanation, Preprocess
+from exitlens.types import SCHEMA, ExitView, Explanation, Preprocess
 
 SCALE = 160  # pixels of a gallery picture's side
 ANSWERED = "#0072B2"  # frame of the exit that answered
@@ -41,6 +44,31 @@ def overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Imag
     grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
     alpha = opacity * (0.25 + 0.75 * heat[..., None])
     return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
+
+
+def overlay_svg(base: Image.Image, view: ExitView, answer: str) -> str:
+    """The map as vector squares over the picture; each says what it is worth when it is pointed at.
+
+    Args:
+        base: the picture. view: the exit's. answer: its class's name.
+    """
+    rows, columns = view.attention.shape
+    heat = (view.attention / view.attention.max().clamp_min(1e-12)).tolist()
+    width, height = base.width / columns, base.height / rows
+    cells = []
+    for r in range(rows):
+        for c in range(columns):
+            colour = to_hex(colormaps[COLOURS](heat[r][c]))
+            share, adds = 100 * view.attention[r, c], view.evidence[r, c]
+            said = f"row {r}, column {c}: {share:.1f} % of the attention, evidence {adds:+.3f}"
+            place = f'x="{c * width:.2f}" y="{r * height:.2f}" width="{width:.2f}" height="{height:.2f}"'
+            opacity = 0.2 + 0.6 * heat[r][c]
+            cells.append(f'<rect {place} fill="{colour}" fill-opacity="{opacity:.2f}"><title>{said}</title></rect>')
+    label = escape(f"Where exit {view.exit} looked for its answer {answer}", {'"': "&quot;"})
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {base.width} {base.height}" role="img" aria-label="{label}">'
+        f'<image href="{data_uri(base.convert("L"))}" width="{base.width}" height="{base.height}"/>{"".join(cells)}</svg>\n'
+    )
 
 
 def data_uri(image: Image.Image) -> str:
@@ -108,21 +136,26 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 def save_explanation(
     explanation: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation"
 ) -> list[Path]:
-    """Writes one overlay PNG an exit, a strip of all, and the structured answer as JSON.
+    """Writes every exit's overlay as PNG and SVG, a strip of all, the structured answer as JSON, and a manifest of these.
 
     Raises:
         OutputExistsError: if any of the files exists.
     """
     base = picture(explanation.image, preprocess, side=224)
     pictures = {f"{stem}_strip.png": strip(explanation, preprocess)}
+    drawings: dict[str, str] = {}
     for view in explanation.exits:
         pictures[f"{stem}_exit{view.exit}.png"] = overlay(base, view.attention)
-    paths = [out / name for name in (*pictures, f"{stem}.json")]
+        drawings[f"{stem}_exit{view.exit}.svg"] = overlay_svg(base, view, explanation.name(view.label))
+    paths = [out / name for name in (*pictures, *drawings, f"{stem}.json", f"{stem}_manifest.json")]
     existing = [path for path in paths if path.exists()]
     if existing:
         raise OutputExistsError(f"out: {existing[0]} exists: choose another directory")
     out.mkdir(parents=True, exist_ok=True)
-    for path, image in zip(paths, pictures.values(), strict=False):
-        image.save(path)
-    paths[-1].write_text(json.dumps(explanation.to_dict(), indent=1) + "\n")
+    for name, image in pictures.items():
+        image.save(out / name)
+    for name, text in (drawings | {f"{stem}.json": json.dumps(explanation.to_dict(), indent=1) + "\n"}).items():
+        (out / name).write_text(text)
+    facts = {"schema": SCHEMA, "label": explanation.name(explanation.label), "answered": explanation.answered}
+    write_manifest(paths[-1], paths[:-1], facts)
     return paths
