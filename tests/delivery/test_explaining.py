@@ -24,7 +24,9 @@ def policy(net, images):
 def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
     files = [tmp_path / f"{i:02}.png" for i in range(len(images))]
     done = []
-    lines = explain_folder(net, policy, images.split(7), files, PREPROCESS, tmp_path / "out", advance=done.append)
+    lines = explain_folder(
+        net, policy, images.split(7), lambda i: str(files[i]), PREPROCESS, tmp_path / "out", advance=done.append
+    )
     assert sum(done) == len(lines) == len(images)
     expected = xl.explain_batch(net, images, policy)
     ranks = sorted(range(len(images)), key=lambda i: (not expected[i].disagrees, -line_of("", expected[i]).divergence))
@@ -45,7 +47,7 @@ def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
 def test_what_is_there_is_not_overwritten(net, images, policy, tmp_path):
     (tmp_path / SHEET).write_bytes(b"mine")
     with pytest.raises(xl.OutputExistsError, match="contact_sheet"):
-        explain_folder(net, policy, [images], [tmp_path] * 40, PREPROCESS, tmp_path)
+        explain_folder(net, policy, [images], str, PREPROCESS, tmp_path)
     assert (tmp_path / SHEET).read_bytes() == b"mine"
 
 

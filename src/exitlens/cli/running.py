@@ -166,7 +166,13 @@ def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, s
     with _bar(not json_) as bar:
         task = bar.add_task("explaining", total=samples.total)
         lines = explain_folder(
-            net, policy, samples, samples.files, preprocess, out, advance=lambda count: bar.advance(task, count)
+            net,
+            policy,
+            samples,
+            lambda i: str(samples.files[i]),
+            preprocess,
+            out,
+            advance=lambda count: bar.advance(task, count),
         )
     if not lines:
         check_bad(samples.bad, samples.total, skip_bad)

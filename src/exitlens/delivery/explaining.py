@@ -70,7 +70,7 @@ def explain_folder(
     net: ExitNet,
     policy: Policy,
     samples: Iterable[Tensor],
-    files: Sequence[Path],
+    name: Callable[[int], str],
     preprocess: Preprocess,
     out: Path,
     *,
@@ -80,7 +80,7 @@ def explain_folder(
 
     Args:
         net: with every exit run. policy: of this network.
-        samples: normalised batches ``(B,C,H,W)``. files: their names, which may be filled while the batches come.
+        samples: normalised batches ``(B,C,H,W)``. name: of the i-th sample, called after it came.
         preprocess: to show them.
         out: directory; the three files must not be there.
         advance: called with the number of images done.
@@ -91,14 +91,14 @@ def explain_folder(
     Raises:
         OutputExistsError: if one of the files exists.
     """
-    for name in (TABLE, SHEET, MANIFEST):
-        if (out / name).exists():
-            raise OutputExistsError(f"out: {out / name} exists: choose another directory")
+    for file in (TABLE, SHEET, MANIFEST):
+        if (out / file).exists():
+            raise OutputExistsError(f"out: {out / file} exists: choose another directory")
     lines: list[Line] = []
     kept: list[tuple[tuple[bool, float], int, Explanation]] = []
     for batch in samples:
         for why in explain_batch(net, batch, policy):
-            line = line_of(str(files[len(lines)]), why)
+            line = line_of(name(len(lines)), why)
             heapq.heappush(kept, (line.interest, -len(lines), why))  # of equals, the first in the folder
             if len(kept) > SHOWN:
                 heapq.heappop(kept)
