@@ -26,7 +26,7 @@ from exitlens.delivery.runs import (
     stream_samples,
     write_source,
 )
-from exitlens.delivery.tokens import exit_name
+from exitlens.types.display import exit_name
 
 
 @app.command(epilog="Example: `exitlens demo --out runs/demo`")

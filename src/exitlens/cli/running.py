@@ -27,7 +27,8 @@ from exitlens.delivery.runs import (
     stream_samples,
     text_preprocess,
 )
-from exitlens.delivery.tokens import exit_name, token_table, write_tokens
+from exitlens.delivery.tokens import token_table, write_tokens
+from exitlens.types.display import exit_name
 
 
 @app.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from exitlens.delivery.manifests import write_manifest
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
-from exitlens.types import SCHEMA, ExitView, Explanation, Preprocess
+from exitlens.types import SCHEMA, Explanation, Preprocess
+from exitlens.types.display import COLOURS, map_svg, to_picture
 
 SCALE = 160  # pixels of a gallery picture's side
 ANSWERED = "#0072B2"  # frame of the exit that answered
-COLOURS = "inferno"  # perceptually uniform, told apart in grey and by colour-blind readers
 
 
 def picture(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
     """Network input ``(C,H,W)`` back as a picture whose longer side is at least ``side`` pixels."""
     shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
-    pixels = (shown * 255).round().byte().cpu()
-    array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
-    made = Image.fromarray(np.ascontiguousarray(array))
+    made = to_picture(shown)
     factor = max(1, round(side / max(made.size)))
     return made.resize((made.width * factor, made.height * factor), Image.Resampling.NEAREST)
 
@@ -44,38 +38,6 @@ def overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Imag
     grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
     alpha = opacity * (0.25 + 0.75 * heat[..., None])
     return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
-
-
-def overlay_svg(base: Image.Image, view: ExitView, answer: str) -> str:
-    """The map as vector squares over the picture; each says what it is worth when it is pointed at.
-
-    Args:
-        base: the picture. view: the exit's. answer: its class's name.
-    """
-    rows, columns = view.attention.shape
-    heat = (view.attention / view.attention.max().clamp_min(1e-12)).tolist()
-    width, height = base.width / columns, base.height / rows
-    cells = []
-    for r in range(rows):
-        for c in range(columns):
-            colour = to_hex(colormaps[COLOURS](heat[r][c]))
-            share, adds = 100 * view.attention[r, c], view.evidence[r, c]
-            said = f"row {r}, column {c}: {share:.1f} % of the attention, evidence {adds:+.3f}"
-            place = f'x="{c * width:.2f}" y="{r * height:.2f}" width="{width:.2f}" height="{height:.2f}"'
-            opacity = 0.2 + 0.6 * heat[r][c]
-            cells.append(f'<rect {place} fill="{colour}" fill-opacity="{opacity:.2f}"><title>{said}</title></rect>')
-    label = escape(f"Where exit {view.exit} looked for its answer {answer}", {'"': "&quot;"})
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {base.width} {base.height}" role="img" aria-label="{label}">'
-        f'<image href="{data_uri(base.convert("L"))}" width="{base.width}" height="{base.height}"/>{"".join(cells)}</svg>\n'
-    )
-
-
-def data_uri(image: Image.Image) -> str:
-    """A PNG as ``data:`` URI, for pages that load nothing."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
@@ -146,7 +108,8 @@ def save_explanation(
     drawings: dict[str, str] = {}
     for view in explanation.exits:
         pictures[f"{stem}_exit{view.exit}.png"] = overlay(base, view.attention)
-        drawings[f"{stem}_exit{view.exit}.svg"] = overlay_svg(base, view, explanation.name(view.label))
+        label = f"Where exit {view.exit} looked for its answer {explanation.name(view.label)}"
+        drawings[f"{stem}_exit{view.exit}.svg"] = map_svg(base, view.attention, view.evidence, label) + "\n"
     paths = [out / name for name in (*pictures, *drawings, f"{stem}.json", f"{stem}_manifest.json")]
     existing = [path for path in paths if path.exists()]
     if existing:

@@ -14,10 +14,11 @@ from torch import Tensor
 from exitlens.data.images import ImageSet
 from exitlens.delivery import plots
 from exitlens.delivery.pages import template
-from exitlens.delivery.pictures import data_uri, overlay, picture
+from exitlens.delivery.pictures import overlay, picture
 from exitlens.errors import InputError, OutputExistsError
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess
+from exitlens.types.display import data_uri
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import Faithfulness

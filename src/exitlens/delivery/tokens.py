@@ -11,13 +11,9 @@ from rich.text import Text
 from exitlens.delivery.pages import template
 from exitlens.errors import OutputExistsError
 from exitlens.types import ExitView, Explanation
+from exitlens.types.display import exit_name
 
 _SHADE = (0, 114, 178)  # blue that is told apart in grey and by colour-blind readers
-
-
-def exit_name(k: int, count: int) -> str:
-    """``exit 0``, ``exit 1``, ... and ``final``."""
-    return "final" if k == count - 1 else f"exit {k}"
 
 
 def shades(view: ExitView, count: int) -> list[float]:

@@ -21,6 +21,7 @@ from exitlens.model.stages import Carried, Stage
 from exitlens.model.tuner import tune
 from exitlens.model.tuning import Tuning
 from exitlens.types import ExitOutput, Policy, Preprocess, TextPreprocess, preprocess_from_dict
+from exitlens.types.display import exit_name, html_table
 
 Final = Literal["head", "keep"]
 
@@ -131,6 +132,20 @@ class ExitNet(nn.Module):
     def head(self, k: int) -> ExitHead:
         """The head of exit k."""
         return cast(ExitHead, self.heads[k])
+
+    def __repr__(self) -> str:
+        i = self.info
+        of = i.source or type(self.__dict__["_source"]).__name__
+        return f"ExitNet({of}, {self.num_exits} exits with {i.head} heads, {i.num_classes} classes, input {i.input_shape})"
+
+    def _repr_html_(self) -> str:
+        places = [*self.info.at, "the end"]
+        parameters = [sum(p.numel() for p in part.parameters()) for part in self.stages]
+        rows = [
+            [exit_name(k, self.num_exits), places[k], f"{self.cost[k]:.3f}", type(self.heads[k]).__name__, f"{count:,}"]
+            for k, count in enumerate(parameters)
+        ]
+        return html_table(["exit", "after", "cost", "head", "parameters of the stage"], rows, repr(self))
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
         """Images ``(B,C,H,W)``, or tokens by name, -> the output of every exit, the final one last."""

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from exitlens.types.display import exit_name, html_table, map_svg, to_picture
+from exitlens.types.preprocessing import Preprocess, TextPreprocess
+
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
 
 
@@ -22,7 +25,7 @@ class Location(NamedTuple):
     evidence: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExitView:
     """One exit's view of the image.
 
@@ -56,6 +59,10 @@ class ExitView:
     previous_cc: float | None = None
     estimate: float | None = None
 
+    def __repr__(self) -> str:
+        fires = "fires" if self.fired else "does not fire"
+        return f"ExitView(exit {self.exit}: class {self.label}, confidence {self.confidence:.3f}, {fires})"
+
     @property
     def runner_up(self) -> int:
         """The second most probable class."""
@@ -70,7 +77,7 @@ class ExitView:
         return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
 
@@ -85,6 +92,32 @@ class Explanation:
     classes: tuple[str, ...]
     num_exits: int
     tokens: tuple[str, ...] = ()
+    preprocess: Preprocess | TextPreprocess | None = None
+
+    def __repr__(self) -> str:
+        return f"Explanation({self.reason})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for view in self.exits:
+            name = exit_name(view.exit, self.num_exits) + (" (answered)" if view.exit == self.answered else "")
+            runner_up = f"{self.name(view.runner_up)} {100 * view.probabilities[view.runner_up]:.0f} %"
+            cc = "" if view.cc is None else f"{view.cc:.2f}"
+            rows.append([name, self.name(view.label), f"{view.confidence:.3f}", _said(view.threshold), runner_up, cc])
+        head = ["exit", "answer", "confidence", "threshold", "runner-up", "map's CC with final"]
+        return html_table(head, rows, self.reason) + self._maps()
+
+    def _maps(self) -> str:
+        """Every exit's map over the image; of texts, and images that the network knows no scale of, nothing."""
+        if not isinstance(self.preprocess, Preprocess) or self.image.ndim != 3:
+            return ""
+        base = to_picture(self.preprocess.restore(self.image.float().cpu()))
+        base = base.resize((160, round(160 * base.height / base.width)))
+        drawn = [
+            map_svg(base, view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}", "160")
+            for view in self.exits
+        ]
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(drawn)}</div>'
 
     @property
     def label(self) -> int:
@@ -156,3 +189,7 @@ class Explanation:
             "top_locations": top,
             "evidence_elsewhere": view.evidence.sum().item() - sum(one["evidence"] for one in top),
         }
+
+
+def _said(threshold: float) -> str:
+    return "never" if threshold == math.inf else f"{threshold:.3f}"

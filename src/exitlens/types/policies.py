@@ -11,6 +11,7 @@ from typing import Any
 
 from exitlens.errors import PolicyError
 from exitlens.types.certificates import certificate
+from exitlens.types.display import exit_name, html_table
 from exitlens.types.monitors import Monitor, monitor_of
 
 SCORES = ("max_probability", "entropy", "margin")
@@ -96,6 +97,15 @@ class Policy:
         if self.gate is not None and (not isinstance(self.gate, Gate) or len(self.gate.limits) != len(thresholds)):
             raise PolicyError(f"gate: expected a Gate for {len(thresholds)} early exits, got {self.gate!r}")
 
+    def _repr_html_(self) -> str:
+        rows = []
+        for k, temperature in enumerate(self.temperatures):
+            last = k == self.num_exits - 1
+            threshold = "answers the rest" if last else _said(self.thresholds[k])
+            rows.append([exit_name(k, self.num_exits), threshold, f"{temperature:.3f}"])
+        promise = self.certificate() if self.chosen_by else "Thresholds by hand: nothing is promised."
+        return html_table(["exit", f"threshold ({self.score})", "temperature"], rows, promise)
+
     @property
     def num_exits(self) -> int:
         """K, the final exit included."""
@@ -175,3 +185,7 @@ class Policy:
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
         record = dict(values["chosen_by"])
         return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], record, gate)
+
+
+def _said(threshold: float) -> str:
+    return "never" if threshold == math.inf else f"{threshold:.4f}"

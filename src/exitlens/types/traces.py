@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.types.display import exit_name, html_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """What one pass over a data set recorded: all that calibration, routing and evaluation need.
 
@@ -92,6 +93,22 @@ class Trace:
 
     def __len__(self) -> int:
         return self.logits.shape[0]
+
+    def __repr__(self) -> str:
+        n, k, c = self.logits.shape
+        kind = "unlabelled" if self.labels is None else "labelled"
+        of = f" of network {self.network}" if self.network else ""
+        return f"Trace({n:,} {kind} samples, {k} exits, {c} classes{of})"
+
+    def _repr_html_(self) -> str:
+        answers = self.logits.argmax(2)
+        rows = []
+        for i in range(self.num_exits):
+            right = "" if self.labels is None else f"{100 * (answers[:, i] == self.labels).float().mean():.1f} %"
+            agrees = f"{100 * (answers[:, i] == answers[:, -1]).float().mean():.1f} %"
+            cells = [f"{self.cost[i]:.3f}", right, agrees, f"{self.divergence[:, i].mean():.3f}"]
+            rows.append([exit_name(i, self.num_exits), *cells])
+        return html_table(["exit", "cost", "accuracy", "agrees with final", "divergence from final"], rows, repr(self))
 
     def require_labels(self, purpose: str) -> Tensor:
         """The labels, or an error that says what needed them."""

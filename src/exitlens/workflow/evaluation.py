@@ -17,6 +17,7 @@ from exitlens.functional.routing import early_scores, route
 from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import skill
 from exitlens.types import Policy, Trace
+from exitlens.types.display import exit_name, html_table
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 
@@ -44,7 +45,7 @@ class ExitRow:
     consistency: Mapping[str, Mapping[str, float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What :func:`evaluate` found. Labels are needed for all accuracies; without them they are ``None``.
 
@@ -75,6 +76,24 @@ class Report:
         """JSON-ready."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head = ["exit", "cost", "accuracy", "agrees with final", "share", "map's CC with final", "by chance", "skill"]
+        rows = []
+        for row in self.exits:
+            cc = [f"{row.consistency.get('cc', {}).get(name, math.nan):.2f}" for name in ("value", "null", "skill")]
+            cells = [f"{row.cost:.3f}", _percent(row.accuracy), _percent(row.agreement), _percent(row.share)]
+            rows.append([exit_name(row.exit, len(self.exits)), *cells, *cc])
+        return html_table(head, rows, self._summary())
+
+    def _summary(self) -> str:
+        return (
+            f"routed: accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
+            f"divergence {self.divergence:.3f}, {self.samples} samples"
+        )
+
     def __str__(self) -> str:
         head = f"{'exit':>5} {'cost':>6} {'accuracy':>9} {'agrees':>7} {'share':>6} {'CC':>6} {'null':>6} {'skill':>6}"
         lines = [head]
@@ -84,10 +103,7 @@ class Report:
             cells += [f"{_percent(row.agreement):>7}", f"{_percent(row.share):>6}"]
             cells += [f"{cc.get(name, math.nan):>6.2f}" for name in ("value", "null", "skill")]
             lines.append(" ".join(cells))
-        lines.append(
-            f"routed: accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
-            f"divergence {self.divergence:.3f}, {self.samples} samples"
-        )
+        lines.append(self._summary())
         return "\n".join(lines)
 
 

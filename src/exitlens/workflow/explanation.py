@@ -58,7 +58,11 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
     for i, sample in enumerate(tensors[0]):
         run = net.num_exits if final else answered[i] + 1
         views = tuple(column(i, run == net.num_exits) for column in columns[:run])
-        result.append(Explanation(sample, views, answered[i], net.info.classes, net.num_exits, _tokens(net, tensors, i)))
+        result.append(
+            Explanation(
+                sample, views, answered[i], net.info.classes, net.num_exits, _tokens(net, tensors, i), net.info.preprocess
+            )
+        )
     return result
 
 

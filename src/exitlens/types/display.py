@@ -1,0 +1,74 @@
+"""How values show themselves to people: tables and maps as HTML that needs nothing else, in light and dark pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from PIL import Image
+from torch import Tensor
+
+COLOURS = "inferno"  # perceptually uniform, told apart in grey and by colour-blind readers
+QUOTES = {'"': "&quot;"}
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table with a caption; colours are the page's own, so that it is legible in dark mode."""
+    cells = "".join(f'<th scope="col" style="text-align:left">{escape(name)}</th>' for name in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows
+    )
+    shown = f'<caption style="text-align:left;caption-side:top">{escape(caption)}</caption>'
+    return f"<table>{shown}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def data_uri(image: Image.Image) -> str:
+    """A PNG as ``data:`` URI, for pages that load nothing."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def to_picture(shown: Tensor) -> Image.Image:  # (1 or 3,H,W) in [0, 1]
+    """Pixels as a picture."""
+    pixels = (shown * 255).round().byte().cpu()
+    array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, width: str = "") -> str:
+    """A map as vector squares over a greyed picture; each square says what it is worth when it is pointed at.
+
+    Args:
+        base: the picture. attention, evidence: ``(h,w)``. label: alternative text.
+        width: of the drawing in the page; by default as wide as there is room.
+    """
+    rows, columns = attention.shape
+    heat = (attention / attention.max().clamp_min(1e-12)).tolist()
+    across, down = base.width / columns, base.height / rows
+    cells = []
+    for r in range(rows):
+        for c in range(columns):
+            colour = to_hex(colormaps[COLOURS](heat[r][c]))
+            share, adds = 100 * attention[r, c], evidence[r, c]
+            said = f"row {r}, column {c}: {share:.1f} % of the attention, evidence {adds:+.3f}"
+            place = f'x="{c * across:.2f}" y="{r * down:.2f}" width="{across:.2f}" height="{down:.2f}"'
+            cells.append(
+                f'<rect {place} fill="{colour}" fill-opacity="{0.2 + 0.6 * heat[r][c]:.2f}"><title>{said}</title></rect>'
+            )
+    size = f' width="{width}"' if width else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {base.width} {base.height}"{size} role="img" '
+        f'aria-label="{escape(label, QUOTES)}"><image href="{data_uri(base.convert("L"))}" width="{base.width}" '
+        f'height="{base.height}"/>{"".join(cells)}</svg>'
+    )
+
+
+def exit_name(k: int, count: int) -> str:
+    """``exit 0``, ``exit 1``, ... and ``final``."""
+    return "final" if k == count - 1 else f"exit {k}"

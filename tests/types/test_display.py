@@ -1,0 +1,87 @@
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import torch
+from PIL import Image
+
+import exitlens as xl
+from exitlens.types.display import html_table, map_svg
+from tests.conftest import random_trace
+
+
+class Cells(HTMLParser):
+    """The text of every cell, and the names of the elements that were not closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.cells, self.open, self.alts = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        if tag == "svg":
+            self.alts.append(dict(attrs)["aria-label"])
+        if tag in ("td", "th", "caption"):
+            self.cells.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th", "caption"):
+            self.cells[-1] += data
+
+
+def test_cells_are_escaped():
+    parsed = Cells(html_table(["<b>"], [["a & b"], ["</table><script>"]], "x < y"))
+    assert parsed.cells == ["x < y", "<b>", "a & b", "</table><script>"]
+    assert parsed.open == []
+
+
+def test_a_map_by_hand():
+    attention = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 0.0]])
+    root = ET.fromstring(map_svg(Image.new("RGB", (30, 20), "red"), attention, 2 * attention, 'a "quoted" <label>'))
+    cells = [e for e in root if e.tag.endswith("rect")]
+    assert root.get("aria-label") == 'a "quoted" <label>'
+    assert len(cells) == 6
+    assert [float(cells[1].get(name)) for name in ("x", "y", "width", "height")] == [10, 0, 10, 10]
+    assert cells[0][0].text == "row 0, column 0: 50.0 % of the attention, evidence +1.000"
+    assert float(cells[0].get("fill-opacity")) > float(cells[1].get("fill-opacity")) > float(cells[3].get("fill-opacity"))
+
+
+def test_values_show_themselves(net, images, tiny_set):
+    net.describe(classes=("w", "x", "<y>", "z"), preprocess=tiny_set.preprocess)
+    trace = xl.collect(net, tiny_set)
+    policy = xl.calibrate(trace, max_accuracy_drop=0.1)
+    why = xl.explain(net, images[0], policy)
+    for value, words in (
+        (net, ["ExitNet(TinyNet, 3 exits", "after"]),
+        (trace, ["Trace(32 labelled samples, 3 exits, 4 classes", "divergence from final"]),
+        (policy, ["threshold (max_probability)", "final", "answers the rest"]),
+        (xl.evaluate(trace, policy), ["routed: accuracy", "skill"]),
+        (why, [why.reason, "runner-up"]),
+    ):
+        page = value._repr_html_()
+        parsed = Cells(page)
+        assert parsed.open == []
+        for word in words:
+            assert any(word in cell for cell in parsed.cells), (word, parsed.cells)
+        assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+        assert "tensor(" not in repr(value)
+    assert len(Cells(why._repr_html_()).alts) == 3
+    assert repr(why.exits[0]).startswith("ExitView(exit 0: class")
+
+
+def test_what_is_unknown_is_left_out(net, images):
+    trace = random_trace()
+    shown = Cells(xl.Trace(trace.logits, None, trace.divergence, trace.cost)._repr_html_())
+    assert "unlabelled" in shown.cells[0]
+    assert "" in shown.cells  # no accuracy
+    page = xl.Policy((0.5, float("inf")))._repr_html_()
+    assert "nothing is promised" in page
+    assert "never" in page
+    why = xl.explain(net, images[0], xl.Policy((0.0, 0.0)), final=False)
+    assert "svg" not in why._repr_html_()  # no scale of pixels is known
