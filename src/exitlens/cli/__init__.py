@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from exitlens.cli import learning, running, speed  # their verbs register with the app
+from exitlens.cli import exploring, learning, running, speed  # their verbs register with the app
 from exitlens.cli.options import app, literal
 from exitlens.errors import ExitlensError
 
-__all__ = ["app", "learning", "main", "running", "speed"]
+__all__ = ["app", "exploring", "learning", "main", "running", "speed"]
 
 
 def main() -> None:

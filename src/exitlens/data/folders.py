@@ -18,6 +18,7 @@ from exitlens.types import Preprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that run nothing to be read
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,21 @@ class FolderReport:
     bad: tuple[str, ...] = field(default=())
 
 
-def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
+def read_image(
+    path: Path, size: tuple[int, int] | None, channels: int, max_pixels: int = MAX_PIXELS
+) -> Tensor:  # -> (C,H,W) uint8
     """Decodes one image file, resized to ``size`` (height, width) by bilinear interpolation with antialiasing.
 
     The orientation tag of cameras is followed; transparency is dropped, as torchvision's ImageFolder does; 16-bit grey is
-    scaled to 8 bits.
+    scaled to 8 bits; of animations the first frame is taken.
 
     Raises:
-        DataError: for a file that is missing, truncated, not an image, or of more than 100 million pixels.
+        DataError: for a file that is missing, truncated, not an image of a known format, or of more than ``max_pixels``.
     """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise DataError(f"{path}: {image.width} x {image.height} pixels is over the limit of {max_pixels:,}")
             picture = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     except DataError:
         raise

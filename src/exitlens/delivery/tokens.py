@@ -53,16 +53,19 @@ def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     rows = []
     for view in why.exits:
-        tokens = [
-            (token, f"{float(share):.3f}", _style(shade))
-            for token, share, shade in zip(why.tokens, view.attention, shades(view, len(why.tokens)), strict=False)
-        ]
+        tokens = shaded(why, view)
         label = exit_name(view.exit, len(why.exits))
         confidence = f"{view.confidence:.3f}"
         rows.append((view.exit, label, why.name(view.label), confidence, tokens, view.exit == why.answered))
     page.write_text(template("tokens.html.j2").render(why=why, rows=rows), encoding="utf-8")
     values.write_text(json.dumps(why.to_dict(), indent=1) + "\n")
     return [page, values]
+
+
+def shaded(why: Explanation, view: ExitView) -> list[tuple[str, str, str]]:
+    """Each token with its share of one exit's attention, and the style that shows it."""
+    shown = zip(why.tokens, view.attention, shades(view, len(why.tokens)), strict=False)
+    return [(token, f"{float(share):.3f}", _style(shade)) for token, share, shade in shown]
 
 
 def _mixed(shade: float) -> tuple[int, int, int]:

@@ -1,0 +1,214 @@
+"""What the explorer knows: bundles, their images and traces, and what a network says of an image under given thresholds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from exitlens.data.fashion import load_scenes
+from exitlens.data.folders import read_image
+from exitlens.data.images import ImageSet
+from exitlens.data.texts import TextSet
+from exitlens.delivery.bundle import load
+from exitlens.delivery.runs import bundle_of, image_preprocess, load_samples, text_preprocess
+from exitlens.errors import DataError, ExitlensError, InputError
+from exitlens.functional.inputs import Inputs
+from exitlens.model.network import ExitNet
+from exitlens.types import Explanation, Policy, Preprocess, Trace
+from exitlens.types.display import to_picture
+from exitlens.workflow.collection import collect
+from exitlens.workflow.evaluation import Report, evaluate
+from exitlens.workflow.explanation import explain
+from exitlens.workflow.inference import predict
+
+MAX_PIXELS = 25_000_000  # of an upload: what is read has to fit into memory several times
+SAMPLES, EXAMPLES, ROUNDS = 2000, 12, 3
+DISPLAY = 320  # pixels of a picture's longer side
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One bundle: its network, the policy that it starts with, and where it came from."""
+
+    name: str
+    directory: Path
+    net: ExitNet
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture to start from, and what it shows."""
+
+    picture: Image.Image
+    truth: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one network says: every exit's view, and the measured time of the answer and of the full network."""
+
+    subject: Subject
+    why: Explanation
+    ours_ms: float
+    full_ms: float
+
+
+class Explorer:
+    """Bundles side by side. Reading and answering only; nothing is written.
+
+    Args:
+        bundles: run directories or bundles, one or two, of images or of texts.
+
+    Raises:
+        BundleError, InputError: for bundles that cannot be read or do not go together.
+    """
+
+    def __init__(self, bundles: Sequence[Path]) -> None:
+        if not 1 <= len(bundles) <= 2:
+            raise InputError(f"bundle: expected one bundle, or two to compare, got {len(bundles)}")
+        self.subjects: list[Subject] = []
+        for path in bundles:
+            self.subjects.append(self._subject(Path(path)))
+        kinds = {subject.net.contract.is_text for subject in self.subjects}
+        if len(kinds) > 1:
+            raise InputError("bundle: one network takes texts and the other images: compare two of a kind")
+        self.is_text = kinds.pop()
+        for subject in self.subjects:
+            (text_preprocess if self.is_text else image_preprocess)(subject.net)  # says what is missing
+        self._traces: dict[int, Trace | str] = {}
+        self._lock = threading.Lock()
+
+    def _subject(self, path: Path) -> Subject:
+        directory = bundle_of(path)
+        net, policy = load(directory)
+        if policy is None:  # of a network without one, what a first look takes
+            like = self.subjects[0].policy if self.subjects else None
+            fits = like is not None and like.num_exits == net.num_exits
+            thresholds = like.thresholds if like is not None and fits else (0.9,) * (net.num_exits - 1)
+            policy = Policy(thresholds)
+        name = path.name if path.name != "bundle" else path.resolve().parent.name
+        taken = {subject.name for subject in self.subjects}
+        return Subject(name if name not in taken else f"{name} (2)", directory, net, policy)
+
+    # --- inputs -----------------------------------------------------------------------------------------------------------
+
+    def examples(self) -> list[Example]:
+        """Test images of the first run's own data, or bundled scenes where it does not say which those were."""
+        if self.is_text:
+            return []
+        first = self.subjects[0]
+        try:
+            data = load_samples(first.directory, first.net, "test", data="", root="", skip_bad=True)
+        except (ExitlensError, OSError):
+            data = load_scenes("test", limit=EXAMPLES)
+        assert isinstance(data, ImageSet)
+        steps = torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique()
+        chosen = data.subset(steps)
+        pictures = [to_picture(pixels.float() / 255) for pixels in chosen.images]
+        return [Example(p, chosen.classes[i]) for p, i in zip(pictures, chosen.labels.tolist(), strict=True)]
+
+    def example_texts(self, count: int = 6) -> list[str]:
+        """Texts of the first run's test split, if it says where they are."""
+        first = self.subjects[0]
+        try:
+            data = load_samples(first.directory, first.net, "test", data="", root="", skip_bad=True)
+        except (ExitlensError, OSError):
+            return []
+        return list(data.texts[:count]) if isinstance(data, TextSet) else []
+
+    def read(self, path: Path) -> Image.Image:
+        """An uploaded file as a picture.
+
+        Raises:
+            DataError: for anything that is no image, or is too large; its message does not show where the file lies.
+        """
+        try:
+            picture = to_picture(read_image(path, None, 3, MAX_PIXELS).float() / 255)
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), path.name)) from error
+        picture.thumbnail((1024, 1024))
+        return picture
+
+    def encode(self, subject: Subject, shown: Image.Image | str) -> Inputs:
+        """A picture or text as input of one network."""
+        if isinstance(shown, str):
+            return text_preprocess(subject.net).encode([shown])
+        preprocess: Preprocess = image_preprocess(subject.net)
+        height, width = preprocess.size
+        grey = "L" if len(preprocess.mean) == 1 else "RGB"
+        resized = shown.convert(grey).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(height, width, -1).permute(2, 0, 1)
+        return preprocess.normalise(pixels)[None]
+
+    # --- answers ----------------------------------------------------------------------------------------------------------
+
+    def answer(self, index: int, shown: Image.Image | str, thresholds: Sequence[float] | None = None) -> Answer:
+        """What a network says of a picture or text.
+
+        Args:
+            index: of the subject. thresholds: in place of its policy's.
+        """
+        subject = self.subjects[index]
+        policy = self.policy(index, thresholds)
+        inputs = self.encode(subject, shown)
+        why = explain(subject.net, inputs, policy)
+        full = replace(policy, thresholds=(math.inf,) * len(policy.thresholds))
+        ours: list[float] = []
+        whole: list[float] = []
+        for _ in range(ROUNDS):
+            for chosen, into in ((policy, ours), (full, whole)):
+                started = time.perf_counter()
+                predict(subject.net, inputs, chosen)
+                into.append(1000 * (time.perf_counter() - started))
+        return Answer(subject, why, statistics.median(ours), statistics.median(whole))
+
+    def policy(self, index: int, thresholds: Sequence[float] | None) -> Policy:
+        """The subject's policy, with other thresholds if given: then without its gate's record of what was promised."""
+        policy = self.subjects[index].policy
+        if thresholds is None or tuple(thresholds) == policy.thresholds:
+            return policy
+        return replace(policy, thresholds=tuple(thresholds), chosen_by={})
+
+    # --- the calibration trace ---------------------------------------------------------------------------------------------
+
+    def trace(self, index: int) -> Trace | str:
+        """The trace of the run's calibration split, collected once; or the reason why there is none."""
+        with self._lock:
+            if index not in self._traces:
+                self._traces[index] = self._collect(self.subjects[index])
+            return self._traces[index]
+
+    def _collect(self, subject: Subject) -> Trace | str:
+        reason = ""
+        for owner in (subject, self.subjects[0]):  # a bundle to compare with may have been trained beside the first
+            try:
+                data = load_samples(owner.directory, subject.net, "calibration", data="", root="", skip_bad=True)
+                return collect(subject.net, data.first(SAMPLES))
+            except (ExitlensError, OSError) as error:
+                reason = reason or str(error)
+        return f"There is no calibration data to show shares and accuracy on: {reason}"
+
+    def routed(self, index: int, thresholds: Sequence[float]) -> Report | str:
+        """What these thresholds do on the calibration trace, or why that is not known."""
+        trace = self.trace(index)
+        return trace if isinstance(trace, str) else evaluate(trace, self.policy(index, thresholds))
+
+
+def cover(picture: Image.Image, strokes: Image.Image | None) -> Image.Image:
+    """The picture with everything that was painted (alpha of ``strokes``) replaced by its mean colour."""
+    if strokes is None:
+        return picture
+    mask = strokes.convert("RGBA").getchannel("A").resize(picture.size).point(lambda a: 255 if a > 60 else 0)
+    mean = picture.convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    covered = picture.convert("RGB").copy()
+    covered.paste(mean, (0, 0, *picture.size), mask)  # type: ignore[arg-type]
+    return covered

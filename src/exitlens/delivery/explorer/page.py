@@ -1,0 +1,172 @@
+"""The explorer's panels as HTML: what a network says of an image, and what thresholds do to a trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from exitlens.delivery.explorer.core import DISPLAY, ROUNDS, Answer, Subject
+from exitlens.delivery.pages import template
+from exitlens.delivery.plots import EXIT_COLOURS
+from exitlens.delivery.tokens import shaded
+from exitlens.types import ExitView, Explanation
+from exitlens.types.display import COLOURS, data_uri, exit_name
+from exitlens.workflow.evaluation import Report
+
+BARS = 3  # classes shown an exit
+SIDE, MARGIN = (380, 240), (46, 34)  # of the plot, and of its axes
+
+
+def answer_page(answer: Answer, picture: Image.Image | None) -> str:
+    """What one network says: every exit's map over the picture, its probabilities, and the rule that let it answer."""
+    why = answer.why
+    base = "" if picture is None else data_uri(_base(picture))
+    return template("explorer_answer.html.j2").render(
+        name=answer.subject.name,
+        reason=why.reason,
+        ours_ms=answer.ours_ms,
+        full_ms=answer.full_ms,
+        times=_times(answer),
+        rounds=ROUNDS,
+        cost=why.exits[why.answered].cost,
+        base=base,
+        exits=[_exit(why, view, answer.subject, with_map=picture is not None) for view in why.exits],
+    )
+
+
+def _times(answer: Answer) -> str:
+    ratio = answer.full_ms / answer.ours_ms
+    return f"{ratio:.2f} times faster" if ratio >= 1.05 else f"{1 / ratio:.2f} times as long" if ratio < 0.95 else "as fast"
+
+
+def _base(picture: Image.Image) -> Image.Image:
+    factor = DISPLAY / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.convert("L").resize(size, Image.Resampling.BICUBIC)
+
+
+def heat(attention: Tensor) -> str:
+    """A map as a picture of one pixel a location, which the page enlarges; clear where there is no attention.
+
+    Full colour is the map's largest value, but at least three times what a uniform map has: a map that looks everywhere
+    alike is pale, not bright everywhere.
+    """
+    share = (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu().numpy()
+    pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
+    pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
+    return data_uri(Image.fromarray(pixels))
+
+
+def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) -> dict[str, Any]:
+    name = exit_name(view.exit, why.num_exits)
+    top = view.probabilities.topk(min(BARS, len(view.probabilities)))
+    bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+    later = view.exit > why.answered
+    role = "answered" if view.exit == why.answered else "would say" if later else "was not sure enough"
+    return {
+        "name": name,
+        "colour": EXIT_COLOURS[view.exit % len(EXIT_COLOURS)],
+        "answered": view.exit == why.answered,
+        "later": later,
+        "role": role,
+        "probabilities": bars,
+        "rule": _rule(view, subject, view.exit == why.num_exits - 1),
+        "agreement": _agreement(view, view.exit == why.num_exits - 1),
+        "alt": f"Where {name} looked for its answer {why.name(view.label)}",
+        "heat": heat(view.attention) if with_map else "",
+        "tokens": [] if with_map else shaded(why, view),
+    }
+
+
+def _rule(view: ExitView, subject: Subject, is_final: bool) -> str:
+    if is_final:
+        return f"confidence {view.confidence:.3f}; it answers whatever comes to it"
+    word = "≥" if view.confidence >= view.threshold else "<"
+    said = f"confidence {view.confidence:.3f} {word} threshold {view.threshold:.3f}"
+    if view.threshold == math.inf:
+        said = f"confidence {view.confidence:.3f}; under these thresholds it never answers"
+    gate = subject.policy.gate
+    if gate is None or view.estimate is None:
+        return said
+    allowed = gate.limits[view.exit]
+    word = "≤" if view.estimate <= allowed else ">"
+    return f"{said}; estimated divergence {view.estimate:.3f} {word} {allowed:.3f}, the gate's limit"
+
+
+def _agreement(view: ExitView, is_final: bool) -> str:
+    if is_final or view.divergence is None:
+        return "the map that the others are compared with" if is_final else ""
+    before = "" if view.previous_cc is None else f"; with the exit before, correlation {view.previous_cc:.2f}"
+    return f"map against the final one: divergence {view.divergence:.3f}, correlation {view.cc:.2f}{before}"
+
+
+def routed_page(subject: Subject, report: Report | str, curve: Sequence[tuple[float, float]], changed: bool) -> str:
+    """What thresholds do on the calibration trace, and where that lies on the frontier."""
+    if isinstance(report, str):
+        return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
+    promise = "Thresholds as calibrated." if not changed else "Thresholds moved by hand: nothing is promised about them."
+    drop = "" if report.accuracy_drop is None else f"{100 * report.accuracy_drop:+.2f} points lost to the final exit"
+    shares = [
+        {"name": exit_name(k, len(report.exit_shares)), "share": share, "colour": EXIT_COLOURS[k % len(EXIT_COLOURS)]}
+        for k, share in enumerate(report.exit_shares)
+    ]
+    return template("explorer_routed.html.j2").render(
+        name=subject.name,
+        samples=f"{report.samples:,}",
+        promise=promise,
+        accuracy=report.accuracy,
+        drop=drop,
+        cost=report.cost,
+        divergence=report.divergence,
+        exits=shares,
+        plot=Markup(frontier_svg(report, curve)),
+    )
+
+
+def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
+    """Accuracy against cost: the best thresholds at every price, each exit alone, and where the thresholds are now."""
+    exits = [(row.cost, row.accuracy) for row in report.exits if row.accuracy is not None]
+    here = (report.cost, report.accuracy if report.accuracy is not None else 1 - report.disagreement)
+    exits = exits or [(row.cost, row.agreement) for row in report.exits]
+    points = [*curve, *exits, here]
+    x0, x1 = 0.0, max(x for x, _ in points) * 1.03
+    y0, y1 = min(y for _, y in points), max(y for _, y in points)
+    y0, y1 = y0 - 0.05 * (y1 - y0) - 1e-3, y1 + 0.05 * (y1 - y0) + 1e-3
+    (width, height), (left, bottom) = SIDE, MARGIN
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        x = left + (point[0] - x0) / (x1 - x0) * (width - left - 10)
+        return x, (height - bottom) - (point[1] - y0) / (y1 - y0) * (height - bottom - 12)
+
+    ticks = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, _ = at((share * x1 / 1.03, y0))
+        ticks.append(f'<text x="{x:.0f}" y="{height - bottom + 14}" text-anchor="middle">{share * x1 / 1.03:.2f}</text>')
+        level = y0 + share * (y1 - y0)
+        _, y = at((x0, level))
+        ticks.append(f'<text x="{left - 5}" y="{y + 4:.0f}" text-anchor="end">{100 * level:.0f}</text>')
+        ticks.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}" class="xl-grid"/>')
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, sorted(curve)))
+    dots = "".join(
+        f'<circle cx="{at(p)[0]:.1f}" cy="{at(p)[1]:.1f}" r="4" fill="none" stroke="{EXIT_COLOURS[k % 8]}" stroke-width="2">'
+        f"<title>{exit_name(k, len(exits))} alone: {100 * p[1]:.1f} % at cost {p[0]:.3f}</title></circle>"
+        for k, p in enumerate(exits)
+    )
+    x, y = at(here)
+    alt = f"Accuracy against cost: these thresholds give {100 * here[1]:.1f} % at cost {here[0]:.3f}"
+    what = "accuracy" if report.accuracy is not None else "agreement with final"
+    return (
+        f'<svg class="xl-plot" viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">{"".join(ticks)}'
+        f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>{dots}'
+        f'<circle class="xl-here" cx="{x:.1f}" cy="{y:.1f}" r="6" fill="#D55E00"><title>{alt}</title></circle>'
+        f'<text x="{(width + left) / 2:.0f}" y="{height - 4}" text-anchor="middle">mean cost (backbone = 1)</text>'
+        f'<text transform="translate(11 {height / 2 - 10:.0f}) rotate(-90)" text-anchor="middle">{what}, %</text>'
+        f'<text x="{left + 6}" y="14">line: best thresholds; rings: each exit alone; dot: now</text></svg>'
+    )

@@ -1,0 +1,170 @@
+"""The explorer's page and the report in a real browser; skipped where there is no Chromium."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.test_cli import folder, trained  # noqa: F401 (fixtures)
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+SHOTS = Path(os.environ.get("EXITLENS_SCREENSHOTS", ".screenshots"))  # kept by CI
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def address(trained, tmp_path_factory):  # noqa: F811
+    """`exitlens app` with two bundles, in a process of its own."""
+    command = [sys.executable, "-m", "exitlens.cli", "app", "--bundle", str(trained), "--compare", str(trained)]
+    log = tmp_path_factory.mktemp("app") / "log.txt"
+    with log.open("w") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        try:
+            yield _address(log, process), process.pid
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+
+
+def _address(log: Path, process: subprocess.Popen, seconds: float = 90) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if match := re.search(r"Open (http://127\.0\.0\.1:\d+)", log.read_text()):
+            return match[1]
+        time.sleep(0.1)
+    raise AssertionError(f"exitlens app has no address: {log.read_text()}")
+
+
+@pytest.fixture
+def page(browser, address):
+    """The opened page; afterwards, that it asked nothing of another machine and complained of nothing."""
+    opened = browser.new_page(viewport={"width": 1300, "height": 1000})
+    outside, complaints = [], []
+    opened.on("request", lambda r: outside.append(r.url) if not r.url.startswith((address[0], "data:", "blob:")) else None)
+    opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.goto(address[0])
+    opened.wait_for_selector("#xl-answer-1 .xl-exit", timeout=60_000)
+    yield opened
+    opened.close()
+    assert outside == []
+    assert complaints == []
+
+
+ANSWER, ROUTED = "#xl-answer-0 .xl-answer", "#xl-routed-0 .xl-routed"  # without the signs of progress around them
+
+
+def _text(page, selector: str) -> str:
+    return page.locator(selector).first.inner_text()
+
+
+def _changed(page, selector: str, before: str, seconds: float = 30) -> str:
+    """The text once it is another."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (now := page.locator(selector).first.inner_html()) != before:
+            return now
+        time.sleep(0.1)
+    raise AssertionError(f"{selector} did not change")
+
+
+def test_pick_move_paint_compare(page):
+    assert page.locator("#xl-answer-0 .xl-exit").count() == page.locator("#xl-answer-1 .xl-exit").count() == 4
+    before = page.locator(ANSWER).inner_html()
+    page.locator("[data-example='1']").click()
+    before = _changed(page, ANSWER, before)
+    page.wait_for_selector("#xl-routed-0 .xl-share", timeout=60_000)
+    routed, other = page.locator(ROUTED).inner_html(), page.locator("#xl-routed-1 .xl-routed").inner_html()
+    number = page.locator("#xl-threshold-0-0 input[type=number]")
+    number.fill("1.01")  # never: the tiny network's calibrated thresholds are 0
+    number.press("Tab")
+    assert "100.0 %" in routed.split("xl-share")[1]
+    assert "0.0 %" in _changed(page, ROUTED, routed).split("xl-share")[1][:12]
+    assert "nothing is promised" in _text(page, ROUTED)
+    assert page.locator("#xl-routed-1 .xl-routed").inner_html() == other  # the other bundle's thresholds stay
+    before = page.locator(ANSWER).inner_html()
+    box = page.locator("#xl-brush").bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 200, steps=8)
+    page.mouse.up()
+    before = _changed(page, ANSWER, before)
+    page.locator("#xl-brush").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+    before = _changed(page, ANSWER, before)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / "explorer.png", full_page=True)
+    page.locator("#xl-clear").click()
+    _changed(page, ANSWER, before)
+    page.locator("#xl-opacity input[type=number]").fill("0.2")
+    page.locator("#xl-opacity input[type=number]").press("Tab")
+    page.wait_for_function("getComputedStyle(document.querySelector('.xl-heat')).opacity === '0.2'")
+
+
+def test_upload_a_picture_and_a_broken_file(page, tmp_path, address):
+    Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    before = page.locator(ANSWER).inner_html()
+    page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / "good.png")
+    _changed(page, ANSWER, before)
+    page.locator("#xl-upload button[aria-label*='lear'], #xl-upload button[aria-label*='emove']").first.click()
+    page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / "broken.png")
+    alert = page.wait_for_selector("#xl-message [role=alert]")
+    assert "broken.png" in alert.inner_text()
+    assert "cannot be read as an image" in alert.inner_text()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{address[1]}/status").read_text())
+    assert int(peak[1]) / 1024 < 1024  # MB, of the whole server
+
+
+def test_everything_is_named_and_reachable(page):
+    assert page.eval_on_selector_all("img:not([alt]), svg[role=img]:not([aria-label])", "found => found.length") == 0
+    page.locator("[data-example='0']").focus()
+    reached = set()
+    for _ in range(60):
+        reached.add(page.evaluate("(document.activeElement.closest('[id^=xl-]') || {}).id || ''"))
+        page.keyboard.press("Tab")
+    wanted = {"xl-brush", "xl-size", "xl-clear", "xl-opacity", *(f"xl-threshold-{i}-{k}" for i in (0, 1) for k in range(3))}
+    assert wanted <= reached, wanted - reached
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+CONTRAST = """() => {
+  const rgb = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = (c) => c.slice(0, 3).map((v) => linear(v / 255))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => { for (let n = e; n; n = n.parentElement) { const c = rgb(getComputedStyle(n).backgroundColor);
+    if (c.length < 4 || c[3] > 0.99) return c; } return [255, 255, 255]; };
+  const poor = [];
+  for (const e of document.querySelectorAll("SELECTOR")) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || !e.getClientRects().length) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${e.tagName} ${e.textContent.trim().slice(0, 40)}`);
+  }
+  return poor;
+}"""
+
+
+def test_text_stands_out_from_what_is_behind_it(page):
+    own = ".xl-answer *, .xl-routed *, #xl-message *, #xl-board *"
+    assert page.evaluate(CONTRAST.replace("SELECTOR", own)) == []
