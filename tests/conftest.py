@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("MPLCONFIGDIR", "/tmp/exitlens-matplotlib")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported; tests need no network
 
+import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from PIL import Image
 from torch import Tensor, nn
 
 import exitlens as xl
@@ -101,3 +109,49 @@ def spread_policy(net: xl.ExitNet, images: Inputs, share: float = 0.4) -> xl.Pol
         thresholds.append((scores.values[count - 1] + scores.values[count]).item() / 2)
         rest = rest[scores.indices[count:]]
     return xl.Policy(tuple(thresholds))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A directory that all workers of one test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def folder(shared) -> Path:
+    """60 images in two classes; not to be changed."""
+    root = shared / "images"
+    with FileLock(shared / "images.lock"):
+        if not root.exists():
+            rng = np.random.default_rng(0)
+            for c, name in enumerate(("dark", "bright")):
+                (shared / "images.new" / name).mkdir(parents=True)
+                for i in range(30):
+                    pixels = rng.integers(0, 90, (32, 32, 3)) + 140 * c
+                    Image.fromarray(pixels.astype(np.uint8)).save(shared / "images.new" / name / f"{i:02}.png")
+            (shared / "images.new").rename(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_once(shared, folder) -> Path:
+    """A run directory made by the command line, with a policy; not to be changed."""
+    out = shared / "trained" / "x"
+    with FileLock(shared / "trained.lock"):
+        if not (out / "done").exists():
+            words = ["fit", "--data", folder, "--out", out, "--size", "32", "--epochs", "1", "--batch-size", "16", "--json"]
+            for line in (words, ["calibrate", "--bundle", out, "--max-accuracy-drop", "0.5", "--json"]):
+                code = subprocess.run(
+                    [sys.executable, "-m", "exitlens.cli", *map(str, line)], check=False, capture_output=True
+                )
+                assert code.returncode == 0, code.stderr.decode()
+                json.loads(code.stdout)
+            (out / "done").touch()
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(trained_once, tmp_path_factory) -> Path:
+    """A copy of that run, for one test module."""
+    return Path(shutil.copytree(trained_once, tmp_path_factory.mktemp("runs") / "x"))

@@ -8,11 +8,9 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -39,30 +37,6 @@ def run(capsys, monkeypatch, *words: str) -> tuple[int, str, str]:
 @pytest.fixture
 def call(capsys, monkeypatch):
     return lambda *words: run(capsys, monkeypatch, *words)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for c, name in enumerate(("dark", "bright")):
-        (root / name).mkdir()
-        for i in range(30):
-            pixels = rng.integers(0, 90, (32, 32, 3)) + 140 * c
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:02}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory) -> Path:
-    """A run directory made by the command line, with a policy."""
-    out = tmp_path_factory.mktemp("runs") / "x"
-    words = ["fit", "--data", folder, "--out", out, "--size", "32", "--epochs", "1", "--batch-size", "16", "--json"]
-    for line in (words, ["calibrate", "--bundle", out, "--max-accuracy-drop", "0.5", "--json"]):
-        code = subprocess.run([sys.executable, "-m", "exitlens.cli", *map(str, line)], check=False, capture_output=True)
-        assert code.returncode == 0, code.stderr.decode()
-        json.loads(code.stdout)
-    return out
 
 
 def test_the_whole_flow_on_a_folder(trained, folder, tmp_path, call):

@@ -5,11 +5,11 @@ import json
 import pytest
 
 import exitlens as xl
-from tests.test_cli import call, folder, trained  # noqa: F401 (fixtures)
+from tests.test_cli import call  # noqa: F401 (fixture)
 
 
 @pytest.fixture
-def again(trained, tmp_path):  # noqa: F811
+def again(trained, tmp_path):
     """A copy of the run, to store other policies in."""
     net, policy = xl.load(trained / "bundle")
     xl.save(net, policy, tmp_path / "b")

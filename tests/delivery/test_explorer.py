@@ -17,11 +17,10 @@ import exitlens as xl
 from exitlens.delivery.explorer.app import NEVER, _decode, _thresholds, _View, import_gradio
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
 from exitlens.delivery.explorer.page import answer_page, heat, routed_page
-from tests.test_cli import folder, trained  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="module")
-def explorer(trained):  # noqa: F811
+def explorer(trained):
     return Explorer([trained])
 
 
@@ -104,7 +103,7 @@ def test_sliders_at_rest_are_the_calibrated_thresholds():
     assert _thresholds((0.5, 1.005), (0.1234567, 0.2)) == (0.5, math.inf)
 
 
-def test_two_of_a_kind_only(trained):  # noqa: F811
+def test_two_of_a_kind_only(trained):
     with pytest.raises(xl.InputError, match="one bundle, or two"):
         Explorer([])
     with pytest.raises(xl.BundleError):

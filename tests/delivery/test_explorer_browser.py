@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.test_cli import folder, trained  # noqa: F401 (fixtures)
-
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 SHOTS = Path(os.environ.get("EXITLENS_SCREENSHOTS", ".screenshots"))  # kept by CI
@@ -30,7 +28,7 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(trained, tmp_path_factory):  # noqa: F811
+def address(trained, tmp_path_factory):
     """`exitlens app` with two bundles, in a process of its own."""
     command = [sys.executable, "-m", "exitlens.cli", "app", "--bundle", str(trained), "--compare", str(trained)]
     log = tmp_path_factory.mktemp("app") / "log.txt"
