@@ -17,6 +17,7 @@ import exitlens as xl
 from exitlens.delivery.explorer.app import NEVER, _decode, _thresholds, _View, import_gradio
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
 from exitlens.delivery.explorer.page import answer_page, heat, routed_page
+from tests.texts import LENGTH, make_text_net
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +243,34 @@ def test_strokes_cover(explorer):
     covered = view.paint(picture, strokes, 0.5, 0.5, 0.5)[0]
     plain = view.paint(picture, "", 0.5, 0.5, 0.5)[0]
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]
+
+
+def test_texts_are_shaded_token_by_token(tmp_path):
+    net = make_text_net()
+    words = xl.word_tokenizer(["the film was good", "<b> & bad food"])
+    net.describe(classes=("a", "b", "c"), preprocess=xl.TextPreprocess(words, LENGTH))
+    xl.save(net, xl.Policy((0.2, 0.5)), tmp_path / "bundle")
+    explorer = Explorer([tmp_path])
+    assert explorer.is_text
+    assert explorer.examples() == []
+    view = _View(explorer)
+    shown, text, answer, message = view.start(0.2, 0.5)
+    assert shown == text == "Write a text and press Enter."
+    assert message == ""
+    shown, answer, message = view.say("the <b> was good", 0.2, 0.5)
+    assert message == ""
+    assert answer.count("<figure") == 3
+    assert ">good</span>" in answer
+    assert "<b>" not in answer.split("xl-tokens")[1].split("</p>")[0]
+    assert "xl-heat" not in answer
+    moved = view.paint("the film was good", "", 1.01, 1.01)[0]
+    assert "no earlier exit could answer" in moved
+    assert "There is no calibration data" in view.start_routed(0.2, 0.5)
+
+
+def test_an_image_bundle_and_a_text_bundle_do_not_go_together(trained, tmp_path):
+    net = make_text_net()
+    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(["a b"]), LENGTH))
+    xl.save(net, None, tmp_path / "bundle")
+    with pytest.raises(xl.InputError, match="one network takes texts and the other images"):
+        Explorer([trained, tmp_path])
