@@ -386,3 +386,17 @@ def test_explain_takes_one_thing_and_says_what_is_missing(trained, folder, tmp_p
         code, _, err = call("explain", "--bundle", trained, *words)
         assert code == 2
         assert message in " ".join(err.split())
+
+
+def test_two_runs_in_one_report(trained, tmp_path, call):
+    page = tmp_path / "both.html"
+    code, out, err = call("report", trained, trained, "--out", page, "--json")
+    assert code == 0, err
+    assert json.loads(out)["out"] == str(page)
+    text = page.read_text()
+    assert text.count(str(trained)) > 3
+    assert f"exitlens report {trained} {trained}" in text
+    assert "loss distance js" in text
+    code, _, err = call("report", trained, "--out", page)
+    assert code == 2
+    assert "exists" in err

@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import exitlens as xl
+from exitlens.delivery.comparing import facts_of, subject_of
+from exitlens.delivery.report import write_report
+from exitlens.delivery.runs import load_samples
+
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 SHOTS = Path(os.environ.get("EXITLENS_SCREENSHOTS", ".screenshots"))  # kept by CI
+SHOTS.mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +114,6 @@ def test_pick_move_paint_compare(page):
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Space"):
         page.keyboard.press(key)
     before = _changed(page, ANSWER, before)
-    SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / "explorer.png", full_page=True)
     page.locator("#xl-clear").click()
     _changed(page, ANSWER, before)
@@ -166,3 +171,27 @@ CONTRAST = """() => {
 def test_text_stands_out_from_what_is_behind_it(page):
     own = ".xl-answer *, .xl-routed *, #xl-message *, #xl-board *"
     assert page.evaluate(CONTRAST.replace("SELECTOR", own)) == []
+
+
+def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path):
+    net, _ = xl.load(trained / "bundle")
+    images = load_samples(trained, net, "test", data="", root="", skip_bad=False)
+    subjects = [subject_of(name, trained, images) for name in ("one", "other")]
+    path = write_report(tmp_path / "r.html", subjects, {"test": images}, facts=facts_of([trained, trained], "", images))
+    assert path.stat().st_size < 5e6
+    for scheme in ("light", "dark"):
+        opened = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+        outside, complaints = [], []
+        opened.on(
+            "request", lambda r, seen=outside: seen.append(r.url) if not r.url.startswith(("file:", "data:")) else None
+        )
+        opened.on("console", lambda m, seen=complaints: seen.append(m.text))
+        opened.goto(path.as_uri())
+        assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert opened.eval_on_selector_all("img:not([alt])", "found => found.length") == 0
+        assert opened.evaluate(CONTRAST.replace("SELECTOR", "h1, h2, p, td, th, th a, li, figcaption, nav a, .tile *")) == []
+        broken = "found => found.filter((a) => !document.querySelector(a.getAttribute('href'))).length"
+        assert opened.eval_on_selector_all("a[href^='#']", broken) == 0
+        opened.screenshot(path=SHOTS / f"report-{scheme}.png")
+        opened.close()
+        assert outside == complaints == []

@@ -100,9 +100,9 @@ def test_pictures_restore_colours():
 def test_explanations_as_files(tmp_path, net, images):
     why = xl.explain(net, images[0], POLICY)
     paths = save_explanation(why, tmp_path / "out", xl.Preprocess((16, 16)))
-    assert sorted(p.name for p in paths) == sorted(
-        ["explanation.json", "explanation_strip.png", *(f"explanation_exit{k}.png" for k in range(3))]
-    )
+    pictures = [f"explanation_exit{k}.{form}" for k in range(3) for form in ("png", "svg")]
+    names = [*pictures, "explanation_strip.png", "explanation.json", "explanation_manifest.json"]
+    assert sorted(p.name for p in paths) == sorted(names)
     with Image.open(tmp_path / "out" / "explanation_strip.png") as strip:
         assert strip.width > 600
     with pytest.raises(xl.OutputExistsError, match="choose another"):

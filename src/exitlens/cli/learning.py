@@ -12,12 +12,14 @@ from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root,
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
 from exitlens.delivery.building import new_network, training_sets
+from exitlens.delivery.comparing import facts_of, subject_of
 from exitlens.delivery.demo import run_demo
 from exitlens.delivery.demo_training import DemoSettings
 from exitlens.delivery.report import Subject, write_report
 from exitlens.delivery.runs import (
     bundle_of,
     forget_source,
+    image_preprocess,
     kept_policy,
     load_calibrated,
     load_samples,
@@ -246,13 +248,43 @@ def evaluate(
         assert isinstance(images, ImageSet)
         subjects = [Subject("this run", net, policy, {"test": found}, {"test": xl.faithfulness(net, images)})]
         if baseline is not None:
-            other, other_policy = load_calibrated(baseline)
-            values = xl.evaluate(xl.collect(other, images), other_policy)
-            checks = xl.faithfulness(other, images)
-            subjects.append(Subject(str(baseline), other, other_policy, {"test": values}, {"test": checks}))
-        facts = {"bundle": str(bundle), "data": data or "the run's test split", "images": str(len(images))}
-        write_report(report, subjects, {"test": images}, facts=facts)
+            subjects.append(subject_of(str(baseline), baseline, images))
+        runs = [bundle] if baseline is None else [bundle, baseline]
+        write_report(report, subjects, {"test": images}, facts=facts_of(runs, data, images))
     if json_:
         show(True, found.to_dict())
     else:
         console.print(str(found), highlight=False)
+
+
+@app.command(epilog="Example: `exitlens report runs/x runs/y --out report.html`")
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
+    other: Annotated[Path | None, typer.Argument(help="A second one, to stand beside it.")] = None,
+    out: Annotated[Path, typer.Option(help="The HTML file, which must not exist.")] = Path("report.html"),
+    data: OtherData = "",
+    root: Root = "",
+    skip_bad: SkipBad = False,
+    json_: Json = False,
+) -> None:
+    """Write one page about a run, or about two side by side, on the first one's test images."""
+    if out.exists():
+        raise xl.OutputExistsError(f"out: {out} exists: choose another file")
+    runs = [run] if other is None else [run, other]
+    net, _ = load_calibrated(run)
+    image_preprocess(net)  # says so if it takes texts
+    images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
+    assert isinstance(images, ImageSet)
+    subjects = [subject_of(str(path), path, images) for path in runs]
+    if len({subject.net.num_exits for subject in subjects}) > 1:
+        counts = [subject.net.num_exits for subject in subjects]
+        raise xl.InputError(
+            f"other: it has {counts[1]} exits, the first run {counts[0]}: compare networks with equally many"
+        )
+    write_report(out, subjects, {"test": images}, facts=facts_of(runs, data, images))
+    found = {str(path): subject.reports["test"].to_dict() for path, subject in zip(runs, subjects, strict=True)}
+    rows = [["run", "accuracy %", "cost", "divergence"]]
+    for path, subject in zip(runs, subjects, strict=True):
+        one = subject.reports["test"]
+        rows.append([str(path), f"{100 * (one.accuracy or 0):.1f}", f"{one.cost:.3f}", f"{one.divergence:.3f}"])
+    show(json_, {"out": str(out), "runs": found}, f"{len(images)} test images: {out}", rows)

@@ -1,0 +1,41 @@
+"""Runs as subjects of one report: each tested on the same images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from exitlens.data.images import ImageSet
+from exitlens.delivery.report import Subject
+from exitlens.delivery.runs import bundle_of, load_calibrated
+from exitlens.workflow.collection import collect
+from exitlens.workflow.evaluation import evaluate
+from exitlens.workflow.faithfulness import faithfulness
+from exitlens.workflow.training import SETTINGS
+
+CONDITION = "test"
+
+
+def subject_of(name: str, path: Path, images: ImageSet) -> Subject:
+    """A run or bundle with everything that a report shows of it, on these images.
+
+    Raises:
+        PolicyError, BundleError: if it has no policy, or cannot be read; InputError: if it cannot take the images.
+    """
+    net, policy = load_calibrated(path)
+    report = evaluate(collect(net, images), policy)
+    return Subject(name, net, policy, {CONDITION: report}, {CONDITION: faithfulness(net, images)})
+
+
+def facts_of(paths: Sequence[Path], data: str, images: ImageSet) -> dict[str, str]:
+    """How each run was made, as far as its directory says, and what it was tested on."""
+    facts = {"tested on": f"{len(images):,} images: {data or 'the test split of the first run'}"}
+    facts["made by"] = f"exitlens report {' '.join(map(str, paths))}"
+    for path in paths:
+        record = bundle_of(path).parent / SETTINGS
+        if record.is_file():
+            values = json.loads(record.read_text())
+            shown = {**values["settings"], **{f"loss {k}": v for k, v in values["loss"].items()}}
+            facts[str(path)] = ", ".join(f"{k} {v}" for k, v in shown.items())
+    return facts
