@@ -205,6 +205,24 @@ def speed_table(results: Path) -> list[str]:
     return table(["run", "policy", "times faster than (a), batch 64 (quartiles)", "cost", "points lost to (a)"], lines)
 
 
+def trials_table(results: Path) -> list[str]:
+    """The trial runs that the defaults were chosen from."""
+    found = json.loads((results / "trials.json").read_text())["trials"]
+    head = ["trial", "cost of exit 0", "exit 0 / final, agreeing, %", "disagreeing, %", "skill 0 / 1 / 2", "KL, mean"]
+    head += ["deletion over random, exit 0 / final", "energy in the object, final"]
+    lines = []
+    for row in found:
+        ends = [f"{row[test][0]:.1f} / {row[test][-1]:.1f}" for test in ("agreeing", "disagreeing")]
+        if "skill" not in row:
+            lines.append([row["title"], "", *[f"{row[test][-1]:.1f}" for test in ("agreeing", "disagreeing")], *[""] * 4])
+            continue
+        skill = " / ".join(f"{s:.2f}" for s in row["skill"])
+        deletion = f"{row['deletion'][0]:.2f} / {row['deletion'][-1]:.2f}"
+        kl, energy = sum(row["kl"]) / len(row["kl"]), row["energy"][-1]
+        lines.append([row["title"], f"{row['cost'][0]:.3f}", *ends, skill, f"{kl:.3f}", deletion, f"{energy:.2f}"])
+    return table(head, lines)
+
+
 def words(name: str) -> list[str]:
     return (WORDS / f"{name}.md").read_text().rstrip().split("\n")
 
@@ -227,6 +245,8 @@ def page(results: Path, docs: Path) -> list[str]:
     if "egt" in scenes:
         lines += ["## Doubts", "", *words("doubts"), "", *collapse_table(scenes), ""]
     lines += [*words("tried"), ""]
+    if (results / "trials.json").exists():
+        lines += [*trials_table(results), "", *words("learnt"), ""]
     for data, rows in parts.items():
         lines += [f"## Details: {data}", "", *faithfulness_table(rows), "", *detail_table(rows), ""]
     return [*lines, *words("recipes")]
