@@ -14,6 +14,7 @@ from exitlens.functional.quality import area_under_curve
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # condition -> seed -> what study_run.run found
 Row = tuple[str, str, float, str, float]
+SEEDS = 5
 METHOD, BASE, PLAIN, AVERAGE, DISTILLED = "egt", "joint", "plain", "average", "distilled"
 
 
@@ -75,6 +76,25 @@ def faithful(measure: str, exit_index: int) -> Callable[[dict[str, Any]], float]
         return value - float(table["deletion_random"][exit_index]) if measure == "deletion" else value
 
     return pick
+
+
+def seeds_done(folder: Path) -> int:
+    """How many seeds of the scenes have every condition that a promise compares; 5 make the study complete."""
+    rows = load_runs(folder, "scenes")
+    needed = (
+        METHOD,
+        "both",
+        BASE,
+        PLAIN,
+        AVERAGE,
+        DISTILLED,
+        "permuted",
+        "permuted-evidence",
+        "egt-evidence",
+        "static-25",
+        "static-50",
+    )
+    return min(len(rows.get(key, {})) for key in needed)
 
 
 def bars(folder: Path) -> Iterator[Row]:

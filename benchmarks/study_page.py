@@ -9,7 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from study_bars import Rows, accuracy, bars, consistency, faithful, interval, load_runs, over_seeds, paired
+from study_bars import (
+    SEEDS,
+    Rows,
+    accuracy,
+    bars,
+    consistency,
+    faithful,
+    interval,
+    load_runs,
+    over_seeds,
+    paired,
+    seeds_done,
+)
 from study_conditions import CONDITIONS, SWEPT, chosen
 from study_plots import plot_curves, plot_sweep
 
@@ -164,8 +176,19 @@ def bars_table(results: Path) -> list[str]:
     lines = []
     for key, what, figure, sense, limit in bars(results):
         kept = figure <= limit if sense == "<=" else figure >= limit
-        lines.append([what, f"{figure:.3g}", f"{sense} {limit:g}", "kept" if kept else f"**missed**: {KNOWN.get(key, '')}"])
+        lines.append([what, f"{figure:.3g}", f"{sense} {limit:g}", "kept" if kept else f"**missed** {KNOWN.get(key, '')}".strip()])
     return table(["promise", "measured", "bar", ""], lines)
+
+
+def _progress(results: Path) -> list[str]:
+    done = seeds_done(results)
+    if done >= SEEDS:
+        return []
+    return [
+        f"**The study is not complete: {done} of {SEEDS} seeds have every condition.** What follows is what there is so far; means are over the seeds "
+        "that the tables name, and intervals are wide. `make study` goes on where it stopped.",
+        "",
+    ]
 
 
 def collapse_table(rows: Rows) -> list[str]:
@@ -231,7 +254,7 @@ def page(results: Path, docs: Path) -> list[str]:
     """The lines of results.md; its plots are written to ``docs``."""
     parts = {data: rows for data in TITLES if (rows := load_runs(results, data))}
     scenes = parts.get("scenes", {})
-    lines = [*words("head"), "", "## The promises", "", *bars_table(results), ""]
+    lines = [*words("head"), "", "## The promises", "", *_progress(results), *bars_table(results), ""]
     for data, rows in parts.items():
         lines += [f"## {TITLES[data]}", "", *main_table(rows), "", *routed_table(rows), ""]
         if plot_curves(rows, docs / f"results-{data}.svg"):
