@@ -176,7 +176,9 @@ def bars_table(results: Path) -> list[str]:
     lines = []
     for key, what, figure, sense, limit in bars(results):
         kept = figure <= limit if sense == "<=" else figure >= limit
-        lines.append([what, f"{figure:.3g}", f"{sense} {limit:g}", "kept" if kept else f"**missed** {KNOWN.get(key, '')}".strip()])
+        lines.append(
+            [what, f"{figure:.3g}", f"{sense} {limit:g}", "kept" if kept else f"**missed** {KNOWN.get(key, '')}".strip()]
+        )
     return table(["promise", "measured", "bar", ""], lines)
 
 
