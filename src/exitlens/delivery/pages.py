@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 
 import jinja2
 
 
+@cache
 def template(name: str) -> jinja2.Template:
     """The template ``name`` of ``delivery/templates``; what it names and is not given is an error."""
     source = (files("exitlens.delivery") / "templates" / name).read_text(encoding="utf-8")

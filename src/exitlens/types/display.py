@@ -27,10 +27,10 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str)
     return f"<table>{shown}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def data_uri(image: Image.Image) -> str:
-    """A PNG as ``data:`` URI, for pages that load nothing."""
+def data_uri(image: Image.Image, small: bool = True) -> str:
+    """A PNG as ``data:`` URI, for pages that load nothing; ``small`` costs time."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", **({"optimize": True} if small else {"compress_level": 1}))
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -27,7 +27,7 @@ SIDE, MARGIN = (380, 240), (46, 34)  # of the plot, and of its axes
 def answer_page(answer: Answer, picture: Image.Image | None) -> str:
     """What one network says: every exit's map over the picture, its probabilities, and the rule that let it answer."""
     why = answer.why
-    base = "" if picture is None else data_uri(_base(picture))
+    base = "" if picture is None else data_uri(_base(picture), small=False)
     return template("explorer_answer.html.j2").render(
         name=answer.subject.name,
         reason=why.reason,
@@ -61,7 +61,7 @@ def heat(attention: Tensor) -> str:
     share = (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu().numpy()
     pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
     pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
-    return data_uri(Image.fromarray(pixels))
+    return data_uri(Image.fromarray(pixels), small=False)
 
 
 def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) -> dict[str, Any]:
