@@ -27,13 +27,12 @@ import study_run
 import study_speed
 from exitlens.model.memory import keep_memory
 from exitlens.model.weights import write_text
-from study_conditions import ALPHAS, CONDITIONS, FOR, SWEPT, Condition, chosen, weighted
+from study_conditions import ALPHAS, CONDITIONS, FOR, SEEDS, SWEPT, Condition, chosen, weighted
 from study_data import DATA, Splits
 from study_data import quick as quick_splits
 
 RESULTS, RUNS = Path(__file__).parent / "results" / "study", Path("runs/study")
-SEEDS = {"scenes": 5, "small": 5, "digits": 5, "fashion": 3}
-SWEEP_SEED, SWEEP_TRAIN, QUICK = 1000, 6000, 96
+SWEEP_SEED, SWEEP_TRAIN, QUICK, QUICK_ALPHAS = 1000, 6000, 96, ALPHAS[2:3]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Job:
 def sweeps(quick: bool) -> Iterator[Job]:
     """Weights of every loss, on scenes of a seed of their own, half of the training set."""
     for loss in SWEPT:
-        for alpha in ALPHAS[2:3] if quick else ALPHAS:
+        for alpha in QUICK_ALPHAS if quick else ALPHAS:
             yield Job("scenes", loss, SWEEP_SEED, alpha)
 
 
@@ -82,7 +81,9 @@ def do(job: Job, out: Path, runs: Path, quick: bool) -> str:
     else:
         condition = CONDITIONS[job.key]
         if condition.swept:
-            condition = replace(condition, loss=weighted(condition.swept, chosen(out, condition.swept)))
+            condition = replace(
+                condition, loss=weighted(condition.swept, chosen(out, condition.swept, QUICK_ALPHAS if quick else ALPHAS))
+            )
         plain = _plain(job, splits, runs) if condition.frozen else None
         found = study_run.run(condition, splits, job.seed, folder, plain)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,14 +73,17 @@ def weighted(name: str, alpha: float) -> EGTLoss:
     return replace(SWEPT[name], **{"distill" if name == "distillation" else "weight": alpha})
 
 
-def chosen(results: Path, name: str) -> float:
-    """The weight with the best mean validation accuracy over all exits and both kinds of background: one rule for all losses."""
-    scores = {}
+def chosen(results: Path, name: str, alphas: Sequence[float] = ALPHAS) -> float:
+    """The weight with the best mean validation accuracy over all exits and both kinds of background: one rule for all losses.
+
+    All of ``alphas`` have to be there: half a sweep would give some seeds another weight than others.
+    """
+    scores: dict[float, float] = {}
     for path in (results / "sweep").glob(f"{name}-*.json"):
         found = json.loads(path.read_text())
         sets = [found[part]["accuracy"] for part in ("agreeing", "disagreeing")]
         scores[found["alpha"]] = sum(sum(accuracy) / len(accuracy) for accuracy in sets) / len(sets)
-    if not scores:
+    if not set(alphas) <= set(scores):
         raise SystemExit(f"the sweep of {name} comes first: python benchmarks/study.py 'sweep/*'")
     return max(scores, key=lambda alpha: scores[alpha])
 
@@ -109,4 +112,5 @@ CONDITIONS = {
 }
 FEW = ("plain", "joint", "distilled", "egt-evidence", "joint-context", "egt", "both")
 MAIN = (*FEW[:2], "average", "frozen", *FEW[2:], "permuted-evidence", "permuted")
+SEEDS = {"scenes": 5, "small": 5, "digits": 5, "fashion": 3}
 FOR = {"scenes": tuple(CONDITIONS), "small": MAIN, "digits": MAIN, "fashion": FEW}

@@ -36,7 +36,7 @@ def _scene_sets(
     split: Split, seed: int, draws: int, agreement: float, most: int | None, palette: str = "standard", keep: int = 0
 ) -> ImageSet:
     """Every garment of a split in ``draws`` scenes; of the first ``keep`` classes only, if given."""
-    garments, labels = load_garments(split)
+    garments, labels = (t[:most] for t in load_garments(split))
     if keep:
         garments, labels = garments[labels < keep], labels[labels < keep]
     names = CLASSES[: keep or len(CLASSES)]
@@ -57,7 +57,7 @@ def scenes(seed: int, most: int | None = None) -> Splits:
             "agreeing": _scene_sets("validation", seed, 3, 0.8, most),
             "disagreeing": _scene_sets("validation", seed, 3, 0.1, most),
         },
-        _scene_sets("calibration", seed, 2, 0.8, most),
+        _scene_sets("calibration", seed, 1, 0.8, most),  # every garment once: certificates need independent samples
         {
             "agreeing": _scene_sets("test", seed, 2, 0.8, most),
             "disagreeing": _scene_sets("test", seed, 2, 0.1, most),

@@ -16,7 +16,7 @@ from exitlens.delivery.bundle import load, save
 from exitlens.functional import similarity
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.quality import area_under_curve
+from exitlens.functional.quality import area_under_curve, upper_hull
 from exitlens.functional.scores import fit_temperature
 from exitlens.functional.similarity import skill
 from exitlens.model.attaching import attach
@@ -115,7 +115,7 @@ def measured(net: xl.ExitNet, splits: Splits) -> dict[str, Any]:
         found["policies"] = _policies(calibration, traces)
     found["curve"] = _curve(calibration, next(iter(traces.values())))
     found["guess"] = 1 / net.info.num_classes
-    found["area"] = area_under_curve(found["curve"], guess=found["guess"])
+    found["area"] = area_under_curve(found["curve"], guess=found["guess"], hull=False)
     found["faithfulness"] = faithfulness(net, next(iter(splits.tests.values())), samples=SAMPLES).to_dict()
     return found
 
@@ -149,10 +149,14 @@ def _routed(trace: xl.Trace, policy: xl.Policy) -> dict[str, Any]:
 
 
 def _curve(calibration: xl.Trace, test: xl.Trace) -> list[tuple[float, float]]:
-    """(cost, accuracy) on test data of the policies that calibration data say are the best at their price."""
+    """(cost, accuracy) on test data of the policies that calibration data say are the best at their price.
+
+    The corners of the upper hull on calibration data; nothing is chosen among them by how they do on test data.
+    """
     if calibration.num_exits == 1:
         return [(point.cost, point.accuracy) for point in xl.anytime(test)]
-    reports = [xl.evaluate(test, point.policy) for point in xl.sweep(calibration, most=30)]
+    policies = {(p.cost.value, p.accuracy.value): p.policy for p in xl.sweep(calibration, most=60) if p.accuracy is not None}
+    reports = [xl.evaluate(test, policies[corner]) for corner in upper_hull(policies)]
     return [(report.cost, report.accuracy or 0.0) for report in reports]
 
 

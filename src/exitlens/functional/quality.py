@@ -72,23 +72,26 @@ def _below(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float
 
 
 def area_under_curve(
-    points: Sequence[tuple[float, float]], low: float = 0.1, high: float = 1.0, guess: float = 0.0
+    points: Sequence[tuple[float, float]], low: float = 0.1, high: float = 1.0, guess: float = 0.0, hull: bool = True
 ) -> float:
-    """Mean accuracy over mean costs from ``low`` to ``high``, along the upper hull of ``(cost, accuracy)`` points.
+    """Mean accuracy over mean costs from ``low`` to ``high``, along ``(cost, accuracy)`` points.
 
     Args:
-        points: of policies or networks.
+        points: of policies or networks, at different costs.
         low: smallest cost, high: largest, in units of the plain backbone.
-        guess: accuracy of an answer that costs nothing (``1/C``): from it the hull starts.
+        guess: accuracy of an answer that costs nothing (``1/C``): from it the curve starts.
+        hull: along the points' upper hull. That chooses among them by their accuracy, so it flatters many points over few:
+            set it to ``False`` for points that were chosen on other data.
 
     Raises:
         InputError: for no point, or ``low`` not below ``high``.
     """
     if not points or not 0 <= low < high:
         raise InputError(f"points, low, high: expected points and 0 <= low < high, got {len(points)}, {low} and {high}")
-    hull = upper_hull([(0.0, guess), *points])
-    xs = torch.tensor([x for x, _ in hull], dtype=torch.float64)
-    ys = torch.tensor([y for _, y in hull], dtype=torch.float64)
+    corners = [(0.0, guess), *points]
+    corners = upper_hull(corners) if hull else sorted(corners)
+    xs = torch.tensor([x for x, _ in corners], dtype=torch.float64)
+    ys = torch.tensor([y for _, y in corners], dtype=torch.float64)
     inside = xs[(xs > low) & (xs < high)]
     grid = torch.cat([torch.tensor([low], dtype=torch.float64), inside, torch.tensor([high], dtype=torch.float64)])
     return (torch.trapezoid(_interpolate(grid, xs, ys), grid) / (high - low)).item()
@@ -100,5 +103,5 @@ def _interpolate(at: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
         return ys.expand(len(at))
     right = torch.searchsorted(xs, at).clamp(1, len(xs) - 1)
     left = right - 1
-    share = ((at - xs[left]) / (xs[right] - xs[left])).clamp(0, 1)
+    share = ((at - xs[left]) / (xs[right] - xs[left]).clamp_min(1e-12)).clamp(0, 1)
     return ys[left] + share * (ys[right] - ys[left])
