@@ -1,4 +1,8 @@
-"""What the study promises, as (key, what, figure, sense, limit); means over seeds, differences paired by seed."""
+"""What the study promises, as (key, what, figure, sense, limit); means over seeds, differences paired by seed.
+
+Every promise is judged three times: as it was planned (our exits, neck and loss together, against evidence heads without it), and
+with the heads alike, so that what the neck does is not taken for what the loss does.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,34 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy import stats
 
 from exitlens.functional.quality import area_under_curve
+from study_conditions import FOR, SEEDS
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # condition -> seed -> what study_run.run found
 Row = tuple[str, str, float, str, float]
-SEEDS = 5
-METHOD, BASE, PLAIN, AVERAGE, DISTILLED = "egt", "joint", "plain", "average", "distilled"
+PLAIN, AVERAGE = "plain", "average"
+
+
+class Track(NamedTuple):
+    """Which conditions are compared."""
+
+    name: str
+    egt: str
+    both: str
+    base: str
+    distilled: str
+    permuted: str
+
+
+TRACKS = (
+    Track("neck and EGT", "egt", "both", "joint", "distilled", "permuted"),
+    Track("context heads alike", "egt", "both", "joint-context", "distilled-context", "permuted"),
+    Track("evidence heads alike", "egt-evidence", "both-evidence", "joint", "distilled", "permuted-evidence"),
+)
 
 
 def load_runs(folder: Path, data: str) -> Rows:
@@ -24,6 +46,13 @@ def load_runs(folder: Path, data: str) -> Rows:
     for path in sorted((folder / data).glob("*.json")):
         key, _, seed = path.stem.rpartition("-")
         rows.setdefault(key, {})[int(seed)] = json.loads(path.read_text())
+    for key in [
+        key for key in rows if key.startswith("static")
+    ]:  # in units of the plain backbone of the seed, as all others
+        for seed, found in rows[key].items():
+            plain = rows.get(PLAIN, {}).get(seed)
+            found["cost"] = [found["macs"] / plain["macs"]] if plain else [float("nan")]
+            found["area"] = float("nan")  # one network is no curve: see static_area
     return rows
 
 
@@ -78,80 +107,71 @@ def faithful(measure: str, exit_index: int) -> Callable[[dict[str, Any]], float]
     return pick
 
 
-def seeds_done(folder: Path) -> int:
-    """How many seeds of the scenes have every condition that a promise compares; 5 make the study complete."""
-    rows = load_runs(folder, "scenes")
-    needed = (
-        METHOD,
-        "both",
-        BASE,
-        PLAIN,
-        AVERAGE,
-        DISTILLED,
-        "permuted",
-        "permuted-evidence",
-        "egt-evidence",
-        "static-25",
-        "static-50",
-    )
-    return min(len(rows.get(key, {})) for key in needed)
+def missing(folder: Path) -> list[str]:
+    """Runs that the study lacks; the promises are judged when there is none."""
+    names = [f"{data}/{key}-{seed}" for data in FOR for key in FOR[data] for seed in range(SEEDS[data])]
+    names += [f"speed/{data}-{seed}" for data in ("scenes", "fashion") for seed in range(SEEDS[data])]
+    return [name for name in names if not (folder / f"{name}.json").exists()]
 
 
 def bars(folder: Path) -> Iterator[Row]:
-    """Of every data set that has the runs for them."""
-    scenes = load_runs(folder, "scenes")
-    if METHOD in scenes and BASE in scenes:
-        yield from _agreement(scenes)
-        yield from _accuracy(scenes)
-        yield from _against_distillation(scenes)
-        yield from _area(scenes)
-        yield from _faithfulness(scenes)
-        yield from _controls(scenes)
-    small = load_runs(folder, "small")
-    if METHOD in small and BASE in small:
-        yield from _small(small)
+    """All that there are runs for."""
+    scenes, small = load_runs(folder, "scenes"), load_runs(folder, "small")
+    for track in TRACKS:
+        for key, what, figure, sense, limit in _of_track(scenes, small, track):
+            yield f"study|{key}|{track.name}", f"{what} [{track.name}]", figure, sense, limit
+    yield from _area(scenes)
     yield from _speed(folder)
 
 
-def _agreement(rows: Rows) -> Iterator[Row]:
-    skill = [mean(over_seeds(rows, METHOD, consistency("cc", "skill", k))) for k in (0, None)]
-    yield "study|skill0", "scenes: attention CC skill, exit 0", skill[0], ">=", 0.8
-    yield "study|skill", "scenes: attention CC skill, mean over early exits", skill[1], ">=", 0.9
-    kl = [mean(over_seeds(rows, c, consistency("kl", "value"))) for c in (METHOD, BASE)]
-    yield "study|kl", "scenes: KL to the final map, over that without EGT (c)", kl[0] / kl[1], "<=", 0.06
-    cosine = [mean(over_seeds(rows, c, consistency("cosine", "value"))) for c in (METHOD, BASE)]
-    yield "study|cosine", "scenes: raw cosine consistency", cosine[0], ">=", 0.94
-    yield "study|cosine+", "scenes: raw cosine consistency, gain over (c) in %", 100 * (cosine[0] / cosine[1] - 1), ">=", 100
+def _of_track(scenes: Rows, small: Rows, track: Track) -> Iterator[Row]:
+    if _common(scenes, track.egt, track.base):
+        yield from _agreement(scenes, track)
+        yield from _accuracy(scenes, track)
+        yield from _faithfulness(scenes, track)
+    if _common(scenes, track.egt, track.distilled):
+        yield from _against_distillation(scenes, track)
+    if _common(scenes, track.egt, track.permuted):
+        yield from _gains(scenes, track.egt, track.permuted, 0, "permuted", "scenes: EGT over permuted maps")
+    if _common(small, track.egt, track.base):
+        yield from _gains(small, track.egt, track.base, None, "small", "small data: gain over (c)")
 
 
-def _accuracy(rows: Rows) -> Iterator[Row]:
+def _common(rows: Rows, *keys: str) -> bool:
+    """Whether there is a seed that all of these conditions have."""
+    return bool(set.intersection(*(set(rows.get(key, {})) for key in keys)))
+
+
+def _agreement(rows: Rows, track: Track) -> Iterator[Row]:
+    skill = [mean(over_seeds(rows, track.egt, consistency("cc", "skill", k))) for k in (0, None)]
+    yield "skill0", "scenes: attention CC skill, exit 0", skill[0], ">=", 0.8
+    yield "skill", "scenes: attention CC skill, mean over early exits", skill[1], ">=", 0.9
+    kl = [mean(over_seeds(rows, c, consistency("kl", "value"))) for c in (track.egt, track.base)]
+    yield "kl", "scenes: KL to the final map, over (c)'s", kl[0] / kl[1], "<=", 0.06
+    cosine = [mean(over_seeds(rows, c, consistency("cosine", "value"))) for c in (track.egt, track.base)]
+    yield "cosine", "scenes: raw cosine consistency", cosine[0], ">=", 0.94
+    yield "cosine+", "scenes: raw cosine consistency, gain over (c), %", 100 * (cosine[0] / cosine[1] - 1), ">=", 100
+
+
+def _accuracy(rows: Rows, track: Track) -> Iterator[Row]:
     for test, gain in (("agreeing", 4), ("disagreeing", 18)):
-        gained = mean(paired(rows, METHOD, BASE, accuracy(0, test)))
-        yield f"study|exit0|{test}", f"scenes, {test}: points gained at exit 0 over (c)", gained, ">=", gain
-        for other, letter in ((PLAIN, "a"), (BASE, "c")):
-            if other not in rows:
-                continue
-            middle, half = interval(paired(rows, METHOD, other, accuracy(-1, test)))
-            what = f"scenes, {test}: final exit against ({letter}), lower end of the 95 % interval, points"
-            yield f"study|final|{letter}|{test}", what, middle - half, ">=", -0.3
+        gained = mean(paired(rows, track.egt, track.base, accuracy(0, test)))
+        yield f"exit0|{test}", f"scenes, {test}: points gained at exit 0 over (c)", gained, ">=", gain
+        for other, letter in ((PLAIN, "a"), (track.base, "c")):
+            if _common(rows, track.egt, other):
+                middle, half = interval(paired(rows, track.egt, other, accuracy(-1, test)))
+                what = f"scenes, {test}: final exit against ({letter}), lower end, points"
+                yield f"final|{letter}|{test}", what, middle - half, ">=", -0.3
 
 
-def _against_distillation(rows: Rows) -> Iterator[Row]:
-    if DISTILLED not in rows:
-        return
-    gained = mean(paired(rows, METHOD, DISTILLED, accuracy(0, "disagreeing")))
-    yield "study|distilled", "scenes, disagreeing: points at exit 0 over self-distillation (e)", gained, ">=", 3
-    if "both" in rows:
-        for test in ("agreeing", "disagreeing"):
-            best = max(mean(over_seeds(rows, c, accuracy(0, test))) for c in (METHOD, DISTILLED))
-            ours = mean(over_seeds(rows, "both", accuracy(0, test)))
-            yield (
-                f"study|both|{test}",
-                f"scenes, {test}: (h) over the better of EGT and (e), exit 0, points",
-                ours - best,
-                ">=",
-                0,
-            )
+def _against_distillation(rows: Rows, track: Track) -> Iterator[Row]:
+    gained = mean(paired(rows, track.egt, track.distilled, accuracy(0, "disagreeing")))
+    yield "distilled", "scenes, disagreeing: points at exit 0 over self-distillation (e)", gained, ">=", 3
+    for test in ("agreeing", "disagreeing"):
+        for other, name in ((track.egt, "EGT"), (track.distilled, "(e)")):
+            if _common(rows, track.both, other):
+                gained = mean(paired(rows, track.both, other, accuracy(0, test)))
+                yield f"both|{name}|{test}", f"scenes, {test}: points at exit 0, (h) over {name}", gained, ">=", 0
 
 
 def static_area(rows: Rows) -> list[float]:
@@ -162,78 +182,51 @@ def static_area(rows: Rows) -> list[float]:
     for seed in seeds:
         found = {key: rows[key][seed] for key in keys}
         points = [(one["macs"] / found[PLAIN]["macs"], accuracy(-1)(one) / 100) for one in found.values()]
-        areas.append(area_under_curve(points, guess=found[PLAIN]["guess"]))
+        areas.append(area_under_curve(points, guess=found[PLAIN]["guess"], hull=False))
     return areas
 
 
 def _area(rows: Rows) -> Iterator[Row]:
-    areas = {c: mean(over_seeds(rows, c, lambda found: found["area"])) for c in rows if not c.startswith("static")}
+    if "egt" not in rows:
+        return
+    for other in rows:
+        if not other.startswith("static") and other not in ("egt", "both") and _common(rows, "egt", other):
+            gained = mean(paired(rows, "egt", other, lambda found: 100 * found["area"]))
+            yield f"study|area|{other}", f"scenes: area under accuracy-cost, EGT over {other}, points", gained, ">=", 0
     static = static_area(rows)
-    others = [value for c, value in areas.items() if c not in (METHOD, "both")] + ([mean(static)] if static else [])
-    ours = max(areas[c] for c in (METHOD, "both") if c in areas)
-    yield "study|area", "scenes: area under accuracy-cost over the best other condition's", ours - max(others), ">=", 0
+    if static:
+        gained = 100 * (mean(over_seeds(rows, "egt", lambda found: found["area"])) - mean(static))
+        yield "study|area|static", "scenes: area under accuracy-cost, EGT over static networks (i), points", gained, ">=", 0
 
 
-def _faithfulness(rows: Rows) -> Iterator[Row]:
+def _faithfulness(rows: Rows, track: Track) -> Iterator[Row]:
+    others = [(o, letter) for o, letter in ((AVERAGE, "b"), (track.base, "c")) if _common(rows, track.egt, o)]
     for k in range(3):
-        for other, letter in ((AVERAGE, "b"), (BASE, "c")):
-            if other in rows:
-                gain = mean(paired(rows, METHOD, other, faithful("deletion", k)))
-                what = f"scenes: deletion drop over random cells, exit {k}, gain over ({letter})"
-                yield f"study|deletion|{k}|{letter}", what, gain, ">=", 0
-    final = [mean(over_seeds(rows, c, faithful("deletion", -1))) for c in (METHOD, BASE)]
-    yield (
-        "study|deletion|final",
-        "scenes: deletion drop over random cells, final exit, over (c)'s",
-        final[0] / final[1],
-        ">=",
-        0.9,
-    )
-    least = mean(over_seeds(rows, BASE, faithful("energy_in_mask", -1)))
+        for other, letter in others:
+            gain = mean(paired(rows, track.egt, other, faithful("deletion", k)))
+            what = f"scenes: deletion drop over random cells, exit {k}, gain over ({letter})"
+            yield f"deletion|{k}|{letter}", what, gain, ">=", 0
+    final = [mean(over_seeds(rows, c, faithful("deletion", -1))) for c in (track.egt, track.base)]
+    yield "deletion|final", "scenes: deletion drop over random cells, final exit over (c)'s", final[0] / final[1], ">=", 0.9
+    least = mean(over_seeds(rows, track.base, faithful("energy_in_mask", -1)))
     for k in range(4):
-        energy = mean(over_seeds(rows, METHOD, faithful("energy_in_mask", k)))
-        yield (
-            f"study|energy|{k}|c",
-            f"scenes: energy in the mask, exit {k}, minus (c)'s final exit's",
-            energy - least,
-            ">=",
-            0,
-        )
+        energy = mean(over_seeds(rows, track.egt, faithful("energy_in_mask", k))) - least
+        yield f"energy|{k}|c", f"scenes: energy in the mask, exit {k}, minus (c)'s final exit's", energy, ">=", 0
         if AVERAGE in rows:
-            gain = mean(paired(rows, METHOD, AVERAGE, faithful("energy_in_mask", k)))
-            yield f"study|energy|{k}|b", f"scenes: energy in the mask, exit {k}, gain over (b)", gain, ">=", 0
+            gain = mean(paired(rows, track.egt, AVERAGE, faithful("energy_in_mask", k)))
+            yield f"energy|{k}|b", f"scenes: energy in the mask, exit {k}, gain over (b)", gain, ">=", 0
 
 
-def _controls(rows: Rows) -> Iterator[Row]:
-    for ours, control, heads in ((METHOD, "permuted", "context"), ("egt-evidence", "permuted-evidence", "evidence")):
-        if control not in rows or ours not in rows:
-            continue
-        picks = {
-            "skill": consistency("cc", "skill", 0),
-            "agreeing accuracy": accuracy(0, "agreeing"),
-            "disagreeing accuracy": accuracy(0, "disagreeing"),
-        }
-        for name, pick in picks.items():
-            middle, half = interval(paired(rows, ours, control, pick))
-            what = f"scenes, {heads} heads: EGT over permuted maps, exit 0, {name}, lower end"
-            yield f"study|permuted|{heads}|{name}", what, middle - half, ">=", 0
-
-
-def _small(rows: Rows) -> Iterator[Row]:
+def _gains(rows: Rows, ours: str, other: str, exit_index: int | None, key: str, what: str) -> Iterator[Row]:
+    """Lower ends of the 95 % intervals of what consistency and exit 0 gain."""
     picks = {
-        "skill": consistency("cc", "skill"),
-        "agreeing accuracy at exit 0": accuracy(0, "agreeing"),
-        "disagreeing accuracy at exit 0": accuracy(0, "disagreeing"),
+        "skill": consistency("cc", "skill", exit_index),
+        "exit 0, agreeing": accuracy(0, "agreeing"),
+        "exit 0, disagreeing": accuracy(0, "disagreeing"),
     }
     for name, pick in picks.items():
-        middle, half = interval(paired(rows, METHOD, BASE, pick))
-        yield (
-            f"study|small|{name}",
-            f"small data: gain over (c) in {name}, lower end of the interval",
-            middle - half,
-            ">=",
-            0,
-        )
+        middle, half = interval(paired(rows, ours, other, pick))
+        yield f"{key}|{name}", f"{what}, {name}, lower end", middle - half, ">=", 0
 
 
 def _speed(folder: Path) -> Iterator[Row]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from study_bars import (
-    SEEDS,
     Rows,
     accuracy,
     bars,
@@ -18,11 +17,12 @@ from study_bars import (
     faithful,
     interval,
     load_runs,
+    missing,
     over_seeds,
     paired,
-    seeds_done,
+    static_area,
 )
-from study_conditions import CONDITIONS, SWEPT, chosen
+from study_conditions import CONDITIONS, FOR, SEEDS, SWEPT, chosen
 from study_plots import plot_curves, plot_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,8 @@ def cells(rows: Rows, key: str, picks: Sequence[tuple[Pick | None, int]]) -> lis
     found = []
     for pick, digits in picks:
         try:
-            found.append("" if pick is None else show(over_seeds(rows, key, pick), digits))
+            values = [] if pick is None else over_seeds(rows, key, pick)
+            found.append("" if not values or any(v != v for v in values) else show(values, digits))
         except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError):
             found.append("")  # a plain network has no early exit, and no agreement
     return found
@@ -91,7 +92,11 @@ def main_table(rows: Rows) -> list[str]:
     picks += [(early(consistency("cc", "skill", 0)), 2), (early(consistency("cc", "skill")), 2)]
     picks += [(early(consistency("kl", "value")), 2), (early(consistency("cosine", "value")), 2)]
     picks += [(lambda found: 100 * found["area"], 1)]
-    return table(head, [[name_of(key), str(len(rows[key])), *cells(rows, key, picks)] for key in ordered(rows)])
+    lines = [[name_of(key), str(len(rows[key])), *cells(rows, key, picks)] for key in ordered(rows)]
+    if areas := static_area(rows):
+        shown = show([100 * area for area in areas], 1)
+        lines.append(["(i) the plain and the static networks together", str(len(areas)), *[""] * (len(head) - 3), shown])
+    return table(head, lines)
 
 
 def faithfulness_table(rows: Rows) -> list[str]:
@@ -183,12 +188,13 @@ def bars_table(results: Path) -> list[str]:
 
 
 def _progress(results: Path) -> list[str]:
-    done = seeds_done(results)
-    if done >= SEEDS:
+    left = missing(results)
+    if not left:
         return []
+    total = sum(len(FOR[data]) * SEEDS[data] for data in FOR)
     return [
-        f"**The study is not complete: {done} of {SEEDS} seeds have every condition.** What follows is what there is so far; means are over the seeds "
-        "that the tables name, and intervals are wide. `make study` goes on where it stopped.",
+        f"**The study is not complete: {len(left)} runs are missing (of {total} trainings and the timings).** What follows is what there is so far, over the "
+        "seeds that the tables name; with few seeds the intervals are wide. `make study` goes on where it stopped.",
         "",
     ]
 

@@ -34,7 +34,7 @@ def plot_curves(rows: Rows, path: Path) -> bool:
         curves = []
         for found in rows[key].values():
             xs, ys = zip(*sorted(found["curve"]), strict=True)
-            curves.append(np.where(grid < xs[0], np.nan, np.interp(grid, xs, np.maximum.accumulate(ys))))
+            curves.append(np.where(grid < xs[0], np.nan, np.interp(grid, xs, ys)))
         axes.plot(grid, 100 * np.mean(curves, axis=0), color=colour, label=CONDITIONS[key].title)
     if "plain" in rows:
         level = 100 * mean(next(iter(found["tests"].values()))["accuracy"][-1] for found in rows["plain"].values())

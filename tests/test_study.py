@@ -86,7 +86,6 @@ def test_frozen_heads_stand_on_the_plain_backbone(quick):
 def test_the_page_is_made_from_the_json(quick, tmp_path):
     page = "\n".join(study_page.page(quick / "results", tmp_path))
     assert "(g) EGT, context heads" in page
-    assert "sweep" not in page.split("## The promises")[1][:200]
     assert (tmp_path / "results-scenes.svg").read_text().startswith("<?xml")
     assert page.count("| scenes") > 10
     found = json.loads((quick / "results" / "scenes" / "joint-0.json").read_text())
@@ -116,12 +115,38 @@ def test_bars_see_what_got_worse(quick, tmp_path):
             (tmp_path / "scenes" / f"{key}-{seed}.json").write_text(json.dumps(found))
         (tmp_path / "scenes" / f"distilled-{seed}.json").write_text(json.dumps(good))
     figures = {key: (figure, limit) for key, _, figure, _, limit in study_bars.bars(tmp_path)}
-    assert figures["study|exit0|disagreeing"] == (pytest.approx(20.5), 18)
-    assert figures["study|final|c|agreeing"][0] == pytest.approx(0)
+    own = "neck and EGT"
+    assert figures[f"study|exit0|disagreeing|{own}"] == (pytest.approx(20.5), 18)
+    assert figures[f"study|final|c|agreeing|{own}"][0] == pytest.approx(0)
     middle, half = study_bars.interval([20.0, 21.0])
-    assert figures["study|final|a|disagreeing"][0] == pytest.approx(middle - half)
-    assert figures["study|distilled"][0] == pytest.approx(0)
-    assert figures["study|kl"][0] == pytest.approx(1)
+    assert figures[f"study|final|a|disagreeing|{own}"][0] == pytest.approx(middle - half)
+    assert figures[f"study|distilled|{own}"][0] == pytest.approx(0)
+    assert figures[f"study|kl|{own}"][0] == pytest.approx(1)
+    assert not any(key.endswith("evidence heads alike") for key in figures)  # nothing to compare with there
+
+
+def test_heads_are_alike_where_the_promise_says_so():
+    heads = {track.name: {study_conditions.CONDITIONS[key].head for key in track[1:]} for track in study_bars.TRACKS}
+    assert heads["context heads alike"] == {"context"}
+    assert heads["evidence heads alike"] == {"evidence"}
+
+
+def test_nothing_is_judged_before_all_runs_are_there(quick):
+    left = study_bars.missing(quick / "results")
+    assert "scenes/egt-1" in left
+    assert "scenes/egt-0" not in left
+    assert "speed/fashion-2" in left
+
+
+def test_static_networks_cost_what_they_cost(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    for key, macs, accuracy in (("plain", 100, 0.9), ("static-50", 50, 0.8), ("static-25", 25, 0.6)):
+        found = {"macs": macs, "cost": [1.0], "area": 0.5, "guess": 0.1, "tests": {"t": {"accuracy": [accuracy]}}}
+        (tmp_path / "scenes" / f"{key}-0.json").write_text(json.dumps(found))
+    rows = study_bars.load_runs(tmp_path, "scenes")
+    assert rows["static-25"][0]["cost"] == [0.25]
+    by_hand = (0.15 * (0.3 + 0.6) / 2 + 0.25 * 0.7 + 0.5 * 0.85) / 0.9
+    assert study_bars.static_area(rows) == [pytest.approx(by_hand)]
 
 
 def _output(attention: torch.Tensor) -> ExitOutput:
@@ -153,6 +178,8 @@ def test_the_sweep_chooses_by_mean_validation_accuracy(tmp_path):
     for alpha, first, last in ((0.1, 0.5, 0.9), (1.0, 0.8, 0.85), (10.0, 0.6, 0.7)):
         found = {"alpha": alpha, "agreeing": {"accuracy": [first, last]}, "disagreeing": {"accuracy": [first, last]}}
         (tmp_path / "sweep" / f"kl-{alpha:g}.json").write_text(json.dumps(found))
-    assert study_conditions.chosen(tmp_path, "kl") == 1.0
+    assert study_conditions.chosen(tmp_path, "kl", (0.1, 1.0, 10.0)) == 1.0
+    with pytest.raises(SystemExit, match="the sweep of kl comes first"):
+        study_conditions.chosen(tmp_path, "kl")  # half a sweep
     with pytest.raises(SystemExit, match="the sweep of cosine comes first"):
         study_conditions.chosen(tmp_path, "cosine")

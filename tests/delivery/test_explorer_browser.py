@@ -75,6 +75,10 @@ def page(browser, address):
 ANSWER, ROUTED = "#xl-answer-0 .xl-answer", "#xl-routed-0 .xl-routed"  # without the signs of progress around them
 
 
+PAINTED = """(() => { const c = document.querySelector('#xl-brush');
+  return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v).length; })()"""
+
+
 def _text(page, selector: str) -> str:
     return page.locator(selector).first.inner_text()
 
@@ -115,8 +119,15 @@ def test_pick_move_paint_compare(page):
         page.keyboard.press(key)
     before = _changed(page, ANSWER, before)
     page.screenshot(path=SHOTS / "explorer.png", full_page=True)
+    assert page.evaluate(PAINTED) > 0
     page.locator("#xl-clear").click()
+    before = _changed(page, ANSWER, before)
+    page.wait_for_function(f"{PAINTED} === 0")
+    page.mouse.click(box["x"] + 60, box["y"] + 60)
+    before = _changed(page, ANSWER, before)
+    page.locator("[data-example='2']").click()
     _changed(page, ANSWER, before)
+    page.wait_for_function(f"{PAINTED} === 0")  # what was painted over the one is not left over the other
     page.locator("#xl-opacity input[type=number]").fill("0.2")
     page.locator("#xl-opacity input[type=number]").press("Tab")
     page.wait_for_function("getComputedStyle(document.querySelector('.xl-heat')).opacity === '0.2'")
@@ -124,10 +135,14 @@ def test_pick_move_paint_compare(page):
 
 def test_upload_a_picture_and_a_broken_file(page, tmp_path, address):
     Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "good.png")
+    Image.effect_noise((6000, 4000), 60).convert("RGB").save(tmp_path / "large.jpg", quality=70)  # 24 million pixels
     (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
     before = page.locator(ANSWER).inner_html()
-    page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / "good.png")
-    _changed(page, ANSWER, before)
+    for name in ("good.png", "large.jpg"):
+        page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / name)
+        before = _changed(page, ANSWER, before)
+        if name == "good.png":
+            page.locator("#xl-upload button[aria-label*='lear'], #xl-upload button[aria-label*='emove']").first.click()
     page.locator("#xl-upload button[aria-label*='lear'], #xl-upload button[aria-label*='emove']").first.click()
     page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / "broken.png")
     alert = page.wait_for_selector("#xl-message [role=alert]")

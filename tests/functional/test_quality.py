@@ -63,6 +63,8 @@ def test_area_by_hand():
     assert area_under_curve([(0.5, 0.8)], 0.5, 1.0) == pytest.approx(0.8)  # constant beyond the last
     assert area_under_curve([(0.5, 0.7), (1.0, 0.9)], 0.0, 1.0, guess=0.3) == pytest.approx((0.5 + 0.8) / 2)
     assert area_under_curve([(0.4, 0.2)], 0.1, 1.0, guess=0.5) == pytest.approx(0.5)  # guessing is better
+    points = [(0.5, 0.7), (0.75, 0.1), (1.0, 0.9)]  # one that no hull would keep
+    assert area_under_curve(points, 0.5, 1.0, hull=False) == pytest.approx((0.4 + 0.5) / 2)
     with pytest.raises(InputError, match="points, low, high"):
         area_under_curve([], 0.1, 1.0)
     with pytest.raises(InputError, match="low"):

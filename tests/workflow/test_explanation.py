@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -112,3 +113,15 @@ def test_one_image_runs_no_stage_after_the_answer(net, images):
     why = xl.explain(net, images[0], xl.Policy((0.0, 0.5)), final=False)
     assert why.answered == 0
     assert set(ran) <= {0}
+
+
+def test_an_explanation_keeps_no_batch_alive(net, images):
+    for why in xl.explain_batch(net, images, POLICY):
+        for tensor in (why.image, *[t for v in why.exits for t in (v.probabilities, v.attention, v.evidence)]):
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_the_runner_up_is_never_the_answer(net, images):
+    view = xl.explain(net, images[0], POLICY).exits[0]
+    tied = dataclasses.replace(view, probabilities=torch.full((4,), 0.25), label=0)
+    assert tied.runner_up == 1

@@ -12,7 +12,7 @@ from torch import nn
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.texts import TextSet
-from exitlens.errors import InputError
+from exitlens.errors import HeadError, InputError
 from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone, load_weights
 from exitlens.model.heads import HeadKind
@@ -94,7 +94,17 @@ def new_network(
     if exits:
         at = int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
     final: Literal["head", "keep"] = "keep" if keep_final else "head"
-    kind = cast(HeadKind, head or ("evidence" if isinstance(train, TextSet) else "context"))  # attach checks both
-    net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final, by=cast(By, by), head=kind)
+    kind = head or ("evidence" if isinstance(train, TextSet) else "context")
+
+    def attached(kind: str) -> ExitNet:  # attach checks both
+        example = train.first(1).inputs
+        return attach(plain, at, len(train.classes), example, final=final, by=cast(By, by), head=cast(HeadKind, kind))
+
+    try:
+        net = attached(kind)
+    except HeadError:
+        if head:
+            raise
+        net = attached("evidence")  # features that are no plane: nobody asked for a neck
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net

@@ -9,6 +9,7 @@ from pathlib import Path
 from exitlens.data.images import ImageSet
 from exitlens.delivery.report import Subject
 from exitlens.delivery.runs import bundle_of, load_calibrated
+from exitlens.errors import InputError
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.faithfulness import faithfulness
@@ -24,6 +25,12 @@ def subject_of(name: str, path: Path, images: ImageSet) -> Subject:
         PolicyError, BundleError: if it has no policy, or cannot be read; InputError: if it cannot take the images.
     """
     net, policy = load_calibrated(path)
+    if net.info.classes and tuple(net.info.classes) != images.classes:
+        raise InputError(f"{path}: its classes are {net.info.classes}, those of the images {images.classes}: compare equals")
+    if net.info.preprocess is not None and net.info.preprocess != images.preprocess:
+        raise InputError(
+            f"{path}: it reads images as {net.info.preprocess}, the first run as {images.preprocess}: compare equals"
+        )
     report = evaluate(collect(net, images), policy)
     return Subject(name, net, policy, {CONDITION: report}, {CONDITION: faithfulness(net, images)})
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import AttachError, InputError, TraceMismatchError
+from exitlens.errors import AttachError, HeadError, InputError, TraceMismatchError
 from exitlens.functional.inputs import Inputs, input_names, map_inputs, tensors_of
 from exitlens.model.backbones import build_backbone
 from exitlens.model.contract import InputContract, example_contract
@@ -154,8 +154,8 @@ def _head(kind: HeadKind, pieces: Split, k: int, num_classes: int, plain: int) -
         return AverageHead(channels, num_classes, layout)
     if kind == "evidence" or k == last:
         return EvidenceHead(channels, num_classes, layout)
-    if len(size) != 2:
-        raise InputError("head: 'context' mixes over the plane of an image: for sequences, take 'evidence'")
+    if len(size) != 2 or len(pieces.sizes[-1]) != 2:
+        raise HeadError("head: 'context' mixes over the plane of an image: for sequences, take 'evidence'")
     return EvidenceHead(
         channels, num_classes, layout, fitted_neck(channels, size, pieces.sizes[-1], NECK_SHARE * plain / last)
     )

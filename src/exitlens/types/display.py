@@ -36,7 +36,11 @@ def data_uri(image: Image.Image, small: bool = True) -> str:
 
 def to_picture(shown: Tensor) -> Image.Image:  # (1 or 3,H,W) in [0, 1]
     """Pixels as a picture."""
-    pixels = (shown * 255).round().byte().cpu()
+    return from_pixels((shown * 255).round().byte().cpu())
+
+
+def from_pixels(pixels: Tensor) -> Image.Image:  # (1 or 3,H,W) uint8
+    """Pixels as a colour picture."""
     array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(np.ascontiguousarray(array))
 

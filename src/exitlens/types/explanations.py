@@ -66,7 +66,9 @@ class ExitView:
     @property
     def runner_up(self) -> int:
         """The second most probable class."""
-        return int(self.probabilities.topk(2).indices[1])
+        others = self.probabilities.clone()
+        others[self.label] = -1
+        return int(others.argmax())
 
     def top(self, count: int = 5) -> list[Location]:
         """The locations with the most evidence for the answer (in absolute terms), the largest first."""

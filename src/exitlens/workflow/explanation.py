@@ -60,7 +60,13 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
         views = tuple(column(i, run == net.num_exits) for column in columns[:run])
         result.append(
             Explanation(
-                sample, views, answered[i], net.info.classes, net.num_exits, _tokens(net, tensors, i), net.info.preprocess
+                sample.clone(),
+                views,
+                answered[i],
+                net.info.classes,
+                net.num_exits,
+                _tokens(net, tensors, i),
+                net.info.preprocess,
             )
         )
     return result
@@ -125,9 +131,9 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
             threshold=threshold,
             fired=is_final or bool(fires(one.decisive[i], threshold)),
             cost=net.cost[k].item(),
-            probabilities=one.p[i],
-            attention=one.out.attention[i].float(),
-            evidence=one.out.evidence[i, label].float(),
+            probabilities=one.p[i].clone(),
+            attention=one.out.attention[i].float().clone(),
+            evidence=one.out.evidence[i, label].float().clone(),  # not the whole batch's, which it would keep alive
             exact_evidence=bool(head.exact_evidence),
             logit=one.out.logits[i, label].item(),
             bias=0.0 if head.bias is None else head.bias[label].item(),

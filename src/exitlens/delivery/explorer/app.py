@@ -76,19 +76,21 @@ def build(explorer: Explorer) -> Any:
                             routed.append(gradio.HTML(elem_id=f"xl-routed-{i}"))
         every = [slider for rows in sliders for slider in rows]
         outputs = [*answers, message]
+        one = {"concurrency_id": "answers", "concurrency_limit": 1}  # in turn, so that the last thing done is what is shown
+        latest = {"trigger_mode": "always_last", **one}
         if text is not None:
-            text.submit(view.say, [text, *every], [shown, *outputs])
-            choice.change(view.choose_text, [choice, *every], [text, shown, *outputs])
+            text.submit(view.say, [text, *every], [shown, *outputs], **one)
+            choice.change(view.choose_text, [choice, *every], [text, shown, *outputs], **one)
         if upload is not None:
-            upload.upload(view.upload, [upload, *every], [shown, board, strokes, *outputs])
-            choice.change(view.choose, [choice, *every], [shown, board, strokes, *outputs])
-            strokes.change(view.paint, [shown, strokes, *every], outputs)
-            clear.click(view.uncover, [shown, *every], [board, strokes, *outputs])
+            upload.upload(view.upload, [upload, *every], [shown, board, strokes, *outputs], **one)
+            choice.change(view.choose, [choice, *every], [shown, board, strokes, *outputs], **one)
+            strokes.change(view.paint, [shown, strokes, *every], outputs, **latest)
+            clear.click(view.uncover, [shown, *every], [board, strokes, *outputs], **one)
             opacity.change(None, opacity, None, js="(v) => document.documentElement.style.setProperty('--xl-opacity', v)")
         for i, rows in enumerate(sliders):
             for slider in rows:
                 slider.change(view.route(i), rows, routed[i], show_progress="hidden", trigger_mode="always_last")
-                slider.release(view.paint, [shown, strokes, *every], outputs, show_progress="hidden")
+                slider.change(view.paint, [shown, strokes, *every], outputs, show_progress="hidden", **latest)
         page.load(view.start, every, [shown, text if board is None else board, *outputs])
         page.load(view.start_routed, every, routed)  # by itself: the trace may still be on its way
     return page
@@ -219,7 +221,8 @@ class _View:
             thresholds = _thresholds(values, self.explorer.subjects[index].policy.thresholds)
             subject = self.explorer.subjects[index]
             report = self.explorer.routed(index, thresholds)
-            return routed_page(subject, report, self._curve(index), thresholds != subject.policy.thresholds)
+            moved = thresholds != subject.policy.thresholds
+            return routed_page(subject, report, self._curve(index), moved or not subject.policy.chosen_by)
 
         return routed
 

@@ -23,7 +23,7 @@ from exitlens.errors import DataError, ExitlensError, InputError
 from exitlens.functional.inputs import Inputs
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess, Trace
-from exitlens.types.display import to_picture
+from exitlens.types.display import from_pixels
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
@@ -94,7 +94,8 @@ class Explorer:
             like = self.subjects[0].policy if self.subjects else None
             fits = like is not None and like.num_exits == net.num_exits
             thresholds = like.thresholds if like is not None and fits else (0.9,) * (net.num_exits - 1)
-            policy = Policy(thresholds)
+            score = like.score if like is not None and fits else "max_probability"
+            policy = Policy(thresholds, score)
         name = path.name if path.name != "bundle" else path.resolve().parent.name
         taken = {subject.name for subject in self.subjects}
         return Subject(name if name not in taken else f"{name} (2)", directory, net, policy)
@@ -113,7 +114,7 @@ class Explorer:
         assert isinstance(data, ImageSet)
         steps = torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique()
         chosen = data.subset(steps)
-        pictures = [to_picture(pixels.float() / 255) for pixels in chosen.images]
+        pictures = [from_pixels(pixels) for pixels in chosen.images]
         return [Example(p, chosen.classes[i]) for p, i in zip(pictures, chosen.labels.tolist(), strict=True)]
 
     def example_texts(self, count: int = 6) -> list[str]:
@@ -132,7 +133,7 @@ class Explorer:
             DataError: for anything that is no image, or is too large; its message does not show where the file lies.
         """
         try:
-            picture = to_picture(read_image(path, None, 3, MAX_PIXELS).float() / 255)
+            picture = from_pixels(read_image(path, None, 3, MAX_PIXELS))
         except DataError as error:
             raise DataError(str(error).replace(str(path), path.name)) from error
         picture.thumbnail((1024, 1024))
@@ -192,7 +193,10 @@ class Explorer:
         for owner in (subject, self.subjects[0]):  # a bundle to compare with may have been trained beside the first
             try:
                 data = load_samples(owner.directory, subject.net, "calibration", data="", root="", skip_bad=True)
-                return collect(subject.net, data.first(SAMPLES))
+                if isinstance(data, ImageSet) and data.preprocess != subject.net.info.preprocess:
+                    raise DataError("its network reads images in another way than the first run's data are stored")
+                rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SAMPLES]  # folders are sorted
+                return collect(subject.net, data.subset(rows))
             except (ExitlensError, OSError) as error:
                 reason = reason or str(error)
         return f"There is no calibration data to show shares and accuracy on: {reason}"

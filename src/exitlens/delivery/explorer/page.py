@@ -69,7 +69,8 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
     top = view.probabilities.topk(min(BARS, len(view.probabilities)))
     bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
     later = view.exit > why.answered
-    role = "answered" if view.exit == why.answered else "would say" if later else "was not sure enough"
+    held = "was not trusted" if view.confidence >= view.threshold else "was not sure enough"
+    role = "answered" if view.exit == why.answered else "would say" if later else held
     return {
         "name": name,
         "colour": EXIT_COLOURS[view.exit % len(EXIT_COLOURS)],
@@ -111,7 +112,7 @@ def routed_page(subject: Subject, report: Report | str, curve: Sequence[tuple[fl
     """What thresholds do on the calibration trace, and where that lies on the frontier."""
     if isinstance(report, str):
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
-    promise = "Thresholds as calibrated." if not changed else "Thresholds moved by hand: nothing is promised about them."
+    promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
     drop = "" if report.accuracy_drop is None else f"{100 * report.accuracy_drop:+.2f} points lost to the final exit"
     shares = [
         {"name": exit_name(k, len(report.exit_shares)), "share": share, "colour": EXIT_COLOURS[k % len(EXIT_COLOURS)]}

@@ -58,7 +58,21 @@
   });
   const skip = () => document.querySelectorAll(".xl-hidden textarea, .xl-hidden input").forEach((e) => (e.tabIndex = -1));
   new MutationObserver(skip).observe(document, { childList: true, subtree: true }); // fields for the script, not for people
+  // the page keeps the canvas when the picture under it changes, so what was painted goes here
+  const clean = () => {
+    const canvas = document.getElementById("xl-brush");
+    if (canvas) canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  };
+  let shown = null;
+  new MutationObserver(() => {
+    const picture = document.querySelector(".xl-board img");
+    if (picture && picture.src !== shown) {
+      shown = picture.src;
+      clean();
+    }
+  }).observe(document, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
   document.addEventListener("click", (event) => {
+    if (event.target.closest && event.target.closest("#xl-clear")) clean();
     const button = event.target.closest && event.target.closest("[data-example]");
     if (button) tell("xl-choice", button.dataset.example + ":" + Date.now());
   });

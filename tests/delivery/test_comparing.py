@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.delivery import building
+from exitlens.delivery.comparing import facts_of, subject_of
+
+
+def _saved(net, folder, classes, preprocess):
+    backbone = xl.build_backbone("small", 4)
+    small = xl.attach(backbone, ["layer1"], 4, torch.zeros(1, 3, 16, 16)).eval()
+    small.describe(source="small", classes=classes, preprocess=preprocess)
+    xl.save(small, xl.Policy((0.5,)), folder / "bundle")
+    return folder
+
+
+def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
+    path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
+    subject = subject_of("x", path, tiny_set)
+    assert subject.reports["test"].samples == len(tiny_set)
+    assert len(subject.faithfulness["test"].deletion) == 2
+    assert facts_of([path], "", tiny_set)["tested on"].startswith("32 images")
+
+
+def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
+    turned = _saved(net, tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
+    with pytest.raises(xl.InputError, match="its classes are"):
+        subject_of("x", turned, tiny_set)
+    other = _saved(net, tmp_path / "b", tiny_set.classes, xl.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
+    with pytest.raises(xl.InputError, match="it reads images as"):
+        subject_of("x", other, tiny_set)
+
+
+def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, monkeypatch):
+    asked = []
+
+    def attach(*args, head, **how):
+        asked.append(head)
+        if head == "context":
+            raise xl.HeadError("head: no plane")
+        return xl.attach(*args, head=head, **how)
+
+    monkeypatch.setattr(building, "attach", attach)
+    assert building.new_network("small", "layer1", tiny_set).info.head == "evidence"
+    assert asked == ["context", "evidence"]
+    with pytest.raises(xl.HeadError):
+        building.new_network("small", "layer1", tiny_set, head="context")
