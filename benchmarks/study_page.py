@@ -220,7 +220,7 @@ def sweep_table(results: Path) -> list[str]:
         for path in sorted((results / "sweep").glob(f"{name}-*.json"), key=lambda p: float(p.stem.rpartition("-")[2])):
             found = json.loads(path.read_text())
             near, far = found["agreeing"], found["disagreeing"]
-            mark = " (chosen)" if found["alpha"] == chosen(results, name) else ""
+            mark = " (chosen)" if found["alpha"] == chosen(results, name, ()) else ""  # of those that are there
             row = [f"{100 * near['accuracy'][k]:.1f} / {100 * far['accuracy'][k]:.1f}" for k in (0, -1)]
             lines.append([name, f"{found['alpha']:g}{mark}", *row, " / ".join(f"{s:.2f}" for s in near["skill"])])
     return table(["loss", "weight", "exit 0, agreeing / disagreeing, %", "final, %", "skill at exits 0 / 1 / 2"], lines)

@@ -77,8 +77,8 @@ def test_a_bundle_by_itself_shows_bundled_scenes(net, tmp_path):
     explorer = Explorer([tmp_path])
     assert len(explorer.examples()) == EXAMPLES
     assert explorer.subjects[0].policy.thresholds == (0.9,)
-    assert "Thresholds chosen by hand" in _View(_with_trace(explorer)).route(0)(0.9)
     assert explorer.routed(0, (0.9,)).startswith("There is no calibration data")
+    assert "Thresholds chosen by hand" in _View(_with_trace(explorer)).route(0)(0.9)
 
 
 def _with_trace(explorer: Explorer) -> Explorer:
