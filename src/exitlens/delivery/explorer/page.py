@@ -139,12 +139,12 @@ def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
     points = [*curve, *exits, here]
     x0, x1 = 0.0, max(x for x, _ in points) * 1.03
     y0, y1 = min(y for _, y in points), max(y for _, y in points)
-    y0, y1 = y0 - 0.05 * (y1 - y0) - 1e-3, y1 + 0.05 * (y1 - y0) + 1e-3
+    y0, y1 = max(0.0, y0 - 0.05 * (y1 - y0) - 1e-3), min(1.0, y1 + 0.05 * (y1 - y0) + 1e-3)
     (width, height), (left, bottom) = SIDE, MARGIN
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
         x = left + (point[0] - x0) / (x1 - x0) * (width - left - 10)
-        return x, (height - bottom) - (point[1] - y0) / (y1 - y0) * (height - bottom - 12)
+        return x, (height - bottom) - (point[1] - y0) / (y1 - y0) * (height - bottom - 22)
 
     ticks = []
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -169,5 +169,5 @@ def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
         f'<circle class="xl-here" cx="{x:.1f}" cy="{y:.1f}" r="6" fill="#D55E00"><title>{alt}</title></circle>'
         f'<text x="{(width + left) / 2:.0f}" y="{height - 4}" text-anchor="middle">mean cost (backbone = 1)</text>'
         f'<text transform="translate(11 {height / 2 - 10:.0f}) rotate(-90)" text-anchor="middle">{what}, %</text>'
-        f'<text x="{left + 6}" y="14">line: best thresholds; rings: each exit alone; dot: now</text></svg>'
+        f'<text x="{left + 6}" y="11">line: best thresholds; rings: each exit alone; dot: now</text></svg>'
     )
