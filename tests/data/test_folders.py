@@ -4,7 +4,6 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.data import folders
 from exitlens.data.sources import open_source
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -66,10 +65,21 @@ def test_a_folder_of_nothing_but_bad_files(folder):
         xl.load_folder(folder, PREPROCESS, skip_bad=True)
 
 
-def test_a_hostile_image_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(folders, "MAX_PIXELS", 100)
-    with pytest.raises(xl.DataError, match="over the limit"):
-        xl.read_image(folder / "cat" / "00.png", (16, 16), 3)
+def test_a_hostile_image_is_refused(folder, tmp_path):
+    with pytest.raises(xl.DataError, match="over the limit of 100"):
+        xl.read_image(folder / "cat" / "00.png", (16, 16), 3, max_pixels=100)
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    with pytest.raises(xl.DataError, match="cannot be read as an image"):  # nothing is run to read it
+        xl.read_image(tmp_path / "x.png", (16, 16), 3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF"])
+def test_every_format_is_read(form, tmp_path):
+    path = tmp_path / "image"
+    Image.new("RGB", (20, 10), (200, 30, 30)).save(path, form)
+    pixels = xl.read_image(path, None, 3)
+    assert pixels.shape == (3, 10, 20)
+    assert (pixels.float().mean((1, 2)) - torch.tensor([200.0, 30, 30])).abs().max() < 8
 
 
 def test_unusual_images(tmp_path):

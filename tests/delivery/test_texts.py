@@ -93,7 +93,7 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer
     for words, message in [
         (("evaluate", "--bundle", run, "--report", tmp_path / "r.html"), "takes texts: leave --report out"),
         (("explain", "--bundle", run, "--text", " "), "not empty"),
-        (("explain", "--bundle", run), "one of --image FILE and --text TEXT"),
+        (("explain", "--bundle", run), "one of --image FILE, --text TEXT"),
         (("explain", "--bundle", run, "--image", "x.png"), "takes texts"),
     ]:
         code, _, error = call(*words)
