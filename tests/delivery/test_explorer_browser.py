@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -43,8 +42,8 @@ def address(trained, tmp_path_factory):
         try:
             yield _address(log, process), process.pid
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
+            process.terminate()  # not SIGINT, which a shell's background jobs ignore
+            process.wait(60)
 
 
 def _address(log: Path, process: subprocess.Popen, seconds: float = 90) -> str:
