@@ -146,7 +146,7 @@ def _with_nulls(rows: Rows, key: str, measure: str, k: int) -> str:
 
 def routed_table(rows: Rows) -> list[str]:
     """What thresholds chosen on calibration data do on test data."""
-    limits = ["0.0", "0.003", "0.003, certified", "0.01", "0.01, certified"]
+    limits = ["0.0", "0.003", "0.005, certified", "0.01", "0.01, certified"]
     head = ["condition", *(f"drop ≤ {limit}: points to (a), cost" for limit in limits), "wasteful, destructive, %"]
     lines = []
     for key in ordered(rows):

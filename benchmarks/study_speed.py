@@ -15,7 +15,7 @@ from exitlens.delivery.speed import compare_adaptive
 from study_data import Splits
 from study_run import backbone_of
 
-LIMIT, METHOD, BATCH, IMAGES, ROUNDS = "0.003, certified", "egt", 64, 2048, 7
+LIMIT, METHOD, BATCH, IMAGES, ROUNDS = "0.005, certified", "egt", 64, 2048, 7
 
 
 def measure(data: str, seed: int, splits: Splits, results: Path, runs: Path, rounds: int = ROUNDS) -> dict[str, Any]:
