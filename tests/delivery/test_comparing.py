@@ -3,7 +3,7 @@ import torch
 
 import exitlens as xl
 from exitlens.delivery import building
-from exitlens.delivery.comparing import facts_of, subject_of
+from exitlens.delivery.comparing import provenance_of, subject_of
 
 
 def _saved(net, folder, classes, preprocess):
@@ -19,7 +19,10 @@ def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
     subject = subject_of("x", path, tiny_set)
     assert subject.reports["test"].samples == len(tiny_set)
     assert len(subject.faithfulness["test"].deletion) == 2
-    assert facts_of([path], "", tiny_set)["tested on"].startswith("32 images")
+    made = provenance_of([path], tiny_set, ["exitlens", "report", "a b"])
+    assert made.command == "exitlens report 'a b'"
+    assert made.data == f"32 images: the test split of {path}"
+    assert made.seed == "not recorded"
 
 
 def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):

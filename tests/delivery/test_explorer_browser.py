@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.comparing import facts_of, subject_of
+from exitlens.delivery.comparing import provenance_of, subject_of
 from exitlens.delivery.report import write_report
 from exitlens.delivery.runs import load_samples
 
@@ -191,7 +191,9 @@ def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path
     net, _ = xl.load(trained / "bundle")
     images = load_samples(trained, net, "test", data="", root="", skip_bad=False)
     subjects = [subject_of(name, trained, images) for name in ("one", "other")]
-    path = write_report(tmp_path / "r.html", subjects, {"test": images}, facts=facts_of([trained, trained], "", images))
+    path = write_report(
+        tmp_path / "r.html", subjects, {"test": images}, provenance_of([trained, trained], images, ["exitlens", "report"])
+    )
     assert path.stat().st_size < 5e6
     for scheme in ("light", "dark"):
         opened = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)

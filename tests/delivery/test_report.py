@@ -1,18 +1,23 @@
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 import exitlens as xl
+from exitlens.delivery import plots
 from exitlens.delivery.pictures import contact_sheet, overlay, picture, save_explanation
-from exitlens.delivery.report import Subject, write_report
+from exitlens.delivery.report import write_report
 from exitlens.delivery.speed import compare, compare_adaptive, compare_attention, compare_step_time
+from exitlens.delivery.subjects import Provenance, Subject
+from exitlens.types.display import exit_colour
 from exitlens.workflow.training import TrainingSettings
 from tests.conftest import TinyNet, make_net
 
 POLICY = xl.Policy((0.9, 0.6))
+MADE = Provenance("exitlens report a", "32 images", "0", {"loss": "none"})
 
 
 def _subject(name: str, data: xl.ImageSet, faithful: bool = True) -> Subject:
@@ -52,10 +57,12 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
             "ours_ms": 0.4,
             "accuracy_drop": 0.01,
             "cost": 0.3,
+            "images": 256,
+            "rounds": 5,
         }
     }
     path = write_report(
-        tmp_path / "deep" / "report.html", subjects, {"test": tiny_set}, facts={"seed": "0"}, speed=speed, plain_accuracy=0.9
+        tmp_path / "deep" / "report.html", subjects, {"test": tiny_set}, MADE, speed=speed, plain_accuracy=0.9
     )
     text = path.read_text()
     page = _Page()
@@ -67,18 +74,26 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
     assert all(f'id="{link[1:]}"' in text for link in page.links)
     assert text.count("<svg") == 4
     assert "with &lt;EGT&gt;" in text
-    assert "2.50x faster at batch size 1" in text
-    assert re.search(r"skill -?\d", text)
+    assert re.search(r"<b>2.50 <a [^>]*>times faster</a></b> at batch size 1", text)
+    assert re.search(r"skill</a> of <b>-?\d", text)
+    assert text.count("<svg") == text.count('role="img" aria-label=')
+    assert len(text) < 5e6
+    ids = re.findall(r'<(?:\w+) id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+    assert len(ids) == len(set(ids))
+    for part in text.split("<h2 ")[1:]:  # every number with its data, seed and command
+        if "<td>" in part and 'id="policy"' not in part:
+            assert "training seed 0" in part
+            assert "<code>exitlens report a</code>" in part
     with pytest.raises(xl.OutputExistsError):
-        write_report(path, subjects, {"test": tiny_set}, facts={})
+        write_report(path, subjects, {"test": tiny_set}, MADE)
 
 
 def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
     subjects = [_subject("run", tiny_set, faithful=False)]
-    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, facts={}).read_text()
+    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
     assert text.count("<svg") == 3
     with pytest.raises(xl.InputError, match="subjects"):
-        write_report(tmp_path / "x.html", [], {}, facts={})
+        write_report(tmp_path / "x.html", [], {}, MADE)
 
 
 def test_overlay_is_brightest_where_attention_is():
@@ -139,4 +154,31 @@ def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
     two = contact_sheet({"a": rows, "b": rows}, None)
     assert two.width > one.width
     assert one.height == two.height
-    assert (0, 114, 178) in {colour for _, colour in one.getcolors(100_000)}
+    frames = {ImageColor.getrgb(exit_colour(why.answered, 3)) for why in rows}
+    assert frames <= {colour for _, colour in one.getcolors(100_000)}
+
+
+def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny_set):
+    subjects = [_subject(name, tiny_set) for name in ("one", 'the "other"')]
+    series = [plots.Series(s.name, s.reports["test"], s.faithfulness["test"]) for s in subjects]
+    bars = {plots.exit_shares: 3, plots.accuracy_cost: 3, plots.consistency: 2, plots.deletion: 3}
+    for draw, exits in bars.items():
+        svg = draw(series)
+        ElementTree.fromstring(svg)
+        drawn = set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
+        colours = {exit_colour(k, 3).lower() for k in range(exits)}
+        assert colours <= drawn <= colours | {"#8a8a8a", "#ffffff", "#000000"}
+        assert "currentColor" in svg
+        assert "the &quot;other&quot;" in svg
+        assert plots.INK not in svg
+        assert plots.PAPER not in svg
+
+
+def test_a_report_compares_equals(tmp_path, tiny_set):
+    one = _subject("one", tiny_set)
+    net = xl.attach(TinyNet(), ["a"], 4, tiny_set.first(1).inputs)
+    net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
+    policy = xl.Policy((0.9,))
+    other = Subject("other", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
+    with pytest.raises(xl.InputError, match="equally many exits"):
+        write_report(tmp_path / "x.html", [one, other], {"test": tiny_set}, MADE)

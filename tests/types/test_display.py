@@ -1,11 +1,12 @@
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
+import pytest
 import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.types.display import html_table, map_svg
+from exitlens.types.display import contrast, exit_colour, html_table, map_svg, text_colour
 from tests.conftest import random_trace
 
 
@@ -85,3 +86,18 @@ def test_what_is_unknown_is_left_out(net, images):
     assert "never" in page
     why = xl.explain(net, images[0], xl.Policy((0.0, 0.0)), final=False)
     assert "svg" not in why._repr_html_()  # no scale of pixels is known
+
+
+def test_contrast_of_known_colours():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)  # the example of WCAG's understanding pages
+
+
+def test_colours_of_exits_are_seen_on_white_and_black_and_carry_text():
+    colours = [exit_colour(k, 8) for k in range(8)]
+    assert len(set(colours)) == 8
+    assert exit_colour(2, 3) == exit_colour(7, 8)  # final
+    for colour in colours:
+        assert contrast(colour, "#ffffff") >= 3  # WCAG 1.4.11, graphics
+        assert contrast(colour, "#14181c") >= 3
+        assert contrast(colour, text_colour(colour)) >= 4.5

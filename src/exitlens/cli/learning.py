@@ -12,10 +12,10 @@ from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root,
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
 from exitlens.delivery.building import new_network, training_sets
-from exitlens.delivery.comparing import facts_of, subject_of
+from exitlens.delivery.comparing import provenance_of, subject_of
 from exitlens.delivery.demo import run_demo
 from exitlens.delivery.demo_training import DemoSettings
-from exitlens.delivery.report import Subject, write_report
+from exitlens.delivery.report import write_report
 from exitlens.delivery.runs import (
     bundle_of,
     forget_source,
@@ -28,6 +28,7 @@ from exitlens.delivery.runs import (
     stream_samples,
     write_source,
 )
+from exitlens.delivery.subjects import Subject
 from exitlens.types.display import exit_name
 
 
@@ -250,7 +251,9 @@ def evaluate(
         if baseline is not None:
             subjects.append(subject_of(str(baseline), baseline, images))
         runs = [bundle] if baseline is None else [bundle, baseline]
-        write_report(report, subjects, {"test": images}, facts=facts_of(runs, data, images))
+        command = ["exitlens", "evaluate", "--bundle", str(bundle), *(["--baseline", str(baseline)] if baseline else [])]
+        command += [*(["--data", data] if data else []), "--report", str(report)]
+        write_report(report, subjects, {"test": images}, provenance_of(runs, images, command, data))
     if json_:
         show(True, found.to_dict())
     else:
@@ -276,12 +279,8 @@ def report(
     images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
     assert isinstance(images, ImageSet)
     subjects = [subject_of(str(path), path, images) for path in runs]
-    if len({subject.net.num_exits for subject in subjects}) > 1:
-        counts = [subject.net.num_exits for subject in subjects]
-        raise xl.InputError(
-            f"other: it has {counts[1]} exits, the first run {counts[0]}: compare networks with equally many"
-        )
-    write_report(out, subjects, {"test": images}, facts=facts_of(runs, data, images))
+    command = ["exitlens", "report", *map(str, runs), *(["--data", data] if data else []), "--out", str(out)]
+    write_report(out, subjects, {"test": images}, provenance_of(runs, images, command, data))
     found = {str(path): subject.reports["test"].to_dict() for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]
     for path, subject in zip(runs, subjects, strict=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from exitlens.data.images import ImageSet
-from exitlens.delivery.report import Subject
 from exitlens.delivery.runs import bundle_of, load_calibrated
+from exitlens.delivery.subjects import Provenance, Subject
 from exitlens.errors import InputError
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
@@ -35,14 +36,21 @@ def subject_of(name: str, path: Path, images: ImageSet) -> Subject:
     return Subject(name, net, policy, {CONDITION: report}, {CONDITION: faithfulness(net, images)})
 
 
-def facts_of(paths: Sequence[Path], data: str, images: ImageSet) -> dict[str, str]:
-    """How each run was made, as far as its directory says, and what it was tested on."""
-    facts = {"tested on": f"{len(images):,} images: {data or 'the test split of the first run'}"}
-    facts["made by"] = f"exitlens report {' '.join(map(str, paths))}"
+def provenance_of(paths: Sequence[Path], images: ImageSet, command: Sequence[str], data: str = "") -> Provenance:
+    """How each run was made, as far as its directory says, and what it was tested on.
+
+    Args:
+        command: words of the command that writes the report. data: what it was given as ``--data``.
+    """
+    facts, seeds = {}, []
     for path in paths:
         record = bundle_of(path).parent / SETTINGS
+        seed = "not recorded"
         if record.is_file():
             values = json.loads(record.read_text())
+            seed = str(values["settings"].get("seed", seed))
             shown = {**values["settings"], **{f"loss {k}": v for k, v in values["loss"].items()}}
-            facts[str(path)] = ", ".join(f"{k} {v}" for k, v in shown.items())
-    return facts
+            facts[f"{path}: training"] = ", ".join(f"{k} {v}" for k, v in shown.items())
+        seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
+    tested = f"{len(images):,} images: {data or f'the test split of {paths[0]}'}"
+    return Provenance(shlex.join(command), tested, ", ".join(seeds), facts)

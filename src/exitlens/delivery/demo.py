@@ -19,10 +19,12 @@ from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.delivery.bundle import save
 from exitlens.delivery.demo_training import CONDITIONS, EGT, WITHOUT, DemoSettings, load_data, train_all
+from exitlens.delivery.gallery import pick
 from exitlens.delivery.pictures import contact_sheet
-from exitlens.delivery.report import Subject, pick, write_report
+from exitlens.delivery.report import write_report
 from exitlens.delivery.runs import write_source
 from exitlens.delivery.speed import compare_adaptive, compare_attention, compare_step_time
+from exitlens.delivery.subjects import Provenance, Subject
 from exitlens.errors import OutputExistsError
 from exitlens.model.backbones import SmallResNet
 from exitlens.model.network import ExitNet
@@ -180,18 +182,17 @@ def _report(
         "thresholds": f"chosen on {len(data['calibration']):,} calibration scenes, tested on {len(data['agreeing']):,} more",
         "a training step with EGT": f"{result['step_time_ratio']:.3f} times the step without",
         "prediction with attention maps": f"{result['attention_time_ratio']:.3f} times prediction without",
-        "seed": str(result["seed"]),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
-        "command": f"exitlens demo --out {out.name} --seed {result['seed']}",
     }
+    tested = " and ".join(f"{len(data[name]):,} scenes on {name} backgrounds" for name in CONDITIONS)
+    command = f"exitlens demo --out {out.name} --seed {result['seed']}"
+    made = Provenance(command, tested, str(result["seed"]), facts)
     speed = {f"batch size {n}": result["speed"][f"batch_{n}"] for n in (1, 64)}
     for n in (1, 64):
         speed[f"batch size {n}, half a point"] = result["speed"][f"batch_{n}"]["at_half_point"]
-    gallery = {name: data[name] for name in CONDITIONS}
-    write_report(
-        out / "report.html", subjects, gallery, facts=facts, speed=speed, plain_accuracy=plain_accuracy, overwrite=True
-    )
+    images = {name: data[name] for name in CONDITIONS}
+    write_report(out / "report.html", subjects, images, made, speed=speed, plain_accuracy=plain_accuracy, overwrite=True)
     chosen = torch.tensor(pick(subjects[0], data["agreeing"], 6))
-    images = data["agreeing"].subset(chosen)
-    pages = {s.name: explain_batch(s.net, images.inputs, s.policy) for s in reversed(subjects)}
-    contact_sheet(pages, images.preprocess).save(out / "gallery.png", optimize=True)
+    picked = data["agreeing"].subset(chosen)
+    pages = {s.name: explain_batch(s.net, picked.inputs, s.policy) for s in reversed(subjects)}
+    contact_sheet(pages, picked.preprocess).save(out / "gallery.png", optimize=True)

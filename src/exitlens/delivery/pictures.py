@@ -15,10 +15,9 @@ from exitlens.delivery.manifests import write_manifest
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
 from exitlens.types import SCHEMA, Explanation, Preprocess
-from exitlens.types.display import COLOURS, map_svg, to_picture
+from exitlens.types.display import COLOURS, exit_colour, exit_name, map_svg, to_picture
 
 SCALE = 160  # pixels of a gallery picture's side
-ANSWERED = "#0072B2"  # frame of the exit that answered
 
 
 def picture(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
@@ -40,15 +39,27 @@ def overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Imag
     return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
 
 
+def heat(attention: Tensor) -> Image.Image:
+    """A map ``(h,w)`` as a picture of one pixel a location, for pages to enlarge; clear where there is no attention.
+
+    Full colour is the map's largest value, but at least three times what a uniform map has: a map that looks everywhere
+    alike is pale, not bright everywhere.
+    """
+    share = (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu().numpy()
+    pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
+    pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
 def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
-    """The image and every exit's overlay side by side, the answering exit framed, with captions."""
+    """The image and every exit's overlay side by side, the answering exit framed in its colour, with captions."""
     base = picture(explanation.image, preprocess, side=224)
     tiles = [base, *(overlay(base, view.attention) for view in explanation.exits)]
     captions = ["input"]
-    last = len(explanation.exits) - 1
     for view in explanation.exits:
-        name = "final" if view.exit == last else f"exit {view.exit}"
+        name = exit_name(view.exit, explanation.num_exits)
         captions.append(f"{name}: {explanation.name(view.label)} {100 * view.confidence:.0f}%")
+    colour = exit_colour(explanation.answered, explanation.num_exits)
     gap, foot = 8, 22
     sheet = Image.new("RGB", (len(tiles) * (base.width + gap) + gap, base.height + foot + gap), "white")
     draw = ImageDraw.Draw(sheet)
@@ -56,7 +67,7 @@ def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Imag
         x = gap + i * (base.width + gap)
         sheet.paste(tile, (x, gap))
         if i == explanation.answered + 1:
-            draw.rectangle((x - 4, gap - 4, x + base.width + 3, gap + base.height + 3), outline=ANSWERED, width=4)
+            draw.rectangle((x - 4, gap - 4, x + base.width + 3, gap + base.height + 3), outline=colour, width=4)
         draw.text((x + 2, base.height + gap + 5), caption, fill="black")
     return sheet
 
@@ -64,7 +75,7 @@ def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Imag
 def contact_sheet(
     explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, side: int = 120
 ) -> Image.Image:
-    """One row an image: the input, then every exit's overlay under each network's name, the answering exit framed."""
+    """One row an image: the input, then every exit's overlay under each network's name; what answered has its frame."""
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
     first = next(iter(explanations.values()))
     gap, head = 6, 40
@@ -79,14 +90,14 @@ def contact_sheet(
             x += 2 * gap
             draw.text((x, 4), name, fill="black")
             previous = name
-        last = len(explanations[name][0].exits) - 1
-        draw.text((x, 22), "final exit" if k == last else f"exit {k}", fill="#444444")
+        count = explanations[name][0].num_exits
+        draw.text((x, 22), exit_name(k, count), fill="#444444")
         for row, why in enumerate(explanations[name]):
             tile = overlay(_square(picture(why.image, preprocess, side), side), why.exits[k].attention)
             y = head + row * step
             sheet.paste(tile, (x, y))
             if k == why.answered:
-                draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=ANSWERED, width=3)
+                draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=exit_colour(k, count), width=3)
         x += step
     return sheet
 

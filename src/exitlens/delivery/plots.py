@@ -1,21 +1,43 @@
-"""The report's plots, as SVG text: colour-blind-safe colours (Okabe-Ito), units on every axis, a legend on each."""
+"""The report's plots, as SVG text in the page's own ink: colours tell exits apart, line styles and hatching tell networks.
+
+Both are said twice (colour and place, style and legend), so nothing depends on seeing colours; units on every axis.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from exitlens.types.display import QUOTES, exit_colour, exit_name, text_colour
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.faithfulness import Faithfulness
 
-BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#777777", "#009E73"
-COLOURS = (BLUE, ORANGE, GREEN)
-EXIT_COLOURS = ("#56B4E9", "#0072B2", "#E69F00", "#333333", "#CC79A7", "#F0E442", "#009E73", "#D55E00")
+INK, PAPER = "#010203", "#fdfcfb"  # stand for the page's ink and paper, which its reader's light or dark mode decides
+LINES, MARKERS, HATCHES = ("-", "--", ":"), ("o", "s", "^"), ("", "////", "....")
+MOST = len(LINES)  # networks a plot tells apart
+WIDTH = 5.4  # inches: letters are legible when the page is a phone wide
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "exitlens",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    **{f"{part}.color": INK for part in ("text", "xtick", "ytick", "grid", "lines")},
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "hatch.linewidth": 1.2,
+}
 
 
 @dataclass(frozen=True)
@@ -27,100 +49,157 @@ class Series:
     faithfulness: Faithfulness | None = None
 
 
-def exit_names(count: int) -> list[str]:
-    """``exit 0 … exit K-2, final``."""
-    return [*(f"exit {k}" for k in range(count - 1)), "final"]
-
-
-def _figure(width: float = 6.4, height: float = 3.6) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "exitlens", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
 def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None) -> str:
     """Accuracy against cost: the frontier of each network, its exits alone, and the chosen policy."""
-    figure, axes = _figure(height=4.0)
-    for colour, one in zip(COLOURS, series, strict=False):
-        xs, ys = zip(*one.report.curve, strict=True)
-        axes.plot(xs, [100 * y for y in ys], color=colour, lw=1.8, label=f"{one.name}: best thresholds")
-        exits = [(row.cost, 100 * row.accuracy) for row in one.report.exits if row.accuracy is not None]
-        axes.plot(*zip(*exits, strict=True), "o", mfc="none", color=colour, label=f"{one.name}: each exit alone")
-        if one.report.accuracy is not None:
-            chosen = (one.report.cost, 100 * one.report.accuracy)
-            axes.plot(*chosen, "*", ms=15, mec="white", color=colour, label=f"{one.name}: chosen policy")
-    if plain_accuracy is not None:
-        axes.axhline(100 * plain_accuracy, color=GREY, ls="--", lw=1, label="plain backbone, no exits")
-    axes.set_xlabel("mean cost (fraction of the plain backbone's multiply-accumulates)")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_xlim(left=0)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    return _svg(figure)
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(4.2)
+        for line, marker, one in zip(LINES, MARKERS, series, strict=False):
+            xs, ys = zip(*one.report.curve, strict=True)
+            axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{one.name}: best thresholds")
+            for row in one.report.exits:
+                if row.accuracy is not None:
+                    colour = exit_colour(row.exit, len(one.report.exits))
+                    axes.plot(row.cost, 100 * row.accuracy, marker, ms=8, mec=PAPER, color=colour, zorder=3)
+            if one.report.accuracy is not None:
+                chosen = (one.report.cost, 100 * one.report.accuracy)
+                star: dict[str, Any] = {
+                    "ms": 15,
+                    "mfc": INK if line == "-" else PAPER,
+                    "mec": INK,
+                    "ls": "none",
+                    "zorder": 4,
+                }
+                axes.plot(*chosen, "*", **star, label=f"{one.name}: chosen policy")
+        if plain_accuracy is not None:
+            axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
+        axes.set_xlabel("mean cost (plain backbone = 1)")
+        axes.set_ylabel("accuracy (%)")
+        axes.set_xlim(left=0)
+        axes.legend(loc="lower right")
+        _exit_legend(figure, len(series[0].report.exits))
+    said = "; ".join(f"{s.name}: {_percent(s.report.accuracy)} at cost {s.report.cost:.2f}" for s in series)
+    return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {said}")
 
 
 def exit_shares(series: Sequence[Series]) -> str:
     """Which share of the images each exit answers, one bar a network."""
-    figure, axes = _figure(height=0.9 + 0.6 * len(series))
-    names = exit_names(len(series[0].report.exits))
-    for row, one in enumerate(series):
-        left = 0.0
-        for k, share in enumerate(one.report.exit_shares):
-            colour = EXIT_COLOURS[k % len(EXIT_COLOURS)]
-            axes.barh(row, 100 * share, left=left, color=colour, label=names[k] if row == 0 else None)
-            if share > 0.05:
-                dark = k % len(EXIT_COLOURS) in (1, 3)
-                axes.text(left + 50 * share, row, f"{100 * share:.0f}", ha="center", va="center", color="w" if dark else "k")
-            left += 100 * share
-    axes.set_yticks(range(len(series)), [one.name for one in series])
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    axes.set_xlabel("share of the test images answered there (%)")
-    axes.legend(fontsize=8, frameon=False, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
-    return _svg(figure)
+    count = len(series[0].report.exits)
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(1.0 + 0.55 * len(series))
+        for row, one in enumerate(series):
+            left = 0.0
+            for k, share in enumerate(one.report.exit_shares):
+                colour = exit_colour(k, count)
+                axes.barh(row, 100 * share, left=left, color=colour, edgecolor=PAPER)
+                if share > 0.06:
+                    said = f"{100 * share:.0f}"
+                    axes.text(
+                        left + 50 * share, row, said, ha="center", va="center", color=text_colour(colour), weight="bold"
+                    )
+                left += 100 * share
+        axes.set_yticks(range(len(series)), [one.name for one in series])
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("share of the test images answered there (%)")
+        _exit_legend(figure, count)
+    said = "; ".join(f"{s.name}: {', '.join(_percent(v, 0) for v in s.report.exit_shares)}" for s in series)
+    return _svg(figure, f"Share of images answered by exit, first to final. {said}")
 
 
 def consistency(series: Sequence[Series]) -> str:
-    """Pearson CC of every early exit's map with the final map; a grey line a bar for the shuffled-image null."""
-    figure, axes = _figure()
-    early = len(series[0].report.exits) - 1
-    width = 0.8 / len(series)
-    for i, (colour, one) in enumerate(zip(COLOURS, series, strict=False)):
-        rows = [row.consistency["cc"] for row in one.report.exits[:-1]]
-        places = [k + (i - (len(series) - 1) / 2) * width for k in range(early)]
-        axes.bar(places, [r["value"] for r in rows], width * 0.92, color=colour, label=one.name)
-        for place, row in zip(places, rows, strict=True):
-            label = "shuffled-image null" if i == 0 and place == places[0] else None
-            axes.plot([place - width / 2, place + width / 2], [row["null"]] * 2, color="k", lw=2, label=label)
-    axes.set_xticks(range(early), exit_names(early + 1)[:-1])
-    axes.set_ylabel("correlation with the final map (1 = same)")
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    return _svg(figure)
+    """Pearson CC of every early exit's map with the final map; a line on each bar for the shuffled-image null."""
+    values = [[row.consistency["cc"]["value"] for row in one.report.exits[:-1]] for one in series]
+    nulls = [[row.consistency["cc"]["null"] for row in one.report.exits[:-1]] for one in series]
+    return _bars(
+        [one.name for one in series],
+        values,
+        nulls,
+        len(series[0].report.exits),
+        "correlation with the final map",
+        "null: another image's map",
+        "Correlation of early exits' attention maps with the final map",
+    )
 
 
 def deletion(series: Sequence[Series]) -> str:
-    """Drop in the answer's probability after deleting the map's top cells, against random cells."""
-    figure, axes = _figure()
-    count = len(series[0].report.exits)
-    width = 0.8 / len(series)
-    for i, (colour, one) in enumerate(zip(COLOURS, series, strict=False)):
-        if one.faithfulness is None:
-            continue
-        places = [k + (i - (len(series) - 1) / 2) * width for k in range(count)]
-        axes.bar(places, one.faithfulness.deletion, width * 0.92, color=colour, label=one.name)
-        for place, value in zip(places, one.faithfulness.deletion_random, strict=True):
-            label = "random cells" if i == 0 and place == places[0] else None
-            axes.plot([place - width / 2, place + width / 2], [value] * 2, color="k", lw=2, label=label)
-    axes.set_xticks(range(count), exit_names(count))
-    axes.set_ylabel("drop in probability (deletion of 20 % of cells)")
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    return _svg(figure)
+    """Drop in the answer's probability after deleting the map's top cells; a line on each bar for random cells."""
+    checked = [(one.name, one.faithfulness) for one in series if one.faithfulness is not None]
+    return _bars(
+        [name for name, _ in checked],
+        [f.deletion for _, f in checked],
+        [f.deletion_random for _, f in checked],
+        len(series[0].report.exits),
+        "drop in probability",
+        "random places",
+        "Drop in the answer's probability when the most attended 20 % of places are blanked",
+    )
+
+
+def _bars(
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    controls: Sequence[Sequence[float]],
+    num_exits: int,
+    unit: str,
+    control: str,
+    alt: str,
+) -> str:
+    """Bars in groups, one an exit, in its colour; one bar a network, hatched its way; a black line for the control."""
+    width, count = 0.8 / len(names), len(values[0])
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(3.4)
+        for i, (row, control_row) in enumerate(zip(values, controls, strict=True)):
+            for k, (value, level) in enumerate(zip(row, control_row, strict=True)):
+                x, colour = k + (i - (len(names) - 1) / 2) * width, exit_colour(k, num_exits)
+                axes.bar(x, value, width * 0.9, **_fill(i, colour))
+                axes.plot([x - width / 2, x + width / 2], [level] * 2, color=INK, lw=2.5)
+        axes.set_xticks(range(count), [exit_name(k, num_exits) for k in range(count)])
+        axes.set_ylabel(unit)
+        axes.axhline(0, color=INK, lw=0.8)
+        marks: list[Any] = [Patch(label=name, **_fill(i, "#8a8a8a")) for i, name in enumerate(names)]
+        figure.legend(handles=[*marks, Line2D([], [], color=INK, lw=2.5, label=control)], loc="outside upper left", ncols=2)
+    said = "; ".join(f"{n}: {', '.join(f'{v:.2f}' for v in row)}" for n, row in zip(names, values, strict=True))
+    return _svg(figure, f"{alt}, by exit. {said}; {control}: {', '.join(f'{v:.2f}' for v in controls[0])}")
+
+
+def _fill(network: int, colour: str) -> dict[str, Any]:
+    if network == 0:
+        return {"facecolor": colour, "edgecolor": colour}
+    return {"facecolor": PAPER, "edgecolor": colour, "hatch": HATCHES[network % MOST], "linewidth": 1.4}
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _exit_legend(figure: Figure, count: int) -> None:
+    marks = [
+        Line2D([], [], ls="none", marker="o", ms=8, color=exit_colour(k, count), label=exit_name(k, count))
+        for k in range(count)
+    ]
+    figure.legend(handles=marks, loc="outside upper left", ncols=min(count, 5), handletextpad=0.1)
+
+
+def _svg(figure: Figure, alt: str) -> str:
+    """The figure as an ``<svg>`` element that says what it shows and takes ink, paper and letters from the page."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)  # ids must not be there twice in one page
+    text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt, QUOTES)}" ', 1)
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"

@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 COLOURS = "inferno"  # perceptually uniform, told apart in grey and by colour-blind readers
+# Of exits, on every page and picture: Okabe and Ito's, those that are faint on white or on black made darker or lighter.
+EARLY_COLOURS = ("#0072B2", "#CC8200", "#009E73", "#C2679B", "#2F9ADB", "#D55E00", "#8A73D6")
+FINAL_COLOUR = "#767676"
 QUOTES = {'"': "&quot;"}
 
 
@@ -76,3 +79,25 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
 def exit_name(k: int, count: int) -> str:
     """``exit 0``, ``exit 1``, ... and ``final``."""
     return "final" if k == count - 1 else f"exit {k}"
+
+
+def exit_colour(k: int, count: int) -> str:
+    """The colour that stands for exit ``k`` of ``count`` wherever one does, as ``#rrggbb``."""
+    return FINAL_COLOUR if k == count - 1 else EARLY_COLOURS[k % len(EARLY_COLOURS)]
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.2, relative luminance)."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def text_colour(background: str) -> str:
+    """Black or white, whichever is the easier to read on ``background``."""
+    return max(("#000000", "#ffffff"), key=lambda colour: contrast(colour, background))
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b

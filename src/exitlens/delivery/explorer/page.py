@@ -6,18 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
-from matplotlib import colormaps
 from PIL import Image
-from torch import Tensor
 
 from exitlens.delivery.explorer.core import DISPLAY, ROUNDS, Answer, Subject
 from exitlens.delivery.pages import template
-from exitlens.delivery.plots import EXIT_COLOURS
+from exitlens.delivery.pictures import heat
 from exitlens.delivery.tokens import shaded
 from exitlens.types import ExitView, Explanation
-from exitlens.types.display import COLOURS, data_uri, exit_name
+from exitlens.types.display import data_uri, exit_colour, exit_name
 from exitlens.workflow.evaluation import Report
 
 BARS = 3  # classes shown an exit
@@ -52,18 +49,6 @@ def _base(picture: Image.Image) -> Image.Image:
     return picture.convert("L").resize(size, Image.Resampling.BICUBIC)
 
 
-def heat(attention: Tensor) -> str:
-    """A map as a picture of one pixel a location, which the page enlarges; clear where there is no attention.
-
-    Full colour is the map's largest value, but at least three times what a uniform map has: a map that looks everywhere
-    alike is pale, not bright everywhere.
-    """
-    share = (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu().numpy()
-    pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
-    pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
-    return data_uri(Image.fromarray(pixels), small=False)
-
-
 def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) -> dict[str, Any]:
     name = exit_name(view.exit, why.num_exits)
     top = view.probabilities.topk(min(BARS, len(view.probabilities)))
@@ -73,7 +58,7 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
     role = "answered" if view.exit == why.answered else "would say" if later else held
     return {
         "name": name,
-        "colour": EXIT_COLOURS[view.exit % len(EXIT_COLOURS)],
+        "colour": exit_colour(view.exit, why.num_exits),
         "answered": view.exit == why.answered,
         "later": later,
         "role": role,
@@ -81,7 +66,7 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
         "rule": _rule(view, subject, view.exit == why.num_exits - 1),
         "agreement": _agreement(view, view.exit == why.num_exits - 1),
         "alt": f"Where {name} looked for its answer {why.name(view.label)}",
-        "heat": heat(view.attention) if with_map else "",
+        "heat": data_uri(heat(view.attention), small=False) if with_map else "",
         "tokens": [] if with_map else shaded(why, view),
     }
 
@@ -115,7 +100,7 @@ def routed_page(subject: Subject, report: Report | str, curve: Sequence[tuple[fl
     promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
     drop = "" if report.accuracy_drop is None else f"{100 * report.accuracy_drop:+.2f} points lost to the final exit"
     shares = [
-        {"name": exit_name(k, len(report.exit_shares)), "share": share, "colour": EXIT_COLOURS[k % len(EXIT_COLOURS)]}
+        {"name": exit_name(k, len(report.exit_shares)), "share": share, "colour": exit_colour(k, len(report.exit_shares))}
         for k, share in enumerate(report.exit_shares)
     ]
     return template("explorer_routed.html.j2").render(
@@ -156,7 +141,8 @@ def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
         ticks.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}" class="xl-grid"/>')
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, sorted(curve)))
     dots = "".join(
-        f'<circle cx="{at(p)[0]:.1f}" cy="{at(p)[1]:.1f}" r="4" fill="none" stroke="{EXIT_COLOURS[k % 8]}" stroke-width="2">'
+        f'<circle cx="{at(p)[0]:.1f}" cy="{at(p)[1]:.1f}" r="4" fill="none" stroke="{exit_colour(k, len(exits))}" '
+        'stroke-width="2">'
         f"<title>{exit_name(k, len(exits))} alone: {100 * p[1]:.1f} % at cost {p[0]:.3f}</title></circle>"
         for k, p in enumerate(exits)
     )
@@ -166,7 +152,7 @@ def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
     return (
         f'<svg class="xl-plot" viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">{"".join(ticks)}'
         f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>{dots}'
-        f'<circle class="xl-here" cx="{x:.1f}" cy="{y:.1f}" r="6" fill="#D55E00"><title>{alt}</title></circle>'
+        f'<circle class="xl-here" cx="{x:.1f}" cy="{y:.1f}" r="5" fill="currentColor"><title>{alt}</title></circle>'
         f'<text x="{(width + left) / 2:.0f}" y="{height - 4}" text-anchor="middle">mean cost (backbone = 1)</text>'
         f'<text transform="translate(11 {height / 2 - 10:.0f}) rotate(-90)" text-anchor="middle">{what}, %</text>'
         f'<text x="{left + 6}" y="11">line: best thresholds; rings: each exit alone; dot: now</text></svg>'
