@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.explorer.app import NEVER, _decode, _thresholds, _View, import_gradio
+from exitlens.delivery.explorer.app import import_gradio
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
 from exitlens.delivery.explorer.page import answer_page, heat, routed_page
+from exitlens.delivery.explorer.view import NEVER, View, _decode, _thresholds
 from tests.conftest import random_trace
 from tests.texts import LENGTH, make_text_net
 
@@ -78,7 +79,7 @@ def test_a_bundle_by_itself_shows_bundled_scenes(net, tmp_path):
     assert len(explorer.examples()) == EXAMPLES
     assert explorer.subjects[0].policy.thresholds == (0.9,)
     assert explorer.routed(0, (0.9,)).startswith("There is no calibration data")
-    assert "Thresholds chosen by hand" in _View(_with_trace(explorer)).route(0)(0.9)
+    assert "Thresholds chosen by hand" in View(_with_trace(explorer)).route(0)(0.9)
 
 
 def _with_trace(explorer: Explorer) -> Explorer:
@@ -98,11 +99,8 @@ def test_what_is_painted_is_covered():
 
 
 def test_a_uniform_map_is_pale():
-    def brightest(page):
-        image = Image.open(io.BytesIO(base64.b64decode(page.partition(",")[2])))
-        return np.asarray(image)[..., 3].max()
-
-    assert brightest(heat(torch.full((5, 5), 0.04))) < 120 < brightest(heat(torch.eye(5) / 5))
+    uniform, sharp = heat(torch.full((5, 5), 0.04)), heat(torch.eye(5) / 5)
+    assert np.asarray(uniform)[..., 3].max() < 120 < np.asarray(sharp)[..., 3].max()
 
 
 def test_sliders_at_rest_are_the_calibrated_thresholds():
@@ -198,7 +196,7 @@ def _hostile() -> dict[str, bytes]:
 
 
 def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_path):
-    view = _View(explorer)
+    view = View(explorer)
     files, before = _hostile(), set(tmp_path.parent.rglob("*"))
     refused = 0
     thresholds = [min(t, NEVER) for t in explorer.subjects[0].policy.thresholds]
@@ -233,14 +231,14 @@ def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_pa
 def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
     with pytest.raises(xl.DataError, match="strokes"):
         _decode(strokes)
-    view = _View(explorer)
+    view = View(explorer)
     page, message = view.paint(_picture(), strokes, 0.5, 0.5, 0.5)
     assert page == ""
     assert 'role="alert"' in message
 
 
 def test_strokes_cover(explorer):
-    view, picture = _View(explorer), _picture()
+    view, picture = View(explorer), _picture()
     strokes = (
         "data:image/png;base64," + base64.b64encode(_saved("PNG", Image.new("RGBA", (32, 24), (9, 9, 9, 255)))).decode()
     )
@@ -257,7 +255,7 @@ def test_texts_are_shaded_token_by_token(tmp_path):
     explorer = Explorer([tmp_path])
     assert explorer.is_text
     assert explorer.examples() == []
-    view = _View(explorer)
+    view = View(explorer)
     shown, text, answer, message = view.start(0.2, 0.5)
     assert shown == text == "Write a text and press Enter."
     assert message == ""
@@ -267,7 +265,8 @@ def test_texts_are_shaded_token_by_token(tmp_path):
     assert ">good</span>" in answer
     assert "<b>" not in answer.split("xl-tokens")[1].split("</p>")[0]
     assert "xl-heat" not in answer
-    moved = view.paint("the film was good", "", 1.01, 1.01)[0]
+    moved = view.say_again("the film was good", 1.01, 1.01)[0]
+    assert "Write a text first" in view.say_again(None, 0.2, 0.5)[1]
     assert "no earlier exit could answer" in moved
     assert "There is no calibration data" in view.start_routed(0.2, 0.5)
 

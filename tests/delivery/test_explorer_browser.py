@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import exitlens as xl
 from exitlens.delivery.comparing import provenance_of, subject_of
 from exitlens.delivery.report import write_report
 from exitlens.delivery.runs import load_samples
+from tests.texts import LENGTH, make_text_net
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
@@ -32,18 +34,26 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def address(trained, tmp_path_factory):
-    """`exitlens app` with two bundles, in a process of its own."""
-    command = [sys.executable, "-m", "exitlens.cli", "app", "--bundle", str(trained), "--compare", str(trained)]
-    log = tmp_path_factory.mktemp("app") / "log.txt"
+@contextmanager
+def _served(log: Path, *words: str):
+    """`exitlens app` in a process of its own: its address and process number."""
     with log.open("w") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "exitlens.cli", "app", *words], stdout=sink, stderr=subprocess.STDOUT
+        )
         try:
             yield _address(log, process), process.pid
         finally:
             process.terminate()  # not SIGINT, which a shell's background jobs ignore
             process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def address(trained, tmp_path_factory):
+    """With two bundles."""
+    log = tmp_path_factory.mktemp("app") / "log.txt"
+    with _served(log, "--bundle", str(trained), "--compare", str(trained)) as found:
+        yield found
 
 
 def _address(log: Path, process: subprocess.Popen, seconds: float = 90) -> str:
@@ -55,20 +65,26 @@ def _address(log: Path, process: subprocess.Popen, seconds: float = 90) -> str:
     raise AssertionError(f"exitlens app has no address: {log.read_text()}")
 
 
-@pytest.fixture
-def page(browser, address):
-    """The opened page; afterwards, that it asked nothing of another machine and complained of nothing."""
+@contextmanager
+def _opened(browser, address: str, ready: str):
+    """The page, once ``ready`` is there; afterwards, that it asked nothing of another machine and complained of nothing."""
     opened = browser.new_page(viewport={"width": 1300, "height": 1000})
     outside, complaints = [], []
-    opened.on("request", lambda r: outside.append(r.url) if not r.url.startswith((address[0], "data:", "blob:")) else None)
+    opened.on("request", lambda r: outside.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
     opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.goto(address[0])
-    opened.wait_for_selector("#xl-answer-1 .xl-exit", timeout=60_000)
+    opened.goto(address)
+    opened.wait_for_selector(ready, timeout=60_000)
     yield opened
     opened.close()
     assert outside == []
     assert complaints == []
+
+
+@pytest.fixture
+def page(browser, address):
+    with _opened(browser, address[0], "#xl-answer-1 .xl-exit") as opened:
+        yield opened
 
 
 ANSWER, ROUTED = "#xl-answer-0 .xl-answer", "#xl-routed-0 .xl-routed"  # without the signs of progress around them
@@ -162,6 +178,32 @@ def test_everything_is_named_and_reachable(page):
     assert wanted <= reached, wanted - reached
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_texts_are_shaded_token_by_token(browser, tmp_path):
+    net = make_text_net()
+    words = xl.word_tokenizer(["the film was good", "a bad film"])
+    net.describe(classes=("good", "bad", "neither"), preprocess=xl.TextPreprocess(words, LENGTH))
+    xl.save(net, xl.Policy((0.99, 0.99)), tmp_path / "bundle")
+    with (
+        _served(tmp_path / "log.txt", "--bundle", str(tmp_path)) as (address, _),
+        _opened(browser, address, "#xl-answer-0 .xl-exit") as page,
+    ):
+        before = page.locator(ANSWER).inner_html()
+        page.locator("#xl-text textarea").fill("the film was good")
+        page.locator("#xl-text textarea").press("Enter")
+        before = _changed(page, ANSWER, before)
+        assert page.locator("#xl-answer-0 .xl-exit").count() == 3
+        assert page.locator("#xl-answer-0 .xl-tokens").first.inner_text().split()[1:-1] == ["the", "film", "was", "good"]
+        shades = "found => new Set(found.map((e) => getComputedStyle(e).backgroundColor)).size"
+        assert page.eval_on_selector_all("#xl-answer-0 .xl-tokens span", shades) > 2
+        assert page.evaluate(CONTRAST.replace("SELECTOR", ".xl-answer *")) == []
+        number = page.locator("#xl-threshold-0-0 input[type=number]")
+        number.fill("0")  # always
+        number.press("Tab")
+        _changed(page, ANSWER, before)
+        assert "exit 0 answered" in _text(page, ANSWER)
+        page.screenshot(path=SHOTS / "explorer-text.png", full_page=True)
 
 
 CONTRAST = """() => {
