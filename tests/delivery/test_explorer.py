@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from PIL import Image
 import exitlens as xl
 from exitlens.delivery.explorer.app import import_gradio
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
-from exitlens.delivery.explorer.page import answer_page, heat, routed_page
+from exitlens.delivery.explorer.frontier import BOTTOM, LEFT, RIGHT, TOP, frontier_svg
+from exitlens.delivery.explorer.page import answer_page, routed_page
 from exitlens.delivery.explorer.view import NEVER, View, _decode, _thresholds
+from exitlens.delivery.pictures import heat
 from tests.conftest import random_trace
 from tests.texts import LENGTH, make_text_net
 
@@ -57,11 +60,12 @@ def test_the_calibration_trace_follows_the_thresholds(explorer):
     assert explorer.trace(0) is trace  # collected once
     report = explorer.routed(0, (0.0, 0.0, 0.0))
     assert report.exit_shares == (1.0, 0.0, 0.0, 0.0)
-    page = routed_page(explorer.subjects[0], report, [(0.1, 0.5), (1.0, 0.9)], changed=True)
+    page = routed_page(explorer.subjects[0], report, [(0.1, 0.5), (1.0, 0.9)], changed=True, kind="calibration samples")
+    assert f"{report.samples} calibration samples under these thresholds" in page
     assert "nothing is promised" in page
     assert '<td class="xl-share">100.0 %</td>' in page
     assert f"at cost {report.cost:.3f}" in page
-    assert "There is no" in routed_page(explorer.subjects[0], "There is no <trace>", [], changed=False)
+    assert "There is no" in routed_page(explorer.subjects[0], "There is no <trace>", [], changed=False, kind="")
 
 
 def test_examples_are_test_images_of_the_run(explorer):
@@ -80,6 +84,32 @@ def test_a_bundle_by_itself_shows_bundled_scenes(net, tmp_path):
     assert explorer.subjects[0].policy.thresholds == (0.9,)
     assert explorer.routed(0, (0.9,)).startswith("There is no calibration data")
     assert "Thresholds chosen by hand" in View(_with_trace(explorer)).route(0)(0.9)
+
+
+def test_other_data_than_the_runs_own(folder, tmp_path):
+    small = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
+    small.describe(source="small", classes=("dark", "bright"), preprocess=xl.Preprocess((32, 32)))
+    xl.save(small, None, tmp_path / "bundle")
+    explorer = Explorer([tmp_path], str(folder))
+    assert {one.truth for one in explorer.examples()} == {"dark", "bright"}
+    assert f"60 samples of {folder} under" in View(explorer).route(0)(0.9)
+    with pytest.raises(xl.DataError):
+        View(Explorer([tmp_path], str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize("curve", [[], [(0.2, 0.4), (0.9, 0.95)]])
+def test_the_plot_holds_everything_and_has_round_ticks(curve):
+    report = xl.evaluate(random_trace(k=3), xl.Policy((0.5, 0.5)))
+    drawn = ElementTree.fromstring(frontier_svg(report, curve))
+    circles = [e for e in drawn.iter() if e.tag == "circle"]
+    assert len(circles) == 4
+    for circle in circles:
+        assert LEFT <= float(circle.get("cx")) <= RIGHT
+        assert TOP - 0.1 <= float(circle.get("cy")) <= BOTTOM + 0.1
+    labels = [e.text for e in drawn.iter("text") if e.get("text-anchor") == "end"]
+    assert len(labels) >= 2
+    assert all(len(label) <= 4 for label in labels)
+    assert f"{100 * report.accuracy:.1f} % at cost {report.cost:.3f}" in drawn.get("aria-label")
 
 
 def _with_trace(explorer: Explorer) -> Explorer:

@@ -133,6 +133,7 @@ def test_pick_move_paint_compare(page):
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Space"):
         page.keyboard.press(key)
     before = _changed(page, ANSWER, before)
+    page.wait_for_timeout(1500)  # for the picture alone: signs of progress fade
     page.screenshot(path=SHOTS / "explorer.png", full_page=True)
     assert page.evaluate(PAINTED) > 0
     page.locator("#xl-clear").click()

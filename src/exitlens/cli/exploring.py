@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from exitlens.cli.options import app, console, literal
+from exitlens.cli.options import OtherData, Root, app, console, literal
 from exitlens.delivery.explorer.app import import_gradio, serve
 from exitlens.delivery.explorer.core import Explorer
 
@@ -16,10 +16,12 @@ from exitlens.delivery.explorer.core import Explorer
 def explore(
     bundle: Annotated[Path, typer.Option(help="Run directory, or a bundle.")] = Path("runs/demo"),
     compare: Annotated[Path | None, typer.Option(help="A second one, to see both answer the same image.")] = None,
+    data: OtherData = "",
+    root: Root = "",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
 ) -> None:
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
     import_gradio()
-    explorer = Explorer([bundle] if compare is None else [bundle, compare])
+    explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
     console.print("Starting; Ctrl-C stops it.", highlight=False)
     serve(explorer, port=port, ready=lambda address: console.print(literal(f"Open {address}"), highlight=False))

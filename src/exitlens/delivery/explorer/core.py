@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from exitlens.data.fashion import load_scenes
+from exitlens.data.fashion import Split, load_scenes
 from exitlens.data.folders import read_image
 from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
@@ -67,12 +67,14 @@ class Explorer:
 
     Args:
         bundles: run directories or bundles, one or two, of images or of texts.
+        data: labelled folder, file or name in place of the first run's own data: for examples, and in place of the
+            calibration samples. root: folder of torchvision's files.
 
     Raises:
         BundleError, InputError: for bundles that cannot be read or do not go together.
     """
 
-    def __init__(self, bundles: Sequence[Path]) -> None:
+    def __init__(self, bundles: Sequence[Path], data: str = "", root: str = "") -> None:
         if not 1 <= len(bundles) <= 2:
             raise InputError(f"bundle: expected one bundle, or two to compare, got {len(bundles)}")
         self.subjects: list[Subject] = []
@@ -84,6 +86,8 @@ class Explorer:
         self.is_text = kinds.pop()
         for subject in self.subjects:
             (text_preprocess if self.is_text else image_preprocess)(subject.net)  # says what is missing
+        self._data, self._root = data, root
+        self.kind = f"samples of {data}" if data else "calibration samples"
         self._traces: dict[int, Trace | str] = {}
         self._lock = threading.Lock()
 
@@ -103,13 +107,19 @@ class Explorer:
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
     def examples(self) -> list[Example]:
-        """Test images of the first run's own data, or bundled scenes where it does not say which those were."""
+        """Test images of the first run's data, or bundled scenes where it does not say which those were.
+
+        Raises:
+            DataError: if data were named and cannot be read.
+        """
         if self.is_text:
             return []
         first = self.subjects[0]
         try:
-            data = load_samples(first.directory, first.net, "test", data="", root="", skip_bad=True)
+            data = self._load(first, first.net, "test")
         except (ExitlensError, OSError):
+            if self._data:
+                raise
             data = load_scenes("test", limit=EXAMPLES)
         assert isinstance(data, ImageSet)
         steps = torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique()
@@ -121,8 +131,10 @@ class Explorer:
         """Texts of the first run's test split, if it says where they are."""
         first = self.subjects[0]
         try:
-            data = load_samples(first.directory, first.net, "test", data="", root="", skip_bad=True)
+            data = self._load(first, first.net, "test")
         except (ExitlensError, OSError):
+            if self._data:
+                raise
             return []
         return list(data.texts[:count]) if isinstance(data, TextSet) else []
 
@@ -179,6 +191,9 @@ class Explorer:
             return policy
         return replace(policy, thresholds=tuple(thresholds), chosen_by={})
 
+    def _load(self, owner: Subject, net: ExitNet, split: Split) -> ImageSet | TextSet:
+        return load_samples(owner.directory, net, split, data=self._data, root=self._root, skip_bad=True)
+
     # --- the calibration trace ---------------------------------------------------------------------------------------------
 
     def trace(self, index: int) -> Trace | str:
@@ -192,7 +207,7 @@ class Explorer:
         reason = ""
         for owner in (subject, self.subjects[0]):  # a bundle to compare with may have been trained beside the first
             try:
-                data = load_samples(owner.directory, subject.net, "calibration", data="", root="", skip_bad=True)
+                data = self._load(owner, subject.net, "calibration")
                 if isinstance(data, ImageSet) and data.preprocess != subject.net.info.preprocess:
                     raise DataError("its network reads images in another way than the first run's data are stored")
                 rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SAMPLES]  # folders are sorted

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from exitlens.delivery.explorer.core import DISPLAY, ROUNDS, Answer, Subject
+from exitlens.delivery.explorer.frontier import frontier_svg
 from exitlens.delivery.pages import template
 from exitlens.delivery.pictures import heat
 from exitlens.delivery.tokens import shaded
@@ -18,7 +19,6 @@ from exitlens.types.display import data_uri, exit_colour, exit_name
 from exitlens.workflow.evaluation import Report
 
 BARS = 3  # classes shown an exit
-SIDE, MARGIN = (380, 240), (46, 34)  # of the plot, and of its axes
 
 
 def answer_page(answer: Answer, picture: Image.Image | None) -> str:
@@ -93,8 +93,10 @@ def _agreement(view: ExitView, is_final: bool) -> str:
     return f"map against the final one: divergence {view.divergence:.3f}, correlation {view.cc:.2f}{before}"
 
 
-def routed_page(subject: Subject, report: Report | str, curve: Sequence[tuple[float, float]], changed: bool) -> str:
-    """What thresholds do on the calibration trace, and where that lies on the frontier."""
+def routed_page(
+    subject: Subject, report: Report | str, curve: Sequence[tuple[float, float]], changed: bool, kind: str
+) -> str:
+    """What thresholds do on the trace of ``kind`` samples, and where that lies on the frontier."""
     if isinstance(report, str):
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
     promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
@@ -105,7 +107,7 @@ def routed_page(subject: Subject, report: Report | str, curve: Sequence[tuple[fl
     ]
     return template("explorer_routed.html.j2").render(
         name=subject.name,
-        samples=f"{report.samples:,}",
+        samples=f"{report.samples:,} {kind}",
         promise=promise,
         accuracy=report.accuracy,
         drop=drop,
@@ -113,47 +115,4 @@ def routed_page(subject: Subject, report: Report | str, curve: Sequence[tuple[fl
         divergence=report.divergence,
         exits=shares,
         plot=Markup(frontier_svg(report, curve)),
-    )
-
-
-def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
-    """Accuracy against cost: the best thresholds at every price, each exit alone, and where the thresholds are now."""
-    exits = [(row.cost, row.accuracy) for row in report.exits if row.accuracy is not None]
-    here = (report.cost, report.accuracy if report.accuracy is not None else 1 - report.disagreement)
-    exits = exits or [(row.cost, row.agreement) for row in report.exits]
-    points = [*curve, *exits, here]
-    x0, x1 = 0.0, max(x for x, _ in points) * 1.03
-    y0, y1 = min(y for _, y in points), max(y for _, y in points)
-    y0, y1 = max(0.0, y0 - 0.05 * (y1 - y0) - 1e-3), min(1.0, y1 + 0.05 * (y1 - y0) + 1e-3)
-    (width, height), (left, bottom) = SIDE, MARGIN
-
-    def at(point: tuple[float, float]) -> tuple[float, float]:
-        x = left + (point[0] - x0) / (x1 - x0) * (width - left - 10)
-        return x, (height - bottom) - (point[1] - y0) / (y1 - y0) * (height - bottom - 22)
-
-    ticks = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, _ = at((share * x1 / 1.03, y0))
-        ticks.append(f'<text x="{x:.0f}" y="{height - bottom + 14}" text-anchor="middle">{share * x1 / 1.03:.2f}</text>')
-        level = y0 + share * (y1 - y0)
-        _, y = at((x0, level))
-        ticks.append(f'<text x="{left - 5}" y="{y + 4:.0f}" text-anchor="end">{100 * level:.0f}</text>')
-        ticks.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.1f}" y2="{y:.1f}" class="xl-grid"/>')
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, sorted(curve)))
-    dots = "".join(
-        f'<circle cx="{at(p)[0]:.1f}" cy="{at(p)[1]:.1f}" r="4" fill="none" stroke="{exit_colour(k, len(exits))}" '
-        'stroke-width="2">'
-        f"<title>{exit_name(k, len(exits))} alone: {100 * p[1]:.1f} % at cost {p[0]:.3f}</title></circle>"
-        for k, p in enumerate(exits)
-    )
-    x, y = at(here)
-    alt = f"Accuracy against cost: these thresholds give {100 * here[1]:.1f} % at cost {here[0]:.3f}"
-    what = "accuracy" if report.accuracy is not None else "agreement with final"
-    return (
-        f'<svg class="xl-plot" viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">{"".join(ticks)}'
-        f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="1.5"/>{dots}'
-        f'<circle class="xl-here" cx="{x:.1f}" cy="{y:.1f}" r="5" fill="currentColor"><title>{alt}</title></circle>'
-        f'<text x="{(width + left) / 2:.0f}" y="{height - 4}" text-anchor="middle">mean cost (backbone = 1)</text>'
-        f'<text transform="translate(11 {height / 2 - 10:.0f}) rotate(-90)" text-anchor="middle">{what}, %</text>'
-        f'<text x="{left + 6}" y="11">line: best thresholds; rings: each exit alone; dot: now</text></svg>'
     )

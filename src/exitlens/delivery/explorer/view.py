@@ -110,7 +110,9 @@ class View:
             subject = self.explorer.subjects[index]
             report = self.explorer.routed(index, thresholds)
             moved = thresholds != subject.policy.thresholds
-            return routed_page(subject, report, self._curve(index), moved or not subject.policy.chosen_by)
+            return routed_page(
+                subject, report, self._curve(index), moved or not subject.policy.chosen_by, self.explorer.kind
+            )
 
         return routed
 

@@ -1,0 +1,64 @@
+"""The explorer's plot, drawn anew in milliseconds whenever a threshold is moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.ticker import MaxNLocator
+
+from exitlens.delivery.pages import template
+from exitlens.types.display import exit_colour, exit_name
+from exitlens.workflow.evaluation import Report
+
+WIDTH, HEIGHT = 380, 240
+LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 10, 22, HEIGHT - 34  # where the axes are
+
+
+def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
+    """Accuracy against cost: the best thresholds at every price, each exit alone, and where the thresholds are now.
+
+    Args:
+        report: of the thresholds as they are. curve: (cost, accuracy) of the best thresholds, or (cost, agreement).
+    """
+    labelled = report.accuracy is not None
+    exits = [(row.cost, row.agreement if row.accuracy is None else row.accuracy) for row in report.exits]
+    now = (report.cost, 1 - report.disagreement if report.accuracy is None else report.accuracy)
+    points = [*curve, *exits, now]
+    costs = _ticks(0.0, max(x for x, _ in points))
+    low, high = (100 * f(y for _, y in points) for f in (min, max))
+    levels = [level for level in _ticks(low, high) if level <= 100]
+    x1, y0, y1 = costs[-1], levels[0], max(levels[-1], high)
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        share = (100 * point[1] - y0) / (y1 - y0)
+        return LEFT + point[0] / x1 * (RIGHT - LEFT), BOTTOM - share * (BOTTOM - TOP)
+
+    count = len(exits)
+    named = [
+        {
+            "at": at(p),
+            "colour": exit_colour(k, count),
+            "title": f"{exit_name(k, count)} alone: {100 * p[1]:.1f} % at cost {p[0]:.3f}",
+        }
+        for k, p in enumerate(exits)
+    ]
+    what = "accuracy" if labelled else "agreement with final"
+    return template("explorer_frontier.svg.j2").render(
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        bottom=BOTTOM,
+        across=[(at((x, 0.0))[0], f"{x:g}") for x in costs],
+        up=[(at((0.0, y / 100))[1], f"{y:g}") for y in levels],
+        line=[at(p) for p in sorted(curve)],
+        exits=named,
+        here=at(now),
+        what=what,
+        alt=f"{what} against cost: these thresholds give {100 * now[1]:.1f} % at cost {now[0]:.3f}",
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that cover ``low`` to ``high``; two at least."""
+    found = MaxNLocator(5, min_n_ticks=2).tick_values(low, max(high, low + 1e-3))
+    return [round(float(v), 10) for v in found]
