@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench bench-guarantees study study-quick tables check-results backbones clean
+.PHONY: demo app test lint bench bench-guarantees study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
 
 runs/demo/result.json: | $(VENV)/.installed
 	$(BIN)/exitlens demo --out runs/demo --resume
+
+app: demo  ## a local page to watch the demo's two networks decide
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[app]'
+	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
 
 test: $(VENV)/.installed  ## all tests, with branch coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
@@ -26,6 +30,7 @@ bench: demo  ## time everything against everything (an hour, nothing else runnin
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
 	$(BIN)/python benchmarks/performance.py
 	$(BIN)/python benchmarks/performance_page.py
+	$(BIN)/python benchmarks/explorer.py
 	$(BIN)/python benchmarks/check_results.py
 
 bench-guarantees: demo  ## keeps count of broken promises over thousands of calibrations (an hour): docs/guarantees.md

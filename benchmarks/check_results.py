@@ -153,6 +153,16 @@ def guarantees(part: str, found: dict[str, Any]) -> Iterator[Bar]:
         yield Bar("time|memory", "the same: MB of the whole process", found["peak_mb_of_the_process"], "<=", 1000)
 
 
+def explorer(found: dict[str, Any]) -> Iterator[Bar]:
+    """How long a visitor of the explorer waits."""
+    if "first_answer_s" in found:
+        what = "explorer: first page, answered, seconds after the bundle is loaded"
+        yield Bar("explorer|page", what, found["first_answer_s"][0], "<=", 5)
+    for title, one in found["explained"].items():
+        what = f"explorer: {title}, ms that explaining adds to the network's own on one core"
+        yield Bar(f"explorer|{title}", what, one["explain_beyond_network"][0], "<=", 150)
+
+
 def all_bars(folder: Path) -> Iterator[Bar]:
     """Of every committed result."""
     for path in sorted((folder / "performance").glob("*.json")):
@@ -160,6 +170,8 @@ def all_bars(folder: Path) -> Iterator[Bar]:
         yield from memory(path)
     for path in sorted((folder / "guarantees").glob("*.json")):
         yield from guarantees(path.stem, json.loads(path.read_text()))
+    if (folder / "explorer.json").exists():
+        yield from explorer(json.loads((folder / "explorer.json").read_text()))
     if (folder / "study").is_dir() and not study_bars.missing(folder / "study"):
         yield from (Bar(*row) for row in study_bars.bars(folder / "study"))
 
