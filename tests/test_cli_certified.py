@@ -91,3 +91,18 @@ def test_what_it_refuses(again, folder, call, words, message):  # noqa: F811
     code, _, err = call("calibrate", "--bundle", again, *words)
     assert code == 2
     assert message in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "limits: expected at least one"),
+        (("--max-divergence", "2"), "max_divergence: expected a number in [0, 1]"),
+        (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
+        (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
+    ],
+)
+def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, message):  # noqa: F811
+    code, _, err = call("calibrate", "--bundle", tmp_path / "nothing", *words)
+    assert code == 2
+    assert message in " ".join(err.split())

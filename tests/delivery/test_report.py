@@ -12,8 +12,8 @@ from exitlens.delivery.pictures import contact_sheet, overlay, picture, save_exp
 from exitlens.delivery.report import write_report
 from exitlens.delivery.speed import compare, compare_adaptive, compare_attention, compare_step_time
 from exitlens.delivery.subjects import Provenance, Subject
+from exitlens.model.steps import TrainingSettings
 from exitlens.types.display import exit_colour
-from exitlens.workflow.training import TrainingSettings
 from tests.conftest import TinyNet, make_net
 
 POLICY = xl.Policy((0.9, 0.6))

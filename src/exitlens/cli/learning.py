@@ -29,6 +29,7 @@ from exitlens.delivery.runs import (
     write_source,
 )
 from exitlens.delivery.subjects import Subject
+from exitlens.functional.limits import checked_limits
 from exitlens.types.display import exit_name
 
 
@@ -192,11 +193,8 @@ def calibrate(
         "max_class_accuracy_drop": max_class_accuracy_drop,
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
-        "max_cost": max_cost,
     }
-    if all(value is None for value in limits.values()):
-        options = ", ".join("--" + name.replace("_", "-") for name in limits)
-        raise xl.InputError(f"limits: expected at least one of {options}")
+    checked_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
     directory = bundle_of(bundle)
     net, _ = xl.load(directory)
     if unlabelled is not None and data:
@@ -207,7 +205,7 @@ def calibrate(
         else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad)
     )
     trace = xl.collect(net, samples, progress=not json_)
-    policy = xl.calibrate(trace, **limits, delta=delta, gate=gate, score=score)  # type: ignore[arg-type]
+    policy = xl.calibrate(trace, **limits, max_cost=max_cost, delta=delta, gate=gate, score=score)  # type: ignore[arg-type]
     replace_policy(directory, policy)
     report = xl.evaluate(trace, policy)
     rows = [["exit", "threshold", "temperature", "share %"]]

@@ -15,7 +15,8 @@ from torch import nn
 from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, require
 from exitlens.model.attaching import attach
 from exitlens.model.backbones import build_backbone
-from exitlens.model.network import ExitNet, NetworkInfo
+from exitlens.model.info import NetworkInfo
+from exitlens.model.network import ExitNet
 from exitlens.model.tuning import Tuning
 from exitlens.model.weights import load_unique_state, read_tensors, unique_state, write_tensors
 from exitlens.types import Policy

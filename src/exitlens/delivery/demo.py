@@ -28,6 +28,7 @@ from exitlens.delivery.subjects import Provenance, Subject
 from exitlens.errors import OutputExistsError
 from exitlens.model.backbones import SmallResNet
 from exitlens.model.network import ExitNet
+from exitlens.model.steps import TrainingSettings
 from exitlens.model.weights import write_text
 from exitlens.types import Policy, Trace
 from exitlens.workflow.calibration import calibrate
@@ -35,7 +36,6 @@ from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.training import TrainingSettings
 
 RESULT = "result.json"
 LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes

@@ -20,9 +20,9 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
 from exitlens.model.outputs import pick_logits
+from exitlens.model.steps import TrainingSettings, training_step
 from exitlens.types import Policy
 from exitlens.workflow.inference import predict
-from exitlens.workflow.training import TrainingSettings, training_step
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from exitlens.model.contract import InputContract, example_contract
 from exitlens.model.cost import count_macs
 from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.huggingface import config_of
+from exitlens.model.info import Final, NetworkInfo
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.modes import mode_of, no_zeros, untouched
 from exitlens.model.necks import NECK_SHARE, fitted_neck
-from exitlens.model.network import ExitNet, Final, NetworkInfo
+from exitlens.model.network import ExitNet
 from exitlens.model.placement import By, check_by, place_exits
 from exitlens.model.probing import admit, probe, random_inputs
 from exitlens.model.stages import Carried, Split, split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,10 +22,11 @@ from exitlens.functional.certification import (
 )
 from exitlens.functional.frontier import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
 from exitlens.functional.gating import SHARES, fit_gate, limited, trace_estimates, trusted
+from exitlens.functional.limits import checked_limits
 from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, sketch, taken
 from exitlens.functional.routing import early_scores, first_firing, last_score, route
 from exitlens.functional.scores import fit_temperature
-from exitlens.types import SCORES, Gate, Policy, Trace, reference_of
+from exitlens.types import Gate, Policy, Trace, reference_of
 
 PATH_SHARE = 0.4  # of the samples, to find the path; the others test it (docs/guarantees.md)
 FEWEST = 10  # samples for a certificate; what so few can certify is nothing, and the policy says how many it takes
@@ -87,9 +88,12 @@ def calibrate(
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
-    limits = _checked(given, max_cost, score)
-    if delta is not None:
-        _check_delta(delta, limits, trace)
+    limits = checked_limits(given, max_cost=max_cost, delta=delta, score=score, gate=gate)
+    require(temperature_scaling, bool, "temperature_scaling")
+    if delta is not None and len(trace) < FEWEST:
+        raise CalibrationError(
+            f"trace: {len(trace)} samples can certify nothing: collect {FEWEST} or more, better some hundred"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed: expected an integer of 0 or more, below 2**63, got {seed!r}")
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
@@ -97,10 +101,6 @@ def calibrate(
     risks = [r for name, limit in limits.items() for r in _risks(trace, name, limit, first if delta is None else second)]
     scaling, fitted_on = _temperatures(trace, first, temperature_scaling, temperatures)
     unset = Policy.never(trace.num_exits, score=score, temperatures=scaling, network=trace.network)
-    for name, value in (("gate", gate), ("temperature_scaling", temperature_scaling)):
-        require(value, bool, name)
-    if gate and max_divergence is None:
-        raise InputError("gate: it lowers the divergence of early answers: give max_divergence, too")
     chosen = _gate(trace, unset, first, risks) if gate else None
     scores = early_scores(trace, replace(unset, gate=chosen))
     record = {
@@ -174,17 +174,6 @@ def _cut(count: int) -> int:
     return max(1, round(PATH_SHARE * count))
 
 
-def _check_delta(delta: float, limits: Mapping[str, float], trace: Trace) -> None:
-    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
-        raise InputError(f"delta: expected a number between 0 and 1 (0.1: the promise holds with 90 %), got {delta!r}")
-    if not limits:
-        raise InputError("delta: it certifies limits on risks: give max_accuracy_drop or another one, beside max_cost")
-    if len(trace) < FEWEST:
-        raise CalibrationError(
-            f"trace: {len(trace)} samples can certify nothing: collect {FEWEST} or more, better some hundred"
-        )
-
-
 def _certified(
     scores: Tensor, risks: Sequence[Risk], cost: Tensor, first: Tensor, second: Tensor, delta: float
 ) -> tuple[tuple[float, ...], dict[str, Any]]:
@@ -230,18 +219,6 @@ def _empirical(trace: Trace, scores: Tensor, risks: Sequence[Risk], max_cost: fl
     if risks:
         return levels.thresholds(_cheapest(levels, risks, trace.cost, max_cost).cuts)
     return levels.thresholds(_safest(levels, trace, float(max_cost or 0)).cuts)
-
-
-def _checked(given: Mapping[str, float | None], max_cost: float | None, score: str) -> dict[str, float]:
-    limits = {name: value for name, value in given.items() if value is not None}
-    if not limits and max_cost is None:
-        raise InputError(f"limits: expected at least one of {', '.join(given)} or max_cost, got none")
-    for name, value in [*limits.items(), *([] if max_cost is None else [("max_cost", max_cost)])]:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"{name}: expected a number in [0, 1] (0.01 is one per cent), got {value!r}")
-    if score not in SCORES:
-        raise InputError(f"score: expected one of {SCORES}, got {score!r}")
-    return limits
 
 
 def _temperatures(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from exitlens.data.batches import as_batch, batches, epoch_batches
 from exitlens.errors import InputError, OutputExistsError, TrainingError, require
-from exitlens.functional.inputs import Inputs, count_rows
+from exitlens.functional.inputs import count_rows
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.schedule import one_cycle
 from exitlens.functional.similarity import pearson
 from exitlens.model.history import epoch_line, tensorboard_events, write_log
 from exitlens.model.modes import mode_of
 from exitlens.model.network import ExitNet
+from exitlens.model.steps import TrainingSettings, floats, trainable, training_mode, training_step
 from exitlens.model.weights import (
     load_checkpoint,
     load_unique_state,
@@ -35,24 +34,10 @@ from exitlens.model.weights import (
     write_tensors,
     write_text,
 )
-from exitlens.types import ExitOutput, LossTerms
+from exitlens.types import ExitOutput
 
 Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """All that decides the weights besides network, data and loss (they are in ``settings.json`` beside it)."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    seed: int
-    amp: bool
-    channels_last: bool
-    freeze_backbone: bool
 
 
 @dataclass
@@ -172,7 +157,7 @@ class _Run:
         self.best_state: dict[str, Tensor] | None = None
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameters = _trainable(net, settings.freeze_backbone)
+        self.parameters = trainable(net, settings.freeze_backbone)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     @property
@@ -219,7 +204,7 @@ class _Run:
         task = bar.add_task(f"epoch {epoch + 1}", total=steps)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            with _training_mode(self.net, self.settings.freeze_backbone):
+            with training_mode(self.net, self.settings.freeze_backbone):
                 for step, batch in enumerate(loader):
                     images, labels = as_batch(batch, self.net.device)
                     if labels is None:
@@ -229,7 +214,7 @@ class _Run:
                         images = self.augment(images)
                     progress = at / (self.settings.epochs * steps)
                     terms = training_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
-                    for name, value in _floats(terms).items():
+                    for name, value in floats(terms).items():
                         sums[name] += value / steps
                     bar.advance(task)
             accuracy, cc = _validate(self.net, val, self.settings)
@@ -289,74 +274,6 @@ def _read_record(path: Path) -> Any:
         raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
 
 
-def training_step(
-    net: ExitNet,
-    optimizer: torch.optim.Optimizer,
-    loss: EGTLoss,
-    inputs: Inputs,
-    labels: Tensor,
-    progress: float,
-    settings: TrainingSettings,
-) -> LossTerms:
-    """One optimiser step at ``progress`` in [0, 1) of training.
-
-    Raises:
-        InputError: for a batch the network cannot take; TrainingError: if the loss is not finite (no step is taken then).
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = one_cycle(progress, settings.learning_rate)
-    net.check_input(inputs, "train")
-    if settings.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
-        try:
-            outputs, features = net.with_features(inputs) if loss.of == "activation" else (net(inputs), None)
-        except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
-            raise TrainingError(
-                f"batch of {len(labels)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
-            ) from error
-    terms = loss(outputs, labels, progress, features)
-    if not torch.isfinite(terms.total):
-        raise TrainingError(
-            f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {_floats(terms)}): "
-            f"lower learning_rate (now {settings.learning_rate})"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()
-    optimizer.step()
-    return terms
-
-
-def _trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
-    frozen = {id(p) for p in net.stages.parameters()} if freeze_backbone else set()
-    if freeze_backbone and net.info.final == "keep":
-        frozen |= {id(p) for p in net.heads[-1].parameters()}
-    parameters = [p for p in net.parameters() if id(p) not in frozen]
-    if not parameters:
-        raise TrainingError("freeze_backbone: nothing is left to train: this network has no early exit head")
-    return parameters
-
-
-@contextmanager
-def _training_mode(net: ExitNet, freeze_backbone: bool) -> Iterator[None]:
-    """Training mode; a frozen backbone stays in evaluation mode (its statistics too) and takes no gradient."""
-    frozen: list[torch.nn.Parameter] = []
-    with mode_of(net, True):
-        if freeze_backbone:
-            trained = {id(p) for p in _trainable(net, True)}
-            frozen = [p for p in net.parameters() if id(p) not in trained and p.requires_grad]
-            net.stages.eval()
-            if net.info.final == "keep":
-                net.heads[-1].eval()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-
-
 def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[float], list[float]]:
     """Accuracy of every exit and mean attention CC of the early exits with the final one."""
     correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
@@ -382,10 +299,6 @@ def _fast_bfloat16(net: ExitNet) -> bool:
     if device == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device == "cuda" and torch.cuda.is_bf16_supported()
-
-
-def _floats(terms: LossTerms) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in terms._asdict().items()}
 
 
 def _bar(show: bool) -> Progress:
