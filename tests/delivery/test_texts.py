@@ -52,15 +52,24 @@ def test_a_kept_classifier_travels(tmp_path):
     assert torch.equal(back(texts)[-1].logits, plain(**texts).logits)
 
 
-@pytest.mark.parametrize("with_tokenizer", [True, False])
-def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer):  # noqa: F811
-    tokenizer = model / "tokenizer.json"
-    tokenizer.unlink(missing_ok=True)
-    if with_tokenizer:
-        tokenizer.write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
+FIT = ("--epochs", 6, "--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
+
+
+def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_path):  # noqa: F811
+    (model / "tokenizer.json").unlink(missing_ok=True)
     run = tmp_path / "run"
-    words = ("--epochs", 6, "--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
-    code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *words)
+    code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT)
+    assert code == 0, out
+    assert json.loads(out)["accuracy"][-1] > 0.9
+    preprocess = xl.load(run / "bundle")[0].info.preprocess
+    assert "awful" in preprocess.tokenizer
+    assert not (model / "tokenizer.json").exists()
+
+
+def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):  # noqa: F811
+    (model / "tokenizer.json").write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
+    run = tmp_path / "run"
+    code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT)
     assert code == 0, out
     assert json.loads(out)["accuracy"][-1] > 0.9
     assert call("calibrate", "--bundle", run, "--max-accuracy-drop", "0.05")[0] == 0
@@ -76,7 +85,7 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer
     assert [json.loads(line)["file"] for line in (tmp_path / "p.jsonl").read_text().splitlines()] == [
         r["file"] for r in rows
     ]
-    again = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *words, "--resume")
+    again = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT, "--resume")
     assert call(*again)[0] == 0  # finished already: nothing changes
     assert xl.load(run / "bundle")[1] is not None
     shown = call("explain", "--bundle", run, "--text", "the food was awful", "--out", tmp_path / "why")[1]
@@ -102,6 +111,7 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path, with_tokenizer
 
 
 def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):  # noqa: F811
+    (model / "tokenizer.json").unlink(missing_ok=True)
     code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")
     assert code == 2
     assert "'small' reads images, the data are texts" in error
