@@ -116,7 +116,7 @@ def measured(net: xl.ExitNet, splits: Splits) -> dict[str, Any]:
     found["curve"] = _curve(calibration, next(iter(traces.values())))
     found["guess"] = 1 / net.info.num_classes
     found["area"] = area_under_curve(found["curve"], guess=found["guess"], hull=False)
-    found["faithfulness"] = faithfulness(net, next(iter(splits.tests.values())), samples=SAMPLES).to_dict()
+    found["faithfulness"] = faithfulness(net, next(iter(splits.tests.values())).first(SAMPLES), samples=SAMPLES).to_dict()
     return found
 
 

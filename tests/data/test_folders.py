@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 import exitlens as xl
+from exitlens.data.folders import open_picture
 from exitlens.data.sources import open_source
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -97,6 +98,21 @@ def test_unusual_images(tmp_path):
     assert xl.read_image(tmp_path / "turned.jpg", None, 3).shape == (3, 20, 10)
     Image.fromarray(np.full((8, 8), 3, np.uint8), "L").convert("P").save(tmp_path / "palette.png")
     assert xl.read_image(tmp_path / "palette.png", (8, 8), 3).shape == (3, 8, 8)
+
+
+def test_pictures_are_shrunk_on_request(tmp_path):
+    whole = Image.effect_noise((900, 600), 40).convert("RGB")
+    for name, mode in (("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.png", "P"), ("d.tiff", "CMYK")):
+        whole.convert(mode).save(tmp_path / name)
+        found = open_picture(tmp_path / name, 3, longest=300)
+        assert found.size == (300, 200)
+        assert found.mode == "RGB"
+        assert abs(np.asarray(found).mean() - np.asarray(whole).mean()) < 5 or mode == "CMYK"
+        assert open_picture(tmp_path / name, 1).size == (900, 600)
+    exif = whole.getexif()
+    exif[0x0112] = 6
+    whole.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_picture(tmp_path / "turned.jpg", 3, longest=300).size == (200, 300)
 
 
 def test_hidden_files_are_not_data(folder):

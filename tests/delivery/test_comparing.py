@@ -2,8 +2,9 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery import building
-from exitlens.delivery.comparing import provenance_of, subject_of
+from exitlens.delivery import building, comparing
+from exitlens.delivery.comparing import provenance_of, subjects_of
+from exitlens.delivery.runs import short_names
 
 
 def _saved(net, folder, classes, preprocess):
@@ -16,7 +17,8 @@ def _saved(net, folder, classes, preprocess):
 
 def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
     path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
-    subject = subject_of("x", path, tiny_set)
+    subject = subjects_of([path], tiny_set)[0]
+    assert subject.name == path.name
     assert subject.reports["test"].samples == len(tiny_set)
     assert len(subject.faithfulness["test"].deletion) == 2
     made = provenance_of([path], tiny_set, ["exitlens", "report", "a b"])
@@ -28,10 +30,10 @@ def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
 def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
     turned = _saved(net, tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
     with pytest.raises(xl.InputError, match="its classes are"):
-        subject_of("x", turned, tiny_set)
+        subjects_of([turned], tiny_set)
     other = _saved(net, tmp_path / "b", tiny_set.classes, xl.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
     with pytest.raises(xl.InputError, match="it reads images as"):
-        subject_of("x", other, tiny_set)
+        subjects_of([other], tiny_set)
 
 
 def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, monkeypatch):
@@ -48,3 +50,25 @@ def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, m
     assert asked == ["context", "evidence"]
     with pytest.raises(xl.HeadError):
         building.new_network("small", "layer1", tiny_set, head="context")
+
+
+def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(net, tiny_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "collect", None)
+    one = _saved(net, tmp_path / "a", tiny_set.classes, tiny_set.preprocess)
+    small = xl.attach(xl.build_backbone("small", 4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 16, 16)).eval()
+    small.describe(source="small", classes=tiny_set.classes, preprocess=tiny_set.preprocess)
+    xl.save(small, xl.Policy((0.5, 0.5)), tmp_path / "b" / "bundle")
+    with pytest.raises(xl.InputError, match=r"they have \[2, 3\] exits"):
+        subjects_of([one, tmp_path / "b"], tiny_set)
+
+
+def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
+    path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
+    (path / "settings.json").write_text("{}")
+    with pytest.raises(xl.DataError, match=r"settings.json: damaged \(KeyError"):
+        provenance_of([path], tiny_set, ["x"])
+
+
+def test_names_of_runs_are_short_and_differ(tmp_path):
+    paths = [tmp_path / "x", tmp_path / "y" / "x", tmp_path / "z" / "bundle"]
+    assert short_names(paths) == ["x", "x (2)", "z"]

@@ -41,7 +41,7 @@ def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
     for name, digest in manifest["sha256"].items():
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
     with Image.open(tmp_path / "out" / SHEET) as sheet:
-        assert sheet.height == 40 + SHOWN * 126 + 6
+        assert sheet.height == 40 + SHOWN * 146 + 6
 
 
 def test_what_is_there_is_not_overwritten(net, images, policy, tmp_path):

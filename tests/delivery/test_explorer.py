@@ -1,10 +1,10 @@
 """The explorer without a browser: what it answers, what it refuses, what its page says."""
 
 import base64
-import io
 import math
-import random
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,10 +17,11 @@ import exitlens as xl
 from exitlens.delivery.explorer.app import import_gradio
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
 from exitlens.delivery.explorer.frontier import BOTTOM, LEFT, RIGHT, TOP, frontier_svg
-from exitlens.delivery.explorer.page import answer_page, routed_page
+from exitlens.delivery.explorer.page import _rule, answer_page, routed_page
 from exitlens.delivery.explorer.view import NEVER, View, _decode, _thresholds
 from exitlens.delivery.pictures import heat
 from tests.conftest import random_trace
+from tests.hostile import hostile_files, noise, saved
 from tests.texts import LENGTH, make_text_net
 
 
@@ -29,12 +30,8 @@ def explorer(trained):
     return Explorer([trained])
 
 
-def _picture(value: int = 90) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, value, (48, 64, 3)).astype(np.uint8))
-
-
 def test_an_answer_is_that_of_explain(explorer):
-    subject, picture = explorer.subjects[0], _picture()
+    subject, picture = explorer.subjects[0], noise()
     answer = explorer.answer(0, picture)
     why = xl.explain(subject.net, explorer.encode(subject, picture), subject.policy)
     assert answer.why.label == why.label
@@ -48,7 +45,7 @@ def test_an_answer_is_that_of_explain(explorer):
 
 
 def test_moved_thresholds_decide_and_promise_nothing(explorer):
-    picture = _picture()
+    picture = noise()
     for thresholds, exit_index in (((0.0, 0.5, 0.5), 0), ((math.inf, 0.0, 0.5), 1), ((math.inf,) * 3, 3)):
         assert explorer.answer(0, picture, thresholds).why.answered == exit_index
     assert explorer.policy(0, (0.0, 0.5, 0.5)).chosen_by == {}
@@ -60,12 +57,12 @@ def test_the_calibration_trace_follows_the_thresholds(explorer):
     assert explorer.trace(0) is trace  # collected once
     report = explorer.routed(0, (0.0, 0.0, 0.0))
     assert report.exit_shares == (1.0, 0.0, 0.0, 0.0)
-    page = routed_page(explorer.subjects[0], report, [(0.1, 0.5), (1.0, 0.9)], changed=True, kind="calibration samples")
+    page = routed_page(explorer.subjects[0], report, changed=True, kind="calibration samples")
     assert f"{report.samples} calibration samples under these thresholds" in page
     assert "nothing is promised" in page
     assert '<td class="xl-share">100.0 %</td>' in page
     assert f"at cost {report.cost:.3f}" in page
-    assert "There is no" in routed_page(explorer.subjects[0], "There is no <trace>", [], changed=False, kind="")
+    assert "There is no" in routed_page(explorer.subjects[0], "There is no <trace>", changed=False, kind="")
 
 
 def test_examples_are_test_images_of_the_run(explorer):
@@ -97,15 +94,17 @@ def test_other_data_than_the_runs_own(folder, tmp_path):
         View(Explorer([tmp_path], str(tmp_path / "nothing")))
 
 
-@pytest.mark.parametrize("curve", [[], [(0.2, 0.4), (0.9, 0.95)]])
-def test_the_plot_holds_everything_and_has_round_ticks(curve):
+def test_the_plot_holds_everything_and_has_round_ticks():
     report = xl.evaluate(random_trace(k=3), xl.Policy((0.5, 0.5)))
-    drawn = ElementTree.fromstring(frontier_svg(report, curve))
+    drawn = ElementTree.fromstring(frontier_svg(report))
     circles = [e for e in drawn.iter() if e.tag == "circle"]
     assert len(circles) == 4
     for circle in circles:
         assert LEFT <= float(circle.get("cx")) <= RIGHT
         assert TOP - 0.1 <= float(circle.get("cy")) <= BOTTOM + 0.1
+    heights = [float(pair.split(",")[1]) for pair in drawn.find("polyline").get("points").split()]
+    assert heights == sorted(heights, reverse=True)  # the best thresholds: dearer ones are more accurate
+    assert min(heights) <= min(float(circle.get("cy")) for circle in circles) + 0.1  # nothing lies above the line's end
     labels = [e.text for e in drawn.iter("text") if e.get("text-anchor") == "end"]
     assert len(labels) >= 2
     assert all(len(label) <= 4 for label in labels)
@@ -156,78 +155,36 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 # --- hostile input ---
 
 
-def _png(size=(40, 40), mode="RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG")
-    return buffer.getvalue()
+def test_a_large_upload_is_shrunk_and_its_memory_given_back(explorer, tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("RGBA", (6000, 4000)).save(path)  # 24 million pixels
+    for _ in range(2):
+        assert explorer.read(path).size == (1024, 683)
+    before = _resident()
+    for _ in range(4):
+        explorer.read(path)
+    assert _resident() - before < 50
 
 
-def _saved(form: str, image: Image.Image, **how) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **how)
-    return buffer.getvalue()
+def _resident() -> float:
+    """MB of this process."""
+    status = Path("/proc/self/status")
+    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) / 1024 if status.exists() else 0.0
 
 
-def _bomb() -> bytes:
-    """A PNG whose header says 30,000 x 30,000 pixels."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
-
-
-def _hostile() -> dict[str, bytes]:
-    """200 files that no page should be given."""
-    rng = random.Random(0)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    frames = [Image.new("P", (30, 30), i) for i in range(3)]
-    good = _saved("JPEG", Image.new("RGB", (60, 40), "red"))
-    found = {
-        "empty.png": b"",
-        "bomb.png": _bomb(),
-        "script.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-        "script.png": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-        "page.png": b"<html><script>alert(1)</script></html>",
-        "polyglot.jpg": good + b"<script>alert(1)</script>PK\x03\x04",
-        "polyglot.gif": b"GIF89a/*" + bytes(40) + b"*/=alert(1)",
-        "cmyk.jpg": _saved("JPEG", Image.new("CMYK", (40, 40))),
-        "deep.png": _saved("PNG", Image.fromarray(np.full((40, 40), 40_000, np.uint16))),
-        "float.tiff": _saved("TIFF", Image.new("F", (20, 20))),
-        "moving.gif": _saved("GIF", frames[0], save_all=True, append_images=frames[1:]),
-        "turned.jpg": _saved("JPEG", Image.new("RGB", (60, 40), "red"), exif=exif),
-        "postscript.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(x) run\n",
-        "thin.png": _png((1, 5000)),
-        "one.png": _png((1, 1)),
-        "alpha.png": _png(mode="RGBA"),
-        "bits.png": _png(mode="1"),
-    }
-    sources = [
-        good,
-        _png(),
-        found["moving.gif"],
-        _saved("WEBP", _picture()),
-        _saved("BMP", _picture()),
-        _saved("TIFF", _picture()),
-    ]
-    while len(found) < 200:  # cut off, or with bytes changed
-        data = bytearray(rng.choice(sources))
-        if rng.random() < 0.5:
-            data = data[: rng.randrange(len(data))]
-        for _ in range(rng.randrange(6)):
-            if data:
-                data[rng.randrange(len(data))] = rng.randrange(256)
-        found[f"{len(found)}.img"] = bytes(data)
-    return found
+def test_rules_have_as_many_digits_as_it_takes(explorer):
+    answer = explorer.answer(0, noise())
+    view = answer.why.exits[0]
+    near = replace(view, confidence=0.99503, threshold=0.99505, fired=False)
+    assert _rule(near, False) == "confidence 0.99503 < threshold 0.99505"
+    gated = replace(near, estimate=0.2504, limit=0.2501)
+    assert _rule(gated, False).endswith("estimated divergence 0.2504 > 0.2501, the gate's limit")
+    assert "never" in _rule(replace(view, threshold=math.inf), False)
 
 
 def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_path):
     view = View(explorer)
-    files, before = _hostile(), set(tmp_path.parent.rglob("*"))
+    files, before = hostile_files(), set(tmp_path.parent.rglob("*"))
     refused = 0
     thresholds = [min(t, NEVER) for t in explorer.subjects[0].policy.thresholds]
     for name, data in files.items():
@@ -262,16 +219,14 @@ def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
     with pytest.raises(xl.DataError, match="strokes"):
         _decode(strokes)
     view = View(explorer)
-    page, message = view.paint(_picture(), strokes, 0.5, 0.5, 0.5)
+    page, message = view.paint(noise(), strokes, 0.5, 0.5, 0.5)
     assert page == ""
     assert 'role="alert"' in message
 
 
 def test_strokes_cover(explorer):
-    view, picture = View(explorer), _picture()
-    strokes = (
-        "data:image/png;base64," + base64.b64encode(_saved("PNG", Image.new("RGBA", (32, 24), (9, 9, 9, 255)))).decode()
-    )
+    view, picture = View(explorer), noise()
+    strokes = "data:image/png;base64," + base64.b64encode(saved("PNG", Image.new("RGBA", (32, 24), (9, 9, 9, 255)))).decode()
     covered = view.paint(picture, strokes, 0.5, 0.5, 0.5)[0]
     plain = view.paint(picture, "", 0.5, 0.5, 0.5)[0]
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]
@@ -297,6 +252,7 @@ def test_texts_are_shaded_token_by_token(tmp_path):
     assert "xl-heat" not in answer
     moved = view.say_again("the film was good", 1.01, 1.01)[0]
     assert "Write a text first" in view.say_again(None, 0.2, 0.5)[1]
+    assert "Write a text first" in view.say("  ", 0.2, 0.5)[2]
     assert "no earlier exit could answer" in moved
     assert "There is no calibration data" in view.start_routed(0.2, 0.5)
 

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.comparing import provenance_of, subject_of
+from exitlens.delivery.comparing import provenance_of, subjects_of
 from exitlens.delivery.report import write_report
 from exitlens.delivery.runs import load_samples
+from tests.hostile import hostile_files
 from tests.texts import LENGTH, make_text_net
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -152,20 +153,23 @@ def test_pick_move_paint_compare(page):
 def test_upload_a_picture_and_a_broken_file(page, tmp_path, address):
     Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "good.png")
     Image.effect_noise((6000, 4000), 60).convert("RGB").save(tmp_path / "large.jpg", quality=70)  # 24 million pixels
+    Image.new("RGBA", (6000, 4000), (9, 90, 200, 255)).save(tmp_path / "large.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
     before = page.locator(ANSWER).inner_html()
-    for name in ("good.png", "large.jpg"):
+    for name in ("good.png", "large.jpg", "large.png", "good.png", "large.jpg", "large.png"):
         page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / name)
         before = _changed(page, ANSWER, before)
-        if name == "good.png":
-            page.locator("#xl-upload button[aria-label*='lear'], #xl-upload button[aria-label*='emove']").first.click()
-    page.locator("#xl-upload button[aria-label*='lear'], #xl-upload button[aria-label*='emove']").first.click()
+        page.locator("#xl-upload button[aria-label*='lear'], #xl-upload button[aria-label*='emove']").first.click()
     page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / "broken.png")
     alert = page.wait_for_selector("#xl-message [role=alert]")
     assert "broken.png" in alert.inner_text()
     assert "cannot be read as an image" in alert.inner_text()
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{address[1]}/status").read_text())
-    assert int(peak[1]) / 1024 < 1024  # MB, of the whole server
+    assert _peak(address[1]) < 1024
+
+
+def _peak(process: int) -> float:
+    """Most megabytes that the whole server ever held."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())[1]) / 1024
 
 
 def test_everything_is_named_and_reachable(page):
@@ -226,14 +230,47 @@ CONTRAST = """() => {
 
 
 def test_text_stands_out_from_what_is_behind_it(page):
-    own = ".xl-answer *, .xl-routed *, #xl-message *, #xl-board *"
-    assert page.evaluate(CONTRAST.replace("SELECTOR", own)) == []
+    for theme in ("light", "dark"):
+        page.goto(f"{page.url.partition('?')[0]}?__theme={theme}")
+        page.wait_for_selector("#xl-answer-1 .xl-exit")
+        page.wait_for_selector("#xl-routed-1 .xl-share")
+        page.wait_for_timeout(1000)  # until signs of progress have faded
+        assert page.evaluate(CONTRAST.replace("SELECTOR", "body *")) == [], theme
+        page.screenshot(path=SHOTS / f"explorer-{theme}.png", full_page=True)
+
+
+def test_maps_enlarge_and_all_classes_can_be_read(page):
+    small = page.locator("#xl-answer-0 .xl-stack").first.bounding_box()["width"]
+    button = page.locator("#xl-answer-0 .xl-enlarge").first
+    button.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#xl-answer-0 .xl-stack").first.bounding_box()["width"] > 1.5 * small
+    button.click()
+    assert page.locator("#xl-answer-0 .xl-stack").first.bounding_box()["width"] == small
+
+
+def test_hostile_files_through_the_server(address):
+    """All of them, under names that climb: nothing is written outside the folder for uploads, and memory stays bounded."""
+    import httpx
+
+    files = hostile_files()
+    for name, data in files.items():
+        answer = httpx.post(f"{address[0]}/gradio_api/upload", files={"files": (f"../../{name}", data)}, timeout=60)
+        assert answer.status_code < 500, name
+        if answer.status_code == 200:
+            stored = Path(answer.json()[0]).resolve()
+            folder = next(folder for folder in stored.parents if folder.name.startswith("exitlens-"))
+            climbed = [place / name for place in (stored.parents[1], *folder.parents, Path.cwd(), Path.cwd().parent)]
+            assert not [path for path in climbed if path.exists()]
+    for secret in (Path(__file__).resolve(), Path("/etc/passwd")):
+        assert httpx.get(f"{address[0]}/gradio_api/file={secret}", timeout=60).status_code in (403, 404)
+    assert _peak(address[1]) < 1024
 
 
 def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path):
     net, _ = xl.load(trained / "bundle")
     images = load_samples(trained, net, "test", data="", root="", skip_bad=False)
-    subjects = [subject_of(name, trained, images) for name in ("one", "other")]
+    subjects = subjects_of([trained, trained], images)
     path = write_report(
         tmp_path / "r.html", subjects, {"test": images}, provenance_of([trained, trained], images, ["exitlens", "report"])
     )

@@ -1,14 +1,17 @@
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageColor
 
 import exitlens as xl
 from exitlens.delivery import plots
-from exitlens.delivery.pictures import contact_sheet, overlay, picture, save_explanation
+from exitlens.delivery.gallery import pick
+from exitlens.delivery.pictures import contact_sheet, heat, overlay, picture, save_explanation
 from exitlens.delivery.report import write_report
 from exitlens.delivery.speed import compare, compare_adaptive, compare_attention, compare_step_time
 from exitlens.delivery.subjects import Provenance, Subject
@@ -76,7 +79,7 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
     assert "with &lt;EGT&gt;" in text
     assert re.search(r"<b>2.50 <a [^>]*>times faster</a></b> at batch size 1", text)
     assert re.search(r"skill</a> of <b>-?\d", text)
-    assert text.count("<svg") == text.count('role="img" aria-label=')
+    assert text.count("<svg") == text.count('<svg role="img" aria-label=')
     assert len(text) < 5e6
     ids = re.findall(r'<(?:\w+) id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
     assert len(ids) == len(set(ids))
@@ -182,3 +185,84 @@ def test_a_report_compares_equals(tmp_path, tiny_set):
     other = Subject("other", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
     with pytest.raises(xl.InputError, match="equally many exits"):
         write_report(tmp_path / "x.html", [one, other], {"test": tiny_set}, MADE)
+
+
+def test_names_are_only_names(tmp_path, tiny_set):
+    subjects = [
+        _subject(name, tiny_set) for name in ("a$x^$ <b>", "a very long name of a run that leaves no room for a plot")
+    ]
+    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
+    assert "a$x^$ &lt;b&gt;" in text
+    assert "a very long name of a r…" in text
+
+
+def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
+    one = _subject("gated", tiny_set)
+    gate = xl.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
+    policy = xl.Policy((0.26, 0.26), gate=gate)
+    report = xl.evaluate(xl.collect(one.net, tiny_set), policy)
+    subject = Subject("gated", one.net, policy, {"test": report}, one.faithfulness)
+    text = write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE).read_text()
+    assert 'id="w-gate"' in text
+    assert "<td>0.100</td><td>none</td>" in text
+    assert "gate: 0.250, limit 0.100" in text
+    assert "was not trusted: its estimated divergence from the final one is 0.250, over the limit 0.100" in text
+    assert 'id="w-gate"' not in write_report(tmp_path / "s.html", [one], {"test": tiny_set}, MADE).read_text()
+
+
+def test_words_fit_the_heads(tmp_path, tiny_set):
+    for head, said in (("evidence", "not a picture drawn afterwards"), ("average", "energy of their features")):
+        net = xl.attach(TinyNet(), ["a", "b"], 4, tiny_set.first(1).inputs, head=head)
+        net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
+        subject = Subject(head, net, POLICY, {"test": xl.evaluate(xl.collect(net, tiny_set), POLICY)})
+        text = write_report(tmp_path / f"{head}.html", [subject], {"test": tiny_set}, MADE).read_text()
+        assert said in text
+        assert ("not a picture drawn afterwards" in text) == (head == "evidence")
+
+
+def test_one_image_has_no_chance_level(tmp_path, tiny_set):
+    text = write_report(
+        tmp_path / "r.html", [_subject("x", tiny_set.first(1))], {"test": tiny_set.first(1)}, MADE
+    ).read_text()
+    assert ">nan<" not in text
+    assert "Early exits look" not in text
+
+
+def test_a_network_without_early_exits_has_no_report(tmp_path, tiny_set):
+    net = xl.attach(TinyNet(), [], 4, tiny_set.first(1).inputs)
+    policy = xl.Policy(())
+    subject = Subject("plain", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
+    with pytest.raises(xl.InputError, match="early exit"):
+        write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE)
+
+
+def test_large_images_keep_the_report_small(tmp_path):
+    pixels = torch.randint(0, 255, (6, 3, 640, 480), dtype=torch.uint8)  # noise: the worst case
+    data = xl.ImageSet(pixels, torch.arange(6) % 4, ("a", "b", "c", "d"))
+    net = xl.attach(TinyNet(), ["a", "b"], 4, data.first(1).inputs)
+    net.describe(classes=data.classes, preprocess=data.preprocess)
+    subject = Subject("x", net, POLICY, {"test": xl.evaluate(xl.collect(net, data), POLICY)})
+    assert write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).stat().st_size < 5e6 / 6
+    assert max(picture(data.first(1).inputs[0], data.preprocess).size) == 320
+
+
+def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
+    images = tiny_set.images.repeat(40, 1, 1, 1)
+    labels = torch.arange(len(images)) // (len(images) // 4)
+    data = xl.ImageSet(images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    chosen = pick(_subject("x", tiny_set, faithful=False), data, 12)
+    assert len(chosen) == 12
+    assert len(data.subset(torch.tensor(chosen)).labels.unique()) >= 3
+
+
+def test_a_uniform_map_is_as_pale_in_every_picture():
+    base, uniform, sharp = Image.new("RGB", (40, 40), (100,) * 3), torch.full((4, 4), 1 / 16), torch.eye(4) / 4
+    bright = [np.asarray(overlay(base, m)).max() for m in (uniform, sharp)]
+    assert bright[0] < bright[1] - 60
+    assert np.asarray(heat(uniform))[..., 3].max() < np.asarray(heat(sharp))[..., 3].max() - 60
+
+
+def test_titles_of_a_contact_sheet(net, images):
+    rows = xl.explain_batch(net, images[:3], POLICY)
+    plain, titled = contact_sheet({"": rows}, None), contact_sheet({"": rows}, None, titles=["a", "b", "c"])
+    assert titled.height == plain.height + 3 * 20

@@ -38,11 +38,13 @@ def test_the_never_exit_policy_is_the_final_exit():
     assert report.cost == pytest.approx(1.0)
 
 
-def test_curve_reaches_from_the_first_exit_to_the_full_network():
+def test_curve_reaches_from_the_first_exit_to_the_best_that_thresholds_can_do():
     trace = random_trace()
     report = xl.evaluate(trace, xl.Policy.never(3))
     assert report.curve[0] == pytest.approx((0.2, report.exits[0].accuracy))
-    assert report.curve[-1] == pytest.approx((1.0, report.exits[-1].accuracy))
+    assert report.curve[-1][0] <= 1.0
+    assert list(report.curve) == sorted(report.curve)
+    assert [y for _, y in report.curve] == sorted({y for _, y in report.curve})  # dearer is better, or not there
     assert max(y for _, y in report.curve) >= report.exits[-1].accuracy
 
 

@@ -54,3 +54,19 @@ def test_a_kept_classifier_has_no_head_to_randomise(kept, tiny_set):
 def test_bad_fraction(net, tiny_set):
     with pytest.raises(xl.InputError, match="fraction"):
         xl.faithfulness(net, tiny_set, fraction=1.0)
+
+
+def test_fewer_samples_are_drawn_from_all(net, tiny_set, monkeypatch):
+    """Folders are sorted by class: the first samples would be of the first classes."""
+    seen = []
+    monkeypatch.setattr(type(tiny_set), "subset", lambda self, rows: seen.append(rows) or self)
+    xl.faithfulness(net, tiny_set, samples=8)
+    assert len(seen[0]) == 8
+    assert seen[0].max() > 16
+    assert seen[0].tolist() == sorted(set(seen[0].tolist()))
+
+
+def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
+    whole = xl.faithfulness(net, tiny_set).randomised_cc
+    halves = [xl.faithfulness(net, tiny_set.subset(torch.arange(i, i + 16))).randomised_cc for i in (0, 16)]
+    assert whole == pytest.approx([(a + b) / 2 for a, b in zip(*halves, strict=True)], abs=1e-5)

@@ -1,6 +1,8 @@
 """Explanation-gated exits: the router does what the trace says, in batches, streams and compiled; calibrate finds them."""
 
+import json
 import math
+import re
 import shutil
 
 import pytest
@@ -103,7 +105,11 @@ def test_explanations_know_the_gate(made):
         assert one.exits[-1].estimate is None
         assert [v.fired for v in one.exits[:-1]] == [bool(decisive[i, k] >= policy.thresholds[k]) for k in range(2)]
     stopped = next(one for one in found if any(v.confidence >= v.threshold and not v.fired for v in one.exits[:-1]))
-    assert "reached the threshold too, but the map was not trusted" in stopped.reason
+    assert re.search(
+        r"reached the threshold too, but its map was not trusted: its estimated divergence .* over the limit", stopped.reason
+    )
+    assert [v.limit for v in stopped.exits] == [*policy.gate.limits, None]
+    json.dumps(stopped.to_dict(), allow_nan=False)
 
 
 def test_calibrate_fits_a_gate_where_it_saves():

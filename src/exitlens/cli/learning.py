@@ -12,7 +12,7 @@ from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root,
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
 from exitlens.delivery.building import new_network, training_sets
-from exitlens.delivery.comparing import provenance_of, subject_of
+from exitlens.delivery.comparing import CONDITION, provenance_of, subjects_of
 from exitlens.delivery.demo import run_demo
 from exitlens.delivery.demo_training import DemoSettings
 from exitlens.delivery.report import write_report
@@ -28,7 +28,6 @@ from exitlens.delivery.runs import (
     stream_samples,
     write_source,
 )
-from exitlens.delivery.subjects import Subject
 from exitlens.functional.limits import checked_limits
 from exitlens.types.display import exit_name
 
@@ -242,20 +241,26 @@ def evaluate(
     if report is not None and net.contract.is_text:
         raise xl.InputError("report: it shows images, this network takes texts: leave --report out (explain shows texts)")
     images = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
-    found = xl.evaluate(xl.collect(net, images, progress=not json_), policy)
-    if report is not None:
+    if report is None:
+        found = xl.evaluate(xl.collect(net, images, progress=not json_), policy)
+    else:
         assert isinstance(images, ImageSet)
-        subjects = [Subject("this run", net, policy, {"test": found}, {"test": xl.faithfulness(net, images)})]
-        if baseline is not None:
-            subjects.append(subject_of(str(baseline), baseline, images))
         runs = [bundle] if baseline is None else [bundle, baseline]
         command = ["exitlens", "evaluate", "--bundle", str(bundle), *(["--baseline", str(baseline)] if baseline else [])]
-        command += [*(["--data", data] if data else []), "--report", str(report)]
-        write_report(report, subjects, {"test": images}, provenance_of(runs, images, command, data))
+        command += [*_told(data, root, skip_bad), "--report", str(report)]
+        made = provenance_of(runs, images, command, data)
+        subjects = subjects_of(runs, images)
+        write_report(report, subjects, {CONDITION: images}, made)
+        found = subjects[0].reports[CONDITION]
     if json_:
         show(True, found.to_dict())
     else:
         console.print(str(found), highlight=False)
+
+
+def _told(data: str, root: str, skip_bad: bool) -> list[str]:
+    """Options about the data, as they were given."""
+    return [*(["--data", data] if data else []), *(["--root", root] if root else []), *(["--skip-bad"] if skip_bad else [])]
 
 
 @app.command(epilog="Example: `exitlens report runs/x runs/y --out report.html`")
@@ -276,12 +281,13 @@ def report(
     image_preprocess(net)  # says so if it takes texts
     images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
     assert isinstance(images, ImageSet)
-    subjects = [subject_of(str(path), path, images) for path in runs]
-    command = ["exitlens", "report", *map(str, runs), *(["--data", data] if data else []), "--out", str(out)]
-    write_report(out, subjects, {"test": images}, provenance_of(runs, images, command, data))
-    found = {str(path): subject.reports["test"].to_dict() for path, subject in zip(runs, subjects, strict=True)}
+    command = ["exitlens", "report", *map(str, runs), *_told(data, root, skip_bad), "--out", str(out)]
+    made = provenance_of(runs, images, command, data)
+    subjects = subjects_of(runs, images)
+    write_report(out, subjects, {CONDITION: images}, made)
+    found = {str(path): subject.reports[CONDITION].to_dict() for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]
     for path, subject in zip(runs, subjects, strict=True):
-        one = subject.reports["test"]
+        one = subject.reports[CONDITION]
         rows.append([str(path), f"{100 * (one.accuracy or 0):.1f}", f"{one.cost:.3f}", f"{one.divergence:.3f}"])
     show(json_, {"out": str(out), "runs": found}, f"{len(images)} test images: {out}", rows)

@@ -32,10 +32,26 @@ class FolderReport:
 def read_image(
     path: Path, size: tuple[int, int] | None, channels: int, max_pixels: int = MAX_PIXELS
 ) -> Tensor:  # -> (C,H,W) uint8
-    """Decodes one image file, resized to ``size`` (height, width) by bilinear interpolation with antialiasing.
+    """Decodes one image file (see :func:`open_picture`), resized to ``size`` (height, width) by antialiased interpolation.
+
+    Raises:
+        DataError: as :func:`open_picture` does.
+    """
+    picture = open_picture(path, channels, max_pixels)
+    if size is not None and picture.size != (size[1], size[0]):
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.asarray(picture).copy())
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def open_picture(path: Path, channels: int = 3, max_pixels: int = MAX_PIXELS, longest: int | None = None) -> Image.Image:
+    """Decodes one image file, in grey (1 channel) or colour (3).
 
     The orientation tag of cameras is followed; transparency is dropped, as torchvision's ImageFolder does; 16-bit grey is
     scaled to 8 bits; of animations the first frame is taken.
+
+    Args:
+        longest: pixels of the longer side at most: larger pictures are shrunk, as early as their format allows.
 
     Raises:
         DataError: for a file that is missing, truncated, not an image of a known format, or of more than ``max_pixels``.
@@ -44,15 +60,18 @@ def read_image(
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels is over the limit of {max_pixels:,}")
+            if longest is not None:
+                image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
+                if image.mode in ("L", "RGB", "CMYK"):
+                    image.thumbnail((longest, longest))
             picture = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
         raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
-    if size is not None and picture.size != (size[1], size[0]):
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.asarray(picture).copy())
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    if longest is not None:
+        picture.thumbnail((longest, longest))
+    return picture
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exitlens.data.images import ImageSet
-from exitlens.delivery.runs import bundle_of, load_calibrated
+from exitlens.delivery.runs import bundle_of, load_calibrated, short_names
 from exitlens.delivery.subjects import Provenance, Subject
-from exitlens.errors import InputError
+from exitlens.errors import DataError, InputError
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.faithfulness import faithfulness
@@ -19,21 +19,33 @@ from exitlens.workflow.training import SETTINGS
 CONDITION = "test"
 
 
-def subject_of(name: str, path: Path, images: ImageSet) -> Subject:
-    """A run or bundle with everything that a report shows of it, on these images.
+def subjects_of(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
+    """Runs or bundles with everything that a report shows of them, on these images; refused before anything is measured.
 
     Raises:
-        PolicyError, BundleError: if it has no policy, or cannot be read; InputError: if it cannot take the images.
+        PolicyError, BundleError: if one has no policy, or cannot be read; InputError: if it cannot take the images, or they
+        cannot be compared.
     """
-    net, policy = load_calibrated(path)
-    if net.info.classes and tuple(net.info.classes) != images.classes:
-        raise InputError(f"{path}: its classes are {net.info.classes}, those of the images {images.classes}: compare equals")
-    if net.info.preprocess is not None and net.info.preprocess != images.preprocess:
-        raise InputError(
-            f"{path}: it reads images as {net.info.preprocess}, the first run as {images.preprocess}: compare equals"
+    loaded = [load_calibrated(path) for path in paths]
+    counts = [net.num_exits for net, _ in loaded]
+    if len(set(counts)) > 1:
+        raise InputError(f"runs: they have {counts} exits: compare networks with equally many")
+    for path, (net, _) in zip(paths, loaded, strict=True):
+        if net.info.classes and tuple(net.info.classes) != images.classes:
+            raise InputError(
+                f"{path}: its classes are {net.info.classes}, those of the images {images.classes}: compare equals"
+            )
+        if net.info.preprocess is not None and net.info.preprocess != images.preprocess:
+            raise InputError(
+                f"{path}: it reads images as {net.info.preprocess}, the first run as {images.preprocess}: compare equals"
+            )
+    named = zip(short_names(paths), loaded, strict=True)
+    return [
+        Subject(
+            name, net, policy, {CONDITION: evaluate(collect(net, images), policy)}, {CONDITION: faithfulness(net, images)}
         )
-    report = evaluate(collect(net, images), policy)
-    return Subject(name, net, policy, {CONDITION: report}, {CONDITION: faithfulness(net, images)})
+        for name, (net, policy) in named
+    ]
 
 
 def provenance_of(paths: Sequence[Path], images: ImageSet, command: Sequence[str], data: str = "") -> Provenance:
@@ -41,15 +53,23 @@ def provenance_of(paths: Sequence[Path], images: ImageSet, command: Sequence[str
 
     Args:
         command: words of the command that writes the report. data: what it was given as ``--data``.
+
+    Raises:
+        DataError: for a damaged record.
     """
     facts, seeds = {}, []
     for path in paths:
         record = bundle_of(path).parent / SETTINGS
         seed = "not recorded"
         if record.is_file():
-            values = json.loads(record.read_text())
-            seed = str(values["settings"].get("seed", seed))
-            shown = {**values["settings"], **{f"loss {k}": v for k, v in values["loss"].items()}}
+            try:
+                values = json.loads(record.read_text())
+                seed = str(values["settings"]["seed"])
+                shown = {**values["settings"], **{f"loss {k}": v for k, v in values["loss"].items()}}
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{record}: damaged ({type(error).__name__}: {error}): take it away, or train again"
+                ) from error
             facts[f"{path}: training"] = ", ".join(f"{k} {v}" for k, v in shown.items())
         seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
     tested = f"{len(images):,} images: {data or f'the test split of {paths[0]}'}"

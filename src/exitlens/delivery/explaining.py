@@ -47,6 +47,13 @@ class Line:
         """The higher, the more it deserves a look: early answers that the full network contradicts, then far maps."""
         return self.disagrees, self.divergence
 
+    @property
+    def title(self) -> str:
+        """Which image, and what was said of it, in a line of the contact sheet."""
+        name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
+        final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
+        return f"{name}: {self.answer} ({self.confidence:.2f}) at exit {self.exit}{final}, divergence {self.divergence:.2f}"
+
 
 def line_of(file: str, why: Explanation) -> Line:
     """An explanation, with the final exit, as a line of the table."""
@@ -95,11 +102,11 @@ def explain_folder(
         if (out / file).exists():
             raise OutputExistsError(f"out: {out / file} exists: choose another directory")
     lines: list[Line] = []
-    kept: list[tuple[tuple[bool, float], int, Explanation]] = []
+    kept: list[tuple[tuple[bool, float], int, Line, Explanation]] = []
     for batch in samples:
         for why in explain_batch(net, batch, policy):
             line = line_of(name(len(lines)), why)
-            heapq.heappush(kept, (line.interest, -len(lines), why))  # of equals, the first in the folder
+            heapq.heappush(kept, (line.interest, -len(lines), line, why))  # of equals, the first in the folder
             if len(kept) > SHOWN:
                 heapq.heappop(kept)
             lines.append(line)
@@ -107,12 +114,18 @@ def explain_folder(
     order = sorted(range(len(lines)), key=lambda i: (*(-float(v) for v in lines[i].interest), i))
     lines = [lines[i] for i in order]
     if lines:
-        _write(out, lines, [why for *_, why in sorted(kept, reverse=True, key=lambda k: k[:2])], net, policy, preprocess)
+        shown = [(line, why) for *_, line, why in sorted(kept, reverse=True, key=lambda k: k[:2])]
+        _write(out, lines, shown, net, policy, preprocess)
     return lines
 
 
 def _write(
-    out: Path, lines: Sequence[Line], shown: Sequence[Explanation], net: ExitNet, policy: Policy, preprocess: Preprocess
+    out: Path,
+    lines: Sequence[Line],
+    shown: Sequence[tuple[Line, Explanation]],
+    net: ExitNet,
+    policy: Policy,
+    preprocess: Preprocess,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
@@ -120,7 +133,8 @@ def _write(
     writer.writeheader()
     writer.writerows(vars(line) for line in lines)
     write_text(out / TABLE, table.getvalue())
-    contact_sheet({"": shown}, preprocess).save(out / SHEET)
+    titles = [line.title for line, _ in shown]
+    contact_sheet({"": [why for _, why in shown]}, preprocess, titles=titles).save(out / SHEET)
     facts = {
         "schema": SCHEMA,
         "network": net.identity(),

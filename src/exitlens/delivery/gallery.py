@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor
 from exitlens.data.images import ImageSet
 from exitlens.delivery.pictures import heat, picture
 from exitlens.delivery.subjects import Subject
-from exitlens.types.display import data_uri, exit_colour, exit_name
+from exitlens.types import ExitView
+from exitlens.types.display import data_uri, exit_colour, exit_name, told_apart
 from exitlens.workflow.explanation import explain_batch
 
-POOL = 200  # the first images of a set, from which some are picked
+POOL = 200  # images of a set, drawn at random, from which some are picked
 IMAGES = 6  # a condition
 
 
@@ -39,18 +41,32 @@ def gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet], count: in
             shown = picture(chosen.inputs[0], data.preprocess)
             truth = data.classes[int(chosen.labels[0])]
             views = [_view(s, chosen.inputs) for s in subjects]
-            rows.append(GalleryRow(data_uri(shown), f"{shown.width} / {shown.height}", truth, condition, views))
+            rows.append(GalleryRow(data_uri(shown, photo=True), f"{shown.width} / {shown.height}", truth, condition, views))
     return rows
 
 
 def pick(subject: Subject, data: ImageSet, count: int) -> list[int]:
-    """Indices of gallery images, chosen by rule: of the first 200, the first that each exit answers, in turn."""
-    answers = explain_batch(subject.net, data.first(POOL).inputs, subject.policy)
+    """Indices of gallery images, chosen by rule: of 200 drawn at random, the first that each exit answers, in turn."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
+    pool = order[:POOL]
+    answers = explain_batch(subject.net, data.subset(pool).inputs, subject.policy)
     queues = [[i for i, why in enumerate(answers) if why.answered == k] for k in range(subject.net.num_exits)]
     picked: list[int] = []
     while len(picked) < count and any(queues):
         picked += [queue.pop(0) for queue in queues if queue]
-    return sorted(picked[:count], key=lambda i: answers[i].answered)
+    return pool[sorted(picked[:count], key=lambda i: answers[i].answered)].tolist()
+
+
+def _rule(view: ExitView, is_final: bool) -> list[str]:
+    """Confidence, threshold and gate, each with as many digits as it takes to see which is larger."""
+    if is_final:
+        return [f"{view.confidence:.3f}"]
+    confidence, threshold = told_apart(view.confidence, view.threshold)
+    said = [confidence, "threshold " + ("never" if view.threshold == math.inf else threshold)]
+    if view.estimate is not None and view.limit is not None:
+        guess, limit = told_apart(view.estimate, view.limit)
+        said.append(f"gate: {guess}, limit {'none' if view.limit == math.inf else limit}")
+    return said
 
 
 def _view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
@@ -61,8 +77,7 @@ def _view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
             "colour": exit_colour(view.exit, why.num_exits),
             "heat": data_uri(heat(view.attention)),
             "label": why.name(view.label),
-            "confidence": view.confidence,
-            "threshold": None if view.exit == why.num_exits - 1 else view.threshold,
+            "rule": _rule(view, view.exit == why.num_exits - 1),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,
         }

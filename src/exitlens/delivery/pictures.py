@@ -15,37 +15,33 @@ from exitlens.delivery.manifests import write_manifest
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
 from exitlens.types import SCHEMA, Explanation, Preprocess
-from exitlens.types.display import COLOURS, exit_colour, exit_name, map_svg, to_picture
+from exitlens.types.display import COLOURS, exit_colour, exit_name, map_svg, shades, to_picture
 
 SCALE = 160  # pixels of a gallery picture's side
 
 
 def picture(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
-    """Network input ``(C,H,W)`` back as a picture whose longer side is at least ``side`` pixels."""
+    """Network input ``(C,H,W)`` back as a picture: small ones a whole number of times larger, near ``side`` pixels; large
+    ones shrunk to twice that at most."""
     shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
     made = to_picture(shown)
+    made.thumbnail((2 * side, 2 * side))
     factor = max(1, round(side / max(made.size)))
     return made.resize((made.width * factor, made.height * factor), Image.Resampling.NEAREST)
 
 
 def overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Image.Image:
-    """An attention map ``(h,w)`` in colour over a greyed picture, brightest at the map's largest cell."""
-    size = (base.height, base.width)
-    raw = upsample(attention[None].float(), size)[0]
-    heat = (raw / raw.max().clamp_min(1e-12)).clamp(0, 1).numpy()
-    colour = colormaps[COLOURS](heat)[..., :3]
+    """An attention map ``(h,w)`` in colour over a greyed picture, as bright as :func:`heat` has it."""
+    share = upsample(shades(attention.float())[None], (base.height, base.width))[0].numpy()
+    colour = colormaps[COLOURS](share)[..., :3]
     grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
-    alpha = opacity * (0.25 + 0.75 * heat[..., None])
+    alpha = opacity * (0.25 + 0.75 * share[..., None])
     return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
 
 
 def heat(attention: Tensor) -> Image.Image:
-    """A map ``(h,w)`` as a picture of one pixel a location, for pages to enlarge; clear where there is no attention.
-
-    Full colour is the map's largest value, but at least three times what a uniform map has: a map that looks everywhere
-    alike is pale, not bright everywhere.
-    """
-    share = (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu().numpy()
+    """A map ``(h,w)`` as a picture of one pixel a location, for pages to enlarge; clear where there is no attention."""
+    share = shades(attention).numpy()
     pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
     pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
     return Image.fromarray(pixels)
@@ -58,7 +54,7 @@ def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Imag
     captions = ["input"]
     for view in explanation.exits:
         name = exit_name(view.exit, explanation.num_exits)
-        captions.append(f"{name}: {explanation.name(view.label)} {100 * view.confidence:.0f}%")
+        captions.append(f"{name}: {explanation.name(view.label)} {100 * view.probabilities[view.label]:.0f}%")
     colour = exit_colour(explanation.answered, explanation.num_exits)
     gap, foot = 8, 22
     sheet = Image.new("RGB", (len(tiles) * (base.width + gap) + gap, base.height + foot + gap), "white")
@@ -73,18 +69,28 @@ def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Imag
 
 
 def contact_sheet(
-    explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, side: int = 120
+    explanations: Mapping[str, Sequence[Explanation]],
+    preprocess: Preprocess | None,
+    side: int = 120,
+    titles: Sequence[str] = (),
 ) -> Image.Image:
-    """One row an image: the input, then every exit's overlay under each network's name; what answered has its frame."""
+    """One row an image: the input, then every exit's overlay under each network's name; what answered has its frame.
+
+    Args:
+        titles: a line of text under each row.
+    """
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
     first = next(iter(explanations.values()))
     gap, head = 6, 40
-    width, step = gap + (1 + len(columns)) * (side + gap) + gap * (len(explanations) + 1), side + gap
+    width = gap + (1 + len(columns)) * (side + gap) + gap * (len(explanations) + 1)
+    step = side + gap + (20 if titles else 0)
     sheet = Image.new("RGB", (width, head + len(first) * step + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for row, why in enumerate(first):
         sheet.paste(_square(picture(why.image, preprocess, side), side), (gap, head + row * step))
-    x, previous = gap + step, ""
+    for row, title in enumerate(titles):
+        draw.text((gap, head + row * step + side + 4), title, fill="black")
+    x, previous = gap + side + gap, ""
     for name, k in columns:
         if name != previous:
             x += 2 * gap
@@ -98,7 +104,7 @@ def contact_sheet(
             sheet.paste(tile, (x, y))
             if k == why.answered:
                 draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=exit_colour(k, count), width=3)
-        x += step
+        x += side + gap
     return sheet
 
 

@@ -5,6 +5,7 @@ Both are said twice (colour and place, style and legend), so nothing depends on 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -25,9 +26,11 @@ from exitlens.workflow.faithfulness import Faithfulness
 INK, PAPER = "#010203", "#fdfcfb"  # stand for the page's ink and paper, which its reader's light or dark mode decides
 LINES, MARKERS, HATCHES = ("-", "--", ":"), ("o", "s", "^"), ("", "////", "....")
 MOST = len(LINES)  # networks a plot tells apart
-WIDTH = 5.4  # inches: letters are legible when the page is a phone wide
+LONGEST = 24  # letters of a name
+WIDTH = 4.7  # inches: letters are legible when the page is a phone wide
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may have dollar signs
     "svg.hashsalt": "exitlens",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -48,6 +51,11 @@ class Series:
     report: Report
     faithfulness: Faithfulness | None = None
 
+    @property
+    def label(self) -> str:
+        """The name, cut where it would not leave room for the plot."""
+        return self.name if len(self.name) <= LONGEST else self.name[: LONGEST - 1] + "…"
+
 
 def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None) -> str:
     """Accuracy against cost: the frontier of each network, its exits alone, and the chosen policy."""
@@ -55,7 +63,7 @@ def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None)
         figure, axes = _figure(4.2)
         for line, marker, one in zip(LINES, MARKERS, series, strict=False):
             xs, ys = zip(*one.report.curve, strict=True)
-            axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{one.name}: best thresholds")
+            axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{one.label}: best thresholds")
             for row in one.report.exits:
                 if row.accuracy is not None:
                     colour = exit_colour(row.exit, len(one.report.exits))
@@ -69,13 +77,13 @@ def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None)
                     "ls": "none",
                     "zorder": 4,
                 }
-                axes.plot(*chosen, "*", **star, label=f"{one.name}: chosen policy")
+                axes.plot(*chosen, "*", **star, label=f"{one.label}: chosen policy")
         if plain_accuracy is not None:
             axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
         axes.set_xlabel("mean cost (plain backbone = 1)")
         axes.set_ylabel("accuracy (%)")
         axes.set_xlim(left=0)
-        axes.legend(loc="lower right")
+        figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower left")
         _exit_legend(figure, len(series[0].report.exits))
     said = "; ".join(f"{s.name}: {_percent(s.report.accuracy)} at cost {s.report.cost:.2f}" for s in series)
     return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {said}")
@@ -97,7 +105,7 @@ def exit_shares(series: Sequence[Series]) -> str:
                         left + 50 * share, row, said, ha="center", va="center", color=text_colour(colour), weight="bold"
                     )
                 left += 100 * share
-        axes.set_yticks(range(len(series)), [one.name for one in series])
+        axes.set_yticks(range(len(series)), [one.label for one in series])
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.set_xlim(0, 100)
@@ -112,7 +120,7 @@ def consistency(series: Sequence[Series]) -> str:
     values = [[row.consistency["cc"]["value"] for row in one.report.exits[:-1]] for one in series]
     nulls = [[row.consistency["cc"]["null"] for row in one.report.exits[:-1]] for one in series]
     return _bars(
-        [one.name for one in series],
+        [one.label for one in series],
         values,
         nulls,
         len(series[0].report.exits),
@@ -124,7 +132,7 @@ def consistency(series: Sequence[Series]) -> str:
 
 def deletion(series: Sequence[Series]) -> str:
     """Drop in the answer's probability after deleting the map's top cells; a line on each bar for random cells."""
-    checked = [(one.name, one.faithfulness) for one in series if one.faithfulness is not None]
+    checked = [(one.label, one.faithfulness) for one in series if one.faithfulness is not None]
     return _bars(
         [name for name, _ in checked],
         [f.deletion for _, f in checked],
@@ -158,7 +166,7 @@ def _bars(
         axes.set_ylabel(unit)
         axes.axhline(0, color=INK, lw=0.8)
         marks: list[Any] = [Patch(label=name, **_fill(i, "#8a8a8a")) for i, name in enumerate(names)]
-        figure.legend(handles=[*marks, Line2D([], [], color=INK, lw=2.5, label=control)], loc="outside upper left", ncols=2)
+        figure.legend(handles=[*marks, Line2D([], [], color=INK, lw=2.5, label=control)], loc="outside upper left")
     said = "; ".join(f"{n}: {', '.join(f'{v:.2f}' for v in row)}" for n, row in zip(names, values, strict=True))
     return _svg(figure, f"{alt}, by exit. {said}; {control}: {', '.join(f'{v:.2f}' for v in controls[0])}")
 
@@ -196,6 +204,8 @@ def _svg(figure: Figure, alt: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)  # ids must not be there twice in one page
+    prefix = hashlib.sha256(alt.encode()).hexdigest()[:8]
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>x{prefix}-", text)
     text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt, QUOTES)}" ', 1)

@@ -47,6 +47,8 @@ def write_report(
     counts = [s.net.num_exits for s in subjects]
     if len(set(counts)) > 1:
         raise InputError(f"subjects: expected networks with equally many exits, got {counts}: compare equals")
+    if counts[0] < 2:
+        raise InputError("subjects: expected networks with an early exit: attach one")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"report: {path} exists: choose another file")
     main = next(iter(subjects[0].reports))
@@ -54,6 +56,9 @@ def write_report(
     page = template("report.html.j2").render(
         subjects=subjects,
         main=main,
+        gated=any(s.policy.gate is not None for s in subjects),
+        weighs=all(s.net.info.head != "average" for s in subjects),
+        keeps=any(s.net.info.final == "keep" for s in subjects),
         exits=[{"name": exit_name(k, counts[0]), "colour": exit_colour(k, counts[0])} for k in range(counts[0])],
         summary=summary(subjects, main, speed or {}, plain_accuracy),
         made=made,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,16 @@ def bundle_of(path: Path) -> Path:
         if (candidate / MANIFEST).is_file():
             return candidate
     raise BundleError(f"bundle: {path} is no bundle and holds none (no {MANIFEST}): give what exitlens fit wrote")
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each run or bundle: its directory's, told apart where two are alike."""
+    names: list[str] = []
+    for path in paths:
+        name = path.name if path.name != "bundle" else path.resolve().parent.name
+        name = name or path.resolve().name
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+    return names
 
 
 def write_source(out: Path, source: DataSource, *, resume: bool) -> None:

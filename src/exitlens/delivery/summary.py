@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -25,8 +26,8 @@ def summary(
 
 def _saving(subject: Subject, main: str, speed: Mapping[str, Any], plain_accuracy: float | None) -> Markup:
     report = subject.reports[main]
-    said = Markup("{}, <b>{:.0f} %</b> of the {:,} test images are answered before the final exit").format(
-        subject.name[:1].upper() + subject.name[1:], 100 * (1 - report.exit_shares[-1]), report.samples
+    said = Markup("{}: <b>{:.0f} %</b> of the {:,} test images are answered before the final exit").format(
+        subject.name, 100 * (1 - report.exit_shares[-1]), report.samples
     )
     said += Markup(", at <b>{:.0f} %</b> of the backbone's {}").format(100 * report.cost, _term("cost", "cost"))
     if report.accuracy is not None and report.accuracy_drop is not None:
@@ -43,6 +44,8 @@ def _saving(subject: Subject, main: str, speed: Mapping[str, Any], plain_accurac
 
 def _agreement(subjects: Sequence[Subject], main: str) -> Markup:
     skills = [[row.consistency["cc"]["skill"] for row in s.reports[main].exits[:-1]] for s in subjects]
+    if any(math.isnan(skill) for found in skills for skill in found):
+        return Markup("")  # one image: nothing to shuffle
     said = Markup("Early exits look where the final exit looks with a {} of <b>{:.2f}</b> at exit 0").format(
         _term("skill", "skill"), skills[0][0]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -33,3 +34,8 @@ def count_rows(inputs: Inputs) -> int:
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     """Batches of at most ``size`` samples, in order."""
     return [map_inputs(inputs, lambda t, at=at: t[at : at + size]) for at in range(0, count_rows(inputs), size)]  # type: ignore[misc]
+
+
+def drawn(count: int, most: int, seed: int = 0) -> Tensor:
+    """Indices of ``most`` of ``count`` samples, drawn at random, in order; of all, where there are no more."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values

@@ -47,6 +47,13 @@ def keep_memory(kept: bool = True) -> bool:
     return True
 
 
+def release_memory() -> None:
+    """Gives back what is free now, of all threads; elsewhere than with glibc nothing happens."""
+    library = _library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
 @contextmanager
 def memory_kept() -> Iterator[None]:
     """Keeps memory for a while: times without page faults, which come and go with the size of the batch."""

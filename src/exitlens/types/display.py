@@ -30,11 +30,18 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str)
     return f"<table>{shown}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def data_uri(image: Image.Image, small: bool = True) -> str:
-    """A PNG as ``data:`` URI, for pages that load nothing; ``small`` costs time."""
-    buffer = io.BytesIO()
+def data_uri(image: Image.Image, small: bool = True, photo: bool = False) -> str:
+    """A picture as ``data:`` URI, for pages that load nothing: PNG, or what is smaller of PNG and JPEG for a ``photo``.
+
+    ``small`` costs time.
+    """
+    buffer, form = io.BytesIO(), "png"
     image.save(buffer, "PNG", **({"optimize": True} if small else {"compress_level": 1}))
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    if photo:
+        other = io.BytesIO()
+        image.save(other, "JPEG", quality=88)
+        buffer, form = min((buffer, "png"), (other, "jpeg"), key=lambda pair: len(pair[0].getvalue()))
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def to_picture(shown: Tensor) -> Image.Image:  # (1 or 3,H,W) in [0, 1]
@@ -56,7 +63,7 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
         width: of the drawing in the page; by default as wide as there is room.
     """
     rows, columns = attention.shape
-    heat = (attention / attention.max().clamp_min(1e-12)).tolist()
+    heat = shades(attention).tolist()
     across, down = base.width / columns, base.height / rows
     cells = []
     for r in range(rows):
@@ -74,6 +81,21 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
         f'aria-label="{escape(label, QUOTES)}"><image href="{data_uri(base.convert("L"))}" width="{base.width}" '
         f'height="{base.height}"/>{"".join(cells)}</svg>'
     )
+
+
+def told_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
+    """Both numbers with as many digits (``digits`` to 7) as tell them apart, where anything does."""
+    while digits < 7 and one != other and f"{one:.{digits}f}" == f"{other:.{digits}f}":
+        digits += 1
+    return f"{one:.{digits}f}", f"{other:.{digits}f}"
+
+
+def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
+    """A map as shares of full colour: its largest value, but at least three times what a uniform map has.
+
+    A map that looks everywhere alike is pale, not bright everywhere.
+    """
+    return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
 
 
 def exit_name(k: int, count: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from exitlens.types.display import exit_name, html_table, map_svg, to_picture
+from exitlens.types.display import exit_name, html_table, map_svg, to_picture, told_apart
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
@@ -38,7 +38,8 @@ class ExitView:
         logit, bias: of its own answer, before the policy's temperature.
         divergence, cc: of its attention map against the final exit's; ``None`` where the final exit was not run.
         previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
-        estimate: of the divergence by the policy's gate; ``None`` without one, and at the final exit.
+        estimate, limit: of the divergence by the policy's gate, and what it allows (``math.inf``: everything); ``None``
+            without a gate, and at the final exit.
     """
 
     exit: int
@@ -58,6 +59,7 @@ class ExitView:
     previous_divergence: float | None = None
     previous_cc: float | None = None
     estimate: float | None = None
+    limit: float | None = None
 
     def __repr__(self) -> str:
         fires = "fires" if self.fired else "does not fire"
@@ -146,18 +148,22 @@ class Explanation:
         view, last = self.exits[self.answered], self.num_exits - 1
         if view.exit == last:
             why = "no earlier exit could answer, so the final exit answered"
-            confidence = f"it is {100 * view.confidence:.1f} % sure"
+            confidence = f"with probability {100 * view.probabilities[view.label]:.1f} %"
         else:
             why = f"exit {view.exit} answered"
-            confidence = f"its confidence {view.confidence:.3f} reached the threshold {view.threshold:.3f}"
+            confidence = "its confidence {} reached the threshold {}".format(*told_apart(view.confidence, view.threshold))
             if view.estimate is not None and view.threshold > 0:
                 confidence += f" and its map is estimated to be near the final one (divergence {view.estimate:.3f})"
             if view.threshold == 0:
                 confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
         sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
-        sure = [f"exit {v.exit}" for v in self.exits[: self.answered] if v.confidence >= v.threshold]  # not trusted, then
-        if sure:
-            sentence += f" {' and '.join(sure).capitalize()} reached the threshold too, but the map was not trusted."
+        for one in self.exits[: self.answered]:
+            if one.confidence >= one.threshold and one.estimate is not None and one.limit is not None:
+                guess, limit = told_apart(one.estimate, one.limit)
+                sentence += (
+                    f" Exit {one.exit} reached the threshold too, but its map was not trusted: its estimated divergence "
+                    f"from the final one is {guess}, over the limit {limit}."
+                )
         if view.exit == last or self.final is None:
             return sentence
         said = self.name(self.final.label)
@@ -185,6 +191,7 @@ class Explanation:
         return row | {
             "label_name": self.name(view.label),
             "threshold": "never" if view.threshold == math.inf else view.threshold,
+            "limit": "none" if view.limit == math.inf else view.limit,
             "runner_up": view.runner_up,
             "runner_up_name": self.name(view.runner_up),
             "runner_up_probability": view.probabilities[view.runner_up].item(),

@@ -56,8 +56,8 @@ class Report:
         cost: mean cost in units of the plain backbone. exit_shares: per exit.
         overthinking: shares of samples that an early exit had right already and the final one has right too (wasteful) or
             wrong (destructive).
-        exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first;
-            (cost, agreement) without labels. It is fitted on this trace and therefore optimistic.
+        exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each
+            better than those before it; (cost, agreement) without labels. It is fitted on this trace: optimistic.
         samples: N.
     """
 
@@ -182,5 +182,9 @@ def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
         best = (predictions(trace)[:, -1] == trace.labels).float().mean().item()
     index = quantise(early_scores(trace, policy)).index
     ends = [evaluate_cuts(index, risk, trace.cost, (c,) * index.shape[1]) for c in (0.0, math.inf)]
-    points = {(p.cost, best - p.risk) for p in [*frontier(index, risk, trace.cost), *ends]}
-    return tuple(sorted(points))
+    points = sorted((p.cost, best - p.risk) for p in [*frontier(index, risk, trace.cost), *ends])
+    kept = points[:1]
+    for point in points[1:]:
+        if point[1] > kept[-1][1]:  # what costs more and is no better is no best policy
+            kept.append(point)
+    return tuple(kept)

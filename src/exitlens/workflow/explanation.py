@@ -142,6 +142,7 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
             previous_divergence=None if to_previous is None else to_previous[0][i].item(),
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
             estimate=None if one.estimate is None else one.estimate[i].item(),
+            limit=None if one.estimate is None or policy.gate is None else policy.gate.limits[k],
         )
 
     return view

@@ -14,7 +14,7 @@ from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
-from exitlens.functional.inputs import MASK, Inputs, split_rows
+from exitlens.functional.inputs import MASK, Inputs, count_rows, drawn, split_rows
 from exitlens.functional.maps import top_cells
 from exitlens.functional.similarity import pearson
 from exitlens.model.heads import EvidenceHead
@@ -71,14 +71,14 @@ def faithfulness(
         net: in any mode; used in evaluation mode and given back as it was.
         data: an :class:`~exitlens.data.images.ImageSet` or :class:`~exitlens.data.texts.TextSet`; with masks, the mask
             measures are taken too.
-        samples: at most this many images, the first of the set.
+        samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.
         grid: evaluation grid; an exit with a coarser map is judged on its own.
-        seed: of the random cells and the randomised heads.
+        seed: of that draw, the random cells and the randomised heads.
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
-    data = data.first(samples)
+    data = data.subset(drawn(len(data), samples, seed))
     images = data.inputs
     net.check_input(images, "data")
     if net.contract.is_text and MASK not in net.contract.names:
@@ -140,18 +140,23 @@ def _exit_probabilities(net: ExitNet, images: Inputs, exit_index: int, batch_siz
 
 def _randomised(net: ExitNet, images: Inputs, plain: Sequence[ExitOutput], seed: int) -> tuple[float | None, ...]:
     """Head-randomisation check (arXiv 1810.03292): every head's weights replaced by random ones of the same spread."""
-    values: list[float | None] = []
     generator = torch.Generator().manual_seed(seed)
-    carried = net.check_input(split_rows(images, 250)[0])
-    for stage, head, out in zip(net.stages, net.heads, plain, strict=True):
-        carried = stage(*carried)
-        if not isinstance(head, EvidenceHead):
-            values.append(None)
-            continue
-        other = copy.deepcopy(head)
-        for module in other.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                noise = torch.randn(module.weight.shape, generator=generator)
-                module.weight.copy_(noise * module.weight.std(correction=0).clamp_min(1e-3))
-        values.append(pearson(out.attention[: len(carried[0])], other(*carried).attention).mean().item())
-    return tuple(values)
+    others = [_random_head(head, generator) if isinstance(head, EvidenceHead) else None for head in net.heads]
+    sums, start = [0.0] * len(others), 0
+    for chunk in split_rows(images, 250):
+        carried, stop = net.check_input(chunk), start + count_rows(chunk)
+        for k, (stage, other) in enumerate(zip(net.stages, others, strict=True)):
+            carried = stage(*carried)
+            if other is not None:
+                sums[k] += pearson(plain[k].attention[start:stop], other(*carried).attention).sum().item()
+        start = stop
+    return tuple(None if other is None else total / start for other, total in zip(others, sums, strict=True))
+
+
+def _random_head(head: EvidenceHead, generator: torch.Generator) -> EvidenceHead:
+    other = copy.deepcopy(head)
+    for module in other.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            noise = torch.randn(module.weight.shape, generator=generator)
+            module.weight.copy_(noise * module.weight.std(correction=0).clamp_min(1e-3))
+    return other

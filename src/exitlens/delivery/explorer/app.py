@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +20,8 @@ from exitlens.errors import MissingExtraError
 from exitlens.types.display import exit_name
 
 LARGEST_UPLOAD = "50mb"
+KEPT = 600  # seconds that an upload stays on disk
+SUBDUED = {"body_text_color_subdued": "#59636e", "body_text_color_subdued_dark": "#a7b0b9"}
 
 
 def build(explorer: Explorer) -> Any:
@@ -25,7 +32,7 @@ def build(explorer: Explorer) -> Any:
     """
     gradio = import_gradio()
     view = View(explorer)
-    with gradio.Blocks(title="exitlens", analytics_enabled=False) as page:
+    with gradio.Blocks(title="exitlens", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gradio.HTML("<h1>Watch a network decide</h1>")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
@@ -141,7 +148,10 @@ def serve(
         threading.Thread(target=explorer.trace, args=(i,), daemon=True).start()
     templates = files("exitlens.delivery") / "templates"
     script = (templates / "explorer.js").read_text(encoding="utf-8")
-    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(**SUBDUED)
+    uploads = tempfile.mkdtemp(prefix="exitlens-")
+    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = uploads
     _, address, _ = page.launch(
         server_name="127.0.0.1",
         server_port=port,
@@ -157,6 +167,7 @@ def serve(
     )
     ready(str(address))
     if wait:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is taken away
         page.block_thread()
     return str(address)
 

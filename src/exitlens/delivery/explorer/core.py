@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 from exitlens.data.fashion import Split, load_scenes
-from exitlens.data.folders import read_image
+from exitlens.data.folders import open_picture
 from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bundle import load
-from exitlens.delivery.runs import bundle_of, image_preprocess, load_samples, text_preprocess
+from exitlens.delivery.runs import bundle_of, image_preprocess, load_samples, short_names, text_preprocess
 from exitlens.errors import DataError, ExitlensError, InputError
 from exitlens.functional.inputs import Inputs
+from exitlens.model.memory import release_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess, Trace
 from exitlens.types.display import from_pixels
@@ -29,7 +30,7 @@ from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
 from exitlens.workflow.inference import predict
 
-MAX_PIXELS = 25_000_000  # of an upload: what is read has to fit into memory several times
+MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the side that is kept of it
 SAMPLES, EXAMPLES, ROUNDS = 2000, 12, 3
 DISPLAY = 320  # pixels of a picture's longer side
 
@@ -78,8 +79,9 @@ class Explorer:
         if not 1 <= len(bundles) <= 2:
             raise InputError(f"bundle: expected one bundle, or two to compare, got {len(bundles)}")
         self.subjects: list[Subject] = []
-        for path in bundles:
-            self.subjects.append(self._subject(Path(path)))
+        paths = [Path(path) for path in bundles]
+        for name, path in zip(short_names(paths), paths, strict=True):
+            self.subjects.append(self._subject(name, path))
         kinds = {subject.net.contract.is_text for subject in self.subjects}
         if len(kinds) > 1:
             raise InputError("bundle: one network takes texts and the other images: compare two of a kind")
@@ -91,7 +93,7 @@ class Explorer:
         self._traces: dict[int, Trace | str] = {}
         self._lock = threading.Lock()
 
-    def _subject(self, path: Path) -> Subject:
+    def _subject(self, name: str, path: Path) -> Subject:
         directory = bundle_of(path)
         net, policy = load(directory)
         if policy is None:  # of a network without one, what a first look takes
@@ -100,9 +102,7 @@ class Explorer:
             thresholds = like.thresholds if like is not None and fits else (0.9,) * (net.num_exits - 1)
             score = like.score if like is not None and fits else "max_probability"
             policy = Policy(thresholds, score)
-        name = path.name if path.name != "bundle" else path.resolve().parent.name
-        taken = {subject.name for subject in self.subjects}
-        return Subject(name if name not in taken else f"{name} (2)", directory, net, policy)
+        return Subject(name, directory, net, policy)
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
@@ -145,11 +145,11 @@ class Explorer:
             DataError: for anything that is no image, or is too large; its message does not show where the file lies.
         """
         try:
-            picture = from_pixels(read_image(path, None, 3, MAX_PIXELS))
+            return open_picture(path, 3, MAX_PIXELS, LONGEST)
         except DataError as error:
             raise DataError(str(error).replace(str(path), path.name)) from error
-        picture.thumbnail((1024, 1024))
-        return picture
+        finally:
+            release_memory()  # or every thread that once read a large one would stay as large
 
     def encode(self, subject: Subject, shown: Image.Image | str) -> Inputs:
         """A picture or text as input of one network."""

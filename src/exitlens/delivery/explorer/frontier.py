@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matplotlib.ticker import MaxNLocator
 
 from exitlens.delivery.pages import template
@@ -11,19 +9,19 @@ from exitlens.types.display import exit_colour, exit_name
 from exitlens.workflow.evaluation import Report
 
 WIDTH, HEIGHT = 380, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 10, 22, HEIGHT - 34  # where the axes are
+LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 12, 26, HEIGHT - 40  # where the axes are
 
 
-def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
+def frontier_svg(report: Report) -> str:
     """Accuracy against cost: the best thresholds at every price, each exit alone, and where the thresholds are now.
 
     Args:
-        report: of the thresholds as they are. curve: (cost, accuracy) of the best thresholds, or (cost, agreement).
+        report: of the thresholds as they are.
     """
     labelled = report.accuracy is not None
     exits = [(row.cost, row.agreement if row.accuracy is None else row.accuracy) for row in report.exits]
     now = (report.cost, 1 - report.disagreement if report.accuracy is None else report.accuracy)
-    points = [*curve, *exits, now]
+    points = [*report.curve, *exits, now]
     costs = _ticks(0.0, max(x for x, _ in points))
     low, high = (100 * f(y for _, y in points) for f in (min, max))
     levels = [level for level in _ticks(low, high) if level <= 100]
@@ -50,7 +48,7 @@ def frontier_svg(report: Report, curve: Sequence[tuple[float, float]]) -> str:
         bottom=BOTTOM,
         across=[(at((x, 0.0))[0], f"{x:g}") for x in costs],
         up=[(at((0.0, y / 100))[1], f"{y:g}") for y in levels],
-        line=[at(p) for p in sorted(curve)],
+        line=[at(p) for p in report.curve],
         exits=named,
         here=at(now),
         what=what,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -15,14 +14,18 @@ from exitlens.delivery.pages import template
 from exitlens.delivery.pictures import heat
 from exitlens.delivery.tokens import shaded
 from exitlens.types import ExitView, Explanation
-from exitlens.types.display import data_uri, exit_colour, exit_name
+from exitlens.types.display import data_uri, exit_colour, exit_name, told_apart
 from exitlens.workflow.evaluation import Report
 
-BARS = 3  # classes shown an exit
+BARS, MOST = 3, 50  # classes shown an exit, and on demand
 
 
-def answer_page(answer: Answer, picture: Image.Image | None) -> str:
-    """What one network says: every exit's map over the picture, its probabilities, and the rule that let it answer."""
+def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) -> str:
+    """What one network says: every exit's map over the picture, its probabilities, and the rule that let it answer.
+
+    Args:
+        side: pixels that a map is wide, at least.
+    """
     why = answer.why
     base = "" if picture is None else data_uri(_base(picture), small=False)
     return template("explorer_answer.html.j2").render(
@@ -34,6 +37,7 @@ def answer_page(answer: Answer, picture: Image.Image | None) -> str:
         rounds=ROUNDS,
         cost=why.exits[why.answered].cost,
         base=base,
+        side=side,
         exits=[_exit(why, view, answer.subject, with_map=picture is not None) for view in why.exits],
     )
 
@@ -53,8 +57,10 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
     name = exit_name(view.exit, why.num_exits)
     top = view.probabilities.topk(min(BARS, len(view.probabilities)))
     bars = [(why.name(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+    others = view.probabilities.argsort(descending=True)[len(bars) : MOST].tolist()
     later = view.exit > why.answered
     held = "was not trusted" if view.confidence >= view.threshold else "was not sure enough"
+    held = "does not answer under these thresholds" if view.threshold == math.inf else held
     role = "answered" if view.exit == why.answered else "would say" if later else held
     return {
         "name": name,
@@ -63,7 +69,8 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
         "later": later,
         "role": role,
         "probabilities": bars,
-        "rule": _rule(view, subject, view.exit == why.num_exits - 1),
+        "others": [(why.name(i), view.probabilities[i].item()) for i in others],
+        "rule": _rule(view, view.exit == why.num_exits - 1),
         "agreement": _agreement(view, view.exit == why.num_exits - 1),
         "alt": f"Where {name} looked for its answer {why.name(view.label)}",
         "heat": data_uri(heat(view.attention), small=False) if with_map else "",
@@ -71,19 +78,19 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
     }
 
 
-def _rule(view: ExitView, subject: Subject, is_final: bool) -> str:
+def _rule(view: ExitView, is_final: bool) -> str:
     if is_final:
         return f"confidence {view.confidence:.3f}; it answers whatever comes to it"
-    word = "≥" if view.confidence >= view.threshold else "<"
-    said = f"confidence {view.confidence:.3f} {word} threshold {view.threshold:.3f}"
+    confidence, threshold = told_apart(view.confidence, view.threshold)
+    word = "≥" if view.fired or view.confidence >= view.threshold else "<"
+    said = f"confidence {confidence} {word} threshold {threshold}"
     if view.threshold == math.inf:
-        said = f"confidence {view.confidence:.3f}; under these thresholds it never answers"
-    gate = subject.policy.gate
-    if gate is None or view.estimate is None:
+        said = f"confidence {confidence}; under these thresholds it never answers"
+    if view.estimate is None or view.limit is None:
         return said
-    allowed = gate.limits[view.exit]
-    word = "≤" if view.estimate <= allowed else ">"
-    return f"{said}; estimated divergence {view.estimate:.3f} {word} {allowed:.3f}, the gate's limit"
+    guess, limit = told_apart(view.estimate, view.limit)
+    word = "≤" if view.estimate <= view.limit else ">"
+    return f"{said}; estimated divergence {guess} {word} {limit}, the gate's limit"
 
 
 def _agreement(view: ExitView, is_final: bool) -> str:
@@ -93,9 +100,7 @@ def _agreement(view: ExitView, is_final: bool) -> str:
     return f"map against the final one: divergence {view.divergence:.3f}, correlation {view.cc:.2f}{before}"
 
 
-def routed_page(
-    subject: Subject, report: Report | str, curve: Sequence[tuple[float, float]], changed: bool, kind: str
-) -> str:
+def routed_page(subject: Subject, report: Report | str, changed: bool, kind: str) -> str:
     """What thresholds do on the trace of ``kind`` samples, and where that lies on the frontier."""
     if isinstance(report, str):
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
@@ -114,5 +119,5 @@ def routed_page(
         cost=report.cost,
         divergence=report.divergence,
         exits=shares,
-        plot=Markup(frontier_svg(report, curve)),
+        plot=Markup(frontier_svg(report)),
     )

@@ -15,10 +15,9 @@ from PIL import Image
 from exitlens.delivery.explorer.core import Explorer, cover
 from exitlens.delivery.explorer.page import answer_page, routed_page
 from exitlens.errors import DataError, ExitlensError
-from exitlens.types import Trace
 from exitlens.types.display import data_uri
-from exitlens.workflow.sweeping import sweep
 
+SIDE = {1: 240, 2: 180}  # pixels that a map is wide, at least, by the number of networks
 NEVER = 1.01  # where a threshold's slider ends: no score is that high
 
 
@@ -29,7 +28,6 @@ class View:
         self.explorer = explorer
         self.examples = explorer.examples()
         self.texts = explorer.example_texts() if explorer.is_text else []
-        self._curves: dict[int, list[tuple[float, float]]] = {}
 
     def example_buttons(self) -> str:
         """Buttons with the example images."""
@@ -70,6 +68,8 @@ class View:
 
     def say(self, text: str, *thresholds: float) -> list[Any]:
         """A text was written."""
+        if not text.strip():
+            return [None, *self._nothing("Write a text first.")]
         return [text, *self._answers(text, thresholds)]
 
     def upload(self, path: str | None, *thresholds: float) -> list[Any]:
@@ -110,9 +110,8 @@ class View:
             subject = self.explorer.subjects[index]
             report = self.explorer.routed(index, thresholds)
             moved = thresholds != subject.policy.thresholds
-            return routed_page(
-                subject, report, self._curve(index), moved or not subject.policy.chosen_by, self.explorer.kind
-            )
+            by_hand = moved or not subject.policy.chosen_by
+            return routed_page(subject, report, by_hand, self.explorer.kind)
 
         return routed
 
@@ -124,7 +123,9 @@ class View:
             for i, values in enumerate(self._split(thresholds)):
                 chosen = _thresholds(values, self.explorer.subjects[i].policy.thresholds)
                 answer = self.explorer.answer(i, shown, chosen)
-                pages.append(answer_page(answer, None if isinstance(shown, str) else shown))
+                pages.append(
+                    answer_page(answer, None if isinstance(shown, str) else shown, SIDE[len(self.explorer.subjects)])
+                )
         except ExitlensError as error:
             return self._nothing(str(error))
         return [*pages, ""]
@@ -143,13 +144,6 @@ class View:
     def _nothing(self, reason: str) -> list[Any]:
         alert = Markup('<p class="xl-error" role="alert">{}</p>').format(reason)
         return [*[""] * len(self.explorer.subjects), str(alert)]
-
-    def _curve(self, index: int) -> list[tuple[float, float]]:
-        if index not in self._curves:
-            trace = self.explorer.trace(index)
-            points = sweep(trace) if isinstance(trace, Trace) and len(trace) >= 10 else []
-            self._curves[index] = [(p.cost.value, (p.accuracy or p.agreement).value) for p in points]
-        return self._curves[index]
 
 
 def at_slider(threshold: float) -> float:

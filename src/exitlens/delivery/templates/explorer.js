@@ -73,6 +73,8 @@
   }).observe(document, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
   document.addEventListener("click", (event) => {
     if (event.target.closest && event.target.closest("#xl-clear")) clean();
+    const enlarge = event.target.closest && event.target.closest(".xl-enlarge");
+    if (enlarge) enlarge.closest(".xl-exit").classList.toggle("xl-large");
     const button = event.target.closest && event.target.closest("[data-example]");
     if (button) tell("xl-choice", button.dataset.example + ":" + Date.now());
   });
