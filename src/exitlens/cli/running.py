@@ -28,7 +28,7 @@ from exitlens.delivery.runs import (
     text_preprocess,
 )
 from exitlens.delivery.tokens import token_table, write_tokens
-from exitlens.types.display import exit_name
+from exitlens.types.display import exit_name, told_apart
 
 
 @app.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -152,13 +152,24 @@ def explain(
     why = xl.explain(net, preprocess.normalise(xl.read_image(image, preprocess.size, len(preprocess.mean))), policy)
     if out is not None:
         save_explanation(why, out, preprocess, image.stem)
-    rows = [["exit", "answer", "confidence", "threshold", "map CC with final", ""]]
+    show(json_, why.to_dict(), why.reason, _table(why))
+
+
+def _table(why: xl.Explanation) -> list[list[str]]:
+    """One row an exit: its answer, and what it had to reach; with a gate, the estimated divergence and its limit."""
+    gated = any(view.estimate is not None for view in why.exits)
+    rows = [["exit", "answer", "confidence", "threshold", *(["gate"] if gated else []), "map CC with final", ""]]
     for view in why.exits:
+        confidence, threshold = told_apart(view.confidence, view.threshold)
+        if view.exit == why.num_exits - 1:
+            confidence, threshold = f"{view.confidence:.3f}", "answers the rest"
+        cells = [confidence, threshold.replace("inf", "never")]
+        if gated:
+            guess, limit = told_apart(view.estimate or 0.0, view.limit or 0.0)
+            cells.append("" if view.estimate is None else f"{guess} (limit {limit.replace('inf', 'none')})")
         mark = "answered" if view.exit == why.answered else ""
-        threshold = "answers the rest" if view.exit == len(why.exits) - 1 else f"{view.threshold:.3f}"
-        numbers = [f"{view.confidence:.3f}", threshold.replace("inf", "never"), f"{view.cc:.2f}"]
-        rows.append([exit_name(view.exit, len(why.exits)), why.name(view.label), *numbers, mark])
-    show(json_, why.to_dict(), why.reason, rows)
+        rows.append([exit_name(view.exit, why.num_exits), why.name(view.label), *cells, f"{view.cc:.2f}", mark])
+    return rows
 
 
 def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, skip_bad: bool, json_: bool) -> None:
