@@ -45,6 +45,9 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):  # noqa: F811
     assert code == 0
     rows = json.loads(shown)["predictions"]
     assert all(0 <= row["divergence_estimate"] <= 1 for row in rows)
+    code, shown, _ = call("explain", "--bundle", again, "--image", next(folder.rglob("*.png")))
+    assert code == 0
+    assert "(limit" in shown
 
 
 def test_the_watch(trained, folder, call):  # noqa: F811
