@@ -193,6 +193,9 @@ def calibrate(
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
+    if all(value is None for value in (*limits.values(), max_cost)):
+        options = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost"))
+        raise xl.InputError(f"limits: expected at least one of {options}")
     checked_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
     directory = bundle_of(bundle)
     net, _ = xl.load(directory)
