@@ -94,9 +94,9 @@ def test_contrast_of_known_colours():
 
 
 def test_colours_of_exits_are_seen_on_white_and_black_and_carry_text():
-    colours = [exit_colour(k, 8) for k in range(8)]
-    assert len(set(colours)) == 8
-    assert exit_colour(2, 3) == exit_colour(7, 8)  # final
+    colours = [exit_colour(k, 11) for k in range(11)]
+    assert len(set(colours)) == 11
+    assert exit_colour(2, 3) == exit_colour(10, 11)  # final
     for colour in colours:
         assert contrast(colour, "#ffffff") >= 3  # WCAG 1.4.11, graphics
         assert contrast(colour, "#14181c") >= 3

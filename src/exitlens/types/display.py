@@ -14,8 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 COLOURS = "inferno"  # perceptually uniform, told apart in grey and by colour-blind readers
-# Of exits, on every page and picture: Okabe and Ito's, those that are faint on white or on black made darker or lighter.
-EARLY_COLOURS = ("#0072B2", "#CC8200", "#009E73", "#C2679B", "#2F9ADB", "#D55E00", "#8A73D6")
+# Of exits, on every page and picture: Okabe and Ito's, those that are faint on white or on black made darker or lighter,
+# and three more; beyond ten early exits they come again.
+EARLY_COLOURS = (
+    "#0072B2",
+    "#CC8200",
+    "#009E73",
+    "#C2679B",
+    "#2F9ADB",
+    "#D55E00",
+    "#8A73D6",
+    "#A0522D",
+    "#7A8B00",
+    "#00868B",
+)
 FINAL_COLOUR = "#767676"
 QUOTES = {'"': "&quot;"}
 

@@ -31,7 +31,7 @@ from exitlens.workflow.explanation import explain
 from exitlens.workflow.inference import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the side that is kept of it
-SAMPLES, EXAMPLES, ROUNDS = 2000, 12, 3
+SAMPLES, EXAMPLES, ROUNDS = 2000, 12, 5
 DISPLAY = 320  # pixels of a picture's longer side
 
 
