@@ -106,7 +106,8 @@ def speeds(out: Path, runs: Path, quick: bool, patterns: Sequence[str]) -> None:
             found = study_speed.measure(data, seed, splits, out, runs, rounds=1 if quick else study_speed.ROUNDS)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(found, indent=1) + "\n")
-            print(f"{name}: {found['speed']['speedup']:.2f} times faster", flush=True)
+            times = ", ".join(f"{row['speed']['speedup']:.2f} times faster ({row['policy']})" for row in found["rows"])
+            print(f"{name}: {times}", flush=True)
 
 
 def _plain(job: Job, splits: Splits, runs: Path) -> Path:

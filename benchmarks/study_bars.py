@@ -233,7 +233,8 @@ def _speed(folder: Path) -> Iterator[Row]:
     for data, limit in (("scenes", 2), ("fashion", 3)):
         found = [json.loads(path.read_text()) for path in sorted((folder / "speed").glob(f"{data}-*.json"))]
         if found:
-            times = mean(one["speed"]["speedup"] for one in found)
-            yield f"study|speed|{data}", f"{data}: times faster than (a), batch 64", times, ">=", limit
-            lost = mean(100 * one["accuracy_drop"] for one in found)
+            rows = [row for one in found for row in one["rows"] if row["policy"].startswith("budget")]
+            times = mean(row["speed"]["speedup"] for row in rows)
+            yield f"study|speed|{data}", f"{data}: times faster than (a), batch 64, within the budget", times, ">=", limit
+            lost = mean(100 * row["accuracy_drop"] for row in rows)
             yield f"study|lost|{data}", f"{data}: points lost to (a) at that speed", lost, "<=", 0.3
