@@ -37,6 +37,7 @@ def test_an_answer_is_that_of_explain(explorer):
     assert answer.why.label == why.label
     assert answer.why.answered == why.answered
     assert answer.ours_ms > 0
+    assert 1 <= answer.rounds <= 5
     page = answer_page(answer, picture)
     assert why.reason.replace("'", "&#39;") in page
     assert page.count("<figure") == 4

@@ -31,7 +31,8 @@ from exitlens.workflow.explanation import explain
 from exitlens.workflow.inference import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the side that is kept of it
-SAMPLES, EXAMPLES, ROUNDS = 2000, 12, 5
+SAMPLES, EXAMPLES = 2000, 12
+ROUNDS, PATIENCE = 5, 0.3  # times that an answer is timed; seconds after which no more are begun
 DISPLAY = 320  # pixels of a picture's longer side
 
 
@@ -55,12 +56,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one network says: every exit's view, and the measured time of the answer and of the full network."""
+    """What one network says: every exit's view, and the measured time of the answer and of the full network.
+
+    ``ours_ms`` and ``full_ms`` are medians of ``rounds`` runs.
+    """
 
     subject: Subject
     why: Explanation
     ours_ms: float
     full_ms: float
+    rounds: int
 
 
 class Explorer:
@@ -177,12 +182,13 @@ class Explorer:
         full = replace(policy, thresholds=(math.inf,) * len(policy.thresholds))
         ours: list[float] = []
         whole: list[float] = []
-        for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        while len(ours) < ROUNDS and (not ours or time.perf_counter() - begun < PATIENCE):
             for chosen, into in ((policy, ours), (full, whole)):
                 started = time.perf_counter()
                 predict(subject.net, inputs, chosen)
                 into.append(1000 * (time.perf_counter() - started))
-        return Answer(subject, why, statistics.median(ours), statistics.median(whole))
+        return Answer(subject, why, statistics.median(ours), statistics.median(whole), len(ours))
 
     def policy(self, index: int, thresholds: Sequence[float] | None) -> Policy:
         """The subject's policy, with other thresholds if given: then without its gate's record of what was promised."""

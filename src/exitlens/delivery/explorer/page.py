@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from exitlens.delivery.explorer.core import DISPLAY, ROUNDS, Answer, Subject
+from exitlens.delivery.explorer.core import DISPLAY, Answer, Subject
 from exitlens.delivery.explorer.frontier import frontier_svg
 from exitlens.delivery.pages import template
 from exitlens.delivery.pictures import heat
@@ -34,7 +34,7 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
         ours_ms=answer.ours_ms,
         full_ms=answer.full_ms,
         times=_times(answer),
-        rounds=ROUNDS,
+        rounds=answer.rounds,
         cost=why.exits[why.answered].cost,
         base=base,
         side=side,
