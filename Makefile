@@ -12,7 +12,6 @@ runs/demo/result.json: | $(VENV)/.installed
 	$(BIN)/exitlens demo --out runs/demo --resume
 
 app: demo  ## a local page to watch the demo's two networks decide
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[app]'
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
 
 test: $(VENV)/.installed  ## all tests, with branch coverage

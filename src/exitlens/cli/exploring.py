@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,5 +25,6 @@ def explore(
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
     import_gradio()
     explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C, what was uploaded is taken away
     console.print("Starting; Ctrl-C stops it.", highlight=False)
     serve(explorer, port=port, ready=lambda address: console.print(literal(f"Open {address}"), highlight=False))

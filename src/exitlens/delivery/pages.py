@@ -18,7 +18,7 @@ def _environment() -> jinja2.Environment:
     )
     made.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:.{digits}f}"
     made.filters["number"] = lambda v, digits=2: "–" if v is None or v != v else f"{v:.{digits}f}"
-    made.filters["threshold"] = lambda v: "never" if v > 1e9 else f"{v:.3f}"
+    made.filters["threshold"] = lambda v: "never" if v > 1e9 else f"{v:.5f}"
     return made
 
 

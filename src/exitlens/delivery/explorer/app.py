@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -167,7 +165,6 @@ def serve(
     )
     ready(str(address))
     if wait:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is taken away
         page.block_thread()
     return str(address)
 
