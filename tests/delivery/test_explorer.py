@@ -2,7 +2,6 @@
 
 import base64
 import math
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -156,21 +155,10 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 # --- hostile input ---
 
 
-def test_a_large_upload_is_shrunk_and_its_memory_given_back(explorer, tmp_path):
+def test_a_large_upload_is_shrunk(explorer, tmp_path):
     path = tmp_path / "large.png"
-    Image.new("RGBA", (6000, 4000)).save(path)  # 24 million pixels
-    for _ in range(2):
-        assert explorer.read(path).size == (1024, 683)
-    before = _resident()
-    for _ in range(4):
-        explorer.read(path)
-    assert _resident() - before < 50
-
-
-def _resident() -> float:
-    """MB of this process."""
-    status = Path("/proc/self/status")
-    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) / 1024 if status.exists() else 0.0
+    Image.new("RGBA", (6000, 4000)).save(path)  # 24 million pixels; the browser's test watches the memory
+    assert explorer.read(path).size == (1024, 683)
 
 
 def test_rules_have_as_many_digits_as_it_takes(explorer):
