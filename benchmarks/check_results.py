@@ -163,6 +163,13 @@ def explorer(found: dict[str, Any]) -> Iterator[Bar]:
         yield Bar(f"explorer|{title}", what, one["explain_beyond_network"][0], "<=", 150)
 
 
+def study(folder: Path) -> Iterator[Bar]:
+    """The study's promises; those that compare conditions say which."""
+    for promise in study_bars.bars(folder):
+        what = f"{promise.what} [{promise.track}]" if promise.track else promise.what
+        yield Bar(promise.key, what, promise.figure, promise.sense, promise.limit)
+
+
 def all_bars(folder: Path) -> Iterator[Bar]:
     """Of every committed result."""
     for path in sorted((folder / "performance").glob("*.json")):
@@ -173,7 +180,7 @@ def all_bars(folder: Path) -> Iterator[Bar]:
     if (folder / "explorer.json").exists():
         yield from explorer(json.loads((folder / "explorer.json").read_text()))
     if (folder / "study").is_dir() and not study_bars.missing(folder / "study"):
-        yield from (Bar(*row) for row in study_bars.bars(folder / "study"))
+        yield from study(folder / "study")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What the study promises, as (key, what, figure, sense, limit); means over seeds, differences paired by seed.
+"""What the study promises, each beside its figure; means over seeds, differences paired by seed.
 
 Every promise is judged three times: as it was planned (our exits, neck and loss together, against evidence heads without it), and
 with the heads alike, so that what the neck does is not taken for what the loss does.
@@ -15,11 +15,27 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from exitlens.functional.quality import area_under_curve
-from study_conditions import FOR, SEEDS
+from study_conditions import CONDITIONS, FOR, SEEDS
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # condition -> seed -> what study_run.run found
-Row = tuple[str, str, float, str, float]
+Pick = Callable[[dict[str, Any]], float]
 PLAIN, AVERAGE = "plain", "average"
+
+
+class Promise(NamedTuple):
+    """``key`` names it for the list of known misses; ``note`` is the figure's 95 % interval, or what the figure is an end of."""
+
+    key: str
+    what: str
+    figure: float
+    sense: str
+    limit: float
+    note: str = ""
+    track: str = ""  # which conditions were compared; none for promises that are judged once
+
+    @property
+    def is_kept(self) -> bool:
+        return self.figure <= self.limit if self.sense == "<=" else self.figure >= self.limit
 
 
 class Track(NamedTuple):
@@ -63,17 +79,29 @@ def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
     return mean(values), float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
-def over_seeds(rows: Rows, condition: str, pick: Callable[[dict[str, Any]], float]) -> list[float]:
+def _mean(key: str, what: str, values: list[float], sense: str, limit: float) -> Promise:
+    """Of the mean over seeds."""
+    middle, half = interval(values)
+    return Promise(key, what, middle, sense, limit, "" if half == float("inf") else f"± {half:.2g}")
+
+
+def _lower_end(key: str, what: str, values: list[float], limit: float) -> Promise:
+    """Of the lower end of the interval, at least."""
+    middle, half = interval(values)
+    return Promise(key, f"{what}, lower end", middle - half, ">=", limit, f"({middle:.2g} ± {half:.2g})")
+
+
+def over_seeds(rows: Rows, condition: str, pick: Pick) -> list[float]:
     return [pick(found) for _, found in sorted(rows[condition].items())]
 
 
-def paired(rows: Rows, first: str, second: str, pick: Callable[[dict[str, Any]], float]) -> list[float]:
+def paired(rows: Rows, first: str, second: str, pick: Pick, of_second: Pick | None = None) -> list[float]:
     """Differences of the seeds that both have."""
     seeds = sorted(rows[first].keys() & rows[second].keys())
-    return [pick(rows[first][seed]) - pick(rows[second][seed]) for seed in seeds]
+    return [pick(rows[first][seed]) - (of_second or pick)(rows[second][seed]) for seed in seeds]
 
 
-def accuracy(exit_index: int, test: str = "") -> Callable[[dict[str, Any]], float]:
+def accuracy(exit_index: int, test: str = "") -> Pick:
     """In points; the first test set if none is named."""
 
     def pick(found: dict[str, Any]) -> float:
@@ -83,9 +111,7 @@ def accuracy(exit_index: int, test: str = "") -> Callable[[dict[str, Any]], floa
     return pick
 
 
-def consistency(
-    measure: str, field: str, exit_index: int | None = None, test: str = ""
-) -> Callable[[dict[str, Any]], float]:
+def consistency(measure: str, field: str, exit_index: int | None = None, test: str = "") -> Pick:
     """Of one early exit, or the mean over the early exits."""
 
     def pick(found: dict[str, Any]) -> float:
@@ -96,7 +122,7 @@ def consistency(
     return pick
 
 
-def faithful(measure: str, exit_index: int) -> Callable[[dict[str, Any]], float]:
+def faithful(measure: str, exit_index: int) -> Pick:
     """A faithfulness measure of one exit; deletion against random cells."""
 
     def pick(found: dict[str, Any]) -> float:
@@ -114,17 +140,17 @@ def missing(folder: Path) -> list[str]:
     return [name for name in names if not (folder / f"{name}.json").exists()]
 
 
-def bars(folder: Path) -> Iterator[Row]:
+def bars(folder: Path) -> Iterator[Promise]:
     """All that there are runs for."""
     scenes, small = load_runs(folder, "scenes"), load_runs(folder, "small")
     for track in TRACKS:
-        for key, what, figure, sense, limit in _of_track(scenes, small, track):
-            yield f"study|{key}|{track.name}", f"{what} [{track.name}]", figure, sense, limit
+        for promise in _of_track(scenes, small, track):
+            yield promise._replace(key=f"study|{promise.key}|{track.name}", track=track.name)
     yield from _area(scenes)
     yield from _speed(folder)
 
 
-def _of_track(scenes: Rows, small: Rows, track: Track) -> Iterator[Row]:
+def _of_track(scenes: Rows, small: Rows, track: Track) -> Iterator[Promise]:
     if _common(scenes, track.egt, track.base):
         yield from _agreement(scenes, track)
         yield from _accuracy(scenes, track)
@@ -142,36 +168,39 @@ def _common(rows: Rows, *keys: str) -> bool:
     return bool(set.intersection(*(set(rows.get(key, {})) for key in keys)))
 
 
-def _agreement(rows: Rows, track: Track) -> Iterator[Row]:
-    skill = [mean(over_seeds(rows, track.egt, consistency("cc", "skill", k))) for k in (0, None)]
-    yield "skill0", "scenes: attention CC skill, exit 0", skill[0], ">=", 0.8
-    yield "skill", "scenes: attention CC skill, mean over early exits", skill[1], ">=", 0.9
-    kl = [mean(over_seeds(rows, c, consistency("kl", "value"))) for c in (track.egt, track.base)]
-    yield "kl", "scenes: KL to the final map, over (c)'s", kl[0] / kl[1], "<=", 0.06
-    cosine = [mean(over_seeds(rows, c, consistency("cosine", "value"))) for c in (track.egt, track.base)]
-    yield "cosine", "scenes: raw cosine consistency", cosine[0], ">=", 0.94
-    yield "cosine+", "scenes: raw cosine consistency, gain over (c), %", 100 * (cosine[0] / cosine[1] - 1), ">=", 100
+def _agreement(rows: Rows, track: Track) -> Iterator[Promise]:
+    def ours(measure: str, field: str, exit_index: int | None = None) -> list[float]:
+        return over_seeds(rows, track.egt, consistency(measure, field, exit_index))
+
+    yield _mean("skill0", "scenes: attention CC skill, exit 0", ours("cc", "skill", 0), ">=", 0.8)
+    yield _mean("skill", "scenes: attention CC skill, mean over early exits", ours("cc", "skill"), ">=", 0.9)
+    kl, cosine = ours("kl", "value"), ours("cosine", "value")
+    theirs = [mean(over_seeds(rows, track.base, consistency(m, "value"))) for m in ("kl", "cosine")]
+    yield Promise("kl", "scenes: KL to the final map, over (c)'s", mean(kl) / theirs[0], "<=", 0.06)
+    yield _mean("cosine", "scenes: raw cosine consistency", cosine, ">=", 0.94)
+    gain = 100 * (mean(cosine) / theirs[1] - 1)
+    yield Promise("cosine+", "scenes: raw cosine consistency, gain over (c), %", gain, ">=", 100)
 
 
-def _accuracy(rows: Rows, track: Track) -> Iterator[Row]:
+def _accuracy(rows: Rows, track: Track) -> Iterator[Promise]:
     for test, gain in (("agreeing", 4), ("disagreeing", 18)):
-        gained = mean(paired(rows, track.egt, track.base, accuracy(0, test)))
-        yield f"exit0|{test}", f"scenes, {test}: points gained at exit 0 over (c)", gained, ">=", gain
+        gained = paired(rows, track.egt, track.base, accuracy(0, test))
+        yield _mean(f"exit0|{test}", f"scenes, {test}: points gained at exit 0 over (c)", gained, ">=", gain)
         for other, letter in ((PLAIN, "a"), (track.base, "c")):
             if _common(rows, track.egt, other):
-                middle, half = interval(paired(rows, track.egt, other, accuracy(-1, test)))
-                what = f"scenes, {test}: final exit against ({letter}), lower end, points"
-                yield f"final|{letter}|{test}", what, middle - half, ">=", -0.3
+                values = paired(rows, track.egt, other, accuracy(-1, test))
+                what = f"scenes, {test}: final exit against ({letter}), points"
+                yield _lower_end(f"final|{letter}|{test}", what, values, -0.3)
 
 
-def _against_distillation(rows: Rows, track: Track) -> Iterator[Row]:
-    gained = mean(paired(rows, track.egt, track.distilled, accuracy(0, "disagreeing")))
-    yield "distilled", "scenes, disagreeing: points at exit 0 over self-distillation (e)", gained, ">=", 3
+def _against_distillation(rows: Rows, track: Track) -> Iterator[Promise]:
+    gained = paired(rows, track.egt, track.distilled, accuracy(0, "disagreeing"))
+    yield _mean("distilled", "scenes, disagreeing: points at exit 0 over self-distillation (e)", gained, ">=", 3)
     for test in ("agreeing", "disagreeing"):
         for other, name in ((track.egt, "EGT"), (track.distilled, "(e)")):
             if _common(rows, track.both, other):
-                gained = mean(paired(rows, track.both, other, accuracy(0, test)))
-                yield f"both|{name}|{test}", f"scenes, {test}: points at exit 0, (h) over {name}", gained, ">=", 0
+                gained = paired(rows, track.both, other, accuracy(0, test))
+                yield _mean(f"both|{name}|{test}", f"scenes, {test}: points at exit 0, (h) over {name}", gained, ">=", 0)
 
 
 def static_area(rows: Rows) -> list[float]:
@@ -186,38 +215,40 @@ def static_area(rows: Rows) -> list[float]:
     return areas
 
 
-def _area(rows: Rows) -> Iterator[Row]:
+def _area(rows: Rows) -> Iterator[Promise]:
     if "egt" not in rows:
         return
     for other in rows:
-        if not other.startswith("static") and other not in ("egt", "both") and _common(rows, "egt", other):
-            gained = mean(paired(rows, "egt", other, lambda found: 100 * found["area"]))
-            yield f"study|area|{other}", f"scenes: area under accuracy-cost, EGT over {other}, points", gained, ">=", 0
+        if not other.startswith("static") and other != "egt" and _common(rows, "egt", other):
+            gained = paired(rows, "egt", other, lambda found: 100 * found["area"])
+            what = f"scenes: area under accuracy-cost, EGT over {CONDITIONS[other].title}, points"
+            yield _mean(f"study|area|{other}", what, gained, ">=", 0)
     static = static_area(rows)
     if static:
         gained = 100 * (mean(over_seeds(rows, "egt", lambda found: found["area"])) - mean(static))
-        yield "study|area|static", "scenes: area under accuracy-cost, EGT over static networks (i), points", gained, ">=", 0
+        what = "scenes: area under accuracy-cost, EGT over static networks (i), points"
+        yield Promise("study|area|static", what, gained, ">=", 0)
 
 
-def _faithfulness(rows: Rows, track: Track) -> Iterator[Row]:
+def _faithfulness(rows: Rows, track: Track) -> Iterator[Promise]:
     others = [(o, letter) for o, letter in ((AVERAGE, "b"), (track.base, "c")) if _common(rows, track.egt, o)]
     for k in range(3):
         for other, letter in others:
-            gain = mean(paired(rows, track.egt, other, faithful("deletion", k)))
+            gain = paired(rows, track.egt, other, faithful("deletion", k))
             what = f"scenes: deletion drop over random cells, exit {k}, gain over ({letter})"
-            yield f"deletion|{k}|{letter}", what, gain, ">=", 0
+            yield _mean(f"deletion|{k}|{letter}", what, gain, ">=", 0)
     final = [mean(over_seeds(rows, c, faithful("deletion", -1))) for c in (track.egt, track.base)]
-    yield "deletion|final", "scenes: deletion drop over random cells, final exit over (c)'s", final[0] / final[1], ">=", 0.9
-    least = mean(over_seeds(rows, track.base, faithful("energy_in_mask", -1)))
+    what = "scenes: deletion drop over random cells, final exit over (c)'s"
+    yield Promise("deletion|final", what, final[0] / final[1], ">=", 0.9)
     for k in range(4):
-        energy = mean(over_seeds(rows, track.egt, faithful("energy_in_mask", k))) - least
-        yield f"energy|{k}|c", f"scenes: energy in the mask, exit {k}, minus (c)'s final exit's", energy, ">=", 0
+        energy = paired(rows, track.egt, track.base, faithful("energy_in_mask", k), faithful("energy_in_mask", -1))
+        yield _mean(f"energy|{k}|c", f"scenes: energy in the mask, exit {k}, minus (c)'s final exit's", energy, ">=", 0)
         if AVERAGE in rows:
-            gain = mean(paired(rows, track.egt, AVERAGE, faithful("energy_in_mask", k)))
-            yield f"energy|{k}|b", f"scenes: energy in the mask, exit {k}, gain over (b)", gain, ">=", 0
+            gain = paired(rows, track.egt, AVERAGE, faithful("energy_in_mask", k))
+            yield _mean(f"energy|{k}|b", f"scenes: energy in the mask, exit {k}, gain over (b)", gain, ">=", 0)
 
 
-def _gains(rows: Rows, ours: str, other: str, exit_index: int | None, key: str, what: str) -> Iterator[Row]:
+def _gains(rows: Rows, ours: str, other: str, exit_index: int | None, key: str, what: str) -> Iterator[Promise]:
     """Lower ends of the 95 % intervals of what consistency and exit 0 gain."""
     picks = {
         "skill": consistency("cc", "skill", exit_index),
@@ -225,16 +256,17 @@ def _gains(rows: Rows, ours: str, other: str, exit_index: int | None, key: str, 
         "exit 0, disagreeing": accuracy(0, "disagreeing"),
     }
     for name, pick in picks.items():
-        middle, half = interval(paired(rows, ours, other, pick))
-        yield f"{key}|{name}", f"{what}, {name}, lower end", middle - half, ">=", 0
+        yield _lower_end(f"{key}|{name}", f"{what}, {name}", paired(rows, ours, other, pick), 0)
 
 
-def _speed(folder: Path) -> Iterator[Row]:
+def _speed(folder: Path) -> Iterator[Promise]:
     for data, limit in (("scenes", 2), ("fashion", 3)):
         found = [json.loads(path.read_text()) for path in sorted((folder / "speed").glob(f"{data}-*.json"))]
         if found:
             rows = [row for one in found for row in one["rows"] if row["policy"].startswith("budget")]
-            times = mean(row["speed"]["speedup"] for row in rows)
-            yield f"study|speed|{data}", f"{data}: times faster than (a), batch 64, within the budget", times, ">=", limit
-            lost = mean(100 * row["accuracy_drop"] for row in rows)
-            yield f"study|lost|{data}", f"{data}: points lost to (a) at that speed", lost, "<=", 0.3
+            times = [row["speed"]["speedup"] for row in rows]
+            yield _mean(
+                f"study|speed|{data}", f"{data}: times faster than (a), batch 64, within the budget", times, ">=", limit
+            )
+            lost = [100 * row["accuracy_drop"] for row in rows]
+            yield _mean(f"study|lost|{data}", f"{data}: points lost to (a) at that speed", lost, "<=", 0.3)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from study_bars import (
+    TRACKS,
+    Pick,
+    Promise,
     Rows,
     accuracy,
     bars,
@@ -27,14 +31,12 @@ from study_plots import plot_curves, plot_sweep
 
 ROOT = Path(__file__).parent.parent
 WORDS = Path(__file__).parent / "study_words"
-KNOWN: dict[str, str] = json.loads((Path(__file__).parent / "known_misses.json").read_text())
 TITLES = {
     "scenes": "Scenes: 12,000 training images, backgrounds that tell the class in 80 % of them",
     "small": "Small data: 9 classes, 1,363 training and 1,364 test images",
     "digits": "Handwritten digits (scikit-learn)",
     "fashion": "Fashion-MNIST as it is: 60,000 / 10,000",
 }
-Pick = Callable[[dict[str, Any]], float]
 
 
 def show(values: Sequence[float], digits: int) -> str:
@@ -178,13 +180,42 @@ def _routed_accuracy(found: dict[str, Any], limit: str) -> float:
 
 
 def bars_table(results: Path) -> list[str]:
-    lines = []
-    for key, what, figure, sense, limit in bars(results):
-        kept = figure <= limit if sense == "<=" else figure >= limit
-        lines.append(
-            [what, f"{figure:.3g}", f"{sense} {limit:g}", "kept" if kept else f"**missed** {KNOWN.get(key, '')}".strip()]
-        )
-    return table(["promise", "measured", "bar", ""], lines)
+    """A row a promise, a column a comparison; what is judged once stands in the first."""
+    promises = list(bars(results))
+    columns = [track.name for track in TRACKS]
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for promise in promises:
+        row = rows.setdefault((promise.what, f"{promise.sense} {promise.limit:g}"), {})
+        row[promise.track or columns[0]] = _judged(promise)
+    lines = [[*names, *(row.get(column, "") for column in columns)] for names, row in rows.items()]
+    missed = [promise for promise in promises if not promise.is_kept]
+    return [
+        f"{len(promises) - len(missed)} kept, {len(missed)} **missed**.",
+        "",
+        *table(["promise", "bar", *columns], lines),
+        "",
+        *_reasons(missed),
+    ]
+
+
+def _judged(promise: Promise) -> str:
+    figure = f"{promise.figure:.3g} {promise.note}".strip()
+    return f"{figure}, kept" if promise.is_kept else f"**{figure}, missed**"
+
+
+def known_misses() -> dict[str, str]:
+    return json.loads((Path(__file__).parent / "known_misses.json").read_text())  # type: ignore[no-any-return]
+
+
+def _reasons(missed: Sequence[Promise]) -> list[str]:
+    """Why what was missed was missed, from the list of known misses."""
+    found: dict[str, list[str]] = {}
+    for promise in missed:
+        for key, reason in known_misses().items():
+            if fnmatch(promise.key, key):
+                where = f" [{promise.track}]" if promise.track else ""
+                found.setdefault(reason, []).append(f"{promise.what}{where}")
+    return [f"- {reason}\n  (*{'; '.join(which)}*)" for reason, which in found.items()]
 
 
 def _progress(results: Path) -> list[str]:

@@ -114,7 +114,7 @@ def test_bars_see_what_got_worse(quick, tmp_path):
             (tmp_path / "scenes").mkdir(exist_ok=True)
             (tmp_path / "scenes" / f"{key}-{seed}.json").write_text(json.dumps(found))
         (tmp_path / "scenes" / f"distilled-{seed}.json").write_text(json.dumps(good))
-    figures = {key: (figure, limit) for key, _, figure, _, limit in study_bars.bars(tmp_path)}
+    figures = {promise.key: (promise.figure, promise.limit) for promise in study_bars.bars(tmp_path)}
     own = "neck and EGT"
     assert figures[f"study|exit0|disagreeing|{own}"] == (pytest.approx(20.5), 18)
     assert figures[f"study|final|c|agreeing|{own}"][0] == pytest.approx(0)
@@ -123,6 +123,22 @@ def test_bars_see_what_got_worse(quick, tmp_path):
     assert figures[f"study|distilled|{own}"][0] == pytest.approx(0)
     assert figures[f"study|kl|{own}"][0] == pytest.approx(1)
     assert not any(key.endswith("evidence heads alike") for key in figures)  # nothing to compare with there
+
+
+def test_the_table_of_promises_names_why_one_was_missed(quick, tmp_path, monkeypatch):
+    for key in ("egt", "joint"):
+        (tmp_path / "scenes").mkdir(exist_ok=True)
+        (tmp_path / "scenes" / f"{key}-0.json").write_bytes((quick / "results" / "scenes" / "egt-0.json").read_bytes())
+    monkeypatch.setattr(study_page, "known_misses", lambda: {"study|kl|*": "For this reason.", "study|none|*": "Not this."})
+    lines = study_page.bars_table(tmp_path)
+    row = next(line for line in lines if line.startswith("| scenes: KL to the final map"))
+    assert row.split("|")[2:5] == [" <= 0.06 ", " **1, missed** ", "  "]  # nothing to compare context heads with
+    assert [line for line in lines if line.startswith("- ")] == [
+        "- For this reason.\n  (*scenes: KL to the final map, over (c)'s [neck and EGT]*)"
+    ]
+    promises = list(study_bars.bars(tmp_path))
+    kept = sum(promise.is_kept for promise in promises)
+    assert lines[0] == f"{kept} kept, {len(promises) - kept} **missed**."
 
 
 def test_heads_are_alike_where_the_promise_says_so():

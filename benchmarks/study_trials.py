@@ -1,0 +1,132 @@
+"""Further trial runs: what else could make the method better. One JSON per run under benchmarks/results/study/trials.
+
+Usage: python benchmarks/study_trials.py [NAME ...]
+
+Context heads, scenes of the sweep's own seed, all of the training set, the study's epochs; judged on validation data only. Each run
+also says how accurate the exits would be if every exit answered with the average of all exits so far (Zero Time Waste, arXiv
+2106.05409, without its cascade). docs/results.md has the table. What was tried before this script is in trials.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import exitlens as xl
+import study_run
+from exitlens.functional.losses import EGTLoss, consistency_loss, ramp
+from exitlens.functional.maps import class_evidence
+from exitlens.model.memory import keep_memory
+from exitlens.model.weights import write_text
+from exitlens.types import ExitOutput, LossTerms
+from exitlens.workflow.faithfulness import faithfulness
+from study_conditions import EGT, WITHOUT, Condition
+from study_data import DATA, Splits
+
+RESULTS, RUNS = Path(__file__).parent / "results" / "study" / "trials", Path("runs/study/trials")
+SEED, SAMPLES = 1000, 1000
+
+
+@dataclass(frozen=True)
+class MixedLoss(EGTLoss):
+    """Mixed training (arXiv 2407.14320) within the same epochs: the backbone alone for half of them, then everything."""
+
+    def __call__(
+        self,
+        outputs: Sequence[ExitOutput],
+        labels: Tensor,
+        progress: float = 1.0,
+        features: Sequence[Tensor] | None = None,
+    ) -> LossTerms:
+        if progress < 0.5:
+            alone = (0.0,) * (len(outputs) - 1) + (1.0,)
+            return EGTLoss(weight=0.0, exit_weights=alone)(outputs, labels, progress)
+        return super().__call__(outputs, labels, 2 * progress - 1, features)
+
+
+@dataclass(frozen=True)
+class BothMapsLoss(EGTLoss):
+    """Consistency of attention (as the default), and Pearson's of the evidence of the true class."""
+
+    evidence_weight: float = 0.3
+
+    def __call__(
+        self,
+        outputs: Sequence[ExitOutput],
+        labels: Tensor,
+        progress: float = 1.0,
+        features: Sequence[Tensor] | None = None,
+    ) -> LossTerms:
+        terms = super().__call__(outputs, labels, progress, features)
+        maps = [class_evidence(out.evidence.float(), labels) for out in outputs]
+        more = self.evidence_weight * ramp(progress, self.ramp_share) * consistency_loss(maps, "pearson", signed=True)
+        return terms._replace(total=terms.total + more)
+
+
+TRIALS = {
+    "joint": Condition("", "joint", "context", loss=WITHOUT),
+    "egt": Condition("", "EGT (default loss)", "context", loss=EGT),
+    "mixed": Condition("", "EGT after the backbone alone (mixed training)", "context", loss=MixedLoss()),
+    "both-maps": Condition("", "EGT on attention, Pearson on evidence (0.3) as well", "context", loss=BothMapsLoss()),
+    "both-maps-1": Condition("", "the same with weight 1", "context", loss=BothMapsLoss(evidence_weight=1.0)),
+}
+
+
+def averaged(logits: Tensor, labels: Tensor) -> list[float]:
+    """Accuracy of every exit if it answers with the mean log-probability of all exits so far; ``logits`` are (N, K, C)."""
+    so_far = logits.log_softmax(2).cumsum(1)
+    return [(so_far[:, k].argmax(1) == labels).double().mean().item() for k in range(logits.shape[1])]
+
+
+def trial(condition: Condition, splits: Splits, folder: Path) -> dict[str, Any]:
+    """Trains one trial and measures it on validation data."""
+    net, _ = study_run.trained(condition, splits, SEED, folder)
+    found: dict[str, Any] = {"title": condition.title}
+    for name, data in splits.validation.items():
+        trace = xl.collect(net, data, batch_size=250)
+        report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
+        found[name] = {
+            "accuracy": [row.accuracy for row in report.exits],
+            "averaged": averaged(trace.logits, trace.require_labels("trial")),
+            "skill": [row.consistency["cc"]["skill"] for row in report.exits[:-1]],
+            "kl": [row.consistency["kl"]["value"] for row in report.exits[:-1]],
+        }
+    sample = next(iter(splits.validation.values())).first(SAMPLES)
+    found["faithfulness"] = faithfulness(net, sample, samples=SAMPLES).to_dict()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TRIALS)}; all by default")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--images", type=int, help="of each set, for one epoch: to see that it runs")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_memory()
+    splits = DATA["scenes"](SEED)
+    if args.images:
+        splits = replace(splits, train=splits.train.first(args.images), epochs=1)
+        splits = replace(splits, validation={key: data.first(args.images) for key, data in splits.validation.items()})
+    for name in args.names or TRIALS:
+        path = args.out / f"{name}.json"
+        if path.exists():
+            continue
+        started = time.perf_counter()
+        found = trial(TRIALS[name], splits, args.runs / name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(found, indent=1) + "\n")
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
