@@ -18,6 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import study_bars  # noqa: E402
 import study_conditions  # noqa: E402
 import study_page  # noqa: E402
+import study_short  # noqa: E402
 
 JOBS = (
     "sweep/kl-1",
@@ -139,6 +140,24 @@ def test_the_table_of_promises_names_why_one_was_missed(quick, tmp_path, monkeyp
     promises = list(study_bars.bars(tmp_path))
     kept = sum(promise.is_kept for promise in promises)
     assert lines[0] == f"{kept} kept, {len(promises) - kept} **missed**."
+
+
+def test_the_short_version_says_what_the_runs_say(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    for key, accuracies in (("egt", (0.91, 0.93)), ("plain", (0.90, 0.94))):
+        for seed, accuracy in enumerate(accuracies):
+            found = {"tests": {"agreeing": {"accuracy": [accuracy]}}, "cost": [1.0], "macs": 1}
+            (tmp_path / "scenes" / f"{key}-{seed}.json").write_text(json.dumps(found))
+    template = "Short:\n\n- EGT {final|egt}.\n- {final|joint} is not there.\n- {final|egt|plain} points\n  more."
+    half = stats.t.interval(0.95, 1, scale=stats.sem([1.0, -1.0]))[1]
+    assert study_short.short(tmp_path, template) == [
+        "Short:",
+        "",
+        f"- EGT 92.0 ± {half:.1f}.",
+        f"- 0.0 ± {half:.1f} points",
+        "  more.",
+    ]
+    assert study_short.short(tmp_path / "none", template) == []
 
 
 def test_heads_are_alike_where_the_promise_says_so():

@@ -1,0 +1,59 @@
+"""The study in short: sentences of study_words/short.md with the figures of the runs put in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+
+from study_bars import Pick, Rows, accuracy, consistency, load_runs, over_seeds, paired
+from study_tables import show
+
+FIGURES: dict[str, tuple[Pick, int]] = {
+    "skill": (consistency("cc", "skill"), 2),
+    "kl": (consistency("kl", "value"), 2),
+    "exit 0": (accuracy(0, "agreeing"), 1),
+    "exit 0, disagreeing": (accuracy(0, "disagreeing"), 1),
+    "final": (accuracy(-1, "agreeing"), 1),
+    "final, disagreeing": (accuracy(-1, "disagreeing"), 1),
+    "area": (lambda found: float(100 * found["area"]), 1),
+}
+
+
+class Figures(dict[str, str]):
+    """``{figure|condition}``, and ``{figure|condition|other}`` for the difference paired by seed; KeyError where there is no run."""
+
+    def __init__(self, rows: Rows, others: dict[str, str]) -> None:
+        super().__init__(others)
+        self.rows = rows
+
+    def __missing__(self, key: str) -> str:
+        name, *conditions = key.split("|")
+        pick, digits = FIGURES[name]
+        if len(conditions) == 2:
+            return show(paired(self.rows, *conditions, pick), digits)
+        return show(over_seeds(self.rows, conditions[0], pick), digits)
+
+
+def speeds(results: Path, data: str) -> dict[str, str]:
+    """How much faster, and what is lost, within the budget."""
+    found = [json.loads(path.read_text()) for path in sorted((results / "speed").glob(f"{data}-*.json"))]
+    rows = [row for one in found for row in one["rows"] if row["policy"].startswith("budget")]
+    if not rows:
+        return {}
+    return {
+        f"times, {data}": f"{mean(row['speed']['speedup'] for row in rows):.1f}",
+        f"lost, {data}": f"{mean(100 * row['accuracy_drop'] for row in rows):.2f}",
+    }
+
+
+def short(results: Path, template: str) -> list[str]:
+    """The template's items that there are runs for."""
+    figures = Figures(load_runs(results, "scenes"), speeds(results, "scenes") | speeds(results, "fashion"))
+    lines = []
+    for item in template.rstrip().split("\n- "):
+        try:
+            lines.append(item.format_map(figures))
+        except KeyError:
+            continue  # no run of that condition yet
+    return "\n- ".join(lines).split("\n") if len(lines) > 1 else []
