@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,22 @@ def network(condition: Condition, splits: Splits, seed: int) -> xl.ExitNet:
 
 
 def trained(
-    condition: Condition, splits: Splits, seed: int, folder: Path, plain: Path | None = None
+    condition: Condition,
+    splits: Splits,
+    seed: int,
+    folder: Path,
+    plain: Path | None = None,
+    prepare: Callable[[xl.ExitNet], None] | None = None,
 ) -> tuple[xl.ExitNet, float]:
     """The network after training (kept in ``folder``), and the seconds that took.
 
     Args:
         plain: bundle of the plain backbone of this seed, for heads on it while it is frozen.
+        prepare: changes the untrained network.
     """
     net = network(condition, splits, seed)
+    if prepare is not None:
+        prepare(net)
     if condition.frozen:
         assert plain is not None
         _take_backbone(net, load(plain, backbone=backbone_of(splits))[0])

@@ -14,6 +14,7 @@ FIGURES: dict[str, tuple[Pick, int]] = {
     "kl": (consistency("kl", "value"), 2),
     "exit 0": (accuracy(0, "agreeing"), 1),
     "exit 0, disagreeing": (accuracy(0, "disagreeing"), 1),
+    "exit 0, unseen": (accuracy(0, "unseen"), 1),
     "final": (accuracy(-1, "agreeing"), 1),
     "final, disagreeing": (accuracy(-1, "disagreeing"), 1),
     "area": (lambda found: float(100 * found["area"]), 1),

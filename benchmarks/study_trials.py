@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import exitlens as xl
 import study_run
@@ -71,9 +71,37 @@ class BothMapsLoss(EGTLoss):
         return terms._replace(total=terms.total + more)
 
 
+class _Scaled(torch.autograd.Function):
+    """The same values; the gradient times ``factor``."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+def balance(net: xl.ExitNet) -> None:
+    """Gradient equilibrium (arXiv 1908.06294): a stage gets as much gradient from its head as from each deeper one."""
+    for k in range(net.num_exits - 1):
+        left = net.num_exits - k  # heads from here on, this one among them
+        _scale_gradient_into(net.head(k), 1 / left)
+        _scale_gradient_into(net.stage(k + 1), (left - 1) / left)
+
+
+def _scale_gradient_into(module: nn.Module, factor: float) -> None:
+    module.register_forward_pre_hook(lambda _, args: (_Scaled.apply(args[0], factor), *args[1:]))
+
+
 TRIALS = {
     "joint": Condition("", "joint", "context", loss=WITHOUT),
     "egt": Condition("", "EGT (default loss)", "context", loss=EGT),
+    "balanced": Condition(
+        "", "EGT, all exits weigh 1, gradients in balance", "context", loss=EGTLoss(exit_weights=(1,) * 4)
+    ),
     "mixed": Condition("", "EGT after the backbone alone (mixed training)", "context", loss=MixedLoss()),
     "both-maps": Condition("", "EGT on attention, Pearson on evidence (0.3) as well", "context", loss=BothMapsLoss()),
     "both-maps-1": Condition("", "the same with weight 1", "context", loss=BothMapsLoss(evidence_weight=1.0)),
@@ -88,7 +116,7 @@ def averaged(logits: Tensor, labels: Tensor) -> list[float]:
 
 def trial(condition: Condition, splits: Splits, folder: Path) -> dict[str, Any]:
     """Trains one trial and measures it on validation data."""
-    net, _ = study_run.trained(condition, splits, SEED, folder)
+    net, _ = study_run.trained(condition, splits, SEED, folder, prepare=balance if condition is TRIALS["balanced"] else None)
     found: dict[str, Any] = {"title": condition.title}
     for name, data in splits.validation.items():
         trace = xl.collect(net, data, batch_size=250)

@@ -19,6 +19,7 @@ import study_bars  # noqa: E402
 import study_conditions  # noqa: E402
 import study_page  # noqa: E402
 import study_short  # noqa: E402
+import study_trials  # noqa: E402
 
 JOBS = (
     "sweep/kl-1",
@@ -206,6 +207,39 @@ def test_control_losses_by_hand():
     final.grad = None
     study_conditions.EGT(outputs, labels).total.backward()
     assert final.grad is None
+
+
+def test_balanced_gradients_reach_the_first_stage_in_equal_shares(net, images):
+    labels = torch.arange(40) % 4
+
+    def gradient(k):
+        net.zero_grad()
+        torch.nn.functional.cross_entropy(net(images)[k].logits, labels).backward()
+        return next(net.stage(0).parameters()).grad.clone()
+
+    before, logits = [gradient(k) for k in range(3)], net(images)[-1].logits
+    study_trials.balance(net)
+    assert torch.equal(net(images)[-1].logits, logits)
+    for k in range(3):
+        torch.testing.assert_close(gradient(k), before[k] / 3, rtol=1e-4, atol=1e-8)
+
+
+def test_mixed_training_begins_with_the_backbone_alone():
+    torch.manual_seed(0)
+    logits = [torch.randn(2, 3, requires_grad=True) for _ in range(2)]
+    outputs = [ExitOutput(z, torch.full((2, 2, 2), 0.25), torch.zeros(2, 3, 2, 2)) for z in logits]
+    labels = torch.tensor([0, 1])
+    study_trials.MixedLoss()(outputs, labels, 0.4).total.backward()
+    assert not logits[0].grad.any()
+    assert logits[1].grad.any()
+    late, whole = study_trials.MixedLoss()(outputs, labels, 0.75), study_conditions.EGT(outputs, labels, 0.5)
+    assert late.total.item() == whole.total.item()
+
+
+def test_averaged_exits_by_hand():
+    sure, unsure = torch.tensor([0.0, 5.0]), torch.tensor([0.5, 0.0])
+    logits = torch.stack([torch.stack([sure, unsure]), torch.stack([unsure, sure])])  # two samples of two exits
+    assert study_trials.averaged(logits, torch.tensor([1, 1])) == [0.5, 1.0]
 
 
 def test_the_sweep_chooses_by_mean_validation_accuracy(tmp_path):
