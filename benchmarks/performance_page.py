@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from marked import replace
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "performance"
@@ -167,13 +168,6 @@ def summary(found: list[tuple[str, int, dict[str, Any]]]) -> list[str]:
             cells.append(f"**{rows[size][f'earlyon, {MIXED}, same formats']['ms'][0] / ours['ms'][0]:.1f}**")
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
     return lines
-
-
-def replace(path: Path, marker: str, lines: list[str]) -> None:
-    """Puts the lines between the marker and the next end of results."""
-    end = "<!-- end of results -->"
-    page = re.sub(f"{marker}.*?{end}", lambda _: "\n".join([marker, "", *lines, "", end]), path.read_text(), flags=re.DOTALL)
-    path.write_text(page)
 
 
 def main() -> None:

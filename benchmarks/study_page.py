@@ -1,4 +1,4 @@
-"""Writes docs/results.md and its plots from benchmarks/results/study. Run after study.py; no number is typed by hand."""
+"""Writes docs/results.md, its plots and the README's words about it from benchmarks/results/study. Run after study.py; no number is typed by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from marked import replace
 from study_bars import TRACKS, Promise, bars, load_runs, missing
 from study_conditions import FOR, SEEDS, SWEPT, chosen
 from study_plots import plot_curves, plot_sweep
@@ -184,9 +185,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "study")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
     (args.docs / "results.md").write_text("\n".join(page(args.results, args.docs)) + "\n")
-    print(f"wrote {args.docs / 'results.md'}")
+    replace(
+        args.readme, "<!-- study: written by benchmarks/study_page.py -->", short(args.results, "\n".join(words("readme")))
+    )
+    print(f"wrote {args.docs / 'results.md'} and what {args.readme} says of it")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from exitlens.types import ExitOutput
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import marked  # noqa: E402
 import study_bars  # noqa: E402
 import study_conditions  # noqa: E402
 import study_page  # noqa: E402
@@ -159,6 +160,18 @@ def test_the_short_version_says_what_the_runs_say(tmp_path):
         "  more.",
     ]
     assert study_short.short(tmp_path / "none", template) == []
+
+
+def test_marked_parts_of_pages_are_replaced(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("# x\n<!-- a -->\nold\n<!-- end of results -->\n<!-- b -->\n<!-- end of results -->\nmore\n")
+    for _ in range(2):
+        marked.replace(page, "<!-- a -->", ["new", "words"])
+        assert page.read_text() == (
+            "# x\n<!-- a -->\n\nnew\nwords\n\n<!-- end of results -->\n<!-- b -->\n<!-- end of results -->\nmore\n"
+        )
+    with pytest.raises(SystemExit, match="found it 0 times"):
+        marked.replace(page, "<!-- c -->", ["new"])
 
 
 def test_heads_are_alike_where_the_promise_says_so():
