@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,12 +28,12 @@ import study_run
 import study_speed
 from exitlens.model.memory import keep_memory
 from exitlens.model.weights import write_text
-from study_conditions import ALPHAS, CONDITIONS, FOR, SEEDS, SWEPT, Condition, chosen, weighted
+from study_conditions import CONDITIONS, FOR, SEEDS, SWEPT, Condition, chosen, weighted, weights
 from study_data import DATA, Splits
 from study_data import quick as quick_splits
 
 RESULTS, RUNS = Path(__file__).parent / "results" / "study", Path("runs/study")
-SWEEP_SEED, SWEEP_TRAIN, QUICK, QUICK_ALPHAS = 1000, 6000, 96, ALPHAS[2:3]
+SWEEP_SEED, SWEEP_TRAIN, QUICK = 1000, 6000, 96
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,17 @@ class Job:
     data: str
     key: str
     seed: int
-    alpha: float = 0.0
+    alpha: float | None = None
 
     @property
     def name(self) -> str:
-        return f"sweep/{self.key}-{self.alpha:g}" if self.alpha else f"{self.data}/{self.key}-{self.seed}"
+        return f"sweep/{self.key}-{self.alpha:g}" if self.alpha is not None else f"{self.data}/{self.key}-{self.seed}"
 
 
 def sweeps(quick: bool) -> Iterator[Job]:
     """Weights of every loss, on scenes of a seed of their own, half of the training set."""
     for loss in SWEPT:
-        for alpha in QUICK_ALPHAS if quick else ALPHAS:
+        for alpha in weights(loss, quick):
             yield Job("scenes", loss, SWEEP_SEED, alpha)
 
 
@@ -74,7 +75,7 @@ def do(job: Job, out: Path, runs: Path, quick: bool) -> str:
     torch.set_num_threads(1)
     splits = quick_splits(job.data, job.seed, QUICK) if quick else DATA[job.data](job.seed)
     folder = runs / job.name
-    if job.alpha:
+    if job.alpha is not None:
         half = replace(splits, train=splits.train.first(SWEEP_TRAIN))
         condition = Condition("", f"{job.key}, weight {job.alpha:g}", loss=weighted(job.key, job.alpha))
         found: dict[str, Any] = {"alpha": job.alpha, **study_run.validated(condition, half, job.seed, folder)}
@@ -82,7 +83,7 @@ def do(job: Job, out: Path, runs: Path, quick: bool) -> str:
         condition = CONDITIONS[job.key]
         if condition.swept:
             condition = replace(
-                condition, loss=weighted(condition.swept, chosen(out, condition.swept, QUICK_ALPHAS if quick else ALPHAS))
+                condition, loss=weighted(condition.swept, chosen(out, condition.swept, weights(condition.swept, quick)))
             )
         plain = _plain(job, splits, runs) if condition.frozen else None
         found = study_run.run(condition, splits, job.seed, folder, plain)
@@ -127,16 +128,14 @@ def _start_worker() -> None:
 def run_all(todo: list[Job], out: Path, runs: Path, quick: bool, workers: int) -> None:
     """In ``workers`` processes; what fails is named and does not stop the others, but the end."""
     failed = []
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
-        pending = [(job, pool.apply_async(do, (job, out, runs, quick))) for job in todo]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+        pending = [(job, pool.submit(do, job, out, runs, quick)) for job in todo]
         for i, (job, result) in enumerate(pending, 1):
             try:
-                print(f"[{i}/{len(pending)}] {result.get()}", flush=True)
+                print(f"[{i}/{len(pending)}] {result.result()}", flush=True)
             except Exception as error:
                 failed.append(job.name)
                 print(f"[{i}/{len(pending)}] {job.name} failed: {type(error).__name__}: {error}", flush=True)
-        pool.close()
-        pool.join()
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -64,8 +64,15 @@ SWEPT: dict[str, EGTLoss] = {
     "cosine": EGTLoss(distance="cosine"),
     "pearson": EGTLoss(of="evidence", distance="pearson"),
     "transfer": EGTLoss(of="activation", distance="cosine"),
+    "js": EGT,
     "distillation": WITHOUT,
+    "none": WITHOUT,
 }
+
+
+def weights(name: str, quick: bool = False) -> tuple[float, ...]:
+    """The weights of one sweep."""
+    return (0.0,) if name == "none" else ALPHAS[2:3] if quick else ALPHAS
 
 
 def weighted(name: str, alpha: float) -> EGTLoss:
@@ -84,7 +91,7 @@ def chosen(results: Path, name: str, alphas: Sequence[float] = ALPHAS) -> float:
         sets = [found[part]["accuracy"] for part in ("agreeing", "disagreeing")]
         scores[found["alpha"]] = sum(sum(accuracy) / len(accuracy) for accuracy in sets) / len(sets)
     if not set(alphas) <= set(scores):
-        raise SystemExit(f"the sweep of {name} comes first: python benchmarks/study.py 'sweep/*'")
+        raise RuntimeError(f"the sweep of {name} comes first: python benchmarks/study.py 'sweep/*'")
     return max(scores, key=lambda alpha: scores[alpha])
 
 
@@ -108,6 +115,7 @@ CONDITIONS = {
     "permuted": Condition("", "control: permuted final maps, context heads", "context", loss=PERMUTED),
     "attached": Condition("", "control: final map not detached, context heads", "context", loss=ATTACHED),
     "static-50": Condition("i", "static network, width 0.71", loss=None, width=0.71),
+    "static-10": Condition("i", "static network, width 0.33", loss=None, width=0.33),
     "static-25": Condition("i", "static network, width 0.5", loss=None, width=0.5),
 }
 FEW = ("plain", "joint", "distilled", "egt-evidence", "joint-context", "egt", "both")

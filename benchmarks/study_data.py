@@ -96,7 +96,7 @@ def fashion(seed: int, most: int | None = None) -> Splits:
     """Fashion-MNIST as it is: 60,000 images (of which 5,000 choose thresholds and 1,000 nothing here), 10,000 to test on."""
     root = next((r for r in ROOTS if r.exists()), None)
     if root is None:
-        raise SystemExit(f"Fashion-MNIST is in none of {[str(r) for r in ROOTS]}: apt-get install dataset-fashion-mnist")
+        raise RuntimeError(f"Fashion-MNIST is in none of {[str(r) for r in ROOTS]}: apt-get install dataset-fashion-mnist")
     images, labels = _idx(root, "train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     parts = [ImageSet(images[rows], labels[rows], CLASSES) for rows in order.split([54_000, 1_000, 5_000])]

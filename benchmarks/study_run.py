@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from study_data import Splits
 LIMITS = (0.0, 0.002, 0.003, 0.005, 0.01)  # accuracy drops, chosen on calibration data
 DELTA = 0.1  # of certified policies
 SAMPLES = 2000  # for faithfulness
+LEVELS = (0.0, *(1 - 10 ** (-i / 16) for i in range(1, 81)), math.inf)  # of common thresholds
 WIDTHS = (48, 96, 128, 128)
 
 
@@ -103,7 +104,7 @@ def _take_backbone(net: xl.ExitNet, plain: xl.ExitNet) -> None:
 def measured(net: xl.ExitNet, splits: Splits) -> dict[str, Any]:
     """Everything about a trained network, on its calibration and test data."""
     calibration = xl.collect(net, splits.calibration, batch_size=250)
-    never = xl.Policy.never(net.num_exits, temperatures=_temperatures(calibration))
+    never = xl.Policy.never(net.num_exits, temperatures=temperatures_of(calibration))
     example = splits.train.first(1).inputs
     macs = count_macs(net, example)[0]
     found: dict[str, Any] = {"cost": net.cost.tolist(), "head_share": net.head_share, "macs": macs, "tests": {}}
@@ -123,13 +124,15 @@ def measured(net: xl.ExitNet, splits: Splits) -> dict[str, Any]:
         found["collapse"] = collapse(net, next(iter(splits.tests.values())).first(1000))
         found["policies"] = _policies(calibration, traces)
     found["curve"] = _curve(calibration, next(iter(traces.values())))
+    found["common"] = common_curve(next(iter(traces.values())), never.temperatures)
     found["guess"] = 1 / net.info.num_classes
+    found["area_common"] = area_under_curve(found["common"], guess=found["guess"], hull=False)
     found["area"] = area_under_curve(found["curve"], guess=found["guess"], hull=False)
     found["faithfulness"] = faithfulness(net, next(iter(splits.tests.values())).first(SAMPLES), samples=SAMPLES).to_dict()
     return found
 
 
-def _temperatures(trace: xl.Trace) -> tuple[float, ...]:
+def temperatures_of(trace: xl.Trace) -> tuple[float, ...]:
     labels = trace.require_labels("study")
     return tuple(fit_temperature(trace.logits[:, k], labels) for k in range(trace.num_exits))
 
@@ -167,6 +170,33 @@ def _curve(calibration: xl.Trace, test: xl.Trace) -> list[tuple[float, float]]:
     policies = {(p.cost.value, p.accuracy.value): p.policy for p in xl.sweep(calibration, most=60) if p.accuracy is not None}
     reports = [xl.evaluate(test, policies[corner]) for corner in upper_hull(policies)]
     return [(report.cost, report.accuracy or 0.0) for report in reports]
+
+
+def common_curve(test: xl.Trace, temperatures: Sequence[float]) -> list[tuple[float, float]]:
+    """(cost, accuracy) on test data as one threshold for all exits goes from 0 to never: nothing is chosen."""
+    if test.num_exits == 1:
+        return [(point.cost, point.accuracy) for point in xl.anytime(test)]
+    policies = [common_policy(level, test.num_exits, temperatures) for level in LEVELS]
+    return [(routed_cost(test, policy), _routed_accuracy(test, policy)) for policy in policies]
+
+
+def common_policy(level: float, num_exits: int, temperatures: Sequence[float]) -> xl.Policy:
+    return xl.Policy((level,) * (num_exits - 1), temperatures=tuple(temperatures))
+
+
+def within_budget(calibration: xl.Trace, temperatures: Sequence[float], budget: float) -> xl.Policy:
+    """The highest common threshold whose mean cost is within the budget; it needs no labels."""
+    policies = [common_policy(level, calibration.num_exits, temperatures) for level in LEVELS]
+    return [policy for policy in policies if routed_cost(calibration, policy) <= budget][-1]
+
+
+def routed_cost(trace: xl.Trace, policy: xl.Policy) -> float:
+    return trace.cost[xl.route(trace, policy)].double().mean().item()
+
+
+def _routed_accuracy(trace: xl.Trace, policy: xl.Policy) -> float:
+    answers = trace.logits[torch.arange(len(trace)), xl.route(trace, policy)].argmax(1)
+    return (answers == trace.require_labels("study")).double().mean().item()
 
 
 def collapse(net: xl.ExitNet, data: xl.ImageSet) -> dict[str, dict[str, float]]:

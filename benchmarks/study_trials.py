@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/study_trials.py [NAME ...]
 
-Context heads, scenes of the sweep's own seed, all of the training set, the study's epochs; judged on validation data only. Each run
+Context heads unless said otherwise, scenes of the sweep's own seed, all of the training set, the study's epochs; judged on validation data only. Each run
 also says how accurate the exits would be if every exit answered with the average of all exits so far (Zero Time Waste, arXiv
 2106.05409, without its cascade). docs/results.md has the table. What was tried before this script is in trials.json.
 """
@@ -97,6 +97,10 @@ def _scale_gradient_into(module: nn.Module, factor: float) -> None:
 
 
 TRIALS = {
+    "joint-evidence": Condition("", "joint, evidence heads", loss=WITHOUT),
+    "joint-evidence-1": Condition(
+        "", "joint, evidence heads, all exits weigh 1", loss=replace(WITHOUT, exit_weights=(1,) * 4)
+    ),
     "joint": Condition("", "joint", "context", loss=WITHOUT),
     "egt": Condition("", "EGT (default loss)", "context", loss=EGT),
     "balanced": Condition(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+import exitlens as xl
 from exitlens.types import ExitOutput
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -19,12 +20,15 @@ import marked  # noqa: E402
 import study_bars  # noqa: E402
 import study_conditions  # noqa: E402
 import study_page  # noqa: E402
+import study_run  # noqa: E402
 import study_short  # noqa: E402
 import study_trials  # noqa: E402
 
 JOBS = (
     "sweep/kl-1",
     "scenes/plain-0",
+    "scenes/static-10-0",
+    "small/both-0",
     "scenes/joint-0",
     "scenes/egt-0",
     "digits/frozen-0",
@@ -67,6 +71,29 @@ def test_every_run_leaves_its_json(quick):
     assert 0 < found["area"] <= 1
     assert found["head"] == "context"
     assert json.loads((results / "scenes" / "egt-kl-0.json").read_text())["loss"]["weight"] == 1  # what the sweep chose
+
+
+def test_a_run_that_cannot_be_made_is_named_and_ends(tmp_path):
+    out = tmp_path / "results"
+    command = [sys.executable, str(BENCHMARKS / "study.py"), "--quick", "--out", str(out), "--runs", str(tmp_path / "runs")]
+    done = subprocess.run([*command, "scenes/egt-kl-0"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "scenes/egt-kl-0 failed: RuntimeError: the sweep of kl comes first" in done.stdout
+    assert "failed: scenes/egt-kl-0" in done.stderr
+
+
+def test_one_threshold_for_all_exits_by_hand():
+    sure, unsure = torch.tensor([0.0, 3.0]), torch.tensor([1.0, 0.0])  # confidence 0.95 and 0.73
+    logits = torch.stack([torch.stack([sure, sure]), torch.stack([unsure, sure])])
+    trace = xl.Trace(logits, torch.tensor([1, 1]), torch.zeros(2, 2), torch.tensor([0.25, 1.0]))
+    curve = study_run.common_curve(trace, (1.0, 1.0))
+    assert curve[0] == (0.25, 0.5)  # everything leaves at exit 0
+    assert curve[-1] == (1.0, 1.0)
+    assert (0.625, 1.0) in curve  # the unsure one goes on
+    policy = study_run.within_budget(trace, (1.0, 1.0), 0.7)
+    assert study_run.routed_cost(trace, policy) == 0.625
+    higher = [level for level in study_run.LEVELS if level > policy.thresholds[0]]
+    assert study_run.routed_cost(trace, study_run.common_policy(higher[0], 2, (1.0, 1.0))) == 1.0
 
 
 def test_what_is_there_is_skipped(quick):
@@ -261,7 +288,7 @@ def test_the_sweep_chooses_by_mean_validation_accuracy(tmp_path):
         found = {"alpha": alpha, "agreeing": {"accuracy": [first, last]}, "disagreeing": {"accuracy": [first, last]}}
         (tmp_path / "sweep" / f"kl-{alpha:g}.json").write_text(json.dumps(found))
     assert study_conditions.chosen(tmp_path, "kl", (0.1, 1.0, 10.0)) == 1.0
-    with pytest.raises(SystemExit, match="the sweep of kl comes first"):
+    with pytest.raises(RuntimeError, match="the sweep of kl comes first"):
         study_conditions.chosen(tmp_path, "kl")  # half a sweep
-    with pytest.raises(SystemExit, match="the sweep of cosine comes first"):
+    with pytest.raises(RuntimeError, match="the sweep of cosine comes first"):
         study_conditions.chosen(tmp_path, "cosine")
