@@ -23,7 +23,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def plot_curves(rows: Rows, path: Path) -> bool:
-    """Accuracy on test data of policies chosen on calibration data, mean over seeds; whether there was anything to show."""
+    """Accuracy on test data along one common threshold, mean over seeds; whether there was anything to show."""
     shown = [key for key in SHOWN if key in rows]
     if not shown:
         return False
@@ -33,7 +33,7 @@ def plot_curves(rows: Rows, path: Path) -> bool:
     for colour, key in zip(COLOURS, shown, strict=False):
         curves = []
         for found in rows[key].values():
-            xs, ys = zip(*sorted(found["curve"]), strict=True)
+            xs, ys = zip(*sorted(found["common"]), strict=True)
             curves.append(np.where(grid < xs[0], np.nan, np.interp(grid, xs, ys)))
         axes.plot(grid, 100 * np.mean(curves, axis=0), color=colour, label=CONDITIONS[key].title)
     if "plain" in rows:

@@ -6,8 +6,14 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from study_bars import Pick, Rows, accuracy, consistency, load_runs, over_seeds, paired
+from study_bars import Pick, Rows, accuracy, area, consistency, load_runs, over_seeds, paired
 from study_tables import show
+
+
+def early_accuracy(test: str) -> Pick:
+    """Mean over the early exits, in points."""
+    return lambda found: 100 * mean(found["tests"][test]["accuracy"][:-1])
+
 
 FIGURES: dict[str, tuple[Pick, int]] = {
     "skill": (consistency("cc", "skill"), 2),
@@ -15,9 +21,13 @@ FIGURES: dict[str, tuple[Pick, int]] = {
     "exit 0": (accuracy(0, "agreeing"), 1),
     "exit 0, disagreeing": (accuracy(0, "disagreeing"), 1),
     "exit 0, unseen": (accuracy(0, "unseen"), 1),
+    "early": (early_accuracy("agreeing"), 1),
+    "early, disagreeing": (early_accuracy("disagreeing"), 1),
+    "early, unseen": (early_accuracy("unseen"), 1),
     "final": (accuracy(-1, "agreeing"), 1),
     "final, disagreeing": (accuracy(-1, "disagreeing"), 1),
-    "area": (lambda found: float(100 * found["area"]), 1),
+    "final, unseen": (accuracy(-1, "unseen"), 1),
+    "area": (area, 1),
 }
 
 
@@ -37,14 +47,14 @@ class Figures(dict[str, str]):
 
 
 def speeds(results: Path, data: str) -> dict[str, str]:
-    """How much faster, and what is lost, within the budget."""
+    """How much faster, and what is lost, within the budget that the promise is judged on."""
     found = [json.loads(path.read_text()) for path in sorted((results / "speed").glob(f"{data}-*.json"))]
     rows = [row for one in found for row in one["rows"] if row["policy"].startswith("budget")]
     if not rows:
         return {}
     return {
-        f"times, {data}": f"{mean(row['speed']['speedup'] for row in rows):.1f}",
-        f"lost, {data}": f"{mean(100 * row['accuracy_drop'] for row in rows):.2f}",
+        f"times, {data}": show([row["speed"]["speedup"] for row in rows], 1),
+        f"lost, {data}": show([100 * row["accuracy_drop"] for row in rows], 2),
     }
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from study_bars import Pick, Rows, accuracy, consistency, faithful, interval, over_seeds, paired, static_area
+from study_bars import Pick, Rows, accuracy, area, consistency, faithful, interval, over_seeds, paired, static_area
 from study_conditions import CONDITIONS
 
 
@@ -53,22 +53,26 @@ def early(pick: Pick) -> Pick:
     return only
 
 
+def tests_of(rows: Rows) -> list[str]:
+    return list(next(iter(next(iter(rows.values())).values()))["tests"])
+
+
 def main_table(rows: Rows) -> list[str]:
-    tests = list(next(iter(next(iter(rows.values())).values()))["tests"])
+    tests = tests_of(rows)
     head = ["condition", "seeds"]
     picks: list[tuple[Pick | None, int]] = []
     for test in tests:
         label = "" if len(tests) == 1 else f", {test}"
         head += [f"accuracy exit 0{label}, %", f"final{label}, %"]
         picks += [(early(accuracy(0, test)), 1), (accuracy(-1, test), 1)]
-    head += ["skill exit 0", "skill, mean", "KL, mean", "cosine, mean", "area, %"]
+    head += ["skill exit 0", "skill, mean", "KL, mean", "cosine, mean", "area, %", "area, chosen thresholds, %"]
     picks += [(early(consistency("cc", "skill", 0)), 2), (early(consistency("cc", "skill")), 2)]
     picks += [(early(consistency("kl", "value")), 2), (early(consistency("cosine", "value")), 2)]
-    picks += [(lambda found: 100 * found["area"], 1)]
+    picks += [(area, 1), (lambda found: 100 * found["area"], 1)]
     lines = [[name_of(key), str(len(rows[key])), *cells(rows, key, picks)] for key in ordered(rows)]
     if areas := static_area(rows):
-        shown = show([100 * area for area in areas], 1)
-        lines.append(["(i) the plain and the static networks together", str(len(areas)), *[""] * (len(head) - 3), shown])
+        shown = show([100 * one for one in areas.values()], 1)
+        lines.append(["(i) the plain and the static networks together", str(len(areas)), *[""] * (len(head) - 4), shown, ""])
     return table(head, lines)
 
 
@@ -94,14 +98,17 @@ def exit_name(k: int, count: int) -> str:
 
 def detail_table(rows: Rows) -> list[str]:
     """Every exit: accuracy, calibration, risk-coverage, and every consistency measure beside its nulls."""
-    head = ["condition", "exit", "cost", "accuracy, %", "ECE", "Brier", "risk-coverage"]
+    tests = tests_of(rows)
+    label = {test: "" if len(tests) == 1 else f", {test}" for test in tests}
+    head = ["condition", "exit", "cost", *(f"accuracy{label[test]}, %" for test in tests), "ECE", "Brier", "risk-coverage"]
     measures = ("cc", "cosine", "sim", "iou", "kl", "divergence")
     head += [f"{m} (shuffled / uniform)" for m in measures]
     lines = []
     for key in ordered(rows):
         count = len(next(iter(rows[key].values()))["cost"])
         for k in range(count):
-            picks: list[tuple[Pick | None, int]] = [(lambda found, k=k: found["cost"][k], 3), (accuracy(k), 1)]  # type: ignore[misc]
+            picks: list[tuple[Pick | None, int]] = [(lambda found, k=k: found["cost"][k], 3)]  # type: ignore[misc]
+            picks += [(accuracy(k, test), 1) for test in tests]
             picks += [(_test_field(field, k), 3) for field in ("calibration_error", "brier", "risk_coverage")]
             row = [name_of(key) if k == 0 else "", exit_name(k, count), *cells(rows, key, picks)]
             lines.append(row + [_with_nulls(rows, key, m, k) if k < count - 1 else "" for m in measures])
@@ -117,10 +124,10 @@ def _with_nulls(rows: Rows, key: str, measure: str, k: int) -> str:
     return f"{value} ({null.split(' ')[0]} / {uniform.split(' ')[0]})"
 
 
-def routed_table(rows: Rows) -> list[str]:
-    """What thresholds chosen on calibration data do on test data."""
+def routed_table(rows: Rows, test: str) -> list[str]:
+    """What thresholds chosen on calibration data do on one set of test data."""
     limits = ["0.0", "0.003", "0.005, certified", "0.01", "0.01, certified"]
-    head = ["condition", *(f"drop ≤ {limit}: points to (a), cost" for limit in limits), "wasteful, destructive, %"]
+    head = ["condition", *(f"drop ≤ {limit}: points over (a), cost" for limit in limits), "wasteful, destructive, %"]
     lines = []
     for key in ordered(rows):
         if not any("policies" in found for found in rows[key].values()):
@@ -128,26 +135,22 @@ def routed_table(rows: Rows) -> list[str]:
         row = [name_of(key)]
         for limit in limits:
             lost = (
-                paired(rows, key, "plain", lambda found, limit=limit: _routed_accuracy(found, limit))
+                paired(rows, key, "plain", lambda found, limit=limit: _routed_accuracy(found, limit, test))
                 if "plain" in rows
                 else [0.0]
             )
-            cost = over_seeds(rows, key, lambda found, limit=limit: _first(found["policies"][limit])["cost"])
+            cost = over_seeds(rows, key, lambda found, limit=limit: found["policies"][limit][test]["cost"])
             row.append(f"{show(lost, 1)}, {show(cost, 2)}")
-        wasted = [over_seeds(rows, key, lambda found, i=i: 100 * _first(found["tests"])["overthinking"][i]) for i in (0, 1)]
+        wasted = [over_seeds(rows, key, lambda found, i=i: 100 * found["tests"][test]["overthinking"][i]) for i in (0, 1)]
         lines.append([*row, f"{show(wasted[0], 1)}, {show(wasted[1], 1)}"])
     return table(head, lines)
 
 
-def _first(sets: dict[str, Any]) -> dict[str, Any]:
-    return next(value for key, value in sets.items() if key not in ("thresholds", "temperatures"))  # type: ignore[no-any-return]
-
-
-def _routed_accuracy(found: dict[str, Any], limit: str) -> float:
+def _routed_accuracy(found: dict[str, Any], limit: str, test: str) -> float:
     """In points; of a plain network, its accuracy."""
     if "policies" not in found:
-        return accuracy(-1)(found)
-    return float(100 * _first(found["policies"][limit])["accuracy"])
+        return accuracy(-1, test)(found)
+    return float(100 * found["policies"][limit][test]["accuracy"])
 
 
 def collapse_table(rows: Rows) -> list[str]:

@@ -1,6 +1,7 @@
 """The study's own machinery: its quick mode, that it resumes, its page, its bars, and its control losses."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -166,9 +167,16 @@ def test_the_table_of_promises_names_why_one_was_missed(quick, tmp_path, monkeyp
     assert [line for line in lines if line.startswith("- ")] == [
         "- For this reason.\n  (*scenes: KL to the final map, over (c)'s [neck and EGT]*)"
     ]
-    promises = list(study_bars.bars(tmp_path))
-    kept = sum(promise.is_kept for promise in promises)
-    assert lines[0] == f"{kept} kept, {len(promises) - kept} **missed**."
+
+
+def test_promises_are_counted_once_and_open_ones_are_said_to_be():
+    first = study_bars.Promise("a", "what", 1.0, ">=", 0.5, half=0.4, track="x")
+    same, other = first._replace(key="b", track="y"), first._replace(key="c", figure=0.4)
+    worse = first._replace(key="d", what="more", figure=2.0, sense="<=", limit=1.0)
+    line = study_page.counted([first, same, other, worse])
+    assert line.startswith("1 kept, 2 **missed**")
+    assert "of all these, 1 have an interval that reaches over the bar" in line
+    assert [promise.is_open for promise in (first, other, worse, first._replace(half=None))] == [False, True, False, False]
 
 
 def test_the_short_version_says_what_the_runs_say(tmp_path):
@@ -201,6 +209,23 @@ def test_marked_parts_of_pages_are_replaced(tmp_path):
         marked.replace(page, "<!-- c -->", ["new"])
 
 
+def test_committed_runs_are_of_the_conditions_as_they_are_now():
+    results = BENCHMARKS / "results" / "study"
+    for data in study_conditions.FOR:
+        sizes = set()
+        for path in (results / data).glob("*.json"):
+            key, found = path.stem.rpartition("-")[0], json.loads(path.read_text())
+            condition = study_conditions.CONDITIONS[key]
+            loss = condition.loss
+            if condition.swept:
+                loss = study_conditions.weighted(condition.swept, study_conditions.chosen(results, condition.swept))
+            expected = loss and {"kind": type(loss).__name__, **dataclasses.asdict(loss)}
+            assert found["loss"] == json.loads(json.dumps(expected)), path
+            assert found["head"] == condition.head, path
+            sizes.add((found["epochs"], found["train"]))
+        assert len(sizes) < 2, data
+
+
 def test_heads_are_alike_where_the_promise_says_so():
     heads = {track.name: {study_conditions.CONDITIONS[key].head for key in track[1:]} for track in study_bars.TRACKS}
     assert heads["context heads alike"] == {"context"}
@@ -216,13 +241,13 @@ def test_nothing_is_judged_before_all_runs_are_there(quick):
 
 def test_static_networks_cost_what_they_cost(tmp_path):
     (tmp_path / "scenes").mkdir()
-    for key, macs, accuracy in (("plain", 100, 0.9), ("static-50", 50, 0.8), ("static-25", 25, 0.6)):
+    for key, macs, accuracy in (("plain", 100, 0.9), ("static-50", 50, 0.8), ("static-25", 25, 0.6), ("static-10", 10, 0.5)):
         found = {"macs": macs, "cost": [1.0], "area": 0.5, "guess": 0.1, "tests": {"t": {"accuracy": [accuracy]}}}
         (tmp_path / "scenes" / f"{key}-0.json").write_text(json.dumps(found))
     rows = study_bars.load_runs(tmp_path, "scenes")
     assert rows["static-25"][0]["cost"] == [0.25]
-    by_hand = (0.15 * (0.3 + 0.6) / 2 + 0.25 * 0.7 + 0.5 * 0.85) / 0.9
-    assert study_bars.static_area(rows) == [pytest.approx(by_hand)]
+    by_hand = (0.15 * (0.5 + 0.6) / 2 + 0.25 * 0.7 + 0.5 * 0.85) / 0.9
+    assert study_bars.static_area(rows) == {0: pytest.approx(by_hand)}
 
 
 def _output(attention: torch.Tensor) -> ExitOutput:
