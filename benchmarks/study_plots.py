@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +15,12 @@ from study_bars import Rows
 from study_conditions import CONDITIONS, SWEPT
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+STATIC = ("static-10", "static-25", "static-50")
+STYLES: dict[str, dict[str, Any]] = {
+    "egt": {"lw": 4, "alpha": 0.6},
+    "joint-context": {"ls": "--"},
+    "both": {"ls": ":"},
+}  # they overlap
 SHOWN = ("average", "joint", "distilled", "joint-context", "egt", "both")
 
 
@@ -35,10 +42,14 @@ def plot_curves(rows: Rows, path: Path) -> bool:
         for found in rows[key].values():
             xs, ys = zip(*sorted(found["common"]), strict=True)
             curves.append(np.where(grid < xs[0], np.nan, np.interp(grid, xs, ys)))
-        axes.plot(grid, 100 * np.mean(curves, axis=0), color=colour, label=CONDITIONS[key].title)
+        style = STYLES.get(key, {})
+        axes.plot(grid, 100 * np.mean(curves, axis=0), color=colour, label=CONDITIONS[key].title, **style)
     if "plain" in rows:
-        level = 100 * mean(next(iter(found["tests"].values()))["accuracy"][-1] for found in rows["plain"].values())
-        axes.axhline(level, color="#777777", ls="--", lw=1, label="plain backbone, at cost 1")
+        axes.axhline(_final(rows, "plain"), color="#777777", ls="--", lw=1, label="plain backbone, at cost 1")
+    points = [(mean(found["cost"][-1] for found in rows[key].values()), _final(rows, key)) for key in STATIC if key in rows]
+    if points:
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, "s", color="#333333", ms=5, label="static networks of smaller width")
     axes.set_xlabel("mean cost (multiply-accumulates, plain backbone = 1)")
     axes.set_ylabel("accuracy on test data, %")
     axes.grid(alpha=0.25)
@@ -46,6 +57,10 @@ def plot_curves(rows: Rows, path: Path) -> bool:
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
     return True
+
+
+def _final(rows: Rows, key: str) -> float:
+    return 100 * mean(next(iter(found["tests"].values()))["accuracy"][-1] for found in rows[key].values())
 
 
 def plot_sweep(folder: Path, path: Path) -> None:
