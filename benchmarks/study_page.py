@@ -174,7 +174,8 @@ def page(results: Path, docs: Path) -> list[str]:
     for data, rows in parts.items():
         lines += [f"## {TITLES[data]}", "", *main_table(rows), ""]
         for test in tests_of(rows):
-            lines += [*([f"Thresholds chosen on calibration data, on {test} test data:", ""]), *routed_table(rows, test), ""]
+            of = "" if test == "test" else f"{test} "
+            lines += [f"Thresholds chosen on calibration data, on {of}test data:", "", *routed_table(rows, test), ""]
         if plot_curves(rows, docs / f"results-{data}.svg"):
             lines += [f"![accuracy against cost](results-{data}.svg)", ""]
     if (results / "speed").exists():

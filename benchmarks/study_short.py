@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from study_bars import Pick, Rows, accuracy, area, consistency, load_runs, over_seeds, paired
+from study_conditions import FOR
 from study_tables import show
 
 
@@ -18,13 +19,13 @@ def early_accuracy(test: str) -> Pick:
 FIGURES: dict[str, tuple[Pick, int]] = {
     "skill": (consistency("cc", "skill"), 2),
     "kl": (consistency("kl", "value"), 2),
-    "exit 0": (accuracy(0, "agreeing"), 1),
+    "exit 0": (accuracy(0), 1),
     "exit 0, disagreeing": (accuracy(0, "disagreeing"), 1),
     "exit 0, unseen": (accuracy(0, "unseen"), 1),
     "early": (early_accuracy("agreeing"), 1),
     "early, disagreeing": (early_accuracy("disagreeing"), 1),
     "early, unseen": (early_accuracy("unseen"), 1),
-    "final": (accuracy(-1, "agreeing"), 1),
+    "final": (accuracy(-1), 1),
     "final, disagreeing": (accuracy(-1, "disagreeing"), 1),
     "final, unseen": (accuracy(-1, "unseen"), 1),
     "area": (area, 1),
@@ -32,18 +33,23 @@ FIGURES: dict[str, tuple[Pick, int]] = {
 
 
 class Figures(dict[str, str]):
-    """``{figure|condition}``, and ``{figure|condition|other}`` for the difference paired by seed; KeyError where there is no run."""
+    """``{figure|condition}``, and ``{figure|condition|other}`` for the difference paired by seed; KeyError where there is no run.
 
-    def __init__(self, rows: Rows, others: dict[str, str]) -> None:
+    Of scenes, or of what stands before a slash: ``{digits/skill|egt}``.
+    """
+
+    def __init__(self, results: Path, others: dict[str, str]) -> None:
         super().__init__(others)
-        self.rows = rows
+        self.rows: dict[str, Rows] = {data: load_runs(results, data) for data in FOR}
 
     def __missing__(self, key: str) -> str:
-        name, *conditions = key.split("|")
+        what, *conditions = key.split("|")
+        data, _, name = what.rpartition("/")
+        rows = self.rows[data or "scenes"]
         pick, digits = FIGURES[name]
         if len(conditions) == 2:
-            return show(paired(self.rows, *conditions, pick), digits)
-        return show(over_seeds(self.rows, conditions[0], pick), digits)
+            return show(paired(rows, *conditions, pick), digits)
+        return show(over_seeds(rows, conditions[0], pick), digits)
 
 
 def speeds(results: Path, data: str) -> dict[str, str]:
@@ -60,7 +66,7 @@ def speeds(results: Path, data: str) -> dict[str, str]:
 
 def short(results: Path, template: str) -> list[str]:
     """The template's items that there are runs for."""
-    figures = Figures(load_runs(results, "scenes"), speeds(results, "scenes") | speeds(results, "fashion"))
+    figures = Figures(results, speeds(results, "scenes") | speeds(results, "fashion"))
     lines = []
     for item in template.rstrip().split("\n- "):
         try:

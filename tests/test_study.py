@@ -185,11 +185,17 @@ def test_promises_are_counted_once_and_open_ones_are_said_to_be():
 
 def test_the_short_version_says_what_the_runs_say(tmp_path):
     (tmp_path / "scenes").mkdir()
+    (tmp_path / "digits").mkdir()
     for key, accuracies in (("egt", (0.91, 0.93)), ("plain", (0.90, 0.94))):
         for seed, accuracy in enumerate(accuracies):
             found = {"tests": {"agreeing": {"accuracy": [accuracy]}}, "cost": [1.0], "macs": 1}
             (tmp_path / "scenes" / f"{key}-{seed}.json").write_text(json.dumps(found))
-    template = "Short:\n\n- EGT {final|egt}.\n- {final|joint} is not there.\n- {final|egt|plain} points\n  more."
+            found["tests"] = {"test": {"accuracy": [0.5]}}
+            (tmp_path / "digits" / f"{key}-{seed}.json").write_text(json.dumps(found))
+    template = (
+        "Short:\n\n- EGT {final|egt}.\n- {final|joint} is not there, nor {small/final|egt}.\n"
+        "- {final|egt|plain} points\n  more.\n- Digits: {digits/final|egt}"
+    )
     half = stats.t.interval(0.95, 1, scale=stats.sem([1.0, -1.0]))[1]
     assert study_short.short(tmp_path, template) == [
         "Short:",
@@ -197,6 +203,7 @@ def test_the_short_version_says_what_the_runs_say(tmp_path):
         f"- EGT 92.0 ± {half:.1f}.",
         f"- 0.0 ± {half:.1f} points",
         "  more.",
+        "- Digits: 50.0 ± 0.0",
     ]
     assert study_short.short(tmp_path / "none", template) == []
 
