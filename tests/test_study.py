@@ -73,8 +73,10 @@ def test_every_run_leaves_its_json(quick):
     assert found["head"] == "context"
     assert found["area_common"] <= max(accuracy for _, accuracy in found["common"])
     timed = json.loads((results / "speed" / "scenes-0.json").read_text())["rows"]
-    assert [row["policy"] for row in timed] == ["0.005, certified", "best within 0.35", "one threshold within 0.35", "clock"]
-    assert all(row["speed"]["speedup"] > 0 for row in timed)
+    policies = ["0.005, certified", "best within 0.35", "one threshold within 0.35", "clock", "clock, stream"]
+    assert [row["policy"] for row in timed] == [*policies, "everything at exit 0"]
+    assert all(row["speed"]["speedup"] > 0 and row["speed"]["batch_size"] == 64 for row in timed)
+    assert timed[-1]["cost"] == min(row["cost"] for row in timed)
     assert json.loads((results / "scenes" / "egt-kl-0.json").read_text())["loss"]["weight"] == 1  # what the sweep chose
 
 
