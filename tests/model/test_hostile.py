@@ -15,7 +15,7 @@ AT = ["a", "b"]
 class Base(nn.Module):
     def __init__(self):
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # else weights are new in every run: of a small effect, one in nine was missed
+        with torch.random.fork_rng(devices=[]):  # new weights in every run: one in nine hid a small effect
             torch.manual_seed(0)
             self.a, self.b, self.c = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(12, 16, 3, 2, 1)
             self.fc = nn.Linear(16, 5)
