@@ -282,7 +282,7 @@ def _gains(rows: Rows, ours: str, other: str, exit_index: int | None, key: str, 
 def _speed(folder: Path) -> Iterator[Promise]:
     ways = {
         "clock": ("", "batch 64", ""),
-        "clock, stream": (", stream", "a stream of batches of 64", " (added after the miss)"),
+        "clock, stream": (", stream", "a stream of batches of 64", " (added after Fashion-MNIST's miss)"),
     }
     for data, limit in (("scenes", 2), ("fashion", 3)):
         found = [json.loads(path.read_text()) for path in sorted((folder / "speed").glob(f"{data}-*.json"))]

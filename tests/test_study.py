@@ -252,6 +252,19 @@ def test_nothing_is_judged_before_all_runs_are_there(quick):
     assert "speed/fashion-2" in left
 
 
+def test_batches_and_streams_are_promises_of_their_own(tmp_path):
+    (tmp_path / "speed").mkdir()
+    for seed, (alone, streamed) in enumerate(((2.4, 3.1), (2.6, 3.3))):
+        times = {"clock": (alone, 0.002), "clock, stream": (streamed, 0.004), "0.005, certified": (9.0, 0.0)}
+        rows = [{"policy": name, "speed": {"speedup": x}, "accuracy_drop": lost} for name, (x, lost) in times.items()]
+        (tmp_path / "speed" / f"fashion-{seed}.json").write_text(json.dumps({"rows": rows}))
+    found = {promise.key: promise for promise in study_bars.bars(tmp_path)}
+    kept = {"speed|fashion": False, "lost|fashion": True, "speed|fashion, stream": True, "lost|fashion, stream": False}
+    assert {key.removeprefix("study|"): promise.is_kept for key, promise in found.items()} == kept
+    assert found["study|speed|fashion"].figure == pytest.approx(2.5)
+    assert found["study|lost|fashion, stream"].figure == pytest.approx(0.4)
+
+
 def test_static_networks_cost_what_they_cost(tmp_path):
     (tmp_path / "scenes").mkdir()
     for key, macs, accuracy in (("plain", 100, 0.9), ("static-50", 50, 0.8), ("static-25", 25, 0.6), ("static-10", 10, 0.5)):
