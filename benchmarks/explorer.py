@@ -25,8 +25,8 @@ import torch
 import exitlens as xl
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.page import answer_page
-from exitlens.delivery.timing import interval
-from exitlens.model.weights import write_text
+from exitlens.delivery.bench.timing import interval
+from exitlens.io import write_text
 from exitlens.types.display import from_pixels
 
 OUT = Path(__file__).parent / "results" / "explorer.json"

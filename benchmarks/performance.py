@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
-from exitlens.delivery.benchmark import AS_IS, MIXED, TUNED, Bench, machine
-from exitlens.delivery.timing import Work, clocked, interleave, pinned
-from exitlens.functional.inputs import Inputs, split_rows
+from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, machine
+from exitlens.delivery.bench.timing import Work, clocked, interleave, pinned
+from exitlens.types.inputs import Inputs, split_rows
 from exitlens.types import Preprocess
 
 RESULTS = Path(__file__).parent / "results" / "performance"

@@ -20,9 +20,9 @@ from exitlens.functional.maps import on_common_grid
 from exitlens.functional.quality import area_under_curve, upper_hull
 from exitlens.functional.scores import fit_temperature
 from exitlens.functional.similarity import skill
-from exitlens.model.attaching import attach
-from exitlens.model.backbones import SmallResNet
-from exitlens.model.cost import count_macs
+from exitlens.model.attach import attach
+from exitlens.model.backbones.build import SmallResNet
+from exitlens.model.cutting.macs import count_macs
 from exitlens.workflow.collection import pairing
 from exitlens.workflow.faithfulness import faithfulness
 from study_conditions import Condition

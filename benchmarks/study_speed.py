@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.delivery.bundle import load
-from exitlens.delivery.speed import Speed, compare, compare_adaptive, whole_batches
+from exitlens.delivery.bench.speed import Speed, compare, compare_adaptive, whole_batches
 from study_data import Splits
 from study_run import backbone_of, temperatures_of, within_budget
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import exitlens as xl
-from exitlens.delivery.speed import compare_adaptive
+from exitlens.delivery.bench.speed import compare_adaptive
 
 RESULTS = Path(__file__).parent / "results" / "texts.json"
 METHOD = Path(__file__).parent.parent / "docs" / "method.md"

@@ -23,11 +23,11 @@ from torch import nn
 from torchvision import models
 
 import exitlens as xl
-from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
-from exitlens.model.backbones import zeros_for
-from exitlens.model.modes import mode_of
-from exitlens.model.outputs import pick_logits
-from exitlens.model.weights import write_text
+from exitlens.types.inputs import Inputs, map_inputs, tensors_of
+from exitlens.model.backbones.build import zeros_for
+from exitlens.model.cutting.modes import mode_of
+from exitlens.model.cutting.logits import pick_logits
+from exitlens.io import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"

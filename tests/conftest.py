@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import exitlens as xl
-from exitlens.functional.inputs import Inputs
+from exitlens.types.inputs import Inputs
 
 torch.set_num_threads(1)
 

@@ -39,11 +39,11 @@ from exitlens.errors import (
 )
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.routing import route
-from exitlens.model.attaching import attach
-from exitlens.model.backbones import build_backbone, load_weights
+from exitlens.model.attach import attach
+from exitlens.model.backbones.build import build_backbone, load_weights
 from exitlens.model.network import ExitNet
-from exitlens.model.placement import ExitPoint, exit_points
-from exitlens.model.tuning import Tuning
+from exitlens.model.cutting.placement import ExitPoint, exit_points
+from exitlens.model.engine.tuning import Tuning
 from exitlens.types import (
     Drift,
     ExitOutput,
@@ -64,9 +64,9 @@ from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain, explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.inference import predict
+from exitlens.workflow.inference.predict import predict
 from exitlens.workflow.sweeping import Band, CurvePoint, SweepPoint, anytime, budgeted_batch, sweep
-from exitlens.workflow.training import FitResult, fit
+from exitlens.workflow.training.fit import FitResult, fit
 
 __version__ = "0.1.0"
 

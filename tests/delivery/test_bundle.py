@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.runs import bundle_of, read_source, replace_policy, write_source
+from exitlens.delivery.run_directory import bundle_of, read_source, replace_policy, write_source
 from tests.conftest import TinyNet, make_net
 
 POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.tokens import shades, token_table, write_tokens
+from exitlens.delivery.explanations.tokens import shades, token_table, write_tokens
 from tests.test_cli import call  # noqa: F401 (a fixture)
 from tests.texts import AT, config_values, make_bert, make_text_net, make_texts
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from exitlens.errors import InputError
-from exitlens.functional.inputs import Inputs, count_rows, map_inputs, split_rows
+from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 
 Batch = tuple[Inputs, Tensor | None]
 

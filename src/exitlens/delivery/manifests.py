@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exitlens.model.weights import write_text
+from exitlens.io import write_text
 
 
 def write_manifest(path: Path, files: Sequence[Path], facts: dict[str, Any]) -> None:

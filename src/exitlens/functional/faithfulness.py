@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.functional.inputs import MASK, Inputs
+from exitlens.types.inputs import MASK, Inputs
 from exitlens.functional.maps import as_distribution, regrid
 
 

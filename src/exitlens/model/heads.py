@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from exitlens.functional.maps import energy
 from exitlens.model.layouts import Layout
 from exitlens.model.necks import ContextNeck
-from exitlens.model.stages import Carried, Stage
+from exitlens.model.cutting.split import Carried, Stage
 from exitlens.types import ExitOutput
 
 HeadKind = Literal["evidence", "context", "average"]

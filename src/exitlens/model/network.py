@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import require
-from exitlens.functional.inputs import Inputs
-from exitlens.model.contract import InputContract
+from exitlens.types.inputs import Inputs
+from exitlens.model.input_spec import InputContract
 from exitlens.model.heads import ExitHead
 from exitlens.model.info import NetworkInfo
-from exitlens.model.running import Running, Use
-from exitlens.model.stages import Carried, Stage
-from exitlens.model.tuner import tune
-from exitlens.model.tuning import Tuning
+from exitlens.model.engine.session import Running, Use
+from exitlens.model.cutting.split import Carried, Stage
+from exitlens.model.engine.autotune import tune
+from exitlens.model.engine.tuning import Tuning
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.display import exit_name, html_table
 
@@ -135,7 +135,7 @@ class ExitNet(nn.Module):
     def check_input(self, inputs: Inputs, name: str = "images") -> Carried:
         """The tensors that the first stage takes; raises :class:`InputError` for inputs that the network cannot take.
 
-        See :class:`~exitlens.model.contract.InputContract`.
+        See :class:`~exitlens.model.input_spec.InputContract`.
         """
         return self.contract.check(inputs, name, next(self.heads[0].parameters()))
 
@@ -234,7 +234,7 @@ class ExitNet(nn.Module):
         min_agreement: float = 0.99,
         seconds: float = 4.0,
     ) -> Tuning:
-        """Finds the fastest :class:`~exitlens.model.tuning.Tuning` on this machine by measuring, sets and returns it.
+        """Finds the fastest :class:`~exitlens.model.engine.tuning.Tuning` on this machine by measuring, sets and returns it.
 
         Memory format, precision, micro-batch and threads are tried in turn. :func:`exitlens.save` stores the result.
         Calibrate after tuning: :func:`exitlens.collect` then records what the tuned network says. A policy of the float32

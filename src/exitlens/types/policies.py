@@ -12,7 +12,7 @@ from typing import Any
 from exitlens.errors import PolicyError
 from exitlens.types.certificates import certificate
 from exitlens.types.display import exit_name, html_table
-from exitlens.types.monitors import Monitor, monitor_of
+from exitlens.functional.drift import Monitor, monitor_of
 
 SCORES = ("max_probability", "entropy", "margin")
 CLUES = ("confidence", "entropy", "change")  # largest probability; of the map; divergence from the exit's before

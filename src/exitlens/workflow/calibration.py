@@ -20,7 +20,7 @@ from exitlens.functional.certification import (
     samples_needed,
     walk,
 )
-from exitlens.functional.frontier import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
+from exitlens.functional.search import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
 from exitlens.functional.gating import SHARES, fit_gate, limited, trace_estimates, trusted
 from exitlens.functional.limits import checked_limits
 from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, sketch, taken

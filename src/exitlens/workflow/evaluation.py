@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from exitlens.errors import require
-from exitlens.functional.frontier import evaluate_cuts, frontier, quantise
+from exitlens.functional.search import evaluate_cuts, frontier, quantise
 from exitlens.functional.quality import brier_score, expected_calibration_error, overthinking, risk_coverage
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
 from exitlens.functional.routing import early_scores, route

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import estimate, map_clues, trusted
-from exitlens.functional.inputs import MASK, Inputs, count_rows, map_inputs
+from exitlens.types.inputs import MASK, Inputs, count_rows, map_inputs
 from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import fires, first_firing
 from exitlens.functional.scores import probabilities, score_of

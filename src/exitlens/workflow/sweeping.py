@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.frontier import Cuts, frontier, quantise
+from exitlens.functional.search import Cuts, frontier, quantise
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
 from exitlens.functional.routing import early_scores, first_firing
 from exitlens.functional.scores import fit_temperature

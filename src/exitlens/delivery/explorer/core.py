@@ -18,17 +18,17 @@ from exitlens.data.folders import open_picture
 from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bundle import load
-from exitlens.delivery.runs import bundle_of, image_preprocess, load_samples, short_names, text_preprocess
+from exitlens.delivery.run_directory import bundle_of, image_preprocess, load_samples, short_names, text_preprocess
 from exitlens.errors import DataError, ExitlensError, InputError
-from exitlens.functional.inputs import Inputs
-from exitlens.model.memory import release_memory
+from exitlens.types.inputs import Inputs
+from exitlens.model.engine.malloc import release_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess, Trace
 from exitlens.types.display import from_pixels
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
-from exitlens.workflow.inference import predict
+from exitlens.workflow.inference.predict import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the side that is kept of it
 SAMPLES, EXAMPLES = 2000, 12

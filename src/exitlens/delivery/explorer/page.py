@@ -11,8 +11,8 @@ from PIL import Image
 from exitlens.delivery.explorer.core import DISPLAY, Answer, Subject
 from exitlens.delivery.explorer.frontier import frontier_svg
 from exitlens.delivery.pages import template
-from exitlens.delivery.pictures import heat
-from exitlens.delivery.tokens import shaded
+from exitlens.delivery.explanations.pictures import heat
+from exitlens.delivery.explanations.tokens import shaded
 from exitlens.types import ExitView, Explanation
 from exitlens.types.display import data_uri, exit_colour, exit_name, told_apart
 from exitlens.workflow.evaluation import Report

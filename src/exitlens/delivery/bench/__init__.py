@@ -1,0 +1,1 @@
+"""Timing the network with exits against its plain backbone."""

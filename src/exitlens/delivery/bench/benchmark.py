@@ -1,0 +1,225 @@
+"""bench: the plain backbone and the network with exits, timed side by side, with the ideal saving beside the measured."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exitlens.delivery.bench.contenders import Plain, Planned, StepTimes, as_users_run_it, plan_of, router_share
+from exitlens.delivery.bench.timing import Times, Work, clocked, interleave, interval, peak_bytes
+from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
+from exitlens.model.network import ExitNet
+from exitlens.types import Policy
+from exitlens.workflow.inference.predict import predict
+
+AS_IS, TUNED, COMPILED = "plain, as PyTorch runs it", "plain, tuned", "plain, compiled"
+STEPS = "stages alone"
+SHARES: dict[str, tuple[float, ...]] = {
+    "nobody leaves": (0, 0, 0, 1),
+    "all at exit 0": (1, 0, 0, 0),
+    "50/30/0/20": (0.5, 0.3, 0, 0.2),
+    "40/30/20/10": (0.4, 0.3, 0.2, 0.1),
+}
+MIXED = "50/30/0/20"
+
+
+def shares_for(num_exits: int) -> dict[str, tuple[float, ...]]:
+    """The exit shares that are forced, for a network of so many exits: the middle ones are folded together or left out."""
+    if num_exits == 4:
+        return SHARES
+    found = {"nobody leaves": (0.0,) * (num_exits - 1) + (1.0,)}
+    if num_exits > 1:
+        found["all at exit 0"] = (1.0,) + (0.0,) * (num_exits - 1)
+        found["80/20"] = (0.8,) + (0.0,) * (num_exits - 2) + (0.2,)
+    return found
+
+
+class Bench:
+    """One network against its plain backbone, on inputs that are there.
+
+    Args:
+        plain: the backbone, with a classifier of as many classes. net: with its tuning.
+        inputs: ``(N,...)``, repeated where a batch needs more.
+        policy: also timed, if there is one.
+        compiled: also time compiled stages and a compiled backbone (compiling takes a minute or two).
+    """
+
+    def __init__(
+        self, plain: nn.Module, net: ExitNet, inputs: Inputs, policy: Policy | None = None, compiled: bool = False
+    ) -> None:
+        self.plain, self.net, self.inputs, self.policy = plain.eval(), net.eval(), inputs, policy
+        tuning = replace(net.tuning, channels_last=net.tuning.channels_last or net.is_channels_last)
+        self.tuned = Plain(plain, inputs, tuning)
+        self.compiled_plain = Plain(plain, inputs, tuning, compiled=True) if compiled else None
+        self.compiled_net: ExitNet | None = None
+        if compiled:
+            self.compiled_net = copy.deepcopy(net)
+            self.compiled_net.compile()
+
+    def samples(self, count: int) -> Inputs:
+        """So many inputs, repeated if there are fewer."""
+        rows = torch.arange(count) % count_rows(self.inputs)
+        return map_inputs(self.inputs, lambda t: t[rows])
+
+    def run(
+        self,
+        size: int,
+        *,
+        rounds: int = 5,
+        seconds: float = 10.0,
+        memory: bool = True,
+        others: Mapping[str, Callable[[Inputs, int, Mapping[str, Tensor]], Work]] | None = None,
+        keep: Callable[[str], bool] = lambda name: True,
+    ) -> dict[str, Any]:
+        """Everything for calls of ``size`` samples, JSON-ready.
+
+        Args:
+            size: samples a call.
+            rounds: at least so many. seconds: to go on for.
+            memory: also measure each contender's peak.
+            others: makers of further contenders by name, given the inputs, the size and the plans.
+            keep: which contenders to run, by name; the first two always.
+        """
+        count = {1: 20, 8: 40}.get(size, size)
+        inputs = self.samples(count)
+        plans = {name: plan_of(shares, count) for name, shares in shares_for(self.net.num_exits).items()}
+        steps = StepTimes(self.net, inputs, size)
+        works = self._works(inputs, size, plans) | {STEPS: steps}
+        meters = {"": (steps, TUNED)}
+        if self.compiled_net is not None:
+            meters[", compiled"] = (StepTimes(self.compiled_net, inputs, size), COMPILED)
+            works[f"{STEPS}, compiled"] = meters[", compiled"][0]
+        works |= {name: make(inputs, size, plans) for name, make in (others or {}).items()}
+        works = {name: work for name, work in works.items() if keep(name) or name in (AS_IS, TUNED)}
+        times = interleave(works, rounds=rounds, seconds=seconds)
+        rows = []
+        for name in works:
+            row = {"name": name} | times.summary(name, count)
+            row["speedup"] = times.ratio(AS_IS, name).to_list()
+            row["speedup_tuned"] = times.ratio(TUNED, name).to_list()
+            for suffix, (meter, reference) in meters.items():
+                shares = name.removeprefix("exits, ").removesuffix(suffix)
+                if shares in plans and name == f"exits, {shares}{suffix}" and meter.rounds:
+                    row |= self._ideal(times, name, meter, reference, plans[shares], count)
+            if memory and not name.startswith(STEPS):
+                row["peak_mb"] = round(peak_bytes(works[name]) / 1e6, 3)
+            rows.append(row)
+        return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | self._ratios(times)
+
+    def _works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
+        kept = self.net.tuning.keep_memory
+        works = {
+            AS_IS: as_users_run_it(self.plain, inputs, size),
+            TUNED: clocked(self.tuned, split_rows(inputs, size), kept),
+        }
+        works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
+        last = list(plans)[-1] if MIXED not in plans else MIXED
+        works[f"exits, {last}, whole batches"] = Planned(self.net, plans[last], True).work(inputs, size)
+        works["exits, nobody leaves, with attention"] = Planned(self.net, plans["nobody leaves"], False, True).work(
+            inputs, size
+        )
+        if self.policy is not None:
+            policy = self.policy
+            works["exits, policy"] = clocked(lambda batch: predict(self.net, batch, policy), split_rows(inputs, size), kept)
+        if self.net.num_exits > 2:
+            works["static, cut at exit 1"] = clocked(Cut(self.net, 1), split_rows(inputs, size), kept)
+        if self.compiled_plain is not None and self.compiled_net is not None:
+            works[COMPILED] = clocked(self.compiled_plain, split_rows(inputs, size), kept)
+            for name in plans:
+                works[f"exits, {name}, compiled"] = Planned(self.compiled_net, plans[name]).work(inputs, size)
+        return works
+
+    @staticmethod
+    def _ideal(times: Times, name: str, steps: StepTimes, reference: str, plan: Tensor, count: int) -> dict[str, Any]:
+        """The time that the plan would take if only its stages took time, and how near the measured comes.
+
+        ``saving`` is the measured saving against the plain backbone in the same form over the ideal one; ``efficiency`` the
+        ideal time over the measured.
+        """
+        ideal = steps.ideal(plan)[-len(times.rounds[name]) :]  # without the warm-up
+        triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
+        found = {
+            "ideal_ms": round(1000 * interval(ideal).median / count, 4),
+            "efficiency": interval([a / b for a, b, _ in triples]).to_list(),
+        }
+        if max(plan.tolist()) > min(plan.tolist()) or plan[0] == 0:  # somebody leaves early
+            found["saving"] = interval([(plain - b) / (plain - a) for a, b, plain in triples]).to_list()
+        return found
+
+    def _ratios(self, times: Times) -> dict[str, Any]:
+        """Ratios that are not those to the plain backbone."""
+        nobody = "exits, nobody leaves"
+        pairs = {
+            "nobody_over_plain": (nobody, TUNED),
+            "attention_over_none": (f"{nobody}, with attention", nobody),
+            "nobody_over_plain, compiled": (f"{nobody}, compiled", COMPILED),
+        }
+        found = {key: times.ratio(*pair).to_list() for key, pair in pairs.items() if set(pair) <= set(times.rounds)}
+        for name in times.rounds:
+            eager = name.removesuffix(", compiled")
+            if eager != name and eager in times.rounds:
+                found[f"compiled_over_eager, {eager}"] = times.ratio(name, eager).to_list()
+        return found
+
+    def router_time(self, size: int = 32, runs: int = 15) -> list[float]:
+        """Median, low and high of the share of time that is not spent in stages and heads, at mixed exit shares."""
+        shares = list(shares_for(self.net.num_exits).values())[min(2, self.net.num_exits - 1)]
+        share = router_share(Planned(self.net, plan_of(shares, size)), self.samples(size))
+        share()
+        return interval([share() for _ in range(runs)]).to_list()
+
+
+class Cut:
+    """The network up to one exit and nothing else: the smaller static network of the same kind."""
+
+    def __init__(self, net: ExitNet, exit_: int) -> None:
+        self.net, self.exit = net, exit_
+
+    def __call__(self, batch: Inputs) -> None:
+        """Answers one batch in micro-batches."""
+        with self.net.running() as engine:
+            carried = self.net.entering(batch)
+            size = self.net.tuning.micro_batch or len(carried[0])
+            for at in range(0, len(carried[0]), size):
+                part = engine.enter(tuple(t[at : at + size] for t in carried))
+                for k in range(self.exit):
+                    part = engine.advance(k, part)
+                engine.answer(self.exit, part, 1.0, "max_probability")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "torch": torch.__version__.split("+")[0],
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(found: Mapping[str, Any]) -> list[list[str]]:
+    """Rows for people, of what :meth:`Bench.run` returns."""
+    rows = [["", "ms/sample", "p95 ms", "x plain", "x tuned", "ideal ms", "MB"]]
+    for row in found["rows"]:
+        cells = [f"{row['ms'][0]:.3f}", f"{row['call_p95_ms']:.2f}", f"{row['speedup'][0]:.2f}"]
+        cells += [f"{row['speedup_tuned'][0]:.2f}", f"{row['ideal_ms']:.3f}" if "ideal_ms" in row else ""]
+        rows.append([row["name"], *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])
+    return rows

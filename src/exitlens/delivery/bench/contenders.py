@@ -1,0 +1,203 @@
+"""What is timed against what: the plain backbone in several forms, and the network with exits at forced exit shares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exitlens.delivery.bench.timing import Work, clocked
+from exitlens.types.inputs import Inputs, map_inputs, split_rows, tensors_of
+from exitlens.functional.scores import probabilities, score_of
+from exitlens.model.engine.engine import Answer, Engine, applied
+from exitlens.model.cutting.looking import runnable
+from exitlens.model.engine.malloc import keep_memory
+from exitlens.model.network import ExitNet
+from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.engine.router import Router
+from exitlens.model.cutting.split import Carried
+from exitlens.model.cutting.trace import trace
+from exitlens.model.engine.tuning import Tuning, prepared
+from exitlens.types import Policy
+from exitlens.workflow.inference.predict import joined
+
+NEVER = 2.0  # a threshold that is computed and never reached
+
+
+def plan_of(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
+    """Exits for ``count`` samples in these shares (largest remainders), in random order."""
+    exact = torch.tensor(list(shares), dtype=torch.float64) * count / sum(shares)
+    counts = exact.floor()
+    for k in (exact - counts).argsort(descending=True)[: count - int(counts.sum())].tolist():
+        counts[k] += 1
+    plan = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
+    return plan[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+
+
+def as_users_run_it(backbone: nn.Module, inputs: Inputs, size: int) -> Work:
+    """The backbone as PyTorch runs it: float32, its own memory format, whole batches."""
+
+    def run(batch: Inputs) -> None:
+        with torch.inference_mode():
+            output = backbone(batch) if isinstance(batch, Tensor) else backbone(**batch)
+            pick_logits(output).softmax(1).max(1)
+
+    return clocked(run, split_rows(inputs, size))
+
+
+class Plain:
+    """The backbone with the tuning that the network with exits gets, for the same inputs."""
+
+    def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
+        body = runnable(backbone, trace(backbone, False, map_inputs(example, lambda t: t[:1])))
+        self.tuning = replace(tuning, channels_last=True) if compiled and tensors_of(example)[0].ndim == 4 else tuning
+        self.body: Callable[..., Any] = prepared(body, self.tuning)
+        self.compiled = compiled
+        if compiled:
+            self._compile(tensors_of(example))
+
+    def _compile(self, tensors: Carried) -> None:
+        self.body = torch.compile(self.body, options={"freezing": True})
+        several = self.tuning.entering(tuple(torch.cat([t[:1]] * 5) for t in tensors))
+        with torch.no_grad():
+            marked = tuple(t.clone() for t in several)
+            for t in marked:
+                torch._dynamo.mark_dynamic(t, 0)
+            self.body(*marked)
+            self.body(*(t[:1] for t in several))
+
+    def __call__(self, batch: Inputs) -> None:
+        """Answers one batch in micro-batches."""
+        with applied(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
+            carried = tensors_of(batch)
+            size = self.tuning.micro_batch or len(carried[0])
+            parts = [tuple(t[at : at + size] for t in carried) for at in range(0, len(carried[0]), size)]
+            logits = [self._logits(self.body(*self.tuning.entering(part))) for part in parts]
+            (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
+
+    @staticmethod
+    def _logits(output: Any) -> Tensor:
+        logits: Tensor = pick_logits(output[0] if isinstance(output, tuple | list) else output)
+        return logits.float()
+
+
+class Planned:
+    """The network's own path (check, engine, router), but the plan says who leaves where, whatever the scores say.
+
+    Args:
+        net: with its tuning, compiled or not.
+        plan: ``(N,)`` exits of the samples of ``inputs``, in order.
+        whole_batches: nobody leaves before all of a call's samples may: what batch-wise early exit does.
+    """
+
+    def __init__(self, net: ExitNet, plan: Tensor, whole_batches: bool = False, attention: bool = False) -> None:
+        self.net, self.plan, self.whole, self.attention = net, plan, whole_batches, attention
+        self.leaves = [plan == k for k in range(net.num_exits)]
+        first = int(plan[0])
+        self.constant = bool((plan == first).all())  # then thresholds can say it
+        self.policy = Policy(tuple(0.0 if self.constant and k == first else NEVER for k in range(net.num_exits - 1)))
+
+    def work(self, inputs: Inputs, size: int) -> Work:
+        """The work of answering all the inputs in calls of ``size``."""
+        starts = range(0, len(self.plan), size)
+        return clocked(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
+
+    def __call__(self, call: tuple[int, Inputs]) -> None:
+        """Answers one batch, of samples from ``call[0]`` on."""
+        start, batch = call
+        with self.net.running() as engine:
+            self.answer(engine, start, self.net.check_input(batch))
+
+    def answer(self, engine: Engine, start: int, carried: Carried) -> None:
+        """By this engine."""
+        count = len(carried[0])
+        size, rule = self.net.tuning.micro_batch, None
+        if self.whole:
+            last = int(self.plan[start : start + count].max())
+            size, rule = 0, lambda k, _, where: (where >= 0) & (k == last)  # the whole batch takes one decision
+        elif not self.constant:
+            leaves = [rows[start : start + count] for rows in self.leaves]
+            rule = lambda k, _, where: leaves[k].index_select(0, where)  # noqa: E731
+        router = Router(engine, self.policy, self.attention, size, rule)
+        joined(router.run(torch.arange(count), carried))
+
+
+class _Clocked(Engine):
+    """An engine that sums the time of stages, heads and the tuning's formats apart from everything else."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.stages, engine.heads, engine.tuning, shared=engine.shared)
+        self.spent = 0.0
+
+    def enter(self, carried: Carried) -> Carried:
+        started = time.perf_counter()
+        carried = super().enter(carried)
+        self.spent += time.perf_counter() - started
+        return carried
+
+    def answer(self, k: int, carried: Carried, temperature: float, score: str, attention: bool = False) -> Answer:
+        started = time.perf_counter()
+        carried = self.stages[k](*carried)
+        logits = self.heads[k].classify(*carried)
+        self.spent += time.perf_counter() - started
+        p = probabilities(logits, temperature)
+        return Answer(carried, p, score_of(p, score), None)
+
+
+def router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
+    """A function that answers all the inputs in one call and returns the share of time not spent in stages and heads.
+
+    That is scores, who leaves, gathering and scattering.
+    """
+
+    def run() -> float:
+        with planned.net.running() as engine:
+            meter, carried = _Clocked(engine), planned.net.check_input(inputs)
+            started = time.perf_counter()
+            planned.answer(meter, 0, carried)
+            total = time.perf_counter() - started
+        return (total - meter.spent) / total
+
+    return run
+
+
+class StepTimes:
+    """Every stage with its head on all samples, timed apart: what the ideal saving is made of.
+
+    The ideal time of exit shares is the sum over exits of the share of samples that reach the exit times its step's time.
+    """
+
+    def __init__(self, net: ExitNet, inputs: Inputs, size: int) -> None:
+        self.net, self.batches = net, split_rows(inputs, size)
+        self.rounds: list[list[float]] = []
+
+    def __call__(self) -> list[float]:
+        """Runs all samples through all steps; remembers seconds by step."""
+        if keep_memory(self.net.tuning.keep_memory) or len(self.batches) > 1:
+            self._run(self.batches[:1])
+        self.rounds.append(self._run(self.batches))
+        return [sum(self.rounds[-1])]
+
+    def _run(self, batches: Sequence[Inputs]) -> list[float]:
+        spent, policy = [0.0] * self.net.num_exits, Policy((NEVER,) * (self.net.num_exits - 1))
+        for batch in batches:
+            with self.net.running() as engine:
+                carried = self.net.entering(batch)
+                size = self.net.tuning.micro_batch or len(carried[0])
+                for at in range(0, len(carried[0]), size):
+                    part = tuple(t[at : at + size] for t in carried)
+                    for k in range(self.net.num_exits):
+                        started = time.perf_counter()
+                        part = engine.enter(part) if k == 0 else part
+                        part = engine.answer(k, part, 1.0, policy.score).carried
+                        spent[k] += time.perf_counter() - started
+        return spent
+
+    def ideal(self, plan: Tensor) -> list[float]:
+        """Seconds of each round that the plan would take at these times."""
+        reached = [(plan >= k).double().mean().item() for k in range(self.net.num_exits)]
+        return [sum(share * seconds for share, seconds in zip(reached, spent, strict=True)) for spent in self.rounds]

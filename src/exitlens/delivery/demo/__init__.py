@@ -1,0 +1,1 @@
+"""The demo: train with and without EGT, compare, report."""

@@ -1,0 +1,143 @@
+"""What the demo trains, on what, and how: three trainings side by side, one core each, all resumable."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing.pool import AsyncResult
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from exitlens.data.fashion import load_scenes
+from exitlens.data.images import ImageSet
+from exitlens.delivery.bundle import load, save
+from exitlens.functional.losses import EGTLoss
+from exitlens.model.attach import attach
+from exitlens.model.backbones.build import SmallResNet
+from exitlens.model.engine.malloc import keep_memory
+from exitlens.model.network import ExitNet
+from exitlens.workflow.training.fit import LOG, fit
+
+CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}
+EXIT_WEIGHTS = (0.25, 0.25, 0.25, 1.0)
+EGT = EGTLoss(weight=1.0, distance="js", ramp_share=0.6, exit_weights=EXIT_WEIGHTS)
+WITHOUT = EGTLoss(weight=0.0, exit_weights=EXIT_WEIGHTS)
+RUNS: dict[str, EGTLoss | None] = {"egt": EGT, "baseline": WITHOUT, "plain": None}
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo trains; one seed for data, weights and training."""
+
+    seed: int = 0
+    epochs: int = 6
+    limit: int | None = None  # garments of each split; None: all
+    size: int = 40
+    batch_size: int = 64
+    samples: int = 3000  # test images for the faithfulness measures
+    rounds: int = 7  # of every timing
+
+    @classmethod
+    def quick(cls, seed: int = 0) -> DemoSettings:
+        """A run of seconds that shows the flow."""
+        return cls(seed, epochs=1, limit=256, samples=64, rounds=1)
+
+
+def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
+    """Scenes by use; the two test sets hold the same garments in the same places, on other backgrounds."""
+
+    def scenes(split: Any, agreement: float) -> ImageSet:
+        return load_scenes(
+            split, background_agreement=agreement, seed=settings.seed, size=settings.size, limit=settings.limit
+        )
+
+    data = {split: scenes(split, 0.8) for split in ("train", "validation", "calibration")}
+    return data | {name: scenes("test", agreement) for name, agreement in CONDITIONS.items()}
+
+
+def train_all(out: Path, settings: DemoSettings, quiet: bool) -> dict[str, ExitNet]:
+    """Trains what is not trained yet, in as many processes as there are cores (three at most), one thread each.
+
+    One thread a training makes the weights the same on machines with more cores, and is faster than two threads each.
+    """
+    context = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(RUNS), cores)
+    with context.Pool(workers, _start_worker) as pool:
+        jobs = {name: pool.apply_async(_train_one, (name, settings, out)) for name in RUNS}
+        _watch(jobs, out, settings.epochs, quiet)
+        for job in jobs.values():
+            job.get()
+        pool.close()
+        pool.join()  # so that nothing of it is left when the process ends
+    return {name: load(_bundle(out, name))[0] for name in RUNS}
+
+
+def _bundle(out: Path, name: str) -> Path:
+    return out / "training" / name / "bundle"
+
+
+def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
+    if _bundle(out, name).exists():
+        return
+    loss, data = RUNS[name], load_data(settings)
+    net = new_network(loss, data["train"], settings.seed)
+    fit(
+        net,
+        data["train"],
+        data["validation"],
+        loss=loss or EGTLoss(weight=0.0),
+        epochs=settings.epochs,
+        out_dir=out / "training" / name,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        resume=True,
+        progress=False,
+    )
+    save(net, None, _bundle(out, name))
+
+
+def new_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
+    """The demo's network before training: with three early exits, or, without a loss, plain."""
+    torch.manual_seed(seed)
+    backbone, example = SmallResNet(num_classes=len(train.classes)), train.first(1).inputs
+    at = [] if loss is None else list(backbone.groups[:-1])
+    net = attach(backbone, at, len(train.classes), example, final="keep" if loss is None else "head")
+    net.describe(source="small", classes=train.classes, preprocess=train.preprocess)
+    return net
+
+
+def _watch(jobs: dict[str, AsyncResult[None]], out: Path, epochs: int, quiet: bool) -> None:
+    """Shows one bar a training, from the logs that they write, until all have ended."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn())
+    with Progress(*columns, disable=quiet) as bar:
+        tasks = {name: bar.add_task(f"{name:9}", total=epochs, line="starting") for name in jobs}
+        while True:
+            for name, task in tasks.items():
+                done, line = _progress(out / "training" / name / LOG)
+                bar.update(task, completed=done, line=line)
+            if all(job.ready() for job in jobs.values()):
+                return
+            time.sleep(0.5)
+
+
+def _progress(log: Path) -> tuple[int, str]:
+    rows = list(csv.DictReader(log.read_text().splitlines())) if log.exists() else []
+    if not rows:
+        return 0, "starting"
+    accuracy = [f"{100 * float(value):.1f}" for name, value in rows[-1].items() if name.startswith("accuracy_exit")]
+    cc = [f"{float(value):.2f}" for name, value in rows[-1].items() if name.startswith("cc_exit")]
+    agreement = f", map CC with final {' '.join(cc)}" if cc else ""
+    return len(rows), f"epoch {len(rows)}: val accuracy {' '.join(accuracy)} %{agreement}"
+
+
+def _start_worker() -> None:
+    """One thread each: two trainings in two processes are faster than two in turn on two threads."""
+    torch.set_num_threads(1)
+    keep_memory()

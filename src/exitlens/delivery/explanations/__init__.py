@@ -1,0 +1,1 @@
+"""Explanations as pictures, shaded tokens, tables and JSON."""

@@ -1,0 +1,146 @@
+"""Explanations of a whole folder: a table and a contact sheet, what deserves a look first."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from exitlens.delivery.manifests import write_manifest
+from exitlens.delivery.explanations.pictures import contact_sheet
+from exitlens.errors import OutputExistsError
+from exitlens.model.network import ExitNet
+from exitlens.io import write_text
+from exitlens.types import SCHEMA, Explanation, Policy, Preprocess
+from exitlens.workflow.explanation import explain_batch
+
+TABLE, SHEET, MANIFEST = "explanations.csv", "contact_sheet.png", "manifest.json"
+SHOWN = 24  # rows of the contact sheet
+
+
+@dataclass(frozen=True)
+class Line:
+    """One image of the table.
+
+    ``divergence`` and ``cc`` compare the map at the exit that answered with the final exit's; ``final`` is its answer.
+    """
+
+    file: str
+    answer: str
+    exit: int
+    confidence: float
+    runner_up: str
+    final: str
+    disagrees: bool
+    divergence: float
+    cc: float
+    cost: float
+    reason: str
+
+    @property
+    def interest(self) -> tuple[bool, float]:
+        """The higher, the more it deserves a look: early answers that the full network contradicts, then far maps."""
+        return self.disagrees, self.divergence
+
+    @property
+    def title(self) -> str:
+        """Which image, and what was said of it, in a line of the contact sheet."""
+        name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
+        final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
+        return f"{name}: {self.answer} ({self.confidence:.2f}) at exit {self.exit}{final}, divergence {self.divergence:.2f}"
+
+
+def line_of(file: str, why: Explanation) -> Line:
+    """An explanation, with the final exit, as a line of the table."""
+    view, final = why.exits[why.answered], why.exits[-1]
+    return Line(
+        file,
+        why.name(why.label),
+        why.answered,
+        round(view.confidence, 6),
+        why.name(view.runner_up),
+        why.name(final.label),
+        why.disagrees,
+        round(view.divergence or 0.0, 6),
+        round(view.cc or 0.0, 6),
+        round(view.cost, 6),
+        why.reason,
+    )
+
+
+def explain_folder(
+    net: ExitNet,
+    policy: Policy,
+    samples: Iterable[Tensor],
+    name: Callable[[int], str],
+    preprocess: Preprocess,
+    out: Path,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Line]:
+    """Explains batches of images and writes table, contact sheet and manifest; memory does not grow with the images.
+
+    Args:
+        net: with every exit run. policy: of this network.
+        samples: normalised batches ``(B,C,H,W)``. name: of the i-th sample, called after it came.
+        preprocess: to show them.
+        out: directory; the three files must not be there.
+        advance: called with the number of images done.
+
+    Returns:
+        The lines of the table, what deserves a look first.
+
+    Raises:
+        OutputExistsError: if one of the files exists.
+    """
+    for file in (TABLE, SHEET, MANIFEST):
+        if (out / file).exists():
+            raise OutputExistsError(f"out: {out / file} exists: choose another directory")
+    lines: list[Line] = []
+    kept: list[tuple[tuple[bool, float], int, Line, Explanation]] = []
+    for batch in samples:
+        for why in explain_batch(net, batch, policy):
+            line = line_of(name(len(lines)), why)
+            heapq.heappush(kept, (line.interest, -len(lines), line, why))  # of equals, the first in the folder
+            if len(kept) > SHOWN:
+                heapq.heappop(kept)
+            lines.append(line)
+        advance(len(batch))
+    order = sorted(range(len(lines)), key=lambda i: (*(-float(v) for v in lines[i].interest), i))
+    lines = [lines[i] for i in order]
+    if lines:
+        shown = [(line, why) for *_, line, why in sorted(kept, reverse=True, key=lambda k: k[:2])]
+        _write(out, lines, shown, net, policy, preprocess)
+    return lines
+
+
+def _write(
+    out: Path,
+    lines: Sequence[Line],
+    shown: Sequence[tuple[Line, Explanation]],
+    net: ExitNet,
+    policy: Policy,
+    preprocess: Preprocess,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(vars(lines[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(line) for line in lines)
+    write_text(out / TABLE, table.getvalue())
+    titles = [line.title for line, _ in shown]
+    contact_sheet({"": [why for _, why in shown]}, preprocess, titles=titles).save(out / SHEET)
+    facts = {
+        "schema": SCHEMA,
+        "network": net.identity(),
+        "policy": policy.to_dict(),
+        "images": len(lines),
+        "disagree": sum(line.disagrees for line in lines),
+        "shown": len(shown),
+    }
+    write_manifest(out / MANIFEST, [out / TABLE, out / SHEET], facts)

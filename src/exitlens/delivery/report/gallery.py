@@ -1,0 +1,86 @@
+"""A report's gallery: test images as every network sees them, picked by rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitlens.data.images import ImageSet
+from exitlens.delivery.explanations.pictures import heat, picture
+from exitlens.delivery.report.subjects import Subject
+from exitlens.types import ExitView
+from exitlens.types.display import data_uri, exit_colour, exit_name, told_apart
+from exitlens.workflow.explanation import explain_batch
+
+POOL = 200  # images of a set, drawn at random, from which some are picked
+IMAGES = 6  # a condition
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """One image as every subject sees it."""
+
+    source: str
+    shape: str
+    truth: str
+    condition: str
+    views: Sequence[Mapping[str, Any]]
+
+
+def gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet], count: int = IMAGES) -> list[GalleryRow]:
+    """``count`` rows for each set of test images."""
+    rows = []
+    for condition, data in sets.items():
+        for i in pick(subjects[0], data, count):
+            chosen = data.subset(torch.tensor([i]))
+            shown = picture(chosen.inputs[0], data.preprocess)
+            truth = data.classes[int(chosen.labels[0])]
+            views = [_view(s, chosen.inputs) for s in subjects]
+            rows.append(GalleryRow(data_uri(shown, photo=True), f"{shown.width} / {shown.height}", truth, condition, views))
+    return rows
+
+
+def pick(subject: Subject, data: ImageSet, count: int) -> list[int]:
+    """Indices of gallery images, chosen by rule: of 200 drawn at random, the first that each exit answers, in turn."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
+    pool = order[:POOL]
+    answers = explain_batch(subject.net, data.subset(pool).inputs, subject.policy)
+    queues = [[i for i, why in enumerate(answers) if why.answered == k] for k in range(subject.net.num_exits)]
+    picked: list[int] = []
+    while len(picked) < count and any(queues):
+        picked += [queue.pop(0) for queue in queues if queue]
+    return pool[sorted(picked[:count], key=lambda i: answers[i].answered)].tolist()
+
+
+def _rule(view: ExitView, is_final: bool) -> list[str]:
+    """Confidence, threshold and gate, each with as many digits as it takes to see which is larger."""
+    if is_final:
+        return [f"{view.confidence:.3f}"]
+    confidence, threshold = told_apart(view.confidence, view.threshold)
+    said = [confidence, "threshold " + ("never" if view.threshold == math.inf else threshold)]
+    if view.estimate is not None and view.limit is not None:
+        guess, limit = told_apart(view.estimate, view.limit)
+        said.append(f"gate: {guess}, limit {'none' if view.limit == math.inf else limit}")
+    return said
+
+
+def _view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
+    why = explain_batch(subject.net, image, subject.policy)[0]
+    tiles = [
+        {
+            "name": exit_name(view.exit, why.num_exits),
+            "colour": exit_colour(view.exit, why.num_exits),
+            "heat": data_uri(heat(view.attention)),
+            "label": why.name(view.label),
+            "rule": _rule(view, view.exit == why.num_exits - 1),
+            "answered": view.exit == why.answered,
+            "reached": view.exit <= why.answered,
+        }
+        for view in why.exits
+    ]
+    return {"name": subject.name, "tiles": tiles, "reason": why.reason}

@@ -1,0 +1,171 @@
+"""Run directories: where a run's bundle and the description of its data are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from exitlens.data.fashion import Split
+from exitlens.data.folders import ImageStream, list_images, load_folder
+from exitlens.data.images import ImageSet
+from exitlens.data.sources import DataSource, is_text_file, open_source
+from exitlens.data.texts import TextSet, TextStream, numbered_texts, read_texts
+from exitlens.delivery.bundle import MANIFEST, load, save
+from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
+from exitlens.model.network import ExitNet
+from exitlens.io import write_text
+from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.workflow.training.fit import SETTINGS
+
+DATA = "data.json"
+
+
+def bundle_of(path: Path) -> Path:
+    """The bundle directory for a run directory or for the bundle itself.
+
+    Raises:
+        BundleError: if neither is there.
+    """
+    for candidate in (path, path / "bundle"):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    raise BundleError(f"bundle: {path} is no bundle and holds none (no {MANIFEST}): give what exitlens fit wrote")
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each run or bundle: its directory's, told apart where two are alike."""
+    names: list[str] = []
+    for path in paths:
+        name = path.name if path.name != "bundle" else path.resolve().parent.name
+        name = name or path.resolve().name
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+    return names
+
+
+def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
+    """Records a run's data in its directory, before training starts.
+
+    Raises:
+        OutputExistsError: if the directory is in use and this is no resumed run; DataError: if it is of other data.
+    """
+    path = out / DATA
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise OutputExistsError(f"out: {out} exists and is not empty: choose another directory, or pass --resume")
+    if path.exists() and json.loads(path.read_text()) != source.to_dict():
+        raise DataError(f"data: {path} was made with other data: pass the same, or another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(source.to_dict(), indent=1) + "\n")
+
+
+def forget_source(out: Path) -> None:
+    """Takes back :func:`write_source` where nothing else was written since, so that a corrected call can use ``out``."""
+    if [path.name for path in out.iterdir()] == [DATA]:
+        (out / DATA).unlink()
+        out.rmdir()
+
+
+def read_source(path: Path) -> DataSource:
+    """The data of the run that a run directory or bundle belongs to.
+
+    Raises:
+        DataError: if there is no record of it.
+    """
+    for candidate in (path / DATA, bundle_of(path).parent / DATA):
+        if candidate.is_file():
+            try:
+                return DataSource(**json.loads(candidate.read_text()))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{candidate}: damaged ({error}): pass --data") from error
+    raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
+
+
+def recorded_exits(out: Path, exits: str, by: str) -> tuple[str, str]:
+    """``exits`` and ``by`` for a run that goes on: the names that were placed when it began, if the number is the same."""
+    try:
+        names = json.loads((out / SETTINGS).read_text())["network"]["at"]
+    except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
+        return exits, by
+    return (",".join(names), "cost") if str(len(names)) == (exits or "3") else (exits, by)
+
+
+def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
+    """The network and policy of a run or bundle.
+
+    Raises:
+        PolicyError: if it has no policy yet.
+    """
+    net, policy = load(bundle_of(path))
+    if policy is None:
+        raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")
+    return net, policy
+
+
+def kept_policy(directory: Path, net: ExitNet) -> Policy | None:
+    """The policy of an existing bundle, if it holds the same network."""
+    if not (directory / MANIFEST).is_file():
+        return None
+    policy: Policy | None = load(directory)[1] if net.info.source else None
+    return policy if policy is not None and policy.network == net.identity() else None
+
+
+def image_preprocess(net: ExitNet) -> Preprocess:
+    """How images become the network's inputs; raises :class:`BundleError` if it does not say, or takes texts."""
+    if not isinstance(net.info.preprocess, Preprocess):
+        if net.contract.is_text:
+            raise BundleError("bundle: its network takes texts: give a .csv, .jsonl or .txt file, or --text")
+        raise BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
+    return net.info.preprocess
+
+
+def text_preprocess(net: ExitNet) -> TextPreprocess:
+    """How texts become the network's inputs; raises :class:`BundleError` if it does not say, or takes images."""
+    if not isinstance(net.info.preprocess, TextPreprocess):
+        if not net.contract.is_text:
+            raise BundleError("bundle: its network takes images: give an image, or a folder of images")
+        raise BundleError("bundle: it does not say how texts become tokens: net.describe(preprocess=...) and save again")
+    return net.info.preprocess
+
+
+def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> ImageSet | TextSet:
+    """The named split of a run's own data, or other labelled data as a whole, for its network."""
+    text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
+    if not data:
+        source = read_source(path)
+    elif Path(data).is_dir():
+        return load_folder(data, image_preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
+    elif is_text_file(data):
+        texts, labels, classes = read_texts(data, net.info.classes, skip_bad=skip_bad)
+        return TextSet(texts, labels, classes, text_preprocess(net))
+    else:
+        source = open_source(data, root=root, size=net.info.input_shape[-1])
+    return source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.is_text else None)
+
+
+def stream_samples(
+    net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
+) -> ImageStream | TextStream:
+    """Unlabelled images below a folder, or texts of a file, as batches of network input, ``without`` those named."""
+    if net.contract.is_text:
+        rows = [(f"{data}:{line}", text) for line, text in numbered_texts(data, skip_bad=skip_bad)]
+        rows = [row for row in rows if row[0] not in without]
+        return TextStream([text for _, text in rows], [name for name, _ in rows], text_preprocess(net), batch_size)
+    preprocess = image_preprocess(net)
+    files = [path for path in list_images(data) if str(path) not in without]
+    return ImageStream(files, preprocess, batch_size, skip_bad)
+
+
+def made_by(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
+    """What decides the answers to ``data``: JSON-ready values that two runs share if their answers may stand in one file."""
+    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "chosen_by")}
+    preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
+    reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
+    return {"network": net.identity(), "policy": rule, "preprocessing": reading, "input": str(data)}
+
+
+def replace_policy(directory: Path, policy: Policy) -> None:
+    """Stores another policy in an existing bundle."""
+    net, _ = load(directory)
+    save(net, policy, directory, overwrite=True)

@@ -1,0 +1,110 @@
+"""A new network for a user's data: what `exitlens fit` makes of a backbone's name and a data source."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import nn
+
+from exitlens.data.images import ImageSet
+from exitlens.data.sources import DataSource
+from exitlens.data.texts import TextSet
+from exitlens.errors import HeadError, InputError
+from exitlens.model.attach import attach
+from exitlens.model.backbones.build import build_backbone, load_weights
+from exitlens.model.heads import HeadKind
+from exitlens.model.backbones.transformers import tokenizer_of
+from exitlens.model.network import ExitNet
+from exitlens.model.cutting.placement import By
+from exitlens.types import TextPreprocess
+
+Samples = ImageSet | TextSet
+TEXT_LENGTH = 64
+
+
+def training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[Samples, Samples]:
+    """Training and validation split; texts are read by the tokenizer that comes with the backbone, where one does."""
+    if not source.is_text and backbone.startswith("hf:") and tokenizer_of(backbone):
+        raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
+    own = tokenizer_of(backbone) if source.is_text else None
+    preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
+    return (
+        source.load("train", skip_bad=skip_bad, preprocess=preprocess),
+        source.load("validation", skip_bad=skip_bad, preprocess=preprocess),
+    )
+
+
+def _check_reads(plain: nn.Module, backbone: str, train: Samples) -> None:
+    """Raises :class:`InputError` for a text classifier that is given images, the reverse, or longer texts than it knows."""
+    reads_texts = "input_ids" in inspect.signature(plain.forward).parameters
+    if reads_texts != isinstance(train, TextSet):
+        kinds = ("texts", "images") if reads_texts else ("images", "texts")
+        raise InputError(f"backbone: {backbone} reads {kinds[0]}, the data are {kinds[1]}")
+    most = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
+    if isinstance(train, TextSet) and isinstance(most, int) and 0 < most < train.preprocess.length:
+        raise InputError(
+            f"size: {train.preprocess.length} tokens, {backbone} has {most} positions: use --size {most} or less"
+        )
+
+
+def new_network(
+    backbone: str,
+    exits: str,
+    train: Samples,
+    *,
+    seed: int = 0,
+    keep_final: bool = False,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    by: str = "cost",
+    head: str = "",
+) -> ExitNet:
+    """Builds the backbone for the data's classes and attaches exits.
+
+    Args:
+        backbone: its source.
+        exits: comma-separated module names, or how many; empty means ``layer1,layer2,layer3`` where the backbone has these
+            modules and ``by`` is ``"cost"``, and 3 otherwise.
+        train: the data: its classes, and its first sample as example.
+        seed: of the weights.
+        keep_final: keep the backbone's own classifier as final exit.
+        pretrained: start from the library's weights.
+        weights: start from a local state dict.
+        by: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
+        head: kind of exit heads, see :func:`attach`; empty means ``context`` for images and ``evidence`` for texts.
+
+    Raises:
+        InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
+    """
+    torch.manual_seed(seed)
+    if isinstance(train, TextSet) and not backbone.startswith("hf:"):
+        raise InputError(f"backbone: {backbone!r} reads images, the data are texts: use hf:DIRECTORY or hf:bert")
+    channels = 3 if isinstance(train, TextSet) else train.images.shape[1]
+    vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
+    plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary)
+    _check_reads(plain, backbone, train)
+    if weights is not None:
+        load_weights(plain, weights)
+    usual = ["layer1", "layer2", "layer3"]
+    named = dict(plain.named_children())
+    at: list[str] | int = usual if by == "cost" and all(name in named for name in usual) else 3
+    if exits:
+        at = int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
+    final: Literal["head", "keep"] = "keep" if keep_final else "head"
+    kind = head or ("evidence" if isinstance(train, TextSet) else "context")
+
+    def attached(kind: str) -> ExitNet:  # attach checks both
+        example = train.first(1).inputs
+        return attach(plain, at, len(train.classes), example, final=final, by=cast(By, by), head=cast(HeadKind, kind))
+
+    try:
+        net = attached(kind)
+    except HeadError:
+        if head:
+            raise
+        net = attached("evidence")  # features that are no plane: nobody asked for a neck
+    net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
+    return net

@@ -1,0 +1,1 @@
+"""Backbones by name, the small network, and weights from files."""

@@ -1,0 +1,1 @@
+"""From a backbone to stages: trace, cut, verify, count."""

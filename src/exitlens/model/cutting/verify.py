@@ -1,0 +1,218 @@
+"""Is this a backbone that can be cut, and do the pieces equal it? Run before attach returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from exitlens.errors import AttachError, TraceMismatchError
+from exitlens.types.inputs import MASK, Inputs, input_names, tensors_of
+from exitlens.model.cutting.modes import mode_of, no_zeros, untouched
+from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.split import Carried, Split
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
+_QUANTISED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.nn.quantized",
+    "torch.nn.intrinsic.quantized",
+)
+
+
+def admit(backbone: nn.Module) -> None:
+    """Raises :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without values."""
+    if isinstance(backbone, torch.jit.ScriptModule):
+        raise AttachError("backbone: it is TorchScript, which cannot be cut. Mend: attach to the Python module it came from")
+    if type(backbone).__name__ in _WRAPPERS and type(backbone).__module__.startswith("torch."):
+        raise AttachError(
+            f"backbone: it is wrapped by {type(backbone).__name__}. Mend: attach to the module inside and wrap the network "
+            "that attach returns"
+        )
+    for name, module in backbone.named_modules():
+        if type(module).__module__.startswith(_QUANTISED):
+            raise AttachError(
+                f"backbone: {name!r} is a quantised {type(module).__name__}, which cannot be trained or cut. Mend: attach "
+                "exits to the float network and quantise afterwards"
+            )
+    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
+        if isinstance(tensor, UninitializedParameter):
+            raise AttachError(f"backbone: {name!r} is lazy and has no shape yet. Mend: run one batch through it first")
+        if tensor.is_meta:
+            raise AttachError(
+                f"backbone: {name!r} is on the meta device and has no values. Mend: backbone.to_empty(device='cpu'), then "
+                "load its weights"
+            )
+        if tensor.is_quantized:
+            raise AttachError(f"backbone: {name!r} is quantised. Mend: attach to the float network and quantise afterwards")
+    for name in (*backbone._modules, *backbone._parameters, *backbone._buffers):
+        if hasattr(torch.fx.GraphModule, name):
+            raise AttachError(f"backbone: its {name!r} has the name of something that torch.fx needs: rename it")
+    if next(backbone.parameters(), None) is None:
+        raise AttachError("backbone: it has no parameters: expected a network with weights")
+
+
+def probe(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
+    """Runs staged and plain on the same random inputs, in both modes and at three batch sizes; they must be equal.
+
+    So must buffers and gradients after a training pass.
+
+    Then once more with a row dropped, and the others exchanged at the first cut, as routing does: every sample must get the
+    answer that it gets in the full batch. Buffers (batch-norm statistics), the random state and the mode of every module are
+    what they were afterwards.
+
+    Raises:
+        TraceMismatchError: if they differ.
+    """
+    with no_zeros(backbone):
+        _probe_evaluation(backbone, pieces, example)
+        _probe_training(backbone, pieces, example)
+
+
+def _probe_evaluation(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
+    names, inputs = input_names(example), random_inputs(example, pieces, 3)
+    with untouched(backbone):
+        state = _scalars(backbone)
+        plain = plain_logits(backbone, inputs, names, False)
+        if _scalars(backbone) != state:
+            again = plain_logits(backbone, inputs, names, False)
+            _compare(plain, again, 1e-6, "a second call: its forward keeps a state that stages cannot share")
+        buffers = _buffers(backbone)
+    with untouched(backbone):
+        staged = staged_logits(pieces, inputs, False)
+        _compare(plain, staged, 1e-6, "batch 3 in evaluation mode")
+        _compare_buffers(buffers, _buffers(backbone))
+    with untouched(backbone):
+        one = [t[:1] for t in inputs]
+        _compare(plain_logits(backbone, one, names, False), staged_logits(pieces, one, False), 1e-6, "a single sample")
+        routed = staged_logits(pieces, [t[[2, 0]] for t in inputs], False, exchange=True)
+    spread = (plain - plain.mean(0)).abs().max().item()  # what is the samples' own; the rest may be a constant
+    allowed = 2e-5 + 1e-3 * spread / max(plain.abs().max().item(), 1e-6) if math.isfinite(spread) else 1e-3
+    _compare(plain[[0, 2]], routed, allowed, "two samples of three: they depend on who else is in the batch")
+
+
+def _probe_training(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
+    names, inputs = input_names(example), random_inputs(example, pieces, 2)
+    with untouched(backbone):
+        plain = plain_logits(backbone, inputs, names, True, gradients=True)
+        buffers = _buffers(backbone)
+        try:
+            expected = _gradients(backbone, plain)
+        except RuntimeError:  # the plain backbone itself cannot be trained: there is nothing to be equal to
+            expected = None
+    with untouched(backbone):
+        staged = staged_logits(pieces, inputs, True, gradients=True)
+        _compare(plain.detach(), staged.detach(), 1e-6, "batch 2 in training mode")
+        _compare_buffers(buffers, _buffers(backbone))
+        if expected is not None:
+            _compare_gradients(expected, _gradients(backbone, staged))
+
+
+def plain_logits(
+    backbone: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], training: bool, gradients: bool = False
+) -> Tensor:
+    """The backbone's own logits, with the random state forked and seeded."""
+    with mode_of(backbone, training), torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(inputs[0]))
+        own = [t.clone() for t in inputs]  # a forward may change its input
+        output = backbone(**dict(zip(names, own, strict=True))) if names else backbone(*own)
+        logits: Tensor = pick_logits(output)
+        return logits.clone()
+
+
+def staged_logits(
+    pieces: Split, inputs: Sequence[Tensor], training: bool, exchange: bool = False, gradients: bool = False
+) -> Tensor:
+    """The same by stages and tail; after the first stage in the opposite order, if asked for."""
+    carried: Carried = tuple(inputs)
+    with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(inputs[0]))
+        for k, stage in enumerate((*pieces.stages, pieces.tail)):
+            with mode_of(stage, training):
+                carried = stage(*carried)
+            if k == 0 and exchange:
+                carried = tuple(t.flip(0) for t in carried)
+    return carried[0].clone()
+
+
+def _scalars(module: nn.Module) -> list[Any]:
+    """The numbers and words among the attributes of all submodules."""
+    return [value for m in module.modules() for value in vars(m).values() if isinstance(value, int | float | str)]
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.named_buffers()}
+
+
+def _gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
+    """Of a fixed random sum of the logits, by name of the parameter; ``None`` where none arrives.
+
+    Of each module that has parameters of its own the smallest, which takes half the time of all.
+    """
+    named: dict[str, Tensor] = {}
+    for prefix, owner in module.named_modules():
+        own = {name: p for name, p in owner.named_parameters(prefix, recurse=False) if p.requires_grad}
+        named |= dict(sorted(own.items(), key=lambda item: item[1].numel())[:1])
+    if not logits.requires_grad or not named:
+        return dict.fromkeys(named)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+    found = torch.autograd.grad((logits * weights).sum(), list(named.values()), allow_unused=True)
+    return dict(zip(named, found, strict=True))
+
+
+def _compare(plain: Tensor, staged: Tensor, tolerance: float, where: str) -> None:
+    gap, scale = float("nan"), 0.0
+    if plain.shape == staged.shape:
+        same = (plain == staged) | (plain.isnan() & staged.isnan())
+        gap = (plain - staged).abs().masked_fill(same, 0).max().item()
+        scale = plain.masked_fill(~plain.isfinite(), 0).abs().max().item()
+    if not gap <= tolerance * max(scale, 1e-6):
+        raise TraceMismatchError(f"probe: staged and plain output differ by {gap:.3g} at {where}. {_MEND}")
+
+
+def _compare_buffers(plain: dict[str, Tensor], staged: dict[str, Tensor]) -> None:
+    for name, value in plain.items():
+        other = staged.get(name)
+        if other is None or other.shape != value.shape or not torch.allclose(value, other, 1e-4, 1e-5, equal_nan=True):
+            raise TraceMismatchError(f"probe: buffer {name!r} is not what the plain backbone's forward makes it. {_MEND}")
+
+
+def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor | None]) -> None:
+    scale = max((g.abs().max().item() for g in plain.values() if g is not None and g.numel()), default=0.0)
+    for name, value in plain.items():
+        other = staged[name]
+        same = (value is None) == (other is None)
+        if value is not None and other is not None and value.numel():
+            same = bool((value - other).abs().max() <= 1e-4 * max(scale, 1e-6))
+        if not same:
+            raise TraceMismatchError(
+                f"probe: the gradient of {name!r} is not the plain backbone's (no_grad, or a gradient of its own). {_MEND}"
+            )
+
+
+_MEND = (
+    "Something in it does not show in a trace (a hook, a train() of its own, a state, a custom gradient). Mend: take that "
+    "out of the forward, or cut elsewhere"
+)
+
+
+def random_inputs(example: Inputs, pieces: Split, batch: int) -> tuple[Tensor, ...]:
+    """Normal noise for images, random tokens below what the embedding knows, masks with padding of different lengths."""
+    rng = torch.Generator().manual_seed(batch)
+    names = input_names(example) or ("",)
+    made = []
+    for name, tensor, known in zip(names, tensors_of(example), pieces.vocabulary, strict=True):
+        shape = (batch, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            made.append(torch.randn(shape, generator=rng).to(tensor))
+        elif name == MASK:
+            lengths = tensor.shape[1] - torch.arange(batch) * (tensor.shape[1] // 4)
+            made.append((torch.arange(tensor.shape[1]) < lengths[:, None]).to(tensor))
+        else:
+            made.append(torch.randint(0, known or int(tensor.max()) + 1, shape, generator=rng).to(tensor))
+    return tuple(made)

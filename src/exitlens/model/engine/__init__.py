@@ -1,0 +1,1 @@
+"""From stages to answers: run, compile, route and tune."""

@@ -1,0 +1,179 @@
+"""tune: finds how a network runs fastest on this machine, by measuring for a few seconds."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import ExitlensError, InputError
+from exitlens.types.inputs import Inputs
+from exitlens.functional.pvalues import upper_bound
+from exitlens.functional.routing import first_firing
+from exitlens.functional.scores import score
+from exitlens.model.engine.engine import Engine, applied, prepared_engine
+from exitlens.model.engine.malloc import can_keep_memory, keep_memory
+from exitlens.model.cutting.split import Carried
+from exitlens.model.engine.tuning import Tuning
+from exitlens.types import Policy
+
+if TYPE_CHECKING:
+    from exitlens.model.network import ExitNet
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+FEW = 8  # samples of a run, where the micro-batch is not larger
+NEARLY = 1.03  # times that count as equal
+
+
+def tune(
+    net: ExitNet,
+    example: Inputs,
+    policy: Policy | None,
+    precision: str,
+    min_agreement: float,
+    seconds: float,
+) -> Tuning:
+    """See :meth:`~exitlens.model.network.ExitNet.tune`."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
+    if not 0 < min_agreement <= 1 or not seconds > 0:
+        raise InputError(f"min_agreement, seconds: expected a share in (0, 1] and a time, got {min_agreement}, {seconds}")
+    if policy is not None:
+        policy.check(net.num_exits, net.identity() if policy.network else "")
+    carried = net.check_input(example, "example")
+    plain = Tuning(micro_batch=FEW)
+    formats = [plain]
+    if not net.contract.is_text:
+        formats.append(replace(plain, channels_last=True, folded=True))
+    facts: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
+    agreement = _half_agreement(net, formats[-1], carried, policy) if precision != "float32" else None
+    if agreement is not None:
+        facts["bfloat16_agreement"], facts["bfloat16_samples"] = agreement, len(carried[0])
+        different = round((1 - agreement) * len(carried[0]))
+        enough = upper_bound(different, len(carried[0]), 0.05) <= 1 - min_agreement
+        halves = [replace(tuning, precision="bfloat16") for tuning in formats]
+        if precision == "bfloat16":
+            formats = halves
+        elif enough:
+            formats += halves
+    elif precision == "bfloat16":
+        raise InputError("precision: this network does not run in bfloat16: leave it at 'float32'")
+    meter = _Meter(net, carried, seconds / 4)
+    best = meter.fastest(formats)
+    if can_keep_memory() and net.device.type == "cpu":  # first, since it changes which micro-batch is best
+        best = meter.fastest([replace(best, keep_memory=True), best])
+    sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
+    best = meter.fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
+    if torch.get_num_threads() > 1:
+        best = meter.fastest([best, replace(best, threads=1)])
+    facts["ms_per_sample"] = meter.table()
+    return replace(best, measured=facts)
+
+
+class _Meter:
+    """Times tunings against each other, in turn, and remembers what it found."""
+
+    def __init__(self, net: ExitNet, carried: Carried, seconds: float) -> None:
+        self.net, self.seconds = net, seconds
+        rows = torch.arange(MICRO_BATCHES[-1]) % len(carried[0])
+        self.carried = tuple(t[rows.to(t.device)] for t in carried)
+        self.found: dict[Tuning, float] = {}  # seconds a sample
+        self.engines: dict[tuple[bool, bool, str], Engine] = {}  # one copy of the weights for each form
+
+    def fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
+        """The first tuning whose time a sample is within ``NEARLY`` of the lowest.
+
+        Args:
+            tunings: the simplest first.
+            stop_early: leave out those after the first that is no better than those before it.
+        """
+        runs: dict[Tuning, Callable[[], float]] = {}
+        for tuning in tunings:
+            before = min((self.found[t] for t in runs), default=float("inf"))
+            runs[tuning] = self._run(tuning)
+            self.found[tuning] = min(runs[tuning]() for _ in range(2))  # the first warms up, too
+            if stop_early and tuning.micro_batch > FEW and self.found[tuning] * NEARLY > before:
+                break
+        started, rounds = time.perf_counter(), 0
+        while rounds < 2 or (time.perf_counter() - started < self.seconds and rounds < 50):
+            for tuning, run in runs.items():
+                self.found[tuning] = min(self.found[tuning], run())
+            rounds += 1
+        limit = NEARLY * min(self.found[tuning] for tuning in runs)
+        return next(tuning for tuning in runs if self.found[tuning] <= limit)
+
+    def _run(self, tuning: Tuning) -> Callable[[], float]:
+        net = self.net
+        form = tuning.channels_last, tuning.folded, tuning.precision
+        engine = self.engines.setdefault(form, self.engines.get(form) or engine_of(net, tuning))
+        count = max(FEW, tuning.micro_batch)
+
+        def once() -> float:
+            with applied(tuning), engine.mode():
+                started = time.perf_counter()
+                given = engine.enter(tuple(t[:count] for t in self.carried))
+                for at in range(0, count, tuning.micro_batch):
+                    carried = tuple(t[at : at + tuning.micro_batch] for t in given)
+                    for k in range(net.num_exits):
+                        carried, p, *_ = engine.answer(k, carried, 1.0, "max_probability")
+                float(p.sum())  # waits for the device
+                return (time.perf_counter() - started) / count
+
+        def run() -> float:
+            if keep_memory(tuning.keep_memory):
+                once()
+            return once()
+
+        return run
+
+    def table(self) -> list[dict[str, Any]]:
+        """What was measured, JSON-ready."""
+        return [
+            {name: value for name, value in tuning.to_dict().items() if name != "measured"} | {"ms": round(1000 * s, 4)}
+            for tuning, s in self.found.items()
+        ]
+
+
+def engine_of(net: ExitNet, tuning: Tuning) -> Engine:
+    """An engine with weights of its own, whatever the network's own tuning."""
+    exits = range(net.num_exits)
+    return prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, False)
+
+
+def _half_agreement(net: ExitNet, like: Tuning, carried: Carried, policy: Policy | None) -> float | None:
+    """Share of samples with the same label in bfloat16, at the exit where they agree least; with a policy also of answers.
+
+    ``None`` if the network does not run in bfloat16.
+    """
+    try:
+        half = _logits(net, replace(like, precision="bfloat16"), carried)
+    except ExitlensError:
+        raise
+    except Exception:  # graphs made by torch.export may have the example's precision written into them
+        return None
+    full = _logits(net, replace(like, precision="float32"), carried)
+    same = (half.argmax(2) == full.argmax(2)).float().mean(0).min().item()
+    if policy is not None:
+        same = min(same, (_answers(half, policy) == _answers(full, policy)).all(1).float().mean().item())
+    return same
+
+
+def _logits(net: ExitNet, tuning: Tuning, carried: Carried, size: int = 16) -> Tensor:  # -> (N,K,C)
+    engine, found = engine_of(net, tuning), []
+    with engine.mode():
+        for at in range(0, len(carried[0]), size):
+            outputs = engine.outputs(engine.enter(tuple(t[at : at + size] for t in carried)))
+            found.append(torch.stack([logits.float() for logits, _ in outputs], 1))
+        return torch.cat(found).cpu()
+
+
+def _answers(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label
+    early = range(policy.num_exits - 1)
+    scores = [score(logits[:, k], policy.score, policy.temperatures[k]) for k in early]
+    exits = first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)
+    return torch.stack([exits, logits[torch.arange(len(logits)), exits].argmax(1)], 1)

@@ -1,0 +1,269 @@
+"""Samples on their way through the stages: those who are sure leave, the others wait for company and go on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exitlens.functional.gating import estimate, map_clues, trusted
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.routing import fires
+from exitlens.functional.similarity import divergence
+from exitlens.model.engine.engine import Engine
+from exitlens.model.cutting.split import Carried
+from exitlens.types import Gate, Policy
+
+Rule = Callable[[int, Tensor, Tensor], Tensor]  # exit, scores (B,), places (B,) -> (B,) bool: who leaves
+
+
+class Left(NamedTuple):
+    """Samples that were answered together.
+
+    Attributes:
+        where: ``(n,)`` their places. exit: which answered. scores: ``(n,)``. probabilities: ``(n,C)``.
+        attention: ``(n,*S)`` or ``None``.
+        trust: ``(n,2)`` or ``None``: with a gate, ``divergence_estimate`` and ``last_divergence`` of the prediction.
+    """
+
+    where: Tensor
+    exit: int
+    scores: Tensor
+    probabilities: Tensor
+    attention: Tensor | None
+    trust: Tensor | None = None
+
+    def only(self, rows: Tensor) -> Left:
+        """The samples at ``rows`` (indices or a mask)."""
+        maps, trust = (None if t is None else t[rows] for t in (self.attention, self.trust))
+        return Left(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
+
+
+@dataclass
+class _Buffer:
+    """Rows that were gathered one after the other into memory for ``capacity`` of them: each is copied once."""
+
+    tensors: Carried  # rows of memory first, images as (B,H,W,C) where they are channels_last
+    last: tuple[bool, ...]  # which are
+    used: int
+
+    @classmethod
+    def like(cls, carried: Carried, capacity: int) -> _Buffer:
+        last = tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in carried)
+        rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(carried, last, strict=True))
+        return cls(tuple(t.new_empty(capacity, *t.shape[1:]) for t in rows), last, 0)
+
+    def fits(self, carried: Carried, count: int) -> bool:
+        """Whether ``count`` rows of ``carried`` can be added."""
+        same = self.last == tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in carried)
+        return same and self.used + count <= len(self.tensors[0])
+
+    def gather(self, carried: Carried, rows: Tensor) -> None:
+        """Adds rows of ``carried``."""
+        end = self.used + len(rows)
+        for t, mine, is_last in zip(carried, self.tensors, self.last, strict=True):
+            torch.index_select(t.permute(0, 2, 3, 1) if is_last else t, 0, rows, out=mine[self.used : end])
+        self.used = end
+
+    def rows(self) -> Carried:
+        """What was gathered, in the memory format that it had."""
+        used = (t[: self.used] for t in self.tensors)
+        return tuple(t.permute(0, 3, 1, 2) if is_last else t for t, is_last in zip(used, self.last, strict=True))
+
+
+@dataclass
+class _Pool:
+    """Samples that wait for one stage, in the order in which they came."""
+
+    places: list[Tensor] = field(default_factory=list)
+    pieces: list[Carried | _Buffer] = field(default_factory=list)
+    count: int = 0
+    since: float = float("inf")  # when the sample came in that waits longest
+
+    def add(self, where: Tensor, carried: Carried, stay: Tensor | None, since: float, capacity: int) -> None:
+        """Takes in all rows of ``carried``, or those that ``stay``."""
+        if stay is None:
+            self.pieces.append(carried)
+        else:
+            buffer = self.pieces[-1] if self.pieces else None
+            if not isinstance(buffer, _Buffer) or not buffer.fits(carried, len(stay)):
+                buffer = _Buffer.like(carried, max(capacity, len(stay)))
+                self.pieces.append(buffer)
+            buffer.gather(carried, stay)
+        self.places.append(where)
+        self.count += len(where)
+        self.since = min(self.since, since)
+
+    def take(self, size: int) -> tuple[Tensor, Carried, float]:
+        """All that wait, if they are fewer than two micro-batches of ``size`` (0: however many), else one."""
+        pieces = [piece.rows() if isinstance(piece, _Buffer) else piece for piece in self.pieces]
+        since, count = self.since, self.count
+        where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
+        carried = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+        self.places, self.pieces, self.count, self.since = [], [], 0, float("inf")
+        if size and count >= 2 * size:
+            self.add(where[size:], tuple(t[size:] for t in carried), None, since, 0)
+            where, carried = where[:size], tuple(t[:size] for t in carried)
+        return where, carried, since
+
+
+class Router:
+    """Runs samples through an engine by a policy, in micro-batches that are filled up again after every exit.
+
+    Stage k+1 runs on the survivors of several micro-batches of stage k, as soon as they are as many as one (dynamic
+    re-batching, arXiv 2512.15705, here over the micro-batches of one call as well as over those of a stream). Deep stages
+    go first, so few samples wait at a time: fewer than a micro-batch before each stage.
+
+    Args:
+        engine: what runs.
+        policy: whose thresholds, temperatures and score count.
+        attention: keep the attention maps of the exits that answer.
+        micro_batch: samples that run together; 0: all that there are.
+        rule: who leaves at an exit; by default the policy's thresholds. Benchmarks force exit shares with another.
+    """
+
+    def __init__(
+        self, engine: Engine, policy: Policy, attention: bool = False, micro_batch: int = 0, rule: Rule | None = None
+    ) -> None:
+        self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
+        self.rule = rule or (lambda k, scores, where: fires(scores, policy.thresholds[k]))
+        finite = [k for k, threshold in enumerate(policy.thresholds) if threshold != math.inf]
+        self._heads = max(finite, default=-1) + 1  # early heads after these can never be of use
+        self._pools: list[_Pool] = []  # one for each stage, once samples wait
+        self._shapes: tuple[torch.Size, ...] = ()
+        self._left: list[Left] = []
+
+    def feed(self, where: Tensor, carried: Carried) -> list[Left]:
+        """Takes samples in and runs whatever fills micro-batches; returns those that were answered by that.
+
+        Args:
+            where: ``(B,)`` places of the samples, for the answers.
+            carried: what the network's check of its inputs returned.
+        """
+        self._pools = self._pools or [_Pool() for _ in self.policy.temperatures]
+        shapes = tuple(t.shape[1:] for t in carried)
+        if self.waiting and shapes != self._shapes:  # images of another size run apart
+            self._run_all()
+        self._shapes = shapes
+        size, now = self.micro_batch or len(where), time.monotonic()
+        for at in range(0, len(where), size):
+            self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in carried), None, now, 0)
+            if self.micro_batch:
+                self._run_full()
+        return self.taken()
+
+    def flush(self) -> list[Left]:
+        """Runs all that waits, to the end."""
+        self._run_all()
+        return self.taken()
+
+    def taken(self) -> list[Left]:
+        """What was answered and not handed out yet: after an error, what came before it."""
+        left, self._left = self._left, []
+        return left
+
+    def _run_all(self) -> None:
+        for k, pool in enumerate(self._pools):
+            while pool.count:
+                self._run(k)
+                if self.micro_batch:
+                    self._run_full()
+
+    def run(self, where: Tensor, carried: Carried) -> list[Left]:
+        """Answers these samples and no others: :meth:`feed` and :meth:`flush` at once."""
+        if self.micro_batch and len(where) > self.micro_batch:
+            return self.feed(where, carried) + self.flush()
+        left: list[Left] = []
+        for k in range(self.policy.num_exits):
+            staying = self._step(k, where, carried, left)
+            if staying is None:
+                break
+            where, carried, stay = staying
+            if stay is not None:
+                carried = tuple(gather(t, stay) for t in carried)
+        return left
+
+    @property
+    def oldest(self) -> float:
+        """When (``time.monotonic``) the sample came in that waits longest; infinite if none waits."""
+        return min((pool.since for pool in self._pools), default=float("inf"))
+
+    @property
+    def waiting(self) -> int:
+        """Samples that wait."""
+        return sum(pool.count for pool in self._pools)
+
+    def _run_full(self) -> None:
+        k = len(self._pools) - 1
+        while k >= 0:
+            if self._pools[k].count >= self.micro_batch:
+                self._run(k)
+                k = min(k + 1, len(self._pools) - 1)  # it may have filled the next
+            else:
+                k -= 1
+
+    def _run(self, k: int) -> None:
+        where, carried, since = self._pools[k].take(self.micro_batch)
+        staying = self._step(k, where, carried, self._left)
+        if staying is not None:
+            self._pools[k + 1].add(*staying, since, 2 * self.micro_batch)
+
+    def _step(
+        self, k: int, where: Tensor, carried: Carried, left: list[Left]
+    ) -> tuple[Tensor, Carried, Tensor | None] | None:
+        """Runs stage k; those who leave are added to ``left``.
+
+        Returns:
+            Places of those who stay, all that crosses the cut, and which of its rows stay (``None``: all); or ``None`` if
+            nobody stays.
+        """
+        policy, gate, previous = self.policy, self.policy.gate, None
+        carried = self.engine.enter(carried) if k == 0 else carried
+        last = k == policy.num_exits - 1
+        if gate is not None and k and k - 1 < self._heads:  # the map of the exit before came along
+            carried, previous = carried[:-1], carried[-1]
+        if not last and (k >= self._heads or (gate is None and policy.thresholds[k] == math.inf)):
+            return where, self.engine.advance(k, carried), None
+        wanted = self.attention or gate is not None
+        carried, p, scores, maps = self.engine.answer(k, carried, policy.temperatures[k], policy.score, wanted)
+        decisive, trust = scores, None
+        if gate is not None and maps is not None:
+            decisive, trust = _gated(gate, k, scores, p, maps, previous)
+            carried = (*carried, maps)
+        found = Left(where, k, scores, p, maps if self.attention else None, trust)
+        if last:
+            left.append(found)
+            return None
+        fired = self.rule(k, decisive, where)
+        count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
+        if count == len(where):
+            left.append(found)
+            return None
+        if count == 0:
+            return where, carried, None
+        order = fired.argsort(stable=True)  # those who stay, then those who leave
+        stay, leave = order[: len(where) - count], order[len(where) - count :]
+        left.append(found.only(leave))
+        return where[stay], carried, stay
+
+
+def _gated(gate: Gate, k: int, scores: Tensor, p: Tensor, maps: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The scores that decide, and what is known of the explanations (see :class:`Left`)."""
+    unknown = torch.full_like(scores, math.nan)
+    if k < len(gate.limits):
+        estimates = estimate(gate, k, p.amax(1), map_clues(maps, previous))
+        return trusted(scores, estimates, gate.limits[k]), torch.stack([estimates, unknown], 1)
+    measured = unknown if previous is None else divergence(*on_common_grid(previous.float(), maps.float()))
+    return scores, torch.stack([torch.zeros_like(scores), measured], 1)
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of ``x`` in the memory format of ``x``."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)  # whole rows of memory, copied once
+    return x.index_select(0, rows)

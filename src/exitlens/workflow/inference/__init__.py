@@ -1,0 +1,1 @@
+"""Adaptive inference on a batch or a stream."""

@@ -1,0 +1,110 @@
+"""One step of training, and what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import TrainingError
+from exitlens.types.inputs import Inputs
+from exitlens.functional.losses import EGTLoss
+from exitlens.workflow.training.schedule import one_cycle
+from exitlens.model.cutting.modes import mode_of
+from exitlens.model.network import ExitNet
+from exitlens.types import LossTerms
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All that decides the weights besides network, data and loss (they are in ``settings.json`` beside it)."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    amp: bool
+    channels_last: bool
+    freeze_backbone: bool
+
+
+def training_step(
+    net: ExitNet,
+    optimizer: torch.optim.Optimizer,
+    loss: EGTLoss,
+    inputs: Inputs,
+    labels: Tensor,
+    progress: float,
+    settings: TrainingSettings,
+) -> LossTerms:
+    """One optimiser step at ``progress`` in [0, 1) of training.
+
+    Raises:
+        InputError: for a batch the network cannot take; TrainingError: if the loss is not finite (no step is taken then).
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = one_cycle(progress, settings.learning_rate)
+    net.check_input(inputs, "train")
+    if settings.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
+        try:
+            outputs, features = net.with_features(inputs) if loss.of == "activation" else (net(inputs), None)
+        except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
+            raise TrainingError(
+                f"batch of {len(labels)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
+            ) from error
+    terms = loss(outputs, labels, progress, features)
+    if not torch.isfinite(terms.total):
+        raise TrainingError(
+            f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {floats(terms)}): "
+            f"lower learning_rate (now {settings.learning_rate})"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    terms.total.backward()
+    optimizer.step()
+    return terms
+
+
+def trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
+    """The parameters to train.
+
+    Raises:
+        TrainingError: if there are none.
+    """
+    frozen = {id(p) for p in net.stages.parameters()} if freeze_backbone else set()
+    if freeze_backbone and net.info.final == "keep":
+        frozen |= {id(p) for p in net.heads[-1].parameters()}
+    parameters = [p for p in net.parameters() if id(p) not in frozen]
+    if not parameters:
+        raise TrainingError("freeze_backbone: nothing is left to train: this network has no early exit head")
+    return parameters
+
+
+@contextmanager
+def training_mode(net: ExitNet, freeze_backbone: bool) -> Iterator[None]:
+    """Training mode; a frozen backbone stays in evaluation mode (its statistics too) and takes no gradient."""
+    frozen: list[torch.nn.Parameter] = []
+    with mode_of(net, True):
+        if freeze_backbone:
+            trained = {id(p) for p in trainable(net, True)}
+            frozen = [p for p in net.parameters() if id(p) not in trained and p.requires_grad]
+            net.stages.eval()
+            if net.info.final == "keep":
+                net.heads[-1].eval()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+
+def floats(terms: LossTerms) -> dict[str, float]:
+    """The terms of a loss as numbers."""
+    return {name: float(value.detach()) for name, value in terms._asdict().items()}

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.delivery import building, comparing
+from exitlens.delivery.report.comparing import provenance_of, subjects_of
+from exitlens.delivery.run_directory import short_names
+
+
+def _saved(net, folder, classes, preprocess):
+    backbone = xl.build_backbone("small", 4)
+    small = xl.attach(backbone, ["layer1"], 4, torch.zeros(1, 3, 16, 16)).eval()
+    small.describe(source="small", classes=classes, preprocess=preprocess)
+    xl.save(small, xl.Policy((0.5,)), folder / "bundle")
+    return folder
+
+
+def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
+    path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
+    subject = subjects_of([path], tiny_set)[0]
+    assert subject.name == path.name
+    assert subject.reports["test"].samples == len(tiny_set)
+    assert len(subject.faithfulness["test"].deletion) == 2
+    made = provenance_of([path], tiny_set, ["exitlens", "report", "a b"])
+    assert made.command == "exitlens report 'a b'"
+    assert made.data == f"32 images: the test split of {path}"
+    assert made.seed == "not recorded"
+
+
+def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
+    turned = _saved(net, tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
+    with pytest.raises(xl.InputError, match="its classes are"):
+        subjects_of([turned], tiny_set)
+    other = _saved(net, tmp_path / "b", tiny_set.classes, xl.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
+    with pytest.raises(xl.InputError, match="it reads images as"):
+        subjects_of([other], tiny_set)
+
+
+def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, monkeypatch):
+    asked = []
+
+    def attach(*args, head, **how):
+        asked.append(head)
+        if head == "context":
+            raise xl.HeadError("head: no plane")
+        return xl.attach(*args, head=head, **how)
+
+    monkeypatch.setattr(building, "attach", attach)
+    assert building.new_network("small", "layer1", tiny_set).info.head == "evidence"
+    assert asked == ["context", "evidence"]
+    with pytest.raises(xl.HeadError):
+        building.new_network("small", "layer1", tiny_set, head="context")
+
+
+def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(net, tiny_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "collect", None)
+    one = _saved(net, tmp_path / "a", tiny_set.classes, tiny_set.preprocess)
+    small = xl.attach(xl.build_backbone("small", 4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 16, 16)).eval()
+    small.describe(source="small", classes=tiny_set.classes, preprocess=tiny_set.preprocess)
+    xl.save(small, xl.Policy((0.5, 0.5)), tmp_path / "b" / "bundle")
+    with pytest.raises(xl.InputError, match=r"they have \[2, 3\] exits"):
+        subjects_of([one, tmp_path / "b"], tiny_set)
+
+
+def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
+    path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
+    (path / "settings.json").write_text("{}")
+    with pytest.raises(xl.DataError, match=r"settings.json: damaged \(KeyError"):
+        provenance_of([path], tiny_set, ["x"])
+
+
+def test_names_of_runs_are_short_and_differ(tmp_path):
+    paths = [tmp_path / "x", tmp_path / "y" / "x", tmp_path / "z" / "bundle"]
+    assert short_names(paths) == ["x", "x (2)", "z"]

@@ -1,0 +1,136 @@
+"""The drift watch: silent while nothing changes, loud soon after a change, and the same in any portions."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.functional.drift import BINS, cell_of, reference_of
+from tests.conftest import random_trace
+
+NUM_EXITS = 3
+
+
+def draw(count: int, seed: int, hard: float = 0.0) -> xl.Prediction:
+    """Exits and scores; ``hard`` shifts them to later and less sure."""
+    rng = torch.Generator().manual_seed(seed)
+    ease = torch.rand(count, generator=rng) - hard
+    exits = torch.where(ease > 0.5, 0, torch.where(ease > 0.2, 1, 2))
+    scores = (0.6 + 0.4 * ease).clamp(0, 1)
+    p = torch.stack([scores, 1 - scores], 1)
+    return xl.Prediction(p.argmax(1), exits, scores, p)
+
+
+def policy_on(pred: xl.Prediction) -> xl.Policy:
+    return xl.Policy((0.8, 0.7), chosen_by={"reference": reference_of(pred.exits, pred.confidence, NUM_EXITS)})
+
+
+def test_cells_by_hand():
+    edges = [0.2, 0.5, 0.9]
+    assert [cell_of(edges, s) for s in (0.95, 0.9, 0.6, 0.5, 0.2, 0.1, math.nan)] == [0, 1, 1, 2, 3, 3, 3]
+    found = reference_of(torch.tensor([0] * 80 + [2] * 3), torch.linspace(0, 1, 83), 3)
+    assert len(found["counts"][0]) == BINS
+    assert sum(found["counts"][0]) == 80
+    assert max(found["counts"][0]) - min(found["counts"][0]) <= 1
+    assert found["counts"][1] == [0]
+    assert found["counts"][2] == [3]
+
+
+@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+def test_false_alarms_are_rare():
+    alarms = 0
+    for seed in range(60):
+        watch = policy_on(draw(300, 1000 + seed)).monitor(false_alarm=0.1, seed=seed)
+        alarms += watch.update(draw(1500, seed)).alarm
+    assert alarms / 60 <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 60)
+
+
+@pytest.mark.parametrize("before", [0, 600])
+@pytest.mark.parametrize("hard", [0.25, -0.25])
+def test_a_change_is_seen_soon_in_either_direction(before, hard):
+    for seed in range(5):
+        watch = policy_on(draw(1000, 50 + seed)).monitor(seed=seed)
+        if before:
+            assert not watch.update(draw(before, seed)).alarm
+        with pytest.warns(xl.DriftWarning, match=r"drift: .*calibrate again"):
+            state = watch.update(draw(400, 99 + seed, hard))
+        assert state.alarm
+        assert before < state.since <= before + 400
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert watch.update(draw(50, 7)).since == state.since  # said once
+
+
+def test_portions_do_not_matter_and_memory_is_constant():
+    pred = draw(500, 3)
+    one, other = (policy_on(draw(200, 1)).monitor() for _ in range(2))
+    whole = one.update(pred)
+    for i in range(0, 500, 7):
+        part = xl.Prediction(
+            pred.labels[i : i + 7], pred.exits[i : i + 7], pred.confidence[i : i + 7], pred.probabilities[i : i + 7]
+        )
+        last = other.update(part)
+    assert last.evidence == pytest.approx(whole.evidence)
+    assert last.exit_shares == whole.exit_shares
+    assert last.confidence == pytest.approx(whole.confidence)
+    assert last.samples == 500
+    sizes = [len(v) for v in vars(one).values() if isinstance(v, list)]
+    one.update(draw(500, 4))
+    assert [len(v) for v in vars(one).values() if isinstance(v, list)] == sizes
+
+
+def test_the_wealth_is_a_martingale():
+    """Every bet's mean over a uniform rank is 1."""
+    u = (torch.arange(100_000).double() + 0.5) / 100_000
+    tilt, bend = 2 * u - 1, 6 * (u - 0.5) ** 2 - 0.5
+    for stake in (-0.9, -0.5, 0.5, 0.9):
+        for shape in (tilt, bend):
+            assert (1 + stake * shape).mean().item() == pytest.approx(1, abs=1e-6)
+            assert (1 + stake * shape).min() > 0
+
+
+def test_divergence_is_averaged_where_it_was_measured():
+    pred = draw(4, 0)
+    seen = torch.tensor([math.nan, 0.2, math.nan, 0.4])
+    pred = xl.Prediction(pred.labels, pred.exits, pred.confidence, pred.probabilities, last_divergence=seen)
+    state = policy_on(draw(100, 1)).monitor().update(pred)
+    assert state.divergence == pytest.approx(0.3)
+    assert state.to_dict()["samples"] == 4
+    assert "no drift seen in 4 samples" in state.summary
+
+
+def test_watched_passes_predictions_on():
+    watch = policy_on(draw(100, 1)).monitor()
+    parts = [draw(5, 1), draw(6, 2)]
+    assert list(watch.watched(parts)) == parts
+    assert watch.state().samples == 11
+
+
+def test_bad_input():
+    policy = policy_on(draw(50, 0))
+    for bad in (0, 1, True, "x"):
+        with pytest.raises(xl.InputError, match="false_alarm"):
+            policy.monitor(bad)
+    with pytest.raises(xl.InputError, match="pred: expected Prediction"):
+        policy.monitor().update(torch.zeros(3))
+    worn = xl.Prediction(torch.zeros(1).long(), torch.tensor([0]), torch.tensor([math.nan]), torch.ones(1, 2))
+    with pytest.raises(xl.InputError, match="finite confidences"):
+        policy.monitor().update(worn)
+    four = xl.Prediction(torch.zeros(1).long(), torch.tensor([3]), torch.ones(1), torch.ones(1, 2))
+    with pytest.raises(xl.InputError, match="answered at exit 3, the policy has 3 exits"):
+        policy.monitor().update(four)
+    with pytest.raises(xl.PolicyError, match="no calibration samples to compare with"):
+        xl.Policy((0.5,)).monitor()
+
+
+def test_calibrate_gives_the_reference():
+    trace = random_trace(400)
+    policy = xl.calibrate(trace, max_accuracy_drop=0.05)
+    reference = policy.chosen_by["reference"]
+    counts = [sum(cells) for cells in reference["counts"]]
+    assert counts == xl.route(trace, policy).bincount(minlength=3).tolist()
+    assert xl.Policy.from_dict(policy.to_dict()).monitor().state().expected_shares == pytest.approx(
+        [c / 400 for c in counts]
+    )

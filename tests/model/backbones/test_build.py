@@ -1,0 +1,79 @@
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import exitlens as xl
+from exitlens.model.backbones.build import SmallResNet
+
+
+def test_small_network_takes_28_to_64_pixels_and_grey():
+    for size in (28, 40, 64):
+        assert SmallResNet(num_classes=5)(torch.randn(2, 3, size, size)).shape == (2, 5)
+    assert xl.build_backbone("small", 3, in_channels=1)(torch.randn(2, 1, 28, 28)).shape == (2, 3)
+
+
+def test_torchvision_by_name():
+    assert xl.build_backbone("torchvision:resnet18", 6).fc.out_features == 6
+
+
+@pytest.mark.parametrize(
+    ("source", "channels", "pretrained", "message"),
+    [
+        ("resnet18", 3, False, "torchvision:resnet18"),
+        ("torchvision:resnet19", 3, False, "Did you mean 'resnet1"),
+        ("keras:resnet18", 3, False, "expected .small."),
+        ("torchvision:resnet18", 1, False, "3-channel"),
+        ("small", 3, True, "no pretrained weights"),
+    ],
+)
+def test_unknown_sources(source, channels, pretrained, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.build_backbone(source, 4, channels, pretrained)
+
+
+def test_pretrained_offline_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    with pytest.raises(xl.InputError, match="not cached"):
+        xl.build_backbone("torchvision:resnet18", 4, pretrained=True)
+
+
+def test_timm_by_name():
+    pytest.importorskip("timm")
+    network = xl.build_backbone("timm:resnet18", 6, in_channels=1)
+    net = xl.attach(network, ["layer1", "layer2"], 6, torch.zeros(1, 1, 64, 64))
+    assert net(torch.randn(2, 1, 64, 64))[-1].logits.shape == (2, 6)
+    with pytest.raises(xl.InputError, match="Did you mean"):
+        xl.build_backbone("timm:resnet18x", 6)
+
+
+def test_timm_missing_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[timm\]"):
+        xl.build_backbone("timm:resnet18", 6)
+
+
+def test_local_weights(tmp_path):
+    source, target = SmallResNet(), SmallResNet()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pt", "w.safetensors"):
+        xl.load_weights(target, tmp_path / name)
+        assert torch.equal(target.fc.weight, source.fc.weight)
+    (tmp_path / "bad.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:1000])
+    torch.save({"x": 3}, tmp_path / "odd.pt")
+    torch.save(SmallResNet(num_classes=3).state_dict(), tmp_path / "other.pt")
+    for name, message in (
+        ("none.pt", "no file"),
+        ("bad.pt", "cannot be read"),
+        ("odd.pt", "no state dict"),
+        ("other.pt", "other shapes"),
+    ):
+        with pytest.raises(xl.BundleError, match=message):
+            xl.load_weights(target, tmp_path / name)

@@ -1,0 +1,122 @@
+"""Sources of transformers: a directory, a model type, a configuration alone; offline, everywhere."""
+
+import builtins
+import json
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.model.backbones.transformers import config_of, tokenizer_of
+from tests.texts import AT, config_values, make_bert, make_texts
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config_values()))
+    return tmp_path
+
+
+def test_a_configuration_alone(directory):
+    plain = xl.build_backbone(f"hf:{directory}", 5)
+    assert type(plain).__name__ == "BertForSequenceClassification"
+    assert plain.classifier.out_features == 5
+    assert len(plain.bert.encoder.layer) == 3
+    assert xl.build_backbone(f"hf:{directory}", 5, vocabulary=77).bert.embeddings.word_embeddings.num_embeddings == 77
+
+
+@pytest.mark.parametrize(("kind", "name"), [("vit", "ViTForImageClassification"), ("deit", "DeiTForImageClassification")])
+def test_a_configuration_of_images(tmp_path, kind, name):
+    values = {"model_type": kind, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values |= {"intermediate_size": 24, "image_size": 32, "patch_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    plain = xl.build_backbone(f"hf:{tmp_path}", 4, in_channels=1)
+    assert type(plain).__name__ == name
+    x = torch.randn(2, 1, 32, 32)
+    net = xl.attach(plain, 1, 4, x, final="keep").eval()
+    assert torch.equal(net(x)[-1].logits, plain.eval()(x).logits)
+    assert net(x)[0].attention.shape == (2, 4, 4)
+
+
+def test_a_model_type_has_its_default_configuration():
+    plain = xl.build_backbone("hf:resnet", 3)
+    assert plain.config.num_labels == 3
+    assert list(plain.config.depths) == [3, 4, 6, 3]
+
+
+def test_weights_of_a_directory(directory):
+    source = make_bert(num_labels=3)
+    source.save_pretrained(directory)
+    plain = xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
+    for name, value in source.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], value), name
+    texts = make_texts()
+    net = xl.attach(plain, AT, 3, texts, final="keep").eval()
+    assert torch.equal(net(texts)[-1].logits, source.eval()(**texts).logits)
+    other = xl.build_backbone(f"hf:{directory}", 7, pretrained=True)  # another number of classes: a new classifier
+    assert other.classifier.out_features == 7
+    assert torch.equal(other.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+    random = xl.build_backbone(f"hf:{directory}", 3)
+    assert not torch.equal(random.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize(
+    ("source", "pretrained", "message"),
+    [
+        ("hf:nobody/nothing", False, "no configuration here and none can be downloaded.*directory with config.json"),
+        ("hf:brt", False, "Did you mean 'bert'"),
+        ("hf:", False, "expected 'small'"),
+        ("hf:bert", True, "weights of hf:bert cannot be loaded.*Offline: copy the model's files.*--pretrained"),
+    ],
+)
+def test_what_is_not_there_says_what_to_do(source, pretrained, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.build_backbone(source, 3, pretrained=pretrained)
+
+
+def test_a_model_that_is_no_classifier():
+    with pytest.raises(xl.InputError, match="no image or text classifier for WhisperConfig"):
+        xl.build_backbone("hf:whisper", 3)
+
+
+def test_damaged_configuration(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(xl.InputError, match=r"is a folder, but its config.json is none of transformers"):
+        xl.build_backbone(f"hf:{tmp_path}", 3)
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(xl.InputError, match=r"is a folder, but its config.json is none of transformers"):
+        xl.build_backbone(f"hf:{tmp_path}", 3)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(xl.InputError, match=r"it holds no config.json"):
+        xl.build_backbone(f"hf:{tmp_path}", 3)
+
+
+def test_missing_transformers_names_the_extra(monkeypatch, directory):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "transformers":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
+        xl.build_backbone(f"hf:{directory}", 3)
+
+
+def test_only_what_can_be_built_again_has_a_configuration():
+    from transformers import BertConfig, BertModel
+
+    assert config_of(torch.nn.Linear(2, 2)) is None
+    assert config_of(BertModel(BertConfig(**{k: v for k, v in config_values().items() if k != "model_type"}))) is None
+    values = config_of(make_bert())
+    assert values["model_type"] == "bert"
+    assert values["vocab_size"] == 40
+    json.dumps(values)
+
+
+def test_the_tokenizer_beside_a_model(directory):
+    assert tokenizer_of(f"hf:{directory}") is None
+    assert tokenizer_of("timm:resnet18") is None
+    (directory / "tokenizer.json").write_text(xl.word_tokenizer(["some words"]))
+    assert xl.TextPreprocess(tokenizer_of(f"hf:{directory}"), 8).vocabulary_size == 6

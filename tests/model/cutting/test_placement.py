@@ -1,0 +1,173 @@
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import exitlens as xl
+from exitlens.model import placement, timing
+from exitlens.model.backbones.build import SmallResNet
+from exitlens.model.cutting.placement import choose_points, place_exits
+from tests.conftest import TinyNet
+from tests.texts import make_bert, make_texts
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0.05)
+
+
+def test_points_of_a_tiny_network_by_hand():
+    points = {p.name: p for p in xl.exit_points(TinyNet(), torch.zeros(1, 3, 16, 16))}
+    plain = 8 * 8 * 6 * 27 + 4 * 4 * 8 * 54 + 4 * 4 * 10 * 72 + 40
+    assert points["a"].macs == 8 * 8 * 6 * 27
+    assert points["a"].shape == (6, 8, 8)
+    assert points["b"].cost == pytest.approx((8 * 8 * 6 * 27 + 4 * 4 * 8 * 54) / plain)
+    assert "c" not in points  # there the final exit answers
+    shares = [p.time_share for p in points.values()]
+    assert shares == sorted(shares)
+
+
+def test_the_middle_of_a_residual_block_is_no_place():
+    names = [p.name for p in xl.exit_points(models.resnet18(), torch.zeros(1, 3, 64, 64))]
+    assert {"layer1", "layer1.0", "layer2", "layer3", "layer4.0"} <= set(names)
+    assert not [name for name in names if "conv" in name and name != "conv1"]
+
+
+def test_equal_shares_of_cost():
+    backbone = SmallResNet()
+    points = {p.name: p.cost for p in xl.exit_points(backbone, torch.zeros(1, 3, 40, 40))}
+    names = place_exits(backbone, torch.zeros(1, 3, 40, 40), 3)
+    assert len(names) == 3
+    for k, name in enumerate(names):
+        best = min(abs(cost - (k + 1) / 4) for cost in points.values())
+        assert abs(points[name] - (k + 1) / 4) == pytest.approx(best)
+    net = xl.attach(backbone, 3, 10, torch.zeros(1, 3, 40, 40))
+    assert net.info.at == tuple(names)
+    assert net.num_exits == 4
+
+
+def test_impossible_numbers_of_exits():
+    with pytest.raises(xl.AttachError, match="99 early exits do not fit"):
+        xl.attach(TinyNet(), 99, 4, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(xl.InputError, match="positive"):
+        xl.attach(TinyNet(), 0, 4, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(xl.InputError, match="at: expected"):
+        xl.attach(TinyNet(), True, 4, torch.zeros(1, 3, 16, 16))
+
+
+def test_measuring_leaves_the_backbone_alone():
+    backbone = nn.Sequential(TinyNet()).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    xl.exit_points(backbone, torch.zeros(2, 3, 16, 16))
+    assert backbone.training
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+class Sorts(nn.Module):
+    """Much time, no multiply-accumulates."""
+
+    def forward(self, x):
+        for _ in range(10):
+            x = x.sort(-1).values.sort(-2).values
+        return x
+
+
+class Uneven(nn.Module):
+    """Four convolutions of the same cost, and most of the work before the first or after the last."""
+
+    def __init__(self, slow: str):
+        super().__init__()
+        self.a = nn.Sequential(Sorts() if slow == "first" else nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.b, self.c = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(2))
+        self.d = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), Sorts() if slow == "last" else nn.ReLU())
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.d(self.c(self.b(self.a(x)))).mean((2, 3)))
+
+
+EXAMPLE = torch.zeros(1, 8, 24, 24)
+
+
+@pytest.mark.parametrize(("slow", "expected"), [("first", "a"), ("last", "c")])
+def test_placed_by_time_where_cost_says_otherwise(slow, expected):
+    backbone = Uneven(slow)
+    assert place_exits(backbone, EXAMPLE, 1) == ["b"]
+    assert {tuple(place_exits(backbone, EXAMPLE, 1, by="time")) for _ in range(3)} == {(expected,)}
+    assert xl.attach(backbone, 1, 4, EXAMPLE, by="time").info.at == (expected,)
+    assert xl.attach(backbone, 1, 4, EXAMPLE, by="cost").info.at == ("b",)
+
+
+def point(name, cost, time_share):
+    return xl.ExitPoint(name, round(100 * cost), cost, (8, 4, 4), time_share)
+
+
+def test_choosing_among_places_by_hand():
+    points = [
+        *(point("pad", 0.0, 0.02), point("conv", 0.1, 0.28), point("norm", 0.1, 0.30), point("relu", 0.1, 0.32)),
+        *(point("x", 0.3, 0.5), point("slow", 0.3, 0.8), point("y", 0.6, 0.9), point("z", 0.9, 0.95)),
+    ]
+    assert choose_points(points, 1) == ["y"]
+    assert choose_points(points, 1, "time") == ["x"]  # "slow" costs no more, and is another place in time
+    assert choose_points(points, 3) == ["slow", "y", "z"]
+    assert choose_points(points, 3, "time") == ["relu", "x", "slow"]
+    assert choose_points(points, 4) == ["relu", "slow", "y", "z"]
+    assert choose_points(points, 5, "time") == ["relu", "x", "slow", "y", "z"]
+    with pytest.raises(xl.AttachError, match="5 early exits do not fit, this backbone has 4 places"):
+        choose_points(points, 5)
+
+
+def test_what_exits_are_placed_by():
+    with pytest.raises(xl.InputError, match=r"by: expected 'cost' .* or 'time' .*, got 'speed'"):
+        xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), by="speed")
+    with pytest.raises(xl.InputError, match="by: expected"):
+        place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, by="Time")
+    with pytest.raises(xl.InputError, match=r"by: only with a number in at, got by='time' and at=\['a'\]"):
+        xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), by="time")
+    assert xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), by="cost").info.at == ("a",)
+
+
+def test_places_by_time_in_a_text_network():
+    backbone, texts = make_bert(), make_texts()
+    names = place_exits(backbone, texts, 2, by="time")
+    listed = [p.name for p in xl.exit_points(backbone, texts, runs=0)]
+    assert [name for name in listed if name in names] == names
+    assert xl.attach(backbone, 2, 3, texts, by="time").num_exits == 3
+    unknown = {name: tensor + 1000 for name, tensor in texts.items()}
+    with pytest.raises(xl.AttachError, match="example: the backbone fails"):
+        xl.exit_points(backbone, unknown)
+
+
+class Draws(TinyNet):
+    """Random, and writes to its input and to a buffer, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        x = x.mul_(2)
+        self.calls.add_(1)
+        return super().forward(nn.functional.dropout(x, 0.1, True))
+
+
+def test_timing_leaves_everything_alone():
+    backbone, x = Draws().train(), torch.ones(1, 3, 16, 16)
+    backbone.b.eval()
+    state, modes = torch.get_rng_state(), [m.training for m in backbone.modules()]
+    xl.exit_points(backbone, x)
+    assert [m.training for m in backbone.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(x, torch.ones(1, 3, 16, 16))
+    assert backbone.calls == 0
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+def test_nothing_is_timed_where_the_cost_decides(monkeypatch):
+    monkeypatch.setattr(placement, "time_shares", lambda *args: pytest.fail("timed"))
+    assert place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1) == ["b"]
+    assert {p.time_share for p in xl.exit_points(TinyNet(), torch.zeros(1, 3, 16, 16), runs=0)} == {0.0}
+
+
+def test_the_default_example_has_the_dtype_of_the_backbone():
+    assert xl.exit_points(TinyNet().double(), runs=1)[0].shape == (6, 112, 112)

@@ -1,0 +1,248 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.cutting.split import split
+from tests.conftest import TinyNet
+
+
+class Crossing(nn.Module):
+    """A long skip connection: two tensors cross the cut after ``a``."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.b(self.a(x)) + x).flatten(1))
+
+
+class ModeDependent(nn.Module):
+    """Another path in training than in evaluation, with a parameter used directly and one only in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.extra = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.scale = nn.Parameter(torch.full((1, 4, 1, 1), 2.0))
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x)) * self.scale
+        x = self.b(x) + self.extra(x) if self.training else self.b(x)
+        return self.fc(self.pool(torch.relu(x)).flatten(1))
+
+
+class EvaluationOnly(nn.Module):
+    """Modules, a parameter and a buffer that only evaluation uses, at the root and in a container."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = nn.Module()
+        self.part.a, self.part.extra = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.part.shift = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.b, self.more = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.scale = nn.Parameter(torch.full((1, 4, 1, 1), 2.0))
+        self.register_buffer("offset", torch.ones(1, 4, 1, 1))
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.part.a(x))
+        if not self.training:
+            x = self.more(self.part.extra(x) + self.part.shift) * self.scale + self.offset
+        return self.fc(self.pool(torch.relu(self.b(x))).flatten(1))
+
+
+class DataDependent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else x
+
+
+class TwoOutputs(nn.Module):
+    """Auxiliary logits in training mode, as GoogLeNet has."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.fc, self.aux = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        early = self.aux(x.mean((2, 3)))
+        logits = self.fc(torch.relu(self.b(x)).mean((2, 3)))
+        return (logits, early) if self.training else logits
+
+
+class Impure(nn.Module):
+    """A counter in the forward pass: a trace cannot follow it, the probe must."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.fc(self.pool(torch.relu(self.b(self.a(x)) * self.calls)).flatten(1))
+
+
+def _run(pieces, x):
+    carried = (x,)
+    for stage in (*pieces.stages, pieces.tail):
+        carried = stage(*carried)
+    return carried[0]
+
+
+@pytest.mark.parametrize(
+    ("network", "at"),
+    [
+        (TinyNet(), ["a", "b"]),
+        (Crossing(), ["a"]),
+        (ModeDependent(), ["a"]),
+        (EvaluationOnly(), ["part.a"]),
+        (TinyNet(), []),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_stages_equal_the_plain_backbone(network, at, training):
+    pieces = split(network, at, torch.zeros(1, 3, 8, 8))
+    x = torch.randn(5, 3, 8, 8)
+    for stage in (*pieces.stages, pieces.tail):
+        stage.train(training)
+    network.train(training)
+    assert torch.equal(_run(pieces, x), network(x))
+
+
+def test_gradients_reach_the_source_parameters():
+    network = ModeDependent().train()
+    pieces = split(network, ["a"], torch.zeros(1, 3, 8, 8))
+    x = torch.randn(4, 3, 8, 8)
+    _run(pieces, x).sum().backward()
+    staged = {name: p.grad.clone() for name, p in network.named_parameters()}
+    network.zero_grad()
+    network(x).sum().backward()
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(staged[name], p.grad)
+
+
+@pytest.mark.parametrize(("network", "at"), [(ModeDependent, "a"), (EvaluationOnly, "part.a")])
+def test_both_modes_share_parameters_also_after_copy_and_pickle(network, at):
+    net = xl.attach(network(), [at], 2, torch.zeros(1, 3, 8, 8))
+    for twin in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        state = {name: torch.randn_like(value) for name, value in twin.state_dict().items()}
+        twin.load_state_dict(state)
+        x = torch.randn(2, 3, 8, 8)
+        outs = [twin.train(mode)(x)[0].logits for mode in (True, False)]
+        other = copy.deepcopy(twin)
+        assert torch.equal(other.eval()(x)[0].logits, outs[1])
+        twin.double()
+        assert twin.eval()(x.double())[-1].logits.dtype == torch.float64
+
+
+def test_loading_the_source_after_attaching_works(backbone):
+    net = xl.attach(backbone, ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final="keep").eval()
+    torch.manual_seed(9)
+    backbone.load_state_dict(TinyNet().state_dict())
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(net(x)[-1].logits, backbone.eval()(x))
+
+
+def test_an_in_place_operation_after_the_cut_does_not_change_what_the_head_saw():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act, self.b = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)
+            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.pool(self.b(self.act(self.a(x)))).flatten(1))
+
+    network = InPlace()
+    net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    _, features = net.with_features(x)
+    assert torch.equal(features[0], network.a(x))
+    xl.EGTLoss()(net(x), torch.tensor([0, 1])).total.backward()
+
+
+class ThroughAView(nn.Module):
+    """After the cut the features are changed in place through a view of them, then once more by an index."""
+
+    def __init__(self, inputs=False):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+        self.inputs = inputs
+
+    def forward(self, x):
+        if self.inputs:
+            x.view(-1).add_(1.0)
+        x = self.a(x)
+        x.flatten(2).transpose(1, 2).mul_(3.0)
+        x[:, 0] = 0.0
+        return self.fc(torch.relu(self.b(x)).mean((2, 3)))
+
+
+def test_changes_through_views_reach_neither_the_head_nor_the_callers_input():
+    network = ThroughAView(inputs=True).eval()
+    net = xl.attach(network, ["a"], 2, torch.zeros(1, 3, 8, 8), final="keep")
+    x = torch.randn(2, 3, 8, 8)
+    before = x.clone()
+    _, features = net.with_features(x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(features[0], network.a(x + 1))
+    assert torch.equal(net(x)[-1].logits, network(x.clone()))
+
+
+def test_attach_leaves_no_trace(backbone):
+    backbone.train()
+    backbone.b.eval()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    state, modes = torch.get_rng_state(), [m.training for m in backbone.modules()]
+    split(backbone, ["a"], torch.zeros(1, 3, 16, 16))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in backbone.modules()] == modes
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with pytest.raises(xl.AttachError):
+        split(backbone, ["nowhere"], torch.zeros(1, 3, 16, 16))
+    assert [m.training for m in backbone.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("network", "at", "message"),
+    [
+        (TinyNet(), ["layer"], "no module 'layer'"),
+        (TinyNet(), ["aa"], "Did you mean 'a'"),
+        (TinyNet(), ["b", "a"], r"use \['a', 'b'\]"),
+        (TinyNet(), ["a", "a"], "different"),
+        (TinyNet(), ["a", "c"], "final exit already answers"),
+        (TinyNet(), ["fc"], "final exit already answers.*nearest cut that works is 'c.0'"),
+        (DataDependent(), ["a"], "cannot be traced"),
+        (TwoOutputs(), ["a"], "2 could be the logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [], "no feature map"),
+    ],
+)
+def test_what_cannot_be_cut_is_an_error_with_the_mend(network, at, message):
+    with pytest.raises(xl.AttachError, match=message):
+        split(network, at, torch.zeros(1, 3, 8, 8))
+
+
+def test_an_example_that_the_backbone_refuses():
+    with pytest.raises(xl.AttachError, match="example: the backbone fails"):
+        split(TinyNet(), ["a"], torch.zeros(1, 5, 8, 8))
+
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    with pytest.raises(xl.AttachError, match="also needs"):
+        split(Two(), [], torch.zeros(1, 3, 8, 8))
