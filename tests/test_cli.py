@@ -17,8 +17,8 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens import cli
-from exitlens.delivery import predictions
-from exitlens.model import placement
+from exitlens.delivery.predictions import file as predictions
+from exitlens.model.cutting import placement
 
 QUICK = ("--rounds", "1", "--seconds", "0")
 

@@ -58,9 +58,9 @@ def test_make_targets_of_the_readme_exist():
 
 
 def test_commands_of_the_readme_exist():
-    from exitlens.cli import app
+    from exitlens.cli import verbs
 
-    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    verbs = {command.name or command.callback.__name__ for command in verbs.registered_commands}
     used = set(re.findall(r"^exitlens (\w+)", README, re.M))
     assert used
     assert used <= verbs

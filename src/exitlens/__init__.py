@@ -40,10 +40,11 @@ from exitlens.errors import (
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.routing import route
 from exitlens.model.attach import attach
-from exitlens.model.backbones.build import build_backbone, load_weights
-from exitlens.model.network import ExitNet
+from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.weights import load_weights
 from exitlens.model.cutting.placement import ExitPoint, exit_points
 from exitlens.model.engine.tuning import Tuning
+from exitlens.model.network import ExitNet
 from exitlens.types import (
     Drift,
     ExitOutput,

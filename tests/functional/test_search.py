@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from exitlens.functional.search import best_cut, evaluate_cuts, frontier, pareto, quantise, refine
 from exitlens.functional.risk import accuracy_drop
 from exitlens.functional.routing import early_scores, first_firing
+from exitlens.functional.search import best_cut, evaluate_cuts, frontier, pareto, quantise, refine
 from exitlens.types import Policy
 from tests.conftest import random_trace
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from exitlens.cli import exploring, learning, running, speed  # their verbs register with the app
-from exitlens.cli.options import app, literal
+from exitlens.cli import app, bench, predict, train  # their verbs register themselves
+from exitlens.cli.options import literal, verbs
 from exitlens.errors import ExitlensError
 
-__all__ = ["app", "exploring", "learning", "main", "running", "speed"]
+__all__ = ["app", "bench", "main", "predict", "train", "verbs"]
 
 
 def main() -> None:
     """Runs the command line; an error of ours is one line on standard error (and what to know besides), exit code 2."""
     try:
-        app()
+        verbs()
     except ExitlensError as error:
         text = literal("\n".join([str(error), *getattr(error, "__notes__", [])]))
         Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from exitlens.cli.options import OtherData, Root, app, console, literal
+from exitlens.cli.options import OtherData, Root, console, literal, verbs
 from exitlens.delivery.explorer.app import import_gradio, serve
 from exitlens.delivery.explorer.core import Explorer
 
 
-@app.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
+@verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
 def explore(
     bundle: Annotated[Path, typer.Option(help="Run directory, or a bundle.")] = Path("runs/demo"),
     compare: Annotated[Path | None, typer.Option(help="A second one, to see both answer the same image.")] = None,

@@ -11,19 +11,19 @@ import torch
 import typer
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, app, console, show
+from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, console, show, verbs
 from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.benchmark import Bench, machine, table
+from exitlens.delivery.bench.timing import pinned
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.run_directory import bundle_of, load_calibrated, load_samples
-from exitlens.delivery.bench.timing import pinned
-from exitlens.types.inputs import Inputs
 from exitlens.model.backbones.build import zeros_for
 from exitlens.model.cutting.placement import BY, By, choose_points
+from exitlens.types.inputs import Inputs
 
 
-@app.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
+@verbs.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
 def inspect(
     backbone: Annotated[str, typer.Option(help=BACKBONES)],
     size: Annotated[int, typer.Option(min=0, help="Pixels a side (0: 224); tokens of a text (0: 64).")] = 0,
@@ -56,7 +56,7 @@ def _chosen(points: list[xl.ExitPoint], exits: int, by: By) -> list[str]:
         return []
 
 
-@app.command(epilog="Example: `exitlens tune --bundle runs/x`")
+@verbs.command(epilog="Example: `exitlens tune --bundle runs/x`")
 def tune(
     bundle: Bundle,
     data: OtherData = "",
@@ -90,7 +90,7 @@ def tune(
         console.print(f"it runs in {found.precision} now, its policy was of {before}: calibrate again")
 
 
-@app.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
+@verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
 def bench(
     bundle: Bundle,
     data: OtherData = "",

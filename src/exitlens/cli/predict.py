@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import exitlens as xl
-from exitlens.cli.options import Bundle, Json, SkipBad, app, console, literal, show
+from exitlens.cli.options import Bundle, Json, SkipBad, console, literal, show, verbs
 from exitlens.data.folders import ImageStream, check_bad, list_images
 from exitlens.data.texts import TextStream
 from exitlens.delivery.explanations.folder import SHEET, explain_folder
 from exitlens.delivery.explanations.pictures import save_explanation
+from exitlens.delivery.explanations.tokens import token_table, write_tokens
 from exitlens.delivery.predictions.file import PredictionFile
 from exitlens.delivery.predictions.row_formats import Row
 from exitlens.delivery.run_directory import (
@@ -27,11 +28,10 @@ from exitlens.delivery.run_directory import (
     stream_samples,
     text_preprocess,
 )
-from exitlens.delivery.explanations.tokens import token_table, write_tokens
-from exitlens.types.display import exit_name, told_apart
+from exitlens.types.words import exit_name, told_apart
 
 
-@app.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
+@verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
 def predict(
     bundle: Bundle,
     data: Annotated[
@@ -114,7 +114,7 @@ def _bar(is_shown: bool) -> Progress:
     return Progress(*columns, console=console, disable=not is_shown, transient=True)
 
 
-@app.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
+@verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
 def explain(
     image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
     text: Annotated[str, typer.Option(help="A text, for a network that takes texts.")] = "",

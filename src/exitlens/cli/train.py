@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root, SkipBad, app, console, literal, show
+from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root, SkipBad, console, literal, show, verbs
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
-from exitlens.delivery.run_setup import new_network, training_sets
-from exitlens.delivery.report.comparing import CONDITION, provenance_of, subjects_of
 from exitlens.delivery.demo.demo import run_demo
 from exitlens.delivery.demo.training import DemoSettings
+from exitlens.delivery.report.comparing import CONDITION, provenance_of, subjects_of
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import (
     bundle_of,
@@ -28,11 +27,12 @@ from exitlens.delivery.run_directory import (
     stream_samples,
     write_source,
 )
+from exitlens.delivery.run_setup import new_network, training_sets
 from exitlens.functional.limits import checked_limits
-from exitlens.types.display import exit_name
+from exitlens.types.words import exit_name
 
 
-@app.command(epilog="Example: `exitlens demo --out runs/demo`")
+@verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of data, weights and training.")] = 0,
@@ -68,7 +68,7 @@ def _pairs(values: list[float], controls: list[float]) -> list[str]:
     return [f"{v:.2f} ({c:.2f})" for v, c in zip(values, controls, strict=True)]
 
 
-@app.command(
+@verbs.command(
     epilog="Example: `exitlens fit --data DIR --backbone torchvision:resnet18 --exits layer1,layer2,layer3 --out runs/x`"
 )
 def fit(
@@ -157,7 +157,7 @@ def fit(
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
 
 
-@app.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
+@verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
 def calibrate(
     bundle: Bundle,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost, 0.01 is one point.")] = None,
@@ -227,7 +227,7 @@ def calibrate(
         console.print(literal(policy.certificate()), highlight=False)
 
 
-@app.command(epilog="Example: `exitlens evaluate --bundle runs/x --report runs/x/report.html`")
+@verbs.command(epilog="Example: `exitlens evaluate --bundle runs/x --report runs/x/report.html`")
 def evaluate(
     bundle: Bundle,
     data: OtherData = "",
@@ -266,7 +266,7 @@ def _told(data: str, root: str, skip_bad: bool) -> list[str]:
     return [*(["--data", data] if data else []), *(["--root", root] if root else []), *(["--skip-bad"] if skip_bad else [])]
 
 
-@app.command(epilog="Example: `exitlens report runs/x runs/y --out report.html`")
+@verbs.command(epilog="Example: `exitlens report runs/x runs/y --out report.html`")
 def report(
     run: Annotated[Path, typer.Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
     other: Annotated[Path | None, typer.Argument(help="A second one, to stand beside it.")] = None,

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, require
+from exitlens.io import read_tensors, write_tensors
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
-from exitlens.model.engine.tuning import Tuning
-from exitlens.io import load_unique_state, read_tensors, unique_state, write_tensors
 from exitlens.types import Policy
 
 FORMAT = 1

@@ -15,8 +15,8 @@ from exitlens.data.sources import DataSource, is_text_file, open_source
 from exitlens.data.texts import TextSet, TextStream, numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, load, save
 from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
-from exitlens.model.network import ExitNet
 from exitlens.io import write_text
+from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.workflow.training.fit import SETTINGS
 

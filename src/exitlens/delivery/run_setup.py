@@ -14,11 +14,12 @@ from exitlens.data.sources import DataSource
 from exitlens.data.texts import TextSet
 from exitlens.errors import HeadError, InputError
 from exitlens.model.attach import attach
-from exitlens.model.backbones.build import build_backbone, load_weights
-from exitlens.model.heads import HeadKind
+from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import tokenizer_of
-from exitlens.model.network import ExitNet
+from exitlens.model.backbones.weights import load_weights
 from exitlens.model.cutting.placement import By
+from exitlens.model.heads import HeadKind
+from exitlens.model.network import ExitNet
 from exitlens.types import TextPreprocess
 
 Samples = ImageSet | TextSet

@@ -20,10 +20,10 @@ from scipy.optimize import isotonic_regression
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from exitlens.functional.search import Cuts, frontier
 from exitlens.functional.pvalues import SPARE, Array, betting, binomial, hoeffding_bentkus, paired
 from exitlens.functional.risk import taken
 from exitlens.functional.routing import first_firing
+from exitlens.functional.search import Cuts, frontier
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting"]
 TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.types.inputs import MASK, Inputs
 from exitlens.functional.maps import as_distribution, regrid
+from exitlens.types.inputs import MASK, Inputs
 
 
 def cells_to_pixels(cells: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) bool -> (B,1,H,W) bool

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import AttachError, HeadError, InputError, TraceMismatchError
-from exitlens.types.inputs import Inputs, input_names, map_inputs, tensors_of
 from exitlens.model.backbones.build import build_backbone
-from exitlens.model.input_spec import InputContract, example_contract
-from exitlens.model.cutting.macs import count_macs
-from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.backbones.transformers import config_of
-from exitlens.model.info import Final, NetworkInfo
-from exitlens.model.layouts import KINDS, Kind
+from exitlens.model.cutting.macs import count_macs
 from exitlens.model.cutting.modes import mode_of, no_zeros, untouched
+from exitlens.model.cutting.placement import By, check_by, place_exits
+from exitlens.model.cutting.split import Split, split
+from exitlens.model.cutting.stage import Carried
+from exitlens.model.cutting.verify import admit, probe, random_inputs
+from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
+from exitlens.model.info import Final, NetworkInfo
+from exitlens.model.input_spec import InputContract, example_contract
+from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.necks import NECK_SHARE, fitted_neck
 from exitlens.model.network import ExitNet
-from exitlens.model.cutting.placement import By, check_by, place_exits
-from exitlens.model.cutting.verify import admit, probe, random_inputs
-from exitlens.model.cutting.split import Carried, Split, split
+from exitlens.types.inputs import Inputs, input_names, map_inputs, tensors_of
 
 
 def attach(

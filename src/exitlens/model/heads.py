@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
+from exitlens.model.cutting.stage import Carried, Stage
 from exitlens.model.layouts import Layout
 from exitlens.model.necks import ContextNeck
-from exitlens.model.cutting.split import Carried, Stage
 from exitlens.types import ExitOutput
 
 HeadKind = Literal["evidence", "context", "average"]

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from exitlens.types.inputs import MASK, Inputs
 from exitlens.model.heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types import Preprocess, TextPreprocess, preprocess_from_dict
+from exitlens.types.inputs import MASK, Inputs
 
 Final = Literal["head", "keep"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.types.inputs import MASK, Inputs
 from exitlens.functional.maps import all_finite
+from exitlens.types.inputs import MASK, Inputs
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,18 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.types.inputs import Inputs
-from exitlens.model.input_spec import InputContract
+from exitlens.model.cutting.stage import Carried, Stage
+from exitlens.model.engine.autotune import tune
+from exitlens.model.engine.session import Running, Use
+from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads import ExitHead
 from exitlens.model.info import NetworkInfo
-from exitlens.model.engine.session import Running, Use
-from exitlens.model.cutting.split import Carried, Stage
-from exitlens.model.engine.autotune import tune
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model.input_spec import InputContract
 from exitlens.types import ExitOutput, Policy
-from exitlens.types.display import exit_name, html_table
+from exitlens.types.inputs import Inputs
+from exitlens.types.words import exit_name
 
 _RECORDING = threading.Lock()  # of one network's weights at a time
 

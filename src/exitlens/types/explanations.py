@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from exitlens.types.display import exit_name, html_table, map_svg, to_picture, told_apart
+from exitlens.display import html_table, map_svg, to_picture
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.types.words import exit_name, told_apart
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
 

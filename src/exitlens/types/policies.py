@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from exitlens.display import html_table
 from exitlens.errors import PolicyError
-from exitlens.types.certificates import certificate
-from exitlens.types.display import exit_name, html_table
 from exitlens.functional.drift import Monitor, monitor_of
+from exitlens.types.certificates import certificate
+from exitlens.types.words import exit_name
 
 SCORES = ("max_probability", "entropy", "margin")
 CLUES = ("confidence", "entropy", "change")  # largest probability; of the map; divergence from the exit's before

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from exitlens.display import html_table
 from exitlens.errors import InputError
-from exitlens.types.display import exit_name, html_table
+from exitlens.types.words import exit_name
 
 
 @dataclass(frozen=True, repr=False)

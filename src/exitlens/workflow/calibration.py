@@ -20,12 +20,12 @@ from exitlens.functional.certification import (
     samples_needed,
     walk,
 )
-from exitlens.functional.search import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
 from exitlens.functional.gating import SHARES, fit_gate, limited, trace_estimates, trusted
 from exitlens.functional.limits import checked_limits
 from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, sketch, taken
 from exitlens.functional.routing import early_scores, first_firing, last_score, route
 from exitlens.functional.scores import fit_temperature
+from exitlens.functional.search import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
 from exitlens.types import Gate, Policy, Trace, reference_of
 
 PATH_SHARE = 0.4  # of the samples, to find the path; the others test it (docs/guarantees.md)

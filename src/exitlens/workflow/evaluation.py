@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
+from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.functional.search import evaluate_cuts, frontier, quantise
 from exitlens.functional.quality import brier_score, expected_calibration_error, overthinking, risk_coverage
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
 from exitlens.functional.routing import early_scores, route
 from exitlens.functional.scores import probabilities
+from exitlens.functional.search import evaluate_cuts, frontier, quantise
 from exitlens.functional.similarity import skill
 from exitlens.types import Policy, Trace
-from exitlens.types.display import exit_name, html_table
+from exitlens.types.words import exit_name
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 

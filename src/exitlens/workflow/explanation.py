@@ -10,13 +10,13 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import estimate, map_clues, trusted
-from exitlens.types.inputs import MASK, Inputs, count_rows, map_inputs
 from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import fires, first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, Policy, TextPreprocess
+from exitlens.types.inputs import MASK, Inputs, count_rows, map_inputs
 
 
 def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) -> Explanation:

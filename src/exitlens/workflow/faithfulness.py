@@ -14,13 +14,13 @@ from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
-from exitlens.types.inputs import MASK, Inputs, count_rows, drawn, split_rows
 from exitlens.functional.maps import top_cells
 from exitlens.functional.similarity import pearson
-from exitlens.model.heads import EvidenceHead
 from exitlens.model.cutting.modes import mode_of
+from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
+from exitlens.types.inputs import MASK, Inputs, count_rows, drawn, split_rows
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.search import Cuts, frontier, quantise
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
 from exitlens.functional.routing import early_scores, first_firing
 from exitlens.functional.scores import fit_temperature
+from exitlens.functional.search import Cuts, frontier, quantise
 from exitlens.types import SCORES, Policy, Trace
 
 PRICES = (0.0, 0.3, 1.0, 3.0)  # of divergence, in errors

@@ -8,7 +8,7 @@ import exitlens as xl
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, machine, shares_for, table
 from exitlens.delivery.bench.contenders import Planned, StepTimes, plan_of, router_share
 from exitlens.delivery.bench.timing import Times, clocked, interleave, interval, peak_bytes, pinned
-from exitlens.model import memory
+from exitlens.model.engine import malloc
 from tests.conftest import TinyNet, make_net
 
 
@@ -136,23 +136,23 @@ def test_memory_is_kept_where_the_library_can(monkeypatch):
             calls.append((name, value))
             return 1
 
-    monkeypatch.setattr(memory, "_library", Library)
-    monkeypatch.setitem(memory._state, "kept", False)
-    assert memory.keep_memory()
-    assert not memory.keep_memory()
+    monkeypatch.setattr(malloc, "_library", Library)
+    monkeypatch.setitem(malloc._state, "kept", False)
+    assert malloc.keep_memory()
+    assert not malloc.keep_memory()
     assert dict(calls) == {-1: 2**31 - 1, -3: 2**30}
-    with memory.memory_kept():
+    with malloc.memory_kept():
         pass
-    assert memory._state["kept"]
-    assert memory.keep_memory(False)
-    with memory.memory_kept():
-        assert memory._state["kept"]
-    assert not memory._state["kept"]
+    assert malloc._state["kept"]
+    assert malloc.keep_memory(False)
+    with malloc.memory_kept():
+        assert malloc._state["kept"]
+    assert not malloc._state["kept"]
     assert dict(calls[-2:]) == {-1: 64 * 2**20, -3: 32 * 2**20}
     monkeypatch.setattr(Library, "limit", 32 * 2**20)  # what older glibc takes at most
-    assert memory.keep_memory()
+    assert malloc.keep_memory()
     assert dict(calls[-2:]) == {-1: 2**31 - 1, -3: 32 * 2**20}
-    memory.keep_memory(False)
-    monkeypatch.setattr(memory, "_library", lambda: None)
-    assert not memory.can_keep_memory()
-    assert not memory.keep_memory()
+    malloc.keep_memory(False)
+    monkeypatch.setattr(malloc, "_library", lambda: None)
+    assert not malloc.can_keep_memory()
+    assert not malloc.keep_memory()

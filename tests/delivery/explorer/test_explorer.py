@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import exitlens as xl
+from exitlens.delivery.explanations.pictures import heat
 from exitlens.delivery.explorer.app import import_gradio
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
 from exitlens.delivery.explorer.frontier import BOTTOM, LEFT, RIGHT, TOP, frontier_svg
 from exitlens.delivery.explorer.page import _rule, answer_page, routed_page
 from exitlens.delivery.explorer.view import NEVER, View, _decode, _thresholds
-from exitlens.delivery.explanations.pictures import heat
 from tests.conftest import random_trace
 from tests.hostile import hostile_files, noise, saved
 from tests.texts import LENGTH, make_text_net

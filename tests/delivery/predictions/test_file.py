@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import exitlens as xl
-from exitlens.delivery import predictions
+from exitlens.delivery.predictions import file as predictions
 from exitlens.delivery.predictions.file import PredictionFile
 from exitlens.delivery.predictions.row_formats import Row, read_parquet
 

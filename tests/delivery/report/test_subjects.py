@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery import building, comparing
+from exitlens.delivery import run_setup
+from exitlens.delivery.report import comparing
 from exitlens.delivery.report.comparing import provenance_of, subjects_of
 from exitlens.delivery.run_directory import short_names
 
@@ -45,11 +46,11 @@ def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, m
             raise xl.HeadError("head: no plane")
         return xl.attach(*args, head=head, **how)
 
-    monkeypatch.setattr(building, "attach", attach)
-    assert building.new_network("small", "layer1", tiny_set).info.head == "evidence"
+    monkeypatch.setattr(run_setup, "attach", attach)
+    assert run_setup.new_network("small", "layer1", tiny_set).info.head == "evidence"
     assert asked == ["context", "evidence"]
     with pytest.raises(xl.HeadError):
-        building.new_network("small", "layer1", tiny_set, head="context")
+        run_setup.new_network("small", "layer1", tiny_set, head="context")
 
 
 def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(net, tiny_set, tmp_path, monkeypatch):

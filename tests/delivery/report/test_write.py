@@ -9,14 +9,14 @@ import torch
 from PIL import Image, ImageColor
 
 import exitlens as xl
-from exitlens.delivery import plots
-from exitlens.delivery.report.gallery import pick
-from exitlens.delivery.explanations.pictures import contact_sheet, heat, overlay, picture, save_explanation
-from exitlens.delivery.report.write import write_report
 from exitlens.delivery.bench.speed import compare, compare_adaptive, compare_attention, compare_step_time
+from exitlens.delivery.explanations.pictures import contact_sheet, heat, overlay, picture, save_explanation
+from exitlens.delivery.report import plots
+from exitlens.delivery.report.gallery import pick
 from exitlens.delivery.report.subjects import Provenance, Subject
+from exitlens.delivery.report.write import write_report
+from exitlens.display import exit_colour
 from exitlens.workflow.training.step import TrainingSettings
-from exitlens.types.display import exit_colour
 from tests.conftest import TinyNet, make_net
 
 POLICY = xl.Policy((0.9, 0.6))

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import exitlens as xl
-from exitlens.model.backbones.build import SmallResNet
+from exitlens.model.backbones.small import SmallResNet
 
 
 def test_small_network_takes_28_to_64_pixels_and_grey():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model import timing
+from exitlens.model.cutting import node_timing
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
 
@@ -14,11 +14,11 @@ def places(backbone, example):
 
 def test_of_every_piece_the_shortest_time_counts(monkeypatch):
     runs = iter([[3.0, 1.0, 6.0], [2.0, 9.0, 5.0], [8.0, 8.0, 8.0]])
-    monkeypatch.setattr(timing, "_pieces", lambda *args: next(runs))
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(node_timing, "_pieces", lambda *args: next(runs))
+    monkeypatch.setattr(node_timing, "SECONDS", 0.0)
     x = torch.zeros(1, 3, 16, 16)
     traced, nodes = places(TinyNet(), x)
-    assert timing.time_shares(TinyNet(), traced, nodes, x, 3) == [2 / 8, 3 / 8]
+    assert node_timing.time_shares(TinyNet(), traced, nodes, x, 3) == [2 / 8, 3 / 8]
     assert next(runs, None) is None
 
 
@@ -26,20 +26,20 @@ def test_the_clocked_graph_is_the_graph(monkeypatch):
     backbone, x = TinyNet().eval(), torch.randn(3, 3, 16, 16)
     traced, nodes = places(backbone, x)
     before = [str(node) for node in traced.graph.nodes]
-    clock = timing._Clock(x.device)
-    module = timing._with_clock(backbone, traced, nodes, clock)
+    clock = node_timing._Clock(x.device)
+    module = node_timing._with_clock(backbone, traced, nodes, clock)
     assert torch.equal(module(x), backbone(x))
     assert len(clock.times) == 2
     assert [str(node) for node in traced.graph.nodes] == before
-    pieces = timing._pieces(module, clock, [x])
+    pieces = node_timing._pieces(module, clock, [x])
     assert len(pieces) == 3
     assert min(pieces) > 0
 
 
 def test_no_places_and_a_failing_example(monkeypatch):
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(node_timing, "SECONDS", 0.0)
     backbone, x = TinyNet(), torch.zeros(1, 3, 16, 16)
     traced, nodes = places(backbone, x)
-    assert timing.time_shares(backbone, traced, [], x, 1) == []
+    assert node_timing.time_shares(backbone, traced, [], x, 1) == []
     with pytest.raises(xl.AttachError, match="fails on an input of shape"):
-        timing.time_shares(backbone, traced, nodes, torch.zeros(1, 2, 16, 16), 1)
+        node_timing.time_shares(backbone, traced, nodes, torch.zeros(1, 2, 16, 16), 1)

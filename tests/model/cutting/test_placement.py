@@ -4,8 +4,8 @@ from torch import nn
 from torchvision import models
 
 import exitlens as xl
-from exitlens.model import placement, timing
-from exitlens.model.backbones.build import SmallResNet
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.cutting import node_timing, placement
 from exitlens.model.cutting.placement import choose_points, place_exits
 from tests.conftest import TinyNet
 from tests.texts import make_bert, make_texts
@@ -13,7 +13,7 @@ from tests.texts import make_bert, make_texts
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(timing, "SECONDS", 0.05)
+    monkeypatch.setattr(node_timing, "SECONDS", 0.05)
 
 
 def test_points_of_a_tiny_network_by_hand():

@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 import exitlens as xl
-from exitlens.model.cutting.verify import plain_logits, staged_logits
 from exitlens.model.cutting.split import split
+from exitlens.model.cutting.verify import plain_logits, staged_logits
 from tests.texts import AT, LENGTH, make_bert, make_text_net, make_texts
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
-from exitlens.workflow import inference
+from exitlens.workflow.inference import predict as inference
 from tests.conftest import make_net, spread_policy
 
 NET = make_net()

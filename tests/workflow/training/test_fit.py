@@ -97,7 +97,7 @@ def test_stopped_by_an_error_and_resumed_is_bit_identical(tiny_set, tmp_path):
 KILLED = """
 import sys, torch
 sys.path.insert(0, {root!r})
-from tests.workflow.test_training import _fresh, QUICK
+from tests.workflow.training.test_fit import _fresh, QUICK
 from tests.conftest import TinyNet
 import exitlens as xl
 rng = torch.Generator().manual_seed(3)

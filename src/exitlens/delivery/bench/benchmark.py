@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from exitlens.delivery.bench.contenders import Plain, Planned, StepTimes, as_users_run_it, plan_of, router_share
 from exitlens.delivery.bench.timing import Times, Work, clocked, interleave, interval, peak_bytes
-from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
+from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.workflow.inference.predict import predict
 
 AS_IS, TUNED, COMPILED = "plain, as PyTorch runs it", "plain, tuned", "plain, compiled"

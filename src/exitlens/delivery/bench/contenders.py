@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.delivery.bench.timing import Work, clocked
-from exitlens.types.inputs import Inputs, map_inputs, split_rows, tensors_of
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.engine.engine import Answer, Engine, applied
-from exitlens.model.cutting.looking import runnable
-from exitlens.model.engine.malloc import keep_memory
-from exitlens.model.network import ExitNet
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.engine.router import Router
-from exitlens.model.cutting.split import Carried
+from exitlens.model.cutting.looking import runnable
+from exitlens.model.cutting.stage import Carried
 from exitlens.model.cutting.trace import trace
+from exitlens.model.engine.engine import Answer, Engine, applied
+from exitlens.model.engine.malloc import keep_memory
+from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning, prepared
+from exitlens.model.network import ExitNet
 from exitlens.types import Policy
+from exitlens.types.inputs import Inputs, map_inputs, split_rows, tensors_of
 from exitlens.workflow.inference.predict import joined
 
 NEVER = 2.0  # a threshold that is computed and never reached

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from exitlens.data.batches import as_batch, epoch_batches
 from exitlens.data.images import ImageSet
 from exitlens.errors import InputError
-from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.functional.losses import EGTLoss
+from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.model.cutting.logits import pick_logits
-from exitlens.workflow.training.step import TrainingSettings, training_step
 from exitlens.types import Policy
+from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.training.step import TrainingSettings, training_step
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,25 @@ from torch import nn
 import exitlens
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
+from exitlens.delivery.bench.speed import compare_adaptive, compare_attention, compare_step_time
 from exitlens.delivery.bundle import save
 from exitlens.delivery.demo.training import CONDITIONS, EGT, WITHOUT, DemoSettings, load_data, train_all
-from exitlens.delivery.report.gallery import pick
 from exitlens.delivery.explanations.pictures import contact_sheet
+from exitlens.delivery.report.gallery import pick
+from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import write_source
-from exitlens.delivery.bench.speed import compare_adaptive, compare_attention, compare_step_time
-from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.errors import OutputExistsError
-from exitlens.model.backbones.build import SmallResNet
-from exitlens.model.network import ExitNet
-from exitlens.workflow.training.step import TrainingSettings
 from exitlens.io import write_text
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
+from exitlens.workflow.training.step import TrainingSettings
 
 RESULT = "result.json"
 LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes

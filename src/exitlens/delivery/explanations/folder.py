@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exitlens.delivery.manifests import write_manifest
 from exitlens.delivery.explanations.pictures import contact_sheet
+from exitlens.delivery.manifests import write_manifest
 from exitlens.errors import OutputExistsError
-from exitlens.model.network import ExitNet
 from exitlens.io import write_text
+from exitlens.model.network import ExitNet
 from exitlens.types import SCHEMA, Explanation, Policy, Preprocess
 from exitlens.workflow.explanation import explain_batch
 

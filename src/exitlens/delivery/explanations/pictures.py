@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from exitlens.delivery.manifests import write_manifest
+from exitlens.display import COLOURS, exit_colour, map_svg, shades, to_picture
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
 from exitlens.types import SCHEMA, Explanation, Preprocess
-from exitlens.types.display import COLOURS, exit_colour, exit_name, map_svg, shades, to_picture
+from exitlens.types.words import exit_name
 
 SCALE = 160  # pixels of a gallery picture's side
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from exitlens.delivery.pages import template
 from exitlens.errors import OutputExistsError
 from exitlens.types import ExitView, Explanation
-from exitlens.types.display import exit_name
+from exitlens.types.words import exit_name
 
 _SHADE = (0, 114, 178)  # blue that is told apart in grey and by colour-blind readers
 

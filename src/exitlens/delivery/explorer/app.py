@@ -15,7 +15,7 @@ from typing import Any
 from exitlens.delivery.explorer.core import Explorer, Subject
 from exitlens.delivery.explorer.view import NEVER, View, at_slider
 from exitlens.errors import MissingExtraError
-from exitlens.types.display import exit_name
+from exitlens.types.words import exit_name
 
 LARGEST_UPLOAD = "50mb"
 KEPT = 600  # seconds that an upload stays on disk

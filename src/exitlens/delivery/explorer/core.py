@@ -19,12 +19,12 @@ from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bundle import load
 from exitlens.delivery.run_directory import bundle_of, image_preprocess, load_samples, short_names, text_preprocess
+from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
-from exitlens.types.inputs import Inputs
 from exitlens.model.engine.malloc import release_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess, Trace
-from exitlens.types.display import from_pixels
+from exitlens.types.inputs import Inputs
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain

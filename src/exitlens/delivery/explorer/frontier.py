@@ -5,7 +5,8 @@ from __future__ import annotations
 from matplotlib.ticker import MaxNLocator
 
 from exitlens.delivery.pages import template
-from exitlens.types.display import exit_colour, exit_name
+from exitlens.display import exit_colour
+from exitlens.types.words import exit_name
 from exitlens.workflow.evaluation import Report
 
 WIDTH, HEIGHT = 380, 240

@@ -8,13 +8,14 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
+from exitlens.delivery.explanations.pictures import heat
+from exitlens.delivery.explanations.tokens import shaded
 from exitlens.delivery.explorer.core import DISPLAY, Answer, Subject
 from exitlens.delivery.explorer.frontier import frontier_svg
 from exitlens.delivery.pages import template
-from exitlens.delivery.explanations.pictures import heat
-from exitlens.delivery.explanations.tokens import shaded
+from exitlens.display import data_uri, exit_colour
 from exitlens.types import ExitView, Explanation
-from exitlens.types.display import data_uri, exit_colour, exit_name, told_apart
+from exitlens.types.words import exit_name, told_apart
 from exitlens.workflow.evaluation import Report
 
 BARS, MOST = 3, 50  # classes shown an exit, and on demand

@@ -14,8 +14,8 @@ from PIL import Image
 
 from exitlens.delivery.explorer.core import Explorer, cover
 from exitlens.delivery.explorer.page import answer_page, routed_page
+from exitlens.display import data_uri
 from exitlens.errors import DataError, ExitlensError
-from exitlens.types.display import data_uri
 
 SIDE = {1: 240, 2: 180}  # pixels that a map is wide, at least, by the number of networks
 NEVER = 1.01  # where a threshold's slider ends: no score is that high

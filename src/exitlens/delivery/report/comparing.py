@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exitlens.data.images import ImageSet
-from exitlens.delivery.run_directory import bundle_of, load_calibrated, short_names
 from exitlens.delivery.report.subjects import Provenance, Subject
+from exitlens.delivery.run_directory import bundle_of, load_calibrated, short_names
 from exitlens.errors import DataError, InputError
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate

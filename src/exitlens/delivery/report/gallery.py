@@ -13,8 +13,9 @@ from torch import Tensor
 from exitlens.data.images import ImageSet
 from exitlens.delivery.explanations.pictures import heat, picture
 from exitlens.delivery.report.subjects import Subject
+from exitlens.display import data_uri, exit_colour
 from exitlens.types import ExitView
-from exitlens.types.display import data_uri, exit_colour, exit_name, told_apart
+from exitlens.types.words import exit_name, told_apart
 from exitlens.workflow.explanation import explain_batch
 
 POOL = 200  # images of a set, drawn at random, from which some are picked

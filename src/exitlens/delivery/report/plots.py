@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from exitlens.types.display import QUOTES, exit_colour, exit_name, text_colour
+from exitlens.display import QUOTES, exit_colour, text_colour
+from exitlens.types.words import exit_name
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.faithfulness import Faithfulness
 

@@ -18,7 +18,7 @@ def summary(
     """Sentences whose terms link to their definitions (``#w-...``) in the page.
 
     Args:
-        main: the test condition that is told. speed, plain_accuracy: as of :func:`exitlens.delivery.report.write.write_report`.
+        main: the test condition that is told. speed, plain_accuracy: as in ``write_report``.
     """
     sentences = [_saving(subjects[0], main, speed, plain_accuracy), _agreement(subjects, main), _faithful(subjects, main)]
     return [one for one in sentences if one]

@@ -9,13 +9,14 @@ from typing import Any
 from markupsafe import Markup
 
 from exitlens.data.images import ImageSet
-from exitlens.delivery import plots
-from exitlens.delivery.report.gallery import gallery
 from exitlens.delivery.pages import template
+from exitlens.delivery.report import plots
+from exitlens.delivery.report.gallery import gallery
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.summary import summary
+from exitlens.display import exit_colour
 from exitlens.errors import InputError, OutputExistsError
-from exitlens.types.display import exit_colour, exit_name
+from exitlens.types.words import exit_name
 
 
 def write_report(

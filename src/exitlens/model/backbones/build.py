@@ -1,99 +1,18 @@
-"""Backbones by name, and a small residual network of our own for images of 28 to 64 pixels."""
+"""Backbones by name: our small network, torchvision, timm and transformers."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from exitlens.errors import BundleError, InputError, MissingExtraError, did_you_mean
-from exitlens.types.inputs import MASK, Inputs
+from exitlens.errors import InputError, MissingExtraError, did_you_mean
+from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions with batch norm around a shortcut (arXiv 1512.03385, fig. 2), aligned when they halve the size.
-
-    A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces; over
-    three of them an attention map slides by half a cell off the object. A 4x4 convolution with stride 2 and an averaging
-    shortcut (arXiv 1812.01187, ResNet-D) stay centred.
-
-    Args:
-        inputs: channels in.
-        outputs: channels out.
-        stride: 1 or 2.
-        second_kernel: 3, or 1 to mix channels only and keep the receptive field small.
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int, second_kernel: int = 3) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 4 if stride == 2 else 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, second_kernel, 1, second_kernel // 2, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride == 2 or inputs != outputs:
-            shrink: nn.Module = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
-            self.shortcut = nn.Sequential(shrink, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:  # (B,inputs,H,W) -> (B,outputs,H/stride,W/stride)
-        """Residual sum, rectified."""
-        hidden = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
-
-
-class SmallResNet(nn.Module):
-    """A residual network for images of 28 to 64 pixels (even sizes): a stem and four groups, ``layer1`` to ``layer4``.
-
-    Early groups see little of the image (small receptive fields) and are cheap; the last one is deep and sees most of it.
-
-    Args:
-        num_classes: ``C``.
-        in_channels: 1 for grey, 3 for colour.
-        stem: channels after the stem (4x4, stride 2).
-        widths: channels of the groups.
-        blocks: residual blocks in each group.
-        strides: of each group's first block.
-        second_kernels: kernel of the second convolution in each group's blocks, 1 or 3.
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        stem: int = 32,
-        widths: Sequence[int] = (48, 96, 128, 128),
-        blocks: Sequence[int] = (1, 1, 1, 3),
-        strides: Sequence[int] = (1, 2, 1, 1),
-        second_kernels: Sequence[int] = (1, 1, 1, 1),
-    ) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 4, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
-        )
-        channels = stem
-        for group, (width, count, stride, kernel) in enumerate(zip(widths, blocks, strides, second_kernels, strict=True), 1):
-            layers = [ResidualBlock(channels, width, stride, kernel)]
-            layers += [ResidualBlock(width, width, 1, kernel) for _ in range(count - 1)]
-            self.add_module(f"layer{group}", nn.Sequential(*layers))
-            channels = width
-        self.groups = tuple(f"layer{group}" for group in range(1, len(widths) + 1))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B,in_channels,H,W) -> (B,num_classes)
-        """Logits of global average pooling and a linear classifier."""
-        x = self.stem(x)
-        for name in self.groups:
-            x = self.get_submodule(name)(x)
-        return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
-
+from exitlens.types.inputs import MASK, Inputs
 
 SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
 
@@ -190,30 +109,3 @@ def zeros_for(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
         return torch.zeros(1, channels, size or 224, size or 224)
     ids = torch.zeros(1, size or 64, dtype=torch.int64)
     return {"input_ids": ids, MASK: torch.ones_like(ids)}
-
-
-def load_weights(backbone: nn.Module, path: Path | str) -> None:
-    """Loads a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
-
-    Raises:
-        BundleError: for a file that is missing or damaged, or whose tensors do not fit (all are named before any is
-            written).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BundleError(f"weights: no file {path}")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and safetensors raise many kinds for damaged files
-        raise BundleError(f"weights: {path} cannot be read as a state dict ({type(error).__name__}: {error})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise BundleError(f"weights: {path} is no state dict of tensors: save module.state_dict()")
-    mine = backbone.state_dict()
-    missing, extra = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
-    shapes = [name for name in mine.keys() & state.keys() if mine[name].shape != state[name].shape]
-    if missing or extra or shapes:
-        raise BundleError(
-            f"weights: {path} does not fit this backbone: missing {missing[:3]}, unexpected {extra[:3]}, other shapes "
-            f"{sorted(shapes)[:3]}"
-        )
-    backbone.load_state_dict(state)

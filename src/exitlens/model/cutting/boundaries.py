@@ -9,10 +9,10 @@ from itertools import pairwise
 from torch import fx, nn
 
 from exitlens.errors import AttachError, did_you_mean
-from exitlens.types.inputs import MASK, Inputs, tensors_of
 from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.layouts import Kind, Layout, find_layout
 from exitlens.model.cutting.looking import Seen, name_of
+from exitlens.model.layouts import Kind, Layout, find_layout
+from exitlens.types.inputs import MASK, Inputs, tensors_of
 
 POOLING = (
     nn.AdaptiveAvgPool2d,

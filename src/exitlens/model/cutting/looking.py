@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from exitlens.errors import AttachError
-from exitlens.types.inputs import Inputs, tensors_of
 from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.cutting.modes import mode_of, untouched
 from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.modes import mode_of, untouched
+from exitlens.types.inputs import Inputs, tensors_of
 
 _RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
 

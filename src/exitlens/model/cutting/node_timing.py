@@ -9,11 +9,11 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from exitlens.types.inputs import Inputs, tensors_of
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.looking import members, run_values, runnable
-from exitlens.model.engine.malloc import memory_kept
 from exitlens.model.cutting.modes import mode_of
+from exitlens.model.engine.malloc import memory_kept
+from exitlens.types.inputs import Inputs, tensors_of
 
 SAMPLES = 4  # so that calls and the reading of weights do not hide what the maps take
 SECONDS = 1.5

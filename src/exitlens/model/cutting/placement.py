@@ -14,17 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.errors import AttachError, InputError
-from exitlens.types.inputs import Inputs, map_inputs, tensors_of
 from exitlens.model.backbones.build import build_backbone, zeros_for
-from exitlens.model.input_spec import example_contract
-from exitlens.model.cutting.macs import unfused
-from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.layouts import Kind
-from exitlens.model.cutting.looking import Seen, look, runnable
-from exitlens.model.cutting.modes import mode_of, untouched
 from exitlens.model.cutting.boundaries import UncuttableError, check_features, crossing, last_features, node_layout
+from exitlens.model.cutting.graph import TracedGraph
+from exitlens.model.cutting.looking import Seen, look, runnable
+from exitlens.model.cutting.macs import unfused
+from exitlens.model.cutting.modes import mode_of, untouched
 from exitlens.model.cutting.node_timing import time_shares
 from exitlens.model.cutting.trace import trace
+from exitlens.model.input_spec import example_contract
+from exitlens.model.layouts import Kind
+from exitlens.types.inputs import Inputs, map_inputs, tensors_of
 
 By = Literal["cost", "time"]
 BY: tuple[By, ...] = get_args(By)
@@ -79,7 +79,7 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         backbone: a module or a source such as ``"timm:resnet18"``.
         example: images ``(B,C,H,W)`` or tokens as :func:`~exitlens.model.attach.attach` takes them; the first sample is
             used. By default an image of 3x224x224, or a text of 64 tokens.
-        runs: how often the time is measured at least (see :func:`~exitlens.model.cutting.node_timing.time_shares`). 0 leaves it at 0.
+        runs: how often the time is measured at least (see ``time_shares``); with 0 it is not measured.
 
     Raises:
         AttachError: if the backbone cannot be traced, or fails on the example.

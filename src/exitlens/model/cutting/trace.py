@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from exitlens.errors import AttachError
-from exitlens.types.inputs import Inputs, input_names
+from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.trace_export import trace_export
 from exitlens.model.cutting.trace_fx import FxTracer, trace_fx
-from exitlens.model.cutting.graph import TracedGraph
+from exitlens.types.inputs import Inputs, input_names
 
 
 def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedGraph:

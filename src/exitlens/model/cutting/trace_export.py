@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from exitlens.types.inputs import Inputs, input_names, tensors_of
 from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.cutting.modes import mode_of, untouched
 from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.modes import mode_of, untouched
+from exitlens.types.inputs import Inputs, input_names, tensors_of
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 _PREFIX = "backbone."

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError, TraceMismatchError
-from exitlens.types.inputs import MASK, Inputs, input_names, tensors_of
-from exitlens.model.cutting.modes import mode_of, no_zeros, untouched
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.cutting.split import Carried, Split
+from exitlens.model.cutting.modes import mode_of, no_zeros, untouched
+from exitlens.model.cutting.split import Split
+from exitlens.model.cutting.stage import Carried
+from exitlens.types.inputs import MASK, Inputs, input_names, tensors_of
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
 _QUANTISED = (

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ExitlensError, InputError
-from exitlens.types.inputs import Inputs
 from exitlens.functional.pvalues import upper_bound
 from exitlens.functional.routing import first_firing
 from exitlens.functional.scores import score
+from exitlens.model.cutting.stage import Carried
 from exitlens.model.engine.engine import Engine, applied, prepared_engine
 from exitlens.model.engine.malloc import can_keep_memory, keep_memory
-from exitlens.model.cutting.split import Carried
 from exitlens.model.engine.tuning import Tuning
 from exitlens.types import Policy
+from exitlens.types.inputs import Inputs
 
 if TYPE_CHECKING:
     from exitlens.model.network import ExitNet

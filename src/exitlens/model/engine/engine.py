@@ -16,10 +16,10 @@ from torch import Tensor
 
 from exitlens.errors import EngineError
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.cutting.stage import Carried, Stage
 from exitlens.model.engine.malloc import keep_memory
-from exitlens.model.cutting.split import Carried, Stage
 from exitlens.model.engine.tuning import Tuning, prepared
+from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.types import ExitOutput, Policy
 
 

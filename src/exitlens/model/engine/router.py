@@ -15,8 +15,8 @@ from exitlens.functional.gating import estimate, map_clues, trusted
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.routing import fires
 from exitlens.functional.similarity import divergence
+from exitlens.model.cutting.stage import Carried
 from exitlens.model.engine.engine import Engine
-from exitlens.model.cutting.split import Carried
 from exitlens.types import Gate, Policy
 
 Rule = Callable[[int, Tensor, Tensor], Tensor]  # exit, scores (B,), places (B,) -> (B,) bool: who leaves

@@ -20,12 +20,12 @@ from exitlens.data.batches import count_batches, input_batches
 from exitlens.data.folders import ImageStream, list_images
 from exitlens.data.prefetch import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
-from exitlens.types.inputs import Inputs, count_rows
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.engine import Engine
-from exitlens.model.network import ExitNet
 from exitlens.model.engine.router import Left, Router
+from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction, Preprocess
+from exitlens.types.inputs import Inputs, count_rows
 
 Order = Literal["input", "ready"]
 MAX_WAITING = 4096  # samples that may be behind the oldest unanswered one

@@ -17,24 +17,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from exitlens.data.batches import as_batch, batches, epoch_batches
 from exitlens.errors import InputError, OutputExistsError, TrainingError, require
-from exitlens.types.inputs import count_rows
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pearson
-from exitlens.workflow.training.log import epoch_line, tensorboard_events, write_log
+from exitlens.io import read_tensors, write_tensors, write_text
+from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import mode_of
 from exitlens.model.network import ExitNet
-from exitlens.workflow.training.step import TrainingSettings, floats, trainable, training_mode, training_step
-from exitlens.io import (
-    load_checkpoint,
-    load_unique_state,
-    read_tensors,
-    save_checkpoint,
-    unique_state,
-    write_tensors,
-    write_text,
-)
 from exitlens.types import ExitOutput
+from exitlens.types.inputs import count_rows
+from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
+from exitlens.workflow.training.log import epoch_line, tensorboard_events, write_log
+from exitlens.workflow.training.step import TrainingSettings, floats, trainable, training_mode, training_step
 
 Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import TrainingError
-from exitlens.types.inputs import Inputs
 from exitlens.functional.losses import EGTLoss
-from exitlens.workflow.training.schedule import one_cycle
 from exitlens.model.cutting.modes import mode_of
 from exitlens.model.network import ExitNet
 from exitlens.types import LossTerms
+from exitlens.types.inputs import Inputs
+from exitlens.workflow.training.schedule import one_cycle
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.types.display import contrast, exit_colour, html_table, map_svg, text_colour
+from exitlens.display import contrast, exit_colour, html_table, map_svg, text_colour
 from tests.conftest import random_trace
 
 

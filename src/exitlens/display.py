@@ -95,24 +95,12 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
     )
 
 
-def told_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
-    """Both numbers with as many digits (``digits`` to 7) as tell them apart, where anything does."""
-    while digits < 7 and one != other and f"{one:.{digits}f}" == f"{other:.{digits}f}":
-        digits += 1
-    return f"{one:.{digits}f}", f"{other:.{digits}f}"
-
-
 def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
     """A map as shares of full colour: its largest value, but at least three times what a uniform map has.
 
     A map that looks everywhere alike is pale, not bright everywhere.
     """
     return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
-
-
-def exit_name(k: int, count: int) -> str:
-    """``exit 0``, ``exit 1``, ... and ``final``."""
-    return "final" if k == count - 1 else f"exit {k}"
 
 
 def exit_colour(k: int, count: int) -> str:

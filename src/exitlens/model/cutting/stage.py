@@ -1,0 +1,82 @@
+"""A stage: the part of a backbone between two exits, as a module that runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+Carried = tuple[Tensor, ...]
+
+
+class Stage(nn.Module):
+    """The part of the backbone between two exits: ``stage(*carried) -> carried``, the features first.
+
+    It holds one graph per mode (a trace bakes the training flag in) over the same submodules and parameters, which are
+    those of the source backbone. ``carried`` is every tensor that crosses the cut.
+    """
+
+    def __init__(self, training_graph: fx.GraphModule, evaluation_graph: fx.GraphModule) -> None:
+        super().__init__()
+        _merge(training_graph, evaluation_graph)
+        for table in ("_modules", "_parameters", "_buffers"):  # one set of members for both graphs
+            evaluation_graph.__dict__[table] = training_graph.__dict__[table]
+        self.body = training_graph
+        # not registered: its members are those of `body`, so state_dict and parameters see each of them once
+        self.__dict__["evaluation_body"] = evaluation_graph
+
+    def forward(self, *carried: Tensor) -> Carried:
+        """Tensors that cross the cut before -> tensors that cross the cut after; element 0 is the feature map."""
+        body = self.body if self.training else self.evaluation
+        out: Carried = body(*carried)
+        return out
+
+    @property
+    def evaluation(self) -> fx.GraphModule:
+        """The graph of evaluation mode, over the same members."""
+        return cast(fx.GraphModule, self.__dict__["evaluation_body"])
+
+    def replace_evaluation(self, graph: fx.GraphModule) -> None:
+        """Another graph for evaluation mode, with members of its own."""
+        self.__dict__["evaluation_body"] = graph
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), cuda() and so on call
+        moved: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0)).device
+        for body in (self.body, self.evaluation):
+            _retarget(body, device)
+        return moved
+
+
+def _retarget(body: fx.GraphModule, device: torch.device) -> None:
+    """Lets tensors that the graph makes itself be made on ``device``: torch.export writes the example's into it."""
+
+    others = [False]
+
+    def changed(value: Any) -> Any:
+        if not isinstance(value, torch.device) or value == device:
+            return value
+        others.append(True)
+        return device
+
+    for node in body.graph.nodes:
+        node.args, node.kwargs = map_aggregate(node.args, changed), map_aggregate(node.kwargs, changed)
+    if any(others):
+        body.recompile()
+
+
+def _merge(into: nn.Module, other: nn.Module) -> None:
+    """Adds the members that only one mode's graph uses to the other's tree."""
+    for name, parameter in other.named_parameters(recurse=False):
+        into.register_parameter(name, parameter)
+    for name, buffer in other.named_buffers(recurse=False):
+        into.register_buffer(name, buffer)
+    for name, module in other.named_children():
+        mine = into._modules.get(name)
+        if mine is None:
+            into.add_module(name, module)
+        elif mine is not module:  # both are containers that fx made
+            _merge(mine, module)

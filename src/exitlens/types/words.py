@@ -1,0 +1,15 @@
+"""Numbers and exits in words, the same wherever people read them."""
+
+from __future__ import annotations
+
+
+def exit_name(k: int, count: int) -> str:
+    """``exit 0``, ``exit 1``, ... and ``final``."""
+    return "final" if k == count - 1 else f"exit {k}"
+
+
+def told_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
+    """Both numbers with as many digits (``digits`` to 7) as tell them apart, where anything does."""
+    while digits < 7 and one != other and f"{one:.{digits}f}" == f"{other:.{digits}f}":
+        digits += 1
+    return f"{one:.{digits}f}", f"{other:.{digits}f}"

@@ -1,0 +1,39 @@
+"""Checkpoints: the state of a network and of its optimiser in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from exitlens.io import read_tensors, write_tensors
+from exitlens.model.backbones.weights import load_unique_state, unique_state
+
+
+def save_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, note: Mapping[str, Any]) -> None:
+    """Writes the state of a module and of its optimiser, with a JSON note, atomically."""
+    tensors = {f"net.{name}": value for name, value in unique_state(module).items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+    write_tensors(path, tensors, note)
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Inverse of :func:`save_checkpoint`: loads module and optimiser in place and returns the note.
+
+    Raises:
+        BundleError: a damaged file or one of another network.
+    """
+    tensors, note = read_tensors(path)
+    state = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
+    load_unique_state(module, state, str(path))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return note
