@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.display import contrast, exit_colour, html_table, map_svg, text_colour
+from exitlens.display import choose_text_colour, contrast, html_table, map_svg, pick_exit_colour
 from tests.conftest import random_trace
 
 
@@ -94,10 +94,10 @@ def test_contrast_of_known_colours():
 
 
 def test_colours_of_exits_are_seen_on_white_and_black_and_carry_text():
-    colours = [exit_colour(k, 11) for k in range(11)]
+    colours = [pick_exit_colour(k, 11) for k in range(11)]
     assert len(set(colours)) == 11
-    assert exit_colour(2, 3) == exit_colour(10, 11)  # final
+    assert pick_exit_colour(2, 3) == pick_exit_colour(10, 11)  # final
     for colour in colours:
         assert contrast(colour, "#ffffff") >= 3  # WCAG 1.4.11, graphics
         assert contrast(colour, "#14181c") >= 3
-        assert contrast(colour, text_colour(colour)) >= 4.5
+        assert contrast(colour, choose_text_colour(colour)) >= 4.5

@@ -37,6 +37,7 @@ from exitlens.errors import (
     StreamError,
     TrainingError,
 )
+from exitlens.functional.drift import Drift, Monitor
 from exitlens.functional.losses import EGTLoss
 from exitlens.functional.routing import route
 from exitlens.model.attach import attach
@@ -46,14 +47,12 @@ from exitlens.model.cutting.placement import ExitPoint, exit_points
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import (
-    Drift,
     ExitOutput,
     ExitView,
     Explanation,
     Gate,
     Location,
     LossTerms,
-    Monitor,
     Policy,
     Prediction,
     Preprocess,

@@ -103,7 +103,7 @@ def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
     return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
 
 
-def exit_colour(k: int, count: int) -> str:
+def pick_exit_colour(k: int, count: int) -> str:
     """The colour that stands for exit ``k`` of ``count`` wherever one does, as ``#rrggbb``."""
     return FINAL_COLOUR if k == count - 1 else EARLY_COLOURS[k % len(EARLY_COLOURS)]
 
@@ -114,7 +114,7 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def text_colour(background: str) -> str:
+def choose_text_colour(background: str) -> str:
     """Black or white, whichever is the easier to read on ``background``."""
     return max(("#000000", "#ffffff"), key=lambda colour: contrast(colour, background))
 

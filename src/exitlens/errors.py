@@ -83,7 +83,7 @@ def require(value: object, kind: type | UnionType, name: str, hint: str = "") ->
         raise InputError(f"{name}: expected {expected}, got {type(value).__name__}" + (f": {hint}" if hint else ""))
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """Returns ``" Did you mean 'a', 'b'?"`` for the known names closest to ``word``, or an empty string."""
     close = get_close_matches(word, list(known), n=3, cutoff=0.4)
     return f" Did you mean {', '.join(repr(name) for name in close)}?" if close else ""

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.batches import batches, count_batches, epoch_batches
+from exitlens.data.batches import batches, count_batches, make_epoch_loader
 
 
 def test_every_kind_of_source_gives_the_same_batches(tiny_set):
@@ -25,11 +25,11 @@ def test_bad_sources():
 
 
 def test_an_epoch_visits_each_image_once_in_an_order_that_depends_on_the_seed(tiny_set):
-    orders = [torch.cat([labels for _, labels in epoch_batches(tiny_set, 8, seed)]).tolist() for seed in (0, 0, 1)]
+    orders = [torch.cat([labels for _, labels in make_epoch_loader(tiny_set, 8, seed)]).tolist() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(tiny_set.labels.tolist())
-    assert len(epoch_batches(tiny_set, 5, 0)) == 6  # the incomplete seventh is left out
-    assert len(epoch_batches(tiny_set, 50, 0)) == 1
+    assert len(make_epoch_loader(tiny_set, 5, 0)) == 6  # the incomplete seventh is left out
+    assert len(make_epoch_loader(tiny_set, 50, 0)) == 1
 
 
 def test_image_set_checks_and_subsets(tiny_set):

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
-from exitlens.data.batches import epoch_batches
+from exitlens.data.batches import make_epoch_loader
 from exitlens.data.fashion import SPLITS
-from exitlens.data.reviews import ADJECTIVES, MOST_TOKENS, NEGATIONS, SHOPS, all_words
+from exitlens.data.reviews import ADJECTIVES, MOST_TOKENS, NEGATIONS, SHOPS, list_words
 from exitlens.data.texts import TextSet, load_reviews, make_reviews, read_texts, read_unlabelled_texts, word_tokenizer
 from exitlens.types import TextPreprocess
 
@@ -105,7 +105,7 @@ def test_text_set_items_subsets_and_batches(tiny_texts):
 
 
 def test_an_epoch_of_texts_visits_each_once(reviews):
-    seen = torch.cat([inputs["input_ids"] for inputs, _ in epoch_batches(reviews.first(96), 32, seed=0)])
+    seen = torch.cat([inputs["input_ids"] for inputs, _ in make_epoch_loader(reviews.first(96), 32, seed=0)])
     assert sorted(seen.tolist()) == sorted(reviews.first(96).input_ids.tolist())
 
 
@@ -167,9 +167,9 @@ def test_every_word_is_known_and_reviews_differ_in_length(reviews):
     assert lengths.min() <= 9
     assert lengths.max() == MOST_TOKENS
     assert lengths.float().std() > 4
-    assert 120 <= len(all_words()) <= 160
-    assert len(set(reviews.input_ids.flatten().tolist())) == len(all_words()) + 3  # all but [UNK] are used
-    assert reviews.preprocess.vocabulary_size == len(all_words()) + 4
+    assert 120 <= len(list_words()) <= 160
+    assert len(set(reviews.input_ids.flatten().tolist())) == len(list_words()) + 3  # all but [UNK] are used
+    assert reviews.preprocess.vocabulary_size == len(list_words()) + 4
 
 
 def test_masks_are_exactly_on_the_opinion_words(reviews):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.run_directory import bundle_of, read_source, replace_policy, write_source
+from exitlens.delivery.run_directory import find_bundle, read_source, replace_policy, write_source
 from tests.conftest import TinyNet, make_net
 
 POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))
@@ -151,7 +151,7 @@ def test_run_directories(tmp_path):
     source = DataSource("scenes", seed=3)
     run = tmp_path / "run"
     with pytest.raises(xl.BundleError, match="no bundle"):
-        bundle_of(run)
+        find_bundle(run)
     write_source(run, source, resume=False)
     with pytest.raises(xl.OutputExistsError, match="not empty"):
         write_source(run, source, resume=False)
@@ -159,7 +159,7 @@ def test_run_directories(tmp_path):
         write_source(run, DataSource("fashion"), resume=True)
     net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 3, 40, 40))
     xl.save(net, None, run / "bundle")
-    assert bundle_of(run) == bundle_of(run / "bundle") == run / "bundle"
+    assert find_bundle(run) == find_bundle(run / "bundle") == run / "bundle"
     assert read_source(run) == read_source(run / "bundle") == source
     replace_policy(run / "bundle", xl.Policy.never(4))
     assert xl.load(run / "bundle")[1] == xl.Policy.never(4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.explanations.tokens import shades, token_table, write_tokens
+from exitlens.delivery.explanations.tokens import shades, tabulate_tokens, write_tokens
 from tests.test_cli import call  # noqa: F401 (a fixture)
 from tests.texts import AT, config_values, make_bert, make_text_net, make_texts
 
@@ -98,7 +98,7 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):  # noqa: F811
     found = json.loads(call("bench", "--bundle", run, "--batch-sizes", "4", *quick)[1])["batches"]
     assert found[0]["batch"] == 4
     net, _ = xl.load(run / "bundle")
-    assert net.contract.vocabulary[0] == net.info.preprocess.vocabulary_size
+    assert net.input_spec.vocabulary[0] == net.info.preprocess.vocabulary_size
     for words, message in [
         (("evaluate", "--bundle", run, "--report", tmp_path / "r.html"), "takes texts: leave --report out"),
         (("explain", "--bundle", run, "--text", " "), "not empty"),
@@ -144,8 +144,8 @@ def test_shaded_tokens(tmp_path):
         values = shades(view, len(why.tokens))
         assert max(values) == pytest.approx(1)
         assert values[0] == 0
-    assert token_table(why).row_count == 3
-    plain = str(token_table(why, colour=False).columns[3]._cells[0])
+    assert tabulate_tokens(why).row_count == 3
+    plain = str(tabulate_tokens(why, colour=False).columns[3]._cells[0])
     assert f"({100 * why.exits[0].attention[1].item():.0f})" in plain
     page, values = write_tokens(why, tmp_path, "x")
     assert page.read_text().count("<span") == 3 * len(why.tokens)

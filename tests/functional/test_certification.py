@@ -8,12 +8,12 @@ import torch
 from exitlens.functional.certification import (
     Candidate,
     Risk,
-    approximate_p,
-    candidates,
+    approximate_p_values,
     choose_tests,
-    ordered_path,
+    estimate_samples_needed,
+    find_candidates,
+    order_path,
     p_value,
-    samples_needed,
     walk,
 )
 
@@ -72,14 +72,14 @@ def test_the_path_goes_from_safe_to_cheap_and_nothing_in_it_is_beaten():
         Candidate((4.0,), 0.3, (0.009,), (0.009,), (1000,), (0.009,)),
         Candidate((5.0,), 0.1, (0.2,), (0.1,), (1000,), (0.2,)),  # hopeless
     ]
-    assert [one.cuts for one in ordered_path(pool, [0.01])] == [(1.0,), (2.0,), (4.0,)]
-    assert len(ordered_path(pool, [0.01], most=2)) == 2
+    assert [one.cuts for one in order_path(pool, [0.01])] == [(1.0,), (2.0,), (4.0,)]
+    assert len(order_path(pool, [0.01], most=2)) == 2
 
 
 def test_the_approximate_p_value_has_a_floor_of_variance():
     few, many = (Candidate((0.0,), 0.5, (0.0,), (0.0,), (n,), (0.0,)) for n in (20, 2000))
-    assert 0.2 < approximate_p(few, [0.01])[0] < 0.5
-    assert approximate_p(many, [0.01])[0] < 0.01
+    assert 0.2 < approximate_p_values(few, [0.01])[0] < 0.5
+    assert approximate_p_values(many, [0.01])[0] < 0.01
 
 
 def test_the_tighter_test_is_chosen_on_the_first_part():
@@ -103,15 +103,15 @@ def test_ternary_losses_are_moved_into_the_unit_interval_for_betting():
 def test_samples_needed():
     one = risk_of(torch.zeros(100), 0.01)
     lossless = Candidate((0.0,), 0.5, (0.0,), (0.0,), (100,), (0.0,))
-    assert samples_needed([one], [lossless], 0.1) == math.ceil(math.log(10) / -math.log(0.99)) == 230
+    assert estimate_samples_needed([one], [lossless], 0.1) == math.ceil(math.log(10) / -math.log(0.99)) == 230
     above = Candidate((0.0,), 0.5, (0.02,), (0.02,), (100,), (0.02,))
-    assert samples_needed([one], [above], 0.1) is None
-    assert samples_needed([one], [above, lossless], 0.1) == 230
-    assert samples_needed([one], [], 0.1) is None
+    assert estimate_samples_needed([one], [above], 0.1) is None
+    assert estimate_samples_needed([one], [above, lossless], 0.1) == 230
+    assert estimate_samples_needed([one], [], 0.1) is None
     near = Candidate((0.0,), 0.5, (0.005,), (0.005,), (100,), (0.005,))
-    assert samples_needed([one], [near], 0.1) == pytest.approx(1.2816**2 * 0.005 / 0.005**2, rel=0.01)
+    assert estimate_samples_needed([one], [near], 0.1) == pytest.approx(1.2816**2 * 0.005 / 0.005**2, rel=0.01)
     half = risk_of(torch.zeros(100), 0.01, rows=torch.arange(100) < 50)
-    assert samples_needed([half], [lossless], 0.1) == 459
+    assert estimate_samples_needed([half], [lossless], 0.1) == 459
 
 
 def steep(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +147,7 @@ def test_candidates_hold_the_frontier_steps_between_and_never_not():
         torch.rand(400, 1, generator=rng) < 0.5
     )
     risks = [Risk("a", losses, 0.05, "binary"), Risk("b", losses * 0.5, 0.05, "unit")]
-    pool = candidates(index, risks, torch.tensor([0.2, 0.6, 1.0]))
+    pool = find_candidates(index, risks, torch.tensor([0.2, 0.6, 1.0]))
     assert len(pool) > 5
     assert all(any(cut != math.inf for cut in one.cuts) for one in pool)
     assert all(one.means[1] == pytest.approx(one.means[0] / 2) for one in pool)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.drift import BINS, cell_of, reference_of
+from exitlens.functional.drift import BINS, find_cell, summarize_reference
 from tests.conftest import random_trace
 
 NUM_EXITS = 3
@@ -24,13 +24,13 @@ def draw(count: int, seed: int, hard: float = 0.0) -> xl.Prediction:
 
 
 def policy_on(pred: xl.Prediction) -> xl.Policy:
-    return xl.Policy((0.8, 0.7), chosen_by={"reference": reference_of(pred.exits, pred.confidence, NUM_EXITS)})
+    return xl.Policy((0.8, 0.7), chosen_by={"reference": summarize_reference(pred.exits, pred.confidence, NUM_EXITS)})
 
 
 def test_cells_by_hand():
     edges = [0.2, 0.5, 0.9]
-    assert [cell_of(edges, s) for s in (0.95, 0.9, 0.6, 0.5, 0.2, 0.1, math.nan)] == [0, 1, 1, 2, 3, 3, 3]
-    found = reference_of(torch.tensor([0] * 80 + [2] * 3), torch.linspace(0, 1, 83), 3)
+    assert [find_cell(edges, s) for s in (0.95, 0.9, 0.6, 0.5, 0.2, 0.1, math.nan)] == [0, 1, 1, 2, 3, 3, 3]
+    found = summarize_reference(torch.tensor([0] * 80 + [2] * 3), torch.linspace(0, 1, 83), 3)
     assert len(found["counts"][0]) == BINS
     assert sum(found["counts"][0]) == 80
     assert max(found["counts"][0]) - min(found["counts"][0]) <= 1

@@ -1,15 +1,15 @@
 import pytest
 
 import exitlens as xl
-from exitlens.functional.limits import checked_limits
+from exitlens.functional.limits import check_limits
 
 GIVEN = {"max_accuracy_drop": None, "max_divergence": 0.2}
 
 
 def test_limits_that_were_given_come_back():
-    assert checked_limits(GIVEN) == {"max_divergence": 0.2}
-    assert checked_limits(GIVEN, max_cost=0.5, delta=0.1, score="margin", gate=True) == {"max_divergence": 0.2}
-    assert checked_limits({"max_accuracy_drop": None}, max_cost=0.5) == {}
+    assert check_limits(GIVEN) == {"max_divergence": 0.2}
+    assert check_limits(GIVEN, max_cost=0.5, delta=0.1, score="margin", gate=True) == {"max_divergence": 0.2}
+    assert check_limits({"max_accuracy_drop": None}, max_cost=0.5) == {}
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_limits_that_were_given_come_back():
 )
 def test_requests_that_cannot_be_met(given, how, message):
     with pytest.raises(xl.InputError, match=message):
-        checked_limits(given, **how)
+        check_limits(given, **how)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import accuracy_drop, disagreement, overlaps, sketch, taken
+from exitlens.functional.risk import accuracy_drop, disagreement, overlaps, select_exits, sketch
 from tests.conftest import random_trace
 
 
@@ -12,7 +12,7 @@ def test_risks_by_hand():
     assert accuracy_drop(trace)[:, 0].tolist() == [1.0, -1.0, 0.0]
     assert disagreement(trace)[:, 0].tolist() == [1.0, 1.0, 0.0]
     assert accuracy_drop(trace)[:, 1].tolist() == disagreement(trace)[:, 1].tolist() == [0.0] * 3
-    assert taken(accuracy_drop(trace), torch.tensor([0, 1, 0])).tolist() == [1.0, 0.0, 0.0]
+    assert select_exits(accuracy_drop(trace), torch.tensor([0, 1, 0])).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_accuracy_drop_needs_labels():

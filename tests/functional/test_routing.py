@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
-from exitlens.functional.routing import fires, first_firing
+from exitlens.functional.routing import find_first_firing, fires
 from tests.conftest import random_trace
 
 
@@ -22,7 +22,7 @@ def test_first_firing_equals_a_loop(seed, thresholds):
     expected = [
         next((k for k, t in enumerate(thresholds) if row[k] >= t), len(thresholds)) for row in scores.double().tolist()
     ]
-    assert first_firing(scores.double(), thresholds).tolist() == expected
+    assert find_first_firing(scores.double(), thresholds).tolist() == expected
 
 
 def test_route_by_hand():

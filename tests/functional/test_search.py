@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from exitlens.functional.risk import accuracy_drop
-from exitlens.functional.routing import early_scores, first_firing
+from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.search import best_cut, evaluate_cuts, frontier, pareto, quantise, refine
 from exitlens.types import Policy
 from tests.conftest import random_trace
@@ -16,8 +16,8 @@ def test_levels_and_thresholds_route_alike():
     for levels in (1000, 20):
         found = quantise(scores, levels)
         for cuts in ((0.0, 3.0, math.inf), (5.0, 0.0, 7.0), (2.0, math.inf, 1.0)):
-            by_level = first_firing(found.index, cuts)
-            by_score = first_firing(scores.double(), found.thresholds(cuts))
+            by_level = find_first_firing(found.index, cuts)
+            by_score = find_first_firing(scores.double(), found.thresholds(cuts))
             assert by_level.tolist() == by_score.tolist()
 
 
@@ -55,7 +55,7 @@ def _brute_force(index, risk, cost, limit):
 @pytest.mark.parametrize("seed", range(4))
 def test_frontier_and_refinement_come_close_to_brute_force(seed):
     trace = random_trace(200, 3, 4, seed)
-    levels = quantise(early_scores(trace, Policy((0.5, 0.5))), 14)
+    levels = quantise(score_early_exits(trace, Policy((0.5, 0.5))), 14)
     risk, limit = accuracy_drop(trace), 0.02
     points = [p for p in frontier(levels.index, risk, trace.cost) if p.risk <= limit]
     start = min(points, key=lambda p: p.cost)
@@ -68,7 +68,7 @@ def test_frontier_and_refinement_come_close_to_brute_force(seed):
 
 def test_frontier_is_sorted_and_ends_at_least_as_safe_as_never():
     trace = random_trace()
-    index = quantise(early_scores(trace, Policy((0.5, 0.5)))).index
+    index = quantise(score_early_exits(trace, Policy((0.5, 0.5)))).index
     points = frontier(index, accuracy_drop(trace), trace.cost)
     assert [p.cost for p in points] == sorted(p.cost for p in points)
     assert points == pareto(points)

@@ -74,5 +74,5 @@ def test_a_map_of_another_text_is_cut_to_this_one():
     mine = torch.tensor([[0.0, 0.6, 0.4, 0.0], [0.0, 0.2, 0.3, 0.5]])
     other = torch.tensor([[0.0, 0.1, 0.1, 0.8], [0.0, 1.0, 0.0, 0.0]])
     expected = torch.tensor([[0.0, 0.5, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]])
-    torch.testing.assert_close(similarity.transplanted(other, mine), expected)
-    assert torch.equal(similarity.transplanted(other[:, None], mine[:, None]), other[:, None])
+    torch.testing.assert_close(similarity.transplant(other, mine), expected)
+    assert torch.equal(similarity.transplant(other[:, None], mine[:, None]), other[:, None])

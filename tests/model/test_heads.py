@@ -10,7 +10,7 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.heads import AverageHead, EvidenceHead
 from exitlens.model.layouts import Layout
-from exitlens.model.necks import ContextNeck, fitted_neck
+from exitlens.model.necks import ContextNeck, fit_neck
 from tests.conftest import TinyNet
 
 
@@ -197,12 +197,12 @@ def test_bundles_know_their_heads(head, tmp_path):
 
 
 def test_necks_fit_their_budget_and_the_final_grid():
-    neck = fitted_neck(96, (20, 20), (10, 10), budget=100 * (96 * 40 + 2 * (25 * 40 + 40**2)))
+    neck = fit_neck(96, (20, 20), (10, 10), budget=100 * (96 * 40 + 2 * (25 * 40 + 40**2)))
     assert (neck.shrink, neck.channels) == (2, 40)
-    assert fitted_neck(96, (20, 20), (10, 10), budget=1e12).channels == 96
-    assert fitted_neck(512, (7, 7), (7, 7), budget=1e12).channels == 256
-    assert fitted_neck(6, (7, 7), (3, 3), budget=0).shrink == 1
-    assert fitted_neck(6, (8, 8), (4, 4), budget=0).channels == 6
+    assert fit_neck(96, (20, 20), (10, 10), budget=1e12).channels == 96
+    assert fit_neck(512, (7, 7), (7, 7), budget=1e12).channels == 256
+    assert fit_neck(6, (7, 7), (3, 3), budget=0).shrink == 1
+    assert fit_neck(6, (8, 8), (4, 4), budget=0).channels == 6
 
 
 def test_all_heads_of_a_real_network_stay_below_a_twentieth_of_it():

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.input_spec import InputContract, example_contract
+from exitlens.model.input_spec import InputSpec, check_example
 from tests.texts import LENGTH, WORDS, make_text_net, make_texts
 
-TEXT = InputContract(("input_ids", "attention_mask"), (LENGTH,), True, (WORDS, None), 1)
+TEXT = InputSpec(("input_ids", "attention_mask"), (LENGTH,), True, (WORDS, None), 1)
 
 
 def test_texts_come_in_the_order_of_the_network():
@@ -16,7 +16,7 @@ def test_texts_come_in_the_order_of_the_network():
     assert mask is texts["attention_mask"]
 
 
-def _changed(**changes):
+def _find_changed(**changes):
     return make_texts() | changes
 
 
@@ -25,20 +25,20 @@ def _changed(**changes):
     [
         (torch.zeros(2, LENGTH, dtype=torch.long), "a dict with"),
         ({"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}, r"got \['input_ids'\]"),
-        (_changed(input_ids=torch.zeros(12, LENGTH)), r"texts\['input_ids'\]: expected integers"),
-        (_changed(input_ids=torch.zeros(12, LENGTH + 1, dtype=torch.long)), "pad or cut the texts to 10"),
+        (_find_changed(input_ids=torch.zeros(12, LENGTH)), r"texts\['input_ids'\]: expected integers"),
+        (_find_changed(input_ids=torch.zeros(12, LENGTH + 1, dtype=torch.long)), "pad or cut the texts to 10"),
         (
-            _changed(attention_mask=torch.ones(11, LENGTH, dtype=torch.long)),
+            _find_changed(attention_mask=torch.ones(11, LENGTH, dtype=torch.long)),
             r"\['attention_mask'\]: expected integers \(12,10\)",
         ),
-        (_changed(input_ids=torch.full((12, LENGTH), WORDS)), r"values in \[0, 40\), got 40 to 40.*tokenizer"),
-        (_changed(input_ids=torch.full((12, LENGTH), -1)), r"got -1 to -1"),
-        (_changed(attention_mask=torch.full((12, LENGTH), 2)), "1 for a token and 0 for padding"),
-        (_changed(attention_mask=torch.zeros(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
-        (_changed(attention_mask=torch.eye(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        (_find_changed(input_ids=torch.full((12, LENGTH), WORDS)), r"values in \[0, 40\), got 40 to 40.*tokenizer"),
+        (_find_changed(input_ids=torch.full((12, LENGTH), -1)), r"got -1 to -1"),
+        (_find_changed(attention_mask=torch.full((12, LENGTH), 2)), "1 for a token and 0 for padding"),
+        (_find_changed(attention_mask=torch.zeros(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        (_find_changed(attention_mask=torch.eye(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
         ({name: value[:0] for name, value in make_texts().items()}, "the batch is empty"),
-        (_changed(input_ids=make_texts()["input_ids"].to("meta")), "on cpu as the network, got meta"),
-        (_changed(input_ids="words"), "expected integers"),
+        (_find_changed(input_ids=make_texts()["input_ids"].to("meta")), "on cpu as the network, got meta"),
+        (_find_changed(input_ids="words"), "expected integers"),
     ],
 )
 def test_bad_texts_are_one_clear_error(inputs, message):
@@ -51,7 +51,7 @@ def test_bad_texts_are_one_clear_error(inputs, message):
 
 
 def test_tokens_without_names():
-    plain = InputContract((), (5,), vocabulary=(9,))
+    plain = InputSpec((), (5,), vocabulary=(9,))
     ids = torch.zeros(2, 5, dtype=torch.long)
     assert plain.check(ids, "x", torch.zeros(1)) == (ids,)
     with pytest.raises(xl.InputError, match=r"x: expected a tensor of tokens \(B,5\), got dict"):
@@ -59,10 +59,10 @@ def test_tokens_without_names():
 
 
 def test_a_network_traced_for_one_size_says_so():
-    contract = InputContract((), (3, 32, 32), exact_size=True)
-    contract.check(torch.zeros(2, 3, 32, 32), "images", torch.zeros(1))
+    input_spec = InputSpec((), (3, 32, 32), exact_size=True)
+    input_spec.check(torch.zeros(2, 3, 32, 32), "images", torch.zeros(1))
     with pytest.raises(xl.InputError, match=r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"):
-        contract.check(torch.zeros(2, 3, 40, 40), "images", torch.zeros(1))
+        input_spec.check(torch.zeros(2, 3, 40, 40), "images", torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_a_network_traced_for_one_size_says_so():
 )
 def test_examples_that_are_neither_images_nor_texts(example):
     with pytest.raises(xl.InputError, match="example: expected a float tensor"):
-        example_contract(example)
+        check_example(example)
 
 
 def test_shapes_of_examples():
-    assert example_contract(torch.zeros(2, 3, 8, 9)) == (3, 8, 9)
-    assert example_contract(torch.zeros(2, 7, dtype=torch.long)) == (7,)
-    assert example_contract(make_texts()) == (LENGTH,)
+    assert check_example(torch.zeros(2, 3, 8, 9)) == (3, 8, 9)
+    assert check_example(torch.zeros(2, 7, dtype=torch.long)) == (7,)
+    assert check_example(make_texts()) == (LENGTH,)

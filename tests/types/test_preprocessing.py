@@ -40,7 +40,7 @@ def test_a_trace_by_hand_takes_lists_and_makes_its_tensors():
         ({"divergence": torch.full((5, 3), 1.5)}, r"\[0, 1\]"),
         ({"divergence": torch.full((5, 3), 0.5)}, "0 at the final exit"),
         ({"labels": ["a"] * 5}, "labels"),
-        ({"clues": "x"}, "clues"),
+        ({"gate_features": "x"}, "gate_features"),
         ({"logits": torch.zeros(5, 3, 1)}, "two classes or more"),
         ({"cost": torch.tensor([0.5, 0.2, 1.0])}, "increasing"),
         ({"cost": torch.tensor([0.0, 0.2, 1.0])}, "positive"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import accuracy_drop, disagreement, taken
+from exitlens.functional.risk import accuracy_drop, disagreement, select_exits
 from tests.conftest import random_trace
 
 
@@ -14,7 +14,7 @@ def test_the_limit_holds_on_the_trace_and_saves(score, limit):
     trace = random_trace(1000)
     policy = xl.calibrate(trace, max_accuracy_drop=limit, score=score)
     exits = xl.route(trace, policy)
-    assert taken(accuracy_drop(trace), exits).mean() <= limit + 1e-6
+    assert select_exits(accuracy_drop(trace), exits).mean() <= limit + 1e-6
     cost = trace.cost[exits].mean().item()
     assert cost < 1
     assert policy.chosen_by["cost"] == pytest.approx(cost, abs=1e-6)
@@ -33,8 +33,8 @@ def test_several_risks_at_once_without_labels():
     trace = random_trace(1000, labelled=False)
     policy = xl.calibrate(trace, max_disagreement=0.1, max_divergence=0.05)
     exits = xl.route(trace, policy)
-    assert taken(disagreement(trace), exits).mean() <= 0.1 + 1e-6
-    assert taken(trace.divergence, exits).mean() <= 0.05 + 1e-6
+    assert select_exits(disagreement(trace), exits).mean() <= 0.1 + 1e-6
+    assert select_exits(trace.divergence, exits).mean() <= 0.05 + 1e-6
     assert policy.temperatures == (1.0, 1.0, 1.0)
     alone = xl.calibrate(trace, max_disagreement=0.1)
     assert alone.chosen_by["cost"] <= policy.chosen_by["cost"]

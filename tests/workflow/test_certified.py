@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import accuracy_drop, disagreement, taken
+from exitlens.functional.risk import accuracy_drop, disagreement, select_exits
 from tests.conftest import random_trace
 
 
@@ -96,7 +96,7 @@ def test_every_class_has_its_own_limit(delta):
     assert together.chosen_by["cost"] == pytest.approx(0.5)
     each = xl.calibrate(trace, max_class_accuracy_drop=0.15, delta=delta)
     assert 0.5 < each.chosen_by["cost"] < 1
-    drop = taken(accuracy_drop(trace), xl.route(trace, each))
+    drop = select_exits(accuracy_drop(trace), xl.route(trace, each))
     assert all(drop[labels == c].mean() <= 0.15 + 1e-6 for c in (0, 1))
     if delta:
         assert [one["name"] for one in each.chosen_by["tested"]][1] == "max_class_accuracy_drop, class 1"
@@ -107,7 +107,7 @@ def test_nothing_passes_and_it_says_why_and_what_it_would_take():
     few = xl.calibrate(good_trace(60), max_disagreement=0.01, delta=0.1)
     assert few.thresholds == (math.inf, math.inf)
     assert few.chosen_by["samples_needed"] >= 230 / 0.6
-    assert f"about {few.chosen_by['samples_needed']} samples would be needed" in few.certificate()
+    assert f"about {few.chosen_by['estimate_samples_needed']} samples would be needed" in few.certificate()
     assert "The early exits never fire" in few.certificate()
     bad = good_trace(400)
     bad = replace(bad, divergence=torch.tensor([0.5, 0.5, 0.0]).repeat(400, 1))
@@ -230,7 +230,7 @@ def test_the_promise_holds_on_data_that_is_drawn_again():
         rows = torch.randint(len(population), (600,), generator=torch.Generator().manual_seed(seed))
         trace = xl.Trace(population.logits[rows], None, population.divergence[rows], population.cost)
         policy = xl.calibrate(trace, max_disagreement=limit, delta=delta, seed=seed)
-        broken += taken(truth, xl.route(population, policy)).mean().item() > limit
+        broken += select_exits(truth, xl.route(population, policy)).mean().item() > limit
     assert broken / draws <= delta + 2 * math.sqrt(delta * (1 - delta) / draws)
 
 

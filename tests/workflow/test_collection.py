@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader
 import exitlens as xl
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import divergence, kl, pearson
-from exitlens.workflow.collection import pairing
+from exitlens.workflow.collection import pair_samples
 
 
 def test_trace_holds_what_the_network_says(net, images):
@@ -22,7 +22,7 @@ def test_trace_holds_what_the_network_says(net, images):
         (trace.divergence, divergence(final, early)),
         (trace.similarity["cc"], pearson(final, early)),
         (trace.similarity["kl"], kl(final, early)),
-        (trace.null["cc"], pearson(final[pairing(40, 0)], early)),
+        (trace.null["cc"], pearson(final[pair_samples(40, 0)], early)),
     ):
         torch.testing.assert_close(column[:, 0], expected, atol=1e-4, rtol=1e-4)
     assert (trace.divergence[:, -1] == 0).all()
@@ -39,7 +39,7 @@ def test_sources_and_batch_sizes_agree(net, tiny_set):
 
 def test_pairing_is_a_derangement():
     for n in (2, 3, 50):
-        partner = pairing(n, 1)
+        partner = pair_samples(n, 1)
         assert sorted(partner.tolist()) == list(range(n))
         assert (partner != torch.arange(n)).all()
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.gating import fit_gate, limited, trace_estimates
-from exitlens.functional.risk import taken
-from exitlens.functional.routing import early_scores
+from exitlens.functional.gating import estimate_trace, fit_gate, limit_gate
+from exitlens.functional.risk import select_exits
+from exitlens.functional.routing import score_early_exits
 from tests.conftest import TinyNet, make_net, spread_policy
-from tests.functional.test_gating import clued_trace
+from tests.functional.test_gating import trace_with_gate_features
 from tests.texts import make_text_net, make_texts
 
 IMAGES = torch.randn(120, 3, 16, 16, generator=torch.Generator().manual_seed(5))
@@ -23,7 +23,7 @@ def gated_policy(net: xl.ExitNet, inputs, share: float = 0.6) -> tuple[xl.Policy
     """Thresholds that some reach at every exit, and a gate that some fail."""
     trace, plain = xl.collect(net, inputs), spread_policy(net, inputs)
     gate = fit_gate(trace, torch.arange(len(trace)), plain.temperatures)
-    gate = limited(gate, trace_estimates(trace, plain.temperatures, gate), share)
+    gate = limit_gate(gate, estimate_trace(trace, plain.temperatures, gate), share)
     return xl.Policy(plain.thresholds, gate=gate), trace
 
 
@@ -36,8 +36,8 @@ def made():
 def check(net: xl.ExitNet, pred: xl.Prediction, policy: xl.Policy, trace: xl.Trace) -> None:
     exits = xl.route(trace, policy)
     assert pred.exits.tolist() == exits.tolist()
-    estimates = torch.cat([trace_estimates(trace, policy.temperatures, policy.gate), torch.zeros(len(trace), 1)], 1)
-    torch.testing.assert_close(pred.divergence_estimate, taken(estimates, exits), atol=1e-5, rtol=1e-4)
+    estimates = torch.cat([estimate_trace(trace, policy.temperatures, policy.gate), torch.zeros(len(trace), 1)], 1)
+    torch.testing.assert_close(pred.divergence_estimate, select_exits(estimates, exits), atol=1e-5, rtol=1e-4)
     final = exits == net.num_exits - 1
     assert pred.last_divergence.isnan().tolist() == (~final).tolist()
     torch.testing.assert_close(pred.last_divergence[final], trace.divergence[final, -2], atol=1e-5, rtol=1e-3)
@@ -98,8 +98,8 @@ def test_explanations_know_the_gate(made):
     net, policy, trace = made
     found = xl.explain_batch(net, IMAGES[:30], policy)
     assert [one.answered for one in found] == xl.route(trace, policy)[:30].tolist()
-    estimates = trace_estimates(trace, policy.temperatures, policy.gate)
-    decisive = early_scores(trace, policy)
+    estimates = estimate_trace(trace, policy.temperatures, policy.gate)
+    decisive = score_early_exits(trace, policy)
     for i, one in enumerate(found):
         assert [v.estimate for v in one.exits[:-1]] == pytest.approx(estimates[i].tolist(), abs=1e-5)
         assert one.exits[-1].estimate is None
@@ -113,13 +113,13 @@ def test_explanations_know_the_gate(made):
 
 
 def test_calibrate_fits_a_gate_where_it_saves():
-    trace = clued_trace(2000)
+    trace = trace_with_gate_features(2000)
     limit = 0.5 * trace.divergence[:, 0].mean().item()
     plain = xl.calibrate(trace, max_divergence=limit)
     gated = xl.calibrate(trace, max_divergence=limit, gate=True)
     assert gated.gate is not None
     assert gated.chosen_by["cost"] < plain.chosen_by["cost"]
-    assert taken(trace.divergence, xl.route(trace, gated)).mean().item() <= limit + 1e-6
+    assert select_exits(trace.divergence, xl.route(trace, gated)).mean().item() <= limit + 1e-6
     certified = xl.calibrate(trace, max_divergence=limit, gate=True, delta=0.1)
     assert certified.gate is not None
     assert certified.chosen_by["cost"] < 0.95
@@ -130,14 +130,14 @@ def test_calibrate_fits_a_gate_where_it_saves():
 
 def test_the_monitors_reference_is_what_predictions_report():
     """Also where a threshold of 0 lets samples leave whose map is not trusted: their score is reported as it is."""
-    trace = clued_trace(600)
+    trace = trace_with_gate_features(600)
     policy = xl.calibrate(trace, max_divergence=0.6 * trace.divergence[:, 0].mean().item(), max_disagreement=1.0, gate=True)
     exits = xl.route(trace, policy)
     raw = torch.cat(
-        [early_scores(trace, xl.Policy(policy.thresholds, temperatures=policy.temperatures)), torch.ones(600, 1)], 1
+        [score_early_exits(trace, xl.Policy(policy.thresholds, temperatures=policy.temperatures)), torch.ones(600, 1)], 1
     )
     raw[:, 2] = (trace.logits[:, 2] / policy.temperatures[2]).softmax(1).amax(1)
-    assert policy.monitor().state().expected_confidence == pytest.approx(taken(raw, exits).mean().item(), abs=1e-5)
+    assert policy.monitor().state().expected_confidence == pytest.approx(select_exits(raw, exits).mean().item(), abs=1e-5)
 
 
 def test_bundles_keep_the_gate(made, tmp_path):

@@ -143,7 +143,7 @@ class Mean(torch.nn.Module):
 def test_tokens_without_a_mask():
     ids = torch.randint(0, 40, (5, LENGTH))
     net = xl.attach(torch.nn.Sequential(torch.nn.Embedding(40, 8), Mean()), ["0"], 2, ids).eval()
-    assert net.contract.vocabulary == (40,)
+    assert net.input_spec.vocabulary == (40,)
     outs = net(ids)
     assert outs[0].attention.shape == (5, LENGTH)
     assert xl.predict(net, ids, xl.Policy((0.5,))).exits.tolist() == [0] * 5

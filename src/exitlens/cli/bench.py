@@ -15,10 +15,10 @@ from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, conso
 from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.benchmark import Bench, machine, table
-from exitlens.delivery.bench.timing import pinned
+from exitlens.delivery.bench.timing import pin_threads
 from exitlens.delivery.bundle import load, save
-from exitlens.delivery.run_directory import bundle_of, load_calibrated, load_samples
-from exitlens.model.backbones.build import zeros_for
+from exitlens.delivery.run_directory import find_bundle, load_calibrated, load_samples
+from exitlens.model.backbones.build import make_example
 from exitlens.model.cutting.placement import BY, By, choose_points
 from exitlens.types.inputs import Inputs
 
@@ -33,10 +33,10 @@ def inspect(
 ) -> None:
     """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
     plain = xl.build_backbone(backbone, 1000, channels)
-    points = xl.exit_points(plain, zeros_for(plain, channels, size))
+    points = xl.exit_points(plain, make_example(plain, channels, size))
     if not points:
         raise xl.AttachError(f"backbone: {backbone} has no place where one map or sequence is all that the rest needs")
-    choices = {by: _chosen(points, exits, by) for by in BY}
+    choices = {by: _choose(points, exits, by) for by in BY}
     chosen_by = [[by for by in BY if p.name in choices[by]] for p in points]
     rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
     for p, by in zip(points, chosen_by, strict=True):
@@ -48,7 +48,7 @@ def inspect(
     show(json_, {"backbone": backbone, "exits": exits, "points": listed}, title, rows)
 
 
-def _chosen(points: list[xl.ExitPoint], exits: int, by: By) -> list[str]:
+def _choose(points: list[xl.ExitPoint], exits: int, by: By) -> list[str]:
     """Names of the places that so many exits would get; none if they do not fit."""
     try:
         return choose_points(points, exits, by)
@@ -71,10 +71,10 @@ def tune(
 
     Where that changes the precision, the policy is left out: calibrate again, on what the network says now.
     """
-    directory = bundle_of(bundle)
+    directory = find_bundle(bundle)
     net, policy = load(directory)
     before = net.tuning.precision
-    example = _some(load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=False), samples)
+    example = _draw_inputs(load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=False), samples)
     found = net.tune(example, policy=policy, precision=precision)  # type: ignore[arg-type]
     kept = policy if found.precision == before else None
     save(net, kept, directory, overwrite=True)
@@ -116,8 +116,8 @@ def bench(
             "bundle: it is around a module of your own: time it in Python, with exitlens.delivery.bench.benchmark"
         )
     plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
-    inputs = _some(load_samples(bundle, net, "test", data=data, root=root, skip_bad=False), samples)
-    with pinned(threads) if threads else nullcontext():
+    inputs = _draw_inputs(load_samples(bundle, net, "test", data=data, root=root, skip_bad=False), samples)
+    with pin_threads(threads) if threads else nullcontext():
         run = Bench(plain, net, inputs, policy, compiled=compiled)
         found = [run.run(size, rounds=rounds, seconds=seconds) for size in sizes]
         facts = machine(threads)
@@ -133,7 +133,7 @@ def bench(
     console.print(f"{facts['threads']} threads; {state}")
 
 
-def _some(data: ImageSet | TextSet, count: int) -> Inputs:
+def _draw_inputs(data: ImageSet | TextSet, count: int) -> Inputs:
     """So many samples drawn at random: folders are in the order of their classes."""
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
     return data.subset(rows).inputs

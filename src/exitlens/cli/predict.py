@@ -18,17 +18,17 @@ from exitlens.data.folders import ImageStream, check_bad, list_images
 from exitlens.data.texts import TextStream
 from exitlens.delivery.explanations.folder import SHEET, explain_folder
 from exitlens.delivery.explanations.pictures import save_explanation
-from exitlens.delivery.explanations.tokens import token_table, write_tokens
+from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
 from exitlens.delivery.predictions.file import PredictionFile
 from exitlens.delivery.predictions.row_formats import Row
 from exitlens.delivery.run_directory import (
-    image_preprocess,
     load_calibrated,
     made_by,
+    require_image_preprocess,
+    require_text_preprocess,
     stream_samples,
-    text_preprocess,
 )
-from exitlens.types.words import exit_name, told_apart
+from exitlens.types.words import exit_name, tell_apart
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -140,15 +140,15 @@ def explain(
         _explain_folder(net, policy, data, out, skip_bad, json_)
         return
     if image is None:
-        answer = xl.explain(net, text_preprocess(net).encode([text]), policy)
+        answer = xl.explain(net, require_text_preprocess(net).encode([text]), policy)
         if out is not None:
             write_tokens(answer, out, "text")
         if json_:
             show(True, answer.to_dict())
         else:
-            console.print(token_table(answer, colour=console.color_system is not None))
+            console.print(tabulate_tokens(answer, colour=console.color_system is not None))
         return
-    preprocess = image_preprocess(net)
+    preprocess = require_image_preprocess(net)
     why = xl.explain(net, preprocess.normalise(xl.read_image(image, preprocess.size, len(preprocess.mean))), policy)
     if out is not None:
         save_explanation(why, out, preprocess, image.stem)
@@ -160,12 +160,12 @@ def _table(why: xl.Explanation) -> list[list[str]]:
     gated = any(view.estimate is not None for view in why.exits)
     rows = [["exit", "answer", "confidence", "threshold", *(["gate"] if gated else []), "map CC with final", ""]]
     for view in why.exits:
-        confidence, threshold = told_apart(view.confidence, view.threshold)
+        confidence, threshold = tell_apart(view.confidence, view.threshold)
         if view.exit == why.num_exits - 1:
             confidence, threshold = f"{view.confidence:.3f}", "answers the rest"
         cells = [confidence, threshold.replace("inf", "never")]
         if gated:
-            guess, limit = told_apart(view.estimate or 0.0, view.limit or 0.0)
+            guess, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
             cells.append("" if view.estimate is None else f"{guess} (limit {limit.replace('inf', 'none')})")
         mark = "answered" if view.exit == why.answered else ""
         rows.append([exit_name(view.exit, why.num_exits), why.name(view.label), *cells, f"{view.cc:.2f}", mark])
@@ -173,7 +173,7 @@ def _table(why: xl.Explanation) -> list[list[str]]:
 
 
 def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, skip_bad: bool, json_: bool) -> None:
-    preprocess = image_preprocess(net)
+    preprocess = require_image_preprocess(net)
     samples = ImageStream(list_images(data), preprocess, 64, skip_bad)
     with _bar(not json_) as bar:
         task = bar.add_task("explaining", total=samples.total)

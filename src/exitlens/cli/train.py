@@ -13,22 +13,22 @@ from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
 from exitlens.delivery.demo.demo import run_demo
 from exitlens.delivery.demo.training import DemoSettings
-from exitlens.delivery.report.comparing import CONDITION, provenance_of, subjects_of
+from exitlens.delivery.report.comparing import CONDITION, describe_provenance, measure_subjects
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import (
-    bundle_of,
+    find_bundle,
     forget_source,
-    image_preprocess,
-    kept_policy,
     load_calibrated,
     load_samples,
-    recorded_exits,
+    read_kept_policy,
+    read_recorded_exits,
     replace_policy,
+    require_image_preprocess,
     stream_samples,
     write_source,
 )
-from exitlens.delivery.run_setup import new_network, training_sets
-from exitlens.functional.limits import checked_limits
+from exitlens.delivery.run_setup import build_network, load_training_sets
+from exitlens.functional.limits import check_limits
 from exitlens.types.words import exit_name
 
 
@@ -121,10 +121,10 @@ def fit(
     if not size and backbone.startswith("torchvision:"):
         size = 128  # large networks shrink smaller images to a map of a few cells
     source = open_source(data, root=root, size=size, seed=seed)
-    train, validation = training_sets(backbone, source, skip_bad)
+    train, validation = load_training_sets(backbone, source, skip_bad)
     if resume and by == "time":  # measured again, they could be others
-        exits, by = recorded_exits(out, exits, by)
-    net = new_network(
+        exits, by = read_recorded_exits(out, exits, by)
+    net = build_network(
         backbone, exits, train, seed=seed, keep_final=keep_final, pretrained=pretrained, weights=weights, by=by, head=head
     )
     write_source(out, source, resume=resume)
@@ -147,7 +147,7 @@ def fit(
     except xl.ExitlensError:
         forget_source(out)
         raise
-    xl.save(net, kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
+    xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
     last = result.history[-1]
     values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
@@ -196,8 +196,8 @@ def calibrate(
     if all(value is None for value in (*limits.values(), max_cost)):
         options = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost"))
         raise xl.InputError(f"limits: expected at least one of {options}")
-    checked_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
-    directory = bundle_of(bundle)
+    check_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
+    directory = find_bundle(bundle)
     net, _ = xl.load(directory)
     if unlabelled is not None and data:
         raise xl.InputError("data, unlabelled: expected one of them")
@@ -241,7 +241,7 @@ def evaluate(
     if report is not None and report.exists():
         raise xl.OutputExistsError(f"report: {report} exists: choose another file")
     net, policy = load_calibrated(bundle)
-    if report is not None and net.contract.is_text:
+    if report is not None and net.input_spec.is_text:
         raise xl.InputError("report: it shows images, this network takes texts: leave --report out (explain shows texts)")
     images = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
     if report is None:
@@ -250,9 +250,9 @@ def evaluate(
         assert isinstance(images, ImageSet)
         runs = [bundle] if baseline is None else [bundle, baseline]
         command = ["exitlens", "evaluate", "--bundle", str(bundle), *(["--baseline", str(baseline)] if baseline else [])]
-        command += [*_told(data, root, skip_bad), "--report", str(report)]
-        made = provenance_of(runs, images, command, data)
-        subjects = subjects_of(runs, images)
+        command += [*_repeat_options(data, root, skip_bad), "--report", str(report)]
+        made = describe_provenance(runs, images, command, data)
+        subjects = measure_subjects(runs, images)
         write_report(report, subjects, {CONDITION: images}, made)
         found = subjects[0].reports[CONDITION]
     if json_:
@@ -261,7 +261,7 @@ def evaluate(
         console.print(str(found), highlight=False)
 
 
-def _told(data: str, root: str, skip_bad: bool) -> list[str]:
+def _repeat_options(data: str, root: str, skip_bad: bool) -> list[str]:
     """Options about the data, as they were given."""
     return [*(["--data", data] if data else []), *(["--root", root] if root else []), *(["--skip-bad"] if skip_bad else [])]
 
@@ -281,12 +281,12 @@ def report(
         raise xl.OutputExistsError(f"out: {out} exists: choose another file")
     runs = [run] if other is None else [run, other]
     net, _ = load_calibrated(run)
-    image_preprocess(net)  # says so if it takes texts
+    require_image_preprocess(net)  # says so if it takes texts
     images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
     assert isinstance(images, ImageSet)
-    command = ["exitlens", "report", *map(str, runs), *_told(data, root, skip_bad), "--out", str(out)]
-    made = provenance_of(runs, images, command, data)
-    subjects = subjects_of(runs, images)
+    command = ["exitlens", "report", *map(str, runs), *_repeat_options(data, root, skip_bad), "--out", str(out)]
+    made = describe_provenance(runs, images, command, data)
+    subjects = measure_subjects(runs, images)
     write_report(out, subjects, {CONDITION: images}, made)
     found = {str(path): subject.reports[CONDITION].to_dict() for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]

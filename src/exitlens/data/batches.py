@@ -33,7 +33,7 @@ def batches(source: Any, batch_size: int = 64, device: torch.device | None = Non
         yield as_batch(batch, device)
 
 
-def input_batches(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Inputs]:
+def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Inputs]:
     """As :func:`batches`, but whatever comes with the inputs (labels, file names, nothing) is left alone."""
     if isinstance(source, Tensor) or _is_inputs(source):
         source = split_rows(source, batch_size)
@@ -69,7 +69,7 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
     return -(-length // batch_size) if isinstance(source, Tensor | Dataset | Mapping) else length
 
 
-def epoch_batches(data: Dataset[Any], batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:
+def make_epoch_loader(data: Dataset[Any], batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:
     """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch."""
     count = len(data)  # type: ignore[arg-type]
     if count == 0:

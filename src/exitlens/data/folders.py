@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from exitlens.data.images import ImageSet
-from exitlens.errors import DataError, InputError, did_you_mean, require
+from exitlens.errors import DataError, InputError, require, suggest
 from exitlens.types import Preprocess
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -132,7 +132,7 @@ def load_folder(
         raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: folder/class/name.png")
     unknown = [name for name in present if name not in names]
     if unknown:
-        raise DataError(f"data: {root} has the class {unknown[0]!r}, the network has not.{did_you_mean(unknown[0], names)}")
+        raise DataError(f"data: {root} has the class {unknown[0]!r}, the network has not.{suggest(unknown[0], names)}")
     files = [(path, names.index(name)) for name in present for path in list_images(root / name)]
     images, labels, kept, bad = [], [], [], []
     for path, label in files:
@@ -207,15 +207,15 @@ class ImageStream:
                     failed = error
                     break
             if len(batch) == self._batch_size:
-                yield self._closed(batch)
+                yield self._close_batch(batch)
                 batch = []
         if batch:
-            yield self._closed(batch)
+            yield self._close_batch(batch)
         if failed is not None:
             mend = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
             raise DataError(f"data: {failed}: {mend if self.total > 1 else 'give another image'}") from failed
 
-    def _closed(self, batch: list[tuple[Path, Tensor]]) -> Tensor:
+    def _close_batch(self, batch: list[tuple[Path, Tensor]]) -> Tensor:
         self.files += [path for path, _ in batch]
         return self._preprocess.normalise(torch.stack([pixels for _, pixels in batch]))
 
@@ -280,7 +280,7 @@ def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
 
     known = [n for n in datasets.__all__ if hasattr(getattr(datasets, n), "classes") or n.startswith("CIFAR")]
     if name not in datasets.__all__:
-        raise InputError(f"data: torchvision has no data set {name!r}.{did_you_mean(name, known)}")
+        raise InputError(f"data: torchvision has no data set {name!r}.{suggest(name, known)}")
     try:
         source = getattr(datasets, name)(root=str(root), train=train, download=False)
     except (RuntimeError, FileNotFoundError, TypeError) as error:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.labels import class_labels
+from exitlens.data.labels import check_class_labels
 from exitlens.errors import InputError, require
 from exitlens.types import Preprocess
 
@@ -36,7 +36,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         if masks is not None and len(masks) != len(images):
             raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
         self.images, self.masks, self.classes = images, masks, tuple(classes)
-        self.labels = class_labels(labels, len(images), classes, "image")
+        self.labels = check_class_labels(labels, len(images), classes, "image")
         channels, size = images.shape[1], (int(images.shape[2]), int(images.shape[3]))
         if preprocess is not None and len(preprocess.mean) != channels:
             raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from exitlens.errors import InputError, require
 
 
-def class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
+def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
     """The labels as ``(N,)`` ``int64``.
 
     Args:

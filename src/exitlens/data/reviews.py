@@ -51,7 +51,7 @@ _FILLERS = (
 )
 
 
-def all_words() -> list[str]:
+def list_words() -> list[str]:
     """Every word that a review can have, sorted, the full stop included."""
     words = {word for template in (*_OPINIONS, *_MENTIONS, *_FILLERS) for word in template.split() if word.islower()}
     return sorted(words.union(["."], NEGATIONS, *SHOPS, *ADJECTIVES, *_SLOTS.values()))

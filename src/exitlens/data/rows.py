@@ -24,7 +24,7 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"data: {path} cannot be read ({type(error).__name__}): give a file of texts") from error
 
 
-def good_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[str, str]]:
+def read_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[str, str]]:
     """The values of ``keys``, and the ``line``, of every row; raises for rows without them, unless they may be skipped."""
     kinds = TABLES if "label" in keys else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:

@@ -13,7 +13,7 @@ from exitlens.data.folders import load_folder, load_torchvision, split_set
 from exitlens.data.images import ImageSet
 from exitlens.data.rows import TABLES, read_bytes
 from exitlens.data.texts import RawTexts, TextSet, load_reviews, read_texts, word_tokenizer
-from exitlens.errors import DataError, InputError, did_you_mean
+from exitlens.errors import DataError, InputError, suggest
 from exitlens.types import Preprocess, TextPreprocess
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -100,7 +100,7 @@ class DataSource:
 
     def _file(self, split: Split, classes: Sequence[str], skip_bad: bool, preprocess: TextPreprocess | None) -> TextSet:
         path = Path(self.name)
-        if self.contents and file_contents(path) != self.contents:
+        if self.contents and hash_file(path) != self.contents:
             raise DataError(f"data: {path} is not the file of training: the splits would mix; train again")
         parts = split_set(RawTexts(*read_texts(path, classes, skip_bad=skip_bad)), list(SHARES.values()), self.seed)
         part = parts[SPLITS.index(split)]
@@ -117,7 +117,7 @@ class DataSource:
     def _folder(self, split: Split, classes: Sequence[str], skip_bad: bool) -> ImageSet:
         root = Path(self.name)
         preprocess = Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
-        if self.contents and folder_contents(root) != self.contents:
+        if self.contents and hash_folder(root) != self.contents:
             raise DataError(f"data: the files below {root} are not those of training: the splits would mix; train again")
         if all((root / name).is_dir() for name in SPLITS):
             return load_folder(root / split, preprocess, classes=classes, skip_bad=skip_bad)[0]
@@ -125,7 +125,7 @@ class DataSource:
         return split_set(data, list(SHARES.values()), self.seed)[SPLITS.index(split)]
 
 
-def folder_contents(root: Path) -> str:
+def hash_folder(root: Path) -> str:
     """SHA-256 over the sorted relative names of the files below ``root``."""
     names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -136,7 +136,7 @@ def is_text_file(name: str) -> bool:
     return Path(name).suffix.lower() in TABLES and not Path(name).is_dir()
 
 
-def file_contents(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """SHA-256 over the file's bytes."""
     return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
 
@@ -152,10 +152,10 @@ def open_source(name: str, *, root: str = "", size: int = 0, seed: int = 0, back
         if not root:
             raise InputError(f"root: {name} needs the folder that holds its files")
     elif is_text_file(name):
-        contents = file_contents(Path(name))
+        contents = hash_file(Path(name))
     elif name not in NAMES:
         if not Path(name).is_dir():
             known = f"{', '.join(NAMES)}, torchvision:NAME, or a {' or '.join(TABLES)} file of texts"
-            raise DataError(f"data: no folder {name}; it can also be {known}.{did_you_mean(name, NAMES)}")
-        contents = folder_contents(Path(name))
+            raise DataError(f"data: no folder {name}; it can also be {known}.{suggest(name, NAMES)}")
+        contents = hash_folder(Path(name))
     return DataSource(name, root, size, seed, background_agreement, contents)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.fashion import SPLITS, Split
-from exitlens.data.labels import class_labels
-from exitlens.data.reviews import CLASSES, MOST_TOKENS, all_words, write_review
-from exitlens.data.rows import good_rows
-from exitlens.errors import DataError, InputError, did_you_mean, require
+from exitlens.data.labels import check_class_labels
+from exitlens.data.reviews import CLASSES, MOST_TOKENS, list_words, write_review
+from exitlens.data.rows import read_rows
+from exitlens.errors import DataError, InputError, require, suggest
 from exitlens.types import TextPreprocess, import_tokenizers
 
 TextItem = tuple[dict[str, Tensor], Tensor]
@@ -55,7 +55,7 @@ class TextSet(Dataset[TextItem]):
         if masks is not None and (masks.shape != shape or masks.dtype != torch.bool):
             raise InputError(f"masks: expected {shape} bool, one value a token, got {tuple(masks.shape)} {masks.dtype}")
         self.texts, self.classes = tuple(texts), tuple(classes)
-        self.labels = class_labels(labels, len(texts), classes, "text")
+        self.labels = check_class_labels(labels, len(texts), classes, "text")
         self.preprocess, self.masks = preprocess, masks
 
     def __len__(self) -> int:
@@ -184,7 +184,7 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
 @lru_cache(maxsize=1)
 def _review_tokenizer() -> str:
     """The one tokenizer of all reviews."""
-    return word_tokenizer(all_words())
+    return word_tokenizer(list_words())
 
 
 def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 32) -> TextSet:
@@ -252,14 +252,14 @@ def read_texts(
     Raises:
         DataError: a missing file or column, fewer than 2 classes, an unknown class, or rows that cannot be read.
     """
-    rows = good_rows(Path(path), ("text", "label"), skip_bad)
+    rows = read_rows(Path(path), ("text", "label"), skip_bad)
     names = tuple(classes) or tuple(sorted({row["label"] for row in rows}))
     if len(names) < 2:
         raise DataError(f"data: {path} has {len(names)} class(es), need 2 or more: see its column (or key) label")
     numbers = {name: i for i, name in enumerate(names)}
     unknown = next((row["label"] for row in rows if row["label"] not in numbers), None)
     if unknown is not None:
-        raise DataError(f"data: {path} has the class {unknown!r}, the network has not.{did_you_mean(unknown, names)}")
+        raise DataError(f"data: {path} has the class {unknown!r}, the network has not.{suggest(unknown, names)}")
     return [row["text"] for row in rows], torch.tensor([numbers[row["label"]] for row in rows]), names
 
 
@@ -269,9 +269,9 @@ def read_unlabelled_texts(path: Path | str, *, skip_bad: bool = False) -> list[s
     Raises:
         DataError: a missing file or column, or rows that cannot be read.
     """
-    return [text for _, text in numbered_texts(path, skip_bad=skip_bad)]
+    return [text for _, text in read_numbered_texts(path, skip_bad=skip_bad)]
 
 
-def numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
+def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
     """:func:`read_unlabelled_texts` with the number of the line that each text stands in, from 1."""
-    return [(int(row["line"]), row["text"]) for row in good_rows(Path(path), ("text",), skip_bad)]
+    return [(int(row["line"]), row["text"]) for row in read_rows(Path(path), ("text",), skip_bad)]

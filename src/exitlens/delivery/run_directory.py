@@ -12,7 +12,7 @@ from exitlens.data.fashion import Split
 from exitlens.data.folders import ImageStream, list_images, load_folder
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource, is_text_file, open_source
-from exitlens.data.texts import TextSet, TextStream, numbered_texts, read_texts
+from exitlens.data.texts import TextSet, TextStream, read_numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, load, save
 from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
 from exitlens.io import write_text
@@ -23,7 +23,7 @@ from exitlens.workflow.training.fit import SETTINGS
 DATA = "data.json"
 
 
-def bundle_of(path: Path) -> Path:
+def find_bundle(path: Path) -> Path:
     """The bundle directory for a run directory or for the bundle itself.
 
     Raises:
@@ -35,7 +35,7 @@ def bundle_of(path: Path) -> Path:
     raise BundleError(f"bundle: {path} is no bundle and holds none (no {MANIFEST}): give what exitlens fit wrote")
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
+def shorten_names(paths: Sequence[Path]) -> list[str]:
     """A name for each run or bundle: its directory's, told apart where two are alike."""
     names: list[str] = []
     for path in paths:
@@ -73,7 +73,7 @@ def read_source(path: Path) -> DataSource:
     Raises:
         DataError: if there is no record of it.
     """
-    for candidate in (path / DATA, bundle_of(path).parent / DATA):
+    for candidate in (path / DATA, find_bundle(path).parent / DATA):
         if candidate.is_file():
             try:
                 return DataSource(**json.loads(candidate.read_text()))
@@ -82,7 +82,7 @@ def read_source(path: Path) -> DataSource:
     raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
 
 
-def recorded_exits(out: Path, exits: str, by: str) -> tuple[str, str]:
+def read_recorded_exits(out: Path, exits: str, by: str) -> tuple[str, str]:
     """``exits`` and ``by`` for a run that goes on: the names that were placed when it began, if the number is the same."""
     try:
         names = json.loads((out / SETTINGS).read_text())["network"]["at"]
@@ -97,13 +97,13 @@ def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
     Raises:
         PolicyError: if it has no policy yet.
     """
-    net, policy = load(bundle_of(path))
+    net, policy = load(find_bundle(path))
     if policy is None:
         raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")
     return net, policy
 
 
-def kept_policy(directory: Path, net: ExitNet) -> Policy | None:
+def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
     """The policy of an existing bundle, if it holds the same network."""
     if not (directory / MANIFEST).is_file():
         return None
@@ -111,19 +111,19 @@ def kept_policy(directory: Path, net: ExitNet) -> Policy | None:
     return policy if policy is not None and policy.network == net.identity() else None
 
 
-def image_preprocess(net: ExitNet) -> Preprocess:
+def require_image_preprocess(net: ExitNet) -> Preprocess:
     """How images become the network's inputs; raises :class:`BundleError` if it does not say, or takes texts."""
     if not isinstance(net.info.preprocess, Preprocess):
-        if net.contract.is_text:
+        if net.input_spec.is_text:
             raise BundleError("bundle: its network takes texts: give a .csv, .jsonl or .txt file, or --text")
         raise BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
     return net.info.preprocess
 
 
-def text_preprocess(net: ExitNet) -> TextPreprocess:
+def require_text_preprocess(net: ExitNet) -> TextPreprocess:
     """How texts become the network's inputs; raises :class:`BundleError` if it does not say, or takes images."""
     if not isinstance(net.info.preprocess, TextPreprocess):
-        if not net.contract.is_text:
+        if not net.input_spec.is_text:
             raise BundleError("bundle: its network takes images: give an image, or a folder of images")
         raise BundleError("bundle: it does not say how texts become tokens: net.describe(preprocess=...) and save again")
     return net.info.preprocess
@@ -135,10 +135,10 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
     if not data:
         source = read_source(path)
     elif Path(data).is_dir():
-        return load_folder(data, image_preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
+        return load_folder(data, require_image_preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
     elif is_text_file(data):
         texts, labels, classes = read_texts(data, net.info.classes, skip_bad=skip_bad)
-        return TextSet(texts, labels, classes, text_preprocess(net))
+        return TextSet(texts, labels, classes, require_text_preprocess(net))
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1])
     return source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.is_text else None)
@@ -148,11 +148,11 @@ def stream_samples(
     net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
 ) -> ImageStream | TextStream:
     """Unlabelled images below a folder, or texts of a file, as batches of network input, ``without`` those named."""
-    if net.contract.is_text:
-        rows = [(f"{data}:{line}", text) for line, text in numbered_texts(data, skip_bad=skip_bad)]
+    if net.input_spec.is_text:
+        rows = [(f"{data}:{line}", text) for line, text in read_numbered_texts(data, skip_bad=skip_bad)]
         rows = [row for row in rows if row[0] not in without]
-        return TextStream([text for _, text in rows], [name for name, _ in rows], text_preprocess(net), batch_size)
-    preprocess = image_preprocess(net)
+        return TextStream([text for _, text in rows], [name for name, _ in rows], require_text_preprocess(net), batch_size)
+    preprocess = require_image_preprocess(net)
     files = [path for path in list_images(data) if str(path) not in without]
     return ImageStream(files, preprocess, batch_size, skip_bad)
 

@@ -15,7 +15,7 @@ from exitlens.data.texts import TextSet
 from exitlens.errors import HeadError, InputError
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
-from exitlens.model.backbones.transformers import tokenizer_of
+from exitlens.model.backbones.transformers import read_tokenizer
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.cutting.placement import By
 from exitlens.model.heads import HeadKind
@@ -26,11 +26,11 @@ Samples = ImageSet | TextSet
 TEXT_LENGTH = 64
 
 
-def training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[Samples, Samples]:
+def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[Samples, Samples]:
     """Training and validation split; texts are read by the tokenizer that comes with the backbone, where one does."""
-    if not source.is_text and backbone.startswith("hf:") and tokenizer_of(backbone):
+    if not source.is_text and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
-    own = tokenizer_of(backbone) if source.is_text else None
+    own = read_tokenizer(backbone) if source.is_text else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
     return (
         source.load("train", skip_bad=skip_bad, preprocess=preprocess),
@@ -51,7 +51,7 @@ def _check_reads(plain: nn.Module, backbone: str, train: Samples) -> None:
         )
 
 
-def new_network(
+def build_network(
     backbone: str,
     exits: str,
     train: Samples,

@@ -21,8 +21,8 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from exitlens.functional.pvalues import SPARE, Array, betting, binomial, hoeffding_bentkus, paired
-from exitlens.functional.risk import taken
-from exitlens.functional.routing import first_firing
+from exitlens.functional.risk import select_exits
+from exitlens.functional.routing import find_first_firing
 from exitlens.functional.search import Cuts, frontier
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting"]
@@ -60,7 +60,7 @@ class Risk:
 
     def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
         """Of the samples that it is about, at the exits that they take."""
-        found = taken(self.values, exits)
+        found = select_exits(self.values, exits)
         return found if self.rows is None else found[self.rows]
 
     def column(self) -> Tensor:  # -> (N,K)
@@ -96,8 +96,9 @@ class Certificate:
 class Candidate:
     """A threshold vector, its mean cost on the first part, and of every risk's losses there mean, variance and number.
 
-    ``harms``: means of the losses above 0, :func:`smoothed`, without what gains make up for, with the share of samples that
-    leave early counted as one more sample's: of two vectors that do no harm there, the one by which fewer leave is safer.
+    ``smoothed_losses`` are means of the losses above 0 after :func:`smooth_losses`: gains do not make up for losses. The
+    share of samples that leave early counts as one more sample's loss, so that of two vectors without any loss the one by
+    which fewer leave is the safer.
     """
 
     cuts: Cuts
@@ -105,10 +106,10 @@ class Candidate:
     means: tuple[float, ...]
     variances: tuple[float, ...]
     counts: tuple[int, ...]
-    harms: tuple[float, ...]
+    smoothed_losses: tuple[float, ...]
 
 
-def candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:
+def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:
     """Threshold vectors worth testing: frontiers of the risks and of their sum, with steps between neighbours.
 
     Never-exit, which needs no test, is left out.
@@ -116,9 +117,9 @@ def candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candi
     Args:
         index: ``(N,K-1)`` levels of the first part. risks: of the first part. cost: ``(K,)``.
     """
-    harms = [smoothed(index, risk.column().clamp_min(0)) for risk in risks]
-    whole = [harm for harm, risk in zip(harms, risks, strict=True) if risk.rows is None]
-    scaled = torch.stack([harm / max(risk.limit, 1e-3) for harm, risk in zip(harms, risks, strict=True)]).sum(0)
+    smoothed_losses = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
+    whole = [harm for harm, risk in zip(smoothed_losses, risks, strict=True) if risk.rows is None]
+    scaled = torch.stack([harm / max(risk.limit, 1e-3) for harm, risk in zip(smoothed_losses, risks, strict=True)]).sum(0)
     tops = index.amax(0).tolist()
     found: dict[Cuts, None] = {}
     for column in [scaled] if len(risks) == 1 else [*whole, scaled]:
@@ -127,10 +128,10 @@ def candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candi
         found |= dict.fromkeys(ordered)
         for one, other in pairwise(ordered):
             found |= dict.fromkeys(_between(one, other, step / STEPS, tops) for step in range(1, STEPS))
-    return [_rated(cuts, index, risks, harms, cost) for cuts in found if any(cut != math.inf for cut in cuts)]
+    return [_rate(cuts, index, risks, smoothed_losses, cost) for cuts in found if any(cut != math.inf for cut in cuts)]
 
 
-def smoothed(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)
+def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)
     """Each early exit's losses replaced by their mean at the score, which falls as the score rises (isotonic regression).
 
     The frontier of single losses follows chance: a rare error here or there moves its thresholds.
@@ -154,18 +155,18 @@ def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
     return tuple(mixed)
 
 
-def _rated(cuts: Cuts, index: Tensor, risks: Sequence[Risk], harms: Sequence[Tensor], cost: Tensor) -> Candidate:
-    exits = first_firing(index, cuts)
+def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:
+    exits = find_first_firing(index, cuts)
     losses = [risk.losses(exits).double() for risk in risks]
     means = [one.mean().item() if len(one) else 1.0 for one in losses]
     variances = [one.var(correction=0).item() if len(one) else 0.0 for one in losses]
     early = (exits < len(cost) - 1).double().mean().item()
-    harm = tuple(taken(one, exits).double().mean().item() + early / len(index) for one in harms)
+    harm = tuple(select_exits(one, exits).double().mean().item() + early / len(index) for one in smoothed_losses)
     price = cost[exits].double().mean().item()
     return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), harm)
 
 
-def approximate_p(one: Candidate, limits: Sequence[float]) -> list[float]:
+def approximate_p_values(one: Candidate, limits: Sequence[float]) -> list[float]:
     """Normal p-values of each risk, which order policies and test nothing.
 
     With the variance of one more loss added, because no loss seen is not no variance.
@@ -177,15 +178,15 @@ def approximate_p(one: Candidate, limits: Sequence[float]) -> list[float]:
     return found
 
 
-def ordered_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
+def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
     """The candidates that no other beats in both cost and harm (over its limit) on the first part, safest first.
 
     Harm, not the risk: it grows with every sample that leaves, so the path starts next to never-exit and goes on in small
     steps. By risk it would start where the first part's gains happen to be largest, and the first test would often end it.
     What is likely above its limit is left out.
     """
-    likely = [i for i, one in enumerate(pool) if max(approximate_p(one, limits)) < 0.9]
-    harm = {i: max(h / max(limit, 1e-6) for h, limit in zip(pool[i].harms, limits, strict=True)) for i in likely}
+    likely = [i for i, one in enumerate(pool) if max(approximate_p_values(one, limits)) < 0.9]
+    harm = {i: max(h / max(limit, 1e-6) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
     kept: list[tuple[float, int]] = []
     for i in sorted(likely, key=lambda i: (pool[i].cost, harm[i])):  # cheapest first
         if not kept or harm[i] < kept[-1][0]:
@@ -202,21 +203,21 @@ def walk(
 
     Args:
         index: ``(N,K-1)`` levels of the second part. risks: of the second part.
-        path: from :func:`ordered_path`. tests: one for each risk.
+        path: from :func:`order_path`. tests: one for each risk.
         delta: in (0, 1).
     """
     accepted: Cuts | None = None
     tested: tuple[Tested, ...] = ()
     for step, one in enumerate(path):
-        exits = first_firing(index, one.cuts)
-        found = tuple(_tested(risk, exits, test, delta) for risk, test in zip(risks, tests, strict=True))
+        exits = find_first_firing(index, one.cuts)
+        found = tuple(_test_risk(risk, exits, test, delta) for risk, test in zip(risks, tests, strict=True))
         if not all(one.p_value <= delta for one in found):
             return Certificate(accepted, tested or found, step + 1, len(path))
         accepted, tested = one.cuts, found
     return Certificate(accepted, tested, len(path), len(path))
 
 
-def _tested(risk: Risk, exits: Tensor, test: Test, delta: float) -> Tested:
+def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> Tested:
     losses = risk.losses(exits)
     p = p_value(losses, risk, test, delta) if len(losses) else 1.0
     return Tested(risk.name, risk.limit, test, len(losses), losses.double().mean().item() if len(losses) else math.nan, p)
@@ -253,8 +254,8 @@ def choose_tests(
         tests = TESTS[risk.kind]
         if len(tests) > 1 and path:
             limits = [one.limit for one in risks]
-            nearest = min(path, key=lambda one: abs(approximate_p(one, limits)[i] - delta))
-            losses = risk.at(rows).losses(first_firing(index, nearest.cuts)[rows])
+            nearest = min(path, key=lambda one: abs(approximate_p_values(one, limits)[i] - delta))
+            losses = risk.at(rows).losses(find_first_firing(index, nearest.cuts)[rows])
             tried = {test: p_value(losses, risk, test, delta) if len(losses) else 1.0 for test in tests}
             chosen.append(min(tests, key=lambda test: tried[test]))
         else:
@@ -262,7 +263,7 @@ def choose_tests(
     return tuple(chosen)
 
 
-def samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:
+def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:
     """About how many samples the second part needs for the vector of the path that is easiest to accept.
 
     From means and variances on the first part, by the normal approximation, and never fewer than a test needs that sees

@@ -159,7 +159,7 @@ class Monitor:
         self._shares[exit_] += 1
         self._samples += 1
         self._sum += score
-        cell = self._starts[exit_] + cell_of(self._edges[exit_], score)
+        cell = self._starts[exit_] + find_cell(self._edges[exit_], score)
         self._cells[cell] += 1
         below, total = sum(self._cells[:cell]), sum(self._cells)
         self._bet((below + self._rng.random() * self._cells[cell]) / total)
@@ -193,12 +193,12 @@ def _words(values: Sequence[float], total: float) -> str:
     return "/".join(f"{100 * value / total:.0f} %" for value in values)
 
 
-def cell_of(edges: Sequence[float], score: float) -> int:
+def find_cell(edges: Sequence[float], score: float) -> int:
     """Cell 0 holds the surest. ``edges`` increase."""
     return len(edges) - bisect_left(edges, score) if score == score else len(edges)
 
 
-def reference_of(exits: Tensor, scores: Tensor, num_exits: int) -> dict[str, Any]:
+def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> dict[str, Any]:
     """JSON-ready counts of calibration samples by exit and by score at it.
 
     Args:
@@ -211,7 +211,7 @@ def reference_of(exits: Tensor, scores: Tensor, num_exits: int) -> dict[str, Any
         cuts: list[float] = inner.tolist()
         cells = [0] * (len(cuts) + 1)
         for score in mine.tolist():
-            cells[cell_of(cuts, score)] += 1
+            cells[find_cell(cuts, score)] += 1
         edges.append(cuts)
         counts.append(cells)
     return {"edges": edges, "counts": counts, "confidence": scores.double().mean().item()}

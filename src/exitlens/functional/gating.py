@@ -18,7 +18,7 @@ RIDGE = 1e-4  # of the mean square of each clue
 SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the samples that a gate may trust, tried in turn
 
 
-def map_clues(attention: Tensor, previous: Tensor | None) -> Tensor:  # (B,*S), (B,*S') -> (B,2)
+def compute_gate_features(attention: Tensor, previous: Tensor | None) -> Tensor:  # (B,*S), (B,*S') -> (B,2)
     """Entropy of each map over that of a uniform one, and its divergence from the map of the exit before (0 without one)."""
     flat = attention.float().flatten(1)
     entropy = -torch.special.xlogy(flat, flat).sum(1) / math.log(max(flat.shape[1], 2))
@@ -27,35 +27,35 @@ def map_clues(attention: Tensor, previous: Tensor | None) -> Tensor:  # (B,*S), 
     return torch.stack([entropy, divergence(*on_common_grid(previous.float(), attention.float()))], 1)
 
 
-def estimate(gate: Gate, k: int, confidence: Tensor, clues: Tensor) -> Tensor:  # (B,), (B,2) -> (B,)
+def estimate(gate: Gate, k: int, confidence: Tensor, gate_features: Tensor) -> Tensor:  # (B,), (B,2) -> (B,)
     """The gate's estimate of the divergence of exit k's map from the final one, in [0, 1]."""
     sure, entropy, change, constant = gate.weights[k]
-    return (sure * confidence + entropy * clues[:, 0] + change * clues[:, 1] + constant).clamp(0, 1)
+    return (sure * confidence + entropy * gate_features[:, 0] + change * gate_features[:, 1] + constant).clamp(0, 1)
 
 
-def trusted(scores: Tensor, estimates: Tensor, limit: float) -> Tensor:  # (B,), (B,) -> (B,)
+def mask_untrusted(scores: Tensor, estimates: Tensor, limit: float) -> Tensor:  # (B,), (B,) -> (B,)
     """Scores of those whose explanation is trusted; 0 for the others."""
     return torch.where(estimates <= limit, scores, torch.zeros_like(scores))
 
 
-def trace_estimates(trace: Trace, temperatures: Sequence[float], gate: Gate) -> Tensor:  # -> (N,K-1)
+def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> Tensor:  # -> (N,K-1)
     """The gate's estimates at every early exit of every sample.
 
     Raises:
-        InputError: for a trace without clues.
+        InputError: for a trace without gate features.
     """
-    clues, columns = require_clues(trace), []
+    gate_features, columns = require_gate_features(trace), []
     for k in range(trace.num_exits - 1):
         confidence = probabilities(trace.logits[:, k], temperatures[k]).amax(1)
-        columns.append(estimate(gate, k, confidence, clues[:, k]))
+        columns.append(estimate(gate, k, confidence, gate_features[:, k]))
     return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
 
 
-def require_clues(trace: Trace) -> Tensor:
-    """The clues, or an error that says what needed them."""
-    if trace.clues is None:
-        raise InputError("trace: a gate needs clues and this trace has none: collect it again, by exitlens.collect")
-    return trace.clues
+def require_gate_features(trace: Trace) -> Tensor:
+    """The gate features, or an error that says what needed them."""
+    if trace.gate_features is None:
+        raise InputError("trace: a gate needs gate_features and this trace has none: collect it again, by exitlens.collect")
+    return trace.gate_features
 
 
 def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
@@ -64,10 +64,10 @@ def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
     Args:
         rows: ``(n,)`` indices of the samples to fit on.
     """
-    clues, weights = require_clues(trace)[rows].double(), []
+    gate_features, weights = require_gate_features(trace)[rows].double(), []
     for k in range(trace.num_exits - 1):
         confidence = probabilities(trace.logits[rows, k], temperatures[k]).amax(1).double()
-        columns = torch.stack([confidence, clues[:, k, 0], clues[:, k, 1]], 1)
+        columns = torch.stack([confidence, gate_features[:, k, 0], gate_features[:, k, 1]], 1)
         centre = columns.mean(0)
         x, y = columns - centre, trace.divergence[rows, k].double()
         square = x.T @ x
@@ -77,7 +77,7 @@ def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
     return Gate(tuple(weights), (math.inf,) * len(weights))
 
 
-def limited(gate: Gate, estimates: Tensor, share: float) -> Gate:
+def limit_gate(gate: Gate, estimates: Tensor, share: float) -> Gate:
     """The gate that trusts, at each exit, this share of the samples with these ``estimates`` ``(n,K-1)``."""
     if share >= 1:
         return gate

@@ -8,7 +8,7 @@ from exitlens.errors import InputError, require
 from exitlens.types import SCORES
 
 
-def checked_limits(
+def check_limits(
     given: Mapping[str, float | None],
     *,
     max_cost: float | None = None,

@@ -52,6 +52,6 @@ def _hashes(trace: Trace) -> list[str]:
     return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
 
 
-def taken(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
+def select_exits(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
     """The value of every sample at the exit it takes."""
     return values.gather(1, exits[:, None]).squeeze(1)

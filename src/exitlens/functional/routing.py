@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import require
-from exitlens.functional.gating import trace_estimates, trusted
+from exitlens.functional.gating import estimate_trace, mask_untrusted
 from exitlens.functional.scores import score
 from exitlens.types import Policy, Trace
 
@@ -18,7 +18,7 @@ def fires(scores: Tensor, threshold: float) -> Tensor:  # (B,) -> (B,) bool
     return scores >= threshold
 
 
-def first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  # (N,K-1) -> (N,)
+def find_first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  # (N,K-1) -> (N,)
     """Index of the first exit that fires for each sample; the final exit, K-1, where none does."""
     exits = torch.full((len(scores),), len(thresholds), dtype=torch.long)
     for k in reversed(range(len(thresholds))):
@@ -26,18 +26,18 @@ def first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  # (N,K
     return exits
 
 
-def early_scores(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
+def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
     """The policy's score at every early exit of every sample in the trace, 0 where its gate does not trust the map."""
     k = trace.num_exits - 1
     columns = [score(trace.logits[:, i], policy.score, policy.temperatures[i]) for i in range(k)]
     scores = torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
     if policy.gate is None or not columns:
         return scores
-    estimates = trace_estimates(trace, policy.temperatures, policy.gate)
-    return torch.stack([trusted(scores[:, i], estimates[:, i], policy.gate.limits[i]) for i in range(k)], 1)
+    estimates = estimate_trace(trace, policy.temperatures, policy.gate)
+    return torch.stack([mask_untrusted(scores[:, i], estimates[:, i], policy.gate.limits[i]) for i in range(k)], 1)
 
 
-def last_score(trace: Trace, policy: Policy) -> Tensor:  # -> (N,1)
+def score_final_exit(trace: Trace, policy: Policy) -> Tensor:  # -> (N,1)
     """The policy's score at the final exit, which nothing depends on."""
     return score(trace.logits[:, -1], policy.score, policy.temperatures[-1])[:, None]
 
@@ -51,4 +51,4 @@ def route(trace: Trace, policy: Policy) -> Tensor:
     require(trace, Trace, "trace", "see exitlens.collect")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     policy.check(trace.num_exits, trace.network)
-    return first_firing(early_scores(trace, policy), policy.thresholds)
+    return find_first_firing(score_early_exits(trace, policy), policy.thresholds)

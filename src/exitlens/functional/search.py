@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exitlens.functional.risk import taken
-from exitlens.functional.routing import first_firing
+from exitlens.functional.risk import select_exits
+from exitlens.functional.routing import find_first_firing
 
 Cuts = tuple[float, ...]  # one level (or math.inf, never) an early exit
 
@@ -78,8 +78,8 @@ def _columns(scores: Tensor) -> Tensor:
 
 def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:
     """Mean cost and risk of one policy. Shapes: index (N,K-1), risk (N,K), cost (K,)."""
-    exits = first_firing(index, cuts)
-    return Point(cuts, cost[exits].double().mean().item(), taken(risk, exits).double().mean().item())
+    exits = find_first_firing(index, cuts)
+    return Point(cuts, cost[exits].double().mean().item(), select_exits(risk, exits).double().mean().item())
 
 
 def best_cut(index: Tensor, advantage: Tensor) -> float:
@@ -100,9 +100,9 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
     for _ in range(rounds):
         before = list(cuts)
         for k in reversed(range(len(cuts))):
-            reaches = first_firing(index[:, :k], cuts[:k]) == k
-            later = k + 1 + first_firing(index[:, k + 1 :], cuts[k + 1 :])
-            cuts[k] = best_cut(index[:, k], (taken(loss, later) - loss[:, k]) * reaches)
+            reaches = find_first_firing(index[:, :k], cuts[:k]) == k
+            later = k + 1 + find_first_firing(index[:, k + 1 :], cuts[k + 1 :])
+            cuts[k] = best_cut(index[:, k], (select_exits(loss, later) - loss[:, k]) * reaches)
         if cuts == before:
             break
     return tuple(cuts)

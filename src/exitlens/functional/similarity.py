@@ -72,7 +72,7 @@ def uniform(maps: Tensor) -> Tensor:
     return as_distribution((maps != 0).to(maps.dtype) if maps.ndim == 2 else torch.ones_like(maps))
 
 
-def transplanted(other: Tensor, maps: Tensor) -> Tensor:
+def transplant(other: Tensor, maps: Tensor) -> Tensor:
     """Maps of other samples as maps of these: of texts, cut to the tokens that these have."""
     return as_distribution(other * (maps != 0)) if maps.ndim == 2 else other
 

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from exitlens.errors import AttachError, HeadError, InputError, TraceMismatchError
 from exitlens.model.backbones.build import build_backbone
-from exitlens.model.backbones.transformers import config_of
+from exitlens.model.backbones.transformers import read_config
 from exitlens.model.cutting.macs import count_macs
-from exitlens.model.cutting.modes import mode_of, no_zeros, untouched
+from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import By, check_by, place_exits
 from exitlens.model.cutting.split import Split, split
-from exitlens.model.cutting.stage import Carried
-from exitlens.model.cutting.verify import admit, probe, random_inputs
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.verify import admit, make_random_inputs, probe
 from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.info import Final, NetworkInfo
-from exitlens.model.input_spec import InputContract, example_contract
+from exitlens.model.input_spec import InputSpec, check_example
 from exitlens.model.layouts import KINDS, Kind
-from exitlens.model.necks import NECK_SHARE, fitted_neck
+from exitlens.model.necks import NECK_SHARE, fit_neck
 from exitlens.model.network import ExitNet
-from exitlens.types.inputs import Inputs, input_names, map_inputs, tensors_of
+from exitlens.types.inputs import Inputs, list_input_names, list_tensors, map_inputs
 
 
 def attach(
@@ -72,7 +72,7 @@ def attach(
     module = build_backbone(backbone, num_classes, channels) if isinstance(backbone, str) else backbone
     admit(module)
     example = map_inputs(example, lambda t: t[:1].detach())
-    with untouched(module):
+    with preserve_state(module):
         at = place_exits(module, example, at, layout, by=by) if isinstance(at, int) else at
         pieces = _split_and_probe(module, at, example, layout)
         if at and math.prod(pieces.sizes[-1]) == 1:
@@ -83,7 +83,7 @@ def attach(
         plain = _plain_macs(pieces, example)
         heads = _heads(module, pieces, num_classes, example, final, head, plain)
         cost, head_share = _measure(pieces, heads, example, final, plain)
-    config = config_of(module)
+    config = read_config(module)
     info = NetworkInfo(
         tuple(at),
         num_classes,
@@ -91,15 +91,15 @@ def attach(
         shape,
         source or ("hf:" if config else ""),
         layout=layout,
-        inputs=input_names(example),
-        dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in tensors_of(example)) if len(shape) == 1 else (),
+        inputs=list_input_names(example),
+        dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in list_tensors(example)) if len(shape) == 1 else (),
         config=config,
         head=head,
     )
     prefix = pieces.layouts[-1].prefix if len(shape) == 1 else 0
-    dtypes = tuple(t.dtype for t in tensors_of(example))
-    contract = InputContract(info.inputs, shape, pieces.exact_size, tuple(pieces.vocabulary), prefix, dtypes)
-    net = ExitNet(pieces.stages, heads, cost, head_share, info, contract, module)
+    dtypes = tuple(t.dtype for t in list_tensors(example))
+    input_spec = InputSpec(info.inputs, shape, pieces.exact_size, tuple(pieces.vocabulary), prefix, dtypes)
+    net = ExitNet(pieces.stages, heads, cost, head_share, info, input_spec, module)
     net.heads.train(module.training)
     for stage in pieces.stages:
         stage.training = module.training
@@ -114,14 +114,14 @@ def _split_and_probe(module: nn.Module, at: Sequence[str], example: Inputs, layo
     except TraceMismatchError:
         if pieces.exact_size:  # torch.export it was
             raise
-        exported = _exported(module, at, example, layout)
+        exported = _split_by_export(module, at, example, layout)
         if exported is None:
             raise
         return exported
     return pieces
 
 
-def _exported(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None) -> Split | None:
+def _split_by_export(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None) -> Split | None:
     """The pieces by torch.export, if that can follow the forward and they equal the plain backbone."""
     try:
         pieces = split(module, at, example, layout, export=True)
@@ -158,9 +158,7 @@ def _head(kind: HeadKind, pieces: Split, k: int, num_classes: int, plain: int) -
         return EvidenceHead(channels, num_classes, layout)
     if len(size) != 2 or len(pieces.sizes[-1]) != 2:
         raise HeadError("head: 'context' mixes over the plane of an image: for sequences, take 'evidence'")
-    return EvidenceHead(
-        channels, num_classes, layout, fitted_neck(channels, size, pieces.sizes[-1], NECK_SHARE * plain / last)
-    )
+    return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, pieces.sizes[-1], NECK_SHARE * plain / last))
 
 
 def _is_exact(pieces: Split, name: str, head: ExitHead, example: Inputs) -> bool:
@@ -169,13 +167,13 @@ def _is_exact(pieces: Split, name: str, head: ExitHead, example: Inputs) -> bool
     assert isinstance(linear, nn.Linear)
     if linear.in_features != pieces.channels[-1]:
         return False
-    carried: Carried = random_inputs(example, pieces, 2)
+    activations: Activations = make_random_inputs(example, pieces, 2)
     with torch.no_grad():
         for stage in pieces.stages:
-            with mode_of(stage, False):
-                carried = stage(*carried)
-        with mode_of(head, False), no_zeros(linear):
-            out = head(*carried)
+            with switch_mode(stage, False):
+                activations = stage(*activations)
+        with switch_mode(head, False), fill_zero_parameters(linear):
+            out = head(*activations)
             total = out.evidence.flatten(2).sum(2) + (0 if linear.bias is None else linear.bias)
     return torch.allclose(total, out.logits, rtol=1e-3, atol=1e-3 * max(1.0, out.logits.abs().max().item()))
 
@@ -197,12 +195,12 @@ def _check_arguments(
         raise InputError(
             f"by: only with a number in at, got by={by!r} and at={list(at)}: leave by out, or pass at={len(at)}"
         )
-    return example_contract(example)
+    return check_example(example)
 
 
 def _plain_macs(pieces: Split, example: Inputs) -> int:
-    with mode_of(pieces.whole, False):
-        plain, _ = count_macs(pieces.whole, *tensors_of(example))
+    with switch_mode(pieces.whole, False):
+        plain, _ = count_macs(pieces.whole, *list_tensors(example))
     if plain == 0:
         raise AttachError("backbone: PyTorch's counter finds no multiply-accumulates in it, so its exits have no cost")
     return plain
@@ -210,13 +208,13 @@ def _plain_macs(pieces: Split, example: Inputs) -> int:
 
 def _measure(pieces: Split, heads: Sequence[ExitHead], example: Inputs, final: Final, plain: int) -> tuple[Tensor, float]:
     """Cumulative cost at every exit, and the share of the heads, in units of the plain backbone's MACs."""
-    inputs = tensors_of(example)
+    inputs = list_tensors(example)
     total, at_heads, cost = 0, 0, []
-    carried: Carried = inputs
+    activations: Activations = inputs
     for k, (stage, head) in enumerate(zip(pieces.stages, heads, strict=True)):
-        with mode_of(stage, False), mode_of(head, False):
-            macs, carried = count_macs(stage, *carried)
-            head_macs, _ = count_macs(head.classify, *carried)
+        with switch_mode(stage, False), switch_mode(head, False):
+            macs, activations = count_macs(stage, *activations)
+            head_macs, _ = count_macs(head.classify, *activations)
         total += macs + head_macs
         at_heads += 0 if final == "keep" and k == len(heads) - 1 else head_macs
         cost.append(total / plain)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
-from exitlens.model.cutting.stage import Carried, Stage
+from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.layouts import Layout
 from exitlens.model.necks import ContextNeck
 from exitlens.types import ExitOutput
@@ -36,25 +36,25 @@ class ExitHead(nn.Module, ABC):
         return cast(nn.Linear, self.classifier).bias
 
     @abstractmethod
-    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
+    def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)`` without the evidence: the path of adaptive inference with maps."""
 
-    def classify(self, *carried: Tensor) -> Tensor:
+    def classify(self, *activations: Tensor) -> Tensor:
         """Only the logits ``(B,C)``: the path of adaptive inference."""
-        return self.with_attention(*carried)[0]
+        return self.with_attention(*activations)[0]
 
-    def locations(self, *carried: Tensor) -> Tensor | None:
+    def locations(self, *activations: Tensor) -> Tensor | None:
         """Which positions of a sequence are locations; ``None``: all."""
-        return self.layout.locations(carried[0], carried[1] if self.layout.masked else None)
+        return self.layout.locations(activations[0], activations[1] if self.layout.masked else None)
 
-    def features(self, *carried: Tensor) -> Tensor:
+    def features(self, *activations: Tensor) -> Tensor:
         """The features ``(B,D,*S)``, zero at padding."""
-        keep, canonical = self.locations(*carried), self.layout.canonical(carried[0])
+        keep, canonical = self.locations(*activations), self.layout.canonical(activations[0])
         return canonical if keep is None else canonical * keep[:, None]
 
-    def with_features(self, *carried: Tensor) -> tuple[ExitOutput, Tensor]:
+    def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
         """The output, and the features ``(B,D,*S)`` that it was computed from (zero at padding)."""
-        return self(*carried), self.features(*carried)
+        return self(*activations), self.features(*activations)
 
 
 class EvidenceHead(ExitHead):
@@ -85,20 +85,20 @@ class EvidenceHead(ExitHead):
         self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
-    def _located(self, carried: Carried) -> Tensor:
+    def _located(self, activations: Activations) -> Tensor:
         """The features that are pooled: ``(B,D,*S)``."""
-        canonical = self.layout.canonical(carried[0])
+        canonical = self.layout.canonical(activations[0])
         return canonical if self.neck is None else cast(Tensor, self.neck(canonical))
 
-    def pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
+    def pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
         """What crosses the cut -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
-        located = self._located(carried)
+        located = self._located(activations)
         flat = located.flatten(2)  # (B,D,N)
         rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
         weight = self.attend.weight.to(flat.dtype)
         # each memory order has its fast product
         scores = (F.linear(rows, weight) if flat.stride(1) == 1 else (weight @ flat).transpose(1, 2)).float()  # (B,N,1)
-        keep = self.locations(*carried)
+        keep = self.locations(*activations)
         if keep is not None:
             scores = scores.masked_fill(~keep[..., None], -torch.inf)
         attention = scores.softmax(1)
@@ -106,26 +106,26 @@ class EvidenceHead(ExitHead):
         # in the head's own precision, whatever the stages'
         return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows, located.shape[2:]
 
-    def classify(self, *carried: Tensor) -> Tensor:
+    def classify(self, *activations: Tensor) -> Tensor:
         """Only the logits ``(B,C)``: the path of adaptive inference."""
-        return self.pool(*carried)[0]
+        return self.pool(*activations)[0]
 
-    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
+    def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
-        logits, attention, _, size = self.pool(*carried)
+        logits, attention, _, size = self.pool(*activations)
         return logits, attention.squeeze(2).unflatten(1, size)
 
-    def forward(self, *carried: Tensor) -> ExitOutput:
+    def forward(self, *activations: Tensor) -> ExitOutput:
         """What crosses the cut (the features first) -> logits, attention and evidence."""
-        return self._explained(*self.pool(*carried))
+        return self._explain(*self.pool(*activations))
 
-    def with_features(self, *carried: Tensor) -> tuple[ExitOutput, Tensor]:
+    def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
         """The output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
-        logits, attention, rows, size = self.pool(*carried)
-        keep, features = self.locations(*carried), rows.transpose(1, 2).unflatten(2, size)
-        return self._explained(logits, attention, rows, size), features if keep is None else features * keep[:, None]
+        logits, attention, rows, size = self.pool(*activations)
+        keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, size)
+        return self._explain(logits, attention, rows, size), features if keep is None else features * keep[:, None]
 
-    def _explained(self, logits: Tensor, attention: Tensor, rows: Tensor, size: Sequence[int]) -> ExitOutput:
+    def _explain(self, logits: Tensor, attention: Tensor, rows: Tensor, size: Sequence[int]) -> ExitOutput:
         evidence = (rows @ self.classifier.weight.to(rows.dtype).t()) * attention  # (B,N,C)
         return ExitOutput(
             logits, attention.squeeze(2).unflatten(1, size), evidence.transpose(1, 2).contiguous().unflatten(2, size)
@@ -151,26 +151,26 @@ class AverageHead(ExitHead):
         self.layout = layout or Layout()
         self.classifier = nn.Linear(channels, num_classes)
 
-    def _pool(self, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What crosses the cut -> logits ``(B,C)``, features ``(B,D,*S)``, number of locations ``(B,1)``."""
-        features, keep = self.features(*carried), self.locations(*carried)
+        features, keep = self.features(*activations), self.locations(*activations)
         flat = features.flatten(2)
         count = flat.new_full((len(flat), 1), flat.shape[2]) if keep is None else keep.sum(1, keepdim=True).to(flat.dtype)
         pooled = flat.sum(2) / count
         return self.classifier(pooled.to(self.classifier.weight.dtype)), features, count
 
-    def classify(self, *carried: Tensor) -> Tensor:
+    def classify(self, *activations: Tensor) -> Tensor:
         """Only the logits ``(B,C)``: the path of adaptive inference."""
-        return self._pool(*carried)[0]
+        return self._pool(*activations)[0]
 
-    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
+    def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""
-        logits, features, _ = self._pool(*carried)
+        logits, features, _ = self._pool(*activations)
         return logits, energy(features)
 
-    def forward(self, *carried: Tensor) -> ExitOutput:
+    def forward(self, *activations: Tensor) -> ExitOutput:
         """What crosses the cut (the features first) -> logits, attention (energy) and evidence."""
-        logits, features, count = self._pool(*carried)
+        logits, features, count = self._pool(*activations)
         evidence = torch.einsum(
             "cd,bdn->bcn", self.classifier.weight.to(features.dtype), features.flatten(2) / count[..., None]
         )
@@ -201,21 +201,21 @@ class KeptHead(ExitHead):
     def _linear(self) -> nn.Linear:
         return cast(nn.Linear, self.tail.body.get_submodule(cast(str, self.pooled_linear)))
 
-    def classify(self, *carried: Tensor) -> Tensor:
+    def classify(self, *activations: Tensor) -> Tensor:
         """Logits ``(B,C)`` of the backbone's own classifier."""
-        logits: Tensor = self.tail(*carried)[0]
+        logits: Tensor = self.tail(*activations)[0]
         return logits
 
-    def with_attention(self, *carried: Tensor) -> tuple[Tensor, Tensor]:
+    def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""
-        return self.classify(*carried), energy(self.features(*carried))
+        return self.classify(*activations), energy(self.features(*activations))
 
-    def forward(self, *carried: Tensor) -> ExitOutput:
+    def forward(self, *activations: Tensor) -> ExitOutput:
         """What crosses the cut (the features first) -> logits, attention (energy) and evidence."""
-        logits, attention = self.with_attention(*carried)
+        logits, attention = self.with_attention(*activations)
         if self.pooled_linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))
             return ExitOutput(logits, attention, shared)
-        features = self.layout.canonical(carried[0])
+        features = self.layout.canonical(activations[0])
         evidence = torch.einsum("cd,bd...->bc...", self._linear().weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)

@@ -15,7 +15,7 @@ from exitlens.types.inputs import MASK, Inputs
 
 
 @dataclass(frozen=True)
-class InputContract:
+class InputSpec:
     """The inputs of a network.
 
     Attributes:
@@ -116,7 +116,7 @@ class InputContract:
             raise InputError(f"{name}: text {row} has no token to look at: leave empty texts out")
 
 
-def example_contract(example: Any) -> tuple[int, ...]:
+def check_example(example: Any) -> tuple[int, ...]:
     """Shape of one sample of an example; raises :class:`InputError` unless it is a batch of images or texts."""
     named = isinstance(example, Mapping)
     tensors: list[Any] = list(example.values()) if named else [example]

@@ -66,7 +66,7 @@ class _Step(nn.Module):
             self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
 
 
-def fitted_neck(channels: int, size: Sequence[int], final: Sequence[int], budget: float) -> ContextNeck:
+def fit_neck(channels: int, size: Sequence[int], final: Sequence[int], budget: float) -> ContextNeck:
     """A neck that brings a map of this size to the final exit's, where whole numbers allow it, as wide as the budget allows.
 
     Args:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.model.cutting.stage import Carried, Stage
+from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.session import Running, Use
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads import ExitHead
 from exitlens.model.info import NetworkInfo
-from exitlens.model.input_spec import InputContract
+from exitlens.model.input_spec import InputSpec
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs
 from exitlens.types.words import exit_name
@@ -36,7 +36,7 @@ class ExitNet(nn.Module):
         cost: ``(K,)`` cumulative MACs up to and including exit k's head over the plain backbone's MACs.
         head_share: all heads' MACs over the plain backbone's (the kept classifier of ``final="keep"`` is the backbone's).
         info: how the network was made.
-        contract: what it takes.
+        input_spec: what it takes.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ExitNet(nn.Module):
         cost: Tensor,
         head_share: float,
         info: NetworkInfo,
-        contract: InputContract,
+        input_spec: InputSpec,
         source: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ExitNet(nn.Module):
         self.cost = cost
         self.head_share = head_share
         self.info = info
-        self.contract = contract
+        self.input_spec = input_spec
         self._fingerprint = ""
         self._seen: list[tuple[Tensor, int]] | None = None  # tensors and their versions when the fingerprint was taken
         self._tuning = Tuning()
@@ -108,17 +108,17 @@ class ExitNet(nn.Module):
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
         """The outputs of every exit and the features ``(B,D,*S)`` that each of them was computed from (0 at padding)."""
         outputs, features = [], []
-        carried = self.entering(inputs)
+        activations = self.entering(inputs)
         for stage, head in zip(self.stages, self.heads, strict=True):
-            carried = stage(*carried)
-            out, feature = cast(ExitHead, head).with_features(*carried)
+            activations = stage(*activations)
+            out, feature = cast(ExitHead, head).with_features(*activations)
             outputs.append(out)
             features.append(feature)
         return tuple(outputs), tuple(features)
 
-    def entering(self, inputs: Inputs) -> Carried:
+    def entering(self, inputs: Inputs) -> Activations:
         """The tensors that the first stage takes, not checked."""
-        return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs[name] for name in self.contract.names)
+        return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs[name] for name in self.input_spec.names)
 
     def walk(self, inputs: Inputs) -> Iterator[ExitOutput]:
         """Yields one exit's output after the other; stage k+1 runs only when exit k+1 is asked for.
@@ -128,17 +128,17 @@ class ExitNet(nn.Module):
         """
         return self._walk(self.check_input(inputs))
 
-    def _walk(self, carried: Carried) -> Iterator[ExitOutput]:
+    def _walk(self, activations: Activations) -> Iterator[ExitOutput]:
         for stage, head in zip(self.stages, self.heads, strict=True):
-            carried = stage(*carried)
-            yield head(*carried)
+            activations = stage(*activations)
+            yield head(*activations)
 
-    def check_input(self, inputs: Inputs, name: str = "images") -> Carried:
+    def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
         """The tensors that the first stage takes; raises :class:`InputError` for inputs that the network cannot take.
 
-        See :class:`~exitlens.model.input_spec.InputContract`.
+        See :class:`~exitlens.model.input_spec.InputSpec`.
         """
-        return self.contract.check(inputs, name, next(self.heads[0].parameters()))
+        return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
 
     _members: list[nn.Module] | None
 

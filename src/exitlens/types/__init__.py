@@ -1,24 +1,21 @@
 """The values that the verbs exchange. Tensors here are never changed after they are made."""
 
-from exitlens.functional.drift import Drift, Monitor, reference_of
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
-from exitlens.types.policies import CLUES, SCORES, Gate, Policy
+from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
 from exitlens.types.preprocessing import Preprocess, TextPreprocess, import_tokenizers, preprocess_from_dict
 from exitlens.types.traces import Trace
 
 __all__ = [
-    "CLUES",
+    "GATE_FEATURES",
     "SCHEMA",
     "SCORES",
-    "Drift",
     "ExitOutput",
     "ExitView",
     "Explanation",
     "Gate",
     "Location",
     "LossTerms",
-    "Monitor",
     "Policy",
     "Prediction",
     "Preprocess",
@@ -26,5 +23,4 @@ __all__ = [
     "Trace",
     "import_tokenizers",
     "preprocess_from_dict",
-    "reference_of",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exitlens.display import html_table, map_svg, to_picture
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
-from exitlens.types.words import exit_name, told_apart
+from exitlens.types.words import exit_name, tell_apart
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
 
@@ -152,7 +152,7 @@ class Explanation:
             confidence = f"with probability {100 * view.probabilities[view.label]:.1f} %"
         else:
             why = f"exit {view.exit} answered"
-            confidence = "its confidence {} reached the threshold {}".format(*told_apart(view.confidence, view.threshold))
+            confidence = "its confidence {} reached the threshold {}".format(*tell_apart(view.confidence, view.threshold))
             if view.estimate is not None and view.threshold > 0:
                 confidence += f" and its map is estimated to be near the final one (divergence {view.estimate:.3f})"
             if view.threshold == 0:
@@ -160,7 +160,7 @@ class Explanation:
         sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
         for one in self.exits[: self.answered]:
             if one.confidence >= one.threshold and one.estimate is not None and one.limit is not None:
-                guess, limit = told_apart(one.estimate, one.limit)
+                guess, limit = tell_apart(one.estimate, one.limit)
                 sentence += (
                     f" Exit {one.exit} reached the threshold too, but its map was not trusted: its estimated divergence "
                     f"from the final one is {guess}, over the limit {limit}."

@@ -11,12 +11,12 @@ Inputs = Tensor | Mapping[str, Tensor]
 MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
 
-def input_names(inputs: Inputs) -> tuple[str, ...]:
+def list_input_names(inputs: Inputs) -> tuple[str, ...]:
     """Names of the tensors; empty for one tensor alone."""
     return () if isinstance(inputs, Tensor) else tuple(inputs)
 
 
-def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
+def list_tensors(inputs: Inputs) -> tuple[Tensor, ...]:
     """The tensors, in the order of their names."""
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs.values())
 
@@ -28,7 +28,7 @@ def map_inputs(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
 
 def count_rows(inputs: Inputs) -> int:
     """Samples in the batch."""
-    return len(tensors_of(inputs)[0])
+    return len(list_tensors(inputs)[0])
 
 
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
@@ -36,6 +36,6 @@ def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     return [map_inputs(inputs, lambda t, at=at: t[at : at + size]) for at in range(0, count_rows(inputs), size)]  # type: ignore[misc]
 
 
-def drawn(count: int, most: int, seed: int = 0) -> Tensor:
+def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
     """Indices of ``most`` of ``count`` samples, drawn at random, in order; of all, where there are no more."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values

@@ -16,18 +16,18 @@ from exitlens.types.certificates import certificate
 from exitlens.types.words import exit_name
 
 SCORES = ("max_probability", "entropy", "margin")
-CLUES = ("confidence", "entropy", "change")  # largest probability; of the map; divergence from the exit's before
+GATE_FEATURES = ("confidence", "entropy", "change")  # largest probability; of the map; divergence from the exit's before
 
 
 @dataclass(frozen=True)
 class Gate:
     """Which explanations can be trusted: an estimate of a map's divergence from the final one, and a limit, by early exit.
 
-    The estimate is linear in :data:`CLUES` and clipped to [0, 1]. An exit's score counts as 0 where the estimate is above
-    the limit, so that only a threshold of 0 (always) lets the exit fire.
+    The estimate is linear in :data:`GATE_FEATURES` and clipped to [0, 1]. An exit's score counts as 0 where the estimate is
+    above the limit, so that only a threshold of 0 (always) lets the exit fire.
 
     Args:
-        weights: K-1 rows: one number for each of :data:`CLUES`, and a constant.
+        weights: K-1 rows: one number for each of :data:`GATE_FEATURES`, and a constant.
         limits: K-1 numbers; ``math.inf`` trusts every map.
 
     Raises:
@@ -43,8 +43,8 @@ class Gate:
             object.__setattr__(self, "limits", tuple(float(limit) for limit in self.limits))
         except (TypeError, ValueError) as error:
             raise PolicyError(f"gate: expected rows of numbers as weights, and numbers as limits ({error})") from error
-        if len(self.weights) != len(self.limits) or any(len(row) != len(CLUES) + 1 for row in self.weights):
-            raise PolicyError(f"gate: expected a limit and {len(CLUES) + 1} weights for each early exit, got {self}")
+        if len(self.weights) != len(self.limits) or any(len(row) != len(GATE_FEATURES) + 1 for row in self.weights):
+            raise PolicyError(f"gate: expected a limit and {len(GATE_FEATURES) + 1} weights for each early exit, got {self}")
         if not all(math.isfinite(w) for row in self.weights for w in row) or any(math.isnan(v) for v in self.limits):
             raise PolicyError(f"gate: expected finite weights and limits that are numbers, got {self}")
 

@@ -27,8 +27,8 @@ class Trace:
         similarity: by name ``(N,K)``: agreement of exit k's map with the final exit's on the same image.
         null: by name ``(N,K)``: the same against another image's final map (the shuffled-image null).
         uniform_null: by name ``(N,K)``: the same for a uniform map.
-        clues: ``(N,K-1,2)`` in [0, 1]: of every early exit's map its entropy over that of a uniform map, and its divergence
-            from the map of the exit before (0 at the first): what a :class:`~exitlens.types.Gate` estimates from.
+        gate_features: ``(N,K-1,2)`` in [0, 1], what a :class:`~exitlens.types.Gate` estimates from: the entropy of every
+            early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
 
     Raises:
         InputError: where shapes, ranges or values do not fit.
@@ -42,7 +42,7 @@ class Trace:
     similarity: Mapping[str, Tensor] = field(default_factory=dict)
     null: Mapping[str, Tensor] = field(default_factory=dict)
     uniform_null: Mapping[str, Tensor] = field(default_factory=dict)
-    clues: Tensor | None = None
+    gate_features: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost"):
@@ -76,14 +76,14 @@ class Trace:
             raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
         if self.divergence[:, -1].abs().max() > 1e-3:
             raise InputError("divergence: expected 0 at the final exit, which is what the others are compared with")
-        if self.clues is not None:
+        if self.gate_features is not None:
             try:
-                clues = torch.as_tensor(self.clues).detach().float()
+                gate_features = torch.as_tensor(self.gate_features).detach().float()
             except (TypeError, ValueError, RuntimeError) as error:
-                raise InputError(f"clues: expected ({n},{k - 1},2) numbers ({error})") from error
-            if clues.shape != (n, k - 1, 2) or not torch.isfinite(clues).all():
-                raise InputError(f"clues: expected ({n},{k - 1},2) finite numbers, got {tuple(clues.shape)}")
-            object.__setattr__(self, "clues", clues)
+                raise InputError(f"gate_features: expected ({n},{k - 1},2) numbers ({error})") from error
+            if gate_features.shape != (n, k - 1, 2) or not torch.isfinite(gate_features).all():
+                raise InputError(f"gate_features: expected ({n},{k - 1},2) finite numbers, got {tuple(gate_features.shape)}")
+            object.__setattr__(self, "gate_features", gate_features)
         if (self.cost <= 0).any() or (self.cost.diff() <= 0).any():
             raise InputError(f"cost: expected positive, strictly increasing numbers, got {self.cost.tolist()}")
 

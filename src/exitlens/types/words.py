@@ -8,7 +8,7 @@ def exit_name(k: int, count: int) -> str:
     return "final" if k == count - 1 else f"exit {k}"
 
 
-def told_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
+def tell_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
     """Both numbers with as many digits (``digits`` to 7) as tell them apart, where anything does."""
     while digits < 7 and one != other and f"{one:.{digits}f}" == f"{other:.{digits}f}":
         digits += 1

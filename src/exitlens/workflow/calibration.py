@@ -14,19 +14,20 @@ from exitlens.errors import CalibrationError, InputError, require
 from exitlens.functional.certification import (
     Certificate,
     Risk,
-    candidates,
     choose_tests,
-    ordered_path,
-    samples_needed,
+    estimate_samples_needed,
+    find_candidates,
+    order_path,
     walk,
 )
-from exitlens.functional.gating import SHARES, fit_gate, limited, trace_estimates, trusted
-from exitlens.functional.limits import checked_limits
-from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, sketch, taken
-from exitlens.functional.routing import early_scores, first_firing, last_score, route
+from exitlens.functional.drift import summarize_reference
+from exitlens.functional.gating import SHARES, estimate_trace, fit_gate, limit_gate, mask_untrusted
+from exitlens.functional.limits import check_limits
+from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, select_exits, sketch
+from exitlens.functional.routing import find_first_firing, route, score_early_exits, score_final_exit
 from exitlens.functional.scores import fit_temperature
 from exitlens.functional.search import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
-from exitlens.types import Gate, Policy, Trace, reference_of
+from exitlens.types import Gate, Policy, Trace
 
 PATH_SHARE = 0.4  # of the samples, to find the path; the others test it (docs/guarantees.md)
 FEWEST = 10  # samples for a certificate; what so few can certify is nothing, and the policy says how many it takes
@@ -88,7 +89,7 @@ def calibrate(
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
-    limits = checked_limits(given, max_cost=max_cost, delta=delta, score=score, gate=gate)
+    limits = check_limits(given, max_cost=max_cost, delta=delta, score=score, gate=gate)
     require(temperature_scaling, bool, "temperature_scaling")
     if delta is not None and len(trace) < FEWEST:
         raise CalibrationError(
@@ -102,7 +103,7 @@ def calibrate(
     scaling, fitted_on = _temperatures(trace, first, temperature_scaling, temperatures)
     unset = Policy.never(trace.num_exits, score=score, temperatures=scaling, network=trace.network)
     chosen = _gate(trace, unset, first, risks) if gate else None
-    scores = early_scores(trace, replace(unset, gate=chosen))
+    scores = score_early_exits(trace, replace(unset, gate=chosen))
     record = {
         "limits": {**limits, **({} if max_cost is None else {"max_cost": max_cost})},
         "samples": len(trace),
@@ -117,7 +118,7 @@ def calibrate(
     else:
         thresholds, found = _certified(scores, risks, trace.cost, first, second, delta)
     mode = {"mode": "empirical" if delta is None else "certified"}
-    policy = _recorded(
+    policy = _record(
         trace, unset, replace(unset, thresholds=thresholds, gate=chosen), mode | record | found | {"seed": seed}
     )
     cost = policy.chosen_by["cost"]
@@ -129,12 +130,14 @@ def calibrate(
     return policy
 
 
-def _recorded(trace: Trace, unset: Policy, policy: Policy, record: dict[str, Any]) -> Policy:
+def _record(trace: Trace, unset: Policy, policy: Policy, record: dict[str, Any]) -> Policy:
     """The policy with its record: cost, what the drift watch compares with, and the rule that all of it is about."""
     exits = route(trace, policy)
-    said = torch.cat([early_scores(trace, unset), last_score(trace, unset)], 1)  # as predictions report it, gate or not
+    said = torch.cat(
+        [score_early_exits(trace, unset), score_final_exit(trace, unset)], 1
+    )  # as predictions report it, gate or not
     record |= {
-        "reference": reference_of(exits, taken(said, exits), trace.num_exits),
+        "reference": summarize_reference(exits, select_exits(said, exits), trace.num_exits),
         "cost": trace.cost[exits].double().mean().item(),
         "rule": policy.rule(),
     }
@@ -146,11 +149,11 @@ def _gate(trace: Trace, unset: Policy, rows: Tensor, risks: Sequence[Risk]) -> G
     if trace.num_exits < 2:
         return None
     fitted = fit_gate(trace, rows, unset.temperatures)
-    plain, estimates = early_scores(trace, unset)[rows], trace_estimates(trace, unset.temperatures, fitted)[rows]
+    plain, estimates = score_early_exits(trace, unset)[rows], estimate_trace(trace, unset.temperatures, fitted)[rows]
     theirs, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
     for share in SHARES:
-        gate = limited(fitted, estimates, share)
-        columns = [trusted(plain[:, k], estimates[:, k], limit) for k, limit in enumerate(gate.limits)]
+        gate = limit_gate(fitted, estimates, share)
+        columns = [mask_untrusted(plain[:, k], estimates[:, k], limit) for k, limit in enumerate(gate.limits)]
         cost = _cheapest(quantise(torch.stack(columns, 1)), theirs, trace.cost, None).cost
         if cost < best - 1e-9:
             best, chosen = cost, gate if share < 1 else None
@@ -180,7 +183,7 @@ def _certified(
     """Thresholds and the record of how they were certified."""
     levels = quantise(scores[first])
     theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]
-    path = ordered_path(candidates(levels.index, theirs, cost), [risk.limit for risk in risks])
+    path = order_path(find_candidates(levels.index, theirs, cost), [risk.limit for risk in risks])
     tests = choose_tests(levels.index, theirs, path, len(second), delta)
     found = walk(levels.apply(scores[second]), ours, path, tests, delta)
     record = {
@@ -192,7 +195,7 @@ def _certified(
     }
     if found.cuts is not None:
         return levels.thresholds(found.cuts), record
-    needed = samples_needed(theirs, path, delta)
+    needed = estimate_samples_needed(theirs, path, delta)
     total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
     reason = _reason(found, len(first) + len(second), total) if scores.shape[1] else "the network has no early exits"
     record |= {"reason": reason, "samples_needed": total}
@@ -246,7 +249,7 @@ def _cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: flo
     """The cheapest policy that keeps every limit: frontiers of each risk and of their sum, then refined."""
 
     def allowed(cuts: Cuts) -> bool:
-        exits = first_firing(levels.index, cuts)
+        exits = find_first_firing(levels.index, cuts)
         return all(risk.losses(exits).double().mean().item() <= risk.limit + 1e-12 for risk in risks)
 
     columns = [risk.column() for risk in risks if risk.rows is None]

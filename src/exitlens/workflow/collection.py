@@ -10,9 +10,9 @@ from torch import Tensor
 
 from exitlens.data.batches import batches, count_batches
 from exitlens.errors import InputError, require
-from exitlens.functional.gating import map_clues
+from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import MEASURES, divergence, transplanted, uniform
+from exitlens.functional.similarity import MEASURES, divergence, transplant, uniform
 from exitlens.model.network import ExitNet
 from exitlens.types import Trace
 
@@ -36,18 +36,18 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     require(net, ExitNet, "net")
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
-    clues: list[Tensor] = []
+    gate_features: list[Tensor] = []
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
     stream = batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
     for images, target in stream:
-        carried = net.check_input(images, "loader")
+        activations = net.check_input(images, "loader")
         with net.running() as engine:
-            outputs = engine.outputs(engine.enter(carried))
+            outputs = engine.outputs(engine.enter(activations))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
-        clues.append(_clues([attention for _, attention in outputs[:-1]]))
+        gate_features.append(_gate_features([attention for _, attention in outputs[:-1]]))
         for k, (_, attention) in enumerate(outputs):
             grids = on_common_grid(attention.float(), outputs[-1][1].float())
             pairs[k].append((grids[0].cpu(), grids[1].cpu()))
@@ -58,11 +58,11 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     if len({early.shape[1:] for early, _ in pairs[-1]}) > 1:
         raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
     maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
-    return _trace(net, torch.cat(logits), labels, maps, torch.cat(clues) if net.num_exits > 1 else None, seed)
+    return _trace(net, torch.cat(logits), labels, maps, torch.cat(gate_features) if net.num_exits > 1 else None, seed)
 
 
-def _clues(maps: list[Tensor]) -> Tensor:  # of the early exits -> (B,K-1,2)
-    found = [map_clues(attention, maps[k - 1] if k else None).cpu() for k, attention in enumerate(maps)]
+def _gate_features(maps: list[Tensor]) -> Tensor:  # of the early exits -> (B,K-1,2)
+    found = [compute_gate_features(attention, maps[k - 1] if k else None).cpu() for k, attention in enumerate(maps)]
     return torch.stack(found, 1) if found else torch.empty(0)
 
 
@@ -71,16 +71,16 @@ def _trace(
     logits: Tensor,
     labels: list[Tensor | None],
     maps: list[tuple[Tensor, Tensor]],
-    clues: Tensor | None,
+    gate_features: Tensor | None,
     seed: int,
 ) -> Trace:
-    partner = pairing(len(logits), seed)
+    partner = pair_samples(len(logits), seed)
     columns: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in ("same", "null", "uniform")}
     for early, final in maps:
         for name, measure in MEASURES.items():
             # KL is KL(final ‖ exit); the other measures are symmetric
             columns["same"].setdefault(name, []).append(measure(final, early))
-            columns["null"].setdefault(name, []).append(measure(transplanted(final[partner], early), early))
+            columns["null"].setdefault(name, []).append(measure(transplant(final[partner], early), early))
             columns["uniform"].setdefault(name, []).append(measure(final, uniform(early)))
     tables = {kind: {n: torch.stack(c, 1) for n, c in named.items()} for kind, named in columns.items()}
     spread = torch.stack([divergence(final, early) for early, final in maps], 1)
@@ -94,11 +94,11 @@ def _trace(
         similarity=tables["same"],
         null=tables["null"] if len(logits) > 1 else {},
         uniform_null=tables["uniform"],
-        clues=clues,
+        gate_features=gate_features,
     )
 
 
-def pairing(count: int, seed: int) -> Tensor:
+def pair_samples(count: int, seed: int) -> Tensor:
     """For each image another one, drawn at random: a random cycle, so that no image is its own partner."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     partner = torch.empty_like(order)

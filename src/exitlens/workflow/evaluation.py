@@ -12,8 +12,8 @@ from torch import Tensor
 from exitlens.display import html_table
 from exitlens.errors import require
 from exitlens.functional.quality import brier_score, expected_calibration_error, overthinking, risk_coverage
-from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
-from exitlens.functional.routing import early_scores, route
+from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
+from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.scores import probabilities
 from exitlens.functional.search import evaluate_cuts, frontier, quantise
 from exitlens.functional.similarity import skill
@@ -128,12 +128,12 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     answers = predictions(trace)
     correct = None if trace.labels is None else (answers == trace.labels[:, None]).float()
     rows = tuple(_row(trace, policy, k, exits, correct) for k in range(trace.num_exits))
-    drop = None if trace.labels is None else taken(accuracy_drop(trace), exits).mean().item()
+    drop = None if trace.labels is None else select_exits(accuracy_drop(trace), exits).mean().item()
     return Report(
-        accuracy=None if correct is None else taken(correct, exits).mean().item(),
+        accuracy=None if correct is None else select_exits(correct, exits).mean().item(),
         accuracy_drop=drop,
-        disagreement=taken(disagreement(trace), exits).mean().item(),
-        divergence=taken(trace.divergence, exits).mean().item(),
+        disagreement=select_exits(disagreement(trace), exits).mean().item(),
+        divergence=select_exits(trace.divergence, exits).mean().item(),
         cost=trace.cost[exits].double().mean().item(),
         exit_shares=tuple(row.share for row in rows),
         overthinking=None if correct is None else overthinking(correct),
@@ -181,7 +181,7 @@ def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
     best = 1.0
     if trace.labels is not None:
         best = (predictions(trace)[:, -1] == trace.labels).float().mean().item()
-    index = quantise(early_scores(trace, policy)).index
+    index = quantise(score_early_exits(trace, policy)).index
     ends = [evaluate_cuts(index, risk, trace.cost, (c,) * index.shape[1]) for c in (0.0, math.inf)]
     points = sorted((p.cost, best - p.risk) for p in [*frontier(index, risk, trace.cost), *ends])
     kept = points[:1]

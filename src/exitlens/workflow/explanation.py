@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.gating import estimate, map_clues, trusted
+from exitlens.functional.gating import compute_gate_features, estimate, mask_untrusted
 from exitlens.functional.maps import all_finite, on_common_grid
-from exitlens.functional.routing import fires, first_firing
+from exitlens.functional.routing import find_first_firing, fires
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.network import ExitNet
@@ -33,7 +33,7 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) 
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
     """
     require(net, ExitNet, "net")
-    axes = 1 if net.contract.is_text else 3
+    axes = 1 if net.input_spec.is_text else 3
     if not isinstance(image, Tensor | Mapping) or (axes == 3 and not isinstance(image, Tensor)):
         hint = "TextPreprocess.encode" if axes == 1 else "exitlens.read_image"
         wanted = "tokens by name" if axes == 1 else "a torch.Tensor (C,H,W)"
@@ -52,7 +52,7 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
     policy.check(net.num_exits, net.identity() if policy.network else "")
     with net.running() as engine:
         seen = _look(engine.explained(engine.enter(tensors)), policy, final)
-    answered = _answered(seen, policy)
+    answered = _find_answering_exits(seen, policy)
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
     result = []
     for i, sample in enumerate(tensors[0]):
@@ -95,9 +95,9 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
         score = score_of(p, policy.score)
         decisive, guess = score, None
         if policy.gate is not None and k < len(policy.thresholds):
-            clues = map_clues(out.attention, seen[-1].out.attention if seen else None)
-            guess = estimate(policy.gate, k, p.amax(1), clues)
-            decisive = trusted(score, guess, policy.gate.limits[k])
+            gate_features = compute_gate_features(out.attention, seen[-1].out.attention if seen else None)
+            guess = estimate(policy.gate, k, p.amax(1), gate_features)
+            decisive = mask_untrusted(score, guess, policy.gate.limits[k])
         seen.append(_Seen(out, p, score, decisive, guess))
         if k < len(policy.thresholds):
             fired = fires(decisive, policy.thresholds[k])
@@ -107,11 +107,11 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
     return seen
 
 
-def _answered(seen: Sequence[_Seen], policy: Policy) -> list[int]:
+def _find_answering_exits(seen: Sequence[_Seen], policy: Policy) -> list[int]:
     early = [one.decisive for one in seen[: len(policy.thresholds)]]
     if not early:
         return [0] * len(seen[0].score)
-    return first_firing(torch.stack(early, 1), policy.thresholds[: len(early)]).tolist()
+    return find_first_firing(torch.stack(early, 1), policy.thresholds[: len(early)]).tolist()
 
 
 def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
@@ -158,6 +158,6 @@ def _tokens(net: ExitNet, tensors: Sequence[Tensor], row: int) -> tuple[str, ...
     """The tokens of one text without its padding, where the network knows its tokenizer."""
     if not isinstance(net.info.preprocess, TextPreprocess):
         return ()
-    names, ids = net.contract.names, tensors[0][row]
+    names, ids = net.input_spec.names, tensors[0][row]
     length = int(tensors[names.index(MASK)][row].sum()) if MASK in names else len(ids)
     return tuple(net.info.preprocess.tokens(ids[:length].cpu()))

@@ -16,11 +16,11 @@ from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
 from exitlens.functional.maps import top_cells
 from exitlens.functional.similarity import pearson
-from exitlens.model.cutting.modes import mode_of
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import MASK, Inputs, count_rows, drawn, split_rows
+from exitlens.types.inputs import MASK, Inputs, count_rows, draw_samples, split_rows
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def faithfulness(
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
-    data = data.subset(drawn(len(data), samples, seed))
+    data = data.subset(draw_samples(len(data), samples, seed))
     images = data.inputs
     net.check_input(images, "data")
-    if net.contract.is_text and MASK not in net.contract.names:
+    if net.input_spec.is_text and MASK not in net.input_spec.names:
         raise InputError(
             f"net: to delete tokens it has to take a padding mask ({MASK!r}): attach with an example that has one"
         )
-    with mode_of(net, False), torch.no_grad():
+    with switch_mode(net, False), torch.no_grad():
         plain = _outputs(net, images)
         maps = [measures.evaluation_map(out.attention, grid) for out in plain]
         blind = [measures.random_map(m, seed) for m in maps]
@@ -131,10 +131,10 @@ def _exit_probabilities(net: ExitNet, images: Inputs, exit_index: int, batch_siz
     """Softmax of one exit; the stages after it are not run."""
     parts = []
     for chunk in split_rows(images, batch_size):
-        carried = net.check_input(chunk)
+        activations = net.check_input(chunk)
         for stage in list(net.stages)[: exit_index + 1]:
-            carried = stage(*carried)
-        parts.append(net.head(exit_index).classify(*carried).softmax(1))
+            activations = stage(*activations)
+        parts.append(net.head(exit_index).classify(*activations).softmax(1))
     return torch.cat(parts)
 
 
@@ -144,11 +144,11 @@ def _randomised(net: ExitNet, images: Inputs, plain: Sequence[ExitOutput], seed:
     others = [_random_head(head, generator) if isinstance(head, EvidenceHead) else None for head in net.heads]
     sums, start = [0.0] * len(others), 0
     for chunk in split_rows(images, 250):
-        carried, stop = net.check_input(chunk), start + count_rows(chunk)
+        activations, stop = net.check_input(chunk), start + count_rows(chunk)
         for k, (stage, other) in enumerate(zip(net.stages, others, strict=True)):
-            carried = stage(*carried)
+            activations = stage(*activations)
             if other is not None:
-                sums[k] += pearson(plain[k].attention[start:stop], other(*carried).attention).sum().item()
+                sums[k] += pearson(plain[k].attention[start:stop], other(*activations).attention).sum().item()
         start = stop
     return tuple(None if other is None else total / start for other, total in zip(others, sums, strict=True))
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.risk import accuracy_drop, disagreement, predictions, taken
-from exitlens.functional.routing import early_scores, first_firing
+from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
+from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
 from exitlens.functional.search import Cuts, frontier, quantise
 from exitlens.types import SCORES, Policy, Trace
@@ -82,17 +82,17 @@ def sweep(
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     base = _base(trace, first, score)
-    levels = quantise(early_scores(trace, base)[first])
+    levels = quantise(score_early_exits(trace, base)[first])
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
     found: dict[Cuts, None] = {}
     for price in PRICES:
         found |= {p.cuts: None for p in frontier(levels.index, (risk + price * trace.divergence)[first], trace.cost)}
     found |= {p.cuts: None for p in frontier(levels.index, trace.divergence[first], trace.cost)}
-    cuts = _undominated(list(found), levels.index, [risk[first], trace.divergence[first]], trace.cost)
+    cuts = _keep_undominated(list(found), levels.index, [risk[first], trace.divergence[first]], trace.cost)
     if len(cuts) > most:
         cuts = [cuts[i] for i in torch.linspace(0, len(cuts) - 1, most).round().long().unique().tolist()]
     policies = [Policy(levels.thresholds(c), score, base.temperatures, trace.network) for c in cuts]
-    return _measured(trace, policies, second, level)
+    return _measure_policies(trace, policies, second, level)
 
 
 def _check(trace: Trace, score: str, level: float) -> None:
@@ -116,25 +116,27 @@ def _base(trace: Trace, rows: Tensor, score: str) -> Policy:
     return Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
 
 
-def _undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tensor], cost: Tensor) -> list[Cuts]:
+def _keep_undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tensor], cost: Tensor) -> list[Cuts]:
     """Those that no other beats in cost and in every risk, cheapest first."""
     rows = []
     for cuts in pool:
-        exits = first_firing(index, cuts)
-        rows.append([cost[exits].double().mean().item(), *(taken(risk, exits).double().mean().item() for risk in risks)])
+        exits = find_first_firing(index, cuts)
+        rows.append(
+            [cost[exits].double().mean().item(), *(select_exits(risk, exits).double().mean().item() for risk in risks)]
+        )
     table = torch.tensor(rows, dtype=torch.float64)
     beaten = (table[:, None] >= table[None]).all(2) & (table[:, None] > table[None]).any(2)
     kept = (~beaten.any(1)).nonzero().squeeze(1)
     return [pool[i] for i in kept[table[kept, 0].argsort()].tolist()]
 
 
-def _measured(trace: Trace, policies: Sequence[Policy], rows: Tensor, level: float) -> list[SweepPoint]:
-    exits = [first_firing(early_scores(trace, policy), policy.thresholds)[rows] for policy in policies]
+def _measure_policies(trace: Trace, policies: Sequence[Policy], rows: Tensor, level: float) -> list[SweepPoint]:
+    exits = [find_first_firing(score_early_exits(trace, policy), policy.thresholds)[rows] for policy in policies]
     measures = {"cost": trace.cost[None].expand(len(rows), -1), "agreement": 1 - disagreement(trace)[rows]}
     measures["divergence"] = trace.divergence[rows]
     if trace.labels is not None:
         measures["accuracy"] = (predictions(trace) == trace.labels[:, None]).float()[rows]
-    bands = {name: _bands(torch.stack([taken(values, e) for e in exits]), level) for name, values in measures.items()}
+    bands = {name: _bands(torch.stack([select_exits(values, e) for e in exits]), level) for name, values in measures.items()}
     return [
         SweepPoint(
             policy,
@@ -190,12 +192,12 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probabil
         raise InputError("validation, test: expected traces of one network: collect both with it")
     _check_count(points, "points")
     policy = Policy.never(test.num_exits, score=score)
-    known, scores = early_scores(validation, policy), early_scores(test, policy)
+    known, scores = score_early_exits(validation, policy), score_early_exits(test, policy)
     correct, found = (predictions(test) == test.require_labels("budgeted_batch")[:, None]).double(), []
     for q in torch.logspace(-1.5, 1.5, points).tolist():
         shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
-        exits = first_firing(scores, _geometric(known, (shares / shares.sum()).tolist()))
-        found.append(CurvePoint(test.cost[exits].double().mean().item(), taken(correct, exits).mean().item()))
+        exits = find_first_firing(scores, _geometric(known, (shares / shares.sum()).tolist()))
+        found.append(CurvePoint(test.cost[exits].double().mean().item(), select_exits(correct, exits).mean().item()))
     return found
 
 

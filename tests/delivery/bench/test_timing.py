@@ -5,9 +5,9 @@ import torch
 from scipy import stats
 
 import exitlens as xl
-from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, machine, shares_for, table
-from exitlens.delivery.bench.contenders import Planned, StepTimes, plan_of, router_share
-from exitlens.delivery.bench.timing import Times, clocked, interleave, interval, peak_bytes, pinned
+from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, list_exit_shares, machine, table
+from exitlens.delivery.bench.contenders import Planned, StepTimes, measure_router_share, plan_exits
+from exitlens.delivery.bench.timing import Times, interleave, interval, measure_peak_bytes, pin_threads, time_calls
 from exitlens.model.engine import malloc
 from tests.conftest import TinyNet, make_net
 
@@ -33,7 +33,7 @@ def test_ratios_are_of_paired_rounds():
 
 def test_works_take_turns_after_a_warm_up():
     calls: list[str] = []
-    works = {name: clocked(lambda batch, name=name: calls.append(name + batch), ["1", "2"]) for name in "ab"}
+    works = {name: time_calls(lambda batch, name=name: calls.append(name + batch), ["1", "2"]) for name in "ab"}
     times = interleave(works, rounds=8)
     text = "".join(calls)
     assert text.startswith("a1a1a2b1b1b2")
@@ -45,7 +45,7 @@ def test_works_take_turns_after_a_warm_up():
 def test_a_change_of_memory_is_warmed_up_for(monkeypatch):
     monkeypatch.setattr("exitlens.delivery.bench.timing.keep_memory", lambda kept: kept)
     calls: list[int] = []
-    assert len(clocked(calls.append, [1], kept=True)()) == len(clocked(calls.append, [2])()) == 1
+    assert len(time_calls(calls.append, [1], kept=True)()) == len(time_calls(calls.append, [2])()) == 1
     assert calls == [1, 1, 2]
 
 
@@ -56,25 +56,25 @@ def test_peak_counts_what_is_held_at_once():
         del a
         b + 1
 
-    assert 8000 <= peak_bytes(clocked(run, [0])) < 12000
+    assert 8000 <= measure_peak_bytes(time_calls(run, [0])) < 12000
 
 
 def test_pinned_takes_threads_and_processors_and_gives_them_back():
     before = torch.get_num_threads(), os.sched_getaffinity(0)
-    with pinned(1):
+    with pin_threads(1):
         assert torch.get_num_threads() == 1
         assert len(os.sched_getaffinity(0)) == 1
     assert (torch.get_num_threads(), os.sched_getaffinity(0)) == before
 
 
 def test_plans_have_the_shares():
-    assert plan_of((0.5, 0.3, 0, 0.2), 40).bincount().tolist() == [20, 12, 0, 8]
-    assert plan_of((0.5, 0.3, 0, 0.2), 8).bincount().tolist() == [4, 2, 0, 2]
-    assert plan_of((0, 0, 0, 1), 3).tolist() == [3, 3, 3]
-    assert plan_of((1, 1), 40, seed=1).tolist() != plan_of((1, 1), 40, seed=2).tolist()
-    assert set(shares_for(4)) == {"nobody leaves", "all at exit 0", MIXED, "40/30/20/10"}
-    assert shares_for(3)["80/20"] == (0.8, 0.0, 0.2)
-    assert list(shares_for(1)) == ["nobody leaves"]
+    assert plan_exits((0.5, 0.3, 0, 0.2), 40).bincount().tolist() == [20, 12, 0, 8]
+    assert plan_exits((0.5, 0.3, 0, 0.2), 8).bincount().tolist() == [4, 2, 0, 2]
+    assert plan_exits((0, 0, 0, 1), 3).tolist() == [3, 3, 3]
+    assert plan_exits((1, 1), 40, seed=1).tolist() != plan_exits((1, 1), 40, seed=2).tolist()
+    assert set(list_exit_shares(4)) == {"nobody leaves", "all at exit 0", MIXED, "40/30/20/10"}
+    assert list_exit_shares(3)["80/20"] == (0.8, 0.0, 0.2)
+    assert list(list_exit_shares(1)) == ["nobody leaves"]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -82,7 +82,7 @@ def test_plans_have_the_shares():
 def test_planned_samples_leave_where_they_should(whole, micro_batch):
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=micro_batch)
-    plan = plan_of((0.5, 0.25, 0.25), 16)
+    plan = plan_exits((0.5, 0.25, 0.25), 16)
     ran = [0, 0, 0]
     for k in range(3):
         net.stage(k).register_forward_hook(lambda _, given, __, k=k: ran.__setitem__(k, ran[k] + len(given[0])))
@@ -120,7 +120,7 @@ def test_a_bench_has_every_contender_with_figures():
     few = bench.run(2, rounds=1, seconds=0, memory=False, keep=lambda name: "80/20" in name)
     assert {row["name"] for row in few["rows"]} == {AS_IS, TUNED, "exits, 80/20", "exits, 80/20, whole batches"}
     assert 0 < bench.router_time(8, runs=2)[0] < 1
-    assert 0 < router_share(Planned(net, plan_of((1, 1, 1), 6)), images)() < 1
+    assert 0 < measure_router_share(Planned(net, plan_exits((1, 1, 1), 6)), images)() < 1
     assert machine(2)["threads"] == 2
 
 
@@ -141,11 +141,11 @@ def test_memory_is_kept_where_the_library_can(monkeypatch):
     assert malloc.keep_memory()
     assert not malloc.keep_memory()
     assert dict(calls) == {-1: 2**31 - 1, -3: 2**30}
-    with malloc.memory_kept():
+    with malloc.hold_memory():
         pass
     assert malloc._state["kept"]
     assert malloc.keep_memory(False)
-    with malloc.memory_kept():
+    with malloc.hold_memory():
         assert malloc._state["kept"]
     assert not malloc._state["kept"]
     assert dict(calls[-2:]) == {-1: 64 * 2**20, -3: 32 * 2**20}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.explanations.folder import MANIFEST, SHEET, SHOWN, TABLE, explain_folder, line_of
+from exitlens.delivery.explanations.folder import MANIFEST, SHEET, SHOWN, TABLE, explain_folder, summarize_line
 from exitlens.delivery.explanations.pictures import save_explanation
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -29,7 +29,9 @@ def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
     )
     assert sum(done) == len(lines) == len(images)
     expected = xl.explain_batch(net, images, policy)
-    ranks = sorted(range(len(images)), key=lambda i: (not expected[i].disagrees, -line_of("", expected[i]).divergence))
+    ranks = sorted(
+        range(len(images)), key=lambda i: (not expected[i].disagrees, -summarize_line("", expected[i]).divergence)
+    )
     assert [line.file for line in lines] == [str(files[i]) for i in ranks]
     assert any(line.disagrees for line in lines)
     assert [line.disagrees for line in lines] == sorted((line.disagrees for line in lines), reverse=True)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.report.comparing import provenance_of, subjects_of
+from exitlens.delivery.report.comparing import describe_provenance, measure_subjects
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import load_samples
 from tests.hostile import hostile_files
@@ -99,7 +99,7 @@ def _text(page, selector: str) -> str:
     return page.locator(selector).first.inner_text()
 
 
-def _changed(page, selector: str, before: str, seconds: float = 30) -> str:
+def _find_changed(page, selector: str, before: str, seconds: float = 30) -> str:
     """The text once it is another."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -113,14 +113,14 @@ def test_pick_move_paint_compare(page):
     assert page.locator("#xl-answer-0 .xl-exit").count() == page.locator("#xl-answer-1 .xl-exit").count() == 4
     before = page.locator(ANSWER).inner_html()
     page.locator("[data-example='1']").click()
-    before = _changed(page, ANSWER, before)
+    before = _find_changed(page, ANSWER, before)
     page.wait_for_selector("#xl-routed-0 .xl-share", timeout=60_000)
     routed, other = page.locator(ROUTED).inner_html(), page.locator("#xl-routed-1 .xl-routed").inner_html()
     number = page.locator("#xl-threshold-0-0 input[type=number]")
     number.fill("1.01")  # never: the tiny network's calibrated thresholds are 0
     number.press("Tab")
     assert "100.0 %" in routed.split("xl-share")[1]
-    assert "0.0 %" in _changed(page, ROUTED, routed).split("xl-share")[1][:12]
+    assert "0.0 %" in _find_changed(page, ROUTED, routed).split("xl-share")[1][:12]
     assert "nothing is promised" in _text(page, ROUTED)
     assert page.locator("#xl-routed-1 .xl-routed").inner_html() == other  # the other bundle's thresholds stay
     before = page.locator(ANSWER).inner_html()
@@ -129,21 +129,21 @@ def test_pick_move_paint_compare(page):
     page.mouse.down()
     page.mouse.move(box["x"] + 200, box["y"] + 200, steps=8)
     page.mouse.up()
-    before = _changed(page, ANSWER, before)
+    before = _find_changed(page, ANSWER, before)
     page.locator("#xl-brush").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Space"):
         page.keyboard.press(key)
-    before = _changed(page, ANSWER, before)
+    before = _find_changed(page, ANSWER, before)
     page.wait_for_timeout(1500)  # for the picture alone: signs of progress fade
     page.screenshot(path=SHOTS / "explorer.png", full_page=True)
     assert page.evaluate(PAINTED) > 0
     page.locator("#xl-clear").click()
-    before = _changed(page, ANSWER, before)
+    before = _find_changed(page, ANSWER, before)
     page.wait_for_function(f"{PAINTED} === 0")
     page.mouse.click(box["x"] + 60, box["y"] + 60)
-    before = _changed(page, ANSWER, before)
+    before = _find_changed(page, ANSWER, before)
     page.locator("[data-example='2']").click()
-    _changed(page, ANSWER, before)
+    _find_changed(page, ANSWER, before)
     page.wait_for_function(f"{PAINTED} === 0")  # what was painted over the one is not left over the other
     page.locator("#xl-opacity input[type=number]").fill("0.2")
     page.locator("#xl-opacity input[type=number]").press("Tab")
@@ -158,7 +158,7 @@ def test_upload_a_picture_and_a_broken_file(page, tmp_path, address):
     before = page.locator(ANSWER).inner_html()
     for name in ("good.png", "large.jpg", "large.png", "good.png", "large.jpg", "large.png"):
         page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / name)
-        before = _changed(page, ANSWER, before)
+        before = _find_changed(page, ANSWER, before)
         page.locator("#xl-upload button[aria-label*='lear'], #xl-upload button[aria-label*='emove']").first.click()
     page.locator("#xl-upload input[type=file]").set_input_files(tmp_path / "broken.png")
     alert = page.wait_for_selector("#xl-message [role=alert]")
@@ -197,7 +197,7 @@ def test_texts_are_shaded_token_by_token(browser, tmp_path):
         before = page.locator(ANSWER).inner_html()
         page.locator("#xl-text textarea").fill("the film was good")
         page.locator("#xl-text textarea").press("Enter")
-        before = _changed(page, ANSWER, before)
+        before = _find_changed(page, ANSWER, before)
         assert page.locator("#xl-answer-0 .xl-exit").count() == 3
         assert page.locator("#xl-answer-0 .xl-tokens").first.inner_text().split()[1:-1] == ["the", "film", "was", "good"]
         shades = "found => new Set(found.map((e) => getComputedStyle(e).backgroundColor)).size"
@@ -206,7 +206,7 @@ def test_texts_are_shaded_token_by_token(browser, tmp_path):
         number = page.locator("#xl-threshold-0-0 input[type=number]")
         number.fill("0")  # always
         number.press("Tab")
-        _changed(page, ANSWER, before)
+        _find_changed(page, ANSWER, before)
         assert "exit 0 answered" in _text(page, ANSWER)
         page.screenshot(path=SHOTS / "explorer-text.png", full_page=True)
 
@@ -270,9 +270,12 @@ def test_hostile_files_through_the_server(address):
 def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path):
     net, _ = xl.load(trained / "bundle")
     images = load_samples(trained, net, "test", data="", root="", skip_bad=False)
-    subjects = subjects_of([trained, trained], images)
+    subjects = measure_subjects([trained, trained], images)
     path = write_report(
-        tmp_path / "r.html", subjects, {"test": images}, provenance_of([trained, trained], images, ["exitlens", "report"])
+        tmp_path / "r.html",
+        subjects,
+        {"test": images},
+        describe_provenance([trained, trained], images, ["exitlens", "report"]),
     )
     assert path.stat().st_size < 5e6
     for scheme in ("light", "dark"):

@@ -4,8 +4,8 @@ import torch
 import exitlens as xl
 from exitlens.delivery import run_setup
 from exitlens.delivery.report import comparing
-from exitlens.delivery.report.comparing import provenance_of, subjects_of
-from exitlens.delivery.run_directory import short_names
+from exitlens.delivery.report.comparing import describe_provenance, measure_subjects
+from exitlens.delivery.run_directory import shorten_names
 
 
 def _saved(net, folder, classes, preprocess):
@@ -18,11 +18,11 @@ def _saved(net, folder, classes, preprocess):
 
 def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
     path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
-    subject = subjects_of([path], tiny_set)[0]
+    subject = measure_subjects([path], tiny_set)[0]
     assert subject.name == path.name
     assert subject.reports["test"].samples == len(tiny_set)
     assert len(subject.faithfulness["test"].deletion) == 2
-    made = provenance_of([path], tiny_set, ["exitlens", "report", "a b"])
+    made = describe_provenance([path], tiny_set, ["exitlens", "report", "a b"])
     assert made.command == "exitlens report 'a b'"
     assert made.data == f"32 images: the test split of {path}"
     assert made.seed == "not recorded"
@@ -31,10 +31,10 @@ def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
 def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
     turned = _saved(net, tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
     with pytest.raises(xl.InputError, match="its classes are"):
-        subjects_of([turned], tiny_set)
+        measure_subjects([turned], tiny_set)
     other = _saved(net, tmp_path / "b", tiny_set.classes, xl.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
     with pytest.raises(xl.InputError, match="it reads images as"):
-        subjects_of([other], tiny_set)
+        measure_subjects([other], tiny_set)
 
 
 def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, monkeypatch):
@@ -47,10 +47,10 @@ def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, m
         return xl.attach(*args, head=head, **how)
 
     monkeypatch.setattr(run_setup, "attach", attach)
-    assert run_setup.new_network("small", "layer1", tiny_set).info.head == "evidence"
+    assert run_setup.build_network("small", "layer1", tiny_set).info.head == "evidence"
     assert asked == ["context", "evidence"]
     with pytest.raises(xl.HeadError):
-        run_setup.new_network("small", "layer1", tiny_set, head="context")
+        run_setup.build_network("small", "layer1", tiny_set, head="context")
 
 
 def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(net, tiny_set, tmp_path, monkeypatch):
@@ -60,16 +60,16 @@ def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(ne
     small.describe(source="small", classes=tiny_set.classes, preprocess=tiny_set.preprocess)
     xl.save(small, xl.Policy((0.5, 0.5)), tmp_path / "b" / "bundle")
     with pytest.raises(xl.InputError, match=r"they have \[2, 3\] exits"):
-        subjects_of([one, tmp_path / "b"], tiny_set)
+        measure_subjects([one, tmp_path / "b"], tiny_set)
 
 
 def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
     path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
     (path / "settings.json").write_text("{}")
     with pytest.raises(xl.DataError, match=r"settings.json: damaged \(KeyError"):
-        provenance_of([path], tiny_set, ["x"])
+        describe_provenance([path], tiny_set, ["x"])
 
 
 def test_names_of_runs_are_short_and_differ(tmp_path):
     paths = [tmp_path / "x", tmp_path / "y" / "x", tmp_path / "z" / "bundle"]
-    assert short_names(paths) == ["x", "x (2)", "z"]
+    assert shorten_names(paths) == ["x", "x (2)", "z"]

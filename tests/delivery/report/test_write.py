@@ -15,7 +15,7 @@ from exitlens.delivery.report import plots
 from exitlens.delivery.report.gallery import pick
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
-from exitlens.display import exit_colour
+from exitlens.display import pick_exit_colour
 from exitlens.workflow.training.step import TrainingSettings
 from tests.conftest import TinyNet, make_net
 
@@ -157,7 +157,7 @@ def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
     two = contact_sheet({"a": rows, "b": rows}, None)
     assert two.width > one.width
     assert one.height == two.height
-    frames = {ImageColor.getrgb(exit_colour(why.answered, 3)) for why in rows}
+    frames = {ImageColor.getrgb(pick_exit_colour(why.answered, 3)) for why in rows}
     assert frames <= {colour for _, colour in one.getcolors(100_000)}
 
 
@@ -169,7 +169,7 @@ def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny
         svg = draw(series)
         ElementTree.fromstring(svg)
         drawn = set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
-        colours = {exit_colour(k, 3).lower() for k in range(exits)}
+        colours = {pick_exit_colour(k, 3).lower() for k in range(exits)}
         assert colours <= drawn <= colours | {"#8a8a8a", "#ffffff", "#000000"}
         assert "currentColor" in svg
         assert "the &quot;other&quot;" in svg

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.backbones.transformers import config_of, tokenizer_of
+from exitlens.model.backbones.transformers import read_config, read_tokenizer
 from tests.texts import AT, config_values, make_bert, make_texts
 
 
@@ -107,16 +107,16 @@ def test_missing_transformers_names_the_extra(monkeypatch, directory):
 def test_only_what_can_be_built_again_has_a_configuration():
     from transformers import BertConfig, BertModel
 
-    assert config_of(torch.nn.Linear(2, 2)) is None
-    assert config_of(BertModel(BertConfig(**{k: v for k, v in config_values().items() if k != "model_type"}))) is None
-    values = config_of(make_bert())
+    assert read_config(torch.nn.Linear(2, 2)) is None
+    assert read_config(BertModel(BertConfig(**{k: v for k, v in config_values().items() if k != "model_type"}))) is None
+    values = read_config(make_bert())
     assert values["model_type"] == "bert"
     assert values["vocab_size"] == 40
     json.dumps(values)
 
 
 def test_the_tokenizer_beside_a_model(directory):
-    assert tokenizer_of(f"hf:{directory}") is None
-    assert tokenizer_of("timm:resnet18") is None
+    assert read_tokenizer(f"hf:{directory}") is None
+    assert read_tokenizer("timm:resnet18") is None
     (directory / "tokenizer.json").write_text(xl.word_tokenizer(["some words"]))
-    assert xl.TextPreprocess(tokenizer_of(f"hf:{directory}"), 8).vocabulary_size == 6
+    assert xl.TextPreprocess(read_tokenizer(f"hf:{directory}"), 8).vocabulary_size == 6

@@ -96,10 +96,10 @@ class Impure(nn.Module):
 
 
 def _run(pieces, x):
-    carried = (x,)
+    activations = (x,)
     for stage in (*pieces.stages, pieces.tail):
-        carried = stage(*carried)
-    return carried[0]
+        activations = stage(*activations)
+    return activations[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 import exitlens as xl
 from exitlens.model.cutting.split import split
-from exitlens.model.cutting.verify import plain_logits, staged_logits
+from exitlens.model.cutting.verify import run_plain, run_staged
 from tests.texts import AT, LENGTH, make_bert, make_text_net, make_texts
 
 
@@ -61,7 +61,7 @@ def test_a_buffer_that_the_forward_changes():
 def _both(network, at, example, inputs, names, training):
     pieces = split(network, at, example)
     results = []
-    for run in (lambda: plain_logits(network, inputs, names, training), lambda: staged_logits(pieces, inputs, training)):
+    for run in (lambda: run_plain(network, inputs, names, training), lambda: run_staged(pieces, inputs, training)):
         state = copy.deepcopy(network.state_dict())
         results.append((run(), {name: value.clone() for name, value in network.named_buffers()}))
         network.load_state_dict(state)
@@ -84,13 +84,13 @@ def test_control_flow_on_shapes(training, at):
 def test_samples_can_leave_between_stages():
     net = xl.attach(Stubborn().eval(), ["norm", "b"], 3, torch.zeros(1, 3, 10, 10), final="keep")
     x = torch.randn(6, 3, 10, 10)
-    carried = net.check_input(x)
+    activations = net.check_input(x)
     with torch.no_grad():
-        carried = net.stage(0)(*carried)
+        activations = net.stage(0)(*activations)
         kept = torch.tensor([4, 1])
         for stage in (net.stage(1), net.stage(2)):
-            carried = stage(*(t[kept] for t in carried) if stage is net.stage(1) else carried)
-        torch.testing.assert_close(net.head(2).classify(*carried), net(x)[-1].logits[kept])
+            activations = stage(*(t[kept] for t in activations) if stage is net.stage(1) else activations)
+        torch.testing.assert_close(net.head(2).classify(*activations), net(x)[-1].logits[kept])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -174,13 +174,13 @@ def test_tensors_that_the_graph_makes_follow_the_network_to_another_device():
 @torch.no_grad()
 def test_every_stage_and_head_exports_with_a_dynamic_batch_and_compiles():
     net, batch = make_text_net(), torch.export.Dim("batch", min=2, max=64)
-    carried = tuple(make_texts().values())
+    activations = tuple(make_texts().values())
     for k, stage in enumerate(net.stages):
-        after = stage(*carried)
-        made = torch.export.export(stage, carried, dynamic_shapes=(tuple({0: batch} for _ in carried),)).module()
-        torch.testing.assert_close(made(*[t[:3] for t in carried])[0], after[0][:3])
+        after = stage(*activations)
+        made = torch.export.export(stage, activations, dynamic_shapes=(tuple({0: batch} for _ in activations),)).module()
+        torch.testing.assert_close(made(*[t[:3] for t in activations])[0], after[0][:3])
         torch.export.export(net.head(k), after, dynamic_shapes=(tuple({0: batch} for _ in after),))
         quick = torch.compile(stage, backend="eager", fullgraph=True, dynamic=True)
-        torch.testing.assert_close(quick(*carried)[0], after[0])
-        carried = after
+        torch.testing.assert_close(quick(*activations)[0], after[0])
+        activations = after
         torch._dynamo.reset()

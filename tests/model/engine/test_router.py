@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import exitlens as xl
-from exitlens.functional.routing import first_firing
+from exitlens.functional.routing import find_first_firing
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import Router, gather
 from exitlens.model.engine.tuning import Tuning
@@ -28,8 +28,8 @@ class Head(nn.Module):
         p = scores[:, self.k].double()
         return torch.stack([(p / (1 - p)).log(), torch.zeros_like(p)], 1)
 
-    def with_attention(self, *carried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.classify(*carried), carried[1][:, None].float() + self.k / 10
+    def with_attention(self, *activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.classify(*activations), activations[1][:, None].float() + self.k / 10
 
 
 def engine(exits: int) -> tuple[Engine, list[list[list[int]]]]:
@@ -61,7 +61,7 @@ def cases(draw):
 def test_every_sample_leaves_once_at_its_exit_and_runs_no_further(case):
     scores, thresholds, micro_batch, cuts, attention = case
     count, exits = scores.shape
-    expected = first_firing(scores[:, :-1], thresholds).tolist()
+    expected = find_first_firing(scores[:, :-1], thresholds).tolist()
     running, ran = engine(exits)
     router = Router(running, xl.Policy(thresholds), attention, micro_batch)
     left = []

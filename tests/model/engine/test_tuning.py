@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.engine.tuning import Tuning, fold, prepared
+from exitlens.model.engine.tuning import Tuning, fold, prepare_graph
 from tests.conftest import TinyNet, make_net, spread_policy
 
 IMAGES = torch.randn(70, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -113,7 +113,7 @@ def test_folding_leaves_what_it_cannot_fold():
 
 def test_prepared_is_a_copy():
     body = torch.fx.symbolic_trace(TinyNet().eval())
-    twin = prepared(body, Tuning(folded=True, channels_last=True))
+    twin = prepare_graph(body, Tuning(folded=True, channels_last=True))
     assert not {p.data_ptr() for p in body.parameters()} & {p.data_ptr() for p in twin.parameters()}
     assert all(p.requires_grad for p in body.parameters())
     assert not any(p.requires_grad for p in twin.parameters())
@@ -256,7 +256,7 @@ def test_another_tuning_meanwhile_leaves_modes_as_they_were():
 def test_graphs_of_another_precision_are_told(monkeypatch):
     net = make_net()
     net.tuning = Tuning(precision="bfloat16")
-    monkeypatch.setattr(Tuning, "entering", lambda self, carried: carried)  # float32 meets bfloat16 weights
+    monkeypatch.setattr(Tuning, "entering", lambda self, activations: activations)  # float32 meets bfloat16 weights
     with pytest.raises(xl.EngineError, match="does not run in bfloat16"):
         xl.predict(net, IMAGES[:2], POLICY)
 

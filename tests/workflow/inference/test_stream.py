@@ -236,12 +236,12 @@ def test_samples_that_waited_with_those_of_the_failed_batch_are_answered(monkeyp
     calls: list[int] = []
     ran = type(net.stage(0)).forward
 
-    def fails_in_the_middle_of_the_second_batch(stage, *carried):
+    def fails_in_the_middle_of_the_second_batch(stage, *activations):
         if stage is net.stage(0):
-            calls.append(len(carried[0]))
+            calls.append(len(activations[0]))
             if len(calls) == 3:  # by then samples of the second batch wait with those of the first
                 raise MemoryError("no memory")
-        return ran(stage, *carried)
+        return ran(stage, *activations)
 
     monkeypatch.setattr(type(net.stage(0)), "forward", fails_in_the_middle_of_the_second_batch)
     found: list[xl.Prediction] = []

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.delivery.bench.contenders import Plain, Planned, StepTimes, as_users_run_it, plan_of, router_share
-from exitlens.delivery.bench.timing import Times, Work, clocked, interleave, interval, peak_bytes
+from exitlens.delivery.bench.contenders import Plain, Planned, StepTimes, measure_router_share, plan_exits, run_as_users_do
+from exitlens.delivery.bench.timing import Times, Work, interleave, interval, measure_peak_bytes, time_calls
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
@@ -31,7 +31,7 @@ SHARES: dict[str, tuple[float, ...]] = {
 MIXED = "50/30/0/20"
 
 
-def shares_for(num_exits: int) -> dict[str, tuple[float, ...]]:
+def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
     """The exit shares that are forced, for a network of so many exits: the middle ones are folded together or left out."""
     if num_exits == 4:
         return SHARES
@@ -90,7 +90,7 @@ class Bench:
         """
         count = {1: 20, 8: 40}.get(size, size)
         inputs = self.samples(count)
-        plans = {name: plan_of(shares, count) for name, shares in shares_for(self.net.num_exits).items()}
+        plans = {name: plan_exits(shares, count) for name, shares in list_exit_shares(self.net.num_exits).items()}
         steps = StepTimes(self.net, inputs, size)
         works = self._works(inputs, size, plans) | {STEPS: steps}
         meters = {"": (steps, TUNED)}
@@ -110,15 +110,15 @@ class Bench:
                 if shares in plans and name == f"exits, {shares}{suffix}" and meter.rounds:
                     row |= self._ideal(times, name, meter, reference, plans[shares], count)
             if memory and not name.startswith(STEPS):
-                row["peak_mb"] = round(peak_bytes(works[name]) / 1e6, 3)
+                row["peak_mb"] = round(measure_peak_bytes(works[name]) / 1e6, 3)
             rows.append(row)
         return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | self._ratios(times)
 
     def _works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
         kept = self.net.tuning.keep_memory
         works = {
-            AS_IS: as_users_run_it(self.plain, inputs, size),
-            TUNED: clocked(self.tuned, split_rows(inputs, size), kept),
+            AS_IS: run_as_users_do(self.plain, inputs, size),
+            TUNED: time_calls(self.tuned, split_rows(inputs, size), kept),
         }
         works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
         last = list(plans)[-1] if MIXED not in plans else MIXED
@@ -128,11 +128,13 @@ class Bench:
         )
         if self.policy is not None:
             policy = self.policy
-            works["exits, policy"] = clocked(lambda batch: predict(self.net, batch, policy), split_rows(inputs, size), kept)
+            works["exits, policy"] = time_calls(
+                lambda batch: predict(self.net, batch, policy), split_rows(inputs, size), kept
+            )
         if self.net.num_exits > 2:
-            works["static, cut at exit 1"] = clocked(Cut(self.net, 1), split_rows(inputs, size), kept)
+            works["static, cut at exit 1"] = time_calls(Cut(self.net, 1), split_rows(inputs, size), kept)
         if self.compiled_plain is not None and self.compiled_net is not None:
-            works[COMPILED] = clocked(self.compiled_plain, split_rows(inputs, size), kept)
+            works[COMPILED] = time_calls(self.compiled_plain, split_rows(inputs, size), kept)
             for name in plans:
                 works[f"exits, {name}, compiled"] = Planned(self.compiled_net, plans[name]).work(inputs, size)
         return works
@@ -171,8 +173,8 @@ class Bench:
 
     def router_time(self, size: int = 32, runs: int = 15) -> list[float]:
         """Median, low and high of the share of time that is not spent in stages and heads, at mixed exit shares."""
-        shares = list(shares_for(self.net.num_exits).values())[min(2, self.net.num_exits - 1)]
-        share = router_share(Planned(self.net, plan_of(shares, size)), self.samples(size))
+        shares = list(list_exit_shares(self.net.num_exits).values())[min(2, self.net.num_exits - 1)]
+        share = measure_router_share(Planned(self.net, plan_exits(shares, size)), self.samples(size))
         share()
         return interval([share() for _ in range(runs)]).to_list()
 
@@ -186,10 +188,10 @@ class Cut:
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""
         with self.net.running() as engine:
-            carried = self.net.entering(batch)
-            size = self.net.tuning.micro_batch or len(carried[0])
-            for at in range(0, len(carried[0]), size):
-                part = engine.enter(tuple(t[at : at + size] for t in carried))
+            activations = self.net.entering(batch)
+            size = self.net.tuning.micro_batch or len(activations[0])
+            for at in range(0, len(activations[0]), size):
+                part = engine.enter(tuple(t[at : at + size] for t in activations))
                 for k in range(self.exit):
                     part = engine.advance(k, part)
                 engine.answer(self.exit, part, 1.0, "max_probability")

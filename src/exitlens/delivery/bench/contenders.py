@@ -10,25 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.delivery.bench.timing import Work, clocked
+from exitlens.delivery.bench.timing import Work, time_calls
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.looking import runnable
-from exitlens.model.cutting.stage import Carried
+from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
-from exitlens.model.engine.engine import Answer, Engine, applied
+from exitlens.model.engine.engine import Answer, Engine, apply_tuning
 from exitlens.model.engine.malloc import keep_memory
 from exitlens.model.engine.router import Router
-from exitlens.model.engine.tuning import Tuning, prepared
+from exitlens.model.engine.tuning import Tuning, prepare_graph
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
-from exitlens.types.inputs import Inputs, map_inputs, split_rows, tensors_of
-from exitlens.workflow.inference.predict import joined
+from exitlens.types.inputs import Inputs, list_tensors, map_inputs, split_rows
+from exitlens.workflow.inference.predict import merge_routed
 
 NEVER = 2.0  # a threshold that is computed and never reached
 
 
-def plan_of(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
+def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
     """Exits for ``count`` samples in these shares (largest remainders), in random order."""
     exact = torch.tensor(list(shares), dtype=torch.float64) * count / sum(shares)
     counts = exact.floor()
@@ -38,7 +38,7 @@ def plan_of(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # ->
     return plan[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
 
 
-def as_users_run_it(backbone: nn.Module, inputs: Inputs, size: int) -> Work:
+def run_as_users_do(backbone: nn.Module, inputs: Inputs, size: int) -> Work:
     """The backbone as PyTorch runs it: float32, its own memory format, whole batches."""
 
     def run(batch: Inputs) -> None:
@@ -46,7 +46,7 @@ def as_users_run_it(backbone: nn.Module, inputs: Inputs, size: int) -> Work:
             output = backbone(batch) if isinstance(batch, Tensor) else backbone(**batch)
             pick_logits(output).softmax(1).max(1)
 
-    return clocked(run, split_rows(inputs, size))
+    return time_calls(run, split_rows(inputs, size))
 
 
 class Plain:
@@ -54,13 +54,13 @@ class Plain:
 
     def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
         body = runnable(backbone, trace(backbone, False, map_inputs(example, lambda t: t[:1])))
-        self.tuning = replace(tuning, channels_last=True) if compiled and tensors_of(example)[0].ndim == 4 else tuning
-        self.body: Callable[..., Any] = prepared(body, self.tuning)
+        self.tuning = replace(tuning, channels_last=True) if compiled and list_tensors(example)[0].ndim == 4 else tuning
+        self.body: Callable[..., Any] = prepare_graph(body, self.tuning)
         self.compiled = compiled
         if compiled:
-            self._compile(tensors_of(example))
+            self._compile(list_tensors(example))
 
-    def _compile(self, tensors: Carried) -> None:
+    def _compile(self, tensors: Activations) -> None:
         self.body = torch.compile(self.body, options={"freezing": True})
         several = self.tuning.entering(tuple(torch.cat([t[:1]] * 5) for t in tensors))
         with torch.no_grad():
@@ -72,10 +72,10 @@ class Plain:
 
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""
-        with applied(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
-            carried = tensors_of(batch)
-            size = self.tuning.micro_batch or len(carried[0])
-            parts = [tuple(t[at : at + size] for t in carried) for at in range(0, len(carried[0]), size)]
+        with apply_tuning(self.tuning), torch.no_grad() if self.compiled else torch.inference_mode():
+            activations = list_tensors(batch)
+            size = self.tuning.micro_batch or len(activations[0])
+            parts = [tuple(t[at : at + size] for t in activations) for at in range(0, len(activations[0]), size)]
             logits = [self._logits(self.body(*self.tuning.entering(part))) for part in parts]
             (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
 
@@ -94,8 +94,8 @@ class Planned:
         whole_batches: nobody leaves before all of a call's samples may: what batch-wise early exit does.
     """
 
-    def __init__(self, net: ExitNet, plan: Tensor, whole_batches: bool = False, attention: bool = False) -> None:
-        self.net, self.plan, self.whole, self.attention = net, plan, whole_batches, attention
+    def __init__(self, net: ExitNet, plan: Tensor, split_whole_batches: bool = False, attention: bool = False) -> None:
+        self.net, self.plan, self.whole, self.attention = net, plan, split_whole_batches, attention
         self.leaves = [plan == k for k in range(net.num_exits)]
         first = int(plan[0])
         self.constant = bool((plan == first).all())  # then thresholds can say it
@@ -104,7 +104,7 @@ class Planned:
     def work(self, inputs: Inputs, size: int) -> Work:
         """The work of answering all the inputs in calls of ``size``."""
         starts = range(0, len(self.plan), size)
-        return clocked(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
+        return time_calls(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
 
     def __call__(self, call: tuple[int, Inputs]) -> None:
         """Answers one batch, of samples from ``call[0]`` on."""
@@ -112,9 +112,9 @@ class Planned:
         with self.net.running() as engine:
             self.answer(engine, start, self.net.check_input(batch))
 
-    def answer(self, engine: Engine, start: int, carried: Carried) -> None:
+    def answer(self, engine: Engine, start: int, activations: Activations) -> None:
         """By this engine."""
-        count = len(carried[0])
+        count = len(activations[0])
         size, rule = self.net.tuning.micro_batch, None
         if self.whole:
             last = int(self.plan[start : start + count].max())
@@ -123,7 +123,7 @@ class Planned:
             leaves = [rows[start : start + count] for rows in self.leaves]
             rule = lambda k, _, where: leaves[k].index_select(0, where)  # noqa: E731
         router = Router(engine, self.policy, self.attention, size, rule)
-        joined(router.run(torch.arange(count), carried))
+        merge_routed(router.run(torch.arange(count), activations))
 
 
 class _Clocked(Engine):
@@ -133,22 +133,22 @@ class _Clocked(Engine):
         super().__init__(engine.stages, engine.heads, engine.tuning, shared=engine.shared)
         self.spent = 0.0
 
-    def enter(self, carried: Carried) -> Carried:
+    def enter(self, activations: Activations) -> Activations:
         started = time.perf_counter()
-        carried = super().enter(carried)
+        activations = super().enter(activations)
         self.spent += time.perf_counter() - started
-        return carried
+        return activations
 
-    def answer(self, k: int, carried: Carried, temperature: float, score: str, attention: bool = False) -> Answer:
+    def answer(self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False) -> Answer:
         started = time.perf_counter()
-        carried = self.stages[k](*carried)
-        logits = self.heads[k].classify(*carried)
+        activations = self.stages[k](*activations)
+        logits = self.heads[k].classify(*activations)
         self.spent += time.perf_counter() - started
         p = probabilities(logits, temperature)
-        return Answer(carried, p, score_of(p, score), None)
+        return Answer(activations, p, score_of(p, score), None)
 
 
-def router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
+def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
     """A function that answers all the inputs in one call and returns the share of time not spent in stages and heads.
 
     That is scores, who leaves, gathering and scattering.
@@ -156,9 +156,9 @@ def router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
 
     def run() -> float:
         with planned.net.running() as engine:
-            meter, carried = _Clocked(engine), planned.net.check_input(inputs)
+            meter, activations = _Clocked(engine), planned.net.check_input(inputs)
             started = time.perf_counter()
-            planned.answer(meter, 0, carried)
+            planned.answer(meter, 0, activations)
             total = time.perf_counter() - started
         return (total - meter.spent) / total
 
@@ -186,14 +186,14 @@ class StepTimes:
         spent, policy = [0.0] * self.net.num_exits, Policy((NEVER,) * (self.net.num_exits - 1))
         for batch in batches:
             with self.net.running() as engine:
-                carried = self.net.entering(batch)
-                size = self.net.tuning.micro_batch or len(carried[0])
-                for at in range(0, len(carried[0]), size):
-                    part = tuple(t[at : at + size] for t in carried)
+                activations = self.net.entering(batch)
+                size = self.net.tuning.micro_batch or len(activations[0])
+                for at in range(0, len(activations[0]), size):
+                    part = tuple(t[at : at + size] for t in activations)
                     for k in range(self.net.num_exits):
                         started = time.perf_counter()
                         part = engine.enter(part) if k == 0 else part
-                        part = engine.answer(k, part, 1.0, policy.score).carried
+                        part = engine.answer(k, part, 1.0, policy.score).activations
                         spent[k] += time.perf_counter() - started
         return spent
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.data.batches import as_batch, epoch_batches
+from exitlens.data.batches import as_batch, make_epoch_loader
 from exitlens.data.images import ImageSet
 from exitlens.errors import InputError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.cutting.modes import mode_of
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.workflow.inference.predict import predict
-from exitlens.workflow.training.step import TrainingSettings, training_step
+from exitlens.workflow.training.step import TrainingSettings, take_step
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def compare(first: Callable[..., Any], second: Callable[..., Any], batches: Sequ
     return Speed(sizes[0], statistics.median(ratios), quartiles[0], quartiles[2], plain, ours, count, rounds)
 
 
-def whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
+def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
     """Full batches, images in channels_last, the memory format that networks are trained in."""
 
     def laid_out(t: Tensor) -> Tensor:
@@ -92,17 +92,17 @@ def compare_adaptive(
             output = plain(batch) if isinstance(batch, Tensor) else plain(**batch)
             return pick_logits(output).softmax(1).max(1).indices  # type: ignore[no-any-return]
 
-    with mode_of(plain, False), mode_of(net, False):
-        return compare(run_plain, lambda batch: predict(net, batch, policy), whole_batches(inputs, batch_size), rounds)
+    with switch_mode(plain, False), switch_mode(net, False):
+        return compare(run_plain, lambda batch: predict(net, batch, policy), split_whole_batches(inputs, batch_size), rounds)
 
 
 def compare_attention(net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7) -> Speed:
     """:func:`predict` with attention maps against without: ``speedup`` is the time with over the time without."""
-    with mode_of(net, False):
+    with switch_mode(net, False):
         return compare(
             lambda batch: predict(net, batch, policy, attention=True),
             lambda batch: predict(net, batch, policy),
-            whole_batches(inputs, batch_size),
+            split_whole_batches(inputs, batch_size),
             rounds,
         )
 
@@ -115,9 +115,9 @@ def compare_step_time(
     def stepper(choice: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
         twin = copy.deepcopy(net).train()
         optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
-        return lambda images, labels: training_step(twin, optimizer, choice, images, labels, 0.9, settings)
+        return lambda images, labels: take_step(twin, optimizer, choice, images, labels, 0.9, settings)
 
-    loader = epoch_batches(data.first(steps * settings.batch_size), settings.batch_size, seed=0)
+    loader = make_epoch_loader(data.first(steps * settings.batch_size), settings.batch_size, seed=0)
     found = [as_batch(batch) for batch in loader]
     pairs = [(x, labels) for x, labels in found if isinstance(x, Tensor) and labels is not None]
     return compare(stepper(loss), stepper(without), pairs, rounds=3)

@@ -94,7 +94,7 @@ def interleave(works: Mapping[str, Work], *, rounds: int = 5, seconds: float = 0
     return Times(found)
 
 
-def clocked(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
+def time_calls(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = False) -> Work:
     """The work of running each batch, one call after the other; of several batches the first is run once before, untimed.
 
     Args:
@@ -116,7 +116,7 @@ def clocked(run: Callable[[Any], object], batches: Sequence[Any], kept: bool = F
     return work
 
 
-def peak_bytes(work: Work) -> int:
+def measure_peak_bytes(work: Work) -> int:
     """The most memory for tensors that one run of the work held beyond what there was before (CPU)."""
     with _without_messages(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         work()
@@ -144,7 +144,7 @@ def _without_messages() -> Iterator[None]:
 
 
 @contextmanager
-def pinned(threads: int) -> Iterator[None]:
+def pin_threads(threads: int) -> Iterator[None]:
     """``threads`` of PyTorch on as many processors, for a while."""
     before, allowed = torch.get_num_threads(), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     torch.set_num_threads(threads)

@@ -87,7 +87,7 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
     if _bundle(out, name).exists():
         return
     loss, data = RUNS[name], load_data(settings)
-    net = new_network(loss, data["train"], settings.seed)
+    net = build_network(loss, data["train"], settings.seed)
     fit(
         net,
         data["train"],
@@ -103,7 +103,7 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
     save(net, None, _bundle(out, name))
 
 
-def new_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
+def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
     """The demo's network before training: with three early exits, or, without a loss, plain."""
     torch.manual_seed(seed)
     backbone, example = SmallResNet(num_classes=len(train.classes)), train.first(1).inputs

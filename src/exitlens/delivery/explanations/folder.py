@@ -55,7 +55,7 @@ class Line:
         return f"{name}: {self.answer} ({self.confidence:.2f}) at exit {self.exit}{final}, divergence {self.divergence:.2f}"
 
 
-def line_of(file: str, why: Explanation) -> Line:
+def summarize_line(file: str, why: Explanation) -> Line:
     """An explanation, with the final exit, as a line of the table."""
     view, final = why.exits[why.answered], why.exits[-1]
     return Line(
@@ -105,7 +105,7 @@ def explain_folder(
     kept: list[tuple[tuple[bool, float], int, Line, Explanation]] = []
     for batch in samples:
         for why in explain_batch(net, batch, policy):
-            line = line_of(name(len(lines)), why)
+            line = summarize_line(name(len(lines)), why)
             heapq.heappush(kept, (line.interest, -len(lines), line, why))  # of equals, the first in the folder
             if len(kept) > SHOWN:
                 heapq.heappop(kept)

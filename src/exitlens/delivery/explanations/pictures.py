@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from exitlens.delivery.manifests import write_manifest
-from exitlens.display import COLOURS, exit_colour, map_svg, shades, to_picture
+from exitlens.display import COLOURS, map_svg, pick_exit_colour, shades, to_picture
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
 from exitlens.types import SCHEMA, Explanation, Preprocess
@@ -56,7 +56,7 @@ def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Imag
     for view in explanation.exits:
         name = exit_name(view.exit, explanation.num_exits)
         captions.append(f"{name}: {explanation.name(view.label)} {100 * view.probabilities[view.label]:.0f}%")
-    colour = exit_colour(explanation.answered, explanation.num_exits)
+    colour = pick_exit_colour(explanation.answered, explanation.num_exits)
     gap, foot = 8, 22
     sheet = Image.new("RGB", (len(tiles) * (base.width + gap) + gap, base.height + foot + gap), "white")
     draw = ImageDraw.Draw(sheet)
@@ -104,7 +104,7 @@ def contact_sheet(
             y = head + row * step
             sheet.paste(tile, (x, y))
             if k == why.answered:
-                draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=exit_colour(k, count), width=3)
+                draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=pick_exit_colour(k, count), width=3)
         x += side + gap
     return sheet
 

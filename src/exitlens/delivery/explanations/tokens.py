@@ -22,14 +22,14 @@ def shades(view: ExitView, count: int) -> list[float]:
     return [float(v) for v in shown / view.attention.max().clamp_min(1e-12)]
 
 
-def token_table(why: Explanation, colour: bool = True) -> Table:
+def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
     """One row an exit: its answer, and the tokens, darker where more of its attention is; without colour, in per cent."""
     head = "tokens, darker: more attention" if colour else "tokens, with their share of the attention in %"
     table = Table("exit", "answer", "confidence", head, title=why.reason, title_justify="left")
     for view in why.exits:
         line = Text()
         for i, shade in enumerate(shades(view, len(why.tokens))):
-            r, g, b = _mixed(shade)
+            r, g, b = _mix_colour(shade)
             style = f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})" if colour else ""
             share = "" if colour else f"({100 * view.attention[i].item():.0f})"
             line.append(why.tokens[i] + share, style=style)
@@ -53,7 +53,7 @@ def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     rows = []
     for view in why.exits:
-        tokens = shaded(why, view)
+        tokens = shade_tokens(why, view)
         label = exit_name(view.exit, len(why.exits))
         confidence = f"{view.confidence:.3f}"
         rows.append((view.exit, label, why.name(view.label), confidence, tokens, view.exit == why.answered))
@@ -62,17 +62,17 @@ def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
     return [page, values]
 
 
-def shaded(why: Explanation, view: ExitView) -> list[tuple[str, str, str]]:
+def shade_tokens(why: Explanation, view: ExitView) -> list[tuple[str, str, str]]:
     """Each token with its share of one exit's attention, and the style that shows it."""
     shown = zip(why.tokens, view.attention, shades(view, len(why.tokens)), strict=False)
     return [(token, f"{float(share):.3f}", _style(shade)) for token, share, shade in shown]
 
 
-def _mixed(shade: float) -> tuple[int, int, int]:
+def _mix_colour(shade: float) -> tuple[int, int, int]:
     r, g, b = (round(255 + (c - 255) * shade) for c in _SHADE)
     return r, g, b
 
 
 def _style(shade: float) -> str:
-    r, g, b = _mixed(shade)
+    r, g, b = _mix_colour(shade)
     return f"background: rgb({r},{g},{b}); color: {'#fff' if shade > 0.5 else '#111'}"

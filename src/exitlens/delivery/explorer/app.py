@@ -67,7 +67,7 @@ class _Panel:
     routed: Any
 
 
-def _hidden(gradio: Any, name: str) -> Any:
+def _hide_box(gradio: Any, name: str) -> Any:
     """A box that the page's script writes to."""
     return gradio.Textbox(elem_id=name, elem_classes="xl-hidden", show_label=False)
 
@@ -76,11 +76,15 @@ def _text_inputs(gradio: Any, view: View) -> _Inputs:
     text = gradio.Textbox(label="A text (Enter answers it)", lines=1, max_lines=8, elem_id="xl-text")
     say = gradio.Button("Answer", elem_id="xl-say", size="sm")
     gradio.HTML(view.text_buttons())
-    return _Inputs(gradio.State(None), _hidden(gradio, "xl-choice"), text, say=say)
+    return _Inputs(gradio.State(None), _hide_box(gradio, "xl-choice"), text, say=say)
 
 
 def _image_inputs(gradio: Any, view: View) -> _Inputs:
-    shown, choice, strokes = gradio.State(None), _hidden(gradio, "xl-choice"), _hidden(gradio, "xl-strokes")
+    shown, choice, strokes = (
+        gradio.State(None),
+        _hide_box(gradio, "xl-choice"),
+        _hide_box(gradio, "xl-strokes"),
+    )
     upload = gradio.File(label="Drop or choose an image", file_types=["image"], elem_id="xl-upload", height=150)
     gradio.HTML(view.example_buttons())
     board = gradio.HTML(elem_id="xl-board")

@@ -18,7 +18,13 @@ from exitlens.data.folders import open_picture
 from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bundle import load
-from exitlens.delivery.run_directory import bundle_of, image_preprocess, load_samples, short_names, text_preprocess
+from exitlens.delivery.run_directory import (
+    find_bundle,
+    load_samples,
+    require_image_preprocess,
+    require_text_preprocess,
+    shorten_names,
+)
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
 from exitlens.model.engine.malloc import release_memory
@@ -85,21 +91,21 @@ class Explorer:
             raise InputError(f"bundle: expected one bundle, or two to compare, got {len(bundles)}")
         self.subjects: list[Subject] = []
         paths = [Path(path) for path in bundles]
-        for name, path in zip(short_names(paths), paths, strict=True):
+        for name, path in zip(shorten_names(paths), paths, strict=True):
             self.subjects.append(self._subject(name, path))
-        kinds = {subject.net.contract.is_text for subject in self.subjects}
+        kinds = {subject.net.input_spec.is_text for subject in self.subjects}
         if len(kinds) > 1:
             raise InputError("bundle: one network takes texts and the other images: compare two of a kind")
         self.is_text = kinds.pop()
         for subject in self.subjects:
-            (text_preprocess if self.is_text else image_preprocess)(subject.net)  # says what is missing
+            (require_text_preprocess if self.is_text else require_image_preprocess)(subject.net)  # says what is missing
         self._data, self._root = data, root
         self.kind = f"samples of {data}" if data else "calibration samples"
         self._traces: dict[int, Trace | str] = {}
         self._lock = threading.Lock()
 
     def _subject(self, name: str, path: Path) -> Subject:
-        directory = bundle_of(path)
+        directory = find_bundle(path)
         net, policy = load(directory)
         if policy is None:  # of a network without one, what a first look takes
             like = self.subjects[0].policy if self.subjects else None
@@ -159,8 +165,8 @@ class Explorer:
     def encode(self, subject: Subject, shown: Image.Image | str) -> Inputs:
         """A picture or text as input of one network."""
         if isinstance(shown, str):
-            return text_preprocess(subject.net).encode([shown])
-        preprocess: Preprocess = image_preprocess(subject.net)
+            return require_text_preprocess(subject.net).encode([shown])
+        preprocess: Preprocess = require_image_preprocess(subject.net)
         height, width = preprocess.size
         grey = "L" if len(preprocess.mean) == 1 else "RGB"
         resized = shown.convert(grey).resize((width, height), Image.Resampling.BILINEAR)

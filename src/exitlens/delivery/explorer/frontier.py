@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.ticker import MaxNLocator
 
 from exitlens.delivery.pages import template
-from exitlens.display import exit_colour
+from exitlens.display import pick_exit_colour
 from exitlens.types.words import exit_name
 from exitlens.workflow.evaluation import Report
 
@@ -36,7 +36,7 @@ def frontier_svg(report: Report) -> str:
     named = [
         {
             "at": at(p),
-            "colour": exit_colour(k, count),
+            "colour": pick_exit_colour(k, count),
             "title": f"{exit_name(k, count)} alone: {100 * p[1]:.1f} % at cost {p[0]:.3f}",
         }
         for k, p in enumerate(exits)

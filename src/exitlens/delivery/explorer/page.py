@@ -9,13 +9,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from exitlens.delivery.explanations.pictures import heat
-from exitlens.delivery.explanations.tokens import shaded
+from exitlens.delivery.explanations.tokens import shade_tokens
 from exitlens.delivery.explorer.core import DISPLAY, Answer, Subject
 from exitlens.delivery.explorer.frontier import frontier_svg
 from exitlens.delivery.pages import template
-from exitlens.display import data_uri, exit_colour
+from exitlens.display import data_uri, pick_exit_colour
 from exitlens.types import ExitView, Explanation
-from exitlens.types.words import exit_name, told_apart
+from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.evaluation import Report
 
 BARS, MOST = 3, 50  # classes shown an exit, and on demand
@@ -65,7 +65,7 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
     role = "answered" if view.exit == why.answered else "would say" if later else held
     return {
         "name": name,
-        "colour": exit_colour(view.exit, why.num_exits),
+        "colour": pick_exit_colour(view.exit, why.num_exits),
         "answered": view.exit == why.answered,
         "later": later,
         "role": role,
@@ -75,21 +75,21 @@ def _exit(why: Explanation, view: ExitView, subject: Subject, with_map: bool) ->
         "agreement": _agreement(view, view.exit == why.num_exits - 1),
         "alt": f"Where {name} looked for its answer {why.name(view.label)}",
         "heat": data_uri(heat(view.attention), small=False) if with_map else "",
-        "tokens": [] if with_map else shaded(why, view),
+        "tokens": [] if with_map else shade_tokens(why, view),
     }
 
 
 def _rule(view: ExitView, is_final: bool) -> str:
     if is_final:
         return f"confidence {view.confidence:.3f}; it answers whatever comes to it"
-    confidence, threshold = told_apart(view.confidence, view.threshold)
+    confidence, threshold = tell_apart(view.confidence, view.threshold)
     word = "≥" if view.fired or view.confidence >= view.threshold else "<"
     said = f"confidence {confidence} {word} threshold {threshold}"
     if view.threshold == math.inf:
         said = f"confidence {confidence}; under these thresholds it never answers"
     if view.estimate is None or view.limit is None:
         return said
-    guess, limit = told_apart(view.estimate, view.limit)
+    guess, limit = tell_apart(view.estimate, view.limit)
     word = "≤" if view.estimate <= view.limit else ">"
     return f"{said}; estimated divergence {guess} {word} {limit}, the gate's limit"
 
@@ -108,7 +108,11 @@ def routed_page(subject: Subject, report: Report | str, changed: bool, kind: str
     promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
     drop = "" if report.accuracy_drop is None else f"{100 * report.accuracy_drop:+.2f} points lost to the final exit"
     shares = [
-        {"name": exit_name(k, len(report.exit_shares)), "share": share, "colour": exit_colour(k, len(report.exit_shares))}
+        {
+            "name": exit_name(k, len(report.exit_shares)),
+            "share": share,
+            "colour": pick_exit_colour(k, len(report.exit_shares)),
+        }
         for k, share in enumerate(report.exit_shares)
     ]
     return template("explorer_routed.html.j2").render(

@@ -145,13 +145,13 @@ class PredictionFile:
         if self._lines.exists():
             self.rows = self._read_lines()
             return
-        self.rows = self._decoded(self.path, lambda: read_parquet(self.path))
+        self.rows = self._decode_or_refuse(self.path, lambda: read_parquet(self.path))
         if self._ours:  # stopped while it was finishing
             with _replacing(self._lines) as handle:
                 handle.write(self._format.encode(self.rows))
 
     def _check_made_by(self) -> None:
-        before = self._decoded(self._record, lambda: json.loads(self._record.read_text()))
+        before = self._decode_or_refuse(self._record, lambda: json.loads(self._record.read_text()))
         for name, now in self._made_by.items():
             then = before.get(name) if isinstance(before, dict) else None
             if then != now:
@@ -169,12 +169,12 @@ class PredictionFile:
                 f"{content[: len(start)]!r}): choose another file"
             )
         end = self._format.whole(content) if self._ours else len(content)
-        rows = self._decoded(self._lines, lambda: self._format.decode(content[:end])) if end else []
+        rows = self._decode_or_refuse(self._lines, lambda: self._format.decode(content[:end])) if end else []
         if end < len(content):
             os.truncate(self._lines, end)
         return rows
 
-    def _decoded(self, path: Path, decode: Callable[[], Any]) -> Any:
+    def _decode_or_refuse(self, path: Path, decode: Callable[[], Any]) -> Any:
         try:
             return decode()
         except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from exitlens.data.images import ImageSet
 from exitlens.delivery.report.subjects import Provenance, Subject
-from exitlens.delivery.run_directory import bundle_of, load_calibrated, short_names
+from exitlens.delivery.run_directory import find_bundle, load_calibrated, shorten_names
 from exitlens.errors import DataError, InputError
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
@@ -19,7 +19,7 @@ from exitlens.workflow.training.fit import SETTINGS
 CONDITION = "test"
 
 
-def subjects_of(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
+def measure_subjects(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
     """Runs or bundles with everything that a report shows of them, on these images; refused before anything is measured.
 
     Raises:
@@ -39,7 +39,7 @@ def subjects_of(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
             raise InputError(
                 f"{path}: it reads images as {net.info.preprocess}, the first run as {images.preprocess}: compare equals"
             )
-    named = zip(short_names(paths), loaded, strict=True)
+    named = zip(shorten_names(paths), loaded, strict=True)
     return [
         Subject(
             name, net, policy, {CONDITION: evaluate(collect(net, images), policy)}, {CONDITION: faithfulness(net, images)}
@@ -48,7 +48,7 @@ def subjects_of(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
     ]
 
 
-def provenance_of(paths: Sequence[Path], images: ImageSet, command: Sequence[str], data: str = "") -> Provenance:
+def describe_provenance(paths: Sequence[Path], images: ImageSet, command: Sequence[str], data: str = "") -> Provenance:
     """How each run was made, as far as its directory says, and what it was tested on.
 
     Args:
@@ -59,7 +59,7 @@ def provenance_of(paths: Sequence[Path], images: ImageSet, command: Sequence[str
     """
     facts, seeds = {}, []
     for path in paths:
-        record = bundle_of(path).parent / SETTINGS
+        record = find_bundle(path).parent / SETTINGS
         seed = "not recorded"
         if record.is_file():
             try:

@@ -13,9 +13,9 @@ from torch import Tensor
 from exitlens.data.images import ImageSet
 from exitlens.delivery.explanations.pictures import heat, picture
 from exitlens.delivery.report.subjects import Subject
-from exitlens.display import data_uri, exit_colour
+from exitlens.display import data_uri, pick_exit_colour
 from exitlens.types import ExitView
-from exitlens.types.words import exit_name, told_apart
+from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.explanation import explain_batch
 
 POOL = 200  # images of a set, drawn at random, from which some are picked
@@ -62,10 +62,10 @@ def _rule(view: ExitView, is_final: bool) -> list[str]:
     """Confidence, threshold and gate, each with as many digits as it takes to see which is larger."""
     if is_final:
         return [f"{view.confidence:.3f}"]
-    confidence, threshold = told_apart(view.confidence, view.threshold)
+    confidence, threshold = tell_apart(view.confidence, view.threshold)
     said = [confidence, "threshold " + ("never" if view.threshold == math.inf else threshold)]
     if view.estimate is not None and view.limit is not None:
-        guess, limit = told_apart(view.estimate, view.limit)
+        guess, limit = tell_apart(view.estimate, view.limit)
         said.append(f"gate: {guess}, limit {'none' if view.limit == math.inf else limit}")
     return said
 
@@ -75,7 +75,7 @@ def _view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
     tiles = [
         {
             "name": exit_name(view.exit, why.num_exits),
-            "colour": exit_colour(view.exit, why.num_exits),
+            "colour": pick_exit_colour(view.exit, why.num_exits),
             "heat": data_uri(heat(view.attention)),
             "label": why.name(view.label),
             "rule": _rule(view, view.exit == why.num_exits - 1),

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from exitlens.display import QUOTES, exit_colour, text_colour
+from exitlens.display import QUOTES, choose_text_colour, pick_exit_colour
 from exitlens.types.words import exit_name
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.faithfulness import Faithfulness
@@ -67,7 +67,7 @@ def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None)
             axes.plot(xs, [100 * y for y in ys], line, color=INK, lw=1.6, label=f"{one.label}: best thresholds")
             for row in one.report.exits:
                 if row.accuracy is not None:
-                    colour = exit_colour(row.exit, len(one.report.exits))
+                    colour = pick_exit_colour(row.exit, len(one.report.exits))
                     axes.plot(row.cost, 100 * row.accuracy, marker, ms=8, mec=PAPER, color=colour, zorder=3)
             if one.report.accuracy is not None:
                 chosen = (one.report.cost, 100 * one.report.accuracy)
@@ -98,12 +98,18 @@ def exit_shares(series: Sequence[Series]) -> str:
         for row, one in enumerate(series):
             left = 0.0
             for k, share in enumerate(one.report.exit_shares):
-                colour = exit_colour(k, count)
+                colour = pick_exit_colour(k, count)
                 axes.barh(row, 100 * share, left=left, color=colour, edgecolor=PAPER)
                 if share > 0.06:
                     said = f"{100 * share:.0f}"
                     axes.text(
-                        left + 50 * share, row, said, ha="center", va="center", color=text_colour(colour), weight="bold"
+                        left + 50 * share,
+                        row,
+                        said,
+                        ha="center",
+                        va="center",
+                        color=choose_text_colour(colour),
+                        weight="bold",
                     )
                 left += 100 * share
         axes.set_yticks(range(len(series)), [one.label for one in series])
@@ -160,7 +166,7 @@ def _bars(
         figure, axes = _figure(3.4)
         for i, (row, control_row) in enumerate(zip(values, controls, strict=True)):
             for k, (value, level) in enumerate(zip(row, control_row, strict=True)):
-                x, colour = k + (i - (len(names) - 1) / 2) * width, exit_colour(k, num_exits)
+                x, colour = k + (i - (len(names) - 1) / 2) * width, pick_exit_colour(k, num_exits)
                 axes.bar(x, value, width * 0.9, **_fill(i, colour))
                 axes.plot([x - width / 2, x + width / 2], [level] * 2, color=INK, lw=2.5)
         axes.set_xticks(range(count), [exit_name(k, num_exits) for k in range(count)])
@@ -190,7 +196,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 def _exit_legend(figure: Figure, count: int) -> None:
     marks = [
-        Line2D([], [], ls="none", marker="o", ms=8, color=exit_colour(k, count), label=exit_name(k, count))
+        Line2D([], [], ls="none", marker="o", ms=8, color=pick_exit_colour(k, count), label=exit_name(k, count))
         for k in range(count)
     ]
     figure.legend(handles=marks, loc="outside upper left", ncols=min(count, 5), handletextpad=0.1)

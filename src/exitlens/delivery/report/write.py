@@ -14,7 +14,7 @@ from exitlens.delivery.report import plots
 from exitlens.delivery.report.gallery import gallery
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.summary import summary
-from exitlens.display import exit_colour
+from exitlens.display import pick_exit_colour
 from exitlens.errors import InputError, OutputExistsError
 from exitlens.types.words import exit_name
 
@@ -60,7 +60,7 @@ def write_report(
         gated=any(s.policy.gate is not None for s in subjects),
         weighs=all(s.net.info.head != "average" for s in subjects),
         keeps=any(s.net.info.final == "keep" for s in subjects),
-        exits=[{"name": exit_name(k, counts[0]), "colour": exit_colour(k, counts[0])} for k in range(counts[0])],
+        exits=[{"name": exit_name(k, counts[0]), "colour": pick_exit_colour(k, counts[0])} for k in range(counts[0])],
         summary=summary(subjects, main, speed or {}, plain_accuracy),
         made=made,
         speed=speed or {},

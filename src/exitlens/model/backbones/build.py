@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitlens.errors import InputError, MissingExtraError, did_you_mean
+from exitlens.errors import InputError, MissingExtraError, suggest
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
 from exitlens.types.inputs import MASK, Inputs
@@ -67,7 +67,7 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
         raise MissingExtraError("torchvision", "vision", f"backbone torchvision:{name}") from error
     known = models.list_models(module=models)
     if name not in known:
-        raise InputError(f"backbone: torchvision has no model {name!r}.{did_you_mean(name, known)}")
+        raise InputError(f"backbone: torchvision has no model {name!r}.{suggest(name, known)}")
     if not pretrained:
         # exits take the place of auxiliary classifiers, which would be computed for nothing
         extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -92,7 +92,7 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn
     except ImportError as error:
         raise MissingExtraError("timm", "timm", f"backbone timm:{name}") from error
     if name.partition(".")[0] not in timm.list_models():
-        raise InputError(f"backbone: timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
+        raise InputError(f"backbone: timm has no model {name!r}.{suggest(name, timm.list_models())}")
     try:
         made: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
     except (OSError, RuntimeError) as error:
@@ -103,7 +103,7 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn
     return made
 
 
-def zeros_for(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
+def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
     """An example for a backbone: an image of this size (0: 224), or ``size`` tokens (0: 64) if its forward takes ids."""
     if "input_ids" not in inspect.signature(backbone.forward).parameters:
         return torch.zeros(1, channels, size or 224, size or 224)

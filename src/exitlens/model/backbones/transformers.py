@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from exitlens.errors import InputError, MissingExtraError, did_you_mean
+from exitlens.errors import InputError, MissingExtraError, suggest
 
 
 def build_transformers(
@@ -42,7 +42,7 @@ def build_transformers(
         settings.num_channels = in_channels
     if vocabulary is not None and not pretrained:
         settings.vocab_size = vocabulary
-    kind = classifier_of(transformers, settings)
+    kind = find_classifier(transformers, settings)
     if not settings.architectures:  # where there are several (DeiT with or without a teacher), the first
         settings.architectures = [_classes(kind, settings)[0].__name__]
     if not pretrained:
@@ -58,7 +58,7 @@ def build_transformers(
     return made.train()
 
 
-def tokenizer_of(source: str) -> str | None:
+def read_tokenizer(source: str) -> str | None:
     """The JSON of the tokenizer that lies in the directory of a source ``hf:DIRECTORY``; ``None`` if there is none."""
     directory = Path(source.removeprefix("hf:"))
     if not source.startswith("hf:") or not (directory / "tokenizer.json").is_file():
@@ -66,21 +66,21 @@ def tokenizer_of(source: str) -> str | None:
     return (directory / "tokenizer.json").read_text(encoding="utf-8")
 
 
-def config_of(module: nn.Module) -> dict[str, Any] | None:
+def read_config(module: nn.Module) -> dict[str, Any] | None:
     """The configuration of a classifier that transformers can build again from it; ``None`` for other modules."""
     if not type(module).__module__.startswith("transformers."):
         return None
     transformers = _transformers("backbone")
     settings = getattr(module, "config", None)
     try:
-        same = type(module) in _classes(classifier_of(transformers, settings), settings)
+        same = type(module) in _classes(find_classifier(transformers, settings), settings)
     except InputError:
         return None
     values: dict[str, Any] = json.loads(settings.to_json_string(use_diff=False)) if same and settings is not None else {}
     return values or None
 
 
-def classifier_of(transformers: Any, settings: Any) -> Any:
+def find_classifier(transformers: Any, settings: Any) -> Any:
     """The Auto class for a configuration: of images, or of texts."""
     for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
         if type(settings) in kind._model_mapping:
@@ -106,7 +106,7 @@ def _settings(transformers: Any, name: str) -> Any:
             there = (Path(name) / "config.json").is_file()
             why = f"its config.json is none of transformers ({_first_line(error)})" if there else "it holds no config.json"
             raise InputError(f"backbone: hf:{name} is a folder, but {why}") from error
-        hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else did_you_mean(name, known)
+        hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else suggest(name, known)
         raise InputError(
             f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Mend: give a "
             f"directory with config.json (hf:DIRECTORY), or a model type such as hf:bert.{hint}"

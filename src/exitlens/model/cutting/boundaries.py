@@ -8,11 +8,11 @@ from itertools import pairwise
 
 from torch import fx, nn
 
-from exitlens.errors import AttachError, did_you_mean
+from exitlens.errors import AttachError, suggest
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.looking import Seen, name_of
 from exitlens.model.layouts import Kind, Layout, find_layout
-from exitlens.types.inputs import MASK, Inputs, tensors_of
+from exitlens.types.inputs import MASK, Inputs, list_tensors
 
 POOLING = (
     nn.AdaptiveAvgPool2d,
@@ -78,7 +78,7 @@ def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
             why = f"it runs {count} times (a loop, or a module used again), so its name does not say after which time"
             raise UncuttableError(why, name, node)
         if name not in traced.outputs:
-            raise AttachError(f"at: the backbone has no module {name!r} on its path.{did_you_mean(name, traced.outputs)}")
+            raise AttachError(f"at: the backbone has no module {name!r} on its path.{suggest(name, traced.outputs)}")
     nodes = [traced.outputs[name] for name in at]
     places = [traced.position(node) for node in nodes]
     if any(later <= earlier for earlier, later in pairwise(places)):
@@ -87,14 +87,14 @@ def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
     return nodes
 
 
-def node_layout(
+def find_node_layout(
     backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs, kind: Kind | None = None
 ) -> Layout:
     """The layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
     before = list(traced.graph.nodes)[: traced.position(node)]
     maps = [seen.shapes[n.name] for n in before if n.name in seen.batched and _convolves(backbone, n)]
     grids = [(s[2], s[3]) for s in maps if len(s) == 4 and s[2] * s[3] > 1]
-    size, name = tuple(tensors_of(example)[0].shape), traced.name_of(node) or node.name
+    size, name = tuple(list_tensors(example)[0].shape), traced.name_of(node) or node.name
     if kind is None and len(size) == 4 and _channels_first(backbone, node, seen):
         kind = "nchw"
     shape = seen.shapes.get(node.name, ())
@@ -136,7 +136,7 @@ def check_features(backbone: nn.Module, seen: Seen, node: fx.Node) -> None:
 def can_cut(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs) -> bool:
     """Whether an exit can stand at a node."""
     try:
-        node_layout(backbone, traced, node, seen, example)
+        find_node_layout(backbone, traced, node, seen, example)
         check_features(backbone, seen, node)
         crossing(traced, seen, traced.position(node))
     except (AttachError, UncuttableError):
@@ -153,12 +153,12 @@ def nearest(backbone: nn.Module, traced: TracedGraph, seen: Seen, example: Input
     return ""
 
 
-def mask_node(traced: TracedGraph) -> fx.Node | None:
+def find_mask(traced: TracedGraph) -> fx.Node | None:
     """The placeholder of the padding mask."""
     return next((node for node in traced.inputs if node.target == MASK), None)
 
 
-def embedding_rows(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> list[int | None]:
+def count_embedding_rows(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> list[int | None]:
     """For each input how many different tokens the embedding knows that reads it; ``None`` if none does."""
     rows: list[int | None] = []
     for node in traced.inputs:
@@ -173,7 +173,7 @@ def embedding_rows(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> list
     return rows
 
 
-def last_features(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> fx.Node:
+def find_last_features(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> fx.Node:
     """The last map or tokens before the backbone's own pooling and classifier."""
     nodes: list[fx.Node] = [n for n in traced.graph.nodes if n.op != "placeholder" and not _reshapes(backbone, n, seen)]
     maps = [n for n in nodes if len(seen.shapes.get(n.name, ())) in (3, 4) and n.name in seen.batched]

@@ -26,7 +26,7 @@ def pick_logits(output: Any, shape: Shape = shape_of) -> Any:
     Raises:
         AttachError: if there are no logits or more than one candidate, or if they are no matrix.
     """
-    chosen = _chosen(output, shape)
+    chosen = _choose(output, shape)
     seen = shape(chosen)
     if seen is None or len(seen) != 2:
         raise AttachError(
@@ -42,7 +42,7 @@ _MAP_OUT = (
 )
 
 
-def _chosen(output: Any, shape: Shape) -> Any:
+def _choose(output: Any, shape: Shape) -> Any:
     if isinstance(output, Mapping):
         if output.get("logits") is not None:
             return output["logits"]

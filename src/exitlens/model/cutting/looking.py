@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from exitlens.errors import AttachError
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.cutting.modes import mode_of, untouched
-from exitlens.types.inputs import Inputs, tensors_of
+from exitlens.model.cutting.modes import preserve_state, switch_mode
+from exitlens.types.inputs import Inputs, list_tensors
 
 _RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
 
@@ -84,7 +84,7 @@ def look(backbone: nn.Module, traced: TracedGraph, example: Inputs) -> Seen:
         AttachError: if the network refuses the example, or returns no logits.
     """
     module = runnable(backbone, traced)
-    with untouched(backbone):  # fake tensors or not, some operations write to them
+    with preserve_state(backbone):  # fake tensors or not, some operations write to them
         two, three = (_values(module, example, count) for count in (2, 3))
     output = list(traced.graph.nodes)[-1]
     try:
@@ -124,8 +124,8 @@ def _encoder_end(traced: TracedGraph, shapes: dict[str, tuple[int, ...]]) -> str
 
 
 def _values(module: fx.GraphModule, example: Inputs, count: int) -> _Values:
-    tensors = [torch.cat([t] * 3)[:count] for t in tensors_of(example)]
-    with mode_of(module, False), torch.no_grad():
+    tensors = [torch.cat([t] * 3)[:count] for t in list_tensors(example)]
+    with switch_mode(module, False), torch.no_grad():
         try:
             values = _Values(module)
             with FakeTensorMode(allow_non_fake_inputs=True) as fake:

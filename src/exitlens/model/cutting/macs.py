@@ -16,13 +16,13 @@ def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
 
     Convolutions, matrix products and attention count; normalisation, activations and pooling do not, as is usual.
     """
-    with torch.no_grad(), unfused(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), disable_fused_kernels(), FlopCounterMode(display=False) as counter:
         out = run(*args)
     return int(counter.get_total_flops()) // 2, out
 
 
 @contextmanager
-def unfused() -> Iterator[None]:
+def disable_fused_kernels() -> Iterator[None]:
     """Without the fused kernels of attention and recurrent layers, which the counter does not know."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -11,7 +11,7 @@ from torch import nn
 
 
 @contextmanager
-def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
+def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Puts a module into one mode and gives every submodule its own mode back, also after an error."""
     before = [(m, m.training) for m in module.modules()]
     module.train(training)
@@ -23,7 +23,7 @@ def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
+def preserve_state(module: nn.Module) -> Iterator[None]:
     """Gives every submodule its attributes, and every buffer (batch-norm statistics) its values back, also after an error.
 
     A forward may count its calls, replace a buffer, or leave a tracer's proxy behind.
@@ -51,7 +51,7 @@ def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 @contextmanager
-def no_zeros(module: nn.Module) -> Iterator[None]:
+def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
     """Small noise instead of parameters that are zero throughout (new classifiers, gates of residual branches) for a while.
 
     With them a comparison of outputs would see nothing of what lies before.

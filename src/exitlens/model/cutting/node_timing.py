@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.looking import members, run_values, runnable
-from exitlens.model.cutting.modes import mode_of
-from exitlens.model.engine.malloc import memory_kept
-from exitlens.types.inputs import Inputs, tensors_of
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.engine.malloc import hold_memory
+from exitlens.types.inputs import Inputs, list_tensors
 
 SAMPLES = 4  # so that calls and the reading of weights do not hide what the maps take
 SECONDS = 1.5
@@ -50,11 +50,11 @@ def time_shares(
     Raises:
         AttachError: if the backbone fails on the example.
     """
-    tensors = [torch.cat([t[:1]] * SAMPLES) for t in tensors_of(example)]
+    tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(example)]
     clock = _Clock(tensors[0].device)
     module = _with_clock(backbone, traced, nodes, clock)
     # not inference mode: what a forward keeps for later calls must stay fit for training
-    with mode_of(module, False), torch.no_grad(), torch.random.fork_rng(devices=[]), memory_kept():
+    with switch_mode(module, False), torch.no_grad(), torch.random.fork_rng(devices=[]), hold_memory():
         run_values(runnable(backbone, traced), [t.clone() for t in tensors])
         shortest = [float("inf")] * (len(nodes) + 1)
         done, started = 0, time.perf_counter()

@@ -14,17 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.errors import AttachError, InputError
-from exitlens.model.backbones.build import build_backbone, zeros_for
-from exitlens.model.cutting.boundaries import UncuttableError, check_features, crossing, last_features, node_layout
+from exitlens.model.backbones.build import build_backbone, make_example
+from exitlens.model.cutting.boundaries import UncuttableError, check_features, crossing, find_last_features, find_node_layout
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.looking import Seen, look, runnable
-from exitlens.model.cutting.macs import unfused
-from exitlens.model.cutting.modes import mode_of, untouched
+from exitlens.model.cutting.macs import disable_fused_kernels
+from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.model.cutting.node_timing import time_shares
 from exitlens.model.cutting.trace import trace
-from exitlens.model.input_spec import example_contract
+from exitlens.model.input_spec import check_example
 from exitlens.model.layouts import Kind
-from exitlens.types.inputs import Inputs, map_inputs, tensors_of
+from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 
 By = Literal["cost", "time"]
 BY: tuple[By, ...] = get_args(By)
@@ -85,26 +85,26 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         AttachError: if the backbone cannot be traced, or fails on the example.
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
-    with untouched(backbone):
+    with preserve_state(backbone):
         return _points(backbone, _zeros(backbone) if example is None else example, runs)[0]
 
 
 def _zeros(backbone: nn.Module) -> Inputs:
     """The default example, on the device of the backbone and, if it is an image, of its dtype."""
     like = next(backbone.parameters(), torch.zeros(()))
-    return map_inputs(zeros_for(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
+    return map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
 
 
 def _points(
     backbone: nn.Module, example: Inputs, runs: int, kind: Kind | None = None
 ) -> tuple[list[ExitPoint], TracedGraph]:
     """The places of :func:`exit_points`, and the graph that they were found in."""
-    example_contract(example)
+    check_example(example)
     example = map_inputs(example, lambda t: t[:1])
     traced = trace(backbone, False, example)
     seen = look(backbone, traced, example)
     order = list(traced.graph.nodes)
-    end = traced.position(last_features(backbone, traced, seen))
+    end = traced.position(find_last_features(backbone, traced, seen))
     macs = _count(runnable(backbone, traced), example)
     masks = _from_other_inputs(traced)
     places = [
@@ -186,7 +186,7 @@ def check_by(by: str) -> None:
 
 def _count(module: fx.GraphModule, example: Inputs) -> dict[str, int]:
     """MACs by node, without computing if the operations allow it."""
-    with unfused():
+    with disable_fused_kernels():
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as fake:
                 return _macs(module, map_inputs(example, fake.from_tensor))
@@ -196,15 +196,15 @@ def _count(module: fx.GraphModule, example: Inputs) -> dict[str, int]:
 
 def _macs(module: fx.GraphModule, example: Inputs) -> dict[str, int]:
     counter = _Counter(module)
-    with mode_of(module, False), torch.no_grad():
-        counter.run(*tensors_of(example))
+    with switch_mode(module, False), torch.no_grad():
+        counter.run(*list_tensors(example))
     return counter.macs
 
 
 def _is_map(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs, kind: Kind | None) -> bool:
     try:
         check_features(backbone, seen, node)
-        layout = node_layout(backbone, traced, node, seen, example, kind)
+        layout = find_node_layout(backbone, traced, node, seen, example, kind)
     except (AttachError, UncuttableError):
         return False
     return math.prod(layout.size(seen.shapes[node.name])) > 1

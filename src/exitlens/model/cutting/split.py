@@ -12,18 +12,18 @@ from exitlens.errors import AttachError
 from exitlens.model.cutting.boundaries import (
     UncuttableError,
     check_features,
+    count_embedding_rows,
     crossing,
     cut_nodes,
-    embedding_rows,
-    last_features,
-    mask_node,
+    find_last_features,
+    find_mask,
+    find_node_layout,
     nearest,
-    node_layout,
     reads_first_token,
 )
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.looking import Seen, in_place, look, members, name_of, runnable
-from exitlens.model.cutting.modes import untouched
+from exitlens.model.cutting.modes import preserve_state
 from exitlens.model.cutting.stage import Stage
 from exitlens.model.cutting.trace import trace
 from exitlens.model.layouts import Kind, Layout
@@ -78,7 +78,7 @@ def split(
     Raises:
         AttachError: unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
-    with untouched(backbone):  # what a trace or a look at it changes
+    with preserve_state(backbone):  # what a trace or a look at it changes
         training, evaluation = (
             _cut(backbone, trace(backbone, mode, example, export), at, example, layout) for mode in (True, False)
         )
@@ -94,7 +94,7 @@ def split(
         [lay.size(shape) for lay, shape in zip(evaluation.layouts, features, strict=True)],
         _pooled_linear(backbone, evaluation.traced, evaluation.nodes[-1]),
         evaluation.traced.exported or training.traced.exported,
-        embedding_rows(backbone, evaluation.traced, evaluation.seen),
+        count_embedding_rows(backbone, evaluation.traced, evaluation.seen),
         runnable(backbone, evaluation.traced),
         evaluation.seen.shapes[evaluation.traced.returned.name][1],
     )
@@ -102,7 +102,7 @@ def split(
 
 def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: Inputs, kind: Kind | None) -> _Cut:
     seen = look(backbone, traced, example)
-    final = last_features(backbone, traced, seen)
+    final = find_last_features(backbone, traced, seen)
     try:
         nodes = [*cut_nodes(traced, at), final]
     except UncuttableError as error:
@@ -115,33 +115,33 @@ def _cut(backbone: nn.Module, traced: TracedGraph, at: Sequence[str], example: I
             + nearest(backbone, traced, seen, example, traced.position(final), traced.position(final))
         )
     places = [traced.position(node) for node in nodes]
-    carried, layouts = [traced.inputs], []
+    activations, layouts = [traced.inputs], []
     for node, place in zip(nodes, places, strict=True):
         try:
-            layouts.append(node_layout(backbone, traced, node, seen, example, kind))
-            carried.append(_carried(backbone, traced, seen, node, place))
+            layouts.append(find_node_layout(backbone, traced, node, seen, example, kind))
+            activations.append(_list_crossing(backbone, traced, seen, node, place))
         except (AttachError, UncuttableError) as error:
             name = traced.name_of(node) or node.name
             why = f"at: {name!r}: {error.why}" if isinstance(error, UncuttableError) else str(error)
             raise AttachError(why + nearest(backbone, traced, seen, example, place, places[-1])) from error
     if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
         layouts = [replace(lay, prefix=1) for lay in layouts]
-    layouts = [replace(lay, masked=mask_node(traced) is not None) for lay in layouts]
+    layouts = [replace(lay, masked=find_mask(traced) is not None) for lay in layouts]
     starts = [0, *(place + 1 for place in places)]
     ends = [*starts[1:], len(traced.graph.nodes) - 1]  # the last node is "output"
-    outgoing = [*carried[1:], [traced.returned]]
+    outgoing = [*activations[1:], [traced.returned]]
     order = list(traced.graph.nodes)
     parts = [
         _subgraph(backbone, traced, seen, order[start:end], incoming, out)
-        for start, end, incoming, out in zip(starts, ends, carried, outgoing, strict=True)
+        for start, end, incoming, out in zip(starts, ends, activations, outgoing, strict=True)
     ]
-    return _Cut(traced, seen, nodes, layouts, parts, [len(c) for c in carried])
+    return _Cut(traced, seen, nodes, layouts, parts, [len(c) for c in activations])
 
 
-def _carried(backbone: nn.Module, traced: TracedGraph, seen: Seen, node: fx.Node, place: int) -> list[fx.Node]:
+def _list_crossing(backbone: nn.Module, traced: TracedGraph, seen: Seen, node: fx.Node, place: int) -> list[fx.Node]:
     """What crosses a cut: the features, then the padding mask where there is one, then whatever else is needed."""
     check_features(backbone, seen, node)
-    mask = mask_node(traced)
+    mask = find_mask(traced)
     first = [node] if mask is None else [node, mask]
     return [*first, *(n for n in crossing(traced, seen, place) if n not in first)]
 
@@ -153,7 +153,7 @@ _VIEWS = (  # beginnings of the names of what may return the same memory
 )
 
 
-def _changed(backbone: nn.Module, nodes: list[fx.Node], incoming: list[fx.Node]) -> list[fx.Node]:
+def _find_changed(backbone: nn.Module, nodes: list[fx.Node], incoming: list[fx.Node]) -> list[fx.Node]:
     """The incoming tensors that an operation may change in place, themselves or through a view of them."""
     same = {n: n for n in incoming}  # views by the incoming tensor that they show
     changed: dict[fx.Node, None] = {}
@@ -185,7 +185,7 @@ def _subgraph(
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in incoming}
     first, later = copies[incoming[0]], incoming[0].op != "placeholder"
-    for n in _changed(backbone, nodes, incoming):  # a head has read it, or it is the caller's: it must stay what it is
+    for n in _find_changed(backbone, nodes, incoming):  # a head has read it, or it is the caller's: it must stay what it is
         copies[n] = graph.call_method("clone", (copies[n],))
 
     def copied(node: fx.Node) -> fx.Node:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-Carried = tuple[Tensor, ...]
+Activations = tuple[Tensor, ...]
 
 
 class Stage(nn.Module):
-    """The part of the backbone between two exits: ``stage(*carried) -> carried``, the features first.
+    """The part of the backbone between two exits: ``stage(*activations) -> activations``, the features first.
 
     It holds one graph per mode (a trace bakes the training flag in) over the same submodules and parameters, which are
-    those of the source backbone. ``carried`` is every tensor that crosses the cut.
+    those of the source backbone. ``activations`` is every tensor that crosses the cut.
     """
 
     def __init__(self, training_graph: fx.GraphModule, evaluation_graph: fx.GraphModule) -> None:
@@ -28,10 +28,10 @@ class Stage(nn.Module):
         # not registered: its members are those of `body`, so state_dict and parameters see each of them once
         self.__dict__["evaluation_body"] = evaluation_graph
 
-    def forward(self, *carried: Tensor) -> Carried:
+    def forward(self, *activations: Tensor) -> Activations:
         """Tensors that cross the cut before -> tensors that cross the cut after; element 0 is the feature map."""
         body = self.body if self.training else self.evaluation
-        out: Carried = body(*carried)
+        out: Activations = body(*activations)
         return out
 
     @property

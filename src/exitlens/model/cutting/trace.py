@@ -13,7 +13,7 @@ from exitlens.errors import AttachError
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.trace_export import trace_export
 from exitlens.model.cutting.trace_fx import FxTracer, trace_fx
-from exitlens.types.inputs import Inputs, input_names
+from exitlens.types.inputs import Inputs, list_input_names
 
 
 def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedGraph:
@@ -23,7 +23,7 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
         AttachError: if neither can follow the forward pass (control flow that depends on data, for example).
     """
     check_arguments(backbone, example)
-    tracer = FxTracer(input_names(example))
+    tracer = FxTracer(list_input_names(example))
     refused: Exception | None = None
     if not export:
         try:
@@ -41,7 +41,7 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
 def check_arguments(backbone: nn.Module, example: Inputs) -> None:
     """Raises :class:`AttachError` if the forward needs an argument that the example does not have."""
     parameters = list(inspect.signature(backbone.forward).parameters.values())
-    given = input_names(example) or tuple(p.name for p in parameters[:1])
+    given = list_input_names(example) or tuple(p.name for p in parameters[:1])
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in given]
     if needed:

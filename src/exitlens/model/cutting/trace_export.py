@@ -14,8 +14,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from exitlens.model.cutting.graph import TracedGraph
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.cutting.modes import mode_of, untouched
-from exitlens.types.inputs import Inputs, input_names, tensors_of
+from exitlens.model.cutting.modes import preserve_state, switch_mode
+from exitlens.types.inputs import Inputs, list_input_names, list_tensors
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 _PREFIX = "backbone."
@@ -40,16 +40,16 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
 
     Parameters and buffers are the backbone's own, by name. Operations that only check shapes are left out.
     """
-    tensors = tuple(torch.cat([t, t])[:2] for t in tensors_of(example))  # a batch of 1 would be taken as constant
+    tensors = tuple(torch.cat([t, t])[:2] for t in list_tensors(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
-    with untouched(backbone), mode_of(backbone, training), _quiet():
+    with preserve_state(backbone), switch_mode(backbone, training), _quiet():
         program = torch.export.export(
-            _LogitsOnly(backbone, input_names(example)),
+            _LogitsOnly(backbone, list_input_names(example)),
             tensors,
             dynamic_shapes=(tuple({0: batch} for _ in tensors),),
             strict=False,
         )
-    return _converted(program, "train" if training else "eval", input_names(example))
+    return _convert(program, "train" if training else "eval", list_input_names(example))
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _converted(program: torch.export.ExportedProgram, mode: str, names: tuple[str, ...]) -> TracedGraph:
+def _convert(program: torch.export.ExportedProgram, mode: str, names: tuple[str, ...]) -> TracedGraph:
     """The program's graph with its parameters as attributes of the backbone instead of inputs."""
     graph, extras = fx.Graph(), dict[str, Any]()
     copies: dict[fx.Node, fx.Node] = {}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.cutting.modes import mode_of, untouched
+from exitlens.model.cutting.modes import preserve_state, switch_mode
 
 
 class FxTracer(fx.Tracer):
@@ -61,8 +61,8 @@ class FxTracer(fx.Tracer):
 def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedGraph:
     """Traces by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
     before = set(vars(backbone))
-    with untouched(backbone):
-        with mode_of(backbone, training):
+    with preserve_state(backbone):
+        with switch_mode(backbone, training):
             graph = tracer.trace(backbone)
         made = {name: vars(backbone)[name] for name in set(vars(backbone)) - before}  # fx hangs constants on the module
     renamed = {name: f"{name}_{'train' if training else 'eval'}" for name in made}

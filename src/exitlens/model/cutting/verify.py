@@ -12,10 +12,10 @@ from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError, TraceMismatchError
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.cutting.modes import mode_of, no_zeros, untouched
+from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.split import Split
-from exitlens.model.cutting.stage import Carried
-from exitlens.types.inputs import MASK, Inputs, input_names, tensors_of
+from exitlens.model.cutting.stage import Activations
+from exitlens.types.inputs import MASK, Inputs, list_input_names, list_tensors
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
 _QUANTISED = (
@@ -70,55 +70,55 @@ def probe(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
     Raises:
         TraceMismatchError: if they differ.
     """
-    with no_zeros(backbone):
+    with fill_zero_parameters(backbone):
         _probe_evaluation(backbone, pieces, example)
         _probe_training(backbone, pieces, example)
 
 
 def _probe_evaluation(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
-    names, inputs = input_names(example), random_inputs(example, pieces, 3)
-    with untouched(backbone):
+    names, inputs = list_input_names(example), make_random_inputs(example, pieces, 3)
+    with preserve_state(backbone):
         state = _scalars(backbone)
-        plain = plain_logits(backbone, inputs, names, False)
+        plain = run_plain(backbone, inputs, names, False)
         if _scalars(backbone) != state:
-            again = plain_logits(backbone, inputs, names, False)
+            again = run_plain(backbone, inputs, names, False)
             _compare(plain, again, 1e-6, "a second call: its forward keeps a state that stages cannot share")
         buffers = _buffers(backbone)
-    with untouched(backbone):
-        staged = staged_logits(pieces, inputs, False)
+    with preserve_state(backbone):
+        staged = run_staged(pieces, inputs, False)
         _compare(plain, staged, 1e-6, "batch 3 in evaluation mode")
         _compare_buffers(buffers, _buffers(backbone))
-    with untouched(backbone):
+    with preserve_state(backbone):
         one = [t[:1] for t in inputs]
-        _compare(plain_logits(backbone, one, names, False), staged_logits(pieces, one, False), 1e-6, "a single sample")
-        routed = staged_logits(pieces, [t[[2, 0]] for t in inputs], False, exchange=True)
+        _compare(run_plain(backbone, one, names, False), run_staged(pieces, one, False), 1e-6, "a single sample")
+        routed = run_staged(pieces, [t[[2, 0]] for t in inputs], False, exchange=True)
     spread = (plain - plain.mean(0)).abs().max().item()  # what is the samples' own; the rest may be a constant
     allowed = 2e-5 + 1e-3 * spread / max(plain.abs().max().item(), 1e-6) if math.isfinite(spread) else 1e-3
     _compare(plain[[0, 2]], routed, allowed, "two samples of three: they depend on who else is in the batch")
 
 
 def _probe_training(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
-    names, inputs = input_names(example), random_inputs(example, pieces, 2)
-    with untouched(backbone):
-        plain = plain_logits(backbone, inputs, names, True, gradients=True)
+    names, inputs = list_input_names(example), make_random_inputs(example, pieces, 2)
+    with preserve_state(backbone):
+        plain = run_plain(backbone, inputs, names, True, gradients=True)
         buffers = _buffers(backbone)
         try:
             expected = _gradients(backbone, plain)
         except RuntimeError:  # the plain backbone itself cannot be trained: there is nothing to be equal to
             expected = None
-    with untouched(backbone):
-        staged = staged_logits(pieces, inputs, True, gradients=True)
+    with preserve_state(backbone):
+        staged = run_staged(pieces, inputs, True, gradients=True)
         _compare(plain.detach(), staged.detach(), 1e-6, "batch 2 in training mode")
         _compare_buffers(buffers, _buffers(backbone))
         if expected is not None:
             _compare_gradients(expected, _gradients(backbone, staged))
 
 
-def plain_logits(
+def run_plain(
     backbone: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], training: bool, gradients: bool = False
 ) -> Tensor:
     """The backbone's own logits, with the random state forked and seeded."""
-    with mode_of(backbone, training), torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
+    with switch_mode(backbone, training), torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
         own = [t.clone() for t in inputs]  # a forward may change its input
         output = backbone(**dict(zip(names, own, strict=True))) if names else backbone(*own)
@@ -126,19 +126,19 @@ def plain_logits(
         return logits.clone()
 
 
-def staged_logits(
+def run_staged(
     pieces: Split, inputs: Sequence[Tensor], training: bool, exchange: bool = False, gradients: bool = False
 ) -> Tensor:
     """The same by stages and tail; after the first stage in the opposite order, if asked for."""
-    carried: Carried = tuple(inputs)
+    activations: Activations = tuple(inputs)
     with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
         for k, stage in enumerate((*pieces.stages, pieces.tail)):
-            with mode_of(stage, training):
-                carried = stage(*carried)
+            with switch_mode(stage, training):
+                activations = stage(*activations)
             if k == 0 and exchange:
-                carried = tuple(t.flip(0) for t in carried)
-    return carried[0].clone()
+                activations = tuple(t.flip(0) for t in activations)
+    return activations[0].clone()
 
 
 def _scalars(module: nn.Module) -> list[Any]:
@@ -202,12 +202,12 @@ _MEND = (
 )
 
 
-def random_inputs(example: Inputs, pieces: Split, batch: int) -> tuple[Tensor, ...]:
+def make_random_inputs(example: Inputs, pieces: Split, batch: int) -> tuple[Tensor, ...]:
     """Normal noise for images, random tokens below what the embedding knows, masks with padding of different lengths."""
     rng = torch.Generator().manual_seed(batch)
-    names = input_names(example) or ("",)
+    names = list_input_names(example) or ("",)
     made = []
-    for name, tensor, known in zip(names, tensors_of(example), pieces.vocabulary, strict=True):
+    for name, tensor, known in zip(names, list_tensors(example), pieces.vocabulary, strict=True):
         shape = (batch, *tensor.shape[1:])
         if tensor.is_floating_point():
             made.append(torch.randn(shape, generator=rng).to(tensor))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from exitlens.errors import ExitlensError, InputError
 from exitlens.functional.pvalues import upper_bound
-from exitlens.functional.routing import first_firing
+from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
-from exitlens.model.cutting.stage import Carried
-from exitlens.model.engine.engine import Engine, applied, prepared_engine
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine, apply_tuning, prepare_engine
 from exitlens.model.engine.malloc import can_keep_memory, keep_memory
 from exitlens.model.engine.tuning import Tuning
 from exitlens.types import Policy
@@ -45,17 +45,17 @@ def tune(
         raise InputError(f"min_agreement, seconds: expected a share in (0, 1] and a time, got {min_agreement}, {seconds}")
     if policy is not None:
         policy.check(net.num_exits, net.identity() if policy.network else "")
-    carried = net.check_input(example, "example")
+    activations = net.check_input(example, "example")
     plain = Tuning(micro_batch=FEW)
     formats = [plain]
-    if not net.contract.is_text:
+    if not net.input_spec.is_text:
         formats.append(replace(plain, channels_last=True, folded=True))
     facts: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
-    agreement = _half_agreement(net, formats[-1], carried, policy) if precision != "float32" else None
+    agreement = _half_agreement(net, formats[-1], activations, policy) if precision != "float32" else None
     if agreement is not None:
-        facts["bfloat16_agreement"], facts["bfloat16_samples"] = agreement, len(carried[0])
-        different = round((1 - agreement) * len(carried[0]))
-        enough = upper_bound(different, len(carried[0]), 0.05) <= 1 - min_agreement
+        facts["bfloat16_agreement"], facts["bfloat16_samples"] = agreement, len(activations[0])
+        different = round((1 - agreement) * len(activations[0]))
+        enough = upper_bound(different, len(activations[0]), 0.05) <= 1 - min_agreement
         halves = [replace(tuning, precision="bfloat16") for tuning in formats]
         if precision == "bfloat16":
             formats = halves
@@ -63,7 +63,7 @@ def tune(
             formats += halves
     elif precision == "bfloat16":
         raise InputError("precision: this network does not run in bfloat16: leave it at 'float32'")
-    meter = _Meter(net, carried, seconds / 4)
+    meter = _Meter(net, activations, seconds / 4)
     best = meter.fastest(formats)
     if can_keep_memory() and net.device.type == "cpu":  # first, since it changes which micro-batch is best
         best = meter.fastest([replace(best, keep_memory=True), best])
@@ -78,10 +78,10 @@ def tune(
 class _Meter:
     """Times tunings against each other, in turn, and remembers what it found."""
 
-    def __init__(self, net: ExitNet, carried: Carried, seconds: float) -> None:
+    def __init__(self, net: ExitNet, activations: Activations, seconds: float) -> None:
         self.net, self.seconds = net, seconds
-        rows = torch.arange(MICRO_BATCHES[-1]) % len(carried[0])
-        self.carried = tuple(t[rows.to(t.device)] for t in carried)
+        rows = torch.arange(MICRO_BATCHES[-1]) % len(activations[0])
+        self.activations = tuple(t[rows.to(t.device)] for t in activations)
         self.found: dict[Tuning, float] = {}  # seconds a sample
         self.engines: dict[tuple[bool, bool, str], Engine] = {}  # one copy of the weights for each form
 
@@ -110,17 +110,17 @@ class _Meter:
     def _run(self, tuning: Tuning) -> Callable[[], float]:
         net = self.net
         form = tuning.channels_last, tuning.folded, tuning.precision
-        engine = self.engines.setdefault(form, self.engines.get(form) or engine_of(net, tuning))
+        engine = self.engines.setdefault(form, self.engines.get(form) or build_engine(net, tuning))
         count = max(FEW, tuning.micro_batch)
 
         def once() -> float:
-            with applied(tuning), engine.mode():
+            with apply_tuning(tuning), engine.mode():
                 started = time.perf_counter()
-                given = engine.enter(tuple(t[:count] for t in self.carried))
+                given = engine.enter(tuple(t[:count] for t in self.activations))
                 for at in range(0, count, tuning.micro_batch):
-                    carried = tuple(t[at : at + tuning.micro_batch] for t in given)
+                    activations = tuple(t[at : at + tuning.micro_batch] for t in given)
                     for k in range(net.num_exits):
-                        carried, p, *_ = engine.answer(k, carried, 1.0, "max_probability")
+                        activations, p, *_ = engine.answer(k, activations, 1.0, "max_probability")
                 float(p.sum())  # waits for the device
                 return (time.perf_counter() - started) / count
 
@@ -139,35 +139,35 @@ class _Meter:
         ]
 
 
-def engine_of(net: ExitNet, tuning: Tuning) -> Engine:
+def build_engine(net: ExitNet, tuning: Tuning) -> Engine:
     """An engine with weights of its own, whatever the network's own tuning."""
     exits = range(net.num_exits)
-    return prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, False)
+    return prepare_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, False)
 
 
-def _half_agreement(net: ExitNet, like: Tuning, carried: Carried, policy: Policy | None) -> float | None:
+def _half_agreement(net: ExitNet, like: Tuning, activations: Activations, policy: Policy | None) -> float | None:
     """Share of samples with the same label in bfloat16, at the exit where they agree least; with a policy also of answers.
 
     ``None`` if the network does not run in bfloat16.
     """
     try:
-        half = _logits(net, replace(like, precision="bfloat16"), carried)
+        half = _logits(net, replace(like, precision="bfloat16"), activations)
     except ExitlensError:
         raise
     except Exception:  # graphs made by torch.export may have the example's precision written into them
         return None
-    full = _logits(net, replace(like, precision="float32"), carried)
+    full = _logits(net, replace(like, precision="float32"), activations)
     same = (half.argmax(2) == full.argmax(2)).float().mean(0).min().item()
     if policy is not None:
         same = min(same, (_answers(half, policy) == _answers(full, policy)).all(1).float().mean().item())
     return same
 
 
-def _logits(net: ExitNet, tuning: Tuning, carried: Carried, size: int = 16) -> Tensor:  # -> (N,K,C)
-    engine, found = engine_of(net, tuning), []
+def _logits(net: ExitNet, tuning: Tuning, activations: Activations, size: int = 16) -> Tensor:  # -> (N,K,C)
+    engine, found = build_engine(net, tuning), []
     with engine.mode():
-        for at in range(0, len(carried[0]), size):
-            outputs = engine.outputs(engine.enter(tuple(t[at : at + size] for t in carried)))
+        for at in range(0, len(activations[0]), size):
+            outputs = engine.outputs(engine.enter(tuple(t[at : at + size] for t in activations)))
             found.append(torch.stack([logits.float() for logits, _ in outputs], 1))
         return torch.cat(found).cpu()
 
@@ -175,5 +175,5 @@ def _logits(net: ExitNet, tuning: Tuning, carried: Carried, size: int = 16) -> T
 def _answers(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label
     early = range(policy.num_exits - 1)
     scores = [score(logits[:, k], policy.score, policy.temperatures[k]) for k in early]
-    exits = first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)
+    exits = find_first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)
     return torch.stack([exits, logits[torch.arange(len(logits)), exits].argmax(1)], 1)

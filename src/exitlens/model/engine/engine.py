@@ -16,9 +16,9 @@ from torch import Tensor
 
 from exitlens.errors import EngineError
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.model.cutting.stage import Carried, Stage
+from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.malloc import keep_memory
-from exitlens.model.engine.tuning import Tuning, prepared
+from exitlens.model.engine.tuning import Tuning, prepare_graph
 from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
 from exitlens.types import ExitOutput, Policy
 
@@ -27,12 +27,12 @@ class Answer(NamedTuple):
     """What a step gives.
 
     Attributes:
-        carried: what the next stage takes.
+        activations: what the next stage takes.
         probabilities: ``(B,C)`` float32, softmax of the logits over the temperature. scores: ``(B,)``.
         attention: ``(B,*S)``, or ``None`` if it was not asked for.
     """
 
-    carried: Carried
+    activations: Activations
     probabilities: Tensor
     scores: Tensor
     attention: Tensor | None
@@ -66,63 +66,63 @@ class Engine:
         """Whether its steps are compiled."""
         return self._compiled is not None
 
-    def enter(self, carried: Carried) -> Carried:
+    def enter(self, activations: Activations) -> Activations:
         """What the network's check of its inputs returns -> what the first stage takes."""
-        carried = self.tuning.entering(carried)
+        activations = self.tuning.entering(activations)
         if self.is_compiled:  # compiled for one memory format, and for tensors that were not made in inference mode
-            carried = tuple(t if self.tuning.channels_last and t.ndim == 4 else t.contiguous() for t in carried)
-            carried = tuple(t.clone() if t.is_inference() else t for t in carried)
-        return carried
+            activations = tuple(t if self.tuning.channels_last and t.ndim == 4 else t.contiguous() for t in activations)
+            activations = tuple(t.clone() if t.is_inference() else t for t in activations)
+        return activations
 
     def mode(self) -> AbstractContextManager[Any]:
         """Without autograd."""
         return _ordinary_tensors() if self.is_compiled else torch.inference_mode()
 
-    def advance(self, k: int, carried: Carried) -> Carried:
+    def advance(self, k: int, activations: Activations) -> Activations:
         """Stage k alone: an exit that cannot fire is not computed."""
         if self._compiled is None:
-            return cast(Carried, self.stages[k](*carried))
-        return cast(Carried, self._step((k,), _advancing, self.stages[k])(carried))
+            return cast(Activations, self.stages[k](*activations))
+        return cast(Activations, self._step((k,), _make_advance, self.stages[k])(activations))
 
-    def answer(self, k: int, carried: Carried, temperature: float, score: str, attention: bool = False) -> Answer:
+    def answer(self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False) -> Answer:
         """Stage k and the head of exit k.
 
         Args:
             k: which.
-            carried: what crosses the cut before stage k.
+            activations: what crosses the cut before stage k.
             temperature: of the policy. score: of the policy.
             attention: also give the attention map.
         """
         if self._compiled is None:
-            return _answering(self.stages[k], self.heads[k], score, attention)(carried, temperature)
-        step = self._step((k, score, attention), _answering, self.stages[k], self.heads[k], score, attention)
+            return _make_answer(self.stages[k], self.heads[k], score, attention)(activations, temperature)
+        step = self._step((k, score, attention), _make_answer, self.stages[k], self.heads[k], score, attention)
         if temperature not in self._numbers:
             self._numbers[temperature] = torch.tensor(temperature, dtype=torch.float64)
-        return cast(Answer, step(carried, self._numbers[temperature]))
+        return cast(Answer, step(activations, self._numbers[temperature]))
 
-    def try_out(self, carried: Carried) -> None:
+    def try_out(self, activations: Activations) -> None:
         """Runs all once; raises :class:`EngineError` where the precision does not fit the graph."""
         try:
             with self.mode():
-                self.outputs(self.enter(carried))
+                self.outputs(self.enter(activations))
         except (RuntimeError, TypeError) as error:
             raise EngineError(
                 f"tuning: this network does not run in {self.tuning.precision} ({str(error).splitlines()[0]:.120}): set "
                 "precision='float32'"
             ) from error
 
-    def explained(self, carried: Carried) -> Iterator[ExitOutput]:
+    def explained(self, activations: Activations) -> Iterator[ExitOutput]:
         """Logits, attention and evidence of one exit after the other (not by the compiled steps), as they are asked for."""
         for stage, head in zip(self.stages, self.heads, strict=True):
-            carried = stage(*carried)
-            yield cast(ExitOutput, head(*carried))
+            activations = stage(*activations)
+            yield cast(ExitOutput, head(*activations))
 
-    def outputs(self, carried: Carried) -> list[tuple[Tensor, Tensor]]:
+    def outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
         """Logits and attention of every exit (not by the compiled steps)."""
         found = []
         for stage, head in zip(self.stages, self.heads, strict=True):
-            carried = stage(*carried)
-            found.append(head.with_attention(*carried))
+            activations = stage(*activations)
+            found.append(head.with_attention(*activations))
         return found
 
     def _step(self, key: tuple[Any, ...], make: Callable[..., Callable[..., Any]], *parts: Any) -> Callable[..., Any]:
@@ -132,7 +132,7 @@ class Engine:
             self._compiled[key] = torch.compile(_own_code(make(*parts), name), options={"freezing": True})
         return self._compiled[key]
 
-    def warm_up(self, carried: Carried, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
+    def warm_up(self, activations: Activations, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
         """Compiles the steps that this policy uses; yields k and the seconds that step k took.
 
         Each is compiled for one sample and for any other number of samples, so that later batches compile nothing.
@@ -141,17 +141,21 @@ class Engine:
             EngineError: where PyTorch cannot compile a step on this machine.
         """
         wanted = attention or policy.gate is not None
-        several = self.enter(tuple(t[:1].repeat_interleave(5, 0) for t in carried))
+        several = self.enter(tuple(t[:1].repeat_interleave(5, 0) for t in activations))
         for k in range(len(self.stages)):
             started = time.perf_counter()
             answers = k == len(policy.thresholds) or policy.thresholds[k] != math.inf or policy.gate is not None
             with self.mode(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's compiler warns of PyTorch's own modules
-                following: Carried = ()
+                following: Activations = ()
                 for rows in (several, tuple(t[:1] for t in several)):
                     try:
                         given = tuple(_any_number(t) for t in rows) if len(rows[0]) > 1 else rows
-                        out = self.answer(k, given, 1.5, policy.score, wanted).carried if answers else self.advance(k, given)
+                        out = (
+                            self.answer(k, given, 1.5, policy.score, wanted).activations
+                            if answers
+                            else self.advance(k, given)
+                        )
                     except Exception as error:
                         raise EngineError(
                             f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: "
@@ -177,21 +181,21 @@ def _any_number(t: Tensor) -> Tensor:
     return t
 
 
-def _advancing(stage: Callable[..., Any]) -> Callable[[Carried], Carried]:
-    def step(carried: Carried) -> Carried:
-        return cast(Carried, stage(*carried))
+def _make_advance(stage: Callable[..., Any]) -> Callable[[Activations], Activations]:
+    def step(activations: Activations) -> Activations:
+        return cast(Activations, stage(*activations))
 
     return step
 
 
-def _answering(
+def _make_answer(
     stage: Callable[..., Any], head: ExitHead, score: str, attention: bool
-) -> Callable[[Carried, float | Tensor], Answer]:
-    def step(carried: Carried, temperature: float | Tensor) -> Answer:
-        carried = stage(*carried)
-        logits, maps = head.with_attention(*carried) if attention else (head.classify(*carried), None)
+) -> Callable[[Activations, float | Tensor], Answer]:
+    def step(activations: Activations, temperature: float | Tensor) -> Answer:
+        activations = stage(*activations)
+        logits, maps = head.with_attention(*activations) if attention else (head.classify(*activations), None)
         p = probabilities(logits, temperature)
-        return Answer(carried, p, score_of(p, score), maps)
+        return Answer(activations, p, score_of(p, score), maps)
 
     return step
 
@@ -202,22 +206,22 @@ def _own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return FunctionType(code, function.__globals__, name, None, cast(FunctionType, function).__closure__)
 
 
-def prepared_engine(stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, compiled: bool) -> Engine:
+def prepare_engine(stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, compiled: bool) -> Engine:
     """Copies of the evaluation graphs and heads, in the tuning's formats: training the network does not change them."""
-    bodies = [prepared(stage.evaluation, tuning) for stage in stages]
-    return Engine(bodies, [_prepared_head(head, tuning) for head in heads], tuning, compiled=compiled)
+    bodies = [prepare_graph(stage.evaluation, tuning) for stage in stages]
+    return Engine(bodies, [_prepare_head(head, tuning) for head in heads], tuning, compiled=compiled)
 
 
-def _prepared_head(head: ExitHead, tuning: Tuning) -> ExitHead:
+def _prepare_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     twin = copy.deepcopy(head).eval().requires_grad_(False)
     if isinstance(twin, KeptHead):
-        twin.tail.replace_evaluation(prepared(twin.tail.evaluation, tuning))
+        twin.tail.replace_evaluation(prepare_graph(twin.tail.evaluation, tuning))
     if isinstance(twin, EvidenceHead) and twin.neck is not None:
         twin.neck.fused()
     return twin
 
 
-def applied(tuning: Tuning) -> AbstractContextManager[Any]:
+def apply_tuning(tuning: Tuning) -> AbstractContextManager[Any]:
     """The tuning's threads for a while, never more than the process has; memory is kept from now on, if it says so."""
     if tuning.keep_memory:
         keep_memory()

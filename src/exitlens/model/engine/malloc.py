@@ -55,7 +55,7 @@ def release_memory() -> None:
 
 
 @contextmanager
-def memory_kept() -> Iterator[None]:
+def hold_memory() -> Iterator[None]:
     """Keeps memory for a while: times without page faults, which come and go with the size of the batch."""
     changed = keep_memory()
     try:

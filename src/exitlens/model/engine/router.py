@@ -11,18 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.functional.gating import estimate, map_clues, trusted
+from exitlens.functional.gating import compute_gate_features, estimate, mask_untrusted
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.routing import fires
 from exitlens.functional.similarity import divergence
-from exitlens.model.cutting.stage import Carried
+from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.types import Gate, Policy
 
 Rule = Callable[[int, Tensor, Tensor], Tensor]  # exit, scores (B,), places (B,) -> (B,) bool: who leaves
 
 
-class Left(NamedTuple):
+class RoutedBatch(NamedTuple):
     """Samples that were answered together.
 
     Attributes:
@@ -38,39 +38,39 @@ class Left(NamedTuple):
     attention: Tensor | None
     trust: Tensor | None = None
 
-    def only(self, rows: Tensor) -> Left:
+    def only(self, rows: Tensor) -> RoutedBatch:
         """The samples at ``rows`` (indices or a mask)."""
         maps, trust = (None if t is None else t[rows] for t in (self.attention, self.trust))
-        return Left(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
+        return RoutedBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
 
 
 @dataclass
 class _Buffer:
     """Rows that were gathered one after the other into memory for ``capacity`` of them: each is copied once."""
 
-    tensors: Carried  # rows of memory first, images as (B,H,W,C) where they are channels_last
+    tensors: Activations  # rows of memory first, images as (B,H,W,C) where they are channels_last
     last: tuple[bool, ...]  # which are
     used: int
 
     @classmethod
-    def like(cls, carried: Carried, capacity: int) -> _Buffer:
-        last = tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in carried)
-        rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(carried, last, strict=True))
+    def like(cls, activations: Activations, capacity: int) -> _Buffer:
+        last = tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
+        rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(activations, last, strict=True))
         return cls(tuple(t.new_empty(capacity, *t.shape[1:]) for t in rows), last, 0)
 
-    def fits(self, carried: Carried, count: int) -> bool:
-        """Whether ``count`` rows of ``carried`` can be added."""
-        same = self.last == tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in carried)
+    def fits(self, activations: Activations, count: int) -> bool:
+        """Whether ``count`` rows of ``activations`` can be added."""
+        same = self.last == tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
         return same and self.used + count <= len(self.tensors[0])
 
-    def gather(self, carried: Carried, rows: Tensor) -> None:
-        """Adds rows of ``carried``."""
+    def gather(self, activations: Activations, rows: Tensor) -> None:
+        """Adds rows of ``activations``."""
         end = self.used + len(rows)
-        for t, mine, is_last in zip(carried, self.tensors, self.last, strict=True):
+        for t, mine, is_last in zip(activations, self.tensors, self.last, strict=True):
             torch.index_select(t.permute(0, 2, 3, 1) if is_last else t, 0, rows, out=mine[self.used : end])
         self.used = end
 
-    def rows(self) -> Carried:
+    def rows(self) -> Activations:
         """What was gathered, in the memory format that it had."""
         used = (t[: self.used] for t in self.tensors)
         return tuple(t.permute(0, 3, 1, 2) if is_last else t for t, is_last in zip(used, self.last, strict=True))
@@ -81,35 +81,35 @@ class _Pool:
     """Samples that wait for one stage, in the order in which they came."""
 
     places: list[Tensor] = field(default_factory=list)
-    pieces: list[Carried | _Buffer] = field(default_factory=list)
+    pieces: list[Activations | _Buffer] = field(default_factory=list)
     count: int = 0
     since: float = float("inf")  # when the sample came in that waits longest
 
-    def add(self, where: Tensor, carried: Carried, stay: Tensor | None, since: float, capacity: int) -> None:
-        """Takes in all rows of ``carried``, or those that ``stay``."""
+    def add(self, where: Tensor, activations: Activations, stay: Tensor | None, since: float, capacity: int) -> None:
+        """Takes in all rows of ``activations``, or those that ``stay``."""
         if stay is None:
-            self.pieces.append(carried)
+            self.pieces.append(activations)
         else:
             buffer = self.pieces[-1] if self.pieces else None
-            if not isinstance(buffer, _Buffer) or not buffer.fits(carried, len(stay)):
-                buffer = _Buffer.like(carried, max(capacity, len(stay)))
+            if not isinstance(buffer, _Buffer) or not buffer.fits(activations, len(stay)):
+                buffer = _Buffer.like(activations, max(capacity, len(stay)))
                 self.pieces.append(buffer)
-            buffer.gather(carried, stay)
+            buffer.gather(activations, stay)
         self.places.append(where)
         self.count += len(where)
         self.since = min(self.since, since)
 
-    def take(self, size: int) -> tuple[Tensor, Carried, float]:
+    def take(self, size: int) -> tuple[Tensor, Activations, float]:
         """All that wait, if they are fewer than two micro-batches of ``size`` (0: however many), else one."""
         pieces = [piece.rows() if isinstance(piece, _Buffer) else piece for piece in self.pieces]
         since, count = self.since, self.count
         where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
-        carried = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+        activations = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
         self.places, self.pieces, self.count, self.since = [], [], 0, float("inf")
         if size and count >= 2 * size:
-            self.add(where[size:], tuple(t[size:] for t in carried), None, since, 0)
-            where, carried = where[:size], tuple(t[:size] for t in carried)
-        return where, carried, since
+            self.add(where[size:], tuple(t[size:] for t in activations), None, since, 0)
+            where, activations = where[:size], tuple(t[:size] for t in activations)
+        return where, activations, since
 
 
 class Router:
@@ -136,33 +136,33 @@ class Router:
         self._heads = max(finite, default=-1) + 1  # early heads after these can never be of use
         self._pools: list[_Pool] = []  # one for each stage, once samples wait
         self._shapes: tuple[torch.Size, ...] = ()
-        self._left: list[Left] = []
+        self._left: list[RoutedBatch] = []
 
-    def feed(self, where: Tensor, carried: Carried) -> list[Left]:
+    def feed(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
         """Takes samples in and runs whatever fills micro-batches; returns those that were answered by that.
 
         Args:
             where: ``(B,)`` places of the samples, for the answers.
-            carried: what the network's check of its inputs returned.
+            activations: what the network's check of its inputs returned.
         """
         self._pools = self._pools or [_Pool() for _ in self.policy.temperatures]
-        shapes = tuple(t.shape[1:] for t in carried)
+        shapes = tuple(t.shape[1:] for t in activations)
         if self.waiting and shapes != self._shapes:  # images of another size run apart
             self._run_all()
         self._shapes = shapes
         size, now = self.micro_batch or len(where), time.monotonic()
         for at in range(0, len(where), size):
-            self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in carried), None, now, 0)
+            self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in activations), None, now, 0)
             if self.micro_batch:
                 self._run_full()
-        return self.taken()
+        return self.select_exits()
 
-    def flush(self) -> list[Left]:
+    def flush(self) -> list[RoutedBatch]:
         """Runs all that waits, to the end."""
         self._run_all()
-        return self.taken()
+        return self.select_exits()
 
-    def taken(self) -> list[Left]:
+    def select_exits(self) -> list[RoutedBatch]:
         """What was answered and not handed out yet: after an error, what came before it."""
         left, self._left = self._left, []
         return left
@@ -174,18 +174,18 @@ class Router:
                 if self.micro_batch:
                     self._run_full()
 
-    def run(self, where: Tensor, carried: Carried) -> list[Left]:
+    def run(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
         """Answers these samples and no others: :meth:`feed` and :meth:`flush` at once."""
         if self.micro_batch and len(where) > self.micro_batch:
-            return self.feed(where, carried) + self.flush()
-        left: list[Left] = []
+            return self.feed(where, activations) + self.flush()
+        left: list[RoutedBatch] = []
         for k in range(self.policy.num_exits):
-            staying = self._step(k, where, carried, left)
+            staying = self._step(k, where, activations, left)
             if staying is None:
                 break
-            where, carried, stay = staying
+            where, activations, stay = staying
             if stay is not None:
-                carried = tuple(gather(t, stay) for t in carried)
+                activations = tuple(gather(t, stay) for t in activations)
         return left
 
     @property
@@ -208,14 +208,14 @@ class Router:
                 k -= 1
 
     def _run(self, k: int) -> None:
-        where, carried, since = self._pools[k].take(self.micro_batch)
-        staying = self._step(k, where, carried, self._left)
+        where, activations, since = self._pools[k].take(self.micro_batch)
+        staying = self._step(k, where, activations, self._left)
         if staying is not None:
             self._pools[k + 1].add(*staying, since, 2 * self.micro_batch)
 
     def _step(
-        self, k: int, where: Tensor, carried: Carried, left: list[Left]
-    ) -> tuple[Tensor, Carried, Tensor | None] | None:
+        self, k: int, where: Tensor, activations: Activations, left: list[RoutedBatch]
+    ) -> tuple[Tensor, Activations, Tensor | None] | None:
         """Runs stage k; those who leave are added to ``left``.
 
         Returns:
@@ -223,19 +223,19 @@ class Router:
             nobody stays.
         """
         policy, gate, previous = self.policy, self.policy.gate, None
-        carried = self.engine.enter(carried) if k == 0 else carried
+        activations = self.engine.enter(activations) if k == 0 else activations
         last = k == policy.num_exits - 1
         if gate is not None and k and k - 1 < self._heads:  # the map of the exit before came along
-            carried, previous = carried[:-1], carried[-1]
+            activations, previous = activations[:-1], activations[-1]
         if not last and (k >= self._heads or (gate is None and policy.thresholds[k] == math.inf)):
-            return where, self.engine.advance(k, carried), None
+            return where, self.engine.advance(k, activations), None
         wanted = self.attention or gate is not None
-        carried, p, scores, maps = self.engine.answer(k, carried, policy.temperatures[k], policy.score, wanted)
+        activations, p, scores, maps = self.engine.answer(k, activations, policy.temperatures[k], policy.score, wanted)
         decisive, trust = scores, None
         if gate is not None and maps is not None:
-            decisive, trust = _gated(gate, k, scores, p, maps, previous)
-            carried = (*carried, maps)
-        found = Left(where, k, scores, p, maps if self.attention else None, trust)
+            decisive, trust = _apply_gate(gate, k, scores, p, maps, previous)
+            activations = (*activations, maps)
+        found = RoutedBatch(where, k, scores, p, maps if self.attention else None, trust)
         if last:
             left.append(found)
             return None
@@ -245,19 +245,21 @@ class Router:
             left.append(found)
             return None
         if count == 0:
-            return where, carried, None
+            return where, activations, None
         order = fired.argsort(stable=True)  # those who stay, then those who leave
         stay, leave = order[: len(where) - count], order[len(where) - count :]
         left.append(found.only(leave))
-        return where[stay], carried, stay
+        return where[stay], activations, stay
 
 
-def _gated(gate: Gate, k: int, scores: Tensor, p: Tensor, maps: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The scores that decide, and what is known of the explanations (see :class:`Left`)."""
+def _apply_gate(
+    gate: Gate, k: int, scores: Tensor, p: Tensor, maps: Tensor, previous: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The scores that decide, and what is known of the explanations (see :class:`RoutedBatch`)."""
     unknown = torch.full_like(scores, math.nan)
     if k < len(gate.limits):
-        estimates = estimate(gate, k, p.amax(1), map_clues(maps, previous))
-        return trusted(scores, estimates, gate.limits[k]), torch.stack([estimates, unknown], 1)
+        estimates = estimate(gate, k, p.amax(1), compute_gate_features(maps, previous))
+        return mask_untrusted(scores, estimates, gate.limits[k]), torch.stack([estimates, unknown], 1)
     measured = unknown if previous is None else divergence(*on_common_grid(previous.float(), maps.float()))
     return scores, torch.stack([torch.zeros_like(scores), measured], 1)
 

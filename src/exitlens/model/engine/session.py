@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import nn
 
 from exitlens.errors import EngineError
-from exitlens.model.engine.engine import Engine, applied, prepared_engine
+from exitlens.model.engine.engine import Engine, apply_tuning, prepare_engine
 from exitlens.types import Policy
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class Running:
     @staticmethod
     def _make(net: ExitNet, compiled: bool) -> Engine:
         exits, tuning = range(net.num_exits), net.tuning
-        if compiled and not net.contract.is_text:  # other formats' convolutions are compiled again for large batches
+        if compiled and not net.input_spec.is_text:  # other formats' convolutions are compiled again for large batches
             tuning = replace(tuning, channels_last=True)
-        engine = prepared_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
+        engine = prepare_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
         if tuning.precision != "float32" and not compiled:
             engine.try_out(net.entering(net.info.example(next(net.heads[0].parameters()))))
         return engine
@@ -90,9 +90,9 @@ class Running:
         with self._compiling:
             record, tuning = net.weights_record(), net.tuning
             engine = self._make(net, True)
-            carried = net.entering(net.info.example(next(net.heads[0].parameters())))
-            steps = engine.warm_up(carried, policy, attention)
-            with applied(tuning):
+            activations = net.entering(net.info.example(next(net.heads[0].parameters())))
+            steps = engine.warm_up(activations, policy, attention)
+            with apply_tuning(tuning):
                 seconds = dict(track(steps, "compiling", total=net.num_exits) if progress else steps)
             with self._lock:
                 if net.tuning is tuning:
@@ -110,7 +110,7 @@ class Use:
         engine = self.running.find(self.net)
         if engine.shared:
             self.running.evaluate(self.net)
-        self.shared, self.applied, self.mode = engine.shared, applied(engine.tuning), engine.mode()
+        self.shared, self.applied, self.mode = engine.shared, apply_tuning(engine.tuning), engine.mode()
         self.applied.__enter__()
         self.mode.__enter__()
         return engine

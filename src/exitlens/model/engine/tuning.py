@@ -66,16 +66,16 @@ class Tuning:
         """Inverse of :meth:`to_dict`."""
         return cls(**values)
 
-    def entering(self, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def entering(self, activations: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The tensors that the first stage takes, in this tuning's format and precision."""
         if self.precision == "bfloat16":
-            carried = tuple(t.to(torch.bfloat16) if t.is_floating_point() else t for t in carried)
+            activations = tuple(t.to(torch.bfloat16) if t.is_floating_point() else t for t in activations)
         if self.channels_last:
-            carried = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in carried)
-        return carried
+            activations = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in activations)
+        return activations
 
 
-def prepared(body: fx.GraphModule, tuning: Tuning) -> fx.GraphModule:
+def prepare_graph(body: fx.GraphModule, tuning: Tuning) -> fx.GraphModule:
     """A copy of an evaluation graph as the tuning wants it; the original is left as it is."""
     body = copy.deepcopy(body).eval()
     if tuning.folded:

@@ -16,13 +16,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.batches import count_batches, input_batches
+from exitlens.data.batches import count_batches, iterate_inputs
 from exitlens.data.folders import ImageStream, list_images
 from exitlens.data.prefetch import Prefetch
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.router import Left, Router
+from exitlens.model.engine.router import RoutedBatch, Router
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction, Preprocess
 from exitlens.types.inputs import Inputs, count_rows
@@ -98,10 +98,10 @@ def predict(
         settings = _StreamSettings(attention, order, max_delay_ms)
         return _stream(net, _source(net, images, batch_size), policy, settings, batch_size, progress)
     with net.running() as engine:
-        carried = net.check_input(images)  # type: ignore[arg-type]
+        activations = net.check_input(images)  # type: ignore[arg-type]
         router = Router(engine, policy, attention, net.tuning.micro_batch)
-        where = torch.arange(len(carried[0]), device=carried[0].device)
-        return joined(router.run(where, carried))
+        where = torch.arange(len(activations[0]), device=activations[0].device)
+        return merge_routed(router.run(where, activations))
 
 
 def _is_batch(images: Any) -> bool:
@@ -117,7 +117,7 @@ def _is_batch(images: Any) -> bool:
     )
 
 
-def joined(left: list[Left]) -> Prediction:
+def merge_routed(left: list[RoutedBatch]) -> Prediction:
     """What left the router, as one prediction in the order of places.
 
     Raises:
@@ -176,7 +176,7 @@ def _source(net: ExitNet, images: Any, batch_size: int) -> Any:
 def _stream(
     net: ExitNet, source: Any, policy: Policy, settings: _StreamSettings, batch_size: int, progress: bool
 ) -> Iterator[Prediction]:
-    with Prefetch(input_batches(source, batch_size, net.device)) as loading:
+    with Prefetch(iterate_inputs(source, batch_size, net.device)) as loading:
         found = _Stream(net, policy, settings).run(loading)
         total = count_batches(source, batch_size) if settings.order == "input" else None  # then one prediction a batch
         yield from track(found, "predicting", total=total) if progress else found
@@ -188,7 +188,7 @@ class _Open:
 
     start: int
     count: int
-    left: list[Left] = field(default_factory=list)
+    left: list[RoutedBatch] = field(default_factory=list)
     answered: int = 0
 
 
@@ -221,19 +221,19 @@ class _Stream:
         if failed is not None:
             raise failed
         if loading.error is not None:
-            raise self._explained(loading.error, number) from loading.error
+            raise self._explain(loading.error, number) from loading.error
 
-    def _rest(self, failed: Exception | None) -> list[Left]:
+    def _rest(self, failed: Exception | None) -> list[RoutedBatch]:
         """What still waits at the end; after a failure as far as it can be answered."""
         if failed is None or self.router is None:
             return self._flush()
-        left = self.router.taken()
+        left = self.router.select_exits()
         with suppress(Exception):  # what failed before may fail again; that is the error that is told
             left += self._flush()
-        left += self.router.taken()
+        left += self.router.select_exits()
         return [part.only(part.where < self.seen) for part in left]  # not those of the batch that failed
 
-    def _explained(self, error: BaseException, number: int) -> BaseException:
+    def _explain(self, error: BaseException, number: int) -> BaseException:
         if isinstance(error, ExitlensError) or not isinstance(error, Exception):
             return error
         return StreamError(
@@ -241,17 +241,17 @@ class _Stream:
             f"samples were answered: mend it, and go on from sample {self.seen}"
         )
 
-    def _feed(self, inputs: Inputs, number: int) -> list[Left]:
+    def _feed(self, inputs: Inputs, number: int) -> list[RoutedBatch]:
         with self.net.running() as engine:
-            carried = self.net.check_input(inputs, f"images (batch {number} of the stream)")
+            activations = self.net.check_input(inputs, f"images (batch {number} of the stream)")
             count = count_rows(inputs)
-            where = torch.arange(self.seen, self.seen + count, device=carried[0].device)
+            where = torch.arange(self.seen, self.seen + count, device=activations[0].device)
             if self.router is None:
                 self.router = Router(engine, self.policy, self.settings.attention)
             self._continue_with(engine)
             # untuned: as many as the stream's own batches hold
             self.router.micro_batch = self.net.tuning.micro_batch or max(self.router.micro_batch, count)
-            left = self.router.feed(where, carried)
+            left = self.router.feed(where, activations)
         self.open.append(_Open(self.seen, count))
         self.seen += count
         return left
@@ -266,7 +266,7 @@ class _Stream:
             )
         self.router.engine = engine
 
-    def _flush(self) -> list[Left]:
+    def _flush(self) -> list[RoutedBatch]:
         if self.router is None or not self.router.waiting:
             return []
         with self.net.running() as engine:
@@ -282,17 +282,17 @@ class _Stream:
     def _overdue(self) -> bool:
         return self._patience() == 0.0 or (bool(self.open) and self.seen - self.open[0].start > MAX_WAITING)
 
-    def _ready(self, left: list[Left]) -> Iterator[Prediction]:
+    def _ready(self, left: list[RoutedBatch]) -> Iterator[Prediction]:
         for part in left:
             self._file(part)
             if self.settings.order == "ready" and len(part.where):
-                yield joined([part])
+                yield merge_routed([part])
         while self.open and self.open[0].answered == self.open[0].count:
             done = self.open.popleft()
             if self.settings.order == "input":
-                yield joined(done.left)
+                yield merge_routed(done.left)
 
-    def _file(self, part: Left) -> None:
+    def _file(self, part: RoutedBatch) -> None:
         """Shares the answers of one micro-batch out to the batches that its samples came in."""
         ends = [batch.start + batch.count for batch in self.open]
         owners = torch.bucketize(part.where.cpu(), torch.tensor(ends), right=True)

@@ -15,20 +15,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import as_batch, batches, epoch_batches
+from exitlens.data.batches import as_batch, batches, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError, require
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pearson
 from exitlens.io import read_tensors, write_tensors, write_text
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.cutting.modes import mode_of
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import count_rows
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
-from exitlens.workflow.training.log import epoch_line, tensorboard_events, write_log
-from exitlens.workflow.training.step import TrainingSettings, floats, trainable, training_mode, training_step
+from exitlens.workflow.training.log import format_epoch, open_tensorboard, write_log
+from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, select_trainable, take_step
 
 Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
@@ -123,12 +123,12 @@ def fit(
     )
     run = _Run(net, loss or EGTLoss(), settings, augment, workers, None if out_dir is None else Path(out_dir))
     run.open(resume, train)
-    with _bar(progress) as bar, tensorboard_events(run.out_dir if tensorboard else None) as write_events:
+    with _bar(progress) as bar, open_tensorboard(run.out_dir if tensorboard else None) as write_events:
         for epoch in range(run.epochs_done, epochs):
             row = run.epoch(epoch, train, val, bar)
             run.save(row)
             write_events(row)
-            bar.console.print(epoch_line(row, epochs)) if progress else None
+            bar.console.print(format_epoch(row, epochs)) if progress else None
     run.finish(keep)
     return run.result
 
@@ -151,7 +151,7 @@ class _Run:
         self.best_state: dict[str, Tensor] | None = None
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameters = trainable(net, settings.freeze_backbone)
+        self.parameters = select_trainable(net, settings.freeze_backbone)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     @property
@@ -198,7 +198,7 @@ class _Run:
         task = bar.add_task(f"epoch {epoch + 1}", total=steps)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            with training_mode(self.net, self.settings.freeze_backbone):
+            with enter_training_mode(self.net, self.settings.freeze_backbone):
                 for step, batch in enumerate(loader):
                     images, labels = as_batch(batch, self.net.device)
                     if labels is None:
@@ -207,7 +207,7 @@ class _Run:
                     if self.augment:
                         images = self.augment(images)
                     progress = at / (self.settings.epochs * steps)
-                    terms = training_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
+                    terms = take_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
                     for name, value in floats(terms).items():
                         sums[name] += value / steps
                     bar.advance(task)
@@ -224,7 +224,7 @@ class _Run:
     def _loader(self, train: Any, seed: int) -> DataLoader[Any]:
         if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
             raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
-        return epoch_batches(train, self.settings.batch_size, seed, self.workers)
+        return make_epoch_loader(train, self.settings.batch_size, seed, self.workers)
 
     def save(self, row: dict[str, Any]) -> None:
         """Adds an epoch to the history and writes checkpoint and log."""
@@ -271,7 +271,7 @@ def _read_record(path: Path) -> Any:
 def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[float], list[float]]:
     """Accuracy of every exit and mean attention CC of the early exits with the final one."""
     correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
-    with mode_of(net, False), torch.no_grad():
+    with switch_mode(net, False), torch.no_grad():
         for images, labels in batches(val, max(settings.batch_size, 64), net.device):
             if labels is None:
                 raise InputError("val: expected batches of (images, labels), got images only")

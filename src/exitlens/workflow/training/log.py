@@ -13,7 +13,7 @@ from exitlens.errors import MissingExtraError
 from exitlens.io import write_text
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
+def format_epoch(row: dict[str, Any], epochs: int) -> str:
     """One epoch for people: loss, validation accuracy of every exit, attention CC of the early exits."""
     accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"])
     cc = " ".join(f"{c:.2f}" for c in row["cc"])
@@ -23,7 +23,7 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 def write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Writes the whole history as CSV, atomically."""
-    rows = [flat_row(row) for row in history]
+    rows = [flatten_row(row) for row in history]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -31,7 +31,7 @@ def write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def flat_row(row: dict[str, Any]) -> dict[str, float]:
+def flatten_row(row: dict[str, Any]) -> dict[str, float]:
     """One epoch as named numbers: ``loss_total``, ``accuracy_exit0``, ``cc_exit0`` and so on."""
     flat = {"epoch": row["epoch"], "seconds": round(row["seconds"], 2)}
     flat |= {f"loss_{name}": value for name, value in row["loss"].items()}
@@ -40,7 +40,7 @@ def flat_row(row: dict[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def tensorboard_events(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def open_tensorboard(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Gives a function that writes a row to TensorBoard, or does nothing without ``out_dir`` (extra ``log``)."""
     if out_dir is None:
         yield lambda row: None
@@ -52,7 +52,7 @@ def tensorboard_events(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any
     writer = SummaryWriter(str(out_dir))
 
     def write(row: dict[str, Any]) -> None:
-        for name, value in flat_row(row).items():
+        for name, value in flatten_row(row).items():
             writer.add_scalar(name, value, row["epoch"])
 
     try:

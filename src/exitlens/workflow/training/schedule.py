@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def one_cycle(progress: float, peak: float, warm: float = 0.3) -> float:
+def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
     """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the first 30 %, then down to peak/250,000.
 
     The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.

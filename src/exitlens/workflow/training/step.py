@@ -11,11 +11,11 @@ from torch import Tensor
 
 from exitlens.errors import TrainingError
 from exitlens.functional.losses import EGTLoss
-from exitlens.model.cutting.modes import mode_of
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs
-from exitlens.workflow.training.schedule import one_cycle
+from exitlens.workflow.training.schedule import one_cycle_rate
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainingSettings:
     freeze_backbone: bool
 
 
-def training_step(
+def take_step(
     net: ExitNet,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
@@ -47,7 +47,7 @@ def training_step(
         InputError: for a batch the network cannot take; TrainingError: if the loss is not finite (no step is taken then).
     """
     for group in optimizer.param_groups:
-        group["lr"] = one_cycle(progress, settings.learning_rate)
+        group["lr"] = one_cycle_rate(progress, settings.learning_rate)
     net.check_input(inputs, "train")
     if settings.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -70,7 +70,7 @@ def training_step(
     return terms
 
 
-def trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
+def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
     """The parameters to train.
 
     Raises:
@@ -86,12 +86,12 @@ def trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
 
 
 @contextmanager
-def training_mode(net: ExitNet, freeze_backbone: bool) -> Iterator[None]:
+def enter_training_mode(net: ExitNet, freeze_backbone: bool) -> Iterator[None]:
     """Training mode; a frozen backbone stays in evaluation mode (its statistics too) and takes no gradient."""
     frozen: list[torch.nn.Parameter] = []
-    with mode_of(net, True):
+    with switch_mode(net, True):
         if freeze_backbone:
-            trained = {id(p) for p in trainable(net, True)}
+            trained = {id(p) for p in select_trainable(net, True)}
             frozen = [p for p in net.parameters() if id(p) not in trained and p.requires_grad]
             net.stages.eval()
             if net.info.final == "keep":
