@@ -107,7 +107,7 @@ def test_nothing_passes_and_it_says_why_and_what_it_would_take():
     few = xl.calibrate(good_trace(60), max_disagreement=0.01, delta=0.1)
     assert few.thresholds == (math.inf, math.inf)
     assert few.chosen_by["samples_needed"] >= 230 / 0.6
-    assert f"about {few.chosen_by['estimate_samples_needed']} samples would be needed" in few.certificate()
+    assert f"about {few.chosen_by['samples_needed']} samples would be needed" in few.certificate()
     assert "The early exits never fire" in few.certificate()
     bad = good_trace(400)
     bad = replace(bad, divergence=torch.tensor([0.5, 0.5, 0.0]).repeat(400, 1))
