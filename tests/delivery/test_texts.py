@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.explanations.tokens import shades, tabulate_tokens, write_tokens
+from exitlens.delivery.explanations.tokens import scale_attention, tabulate_tokens, write_tokens
 from tests.test_cli import call  # noqa: F401 (a fixture)
 from tests.texts import AT, config_values, make_bert, make_text_net, make_texts
 
@@ -141,7 +141,7 @@ def test_shaded_tokens(tmp_path):
     net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
     why = xl.explain(net, texts, xl.Policy((0.9, 0.9)))
     for view in why.exits:
-        values = shades(view, len(why.tokens))
+        values = scale_attention(view, len(why.tokens))
         assert max(values) == pytest.approx(1)
         assert values[0] == 0
     assert tabulate_tokens(why).row_count == 3

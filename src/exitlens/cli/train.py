@@ -13,7 +13,7 @@ from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
 from exitlens.delivery.demo.demo import run_demo
 from exitlens.delivery.demo.training import DemoSettings
-from exitlens.delivery.report.comparing import CONDITION, describe_provenance, measure_subjects
+from exitlens.delivery.report.subjects import CONDITION, describe_provenance, measure_subjects
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import (
     find_bundle,

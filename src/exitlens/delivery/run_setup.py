@@ -1,10 +1,10 @@
-"""A new network for a user's data: what `exitlens fit` makes of a backbone's name and a data source."""
+"""Setting up a run: training data and a new network from the names that `exitlens fit` is given."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from exitlens.model.backbones.transformers import read_tokenizer
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.cutting.placement import By
 from exitlens.model.heads import HeadKind
+from exitlens.model.info import Final
 from exitlens.model.network import ExitNet
 from exitlens.types import TextPreprocess
 
@@ -27,7 +28,7 @@ TEXT_LENGTH = 64
 
 
 def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[Samples, Samples]:
-    """Training and validation split; texts are read by the tokenizer that comes with the backbone, where one does."""
+    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
     if not source.is_text and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     own = read_tokenizer(backbone) if source.is_text else None
@@ -39,7 +40,7 @@ def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: Samples) -> None:
-    """Raises :class:`InputError` for a text classifier that is given images, the reverse, or longer texts than it knows."""
+    """Raises :class:`InputError` for a text classifier given images, the reverse, or texts longer than it has positions."""
     reads_texts = "input_ids" in inspect.signature(plain.forward).parameters
     if reads_texts != isinstance(train, TextSet):
         kinds = ("texts", "images") if reads_texts else ("images", "texts")
@@ -51,6 +52,13 @@ def _check_reads(plain: nn.Module, backbone: str, train: Samples) -> None:
         )
 
 
+def _choose_exits(plain: nn.Module, exits: str, placement: str) -> list[str] | int:
+    if exits:
+        return int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
+    usual = ["layer1", "layer2", "layer3"]
+    return usual if placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
+
+
 def build_network(
     backbone: str,
     exits: str,
@@ -60,21 +68,21 @@ def build_network(
     keep_final: bool = False,
     pretrained: bool = False,
     weights: Path | None = None,
-    by: str = "cost",
+    placement: str = "cost",
     head: str = "",
 ) -> ExitNet:
     """Builds the backbone for the data's classes and attaches exits.
 
     Args:
         backbone: its source.
-        exits: comma-separated module names, or how many; empty means ``layer1,layer2,layer3`` where the backbone has these
-            modules and ``by`` is ``"cost"``, and 3 otherwise.
-        train: the data: its classes, and its first sample as example.
+        exits: comma-separated module names, or a number; empty means ``layer1,layer2,layer3`` where the backbone has these
+            modules and ``placement`` is ``"cost"``, else 3.
+        train: the data, which gives the classes and, with its first sample, the example.
         seed: of the weights.
         keep_final: keep the backbone's own classifier as final exit.
         pretrained: start from the library's weights.
         weights: start from a local state dict.
-        by: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
+        placement: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
         head: kind of exit heads, see :func:`attach`; empty means ``context`` for images and ``evidence`` for texts.
 
     Raises:
@@ -89,23 +97,17 @@ def build_network(
     _check_reads(plain, backbone, train)
     if weights is not None:
         load_weights(plain, weights)
-    usual = ["layer1", "layer2", "layer3"]
-    named = dict(plain.named_children())
-    at: list[str] | int = usual if by == "cost" and all(name in named for name in usual) else 3
-    if exits:
-        at = int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
-    final: Literal["head", "keep"] = "keep" if keep_final else "head"
-    kind = head or ("evidence" if isinstance(train, TextSet) else "context")
+    at, final = _choose_exits(plain, exits, placement), cast(Final, "keep" if keep_final else "head")
 
-    def attached(kind: str) -> ExitNet:  # attach checks both
-        example = train.first(1).inputs
-        return attach(plain, at, len(train.classes), example, final=final, by=cast(By, by), head=cast(HeadKind, kind))
+    def attach_heads(kind: str) -> ExitNet:  # attach checks placement and kind
+        example, by = train.first(1).inputs, cast(By, placement)
+        return attach(plain, at, len(train.classes), example, final=final, by=by, head=cast(HeadKind, kind))
 
     try:
-        net = attached(kind)
+        net = attach_heads(head or ("evidence" if isinstance(train, TextSet) else "context"))
     except HeadError:
         if head:
             raise
-        net = attached("evidence")  # features that are no plane: nobody asked for a neck
+        net = attach_heads("evidence")  # a neck needs features in a plane, and nobody asked for it
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.explanations.pictures import heat
+from exitlens.delivery.explanations.pictures import draw_heat
 from exitlens.delivery.explorer.app import import_gradio
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
-from exitlens.delivery.explorer.frontier import BOTTOM, LEFT, RIGHT, TOP, frontier_svg
+from exitlens.delivery.explorer.frontier import BOTTOM, LEFT, RIGHT, TOP, draw_frontier
 from exitlens.delivery.explorer.page import _rule, answer_page, routed_page
 from exitlens.delivery.explorer.view import NEVER, View, _decode, _thresholds
 from tests.conftest import random_trace
@@ -96,7 +96,7 @@ def test_other_data_than_the_runs_own(folder, tmp_path):
 
 def test_the_plot_holds_everything_and_has_round_ticks():
     report = xl.evaluate(random_trace(k=3), xl.Policy((0.5, 0.5)))
-    drawn = ElementTree.fromstring(frontier_svg(report))
+    drawn = ElementTree.fromstring(draw_frontier(report))
     circles = [e for e in drawn.iter() if e.tag == "circle"]
     assert len(circles) == 4
     for circle in circles:
@@ -128,7 +128,7 @@ def test_what_is_painted_is_covered():
 
 
 def test_a_uniform_map_is_pale():
-    uniform, sharp = heat(torch.full((5, 5), 0.04)), heat(torch.eye(5) / 5)
+    uniform, sharp = draw_heat(torch.full((5, 5), 0.04)), draw_heat(torch.eye(5) / 5)
     assert np.asarray(uniform)[..., 3].max() < 120 < np.asarray(sharp)[..., 3].max()
 
 

@@ -4,7 +4,7 @@ import torch
 import exitlens as xl
 from exitlens.delivery import run_setup
 from exitlens.delivery.report import comparing
-from exitlens.delivery.report.comparing import describe_provenance, measure_subjects
+from exitlens.delivery.report.subjects import describe_provenance, measure_subjects
 from exitlens.delivery.run_directory import shorten_names
 
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageColor
 
 import exitlens as xl
 from exitlens.delivery.bench.speed import compare, compare_adaptive, compare_attention, compare_step_time
-from exitlens.delivery.explanations.pictures import contact_sheet, heat, overlay, picture, save_explanation
+from exitlens.delivery.explanations.pictures import draw_contact_sheet, draw_heat, draw_image, draw_overlay, save_explanation
 from exitlens.delivery.report import plots
-from exitlens.delivery.report.gallery import pick
+from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
 from exitlens.display import pick_exit_colour
@@ -103,16 +103,16 @@ def test_overlay_is_brightest_where_attention_is():
     base = Image.new("RGB", (40, 40), (100, 100, 100))
     attention = torch.zeros(4, 4)
     attention[0, 0] = 1
-    shown = overlay(base, attention).convert("L")
+    shown = draw_overlay(base, attention).convert("L")
     assert shown.getpixel((3, 3)) > shown.getpixel((35, 35)) + 50
 
 
 def test_pictures_restore_colours():
     values = xl.Preprocess((8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     pixels = torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8)
-    shown = picture(values.normalise(pixels), values, side=8)
+    shown = draw_image(values.normalise(pixels), values, side=8)
     assert shown.getpixel((2, 5)) == tuple(pixels[:, 5, 2].tolist())
-    assert picture(torch.zeros(1, 8, 8), None, side=16).size == (16, 16)
+    assert draw_image(torch.zeros(1, 8, 8), None, side=16).size == (16, 16)
 
 
 def test_explanations_as_files(tmp_path, net, images):
@@ -153,8 +153,8 @@ def test_timings_leave_the_networks_alone(tiny_set, images):
 
 def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
     rows = xl.explain_batch(net, images[:3], POLICY)
-    one = contact_sheet({"a": rows}, None)
-    two = contact_sheet({"a": rows, "b": rows}, None)
+    one = draw_contact_sheet({"a": rows}, None)
+    two = draw_contact_sheet({"a": rows, "b": rows}, None)
     assert two.width > one.width
     assert one.height == two.height
     frames = {ImageColor.getrgb(pick_exit_colour(why.answered, 3)) for why in rows}
@@ -164,7 +164,7 @@ def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
 def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny_set):
     subjects = [_subject(name, tiny_set) for name in ("one", 'the "other"')]
     series = [plots.Series(s.name, s.reports["test"], s.faithfulness["test"]) for s in subjects]
-    bars = {plots.exit_shares: 3, plots.accuracy_cost: 3, plots.consistency: 2, plots.deletion: 3}
+    bars = {plots.plot_exit_shares: 3, plots.plot_accuracy_cost: 3, plots.plot_consistency: 2, plots.plot_deletion: 3}
     for draw, exits in bars.items():
         svg = draw(series)
         ElementTree.fromstring(svg)
@@ -243,26 +243,26 @@ def test_large_images_keep_the_report_small(tmp_path):
     net.describe(classes=data.classes, preprocess=data.preprocess)
     subject = Subject("x", net, POLICY, {"test": xl.evaluate(xl.collect(net, data), POLICY)})
     assert write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).stat().st_size < 5e6 / 6
-    assert max(picture(data.first(1).inputs[0], data.preprocess).size) == 320
+    assert max(draw_image(data.first(1).inputs[0], data.preprocess).size) == 320
 
 
 def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
     images = tiny_set.images.repeat(40, 1, 1, 1)
     labels = torch.arange(len(images)) // (len(images) // 4)
     data = xl.ImageSet(images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
-    chosen = pick(_subject("x", tiny_set, faithful=False), data, 12)
+    chosen = pick_images(_subject("x", tiny_set, faithful=False), data, 12)
     assert len(chosen) == 12
     assert len(data.subset(torch.tensor(chosen)).labels.unique()) >= 3
 
 
 def test_a_uniform_map_is_as_pale_in_every_picture():
     base, uniform, sharp = Image.new("RGB", (40, 40), (100,) * 3), torch.full((4, 4), 1 / 16), torch.eye(4) / 4
-    bright = [np.asarray(overlay(base, m)).max() for m in (uniform, sharp)]
+    bright = [np.asarray(draw_overlay(base, m)).max() for m in (uniform, sharp)]
     assert bright[0] < bright[1] - 60
-    assert np.asarray(heat(uniform))[..., 3].max() < np.asarray(heat(sharp))[..., 3].max() - 60
+    assert np.asarray(draw_heat(uniform))[..., 3].max() < np.asarray(draw_heat(sharp))[..., 3].max() - 60
 
 
 def test_titles_of_a_contact_sheet(net, images):
     rows = xl.explain_batch(net, images[:3], POLICY)
-    plain, titled = contact_sheet({"": rows}, None), contact_sheet({"": rows}, None, titles=["a", "b", "c"])
+    plain, titled = draw_contact_sheet({"": rows}, None), draw_contact_sheet({"": rows}, None, titles=["a", "b", "c"])
     assert titled.height == plain.height + 3 * 20
