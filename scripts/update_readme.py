@@ -60,7 +60,9 @@ def summary(result: dict) -> str:
         ("attention on the garment (%)", "energy_in_mask", 100, 0),
         ("agreement with the final exit's attention (0: chance, 1: same)", "skill", 1, 2),
     ):
-        cells = [f"{scale * a:.{digits}f} → **{scale * b:.{digits}f}**" for a, b in zip(near0[name], near[name], strict=True)]
+        cells = [
+            f"{scale * a:.{digits}f} → **{scale * b:.{digits}f}**" for a, b in zip(near0[name], near[name], strict=True)
+        ]
         lines.append(f"| {title} | " + " | ".join([*cells, *[""] * (exits - len(cells))]) + " |")
     plain, far, far0 = (100 * result[run][test]["accuracy"][0] for run, test in ACCURACIES)
     timed = result["speed"]["batch_64"]
