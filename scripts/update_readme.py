@@ -1,4 +1,4 @@
-"""Writes the demo's results into README.md and docs/measured.md; keeps its JSON under benchmarks/results, its gallery under docs.
+"""Writes the README's results from a finished demo, keeps its JSON under benchmarks/results and its gallery under docs.
 
 Usage: python scripts/update_readme.py [runs/demo]
 """
@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ACCURACIES = (("plain", "agreeing"), ("egt", "disagreeing"), ("baseline", "disagreeing"))
 
 
 def table(result: dict) -> str:
@@ -50,42 +49,6 @@ def speed(result: dict) -> str:
     return "\n".join(lines)
 
 
-def summary(result: dict) -> str:
-    """The README's table: three rows, and the time."""
-    near, near0 = result["egt"]["agreeing"], result["baseline"]["agreeing"]
-    exits = len(near["accuracy"])
-    lines = ["| | " + " | ".join([f"exit {k}" for k in range(exits - 1)] + ["final"]) + " |", "| --- |" + " --- |" * exits]
-    for title, name, scale, digits in (
-        ("accuracy (%)", "accuracy", 100, 1),
-        ("attention on the garment (%)", "energy_in_mask", 100, 0),
-        ("agreement with the final exit's attention (0: chance, 1: same)", "skill", 1, 2),
-    ):
-        cells = [
-            f"{scale * a:.{digits}f} → **{scale * b:.{digits}f}**" for a, b in zip(near0[name], near[name], strict=True)
-        ]
-        lines.append(f"| {title} | " + " | ".join([*cells, *[""] * (exits - len(cells))]) + " |")
-    plain, far, far0 = (100 * result[run][test]["accuracy"][0] for run, test in ACCURACIES)
-    timed = result["speed"]["batch_64"]
-    return "\n".join(
-        [
-            "`make demo`: garments on coloured backgrounds that give the class away in 80 % of the scenes; 3,000 test scenes. "
-            "Without EGT → **with EGT**:",
-            "",
-            *lines,
-            "",
-            f"The plain backbone reaches {plain:.1f} %. Where backgrounds say nothing about the class, exit 0 goes from {far0:.1f} to "
-            f"**{far:.1f} %**. With thresholds certified (90 % confidence) to cost at most one point, batches of 64 run **{timed['speedup']:.1f} times "
-            f"faster** than the plain backbone and lose {100 * timed['accuracy_drop']:.1f} points.",
-        ]
-    )
-
-
-def fill(page: Path, name: str, text: str) -> None:
-    """Writes the part of a page that stands between the markers of this name."""
-    pattern = rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)"
-    page.write_text(re.sub(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page.read_text(), flags=re.S))
-
-
 def main() -> None:
     run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
     result = json.loads((run / "result.json").read_text())
@@ -107,8 +70,9 @@ def main() -> None:
         step=result["step_time_ratio"],
         maps=result["attention_time_ratio"],
     )
-    fill(ROOT / "README.md", "results", summary(result))
-    fill(ROOT / "docs" / "measured.md", "demo", text)
+    readme = ROOT / "README.md"
+    pattern = r"(<!-- results:.*?-->\n).*?(<!-- end of results -->)"
+    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", readme.read_text(), flags=re.S))
     (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
     shutil.copy(run / "result.json", ROOT / "benchmarks" / "results" / "demo.json")
     shutil.copy(run / "gallery.png", ROOT / "docs" / "gallery.png")
