@@ -18,7 +18,7 @@ from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyErr
 from exitlens.io import write_text
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess, TextPreprocess
-from exitlens.workflow.training.fit import SETTINGS
+from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
 

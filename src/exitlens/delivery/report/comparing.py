@@ -14,7 +14,7 @@ from exitlens.errors import DataError, InputError
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.faithfulness import faithfulness
-from exitlens.workflow.training.fit import SETTINGS
+from exitlens.workflow.training.run import SETTINGS
 
 CONDITION = "test"
 
