@@ -143,7 +143,3 @@ def list_anchors(page: Path) -> set[str]:
     """As GitHub makes them from headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_public_names_are_documented():
-    assert not [name for name in xl.__all__ if not getattr(xl, name).__doc__]
