@@ -24,7 +24,8 @@ def test_the_tour_is_committed_without_outputs_and_uses_names_that_exist():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the client's own libraries
-def test_the_tour_runs():
+def test_the_tour_runs(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests need the other core
     done = NotebookClient(nbformat.read(NOTEBOOK, as_version=4), timeout=240, kernel_name="python3").execute()
     pages = [out["data"].get("text/html", "") for cell in done.cells for out in cell.get("outputs", []) if "data" in out]
     shown = "".join(pages)
