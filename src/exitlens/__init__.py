@@ -47,6 +47,7 @@ from exitlens.model.cutting.placement import ExitPoint, exit_points
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import (
+    Calibration,
     ExitOutput,
     ExitView,
     Explanation,
@@ -74,6 +75,7 @@ __all__ = [
     "AttachError",
     "Band",
     "BundleError",
+    "Calibration",
     "CalibrationError",
     "CurvePoint",
     "DataError",
