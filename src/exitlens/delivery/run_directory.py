@@ -14,26 +14,14 @@ from exitlens.data.folders import ImageStream, list_images, load_folder
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource, is_text_file, open_source
 from exitlens.data.texts import TextSet, TextStream, read_numbered_texts, read_texts
-from exitlens.delivery.bundle import MANIFEST, load, save
+from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
 from exitlens.errors import BundleError, DataError, ExitlensError, OutputExistsError, PolicyError
 from exitlens.io import write_json
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess, TextPreprocess
-from exitlens.workflow.training.fit import SETTINGS
+from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
-
-
-def find_bundle(path: Path) -> Path:
-    """Finds the bundle of a run directory; a bundle is returned as it is.
-
-    Raises:
-        BundleError: if there is none.
-    """
-    for candidate in (path, path / "bundle"):
-        if (candidate / MANIFEST).is_file():
-            return candidate
-    raise BundleError(f"bundle: {path} is no bundle and holds none (no {MANIFEST}): give what exitlens fit wrote")
 
 
 def shorten_names(paths: Sequence[Path]) -> list[str]:
@@ -104,7 +92,7 @@ def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
     Raises:
         PolicyError: if it has no policy yet.
     """
-    net, policy = load(find_bundle(path))
+    net, policy = load(path)
     if policy is None:
         raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")
     return net, policy
@@ -166,7 +154,7 @@ def stream_samples(
 
 def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
     """What the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
-    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "chosen_by")}
+    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
     reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
     return {"network": net.identity(), "policy": rule, "preprocessing": reading, "input": str(data)}

@@ -97,7 +97,8 @@ def build_network(
     _check_reads(plain, backbone, train)
     if weights is not None:
         load_weights(plain, weights)
-    at, final = _choose_exits(plain, exits, placement), cast(Final, "keep" if keep_final else "head")
+    at = _choose_exits(plain, exits, placement)
+    final: Final = "keep" if keep_final else "head"
 
     def attach_heads(kind: str) -> ExitNet:  # attach checks placement and kind
         example, by = train.first(1).inputs, cast(By, placement)

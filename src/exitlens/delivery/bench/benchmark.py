@@ -199,10 +199,10 @@ class Cut:
                 engine.answer(self.exit, part, 1.0, "max_probability")
 
 
-def machine(threads: int) -> dict[str, Any]:
+def describe_machine(threads: int) -> dict[str, Any]:
     """What figures were measured on."""
     return {
-        "processor": _processor(),
+        "processor": _read_processor(),
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
@@ -211,7 +211,7 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _read_processor() -> str:
     try:
         with Path("/proc/cpuinfo").open() as lines:
             return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -219,7 +219,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def table(found: Mapping[str, Any]) -> list[list[str]]:
+def tabulate(found: Mapping[str, Any]) -> list[list[str]]:
     """Rows of a table for people from the result of :meth:`Bench.run`."""
     rows = [["", "ms/sample", "p95 ms", "x plain", "x tuned", "ideal ms", "MB"]]
     for row in found["rows"]:

@@ -19,7 +19,6 @@ from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import interleave, time_calls
 from exitlens.delivery.bundle import load
 from exitlens.delivery.run_directory import (
-    find_bundle,
     load_samples,
     require_image_preprocess,
     require_text_preprocess,
@@ -102,13 +101,12 @@ class Explorer:
         self._lock = threading.Lock()
 
     def _load_run(self, name: str, path: Path) -> LoadedRun:
-        directory = find_bundle(path)
-        net, policy = load(directory)
+        net, policy = load(path)
         if policy is None:  # start with the first run's thresholds, if they fit
             like = self.runs[0].policy if self.runs else None
             fits = like is not None and like.num_exits == net.num_exits
             policy = Policy(like.thresholds, like.score) if like and fits else Policy((0.9,) * (net.num_exits - 1))
-        return LoadedRun(name, directory, net, policy)
+        return LoadedRun(name, path, net, policy)
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
@@ -189,7 +187,7 @@ class Explorer:
         policy = self.runs[index].policy
         if thresholds is None or tuple(thresholds) == policy.thresholds:
             return policy
-        return replace(policy, thresholds=tuple(thresholds), chosen_by={})
+        return replace(policy, thresholds=tuple(thresholds), calibration=None)
 
     def _load(self, owner: LoadedRun, net: ExitNet, split: Split) -> ImageSet | TextSet:
         return load_samples(owner.directory, net, split, data=self._data, root=self._root, skip_bad=True)

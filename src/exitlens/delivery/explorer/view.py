@@ -109,7 +109,7 @@ class View:
             run = self.explorer.runs[index]
             thresholds = _read_sliders(values, run.policy.thresholds)
             report = self.explorer.evaluate(index, thresholds)
-            by_hand = thresholds != run.policy.thresholds or not run.policy.chosen_by
+            by_hand = thresholds != run.policy.thresholds or run.policy.calibration is None
             return routed_page(run, report, by_hand, self.explorer.kind)
 
         return render

@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from exitlens.data.folders import ImageStream
+from exitlens.data.texts import TextStream
 from exitlens.errors import InputError, MissingExtraError
+from exitlens.model.network import ExitNet
+from exitlens.types import Prediction
 
 
 class Row(NamedTuple):
@@ -23,6 +27,20 @@ class Row(NamedTuple):
     exit: int
     confidence: float
     divergence_estimate: float | None = None
+
+
+def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: ImageStream | TextStream) -> Iterator[list[Row]]:
+    """Turns predictions into rows with the names of their samples, which may have been read further ahead."""
+    count = 0
+    for pred in predictions:
+        names = map(str, samples.files[count : count + len(pred)])
+        labels = [net.info.classes[i] if net.info.classes else str(i) for i in pred.labels.tolist()]
+        sure = [round(value, 6) for value in pred.confidence.tolist()]
+        estimates: list[float | None] = [None] * len(pred)
+        if pred.divergence_estimate is not None:
+            estimates = [round(value, 6) for value in pred.divergence_estimate.tolist()]
+        yield [Row(*values) for values in zip(names, labels, pred.exits.tolist(), sure, estimates, strict=True)]
+        count += len(pred)
 
 
 class LineFormat(Protocol):

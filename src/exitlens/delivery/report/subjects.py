@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exitlens.data.images import ImageSet
-from exitlens.delivery.run_directory import find_bundle, load_calibrated, shorten_names
+from exitlens.delivery.bundle import find_bundle
+from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.errors import DataError, InputError
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.training.fit import SETTINGS
+from exitlens.workflow.training.run import SETTINGS
 
 CONDITION = "test"
 
