@@ -7,8 +7,6 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.explanations.tokens import scale_attention, tabulate_tokens, write_tokens
-from tests.test_cli import call  # noqa: F401 (a fixture)
 from tests.texts import AT, config_values, make_bert, make_text_net, make_texts
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
@@ -55,7 +53,7 @@ def test_a_kept_classifier_travels(tmp_path):
 FIT = ("--epochs", 6, "--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
 
 
-def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_path):  # noqa: F811
+def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
     run = tmp_path / "run"
     code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT)
@@ -66,7 +64,7 @@ def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_pat
     assert not (model / "tokenizer.json").exists()
 
 
-def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):  # noqa: F811
+def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):
     (model / "tokenizer.json").write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
     run = tmp_path / "run"
     code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT)
@@ -100,7 +98,7 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):  # noqa: F811
     net, _ = xl.load(run / "bundle")
     assert net.input_spec.vocabulary[0] == net.info.preprocess.vocabulary_size
     for words, message in [
-        (("evaluate", "--bundle", run, "--report", tmp_path / "r.html"), "takes texts: leave --report out"),
+        (("report", run, "--out", tmp_path / "r.html"), "takes texts"),
         (("explain", "--bundle", run, "--text", " "), "not empty"),
         (("explain", "--bundle", run), "one of --image FILE, --text TEXT"),
         (("explain", "--bundle", run, "--image", "x.png"), "takes texts"),
@@ -110,7 +108,7 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):  # noqa: F811
         assert message in error
 
 
-def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):  # noqa: F811
+def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
     code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")
     assert code == 2
@@ -128,28 +126,8 @@ def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):  
     assert "reads texts, scenes has images" in error
 
 
-def test_inspect_a_network_of_texts(call, model):  # noqa: F811
+def test_inspect_a_network_of_texts(call, model):
     code, out, _ = call("inspect", "--backbone", f"hf:{model}", "--size", 12, "--json")
     assert code == 0
     names = [point["name"] for point in json.loads(out)["points"]]
     assert "bert.encoder.layer.0" in names
-
-
-def test_shaded_tokens(tmp_path):
-    net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
-    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
-    why = xl.explain(net, texts, xl.Policy((0.9, 0.9)))
-    for view in why.exits:
-        values = scale_attention(view, len(why.tokens))
-        assert max(values) == pytest.approx(1)
-        assert values[0] == 0
-    assert tabulate_tokens(why).row_count == 3
-    plain = str(tabulate_tokens(why, colour=False).columns[3]._cells[0])
-    assert f"({100 * why.exits[0].attention[1].item():.0f})" in plain
-    page, values = write_tokens(why, tmp_path, "x")
-    assert page.read_text().count("<span") == 3 * len(why.tokens)
-    assert "<0>" not in page.read_text()  # escaped
-    assert json.loads(values.read_text())["answered"] == why.answered
-    with pytest.raises(xl.OutputExistsError, match=r"x\.html exists"):
-        write_tokens(why, tmp_path, "x")

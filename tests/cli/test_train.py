@@ -1,11 +1,13 @@
-"""calibrate --delta, --unlabelled and --gate, and predict --monitor, on the command line."""
+"""demo, fit, calibrate, evaluate and report on the command line."""
 
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import exitlens as xl
-from tests.test_cli import call  # noqa: F401 (fixture)
+from exitlens.model.cutting import placement
 
 
 @pytest.fixture
@@ -16,7 +18,7 @@ def again(trained, tmp_path):
     return tmp_path / "b"
 
 
-def test_a_certificate_from_an_unlabelled_folder(again, folder, call):  # noqa: F811
+def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
     words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
     code, shown, err = call(*words, "--json")
     assert code == 0, err
@@ -32,7 +34,7 @@ def test_a_certificate_from_an_unlabelled_folder(again, folder, call):  # noqa: 
     assert "confidence" in " ".join(shown.split())
 
 
-def test_a_gate_and_the_column_it_fills(again, folder, call):  # noqa: F811
+def test_a_gate_and_the_column_it_fills(again, folder, call):
     words = ("calibrate", "--bundle", again, "--data", folder, "--max-divergence", "0.5", "--gate", "--json")
     code, shown, err = call(*words)
     assert code == 0, err
@@ -50,25 +52,7 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):  # noqa: F811
     assert "(limit" in shown
 
 
-def test_the_watch(trained, folder, call):  # noqa: F811
-    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor", "--json")
-    assert code == 0
-    drift = json.loads(shown)["drift"]
-    assert drift["samples"] == 60
-    assert sum(drift["exit_shares"]) == pytest.approx(1)
-    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor")
-    assert "drift" in shown
-
-
-def test_a_watch_cannot_be_resumed(trained, folder, tmp_path, call):  # noqa: F811
-    code, _, err = call(
-        "predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"
-    )
-    assert code == 2
-    assert "monitor: it has to see the samples from the first on" in err
-
-
-def test_class_folders_without_images(again, tmp_path, call):  # noqa: F811
+def test_class_folders_without_images(again, tmp_path, call):
     (tmp_path / "empty").mkdir()
     code, _, err = call("calibrate", "--bundle", again, "--data", tmp_path / "empty", "--max-accuracy-drop", "0.1")
     assert code == 2
@@ -86,7 +70,7 @@ def test_class_folders_without_images(again, tmp_path, call):  # noqa: F811
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
     ],
 )
-def test_what_it_refuses(again, folder, call, words, message):  # noqa: F811
+def test_what_it_refuses(again, folder, call, words, message):
     if words[-1] == "--unlabelled":
         words = (*words, folder)
     elif "--data" not in words:
@@ -105,7 +89,130 @@ def test_what_it_refuses(again, folder, call, words, message):  # noqa: F811
         (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
     ],
 )
-def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, message):  # noqa: F811
+def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, message):
     code, _, err = call("calibrate", "--bundle", tmp_path / "nothing", *words)
     assert code == 2
     assert message in " ".join(err.split())
+
+
+def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
+    code, *_ = call("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--json")
+    assert code == 0
+    code, _, err = call("evaluate", "--bundle", tmp_path / "r")
+    assert code == 2
+    assert "exitlens calibrate" in err
+    code, *_ = call("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--resume")
+    assert code == 0
+
+
+def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, call, monkeypatch):
+    words = (
+        "fit",
+        "--data",
+        folder,
+        "--size",
+        "32",
+        "--epochs",
+        "1",
+        "--exits",
+        "2",
+        "--placement",
+        "time",
+        "--json",
+        "--out",
+    )
+    code, out, err = call(*words, tmp_path / "r", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["accuracy"]) == 3
+    at = xl.load(tmp_path / "r" / "bundle")[0].info.at
+    monkeypatch.setattr(placement, "time_shares", lambda *args: pytest.fail("timed again"))
+    code, _, err = call(*words, tmp_path / "r", "--resume")
+    assert code == 0, err
+    assert xl.load(tmp_path / "r" / "bundle")[0].info.at == at
+
+
+def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
+    words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
+    assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
+    assert "expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.slow
+def test_demo_in_its_quick_form(tmp_path, call):
+    code, out, err = call("demo", "--quick", "--out", tmp_path / "d", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert json.loads((tmp_path / "d" / "result.json").read_text()) == result
+    for name in ("baseline", "egt"):
+        for condition in ("agreeing", "disagreeing"):
+            values = result[name][condition]
+            assert len(values["accuracy"]) == len(values["deletion"]) == len(values["deletion_random"]) == 4
+            assert (
+                len(values["attention_cc"])
+                == len(values["attention_cc_null"])
+                == len(values["skill"])
+                == len(values["kl"])
+                == 3
+            )
+    for name in ("batch_1", "batch_64"):
+        assert {"speedup", "accuracy_drop", "cost"} <= set(result["speed"][name])
+    assert {"step_time_ratio", "seconds", "seed", "versions", "machine"} <= set(result)
+    assert (tmp_path / "d" / "report.html").exists()
+    code, *_ = call("explain", "--bundle", tmp_path / "d", "--image", _scene(tmp_path))
+    assert code == 0
+    code, _, err = call("demo", "--quick", "--out", tmp_path / "d")
+    assert code == 2
+    assert "finished demo" in err
+
+
+def _scene(tmp_path: Path) -> Path:
+    scene = xl.load_scenes("test", limit=1)
+    path = tmp_path / "scene.png"
+    Image.fromarray(scene.images[0].permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+def test_two_runs_in_one_report(trained, tmp_path, call):
+    page = tmp_path / "both.html"
+    code, out, err = call("report", trained, "--compare", trained, "--out", page, "--json")
+    assert code == 0, err
+    assert json.loads(out)["out"] == str(page)
+    text = page.read_text()
+    assert text.count(str(trained)) > 3
+    assert f"exitlens report {trained} --compare {trained} --out {page}" in text
+    assert "loss distance js" in text
+    code, _, err = call("report", trained, "--out", page)
+    assert code == 2
+    assert "exists" in err
+
+
+def test_evaluate_and_calibrate_as_tables(again, folder, call):
+    assert "routed" in call("evaluate", "--bundle", again, "--data", folder)[1]
+    assert len(json.loads(call("evaluate", "--bundle", again, "--data", folder, "--json")[1])["exits"]) == 4
+    shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
+    assert "threshold" in shown
+    assert "answers the rest" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "none"), "no folder"),
+        (("--data", "images/dark"), "class folder"),
+        (("--exits", "layer9"), "Did you mean"),
+        (("--exits", "layer3,layer1"), "order"),
+        (("--epochs", "0"), "epochs"),
+        (("--backbone", "resnet18"), "backbone"),
+        (("--size", "-5"), "size"),
+        (("--init-weights", "none.pt"), "no file none.pt"),
+        (("--out", "images"), "not empty"),
+    ],
+)
+def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").symlink_to(folder)
+    code, _, err = call("fit", "--data", "images", "--out", "o", *words)
+    assert code == 2
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -161,6 +161,6 @@ def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
 
 
 def replace_policy(directory: Path, policy: Policy) -> None:
-    """Replaces the policy of an existing bundle."""
+    """Replaces the policy of a run or bundle."""
     net, _ = load(directory)
-    save(net, policy, directory, overwrite=True)
+    save(net, policy, find_bundle(directory), overwrite=True)
