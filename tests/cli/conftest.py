@@ -5,6 +5,12 @@ import sys
 import pytest
 
 from exitlens import cli
+from tests.conftest import build_once
+
+
+@pytest.fixture(autouse=True)
+def _networks_are_built_once(monkeypatch):
+    build_once(monkeypatch)
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import csv
 import json
 
 import pytest
-import torch
 
 import exitlens as xl
-from tests.texts import AT, config_values, make_bert, make_text_net, make_texts
+from exitlens import cli
+from tests.texts import config_values
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
 
@@ -32,45 +32,31 @@ def reviews(tmp_path_factory):
     return path
 
 
-def test_a_bundle_needs_no_backbone(tmp_path):
-    net, texts = make_text_net(), make_texts()
-    assert net.info.source == "hf:"
-    back, policy = xl.load(xl.save(net, xl.Policy((0.5, 0.5)), tmp_path / "b"))
-    assert policy == xl.Policy((0.5, 0.5))
-    assert back.info == net.info
-    for a, b in zip(net(texts), back(texts), strict=True):
-        assert torch.equal(a.logits, b.logits)
-        assert torch.equal(a.attention, b.attention)
+FIT = ("--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
 
 
-def test_a_kept_classifier_travels(tmp_path):
-    plain, texts = make_bert().eval(), make_texts()
-    net = xl.attach(plain, AT, 3, texts, final="keep").eval()
-    back, _ = xl.load(xl.save(net, None, tmp_path / "b"))
-    assert torch.equal(back(texts)[-1].logits, plain(**texts).logits)
-
-
-FIT = ("--epochs", 6, "--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
+@pytest.fixture(scope="module")
+def run(model, reviews, tmp_path_factory):
+    """A run directory, calibrated, trained with the tokenizer beside the model."""
+    out = tmp_path_factory.mktemp("text") / "run"
+    (model / "tokenizer.json").write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 6, "--out", out, *FIT)
+    for line in (words, ("calibrate", "--bundle", out, "--max-accuracy-drop", 0.05, "--json")):
+        cli.verbs(list(map(str, line)), standalone_mode=False)
+    return out
 
 
 def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
-    run = tmp_path / "run"
-    code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT)
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 1, "--out", tmp_path / "run")
+    code, out, _ = call(*words, *FIT)
     assert code == 0, out
-    assert json.loads(out)["accuracy"][-1] > 0.9
-    preprocess = xl.load(run / "bundle")[0].info.preprocess
+    preprocess = xl.load(tmp_path / "run")[0].info.preprocess
     assert "awful" in preprocess.tokenizer
     assert not (model / "tokenizer.json").exists()
 
 
-def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):
-    (model / "tokenizer.json").write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
-    run = tmp_path / "run"
-    code, out, _ = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT)
-    assert code == 0, out
-    assert json.loads(out)["accuracy"][-1] > 0.9
-    assert call("calibrate", "--bundle", run, "--max-accuracy-drop", "0.05")[0] == 0
+def test_a_trained_network_is_evaluated_and_answers_a_file(call, run, reviews, tmp_path):
     report = json.loads(call("evaluate", "--bundle", run, "--json")[1])
     assert report["accuracy"] > 0.9
     assert json.loads(call("evaluate", "--bundle", run, "--data", reviews, "--json")[1])["samples"] == 120
@@ -80,32 +66,45 @@ def test_the_whole_flow_on_a_file(call, model, reviews, tmp_path):
     assert [row["label"] for row in rows] == ["no", "yes"]
     assert rows[1]["file"].endswith("new.txt:3")  # blank lines count
     assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.jsonl")[0] == 0
-    assert [json.loads(line)["file"] for line in (tmp_path / "p.jsonl").read_text().splitlines()] == [
-        r["file"] for r in rows
-    ]
-    again = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--out", run, *FIT, "--resume")
-    assert call(*again)[0] == 0  # finished already: nothing changes
-    assert xl.load(run / "bundle")[1] is not None
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == [row["file"] for row in rows]
+    net, _ = xl.load(run)
+    assert net.input_spec.vocabulary[0] == net.info.preprocess.vocabulary_size
+
+
+def test_an_explanation_shows_the_tokens(call, run, tmp_path):
     shown = call("explain", "--bundle", run, "--text", "the food was awful", "--out", tmp_path / "why")[1]
     assert "awful" in shown
     assert "answered" in shown
     assert (tmp_path / "why" / "text.html").is_file()
     values = json.loads(call("explain", "--bundle", run, "--text", "the food was awful", "--json")[1])
     assert values["tokens"][:2] == ["[CLS]", "the"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("report", "RUN", "--out", "r.html"), "takes texts"),
+        (("explain", "--bundle", "RUN", "--text", " "), "not empty"),
+        (("explain", "--bundle", "RUN"), "one of --image FILE, --text TEXT"),
+        (("explain", "--bundle", "RUN", "--image", "x.png"), "takes texts"),
+    ],
+)
+def test_what_a_network_of_texts_refuses(call, run, words, message):
+    code, _, error = call(*[str(run) if word == "RUN" else word for word in words])
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_resumed_and_timed(call, run, model, reviews):
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 6, "--out", run, *FIT)
+    (model / "tokenizer.json").write_text(xl.load(run)[0].info.preprocess.tokenizer)
+    assert call(*words, "--resume")[0] == 0  # finished already: nothing changes
+    assert xl.load(run)[1] is not None
     quick = ("--rounds", 1, "--seconds", 0, "--json")
     found = json.loads(call("bench", "--bundle", run, "--batch-sizes", "4", *quick)[1])["batches"]
     assert found[0]["batch"] == 4
-    net, _ = xl.load(run / "bundle")
-    assert net.input_spec.vocabulary[0] == net.info.preprocess.vocabulary_size
-    for words, message in [
-        (("report", run, "--out", tmp_path / "r.html"), "takes texts"),
-        (("explain", "--bundle", run, "--text", " "), "not empty"),
-        (("explain", "--bundle", run), "one of --image FILE, --text TEXT"),
-        (("explain", "--bundle", run, "--image", "x.png"), "takes texts"),
-    ]:
-        code, _, error = call(*words)
-        assert code == 2
-        assert message in error
 
 
 def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):

@@ -33,7 +33,7 @@ Data = Annotated[
 OtherData = Annotated[
     str, typer.Option("--data", help="Other data than the run's own split: a labelled folder or file, or a name.")
 ]
-EGT_WEIGHT = 0.5  # the default of EGTLoss, which a test holds it to: reading it there would import PyTorch
+EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, typer.Option(help="Folder of torchvision's files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read.")]

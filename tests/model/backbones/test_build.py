@@ -2,8 +2,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import exitlens as xl
+from exitlens.model.backbones import build
+from exitlens.model.info import NetworkInfo
 
 
 def test_torchvision_by_name():
@@ -49,3 +52,15 @@ def test_timm_missing_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(xl.MissingExtraError, match=r"exitlens\[timm\]"):
         xl.build_backbone("timm:resnet18", 6)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((1, 28, 28), 1), ((64,), 3)])
+def test_rebuilding_takes_channels_from_images_only(monkeypatch, shape, channels):
+    asked = []
+    monkeypatch.setattr(build, "build_backbone", lambda *args, **kwargs: asked.append(args))
+    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert"))
+    assert asked == [("hf:bert", 5, channels)]
+
+
+def test_an_example_fits_the_backbone():
+    assert build.make_example(nn.Linear(2, 2), 1, 28).shape == (1, 1, 28, 28)
