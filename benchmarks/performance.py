@@ -54,7 +54,7 @@ class Subject:
             return plain, net, scenes(net, 1024), policy
         plain = xl.build_backbone(self.source, 10)
         images = torch.randn(128, 3, self.pixels, self.pixels)
-        return plain, xl.attach(plain, 3, 10, images[:1], by="time").eval(), images, None
+        return plain, xl.attach(plain, 3, 10, images[:1], placement="time").eval(), images, None
 
 
 SUBJECTS = {

@@ -93,9 +93,9 @@ EXAMPLE = torch.zeros(1, 8, 24, 24)
 def test_placed_by_time_where_cost_says_otherwise(slow, expected):
     backbone = Uneven(slow)
     assert place_exits(backbone, EXAMPLE, 1) == ["b"]
-    assert {tuple(place_exits(backbone, EXAMPLE, 1, by="time")) for _ in range(3)} == {(expected,)}
-    assert xl.attach(backbone, 1, 4, EXAMPLE, by="time").info.at == (expected,)
-    assert xl.attach(backbone, 1, 4, EXAMPLE, by="cost").info.at == ("b",)
+    assert {tuple(place_exits(backbone, EXAMPLE, 1, placement="time")) for _ in range(3)} == {(expected,)}
+    assert xl.attach(backbone, 1, 4, EXAMPLE, placement="time").info.at == (expected,)
+    assert xl.attach(backbone, 1, 4, EXAMPLE, placement="cost").info.at == ("b",)
 
 
 def point(name, cost, time_share):
@@ -118,21 +118,21 @@ def test_choosing_among_places_by_hand():
 
 
 def test_what_exits_are_placed_by():
-    with pytest.raises(xl.InputError, match=r"by: expected 'cost' .* or 'time' .*, got 'speed'"):
-        xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), by="speed")
-    with pytest.raises(xl.InputError, match="by: expected"):
-        place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, by="Time")
-    with pytest.raises(xl.InputError, match=r"by: only with a number in at, got by='time' and at=\['a'\]"):
-        xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), by="time")
-    assert xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), by="cost").info.at == ("a",)
+    with pytest.raises(xl.InputError, match="placement: expected 'cost'.*got 'speed'"):
+        xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), placement="speed")
+    with pytest.raises(xl.InputError, match="placement: expected"):
+        place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, placement="Time")
+    with pytest.raises(xl.InputError, match="placement: only with a number in at"):
+        xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="time")
+    assert xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="cost").info.at == ("a",)
 
 
 def test_places_by_time_in_a_text_network():
     backbone, texts = make_bert(), make_texts()
-    names = place_exits(backbone, texts, 2, by="time")
+    names = place_exits(backbone, texts, 2, placement="time")
     listed = [p.name for p in xl.exit_points(backbone, texts, runs=0)]
     assert [name for name in listed if name in names] == names
-    assert xl.attach(backbone, 2, 3, texts, by="time").num_exits == 3
+    assert xl.attach(backbone, 2, 3, texts, placement="time").num_exits == 3
     unknown = {name: tensor + 1000 for name, tensor in texts.items()}
     with pytest.raises(xl.AttachError, match="example: the backbone fails"):
         xl.exit_points(backbone, unknown)

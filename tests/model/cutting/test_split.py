@@ -82,7 +82,7 @@ class TwoOutputs(nn.Module):
 
 
 class Impure(nn.Module):
-    """A counter in the forward pass: a trace cannot follow it, the probe must."""
+    """A counter in the forward pass: a trace cannot follow it, verifying must."""
 
     def __init__(self):
         super().__init__()

@@ -58,10 +58,10 @@ def test_a_buffer_that_the_forward_changes():
     assert network.seen == 2
 
 
-def _both(network, at, example, inputs, names, training):
+def _run_both(network, at, example, inputs, training):
     pieces = split(network, at, example)
     results = []
-    for run in (lambda: run_plain(network, inputs, names, training), lambda: run_staged(pieces, inputs, training)):
+    for run in (lambda: run_plain(pieces, inputs, training), lambda: run_staged(pieces, inputs, training)):
         state = copy.deepcopy(network.state_dict())
         results.append((run(), {name: value.clone() for name, value in network.named_buffers()}))
         network.load_state_dict(state)
@@ -72,7 +72,7 @@ def _both(network, at, example, inputs, names, training):
 @pytest.mark.parametrize("at", [["norm"], ["b"], ["norm", "b"]])
 def test_control_flow_on_shapes(training, at):
     x = torch.randn(5, 3, 10, 10)
-    (plain, before), (staged, after) = _both(Stubborn(), at, x[:1], (x,), (), training)
+    (plain, before), (staged, after) = _run_both(Stubborn(), at, x[:1], (x,), training)
     assert torch.equal(plain, staged)
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
@@ -96,7 +96,7 @@ def test_samples_can_leave_between_stages():
 @pytest.mark.parametrize("training", [True, False])
 def test_text_with_dropout_and_padding(training):
     texts = make_texts()
-    (plain, _), (staged, _) = _both(make_bert(), AT, texts, tuple(texts.values()), tuple(texts), training)
+    (plain, _), (staged, _) = _run_both(make_bert(), AT, texts, tuple(texts.values()), training)
     assert torch.equal(plain, staged)
 
 
