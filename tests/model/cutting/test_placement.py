@@ -118,7 +118,7 @@ def test_choosing_among_places_by_hand():
 
 
 def test_what_exits_are_placed_by():
-    with pytest.raises(xl.InputError, match="placement: expected 'cost'.*got 'speed'"):
+    with pytest.raises(xl.InputError, match=r"placement: expected 'cost'.*got 'speed'"):
         xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), placement="speed")
     with pytest.raises(xl.InputError, match="placement: expected"):
         place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, placement="Time")

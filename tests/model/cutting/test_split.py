@@ -81,20 +81,6 @@ class TwoOutputs(nn.Module):
         return (logits, early) if self.training else logits
 
 
-class Impure(nn.Module):
-    """A counter in the forward pass: a trace cannot follow it, verifying must."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return self.fc(self.pool(torch.relu(self.b(self.a(x)) * self.calls)).flatten(1))
-
-
 def _run(pieces, x):
     activations = (x,)
     for stage in (*pieces.stages, pieces.tail):
