@@ -219,12 +219,3 @@ def test_the_promise_holds_on_data_that_is_drawn_again():
         policy = xl.calibrate(trace, max_disagreement=limit, delta=delta, seed=seed)
         broken += select_exits(truth, xl.route(population, policy)).mean().item() > limit
     assert broken / draws <= delta + 2 * math.sqrt(delta * (1 - delta) / draws)
-
-
-def test_words_for_policies_without_a_promise():
-    assert "set by hand" in xl.Policy((0.5,)).certificate()
-    empirical = xl.calibrate(good_trace(200), max_disagreement=0.1)
-    assert (
-        "Nothing is promised for new data: the limits (disagreement at most 0.1) hold on the 200 samples"
-        in empirical.certificate()
-    )

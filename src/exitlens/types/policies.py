@@ -176,7 +176,7 @@ class Policy:
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
         record = values.get("calibration")
-        if record is None and "limits" in values.get("chosen_by", ()):  # as exitlens 0.1.0 wrote it
+        if record is None and "limits" in (values.get("chosen_by") or ()):  # as exitlens 0.1.0 wrote it
             record = values["chosen_by"]
         calibration = None if record is None else Calibration.from_dict(record)
         return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)
