@@ -14,8 +14,8 @@ def test_a_promise_by_hand():
     assert write_certificate(RECORD, "abc") == (
         "With 90 % confidence, on new data drawn like the 100 calibration samples, the network abc under this policy looks "
         "where the full network looks (mean Jensen-Shannon divergence of its attention maps at most 0.1). This was tested "
-        "on 60 samples that did not propose the thresholds (divergence 0.0512 seen, betting bound, p = 0.02), and early exits "
-        "made the mean cost 50 % of the full network's."
+        "on 60 samples that did not propose the thresholds (divergence 0.0512 seen, betting bound, p = 0.02), and early "
+        "exits made the mean cost 50 % of the full network's."
     )
 
 

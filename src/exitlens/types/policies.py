@@ -1,4 +1,4 @@
-"""When each early exit answers."""
+"""Policies: when each early exit answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from exitlens.types.certificates import write_certificate
 from exitlens.types.words import exit_name
 
 SCORES = ("max_probability", "entropy", "margin")
-GATE_FEATURES = ("confidence", "entropy", "change")  # largest probability; of the map; divergence from the exit's before
+GATE_FEATURES = (
+    "confidence",
+    "entropy",
+    "change",
+)  # largest probability; the map's entropy; how far it moved since the exit before
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Which explanations can be trusted: an estimate of a map's divergence from the final one, and a limit, by early exit.
+    """Which maps of early exits can be trusted: an estimate of their divergence from the final map, and a limit on it.
 
     The estimate is linear in :data:`GATE_FEATURES` and clipped to [0, 1]. An exit's score counts as 0 where the estimate is
     above the limit, so that only a threshold of 0 (always) lets the exit fire.

@@ -1,4 +1,4 @@
-"""evaluate: what a policy does on a trace, in numbers that can be told from chance."""
+"""evaluate: what a policy does on a trace, beside what chance would do."""
 
 from __future__ import annotations
 
@@ -186,6 +186,6 @@ def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
     points = sorted((p.cost, best - p.risk) for p in [*find_frontier(index, risk, trace.cost), *ends])
     kept = points[:1]
     for point in points[1:]:
-        if point[1] > kept[-1][1]:  # what costs more and is no better is no best policy
+        if point[1] > kept[-1][1]:  # a policy that costs more has to be better
             kept.append(point)
     return tuple(kept)

@@ -1,4 +1,4 @@
-"""sweep, anytime, budgeted_batch: what a network offers at every price, on paper, with bands that say how sure that is."""
+"""sweep, anytime, budgeted_batch: what a network offers at every cost, with confidence bands."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from exitlens.functional.scores import fit_temperature
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import SCORES, Policy, Trace
 
-PRICES = (0.0, 0.3, 1.0, 3.0)  # of divergence, in errors
+PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
 
 
 @dataclass(frozen=True)
 class Band:
-    """A mean over samples, and the band it is in."""
+    """A mean over samples, with its confidence band."""
 
     value: float
     low: float
