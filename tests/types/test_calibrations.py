@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.types import DriftReference, SampleSketch
+from exitlens.types.calibrations import DriftReference, SampleSketch
 from tests.conftest import random_trace
 
 FORMER = {  # Policy.chosen_by of exitlens 0.1.0

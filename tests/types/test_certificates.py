@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 import exitlens as xl
-from exitlens.types import Certification, RiskTest
+from exitlens.types.calibrations import Certification, RiskTest
 from exitlens.types.certificates import write_certificate
 
 TEST = RiskTest("max_divergence", 0.1, "betting", 60, 0.0512, 0.02)

@@ -15,11 +15,7 @@ from exitlens.types.certificates import write_certificate
 from exitlens.types.words import exit_name
 
 SCORES = ("max_probability", "entropy", "margin")
-GATE_FEATURES = (
-    "confidence",
-    "entropy",
-    "change",
-)  # largest probability; the map's entropy; how far it moved since the exit before
+GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
 
 
 @dataclass(frozen=True)
