@@ -209,6 +209,7 @@ def test_temperatures_of_other_data_but_not_of_these():
         xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=other)
 
 
+@pytest.mark.slow  # test_certification.py draws again, too, without the search
 def test_the_promise_holds_on_data_that_is_drawn_again():
     """60 draws from a population whose risks are known: disagreement above its limit in at most delta of them."""
     population, limit, delta, draws = good_trace(20_000, seed=9), 0.02, 0.2, 60
