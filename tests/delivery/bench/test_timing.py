@@ -8,7 +8,7 @@ import exitlens as xl
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, list_exit_shares, machine, table
 from exitlens.delivery.bench.contenders import Planned, StepTimes, measure_router_share, plan_exits
 from exitlens.delivery.bench.timing import Times, interleave, interval, measure_peak_bytes, pin_threads, time_calls
-from exitlens.model.engine import malloc
+from exitlens.model import malloc
 from tests.conftest import TinyNet, make_net
 
 

@@ -16,9 +16,9 @@ from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Answer, Engine, apply_tuning
-from exitlens.model.engine.malloc import keep_memory
 from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning, prepare_graph
+from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors, map_inputs, split_rows

@@ -26,7 +26,7 @@ from exitlens.delivery.run_directory import (
 )
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
-from exitlens.model.engine.malloc import release_memory
+from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess, Trace
 from exitlens.types.inputs import Inputs

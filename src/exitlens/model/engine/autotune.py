@@ -17,8 +17,8 @@ from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine, apply_tuning, prepare_engine
-from exitlens.model.engine.malloc import can_keep_memory, keep_memory
 from exitlens.model.engine.tuning import Tuning
+from exitlens.model.malloc import can_keep_memory, keep_memory
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs
 

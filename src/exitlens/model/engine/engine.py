@@ -17,9 +17,9 @@ from torch import Tensor
 from exitlens.errors import EngineError
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.engine.malloc import keep_memory
 from exitlens.model.engine.tuning import Tuning, prepare_graph
 from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.malloc import keep_memory
 from exitlens.types import ExitOutput, Policy
 
 
