@@ -8,7 +8,7 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import node_timing, placement
 from exitlens.model.cutting.placement import choose_points, place_exits
 from tests.conftest import TinyNet
-from tests.texts import make_bert, make_texts
+from tests.texts import AT, make_bert, make_texts
 
 
 @pytest.fixture(autouse=True)
@@ -129,10 +129,10 @@ def test_what_exits_are_placed_by():
 
 def test_places_by_time_in_a_text_network():
     backbone, texts = make_bert(), make_texts()
-    names = place_exits(backbone, texts, 2, placement="time")
-    listed = [p.name for p in xl.exit_points(backbone, texts, runs=0)]
-    assert [name for name in listed if name in names] == names
-    assert xl.attach(backbone, 2, 3, texts, placement="time").num_exits == 3
+    points = xl.exit_points(backbone, texts, runs=1)
+    assert [p.name for p in points if p.name in AT] == AT
+    assert [p.time_share for p in points] == sorted(p.time_share for p in points)
+    assert len(choose_points(points, 2, "time")) == 2
     unknown = {name: tensor + 1000 for name, tensor in texts.items()}
     with pytest.raises(xl.AttachError, match="example: the backbone fails"):
         xl.exit_points(backbone, unknown)

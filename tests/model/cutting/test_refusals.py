@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision import models
 
 import exitlens as xl
 from tests.conftest import TinyNet
@@ -204,9 +205,8 @@ def test_attributes_of_the_source_are_what_they_were():
     assert not hasattr(network, "seen_shape")
 
 
-def test_auxiliary_outputs_of_training_are_computed_and_left_out():
-    from torchvision import models
-
+@pytest.mark.slow
+def test_auxiliary_outputs_of_googlenet():
     plain = models.googlenet(num_classes=4, aux_logits=True, init_weights=False)
     x = torch.randn(2, 3, 64, 64)
     net = xl.attach(plain, ["inception3b", "inception4c"], 4, x, final="keep").train()
