@@ -1,6 +1,6 @@
 """Prints every promise about speed and guarantees beside its committed figure; exit code 1 for a miss that is not listed as known.
 
-Usage: python benchmarks/check_results.py [benchmarks/results]
+Usage: python -m benchmarks.check [benchmarks/results]
 Known misses, each with its reason, are in benchmarks/known_misses.json.
 """
 
@@ -13,11 +13,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.study import promises as study_promises
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # also when loaded by path
-
-import study_bars  # noqa: E402
-
 MIXED = "50/30/0/20"
 
 
@@ -165,7 +163,7 @@ def explorer(found: dict[str, Any]) -> Iterator[Bar]:
 
 def study(folder: Path) -> Iterator[Bar]:
     """The study's promises; those that compare conditions say which."""
-    for promise in study_bars.bars(folder):
+    for promise in study_promises.bars(folder):
         what = f"{promise.what} [{promise.track}]" if promise.track else promise.what
         yield Bar(promise.key, what, promise.figure, promise.sense, promise.limit)
 
@@ -179,7 +177,7 @@ def all_bars(folder: Path) -> Iterator[Bar]:
         yield from guarantees(path.stem, json.loads(path.read_text()))
     if (folder / "explorer.json").exists():
         yield from explorer(json.loads((folder / "explorer.json").read_text()))
-    if (folder / "study").is_dir() and not study_bars.missing(folder / "study"):
+    if (folder / "study").is_dir() and not study_promises.missing(folder / "study"):
         yield from study(folder / "study")
 
 
@@ -187,7 +185,7 @@ def main() -> int:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "results")
     known: dict[str, str] = json.loads((HERE / "known_misses.json").read_text())
     failed, used = 0, set()
-    left = study_bars.missing(folder / "study") if (folder / "study").is_dir() else []
+    left = study_promises.missing(folder / "study") if (folder / "study").is_dir() else []
     if left:
         print(f"the study lacks {len(left)} runs: its promises are not judged yet (docs/results.md has them so far)")
     found = list(all_bars(folder))

@@ -11,8 +11,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from study_bars import Rows
-from study_conditions import CONDITIONS, SWEPT
+from benchmarks.study.conditions import CONDITIONS, SWEPT
+from benchmarks.study.promises import Rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 STATIC = ("static-10", "static-25", "static-50")

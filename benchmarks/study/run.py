@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
+from benchmarks.study.conditions import Condition
+from benchmarks.study.data import Splits
 from exitlens.delivery.bundle import load, save
 from exitlens.functional import similarity
 from exitlens.functional.losses import EGTLoss
@@ -25,8 +27,6 @@ from exitlens.model.backbones import SmallResNet
 from exitlens.model.cost import count_macs
 from exitlens.workflow.collection import pairing
 from exitlens.workflow.faithfulness import faithfulness
-from study_conditions import Condition
-from study_data import Splits
 
 LIMITS = (0.0, 0.002, 0.003, 0.005, 0.01)  # accuracy drops, chosen on calibration data
 DELTA = 0.1  # of certified policies

@@ -1,6 +1,6 @@
 """Further trial runs: what else could make the method better. One JSON per run under benchmarks/results/study/trials.
 
-Usage: python benchmarks/study_trials.py [NAME ...]
+Usage: python -m benchmarks.study.trials [NAME ...]
 
 Context heads unless said otherwise, scenes of the sweep's own seed, all of the training set, the study's epochs; judged on validation data only. Each run
 also says how accurate the exits would be if every exit answered with the average of all exits so far (Zero Time Waste, arXiv
@@ -21,17 +21,17 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-import study_run
+from benchmarks.study import run as study_run
+from benchmarks.study.conditions import EGT, WITHOUT, Condition
+from benchmarks.study.data import DATA, Splits
 from exitlens.functional.losses import EGTLoss, consistency_loss, ramp
 from exitlens.functional.maps import class_evidence
 from exitlens.model.memory import keep_memory
 from exitlens.model.weights import write_text
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.workflow.faithfulness import faithfulness
-from study_conditions import EGT, WITHOUT, Condition
-from study_data import DATA, Splits
 
-RESULTS, RUNS = Path(__file__).parent / "results" / "study" / "trials", Path("runs/study/trials")
+RESULTS, RUNS = Path(__file__).parents[1] / "results" / "study" / "trials", Path("runs/study/trials")
 SEED, SAMPLES = 1000, 1000
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from study_bars import Pick, Rows, accuracy, area, consistency, load_runs, over_seeds, paired
-from study_conditions import FOR
-from study_tables import show
+from benchmarks.study.conditions import FOR
+from benchmarks.study.promises import Pick, Rows, accuracy, area, consistency, load_runs, over_seeds, paired
+from benchmarks.study.tables import show
 
 
 def early_accuracy(test: str) -> Pick:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
+from benchmarks.study.conditions import CONDITIONS, FOR, SEEDS, SWEPT, weights
 from exitlens.functional.quality import area_under_curve
-from study_conditions import CONDITIONS, FOR, SEEDS, SWEPT, weights
 
 Rows = dict[str, dict[int, dict[str, Any]]]  # condition -> seed -> what study_run.run found
 Pick = Callable[[dict[str, Any]], float]

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import check as check_results
+
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture
 def check(monkeypatch):
-    spec = importlib.util.spec_from_file_location("check_results", ROOT / "benchmarks" / "check_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
     def call(folder: Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["check_results.py", str(folder)])
-        return module.main()
+        monkeypatch.setattr(sys, "argv", ["check", str(folder)])
+        return check_results.main()
 
     return call
 

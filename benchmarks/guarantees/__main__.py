@@ -1,6 +1,6 @@
 """Checks every promise of docs/guarantees.md; one JSON per part under benchmarks/results/guarantees.
 
-Usage: python benchmarks/guarantees.py [--only PART ...] [--again] [--quick]
+Usage: python -m benchmarks.guarantees [--only PART ...] [--again] [--quick]
 
 Parts: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), saving-NAME
 (against hindsight, RC-EENN's single threshold and CRC), gate-NAME, drift, time. What is there already is skipped. The networks
@@ -37,7 +37,7 @@ from exitlens.functional.routing import early_scores, first_firing
 from exitlens.functional.scores import fit_temperature
 from exitlens.workflow.calibration import PATH_SHARE
 
-RESULTS = Path(__file__).parent / "results" / "guarantees"
+RESULTS = Path(__file__).parents[1] / "results" / "guarantees"
 RUNS = Path("runs/guarantees")
 TRACES = ("scenes-egt", "scenes-baseline", "garments-egt")
 DELTAS, LIMITS, CALIBRATION = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05), 2000

@@ -1,6 +1,6 @@
 """Tries every backbone below and writes docs/backbones.md: what is cut, how exactly, and what is refused and why.
 
-Usage: python scripts/backbones_table.py [PART PARTS]   (resumable: results are kept in benchmarks/results/backbones.json;
+Usage: python -m benchmarks.backbones [PART PARTS]   (resumable: results are kept in benchmarks/results/backbones.json;
 with PART 0 and PARTS 2 every second backbone, so that two processes share the work)
 
 Weights are random and the images small where the network takes them: what is checked is structure, not accuracy.
@@ -29,7 +29,7 @@ from exitlens.model.modes import mode_of
 from exitlens.model.outputs import pick_logits
 from exitlens.model.weights import write_text
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "backbones.json"
 AUXILIARY: dict[str, Callable[[], nn.Module]] = {  # sources by name build these without their auxiliary outputs
     "googlenet(aux_logits=True)": lambda: models.googlenet(num_classes=5, aux_logits=True, init_weights=False),
@@ -238,7 +238,7 @@ def write(rows: dict[str, dict]) -> None:
     lines = [
         "# Backbones",
         "",
-        "Written by `make backbones` (`scripts/backbones_table.py`); do not edit. Random weights, three early exits placed at "
+        "Written by `make backbones` (`benchmarks/backbones`); do not edit. Random weights, three early exits placed at "
         'equal shares of cost, `final="keep"` for the differences and evidence heads for the rest; one core. Differences are '
         "the largest absolute ones between staged and plain logits with the same seed (dropout and stochastic depth included), "
         "and between gradients relative to the largest gradient; batch-norm statistics after a training pass are compared too. "

@@ -1,11 +1,11 @@
 """The study: does aligning explanations help, and is it honest? One JSON per run under benchmarks/results/study.
 
-Usage: python benchmarks/study.py [PATTERN ...] [--quick] [--out DIR] [--runs DIR]
+Usage: python -m benchmarks.study [PATTERN ...] [--quick] [--out DIR] [--runs DIR]
 
 Runs are named DATA/CONDITION-SEED (``scenes/egt-0``) and, first, sweep/LOSS-ALPHA; what is there already is skipped, and a run
 that was stopped goes on from its last epoch. Patterns (``'scenes/*-0'``) choose runs. Two runs go side by side, one core each.
 ``--quick`` goes through everything on 96 images for one epoch, one seed, into runs/study-quick.
-docs/results.md is made from the JSON by benchmarks/study_page.py.
+docs/results.md is made from the JSON by benchmarks/study/page.py.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from typing import Any
 
 import torch
 
-import study_run
-import study_speed
+from benchmarks.study import run as study_run
+from benchmarks.study import speed as study_speed
+from benchmarks.study.conditions import CONDITIONS, FOR, SEEDS, SWEPT, Condition, chosen, weighted, weights
+from benchmarks.study.data import DATA, Splits
+from benchmarks.study.data import quick as quick_splits
 from exitlens.model.memory import keep_memory
 from exitlens.model.weights import write_text
-from study_conditions import CONDITIONS, FOR, SEEDS, SWEPT, Condition, chosen, weighted, weights
-from study_data import DATA, Splits
-from study_data import quick as quick_splits
 
-RESULTS, RUNS = Path(__file__).parent / "results" / "study", Path("runs/study")
+RESULTS, RUNS = Path(__file__).parents[1] / "results" / "study", Path("runs/study")
 SWEEP_SEED, SWEEP_TRAIN, QUICK = 1000, 6000, 96
 
 

@@ -1,6 +1,6 @@
 """Writes the README's results from a finished demo, keeps its JSON under benchmarks/results and its gallery under docs.
 
-Usage: python scripts/update_readme.py [runs/demo]
+Usage: python -m benchmarks.demo.page [runs/demo]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def table(result: dict) -> str:
@@ -60,7 +60,7 @@ def main() -> None:
         "medians (quartiles), thresholds certified on 2,000 other scenes to lose at most one point (stricter: half a point) with 90 % confidence against the "
         "final exit:\n\n{speed}\n\nA training step with EGT takes {step:.3f} times the step without; prediction with attention maps "
         "{maps:.3f} times prediction without. All numbers: `benchmarks/results/demo.json`; every promise beside its "
-        "measurement: `python benchmarks/check_demo.py`. Accuracies of one seed carry about ±0.6 points of sampling error."
+        "measurement: `python -m benchmarks.demo.promises`. Accuracies of one seed carry about ±0.6 points of sampling error."
     ).format(
         seed=result["seed"],
         seconds=result["seconds"],

@@ -91,7 +91,7 @@ def chosen(results: Path, name: str, alphas: Sequence[float] = ALPHAS) -> float:
         sets = [found[part]["accuracy"] for part in ("agreeing", "disagreeing")]
         scores[found["alpha"]] = sum(sum(accuracy) / len(accuracy) for accuracy in sets) / len(sets)
     if not set(alphas) <= set(scores):
-        raise RuntimeError(f"the sweep of {name} comes first: python benchmarks/study.py 'sweep/*'")
+        raise RuntimeError(f"the sweep of {name} comes first: python -m benchmarks.study 'sweep/*'")
     return max(scores, key=lambda alpha: scores[alpha])
 
 

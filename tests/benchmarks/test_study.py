@@ -9,22 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.study import conditions as study_conditions
+from benchmarks.study import page as study_page
+from benchmarks.study import promises as study_bars
+from benchmarks.study import run as study_run
+from benchmarks.study import short as study_short
+from benchmarks.study import trials as study_trials
 from scipy import stats
 
 import exitlens as xl
+from benchmarks import markdown as marked
 from exitlens.types import ExitOutput
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import marked  # noqa: E402
-import study_bars  # noqa: E402
-import study_conditions  # noqa: E402
-import study_page  # noqa: E402
-import study_run  # noqa: E402
-import study_short  # noqa: E402
-import study_trials  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 JOBS = (
     "sweep/kl-1",
     "scenes/plain-0",
@@ -41,14 +39,15 @@ JOBS = (
 def _study(out: Path, *patterns: str) -> str:
     command = [
         sys.executable,
-        str(BENCHMARKS / "study.py"),
+        "-m",
+        "benchmarks.study",
         "--quick",
         "--out",
         str(out / "results"),
         "--runs",
         str(out / "runs"),
     ]
-    done = subprocess.run([*command, *patterns], capture_output=True, text=True, timeout=250)
+    done = subprocess.run([*command, *patterns], capture_output=True, text=True, cwd=ROOT, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -82,8 +81,8 @@ def test_every_run_leaves_its_json(quick):
 
 def test_a_run_that_cannot_be_made_is_named_and_ends(tmp_path):
     out = tmp_path / "results"
-    command = [sys.executable, str(BENCHMARKS / "study.py"), "--quick", "--out", str(out), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run([*command, "scenes/egt-kl-0"], capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "benchmarks.study", "--quick", "--out", str(out), "--runs", str(tmp_path / "runs")]
+    done = subprocess.run([*command, "scenes/egt-kl-0"], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 1
     assert "scenes/egt-kl-0 failed: RuntimeError: the sweep of kl comes first" in done.stdout
     assert "failed: scenes/egt-kl-0" in done.stderr

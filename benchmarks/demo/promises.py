@@ -1,6 +1,6 @@
 """Prints every promise about the demo beside what runs/demo/result.json measured; exit code 1 if one is missed.
 
-Usage: python benchmarks/check_demo.py [runs/demo/result.json]
+Usage: python -m benchmarks.demo.promises [runs/demo/result.json]
 """
 
 from __future__ import annotations

@@ -8,16 +8,24 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from marked import replace
-from study_bars import TRACKS, Promise, bars, load_runs, missing, planned
-from study_conditions import SWEPT, chosen
-from study_plots import plot_curves, plot_sweep
-from study_short import short
-from study_tables import collapse_table, detail_table, faithfulness_table, main_table, routed_table, table, tests_of
-from study_trials import TRIALS
+from benchmarks.markdown import replace
+from benchmarks.study.conditions import SWEPT, chosen
+from benchmarks.study.plots import plot_curves, plot_sweep
+from benchmarks.study.promises import TRACKS, Promise, bars, load_runs, missing, planned
+from benchmarks.study.short import short
+from benchmarks.study.tables import (
+    collapse_table,
+    detail_table,
+    faithfulness_table,
+    main_table,
+    routed_table,
+    table,
+    tests_of,
+)
+from benchmarks.study.trials import TRIALS
 
-ROOT = Path(__file__).parent.parent
-WORDS = Path(__file__).parent / "study_words"
+ROOT = Path(__file__).parents[2]
+WORDS = Path(__file__).parent / "words"
 TITLES = {
     "scenes": "Scenes: 12,000 training images, backgrounds that tell the class in 80 % of them",
     "small": "Small data: 9 classes, 1,363 training and 1,364 test images",
@@ -64,7 +72,7 @@ def _judged(promise: Promise) -> str:
 
 
 def known_misses() -> dict[str, str]:
-    return json.loads((Path(__file__).parent / "known_misses.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((Path(__file__).parents[1] / "known_misses.json").read_text())  # type: ignore[no-any-return]
 
 
 def _reasons(missed: Sequence[Promise]) -> list[str]:
@@ -199,13 +207,13 @@ def page(results: Path, docs: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "study")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "study")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
     (args.docs / "results.md").write_text("\n".join(page(args.results, args.docs)) + "\n")
     replace(
-        args.readme, "<!-- study: written by benchmarks/study_page.py -->", short(args.results, "\n".join(words("readme")))
+        args.readme, "<!-- study: written by benchmarks/study/page.py -->", short(args.results, "\n".join(words("readme")))
     )
     print(f"wrote {args.docs / 'results.md'} and what {args.readme} says of it")
 

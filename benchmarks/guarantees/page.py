@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "guarantees"
 PAGE = ROOT / "docs" / "guarantees.md"
 
@@ -115,7 +115,7 @@ def drifts() -> list[str]:
 
 
 def replace(marker: str, lines: list[str]) -> None:
-    start, end = f"<!-- {marker}: written by benchmarks/guarantees_page.py -->", f"<!-- end of {marker} -->"
+    start, end = f"<!-- {marker}: written by benchmarks/guarantees/page.py -->", f"<!-- end of {marker} -->"
     page = re.sub(
         f"{re.escape(start)}.*?{re.escape(end)}",
         lambda _: "\n".join([start, "", *lines, "", end]),

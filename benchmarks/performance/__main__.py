@@ -1,10 +1,10 @@
 """Times the engine against everything a user would pick instead; one JSON per network and number of threads.
 
-Usage: python benchmarks/performance.py [--only NETWORK-THREADS ...] [--again] [--quick]
+Usage: python -m benchmarks.performance [--only NETWORK-THREADS ...] [--again] [--quick]
 
 Every part runs in a process of its own, pinned to as many processors as it has threads; what is there already is skipped
 (`--again` measures it again). Nothing else should run meanwhile. The results go to benchmarks/results/performance/ and from
-there, by benchmarks/performance_page.py, to docs/performance.md.
+there, by benchmarks/performance/page.py, to docs/performance.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from exitlens.delivery.timing import Work, clocked, interleave, pinned
 from exitlens.functional.inputs import Inputs, split_rows
 from exitlens.types import Preprocess
 
-RESULTS = Path(__file__).parent / "results" / "performance"
+RESULTS = Path(__file__).parents[1] / "results" / "performance"
 BUNDLE = Path("runs/demo/bundle")
 SIZES = (1, 8, 32, 128)
 
@@ -294,10 +294,10 @@ def main() -> None:
             print(f"{key}: there already")
             continue
         print(f"{key} ...", flush=True)
-        command = [sys.executable, __file__, "--part", key, *(["--quick"] if given.quick else [])]
+        command = [sys.executable, "-m", "benchmarks.performance", "--part", key, *(["--quick"] if given.quick else [])]
         subprocess.run(command, check=True)
     if not given.only and not given.quick:
-        subprocess.run([sys.executable, __file__, "--part", "memory-small"], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.performance", "--part", "memory-small"], check=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from study_bars import Pick, Rows, accuracy, area, consistency, faithful, interval, over_seeds, paired, static_area
-from study_conditions import CONDITIONS
+from benchmarks.study.conditions import CONDITIONS
+from benchmarks.study.promises import (
+    Pick,
+    Rows,
+    accuracy,
+    area,
+    consistency,
+    faithful,
+    interval,
+    over_seeds,
+    paired,
+    static_area,
+)
 
 
 def show(values: Sequence[float], digits: int) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from marked import replace
+from benchmarks.markdown import replace
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "performance"
 PAGE, CHART = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 NAMES = {"small": "our small network, 40 px", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "deit_tiny": "DeiT-tiny"}
@@ -179,8 +179,8 @@ def main() -> None:
     ]
     for name, threads, one in found:
         lines += section(name, threads, one)
-    replace(PAGE, "<!-- results: written by benchmarks/performance_page.py -->", lines)
-    replace(ROOT / "README.md", "<!-- speed: written by benchmarks/performance_page.py -->", summary(found))
+    replace(PAGE, "<!-- results: written by benchmarks/performance/page.py -->", lines)
+    replace(ROOT / "README.md", "<!-- speed: written by benchmarks/performance/page.py -->", summary(found))
     chart(found)
 
 

@@ -1,6 +1,6 @@
 """How long a visitor of the explorer waits: for the first page, and for an explained answer. Writes results/explorer.json.
 
-Usage: python benchmarks/explorer.py [--rounds N] [--out FILE]   (nothing else running; Chromium for the first page)
+Usage: python -m benchmarks.performance.explorer [--rounds N] [--out FILE]   (nothing else running; Chromium for the first page)
 
 Networks have random weights, which change no time. An explained answer is timed on one core, in turn with the network's own
 forward pass over all exits, so that their difference is what explaining adds.
@@ -29,7 +29,7 @@ from exitlens.delivery.timing import interval
 from exitlens.model.weights import write_text
 from exitlens.types.display import from_pixels
 
-OUT = Path(__file__).parent / "results" / "explorer.json"
+OUT = Path(__file__).parents[1] / "results" / "explorer.json"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 NETWORKS = {"small network, 40 px": ("small", 40), "ResNet-50, 224 px": ("torchvision:resnet50", 224)}
 

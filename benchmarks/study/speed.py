@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
+from benchmarks.study.data import Splits
+from benchmarks.study.run import backbone_of, temperatures_of, within_budget
 from exitlens.delivery.bundle import load
 from exitlens.delivery.speed import Speed, compare, compare_adaptive, whole_batches
-from study_data import Splits
-from study_run import backbone_of, temperatures_of, within_budget
 
 STREAM, MAX_DELAY_MS, STREAMED = "clock, stream", 100.0, 10_000
 LIMIT, METHOD, BATCH, IMAGES, ROUNDS = "0.005, certified", "egt", 64, 2048, 7
