@@ -1,81 +1,82 @@
-"""Writes the README's results from a finished demo, keeps its JSON under benchmarks/results and its gallery under docs.
+"""Writes the demo's tables where a page has their marker, and keeps the demo's JSON and gallery.
 
-Usage: python -m benchmarks.demo.page [runs/demo]
+Usage: python -m benchmarks.demo.page [--run runs/demo] [--page FILE ...]
+
+The marker is ``<!-- demo: ... -->`` in the README or under docs, or in the pages that are named.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import re
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.markdown import ROOT, fill, table
+from benchmarks.store import RESULTS
 
-
-def table(result: dict) -> str:
-    egt, base = result["egt"], result["baseline"]
-    exits = len(egt["agreeing"]["accuracy"])
-    names = [f"exit {k}" for k in range(exits - 1)] + ["final"]
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * exits]
-
-    def row(title: str, without: list, with_: list, digits: int, scale: float = 1.0) -> None:
-        cells = [f"{scale * a:.{digits}f} → **{scale * b:.{digits}f}**" for a, b in zip(without, with_, strict=True)]
-        lines.append(f"| {title} | " + " | ".join([*cells, *[""] * (exits - len(cells))]) + " |")
-
-    near, far, near0, far0 = egt["agreeing"], egt["disagreeing"], base["agreeing"], base["disagreeing"]
-    row("accuracy, background agrees (%)", near0["accuracy"], near["accuracy"], 1, 100)
-    row("accuracy, background says nothing (%)", far0["accuracy"], far["accuracy"], 1, 100)
-    row("attention skill over the shuffled-image null", near0["skill"], near["skill"], 2)
-    row("KL(final ‖ exit), nats", near0["kl"], near["kl"], 2)
-    row("attention on the garment (%)", near0["energy_in_mask"], near["energy_in_mask"], 0, 100)
-    row("deletion drop", near0["deletion"], near["deletion"], 2)
-    row("deletion drop, random cells", near0["deletion_random"], near["deletion_random"], 2)
-    return "\n".join(lines)
+ROWS = (  # title, test set, measure, digits, scale
+    ("accuracy, background agrees (%)", "agreeing", "accuracy", 1, 100),
+    ("accuracy, background says nothing (%)", "disagreeing", "accuracy", 1, 100),
+    ("attention skill over the shuffled-image null", "agreeing", "skill", 2, 1),
+    ("KL(final ‖ exit), nats", "agreeing", "kl", 2, 1),
+    ("attention on the garment (%)", "agreeing", "energy_in_mask", 0, 100),
+    ("deletion drop", "agreeing", "deletion", 2, 1),
+    ("deletion drop, random cells", "agreeing", "deletion_random", 2, 1),
+)
 
 
-def speed(result: dict) -> str:
-    lines = [
-        "| against the plain backbone | times faster | accuracy lost (points) | cost (MACs) |",
-        "| --- | --- | --- | --- |",
+def exits_table(result: dict[str, Any]) -> list[str]:
+    """Every exit without and with EGT."""
+    exits = len(result["egt"]["agreeing"]["accuracy"])
+    rows = []
+    for title, test, measure, digits, scale in ROWS:
+        pairs = zip(result["baseline"][test][measure], result["egt"][test][measure], strict=True)
+        cells = [f"{scale * a:.{digits}f} → **{scale * b:.{digits}f}**" for a, b in pairs]
+        rows.append([title, *cells, *[""] * (exits - len(cells))])
+    return table(["", *(f"exit {k}" for k in range(exits - 1)), "final"], rows)
+
+
+def speed_table(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for size in (1, 64):
+        one = result["speed"][f"batch_{size}"]
+        for title, s in ((f"batch {size}", one), (f"batch {size}, stricter policy", one["at_half_point"])):
+            times = f"**{s['speedup']:.2f}** ({s['low']:.2f} to {s['high']:.2f})"
+            rows.append([title, times, f"{100 * s['accuracy_drop']:.2f}", f"{100 * s['cost']:.0f} %"])
+    return table(["against the plain backbone", "times faster", "accuracy lost (points)", "cost (MACs)"], rows)
+
+
+def write_part(result: dict[str, Any]) -> list[str]:
+    """Both tables, with what one has to know to read them."""
+    plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
+    return [
+        f"One run of `make demo` (seed {result['seed']}, {result['seconds']:.0f} s on 2 cores): garments on coloured backgrounds whose "
+        "colour names the class in 80 % of the training scenes; 3,000 test scenes. Without → **with EGT**:",
+        "",
+        *exits_table(result),
+        "",
+        f"The plain backbone, trained in the same way without exits, has {plain:.1f} %. Adaptive inference with EGT, on the clock, medians "
+        "(quartiles), thresholds certified on 2,000 other scenes to lose at most one point (stricter: half a point) with 90 % confidence "
+        "against the final exit:",
+        "",
+        *speed_table(result),
+        "",
+        f"A training step with EGT takes {result['step_time_ratio']:.3f} times the step without; prediction with attention maps "
+        f"{result['attention_time_ratio']:.3f} times prediction without. All numbers: `benchmarks/results/demo.json`; every promise beside "
+        "its measurement: `python -m benchmarks.check --demo`. Accuracies of one seed carry about ±0.6 points of sampling error.",
     ]
-    for n in (1, 64):
-        one = result["speed"][f"batch_{n}"]
-        for title, s in ((f"batch {n}", one), (f"batch {n}, stricter policy", one["at_half_point"])):
-            quartiles = f"{s['low']:.2f} to {s['high']:.2f}"
-            lost, cost = 100 * s["accuracy_drop"], 100 * s["cost"]
-            lines.append(f"| {title} | **{s['speedup']:.2f}** ({quartiles}) | {lost:.2f} | {cost:.0f} % |")
-    return "\n".join(lines)
 
 
 def main() -> None:
-    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
-    result = json.loads((run / "result.json").read_text())
-    plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
-    text = (
-        "One run of `make demo` (seed {seed}, {seconds:.0f} s on 2 cores): garments on coloured backgrounds whose colour "
-        "names the class in 80 % of the training scenes; 3,000 test scenes. Without → **with EGT**:\n\n{table}\n\nThe plain "
-        "backbone, trained in the same way without exits, has {plain:.1f} %. Adaptive inference with EGT, on the clock, "
-        "medians (quartiles), thresholds certified on 2,000 other scenes to lose at most one point (stricter: half a point) with 90 % confidence against the "
-        "final exit:\n\n{speed}\n\nA training step with EGT takes {step:.3f} times the step without; prediction with attention maps "
-        "{maps:.3f} times prediction without. All numbers: `benchmarks/results/demo.json`; every promise beside its "
-        "measurement: `python -m benchmarks.demo.promises`. Accuracies of one seed carry about ±0.6 points of sampling error."
-    ).format(
-        seed=result["seed"],
-        seconds=result["seconds"],
-        table=table(result),
-        plain=plain,
-        speed=speed(result),
-        step=result["step_time_ratio"],
-        maps=result["attention_time_ratio"],
-    )
-    readme = ROOT / "README.md"
-    pattern = r"(<!-- results:.*?-->\n).*?(<!-- end of results -->)"
-    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", readme.read_text(), flags=re.S))
-    (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
-    shutil.copy(run / "result.json", ROOT / "benchmarks" / "results" / "demo.json")
-    shutil.copy(run / "gallery.png", ROOT / "docs" / "gallery.png")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--page", type=Path, nargs="*", metavar="FILE")
+    args = parser.parse_args()
+    shutil.copy(args.run / "result.json", RESULTS / "demo.json")
+    shutil.copy(args.run / "gallery.png", ROOT / "docs" / "gallery.png")
+    fill("demo", write_part(json.loads((RESULTS / "demo.json").read_text())), args.page)
 
 
 if __name__ == "__main__":

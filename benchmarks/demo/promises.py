@@ -1,49 +1,42 @@
-"""Prints every promise about the demo beside what runs/demo/result.json measured; exit code 1 if one is missed.
-
-Usage: python -m benchmarks.demo.promises [runs/demo/result.json]
-"""
+"""What `make demo` promises."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.promises import Promise
 
-def bars(result: dict[str, Any]) -> list[tuple[str, float, str, float]]:
-    """Rows of (what, measured, comparison, bar)."""
-    egt, base, plain = result["egt"], result["baseline"], result["plain"]["agreeing"]["accuracy"][0]
-    near, far = egt["agreeing"], egt["disagreeing"]
-    near0, far0 = base["agreeing"], base["disagreeing"]
-    rows = [
-        ("seconds", result["seconds"], "<=", 600),
-        ("attention skill, exit 0, with EGT", near["skill"][0], ">=", 0.6),
-        ("accuracy gain, exit 0, agreeing (points)", 100 * (near["accuracy"][0] - near0["accuracy"][0]), ">=", 2),
-        ("accuracy gain, exit 0, disagreeing (points)", 100 * (far["accuracy"][0] - far0["accuracy"][0]), ">=", 8),
-        ("final exit against no EGT (points)", 100 * (near["accuracy"][-1] - near0["accuracy"][-1]), ">=", -0.7),
-        ("final exit against the plain backbone (points)", 100 * (near["accuracy"][-1] - plain), ">=", -1),
-        ("final exit's deletion drop, ratio to no EGT", near["deletion"][-1] / near0["deletion"][-1], ">=", 0.85),
-        ("time of a training step, ratio to no EGT", result["step_time_ratio"], "<=", 1.05),
-        ("time of prediction with maps, ratio to without", result["attention_time_ratio"], "<=", 1.02),
-    ]
-    for k, (a, b) in enumerate(zip(near["deletion"][:-1], near0["deletion"][:-1], strict=True)):
-        rows.append((f"deletion drop of exit {k}, gain over no EGT", a - b, ">=", 0))
+
+def list_promises(result: dict[str, Any]) -> Iterator[Promise]:
+    """Of runs/demo/result.json."""
+    yield Promise("demo|seconds", "seconds", result["seconds"], "<=", 600)
+    yield from _of_training(result)
+    key, what = "demo|attention time", "time of prediction with maps, ratio to without"
+    yield Promise(key, what, result["attention_time_ratio"], "<=", 1.02)
     for name in ("batch_1", "batch_64"):
-        rows.append((f"times faster, {name}", result["speed"][name]["speedup"], ">=", 2))
-        rows.append((f"points lost to the plain backbone, {name}", 100 * result["speed"][name]["accuracy_drop"], "<=", 1))
-    return rows
+        speed = result["speed"][name]
+        yield Promise(f"demo|speed|{name}", f"times faster, {name}", speed["speedup"], ">=", 2)
+        what = f"points lost to the plain backbone, {name}"
+        yield Promise(f"demo|lost|{name}", what, 100 * speed["accuracy_drop"], "<=", 1)
 
 
-def main() -> int:
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo/result.json")
-    missed = 0
-    for what, measured, comparison, bar in bars(json.loads(path.read_text())):
-        kept = measured >= bar if comparison == ">=" else measured <= bar
-        missed += not kept
-        print(f"{'ok    ' if kept else 'MISSED'} {what:52} {measured:8.3f} {comparison} {bar}")
-    return int(missed > 0)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _of_training(result: dict[str, Any]) -> Iterator[Promise]:
+    """What EGT changes in the networks."""
+    egt, base, plain = result["egt"], result["baseline"], result["plain"]["agreeing"]["accuracy"][0]
+    near, near0 = egt["agreeing"], base["agreeing"]
+    yield Promise("demo|skill", "attention skill, exit 0, with EGT", near["skill"][0], ">=", 0.6)
+    for test, bar in (("agreeing", 2), ("disagreeing", 8)):
+        gain = 100 * (egt[test]["accuracy"][0] - base[test]["accuracy"][0])
+        yield Promise(f"demo|exit 0|{test}", f"accuracy gain, exit 0, {test} (points)", gain, ">=", bar)
+    final = near["accuracy"][-1]
+    key, what = "demo|final|no EGT", "final exit against no EGT (points)"
+    yield Promise(key, what, 100 * (final - near0["accuracy"][-1]), ">=", -0.7)
+    key, what = "demo|final|plain", "final exit against the plain backbone (points)"
+    yield Promise(key, what, 100 * (final - plain), ">=", -1)
+    key, what = "demo|deletion|final", "final exit's deletion drop, ratio to no EGT"
+    yield Promise(key, what, near["deletion"][-1] / near0["deletion"][-1], ">=", 0.85)
+    for k, (with_egt, without) in enumerate(zip(near["deletion"][:-1], near0["deletion"][:-1], strict=True)):
+        what = f"deletion drop of exit {k}, gain over no EGT"
+        yield Promise(f"demo|deletion|{k}", what, with_egt - without, ">=", 0)
+    yield Promise("demo|step", "time of a training step, ratio to no EGT", result["step_time_ratio"], "<=", 1.05)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
+from benchmarks.store import Store, Tree
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.heads import HeadKind
 
@@ -70,29 +69,34 @@ SWEPT: dict[str, EGTLoss] = {
 }
 
 
-def weights(name: str, quick: bool = False) -> tuple[float, ...]:
+def list_weights(name: str, quick: bool = False) -> tuple[float, ...]:
     """The weights of one sweep."""
     return (0.0,) if name == "none" else ALPHAS[2:3] if quick else ALPHAS
 
 
-def weighted(name: str, alpha: float) -> EGTLoss:
+def weigh(name: str, alpha: float) -> EGTLoss:
     """The loss of a sweep at one weight."""
     return replace(SWEPT[name], **{"distill" if name == "distillation" else "weight": alpha})
 
 
-def chosen(results: Path, name: str, alphas: Sequence[float] = ALPHAS) -> float:
+def choose_weight(store: Store, name: str, alphas: Sequence[float] = ALPHAS) -> float:
     """The weight with the best mean validation accuracy over all exits and both kinds of background: one rule for all losses.
 
     All of ``alphas`` have to be there: half a sweep would give some seeds another weight than others.
     """
     scores: dict[float, float] = {}
-    for path in (results / "sweep").glob(f"{name}-*.json"):
-        found = json.loads(path.read_text())
+    for found in find_sweep(store, name):
         sets = [found[part]["accuracy"] for part in ("agreeing", "disagreeing")]
         scores[found["alpha"]] = sum(sum(accuracy) / len(accuracy) for accuracy in sets) / len(sets)
     if not set(alphas) <= set(scores):
         raise RuntimeError(f"the sweep of {name} comes first: python -m benchmarks.study 'sweep/*'")
     return max(scores, key=lambda alpha: scores[alpha])
+
+
+def find_sweep(store: Store, name: str) -> list[Tree]:
+    """The runs of one sweep that are there, by weight."""
+    names = [f"sweep/{name}-{alpha:g}" for alpha in (0.0, *ALPHAS)]
+    return [store.find(run) for run in names if run in store]
 
 
 CONDITIONS = {
@@ -121,4 +125,17 @@ CONDITIONS = {
 FEW = ("plain", "joint", "distilled", "egt-evidence", "joint-context", "egt", "both")
 MAIN = (*FEW[:2], "average", "frozen", *FEW[2:], "permuted-evidence", "permuted")
 SEEDS = {"scenes": 5, "small": 5, "digits": 5, "fashion": 3}
+TIMED = ("scenes", "fashion")
 FOR = {"scenes": tuple(CONDITIONS), "small": MAIN, "digits": MAIN, "fashion": FEW}
+
+
+def list_runs() -> list[str]:
+    """The names of all runs of the study."""
+    names = [f"sweep/{loss}-{alpha:g}" for loss in SWEPT for alpha in list_weights(loss)]
+    names += [f"{data}/{key}-{seed}" for data in FOR for key in FOR[data] for seed in range(SEEDS[data])]
+    return names + [f"speed/{data}-{seed}" for data in TIMED for seed in range(SEEDS[data])]
+
+
+def find_missing(store: Store) -> list[str]:
+    """Runs that the study lacks; the promises are judged when there is none."""
+    return [name for name in list_runs() if name not in store.read()]

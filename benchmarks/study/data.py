@@ -127,7 +127,7 @@ def digits(seed: int, most: int | None = None) -> Splits:
 DATA: dict[str, Callable[..., Splits]] = {"scenes": scenes, "small": small, "digits": digits, "fashion": fashion}
 
 
-def quick(name: str, seed: int, most: int) -> Splits:
+def cut_splits(name: str, seed: int, most: int) -> Splits:
     """The first ``most`` images of everything, one epoch: to see that all of it runs."""
     splits = DATA[name](seed, most)
 

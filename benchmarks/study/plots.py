@@ -1,61 +1,55 @@
-"""The plots of docs/results.md, as SVG."""
+"""The plots of the study, as SVG."""
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.study.conditions import CONDITIONS, SWEPT
-from benchmarks.study.promises import Rows
+from benchmarks.plots import COLOURS, save_svg, strip_axes
+from benchmarks.store import Store
+from benchmarks.study.conditions import CONDITIONS, SWEPT, find_sweep
+from benchmarks.study.figures import PLAIN, STATIC, Rows
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-STATIC = ("static-10", "static-25", "static-50")
 STYLES: dict[str, dict[str, Any]] = {
     "egt": {"lw": 4, "alpha": 0.6},
     "joint-context": {"ls": "--"},
     "both": {"ls": ":"},
 }  # they overlap
+TESTS = ("agreeing", "disagreeing")
 SHOWN = ("average", "joint", "distilled", "joint-context", "egt", "both")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "exitlens", "font.family": "sans-serif"}):
-        figure.savefig(path, format="svg", metadata={"Date": None}, facecolor="white")
 
 
 def plot_curves(rows: Rows, path: Path) -> bool:
     """Accuracy on test data along one common threshold, mean over seeds; whether there was anything to show."""
-    shown = [key for key in SHOWN if key in rows]
+    shown = {key: colour for key, colour in zip(SHOWN, COLOURS, strict=False) if key in rows}
     if not shown:
         return False
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     grid = np.linspace(0.08, 1.05, 98)
-    for colour, key in zip(COLOURS, shown, strict=False):
+    for key, colour in shown.items():
         curves = []
         for found in rows[key].values():
-            xs, ys = zip(*sorted(found["common"]), strict=True)
+            xs, ys = zip(*sorted(zip(found["common"]["cost"], found["common"]["accuracy"], strict=True)), strict=True)
             curves.append(np.where(grid < xs[0], np.nan, np.interp(grid, xs, ys)))
         style = STYLES.get(key, {})
         axes.plot(grid, 100 * np.mean(curves, axis=0), color=colour, label=CONDITIONS[key].title, **style)
-    if "plain" in rows:
-        axes.axhline(_final(rows, "plain"), color="#777777", ls="--", lw=1, label="plain backbone, at cost 1")
+    if PLAIN in rows:
+        axes.axhline(_final(rows, PLAIN), color="#777777", ls="--", lw=1, label="plain backbone, at cost 1")
     points = [(mean(found["cost"][-1] for found in rows[key].values()), _final(rows, key)) for key in STATIC if key in rows]
     if points:
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, "s", color="#333333", ms=5, label="static networks of smaller width")
     axes.set_xlabel("mean cost (multiply-accumulates, plain backbone = 1)")
     axes.set_ylabel("accuracy on test data, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    strip_axes(axes)
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_svg(figure, path)
     return True
 
 
@@ -63,27 +57,26 @@ def _final(rows: Rows, key: str) -> float:
     return 100 * mean(next(iter(found["tests"].values()))["accuracy"][-1] for found in rows[key].values())
 
 
-def plot_sweep(folder: Path, path: Path) -> None:
+def plot_sweep(store: Store, path: Path) -> None:
     """What every loss trades: skill at exit 0 against accuracy of the final exit, along its weight."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = figure.subplots(1, 2)
     for colour, name in zip(COLOURS, SWEPT, strict=False):
-        found = sorted((json.loads(p.read_text()) for p in folder.glob(f"{name}-*.json")), key=lambda f: float(f["alpha"]))
-        if not found:
-            continue
-        final = [50 * sum(f[test]["accuracy"][-1] for test in ("agreeing", "disagreeing")) for f in found]
-        skill = [f["agreeing"]["skill"][0] for f in found]
-        first = [50 * sum(f[test]["accuracy"][0] for test in ("agreeing", "disagreeing")) for f in found]
-        left.plot(skill, final, "o-", ms=4, color=colour, label=name)
-        right.plot(skill, first, "o-", ms=4, color=colour, label=name)
-        for axes, ys in ((left, final), (right, first)):
-            for x, y, f in zip(skill, ys, found, strict=True):
-                axes.annotate(f"{f['alpha']:g}", (x, y), textcoords="offset points", xytext=(3, 3), fontsize=6)
-    left.set_ylabel("final exit's accuracy, %\n(mean of both backgrounds, validation)")
-    right.set_ylabel("exit 0's accuracy, %\n(mean of both backgrounds, validation)")
-    for axes in (left, right):
-        axes.set_xlabel("attention skill at exit 0 (numbers: weight)")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+        runs = find_sweep(store, name)
+        if runs:
+            skill = [found["agreeing"]["skill"][0] for found in runs]
+            for axes, exit_index in zip(panels, (-1, 0), strict=True):
+                ys = [50 * sum(found[test]["accuracy"][exit_index] for test in TESTS) for found in runs]
+                axes.plot(skill, ys, "-", color=colour, label=name)
+                axes.scatter(skill, ys, [_size(found["alpha"]) for found in runs], color=colour, zorder=3)
+    for axes, which in zip(panels, ("final exit", "exit 0"), strict=True):
+        axes.set_ylabel(f"{which}'s accuracy, %\n(mean of both backgrounds, validation)")
+        axes.set_xlabel("attention skill at exit 0\n(dots grow with the weight: 0.1, 0.3, 1, 3, 10)")
+        strip_axes(axes)
+    panels[0].legend(frameon=False, fontsize=8)
+    save_svg(figure, path)
+
+
+def _size(alpha: float) -> float:
+    """Of a dot, in square points: grows with the logarithm of the weight."""
+    return 10.0 if alpha == 0 else 34 + 24 * math.log10(alpha)

@@ -33,3 +33,4 @@ def study_store(path: Path, runs: Path) -> Store:
 
 
 STUDY = study_store(RESULTS / "study.csv", Path("runs/study"))
+QUICK = study_store(Path("runs/study-quick/study.csv"), Path("runs/study-quick"))

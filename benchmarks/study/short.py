@@ -1,14 +1,12 @@
-"""The study in short: sentences of study_words/short.md with the figures of the runs put in."""
+"""The study in short: sentences of words/*.md with the figures of the runs put in."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from benchmarks.study.conditions import FOR
-from benchmarks.study.promises import Pick, Rows, accuracy, area, consistency, load_runs, over_seeds, paired
+from benchmarks.store import Store
+from benchmarks.study.conditions import FOR, TIMED
+from benchmarks.study.figures import Pick, Rows, accuracy, area, consistency, load_rows, over_seeds, pair
 from benchmarks.study.tables import show
 
 
@@ -39,9 +37,9 @@ class Figures(dict[str, str]):
     Of scenes, or of what stands before a slash: ``{digits/skill|egt}``.
     """
 
-    def __init__(self, results: Path, others: dict[str, str]) -> None:
+    def __init__(self, store: Store, others: dict[str, str]) -> None:
         super().__init__(others)
-        self.rows: dict[str, Rows] = {data: load_runs(results, data) for data in FOR}
+        self.rows: dict[str, Rows] = {data: load_rows(store, data) for data in FOR}
 
     def __missing__(self, key: str) -> str:
         what, *conditions = key.split("|")
@@ -49,26 +47,24 @@ class Figures(dict[str, str]):
         rows = self.rows[data or "scenes"]
         pick, digits = FIGURES[name]
         if len(conditions) == 2:
-            return show(paired(rows, *conditions, pick), digits)
+            return show(pair(rows, *conditions, pick), digits)
         return show(over_seeds(rows, conditions[0], pick), digits)
 
 
-def speeds(results: Path, data: str) -> dict[str, str]:
+def show_speeds(store: Store, data: str) -> dict[str, str]:
     """How much faster, and what is lost, under each policy: what the promises are judged on, and others."""
-    found = [json.loads(path.read_text()) for path in sorted((results / "speed").glob(f"{data}-*.json"))]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in (row for one in found for row in one["rows"]):
-        rows.setdefault(row["policy"], []).append(row)
+    runs = load_rows(store, "speed").get(data, {}).values()
     texts = {}
-    for policy, of_policy in rows.items():
-        texts[f"times, {data}, {policy}"] = show([row["speed"]["speedup"] for row in of_policy], 1)
-        texts[f"lost, {data}, {policy}"] = show([100 * row["accuracy_drop"] for row in of_policy], 2)
+    for policy in dict.fromkeys(policy for found in runs for policy in found["rows"]):
+        rows = [found["rows"][policy] for found in runs if policy in found["rows"]]
+        texts[f"times, {data}, {policy}"] = show([row["speed"]["speedup"] for row in rows], 1)
+        texts[f"lost, {data}, {policy}"] = show([100 * row["accuracy_drop"] for row in rows], 2)
     return texts
 
 
-def short(results: Path, template: str) -> list[str]:
+def fill_in(store: Store, template: str) -> list[str]:
     """The template's items that there are runs for."""
-    figures = Figures(results, speeds(results, "scenes") | speeds(results, "fashion"))
+    figures = Figures(store, {key: text for data in TIMED for key, text in show_speeds(store, data).items()})
     lines = []
     for item in template.rstrip().split("\n- "):
         try:

@@ -1,23 +1,40 @@
-"""Tables of docs/results.md over conditions and seeds: from the runs of one data set to Markdown."""
+"""Tables of one data set over conditions and seeds, as Markdown."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.study.conditions import CONDITIONS
-from benchmarks.study.promises import (
+from benchmarks.study.figures import (
+    PLAIN,
     Pick,
     Rows,
+    Run,
     accuracy,
     area,
     consistency,
-    faithful,
+    faithfulness,
+    find_static_areas,
     interval,
     over_seeds,
-    paired,
-    static_area,
+    pair,
+)
+
+WASTED = ("wasteful", "destructive")
+OVERVIEW = (
+    "plain",
+    "static-10",
+    "average",
+    "joint",
+    "distilled",
+    "egt-evidence",
+    "joint-context",
+    "distilled-context",
+    "egt",
+    "both",
+    "permuted",
 )
 
 
@@ -27,22 +44,16 @@ def show(values: Sequence[float], digits: int) -> str:
     return f"{middle:.{digits}f}" if math.isinf(half) else f"{middle:.{digits}f} ± {half:.{digits}f}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"] + [
-        "| " + " | ".join(row) + " |" for row in rows
-    ]
-
-
-def ordered(rows: Rows) -> list[str]:
+def list_conditions(rows: Rows) -> list[str]:
     return [key for key in CONDITIONS if key in rows]
 
 
-def name_of(key: str) -> str:
+def name_condition(key: str) -> str:
     condition = CONDITIONS[key]
     return f"({condition.letter}) {condition.title}" if condition.letter else condition.title
 
 
-def cells(rows: Rows, key: str, picks: Sequence[tuple[Pick | None, int]]) -> list[str]:
+def fill_cells(rows: Rows, key: str, picks: Sequence[tuple[Pick | None, int]]) -> list[str]:
     found = []
     for pick, digits in picks:
         try:
@@ -53,10 +64,10 @@ def cells(rows: Rows, key: str, picks: Sequence[tuple[Pick | None, int]]) -> lis
     return found
 
 
-def early(pick: Pick) -> Pick:
+def only_early(pick: Pick) -> Pick:
     """Only of networks with early exits."""
 
-    def only(found: dict[str, Any]) -> float:
+    def only(found: Run) -> float:
         if len(found["cost"]) < 2:
             raise IndexError
         return pick(found)
@@ -64,24 +75,43 @@ def early(pick: Pick) -> Pick:
     return only
 
 
-def tests_of(rows: Rows) -> list[str]:
+def list_tests(rows: Rows) -> list[str]:
     return list(next(iter(next(iter(rows.values())).values()))["tests"])
 
 
+def overview_table(rows: Rows) -> list[str]:
+    """The conditions that the findings are about, on all test sets, with few columns."""
+    tests = list_tests(rows)
+    head = ["condition", "skill, mean over early exits", "exit 0, %", "final exit, %", "area, %"]
+    lines = []
+    for key in OVERVIEW:
+        if key in rows:
+            first = [only_early(accuracy(0, test)) for test in tests]
+            final = [accuracy(-1, test) for test in tests]
+            cells = fill_cells(rows, key, [(only_early(consistency("cc", "skill")), 2)])
+            cells += [_join(fill_cells(rows, key, [(pick, 1) for pick in picks])) for picks in (first, final)]
+            lines.append([name_condition(key), *cells, *fill_cells(rows, key, [(area, 1)])])
+    return table(head, lines)
+
+
+def _join(cells: list[str]) -> str:
+    return " / ".join(cells) if all(cells) else ""
+
+
 def main_table(rows: Rows) -> list[str]:
-    tests = tests_of(rows)
+    tests = list_tests(rows)
     head = ["condition", "seeds"]
     picks: list[tuple[Pick | None, int]] = []
     for test in tests:
         label = "" if len(tests) == 1 else f", {test}"
         head += [f"accuracy exit 0{label}, %", f"final{label}, %"]
-        picks += [(early(accuracy(0, test)), 1), (accuracy(-1, test), 1)]
+        picks += [(only_early(accuracy(0, test)), 1), (accuracy(-1, test), 1)]
     head += ["skill exit 0", "skill, mean", "KL, mean", "cosine, mean", "area, %", "area, chosen thresholds, %"]
-    picks += [(early(consistency("cc", "skill", 0)), 2), (early(consistency("cc", "skill")), 2)]
-    picks += [(early(consistency("kl", "value")), 2), (early(consistency("cosine", "value")), 2)]
+    picks += [(only_early(consistency("cc", "skill", 0)), 2), (only_early(consistency("cc", "skill")), 2)]
+    picks += [(only_early(consistency("kl", "value")), 2), (only_early(consistency("cosine", "value")), 2)]
     picks += [(area, 1), (lambda found: 100 * found["area"], 1)]
-    lines = [[name_of(key), str(len(rows[key])), *cells(rows, key, picks)] for key in ordered(rows)]
-    if areas := static_area(rows):
+    lines = [[name_condition(key), str(len(rows[key])), *fill_cells(rows, key, picks)] for key in list_conditions(rows)]
+    if areas := find_static_areas(rows):
         shown = show([100 * one for one in areas.values()], 1)
         lines.append(["(i) the plain and the static networks together", str(len(areas)), *[""] * (len(head) - 4), shown, ""])
     return table(head, lines)
@@ -92,36 +122,36 @@ def faithfulness_table(rows: Rows) -> list[str]:
     masks = next(iter(next(iter(rows.values())).values()))["faithfulness"]["energy_in_mask"] is not None
     head += ["energy in the object", "pointing game"] if masks else []
     lines = []
-    for key in ordered(rows):
+    for key in list_conditions(rows):
         count = len(next(iter(rows[key].values()))["cost"])
         for k in range(count):
             names = ["deletion_random", "insertion", "insertion_random", "randomised_cc"]
             names += ["energy_in_mask", "pointing_game"] if masks else []
             picks: list[tuple[Pick | None, int]] = [(lambda found, k=k: found["faithfulness"]["deletion"][k], 3)]  # type: ignore[misc]
-            picks += [(faithful(name, k), 3) for name in names]
-            lines.append([name_of(key) if k == 0 else "", exit_name(k, count), *cells(rows, key, picks)])
+            picks += [(faithfulness(name, k), 3) for name in names]
+            lines.append([name_condition(key) if k == 0 else "", name_exit(k, count), *fill_cells(rows, key, picks)])
     return table(head, lines)
 
 
-def exit_name(k: int, count: int) -> str:
+def name_exit(k: int, count: int) -> str:
     return "final" if k == count - 1 else str(k)
 
 
 def detail_table(rows: Rows) -> list[str]:
     """Every exit: accuracy, calibration, risk-coverage, and every consistency measure beside its nulls."""
-    tests = tests_of(rows)
+    tests = list_tests(rows)
     label = {test: "" if len(tests) == 1 else f", {test}" for test in tests}
     head = ["condition", "exit", "cost", *(f"accuracy{label[test]}, %" for test in tests), "ECE", "Brier", "risk-coverage"]
     measures = ("cc", "cosine", "sim", "iou", "kl", "divergence")
     head += [f"{m} (shuffled / uniform)" for m in measures]
     lines = []
-    for key in ordered(rows):
+    for key in list_conditions(rows):
         count = len(next(iter(rows[key].values()))["cost"])
         for k in range(count):
             picks: list[tuple[Pick | None, int]] = [(lambda found, k=k: found["cost"][k], 3)]  # type: ignore[misc]
             picks += [(accuracy(k, test), 1) for test in tests]
             picks += [(_test_field(field, k), 3) for field in ("calibration_error", "brier", "risk_coverage")]
-            row = [name_of(key) if k == 0 else "", exit_name(k, count), *cells(rows, key, picks)]
+            row = [name_condition(key) if k == 0 else "", name_exit(k, count), *fill_cells(rows, key, picks)]
             lines.append(row + [_with_nulls(rows, key, m, k) if k < count - 1 else "" for m in measures])
     return table(head, lines)
 
@@ -140,24 +170,24 @@ def routed_table(rows: Rows, test: str) -> list[str]:
     limits = ["0.0", "0.003", "0.005, certified", "0.01", "0.01, certified"]
     head = ["condition", *(f"drop ≤ {limit}: points over (a), cost" for limit in limits), "wasteful, destructive, %"]
     lines = []
-    for key in ordered(rows):
+    for key in list_conditions(rows):
         if not any("policies" in found for found in rows[key].values()):
             continue
-        row = [name_of(key)]
+        row = [name_condition(key)]
         for limit in limits:
             lost = (
-                paired(rows, key, "plain", lambda found, limit=limit: _routed_accuracy(found, limit, test))
-                if "plain" in rows
+                pair(rows, key, PLAIN, lambda found, limit=limit: _routed_accuracy(found, limit, test))
+                if PLAIN in rows
                 else [0.0]
             )
             cost = over_seeds(rows, key, lambda found, limit=limit: found["policies"][limit][test]["cost"])
             row.append(f"{show(lost, 1)}, {show(cost, 2)}")
-        wasted = [over_seeds(rows, key, lambda found, i=i: 100 * found["tests"][test]["overthinking"][i]) for i in (0, 1)]
+        wasted = [over_seeds(rows, key, lambda found, i=i: 100 * found["tests"][test]["overthinking"][i]) for i in WASTED]
         lines.append([*row, f"{show(wasted[0], 1)}, {show(wasted[1], 1)}"])
     return table(head, lines)
 
 
-def _routed_accuracy(found: dict[str, Any], limit: str, test: str) -> float:
+def _routed_accuracy(found: Run, limit: str, test: str) -> float:
     """In points; of a plain network, its accuracy."""
     if "policies" not in found:
         return accuracy(-1, test)(found)

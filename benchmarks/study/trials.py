@@ -1,16 +1,16 @@
-"""Further trial runs: what else could make the method better. One JSON per run under benchmarks/results/study/trials.
+"""Further trial runs: what else could make the method better.
 
 Usage: python -m benchmarks.study.trials [NAME ...]
 
 Context heads unless said otherwise, scenes of the sweep's own seed, all of the training set, the study's epochs; judged on validation data only. Each run
 also says how accurate the exits would be if every exit answered with the average of all exits so far (Zero Time Waste, arXiv
-2106.05409, without its cascade). docs/results.md has the table. What was tried before this script is in trials.json.
+2106.05409, without its cascade). docs/results.md has the table. What was tried before this script is in
+benchmarks/results/trials.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,18 +21,17 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from benchmarks.study import run as study_run
 from benchmarks.study.conditions import EGT, WITHOUT, Condition
 from benchmarks.study.data import DATA, Splits
+from benchmarks.study.runs import QUICK, STUDY, TUNING_SEED
+from benchmarks.study.train import train
 from exitlens.functional.losses import EGTLoss, consistency_loss, ramp
 from exitlens.functional.maps import class_evidence
 from exitlens.model.memory import keep_memory
-from exitlens.model.weights import write_text
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.workflow.faithfulness import faithfulness
 
-RESULTS, RUNS = Path(__file__).parents[1] / "results" / "study" / "trials", Path("runs/study/trials")
-SEED, SAMPLES = 1000, 1000
+SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -112,22 +111,22 @@ TRIALS = {
 }
 
 
-def averaged(logits: Tensor, labels: Tensor) -> list[float]:
+def average_so_far(logits: Tensor, labels: Tensor) -> list[float]:
     """Accuracy of every exit if it answers with the mean log-probability of all exits so far; ``logits`` are (N, K, C)."""
     so_far = logits.log_softmax(2).cumsum(1)
     return [(so_far[:, k].argmax(1) == labels).double().mean().item() for k in range(logits.shape[1])]
 
 
-def trial(condition: Condition, splits: Splits, folder: Path) -> dict[str, Any]:
+def run_trial(condition: Condition, splits: Splits, folder: Path) -> dict[str, Any]:
     """Trains one trial and measures it on validation data."""
-    net, _ = study_run.trained(condition, splits, SEED, folder, prepare=balance if condition is TRIALS["balanced"] else None)
+    net, _ = train(condition, splits, TUNING_SEED, folder, prepare=balance if condition is TRIALS["balanced"] else None)
     found: dict[str, Any] = {"title": condition.title}
     for name, data in splits.validation.items():
         trace = xl.collect(net, data, batch_size=250)
         report = xl.evaluate(trace, xl.Policy.never(net.num_exits))
         found[name] = {
             "accuracy": [row.accuracy for row in report.exits],
-            "averaged": averaged(trace.logits, trace.require_labels("trial")),
+            "averaged": average_so_far(trace.logits, trace.require_labels("trial")),
             "skill": [row.consistency["cc"]["skill"] for row in report.exits[:-1]],
             "kl": [row.consistency["kl"]["value"] for row in report.exits[:-1]],
         }
@@ -139,25 +138,21 @@ def trial(condition: Condition, splits: Splits, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TRIALS)}; all by default")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--images", type=int, help="of each set, for one epoch: to see that it runs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
-    splits = DATA["scenes"](SEED)
+    splits = DATA["scenes"](TUNING_SEED)
     if args.images:
         splits = replace(splits, train=splits.train.first(args.images), epochs=1)
         splits = replace(splits, validation={key: data.first(args.images) for key, data in splits.validation.items()})
+    store = QUICK if args.images else STUDY
     for name in args.names or TRIALS:
-        path = args.out / f"{name}.json"
-        if path.exists():
-            continue
-        started = time.perf_counter()
-        found = trial(TRIALS[name], splits, args.runs / name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found, indent=1) + "\n")
-        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        if f"trials/{name}" not in store:
+            started = time.perf_counter()
+            store.add(f"trials/{name}", run_trial(TRIALS[name], splits, store.runs / "trials" / name))
+            print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    store.fold()
 
 
 if __name__ == "__main__":
