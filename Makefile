@@ -25,30 +25,29 @@ lint: $(VENV)/.installed  ## format, lint and types
 backbones: $(VENV)/.installed  ## try every backbone: docs/backbones.md
 	$(BIN)/python -m benchmarks.backbones
 
-bench: demo  ## time everything against everything (an hour, nothing else running): docs/performance.md
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+bench: demo $(VENV)/.benchmark  ## time everything against everything (an hour, nothing else running): docs/performance.md
 	$(BIN)/python -m benchmarks.performance
-	$(BIN)/python -m benchmarks.performance.page
 	$(BIN)/python -m benchmarks.performance.explorer
+	$(BIN)/python -m benchmarks.performance.page
 	$(BIN)/python -m benchmarks.check
 
-bench-guarantees: demo  ## keeps count of broken promises over thousands of calibrations (an hour): docs/guarantees.md
+bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises over thousands of calibrations (an hour): docs/guarantees.md
 	$(BIN)/python -m benchmarks.guarantees
 	$(BIN)/python -m benchmarks.guarantees.page
 	$(BIN)/python -m benchmarks.check
 
-study: $(VENV)/.installed  ## every run of the study (about 12 hours; resumable): benchmarks/results/study
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+study: $(VENV)/.benchmark  ## every run of the study (about 12 hours; resumable): benchmarks/results/study.csv
 	$(BIN)/python -m benchmarks.study
 
-study-quick: $(VENV)/.installed  ## the whole study on 96 images for one epoch: that all of it runs
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+study-quick: $(VENV)/.benchmark  ## the whole study on 96 images for one epoch: that all of it runs
 	$(BIN)/python -m benchmarks.study --quick
 
-tables: $(VENV)/.installed  ## docs/results.md from the study's JSON
+tables: $(VENV)/.benchmark  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.study.page
+	$(BIN)/python -m benchmarks.performance.page
+	$(BIN)/python -m benchmarks.guarantees.page
 
-check-results: $(VENV)/.installed  ## every promise beside its committed figure
+check-results: $(VENV)/.benchmark  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
 clean:
@@ -57,4 +56,8 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.benchmark: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
 	touch $@

@@ -127,7 +127,7 @@ class Store:
     def add(self, name: str, tree: Tree) -> None:
         """Keeps a finished run."""
         list(flatten(tree))  # what cannot be folded in fails here
-        _replace(self.waiting(name), json.dumps(tree, indent=1) + "\n")
+        write_atomically(self.waiting(name), json.dumps(tree, indent=1) + "\n")
 
     def read(self) -> dict[str, Tree]:
         """All runs that are folded in, by name."""
@@ -150,7 +150,7 @@ class Store:
         new = pd.DataFrame(rows, columns=[*KEYS, "value"], dtype=str)
         old = self.frame()
         frame = pd.concat([old[~old["run"].isin(new["run"])], new], ignore_index=True)
-        _replace(
+        write_atomically(
             self.path, (frame if self.layout is None else self.layout.widen(frame)).to_csv(index=False, lineterminator="\n")
         )
         for path in names:
@@ -167,7 +167,7 @@ def _trees(store: Store, _changed: int) -> dict[str, Tree]:
     }
 
 
-def _replace(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

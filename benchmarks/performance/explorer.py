@@ -23,13 +23,12 @@ from typing import Any
 import torch
 
 import exitlens as xl
+from benchmarks.store import RESULTS, write_atomically
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.page import answer_page
 from exitlens.delivery.timing import interval
-from exitlens.model.weights import write_text
 from exitlens.types.display import from_pixels
 
-OUT = Path(__file__).parents[1] / "results" / "explorer.json"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 NETWORKS = {"small network, 40 px": ("small", 40), "ResNet-50, 224 px": ("torchvision:resnet50", 224)}
 
@@ -44,7 +43,7 @@ def make_bundle(source: str, size: int, folder: Path) -> Path:
     return folder
 
 
-def first_page(folder: Path) -> tuple[float, float]:
+def time_first_page(folder: Path) -> tuple[float, float]:
     """Seconds from the loaded bundle to the first answer in the browser, and to the thresholds' effect on 2,000 scenes."""
     from playwright.sync_api import sync_playwright
 
@@ -68,14 +67,14 @@ def first_page(folder: Path) -> tuple[float, float]:
             process.terminate()
 
 
-def milliseconds(work: Callable[[], Any]) -> float:
-    """Of one call."""
+def time_ms(work: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
     started = time.perf_counter()
     work()
     return 1000 * (time.perf_counter() - started)
 
 
-def explained(folder: Path, rounds: int) -> dict[str, Any]:
+def time_explanations(folder: Path, rounds: int) -> dict[str, Any]:
     """What an explanation, and the explorer's whole panel, take on one core beyond the network's forward pass."""
     explorer = Explorer([folder])
     net, policy = explorer.subjects[0].net, explorer.subjects[0].policy
@@ -89,9 +88,9 @@ def explained(folder: Path, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {"network": [], "explain": [], "panel": []}
     for i in range(rounds + 3):
         found = {
-            "network": milliseconds(alone),
-            "explain": milliseconds(lambda: xl.explain(net, x, policy)),
-            "panel": milliseconds(lambda: answer_page(explorer.answer(0, picture), picture)),
+            "network": time_ms(alone),
+            "explain": time_ms(lambda: xl.explain(net, x, policy)),
+            "panel": time_ms(lambda: answer_page(explorer.answer(0, picture), picture)),
         }
         if i >= 3:
             for name, value in found.items():
@@ -104,22 +103,21 @@ def explained(folder: Path, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "explorer.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"unit": "ms: median, 95 % interval", "rounds": args.rounds, "explained": {}}
     with tempfile.TemporaryDirectory() as folder:
         for title, (source, size) in NETWORKS.items():
             bundle = make_bundle(source, size, Path(folder) / source.rpartition(":")[2])
-            found["explained"][title] = explained(bundle, args.rounds)
+            found["explained"][title] = time_explanations(bundle, args.rounds)
             print(title, found["explained"][title], flush=True)
         if CHROMIUM is not None:
-            pages = [first_page(Path(folder) / "small") for _ in range(max(1, args.rounds // 6))]
+            pages = [time_first_page(Path(folder) / "small") for _ in range(max(1, args.rounds // 6))]
             for name, rows in zip(("first_answer_s", "thresholds_live_s"), zip(*pages, strict=True), strict=True):
                 found[name] = interval(rows).to_list()
                 print(name, found[name], flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.out, json.dumps(found, indent=1) + "\n")
+    write_atomically(args.out, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
