@@ -36,6 +36,10 @@ TITLES = {
     "digits": "Handwritten digits (scikit-learn)",
     "fashion": "Fashion-MNIST as it is: 54,000 images to train on, 6,000 for thresholds and the log, 10,000 to test on",
 }
+JUDGED = (
+    "What is compared in one way only stands in the first column. "
+    "The reasons for what was missed are in [the summary](../results.md#what-was-missed)."
+)
 MORE = {
     "protocol": "How the study was made, and how to read its tables",
     "promises": "All promises, each beside its bar",
@@ -56,7 +60,7 @@ def write_summary(store: Store, parts: dict[str, Rows], promises: list[Promise])
     if "scenes" in parts:
         tests = " / ".join(list_tests(parts["scenes"]))
         lines += [f"## Scenes in one table ({tests} backgrounds)", "", *overview_table(parts["scenes"]), ""]
-        lines += ["![accuracy against cost](results/scenes.svg)", ""]
+        lines += ["![accuracy on test data against mean cost, by condition](results/scenes.svg)", ""]
     lines += ["## What was found", "", *fill_in(store, "\n".join(read_words("short"))), ""]
     lines += ["## What was missed", "", count_promises(promises), "", *list_misses(promises), "", "## Details", ""]
     lines += [f"- [{title}](results/{name}.md)" for name, title in ({d: TITLES[d] for d in parts} | MORE).items()]
@@ -78,7 +82,7 @@ def write_data_page(data: str, rows: Rows, folder: Path) -> list[str]:
     """All tables of one data set, and its plot."""
     lines = [f"# {TITLES[data]}", "", "Terms and conditions are in [the protocol](protocol.md).", "", *main_table(rows), ""]
     if plot_curves(rows, folder / f"{data}.svg"):
-        lines += [f"![accuracy against cost]({data}.svg)", ""]
+        lines += [f"![accuracy on test data against mean cost, by condition]({data}.svg)", ""]
     for test in list_tests(rows):
         of = "" if test == "test" else f"{test} "
         lines += [f"Thresholds chosen on calibration data, on {of}test data:", "", *routed_table(rows, test), ""]
@@ -93,13 +97,11 @@ def write_pages(store: Store, docs: Path) -> dict[str, list[str]]:
     pages = {"results.md": write_summary(store, parts, promises)}
     for data, rows in parts.items():
         pages[f"results/{data}.md"] = write_data_page(data, rows, folder)
-    plot_sweep(store, folder / "sweep.svg")
-    judged = "What is compared in one way only stands in the first column. The reasons for what was missed are in [the summary](../results.md#what-was-missed)."
     more = {
         "protocol": read_words("protocol"),
-        "promises": [f"# {MORE['promises']}", "", count_promises(promises), judged, "", *promises_table(promises)],
+        "promises": [f"# {MORE['promises']}", "", count_promises(promises), JUDGED, "", *promises_table(promises)],
         "speed": [*read_words("speed"), "", *speed_table(store), "", *read_words("speed-history")],
-        "sweep": [*read_words("sweep"), "", *sweep_table(store), "", "![weights](sweep.svg)"],
+        "sweep": [*read_words("sweep"), "", *sweep_table(store), ""],
         "trials": [*read_words("tried"), "", *trials_table(), "", *read_words("later"), "", *later_trials_table(store)],
         "doubts": [
             *read_words("doubts"),
@@ -107,6 +109,8 @@ def write_pages(store: Store, docs: Path) -> dict[str, list[str]]:
             *(collapse_table(parts["scenes"]) if "egt" in parts.get("scenes", {}) else []),
         ],
     }
+    if plot_sweep(store, folder / "sweep.svg"):
+        more["sweep"].append("![skill and accuracy along the weight of every loss](sweep.svg)")
     more["trials"] += ["", "## What was learnt", "", *read_words("learnt")]
     return pages | {f"results/{name}.md": lines for name, lines in more.items()}
 
@@ -120,9 +124,7 @@ def main() -> None:
     for name, lines in write_pages(STUDY, args.docs).items():
         (args.docs / name).write_text("\n".join(lines).rstrip() + "\n")
     filled = fill("study", fill_in(STUDY, "\n".join(read_words("readme"))))
-    print(
-        f"wrote {args.docs / 'results.md'}, {args.docs / 'results'} and a part of {', '.join(map(str, filled)) or 'no page'}"
-    )
+    print(f"wrote {args.docs / 'results.md'}, {args.docs / 'results'} and a part of {len(filled)} other pages")
 
 
 if __name__ == "__main__":

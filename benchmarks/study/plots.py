@@ -57,24 +57,26 @@ def _final(rows: Rows, key: str) -> float:
     return 100 * mean(next(iter(found["tests"].values()))["accuracy"][-1] for found in rows[key].values())
 
 
-def plot_sweep(store: Store, path: Path) -> None:
-    """What every loss trades: skill at exit 0 against accuracy of the final exit, along its weight."""
+def plot_sweep(store: Store, path: Path) -> bool:
+    """What every loss trades: skill at exit 0 against accuracy, along its weight; whether there was anything to show."""
+    sweeps = {name: runs for name in SWEPT if (runs := find_sweep(store, name))}
+    if not sweeps:
+        return False
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
-    for colour, name in zip(COLOURS, SWEPT, strict=False):
-        runs = find_sweep(store, name)
-        if runs:
-            skill = [found["agreeing"]["skill"][0] for found in runs]
-            for axes, exit_index in zip(panels, (-1, 0), strict=True):
-                ys = [50 * sum(found[test]["accuracy"][exit_index] for test in TESTS) for found in runs]
-                axes.plot(skill, ys, "-", color=colour, label=name)
-                axes.scatter(skill, ys, [_size(found["alpha"]) for found in runs], color=colour, zorder=3)
+    for colour, (name, runs) in zip(COLOURS, sweeps.items(), strict=False):
+        skill = [found["agreeing"]["skill"][0] for found in runs]
+        for axes, exit_index in zip(panels, (-1, 0), strict=True):
+            ys = [50 * sum(found[test]["accuracy"][exit_index] for test in TESTS) for found in runs]
+            axes.plot(skill, ys, "-", color=colour, label=name)
+            axes.scatter(skill, ys, [_size(found["alpha"]) for found in runs], color=colour, zorder=3)
     for axes, which in zip(panels, ("final exit", "exit 0"), strict=True):
         axes.set_ylabel(f"{which}'s accuracy, %\n(mean of both backgrounds, validation)")
         axes.set_xlabel("attention skill at exit 0\n(dots grow with the weight: 0.1, 0.3, 1, 3, 10)")
         strip_axes(axes)
     panels[0].legend(frameon=False, fontsize=8)
     save_svg(figure, path)
+    return True
 
 
 def _size(alpha: float) -> float:

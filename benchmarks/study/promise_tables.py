@@ -32,12 +32,17 @@ def count_promises(promises: Sequence[Promise]) -> str:
 
 
 def list_misses(promises: Sequence[Promise]) -> list[str]:
-    """What was missed, by reason."""
-    found: dict[str, list[str]] = {}
+    """What was missed, by reason, each with the comparisons that missed it."""
+    found: dict[str, dict[str, list[str]]] = {}
     for promise in promises:
         if not promise.is_kept:
-            found.setdefault(promise.reason or "No reason is known yet.", []).append(promise.title)
-    return [f"- {reason}\n  (*{'; '.join(which)}*)" for reason, which in found.items()]
+            reason = promise.reason or "No reason is known yet."
+            found.setdefault(reason, {}).setdefault(promise.what, []).append(promise.track)
+    return [f"- {reason}\n  (*{'; '.join(map(_name, which, which.values()))}*)" for reason, which in found.items()]
+
+
+def _name(what: str, tracks: Sequence[str]) -> str:
+    return f"{what} [{', '.join(tracks)}]" if any(tracks) else what
 
 
 def _judge(promise: Promise) -> str:

@@ -90,7 +90,7 @@ def overview_table(rows: Rows) -> list[str]:
             final = [accuracy(-1, test) for test in tests]
             cells = fill_cells(rows, key, [(only_early(consistency("cc", "skill")), 2)])
             cells += [_join(fill_cells(rows, key, [(pick, 1) for pick in picks])) for picks in (first, final)]
-            lines.append([name_condition(key), *cells, *fill_cells(rows, key, [(area, 1)])])
+            lines.append([name_condition(key), *cells, *fill_cells(rows, key, [(only_early(area), 1)])])
     return table(head, lines)
 
 
