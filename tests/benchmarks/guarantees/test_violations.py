@@ -1,7 +1,10 @@
 """Broken promises are counted right: on a population whose risks are known."""
 
+import itertools
+
 from benchmarks.guarantees.savings import choose_single_thresholds
-from benchmarks.guarantees.violations import SETS, count_one_draw, summarise
+from benchmarks.guarantees.violations import DELTAS, LIMITS, SETS, count_one_draw, summarise
+from tests.conftest import random_trace
 
 
 def test_a_draw_has_a_row_for_every_set_limit_and_delta():
@@ -9,9 +12,7 @@ def test_a_draw_has_a_row_for_every_set_limit_and_delta():
     assert set(found) == {f"population 1, {label}" for label in SETS}
     for rows in found.values():
         assert len(rows) == 12
-        assert {tuple(row[:2]) for row in rows} == {
-            (limit, delta) for limit in (0.005, 0.01, 0.02, 0.05) for delta in (0.05, 0.1, 0.2)
-        }
+        assert {tuple(row[:2]) for row in rows} == set(itertools.product(LIMITS, DELTAS))
 
 
 def test_outcomes_are_averaged_by_limit_and_delta():
