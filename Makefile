@@ -43,7 +43,7 @@ study-quick: $(VENV)/.benchmark  ## the whole study on 96 images for one epoch: 
 	$(BIN)/python -m benchmarks.study --quick
 
 tables: $(VENV)/.benchmark  ## the pages under docs from the committed results
-	$(BIN)/python -m benchmarks.study.page
+	$(BIN)/python -m benchmarks.study.report
 	$(BIN)/python -m benchmarks.performance.page
 	$(BIN)/python -m benchmarks.guarantees.page
 

@@ -23,7 +23,7 @@ from benchmarks.performance.runs import PERFORMANCE
 from benchmarks.promises import Promise, add_reasons, read_known_misses
 from benchmarks.store import GUARANTEES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
-from benchmarks.study.promises import list_promises as list_study
+from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
 
 

@@ -1,6 +1,6 @@
 """Writes docs/results.md, the pages and plots under docs/results, and a few lines elsewhere, from study.csv.
 
-Usage: python -m benchmarks.study.page [--docs DIR]
+Usage: python -m benchmarks.study.report [--docs DIR]
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from benchmarks.markdown import ROOT, fill
 from benchmarks.promises import Promise, add_reasons
 from benchmarks.store import Store
 from benchmarks.study.conditions import CONDITIONS, find_missing, list_runs
-from benchmarks.study.figures import Rows, load_rows
-from benchmarks.study.plots import plot_curves, plot_sweep
-from benchmarks.study.promise_tables import count_promises, list_misses, promises_table
-from benchmarks.study.promises import list_promises
-from benchmarks.study.runs import STUDY
-from benchmarks.study.short import fill_in
-from benchmarks.study.tables import (
+from benchmarks.study.report.figures import Rows, load_rows
+from benchmarks.study.report.plots import plot_curves, plot_sweep
+from benchmarks.study.report.promise_tables import count_promises, list_misses, promises_table
+from benchmarks.study.report.promises import list_promises
+from benchmarks.study.report.short import fill_in
+from benchmarks.study.report.tables import (
     collapse_table,
     detail_table,
     faithfulness_table,
@@ -27,7 +26,8 @@ from benchmarks.study.tables import (
     overview_table,
     routed_table,
 )
-from benchmarks.study.tuning_tables import later_trials_table, speed_table, sweep_table, trials_table
+from benchmarks.study.report.tuning_tables import later_trials_table, speed_table, sweep_table, trials_table
+from benchmarks.study.runs import STUDY
 
 WORDS = Path(__file__).parent / "words"
 TITLES = {

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.plots import COLOURS, save_svg, strip_axes
 from benchmarks.store import Store
 from benchmarks.study.conditions import CONDITIONS, SWEPT, find_sweep
-from benchmarks.study.figures import PLAIN, STATIC, Rows
+from benchmarks.study.report.figures import PLAIN, STATIC, Rows
 
 STYLES: dict[str, dict[str, Any]] = {
     "egt": {"lw": 4, "alpha": 0.6},

@@ -2,8 +2,8 @@
 
 from scipy import stats
 
+from benchmarks.study.report.short import fill_in
 from benchmarks.study.runs import study_store
-from benchmarks.study.short import fill_in
 
 
 def test_sentences_stand_where_there_are_runs_for_them(tmp_path):

@@ -6,8 +6,8 @@ from statistics import mean
 
 from benchmarks.store import Store
 from benchmarks.study.conditions import FOR, TIMED
-from benchmarks.study.figures import Pick, Rows, accuracy, area, consistency, load_rows, over_seeds, pair
-from benchmarks.study.tables import show
+from benchmarks.study.report.figures import Pick, Rows, accuracy, area, consistency, load_rows, over_seeds, pair
+from benchmarks.study.report.tables import show
 
 
 def early_accuracy(test: str) -> Pick:

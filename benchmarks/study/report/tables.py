@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.markdown import table
 from benchmarks.study.conditions import CONDITIONS
-from benchmarks.study.figures import (
+from benchmarks.study.report.figures import (
     PLAIN,
     Pick,
     Rows,

@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from benchmarks.study.conditions import CONDITIONS
-from benchmarks.study.figures import interval
-from benchmarks.study.promises import TRACKS, list_promises
+from benchmarks.study.report.figures import interval
+from benchmarks.study.report.promises import TRACKS, list_promises
 from benchmarks.study.runs import STUDY, study_store
 
 

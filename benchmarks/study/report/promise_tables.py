@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.markdown import table
 from benchmarks.promises import Promise
-from benchmarks.study.promises import TRACKS
+from benchmarks.study.report.promises import TRACKS
 
 
 def promises_table(promises: Sequence[Promise]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from benchmarks.promises import Promise
 from benchmarks.store import Store
 from benchmarks.study.conditions import CONDITIONS
-from benchmarks.study.figures import (
+from benchmarks.study.report.figures import (
     AVERAGE,
     PLAIN,
     Rows,

@@ -7,7 +7,7 @@ import json
 from benchmarks.markdown import table
 from benchmarks.store import RESULTS, Store
 from benchmarks.study.conditions import SWEPT, choose_weight, find_sweep
-from benchmarks.study.figures import load_rows
+from benchmarks.study.report.figures import load_rows
 from benchmarks.study.trials import TRIALS
 
 ENDS = (0, -1)  # exit 0 and the final one

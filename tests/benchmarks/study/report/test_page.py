@@ -1,7 +1,7 @@
 """The pages are made from the committed results, and are what is committed."""
 
 from benchmarks.markdown import ROOT
-from benchmarks.study.page import write_pages
+from benchmarks.study.report.__main__ import write_pages
 from benchmarks.study.runs import STUDY, study_store
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from benchmarks.promises import Promise
-from benchmarks.study.promise_tables import count_promises, list_misses, promises_table
+from benchmarks.study.report.promise_tables import count_promises, list_misses, promises_table
 
 FIRST = Promise("a", "what", 1.0, ">=", 0.5, half=0.4, track="neck and EGT")
 WORSE = Promise("b", "more", 2.0, "<=", 1.0)

@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from benchmarks.study.figures import find_static_areas, interval, load_rows, pair
+from benchmarks.study.report.figures import find_static_areas, interval, load_rows, pair
 from benchmarks.study.runs import study_store
 
 
