@@ -7,6 +7,7 @@ two ends of an interval. A finished run waits as a JSON file until it is folded 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -84,8 +85,14 @@ class Layout:
         named = pd.DataFrame([self.split(name) for name in frame["run"]], columns=[*self.keys, "last"])
         keys = [*self.keys, *KEYS[1:]]
         whole = pd.concat([named, frame.drop(columns="run")], axis=1)
-        order = pd.MultiIndex.from_frame(whole[keys].drop_duplicates())
-        wide = whole.set_index([*keys, "last"])["value"].unstack(fill_value="").reindex(order)
+        ranks = {
+            "of_name": whole.groupby(list(self.keys), sort=False).ngroup(),
+            "of_measure": whole.groupby(keys[:-1], sort=False).ngroup(),
+            "of_exit": pd.to_numeric(whole["exit"]),
+        }
+        order = whole.assign(**ranks).drop_duplicates(keys).sort_values(list(ranks), kind="stable")
+        wide = whole.set_index([*keys, "last"])["value"].unstack(fill_value="")
+        wide = wide.reindex(pd.MultiIndex.from_frame(order[keys]))
         return wide[sorted(wide.columns, key=int)].reset_index()
 
     def lengthen(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -142,6 +149,12 @@ class Store:
 
     def fold(self) -> list[str]:
         """Puts the runs that wait into the CSV, in place of older ones of the same name; their names."""
+        self.runs.mkdir(parents=True, exist_ok=True)
+        with (self.runs / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another command may be at it
+            return self._fold()
+
+    def _fold(self) -> list[str]:
         waiting = {path.parent: path for path in sorted(self.runs.rglob("measured.json"))}
         names = {path: folder.relative_to(self.runs).as_posix() for folder, path in waiting.items()}
         if not names:
