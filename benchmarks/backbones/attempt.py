@@ -15,10 +15,10 @@ from torch import nn
 import exitlens as xl
 from benchmarks.backbones.catalogue import AUXILIARY, build
 from benchmarks.backbones.compiling import compile_stages
-from exitlens.functional.inputs import Inputs
-from exitlens.model.backbones import zeros_for
-from exitlens.model.modes import mode_of
-from exitlens.model.outputs import pick_logits
+from exitlens.model.backbones.build import make_example
+from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.types.inputs import Inputs
 
 Row = dict[str, Any]
 TOLERANCE = 1e-5
@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 def make_inputs(plain: nn.Module, size: int) -> Inputs:
     """Two samples: noise, or random tokens of which the second text has a quarter of padding."""
-    zeros = zeros_for(plain, 3, size)
+    zeros = make_example(plain, 3, size)
     if isinstance(zeros, torch.Tensor):
         return torch.randn(2, 3, size, size)
     mask = (torch.arange(size) < torch.tensor([[size], [3 * size // 4]])).long()
@@ -46,7 +46,7 @@ def try_backbone(source: str, size: int) -> Row:
     started = time.perf_counter()
     net = xl.attach(plain, 3, 5, x, final="keep")
     row: Row = {"attach_seconds": time.perf_counter() - started, "cuts": list(net.info.at)}
-    row["traced_by"] = "torch.export" if net.contract.exact_size else "torch.fx"
+    row["traced_by"] = "torch.export" if net.input_spec.exact_size else "torch.fx"
     row |= compare_outputs(plain, net, x)
     row["gradient_gap"] = compare_gradients(plain, net, x)
     exits = xl.attach(build(source), list(net.info.at), 5, x)
@@ -65,7 +65,7 @@ def compare_outputs(plain: nn.Module, net: xl.ExitNet, x: Inputs) -> Row:
     for mode, training in (("eval", False), ("train", True)):
         outs, buffers = [], []
         for module in (plain, net):
-            with mode_of(module, training), torch.no_grad():
+            with switch_mode(module, training), torch.no_grad():
                 torch.manual_seed(1)
                 state = copy.deepcopy(plain.state_dict())
                 outs.append(compute_logits(module, x))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from exitlens.functional.inputs import Inputs, map_inputs, tensors_of
+from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 
 Tensors = tuple[Tensor, ...]
 
@@ -16,7 +16,7 @@ Tensors = tuple[Tensor, ...]
 def compile_stages(net: xl.ExitNet, x: Inputs, kept: nn.Module) -> tuple[bool, bool]:
     """Every stage and head through torch.export, and every stage through torch.compile's front end; a dynamic batch."""
     kept.eval()
-    activations = tensors_of(map_inputs(x, lambda t: torch.cat([t, t])[:3]))
+    activations = list_tensors(map_inputs(x, lambda t: torch.cat([t, t])[:3]))
     exports = compiles = True
     for k, stage in enumerate(net.stages):
         torch._dynamo.reset()

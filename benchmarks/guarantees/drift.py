@@ -10,7 +10,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.guarantees.traces import CALIBRATION, collect_drifted, load_trace, recall_trace, run_in_parallel, subset
-from exitlens.functional.risk import taken
+from exitlens.functional.risk import select_exits
 
 
 def watch_stream(changes_at: int | None, seed: int) -> int | None:
@@ -19,7 +19,7 @@ def watch_stream(changes_at: int | None, seed: int) -> int | None:
     rng = torch.Generator().manual_seed(seed)
     known = subset(before, torch.randint(len(before), (CALIBRATION,), generator=rng))
     policy = xl.calibrate(known, max_accuracy_drop=0.01, delta=0.1, seed=seed)
-    watch = policy.monitor(seed=seed)
+    watch = xl.Monitor(policy, seed=seed)
 
     def stream(trace: xl.Trace, count: int) -> xl.Drift:
         rows = torch.randint(len(trace), (count,), generator=rng)
@@ -29,7 +29,7 @@ def watch_stream(changes_at: int | None, seed: int) -> int | None:
             [(some.logits[:, k] / policy.temperatures[k]).softmax(1).amax(1) for k in range(some.num_exits)], 1
         )
         p = some.logits[:, 0].softmax(1)
-        return watch.update(xl.Prediction(p.argmax(1), exits, taken(scores, exits), p))
+        return watch.update(xl.Prediction(p.argmax(1), exits, select_exits(scores, exits), p))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xl.DriftWarning)

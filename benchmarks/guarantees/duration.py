@@ -32,5 +32,5 @@ def time_calibration(quick: bool) -> dict[str, Any]:
         "exits": 4,
         "seconds": seconds,
         "peak_mb_of_the_process": round(peak),
-        "cost": policy.chosen_by["cost"],
+        "cost": policy.calibration.cost,
     }

@@ -13,8 +13,8 @@ import torch
 import exitlens as xl
 from benchmarks.guarantees.traces import CALIBRATION, load_trace, recall_trace, run_in_parallel, subset
 from exitlens.functional.pvalues import betting, hoeffding_bentkus, paired
-from exitlens.functional.risk import accuracy_drop, taken
-from exitlens.functional.routing import early_scores, first_firing
+from exitlens.functional.risk import accuracy_drop, select_exits
+from exitlens.functional.routing import find_first_firing, score_early_exits
 
 
 def measure_one_saving(name: str, seed: int) -> dict[str, tuple[float, float]]:
@@ -27,7 +27,7 @@ def measure_one_saving(name: str, seed: int) -> dict[str, tuple[float, float]]:
 
     def cost(policy: xl.Policy) -> tuple[float, float]:
         exits = xl.route(test, policy)
-        broken = taken(drop, exits).double().mean().item() > limit + 1e-9
+        broken = select_exits(drop, exits).double().mean().item() > limit + 1e-9
         return test.cost[exits].double().mean().item(), float(broken)
 
     ours = xl.calibrate(known, max_accuracy_drop=limit, delta=delta, seed=seed)
@@ -39,9 +39,9 @@ def measure_one_saving(name: str, seed: int) -> dict[str, tuple[float, float]]:
 
 def choose_single_thresholds(trace: xl.Trace, limit: float, delta: float) -> dict[str, xl.Policy]:
     """One threshold for all exits (RC-EENN, arXiv 2405.20915): by its upper bound (UCB) and in expectation (CRC)."""
-    scores, losses = early_scores(trace, xl.Policy.never(trace.num_exits)), accuracy_drop(trace)
+    scores, losses = score_early_exits(trace, xl.Policy.never(trace.num_exits)), accuracy_drop(trace)
     grid = torch.linspace(1, 0, 201, dtype=torch.float64).tolist()
-    rows = [taken(losses, first_firing(scores, (t,) * scores.shape[1])).double().numpy() for t in grid]
+    rows = [select_exits(losses, find_first_firing(scores, (t,) * scores.shape[1])).double().numpy() for t in grid]
     count, found = len(trace), {}
 
     def best(accepts: Callable[[np.ndarray], bool]) -> xl.Policy:

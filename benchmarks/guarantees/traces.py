@@ -16,7 +16,7 @@ from torch import Tensor
 
 import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
-from exitlens.delivery.demo_training import EGT, WITHOUT
+from exitlens.delivery.demo.training import EGT, WITHOUT
 
 RUNS = Path("runs/guarantees")
 TRACES = ("scenes-egt", "scenes-baseline", "garments-egt")
@@ -115,8 +115,8 @@ def make_population(kind: int, count: int = 20_000) -> xl.Trace:
 
 def subset(trace: xl.Trace, rows: Tensor) -> xl.Trace:
     labels = None if trace.labels is None else trace.labels[rows]
-    clues = None if trace.clues is None else trace.clues[rows]
-    return xl.Trace(trace.logits[rows], labels, trace.divergence[rows], trace.cost, clues=clues)
+    gate_features = None if trace.gate_features is None else trace.gate_features[rows]
+    return xl.Trace(trace.logits[rows], labels, trace.divergence[rows], trace.cost, gate_features=gate_features)
 
 
 def run_in_parallel(work: Callable[[int], Any], seeds: Sequence[int]) -> list[Any]:

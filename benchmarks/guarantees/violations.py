@@ -14,12 +14,18 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks.guarantees.traces import CALIBRATION, load_trace, recall_trace, run_in_parallel
-from exitlens.functional.certification import Risk, candidates, choose_tests, ordered_path, walk
-from exitlens.functional.frontier import quantise
+from exitlens.functional.certification import (
+    PATH_SHARE,
+    Risk,
+    choose_tests,
+    find_candidates,
+    order_path,
+    run_fixed_sequence_test,
+)
 from exitlens.functional.risk import accuracy_drop, disagreement
-from exitlens.functional.routing import early_scores, first_firing
+from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
-from exitlens.workflow.calibration import PATH_SHARE
+from exitlens.functional.search import quantise
 
 DELTAS, LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05)
 SETS = {
@@ -45,7 +51,7 @@ def scale_scores(trace: xl.Trace, fit: Tensor) -> Tensor:
     """Scores under temperatures fitted on these rows."""
     assert trace.labels is not None
     temperatures = tuple(fit_temperature(trace.logits[fit, k], trace.labels[fit]) for k in range(trace.num_exits))
-    return early_scores(trace, xl.Policy.never(trace.num_exits, temperatures=temperatures))
+    return score_early_exits(trace, xl.Policy.never(trace.num_exits, temperatures=temperatures))
 
 
 def certify(
@@ -54,14 +60,14 @@ def certify(
     """Thresholds by limit and delta, as calibrate finds them; ``further``: so many steps beyond what the walk allows."""
     levels, found = quantise(scores[first]), {}
     mine = [r.at(first) for r in list_risks(trace, names, LIMITS[1])]
-    pool, applied = candidates(levels.index, mine, trace.cost), levels.apply(scores[second])
+    pool, applied = find_candidates(levels.index, mine, trace.cost), levels.apply(scores[second])
     for limit in LIMITS:
         theirs = [replace(r, limit=limit) for r in mine]
         ours = [r.at(second) for r in list_risks(trace, names, limit)]
-        path = ordered_path(pool, [limit] * len(names))
+        path = order_path(pool, [limit] * len(names))
         for delta in DELTAS:
             tests = choose_tests(levels.index, theirs, path, len(second), delta)
-            cuts = walk(applied, ours, path, tests, delta).cuts
+            cuts = run_fixed_sequence_test(applied, ours, path, tests, delta).cuts
             if further:
                 at = [one.cuts for one in path].index(cuts) if cuts is not None else -1
                 cuts = path[min(at + further, len(path) - 1)].cuts if path else None
@@ -97,7 +103,7 @@ def judge(
     """Rows of limit, delta, whether a risk is above its limit on the test samples, and the cost there."""
     rows = []
     for (limit, delta), thresholds in certify(scores, trace, first, second, names, further).items():
-        exits = first_firing(scores[test], thresholds)
+        exits = find_first_firing(scores[test], thresholds)
         means = [r.at(test).losses(exits).double().mean().item() for r in list_risks(trace, names, limit)]
         rows.append(
             [limit, delta, float(any(mean > limit + 1e-9 for mean in means)), trace.cost[exits].double().mean().item()]
@@ -140,7 +146,7 @@ def count_one_draw(broken: bool, seed: int) -> dict[str, list[list[float]]]:
     trace = recall_trace(f"synthetic-{kind}")
     rows = torch.randint(len(trace), (1000,), generator=torch.Generator().manual_seed(seed))
     first, second = split_halves(rows)
-    scores, everyone = early_scores(trace, xl.Policy.never(3)), torch.arange(len(trace))
+    scores, everyone = score_early_exits(trace, xl.Policy.never(3)), torch.arange(len(trace))
     return {
         f"population {kind}, {label}": judge(scores, trace, first, second, everyone, names, further=int(broken))
         for label, names in SETS.items()

@@ -20,7 +20,7 @@ from benchmarks.performance.measure import measure_network
 from benchmarks.performance.networks import NETWORKS
 from benchmarks.performance.runs import PERFORMANCE
 from benchmarks.performance.streams import measure_memory
-from exitlens.delivery.timing import pinned
+from exitlens.delivery.bench.timing import pin_threads
 
 MEMORY = "memory-small-2"
 
@@ -30,7 +30,7 @@ def measure_part(name: str, quick: bool) -> None:
     started = time.perf_counter()
     warnings.filterwarnings("ignore", module="earlyon")
     network, threads = name.removeprefix("memory-").rsplit("-", 1)
-    with pinned(int(threads)):
+    with pin_threads(int(threads)):
         if name == MEMORY:
             PERFORMANCE.add(name, measure_memory(network))
             return

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from exitlens.delivery.benchmark import MIXED
-from exitlens.delivery.timing import Work, clocked
-from exitlens.functional.inputs import Inputs, split_rows
+from exitlens.delivery.bench.benchmark import MIXED
+from exitlens.delivery.bench.timing import Work, time_calls
+from exitlens.types.inputs import Inputs, split_rows
 
 Maker = Callable[[Inputs, int, Mapping[str, Tensor]], Work]
 
@@ -47,7 +47,7 @@ def _make_earlyon(plain: nn.Module, net: xl.ExitNet, pixels: int, tuned: bool) -
             wrapper(batch) if size == 1 else wrapper.forward_inference_batched(batch)
 
         calls = list(zip(range(0, len(plan), size), split_rows(inputs, size), strict=True))
-        return clocked(run, calls, tuned and net.tuning.keep_memory)
+        return time_calls(run, calls, tuned and net.tuning.keep_memory)
 
     return make
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks.performance.networks import NETWORKS, Network, make_scenes
-from exitlens.delivery.timing import clocked, interleave
+from exitlens.delivery.bench.timing import interleave, time_calls
 
 LOADER_BATCH = 8
 
@@ -41,7 +41,7 @@ def time_stream(net: xl.ExitNet, network: Network, count: int) -> dict[str, Any]
 
     chunk = max(count // 10, LOADER_BATCH)
     kept = twin.tuning.keep_memory
-    works = {"batch by batch": clocked(answer_batches, [chunk], kept), "stream": clocked(answer_stream, [chunk], kept)}
+    works = {"batch by batch": time_calls(answer_batches, [chunk], kept), "stream": time_calls(answer_stream, [chunk], kept)}
     times = interleave(works, rounds=10)
     return {
         "samples": chunk * 10,

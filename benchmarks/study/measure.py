@@ -20,8 +20,8 @@ from exitlens.functional import similarity
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.quality import area_under_curve, upper_hull
 from exitlens.functional.similarity import skill
-from exitlens.model.cost import count_macs
-from exitlens.workflow.collection import pairing
+from exitlens.model.cutting.macs import count_macs
+from exitlens.workflow.collection import pair_samples
 from exitlens.workflow.faithfulness import faithfulness
 
 LIMITS = (0.0, 0.002, 0.003, 0.005, 0.01)  # accuracy drops, chosen on calibration data
@@ -139,7 +139,7 @@ def score_blind_maps(net: xl.ExitNet, data: xl.ImageSet) -> dict[str, dict[str, 
     with torch.no_grad():
         parts = [net(batch)[-1].attention.float() for batch in data.inputs.split(250)]
     final = torch.cat(parts)
-    other = final[pairing(len(final), 0)]
+    other = final[pair_samples(len(final), 0)]
     blind = {"uniform": similarity.uniform(final), "centre bias": final.mean(0, keepdim=True).expand_as(final)}
     return {name: _score(final, other, maps) for name, maps in blind.items()}
 

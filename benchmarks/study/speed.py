@@ -15,8 +15,8 @@ from benchmarks.store import Store
 from benchmarks.study.data import Splits
 from benchmarks.study.thresholds import fit_budget, fit_temperatures
 from benchmarks.study.train import build_backbone
+from exitlens.delivery.bench.speed import Speed, compare, compare_adaptive, split_whole_batches
 from exitlens.delivery.bundle import load
-from exitlens.delivery.speed import Speed, compare, compare_adaptive, whole_batches
 
 CLOCK, STREAM, MAX_DELAY_MS, STREAMED = "clock", "clock, stream", 100.0, 10_000
 LIMIT, METHOD, BATCH, IMAGES, ROUNDS = "0.005, certified", "egt", 64, 2048, 7
@@ -86,7 +86,7 @@ def _time(name: str, module: nn.Module, net: xl.ExitNet, policy: xl.Policy, imag
 
 def compare_stream(plain: nn.Module, net: xl.ExitNet, policy: xl.Policy, images: Tensor, rounds: int) -> Speed:
     """Plain backbone, batch after batch, against a stream of the same batches; both in evaluation mode, channels_last."""
-    batches = [batch for (batch,) in whole_batches(images, BATCH)]
+    batches = [batch for (batch,) in split_whole_batches(images, BATCH)]
 
     def run_plain(_: Tensor) -> None:
         with torch.inference_mode():

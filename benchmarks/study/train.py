@@ -12,8 +12,8 @@ from benchmarks.study.conditions import Condition
 from benchmarks.study.data import Splits
 from exitlens.delivery.bundle import load, save
 from exitlens.functional.losses import EGTLoss
-from exitlens.model.attaching import attach
-from exitlens.model.backbones import SmallResNet
+from exitlens.model.attach import attach
+from exitlens.model.backbones.small import SmallResNet
 
 WIDTHS = (48, 96, 128, 128)
 
