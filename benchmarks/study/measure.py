@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
+from benchmarks.curves import area_under_curve, upper_hull
 from benchmarks.study.conditions import Condition
 from benchmarks.study.data import Splits
 from benchmarks.study.thresholds import fit_temperatures, follow_common_threshold
 from benchmarks.study.train import train
 from exitlens.functional import similarity
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.quality import area_under_curve, upper_hull
 from exitlens.functional.similarity import skill
 from exitlens.model.cutting.macs import count_macs
 from exitlens.workflow.collection import pair_samples

@@ -8,8 +8,8 @@ from typing import Any
 
 from scipy import stats
 
+from benchmarks.curves import area_under_curve
 from benchmarks.store import Store
-from exitlens.functional.quality import area_under_curve
 
 Run = dict[str, Any]  # what one run found
 Rows = dict[str, dict[int, Run]]  # of one data set, by condition and seed
