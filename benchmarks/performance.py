@@ -193,7 +193,7 @@ def stream(net: xl.ExitNet, subject: Subject, count: int) -> dict[str, Any]:
     shares = torch.zeros(twin.num_exits)
 
     def streamed(images: int) -> None:
-        for pred in xl.predict(twin, loader(images), policy):
+        for pred in xl.predict_stream(twin, loader(images), policy):
             shares.add_(pred.exits.bincount(minlength=twin.num_exits))
 
     def batch_by_batch(images: int) -> None:
@@ -221,7 +221,7 @@ def stream_memory(name: str) -> dict[str, Any]:
     batches = list(images[:256].split(8))
 
     def predictions(count: int) -> Iterator[xl.Prediction]:
-        return xl.predict(net, (batches[i % len(batches)] for i in range(count // 8)), policy or xl.Policy.never(4))
+        return xl.predict_stream(net, (batches[i % len(batches)] for i in range(count // 8)), policy or xl.Policy.never(4))
 
     return {"samples": subject.stream, "resident_mb": resident(predictions, subject.stream)}
 

@@ -65,6 +65,7 @@ from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain, explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
 from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference.stream import predict_stream
 from exitlens.workflow.sweeping import Band, CurvePoint, SweepPoint, anytime, budgeted_batch, sweep
 from exitlens.workflow.training.fit import FitResult, fit
 
@@ -135,6 +136,7 @@ __all__ = [
     "make_reviews",
     "make_scenes",
     "predict",
+    "predict_stream",
     "read_image",
     "read_texts",
     "route",

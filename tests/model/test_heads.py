@@ -159,7 +159,7 @@ def test_context_neck_equals_its_layers():
         out = neck(x)
         torch.testing.assert_close(out, expected)
         assert out.shape == (2, 6, 4, 4)
-        torch.testing.assert_close(neck.fused()(x), out, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(neck.fuse()(x), out, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in neck.modules())
 
 

@@ -59,7 +59,7 @@ def test_streams_and_their_orders(made):
     net, policy, trace = made
     net.tuning = xl.Tuning(micro_batch=16)
     for order in ("input", "ready"):
-        parts = list(xl.predict(net, IMAGES.split(9), policy, order=order))
+        parts = list(xl.predict_stream(net, IMAGES.split(9), policy, order=order))
         where = torch.cat([p.index for p in parts]).argsort()
         columns = [torch.cat([getattr(p, name) for p in parts])[where] for name in ("exits", "divergence_estimate")]
         exits = xl.route(trace, policy)

@@ -39,7 +39,7 @@ def test_answers_are_those_of_eager_and_nothing_is_compiled_again(compiled):
             inner = IMAGES[:5].clone()
         for images in (IMAGES[:5].contiguous(memory_format=torch.channels_last), inner):
             assert xl.predict(net, images, policy).exits.tolist() == other.exits[:5].tolist()
-        assert len(list(xl.predict(net, IMAGES.split(7), policy))) == 43
+        assert len(list(xl.predict_stream(net, IMAGES.split(7), policy))) == 43
 
 
 def test_changed_weights_are_refused_not_answered_with_old_ones(compiled):

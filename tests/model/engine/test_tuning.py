@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.engine.tuning import Tuning, fold, prepare_graph
+from exitlens.model.engine.prepare import fold, prepare_graph
+from exitlens.model.engine.tuning import Tuning
 from tests.conftest import TinyNet, make_net, spread_policy
 
 IMAGES = torch.randn(70, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -66,7 +67,7 @@ def test_bfloat16_runs_the_stages_and_leaves_heads_and_softmax():
     pred = xl.predict(net, IMAGES, POLICY, attention=True)
     assert pred.probabilities.dtype == torch.float32
     torch.testing.assert_close(torch.stack([m.sum() for m in pred.attention]), torch.ones(70), atol=1e-4, rtol=0)
-    with net.running() as engine:
+    with net.open_engine() as engine:
         assert next(engine.stages[0].parameters()).dtype == torch.bfloat16
         assert next(engine.heads[0].parameters()).dtype == torch.float32
     exact = xl.predict(with_statistics(make_net()), IMAGES, xl.Policy.never(3))
@@ -237,7 +238,7 @@ def test_an_engine_that_fails_to_be_made_is_not_taken_for_the_old_one(monkeypatc
     with torch.no_grad():
         net.head(2).classifier.bias.copy_(torch.tensor([1e4, 0, 0, 0]))
     with monkeypatch.context() as patch:
-        patch.setattr("exitlens.model.engine.session.prepared_engine", lambda *_: 1 / 0)
+        patch.setattr("exitlens.model.engine.session.Engine.prepare", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             xl.predict(net, IMAGES[:4], xl.Policy.never(3))
     assert xl.predict(net, IMAGES[:4], xl.Policy.never(3)).labels.tolist() == [0] * 4
@@ -245,9 +246,9 @@ def test_an_engine_that_fails_to_be_made_is_not_taken_for_the_old_one(monkeypatc
 
 def test_another_tuning_meanwhile_leaves_modes_as_they_were():
     net = make_net().train()
-    with net.running():
+    with net.open_engine():
         net.tuning = Tuning(micro_batch=3)
-        with net.running():
+        with net.open_engine():
             assert not net.stage(0).training
         assert not net.stage(0).training
     assert all(module.training for module in net.modules())
@@ -256,7 +257,7 @@ def test_another_tuning_meanwhile_leaves_modes_as_they_were():
 def test_graphs_of_another_precision_are_told(monkeypatch):
     net = make_net()
     net.tuning = Tuning(precision="bfloat16")
-    monkeypatch.setattr(Tuning, "entering", lambda self, activations: activations)  # float32 meets bfloat16 weights
+    monkeypatch.setattr(Tuning, "convert", lambda self, activations: activations)  # float32 meets bfloat16 weights
     with pytest.raises(xl.EngineError, match="does not run in bfloat16"):
         xl.predict(net, IMAGES[:2], POLICY)
 

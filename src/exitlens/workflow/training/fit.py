@@ -21,6 +21,7 @@ from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pearson
 from exitlens.io import read_tensors, write_tensors, write_text
+from exitlens.model._torch_compat import is_bfloat16_fast
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
@@ -291,7 +292,7 @@ def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[
 def _fast_bfloat16(net: ExitNet) -> bool:
     device = net.device.type
     if device == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return is_bfloat16_fast()
     return device == "cuda" and torch.cuda.is_bf16_supported()
 
 
