@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo app test lint bench bench-guarantees study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -14,8 +15,15 @@ runs/demo/result.json: | $(VENV)/.installed
 app: demo  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
 
-test: $(VENV)/.installed  ## all tests, with branch coverage
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+test: $(VENV)/.installed  ## the quick tests, in random order
+	$(PYTEST) -m "not slow" $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
+
+test-slow: $(VENV)/.installed  ## the tests marked slow; with COVERAGE=yes after `make test COVERAGE=yes`, the branch coverage of both
+	$(PYTEST) -m slow $(if $(COVERAGE),--cov --cov-append --cov-report=term:skip-covered)
+
+test-all: $(VENV)/.installed  ## all tests, with branch coverage
+	$(MAKE) test COVERAGE=yes
+	$(MAKE) test-slow COVERAGE=yes
 
 lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/ruff format --check .

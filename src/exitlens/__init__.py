@@ -14,134 +14,56 @@ The flow, with ``import exitlens as xl``::
     net, policy = xl.load("bundle")                   # xl.load("bundle", backbone=...) for a module of your own
 """
 
-from exitlens.data.fashion import load_fashion, load_scenes
-from exitlens.data.folders import ImageStream, load_folder, load_torchvision, load_unlabelled, read_image, split_set
-from exitlens.data.images import ImageSet
-from exitlens.data.scenes import make_scenes
-from exitlens.data.texts import TextSet, load_reviews, make_reviews, read_texts, word_tokenizer
-from exitlens.delivery.bundle import load, save
-from exitlens.errors import (
-    AttachError,
-    BundleError,
-    CalibrationError,
-    DataError,
-    DriftWarning,
-    EngineError,
-    ExitlensError,
-    HeadError,
-    InputError,
-    MissingExtraError,
-    OutputError,
-    OutputExistsError,
-    PolicyError,
-    StreamError,
-    TrainingError,
-)
-from exitlens.functional.drift import Drift, Monitor
-from exitlens.functional.losses import EGTLoss
-from exitlens.functional.routing import route
-from exitlens.model.attach import attach
-from exitlens.model.backbones.build import build_backbone
-from exitlens.model.backbones.weights import load_weights
-from exitlens.model.cutting.placement import ExitPoint, exit_points
-from exitlens.model.engine.tuning import Tuning
-from exitlens.model.network import ExitNet
-from exitlens.types import (
-    ExitOutput,
-    ExitView,
-    Explanation,
-    Gate,
-    Location,
-    LossTerms,
-    Policy,
-    Prediction,
-    Preprocess,
-    TextPreprocess,
-    Trace,
-)
-from exitlens.workflow.calibration import calibrate
-from exitlens.workflow.collection import collect
-from exitlens.workflow.evaluation import Report, evaluate
-from exitlens.workflow.explanation import explain, explain_batch
-from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.inference.predict import predict
-from exitlens.workflow.inference.stream import predict_stream
-from exitlens.workflow.sweeping import Band, CurvePoint, SweepPoint, anytime, budgeted_batch, sweep
-from exitlens.workflow.training.fit import FitResult, fit
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AttachError",
-    "Band",
-    "BundleError",
-    "CalibrationError",
-    "CurvePoint",
-    "DataError",
-    "Drift",
-    "DriftWarning",
-    "EGTLoss",
-    "EngineError",
-    "ExitNet",
-    "ExitOutput",
-    "ExitPoint",
-    "ExitView",
-    "ExitlensError",
-    "Explanation",
-    "Faithfulness",
-    "FitResult",
-    "Gate",
-    "HeadError",
-    "ImageSet",
-    "ImageStream",
-    "InputError",
-    "Location",
-    "LossTerms",
-    "MissingExtraError",
-    "Monitor",
-    "OutputError",
-    "OutputExistsError",
-    "Policy",
-    "PolicyError",
-    "Prediction",
-    "Preprocess",
-    "Report",
-    "StreamError",
-    "SweepPoint",
-    "TextPreprocess",
-    "TextSet",
-    "Trace",
-    "TrainingError",
-    "Tuning",
-    "anytime",
-    "attach",
-    "budgeted_batch",
-    "build_backbone",
-    "calibrate",
-    "collect",
-    "evaluate",
-    "exit_points",
-    "explain",
-    "explain_batch",
-    "faithfulness",
-    "fit",
-    "load",
-    "load_fashion",
-    "load_folder",
-    "load_reviews",
-    "load_scenes",
-    "load_torchvision",
-    "load_unlabelled",
-    "load_weights",
-    "make_reviews",
-    "make_scenes",
-    "predict",
-    "predict_stream",
-    "read_image",
-    "read_texts",
-    "route",
-    "save",
-    "split_set",
-    "sweep",
-    "word_tokenizer",
-]
+# Public names by module. Each is imported when it is first used, so that `import exitlens` does not wait for PyTorch;
+# type checkers and editors read __init__.pyi, and a test holds the two together.
+_MODULES = {
+    "data.fashion": "load_fashion load_scenes",
+    "data.folders": "ImageStream load_folder load_torchvision load_unlabelled read_image split_set",
+    "data.images": "ImageSet",
+    "data.scenes": "make_scenes",
+    "data.texts": "load_reviews make_reviews read_texts TextSet word_tokenizer",
+    "delivery.bundle": "load save",
+    "errors": "AttachError BundleError CalibrationError DataError DriftWarning EngineError ExitlensError HeadError "
+    "InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError",
+    "functional.drift": "Drift Monitor",
+    "functional.losses": "EGTLoss",
+    "functional.routing": "route",
+    "model.attach": "attach",
+    "model.backbones.build": "build_backbone",
+    "model.backbones.weights": "load_weights",
+    "model.cutting.placement": "exit_points ExitPoint",
+    "model.engine.tuning": "Tuning",
+    "model.network": "ExitNet",
+    "types": "Calibration ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction Preprocess TextPreprocess Trace",
+    "workflow.calibration": "calibrate",
+    "workflow.collection": "collect",
+    "workflow.evaluation": "evaluate Report",
+    "workflow.explanation": "explain explain_batch",
+    "workflow.faithfulness": "Faithfulness faithfulness",
+    "workflow.inference.predict": "predict",
+    "workflow.inference.stream": "predict_stream",
+    "workflow.sweeping": "anytime Band budgeted_batch CurvePoint sweep SweepPoint",
+    "workflow.training.fit": "fit FitResult",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'exitlens' has no attribute {name!r}")
+    value = getattr(import_module(f"exitlens.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

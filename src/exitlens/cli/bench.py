@@ -16,8 +16,8 @@ from exitlens.data.images import ImageSet
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.benchmark import Bench, machine, table
 from exitlens.delivery.bench.timing import pin_threads
-from exitlens.delivery.bundle import load, save
-from exitlens.delivery.run_directory import find_bundle, load_calibrated, load_samples
+from exitlens.delivery.bundle import find_bundle, load, save
+from exitlens.delivery.run_directory import load_calibrated, load_samples
 from exitlens.model.backbones.build import make_example
 from exitlens.model.cutting.placement import BY, By, choose_points
 from exitlens.types.inputs import Inputs

@@ -1,4 +1,4 @@
-"""All that is private to PyTorch and used here: what to look at when a new version of PyTorch breaks something."""
+"""What exitlens uses of PyTorch's private parts: the one place to look at when a new version breaks something."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def read_version(t: Tensor) -> int:
     return t._version
 
 
-def is_bfloat16_fast() -> bool:
-    """Whether this CPU computes convolutions in bfloat16 by instructions of its own."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; elsewhere it is emulated and slow."""
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()

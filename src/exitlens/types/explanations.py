@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from exitlens.display import html_table, map_svg, to_picture
 from exitlens.types.preprocessing import Preprocess, TextPreprocess
 from exitlens.types.words import exit_name, tell_apart
 
@@ -103,6 +102,8 @@ class Explanation:
         return f"Explanation({self.reason})"
 
     def _repr_html_(self) -> str:
+        from exitlens.display import html_table
+
         rows = []
         for view in self.exits:
             name = exit_name(view.exit, self.num_exits) + (" (answered)" if view.exit == self.answered else "")
@@ -116,6 +117,8 @@ class Explanation:
         """Every exit's map over the image; of texts, and images that the network knows no scale of, nothing."""
         if not isinstance(self.preprocess, Preprocess) or self.image.ndim != 3:
             return ""
+        from exitlens.display import map_svg, to_picture
+
         base = to_picture(self.preprocess.restore(self.image.float().cpu()))
         base = base.resize((160, round(160 * base.height / base.width)))
         drawn = [

@@ -275,3 +275,15 @@ def test_tensorboard_missing_names_the_extra(tiny_set, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(xl.MissingExtraError, match=r"exitlens\[log\]"):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", tensorboard=True, **QUICK)
+
+
+@pytest.mark.parametrize("was_last", [False, True])
+def test_the_network_keeps_its_memory_format(tiny_set, was_last):
+    net = _fresh()
+    if was_last:
+        net.to(memory_format=torch.channels_last)
+    xl.fit(net, tiny_set, tiny_set, **QUICK | {"epochs": 1})
+    assert net.is_channels_last == was_last
+    with pytest.raises(xl.InputError):
+        xl.fit(net, tiny_set, tiny_set.inputs, **QUICK | {"epochs": 1})  # no labels
+    assert net.is_channels_last == was_last

@@ -22,7 +22,8 @@ from exitlens.model.attach import attach
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.engine.malloc import keep_memory
 from exitlens.model.network import ExitNet
-from exitlens.workflow.training.fit import LOG, fit
+from exitlens.workflow.training.fit import fit
+from exitlens.workflow.training.run import LOG
 
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}
 EXIT_WEIGHTS = (0.25, 0.25, 0.25, 1.0)

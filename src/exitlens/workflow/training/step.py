@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exitlens.errors import TrainingError
+from exitlens.errors import InputError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
@@ -30,6 +31,17 @@ class TrainingSettings:
     amp: bool
     channels_last: bool
     freeze_backbone: bool
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}: expected an integer of 1 or more, got {value!r}")
+        if not 0 <= self.seed < 2**40:
+            raise InputError(f"seed: expected a number in [0, 2^40), got {self.seed}")
+        rate, decay = self.learning_rate, self.weight_decay
+        if not 0 < rate < math.inf or not 0 <= decay < math.inf:
+            raise InputError(f"learning_rate, weight_decay: expected finite numbers above 0 and from 0, got {rate}, {decay}")
 
 
 def take_step(
@@ -108,3 +120,16 @@ def enter_training_mode(net: ExitNet, freeze_backbone: bool) -> Iterator[None]:
 def floats(terms: LossTerms) -> dict[str, float]:
     """The terms of a loss as numbers."""
     return {name: float(value.detach()) for name, value in terms._asdict().items()}
+
+
+@contextmanager
+def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
+    """Weights in channels_last while it trains, if asked for, and then in the memory format that they had."""
+    changes = channels_last and not net.is_channels_last
+    if changes:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        if changes:
+            net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -1,0 +1,191 @@
+"""A training run: its epochs, validation, checkpoints and record."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from exitlens.data.batches import as_batch, batches, make_epoch_loader
+from exitlens.errors import InputError, OutputExistsError, TrainingError
+from exitlens.functional.losses import EGTLoss, check_labels
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.similarity import pearson
+from exitlens.io import read_tensors, write_tensors, write_text
+from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.network import ExitNet
+from exitlens.types import ExitOutput, LossTerms
+from exitlens.types.inputs import count_rows
+from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
+from exitlens.workflow.training.log import write_log
+from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, select_trainable, take_step
+
+Augment = Callable[[Any], Any]
+LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
+
+
+class TrainingRun:
+    """State of one training run: optimiser, history, and where it is written.
+
+    Attributes:
+        history, best_epoch, seconds: as in :class:`~exitlens.workflow.training.fit.FitResult`.
+    """
+
+    def __init__(
+        self,
+        net: ExitNet,
+        loss: EGTLoss,
+        settings: TrainingSettings,
+        augment: Augment | None,
+        workers: int,
+        out_dir: Path | None,
+    ) -> None:
+        self.net, self.loss, self.settings, self.augment = net, loss, settings, augment
+        self.workers, self.out_dir = workers, out_dir
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.best_state: dict[str, Tensor] | None = None
+        parameters = select_trainable(net, settings.freeze_backbone)
+        self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs so far, resumed ones included."""
+        return len(self.history)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch (from 1) with the best mean validation accuracy over exits; 0 before the first."""
+        scores = [sum(row["accuracy"]) for row in self.history]
+        return scores.index(max(scores)) + 1 if scores else 0
+
+    def open(self, resume: bool, train: Any) -> None:
+        """Prepares ``out_dir`` and, on resume, loads the last whole epoch."""
+        if self.out_dir is None:
+            if resume:
+                raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
+            return
+        size = len(train) if isinstance(train, Dataset | DataLoader) and hasattr(train, "__len__") else None
+        record = {
+            "settings": asdict(self.settings),
+            "loss": asdict(self.loss),
+            "network": self.net.info.to_dict(),
+            "training_data": {"type": type(train).__name__, "length": size},
+        }
+        record = json.loads(json.dumps(record))
+        written = self.out_dir / SETTINGS
+        if written.exists() and not resume:
+            raise OutputExistsError(f"out_dir: {self.out_dir} holds a run already: pass resume=True or another directory")
+        try:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
+        if written.exists() and _read_record(written) != record:
+            raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
+        write_text(written, json.dumps(record, indent=1) + "\n")
+        if (self.out_dir / LAST).exists():
+            note = load_checkpoint(self.out_dir / LAST, self.net, self.optimizer)
+            self.history, self.seconds = note["history"], note["seconds"]
+
+    def train_epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
+        """One pass over the training data and one over the validation data; gives the epoch's row of the history."""
+        started = time.perf_counter()
+        seed = self.settings.seed * 1_000_003 + epoch
+        loader = self._open_loader(train, seed)
+        task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            with enter_training_mode(self.net, self.settings.freeze_backbone):
+                loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
+            accuracy, cc = _validate(self.net, val, self.settings)
+        bar.remove_task(task)
+        seconds = time.perf_counter() - started
+        return {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "cc": cc, "seconds": seconds}
+
+    def _take_steps(self, epoch: int, loader: DataLoader[Any], advance: Callable[[], None]) -> dict[str, float]:
+        """The mean of every loss term over the steps."""
+        sums, steps = dict.fromkeys(LossTerms._fields, 0.0), len(loader)
+        for step, batch in enumerate(loader):
+            images, labels = as_batch(batch, self.net.device)
+            if labels is None:
+                raise InputError("train: expected batches of (images, labels), got images only")
+            if self.augment:
+                images = self.augment(images)
+            progress = (epoch * steps + step) / (self.settings.epochs * steps)
+            terms = take_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
+            for name, value in floats(terms).items():
+                sums[name] += value / steps
+            advance()
+        return sums
+
+    def _open_loader(self, train: Any, seed: int) -> DataLoader[Any]:
+        """The user's own loader, its generators seeded; or one over the data set, in an order that depends on the seed."""
+        if not isinstance(train, DataLoader):
+            if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
+                raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
+            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers)
+        for holder in (train, getattr(train, "sampler", None)):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+        return train
+
+    def save(self, row: dict[str, Any]) -> None:
+        """Adds an epoch to the history and writes checkpoint and log."""
+        self.history.append(row)
+        self.seconds += row["seconds"]
+        is_best, state = self.best_epoch == len(self.history), unique_state(self.net)
+        if is_best:
+            self.best_state = state
+        if self.out_dir is None:
+            return
+        if is_best:
+            write_tensors(self.out_dir / BEST, state, {"epoch": row["epoch"]})
+        save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, {"history": self.history, "seconds": self.seconds})
+        write_log(self.out_dir / LOG, self.history)
+
+    def finish(self, keep: str) -> None:
+        """Leaves the network in evaluation mode, with the weights asked for."""
+        if keep == "best" and self.best_epoch != self.epochs_done:
+            state = self.best_state
+            if state is None and self.out_dir is not None:
+                state, _ = read_tensors(self.out_dir / BEST)
+            if state is not None:
+                load_unique_state(self.net, state, "best checkpoint")
+        self.net.eval()
+
+
+def _read_record(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
+
+
+def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[float], list[float]]:
+    """Accuracy of every exit and mean attention CC of the early exits with the final one."""
+    correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
+    with switch_mode(net, False), torch.no_grad():
+        for images, labels in batches(val, max(settings.batch_size, 64), net.device):
+            if labels is None:
+                raise InputError("val: expected batches of (images, labels), got images only")
+            net.check_input(images, "val")
+            outputs: Sequence[ExitOutput] = net(images)
+            check_labels(labels, count_rows(images), outputs[0].logits.shape[1], "val labels")
+            count += len(labels)
+            for k, out in enumerate(outputs):
+                correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
+                if k < len(cc):
+                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+    if count == 0:
+        raise InputError("val: it gave no batch: pass at least one image")
+    return (correct / count).tolist(), (cc / count).tolist()

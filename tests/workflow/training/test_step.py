@@ -1,0 +1,30 @@
+import pytest
+
+import exitlens as xl
+from exitlens.workflow.training.step import TrainingSettings, select_trainable, use_memory_format
+
+
+def test_settings_name_what_does_not_fit():
+    good = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.0, "seed": 0, "amp": False}
+    good |= {"channels_last": True, "freeze_backbone": False}
+    TrainingSettings(**good)
+    for name, value in (("epochs", 0), ("batch_size", 1.5), ("seed", -1), ("learning_rate", 0.0), ("weight_decay", -1.0)):
+        with pytest.raises(xl.InputError, match=name):
+            TrainingSettings(**good | {name: value})
+
+
+def test_a_frozen_backbone_leaves_the_heads_to_train(net):
+    heads = {id(p) for p in net.heads.parameters()}
+    assert {id(p) for p in select_trainable(net, freeze_backbone=True)} == heads
+    assert len(select_trainable(net, freeze_backbone=False)) == len(list(net.parameters()))
+
+
+def test_the_memory_format_comes_back_after_an_error(net):
+    def fail():
+        with use_memory_format(net, channels_last=True):
+            assert net.is_channels_last
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not net.is_channels_last
