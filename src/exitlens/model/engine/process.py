@@ -9,14 +9,14 @@ memory that malloc keeps              answers with ``Tuning.keep_memory``       
 filters of ``warnings``               ``net.compile``, ``attach``                    it returns
 mkldnn, fast path of attention        ``attach`` (it counts multiply-accumulates)    it returns
 standard error, a logger's level      ``attach``, where it uses ``torch.export``     it returns
-random state                          ``fit``, ``attach``                            it returns, as it was before
+random state                          ``attach`` (weights of new heads), commands    the process ends
 threads, processors, standard error   ``exitlens bench``, ``exitlens demo``          it returns
 ``GRADIO_*``, ``HF_HUB_OFFLINE``      ``exitlens app``                               the process ends
 ====================================  =============================================  ============================
 
-Threads may answer by one network at the same time. The first three rows are counted, so that none of them changes what
-another had; the rest belongs to calls that are made before threads start. One thing is PyTorch's own: a thread that uses
-PyTorch for the first time, and not by a network of ours, begins with the number of threads that was set last.
+docs/process.md says more of each. Threads may answer by one network at the same time: the first three rows are counted, so
+that no thread changes what another had; the rest belongs to calls that are made before threads start. One thing is PyTorch's
+own: a thread that uses PyTorch first, and not by a network of ours, begins with the number of threads that was set last.
 """
 
 from __future__ import annotations
