@@ -78,9 +78,9 @@ def test_exits_that_never_or_always_fire(made, thresholds):
         assert pred.last_divergence.isnan().all()  # the last early exit was not computed
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled(made):
-    if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler")
     net, policy, trace = made
     net.tuning = xl.Tuning()
     net.compile(policy)

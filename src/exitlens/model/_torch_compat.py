@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+LARGE_BATCH = 16  # use_mkldnn in PyTorch's Convolution.cpp asks for this, so steps are compiled for fewer and for more rows
+
 
 def give_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The same function with a code object of its own: torch.compile counts its recompilations by code object."""

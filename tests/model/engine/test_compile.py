@@ -72,13 +72,12 @@ def test_faithfulness_collect_and_explain_compile_nothing(counter, tiny_set):
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("policy", [POLICIES[3], POLICIES[0]])
-def test_a_policy_with_an_infinite_threshold_compiles_nothing_while_it_answers(policy):
-    net = make_net()
+def test_an_untuned_network_compiles_nothing_while_it_answers():
+    net, policy = make_net(), POLICIES[3]
     net.compile(policy)
     with torch._dynamo.config.patch(error_on_recompile=True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled while it answered"))
-        for size in (1, 2, 30):
+        for size in (1, 2, 15, 16, 30, 300):  # from 16 on PyTorch chooses convolutions in another way
             assert len(xl.predict(net, IMAGES[:size], policy)) == size
 
 

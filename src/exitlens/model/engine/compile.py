@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exitlens.errors import EngineError
 from exitlens.functional.routing import needs_head
-from exitlens.model._torch_compat import give_own_code, mark_any_count
+from exitlens.model._torch_compat import LARGE_BATCH, give_own_code, mark_any_count
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine, StepOutput, take_step
 from exitlens.model.engine.tuning import Tuning
@@ -73,27 +73,30 @@ class CompiledEngine(Engine):
     def warm_up(self, activations: Activations, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
         """Compiles the steps that this policy uses; yields k and the seconds that step k took.
 
-        Each is compiled for one sample and for any other number of samples, so that later batches compile nothing.
+        Each is compiled for one sample, for a few and for many, so that later batches of any size compile nothing.
 
         Raises:
             EngineError: where PyTorch cannot compile a step on this machine.
         """
-        several = self.enter(tuple(t[:1].repeat_interleave(5, 0) for t in activations))
+        size = self.tuning.micro_batch  # the router runs fewer than two micro-batches at once
+        counts = (LARGE_BATCH + 1, 5) if size == 0 or 2 * size > LARGE_BATCH else (5,)
+        rows = self.enter(tuple(t[:1].repeat_interleave(counts[0], 0) for t in activations))
         for k in range(len(self.stages)):
             started = time.perf_counter()
             with self.mode(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch's compiler warns of PyTorch's own modules
                 try:
-                    following = self._run(k, tuple(mark_any_count(t) for t in several), policy, attention)
-                    following = tuple(t.clone() for t in following)
-                    self._run(k, tuple(t[:1] for t in several), policy, attention)
+                    for count in (1, *counts[::-1]):
+                        some = tuple(t[:count] for t in rows)
+                        marked = some if count == 1 else tuple(mark_any_count(t) for t in some)
+                        following = self._run(k, marked, policy, attention)
                 except Exception as error:
                     first, _, _ = str(error).strip().partition("\n")
                     raise EngineError(
                         f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: {first:.200}): it needs a "
                         "C++ compiler such as g++; or leave compile() out"
                     ) from error
-            several = following
+            rows = tuple(t.clone() for t in following)
             yield k, time.perf_counter() - started
 
     def _run(self, k: int, activations: Activations, policy: Policy, attention: bool) -> Activations:
