@@ -32,7 +32,7 @@ class ExitNet(nn.Module):
         cost: ``(K,)`` cumulative MACs up to and including exit k's head over the plain backbone's MACs.
         head_share: all heads' MACs over the plain backbone's (the kept classifier of ``final="keep"`` is the backbone's).
         info: how the network was made.
-        input_spec: what it takes.
+        input_spec: the inputs it takes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ExitNet(nn.Module):
 
     @property
     def is_channels_last(self) -> bool:
-        """Whether its weights are in the memory format channels_last: saved and loaded so, it gives the same to the bit."""
+        """Whether its weights are in the memory format channels_last; a bundle keeps that, to give the same to the bit."""
         last = torch.channels_last
         return any(p.ndim == 4 and p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in self.parameters())
 
@@ -98,7 +98,7 @@ class ExitNet(nn.Module):
         return tuple(self._walk(self.unpack(inputs)))
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
-        """The outputs of every exit and the features ``(B,D,*S)`` that each of them was computed from (0 at padding)."""
+        """The outputs of every exit, and the features ``(B,D,*S)`` that each was computed from (0 at padding)."""
         outputs, features = [], []
         activations = self.unpack(inputs)
         for stage, head in zip(self.stages, self.heads, strict=True):
@@ -152,7 +152,7 @@ class ExitNet(nn.Module):
         return self._session.weights.fingerprint
 
     def identity(self) -> str:
-        """What a policy or trace is of: the weights' fingerprint, and the precision where tuning changed it."""
+        """What policies and traces name the network by: the fingerprint, and the precision where tuning changed it."""
         precision = self.tuning.precision
         return self.cached_fingerprint() + ("" if precision == "float32" else f"-{precision}")
 
@@ -197,7 +197,7 @@ class ExitNet(nn.Module):
         Raises:
             EngineError: if the weights were changed after :meth:`compile`.
         """
-        return self._session.open()
+        return EngineContext(self._session)
 
     def tune(
         self,

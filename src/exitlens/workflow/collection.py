@@ -1,4 +1,4 @@
-"""collect: one pass over a data set, recording every exit of every sample."""
+"""collect: one pass over a data set that records every exit of every sample."""
 
 from __future__ import annotations
 

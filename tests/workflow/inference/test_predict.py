@@ -189,11 +189,11 @@ def test_a_policy_of_another_network_is_refused():
     ["photos", pathlib.Path("photos"), [IMAGES[:2], IMAGES[2:4]], DataLoader(TensorDataset(IMAGES)), TensorDataset(IMAGES)],
 )
 def test_what_is_more_than_one_batch_is_sent_to_predict_stream(many):
-    with pytest.raises(xl.InputError, match="inputs: .*predict_stream"):
+    with pytest.raises(xl.InputError, match=r"inputs: .*predict_stream"):
         xl.predict(NET, many, POLICY)
 
 
 def test_what_is_no_batch_at_all_is_told():
-    with pytest.raises(xl.InputError, match="inputs: expected a torch.Tensor.*got int") as caught:
+    with pytest.raises(xl.InputError, match=r"inputs: .*got int") as caught:
         xl.predict(NET, 3, POLICY)
     assert "predict_stream" not in str(caught.value)

@@ -109,10 +109,6 @@ class Session:
         with self._lock:
             self._tuning, self._engine = value, None
 
-    def open(self) -> EngineContext:
-        """The engine, in evaluation mode, without autograd, in the tuning's threads: to be used in a ``with`` statement."""
-        return EngineContext(self)
-
     def find_engine(self) -> Engine:
         """The engine that answers now; raises :class:`EngineError` if what was compiled is out of date."""
         tuning = self._tuning
