@@ -1,4 +1,4 @@
-"""Why an exit answered, as a value: what every exit saw of one image or text, and what that adds up to."""
+"""Explanations: what every exit saw of one image or text, and why one of them answered."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Explanation:
         return html_table(head, rows, self.reason) + self._maps()
 
     def _maps(self) -> str:
-        """Every exit's map over the image; of texts, and images that the network knows no scale of, nothing."""
+        """Every exit's map over the image; nothing for texts, and for images whose scale of pixels is unknown."""
         if not isinstance(self.preprocess, Preprocess) or self.image.ndim != 3:
             return ""
         from exitlens.display import map_svg, to_picture

@@ -1,8 +1,9 @@
-"""What a network takes: one tensor, or several by name (tokens with their padding mask), the batch axis first."""
+"""A network's inputs: one tensor, or several by name (tokens with their padding mask), the batch axis first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
 
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:
-    """Names of the tensors; empty for one tensor alone."""
+    """Names of the tensors; none for a single tensor."""
     return () if isinstance(inputs, Tensor) else tuple(inputs)
 
 
@@ -33,9 +34,9 @@ def count_rows(inputs: Inputs) -> int:
 
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     """Batches of at most ``size`` samples, in order."""
-    return [map_inputs(inputs, lambda t, at=at: t[at : at + size]) for at in range(0, count_rows(inputs), size)]  # type: ignore[misc]
+    return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
 
 
 def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
-    """Indices of ``most`` of ``count`` samples, drawn at random, in order; of all, where there are no more."""
+    """Indices of at most ``most`` of ``count`` samples, drawn at random and sorted."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
