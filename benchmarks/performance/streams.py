@@ -32,7 +32,7 @@ def time_stream(net: xl.ExitNet, network: Network, count: int) -> dict[str, Any]
     shares = torch.zeros(twin.num_exits)
 
     def answer_stream(images: int) -> None:
-        for pred in xl.predict(twin, load(images), policy):
+        for pred in xl.predict_stream(twin, load(images), policy):
             shares.add_(pred.exits.bincount(minlength=twin.num_exits))
 
     def answer_batches(images: int) -> None:
@@ -76,7 +76,7 @@ def measure_memory(name: str) -> dict[str, Any]:
 
     def predictions(count: int) -> Iterator[xl.Prediction]:
         loaded = (batches[i % len(batches)] for i in range(count // LOADER_BATCH))
-        return xl.predict(net, loaded, policy or xl.Policy.never(4))
+        return xl.predict_stream(net, loaded, policy or xl.Policy.never(4))
 
     return {"samples": network.stream, "resident_mb": read_resident_memory(predictions, network.stream)}
 

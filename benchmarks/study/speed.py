@@ -94,7 +94,7 @@ def compare_stream(plain: nn.Module, net: xl.ExitNet, policy: xl.Policy, images:
                 plain(batch).softmax(1).max(1)
 
     def run_stream(_: Tensor) -> None:
-        for _prediction in xl.predict(net, batches, policy, max_delay_ms=MAX_DELAY_MS):
+        for _prediction in xl.predict_stream(net, batches, policy, max_delay_ms=MAX_DELAY_MS):
             pass
 
     speed = compare(run_plain, run_stream, [(images[: BATCH * len(batches)],)], rounds)
