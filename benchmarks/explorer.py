@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from exitlens.types.display import from_pixels
 
 import exitlens as xl
+from exitlens.delivery.bench.timing import interval
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.page import answer_page
-from exitlens.delivery.bench.timing import interval
 from exitlens.io import write_text
-from exitlens.types.display import from_pixels
 
 OUT = Path(__file__).parent / "results" / "explorer.json"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)

@@ -30,11 +30,11 @@ import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
 from exitlens.delivery.demo.training import EGT, WITHOUT
 from exitlens.functional.certification import Risk, candidates, choose_tests, ordered_path, walk
-from exitlens.functional.search import quantise
 from exitlens.functional.pvalues import betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import accuracy_drop, disagreement, taken
 from exitlens.functional.routing import early_scores, first_firing
 from exitlens.functional.scores import fit_temperature
+from exitlens.functional.search import quantise
 from exitlens.workflow.calibration import PATH_SHARE
 
 RESULTS = Path(__file__).parent / "results" / "guarantees"

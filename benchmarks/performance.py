@@ -29,8 +29,8 @@ import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, machine
 from exitlens.delivery.bench.timing import Work, clocked, interleave, pinned
-from exitlens.types.inputs import Inputs, split_rows
 from exitlens.types import Preprocess
+from exitlens.types.inputs import Inputs, split_rows
 
 RESULTS = Path(__file__).parent / "results" / "performance"
 BUNDLE = Path("runs/demo/bundle")

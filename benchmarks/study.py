@@ -26,8 +26,8 @@ import torch
 
 import study_run
 import study_speed
-from exitlens.model.engine.malloc import keep_memory
 from exitlens.io import write_text
+from exitlens.model.engine.malloc import keep_memory
 from study_conditions import CONDITIONS, FOR, SEEDS, SWEPT, Condition, chosen, weighted, weights
 from study_data import DATA, Splits
 from study_data import quick as quick_splits

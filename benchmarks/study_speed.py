@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from exitlens.delivery.bundle import load
 from exitlens.delivery.bench.speed import Speed, compare, compare_adaptive, whole_batches
+from exitlens.delivery.bundle import load
 from study_data import Splits
 from study_run import backbone_of, temperatures_of, within_budget
 

@@ -24,8 +24,8 @@ import exitlens as xl
 import study_run
 from exitlens.functional.losses import EGTLoss, consistency_loss, ramp
 from exitlens.functional.maps import class_evidence
-from exitlens.model.engine.malloc import keep_memory
 from exitlens.io import write_text
+from exitlens.model.engine.malloc import keep_memory
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.workflow.faithfulness import faithfulness
 from study_conditions import EGT, WITHOUT, Condition

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import AttachError, HeadError, InputError, TraceMismatchError
+from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import read_config
 from exitlens.model.cutting.macs import count_macs
@@ -68,7 +69,7 @@ def attach(
     if not isinstance(backbone, nn.Module | str):
         raise InputError(f"backbone: expected an nn.Module or a source such as 'small', got {type(backbone).__name__}")
     source = backbone if isinstance(backbone, str) else ""
-    channels = shape[0] if len(shape) == 3 else 3
+    channels = recognise_example(example).count_channels(shape)
     module = build_backbone(backbone, num_classes, channels) if isinstance(backbone, str) else backbone
     admit(module)
     example = map_inputs(example, lambda t: t[:1].detach())
@@ -92,12 +93,12 @@ def attach(
         source or ("hf:" if config else ""),
         layout=layout,
         inputs=list_input_names(example),
-        dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in list_tensors(example)) if len(shape) == 1 else (),
+        dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in list_tensors(example) if not t.is_floating_point()),
         config=config,
         head=head,
     )
-    prefix = pieces.layouts[-1].prefix if len(shape) == 1 else 0
-    dtypes = tuple(t.dtype for t in list_tensors(example))
+    prefix = pieces.layouts[-1].prefix if pieces.layouts[-1].grid is None else 0
+    dtypes = tuple(t.dtype for t in list_tensors(example) if not t.is_floating_point())
     input_spec = InputSpec(info.inputs, shape, pieces.exact_size, tuple(pieces.vocabulary), prefix, dtypes)
     net = ExitNet(pieces.stages, heads, cost, head_share, info, input_spec, module)
     net.heads.train(module.training)

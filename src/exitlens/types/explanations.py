@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from exitlens.display import html_table, map_svg, to_picture
-from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.display import html_table
+from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.words import exit_name, tell_apart
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
@@ -82,6 +82,13 @@ class ExitView:
         return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order, strict=True)]
 
 
+class MapDrawer(Protocol):
+    """What draws an exit's map over a sample: a modality."""
+
+    def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
+        """HTML, or nothing where there is nothing to draw on."""
+
+
 @dataclass(frozen=True, repr=False)
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
@@ -97,7 +104,8 @@ class Explanation:
     classes: tuple[str, ...]
     num_exits: int
     tokens: tuple[str, ...] = ()
-    preprocess: Preprocess | TextPreprocess | None = None
+    preprocess: Preprocessing | None = None
+    drawer: MapDrawer | None = None
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"
@@ -113,16 +121,14 @@ class Explanation:
         return html_table(head, rows, self.reason) + self._maps()
 
     def _maps(self) -> str:
-        """Every exit's map over the image; of texts, and images that the network knows no scale of, nothing."""
-        if not isinstance(self.preprocess, Preprocess) or self.image.ndim != 3:
+        """Every exit's map over the sample, where it can be drawn."""
+        if self.drawer is None:
             return ""
-        base = to_picture(self.preprocess.restore(self.image.float().cpu()))
-        base = base.resize((160, round(160 * base.height / base.width)))
-        drawn = [
-            map_svg(base, view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}", "160")
-            for view in self.exits
-        ]
-        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(drawn)}</div>'
+        drawn = ""
+        for view in self.exits:
+            label = f"where exit {view.exit} looked: {self.name(view.label)}"
+            drawn += self.drawer.draw_map(self.image, self.preprocess, view.attention, view.evidence, label)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
 
     @property
     def label(self) -> int:

@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.data.images import ImageSet
-from exitlens.data.texts import TextSet
+from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
-from exitlens.functional.maps import top_cells
+from exitlens.functional.maps import find_locations, top_cells
 from exitlens.functional.similarity import pearson
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import MASK, Inputs, count_rows, draw_samples, split_rows
+from exitlens.types.inputs import Inputs, count_rows, draw_samples, split_rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Faithfulness:
 
 def faithfulness(
     net: ExitNet,
-    data: ImageSet | TextSet,
+    data: SampleSet,
     *,
     samples: int = 1000,
     fraction: float = 0.2,
@@ -69,8 +68,8 @@ def faithfulness(
 
     Args:
         net: in any mode; used in evaluation mode and given back as it was.
-        data: an :class:`~exitlens.data.images.ImageSet` or :class:`~exitlens.data.texts.TextSet`; with masks, the mask
-            measures are taken too.
+        data: an :class:`~exitlens.data.images.ImageSet`, :class:`~exitlens.data.texts.TextSet` or another
+            :class:`~exitlens.data.splits.SampleSet`; with masks, the mask measures are taken too.
         samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.
         grid: evaluation grid; an exit with a coarser map is judged on its own.
@@ -78,17 +77,15 @@ def faithfulness(
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
-    data = data.subset(draw_samples(len(data), samples, seed))
+    data = data.subset(draw_samples(len(data), samples, seed).sort().values)
     images = data.inputs
     net.check_input(images, "data")
-    if net.input_spec.is_text and MASK not in net.input_spec.names:
-        raise InputError(
-            f"net: to delete tokens it has to take a padding mask ({MASK!r}): attach with an example that has one"
-        )
+    modality = net.input_spec.modality
+    modality.check_deletion(net.input_spec)
     with switch_mode(net, False), torch.no_grad():
         plain = _outputs(net, images)
-        maps = [measures.evaluation_map(out.attention, grid) for out in plain]
-        blind = [measures.random_map(m, seed) for m in maps]
+        maps = [modality.coarsen(out.attention, grid) for out in plain]
+        blind = [measures.draw_random_map(m, seed) for m in maps]
         drops, keeps = _perturb(net, images, plain, maps, fraction)
         drops_random, keeps_random = _perturb(net, images, plain, blind, fraction)
         randomised = _randomised(net, images, plain, seed)
@@ -117,13 +114,14 @@ def _perturb(
     """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
     drops: list[float] = []
     keeps: list[float] = []
+    modality = net.input_spec.modality
     for k, (out, chosen) in enumerate(zip(plain, maps, strict=True)):
         p = out.logits.softmax(1)
         answer = p.argmax(1, keepdim=True)
-        cells = top_cells(chosen, fraction, chosen != 0 if chosen.ndim == 2 else None)
-        for change, into in ((measures.delete, drops), (measures.insert, keeps)):
-            after = _exit_probabilities(net, change(images, cells), k).gather(1, answer)
-            into.append((p.gather(1, answer) - after if change is measures.delete else after).mean().item())
+        cells = top_cells(chosen, fraction, find_locations(chosen))
+        without = _exit_probabilities(net, modality.delete(images, cells), k).gather(1, answer)
+        drops.append((p.gather(1, answer) - without).mean().item())
+        keeps.append(_exit_probabilities(net, modality.insert(images, cells), k).gather(1, answer).mean().item())
     return tuple(drops), tuple(keeps)
 
 

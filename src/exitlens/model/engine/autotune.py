@@ -48,7 +48,7 @@ def tune(
     activations = net.check_input(example, "example")
     plain = Tuning(micro_batch=FEW)
     formats = [plain]
-    if not net.input_spec.is_text:
+    if net.input_spec.modality.channels_last:
         formats.append(replace(plain, channels_last=True, folded=True))
     facts: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
     agreement = _half_agreement(net, formats[-1], activations, policy) if precision != "float32" else None

@@ -61,7 +61,9 @@ class Running:
     @staticmethod
     def _make(net: ExitNet, compiled: bool) -> Engine:
         exits, tuning = range(net.num_exits), net.tuning
-        if compiled and not net.input_spec.is_text:  # other formats' convolutions are compiled again for large batches
+        if (
+            compiled and net.input_spec.modality.channels_last
+        ):  # other formats' convolutions are compiled again for large batches
             tuning = replace(tuning, channels_last=True)
         engine = prepare_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, compiled)
         if tuning.precision != "float32" and not compiled:
