@@ -21,8 +21,8 @@ def test_a_certificate_from_an_unlabelled_folder(again, folder, call):  # noqa: 
     code, shown, err = call(*words, "--json")
     assert code == 0, err
     found = json.loads(shown)
-    assert found["chosen_by"]["mode"] == "certified"
-    assert found["chosen_by"]["samples"] == 60
+    assert found["calibration"]["certification"]["delta"] == 0.2
+    assert found["calibration"]["samples"] == 60
     assert "confidence" in found["certificate"]
     assert found["temperatures"] == [1.0] * 4
     policy = xl.load(again)[1]

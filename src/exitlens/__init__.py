@@ -45,7 +45,8 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
-    "types": "ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction Preprocess TextPreprocess Trace",
+    "types": "Calibration ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction Preprocess "
+    "TextPreprocess Trace",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
     "workflow.evaluation": "evaluate Report",

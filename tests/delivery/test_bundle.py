@@ -1,11 +1,15 @@
 import hashlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import exitlens as xl
-from exitlens.delivery.run_directory import find_bundle, read_source, replace_policy, write_source
+from exitlens.delivery.bundle import find_bundle
+from exitlens.delivery.run_directory import read_source, replace_policy, write_source
 from tests.conftest import TinyNet, make_net
 
 POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))
@@ -128,7 +132,7 @@ def test_other_dtypes_travel(tmp_path):
 
 def test_what_cannot_be_written_leaves_nothing(net, tmp_path):
     with pytest.raises(xl.InputError, match="JSON"):
-        xl.save(net, xl.Policy((0.5, 0.5), chosen_by={"x": torch.ones(1)}), tmp_path / "b")
+        xl.save(net, xl.Policy((0.5, 0.5), calibration=xl.Calibration({"x": torch.ones(1)}, 1)), tmp_path / "b")
     (tmp_path / "file").write_text("x")
     with pytest.raises(xl.BundleError, match="cannot be written"):
         xl.save(net, None, tmp_path / "file" / "b")
@@ -143,6 +147,31 @@ def test_a_policy_of_another_network_is_not_saved(net, tmp_path):
 
 def test_policies_travel_as_json():
     assert xl.Policy.from_dict(json.loads(json.dumps(POLICY.to_dict()))) == POLICY
+
+
+def test_a_bundle_of_format_1_predicts_what_it_did():
+    directory = Path(__file__).parent / "data" / "bundle_v1"
+    net, policy = xl.load(directory, backbone=TinyNet())
+    expected = load_file(directory / "predictions.safetensors")
+    pred = xl.predict(net, expected["pixels"] / 127.5 - 1, policy)
+    assert pred.labels.tolist() == expected["labels"].tolist()
+    assert pred.exits.tolist() == expected["exits"].tolist()
+    torch.testing.assert_close(pred.confidence, expected["confidence"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pred.divergence_estimate, expected["divergence_estimate"], atol=1e-5, rtol=1e-4)
+    assert not policy.is_changed
+    assert replace(policy, score="margin").is_changed
+    assert policy.certificate() == (directory / "certificate.txt").read_text().strip()
+    assert xl.Monitor(policy).state().expected_shares == pytest.approx((0.0, 978 / 1500, 522 / 1500))
+    assert policy.calibration.certification.path_length >= policy.calibration.certification.steps_tested > 0
+    assert len(policy.calibration.fitted_on[0].sketch) == 64
+
+
+def test_a_bundle_of_format_1_is_saved_as_format_2(tmp_path):
+    net, policy = xl.load(Path(__file__).parent / "data" / "bundle_v1", backbone=TinyNet())
+    saved = xl.save(net, policy, tmp_path / "b")
+    assert json.loads((saved / "manifest.json").read_text())["format"] == 2
+    assert "chosen_by" not in json.loads((saved / "policy.json").read_text())
+    assert xl.load(saved, backbone=TinyNet())[1] == policy
 
 
 def test_run_directories(tmp_path):
@@ -160,6 +189,7 @@ def test_run_directories(tmp_path):
     net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 3, 40, 40))
     xl.save(net, None, run / "bundle")
     assert find_bundle(run) == find_bundle(run / "bundle") == run / "bundle"
+    assert xl.load(run)[0].fingerprint() == net.fingerprint()
     assert read_source(run) == read_source(run / "bundle") == source
     replace_policy(run / "bundle", xl.Policy.never(4))
     assert xl.load(run / "bundle")[1] == xl.Policy.never(4)

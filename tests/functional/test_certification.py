@@ -1,4 +1,4 @@
-"""The walk by hand, the order of the path, and that one step too far breaks the promise that the walk keeps."""
+"""The fixed-sequence test by hand, the order of the path, and that one step further would break the promise."""
 
 import math
 
@@ -7,15 +7,15 @@ import torch
 
 from exitlens.functional.certification import (
     Candidate,
-    Risk,
     approximate_p_values,
     choose_tests,
     estimate_samples_needed,
     find_candidates,
     order_path,
     p_value,
-    walk,
+    run_fixed_sequence_test,
 )
+from exitlens.functional.risk import Risk
 
 
 def risk_of(losses: torch.Tensor, limit: float = 0.1, kind: str = "binary", rows: torch.Tensor | None = None) -> Risk:
@@ -27,41 +27,34 @@ def path_of(*cuts: float) -> list[Candidate]:
     return [Candidate((cut,), 0.5, (0.0,), (0.0,), (1,), (0.0,)) for cut in cuts]
 
 
-def test_the_walk_stops_before_the_first_failure_even_if_later_ones_would_pass():
+def test_it_stops_before_the_first_failure_even_if_later_ones_would_pass():
     index = torch.arange(100)[:, None] // 20  # five levels of 20 samples
     losses = torch.zeros(100)
     losses[60:80] = 1  # level 3
     one = risk_of(losses)
-    found = walk(index, [one], path_of(4.0, 3.0, 5.0), ["binomial"], 0.1)
+    found = run_fixed_sequence_test(index, [one], path_of(4.0, 3.0, 5.0), ["binomial"], 0.1)
     assert found.cuts == (4.0,)
-    assert found.walked == 2
-    assert found.tested[0].mean == 0
-    assert found.tested[0].samples == 100
-    assert found.tested[0].p_value == pytest.approx(0.9**100)
-    assert walk(index, [one], path_of(3.0, 4.0), ["binomial"], 0.1).cuts is None
-    assert walk(index, [one], path_of(4.0, 5.0), ["binomial"], 0.1).cuts == (5.0,)
-    assert walk(index, [one], [], ["binomial"], 0.1).cuts is None
+    assert found.steps == 2
+    assert found.tests[0].mean == 0
+    assert found.tests[0].samples == 100
+    assert found.tests[0].p_value == pytest.approx(0.9**100)
+    assert run_fixed_sequence_test(index, [one], path_of(3.0, 4.0), ["binomial"], 0.1).cuts is None
+    assert run_fixed_sequence_test(index, [one], path_of(4.0, 5.0), ["binomial"], 0.1).cuts == (5.0,)
+    assert run_fixed_sequence_test(index, [one], [], ["binomial"], 0.1).cuts is None
 
 
 def test_every_risk_has_to_pass():
     index = torch.zeros(200, 1).long()
     good, bad = risk_of(torch.zeros(200)), risk_of((torch.arange(200) < 30).float())
-    assert walk(index, [good, good], path_of(0.0), ["binomial"] * 2, 0.1).cuts == (0.0,)
-    found = walk(index, [good, bad], path_of(0.0), ["binomial"] * 2, 0.1)
+    assert run_fixed_sequence_test(index, [good, good], path_of(0.0), ["binomial"] * 2, 0.1).cuts == (0.0,)
+    found = run_fixed_sequence_test(index, [good, bad], path_of(0.0), ["binomial"] * 2, 0.1)
     assert found.cuts is None
-    assert [one.p_value <= 0.1 for one in found.tested] == [True, False]
+    assert [one.p_value <= 0.1 for one in found.tests] == [True, False]
 
 
 def test_a_risk_of_no_sample_cannot_be_certified():
     one = risk_of(torch.zeros(50), rows=torch.zeros(50, dtype=torch.bool))
-    assert walk(torch.zeros(50, 1).long(), [one], path_of(0.0), ["binomial"], 0.1).cuts is None
-
-
-def test_a_column_has_the_mean_of_its_rows():
-    rows = torch.tensor([True, False, True, False])
-    one = risk_of(torch.tensor([1.0, 1.0, 0.0, 1.0]), rows=rows)
-    assert one.column()[:, 0].mean().item() == pytest.approx(0.5)
-    assert one.losses(torch.zeros(4).long()).tolist() == [1.0, 0.0]
+    assert run_fixed_sequence_test(torch.zeros(50, 1).long(), [one], path_of(0.0), ["binomial"], 0.1).cuts is None
 
 
 def test_the_path_goes_from_safe_to_cheap_and_nothing_in_it_is_beaten():
@@ -131,7 +124,7 @@ def test_the_promise_is_kept_and_one_step_too_far_breaks_it(delta):
     path = path_of(*[float(cut) for cut in range(9, -1, -1)])
     for seed in range(draws):
         index, wrong = steep(1500, seed)
-        found = walk(index, [risk_of(wrong, limit)], path, ["binomial"], delta)
+        found = run_fixed_sequence_test(index, [risk_of(wrong, limit)], path, ["binomial"], delta)
         cut = int(found.cuts[0]) if found.cuts else 10
         kept += cut < 10 and true[cut] > limit
         too_far += true[max(cut - 1, 0)] > limit

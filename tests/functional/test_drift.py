@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,25 +25,26 @@ def draw(count: int, seed: int, hard: float = 0.0) -> xl.Prediction:
 
 
 def policy_on(pred: xl.Prediction) -> xl.Policy:
-    return xl.Policy((0.8, 0.7), chosen_by={"reference": summarize_reference(pred.exits, pred.confidence, NUM_EXITS)})
+    reference = summarize_reference(pred.exits, pred.confidence, NUM_EXITS)
+    return xl.Policy((0.8, 0.7), calibration=xl.Calibration({}, len(pred), reference=reference))
 
 
 def test_cells_by_hand():
     edges = [0.2, 0.5, 0.9]
     assert [find_cell(edges, s) for s in (0.95, 0.9, 0.6, 0.5, 0.2, 0.1, math.nan)] == [0, 1, 1, 2, 3, 3, 3]
     found = summarize_reference(torch.tensor([0] * 80 + [2] * 3), torch.linspace(0, 1, 83), 3)
-    assert len(found["counts"][0]) == BINS
-    assert sum(found["counts"][0]) == 80
-    assert max(found["counts"][0]) - min(found["counts"][0]) <= 1
-    assert found["counts"][1] == [0]
-    assert found["counts"][2] == [3]
+    assert len(found.counts[0]) == BINS
+    assert sum(found.counts[0]) == 80
+    assert max(found.counts[0]) - min(found.counts[0]) <= 1
+    assert found.counts[1] == (0,)
+    assert found.counts[2] == (3,)
 
 
 @pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
 def test_false_alarms_are_rare():
     alarms = 0
     for seed in range(60):
-        watch = policy_on(draw(300, 1000 + seed)).monitor(false_alarm=0.1, seed=seed)
+        watch = xl.Monitor(policy_on(draw(300, 1000 + seed)), false_alarm=0.1, seed=seed)
         alarms += watch.update(draw(1500, seed)).alarm
     assert alarms / 60 <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 60)
 
@@ -51,7 +53,7 @@ def test_false_alarms_are_rare():
 @pytest.mark.parametrize("hard", [0.25, -0.25])
 def test_a_change_is_seen_soon_in_either_direction(before, hard):
     for seed in range(5):
-        watch = policy_on(draw(1000, 50 + seed)).monitor(seed=seed)
+        watch = xl.Monitor(policy_on(draw(1000, 50 + seed)), seed=seed)
         if before:
             assert not watch.update(draw(before, seed)).alarm
         with pytest.warns(xl.DriftWarning, match=r"drift: .*calibrate again"):
@@ -65,7 +67,7 @@ def test_a_change_is_seen_soon_in_either_direction(before, hard):
 
 def test_portions_do_not_matter_and_memory_is_constant():
     pred = draw(500, 3)
-    one, other = (policy_on(draw(200, 1)).monitor() for _ in range(2))
+    one, other = (xl.Monitor(policy_on(draw(200, 1))) for _ in range(2))
     whole = one.update(pred)
     for i in range(0, 500, 7):
         part = xl.Prediction(
@@ -95,16 +97,16 @@ def test_divergence_is_averaged_where_it_was_measured():
     pred = draw(4, 0)
     seen = torch.tensor([math.nan, 0.2, math.nan, 0.4])
     pred = xl.Prediction(pred.labels, pred.exits, pred.confidence, pred.probabilities, last_divergence=seen)
-    state = policy_on(draw(100, 1)).monitor().update(pred)
+    state = xl.Monitor(policy_on(draw(100, 1))).update(pred)
     assert state.divergence == pytest.approx(0.3)
     assert state.to_dict()["samples"] == 4
     assert "no drift seen in 4 samples" in state.summary
 
 
-def test_watched_passes_predictions_on():
-    watch = policy_on(draw(100, 1)).monitor()
+def test_watch_passes_predictions_on():
+    watch = xl.Monitor(policy_on(draw(100, 1)))
     parts = [draw(5, 1), draw(6, 2)]
-    assert list(watch.watched(parts)) == parts
+    assert list(watch.watch(parts)) == parts
     assert watch.state().samples == 11
 
 
@@ -112,25 +114,28 @@ def test_bad_input():
     policy = policy_on(draw(50, 0))
     for bad in (0, 1, True, "x"):
         with pytest.raises(xl.InputError, match="false_alarm"):
-            policy.monitor(bad)
+            xl.Monitor(policy, bad)
     with pytest.raises(xl.InputError, match="pred: expected Prediction"):
-        policy.monitor().update(torch.zeros(3))
+        xl.Monitor(policy).update(torch.zeros(3))
     worn = xl.Prediction(torch.zeros(1).long(), torch.tensor([0]), torch.tensor([math.nan]), torch.ones(1, 2))
     with pytest.raises(xl.InputError, match="finite confidences"):
-        policy.monitor().update(worn)
+        xl.Monitor(policy).update(worn)
     four = xl.Prediction(torch.zeros(1).long(), torch.tensor([3]), torch.ones(1), torch.ones(1, 2))
     with pytest.raises(xl.InputError, match="answered at exit 3, the policy has 3 exits"):
-        policy.monitor().update(four)
-    with pytest.raises(xl.PolicyError, match="no calibration samples to compare with"):
-        xl.Policy((0.5,)).monitor()
+        xl.Monitor(policy).update(four)
+    for unknown in (None, xl.Calibration({}, 100)):
+        with pytest.raises(xl.PolicyError, match="no calibration samples to compare with"):
+            xl.Monitor(xl.Policy((0.5,), calibration=unknown))
+    with pytest.raises(xl.InputError, match="policy: expected Policy"):
+        xl.Monitor(0.05)
+    with pytest.raises(xl.PolicyError, match="changed since it was calibrated"):
+        xl.Monitor(replace(xl.calibrate(random_trace(50), max_cost=0.9), thresholds=(0.1, 0.1)))
 
 
 def test_calibrate_gives_the_reference():
     trace = random_trace(400)
     policy = xl.calibrate(trace, max_accuracy_drop=0.05)
-    reference = policy.chosen_by["reference"]
-    counts = [sum(cells) for cells in reference["counts"]]
+    counts = [sum(cells) for cells in policy.calibration.reference.counts]
     assert counts == xl.route(trace, policy).bincount(minlength=3).tolist()
-    assert xl.Policy.from_dict(policy.to_dict()).monitor().state().expected_shares == pytest.approx(
-        [c / 400 for c in counts]
-    )
+    state = xl.Monitor(xl.Policy.from_dict(policy.to_dict())).state()
+    assert state.expected_shares == pytest.approx([c / 400 for c in counts])

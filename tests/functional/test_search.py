@@ -6,7 +6,7 @@ import torch
 
 from exitlens.functional.risk import accuracy_drop
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.search import best_cut, evaluate_cuts, frontier, pareto, quantise, refine
+from exitlens.functional.search import evaluate_cuts, find_best_cut, find_frontier, keep_undominated, quantise, refine
 from exitlens.types import Policy
 from tests.conftest import random_trace
 
@@ -40,10 +40,10 @@ def test_equal_scores_share_a_level():
     assert found.edges[0].tolist() == pytest.approx([0, 0.3, 0.7])
 
 
-def test_best_cut_by_hand():
+def test_find_best_cut_by_hand():
     index = torch.tensor([3, 2, 1, 0])
-    assert best_cut(index, torch.tensor([1.0, 1.0, -3.0, 1.0])) == 2
-    assert best_cut(index, torch.tensor([-1.0, -1.0, -1.0, -1.0])) == math.inf
+    assert find_best_cut(index, torch.tensor([1.0, 1.0, -3.0, 1.0])) == 2
+    assert find_best_cut(index, torch.tensor([-1.0, -1.0, -1.0, -1.0])) == math.inf
 
 
 def _brute_force(index, risk, cost, limit):
@@ -57,7 +57,7 @@ def test_frontier_and_refinement_come_close_to_brute_force(seed):
     trace = random_trace(200, 3, 4, seed)
     levels = quantise(score_early_exits(trace, Policy((0.5, 0.5))), 14)
     risk, limit = accuracy_drop(trace), 0.02
-    points = [p for p in frontier(levels.index, risk, trace.cost) if p.risk <= limit]
+    points = [p for p in find_frontier(levels.index, risk, trace.cost) if p.risk <= limit]
     start = min(points, key=lambda p: p.cost)
     allowed = lambda cuts: evaluate_cuts(levels.index, risk, trace.cost, cuts).risk <= limit  # noqa: E731
     best = refine(levels, risk, trace.cost, start, allowed)
@@ -69,7 +69,7 @@ def test_frontier_and_refinement_come_close_to_brute_force(seed):
 def test_frontier_is_sorted_and_ends_at_least_as_safe_as_never():
     trace = random_trace()
     index = quantise(score_early_exits(trace, Policy((0.5, 0.5)))).index
-    points = frontier(index, accuracy_drop(trace), trace.cost)
+    points = find_frontier(index, accuracy_drop(trace), trace.cost)
     assert [p.cost for p in points] == sorted(p.cost for p in points)
-    assert points == pareto(points)
+    assert points == keep_undominated(points)
     assert points[-1].risk <= 0

@@ -17,14 +17,14 @@ def test_the_limit_holds_on_the_trace_and_saves(score, limit):
     assert select_exits(accuracy_drop(trace), exits).mean() <= limit + 1e-6
     cost = trace.cost[exits].mean().item()
     assert cost < 1
-    assert policy.chosen_by["cost"] == pytest.approx(cost, abs=1e-6)
-    assert policy.chosen_by["samples"] == 1000
-    assert policy.chosen_by["data"] == trace.fingerprint()
+    record = policy.calibration
+    assert record.cost == pytest.approx(cost, abs=1e-6)
+    assert (record.samples, record.data, record.certification) == (1000, trace.fingerprint(), None)
 
 
 def test_a_looser_limit_never_costs_more():
     trace = random_trace(1000)
-    costs = [xl.calibrate(trace, max_accuracy_drop=limit).chosen_by["cost"] for limit in (0.0, 0.01, 0.03, 0.1, 0.5)]
+    costs = [xl.calibrate(trace, max_accuracy_drop=limit).calibration.cost for limit in (0.0, 0.01, 0.03, 0.1, 0.5)]
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] == pytest.approx(0.2, abs=1e-6)
 
@@ -37,7 +37,7 @@ def test_several_risks_at_once_without_labels():
     assert select_exits(trace.divergence, exits).mean() <= 0.05 + 1e-6
     assert policy.temperatures == (1.0, 1.0, 1.0)
     alone = xl.calibrate(trace, max_disagreement=0.1)
-    assert alone.chosen_by["cost"] <= policy.chosen_by["cost"]
+    assert alone.calibration.cost <= policy.calibration.cost
 
 
 def test_most_accurate_within_a_cost():

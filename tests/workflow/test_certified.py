@@ -28,17 +28,14 @@ def good_trace(n: int = 1500, seed: int = 0, labelled: bool = True) -> xl.Trace:
 def test_a_certificate_says_what_was_promised_and_by_what():
     trace = good_trace()
     policy = xl.calibrate(trace, max_accuracy_drop=0.02, max_divergence=0.1, delta=0.1)
-    record = policy.chosen_by
-    assert record["mode"] == "certified"
-    assert record["limits"] == {"max_accuracy_drop": 0.02, "max_divergence": 0.1}
-    assert record["delta"] == 0.1
-    assert record["samples"] == 1500
-    assert record["path_samples"] == 600
-    assert [one["name"] for one in record["tested"]] == ["max_accuracy_drop", "max_divergence"]
-    assert all(one["p_value"] <= 0.1 and one["samples"] == 900 for one in record["tested"])
-    assert record["cost"] < 0.8
+    record, tested = policy.calibration, policy.calibration.certification
+    assert record.limits == {"max_accuracy_drop": 0.02, "max_divergence": 0.1}
+    assert (tested.delta, record.samples, tested.path_samples) == (0.1, 1500, 600)
+    assert [one.name for one in tested.tests] == ["max_accuracy_drop", "max_divergence"]
+    assert all(one.p_value <= 0.1 and one.samples == 900 for one in tested.tests)
+    assert record.cost < 0.8
     exits = xl.route(trace, policy)
-    assert trace.cost[exits].double().mean().item() == pytest.approx(record["cost"])
+    assert trace.cost[exits].double().mean().item() == pytest.approx(record.cost)
     words = policy.certificate()
     assert words.count(". ") == 1
     for part in (
@@ -52,8 +49,8 @@ def test_a_certificate_says_what_was_promised_and_by_what():
     assert xl.Policy.from_dict(policy.to_dict()) == policy
 
 
-def test_the_test_half_decides_nothing_but_where_the_walk_ends():
-    """Other labels in the test half: the same path, another end."""
+def test_the_test_part_decides_nothing_but_where_the_path_ends():
+    """Other labels in the part that tests: the same path, another end."""
     trace = good_trace()
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))[600:]
     labels = trace.labels.clone()
@@ -61,21 +58,21 @@ def test_the_test_half_decides_nothing_but_where_the_walk_ends():
     one = xl.calibrate(trace, max_accuracy_drop=0.02, delta=0.1)
     other = xl.calibrate(replace(trace, labels=labels), max_accuracy_drop=0.02, delta=0.1)
     assert one.temperatures == other.temperatures
-    assert one.chosen_by["path"] == other.chosen_by["path"]
+    assert one.calibration.certification.path_length == other.calibration.certification.path_length
 
 
 def test_a_smaller_delta_or_limit_never_saves_more():
     trace = good_trace()
-    costs = [xl.calibrate(trace, max_accuracy_drop=0.02, delta=d).chosen_by["cost"] for d in (0.4, 0.1, 0.02)]
+    costs = [xl.calibrate(trace, max_accuracy_drop=0.02, delta=d).calibration.cost for d in (0.4, 0.1, 0.02)]
     assert costs == sorted(costs)
-    limits = [xl.calibrate(trace, max_disagreement=limit, delta=0.1).chosen_by["cost"] for limit in (0.2, 0.05, 0.01)]
+    limits = [xl.calibrate(trace, max_disagreement=limit, delta=0.1).calibration.cost for limit in (0.2, 0.05, 0.01)]
     assert limits == sorted(limits)
 
 
 def test_without_labels_disagreement_and_divergence_are_certified():
     trace = good_trace(labelled=False)
     policy = xl.calibrate(trace, max_disagreement=0.05, max_divergence=0.1, delta=0.1)
-    assert policy.chosen_by["cost"] < 0.9
+    assert policy.calibration.cost < 0.9
     assert "gives another answer than the full network to at most 5 %" in policy.certificate()
     for name in ("max_accuracy_drop", "max_class_accuracy_drop"):
         with pytest.raises(xl.InputError, match="labels"):
@@ -93,38 +90,40 @@ def test_every_class_has_its_own_limit(delta):
     logits[:, 0, 0] += torch.rand(n, generator=torch.Generator().manual_seed(0))
     trace = xl.Trace(logits, labels, torch.zeros(n, 2), torch.tensor([0.5, 1.0]))
     together = xl.calibrate(trace, max_accuracy_drop=0.15, delta=delta)
-    assert together.chosen_by["cost"] == pytest.approx(0.5)
+    assert together.calibration.cost == pytest.approx(0.5)
     each = xl.calibrate(trace, max_class_accuracy_drop=0.15, delta=delta)
-    assert 0.5 < each.chosen_by["cost"] < 1
+    assert 0.5 < each.calibration.cost < 1
     drop = select_exits(accuracy_drop(trace), xl.route(trace, each))
     assert all(drop[labels == c].mean() <= 0.15 + 1e-6 for c in (0, 1))
     if delta:
-        assert [one["name"] for one in each.chosen_by["tested"]][1] == "max_class_accuracy_drop, class 1"
+        assert [one.name for one in each.calibration.certification.tests][1] == "max_class_accuracy_drop, class 1"
         assert "in every class" in each.certificate()
 
 
 def test_nothing_passes_and_it_says_why_and_what_it_would_take():
     few = xl.calibrate(good_trace(60), max_disagreement=0.01, delta=0.1)
     assert few.thresholds == (math.inf, math.inf)
-    assert few.chosen_by["samples_needed"] >= 230 / 0.6
-    assert f"about {few.chosen_by['samples_needed']} samples would be needed" in few.certificate()
+    needed = few.calibration.certification.samples_needed
+    assert needed >= 230 / 0.6
+    assert f"about {needed} samples would be needed" in few.certificate()
     assert "The early exits never fire" in few.certificate()
     bad = good_trace(400)
     bad = replace(bad, divergence=torch.tensor([0.5, 0.5, 0.0]).repeat(400, 1))
     hopeless = xl.calibrate(bad, max_divergence=0.001, max_disagreement=0.001, delta=0.1)
     assert hopeless.thresholds == (math.inf, math.inf)
-    assert hopeless.chosen_by["cost"] == pytest.approx(1.0)
-    assert "reason" in hopeless.chosen_by
+    assert hopeless.calibration.cost == pytest.approx(1.0)
+    assert hopeless.calibration.certification.reason
 
 
 def test_reasons_that_are_true():
     alone = xl.Trace(torch.rand(200, 1, 3), None, torch.zeros(200, 1), torch.tensor([1.0]))
-    assert xl.calibrate(alone, max_disagreement=0.1, delta=0.1).chosen_by["reason"] == "the network has no early exits"
+    refused = xl.calibrate(alone, max_disagreement=0.1, delta=0.1).calibration.certification
+    assert refused.reason == "the network has no early exits"
     nothing = xl.calibrate(good_trace(400), max_accuracy_drop=0.0, delta=0.1)
-    assert "can never be shown from samples" in nothing.chosen_by["reason"]
+    assert "can never be shown from samples" in nothing.calibration.certification.reason
     tiny = xl.calibrate(good_trace(2000), max_accuracy_drop=0.05, delta=1e-4)
-    assert tiny.chosen_by["cost"] < 1  # the tests spare a part of delta, not a fixed one
-    assert all(one["p_value"] <= 1e-4 for one in tiny.chosen_by["tested"])
+    assert tiny.calibration.cost < 1  # the tests spare a part of delta, not a fixed one
+    assert all(one.p_value <= 1e-4 for one in tiny.calibration.certification.tests)
     for limits in ({"max_accuracy_drop": 1e-320}, {"max_disagreement": 1e-320}, {"max_accuracy_drop": 0.0}):
         assert xl.calibrate(good_trace(20), **limits, delta=1e-3).thresholds == (math.inf, math.inf)
 
@@ -137,7 +136,7 @@ def test_a_certificate_speaks_of_the_classes_that_were_tested():
     logits += 0.1 * torch.rand(logits.shape, generator=rng)
     trace = xl.Trace(logits, labels, torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
     policy = xl.calibrate(trace, max_class_accuracy_drop=0.1, delta=0.1)
-    assert policy.chosen_by["classes"] == [9, 10]
+    assert policy.calibration.classes == (9, 10)
     assert "in each of the 9 classes of 10 that were tested" in policy.certificate()
     assert "nearest to failing of 9" in policy.certificate()
     one = xl.Trace(logits, torch.zeros(3000).long(), torch.zeros(3000, 2), torch.tensor([0.5, 1.0]))
@@ -150,18 +149,6 @@ def test_a_changed_policy_has_no_certificate(tmp_path):
     for change in ({"thresholds": (0.2, 0.2)}, {"score": "margin"}, {"temperatures": (2.0, 1.0, 1.0)}, {"network": "x"}):
         other = replace(policy, **change)
         assert "Nothing is promised: this policy is not the one that was calibrated" in other.certificate()
-        with pytest.raises(xl.PolicyError, match="changed since it was calibrated"):
-            other.monitor()
-
-
-def test_records_that_were_damaged():
-    policy = xl.Policy((0.5,), chosen_by={"mode": "certified"})
-    with pytest.raises(xl.PolicyError, match="chosen_by: expected what calibrate wrote"):
-        policy.certificate()
-    with pytest.raises(xl.PolicyError, match="its reference is not what calibrate wrote"):
-        xl.Policy((0.5,), chosen_by={"reference": {}}).monitor()
-    with pytest.raises(xl.PolicyError, match="thresholds, score, temperatures, network, chosen_by missing"):
-        xl.Policy.from_dict({})
 
 
 def test_repeated_samples_are_told():
@@ -187,7 +174,7 @@ def test_temperatures_are_followed_through_policies():
 def test_max_cost_beside_a_certificate():
     trace = good_trace()
     policy = xl.calibrate(trace, max_disagreement=0.05, max_cost=0.9, delta=0.1)
-    assert policy.chosen_by["cost"] <= 0.9
+    assert policy.calibration.cost <= 0.9
     with pytest.raises(xl.CalibrationError, match="max_cost: the cheapest policy that can be certified costs"):
         xl.calibrate(trace, max_disagreement=0.001, max_cost=0.21, delta=0.1)
 

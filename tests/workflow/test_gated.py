@@ -118,11 +118,11 @@ def test_calibrate_fits_a_gate_where_it_saves():
     plain = xl.calibrate(trace, max_divergence=limit)
     gated = xl.calibrate(trace, max_divergence=limit, gate=True)
     assert gated.gate is not None
-    assert gated.chosen_by["cost"] < plain.chosen_by["cost"]
+    assert gated.calibration.cost < plain.calibration.cost
     assert select_exits(trace.divergence, xl.route(trace, gated)).mean().item() <= limit + 1e-6
     certified = xl.calibrate(trace, max_divergence=limit, gate=True, delta=0.1)
     assert certified.gate is not None
-    assert certified.chosen_by["cost"] < 0.95
+    assert certified.calibration.cost < 0.95
     assert xl.calibrate(trace, max_divergence=1.0, gate=True).gate is None  # nothing to gain: the simpler rule
     with pytest.raises(xl.InputError, match="gate: it lowers the divergence"):
         xl.calibrate(trace, max_accuracy_drop=0.1, gate=True)
@@ -137,7 +137,7 @@ def test_the_monitors_reference_is_what_predictions_report():
         [score_early_exits(trace, xl.Policy(policy.thresholds, temperatures=policy.temperatures)), torch.ones(600, 1)], 1
     )
     raw[:, 2] = (trace.logits[:, 2] / policy.temperatures[2]).softmax(1).amax(1)
-    assert policy.monitor().state().expected_confidence == pytest.approx(select_exits(raw, exits).mean().item(), abs=1e-5)
+    assert xl.Monitor(policy).state().expected_confidence == pytest.approx(select_exits(raw, exits).mean().item(), abs=1e-5)
 
 
 def test_bundles_keep_the_gate(made, tmp_path):

@@ -13,8 +13,8 @@ import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, console, show, verbs
 from exitlens.delivery.bench.benchmark import Bench, machine, table
 from exitlens.delivery.bench.timing import pin_threads
-from exitlens.delivery.bundle import load, save
-from exitlens.delivery.run_directory import find_bundle, load_calibrated, load_samples
+from exitlens.delivery.bundle import find_bundle, load, save
+from exitlens.delivery.run_directory import load_calibrated, load_samples
 from exitlens.model.backbones.build import make_example
 from exitlens.model.cutting.placement import BY, By, choose_points
 from exitlens.types.inputs import draw_samples

@@ -64,14 +64,14 @@ def predict(
     done = {row.file for row in rows}
     if compiled:
         net.compile(policy, progress=not json_)
-    watch = policy.monitor() if monitor else None
+    watch = xl.Monitor(policy) if monitor else None
     samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, without=done)
     try:
         with file or nullcontext(), _bar(not json_) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.DriftWarning)  # told at the end
             task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
             answers: Iterable[xl.Prediction] = xl.predict(net, samples, policy)
-            for batch in _rows(net, answers if watch is None else watch.watched(answers), samples):
+            for batch in _rows(net, answers if watch is None else watch.watch(answers), samples):
                 if file is not None:
                     file.append(batch)
                 rows += batch

@@ -11,12 +11,12 @@ import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Data, Json, OtherData, Root, SkipBad, console, literal, show, verbs
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import open_source
+from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.demo.demo import run_demo
 from exitlens.delivery.demo.training import DemoSettings
 from exitlens.delivery.report.comparing import CONDITION, describe_provenance, measure_subjects
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import (
-    find_bundle,
     forget_source,
     load_calibrated,
     load_samples,
@@ -28,7 +28,7 @@ from exitlens.delivery.run_directory import (
     write_source,
 )
 from exitlens.delivery.run_setup import build_network, load_training_sets
-from exitlens.functional.limits import check_limits
+from exitlens.functional.risk import check_limits
 from exitlens.modalities import TEXT
 from exitlens.types.words import exit_name
 

@@ -22,7 +22,7 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 
-FORMAT = 1
+FORMAT = 2  # format 1 has the calibration as it was before it was typed: Policy.from_dict reads both
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
 
 
@@ -88,29 +88,33 @@ def _swap(new: Path, target: Path) -> None:
     shutil.rmtree(old.parent)
 
 
+def find_bundle(path: Path) -> Path:
+    """The bundle directory for a run directory or for the bundle itself.
+
+    Raises:
+        BundleError: if neither is there.
+    """
+    for candidate in (path, path / "bundle"):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    raise BundleError(f"bundle: {path} is no bundle and holds none (no {MANIFEST}): give what exitlens fit wrote")
+
+
 def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[ExitNet, Policy | None]:
     """Reads a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
 
     Args:
-        directory: what :func:`save` wrote.
+        directory: what :func:`save` wrote, or the run directory that holds it.
         backbone: the plain module, for networks that were attached to a module of your own; its weights are replaced.
 
     Raises:
         BundleError: a missing, altered or truncated file, another format version, or a backbone that does not fit.
     """
-    source = Path(directory)
-    manifest = _read_json(source / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("sha256"), dict):
-        raise BundleError(f"{source / MANIFEST}: expected format {FORMAT} with checksums: not a bundle of this version")
-    for name in (WEIGHTS, NETWORK, POLICY):
-        if not (source / name).is_file():
-            raise BundleError(f"{source / name}: missing: copy the bundle again from where it was saved")
-        if _checksum(source / name) != manifest["sha256"].get(name):
-            raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
-    values = _read_json(source / NETWORK)
-    policy_values = _read_json(source / POLICY)
+    source = find_bundle(Path(directory))
+    _verify_files(source)
+    values, policy_values = _read_json(source / NETWORK), _read_json(source / POLICY)
     try:
-        tuning = Tuning.from_dict(values.pop("tuning", {}))  # bundles of 0.1.0 have none
+        tuning = Tuning.from_dict(values.pop("tuning", {}))  # the first bundles have none
         facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
         net = _build(NetworkInfo.from_dict(values), backbone).to(getattr(torch, facts["dtype"]))
         policy = None if policy_values is None else Policy.from_dict(policy_values)
@@ -126,6 +130,20 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if policy is not None:
         policy.check(net.num_exits, net.identity())
     return net.eval(), policy
+
+
+def _verify_files(source: Path) -> None:
+    """Raises :class:`BundleError` unless the bundle's files are those that its manifest lists."""
+    manifest = _read_json(source / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
+        raise BundleError(f"{source / MANIFEST}: expected checksums: copy the bundle again")
+    if manifest.get("format") not in (1, FORMAT):
+        raise BundleError(f"{source / MANIFEST}: expected format 1 or {FORMAT}, got {manifest.get('format')}")
+    for name in (WEIGHTS, NETWORK, POLICY):
+        if not (source / name).is_file():
+            raise BundleError(f"{source / name}: missing: copy the bundle again from where it was saved")
+        if _checksum(source / name) != manifest["sha256"].get(name):
+            raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
 
 
 def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
@@ -149,13 +167,11 @@ def _write_json(path: Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path.name}: it holds a value that JSON cannot ({error}); see policy.chosen_by") from error
+        raise InputError(f"{path.name}: it holds a value that JSON cannot ({error}); see policy.calibration") from error
     path.write_text(text + "\n")
 
 
 def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise BundleError(f"{path}: missing: give the directory that exitlens saved a bundle in")
     try:
         return json.loads(path.read_text())
     except ValueError as error:

@@ -13,7 +13,7 @@ from exitlens.data.sources import DataSource, is_text_file, open_source
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import ImageStream, TextStream
 from exitlens.data.texts import TextSet, read_numbered_texts, read_texts
-from exitlens.delivery.bundle import MANIFEST, load, save
+from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
 from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
 from exitlens.io import write_text
 from exitlens.modalities import IMAGE, TEXT
@@ -22,18 +22,6 @@ from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
-
-
-def find_bundle(path: Path) -> Path:
-    """The bundle directory for a run directory or for the bundle itself.
-
-    Raises:
-        BundleError: if neither is there.
-    """
-    for candidate in (path, path / "bundle"):
-        if (candidate / MANIFEST).is_file():
-            return candidate
-    raise BundleError(f"bundle: {path} is no bundle and holds none (no {MANIFEST}): give what exitlens fit wrote")
 
 
 def shorten_names(paths: Sequence[Path]) -> list[str]:
@@ -98,7 +86,7 @@ def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
     Raises:
         PolicyError: if it has no policy yet.
     """
-    net, policy = load(find_bundle(path))
+    net, policy = load(path)
     if policy is None:
         raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")
     return net, policy
@@ -162,7 +150,7 @@ def stream_samples(
 
 def made_by(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
     """What decides the answers to ``data``: JSON-ready values that two runs share if their answers may stand in one file."""
-    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "chosen_by")}
+    rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
     reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
     return {"network": net.identity(), "policy": rule, "preprocessing": reading, "input": str(data)}

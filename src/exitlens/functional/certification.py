@@ -1,16 +1,16 @@
-"""Certified thresholds: a path of threshold vectors from one part of a trace, walked by tests on the other part.
+"""Certified thresholds: one part of a trace proposes a path of threshold vectors, the other part tests it.
 
-Pareto Testing (arXiv 2210.07913): the first part decides everything that may be decided freely, which vectors are worth
-testing, in which order, by which test. The second part is used once: fixed-sequence testing along the path, each null being
-"some risk is above its limit" with the largest of the risks' p-values, so the probability that a vector with a risk above
-its limit is accepted is at most delta, however many risks and vectors there are.
+Pareto Testing (arXiv 2210.07913). The first part decides everything that may be decided freely: which vectors are worth
+testing, in which order, by which tests. The second part is used once, for a fixed-sequence test along the path. Each null
+hypothesis is "some risk is above its limit", with the largest of the risks' p-values; so the probability that a vector with
+a risk above its limit is accepted is at most delta, however many risks and vectors there are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -21,9 +21,10 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from exitlens.functional.pvalues import SPARE, Array, betting, binomial, hoeffding_bentkus, paired
-from exitlens.functional.risk import select_exits
+from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.search import Cuts, frontier
+from exitlens.functional.search import Cuts, find_frontier, quantise
+from exitlens.types.calibrations import Certification, RiskTest
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting"]
 TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
@@ -31,74 +32,30 @@ TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
     "ternary": ("paired", "betting"),
     "unit": ("hoeffding_bentkus", "betting"),
 }
-
-
 STEPS = 8  # from one vector of the frontier to the next
+PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/guarantees.md)
+FEWEST = 10  # samples to start from; what so few can certify is nothing, and the policy says how many it takes
 
 
 @dataclass(frozen=True)
-class Risk:
-    """One risk of a routing, and what it may be.
+class SequenceResult:
+    """What the fixed-sequence test accepted.
 
-    Attributes:
-        name: for the record.
-        values: ``(N,K)``: what each sample loses at each exit; 0 at the final one.
-        limit: on the mean, in [0, 1].
-        kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].
-        rows: ``(N,)`` bool: the samples that it is the mean over; ``None``: all.
+    ``cuts`` is ``None`` where nothing passed; ``tests`` are then those of the first vector, which did not.
     """
 
-    name: str
-    values: Tensor
-    limit: float
-    kind: Literal["binary", "ternary", "unit"]
-    rows: Tensor | None = None
-
-    def at(self, where: Tensor) -> Risk:
-        """The same of some of the samples (indices)."""
-        return Risk(self.name, self.values[where], self.limit, self.kind, None if self.rows is None else self.rows[where])
-
-    def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
-        """Of the samples that it is about, at the exits that they take."""
-        found = select_exits(self.values, exits)
-        return found if self.rows is None else found[self.rows]
-
-    def column(self) -> Tensor:  # -> (N,K)
-        """Values whose mean over all samples is the risk."""
-        if self.rows is None:
-            return self.values
-        return self.values * self.rows[:, None] * (len(self.rows) / max(1, int(self.rows.sum())))
-
-
-@dataclass(frozen=True)
-class Tested:
-    """How one risk of one policy was tested on the second part."""
-
-    name: str
-    limit: float
-    test: Test
-    samples: int
-    mean: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What the walk accepted: ``cuts`` is ``None`` where nothing passed; then ``tested`` is of the first that did not."""
-
     cuts: Cuts | None
-    tested: tuple[Tested, ...]
-    walked: int
-    path: int
+    tests: tuple[RiskTest, ...]
+    steps: int
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A threshold vector, its mean cost on the first part, and of every risk's losses there mean, variance and number.
 
-    ``smoothed_losses`` are means of the losses above 0 after :func:`smooth_losses`: gains do not make up for losses. The
-    share of samples that leave early counts as one more sample's loss, so that of two vectors without any loss the one by
-    which fewer leave is the safer.
+    ``smoothed_losses`` are the means after :func:`smooth_losses` of the losses above 0: gains do not make up for losses. The
+    share of samples that leave early counts as the loss of one more sample, so that of two vectors without any loss the one
+    that lets fewer samples leave is the safer.
     """
 
     cuts: Cuts
@@ -118,13 +75,15 @@ def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[
         index: ``(N,K-1)`` levels of the first part. risks: of the first part. cost: ``(K,)``.
     """
     smoothed_losses = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
-    whole = [harm for harm, risk in zip(smoothed_losses, risks, strict=True) if risk.rows is None]
-    scaled = torch.stack([harm / max(risk.limit, 1e-3) for harm, risk in zip(smoothed_losses, risks, strict=True)]).sum(0)
+    whole = [losses for losses, risk in zip(smoothed_losses, risks, strict=True) if risk.rows is None]
+    scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in zip(smoothed_losses, risks, strict=True)]).sum(
+        0
+    )
     tops = index.amax(0).tolist()
     found: dict[Cuts, None] = {}
     for column in [scaled] if len(risks) == 1 else [*whole, scaled]:
-        # never-exit is beaten by whatever does no harm here, but the path has to start next to it
-        ordered = [*(point.cuts for point in frontier(index, column, cost)), (math.inf,) * index.shape[1]]
+        # never-exit is beaten by whatever loses nothing here, but the path has to start next to it
+        ordered = [*(point.cuts for point in find_frontier(index, column, cost)), (math.inf,) * index.shape[1]]
         found |= dict.fromkeys(ordered)
         for one, other in pairwise(ordered):
             found |= dict.fromkeys(_between(one, other, step / STEPS, tops) for step in range(1, STEPS))
@@ -132,9 +91,9 @@ def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[
 
 
 def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)
-    """Each early exit's losses replaced by their mean at the score, which falls as the score rises (isotonic regression).
+    """Each early exit's losses, replaced by their mean given the score, which falls as the score rises.
 
-    The frontier of single losses follows chance: a rare error here or there moves its thresholds.
+    By isotonic regression. A frontier of single losses follows chance: a rare error here or there moves its thresholds.
     """
     columns = [column[:, -1]]
     for k in reversed(range(index.shape[1])):
@@ -161,15 +120,15 @@ def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Seq
     means = [one.mean().item() if len(one) else 1.0 for one in losses]
     variances = [one.var(correction=0).item() if len(one) else 0.0 for one in losses]
     early = (exits < len(cost) - 1).double().mean().item()
-    harm = tuple(select_exits(one, exits).double().mean().item() + early / len(index) for one in smoothed_losses)
+    smoothed = tuple(select_exits(one, exits).double().mean().item() + early / len(index) for one in smoothed_losses)
     price = cost[exits].double().mean().item()
-    return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), harm)
+    return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), smoothed)
 
 
 def approximate_p_values(one: Candidate, limits: Sequence[float]) -> list[float]:
-    """Normal p-values of each risk, which order policies and test nothing.
+    """Normal p-values of each risk, to order policies by; they test nothing.
 
-    With the variance of one more loss added, because no loss seen is not no variance.
+    The variance of one more loss is added: that no loss was seen does not mean there is no variance.
     """
     found = []
     for mean, variance, count, limit in zip(one.means, one.variances, one.counts, limits, strict=True):
@@ -179,73 +138,29 @@ def approximate_p_values(one: Candidate, limits: Sequence[float]) -> list[float]
 
 
 def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 60) -> list[Candidate]:
-    """The candidates that no other beats in both cost and harm (over its limit) on the first part, safest first.
+    """The candidates that no other beats in both cost and smoothed loss (over its limit) on the first part, safest first.
 
-    Harm, not the risk: it grows with every sample that leaves, so the path starts next to never-exit and goes on in small
-    steps. By risk it would start where the first part's gains happen to be largest, and the first test would often end it.
-    What is likely above its limit is left out.
+    The smoothed loss, not the risk: it grows with every sample that leaves, so the path starts next to never-exit and goes
+    on in small steps. By risk it would start where the first part's gains happen to be largest, and the first test would
+    often end it. Candidates that are likely above their limit are left out.
     """
     likely = [i for i, one in enumerate(pool) if max(approximate_p_values(one, limits)) < 0.9]
-    harm = {i: max(h / max(limit, 1e-6) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
+    loss = {i: max(h / max(limit, 1e-6) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
     kept: list[tuple[float, int]] = []
-    for i in sorted(likely, key=lambda i: (pool[i].cost, harm[i])):  # cheapest first
-        if not kept or harm[i] < kept[-1][0]:
-            kept.append((harm[i], i))
+    for i in sorted(likely, key=lambda i: (pool[i].cost, loss[i])):  # cheapest first
+        if not kept or loss[i] < kept[-1][0]:
+            kept.append((loss[i], i))
     if len(kept) > most:
         kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
     return [pool[i] for _, i in reversed(kept)]
 
 
-def walk(
-    index: Tensor, risks: Sequence[Risk], path: Sequence[Candidate], tests: Sequence[Test], delta: float
-) -> Certificate:
-    """Tests the path on the second part from its safe end; the answer is the last vector before the first that fails.
-
-    Args:
-        index: ``(N,K-1)`` levels of the second part. risks: of the second part.
-        path: from :func:`order_path`. tests: one for each risk.
-        delta: in (0, 1).
-    """
-    accepted: Cuts | None = None
-    tested: tuple[Tested, ...] = ()
-    for step, one in enumerate(path):
-        exits = find_first_firing(index, one.cuts)
-        found = tuple(_test_risk(risk, exits, test, delta) for risk, test in zip(risks, tests, strict=True))
-        if not all(one.p_value <= delta for one in found):
-            return Certificate(accepted, tested or found, step + 1, len(path))
-        accepted, tested = one.cuts, found
-    return Certificate(accepted, tested, len(path), len(path))
-
-
-def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> Tested:
-    losses = risk.losses(exits)
-    p = p_value(losses, risk, test, delta) if len(losses) else 1.0
-    return Tested(risk.name, risk.limit, test, len(losses), losses.double().mean().item() if len(losses) else math.nan, p)
-
-
-def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:
-    """Of the null "the mean of these losses is above the risk's limit".
-
-    Args:
-        losses: ``(n,)``, one or more.
-    """
-    values, count = losses.double().numpy(), len(losses)
-    if test == "paired":
-        more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
-        return float(paired(np.array([more]), np.array([fewer]), count, risk.limit, spare=spare)[0])
-    if test == "betting":
-        low = -1.0 if risk.kind == "ternary" else 0.0
-        return float(betting((values[None] - low) / (1 - low), (risk.limit - low) / (1 - low), delta)[0])
-    mean: Array = np.array([values.mean()])
-    return float((binomial if test == "binomial" else hoeffding_bentkus)(mean, count, risk.limit)[0])
-
-
 def choose_tests(
     index: Tensor, risks: Sequence[Risk], path: Sequence[Candidate], count: int, delta: float
 ) -> tuple[Test, ...]:
-    """For each risk the test that is tighter, tried on the first part, repeated to the second part's ``count``.
+    """For each risk the tighter test, tried on the first part (repeated up to the second part's ``count``).
 
-    It is tried at the vector of the path that stands nearest to being refused for that risk.
+    It is tried at the vector of the path that is nearest to being refused for that risk.
     """
     rows = torch.arange(count) % len(index)
     rows = rows[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
@@ -263,18 +178,64 @@ def choose_tests(
     return tuple(chosen)
 
 
+def run_fixed_sequence_test(
+    index: Tensor, risks: Sequence[Risk], path: Sequence[Candidate], tests: Sequence[Test], delta: float
+) -> SequenceResult:
+    """Tests the path on the second part from its safe end; accepts the last vector before the first that fails.
+
+    Args:
+        index: ``(N,K-1)`` levels of the second part. risks: of the second part.
+        path: from :func:`order_path`. tests: one for each risk.
+        delta: in (0, 1).
+    """
+    accepted: Cuts | None = None
+    tested: tuple[RiskTest, ...] = ()
+    for step, one in enumerate(path, 1):
+        exits = find_first_firing(index, one.cuts)
+        found = tuple(_test_risk(risk, exits, test, delta) for risk, test in zip(risks, tests, strict=True))
+        if not all(test.p_value <= delta for test in found):
+            return SequenceResult(accepted, tested or found, step)
+        accepted, tested = one.cuts, found
+    return SequenceResult(accepted, tested, len(path))
+
+
+def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> RiskTest:
+    losses = risk.losses(exits)
+    if not len(losses):
+        return RiskTest(risk.name, risk.limit, test, 0, None, 1.0)
+    mean = losses.double().mean().item()
+    return RiskTest(risk.name, risk.limit, test, len(losses), mean, p_value(losses, risk, test, delta))
+
+
+def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:
+    """The p-value of the null hypothesis "the mean of these losses is above the risk's limit".
+
+    Args:
+        losses: ``(n,)``, one or more.
+    """
+    values, count = losses.double().numpy(), len(losses)
+    if test == "paired":
+        more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
+        return float(paired(np.array([more]), np.array([fewer]), count, risk.limit, spare=spare)[0])
+    if test == "betting":
+        low = -1.0 if risk.kind == "ternary" else 0.0
+        return float(betting((values[None] - low) / (1 - low), (risk.limit - low) / (1 - low), delta)[0])
+    mean: Array = np.array([values.mean()])
+    return float((binomial if test == "binomial" else hoeffding_bentkus)(mean, count, risk.limit)[0])
+
+
 def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:
     """About how many samples the second part needs for the vector of the path that is easiest to accept.
 
-    From means and variances on the first part, by the normal approximation, and never fewer than a test needs that sees
-    no loss at all. ``None`` if every vector has a risk above its limit there: no number would do.
+    From means and variances on the first part, by the normal approximation, and never fewer than a test that sees no loss
+    at all would need. ``None`` if every vector has a risk above its limit there: no number would do.
     """
     best: int | None = None
     for one in path:
         most = 0
         for risk, mean, variance in zip(risks, one.means, one.variances, strict=True):
             room = risk.limit - mean
-            if room < 1e-9:  # not even its mean is below: no number of samples would do
+            if room < 1e-9:  # its mean is not even below the limit
                 break
             share = 1.0 if risk.rows is None else max(1, int(risk.rows.sum())) / len(risk.rows)
             lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if 1e-12 < risk.limit < 1 else 1.0
@@ -283,3 +244,42 @@ def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], de
         else:
             best = most if best is None else min(best, most)
     return best
+
+
+def certify(
+    scores: Tensor, risks: Sequence[Risk], cost: Tensor, first: Tensor, second: Tensor, delta: float
+) -> tuple[tuple[float, ...], Certification]:
+    """The cheapest thresholds that can be certified (never, if there are none), and the record of how.
+
+    Args:
+        scores: ``(N,K-1)``. risks: of all samples. cost: ``(K,)``.
+        first, second: indices of the samples that propose the path, and of those that test it.
+        delta: in (0, 1).
+    """
+    levels = quantise(scores[first])
+    theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]
+    path = order_path(find_candidates(levels.index, theirs, cost), [risk.limit for risk in risks])
+    tests = choose_tests(levels.index, theirs, path, len(second), delta)
+    found = run_fixed_sequence_test(levels.apply(scores[second]), ours, path, tests, delta)
+    record = Certification(delta, len(first), len(path), found.steps, found.tests)
+    if found.cuts is not None:
+        return levels.thresholds(found.cuts), record
+    needed = estimate_samples_needed(theirs, path, delta)
+    total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
+    reason = _explain_refusal(found.tests, len(scores), total) if scores.shape[1] else "the network has no early exits"
+    return (math.inf,) * scores.shape[1], replace(record, reason=reason, samples_needed=total)
+
+
+def _explain_refusal(tests: Sequence[RiskTest], samples: int, needed: int | None) -> str:
+    if not tests:
+        return f"no early answer kept every limit on the {samples} samples: train longer, or raise a limit"
+    worst = max(tests, key=lambda test: test.p_value)
+    seen = "none of its samples was there" if worst.mean is None else f"seen {worst.mean:.4g} in {worst.samples} samples"
+    what = f"{worst.name} could not be shown to be at most {worst.limit:g} ({seen}, p-value {worst.p_value:.2g})"
+    if worst.limit == 0:
+        return f"{what}: that nothing at all is lost can never be shown from samples: raise the limit"
+    if needed is None:
+        return f"{what}: on the samples that chose the policy it was above the limit, so more samples would not help"
+    if needed <= samples:
+        return f"{what}: about {needed} samples should do on average, so this draw was unlucky, or the limit is at the edge"
+    return f"{what}: about {needed} samples would be needed"

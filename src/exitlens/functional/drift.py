@@ -1,4 +1,4 @@
-"""Drift watch: whether the samples that come still look like those that a policy was calibrated on."""
+"""Drift: whether new samples still look like those that a policy was calibrated on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 import random
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from exitlens.errors import DriftWarning, InputError, PolicyError, require
-from exitlens.types.outputs import Prediction
+from exitlens.types import DriftReference, Policy, Prediction
 
 BINS = 8  # of the scores at each exit
 _STAKES = (-0.9, -0.5, 0.5, 0.9)  # for tilted and for bent densities
@@ -61,36 +61,37 @@ class Drift:
 
 
 class Monitor:
-    """Tests, sample by sample, that new samples and the calibration samples are exchangeable.
+    """Tests, sample by sample, whether new samples and the calibration samples are exchangeable.
 
-    Each sample's exit and score are put in order with all before it, those of the calibration included, from sure and
-    early to unsure and late; its rank, ties broken at random, is uniform and independent of the others as long as nothing
-    changes (conformal test martingales, Vovk 2021, arXiv 1906.09256). A bet is made against that: on tilted and bent
-    densities, started anew from time to time so that a late change is seen, too. With nothing changed the wealth ever
-    reaches ``1 / false_alarm`` with probability at most ``false_alarm`` (Ville), however long the stream and whenever it is
-    looked at. Memory is constant: samples are counted in cells, eight of the score at each exit.
+    Every sample's exit and score are ranked among all before it, those of the calibration included, from sure and early to
+    unsure and late. With ties broken at random, the ranks are uniform and independent as long as nothing changes (conformal
+    test martingales, Vovk 2021, arXiv 1906.09256). The monitor bets against that, on tilted and on bent densities; new bets
+    start from time to time, so that a late change is seen too. If nothing changes, its wealth ever reaches
+    ``1 / false_alarm`` with probability at most ``false_alarm`` (Ville), however long the stream and whenever one looks.
+    Memory is constant: samples are counted in cells, eight of the score at each exit.
 
     The order in which samples come matters: a folder sorted by class is not exchangeable. The thresholds were chosen on the
-    calibration samples, which therefore fit them a little better than new ones do; docs/guarantees.md has what that does.
+    calibration samples, which therefore fit them a little better than new ones do; docs/guarantees.md says what that does.
 
     Args:
-        reference: ``Policy.chosen_by["reference"]``.
+        policy: from :func:`exitlens.calibrate`, and unchanged since.
         false_alarm: in (0, 1).
         seed: of the ties.
 
     Raises:
+        PolicyError: for a policy that was not calibrated on a trace, or was changed since.
         InputError: for ``false_alarm`` out of range.
     """
 
-    def __init__(self, reference: Mapping[str, Any], false_alarm: float = 0.05, seed: int = 0) -> None:
+    def __init__(self, policy: Policy, false_alarm: float = 0.05, seed: int = 0) -> None:
+        reference = _require_reference(policy)
         if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
             raise InputError(f"false_alarm: expected a number between 0 and 1, got {false_alarm!r}")
         self.false_alarm = false_alarm
-        self._edges: list[list[float]] = [list(edges) for edges in reference["edges"]]
-        expected: list[list[int]] = [list(counts) for counts in reference["counts"]]
+        self._edges, expected = reference.edges, reference.counts
         total = sum(map(sum, expected))
         self._expected = tuple(sum(counts) / total for counts in expected)
-        self._expected_confidence = float(reference["confidence"])
+        self._expected_confidence = reference.confidence
         self._cells = [count for counts in expected for count in counts]  # from the surest at exit 0 on
         self._starts = [sum(len(counts) for counts in expected[:k]) for k in range(len(expected))]
         self._shares = [0] * len(expected)
@@ -102,7 +103,7 @@ class Monitor:
         self._since: int | None = None
 
     def update(self, pred: Prediction) -> Drift:
-        """Takes in predictions in the order in which the samples came; warns (once) by :class:`DriftWarning` on alarm.
+        """Counts predictions, in the order in which the samples came; warns once, by :class:`DriftWarning`, on alarm.
 
         Raises:
             InputError: for predictions of a network with another number of exits.
@@ -115,7 +116,7 @@ class Monitor:
             raise InputError("pred: expected finite confidences, got NaN or Inf")
         before = self._since
         for exit_, score in zip(exits, scores, strict=True):
-            self._one(exit_, score)
+            self._count(exit_, score)
         if pred.last_divergence is not None:
             self._measure(pred.last_divergence)
         if before is None and self._since is not None:
@@ -129,8 +130,8 @@ class Monitor:
             )
         return self.state()
 
-    def watched(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """The same predictions, each taken in as it passes."""
+    def watch(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Passes predictions on, and updates with each."""
         for pred in predictions:
             self.update(pred)
             yield pred
@@ -155,7 +156,7 @@ class Monitor:
             self._since,
         )
 
-    def _one(self, exit_: int, score: float) -> None:
+    def _count(self, exit_: int, score: float) -> None:
         self._shares[exit_] += 1
         self._samples += 1
         self._sum += score
@@ -198,8 +199,8 @@ def find_cell(edges: Sequence[float], score: float) -> int:
     return len(edges) - bisect_left(edges, score) if score == score else len(edges)
 
 
-def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> dict[str, Any]:
-    """JSON-ready counts of calibration samples by exit and by score at it.
+def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:
+    """Counts calibration samples by exit, and by score at that exit.
 
     Args:
         exits: ``(N,)``. scores: ``(N,)`` at the exit taken.
@@ -212,15 +213,17 @@ def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> dict[s
         cells = [0] * (len(cuts) + 1)
         for score in mine.tolist():
             cells[find_cell(cuts, score)] += 1
-        edges.append(cuts)
-        counts.append(cells)
-    return {"edges": edges, "counts": counts, "confidence": scores.double().mean().item()}
+        edges.append(tuple(cuts))
+        counts.append(tuple(cells))
+    return DriftReference(tuple(edges), tuple(counts), scores.double().mean().item())
 
 
-def monitor_of(record: Mapping[str, Any], false_alarm: float, seed: int) -> Monitor:
-    """A new monitor from ``Policy.chosen_by``; raises :class:`PolicyError` where there is nothing to compare with."""
-    if "reference" not in record:
+def _require_reference(policy: Policy) -> DriftReference:
+    require(policy, Policy, "policy", "see exitlens.calibrate")
+    if policy.is_changed:
+        raise PolicyError("policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate")
+    if policy.calibration is None or policy.calibration.reference is None:
         raise PolicyError(
             "policy: it has no calibration samples to compare with (made by hand, or by an older version): calibrate again"
         )
-    return Monitor(record["reference"], false_alarm, seed)
+    return policy.calibration.reference

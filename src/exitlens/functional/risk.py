@@ -1,14 +1,49 @@
-"""Risks per sample at every exit, and their mean under a routing."""
+"""Risks: what a sample loses by leaving at an exit, the mean of that under a routing, and the limits asked for."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from exitlens.types import Trace
+from exitlens.errors import InputError, require
+from exitlens.types import SCORES, Trace
+
+
+@dataclass(frozen=True)
+class Risk:
+    """One risk of a routing, and the limit on it.
+
+    Attributes:
+        name: for the record.
+        values: ``(N,K)``: what each sample loses at each exit; 0 at the final one.
+        limit: on the mean, in [0, 1].
+        kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].
+        rows: ``(N,)`` bool: the samples whose mean it is; ``None``: all.
+    """
+
+    name: str
+    values: Tensor
+    limit: float
+    kind: Literal["binary", "ternary", "unit"]
+    rows: Tensor | None = None
+
+    def at(self, where: Tensor) -> Risk:
+        """The same risk on some of the samples (indices)."""
+        return Risk(self.name, self.values[where], self.limit, self.kind, None if self.rows is None else self.rows[where])
+
+    def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
+        """What the samples that it is about lose at the exits they take."""
+        found = select_exits(self.values, exits)
+        return found if self.rows is None else found[self.rows]
+
+    def column(self) -> Tensor:  # -> (N,K)
+        """Values whose mean over all samples is the risk."""
+        if self.rows is None:
+            return self.values
+        return self.values * self.rows[:, None] * (len(self.rows) / max(1, int(self.rows.sum())))
 
 
 def predictions(trace: Trace) -> Tensor:  # -> (N,K)
@@ -29,29 +64,58 @@ def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
     return (answers != answers[:, -1:]).float()
 
 
-def sketch(trace: Trace, size: int = 64) -> list[str]:
-    """The ``size`` smallest hashes of single samples: two traces that share many samples share some of them."""
-    return sorted(_hashes(trace))[:size]
-
-
-def distinct(trace: Trace) -> int:
-    """How many samples have logits of their own: repeated samples are no independent draws."""
-    return len(set(_hashes(trace)))
-
-
-def overlaps(trace: Trace, records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether samples of which a record holds fingerprint or sketch are in the trace, as far as their logits are equal."""
-    if any(record.get("data") == trace.fingerprint() for record in records):
-        return True
-    theirs = {word for record in records for word in record.get("sketch", ())}
-    return bool(theirs) and not theirs.isdisjoint(_hashes(trace))
-
-
-def _hashes(trace: Trace) -> list[str]:
-    rows = trace.logits.contiguous().numpy()
-    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
-
-
 def select_exits(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
     """The value of every sample at the exit it takes."""
     return values.gather(1, exits[:, None]).squeeze(1)
+
+
+def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[Risk]:
+    """The risks that are limited; for a limit on every class, one for each class among the ``rows`` that decide."""
+    risks = []
+    for name, limit in limits.items():
+        if name == "max_accuracy_drop":
+            risks.append(Risk(name, accuracy_drop(trace), limit, "ternary"))
+        elif name == "max_disagreement":
+            risks.append(Risk(name, disagreement(trace), limit, "binary"))
+        elif name == "max_divergence":
+            risks.append(Risk(name, trace.divergence.clamp(0, 1), limit, "unit"))
+        else:
+            labels, drop = trace.require_labels(name), accuracy_drop(trace)
+            classes = labels[rows].unique().tolist()
+            risks += [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
+    return risks
+
+
+def check_limits(
+    given: Mapping[str, float | None],
+    *,
+    max_cost: float | None = None,
+    delta: float | None = None,
+    score: str = "max_probability",
+    gate: bool = False,
+) -> dict[str, float]:
+    """The limits on risks that were given. Needs no trace, so a bad request is refused before anything is collected.
+
+    Args:
+        given: limits by the names of :func:`exitlens.calibrate`, ``None`` where there is none. The others: as there.
+
+    Raises:
+        InputError: no limit, or one out of range; a ``delta``, score or gate that does not fit.
+    """
+    limits = {name: value for name, value in given.items() if value is not None}
+    if not limits and max_cost is None:
+        raise InputError(f"limits: expected at least one of {', '.join(given)} or max_cost, got none")
+    for name, value in [*limits.items(), *([] if max_cost is None else [("max_cost", max_cost)])]:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"{name}: expected a number in [0, 1] (0.01 is one per cent), got {value!r}")
+    if score not in SCORES:
+        raise InputError(f"score: expected one of {SCORES}, got {score!r}")
+    if delta is not None:
+        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
+            raise InputError(f"delta: expected a number between 0 and 1 (0.1: the promise holds with 90 %), got {delta!r}")
+        if not limits:
+            raise InputError("delta: it certifies limits on risks: give max_accuracy_drop or another one, beside max_cost")
+    require(gate, bool, "gate")
+    if gate and "max_divergence" not in limits:
+        raise InputError("gate: it lowers the divergence of early answers: give max_divergence, too")
+    return limits

@@ -1,11 +1,12 @@
-"""The frontier of threshold vectors: for each price of risk, the thresholds that minimise cost + price * risk.
+"""The search for thresholds: the cheapest policy that keeps limits on risks, or the safest within a cost.
 
 Cost and risk of a routing are sums over samples of what each sample costs and risks at the exit it takes. With the other
 thresholds fixed, the best threshold of one exit is therefore found exactly, from one cumulative sum over the samples that
-reach it; going round the exits until nothing changes gives a local optimum for that price, and sweeping the price gives
-the path from the cheapest to the safest policy.
+reach it; going round the exits until nothing changes gives a local optimum of cost + price * risk, and sweeping the price
+gives a frontier from the cheapest to the safest policy.
 
-All of it runs on *levels*: scores replaced by the index of the interval they fall in (:func:`quantise`).
+Everything works on *levels*: scores replaced by the index of the interval they fall in (:func:`quantise`). A policy is
+then a tuple of levels, its *cuts*.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exitlens.functional.risk import select_exits
-from exitlens.functional.routing import find_first_firing
+from exitlens.errors import CalibrationError
+from exitlens.functional.gating import SHARES, estimate_trace, fit_gate, limit_gate, mask_untrusted
+from exitlens.functional.risk import Risk, accuracy_drop, disagreement, select_exits
+from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.types import Gate, Policy, Trace
 
-Cuts = tuple[float, ...]  # one level (or math.inf, never) an early exit
+Cuts = tuple[float, ...]  # for each early exit a level, or math.inf: never
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Poin
     return Point(cuts, cost[exits].double().mean().item(), select_exits(risk, exits).double().mean().item())
 
 
-def best_cut(index: Tensor, advantage: Tensor) -> float:
+def find_best_cut(index: Tensor, advantage: Tensor) -> float:
     """The level that maximises the sum of ``advantage`` over the samples at or above it; ``math.inf`` if none gains.
 
     Args:
@@ -95,21 +99,21 @@ def best_cut(index: Tensor, advantage: Tensor) -> float:
 
 
 def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
-    """Coordinate descent on the mean of ``loss`` ``(N,K)`` at the exit taken, from ``start``; see the module's text."""
+    """Coordinate descent from ``start`` on the mean of ``loss`` ``(N,K)`` at the exit taken."""
     cuts = list(start)
     for _ in range(rounds):
         before = list(cuts)
         for k in reversed(range(len(cuts))):
             reaches = find_first_firing(index[:, :k], cuts[:k]) == k
             later = k + 1 + find_first_firing(index[:, k + 1 :], cuts[k + 1 :])
-            cuts[k] = best_cut(index[:, k], (select_exits(loss, later) - loss[:, k]) * reaches)
+            cuts[k] = find_best_cut(index[:, k], (select_exits(loss, later) - loss[:, k]) * reaches)
         if cuts == before:
             break
     return tuple(cuts)
 
 
-def frontier(index: Tensor, risk: Tensor, cost: Tensor, prices: int = 40) -> list[Point]:
-    """Policies that no other found one beats in both cost and risk, from cheapest to safest (never-exit included).
+def find_frontier(index: Tensor, risk: Tensor, cost: Tensor, prices: int = 40) -> list[Point]:
+    """Policies that beat each other in cost or risk, from cheapest to safest (never-exit included).
 
     Args:
         index: ``(N,K-1)`` levels.
@@ -124,10 +128,10 @@ def frontier(index: Tensor, risk: Tensor, cost: Tensor, prices: int = 40) -> lis
         cuts = descend(index, cost[None] + price * risk, cuts)
         if cuts not in found:
             found[cuts] = evaluate_cuts(index, risk, cost, cuts)
-    return pareto(found.values())
+    return keep_undominated(found.values())
 
 
-def pareto(points: Iterable[Point]) -> list[Point]:
+def keep_undominated(points: Iterable[Point]) -> list[Point]:
     """The points that are not beaten in both cost and risk, sorted by cost."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p.cost, p.risk)):
@@ -168,3 +172,66 @@ def _spread(top: int, steps: int) -> Sequence[int]:
     """Up to ``steps`` levels from 0 to ``top - 1``, closer together near ``top``."""
     near = [top - 1 - 2**i + 1 for i in range(steps) if 2**i <= top]
     return sorted(set(near))
+
+
+def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None = None) -> Point:
+    """The cheapest policy found that keeps every limit: frontiers of each risk and of their sum, then refined.
+
+    Raises:
+        CalibrationError: if it costs more than ``max_cost``.
+    """
+
+    def keeps_limits(cuts: Cuts) -> bool:
+        exits = find_first_firing(levels.index, cuts)
+        return all(risk.losses(exits).double().mean().item() <= risk.limit + 1e-12 for risk in risks)
+
+    columns = [risk.column() for risk in risks if risk.rows is None]
+    if len(risks) > 1 or not columns:
+        columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
+    points = [point for risk in columns for point in find_frontier(levels.index, risk, cost) if keeps_limits(point.cuts)]
+    points.append(evaluate_cuts(levels.index, columns[0], cost, (math.inf,) * (len(cost) - 1)))
+    best = refine(levels, columns[0], cost, min(points, key=lambda p: p.cost), keeps_limits)
+    if max_cost is not None and best.cost > max_cost:
+        limits = {risk.name: risk.limit for risk in risks}
+        raise CalibrationError(
+            f"max_cost: no policy found costs {max_cost:.3g} or less and keeps {limits}; the cheapest that keeps them "
+            f"costs {best.cost:.3g}: raise one of the limits"
+        )
+    return best
+
+
+def find_safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
+    """The policy of least accuracy drop (without labels: disagreement) whose mean cost is at most ``max_cost``.
+
+    Raises:
+        CalibrationError: if not even the first exit is cheap enough.
+    """
+    risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
+    room = max_cost + 1e-6  # costs are float32
+    if room < trace.cost[0]:
+        raise CalibrationError(
+            f"max_cost: got {max_cost:.3g}, but the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
+        )
+    points = find_frontier(levels.index, risk, trace.cost)
+    points.append(evaluate_cuts(levels.index, risk, trace.cost, (0.0,) * (trace.num_exits - 1)))
+    return min((p for p in points if p.cost <= room), key=lambda p: p.risk)
+
+
+def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
+    """The gate under which the cheapest policy for these samples is cheapest; ``None`` if that gate trusts every map.
+
+    Args:
+        policy: its score and temperatures are used. rows: ``(n,)`` indices of the samples that choose.
+    """
+    if trace.num_exits < 2:
+        return None
+    fitted = fit_gate(trace, rows, policy.temperatures)
+    plain, estimates = score_early_exits(trace, policy)[rows], estimate_trace(trace, policy.temperatures, fitted)[rows]
+    theirs, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
+    for share in SHARES:
+        gate = limit_gate(fitted, estimates, share)
+        columns = [mask_untrusted(plain[:, k], estimates[:, k], limit) for k, limit in enumerate(gate.limits)]
+        cost = find_cheapest(quantise(torch.stack(columns, 1)), theirs, trace.cost).cost
+        if cost < best - 1e-9:
+            best, chosen = cost, gate if share < 1 else None
+    return chosen

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from exitlens.display import map_svg, to_picture
 from exitlens.errors import DataError
 from exitlens.modalities.base import Modality
 from exitlens.types.inputs import Inputs
@@ -49,6 +48,8 @@ class ImageModality(Modality):
         """Squares over the picture, where the network knows its scale."""
         if not isinstance(preprocess, Preprocess):
             return ""
+        from exitlens.display import map_svg, to_picture  # matplotlib takes a while to import
+
         base = to_picture(preprocess.restore(sample.float().cpu()))
         base = base.resize((_SIDE, round(_SIDE * base.height / base.width)))
         return map_svg(base, attention, evidence, label, str(_SIDE))

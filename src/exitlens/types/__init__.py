@@ -1,5 +1,9 @@
-"""The values that the verbs exchange. Tensors here are never changed after they are made."""
+"""The values that the verbs exchange. Tensors here are never changed after they are made.
 
+Plotting is imported only where a value shows itself in a notebook.
+"""
+
+from exitlens.types.calibrations import Calibration, Certification, DriftReference, RiskTest, SampleSketch
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
@@ -10,6 +14,9 @@ __all__ = [
     "GATE_FEATURES",
     "SCHEMA",
     "SCORES",
+    "Calibration",
+    "Certification",
+    "DriftReference",
     "ExitOutput",
     "ExitView",
     "Explanation",
@@ -20,6 +27,8 @@ __all__ = [
     "Prediction",
     "Preprocess",
     "Preprocessing",
+    "RiskTest",
+    "SampleSketch",
     "TextPreprocess",
     "Trace",
     "import_tokenizers",

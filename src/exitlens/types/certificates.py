@@ -1,9 +1,10 @@
-"""What was promised about a policy, in plain words."""
+"""A policy's certificate: what was promised about it, in plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+
+from exitlens.types.calibrations import Calibration, Certification, RiskTest
 
 _TESTS = {
     "binomial": "exact binomial test",
@@ -13,52 +14,46 @@ _TESTS = {
 }
 
 
-def certificate(record: Mapping[str, Any], network: str) -> str:
-    """Two sentences from ``Policy.chosen_by``: the promise, and what it rests on."""
-    if record.get("mode") != "certified":
-        if "limits" not in record:
-            return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
+def write_certificate(record: Calibration | None, network: str) -> str:
+    """Two sentences: the promise, and what it rests on."""
+    if record is None:
+        return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
+    limits, tested = _list_limits(record.limits), record.certification
+    if tested is None:
         return (
-            f"Nothing is promised for new data: the limits ({_limits(record['limits'])}) hold on the {record['samples']:,} "
+            f"Nothing is promised for new data: the limits ({limits}) hold on the {record.samples:,} "
             "samples that chose the thresholds. Calibrate with delta=0.1 for a certificate."
         )
-    sure = f"{100 * (1 - record['delta']):.4g} %"
-    if record.get("reason"):
+    sure = f"{100 * (1 - tested.delta):.4g} %"
+    if tested.reason:
         return (
             "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
-            f"with {sure} confidence under these limits ({_limits(record['limits'])}). Reason: {record['reason']}."
+            f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}."
         )
-    limits = {name: limit for name, limit in record["limits"].items() if name != "max_cost"}
-    promises = " and ".join(_promise(name, limit, record.get("classes", (0, 0))) for name, limit in limits.items())
-    shown = record["tested"]
-    if len(shown) > 4:  # classes: the one that was nearest to failing
-        shown = [max(shown, key=lambda one: float(one["p_value"]))]
-    tests = "; ".join(f"{_name(one['name'])} {_seen(one)}, {_TESTS[one['test']]}, p = {one['p_value']:.2g}" for one in shown)
-    if len(shown) < len(record["tested"]):
-        tests = f"nearest to failing of {len(record['tested'])}: {tests}"
+    promises = " and ".join(
+        _promise(name, limit, record.classes) for name, limit in record.limits.items() if name != "max_cost"
+    )
     where = f" {network}" if network else ""
-    held_out = record["samples"] - record["path_samples"]
     return (
-        f"With {sure} confidence, on new data drawn like the {record['samples']:,} calibration samples, the network{where} "
-        f"under this policy {promises}. This was tested on {held_out:,} samples that did not propose the thresholds "
-        f"({tests}), and early exits made the mean cost {100 * record['cost']:.3g} % of the full network's."
-        + _repeated(record)
+        f"With {sure} confidence, on new data drawn like the {record.samples:,} calibration samples, the network{where} "
+        f"under this policy {promises}. This was tested on {record.samples - tested.path_samples:,} samples that did not "
+        f"propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost {100 * record.cost:.3g} % of "
+        "the full network's." + _mention_repeats(record)
     )
 
 
-def _repeated(record: Mapping[str, Any]) -> str:
-    if record.get("distinct", record["samples"]) == record["samples"]:
+def _mention_repeats(record: Calibration) -> str:
+    if record.distinct_samples == record.samples:
         return ""
     return (
-        f" But only {record['distinct']:,} of the samples are distinct: repeated samples are not independent draws, and the "
-        "promise does not count for them."
+        f" But only {record.distinct_samples:,} of the samples are distinct: repeated samples are not independent draws, "
+        "and the promise does not count for them."
     )
 
 
-def _promise(name: str, limit: float, classes: Sequence[int]) -> str:
-    where = (
-        "every class" if classes[0] == classes[1] else f"each of the {classes[0]} classes of {classes[1]} that were tested"
-    )
+def _promise(name: str, limit: float, classes: tuple[int, int] | None) -> str:
+    tested, known = classes or (0, 0)
+    where = "every class" if tested == known else f"each of the {tested} classes of {known} that were tested"
     points = f"{100 * limit:.4g} point{'' if limit == 0.01 else 's'}"
     return {
         "max_accuracy_drop": f"is at most {points} less accurate than the full network",
@@ -69,13 +64,22 @@ def _promise(name: str, limit: float, classes: Sequence[int]) -> str:
     }[name]
 
 
+def _list_tests(tested: Certification) -> str:
+    """All tests, or of many (one for each class) the one that came nearest to failing."""
+    tests = tested.tests
+    if len(tests) <= 4:
+        return "; ".join(map(_describe_test, tests))
+    return f"nearest to failing of {len(tests)}: {_describe_test(max(tests, key=lambda test: test.p_value))}"
+
+
+def _describe_test(test: RiskTest) -> str:
+    seen = f"{test.mean:.4f} seen" if test.mean is not None else "none seen"
+    return f"{_name(test.name)} {seen}, {_TESTS[test.test]}, p = {test.p_value:.2g}"
+
+
 def _name(name: str) -> str:
     return name.removeprefix("max_").replace("_", " ")
 
 
-def _limits(limits: Mapping[str, float]) -> str:
+def _list_limits(limits: Mapping[str, float]) -> str:
     return ", ".join(f"{_name(name)} at most {limit:.4g}" for name, limit in limits.items())
-
-
-def _seen(one: Mapping[str, Any]) -> str:
-    return f"{one['mean']:.4f} seen" if one["mean"] is not None else "none seen"

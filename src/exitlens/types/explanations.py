@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from exitlens.display import html_table
 from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.words import exit_name, tell_apart
 
@@ -111,6 +110,8 @@ class Explanation:
         return f"Explanation({self.reason})"
 
     def _repr_html_(self) -> str:
+        from exitlens.display import html_table
+
         rows = []
         for view in self.exits:
             name = exit_name(view.exit, self.num_exits) + (" (answered)" if view.exit == self.answered else "")

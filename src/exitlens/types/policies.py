@@ -6,13 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from exitlens.display import html_table
 from exitlens.errors import PolicyError
-from exitlens.functional.drift import Monitor, monitor_of
-from exitlens.types.certificates import certificate
+from exitlens.types.calibrations import Calibration
+from exitlens.types.certificates import write_certificate
 from exitlens.types.words import exit_name
 
 SCORES = ("max_probability", "entropy", "margin")
@@ -70,7 +69,7 @@ class Policy:
         score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2).
         temperatures: K positive numbers that divide the logits first; by default all 1.
         network: fingerprint of the network it was chosen for; empty fits any.
-        chosen_by: what was asked and on what it was chosen, for the record.
+        calibration: the record of how it was chosen; ``None`` for a policy made by hand.
         gate: lets exits fire only where their explanation can be trusted; ``None``: the score alone decides.
     """
 
@@ -78,7 +77,7 @@ class Policy:
     score: str = "max_probability"
     temperatures: tuple[float, ...] = ()
     network: str = ""
-    chosen_by: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
     gate: Gate | None = None
 
     def __post_init__(self) -> None:
@@ -97,14 +96,18 @@ class Policy:
             raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
         if self.gate is not None and (not isinstance(self.gate, Gate) or len(self.gate.limits) != len(thresholds)):
             raise PolicyError(f"gate: expected a Gate for {len(thresholds)} early exits, got {self.gate!r}")
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise PolicyError(f"calibration: expected a Calibration or None, got {type(self.calibration).__name__}")
 
     def _repr_html_(self) -> str:
+        from exitlens.display import html_table
+
         rows = []
         for k, temperature in enumerate(self.temperatures):
             last = k == self.num_exits - 1
             threshold = "answers the rest" if last else _said(self.thresholds[k])
             rows.append([exit_name(k, self.num_exits), threshold, f"{temperature:.3f}"])
-        promise = self.certificate() if self.chosen_by else "Thresholds by hand: nothing is promised."
+        promise = self.certificate() if self.calibration else "Thresholds by hand: nothing is promised."
         return html_table(["exit", f"threshold ({self.score})", "temperature"], rows, promise)
 
     @property
@@ -130,62 +133,53 @@ class Policy:
             )
 
     def rule(self) -> str:
-        """Names what decides: a hash of everything but ``chosen_by``."""
-        values = {name: value for name, value in self.to_dict().items() if name != "chosen_by"}
+        """Names what decides: a hash of everything but the calibration."""
+        values = {name: value for name, value in self.to_dict().items() if name != "calibration"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_changed(self) -> bool:
         """Whether thresholds, score, temperatures, gate or network are not those that were calibrated."""
-        return "rule" in self.chosen_by and self.chosen_by["rule"] != self.rule()
+        record = self.calibration
+        return record is not None and bool(record.rule) and record.rule != self.rule()
 
     def certificate(self) -> str:
         """What is promised about this policy, and what that rests on, in two sentences (docs/guarantees.md).
 
         Raises:
-            PolicyError: where ``chosen_by`` is not what :func:`exitlens.calibrate` wrote.
+            PolicyError: where the calibration is not what :func:`exitlens.calibrate` wrote.
         """
         if self.is_changed:
             return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
         try:
-            return certificate(self.chosen_by, self.network)
+            return write_certificate(self.calibration, self.network)
         except (KeyError, TypeError, ValueError) as error:
-            raise PolicyError(f"chosen_by: expected what calibrate wrote, {error} is missing or wrong: calibrate") from error
-
-    def monitor(self, false_alarm: float = 0.05, seed: int = 0) -> Monitor:
-        """Watches predictions for drift away from the calibration samples: see :class:`~exitlens.types.Monitor`.
-
-        Raises:
-            PolicyError: for a policy that was not calibrated on a trace, or was changed since.
-        """
-        if self.is_changed:
-            raise PolicyError(
-                "policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate"
-            )
-        try:
-            return monitor_of(self.chosen_by, false_alarm, seed)
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise PolicyError(f"chosen_by: its reference is not what calibrate wrote ({error}): calibrate again") from error
+            raise PolicyError(f"calibration: expected what calibrate wrote, {error} is wrong: calibrate again") from error
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite thresholds become the string ``"never"``."""
-        values = asdict(self)
-        values["thresholds"] = ["never" if t == math.inf else t for t in self.thresholds]
-        values["temperatures"] = list(self.temperatures)
-        values["chosen_by"] = dict(self.chosen_by)
-        values["gate"] = None if self.gate is None else self.gate.to_dict()
-        return values
+        return {
+            "thresholds": ["never" if t == math.inf else t for t in self.thresholds],
+            "score": self.score,
+            "temperatures": list(self.temperatures),
+            "network": self.network,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "gate": None if self.gate is None else self.gate.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Policy:
         """Inverse of :meth:`to_dict`; raises :class:`PolicyError` where something is missing."""
-        missing = [n for n in ("thresholds", "score", "temperatures", "network", "chosen_by") if n not in values]
+        missing = [name for name in ("thresholds", "score", "temperatures", "network") if name not in values]
         if missing:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
-        record = dict(values["chosen_by"])
-        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], record, gate)
+        record = values.get("calibration")
+        if record is None and "limits" in values.get("chosen_by", ()):  # as exitlens 0.1.0 wrote it
+            record = values["chosen_by"]
+        calibration = None if record is None else Calibration.from_dict(record)
+        return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)
 
 
 def _said(threshold: float) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from exitlens.display import html_table
 from exitlens.errors import InputError
 from exitlens.types.words import exit_name
 
@@ -46,44 +45,28 @@ class Trace:
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost"):
-            try:
-                object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().float())
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise InputError(f"{name}: expected a tensor or nested lists of numbers ({error})") from error
+            object.__setattr__(self, name, _as_floats(getattr(self, name), name))
         if self.logits.ndim != 3 or 0 in self.logits.shape:
             raise InputError(f"logits: expected (N,K,C), none of them 0, got {tuple(self.logits.shape)}")
         n, k, c = self.logits.shape
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
         if self.labels is not None:
-            try:
-                labels = torch.as_tensor(self.labels)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise InputError(f"labels: expected ({n},) integers ({error})") from error
-            if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
-                raise InputError(f"labels: expected ({n},) integers, got {tuple(labels.shape)} {labels.dtype}")
-            if labels.min() < 0 or labels.max() >= c:
-                raise InputError(f"labels: expected values in [0, {c}), got {int(labels.min())} to {int(labels.max())}")
-            object.__setattr__(self, "labels", labels.long())
-        if self.divergence.shape != (n, k):
-            raise InputError(f"divergence: expected ({n},{k}), got {tuple(self.divergence.shape)}")
-        if self.cost.shape != (k,):
-            raise InputError(f"cost: expected ({k},), got {tuple(self.cost.shape)}")
-        for name in ("logits", "divergence", "cost"):
-            if not torch.isfinite(getattr(self, name)).all():
+            object.__setattr__(self, "labels", _as_labels(self.labels, n, c))
+        if self.gate_features is not None:
+            object.__setattr__(self, "gate_features", _as_floats(self.gate_features, "gate_features"))
+        for name, shape in (("divergence", (n, k)), ("cost", (k,)), ("gate_features", (n, k - 1, 2))):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise InputError(f"{name}: expected {shape}, got {tuple(value.shape)}")
+        for name in ("logits", "divergence", "cost", "gate_features"):
+            value = getattr(self, name)
+            if value is not None and not torch.isfinite(value).all():
                 raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
             raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
         if self.divergence[:, -1].abs().max() > 1e-3:
             raise InputError("divergence: expected 0 at the final exit, which is what the others are compared with")
-        if self.gate_features is not None:
-            try:
-                gate_features = torch.as_tensor(self.gate_features).detach().float()
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise InputError(f"gate_features: expected ({n},{k - 1},2) numbers ({error})") from error
-            if gate_features.shape != (n, k - 1, 2) or not torch.isfinite(gate_features).all():
-                raise InputError(f"gate_features: expected ({n},{k - 1},2) finite numbers, got {tuple(gate_features.shape)}")
-            object.__setattr__(self, "gate_features", gate_features)
         if (self.cost <= 0).any() or (self.cost.diff() <= 0).any():
             raise InputError(f"cost: expected positive, strictly increasing numbers, got {self.cost.tolist()}")
 
@@ -102,6 +85,8 @@ class Trace:
         return f"Trace({n:,} {kind} samples, {k} exits, {c} classes{of})"
 
     def _repr_html_(self) -> str:
+        from exitlens.display import html_table
+
         answers = self.logits.argmax(2)
         rows = []
         for i in range(self.num_exits):
@@ -123,3 +108,27 @@ class Trace:
         if self.labels is not None:
             digest.update(self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def hash_samples(self) -> list[str]:
+        """A hash of every sample's logits."""
+        rows = self.logits.contiguous().numpy()
+        return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+
+
+def _as_floats(value: object, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: expected a tensor or nested lists of numbers ({error})") from error
+
+
+def _as_labels(value: object, count: int, classes: int) -> Tensor:
+    try:
+        labels = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels: expected ({count},) integers ({error})") from error
+    if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
+        raise InputError(f"labels: expected ({count},) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"labels: expected values in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")
+    return labels.long()

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError, require
-from exitlens.functional.certification import (
-    Certificate,
-    Risk,
-    choose_tests,
-    estimate_samples_needed,
-    find_candidates,
-    order_path,
-    walk,
-)
+from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.gating import SHARES, estimate_trace, fit_gate, limit_gate, mask_untrusted
-from exitlens.functional.limits import check_limits
-from exitlens.functional.risk import accuracy_drop, disagreement, distinct, overlaps, select_exits, sketch
-from exitlens.functional.routing import find_first_firing, route, score_early_exits, score_final_exit
+from exitlens.functional.risk import Risk, check_limits, list_risks, select_exits
+from exitlens.functional.routing import route, score_early_exits, score_final_exit
 from exitlens.functional.scores import fit_temperature
-from exitlens.functional.search import Cuts, Levels, Point, evaluate_cuts, frontier, quantise, refine
-from exitlens.types import Gate, Policy, Trace
-
-PATH_SHARE = 0.4  # of the samples, to find the path; the others test it (docs/guarantees.md)
-FEWEST = 10  # samples for a certificate; what so few can certify is nothing, and the policy says how many it takes
+from exitlens.functional.search import choose_gate, find_cheapest, find_safest, quantise
+from exitlens.types import Calibration, Policy, SampleSketch, Trace
 
 
 def calibrate(
@@ -56,8 +41,8 @@ def calibrate(
 
     Without ``delta`` (empirical mode) the limits hold on these samples. With it (**certified mode**) they hold for the
     data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at most its
-    limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913; docs/guarantees.md). What
-    was promised, and by which tests, stands in ``policy.chosen_by``; ``policy.certificate()`` says it in two sentences.
+    limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913; docs/guarantees.md).
+    ``policy.calibration`` records what was promised and by which tests; ``policy.certificate()`` says it in two sentences.
     Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
 
     Args:
@@ -69,12 +54,13 @@ def calibrate(
         max_cost: limit on the mean cost, as a fraction of the plain backbone's, on these samples.
         delta: in (0, 1): how likely the promise may be wrong; at least one limit on a risk is needed.
         score: ``max_probability``, ``entropy`` or ``margin``.
-        temperature_scaling: fit one temperature an exit by NLL first (needs labels; skipped without them). In certified mode
-            it is fitted on the part of the samples that finds the path, which does not test it.
-        temperatures: take those of this policy, fitted on other data, instead.
+        temperature_scaling: first fit a temperature for each exit by NLL (needs labels; skipped without them). Certified
+            mode fits on the samples that propose the path, which do not test it.
+        temperatures: a policy whose temperatures, fitted on other data, are used instead.
         gate: also fit a :class:`~exitlens.types.Gate`, which lets exits fire only where their map is estimated to be near
-            the final one, and keep it if the policy gets cheaper by it; needs ``max_divergence``. Fitted on the path's part.
-        seed: of how the samples are shared out between path and test.
+            the final one, and keep it if it makes the policy cheaper; needs ``max_divergence``. Fitted on the same samples
+            as the temperatures.
+        seed: of the split into samples that propose the path and samples that test it.
 
     Raises:
         InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them.
@@ -91,190 +77,84 @@ def calibrate(
     }
     limits = check_limits(given, max_cost=max_cost, delta=delta, score=score, gate=gate)
     require(temperature_scaling, bool, "temperature_scaling")
-    if delta is not None and len(trace) < FEWEST:
-        raise CalibrationError(
-            f"trace: {len(trace)} samples can certify nothing: collect {FEWEST} or more, better some hundred"
-        )
+    first, second = _split_samples(len(trace), delta, seed)
+    risks = list_risks(trace, limits, first if delta is None else second)
+    fitted, fitted_on = _choose_temperatures(trace, first, temperature_scaling, temperatures)
+    unset = Policy.never(trace.num_exits, score=score, temperatures=fitted, network=trace.network)
+    unset = replace(unset, gate=choose_gate(trace, unset, first, risks) if gate else None)
+    scores, certification = score_early_exits(trace, unset), None
+    if delta is None:
+        thresholds = _search(trace, scores, risks, max_cost)
+    else:
+        thresholds, certification = certify(scores, risks, trace.cost, first, second, delta)
+    asked = limits if max_cost is None else limits | {"max_cost": max_cost}
+    record = Calibration(asked, len(trace), seed=seed, fitted_on=fitted_on, certification=certification)
+    return _record(trace, replace(unset, thresholds=thresholds), record, risks)
+
+
+def _split_samples(count: int, delta: float | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the samples that propose policies, and of those that test them (none in empirical mode)."""
+    if delta is not None and count < FEWEST:
+        raise CalibrationError(f"trace: {count} samples can certify nothing: collect {FEWEST} or more, better some hundred")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed: expected an integer of 0 or more, below 2**63, got {seed!r}")
-    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    first, second = (rows, rows[:0]) if delta is None else rows.split([cut := _cut(len(trace)), len(trace) - cut])
-    risks = [r for name, limit in limits.items() for r in _risks(trace, name, limit, first if delta is None else second)]
-    scaling, fitted_on = _temperatures(trace, first, temperature_scaling, temperatures)
-    unset = Policy.never(trace.num_exits, score=score, temperatures=scaling, network=trace.network)
-    chosen = _gate(trace, unset, first, risks) if gate else None
-    scores = score_early_exits(trace, replace(unset, gate=chosen))
-    record = {
-        "limits": {**limits, **({} if max_cost is None else {"max_cost": max_cost})},
-        "samples": len(trace),
-        "data": trace.fingerprint(),
-        "distinct": distinct(trace),
-        "fitted_on": fitted_on,
-    }
-    if max_class_accuracy_drop is not None:
-        record["classes"] = [sum(risk.rows is not None for risk in risks), trace.logits.shape[2]]  # tested, of so many
-    if delta is None:
-        thresholds, found = _empirical(trace, scores, risks, max_cost), dict[str, Any]()
-    else:
-        thresholds, found = _certified(scores, risks, trace.cost, first, second, delta)
-    mode = {"mode": "empirical" if delta is None else "certified"}
-    policy = _record(
-        trace, unset, replace(unset, thresholds=thresholds, gate=chosen), mode | record | found | {"seed": seed}
-    )
-    cost = policy.chosen_by["cost"]
-    if delta is not None and max_cost is not None and cost > max_cost + 1e-6:
-        raise CalibrationError(
-            f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {max_cost:.3g}: raise a limit "
-            f"or delta, or collect more samples ({len(trace)} now)"
-        )
-    return policy
+    rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    first = count if delta is None else max(1, round(PATH_SHARE * count))
+    return rows[:first], rows[first:]
 
 
-def _record(trace: Trace, unset: Policy, policy: Policy, record: dict[str, Any]) -> Policy:
-    """The policy with its record: cost, what the drift watch compares with, and the rule that all of it is about."""
-    exits = route(trace, policy)
-    said = torch.cat(
-        [score_early_exits(trace, unset), score_final_exit(trace, unset)], 1
-    )  # as predictions report it, gate or not
-    record |= {
-        "reference": summarize_reference(exits, select_exits(said, exits), trace.num_exits),
-        "cost": trace.cost[exits].double().mean().item(),
-        "rule": policy.rule(),
-    }
-    return replace(policy, chosen_by=record)
-
-
-def _gate(trace: Trace, unset: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
-    """The gate under which these samples' cheapest policy is cheapest; ``None`` if that trusts everything."""
-    if trace.num_exits < 2:
-        return None
-    fitted = fit_gate(trace, rows, unset.temperatures)
-    plain, estimates = score_early_exits(trace, unset)[rows], estimate_trace(trace, unset.temperatures, fitted)[rows]
-    theirs, best, chosen = [risk.at(rows) for risk in risks], math.inf, None
-    for share in SHARES:
-        gate = limit_gate(fitted, estimates, share)
-        columns = [mask_untrusted(plain[:, k], estimates[:, k], limit) for k, limit in enumerate(gate.limits)]
-        cost = _cheapest(quantise(torch.stack(columns, 1)), theirs, trace.cost, None).cost
-        if cost < best - 1e-9:
-            best, chosen = cost, gate if share < 1 else None
-    return chosen
-
-
-def _risks(trace: Trace, name: str, limit: float, rows: Tensor) -> list[Risk]:
-    """The risks that one limit is about; of the classes those that are among the ``rows`` that decide."""
-    if name == "max_accuracy_drop":
-        return [Risk(name, accuracy_drop(trace), limit, "ternary")]
-    if name == "max_disagreement":
-        return [Risk(name, disagreement(trace), limit, "binary")]
-    if name == "max_divergence":
-        return [Risk(name, trace.divergence.clamp(0, 1), limit, "unit")]
-    labels, drop = trace.require_labels(name), accuracy_drop(trace)
-    classes = labels[rows].unique().tolist()
-    return [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
-
-
-def _cut(count: int) -> int:
-    return max(1, round(PATH_SHARE * count))
-
-
-def _certified(
-    scores: Tensor, risks: Sequence[Risk], cost: Tensor, first: Tensor, second: Tensor, delta: float
-) -> tuple[tuple[float, ...], dict[str, Any]]:
-    """Thresholds and the record of how they were certified."""
-    levels = quantise(scores[first])
-    theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]
-    path = order_path(find_candidates(levels.index, theirs, cost), [risk.limit for risk in risks])
-    tests = choose_tests(levels.index, theirs, path, len(second), delta)
-    found = walk(levels.apply(scores[second]), ours, path, tests, delta)
-    record = {
-        "delta": delta,
-        "path_samples": len(first),
-        "path": found.path,
-        "walked": found.walked,
-        "tested": [asdict(one) | {"mean": None if math.isnan(one.mean) else one.mean} for one in found.tested],
-    }
-    if found.cuts is not None:
-        return levels.thresholds(found.cuts), record
-    needed = estimate_samples_needed(theirs, path, delta)
-    total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
-    reason = _reason(found, len(first) + len(second), total) if scores.shape[1] else "the network has no early exits"
-    record |= {"reason": reason, "samples_needed": total}
-    return (math.inf,) * scores.shape[1], record
-
-
-def _reason(found: Certificate, samples: int, needed: int | None) -> str:
-    if not found.tested:
-        return f"no early answer kept every limit on the {samples} samples: train longer, or raise a limit"
-    worst = max(found.tested, key=lambda one: one.p_value)
-    seen = "none of its samples was there" if worst.samples == 0 else f"seen {worst.mean:.4g} in {worst.samples} samples"
-    what = f"{worst.name} could not be shown to be at most {worst.limit:g} ({seen}, p-value {worst.p_value:.2g})"
-    if worst.limit == 0:
-        return f"{what}: that nothing at all is lost can never be shown from samples: raise the limit"
-    if needed is None:
-        return f"{what}: on the samples that chose the policy it was above the limit, so more samples would not help"
-    if needed <= samples:
-        return f"{what}: about {needed} samples should do on average, so this draw was unlucky, or the limit is at the edge"
-    return f"{what}: about {needed} samples would be needed"
-
-
-def _empirical(trace: Trace, scores: Tensor, risks: Sequence[Risk], max_cost: float | None) -> tuple[float, ...]:
-    levels = quantise(scores)
-    if risks:
-        return levels.thresholds(_cheapest(levels, risks, trace.cost, max_cost).cuts)
-    return levels.thresholds(_safest(levels, trace, float(max_cost or 0)).cuts)
-
-
-def _temperatures(
+def _choose_temperatures(
     trace: Trace, rows: Tensor, scale: bool, given: Policy | None
-) -> tuple[tuple[float, ...], list[dict[str, Any]]]:
-    """One an exit, and fingerprint and sketch of the samples that they were fitted on."""
+) -> tuple[tuple[float, ...], tuple[SampleSketch, ...]]:
+    """A temperature for each exit, and the samples that they were fitted on."""
     if given is not None:
         require(given, Policy, "temperatures", "a policy whose temperatures were fitted on other data")
         given.check(trace.num_exits, trace.network)
-        before = [dict(record) for record in given.chosen_by.get("fitted_on", ())]
-        if overlaps(trace, before):
+        before = () if given.calibration is None else given.calibration.fitted_on
+        if any(samples.overlaps(trace) for samples in before):
             raise CalibrationError(
                 "temperatures: they were fitted on samples of this trace: calibrate on samples that nothing was fitted on, "
                 "or leave temperatures out (they are then fitted on a part that is not tested)"
             )
         return given.temperatures, before
     if not scale or trace.labels is None:
-        return (1.0,) * trace.num_exits, []
+        return (1.0,) * trace.num_exits, ()
     logits, labels = trace.logits[rows], trace.labels[rows]
     fitted = tuple(fit_temperature(logits[:, k], labels) for k in range(trace.num_exits))
-    return fitted, [{"data": trace.fingerprint(), "sketch": sketch(trace)}]
+    return fitted, (SampleSketch.from_trace(trace),)
 
 
-def _cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None) -> Point:
-    """The cheapest policy that keeps every limit: frontiers of each risk and of their sum, then refined."""
+def _search(trace: Trace, scores: Tensor, risks: Sequence[Risk], max_cost: float | None) -> tuple[float, ...]:
+    """Thresholds that keep the limits on these samples (empirical mode)."""
+    levels = quantise(scores)
+    if risks:
+        return levels.thresholds(find_cheapest(levels, risks, trace.cost, max_cost).cuts)
+    return levels.thresholds(find_safest(levels, trace, float(max_cost or 0)).cuts)
 
-    def allowed(cuts: Cuts) -> bool:
-        exits = find_first_firing(levels.index, cuts)
-        return all(risk.losses(exits).double().mean().item() <= risk.limit + 1e-12 for risk in risks)
 
-    columns = [risk.column() for risk in risks if risk.rows is None]
-    if len(risks) > 1 or not columns:
-        columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
-    points = [point for risk in columns for point in frontier(levels.index, risk, cost) if allowed(point.cuts)]
-    points.append(evaluate_cuts(levels.index, columns[0], cost, (math.inf,) * (len(cost) - 1)))
-    best = refine(levels, columns[0], cost, min(points, key=lambda p: p.cost), allowed)
-    if max_cost is not None and best.cost > max_cost:
-        limits = {risk.name: risk.limit for risk in risks}
+def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk]) -> Policy:
+    """The policy with its record completed by what it does on the trace.
+
+    Raises:
+        CalibrationError: if it costs more than was asked for.
+    """
+    exits = route(trace, policy)
+    # scores as predictions report them, with a gate or without
+    scores = torch.cat([score_early_exits(trace, replace(policy, gate=None)), score_final_exit(trace, policy)], 1)
+    cost, max_cost = trace.cost[exits].double().mean().item(), record.limits.get("max_cost")
+    if record.certification is not None and max_cost is not None and cost > max_cost + 1e-6:
         raise CalibrationError(
-            f"max_cost: no policy found costs {max_cost:.3g} or less and keeps {limits}; the cheapest that keeps them "
-            f"costs {best.cost:.3g}: raise one of the limits"
+            f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {max_cost:.3g}: raise a limit "
+            f"or delta, or collect more samples ({len(trace)} now)"
         )
-    return best
-
-
-def _safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
-    """The policy of least risk within the cost limit; labels decide what risk is."""
-    risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
-    room = max_cost + 1e-6  # costs are float32
-    if room < trace.cost[0]:
-        raise CalibrationError(
-            f"max_cost: got {max_cost:.3g}, but the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
-        )
-    points = frontier(levels.index, risk, trace.cost)
-    points.append(evaluate_cuts(levels.index, risk, trace.cost, (0.0,) * (trace.num_exits - 1)))
-    return min((p for p in points if p.cost <= room), key=lambda p: p.risk)
+    classes = sum(risk.rows is not None for risk in risks)
+    record = replace(
+        record,
+        distinct_samples=len(set(trace.hash_samples())),
+        data=trace.fingerprint(),
+        cost=cost,
+        rule=policy.rule(),
+        classes=(classes, trace.logits.shape[2]) if classes else None,
+        reference=summarize_reference(exits, select_exits(scores, exits), trace.num_exits),
+    )
+    return replace(policy, calibration=record)

@@ -15,7 +15,7 @@ from exitlens.functional.quality import brier_score, expected_calibration_error,
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.scores import probabilities
-from exitlens.functional.search import evaluate_cuts, frontier, quantise
+from exitlens.functional.search import evaluate_cuts, find_frontier, quantise
 from exitlens.functional.similarity import skill
 from exitlens.types import Policy, Trace
 from exitlens.types.words import exit_name
@@ -183,7 +183,7 @@ def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
         best = (predictions(trace)[:, -1] == trace.labels).float().mean().item()
     index = quantise(score_early_exits(trace, policy)).index
     ends = [evaluate_cuts(index, risk, trace.cost, (c,) * index.shape[1]) for c in (0.0, math.inf)]
-    points = sorted((p.cost, best - p.risk) for p in [*frontier(index, risk, trace.cost), *ends])
+    points = sorted((p.cost, best - p.risk) for p in [*find_frontier(index, risk, trace.cost), *ends])
     kept = points[:1]
     for point in points[1:]:
         if point[1] > kept[-1][1]:  # what costs more and is no better is no best policy

@@ -13,7 +13,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
-from exitlens.functional.search import Cuts, frontier, quantise
+from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import SCORES, Policy, Trace
 
 PRICES = (0.0, 0.3, 1.0, 3.0)  # of divergence, in errors
@@ -86,8 +86,8 @@ def sweep(
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
     found: dict[Cuts, None] = {}
     for price in PRICES:
-        found |= {p.cuts: None for p in frontier(levels.index, (risk + price * trace.divergence)[first], trace.cost)}
-    found |= {p.cuts: None for p in frontier(levels.index, trace.divergence[first], trace.cost)}
+        found |= {p.cuts: None for p in find_frontier(levels.index, (risk + price * trace.divergence)[first], trace.cost)}
+    found |= {p.cuts: None for p in find_frontier(levels.index, trace.divergence[first], trace.cost)}
     cuts = _keep_undominated(list(found), levels.index, [risk[first], trace.divergence[first]], trace.cost)
     if len(cuts) > most:
         cuts = [cuts[i] for i in torch.linspace(0, len(cuts) - 1, most).round().long().unique().tolist()]

@@ -48,8 +48,8 @@ def test_moved_thresholds_decide_and_promise_nothing(explorer):
     picture = noise()
     for thresholds, exit_index in (((0.0, 0.5, 0.5), 0), ((math.inf, 0.0, 0.5), 1), ((math.inf,) * 3, 3)):
         assert explorer.answer(0, picture, thresholds).why.answered == exit_index
-    assert explorer.policy(0, (0.0, 0.5, 0.5)).chosen_by == {}
-    assert explorer.policy(0, explorer.subjects[0].policy.thresholds).chosen_by
+    assert explorer.policy(0, (0.0, 0.5, 0.5)).calibration is None
+    assert explorer.policy(0, explorer.subjects[0].policy.thresholds).calibration
 
 
 def test_the_calibration_trace_follows_the_thresholds(explorer):

@@ -17,9 +17,8 @@ from exitlens.data.fashion import load_scenes
 from exitlens.data.images import ImageSet
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
-from exitlens.delivery.bundle import load
+from exitlens.delivery.bundle import find_bundle, load
 from exitlens.delivery.run_directory import (
-    find_bundle,
     load_samples,
     require_image_preprocess,
     require_text_preprocess,
@@ -203,7 +202,7 @@ class Explorer:
         policy = self.subjects[index].policy
         if thresholds is None or tuple(thresholds) == policy.thresholds:
             return policy
-        return replace(policy, thresholds=tuple(thresholds), chosen_by={})
+        return replace(policy, thresholds=tuple(thresholds), calibration=None)
 
     def _load(self, owner: Subject, net: ExitNet, split: Split) -> SampleSet:
         return load_samples(owner.directory, net, split, data=self._data, root=self._root, skip_bad=True)

@@ -110,7 +110,7 @@ class View:
             subject = self.explorer.subjects[index]
             report = self.explorer.routed(index, thresholds)
             moved = thresholds != subject.policy.thresholds
-            by_hand = moved or not subject.policy.chosen_by
+            by_hand = moved or subject.policy.calibration is None
             return routed_page(subject, report, by_hand, self.explorer.kind)
 
         return routed

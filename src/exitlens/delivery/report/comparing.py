@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exitlens.data.images import ImageSet
+from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.report.subjects import Provenance, Subject
-from exitlens.delivery.run_directory import find_bundle, load_calibrated, shorten_names
+from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.errors import DataError, InputError
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate

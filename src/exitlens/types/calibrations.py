@@ -1,0 +1,163 @@
+"""The record of a calibration: what was asked for, on which samples, and how it was tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from exitlens.errors import PolicyError
+from exitlens.types.traces import Trace
+
+FORMAT = 2  # of Calibration.to_dict; what has no format is Policy.chosen_by of exitlens 0.1.0
+
+
+@dataclass(frozen=True)
+class RiskTest:
+    """The test of one risk of the accepted policy, on samples that did not propose it.
+
+    ``mean`` is the risk on these ``samples``, ``None`` if there were none.
+    """
+
+    name: str
+    limit: float
+    test: str
+    samples: int
+    mean: float | None
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Certification:
+    """How a policy was certified, or why none could be.
+
+    Attributes:
+        delta: how likely the promise may be wrong.
+        path_samples: how many samples proposed the path; the others tested it.
+        path_length: policies on the path. steps_tested: how many of them were tested.
+        tests: of the accepted policy, or of the first refused one where none was accepted.
+        reason: why the early exits never fire; empty where a policy was accepted.
+        samples_needed: about how many samples a certificate would take; ``None`` if unknown or not needed.
+    """
+
+    delta: float
+    path_samples: int
+    path_length: int
+    steps_tested: int
+    tests: tuple[RiskTest, ...]
+    reason: str = ""
+    samples_needed: int | None = None
+
+
+@dataclass(frozen=True)
+class SampleSketch:
+    """Recognises samples: a trace's fingerprint, and the smallest hashes of its samples.
+
+    Two traces that share many samples share some of these hashes.
+    """
+
+    data: str = ""
+    sketch: tuple[str, ...] = ()
+
+    @classmethod
+    def from_trace(cls, trace: Trace, size: int = 64) -> SampleSketch:
+        """The sketch of a trace's samples, with ``size`` hashes."""
+        return cls(trace.fingerprint(), tuple(sorted(trace.hash_samples())[:size]))
+
+    def overlaps(self, trace: Trace) -> bool:
+        """Whether some of the samples are in the trace too, as far as their logits are equal."""
+        return self.data == trace.fingerprint() or not set(self.sketch).isdisjoint(trace.hash_samples())
+
+
+@dataclass(frozen=True)
+class DriftReference:
+    """What :class:`~exitlens.Monitor` compares with: calibration samples, counted by exit and by score at that exit.
+
+    Attributes:
+        edges: of the cells of each exit, increasing. counts: by exit, from the surest cell on. confidence: the mean score.
+    """
+
+    edges: tuple[tuple[float, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+    confidence: float
+
+    def __post_init__(self) -> None:
+        fits = [len(edges) + 1 for edges in self.edges] == [len(counts) for counts in self.counts]
+        if not fits or sum(map(sum, self.counts)) < 1:
+            raise PolicyError("calibration: expected counts for the cells of its drift reference: calibrate again")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What :func:`exitlens.calibrate` was asked for and what it rests on; part of a :class:`~exitlens.Policy`.
+
+    Attributes:
+        limits: by name, ``max_cost`` included.
+        samples: of the trace. distinct_samples: of them, those with logits of their own. data: fingerprint of the trace.
+        cost: mean cost on these samples. seed: of the split. rule: hash of the policy that all this is about.
+        classes: how many classes were tested, and of how many, where every class has a limit.
+        fitted_on: the samples that the temperatures were fitted on, through all policies that handed them on.
+        reference: for the drift monitor; ``None`` in records older than it.
+        certification: ``None`` where the limits hold on these samples only (empirical mode).
+    """
+
+    limits: Mapping[str, float]
+    samples: int
+    distinct_samples: int = 0
+    data: str = ""
+    cost: float = 1.0
+    seed: int = 0
+    rule: str = ""
+    classes: tuple[int, int] | None = None
+    fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
+    reference: DriftReference | None = field(default=None, repr=False)
+    certification: Certification | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Inverse of :meth:`to_dict`; also reads the ``chosen_by`` of exitlens 0.1.0.
+
+        Raises:
+            PolicyError: for a value that is missing or wrong.
+        """
+        try:
+            found = {"format": FORMAT, **_rename_old(values)} if "format" not in values else dict(values)
+            if found.pop("format") != FORMAT:
+                raise PolicyError(f"calibration: expected format {FORMAT}, got {values['format']}: update exitlens")
+            return cls(**found | _read_nested(found))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PolicyError(f"calibration: expected what calibrate wrote, got a damaged record ({error})") from error
+
+
+def _read_nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a record that are records or tuples themselves."""
+    reference, certification, classes = (values.get(name) for name in ("reference", "certification", "classes"))
+    if reference is not None:
+        edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
+        reference = DriftReference(edges, counts, float(reference["confidence"]))
+    if certification is not None:
+        tests = tuple(RiskTest(**test) for test in certification["tests"])
+        certification = Certification(**certification | {"tests": tests})
+    return {
+        "limits": dict(values["limits"]),
+        "classes": None if classes is None else tuple(classes),
+        "fitted_on": tuple(SampleSketch(one["data"], tuple(one["sketch"])) for one in values.get("fitted_on", ())),
+        "reference": reference,
+        "certification": certification,
+    }
+
+
+def _rename_old(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of exitlens 0.1.0 with today's names."""
+    kept = ("limits", "samples", "data", "cost", "seed", "rule", "classes", "fitted_on", "reference")
+    found = {name: values[name] for name in kept if name in values}
+    found["distinct_samples"] = values.get("distinct", values["samples"])
+    if values.get("mode") == "certified":
+        renamed = {"path_length": "path", "steps_tested": "walked", "tests": "tested"}
+        same = {name: values[name] for name in ("delta", "path_samples", "reason", "samples_needed") if name in values}
+        found["certification"] = same | {new: values[old] for new, old in renamed.items()}
+    return found
