@@ -36,14 +36,11 @@ class SampleSet(Splittable, Protocol):
     """Labelled samples of one kind in memory; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
     modality: ClassVar[Modality]
+    masks: Tensor | None  # (N,*S) bool: which locations carry the answer
 
     @property
     def inputs(self) -> Inputs:
         """All samples as a network's inputs."""
-
-    @property
-    def masks(self) -> Tensor | None:
-        """``(N,*S)`` ``bool``: which locations carry the answer, where that is known."""
 
     @property
     def preprocess(self) -> Preprocessing:

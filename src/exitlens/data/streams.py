@@ -13,7 +13,21 @@ from exitlens.modalities.image import read_image
 from exitlens.types import Preprocess, TextPreprocess
 
 
-class ImageStream:
+class _Stream:
+    """What both have: the number of batches, and what has been read so far."""
+
+    def __init__(self, total: int, batch_size: int) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        self.bad: list[str] = []
+        self.total, self._batch_size = total, batch_size
+
+    def __len__(self) -> int:
+        """How many batches, where everything can be read."""
+        return -(-self.total // self._batch_size)
+
+
+class ImageStream(_Stream):
     """Image files as normalised batches ``(B,C,H,W)``, read while they are asked for; every batch but the last is full.
 
     Args:
@@ -31,16 +45,9 @@ class ImageStream:
 
     def __init__(self, files: Sequence[Path], preprocess: Preprocess, batch_size: int, skip_bad: bool = False) -> None:
         require(preprocess, Preprocess, "preprocess")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        super().__init__(len(files), batch_size)
         self.files: list[Path] = []
-        self.bad: list[str] = []
-        self.total = len(files)
-        self._all, self._preprocess, self._batch_size, self._skip_bad = tuple(files), preprocess, batch_size, skip_bad
-
-    def __len__(self) -> int:
-        """How many batches, where every file can be read."""
-        return -(-self.total // self._batch_size)
+        self._all, self._preprocess, self._skip_bad = tuple(files), preprocess, skip_bad
 
     def __iter__(self) -> Iterator[Tensor]:
         self.files, self.bad = [], []
@@ -68,7 +75,7 @@ class ImageStream:
         return self._preprocess.normalise(torch.stack([pixels for _, pixels in batch]))
 
 
-class TextStream:
+class TextStream(_Stream):
     """Texts as batches of network input, encoded while they are asked for.
 
     Args:
@@ -85,18 +92,11 @@ class TextStream:
 
     def __init__(self, texts: Sequence[str], names: Sequence[str], preprocess: TextPreprocess, batch_size: int) -> None:
         require(preprocess, TextPreprocess, "preprocess")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        super().__init__(len(texts), batch_size)
         if len(names) != len(texts):
             raise InputError(f"names: expected {len(texts)}, one per text; got {len(names)}")
         self.files: list[str] = []
-        self.bad: list[str] = []
-        self.total = len(texts)
-        self._texts, self._names, self._preprocess, self._batch_size = tuple(texts), tuple(names), preprocess, batch_size
-
-    def __len__(self) -> int:
-        """How many batches."""
-        return -(-self.total // self._batch_size)
+        self._texts, self._names, self._preprocess = tuple(texts), tuple(names), preprocess
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self.files = []

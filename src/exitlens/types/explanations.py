@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -81,13 +82,6 @@ class ExitView:
         return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order, strict=True)]
 
 
-class MapDrawer(Protocol):
-    """What draws an exit's map over a sample: a modality."""
-
-    def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """HTML, or nothing where there is nothing to draw on."""
-
-
 @dataclass(frozen=True, repr=False)
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
@@ -104,7 +98,7 @@ class Explanation:
     num_exits: int
     tokens: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
-    drawer: MapDrawer | None = None
+    draw_map: Callable[..., str] | None = None  # of the modality
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"
@@ -123,12 +117,12 @@ class Explanation:
 
     def _maps(self) -> str:
         """Every exit's map over the sample, where it can be drawn."""
-        if self.drawer is None:
+        if self.draw_map is None:
             return ""
         drawn = ""
         for view in self.exits:
             label = f"where exit {view.exit} looked: {self.name(view.label)}"
-            drawn += self.drawer.draw_map(self.image, self.preprocess, view.attention, view.evidence, label)
+            drawn += self.draw_map(self.image, self.preprocess, view.attention, view.evidence, label)
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
 
     @property

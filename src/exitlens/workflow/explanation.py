@@ -66,7 +66,7 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
                 net.num_exits,
                 net.input_spec.modality.name_locations([t[i] for t in tensors], net.input_spec, net.info.preprocess),
                 net.info.preprocess,
-                net.input_spec.modality,
+                net.input_spec.modality.draw_map,
             )
         )
     return result

@@ -15,6 +15,10 @@ from exitlens.model.layouts import Kind, Layout, find_layout
 from exitlens.types.inputs import MASK, Inputs, list_tensors
 
 POOLING = (
+    nn.AdaptiveAvgPool1d,
+    nn.AvgPool1d,
+    nn.AdaptiveMaxPool1d,
+    nn.MaxPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AvgPool2d,
     nn.AdaptiveMaxPool2d,
