@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 import exitlens as xl
 from exitlens.data.batches import make_epoch_loader
 from exitlens.data.reviews import make_reviews
-from exitlens.data.texts import TextSet, read_texts, read_unlabelled_texts, word_tokenizer
+from exitlens.data.texts import TextSet, read_numbered_texts, read_texts, word_tokenizer
 from exitlens.types import TextPreprocess
 
 pytest.importorskip("tokenizers")
@@ -245,7 +245,7 @@ def test_files_that_are_no_labelled_texts(tmp_path, name, content, message, skip
 def test_a_missing_file_or_a_folder(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     for name in ("none.csv", "none.jsonl", "folder.csv"):
-        for read in (read_texts, read_unlabelled_texts):
+        for read in (read_texts, read_numbered_texts):
             with pytest.raises(xl.DataError, match="cannot be read"):
                 read(tmp_path / name)
 
@@ -256,21 +256,21 @@ def test_an_unknown_class_is_named_with_the_nearest(tmp_path):
         read_texts(path, ("negative", "positive"))
 
 
-def test_read_unlabelled_texts(tmp_path):
-    assert read_unlabelled_texts(_write(tmp_path, "a.csv", CSV)) == ["good, very good", "bad", "two\nlines"]
-    assert read_unlabelled_texts(_write(tmp_path, "b.csv", "text\na\nb\n")) == ["a", "b"]
-    assert read_unlabelled_texts(_write(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": "b"}')) == ["a", "b"]
-    assert read_unlabelled_texts(_write(tmp_path, "a.txt", "one line, as it is\r\n\n  another\n")) == [
-        "one line, as it is",
-        "another",
+def test_read_numbered_texts(tmp_path):
+    assert read_numbered_texts(_write(tmp_path, "a.csv", CSV)) == [(2, "good, very good"), (3, "bad"), (6, "two\nlines")]
+    assert read_numbered_texts(_write(tmp_path, "b.csv", "text\na\nb\n")) == [(2, "a"), (3, "b")]
+    assert read_numbered_texts(_write(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": "b"}')) == [(1, "a"), (2, "b")]
+    assert read_numbered_texts(_write(tmp_path, "a.txt", "one line, as it is\r\n\n  another\n")) == [
+        (1, "one line, as it is"),
+        (3, "another"),
     ]
     path = _write(tmp_path, "bad.txt", b"good\n\xff\n")
     with pytest.raises(xl.DataError, match="line 2: text: has bytes that are not UTF-8"):
-        read_unlabelled_texts(path)
-    assert read_unlabelled_texts(path, skip_bad=True) == ["good"]
+        read_numbered_texts(path)
+    assert read_numbered_texts(path, skip_bad=True) == [(1, "good")]
     with pytest.raises(xl.DataError, match="no column 'text'"):
-        read_unlabelled_texts(_write(tmp_path, "c.csv", "a\nb\n"))
+        read_numbered_texts(_write(tmp_path, "c.csv", "a\nb\n"))
     with pytest.raises(xl.DataError, match=r"expected .csv or .jsonl or .txt"):
-        read_unlabelled_texts(_write(tmp_path, "a.pdf", "x"))
+        read_numbered_texts(_write(tmp_path, "a.pdf", "x"))
     with pytest.raises(xl.DataError, match="holds no texts"):
-        read_unlabelled_texts(_write(tmp_path, "empty.txt", "\n \n"))
+        read_numbered_texts(_write(tmp_path, "empty.txt", "\n \n"))

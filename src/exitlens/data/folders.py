@@ -1,4 +1,4 @@
-"""Image folders (``class/name.png``), single image files, and torchvision's data sets from a local root."""
+"""Image folders (``class/name.png``), and torchvision's data sets from a local root."""
 
 from __future__ import annotations
 

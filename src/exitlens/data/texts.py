@@ -166,15 +166,10 @@ def read_texts(
     return [row["text"] for row in rows], torch.tensor([numbers[row["label"]] for row in rows]), names
 
 
-def read_unlabelled_texts(path: Path | str, *, skip_bad: bool = False) -> list[str]:
-    """Texts of a UTF-8 file: the column or key text of ``.csv`` or ``.jsonl``, or the lines of ``.txt`` that are not blank.
+def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
+    """Texts of a UTF-8 file, each with its line's number from 1: the column or key text, or the lines of ``.txt`` not blank.
 
     Raises:
         DataError: a missing file or column, or rows that cannot be read.
     """
-    return [text for _, text in read_numbered_texts(path, skip_bad=skip_bad)]
-
-
-def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
-    """:func:`read_unlabelled_texts` with the number of the line that each text stands in, from 1."""
     return [(int(row["line"]), row["text"]) for row in read_rows(Path(path), ("text",), skip_bad)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
@@ -41,10 +42,8 @@ def recognise_example(example: Any) -> Modality:
     """The kind of an example; raises :class:`InputError` unless it is a batch of one or more samples of a known kind."""
     tensors: list[Any] = list(example.values()) if isinstance(example, Mapping) else [example]
     if tensors and all(isinstance(t, Tensor) and t.ndim > 1 and len(t) and t.shape == tensors[0].shape for t in tensors):
-        names, dtypes = list_input_names(example), [t.dtype for t in tensors]
-        for modality in MODALITIES:
-            if modality.fits(names, tensors[0].shape[1:], dtypes):
-                return modality
+        with suppress(InputError):
+            return find_modality(list_input_names(example), tensors[0].shape[1:], [t.dtype for t in tensors])
     seen = ", ".join(f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__ for t in tensors)
     raise InputError(f"example: expected {', or '.join(m.expected for m in MODALITIES)}; got {seen}")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from exitlens.types.preprocessing import Preprocessing
@@ -75,11 +76,10 @@ class ExitView:
 
     def top(self, count: int = 5) -> list[Location]:
         """The locations with the most evidence for the answer (in absolute terms), the largest first."""
-        flat, width = self.evidence.flatten(), self.evidence.shape[-1]
-        order = flat.abs().argsort(descending=True, stable=True)[:count].tolist()
-        places = [divmod(i, width) if self.evidence.ndim == 2 else (i,) for i in order]
-        attention = self.attention.flatten()
-        return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order, strict=True)]
+        flat, attention = self.evidence.flatten(), self.attention.flatten()
+        order = flat.abs().argsort(descending=True, stable=True)[:count]
+        places = zip(*(axis.tolist() for axis in torch.unravel_index(order, self.evidence.shape)), strict=True)
+        return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order.tolist(), strict=True)]
 
 
 @dataclass(frozen=True, repr=False)
