@@ -78,6 +78,7 @@ def test_exits_that_never_or_always_fire(made, thresholds):
         assert pred.last_divergence.isnan().all()  # the last early exit was not computed
 
 
+@pytest.mark.slow
 def test_compiled(made):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")

@@ -22,7 +22,7 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 
-FORMAT = 2  # format 1 has the calibration as it was before it was typed: Policy.from_dict reads both
+FORMAT = 2  # in format 1 the policy's record was untyped; Policy.from_dict reads both
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
 
 

@@ -1,4 +1,4 @@
-"""How good answers and their confidences are: calibration error, Brier score, risk-coverage, overthinking, cost curves."""
+"""Quality of answers and confidences: calibration error, Brier score, risk-coverage, overthinking, cost curves."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Plotting is imported only where a value shows itself in a notebook.
 """
 
-from exitlens.types.calibrations import Calibration, Certification, DriftReference, RiskTest, SampleSketch
+from exitlens.types.calibrations import Calibration
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
@@ -15,8 +15,6 @@ __all__ = [
     "SCHEMA",
     "SCORES",
     "Calibration",
-    "Certification",
-    "DriftReference",
     "ExitOutput",
     "ExitView",
     "Explanation",
@@ -27,8 +25,6 @@ __all__ = [
     "Prediction",
     "Preprocess",
     "Preprocessing",
-    "RiskTest",
-    "SampleSketch",
     "TextPreprocess",
     "Trace",
     "import_tokenizers",

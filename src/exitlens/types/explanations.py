@@ -1,4 +1,4 @@
-"""Why an exit answered, as a value: what every exit saw of one image or text, and what that adds up to."""
+"""Explanations: what every exit saw of one image or text, and why one of them answered."""
 
 from __future__ import annotations
 

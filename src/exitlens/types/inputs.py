@@ -1,9 +1,10 @@
-"""What a network takes: one tensor, or several by name (tokens with their padding mask), the batch axis first."""
+"""A network's inputs: one tensor, or several by name (tokens with their padding mask), the batch axis first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class InputFormat:
 
 
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:
-    """Names of the tensors; empty for one tensor alone."""
+    """Names of the tensors; none for a single tensor."""
     return () if isinstance(inputs, Tensor) else tuple(inputs)
 
 
@@ -55,7 +56,7 @@ def count_rows(inputs: Inputs) -> int:
 
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     """Batches of at most ``size`` samples, in order."""
-    return [map_inputs(inputs, lambda t, at=at: t[at : at + size]) for at in range(0, count_rows(inputs), size)]  # type: ignore[misc]
+    return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
 
 
 def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
