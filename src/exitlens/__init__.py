@@ -53,6 +53,7 @@ _MODULES = {
     "workflow.explanation": "explain explain_batch",
     "workflow.faithfulness": "Faithfulness faithfulness",
     "workflow.inference.predict": "predict",
+    "workflow.inference.stream": "predict_stream",
     "workflow.sweeping": "anytime Band budgeted_batch CurvePoint sweep SweepPoint",
     "workflow.training.fit": "fit FitResult",
 }

@@ -70,7 +70,7 @@ def predict(
         with file or nullcontext(), _bar(not json_) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.DriftWarning)  # told at the end
             task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
-            answers: Iterable[xl.Prediction] = xl.predict(net, samples, policy)
+            answers: Iterable[xl.Prediction] = xl.predict_stream(net, samples, policy)
             for batch in _rows(net, answers if watch is None else watch.watch(answers), samples):
                 if file is not None:
                     file.append(batch)

@@ -27,7 +27,6 @@ class Modality(ABC):
         axes: of a sample, channels first. expected: an example of it, for the message to whoever passes something else.
         preprocess: the class that makes inputs of raw samples. reader: what people call for that.
         argument: of a backbone's ``forward`` by which it is known to take this kind; empty if none tells.
-        channels_last: whether its networks may run in the memory format ``torch.channels_last``.
         needed_to_delete: name of the tensor that deletion works on, if it needs one of its own.
         head: the kind of exit head that new networks get.
     """
@@ -39,7 +38,6 @@ class Modality(ABC):
     preprocess: ClassVar[type[Preprocessing]]
     reader: ClassVar[str]
     argument: ClassVar[str] = ""
-    channels_last: ClassVar[bool] = False
     needed_to_delete: ClassVar[str] = ""
     head: ClassVar[Literal["evidence", "context"]] = "evidence"
 

@@ -59,6 +59,11 @@ def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
 
 
+def set_channels_last(tensor: Tensor) -> Tensor:
+    """A tensor of four axes in the memory format ``channels_last``; any other, which has no such format, as it is."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
     """Indices of at most ``most`` of ``count`` samples, in random order (folders are sorted by class)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]

@@ -1,4 +1,4 @@
-"""collect: one pass over a data set, recording every exit of every sample."""
+"""collect: one pass over a data set that records every exit of every sample."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
     for images, target in stream:
         activations = net.check_input(images, "loader")
-        with net.running() as engine:
-            outputs = engine.outputs(engine.enter(activations))
+        with net.open_engine() as engine:
+            outputs = engine.compute_outputs(engine.enter(activations))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
         gate_features.append(_gate_features([attention for _, attention in outputs[:-1]]))

@@ -8,7 +8,6 @@ import exitlens as xl
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, list_exit_shares, machine, table
 from exitlens.delivery.bench.contenders import Planned, StepTimes, measure_router_share, plan_exits
 from exitlens.delivery.bench.timing import Times, interleave, interval, measure_peak_bytes, pin_threads, time_calls
-from exitlens.model.engine import malloc
 from tests.conftest import TinyNet, make_net
 
 
@@ -122,37 +121,3 @@ def test_a_bench_has_every_contender_with_figures():
     assert 0 < bench.router_time(8, runs=2)[0] < 1
     assert 0 < measure_router_share(Planned(net, plan_exits((1, 1, 1), 6)), images)() < 1
     assert machine(2)["threads"] == 2
-
-
-def test_memory_is_kept_where_the_library_can(monkeypatch):
-    calls: list[tuple[int, int]] = []
-
-    class Library:
-        limit = 2**31
-
-        def mallopt(self, name: int, value: int) -> int:
-            if name == -3 and value > self.limit:
-                return 0
-            calls.append((name, value))
-            return 1
-
-    monkeypatch.setattr(malloc, "_library", Library)
-    monkeypatch.setitem(malloc._state, "kept", False)
-    assert malloc.keep_memory()
-    assert not malloc.keep_memory()
-    assert dict(calls) == {-1: 2**31 - 1, -3: 2**30}
-    with malloc.hold_memory():
-        pass
-    assert malloc._state["kept"]
-    assert malloc.keep_memory(False)
-    with malloc.hold_memory():
-        assert malloc._state["kept"]
-    assert not malloc._state["kept"]
-    assert dict(calls[-2:]) == {-1: 64 * 2**20, -3: 32 * 2**20}
-    monkeypatch.setattr(Library, "limit", 32 * 2**20)  # what older glibc takes at most
-    assert malloc.keep_memory()
-    assert dict(calls[-2:]) == {-1: 2**31 - 1, -3: 32 * 2**20}
-    malloc.keep_memory(False)
-    monkeypatch.setattr(malloc, "_library", lambda: None)
-    assert not malloc.can_keep_memory()
-    assert not malloc.keep_memory()

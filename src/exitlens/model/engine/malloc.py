@@ -1,8 +1,8 @@
-"""Memory that a process keeps: without it, glibc gives large tensors back to the system and takes them again every time.
+"""Lets the process keep memory that it has used, where glibc would give large tensors back to the system every time.
 
-Every large tensor is then page faults, which on CPUs can cost as much as the arithmetic: a batch of 32 images through
-ResNet-50 takes half the time where memory is kept (docs/performance.md). What PyTorch's tuning guide gets by preloading
-jemalloc or tcmalloc, this gets by two settings of the C library that is there.
+Memory that comes from the system again costs page faults, on CPUs up to as much as the arithmetic: with memory kept, a batch
+of 32 images takes half the time in ResNet-50 (docs/performance.md). PyTorch's tuning guide gets the same by preloading
+jemalloc or tcmalloc; this takes two settings of the C library that is there.
 """
 
 from __future__ import annotations
