@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.data.fashion import CLASSES, Split, load_garments
+from exitlens.data.fashion import CLASSES, load_garments
 from exitlens.data.images import ImageSet
 from exitlens.data.scenes import make_scenes
+from exitlens.data.splits import Split
 
 ROOTS = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw"))
 SMALL_TRAIN, SMALL_TEST, SMALL_CLASSES = 1363, 1364, 9  # sizes of the paper's data set (arXiv 2601.08891)

@@ -25,16 +25,20 @@ __version__ = "0.1.0"
 # type checkers and editors read __init__.pyi, and a test holds the two together.
 _MODULES = {
     "data.fashion": "load_fashion load_scenes",
-    "data.folders": "ImageStream load_folder load_torchvision load_unlabelled read_image split_set",
+    "data.folders": "load_folder load_torchvision load_unlabelled",
     "data.images": "ImageSet",
+    "data.reviews": "load_reviews make_reviews",
     "data.scenes": "make_scenes",
-    "data.texts": "load_reviews make_reviews read_texts TextSet word_tokenizer",
+    "data.splits": "split_set",
+    "data.streams": "ImageStream",
+    "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
     "errors": "AttachError BundleError CalibrationError DataError DriftWarning EngineError ExitlensError HeadError "
     "InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",
+    "modalities.image": "read_image",
     "model.attach": "attach",
     "model.backbones.build": "build_backbone",
     "model.backbones.weights": "load_weights",

@@ -20,9 +20,8 @@ def test_rows_are_split_in_order():
     assert torch.equal(torch.cat([part["input_ids"] for part in parts]), TEXTS["input_ids"])
 
 
-def test_samples_are_drawn_once_each_and_in_order():
-    drawn = draw_samples(100, 10).tolist()
-    assert drawn == sorted(set(drawn)) == draw_samples(100, 10).tolist()
-    assert len(drawn) == 10
-    assert draw_samples(100, 10, seed=1).tolist() != drawn
-    assert draw_samples(3, 10).tolist() == [0, 1, 2]
+def test_samples_are_drawn_without_repetition_and_the_same_each_time():
+    rows = draw_samples(100, 30, seed=1)
+    assert len(rows.unique()) == 30
+    assert torch.equal(rows, draw_samples(100, 50, seed=1)[:30])
+    assert draw_samples(4, 30).sort().values.tolist() == [0, 1, 2, 3]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.types import TextPreprocess, preprocess_from_dict
+from exitlens.types import TextPreprocess
 
 WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "good": 5, "lamp": 6}
 
@@ -54,9 +54,6 @@ def test_text_preprocess_round_trips():
     preprocess = TextPreprocess(_tokenizer(), 6)
     values = json.loads(json.dumps(preprocess.to_dict()))
     assert TextPreprocess.from_dict(values) == preprocess == pickle.loads(pickle.dumps(preprocess))
-    assert preprocess_from_dict(values) == preprocess
-    pixels = xl.Preprocess((8, 9))
-    assert preprocess_from_dict(pixels.to_dict()) == pixels
     assert preprocess != TextPreprocess(_tokenizer(), 7)
     assert len(repr(preprocess)) < 100  # without the tokenizer
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -131,3 +128,15 @@ def test_text_without_the_tokenizers_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
         TextPreprocess(description, 8)
+
+
+def test_preprocess_round_trip():
+    values = xl.Preprocess((8, 9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert xl.Preprocess.from_dict(values.to_dict()) == values
+    for bad in (((0, 8), (0.5,), (0.5,)), ((8, 8), (0.5,), (0.0,)), ((8, 8), (0.5, 0.5), (0.2, 0.2))):
+        with pytest.raises(xl.InputError, match="expected"):
+            xl.Preprocess(*bad)
+    with pytest.raises(xl.InputError, match="uint8"):
+        values.normalise(torch.ones(3, 8, 9, dtype=torch.int64))
+    with pytest.raises(xl.InputError, match="pixels"):
+        values.normalise(torch.ones(1, 8, 9))

@@ -7,20 +7,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, console, show, verbs
-from exitlens.data.images import ImageSet
-from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.benchmark import Bench, machine, table
 from exitlens.delivery.bench.timing import pin_threads
 from exitlens.delivery.bundle import find_bundle, load, save
 from exitlens.delivery.run_directory import load_calibrated, load_samples
 from exitlens.model.backbones.build import make_example
 from exitlens.model.cutting.placement import PLACEMENTS, Placement, choose_points
-from exitlens.types.inputs import Inputs
+from exitlens.types.inputs import draw_samples
 
 
 @verbs.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
@@ -74,7 +71,8 @@ def tune(
     directory = find_bundle(bundle)
     net, policy = load(directory)
     before = net.tuning.precision
-    example = _draw_inputs(load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=False), samples)
+    drawn = load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=False)
+    example = drawn.subset(draw_samples(len(drawn), samples)).inputs
     found = net.tune(example, policy=policy, precision=precision)  # type: ignore[arg-type]
     kept = policy if found.precision == before else None
     save(net, kept, directory, overwrite=True)
@@ -115,8 +113,9 @@ def bench(
         raise xl.BundleError(
             "bundle: it is around a module of your own: time it in Python, with exitlens.delivery.bench.benchmark"
         )
-    plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.input_shape[0], config=net.info.config)
-    inputs = _draw_inputs(load_samples(bundle, net, "test", data=data, root=root, skip_bad=False), samples)
+    plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.channels, config=net.info.config)
+    drawn = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False)
+    inputs = drawn.subset(draw_samples(len(drawn), samples)).inputs
     with pin_threads(threads) if threads else nullcontext():
         run = Bench(plain, net, inputs, policy, compiled=compiled)
         found = [run.run(size, rounds=rounds, seconds=seconds) for size in sizes]
@@ -131,12 +130,6 @@ def bench(
         show(False, {}, f"calls of {one['batch']}: median of {one['rounds']} rounds", table(one))
     state = "tuned" if net.tuning != xl.Tuning() else "not tuned: see exitlens tune"
     console.print(f"{facts['threads']} threads; {state}")
-
-
-def _draw_inputs(data: ImageSet | TextSet, count: int) -> Inputs:
-    """So many samples drawn at random: folders are in the order of their classes."""
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
-    return data.subset(rows).inputs
 
 
 def _numbers(words: str) -> list[int]:

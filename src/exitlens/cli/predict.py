@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import exitlens as xl
 from exitlens.cli.options import Bundle, Json, SkipBad, console, literal, show, verbs
-from exitlens.data.folders import ImageStream, check_bad, list_images
-from exitlens.data.texts import TextStream
+from exitlens.data.checks import check_bad
+from exitlens.data.folders import list_images
+from exitlens.data.streams import ImageStream, TextStream
 from exitlens.delivery.explanations.folder import SHEET, explain_folder
 from exitlens.delivery.explanations.pictures import save_explanation
 from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens

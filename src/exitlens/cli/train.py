@@ -29,6 +29,7 @@ from exitlens.delivery.run_directory import (
 )
 from exitlens.delivery.run_setup import build_network, load_training_sets
 from exitlens.functional.risk import check_limits
+from exitlens.modalities import TEXT
 from exitlens.types.words import exit_name
 
 
@@ -241,7 +242,7 @@ def evaluate(
     if report is not None and report.exists():
         raise xl.OutputExistsError(f"report: {report} exists: choose another file")
     net, policy = load_calibrated(bundle)
-    if report is not None and net.input_spec.is_text:
+    if report is not None and net.input_spec.modality is TEXT:
         raise xl.InputError("report: it shows images, this network takes texts: leave --report out (explain shows texts)")
     images = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
     if report is None:

@@ -152,8 +152,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
     if backbone is None:
         if not info.source:
             raise BundleError("it is around a module of your own: load(..., backbone=that module)")
-        channels = info.input_shape[0] if len(info.input_shape) == 3 else 3
-        backbone = build_backbone(info.source, info.num_classes, channels, config=info.config)
+        backbone = build_backbone(info.source, info.num_classes, info.channels, config=info.config)
     example = info.example(next(backbone.parameters()))
     net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout, head=info.head)
     net.info = info

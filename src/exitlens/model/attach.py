@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import AttachError, HeadError, InputError, TraceMismatchError
+from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import read_config
 from exitlens.model.cutting.boundaries import count_embedding_rows
@@ -66,7 +67,7 @@ def attach(
     """
     _check_words(final, head, layout, placement)
     shape = _check_arguments(backbone, at, num_classes, example, placement)
-    channels = shape[0] if len(shape) == 3 else 3
+    channels = recognise_example(example).count_channels(shape)
     module = build_backbone(backbone, num_classes, channels) if isinstance(backbone, str) else backbone
     check_backbone(module)
     example = map_inputs(example, lambda t: t[:1].detach())
@@ -90,7 +91,7 @@ def attach(
         source=backbone if isinstance(backbone, str) else "hf:" if config else "",
         layout=layout,
         inputs=spec.names,
-        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes) if len(shape) == 1 else (),
+        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes),
         config=config,
         head=head,
     )
@@ -149,8 +150,8 @@ def _split_and_verify(module: nn.Module, at: Sequence[str], example: Inputs, lay
 
 def _specify_inputs(pieces: Pieces, shape: tuple[int, ...]) -> InputSpec:
     example, vocabulary = pieces.traced.example, tuple(count_embedding_rows(pieces.traced))
-    prefix = pieces.layouts[-1].prefix if len(shape) == 1 else 0
-    dtypes = tuple(t.dtype for t in list_tensors(example))
+    prefix = pieces.layouts[-1].prefix if pieces.layouts[-1].grid is None else 0
+    dtypes = tuple(t.dtype for t in list_tensors(example) if not t.is_floating_point())
     return InputSpec(list_input_names(example), shape, pieces.exact_size, vocabulary, prefix, dtypes)
 
 

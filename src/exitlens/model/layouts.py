@@ -21,7 +21,7 @@ class Layout:
     """One exit's feature layout.
 
     Attributes:
-        kind: ``nchw`` ``(B,D,H,W)``, ``nhwc`` ``(B,H,W,D)``, or ``tokens`` ``(B,prefix+N,D)``.
+        kind: ``nchw`` ``(B,D,H,W)`` (or ``(B,D,*S)``), ``nhwc`` ``(B,H,W,D)``, or ``tokens`` ``(B,prefix+N,D)``.
         prefix: number of class, distillation and register tokens in front, which are no locations.
         grid: ``(H,W)`` of the tokens of an image, without the prefix. With ``None`` the tokens stay a sequence of all
             positions, in which the prefix gets no attention.
@@ -83,7 +83,7 @@ def find_layout(
     Args:
         name: for the error message.
         shape: of the features, batch first.
-        image: ``(H,W)`` of the input; empty for a sequence.
+        image: ``(H,W)`` of the input, or however many axes follow its channels; empty for a sequence.
         grids: ``(H,W)`` of the outputs of earlier convolutions; the tokens are one of these grids, and no map is larger.
         kind: what the user says it is; then only the details are found out.
         length: of the sequence, in tokens.
@@ -93,6 +93,8 @@ def find_layout(
     """
     if not image:
         return _find_sequence_layout(name, shape, length, kind)
+    if len(image) != 2:
+        return _find_channels_first(name, shape, image)
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(name, shape, image, grids)
     if len(shape) != 4:
@@ -124,6 +126,15 @@ def _find_sequence_layout(name: str, shape: Sequence[int], length: int, kind: Ki
     if kind is not None:
         return Layout(kind)
     return Layout("tokens" if shape[1] == length else "nchw")
+
+
+def _find_channels_first(name: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
+    """Features ``(B,D,*S)`` of an input with channels and other than two axes, no larger than it."""
+    if len(shape) != len(size) + 2 or any(mine > theirs for mine, theirs in zip(shape[2:], size, strict=True)):
+        axes = ",".join(map(str, size))
+        seen = f"after {name!r} the features are {tuple(shape)} for an input of {tuple(size)}"
+        raise AttachError(f"at: {seen}: expected (B,D,...) with up to ({axes}) locations: put the exit elsewhere")
+    return Layout("nchw")
 
 
 def _has_aspect(height: int, width: int, aspect: float) -> bool:

@@ -7,7 +7,7 @@ from exitlens.types.calibrations import Calibration
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
-from exitlens.types.preprocessing import Preprocess, TextPreprocess, import_tokenizers, preprocess_from_dict
+from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, import_tokenizers
 from exitlens.types.traces import Trace
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "Policy",
     "Prediction",
     "Preprocess",
+    "Preprocessing",
     "TextPreprocess",
     "Trace",
     "import_tokenizers",
-    "preprocess_from_dict",
 ]

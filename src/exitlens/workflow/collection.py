@@ -8,7 +8,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from exitlens.data.batches import batches, count_batches
+from exitlens.data.batches import count_batches, iterate_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import on_common_grid
@@ -38,7 +38,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     labels: list[Tensor | None] = []
     gate_features: list[Tensor] = []
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
-    stream = batches(loader, batch_size, net.device)
+    stream = iterate_batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
     for images, target in stream:

@@ -15,8 +15,8 @@ from exitlens.functional.routing import Decision, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.network import ExitNet
-from exitlens.types import ExitOutput, ExitView, Explanation, Policy, TextPreprocess
-from exitlens.types.inputs import MASK, Inputs, count_rows, map_inputs
+from exitlens.types import ExitOutput, ExitView, Explanation, Policy
+from exitlens.types.inputs import Inputs, count_rows, map_inputs
 
 
 def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) -> Explanation:
@@ -33,11 +33,10 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) 
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
     """
     require(net, ExitNet, "net")
-    axes = 1 if net.input_spec.is_text else 3
-    if not isinstance(image, Tensor | Mapping) or (axes == 3 and not isinstance(image, Tensor)):
-        hint = "TextPreprocess.encode" if axes == 1 else "exitlens.read_image"
-        wanted = "tokens by name" if axes == 1 else "a torch.Tensor (C,H,W)"
-        raise InputError(f"image: expected {wanted}, got {type(image).__name__}: see {hint}")
+    axes, names = len(net.input_spec.shape), net.input_spec.names
+    if not isinstance(image, Tensor | Mapping) or (isinstance(image, Mapping) and not names):
+        wanted = f"a dict with {list(names)}" if names else f"a torch.Tensor ({','.join(net.input_spec.modality.axes)})"
+        raise InputError(f"image: expected {wanted}, got {type(image).__name__}: see {net.input_spec.modality.reader}")
     images = map_inputs(image, lambda t: t[None] if isinstance(t, Tensor) and t.ndim == axes else t)
     if count_rows(images) != 1:
         raise InputError(f"image: expected one image, got a batch of {count_rows(images)}: call explain_batch")
@@ -65,8 +64,9 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
                 answered[i],
                 net.info.classes,
                 net.num_exits,
-                _tokens(net, tensors, i),
+                net.input_spec.modality.name_locations([t[i] for t in tensors], net.input_spec, net.info.preprocess),
                 net.info.preprocess,
+                net.input_spec.modality.draw_map,
             )
         )
     return result
@@ -150,12 +150,3 @@ def _agreement(out: ExitOutput, other: ExitOutput) -> tuple[Tensor, Tensor]:
     """Divergence and correlation of two exits' maps, each ``(B,)``."""
     mine, theirs = on_common_grid(out.attention.float(), other.attention.float())
     return divergence(theirs, mine), pearson(theirs, mine)
-
-
-def _tokens(net: ExitNet, tensors: Sequence[Tensor], row: int) -> tuple[str, ...]:
-    """The tokens of one text without its padding, where the network knows its tokenizer."""
-    if not isinstance(net.info.preprocess, TextPreprocess):
-        return ()
-    names, ids = net.input_spec.names, tensors[0][row]
-    length = int(tensors[names.index(MASK)][row].sum()) if MASK in names else len(ids)
-    return tuple(net.info.preprocess.tokens(ids[:length].cpu()))

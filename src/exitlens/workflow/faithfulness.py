@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.data.images import ImageSet
-from exitlens.data.texts import TextSet
+from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
-from exitlens.functional.maps import top_cells
+from exitlens.functional.maps import find_locations, top_cells
 from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
-from exitlens.types.inputs import MASK, Inputs, count_rows, draw_samples, split_rows
+from exitlens.types.inputs import Inputs, count_rows, draw_samples, split_rows
 
 BATCH_SIZE = 250
 
@@ -57,7 +56,7 @@ class Faithfulness:
 
 def faithfulness(
     net: ExitNet,
-    data: ImageSet | TextSet,
+    data: SampleSet,
     *,
     samples: int = 1000,
     fraction: float = 0.2,
@@ -71,8 +70,8 @@ def faithfulness(
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
-        data: an :class:`~exitlens.data.images.ImageSet` or :class:`~exitlens.data.texts.TextSet`; with masks, the mask
-            measures are taken too.
+        data: an :class:`~exitlens.data.images.ImageSet`, :class:`~exitlens.data.texts.TextSet` or another
+            :class:`~exitlens.data.splits.SampleSet`; with masks, the mask measures are taken too.
         samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.
         grid: evaluation grid; an exit with a coarser map is judged on its own.
@@ -80,18 +79,16 @@ def faithfulness(
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
-    data = data.subset(draw_samples(len(data), samples, seed))
+    data = data.subset(draw_samples(len(data), samples, seed).sort().values)
     images = data.inputs
     net.check_input(images, "data")
-    if net.input_spec.is_text and MASK not in net.input_spec.names:
-        raise InputError(
-            f"net: to delete tokens it has to take a padding mask ({MASK!r}): attach with an example that has one"
-        )
+    modality = net.input_spec.modality
+    modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net, seed)
     with net.open_engine() as engine:
         logits, attention = _run(net, engine, images)
-        maps = [measures.evaluation_map(a, grid) for a in attention]
-        blind = [measures.random_map(m, seed) for m in maps]
+        maps = [modality.coarsen(a, grid) for a in attention]
+        blind = [measures.draw_random_map(m, seed) for m in maps]
         plain = [probabilities(one) for one in logits]
         drops, keeps = _perturb(net, engine, images, plain, maps, fraction)
         drops_random, keeps_random = _perturb(net, engine, images, plain, blind, fraction)
@@ -124,14 +121,19 @@ def _perturb(
     """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
     drops: list[float] = []
     keeps: list[float] = []
+    modality = net.input_spec.modality
     for k, (p, chosen) in enumerate(zip(plain, maps, strict=True)):
         answer = p.argmax(1, keepdim=True)
-        cells = top_cells(chosen, fraction, chosen != 0 if chosen.ndim == 2 else None)
-        for change, into in ((measures.delete, drops), (measures.insert, keeps)):
-            parts = (engine.enter(net.check_input(part)) for part in split_rows(change(images, cells), BATCH_SIZE))
-            after = probabilities(torch.cat([engine.compute_logits(k, part) for part in parts])).gather(1, answer)
-            into.append((p.gather(1, answer) - after if change is measures.delete else after).mean().item())
+        cells = top_cells(chosen, fraction, find_locations(chosen))
+        drops.append((p - _answer(net, engine, modality.delete(images, cells), k)).gather(1, answer).mean().item())
+        keeps.append(_answer(net, engine, modality.insert(images, cells), k).gather(1, answer).mean().item())
     return tuple(drops), tuple(keeps)
+
+
+def _answer(net: ExitNet, engine: Engine, inputs: Inputs, k: int) -> Tensor:
+    """Probabilities ``(N,C)`` at exit k."""
+    parts = (engine.enter(net.check_input(part)) for part in split_rows(inputs, BATCH_SIZE))
+    return probabilities(torch.cat([engine.compute_logits(k, part) for part in parts]))
 
 
 def _correlate(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from exitlens.errors import InputError, MissingExtraError, suggest
+from exitlens.modalities import find_reader
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
-from exitlens.types.inputs import MASK, Inputs
+from exitlens.types.inputs import Inputs
 
 SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
 
@@ -105,7 +104,4 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn
 
 def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
     """An example for a backbone: an image of this size (0: 224), or ``size`` tokens (0: 64) if its forward takes ids."""
-    if "input_ids" not in inspect.signature(backbone.forward).parameters:
-        return torch.zeros(1, channels, size or 224, size or 224)
-    ids = torch.zeros(1, size or 64, dtype=torch.int64)
-    return {"input_ids": ids, MASK: torch.ones_like(ids)}
+    return find_reader(backbone.forward).make_example(channels, size)

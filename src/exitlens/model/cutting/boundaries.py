@@ -14,6 +14,7 @@ from exitlens.model.layouts import Kind, Layout, find_layout
 from exitlens.types.inputs import MASK, list_tensors
 
 _POOLING = (
+    *(nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.MaxPool1d),
     *(nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool2d),
     *(nn.Dropout, nn.Dropout2d, nn.Identity),
 )

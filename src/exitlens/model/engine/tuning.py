@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.types.inputs import set_channels_last
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -69,5 +70,5 @@ class Tuning:
         if self.precision == "bfloat16":
             activations = tuple(t.to(torch.bfloat16) if t.is_floating_point() else t for t in activations)
         if self.channels_last:
-            activations = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in activations)
+            activations = tuple(map(set_channels_last, activations))
         return activations

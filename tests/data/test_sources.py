@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.fashion import SPLITS
 from exitlens.data.images import ImageSet
+from exitlens.data.reviews import load_reviews
 from exitlens.data.sources import DataSource, open_source
-from exitlens.data.texts import TextSet, load_reviews, word_tokenizer
+from exitlens.data.splits import SPLITS
+from exitlens.data.texts import TextSet, word_tokenizer
+from exitlens.modalities import IMAGE, TEXT
 from exitlens.types import TextPreprocess
 
 pytest.importorskip("tokenizers")
@@ -33,7 +35,7 @@ def table(tmp_path):
 
 def test_reviews_by_name():
     source = open_source("reviews", seed=2, background_agreement=0.6)
-    assert source.is_text
+    assert source.modality is TEXT
     assert source.contents == ""
     data, expected = source.load("validation"), load_reviews("validation", shop_agreement=0.6, seed=2)
     assert isinstance(data, TextSet)
@@ -58,7 +60,7 @@ def test_reviews_in_the_words_of_an_existing_network():
 def test_a_file_is_split_per_class_the_same_way_each_time(kind, request):
     path = request.getfixturevalue(kind)
     source = open_source(str(path), seed=1)
-    assert source.is_text
+    assert source.modality is TEXT
     parts = {split: source.load(split) for split in SPLITS}
     assert {split: len(data) for split, data in parts.items()} == {"train": 42, "validation": 6, "calibration": 6, "test": 6}
     texts = [text for data in parts.values() for text in data.texts]
@@ -133,16 +135,41 @@ def test_sources_that_do_not_fit(tmp_path, jsonl):
 
 
 def test_images_are_no_texts(tmp_path):
-    assert not open_source("scenes").is_text
-    assert not open_source("fashion").is_text
-    assert not open_source("torchvision:CIFAR10", root=str(tmp_path)).is_text
+    assert open_source("scenes").modality is IMAGE
+    assert open_source("fashion").modality is IMAGE
+    assert open_source("torchvision:CIFAR10", root=str(tmp_path)).modality is IMAGE
     (tmp_path / "folder.csv").mkdir()
-    assert not open_source(str(tmp_path / "folder.csv")).is_text
+    assert open_source(str(tmp_path / "folder.csv")).modality is IMAGE
     assert isinstance(open_source("fashion").load("validation"), ImageSet)
 
 
-def test_split_set_takes_encoded_texts_too():
-    data = load_reviews("validation", limit=40)
-    parts = xl.split_set(data, (0.5, 0.5))
-    assert sorted(parts[0].texts + parts[1].texts) == sorted(data.texts)
-    assert parts[0].masks.shape == (20, 32)
+def test_a_source_splits_a_folder_the_same_way_each_time_and_notices_changes(folder):
+    source = open_source(str(folder), size=16, seed=1)
+    parts = {split: source.load(split) for split in ("train", "validation", "calibration", "test")}
+    assert torch.equal(parts["test"].images, source.load("test").images)
+    assert sum(map(len, parts.values())) == 36
+    assert parts["train"].images.shape[2:] == (16, 16)
+    (folder / "cat" / "new.png").write_bytes((folder / "cat" / "00.png").read_bytes())
+    with pytest.raises(xl.DataError, match="not those of training"):
+        source.load("test")
+
+
+def test_a_folder_that_is_split_already(folder, tmp_path):
+    for split in ("train", "validation", "calibration", "test"):
+        (tmp_path / "split" / split).mkdir(parents=True)
+        for name in ("cat", "dog"):
+            target = tmp_path / "split" / split / name
+            target.mkdir()
+            (target / "a.png").write_bytes((folder / name / "01.png").read_bytes())
+    assert len(open_source(str(tmp_path / "split")).load("test")) == 2
+
+
+def test_sources_by_name():
+    assert len(open_source("scenes").load("validation")) == 1000
+    assert open_source("fashion").load("validation").images.shape[1] == 1
+    with pytest.raises(xl.DataError, match="it can also be scenes"):
+        open_source("scene")
+    with pytest.raises(xl.InputError, match="root"):
+        open_source("torchvision:CIFAR10")
+    with pytest.raises(xl.InputError, match="split"):
+        open_source("scenes").load("dev")

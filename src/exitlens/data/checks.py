@@ -1,4 +1,4 @@
-"""Labels of a data set: one integer a sample, each the number of a class name."""
+"""What can be wrong with data: labels that name no class, files that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from exitlens.errors import InputError, require
+from exitlens.errors import DataError, InputError, require
 
 
 def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
@@ -16,7 +16,7 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
         labels: ``(N,)`` integers.
         count: N.
         classes: their names, in label order.
-        kind: what has them, for the message: ``image`` or ``text``.
+        kind: name of one sample, for the message.
 
     Raises:
         InputError: for another type, shape or number, or for values that are no class.
@@ -26,7 +26,15 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
         raise InputError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
     if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
         low, high = int(labels.min()), int(labels.max())
-        raise InputError(f"labels: expected values in [0, {len(classes)}), one a class name, got {low} to {high}")
+        raise InputError(f"labels: expected values in [0, {len(classes)}), the numbers of class names, got {low} to {high}")
     if len(labels) != count:
         raise InputError(f"labels: expected {count}, one per {kind}; got {len(labels)}")
     return labels.long()
+
+
+def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:
+    """Raises :class:`DataError` naming the unreadable files, unless they may be skipped and others remain."""
+    if bad and (not skip_bad or len(bad) == total):
+        shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
+        mend = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
+        raise DataError(f"data: {len(bad)} of {total} {kind} cannot be read{mend}:\n  {shown}")
