@@ -31,33 +31,32 @@ lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/mypy --strict src
 
 backbones: $(VENV)/.installed  ## try every backbone: docs/backbones.md
-	$(BIN)/python scripts/backbones_table.py
+	$(BIN)/python -m benchmarks.backbones
 
-bench: demo  ## time everything against everything (an hour, nothing else running): docs/performance.md
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
-	$(BIN)/python benchmarks/performance.py
-	$(BIN)/python benchmarks/performance_page.py
-	$(BIN)/python benchmarks/explorer.py
-	$(BIN)/python benchmarks/check_results.py
+bench: demo $(VENV)/.benchmark  ## time everything against everything (an hour, nothing else running): docs/performance.md
+	$(BIN)/python -m benchmarks.performance
+	$(BIN)/python -m benchmarks.performance.explorer
+	$(BIN)/python -m benchmarks.performance.page
+	$(BIN)/python -m benchmarks.check
 
-bench-guarantees: demo  ## keeps count of broken promises over thousands of calibrations (an hour): docs/guarantees.md
-	$(BIN)/python benchmarks/guarantees.py
-	$(BIN)/python benchmarks/guarantees_page.py
-	$(BIN)/python benchmarks/check_results.py
+bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises over thousands of calibrations (an hour): docs/guarantees.md
+	$(BIN)/python -m benchmarks.guarantees
+	$(BIN)/python -m benchmarks.guarantees.page
+	$(BIN)/python -m benchmarks.check
 
-study: $(VENV)/.installed  ## every run of the study (about 12 hours; resumable): benchmarks/results/study
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
-	$(BIN)/python benchmarks/study.py
+study: $(VENV)/.benchmark  ## every run of the study (about 12 hours; resumable): benchmarks/results/study.csv
+	$(BIN)/python -m benchmarks.study
 
-study-quick: $(VENV)/.installed  ## the whole study on 96 images for one epoch: that all of it runs
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
-	$(BIN)/python benchmarks/study.py --quick
+study-quick: $(VENV)/.benchmark  ## the whole study on 96 images for one epoch: that all of it runs
+	$(BIN)/python -m benchmarks.study --quick
 
-tables: $(VENV)/.installed  ## docs/results.md from the study's JSON
-	$(BIN)/python benchmarks/study_page.py
+tables: $(VENV)/.installed  ## the pages under docs from the committed results
+	$(BIN)/python -m benchmarks.study.report
+	$(BIN)/python -m benchmarks.performance.page
+	$(BIN)/python -m benchmarks.guarantees.page
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
-	$(BIN)/python benchmarks/check_results.py
+	$(BIN)/python -m benchmarks.check
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
@@ -65,4 +64,8 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.benchmark: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
 	touch $@

@@ -1,7 +1,7 @@
 """A small BERT on generated reviews, without and with EGT: accuracy, consistency, faithfulness, speed.
 
-Usage: python benchmarks/texts.py [SEED ...]   (resumable: a run that is in benchmarks/results/texts.json is not trained
-again; default seeds 0 1 2; the table of means in docs/method.md is written anew)
+Usage: python -m benchmarks.texts [SEED ...]   (resumable: a run that is in benchmarks/results/texts.json is not trained
+again; default seeds 0 1 2; the table of means is written anew where a page has the marker of texts)
 
 The shop's name agrees with the class in 80 % of the training reviews (the shortcut); in the second test set it says nothing.
 Every loss is trained with the same seed, data and number of steps; nothing was chosen on the test sets.
@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 import exitlens as xl
-from exitlens.delivery.bench.speed import compare_adaptive
+from benchmarks.markdown import fill, table
+from benchmarks.store import RESULTS, write_atomically
+from exitlens.delivery.bench.contenders import compare_adaptive
 
-RESULTS = Path(__file__).parent / "results" / "texts.json"
-METHOD = Path(__file__).parent.parent / "docs" / "method.md"
-START, END = "<!-- texts: written by benchmarks/texts.py -->", "<!-- end of texts -->"
+KEPT = RESULTS / "texts.json"
 EPOCHS = 8
 FIXED = {"exit_weights": (1.0, 1.0, 1.0, 1.0), "ramp_share": 0.6}  # the defaults have changed since
 LOSSES = {
@@ -71,52 +71,57 @@ def run(loss: xl.EGTLoss, seed: int) -> dict:
         outs = net(test.first(500).inputs)
     padding = test.first(500).attention_mask == 0
     values["padding_attention"] = max(out.attention[padding].max().item() for out in outs)
-    values["entropy_of_uniform"] = [spread(out.attention, ~padding) for out in outs]
+    values["entropy_of_uniform"] = [measure_entropy(out.attention, ~padding) for out in outs]
     values["speed"] = {
         f"batch_{size}": compare_adaptive(plain, net, policy, test.first(256).inputs, size).to_dict() for size in (1, 64)
     }
     return values
 
 
-def spread(attention: torch.Tensor, real: torch.Tensor) -> float:
+def measure_entropy(attention: torch.Tensor, real: torch.Tensor) -> float:
     """Mean entropy of the maps over that of a uniform map on the same tokens: 1 looks nowhere in particular."""
     entropy = torch.special.entr(attention).sum(1)
     return (entropy / (real.sum(1) - 1).log()).mean().item()  # the class token gets no attention
 
 
-def table(found: dict) -> str:
-    """Means (and the range over seeds) as Markdown, one row a loss."""
-    lines = [
-        "| loss | accuracy, exit 0 | final | shop says nothing, final | skill, exit 0 | deletion drop, exit 0 | final "
-        "| random |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+def texts_table(found: dict) -> list[str]:
+    """Means (and the range over seeds), a row for each loss."""
+    head = [
+        "loss",
+        "accuracy, exit 0",
+        "final",
+        "shop says nothing, final",
+        "skill, exit 0",
+        "deletion drop, exit 0",
+        "final",
     ]
+    rows = []
     for name in LOSSES:
         runs = [values for key, values in found.items() if key.startswith(f"{name}, seed")]
         main, other = [run["agreeing"] for run in runs], [run["shop says nothing"] for run in runs]
-        cells = [percent([m["accuracy"][0] for m in main]), percent([m["accuracy"][-1] for m in main])]
-        cells += [percent([o["accuracy"][-1] for o in other]), number([m["skill"][0] for m in main])]
-        cells += [number([m["deletion"][k] for m in main]) for k in (0, -1)]
-        lines.append("| " + " | ".join([name, *cells, number([m["deletion_random"][0] for m in main])]) + " |")
-    return "\n".join(lines)
+        cells = [show_percent([m["accuracy"][0] for m in main]), show_percent([m["accuracy"][-1] for m in main])]
+        cells += [show_percent([o["accuracy"][-1] for o in other]), show([m["skill"][0] for m in main])]
+        cells += [show([m["deletion"][k] for m in main]) for k in (0, -1)]
+        rows.append([name, *cells, show([m["deletion_random"][0] for m in main])])
+    return table([*head, "random"], rows)
 
 
-def percent(values: list[float]) -> str:
+def show_percent(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
-def number(values: list[float]) -> str:
+def show(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def main() -> None:
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for seed in map(int, sys.argv[1:] or ("0", "1", "2")):
         for name, loss in LOSSES.items():
             key = f"{name}, seed {seed}"
             if key not in found:
                 found[key] = run(loss, seed)
-                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+                write_atomically(KEPT, json.dumps(found, indent=1) + "\n")
             values = found[key]["agreeing"]
             accuracy = " ".join(f"{100 * a:.1f}" for a in values["accuracy"])
             speeds = ", ".join(f"{s['batch_size']}: {s['speedup']:.2f}x" for s in found[key]["speed"].values())
@@ -124,9 +129,7 @@ def main() -> None:
                 f"{key}: accuracy {accuracy}; routed cost {values['routed']['cost']:.2f}; faster at batch {speeds}",
                 flush=True,
             )
-    text = METHOD.read_text()
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    METHOD.write_text(f"{before}\n\n{table(found)}\n\n{after}")
+    fill("texts", texts_table(found))
 
 
 if __name__ == "__main__":

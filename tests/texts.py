@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +49,12 @@ def make_texts(count: int = 12, seed: int = 0) -> dict[str, Tensor]:
 
 
 def make_text_net(final: str = "head") -> xl.ExitNet:
+    """Built once in a process, and copied."""
+    return copy.deepcopy(_build_text_net(final))
+
+
+@cache
+def _build_text_net(final: str) -> xl.ExitNet:
     net = xl.attach(make_bert(), AT, 3, make_texts(), final=final).eval()
     torch.manual_seed(1)
     for k in range(net.num_exits - (final == "keep")):

@@ -2,17 +2,16 @@
 
 from exitlens.data.fashion import load_fashion as load_fashion
 from exitlens.data.fashion import load_scenes as load_scenes
-from exitlens.data.folders import ImageStream as ImageStream
 from exitlens.data.folders import load_folder as load_folder
 from exitlens.data.folders import load_torchvision as load_torchvision
 from exitlens.data.folders import load_unlabelled as load_unlabelled
-from exitlens.data.folders import read_image as read_image
-from exitlens.data.folders import split_set as split_set
 from exitlens.data.images import ImageSet as ImageSet
+from exitlens.data.reviews import load_reviews as load_reviews
+from exitlens.data.reviews import make_reviews as make_reviews
 from exitlens.data.scenes import make_scenes as make_scenes
+from exitlens.data.splits import split_set as split_set
+from exitlens.data.streams import ImageStream as ImageStream
 from exitlens.data.texts import TextSet as TextSet
-from exitlens.data.texts import load_reviews as load_reviews
-from exitlens.data.texts import make_reviews as make_reviews
 from exitlens.data.texts import read_texts as read_texts
 from exitlens.data.texts import word_tokenizer as word_tokenizer
 from exitlens.delivery.bundle import load as load
@@ -36,6 +35,7 @@ from exitlens.functional.drift import Drift as Drift
 from exitlens.functional.drift import Monitor as Monitor
 from exitlens.functional.losses import EGTLoss as EGTLoss
 from exitlens.functional.routing import route as route
+from exitlens.modalities.image import read_image as read_image
 from exitlens.model.attach import attach as attach
 from exitlens.model.backbones.build import build_backbone as build_backbone
 from exitlens.model.backbones.weights import load_weights as load_weights
@@ -64,6 +64,7 @@ from exitlens.workflow.explanation import explain_batch as explain_batch
 from exitlens.workflow.faithfulness import Faithfulness as Faithfulness
 from exitlens.workflow.faithfulness import faithfulness as faithfulness
 from exitlens.workflow.inference.predict import predict as predict
+from exitlens.workflow.inference.stream import predict_stream as predict_stream
 from exitlens.workflow.sweeping import Band as Band
 from exitlens.workflow.sweeping import CurvePoint as CurvePoint
 from exitlens.workflow.sweeping import SweepPoint as SweepPoint

@@ -1,4 +1,4 @@
-"""How values show themselves to people: tables and maps as HTML that needs nothing else, in light and dark pages."""
+"""How values show themselves: tables and maps as HTML that loads nothing else, on light and dark pages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
-COLOURS = "inferno"  # perceptually uniform, told apart in grey and by colour-blind readers
-# Of exits, on every page and picture: Okabe and Ito's, those that are faint on white or on black made darker or lighter,
-# and three more; beyond ten early exits they come again.
+COLOURS = "inferno"  # perceptually uniform, legible in grey and to colour-blind readers
+# Of exits: Okabe and Ito's (made darker or lighter where they are faint on white or black) and three more, then over again.
 EARLY_COLOURS = (
     "#0072B2",
     "#CC8200",
@@ -43,10 +42,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str)
 
 
 def data_uri(image: Image.Image, small: bool = True, photo: bool = False) -> str:
-    """A picture as ``data:`` URI, for pages that load nothing: PNG, or what is smaller of PNG and JPEG for a ``photo``.
-
-    ``small`` costs time.
-    """
+    """A picture as ``data:`` URI: PNG, or for a ``photo`` the smaller of PNG and JPEG; ``small`` takes longer."""
     buffer, form = io.BytesIO(), "png"
     image.save(buffer, "PNG", **({"optimize": True} if small else {"compress_level": 1}))
     if photo:

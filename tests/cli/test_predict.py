@@ -74,7 +74,7 @@ def stop_at(monkeypatch):
     """Raises an error in place of the n-th batch's answer, once."""
 
     def install(error: BaseException, number: int) -> None:
-        original, done = xl.predict, []
+        original, done = xl.predict_stream, []
 
         def predict(*args, **kwargs):
             for pred in original(*args, **kwargs):
@@ -83,7 +83,7 @@ def stop_at(monkeypatch):
                     raise error
                 yield pred
 
-        monkeypatch.setattr(xl, "predict", predict)
+        monkeypatch.setattr(xl, "predict_stream", predict)
 
     return install
 

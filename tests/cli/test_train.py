@@ -121,7 +121,7 @@ def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, ca
 def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
     assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
-    assert "expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
+    assert "placement: expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
     assert not (tmp_path / "n").exists()
 
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.data import folders
-from exitlens.data.folders import ImageStream, list_images
-from exitlens.data.texts import TextStream
+from exitlens.data import streams
+from exitlens.data.folders import list_images
+from exitlens.data.streams import ImageStream, TextStream
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
 
@@ -38,8 +38,8 @@ def test_batches_are_those_of_the_whole(folder):
 
 def test_images_are_read_when_asked_for(folder, monkeypatch):
     read = []
-    original = folders.read_image
-    monkeypatch.setattr(folders, "read_image", lambda path, *rest: (read.append(path), original(path, *rest))[1])
+    original = streams.read_image
+    monkeypatch.setattr(streams, "read_image", lambda path, *rest: (read.append(path), original(path, *rest))[1])
     stream = ImageStream(list_images(folder), PREPROCESS, 3)
     assert not read
     batches = iter(stream)

@@ -143,10 +143,6 @@ def test_a_policy_of_another_network_is_not_saved(net, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_policies_travel_as_json():
-    assert xl.Policy.from_dict(json.loads(json.dumps(POLICY.to_dict()))) == POLICY
-
-
 def test_a_bundle_of_format_1_predicts_what_it_did():
     directory = Path(__file__).parent / "data" / "bundle_v1"
     net, policy = xl.load(directory, backbone=TinyNet())

@@ -107,7 +107,7 @@ def test_bad_calls():
         xl.EGTLoss()(outs, y + 3)
     with pytest.raises(xl.InputError, match=r"\(3,\) integers"):
         xl.EGTLoss()(outs, y.float())
-    with pytest.raises(xl.InputError, match="one an exit"):
+    with pytest.raises(xl.InputError, match="exit_weights: expected 2"):
         xl.EGTLoss(exit_weights=(1.0,))(outs, y)
     with pytest.raises(xl.InputError, match="with_features"):
         xl.EGTLoss(of="activation")(outs, y)

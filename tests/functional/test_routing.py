@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
-from exitlens.functional.routing import find_first_firing, fires
+from exitlens.functional.routing import decide, find_first_firing, fires, needs_head, score_early_exits
 from tests.conftest import random_trace
 
 
@@ -44,3 +44,50 @@ def test_route_refuses_another_number_of_exits_or_network():
     named = xl.Trace(trace.logits, trace.labels, trace.divergence, trace.cost, network="aaaa")
     with pytest.raises(xl.PolicyError, match="calibrated for network bbbb"):
         xl.route(named, xl.Policy((0.5, 0.5), network="bbbb"))
+
+
+GATE = xl.Gate(((0.0, 1.0, 0.0, 0.0),) * 2, (0.5, 0.2))  # the estimate is the first gate feature
+
+
+def test_a_decision_by_hand():
+    p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45]])
+    scores = p.amax(1)
+    plain = decide(xl.Policy((0.7, 0.5)), 0, p, scores, None)
+    assert plain.estimates is None
+    assert plain.scores is scores
+    assert plain.fired.tolist() == [True, True, False]
+    gate_features = torch.tensor([[0.6, 0.0], [0.4, 0.0], [0.1, 0.0]])
+    gated = decide(xl.Policy((0.7, 0.5), gate=GATE), 0, p, scores, gate_features)
+    assert gated.estimates.tolist() == pytest.approx([0.6, 0.4, 0.1])
+    assert gated.scores.tolist() == pytest.approx([0.0, 0.8, 0.55])
+    assert gated.fired.tolist() == [False, True, False]
+    assert decide(xl.Policy((0.0, 0.5), gate=GATE), 0, p, scores, gate_features).fired.all()  # 0: always
+    assert not decide(xl.Policy((0.7, math.inf), gate=GATE), 1, p, scores, gate_features).fired.any()
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "plain", "gated"),
+    [
+        ((0.5, 0.5), [True, True, True], [True, True, True]),
+        ((0.5, math.inf), [True, False, True], [True, False, True]),
+        ((math.inf, 0.5), [False, True, True], [True, True, True]),  # its map is a gate feature of the next
+        ((math.inf, math.inf), [False, False, True], [False, False, True]),
+        ((2.0, 2.0), [True, True, True], [True, True, True]),  # never reached, but computed
+    ],
+)
+def test_heads_that_are_computed(thresholds, plain, gated):
+    for gate, expected in ((None, plain), (GATE, gated)):
+        assert [needs_head(xl.Policy(thresholds, gate=gate), k) for k in range(3)] == expected
+    assert needs_head(xl.Policy(()), 0)
+
+
+def test_the_policy_on_paper_decides_by_the_same_rule():
+    base = random_trace()
+    gate_features = torch.rand(len(base), 2, 2, generator=torch.Generator().manual_seed(1))
+    trace = xl.Trace(base.logits, base.labels, base.divergence, base.cost, gate_features=gate_features)
+    policy = xl.Policy((0.6, 0.5), "entropy", (2.0, 1.0, 1.0), gate=GATE)
+    p = (trace.logits[:, 0] / 2).softmax(1)
+    scores = 1 + (p * p.log()).sum(1) / math.log(p.shape[1])
+    expected = torch.where(gate_features[:, 0, 0] <= 0.5, scores, 0)
+    torch.testing.assert_close(score_early_exits(trace, policy)[:, 0], expected)
+    assert (xl.route(trace, policy) == 0).tolist() == (expected >= 0.6).tolist()

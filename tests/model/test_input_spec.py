@@ -5,7 +5,7 @@ import exitlens as xl
 from exitlens.model.input_spec import InputSpec, check_example
 from tests.texts import LENGTH, WORDS, make_text_net, make_texts
 
-TEXT = InputSpec(("input_ids", "attention_mask"), (LENGTH,), True, (WORDS, None), 1)
+TEXT = InputSpec(("input_ids", "attention_mask"), (LENGTH,), True, (WORDS, None), 1, (torch.int64, torch.int64))
 
 
 def test_texts_come_in_the_order_of_the_network():
@@ -51,7 +51,7 @@ def test_bad_texts_are_one_clear_error(inputs, message):
 
 
 def test_tokens_without_names():
-    plain = InputSpec((), (5,), vocabulary=(9,))
+    plain = InputSpec((), (5,), vocabulary=(9,), dtypes=(torch.int64,))
     ids = torch.zeros(2, 5, dtype=torch.long)
     assert plain.check(ids, "x", torch.zeros(1)) == (ids,)
     with pytest.raises(xl.InputError, match=r"x: expected a tensor of tokens \(B,5\), got dict"):

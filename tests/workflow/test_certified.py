@@ -209,6 +209,7 @@ def test_temperatures_of_other_data_but_not_of_these():
         xl.calibrate(replace(trace, network="this"), max_accuracy_drop=0.05, temperatures=other)
 
 
+@pytest.mark.slow  # test_certification.py draws again, too, without the search
 def test_the_promise_holds_on_data_that_is_drawn_again():
     """60 draws from a population whose risks are known: disagreement above its limit in at most delta of them."""
     population, limit, delta, draws = good_trace(20_000, seed=9), 0.02, 0.2, 60
@@ -219,12 +220,3 @@ def test_the_promise_holds_on_data_that_is_drawn_again():
         policy = xl.calibrate(trace, max_disagreement=limit, delta=delta, seed=seed)
         broken += select_exits(truth, xl.route(population, policy)).mean().item() > limit
     assert broken / draws <= delta + 2 * math.sqrt(delta * (1 - delta) / draws)
-
-
-def test_words_for_policies_without_a_promise():
-    assert "set by hand" in xl.Policy((0.5,)).certificate()
-    empirical = xl.calibrate(good_trace(200), max_disagreement=0.1)
-    assert (
-        "Nothing is promised for new data: the limits (disagreement at most 0.1) hold on the 200 samples"
-        in empirical.certificate()
-    )

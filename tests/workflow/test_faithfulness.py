@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.functional import faithfulness as measures
+from exitlens.functional.maps import top_cells
+from tests.conftest import make_net
 
 
 def test_measures_by_exit(net, tiny_set):
@@ -70,3 +73,29 @@ def test_randomised_heads_are_judged_on_every_sample(net, tiny_set):
     whole = xl.faithfulness(net, tiny_set).randomised_cc
     halves = [xl.faithfulness(net, tiny_set.subset(torch.arange(i, i + 16))).randomised_cc for i in (0, 16)]
     assert whole == pytest.approx([(a + b) / 2 for a, b in zip(*halves, strict=True)], abs=1e-5)
+
+
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
+    net = make_net(final)
+    plain = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    net.tuning = xl.Tuning(folded=True, channels_last=True)
+    tuned = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    for name in ("deletion", "insertion", "energy_in_mask"):
+        assert getattr(tuned, name) == pytest.approx(getattr(plain, name), abs=1e-4)
+    net.tuning = xl.Tuning(precision="bfloat16")
+    rough = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    assert rough.deletion != plain.deletion
+    assert rough.deletion == pytest.approx(plain.deletion, abs=0.1)
+    assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
+
+
+def test_it_is_what_the_plain_network_says(net, tiny_set):
+    """Insertion by hand, on the network itself: an untuned engine changes no digit."""
+    found = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    with torch.inference_mode():
+        for k, out in enumerate(net(tiny_set.inputs)):
+            cells = top_cells(measures.evaluation_map(out.attention, (4, 4)), 0.2)
+            answer = out.logits.argmax(1, keepdim=True)
+            after = net(measures.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
+            assert found.insertion[k] == after.mean().item()

@@ -59,7 +59,7 @@ def test_streams_and_their_orders(made):
     net, policy, trace = made
     net.tuning = xl.Tuning(micro_batch=16)
     for order in ("input", "ready"):
-        parts = list(xl.predict(net, IMAGES.split(9), policy, order=order))
+        parts = list(xl.predict_stream(net, IMAGES.split(9), policy, order=order))
         where = torch.cat([p.index for p in parts]).argsort()
         columns = [torch.cat([getattr(p, name) for p in parts])[where] for name in ("exits", "divergence_estimate")]
         exits = xl.route(trace, policy)
@@ -78,9 +78,9 @@ def test_exits_that_never_or_always_fire(made, thresholds):
         assert pred.last_divergence.isnan().all()  # the last early exit was not computed
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled(made):
-    if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler")
     net, policy, trace = made
     net.tuning = xl.Tuning()
     net.compile(policy)

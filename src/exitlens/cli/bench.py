@@ -12,8 +12,8 @@ import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, console, show, verbs
 
 if TYPE_CHECKING:
-    from exitlens.data.fashion import Split
-    from exitlens.model.cutting.placement import By
+    from exitlens.data.splits import Split
+    from exitlens.model.cutting.placement import Placement
     from exitlens.types.inputs import Inputs
 
 
@@ -29,14 +29,14 @@ def inspect(
 ) -> None:
     """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
     from exitlens.model.backbones.build import make_example
-    from exitlens.model.cutting.placement import BY
+    from exitlens.model.cutting.placement import PLACEMENTS
 
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.exit_points(plain, make_example(plain, channels, size))
     if not points:
         raise xl.AttachError(f"backbone: {backbone} has no place where one map or sequence is all that the rest needs")
-    choices = {by: _choose(points, exits, by) for by in BY}
-    chosen_by = [[by for by in BY if p.name in choices[by]] for p in points]
+    choices = {by: _choose(points, exits, by) for by in PLACEMENTS}
+    chosen_by = [[by for by in PLACEMENTS if p.name in choices[by]] for p in points]
     rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
     for p, by in zip(points, chosen_by, strict=True):
         shape = "x".join(map(str, p.shape))
@@ -47,7 +47,7 @@ def inspect(
     show(json_, {"backbone": backbone, "exits": exits, "points": listed}, title, rows)
 
 
-def _choose(points: list[xl.ExitPoint], exits: int, by: By) -> list[str]:
+def _choose(points: list[xl.ExitPoint], exits: int, by: Placement) -> list[str]:
     """Names of the places that this many exits would get; none if they do not fit."""
     from exitlens.model.cutting.placement import choose_points
 
@@ -142,12 +142,11 @@ def bench(
 
 def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:
     """Draws ``count`` samples at random, since folders are in the order of their classes."""
-    import torch
-
     from exitlens.delivery.run_directory import load_samples
+    from exitlens.types.inputs import draw_samples
 
     found = load_samples(bundle, net, split, data=data, root=root, skip_bad=False)
-    return found.subset(torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]).inputs
+    return found.subset(draw_samples(len(found), count)).inputs
 
 
 def _parse_numbers(words: str) -> list[int]:

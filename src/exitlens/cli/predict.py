@@ -43,7 +43,7 @@ def predict(
 
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
-    from exitlens.data.folders import check_bad
+    from exitlens.data.checks import check_bad
     from exitlens.delivery.predictions.file import PredictionFile
     from exitlens.delivery.predictions.row_formats import name_rows
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
@@ -59,7 +59,7 @@ def predict(
         net.compile(policy, progress=not json_)
     watch = xl.Monitor(policy) if monitor else None
     samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, without={row.file for row in rows})
-    answers: Iterable[xl.Prediction] = xl.predict(net, samples, policy)
+    answers: Iterable[xl.Prediction] = xl.predict_stream(net, samples, policy)
     try:
         with file or nullcontext(), _bar(not json_) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.DriftWarning)  # reported at the end
@@ -175,7 +175,8 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
 
 
 def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, skip_bad: bool, json_: bool) -> None:
-    from exitlens.data.folders import check_bad, list_images
+    from exitlens.data.checks import check_bad
+    from exitlens.data.folders import list_images
     from exitlens.delivery.explanations.folder import SHEET, explain_folder
     from exitlens.delivery.run_directory import require_image_preprocess
 

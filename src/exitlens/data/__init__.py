@@ -1,1 +1,1 @@
-"""Images to train, calibrate and test on."""
+"""Data to train, calibrate and test on: read, split and batched."""

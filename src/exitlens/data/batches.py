@@ -1,4 +1,4 @@
-"""Whatever a user has (a data set, a loader, tensors) as batches of inputs and labels."""
+"""Batches of inputs and labels from whatever a user has: a data set, a loader, tensors."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 Batch = tuple[Inputs, Tensor | None]
 
 
-def batches(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Batch]:
+def iterate_batches(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Batch]:
     """Yields ``(inputs, labels or None)`` in order, on ``device`` if one is given.
 
     Args:
         source: a ``Dataset`` (batched here), a ``DataLoader`` or another iterable of batches, or one tensor of images (or
             a dict of tensors, as texts have).
-        batch_size: used where the batching is ours.
+        batch_size: of a ``Dataset`` and of tensors.
     """
-    if isinstance(source, Tensor) or _is_inputs(source):
-        source = split_rows(source, batch_size)
-    elif isinstance(source, Dataset):
-        source = DataLoader(source, batch_size=batch_size, generator=torch.Generator())  # leaves the global one alone
-    elif not isinstance(source, Iterable):
-        raise InputError(f"data: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
-    for batch in source:
+    for batch in _split(source, batch_size):
         yield as_batch(batch, device)
 
 
 def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Inputs]:
-    """As :func:`batches`, but whatever comes with the inputs (labels, file names, nothing) is left alone."""
-    if isinstance(source, Tensor) or _is_inputs(source):
-        source = split_rows(source, batch_size)
-    elif isinstance(source, Dataset):
-        source = DataLoader(source, batch_size=batch_size, generator=torch.Generator())
-    for batch in source:
+    """The inputs alone; whatever comes with them (labels, file names, nothing) is left alone."""
+    for batch in _split(source, batch_size):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
         yield as_batch(inputs, device)[0]
+
+
+def _split(source: Any, batch_size: int) -> Iterable[Any]:
+    if isinstance(source, Tensor) or _is_inputs(source):
+        return split_rows(source, batch_size)
+    if isinstance(source, Dataset):
+        return DataLoader(source, batch_size=batch_size, generator=torch.Generator())  # leaves the global one alone
+    if not isinstance(source, Iterable):
+        raise InputError(f"data: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
+    return source
 
 
 def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
@@ -54,12 +54,12 @@ def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
 
 
 def _is_inputs(value: Any) -> bool:
-    """Whether it is a dict of tensors, the inputs of a text classifier."""
+    """Whether it is a dict of tensors: inputs by name."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
 def count_batches(source: Any, batch_size: int = 64) -> int | None:
-    """How many batches :func:`batches` will yield, if that is known."""
+    """How many batches :func:`iterate_batches` will yield, if that is known."""
     try:
         length = len(source)
     except TypeError:
@@ -73,7 +73,7 @@ def make_epoch_loader(data: Dataset[Any], batch_size: int, seed: int, workers: i
     """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch."""
     count = len(data)  # type: ignore[arg-type]
     if count == 0:
-        raise InputError("train: the data set is empty: it needs at least one image")
+        raise InputError("train: the data set is empty: it needs at least one sample")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     groups = [order[i : i + batch_size] for i in range(0, count, batch_size)]
     if len(groups) > 1 and len(groups[-1]) < batch_size:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from importlib.resources import files
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +14,11 @@ from torch import Tensor
 
 from exitlens.data.images import ImageSet
 from exitlens.data.scenes import make_scenes
+from exitlens.data.splits import SPLITS, Split
 from exitlens.errors import DataError, InputError
 
-Split = Literal["train", "validation", "calibration", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_SCENE_SEEDS = {"train": 11, "validation": 12, "calibration": 13, "test": 14}
+_SEEDS = {"train": 11, "validation": 12, "calibration": 13, "test": 14}
 
 
 def load_garments(split: Split) -> tuple[Tensor, Tensor]:
@@ -78,7 +76,7 @@ def load_scenes(
         labels[:limit],
         CLASSES,
         background_agreement=background_agreement,
-        seed=1000 * seed + _SCENE_SEEDS[split],
+        seed=1000 * seed + _SEEDS[split],
         size=size,
         palette=palette,
     )

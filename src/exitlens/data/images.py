@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Self
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.labels import check_class_labels
+from exitlens.data.checks import check_class_labels
 from exitlens.errors import InputError, require
+from exitlens.modalities import IMAGE, Modality
 from exitlens.types import Preprocess
 
 
@@ -21,6 +24,8 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         masks: optional ``(N,H,W)`` ``bool``: where the object is.
         preprocess: how pixels become network input; by default scaled to [-2, 2].
     """
+
+    modality: ClassVar[Modality] = IMAGE
 
     def __init__(
         self,
@@ -57,11 +62,11 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         inputs = self.preprocess.normalise(self.images[indices])
         return list(zip(inputs, self.labels[indices], strict=True))
 
-    def first(self, count: int) -> ImageSet:
+    def first(self, count: int) -> Self:
         """The first ``count`` images (all, if there are fewer)."""
         return self.subset(torch.arange(min(count, len(self))))
 
-    def subset(self, indices: Tensor) -> ImageSet:
+    def subset(self, indices: Tensor) -> Self:
         """The images at ``indices`` (``(n,)`` integers) as a set of its own."""
         masks = None if self.masks is None else self.masks[indices]
-        return ImageSet(self.images[indices], self.labels[indices], self.classes, masks, self.preprocess)
+        return type(self)(self.images[indices], self.labels[indices], self.classes, masks, self.preprocess)

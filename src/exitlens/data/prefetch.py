@@ -1,4 +1,4 @@
-"""Loading in the background: the next batches are read while the network computes."""
+"""Reading ahead: a thread loads the next batches while the network computes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Prefetch(Generic[T]):
             for item in items:
                 if not self._put(item):
                     return
-        except BaseException as error:  # handed to the reader, also what is no Exception: it must not wait for ever
+        except BaseException as error:  # even what is no Exception is handed on, or the reader would wait for ever
             self.error = error
         finally:
             self._put(_END)

@@ -1,4 +1,4 @@
-"""Rows of text files (CSV, JSON lines, plain lines), each checked: a file from a stranger is an error or a set of texts."""
+"""Rows of text files (CSV, JSON lines, plain lines), each of them checked, because files come from strangers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from exitlens.data.folders import check_bad
+from exitlens.data.checks import check_bad
 from exitlens.errors import DataError
 
 Row = Mapping[str, object] | str  # a string says what is wrong with the row
@@ -30,10 +30,10 @@ def read_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[st
     if path.suffix.lower() not in kinds:
         raise DataError(f"data: {path} is no file of texts: expected {' or '.join(kinds)}")
     content = read_bytes(path).decode("utf-8-sig", "surrogateescape")  # bytes that are not UTF-8 become surrogates
-    rows = _csv_rows(content, path, keys) if path.suffix.lower() == ".csv" else _line_rows(content, path.suffix.lower())
+    rows = _read_csv(content, path, keys) if path.suffix.lower() == ".csv" else _read_lines(content, path.suffix.lower())
     good, bad = [], []
     for line, values in rows:
-        fields = values if isinstance(values, str) else _fields(values, keys)
+        fields = values if isinstance(values, str) else _pick_fields(values, keys)
         if isinstance(fields, str):
             bad.append(f"{path}, line {line}: {fields}")
         else:
@@ -44,7 +44,7 @@ def read_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[st
     return good
 
 
-def _csv_rows(content: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+def _read_csv(content: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     try:
         rows = ((reader.line_num, row) for row in reader if row)
@@ -59,13 +59,13 @@ def _csv_rows(content: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple
         raise DataError(f'data: {path}, line {reader.line_num}: broken CSV ({error}): quote texts as "..."') from error
 
 
-def _line_rows(content: str, suffix: str) -> Iterator[tuple[int, Row]]:
+def _read_lines(content: str, suffix: str) -> Iterator[tuple[int, Row]]:
     for line, text in enumerate(content.split("\n"), 1):
         if text.strip():
-            yield line, {"text": text} if suffix == ".txt" else _json_row(text)
+            yield line, {"text": text} if suffix == ".txt" else _parse_json(text)
 
 
-def _json_row(text: str) -> Row:
+def _parse_json(text: str) -> Row:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -73,7 +73,7 @@ def _json_row(text: str) -> Row:
     return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
 
 
-def _fields(values: Mapping[str, object], keys: tuple[str, ...]) -> dict[str, str] | str:
+def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...]) -> dict[str, str] | str:
     """The values of ``keys`` without white space around them, or what is wrong with them."""
     found = {}
     for key in keys:

@@ -1,4 +1,4 @@
-"""Scenes: each garment pasted at a random place and size on a coloured, textured background, with its object mask.
+"""Scenes: garments, each at a random place and size on a coloured, textured background, with a mask of the object.
 
 The background's colour is the shortcut that a shallow exit likes to take: with ``background_agreement`` 0.8 it names
 the class in 80 % of the scenes; with 1/10 (ten classes) it says nothing.
@@ -48,8 +48,8 @@ def make_scenes(
     if palette not in PALETTES:
         raise InputError(f"palette: expected one of {sorted(PALETTES)}, got {palette!r}")
     rng = torch.Generator().manual_seed(seed)
-    colour = _background_colours(labels, len(classes), background_agreement, palette, rng)  # (N,3)
-    background = colour[:, :, None, None] * _texture(len(labels), size, rng)  # (N,3,S,S)
+    colour = _draw_colours(labels, len(classes), background_agreement, palette, rng)  # (N,3)
+    background = colour[:, :, None, None] * _draw_texture(len(labels), size, rng)  # (N,3,S,S)
     ink, mask = _place(garments.float() / 255.0, size, scale, rng)  # (N,1,S,S) each
     tint = 0.55 + 0.45 * torch.rand(len(labels), 3, 1, 1, generator=rng)
     alpha = (mask / _OBJECT_LEVEL).clamp(0, 1)
@@ -59,7 +59,7 @@ def make_scenes(
     return ImageSet(pixels, labels, classes, (mask > _OBJECT_LEVEL).squeeze(1))
 
 
-def _background_colours(labels: Tensor, count: int, agreement: float, palette: str, rng: Generator) -> Tensor:
+def _draw_colours(labels: Tensor, count: int, agreement: float, palette: str, rng: Generator) -> Tensor:
     agrees = torch.rand(len(labels), generator=rng) < agreement
     other = (labels + torch.randint(1, max(count, 2), labels.shape, generator=rng)) % count
     offset, saturation = PALETTES[palette]
@@ -69,7 +69,7 @@ def _background_colours(labels: Tensor, count: int, agreement: float, palette: s
     return (colour + 0.06 * torch.randn(colour.shape, generator=rng)).clamp(0, 1)
 
 
-def _texture(count: int, size: int, rng: Generator) -> Tensor:  # -> (N,1,S,S) around 1
+def _draw_texture(count: int, size: int, rng: Generator) -> Tensor:  # -> (N,1,S,S) around 1
     coarse = torch.randn(count, 1, 5, 5, generator=rng)
     fine = torch.randn(count, 1, size // 2, size // 2, generator=rng)
     blend = [F.interpolate(x, (size, size), mode="bilinear", align_corners=False) for x in (coarse, fine)]

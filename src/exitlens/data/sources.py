@@ -1,4 +1,4 @@
-"""Data by name, in four disjoint splits of which each is used for one thing only."""
+"""Data by name, in four disjoint splits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exitlens.data.fashion import SPLITS, Split, load_fashion, load_scenes
-from exitlens.data.folders import load_folder, load_torchvision, split_set
+from exitlens.data.fashion import load_fashion, load_scenes
+from exitlens.data.folders import load_folder, load_torchvision
 from exitlens.data.images import ImageSet
+from exitlens.data.reviews import load_reviews
 from exitlens.data.rows import TABLES, read_bytes
-from exitlens.data.texts import RawTexts, TextSet, load_reviews, read_texts, word_tokenizer
+from exitlens.data.splits import SPLITS, SampleSet, Split, split_set
+from exitlens.data.texts import RawTexts, TextSet, read_texts, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
+from exitlens.modalities import IMAGE, TEXT, Modality
 from exitlens.types import Preprocess, TextPreprocess
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,9 +53,9 @@ class DataSource:
         return asdict(self)
 
     @property
-    def is_text(self) -> bool:
-        """Whether it gives a :class:`TextSet`; otherwise an :class:`ImageSet`."""
-        return self.name == "reviews" or is_text_file(self.name)
+    def modality(self) -> Modality:
+        """What kind of samples it gives."""
+        return TEXT if self.name == "reviews" or is_text_file(self.name) else IMAGE
 
     def load(
         self,
@@ -61,7 +64,7 @@ class DataSource:
         classes: Sequence[str] = (),
         skip_bad: bool = False,
         preprocess: TextPreprocess | None = None,
-    ) -> ImageSet | TextSet:
+    ) -> SampleSet:
         """The images or texts of one split.
 
         Args:
@@ -76,29 +79,29 @@ class DataSource:
         """
         if split not in SPLITS:
             raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
-        if preprocess is not None and not self.is_text:
+        if preprocess is not None and self.modality is not TEXT:
             raise InputError(f"preprocess: it is for texts, and {self.name} gives images: leave it out")
         if self.name == "reviews":
-            return self._reviews(split, preprocess)
-        if self.is_text:
-            return self._file(split, classes, skip_bad, preprocess)
+            return self._load_reviews(split, preprocess)
+        if self.modality is TEXT:
+            return self._load_file(split, classes, skip_bad, preprocess)
         if self.name == "scenes":
             agreement = self.background_agreement
             return load_scenes(split, background_agreement=agreement, seed=self.seed, size=self.size or 40)
         if self.name == "fashion":
             return load_fashion(split)
         if self.name.startswith("torchvision:"):
-            return self._torchvision(split)
-        return self._folder(split, classes, skip_bad)
+            return self._load_torchvision(split)
+        return self._load_folder(split, classes, skip_bad)
 
-    def _reviews(self, split: Split, preprocess: TextPreprocess | None) -> TextSet:
+    def _load_reviews(self, split: Split, preprocess: TextPreprocess | None) -> TextSet:
         length = preprocess.length if preprocess is not None else self.size or 32
         data = load_reviews(split, shop_agreement=self.background_agreement, seed=self.seed, length=length)
         if preprocess is None or preprocess == data.preprocess:
             return data
         return TextSet(data.texts, data.labels, data.classes, preprocess)
 
-    def _file(self, split: Split, classes: Sequence[str], skip_bad: bool, preprocess: TextPreprocess | None) -> TextSet:
+    def _load_file(self, split: Split, classes: Sequence[str], skip_bad: bool, preprocess: TextPreprocess | None) -> TextSet:
         path = Path(self.name)
         if self.contents and hash_file(path) != self.contents:
             raise DataError(f"data: {path} is not the file of training: the splits would mix; train again")
@@ -107,14 +110,14 @@ class DataSource:
         preprocess = preprocess or TextPreprocess(word_tokenizer(parts[0].texts), self.size or 64)
         return TextSet(part.texts, part.labels, part.classes, preprocess)
 
-    def _torchvision(self, split: Split) -> ImageSet:
+    def _load_torchvision(self, split: Split) -> ImageSet:
         data = load_torchvision(self.name.removeprefix("torchvision:"), self.root, train=split != "test")
         if split == "test":
             return data
         parts = split_set(data, (0.8, 0.1, 0.1), self.seed)
         return parts[SPLITS.index(split)]
 
-    def _folder(self, split: Split, classes: Sequence[str], skip_bad: bool) -> ImageSet:
+    def _load_folder(self, split: Split, classes: Sequence[str], skip_bad: bool) -> ImageSet:
         root = Path(self.name)
         preprocess = Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
         if self.contents and hash_folder(root) != self.contents:

@@ -1,30 +1,26 @@
-"""Texts in memory, generated product reviews, a word tokenizer made from texts, and labelled text files."""
+"""Labelled texts in memory, the files they come from, and a word tokenizer made from texts."""
 
 from __future__ import annotations
 
 import copy
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.fashion import SPLITS, Split
-from exitlens.data.labels import check_class_labels
-from exitlens.data.reviews import CLASSES, MOST_TOKENS, list_words, write_review
+from exitlens.data.checks import check_class_labels
 from exitlens.data.rows import read_rows
 from exitlens.errors import DataError, InputError, require, suggest
+from exitlens.modalities import TEXT, Modality
 from exitlens.types import TextPreprocess, import_tokenizers
 
 TextItem = tuple[dict[str, Tensor], Tensor]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-_REVIEW_SPLITS = {"train": (8000, 21), "validation": (1000, 22), "calibration": (2000, 23), "test": (3000, 24)}  # size, seed
 
 
 class TextSet(Dataset[TextItem]):
@@ -41,6 +37,8 @@ class TextSet(Dataset[TextItem]):
         InputError: where counts, shapes or values do not fit.
     """
 
+    modality: ClassVar[Modality] = TEXT
+
     def __init__(
         self,
         texts: Sequence[str],
@@ -53,7 +51,7 @@ class TextSet(Dataset[TextItem]):
         self._encoded = preprocess.encode(texts)
         shape = (len(texts), preprocess.length)
         if masks is not None and (masks.shape != shape or masks.dtype != torch.bool):
-            raise InputError(f"masks: expected {shape} bool, one value a token, got {tuple(masks.shape)} {masks.dtype}")
+            raise InputError(f"masks: expected {shape} bool, one value per token, got {tuple(masks.shape)} {masks.dtype}")
         self.texts, self.classes = tuple(texts), tuple(classes)
         self.labels = check_class_labels(labels, len(texts), classes, "text")
         self.preprocess, self.masks = preprocess, masks
@@ -82,7 +80,7 @@ class TextSet(Dataset[TextItem]):
     def __getitems__(self, indices: list[int]) -> list[TextItem]:
         return [self[i] for i in indices]
 
-    def first(self, count: int) -> TextSet:
+    def first(self, count: int) -> Self:
         """The first ``count`` texts (all, if there are fewer)."""
         return self.subset(torch.arange(min(count, len(self))))
 
@@ -94,43 +92,6 @@ class TextSet(Dataset[TextItem]):
         part.labels = self.labels[indices]
         part.masks = None if self.masks is None else self.masks[indices]
         return part
-
-
-class TextStream:
-    """Texts as batches of network input, encoded while they are asked for: what an ``ImageStream`` is for images.
-
-    Args:
-        texts: N texts.
-        names: N names, for the answers.
-        preprocess: how texts become token ids.
-        batch_size: texts in a batch.
-
-    Attributes:
-        files: names of the texts in the batches so far, in order.
-        bad: always empty: a text that was read can be encoded.
-        total: N.
-    """
-
-    def __init__(self, texts: Sequence[str], names: Sequence[str], preprocess: TextPreprocess, batch_size: int) -> None:
-        require(preprocess, TextPreprocess, "preprocess")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
-        if len(names) != len(texts):
-            raise InputError(f"names: expected {len(texts)}, one per text; got {len(names)}")
-        self.files: list[str] = []
-        self.bad: list[str] = []
-        self.total = len(texts)
-        self._texts, self._names, self._preprocess, self._batch_size = tuple(texts), tuple(names), preprocess, batch_size
-
-    def __len__(self) -> int:
-        """How many batches."""
-        return -(-self.total // self._batch_size)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        self.files = []
-        for at in range(0, self.total, self._batch_size):
-            self.files += self._names[at : at + self._batch_size]
-            yield self._preprocess.encode(self._texts[at : at + self._batch_size])
 
 
 class RawTexts(NamedTuple):
@@ -181,64 +142,6 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
     return str(tokenizer.to_str())
 
 
-@lru_cache(maxsize=1)
-def _review_tokenizer() -> str:
-    """The one tokenizer of all reviews."""
-    return word_tokenizer(list_words())
-
-
-def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 32) -> TextSet:
-    """Product reviews of two classes, half of them positive; the same arguments give the same reviews.
-
-    One or two opinions (``masks`` is True on their adjectives and negations) say the class, among sentences that say
-    nothing. Three opinions in ten are negated ("not good"), so single words mislead. The shop's name is the shortcut.
-
-    Args:
-        count: how many.
-        shop_agreement: in [0, 1]; how often the shop is one of the four that belong to the review's class. Otherwise it
-            is one of the other class's four; so 0.5 makes shop and class independent. Nothing else depends on it.
-        seed: of everything in the reviews.
-        length: tokens of an input; reviews have 8 to 30, longer ones than ``length`` are cut.
-    """
-    if not 0.0 <= shop_agreement <= 1.0:
-        raise InputError(f"shop_agreement: expected a number in [0, 1], got {shop_agreement}")
-    if count < 1:
-        raise InputError(f"count: expected 1 review or more, got {count}")
-    rng = random.Random(f"reviews {seed}")
-    labels = [i % 2 for i in range(count)]
-    rng.shuffle(labels)
-    reviews = [write_review(label, shop_agreement, rng) for label in labels]
-    texts = [" ".join(word for word, _ in words).replace(" .", ".") for words in reviews]
-    data = TextSet(texts, torch.tensor(labels), CLASSES, TextPreprocess(_review_tokenizer(), length))
-    masks = torch.zeros(count, max(length, MOST_TOKENS), dtype=torch.bool)
-    rows = [(row, i + 1) for row, words in enumerate(reviews) for i, (_, opinion) in enumerate(words) if opinion]
-    masks[tuple(torch.tensor(rows).T)] = True  # + 1: [CLS] comes first, and every word is one token
-    data.masks = masks[:, :length] & (data.input_ids != SPECIAL_TOKENS.index("[SEP]"))  # which comes early where cut
-    return data
-
-
-def load_reviews(
-    split: Split, *, shop_agreement: float = 0.8, seed: int = 0, length: int = 32, limit: int | None = None
-) -> TextSet:
-    """Reviews of one split (see :func:`make_reviews`); every split has its own draws.
-
-    ``train`` (8,000) fits weights, ``validation`` (1,000) chooses checkpoints, ``calibration`` (2,000) chooses
-    thresholds, ``test`` (3,000) is for reporting only. A few of the shortest reviews come up in two splits by chance.
-
-    Args:
-        split: ``train``, ``validation``, ``calibration`` or ``test``.
-        shop_agreement: in [0, 1], see :func:`make_reviews`.
-        seed: one number for all splits; each split derives its own from it.
-        length: tokens of an input.
-        limit: only the first ``limit`` reviews (for quick trials).
-    """
-    if split not in SPLITS:
-        raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
-    count, own = _REVIEW_SPLITS[split]
-    data = make_reviews(count, shop_agreement=shop_agreement, seed=1000 * seed + own, length=length)
-    return data if limit is None else data.first(limit)
-
-
 def read_texts(
     path: Path | str, classes: Sequence[str] = (), *, skip_bad: bool = False
 ) -> tuple[list[str], Tensor, tuple[str, ...]]:
@@ -263,15 +166,10 @@ def read_texts(
     return [row["text"] for row in rows], torch.tensor([numbers[row["label"]] for row in rows]), names
 
 
-def read_unlabelled_texts(path: Path | str, *, skip_bad: bool = False) -> list[str]:
-    """Texts of a UTF-8 file: the column or key text of ``.csv`` or ``.jsonl``, or the lines of ``.txt`` that are not blank.
+def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
+    """Texts of a UTF-8 file, each with its line's number from 1: the column or key text, or the lines of ``.txt`` not blank.
 
     Raises:
         DataError: a missing file or column, or rows that cannot be read.
     """
-    return [text for _, text in read_numbered_texts(path, skip_bad=skip_bad)]
-
-
-def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
-    """:func:`read_unlabelled_texts` with the number of the line that each text stands in, from 1."""
     return [(int(row["line"]), row["text"]) for row in read_rows(Path(path), ("text",), skip_bad)]

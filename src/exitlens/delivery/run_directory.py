@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from exitlens.data.fashion import Split
-from exitlens.data.folders import ImageStream, list_images, load_folder
-from exitlens.data.images import ImageSet
+from exitlens.data.folders import list_images, load_folder
 from exitlens.data.sources import DataSource, is_text_file, open_source
-from exitlens.data.texts import TextSet, TextStream, read_numbered_texts, read_texts
+from exitlens.data.splits import SampleSet, Split
+from exitlens.data.streams import ImageStream, TextStream
+from exitlens.data.texts import TextSet, read_numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
 from exitlens.errors import BundleError, DataError, ExitlensError, OutputExistsError, PolicyError
 from exitlens.io import write_json
+from exitlens.modalities import IMAGE, TEXT
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
@@ -109,7 +110,7 @@ def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
 def require_image_preprocess(net: ExitNet) -> Preprocess:
     """How images become the network's inputs; raises :class:`BundleError` if there is no record, or it takes texts."""
     if not isinstance(net.info.preprocess, Preprocess):
-        if net.input_spec.is_text:
+        if net.input_spec.modality is TEXT:
             raise BundleError("bundle: its network takes texts: give a .csv, .jsonl or .txt file, or --text")
         raise BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
     return net.info.preprocess
@@ -118,13 +119,13 @@ def require_image_preprocess(net: ExitNet) -> Preprocess:
 def require_text_preprocess(net: ExitNet) -> TextPreprocess:
     """How texts become the network's inputs; raises :class:`BundleError` if there is no record, or it takes images."""
     if not isinstance(net.info.preprocess, TextPreprocess):
-        if not net.input_spec.is_text:
+        if net.input_spec.modality is IMAGE:
             raise BundleError("bundle: its network takes images: give an image, or a folder of images")
         raise BundleError("bundle: it does not say how texts become tokens: net.describe(preprocess=...) and save again")
     return net.info.preprocess
 
 
-def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> ImageSet | TextSet:
+def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
     """Loads a split of a run's own data, or the whole of other labelled data, for its network."""
     text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
     if not data:
@@ -136,14 +137,16 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
         return TextSet(texts, labels, classes, require_text_preprocess(net))
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1])
-    return source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.is_text else None)
+    return source.load(
+        split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.modality is TEXT else None
+    )
 
 
 def stream_samples(
     net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
 ) -> ImageStream | TextStream:
     """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
-    if net.input_spec.is_text:
+    if net.input_spec.modality is TEXT:
         rows = [(f"{data}:{line}", text) for line, text in read_numbered_texts(data, skip_bad=skip_bad)]
         rows = [row for row in rows if row[0] not in without]
         return TextStream([text for _, text in rows], [name for name, _ in rows], require_text_preprocess(net), batch_size)

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
 
-from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
+from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
 from exitlens.errors import HeadError, InputError
+from exitlens.modalities import IMAGE, TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import read_tokenizer
 from exitlens.model.backbones.weights import load_weights
-from exitlens.model.cutting.placement import By
+from exitlens.model.cutting.placement import Placement
 from exitlens.model.heads import HeadKind
 from exitlens.model.info import Final
 from exitlens.model.network import ExitNet
 from exitlens.types import TextPreprocess
+from exitlens.types.inputs import list_tensors
 
-Samples = ImageSet | TextSet
 TEXT_LENGTH = 64
 
 
-def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[Samples, Samples]:
+def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[SampleSet, SampleSet]:
     """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
-    if not source.is_text and backbone.startswith("hf:") and read_tokenizer(backbone):
+    if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
-    own = read_tokenizer(backbone) if source.is_text else None
+    own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
     return (
         source.load("train", skip_bad=skip_bad, preprocess=preprocess),
@@ -39,12 +39,11 @@ def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False
     )
 
 
-def _check_reads(plain: nn.Module, backbone: str, train: Samples) -> None:
+def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
     """Raises :class:`InputError` for a text classifier given images, the reverse, or texts longer than it has positions."""
-    reads_texts = "input_ids" in inspect.signature(plain.forward).parameters
-    if reads_texts != isinstance(train, TextSet):
-        kinds = ("texts", "images") if reads_texts else ("images", "texts")
-        raise InputError(f"backbone: {backbone} reads {kinds[0]}, the data are {kinds[1]}")
+    reads = find_reader(plain.forward)
+    if reads is not train.modality:
+        raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
     most = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
     if isinstance(train, TextSet) and isinstance(most, int) and 0 < most < train.preprocess.length:
         raise InputError(
@@ -62,7 +61,7 @@ def _choose_exits(plain: nn.Module, exits: str, placement: str) -> list[str] | i
 def build_network(
     backbone: str,
     exits: str,
-    train: Samples,
+    train: SampleSet,
     *,
     seed: int = 0,
     keep_final: bool = False,
@@ -89,9 +88,10 @@ def build_network(
         InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
     """
     torch.manual_seed(seed)
-    if isinstance(train, TextSet) and not backbone.startswith("hf:"):
+    if train.modality is TEXT and not backbone.startswith("hf:"):
         raise InputError(f"backbone: {backbone!r} reads images, the data are texts: use hf:DIRECTORY or hf:bert")
-    channels = 3 if isinstance(train, TextSet) else train.images.shape[1]
+    example = train.first(1).inputs
+    channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
     plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary)
     _check_reads(plain, backbone, train)
@@ -101,11 +101,11 @@ def build_network(
     final: Final = "keep" if keep_final else "head"
 
     def attach_heads(kind: str) -> ExitNet:  # attach checks placement and kind
-        example, by = train.first(1).inputs, cast(By, placement)
-        return attach(plain, at, len(train.classes), example, final=final, by=by, head=cast(HeadKind, kind))
+        where = cast(Placement, placement)
+        return attach(plain, at, len(train.classes), example, final=final, placement=where, head=cast(HeadKind, kind))
 
     try:
-        net = attach_heads(head or ("evidence" if isinstance(train, TextSet) else "context"))
+        net = attach_heads(head or train.modality.head)
     except HeadError:
         if head:
             raise

@@ -51,9 +51,9 @@ class SequenceResult:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A threshold vector, its mean cost on the first part, and of every risk's losses there mean, variance and number.
+    """A threshold vector with its mean cost on the first part, and mean, variance and number of each risk's losses there.
 
-    ``smoothed_losses`` are the means after :func:`smooth_losses` of the losses above 0: gains do not make up for losses. The
+    ``smoothed_losses`` are the means of the losses above 0 after :func:`smooth_losses`: gains do not make up for losses. The
     share of samples that leave early counts as the loss of one more sample, so that of two vectors without any loss the one
     that lets fewer samples leave is the safer.
     """

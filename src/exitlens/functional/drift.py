@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from exitlens.errors import DriftWarning, InputError, PolicyError, require
-from exitlens.types import DriftReference, Policy, Prediction
+from exitlens.types import Policy, Prediction
+from exitlens.types.calibrations import DriftReference
 
 BINS = 8  # of the scores at each exit
 _STAKES = (-0.9, -0.5, 0.5, 0.9)  # for tilted and for bent densities

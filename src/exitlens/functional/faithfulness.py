@@ -1,53 +1,25 @@
-"""Whether a map shows what the answer depends on: what to delete or insert, and how much lies in the object."""
+"""Whether a map shows what the answer depends on: the grid it is judged on, its control, and how much lies on the object."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.functional.maps import as_distribution, regrid
-from exitlens.types.inputs import MASK, Inputs
+from exitlens.functional.maps import as_distribution, find_locations, regrid
 
 
-def cells_to_pixels(cells: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) bool -> (B,1,H,W) bool
-    """Enlarges a grid of chosen cells to pixels (nearest)."""
-    return F.interpolate(cells[:, None].float(), size, mode="nearest") > 0.5
+def coarsen_map(maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
+    """Maps averaged to a grid, or their own where that is coarser, as distributions."""
+    return as_distribution(regrid(maps.float(), tuple(min(n, g) for n, g in zip(maps.shape[1:], grid, strict=False))))
 
 
-def evaluation_map(attention: Tensor, grid: tuple[int, int]) -> Tensor:  # (B,h,w) -> (B,*grid)
-    """The map on the grid that all exits are judged on, so that fine and coarse ones delete equal areas (texts: as is)."""
-    if attention.ndim == 2:
-        return attention.float()
-    size = tuple(min(a, g) for a, g in zip(attention.shape[1:], grid, strict=True))
-    return as_distribution(regrid(attention.float(), size))
-
-
-def random_map(maps: Tensor, seed: int = 0) -> Tensor:  # (B,*grid) -> (B,*grid)
-    """Maps of independent uniform numbers (0 at the padding of texts): the control that deletes cells blindly."""
+def draw_random_map(maps: Tensor, seed: int = 0) -> Tensor:  # (B,*grid) -> (B,*grid)
+    """Maps of independent uniform numbers (0 at padding): the control that deletes cells blindly."""
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(seed)).to(maps.device)
-    return noise.clamp_min(1e-6) * (maps != 0) if maps.ndim == 2 else noise
-
-
-def delete(inputs: Inputs, cells: Tensor) -> Inputs:  # images (B,C,H,W), (B,h,w) bool; texts, (B,N) bool
-    """Replaces the chosen cells by the image's own mean colour; masks the chosen tokens of a text out, as if padding.
-
-    The latter is the erasure of ERASER (arXiv 1911.03429, section 4). A text that would be left without a token stays whole.
-    """
-    if isinstance(inputs, Tensor):
-        where = cells_to_pixels(cells, (inputs.shape[2], inputs.shape[3]))
-        return torch.where(where, inputs.mean((2, 3), keepdim=True), inputs)
-    left = inputs[MASK] * ~cells
-    return {**inputs, MASK: torch.where(left[:, 1:].any(1, keepdim=True), left, inputs[MASK])}
-
-
-def insert(inputs: Inputs, cells: Tensor) -> Inputs:
-    """Keeps only the chosen cells, on the image's own mean colour; of a text the chosen tokens and the first (the class)."""
-    others = ~cells
-    if not isinstance(inputs, Tensor):
-        others = others.clone()
-        others[:, 0] = False
-    return delete(inputs, others)
+    real = find_locations(maps)
+    return noise if real is None else noise.clamp_min(1e-6) * real
 
 
 def energy_in_mask(attention: Tensor, masks: Tensor) -> Tensor:  # (B,h,w), (B,H,W) bool -> (B,)

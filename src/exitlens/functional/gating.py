@@ -1,4 +1,4 @@
-"""Whether an early exit's explanation can be trusted, before the final map exists: estimated from what is there."""
+"""The gate: an estimate, before the final map exists, of how far an early exit's map is from it, and a limit to that."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import divergence
 from exitlens.types import Gate, Trace
 
-RIDGE = 1e-4  # of the mean square of each clue
+RIDGE = 1e-4  # of the mean square of each gate feature
 SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the samples that a gate may trust, tried in turn
 
 
 def compute_gate_features(attention: Tensor, previous: Tensor | None) -> Tensor:  # (B,*S), (B,*S') -> (B,2)
-    """Entropy of each map over that of a uniform one, and its divergence from the map of the exit before (0 without one)."""
+    """Each map's entropy relative to a uniform map's, and its divergence from the exit before's (0 at the first)."""
     flat = attention.float().flatten(1)
     entropy = -torch.special.xlogy(flat, flat).sum(1) / math.log(max(flat.shape[1], 2))
     if previous is None:
@@ -34,7 +34,7 @@ def estimate(gate: Gate, k: int, confidence: Tensor, gate_features: Tensor) -> T
 
 
 def mask_untrusted(scores: Tensor, estimates: Tensor, limit: float) -> Tensor:  # (B,), (B,) -> (B,)
-    """Scores of those whose explanation is trusted; 0 for the others."""
+    """The scores of samples whose map is trusted, and 0 for the others."""
     return torch.where(estimates <= limit, scores, torch.zeros_like(scores))
 
 
@@ -52,14 +52,14 @@ def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> T
 
 
 def require_gate_features(trace: Trace) -> Tensor:
-    """The gate features, or an error that says what needed them."""
+    """The trace's gate features; raises :class:`InputError` where it has none."""
     if trace.gate_features is None:
         raise InputError("trace: a gate needs gate_features and this trace has none: collect it again, by exitlens.collect")
     return trace.gate_features
 
 
 def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
-    """A gate that trusts everything, with weights fitted to the measured divergences of these samples by ridge regression.
+    """A gate without limits whose weights are fitted to the divergences measured on these samples, by ridge regression.
 
     Args:
         rows: ``(n,)`` indices of the samples to fit on.

@@ -109,9 +109,9 @@ class EGTLoss:
 
     ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891.
     The paper's distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final
-    map, and ramp the weight up over the whole training, so that the exits do not follow a map that is still random and the
-    shared layers learn to classify first. ``distill`` adds self-distillation of the logits. What the defaults were
-    chosen from is in docs/results.md.
+    map, and raise the weight over the whole training, so that the shared layers learn to classify first and the exits do
+    not follow a map that is still random. ``distill`` adds self-distillation of the logits. docs/results.md says how the
+    defaults were chosen.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
@@ -183,6 +183,6 @@ class EGTLoss:
     def _check(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> None:
         check_labels(labels, *outputs[0].logits.shape)
         if self.exit_weights is not None and len(self.exit_weights) != len(outputs):
-            raise InputError(f"exit_weights: expected {len(outputs)} numbers, one an exit, got {self.exit_weights}")
+            raise InputError(f"exit_weights: expected {len(outputs)} numbers, one per exit, got {self.exit_weights}")
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")

@@ -1,6 +1,8 @@
-"""Attention maps as distributions over locations: normalise, regrid, centre, rank."""
+"""Attention maps as distributions over locations: normalise, find padding, regrid, rank."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,17 @@ def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)
     return torch.where(total > EPS, flat / total.clamp_min(EPS), uniform).view_as(x)
 
 
+def find_locations(*maps: Tensor) -> Tensor | None:  # (B,*S) each -> (B,*S) bool
+    """Which positions of maps of the same samples are locations; ``None``: all of them.
+
+    Maps of a sequence are exactly 0 at its padding. Positions where all of them are exactly 0 are no locations, or more
+    padding would mean more agreement.
+    """
+    if maps[0].ndim != 2:
+        return None
+    return torch.stack([m != 0 for m in maps]).any(0)
+
+
 def energy(features: Tensor) -> Tensor:  # (B,D,*S) -> (B,*S)
     """Channel energy ``sum_d f_d^2`` as a distribution: the map of attention transfer (arXiv 1612.03928, eq. 1, p=2)."""
     return as_distribution(features.float().square().sum(1))
@@ -31,8 +44,6 @@ def energy(features: Tensor) -> Tensor:  # (B,D,*S) -> (B,*S)
 
 def regrid(x: Tensor, size: tuple[int, ...]) -> Tensor:  # (B,*S) -> (B,*size)
     """Averages maps over the areas of a coarser grid; the mean is kept, so renormalise a distribution afterwards.
-
-    Two spatial axes; token maps (one axis) are returned as they are when their length already fits.
 
     Raises:
         InputError: if ``size`` is finer than the map, or the numbers of axes differ.
@@ -42,9 +53,8 @@ def regrid(x: Tensor, size: tuple[int, ...]) -> Tensor:  # (B,*S) -> (B,*size)
         return x
     if len(old) != len(size) or any(new > now for new, now in zip(size, old, strict=True)):
         raise InputError(f"size: a map of {old} can only be averaged down to a coarser grid, got {tuple(size)}")
-    if len(old) == 1:
-        return F.adaptive_avg_pool1d(x[:, None], size[0])[:, 0]
-    return F.adaptive_avg_pool2d(x[:, None], (size[0], size[1]))[:, 0]
+    pools: tuple[Callable[..., Tensor], ...] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+    return pools[len(old) - 1](x[:, None], tuple(size))[:, 0]
 
 
 def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

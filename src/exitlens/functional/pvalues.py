@@ -103,7 +103,7 @@ def _paired(more: int, fewer: int, count: int, limit: float, spare: float, grid:
 
 
 def upper_bound(errors: int, count: int, level: float) -> float:
-    """The exact upper confidence bound of a rate (Clopper and Pearson, 1934): the rate at which so few errors are that rare.
+    """The exact upper confidence bound of a rate (Clopper and Pearson, 1934).
 
     Args:
         errors: seen in ``count`` draws.

@@ -1,15 +1,17 @@
-"""Whether an exit fires: the one place that decides it, for the policy on paper and for the running network alike."""
+"""Whether an exit is computed and whether it fires: decided here for the policy on paper and for the running network."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import require
-from exitlens.functional.gating import estimate_trace, mask_untrusted
-from exitlens.functional.scores import score
+from exitlens.functional.gating import estimate, mask_untrusted, require_gate_features
+from exitlens.functional.scores import probabilities, score, score_of
 from exitlens.types import Policy, Trace
 
 
@@ -26,15 +28,65 @@ def find_first_firing(scores: Tensor, thresholds: Sequence[float]) -> Tensor:  #
     return exits
 
 
+class Decision(NamedTuple):
+    """What an early exit decides about each sample of a batch.
+
+    Attributes:
+        scores: ``(B,)`` compared with the threshold: 0 where the policy's gate does not trust the map.
+        estimates: ``(B,)`` the gate's estimates of the map's divergence from the final one; ``None`` without a gate.
+        threshold: of the exit.
+    """
+
+    scores: Tensor
+    estimates: Tensor | None
+    threshold: float
+
+    @property
+    def fired(self) -> Tensor:  # (B,) bool
+        """Which samples leave here, if they come this far."""
+        return fires(self.scores, self.threshold)
+
+
+def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Tensor | None) -> Decision:
+    """The decision of early exit k.
+
+    Args:
+        policy: whose thresholds and gate count.
+        k: in ``[0, K-1)``; the final exit has nothing to decide.
+        p: ``(B,C)`` probabilities at the exit. scores: ``(B,)`` the policy's score of them.
+        gate_features: ``(B,2)`` of the exit's map; needed where the policy has a gate.
+    """
+    if policy.gate is None:
+        return Decision(scores, None, policy.thresholds[k])
+    assert gate_features is not None, "a gate needs them"
+    estimates = estimate(policy.gate, k, p.amax(1), gate_features)
+    return Decision(mask_untrusted(scores, estimates, policy.gate.limits[k]), estimates, policy.thresholds[k])
+
+
+def needs_head(policy: Policy, k: int) -> bool:
+    """Whether adaptive inference computes the head of exit k.
+
+    The final exit's always. An early exit's if it can fire, or if its map is a gate feature of a later one that can.
+    """
+    if k == len(policy.thresholds):
+        return True
+    return any(t != math.inf for t in (policy.thresholds[k : k + 1] if policy.gate is None else policy.thresholds[k:]))
+
+
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
-    """The policy's score at every early exit of every sample in the trace, 0 where its gate does not trust the map."""
-    k = trace.num_exits - 1
-    columns = [score(trace.logits[:, i], policy.score, policy.temperatures[i]) for i in range(k)]
-    scores = torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
-    if policy.gate is None or not columns:
-        return scores
-    estimates = estimate_trace(trace, policy.temperatures, policy.gate)
-    return torch.stack([mask_untrusted(scores[:, i], estimates[:, i], policy.gate.limits[i]) for i in range(k)], 1)
+    """The policy's score at every early exit of every sample in the trace, 0 where its gate does not trust the map.
+
+    Raises:
+        InputError: for a policy with a gate and a trace without gate features.
+    """
+    if trace.num_exits == 1:
+        return torch.empty(len(trace), 0)
+    gate_features, columns = None if policy.gate is None else require_gate_features(trace), []
+    for k in range(trace.num_exits - 1):
+        p = probabilities(trace.logits[:, k], policy.temperatures[k])
+        features = None if gate_features is None else gate_features[:, k]
+        columns.append(decide(policy, k, p, score_of(p, policy.score), features).scores)
+    return torch.stack(columns, 1)
 
 
 def score_final_exit(trace: Trace, policy: Policy) -> Tensor:  # -> (N,1)

@@ -32,7 +32,7 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor: 
 
 
 def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
-    """The score of probabilities that are there already (see :func:`score`)."""
+    """The score of given probabilities (see :func:`score`)."""
     if kind == "max_probability":
         return p.amax(-1)
     if kind == "entropy":

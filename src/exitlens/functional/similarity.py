@@ -1,8 +1,7 @@
 """How far two batches of maps agree: ``(B,*S)`` and ``(B,*S)`` on the same grid -> ``(B,)``.
 
 All of these but :func:`kl` and :func:`divergence` are large by chance (non-negative maps of centred objects); report
-:func:`skill` over a null beside them. Maps of texts have one axis, with exact zeros at padding; positions at which both maps
-are exactly 0 are left out there, or more padding would mean more agreement.
+:func:`skill` over a null beside them. Padding is left out (:func:`~exitlens.functional.maps.find_locations`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from exitlens.functional.maps import EPS, as_distribution, top_cells
+from exitlens.functional.maps import EPS, as_distribution, find_locations, top_cells
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -36,13 +35,8 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson correlation over locations (CC of saliency benchmarks); 0 where a map is constant."""
-    if a.ndim == 2:
-        real = _real(a, b).to(a.dtype)
-        count = real.sum(1, keepdim=True).clamp_min(1)
-        a, b = ((x - (x * real).sum(1, keepdim=True) / count) * real for x in (a, b))
-    else:
-        a, b = a.flatten(1), b.flatten(1)
-        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    real = find_locations(a, b)
+    a, b = _centre(a, real), _centre(b, real)
     norms = a.norm(dim=1) * b.norm(dim=1)
     return torch.where(norms > EPS, (a * b).sum(1) / norms.clamp_min(EPS), torch.zeros_like(norms))
 
@@ -52,14 +46,18 @@ def sim(p: Tensor, q: Tensor) -> Tensor:
     return torch.minimum(p.flatten(1), q.flatten(1)).sum(1)
 
 
-def _real(a: Tensor, b: Tensor) -> Tensor:
-    """``(B,N)`` bool: positions of texts that are no padding."""
-    return (a != 0) | (b != 0)
+def _centre(x: Tensor, real: Tensor | None) -> Tensor:  # (B,*S) -> (B,S)
+    """Maps less their mean over the locations; 0 elsewhere."""
+    x = x.flatten(1)
+    if real is None:
+        return x - x.mean(1, keepdim=True)
+    inside = real.flatten(1).to(x.dtype)
+    return (x - (x * inside).sum(1, keepdim=True) / inside.sum(1, keepdim=True).clamp_min(1)) * inside
 
 
 def top_iou(a: Tensor, b: Tensor, fraction: float = 0.2) -> Tensor:
     """Intersection over union of the top ``fraction`` of cells."""
-    real = _real(a, b) if a.ndim == 2 else None
+    real = find_locations(a, b)
     top_a, top_b = top_cells(a, fraction, real).flatten(1), top_cells(b, fraction, real).flatten(1)
     return (top_a & top_b).sum(1) / (top_a | top_b).sum(1)
 
@@ -69,12 +67,14 @@ MEASURES = {"cc": pearson, "cosine": cosine, "sim": sim, "iou": top_iou, "kl": k
 
 def uniform(maps: Tensor) -> Tensor:
     """Uniform maps of the same shape (0 at padding): what a head that looks nowhere in particular would score."""
-    return as_distribution((maps != 0).to(maps.dtype) if maps.ndim == 2 else torch.ones_like(maps))
+    real = find_locations(maps)
+    return as_distribution(torch.ones_like(maps) if real is None else real.to(maps.dtype))
 
 
 def transplant(other: Tensor, maps: Tensor) -> Tensor:
-    """Maps of other samples as maps of these: of texts, cut to the tokens that these have."""
-    return as_distribution(other * (maps != 0)) if maps.ndim == 2 else other
+    """Maps of other samples as maps of these, cut to the locations that these have."""
+    real = find_locations(maps)
+    return other if real is None else as_distribution(other * real)
 
 
 def skill(value: float, null: float) -> float:

@@ -1,4 +1,4 @@
-"""Exit heads: class evidence per location, pooled by a learned attention, so that the map is what the answer used."""
+"""Exit heads: class evidence at every location, pooled by learned attention, so that the map shows what the answer used."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ HEADS: tuple[HeadKind, ...] = ("evidence", "context", "average")
 
 
 class ExitHead(nn.Module, ABC):
-    """What an exit is made of: what crosses its cut to logits alone (cheap) or with attention and evidence.
+    """The head of an exit: computes logits alone, which is cheap, or attention and evidence with them.
 
-    A head is called with all that crosses: the features first, then the padding mask where the network has one.
-    ``exact_evidence`` says whether the evidence plus the bias sums to the logits because the classifier is linear in it.
+    A head is called with all activations that cross the cut: the features first, then the padding mask where the network
+    has one. ``exact_evidence``: evidence and bias sum to the logits, because the classifier is linear in the evidence.
     """
 
     exact_evidence: bool
@@ -32,19 +32,19 @@ class ExitHead(nn.Module, ABC):
 
     @property
     def bias(self) -> Tensor | None:
-        """What the logits ``(C,)`` have without any evidence, if anything."""
+        """The part of the logits, ``(C,)``, that no location adds to."""
         return cast(nn.Linear, self.classifier).bias
 
     @abstractmethod
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(B,C)`` and attention ``(B,*S)`` without the evidence: the path of adaptive inference with maps."""
+        """Logits ``(B,C)`` and attention ``(B,*S)``, without evidence: for adaptive inference with maps."""
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Only the logits ``(B,C)``: the path of adaptive inference."""
+        """Only the logits ``(B,C)``, for adaptive inference."""
         return self.with_attention(*activations)[0]
 
     def locations(self, *activations: Tensor) -> Tensor | None:
-        """Which positions of a sequence are locations; ``None``: all."""
+        """``(B,N)`` bool: the positions of a sequence that are locations; ``None`` where all are."""
         return self.layout.locations(activations[0], activations[1] if self.layout.masked else None)
 
     def features(self, *activations: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class EvidenceHead(ExitHead):
         return canonical if self.neck is None else cast(Tensor, self.neck(canonical))
 
     def pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
-        """What crosses the cut -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
+        """Activations -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
         located = self._located(activations)
         flat = located.flatten(2)  # (B,D,N)
         rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
@@ -107,7 +107,7 @@ class EvidenceHead(ExitHead):
         return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows, located.shape[2:]
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Only the logits ``(B,C)``: the path of adaptive inference."""
+        """Only the logits ``(B,C)``, for adaptive inference."""
         return self.pool(*activations)[0]
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ class EvidenceHead(ExitHead):
         return logits, attention.squeeze(2).unflatten(1, size)
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """What crosses the cut (the features first) -> logits, attention and evidence."""
+        """Activations (the features first) -> logits, attention and evidence."""
         return self._explain(*self.pool(*activations))
 
     def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
@@ -152,7 +152,7 @@ class AverageHead(ExitHead):
         self.classifier = nn.Linear(channels, num_classes)
 
     def _pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What crosses the cut -> logits ``(B,C)``, features ``(B,D,*S)``, number of locations ``(B,1)``."""
+        """Activations -> logits ``(B,C)``, features ``(B,D,*S)``, number of locations ``(B,1)``."""
         features, keep = self.features(*activations), self.locations(*activations)
         flat = features.flatten(2)
         count = flat.new_full((len(flat), 1), flat.shape[2]) if keep is None else keep.sum(1, keepdim=True).to(flat.dtype)
@@ -160,7 +160,7 @@ class AverageHead(ExitHead):
         return self.classifier(pooled.to(self.classifier.weight.dtype)), features, count
 
     def classify(self, *activations: Tensor) -> Tensor:
-        """Only the logits ``(B,C)``: the path of adaptive inference."""
+        """Only the logits ``(B,C)``, for adaptive inference."""
         return self._pool(*activations)[0]
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +169,7 @@ class AverageHead(ExitHead):
         return logits, energy(features)
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """What crosses the cut (the features first) -> logits, attention (energy) and evidence."""
+        """Activations (the features first) -> logits, attention (energy) and evidence."""
         logits, features, count = self._pool(*activations)
         evidence = torch.einsum(
             "cd,bdn->bcn", self.classifier.weight.to(features.dtype), features.flatten(2) / count[..., None]
@@ -211,7 +211,7 @@ class KeptHead(ExitHead):
         return self.classify(*activations), energy(self.features(*activations))
 
     def forward(self, *activations: Tensor) -> ExitOutput:
-        """What crosses the cut (the features first) -> logits, attention (energy) and evidence."""
+        """Activations (the features first) -> logits, attention (energy) and evidence."""
         logits, attention = self.with_attention(*activations)
         if self.pooled_linear is None:
             shared = attention[:, None] * logits.view(*logits.shape, *[1] * (attention.ndim - 1))

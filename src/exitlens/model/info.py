@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from exitlens.modalities import Modality, find_modality
 from exitlens.model.heads import HeadKind
 from exitlens.model.layouts import Kind
-from exitlens.types import Preprocess, TextPreprocess, preprocess_from_dict
+from exitlens.types import Preprocessing
 from exitlens.types.inputs import MASK, Inputs
 
 Final = Literal["head", "keep"]
@@ -29,12 +30,22 @@ class NetworkInfo:
     input_shape: tuple[int, ...]  # (C,H,W) of an image, (N,) of a text
     source: str = ""
     classes: tuple[str, ...] = ()
-    preprocess: Preprocess | TextPreprocess | None = None
+    preprocess: Preprocessing | None = None
     layout: Kind | None = None
     inputs: tuple[str, ...] = ()  # names; empty for one tensor alone
-    dtypes: tuple[str, ...] = ()  # of the tokens and masks of texts
+    dtypes: tuple[str, ...] = ()  # of tokens and masks; empty for floats, which have the network's own
     config: dict[str, Any] | None = None  # of a transformers model
     head: HeadKind = "evidence"  # bundles of before it was recorded have these
+
+    @property
+    def modality(self) -> Modality:
+        """The kind of its inputs."""
+        return find_modality(self.inputs, self.input_shape, [getattr(torch, name) for name in self.dtypes])
+
+    @property
+    def channels(self) -> int:
+        """Of a sample, for building the backbone again."""
+        return self.modality.count_channels(self.input_shape)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -44,11 +55,12 @@ class NetworkInfo:
 
     def example(self, like: Tensor) -> Inputs:
         """An example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
-        if len(self.input_shape) == 3:
-            return torch.zeros(1, *self.input_shape, dtype=like.dtype, device=like.device)
-        ones = [torch.ones(1, *self.input_shape, dtype=getattr(torch, d), device=like.device) for d in self.dtypes]
-        named = {name: t if name == MASK else torch.zeros_like(t) for name, t in zip(self.inputs, ones, strict=False)}
-        return named or torch.zeros_like(ones[0])
+        dtypes = [getattr(torch, name) for name in self.dtypes] or [like.dtype]
+        zeros = [torch.zeros(1, *self.input_shape, dtype=dtype, device=like.device) for dtype in dtypes]
+        named = {
+            name: torch.ones_like(zero) if name == MASK else zero for name, zero in zip(self.inputs, zeros, strict=False)
+        }
+        return named or zeros[0]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkInfo:
@@ -56,5 +68,6 @@ class NetworkInfo:
         fields = dict(values)
         for name in ("at", "input_shape", "classes", "inputs", "dtypes"):
             fields[name] = tuple(fields[name])
-        fields["preprocess"] = None if fields["preprocess"] is None else preprocess_from_dict(fields["preprocess"])
-        return cls(**fields)
+        described = fields.pop("preprocess")
+        info = cls(**fields)
+        return info if described is None else replace(info, preprocess=info.modality.preprocess.from_dict(described))

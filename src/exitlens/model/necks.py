@@ -1,4 +1,4 @@
-"""Small layers between a shallow stage and its exit head, which let the exit see the whole image at little cost."""
+"""Small layers between a shallow stage and its exit head: they let the exit see the whole image at little cost."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ContextNeck(nn.Module):
         x = self.inlet(x.to(self.inlet.conv.weight.dtype))  # in the head's own precision, whatever the stages'
         return cast(Tensor, self.mixers(x))
 
-    def fused(self) -> ContextNeck:
-        """For evaluation: the batch normalisations are folded into the convolutions, in place."""
+    def fuse(self) -> ContextNeck:
+        """Folds the batch normalisations into the convolutions, for evaluation; changes and returns this neck."""
         for step in [m for m in self.modules() if isinstance(m, _Step)]:
             step.fuse()
         return self
@@ -67,7 +67,7 @@ class _Step(nn.Module):
 
 
 def fit_neck(channels: int, size: Sequence[int], final: Sequence[int], budget: float) -> ContextNeck:
-    """A neck that brings a map of this size to the final exit's, where whole numbers allow it, as wide as the budget allows.
+    """The widest neck within the budget; it brings the map to the final exit's size, where that divides the map's.
 
     Args:
         channels: of the features. size: ``(H,W)`` of their map, final: of the final exit's.

@@ -1,9 +1,7 @@
-"""The network with exits: attach heads to the stages of a backbone."""
+"""ExitNet: the stages of a backbone with an exit head after each."""
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -15,7 +13,7 @@ from exitlens.display import html_table
 from exitlens.errors import require
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune
-from exitlens.model.engine.session import Running, Use
+from exitlens.model.engine.session import EngineContext, Session
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads import ExitHead
 from exitlens.model.info import NetworkInfo
@@ -23,8 +21,6 @@ from exitlens.model.input_spec import InputSpec
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs
 from exitlens.types.words import exit_name
-
-_RECORDING = threading.Lock()  # of one network's weights at a time
 
 
 class ExitNet(nn.Module):
@@ -36,7 +32,7 @@ class ExitNet(nn.Module):
         cost: ``(K,)`` cumulative MACs up to and including exit k's head over the plain backbone's MACs.
         head_share: all heads' MACs over the plain backbone's (the kept classifier of ``final="keep"`` is the backbone's).
         info: how the network was made.
-        input_spec: what it takes.
+        input_spec: the inputs it takes.
     """
 
     def __init__(
@@ -56,12 +52,8 @@ class ExitNet(nn.Module):
         self.head_share = head_share
         self.info = info
         self.input_spec = input_spec
-        self._fingerprint = ""
-        self._seen: list[tuple[Tensor, int]] | None = None  # tensors and their versions when the fingerprint was taken
-        self._tuning = Tuning()
-        self._running = Running()
-        self.__dict__["_members"] = None  # all modules, once listed; not registered as members again
-        self.__dict__["_source"] = source  # it shares its buffers
+        self._session = Session(self.stages, self.heads, self._make_example, Tuning())
+        self.__dict__["_source"] = source  # it shares its buffers; no member of this module
 
     @property
     def num_exits(self) -> int:
@@ -75,7 +67,7 @@ class ExitNet(nn.Module):
 
     @property
     def is_channels_last(self) -> bool:
-        """Whether its weights are in the memory format channels_last: saved and loaded so, it gives the same to the bit."""
+        """Whether its weights are in the memory format channels_last; a bundle keeps that, to give the same to the bit."""
         last = torch.channels_last
         return any(p.ndim == 4 and p.is_contiguous(memory_format=last) and not p.is_contiguous() for p in self.parameters())
 
@@ -103,12 +95,12 @@ class ExitNet(nn.Module):
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
         """Images ``(B,C,H,W)``, or tokens by name, -> the output of every exit, the final one last."""
-        return tuple(self._walk(self.entering(inputs)))
+        return tuple(self._walk(self.unpack(inputs)))
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
-        """The outputs of every exit and the features ``(B,D,*S)`` that each of them was computed from (0 at padding)."""
+        """The outputs of every exit, and the features ``(B,D,*S)`` that each was computed from (0 at padding)."""
         outputs, features = [], []
-        activations = self.entering(inputs)
+        activations = self.unpack(inputs)
         for stage, head in zip(self.stages, self.heads, strict=True):
             activations = stage(*activations)
             out, feature = cast(ExitHead, head).with_features(*activations)
@@ -116,7 +108,7 @@ class ExitNet(nn.Module):
             features.append(feature)
         return tuple(outputs), tuple(features)
 
-    def entering(self, inputs: Inputs) -> Activations:
+    def unpack(self, inputs: Inputs) -> Activations:
         """The tensors that the first stage takes, not checked."""
         return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs[name] for name in self.input_spec.names)
 
@@ -140,25 +132,16 @@ class ExitNet(nn.Module):
         """
         return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
 
-    _members: list[nn.Module] | None
+    def _make_example(self) -> Activations:
+        return self.unpack(self.info.example(next(self.heads[0].parameters())))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out of copies and pickles what belongs to these very tensors: a copy is not compiled."""
-        return self.__dict__ | {
-            "_fingerprint": "",
-            "_seen": None,
-            "_members": None,
-            "_source": None,
-            "_running": Running(),
-        }
+        """Copies and pickles share nothing with the backbone that it was made from."""
+        return self.__dict__ | {"_source": None}
 
     def fingerprint(self) -> str:
         """Names the weights: the first 16 hex digits of a SHA-256 over every tensor of the state."""
-        digest = hashlib.sha256()
-        for name, value in self.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self._session.weights.compute_fingerprint()
 
     def cached_fingerprint(self) -> str:
         """:meth:`fingerprint`, computed again only after a tensor of the state was changed in place, moved or loaded.
@@ -166,32 +149,21 @@ class ExitNet(nn.Module):
         A comparison of version counters, cheap enough for every prediction. It cannot see writes through ``.data`` or a
         parameter object set by hand; call :meth:`fingerprint` to be sure.
         """
-        self.weights_record()
-        return self._fingerprint
-
-    def weights_record(self) -> object:
-        """An object that stays the same as long as :meth:`cached_fingerprint` sees no change of the weights."""
-        seen = self._seen
-        if seen is None or any(tensor._version != version for tensor, version in seen):
-            with _RECORDING:
-                versions = [(t, t._version) for t in (*self.parameters(), *self.buffers())]  # before they are read
-                self._fingerprint = self.fingerprint()
-                self._seen = seen = versions
-        return seen
+        return self._session.weights.fingerprint
 
     def identity(self) -> str:
-        """What a policy or trace is of: the weights' fingerprint, and the precision where tuning changed it."""
-        precision = self._tuning.precision
+        """What policies and traces name the network by: the fingerprint, and the precision where tuning changed it."""
+        precision = self.tuning.precision
         return self.cached_fingerprint() + ("" if precision == "float32" else f"-{precision}")
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As ``torch.nn.Module.load_state_dict``; forgets the fingerprint."""
-        self._seen = None
+        self._session.weights.forget()
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), double(), cuda() call
         """As ``torch.nn.Module._apply``; a buffer that several stages, or the source, share stays one tensor."""
-        self._seen = None
+        self._session.weights.forget()
         changed: dict[int, tuple[Tensor, Tensor]] = {}
 
         def once(t: Tensor) -> Tensor:
@@ -210,21 +182,22 @@ class ExitNet(nn.Module):
     @property
     def tuning(self) -> Tuning:
         """How it runs for :func:`exitlens.predict` and :func:`exitlens.collect`; set it to change that."""
-        return self._tuning
+        return self._session.tuning
 
     @tuning.setter
     def tuning(self, value: Tuning) -> None:
         require(value, Tuning, "tuning")
-        self._tuning = value
-        self._running.forget()
+        self._session.tuning = value
 
-    def running(self) -> Use:
-        """The engine that answers, in evaluation mode without autograd, in the tuning's threads. Threads may share it.
+    def open_engine(self) -> EngineContext:
+        """``with net.open_engine() as engine``: in evaluation mode, without autograd, in the tuning's threads.
+
+        Threads may share it.
 
         Raises:
             EngineError: if the weights were changed after :meth:`compile`.
         """
-        return self._running.use(self)
+        return EngineContext(self._session)
 
     def tune(
         self,
@@ -251,7 +224,10 @@ class ExitNet(nn.Module):
         Raises:
             InputError: for arguments that do not fit, or a network that does not run in the precision asked for.
         """
-        self.tuning = tune(self, example, policy, precision, min_agreement, seconds)
+        if policy is not None:
+            policy.check(self.num_exits, self.identity() if policy.network else "")
+        activations = self.check_input(example, "example")
+        self.tuning = tune(*self._session.parts, activations, policy, precision, min_agreement, seconds)
         return self.tuning
 
     def compile(  # type: ignore[override]
@@ -275,16 +251,7 @@ class ExitNet(nn.Module):
         """
         if policy is not None:
             policy.check(self.num_exits, self.identity() if policy.network else "")
-        return self._running.compile(self, policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)
-
-    def any_training(self) -> bool:
-        """Whether any module is in training mode (cheap enough for every prediction)."""
-        if self._members is None:
-            self.__dict__["_members"] = list(self.modules())
-        for module in self._members or ():  # noqa: SIM110 (a generator costs three times as much, at every prediction)
-            if module.training:
-                return True
-        return False
+        return self._session.compile(policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)
 
     def describe(self, **values: Any) -> None:
         """Records class names, preprocessing or source in :attr:`info` (they travel with the bundle)."""

@@ -3,11 +3,11 @@
 Plotting is imported only where a value shows itself in a notebook.
 """
 
-from exitlens.types.calibrations import Calibration, Certification, DriftReference, RiskTest, SampleSketch
+from exitlens.types.calibrations import Calibration
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
-from exitlens.types.preprocessing import Preprocess, TextPreprocess, import_tokenizers, preprocess_from_dict
+from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, import_tokenizers
 from exitlens.types.traces import Trace
 
 __all__ = [
@@ -15,8 +15,6 @@ __all__ = [
     "SCHEMA",
     "SCORES",
     "Calibration",
-    "Certification",
-    "DriftReference",
     "ExitOutput",
     "ExitView",
     "Explanation",
@@ -26,10 +24,8 @@ __all__ = [
     "Policy",
     "Prediction",
     "Preprocess",
-    "RiskTest",
-    "SampleSketch",
+    "Preprocessing",
     "TextPreprocess",
     "Trace",
     "import_tokenizers",
-    "preprocess_from_dict",
 ]

@@ -9,15 +9,12 @@ from typing import Any
 from exitlens.errors import PolicyError
 from exitlens.types.traces import Trace
 
-FORMAT = 2  # of Calibration.to_dict; what has no format is Policy.chosen_by of exitlens 0.1.0
+FORMAT = 2  # of Calibration.to_dict
 
 
 @dataclass(frozen=True)
 class RiskTest:
-    """The test of one risk of the accepted policy, on samples that did not propose it.
-
-    ``mean`` is the risk on these ``samples``, ``None`` if there were none.
-    """
+    """The test of one risk, on samples that did not propose the policy; ``mean`` is ``None`` where there were none."""
 
     name: str
     limit: float
@@ -35,9 +32,9 @@ class Certification:
         delta: how likely the promise may be wrong.
         path_samples: how many samples proposed the path; the others tested it.
         path_length: policies on the path. steps_tested: how many of them were tested.
-        tests: of the accepted policy, or of the first refused one where none was accepted.
+        tests: of the accepted policy; where there is none, of the first that was refused.
         reason: why the early exits never fire; empty where a policy was accepted.
-        samples_needed: about how many samples a certificate would take; ``None`` if unknown or not needed.
+        samples_needed: about how many samples a certificate would take, where that is known.
     """
 
     delta: float
@@ -51,10 +48,7 @@ class Certification:
 
 @dataclass(frozen=True)
 class SampleSketch:
-    """Recognises samples: a trace's fingerprint, and the smallest hashes of its samples.
-
-    Two traces that share many samples share some of these hashes.
-    """
+    """A trace's fingerprint and the smallest hashes of its samples: traces that share many samples share some of these."""
 
     data: str = ""
     sketch: tuple[str, ...] = ()
@@ -71,10 +65,9 @@ class SampleSketch:
 
 @dataclass(frozen=True)
 class DriftReference:
-    """What :class:`~exitlens.Monitor` compares with: calibration samples, counted by exit and by score at that exit.
+    """Calibration samples counted for :class:`~exitlens.Monitor`, by exit and by score at that exit, the surest first.
 
-    Attributes:
-        edges: of the cells of each exit, increasing. counts: by exit, from the surest cell on. confidence: the mean score.
+    ``edges`` between the cells of each exit increase; ``confidence`` is the mean score.
     """
 
     edges: tuple[tuple[float, ...], ...]
@@ -119,45 +112,36 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`; also reads the ``chosen_by`` of exitlens 0.1.0.
+        """Inverse of :meth:`to_dict`; also reads ``Policy.chosen_by`` of exitlens 0.1.0, which has no format.
 
         Raises:
-            PolicyError: for a value that is missing or wrong.
+            PolicyError: for a record that is damaged, or of a later format.
         """
         try:
-            found = {"format": FORMAT, **_rename_old(values)} if "format" not in values else dict(values)
+            found = dict(values) if "format" in values else _rename_former(values)
             if found.pop("format") != FORMAT:
                 raise PolicyError(f"calibration: expected format {FORMAT}, got {values['format']}: update exitlens")
-            return cls(**found | _read_nested(found))
+            found["limits"] = dict(found["limits"])
+            found["fitted_on"] = tuple(SampleSketch(s["data"], tuple(s["sketch"])) for s in found.get("fitted_on", ()))
+            if found.get("classes") is not None:
+                found["classes"] = tuple(found["classes"])
+            if (reference := found.get("reference")) is not None:
+                edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
+                found["reference"] = DriftReference(edges, counts, float(reference["confidence"]))
+            if (certification := found.get("certification")) is not None:
+                tests = tuple(RiskTest(**test) for test in certification["tests"])
+                found["certification"] = Certification(**certification | {"tests": tests})
+            return cls(**found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PolicyError(f"calibration: expected what calibrate wrote, got a damaged record ({error})") from error
 
 
-def _read_nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a record that are records or tuples themselves."""
-    reference, certification, classes = (values.get(name) for name in ("reference", "certification", "classes"))
-    if reference is not None:
-        edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
-        reference = DriftReference(edges, counts, float(reference["confidence"]))
-    if certification is not None:
-        tests = tuple(RiskTest(**test) for test in certification["tests"])
-        certification = Certification(**certification | {"tests": tests})
-    return {
-        "limits": dict(values["limits"]),
-        "classes": None if classes is None else tuple(classes),
-        "fitted_on": tuple(SampleSketch(one["data"], tuple(one["sketch"])) for one in values.get("fitted_on", ())),
-        "reference": reference,
-        "certification": certification,
-    }
-
-
-def _rename_old(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of exitlens 0.1.0 with today's names."""
+def _rename_former(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("limits", "samples", "data", "cost", "seed", "rule", "classes", "fitted_on", "reference")
-    found = {name: values[name] for name in kept if name in values}
-    found["distinct_samples"] = values.get("distinct", values["samples"])
+    found = {"format": FORMAT, "distinct_samples": values.get("distinct", values["samples"])}
+    found |= {name: values[name] for name in kept if name in values}
     if values.get("mode") == "certified":
-        renamed = {"path_length": "path", "steps_tested": "walked", "tests": "tested"}
         same = {name: values[name] for name in ("delta", "path_samples", "reason", "samples_needed") if name in values}
-        found["certification"] = same | {new: values[old] for new, old in renamed.items()}
+        renamed = {"path_length": values["path"], "steps_tested": values["walked"], "tests": values["tested"]}
+        found["certification"] = same | renamed
     return found

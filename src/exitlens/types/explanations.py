@@ -1,14 +1,16 @@
-"""Why an exit answered, as a value: what every exit saw of one image or text, and what that adds up to."""
+"""Explanations: what every exit saw of one image or text, and why one of them answered."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from exitlens.types.preprocessing import Preprocess, TextPreprocess
+from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.words import exit_name, tell_apart
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
@@ -74,11 +76,10 @@ class ExitView:
 
     def top(self, count: int = 5) -> list[Location]:
         """The locations with the most evidence for the answer (in absolute terms), the largest first."""
-        flat, width = self.evidence.flatten(), self.evidence.shape[-1]
-        order = flat.abs().argsort(descending=True, stable=True)[:count].tolist()
-        places = [divmod(i, width) if self.evidence.ndim == 2 else (i,) for i in order]
-        attention = self.attention.flatten()
-        return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order, strict=True)]
+        flat, attention = self.evidence.flatten(), self.attention.flatten()
+        order = flat.abs().argsort(descending=True, stable=True)[:count]
+        places = zip(*(axis.tolist() for axis in torch.unravel_index(order, self.evidence.shape)), strict=True)
+        return [Location(at, attention[i].item(), flat[i].item()) for at, i in zip(places, order.tolist(), strict=True)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +97,8 @@ class Explanation:
     classes: tuple[str, ...]
     num_exits: int
     tokens: tuple[str, ...] = ()
-    preprocess: Preprocess | TextPreprocess | None = None
+    preprocess: Preprocessing | None = None
+    draw_map: Callable[..., str] | None = None  # of the modality
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"
@@ -114,18 +116,14 @@ class Explanation:
         return html_table(head, rows, self.reason) + self._maps()
 
     def _maps(self) -> str:
-        """Every exit's map over the image; of texts, and images that the network knows no scale of, nothing."""
-        if not isinstance(self.preprocess, Preprocess) or self.image.ndim != 3:
+        """Every exit's map over the sample, where it can be drawn."""
+        if self.draw_map is None:
             return ""
-        from exitlens.display import map_svg, to_picture
-
-        base = to_picture(self.preprocess.restore(self.image.float().cpu()))
-        base = base.resize((160, round(160 * base.height / base.width)))
-        drawn = [
-            map_svg(base, view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}", "160")
-            for view in self.exits
-        ]
-        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(drawn)}</div>'
+        drawn = ""
+        for view in self.exits:
+            label = f"where exit {view.exit} looked: {self.name(view.label)}"
+            drawn += self.draw_map(self.image, self.preprocess, view.attention, view.evidence, label)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
 
     @property
     def label(self) -> int:

@@ -1,8 +1,10 @@
-"""What a network takes: one tensor, or several by name (tokens with their padding mask), the batch axis first."""
+"""A network's inputs: one tensor, or several by name (tokens with their padding mask), the batch axis first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -11,8 +13,29 @@ Inputs = Tensor | Mapping[str, Tensor]
 MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
 
+@dataclass(frozen=True)
+class InputFormat:
+    """The inputs that one network takes.
+
+    Attributes:
+        names: of the tensors; empty for one tensor alone.
+        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text.
+        exact_size: samples of another size do not fit (texts never do).
+        vocabulary: for every tensor, the number of tokens that its embedding knows, or ``None``.
+        prefix: tokens in front of a text that get no attention.
+        dtypes: of the tensors that the network was traced with; tokens and masks are converted to them.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    exact_size: bool = False
+    vocabulary: tuple[int | None, ...] = (None,)
+    prefix: int = 0
+    dtypes: tuple[torch.dtype, ...] = ()
+
+
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:
-    """Names of the tensors; empty for one tensor alone."""
+    """Names of the tensors; none for a single tensor."""
     return () if isinstance(inputs, Tensor) else tuple(inputs)
 
 
@@ -33,9 +56,14 @@ def count_rows(inputs: Inputs) -> int:
 
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     """Batches of at most ``size`` samples, in order."""
-    return [map_inputs(inputs, lambda t, at=at: t[at : at + size]) for at in range(0, count_rows(inputs), size)]  # type: ignore[misc]
+    return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
+
+
+def set_channels_last(tensor: Tensor) -> Tensor:
+    """A tensor of four axes in the memory format ``channels_last``; any other, which has no such format, as it is."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
-    """Indices of ``most`` of ``count`` samples, drawn at random, in order; of all, where there are no more."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    """Indices of at most ``most`` of ``count`` samples, in random order (folders are sorted by class)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]

@@ -1,4 +1,4 @@
-"""What exits, losses and adaptive inference give."""
+"""What exits, losses and adaptive inference return."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ExitOutput(NamedTuple):
-    """What one exit says of a batch.
+    """What one exit says about a batch.
 
     Attributes:
         logits: ``(B,C)``.

@@ -1,4 +1,4 @@
-"""When each early exit answers."""
+"""Policies: when each early exit answers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from exitlens.types.certificates import write_certificate
 from exitlens.types.words import exit_name
 
 SCORES = ("max_probability", "entropy", "margin")
-GATE_FEATURES = ("confidence", "entropy", "change")  # largest probability; of the map; divergence from the exit's before
+GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Which explanations can be trusted: an estimate of a map's divergence from the final one, and a limit, by early exit.
+    """Which maps of early exits can be trusted: an estimate of their divergence from the final map, and a limit on it.
 
     The estimate is linear in :data:`GATE_FEATURES` and clipped to [0, 1]. An exit's score counts as 0 where the estimate is
     above the limit, so that only a threshold of 0 (always) lets the exit fire.
@@ -176,7 +176,7 @@ class Policy:
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
         record = values.get("calibration")
-        if record is None and "limits" in values.get("chosen_by", ()):  # as exitlens 0.1.0 wrote it
+        if record is None and "limits" in (values.get("chosen_by") or ()):  # as exitlens 0.1.0 wrote it
             record = values["chosen_by"]
         calibration = None if record is None else Calibration.from_dict(record)
         return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)

@@ -1,11 +1,11 @@
-"""How pixels and texts become network input."""
+"""How pixels and texts become a network's inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,17 @@ from torch import Tensor
 from exitlens.errors import InputError, MissingExtraError, require
 
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
+
+
+class Preprocessing(Protocol):
+    """What every kind of preprocessing can do: describe itself for a bundle, and be made from that description."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,9 @@ class TextPreprocess:
         return {"tokenizer": self.tokenizer, "length": self.length}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TextPreprocess:
+    def from_dict(cls, values: dict[str, Any]) -> TextPreprocess:
         """Inverse of :meth:`to_dict`."""
         return cls(values["tokenizer"], int(values["length"]))
-
-
-def preprocess_from_dict(values: dict[str, Any]) -> Preprocess | TextPreprocess:
-    """Inverse of both classes' ``to_dict``: text preprocessing has the key ``tokenizer``."""
-    return TextPreprocess.from_dict(values) if "tokenizer" in values else Preprocess.from_dict(values)
 
 
 def import_tokenizers() -> Any:

@@ -1,4 +1,4 @@
-"""What one pass over a data set recorded."""
+"""Traces: what one pass over a data set recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and exits in words, the same wherever people read them."""
+"""Names of exits, and numbers as text, the same wherever people read them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def exit_name(k: int, count: int) -> str:
 
 
 def tell_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
-    """Both numbers with as many digits (``digits`` to 7) as tell them apart, where anything does."""
+    """Both numbers, with enough digits (``digits`` to 7) to tell them apart where that is possible."""
     while digits < 7 and one != other and f"{one:.{digits}f}" == f"{other:.{digits}f}":
         digits += 1
     return f"{one:.{digits}f}", f"{other:.{digits}f}"

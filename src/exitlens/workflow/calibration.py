@@ -15,7 +15,8 @@ from exitlens.functional.risk import Risk, check_limits, list_risks, select_exit
 from exitlens.functional.routing import route, score_early_exits, score_final_exit
 from exitlens.functional.scores import fit_temperature
 from exitlens.functional.search import choose_gate, find_cheapest, find_safest, quantise
-from exitlens.types import Calibration, Policy, SampleSketch, Trace
+from exitlens.types import Calibration, Policy, Trace
+from exitlens.types.calibrations import SampleSketch
 
 
 def calibrate(

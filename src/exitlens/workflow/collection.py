@@ -1,4 +1,4 @@
-"""collect: one pass over a data set, recording every exit of every sample."""
+"""collect: one pass over a data set that records every exit of every sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from exitlens.data.batches import batches, count_batches
+from exitlens.data.batches import count_batches, iterate_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import on_common_grid
@@ -38,13 +38,13 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     labels: list[Tensor | None] = []
     gate_features: list[Tensor] = []
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
-    stream = batches(loader, batch_size, net.device)
+    stream = iterate_batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
     for images, target in stream:
         activations = net.check_input(images, "loader")
-        with net.running() as engine:
-            outputs = engine.outputs(engine.enter(activations))
+        with net.open_engine() as engine:
+            outputs = engine.compute_outputs(engine.enter(activations))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
         gate_features.append(_gate_features([attention for _, attention in outputs[:-1]]))

@@ -1,4 +1,4 @@
-"""evaluate: what a policy does on a trace, in numbers that can be told from chance."""
+"""evaluate: what a policy does on a trace, beside what chance would do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from exitlens.display import html_table
 from exitlens.errors import require
 from exitlens.functional.quality import brier_score, expected_calibration_error, overthinking, risk_coverage
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
@@ -44,6 +43,11 @@ class ExitRow:
     share: float
     accuracy_when_taken: float | None
     consistency: Mapping[str, Mapping[str, float]]
+
+    def format_cells(self) -> list[str]:
+        """For people: cost, accuracy, agreement, share, and the map's CC with its null and skill."""
+        cc = [f"{self.consistency.get('cc', {}).get(name, math.nan):.2f}" for name in ("value", "null", "skill")]
+        return [f"{self.cost:.3f}", _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *cc]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,12 +85,10 @@ class Report:
         return str(self)
 
     def _repr_html_(self) -> str:
+        from exitlens.display import html_table
+
         head = ["exit", "cost", "accuracy", "agrees with final", "share", "map's CC with final", "by chance", "skill"]
-        rows = []
-        for row in self.exits:
-            cc = [f"{row.consistency.get('cc', {}).get(name, math.nan):.2f}" for name in ("value", "null", "skill")]
-            cells = [f"{row.cost:.3f}", _percent(row.accuracy), _percent(row.agreement), _percent(row.share)]
-            rows.append([exit_name(row.exit, len(self.exits)), *cells, *cc])
+        rows = [[exit_name(row.exit, len(self.exits)), *row.format_cells()] for row in self.exits]
         return html_table(head, rows, self._summary())
 
     def _summary(self) -> str:
@@ -96,16 +98,11 @@ class Report:
         )
 
     def __str__(self) -> str:
-        head = f"{'exit':>5} {'cost':>6} {'accuracy':>9} {'agrees':>7} {'share':>6} {'CC':>6} {'null':>6} {'skill':>6}"
-        lines = [head]
-        for row in self.exits:
-            cc = row.consistency.get("cc", {})
-            cells = [f"{row.exit:>5}", f"{row.cost:>6.3f}", f"{_percent(row.accuracy):>9}"]
-            cells += [f"{_percent(row.agreement):>7}", f"{_percent(row.share):>6}"]
-            cells += [f"{cc.get(name, math.nan):>6.2f}" for name in ("value", "null", "skill")]
-            lines.append(" ".join(cells))
-        lines.append(self._summary())
-        return "\n".join(lines)
+        head = ["exit", "cost", "accuracy", "agrees", "share", "CC", "null", "skill"]
+        rows = [head, *([str(row.exit), *row.format_cells()] for row in self.exits)]
+        widths = (5, 6, 9, 7, 6, 6, 6, 6)
+        lines = [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*lines, self._summary()])
 
 
 def _percent(value: float | None) -> str:
@@ -186,6 +183,6 @@ def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
     points = sorted((p.cost, best - p.risk) for p in [*find_frontier(index, risk, trace.cost), *ends])
     kept = points[:1]
     for point in points[1:]:
-        if point[1] > kept[-1][1]:  # what costs more and is no better is no best policy
+        if point[1] > kept[-1][1]:  # a policy that costs more has to be better
             kept.append(point)
     return tuple(kept)

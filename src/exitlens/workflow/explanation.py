@@ -1,4 +1,4 @@
-"""explain: for one image, what every exit looked at, which exit answered, and why."""
+"""explain: what every exit looked at, which exit answered, and why."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.gating import compute_gate_features, estimate, mask_untrusted
+from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import all_finite, on_common_grid
-from exitlens.functional.routing import find_first_firing, fires
+from exitlens.functional.routing import Decision, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.network import ExitNet
-from exitlens.types import ExitOutput, ExitView, Explanation, Policy, TextPreprocess
-from exitlens.types.inputs import MASK, Inputs, count_rows, map_inputs
+from exitlens.types import ExitOutput, ExitView, Explanation, Policy
+from exitlens.types.inputs import Inputs, count_rows, map_inputs
 
 
 def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) -> Explanation:
@@ -33,11 +33,10 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) 
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
     """
     require(net, ExitNet, "net")
-    axes = 1 if net.input_spec.is_text else 3
-    if not isinstance(image, Tensor | Mapping) or (axes == 3 and not isinstance(image, Tensor)):
-        hint = "TextPreprocess.encode" if axes == 1 else "exitlens.read_image"
-        wanted = "tokens by name" if axes == 1 else "a torch.Tensor (C,H,W)"
-        raise InputError(f"image: expected {wanted}, got {type(image).__name__}: see {hint}")
+    axes, names = len(net.input_spec.shape), net.input_spec.names
+    if not isinstance(image, Tensor | Mapping) or (isinstance(image, Mapping) and not names):
+        wanted = f"a dict with {list(names)}" if names else f"a torch.Tensor ({','.join(net.input_spec.modality.axes)})"
+        raise InputError(f"image: expected {wanted}, got {type(image).__name__}: see {net.input_spec.modality.reader}")
     images = map_inputs(image, lambda t: t[None] if isinstance(t, Tensor) and t.ndim == axes else t)
     if count_rows(images) != 1:
         raise InputError(f"image: expected one image, got a batch of {count_rows(images)}: call explain_batch")
@@ -50,8 +49,8 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
     require(policy, Policy, "policy", "see exitlens.calibrate")
     tensors = net.check_input(images)
     policy.check(net.num_exits, net.identity() if policy.network else "")
-    with net.running() as engine:
-        seen = _look(engine.explained(engine.enter(tensors)), policy, final)
+    with net.open_engine() as engine:
+        seen = _look(engine.iterate_explained(engine.enter(tensors)), policy, final)
     answered = _find_answering_exits(seen, policy)
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
     result = []
@@ -65,8 +64,9 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
                 answered[i],
                 net.info.classes,
                 net.num_exits,
-                _tokens(net, tensors, i),
+                net.input_spec.modality.name_locations([t[i] for t in tensors], net.input_spec, net.info.preprocess),
                 net.info.preprocess,
+                net.input_spec.modality.draw_map,
             )
         )
     return result
@@ -74,13 +74,12 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
 
 @dataclass(frozen=True)
 class _Seen:
-    """One exit of a batch: its output and probabilities, its score, that score as the policy's gate lets it decide."""
+    """One exit of a batch: its output, probabilities and scores, and what it decides (``None``: it is the final exit)."""
 
     out: ExitOutput
     p: Tensor
-    score: Tensor
-    decisive: Tensor
-    estimate: Tensor | None
+    scores: Tensor
+    decision: Decision | None
 
 
 def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_Seen]:
@@ -92,32 +91,31 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
         if not all_finite(out.logits):
             raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
         p = probabilities(out.logits, policy.temperatures[k])
-        score = score_of(p, policy.score)
-        decisive, guess = score, None
-        if policy.gate is not None and k < len(policy.thresholds):
-            gate_features = compute_gate_features(out.attention, seen[-1].out.attention if seen else None)
-            guess = estimate(policy.gate, k, p.amax(1), gate_features)
-            decisive = mask_untrusted(score, guess, policy.gate.limits[k])
-        seen.append(_Seen(out, p, score, decisive, guess))
-        if k < len(policy.thresholds):
-            fired = fires(decisive, policy.thresholds[k])
-            waiting = ~fired if waiting is None else waiting & ~fired
-            if not final and not waiting.any():
-                break
+        scores = score_of(p, policy.score)
+        if k == len(policy.thresholds):
+            seen.append(_Seen(out, p, scores, None))
+            break
+        previous = seen[-1].out.attention if seen else None
+        features = None if policy.gate is None else compute_gate_features(out.attention, previous)
+        decision = decide(policy, k, p, scores, features)
+        seen.append(_Seen(out, p, scores, decision))
+        waiting = ~decision.fired if waiting is None else waiting & ~decision.fired
+        if not final and not waiting.any():
+            break
     return seen
 
 
 def _find_answering_exits(seen: Sequence[_Seen], policy: Policy) -> list[int]:
-    early = [one.decisive for one in seen[: len(policy.thresholds)]]
-    if not early:
-        return [0] * len(seen[0].score)
-    return find_first_firing(torch.stack(early, 1), policy.thresholds[: len(early)]).tolist()
+    decisions = [one.decision.scores for one in seen if one.decision is not None]
+    if not decisions:
+        return [0] * len(seen[0].scores)
+    return find_first_firing(torch.stack(decisions, 1), policy.thresholds[: len(decisions)]).tolist()
 
 
 def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
     """One exit's views, by sample, and whether that sample's final exit is shown."""
-    one, is_final, head = seen[k], k == net.num_exits - 1, net.head(k)
-    threshold = 0.0 if is_final else policy.thresholds[k]
+    one, decision, head = seen[k], seen[k].decision, net.head(k)
+    estimates = None if decision is None else decision.estimates
     labels = one.p.argmax(1)
     to_final = _agreement(one.out, seen[-1].out) if len(seen) == net.num_exits else None
     to_previous = _agreement(one.out, seen[k - 1].out) if k else None
@@ -127,9 +125,9 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
         return ExitView(
             exit=k,
             label=label,
-            confidence=one.score[i].item(),
-            threshold=threshold,
-            fired=is_final or bool(fires(one.decisive[i], threshold)),
+            confidence=one.scores[i].item(),
+            threshold=0.0 if decision is None else decision.threshold,
+            fired=decision is None or bool(decision.fired[i]),
             cost=net.cost[k].item(),
             probabilities=one.p[i].clone(),
             attention=one.out.attention[i].float().clone(),
@@ -141,8 +139,8 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
             cc=to_final[1][i].item() if to_final and with_final else None,
             previous_divergence=None if to_previous is None else to_previous[0][i].item(),
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
-            estimate=None if one.estimate is None else one.estimate[i].item(),
-            limit=None if one.estimate is None or policy.gate is None else policy.gate.limits[k],
+            estimate=None if estimates is None else estimates[i].item(),
+            limit=None if estimates is None or policy.gate is None else policy.gate.limits[k],
         )
 
     return view
@@ -152,12 +150,3 @@ def _agreement(out: ExitOutput, other: ExitOutput) -> tuple[Tensor, Tensor]:
     """Divergence and correlation of two exits' maps, each ``(B,)``."""
     mine, theirs = on_common_grid(out.attention.float(), other.attention.float())
     return divergence(theirs, mine), pearson(theirs, mine)
-
-
-def _tokens(net: ExitNet, tensors: Sequence[Tensor], row: int) -> tuple[str, ...]:
-    """The tokens of one text without its padding, where the network knows its tokenizer."""
-    if not isinstance(net.info.preprocess, TextPreprocess):
-        return ()
-    names, ids = net.input_spec.names, tensors[0][row]
-    length = int(tensors[names.index(MASK)][row].sum()) if MASK in names else len(ids)
-    return tuple(net.info.preprocess.tokens(ids[:length].cpu()))

@@ -1,4 +1,4 @@
-"""faithfulness: do the maps show what the answers depend on? Deletion, insertion, masks, and controls."""
+"""faithfulness: whether the maps show what the answers depend on, by deletion, insertion, masks and controls."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.data.images import ImageSet
-from exitlens.data.texts import TextSet
+from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError
 from exitlens.functional import faithfulness as measures
-from exitlens.functional.maps import top_cells
+from exitlens.functional.maps import find_locations, top_cells
+from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
-from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
-from exitlens.types import ExitOutput
-from exitlens.types.inputs import MASK, Inputs, count_rows, draw_samples, split_rows
+from exitlens.types.inputs import Inputs, count_rows, draw_samples, split_rows
+
+BATCH_SIZE = 250
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Means over the images, one number an exit (final last).
+    """Means over the samples: a number for each exit, the final exit's last.
 
     Attributes:
         deletion: drop in the probability of the exit's own answer after deleting the top 20 % of the map's cells.
@@ -55,7 +56,7 @@ class Faithfulness:
 
 def faithfulness(
     net: ExitNet,
-    data: ImageSet | TextSet,
+    data: SampleSet,
     *,
     samples: int = 1000,
     fraction: float = 0.2,
@@ -68,9 +69,9 @@ def faithfulness(
     are averaged to ``grid`` first, so that a fine map and a coarse one delete the same area.
 
     Args:
-        net: in any mode; used in evaluation mode and given back as it was.
-        data: an :class:`~exitlens.data.images.ImageSet` or :class:`~exitlens.data.texts.TextSet`; with masks, the mask
-            measures are taken too.
+        net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
+        data: an :class:`~exitlens.data.images.ImageSet`, :class:`~exitlens.data.texts.TextSet` or another
+            :class:`~exitlens.data.splits.SampleSet`; with masks, the mask measures are taken too.
         samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.
         grid: evaluation grid; an exit with a coarser map is judged on its own.
@@ -78,20 +79,20 @@ def faithfulness(
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
-    data = data.subset(draw_samples(len(data), samples, seed))
+    data = data.subset(draw_samples(len(data), samples, seed).sort().values)
     images = data.inputs
     net.check_input(images, "data")
-    if net.input_spec.is_text and MASK not in net.input_spec.names:
-        raise InputError(
-            f"net: to delete tokens it has to take a padding mask ({MASK!r}): attach with an example that has one"
-        )
-    with switch_mode(net, False), torch.no_grad():
-        plain = _outputs(net, images)
-        maps = [measures.evaluation_map(out.attention, grid) for out in plain]
-        blind = [measures.random_map(m, seed) for m in maps]
-        drops, keeps = _perturb(net, images, plain, maps, fraction)
-        drops_random, keeps_random = _perturb(net, images, plain, blind, fraction)
-        randomised = _randomised(net, images, plain, seed)
+    modality = net.input_spec.modality
+    modality.check_deletion(net.input_spec)
+    heads = _randomise_heads(net, seed)
+    with net.open_engine() as engine:
+        logits, attention = _run(net, engine, images)
+        maps = [modality.coarsen(a, grid) for a in attention]
+        blind = [measures.draw_random_map(m, seed) for m in maps]
+        plain = [probabilities(one) for one in logits]
+        drops, keeps = _perturb(net, engine, images, plain, maps, fraction)
+        drops_random, keeps_random = _perturb(net, engine, images, plain, blind, fraction)
+        randomised = _correlate(net, engine, images, attention, heads)
     masks = data.masks
     return Faithfulness(
         drops,
@@ -99,62 +100,66 @@ def faithfulness(
         keeps,
         keeps_random,
         randomised,
-        None if masks is None else tuple(measures.energy_in_mask(o.attention, masks).mean().item() for o in plain),
-        None if masks is None else tuple(measures.pointing_game(o.attention, masks).mean().item() for o in plain),
+        None if masks is None else tuple(measures.energy_in_mask(a, masks).mean().item() for a in attention),
+        None if masks is None else tuple(measures.pointing_game(a, masks).mean().item() for a in attention),
         grid,
         len(data),
     )
 
 
-def _outputs(net: ExitNet, images: Inputs, batch_size: int = 250) -> list[ExitOutput]:
-    parts = [net(chunk) for chunk in split_rows(images, batch_size)]
-    return [ExitOutput(*(torch.cat(field) for field in zip(*column, strict=True))) for column in zip(*parts, strict=True)]
+def _run(net: ExitNet, engine: Engine, images: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits ``(N,C)`` and attention ``(N,*S)`` of every exit."""
+    parts = [engine.compute_outputs(engine.enter(net.check_input(chunk))) for chunk in split_rows(images, BATCH_SIZE)]
+    exits = zip(*parts, strict=True)  # of each exit, logits and attention of every batch
+    logits, attention = zip(*([torch.cat(column) for column in zip(*one, strict=True)] for one in exits), strict=True)
+    return list(logits), list(attention)
 
 
 def _perturb(
-    net: ExitNet, images: Inputs, plain: Sequence[ExitOutput], maps: Sequence[Tensor], fraction: float
+    net: ExitNet, engine: Engine, images: Inputs, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
     drops: list[float] = []
     keeps: list[float] = []
-    for k, (out, chosen) in enumerate(zip(plain, maps, strict=True)):
-        p = out.logits.softmax(1)
+    modality = net.input_spec.modality
+    for k, (p, chosen) in enumerate(zip(plain, maps, strict=True)):
         answer = p.argmax(1, keepdim=True)
-        cells = top_cells(chosen, fraction, chosen != 0 if chosen.ndim == 2 else None)
-        for change, into in ((measures.delete, drops), (measures.insert, keeps)):
-            after = _exit_probabilities(net, change(images, cells), k).gather(1, answer)
-            into.append((p.gather(1, answer) - after if change is measures.delete else after).mean().item())
+        cells = top_cells(chosen, fraction, find_locations(chosen))
+        drops.append((p - _answer(net, engine, modality.delete(images, cells), k)).gather(1, answer).mean().item())
+        keeps.append(_answer(net, engine, modality.insert(images, cells), k).gather(1, answer).mean().item())
     return tuple(drops), tuple(keeps)
 
 
-def _exit_probabilities(net: ExitNet, images: Inputs, exit_index: int, batch_size: int = 250) -> Tensor:
-    """Softmax of one exit; the stages after it are not run."""
-    parts = []
-    for chunk in split_rows(images, batch_size):
-        activations = net.check_input(chunk)
-        for stage in list(net.stages)[: exit_index + 1]:
-            activations = stage(*activations)
-        parts.append(net.head(exit_index).classify(*activations).softmax(1))
-    return torch.cat(parts)
+def _answer(net: ExitNet, engine: Engine, inputs: Inputs, k: int) -> Tensor:
+    """Probabilities ``(N,C)`` at exit k."""
+    parts = (engine.enter(net.check_input(part)) for part in split_rows(inputs, BATCH_SIZE))
+    return probabilities(torch.cat([engine.compute_logits(k, part) for part in parts]))
 
 
-def _randomised(net: ExitNet, images: Inputs, plain: Sequence[ExitOutput], seed: int) -> tuple[float | None, ...]:
-    """Head-randomisation check (arXiv 1810.03292): every head's weights replaced by random ones of the same spread."""
-    generator = torch.Generator().manual_seed(seed)
-    others = [_random_head(head, generator) if isinstance(head, EvidenceHead) else None for head in net.heads]
-    sums, start = [0.0] * len(others), 0
-    for chunk in split_rows(images, 250):
-        activations, stop = net.check_input(chunk), start + count_rows(chunk)
-        for k, (stage, other) in enumerate(zip(net.stages, others, strict=True)):
+def _correlate(
+    net: ExitNet, engine: Engine, images: Inputs, attention: Sequence[Tensor], heads: Sequence[EvidenceHead | None]
+) -> tuple[float | None, ...]:
+    """Head-randomisation check (arXiv 1810.03292): correlation of every exit's map with that of its randomised head."""
+    sums, start = [0.0] * len(heads), 0
+    for chunk in split_rows(images, BATCH_SIZE):
+        activations, stop = engine.enter(net.check_input(chunk)), start + count_rows(chunk)
+        for k, (stage, head) in enumerate(zip(engine.stages, heads, strict=True)):
             activations = stage(*activations)
-            if other is not None:
-                sums[k] += pearson(plain[k].attention[start:stop], other(*activations).attention).sum().item()
+            if head is not None:
+                sums[k] += pearson(attention[k][start:stop], head.with_attention(*activations)[1]).sum().item()
         start = stop
-    return tuple(None if other is None else total / start for other, total in zip(others, sums, strict=True))
+    return tuple(None if head is None else total / start for head, total in zip(heads, sums, strict=True))
 
 
-def _random_head(head: EvidenceHead, generator: torch.Generator) -> EvidenceHead:
-    other = copy.deepcopy(head)
+@torch.no_grad()
+def _randomise_heads(net: ExitNet, seed: int) -> list[EvidenceHead | None]:
+    """Copies of the heads with random weights of the same spread; ``None`` for heads without attention weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return [_randomise(head, generator) if isinstance(head, EvidenceHead) else None for head in net.heads]
+
+
+def _randomise(head: EvidenceHead, generator: torch.Generator) -> EvidenceHead:
+    other = copy.deepcopy(head).eval()
     for module in other.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             noise = torch.randn(module.weight.shape, generator=generator)

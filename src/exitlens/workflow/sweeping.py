@@ -1,4 +1,4 @@
-"""sweep, anytime, budgeted_batch: what a network offers at every price, on paper, with bands that say how sure that is."""
+"""sweep, anytime, budgeted_batch: what a network offers at every cost, with confidence bands."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from exitlens.functional.scores import fit_temperature
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import SCORES, Policy, Trace
 
-PRICES = (0.0, 0.3, 1.0, 3.0)  # of divergence, in errors
+PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
 
 
 @dataclass(frozen=True)
 class Band:
-    """A mean over samples, and the band it is in."""
+    """A mean over samples, with its confidence band."""
 
     value: float
     low: float
@@ -41,7 +41,7 @@ class SweepPoint:
     cost: Band
     agreement: Band
     divergence: Band
-    accuracy: Band | None
+    accuracy: Band | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -137,16 +137,7 @@ def _measure_policies(trace: Trace, policies: Sequence[Policy], rows: Tensor, le
     if trace.labels is not None:
         measures["accuracy"] = (predictions(trace) == trace.labels[:, None]).float()[rows]
     bands = {name: _bands(torch.stack([select_exits(values, e) for e in exits]), level) for name, values in measures.items()}
-    return [
-        SweepPoint(
-            policy,
-            bands["cost"][i],
-            bands["agreement"][i],
-            bands["divergence"][i],
-            bands["accuracy"][i] if "accuracy" in bands else None,
-        )
-        for i, policy in enumerate(policies)
-    ]
+    return [SweepPoint(policy, **{name: found[i] for name, found in bands.items()}) for i, policy in enumerate(policies)]
 
 
 def _bands(values: Tensor, level: float, draws: int = 500) -> list[Band]:  # (P,n)

@@ -126,5 +126,5 @@ def test_an_image_bundle_and_a_text_bundle_do_not_go_together(trained, tmp_path)
     net = make_text_net()
     net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(["a b"]), LENGTH))
     xl.save(net, None, tmp_path / "bundle")
-    with pytest.raises(xl.InputError, match="one network takes texts and the other images"):
+    with pytest.raises(xl.InputError, match="compare two of a kind"):
         Explorer([trained, tmp_path])

@@ -124,6 +124,6 @@ def test_images_of_another_size_do_not_wait_for_each_other():
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=8)
     small, large = torch.randn(5, 3, 16, 16), torch.randn(6, 3, 20, 24)
-    found = list(xl.predict(net, [small, large, small], xl.Policy((0.7, 0.7))))
+    found = list(xl.predict_stream(net, [small, large, small], xl.Policy((0.7, 0.7))))
     for images, pred in zip((small, large, small), found, strict=True):
         assert pred.exits.tolist() == xl.predict(net, images, xl.Policy((0.7, 0.7))).exits.tolist()

@@ -1,10 +1,12 @@
 import math
+import pathlib
 import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
 from tests.conftest import make_net
@@ -180,3 +182,18 @@ def test_a_policy_of_another_network_is_refused():
         xl.predict(other, IMAGES[:2], xl.Policy((0.5,)))
     with pytest.raises(xl.InputError, match="Policy"):
         xl.predict(other, IMAGES[:2], 0.9)
+
+
+@pytest.mark.parametrize(
+    "many",
+    ["photos", pathlib.Path("photos"), [IMAGES[:2], IMAGES[2:4]], DataLoader(TensorDataset(IMAGES)), TensorDataset(IMAGES)],
+)
+def test_what_is_more_than_one_batch_is_sent_to_predict_stream(many):
+    with pytest.raises(xl.InputError, match=r"inputs: .*predict_stream"):
+        xl.predict(NET, many, POLICY)
+
+
+def test_what_is_no_batch_at_all_is_told():
+    with pytest.raises(xl.InputError, match=r"inputs: .*got int") as caught:
+        xl.predict(NET, 3, POLICY)
+    assert "predict_stream" not in str(caught.value)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
-from exitlens.workflow.inference import predict as inference
+from exitlens.workflow.inference import stream as inference
 from tests.conftest import make_net, spread_policy
 
 NET = make_net()
@@ -38,7 +38,7 @@ def test_in_order_one_prediction_for_every_batch(size, micro_batch):
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=micro_batch)
     start = 0
-    for batch, pred in zip(split(size), xl.predict(net, split(size), POLICY, attention=True), strict=True):
+    for batch, pred in zip(split(size), xl.predict_stream(net, split(size), POLICY, attention=True), strict=True):
         rows = torch.arange(start, start + len(batch))
         assert pred.index.tolist() == rows.tolist()
         same(pred, rows)
@@ -50,7 +50,7 @@ def test_in_order_one_prediction_for_every_batch(size, micro_batch):
 
 @pytest.mark.parametrize("size", [3, 40])
 def test_as_they_come(size):
-    found = list(xl.predict(NET, iter(split(size)), POLICY, order="ready"))
+    found = list(xl.predict_stream(NET, iter(split(size)), POLICY, order="ready"))
     index = torch.cat([pred.index for pred in found])
     assert index.sort().values.tolist() == list(range(101))
     for pred in found:
@@ -64,7 +64,7 @@ def test_as_they_come(size):
 def test_loaders_data_sets_and_labels(size):
     data = TensorDataset(IMAGES, torch.zeros(101, dtype=torch.long))
     for source in (DataLoader(data, batch_size=size), data):
-        found = list(xl.predict(NET, source, POLICY, batch_size=size))
+        found = list(xl.predict_stream(NET, source, POLICY, batch_size=size))
         assert [len(pred) for pred in found] == [len(chunk) for chunk in split(size)]
         same_all = torch.cat([pred.exits for pred in found])
         assert same_all.tolist() == WHOLE.exits.tolist()
@@ -76,7 +76,7 @@ def test_deep_stages_run_on_full_micro_batches():
     sizes: list[list[int]] = [[] for _ in range(3)]
     for k in range(3):
         net.stage(k).register_forward_hook(lambda _, given, __, k=k: sizes[k].append(len(given[0])))
-    list(xl.predict(net, split(2), POLICY))
+    list(xl.predict_stream(net, split(2), POLICY))
     for k in range(3):
         assert all(16 <= size < 32 for size in sizes[k][:-2])  # the last ones run when the stream ends
         assert sum(sizes[k]) == int((WHOLE.exits >= k).sum())
@@ -90,7 +90,7 @@ def test_it_is_lazy_and_bounded():
             taken.append(i)
             yield batch
 
-    stream = xl.predict(NET, source(), POLICY)
+    stream = xl.predict_stream(NET, source(), POLICY)
     time.sleep(0.05)
     assert taken == []
     next(stream)
@@ -121,7 +121,7 @@ def test_no_sample_waits_longer_than_it_may():
 
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=64)
-    stream = xl.predict(net, source(), POLICY, max_delay_ms=20)
+    stream = xl.predict_stream(net, source(), POLICY, max_delay_ms=20)
     same(next(stream), torch.arange(4))  # although nothing more comes
     gate.set()
     same(next(stream), torch.arange(4, 8))
@@ -137,7 +137,7 @@ def test_what_came_before_an_error_is_answered():
     with pytest.raises(
         xl.StreamError, match=r"OSError \(the disk is gone\) after 3 batches; all their 30 samples"
     ) as caught:
-        found.extend(xl.predict(NET, source(), POLICY))
+        found.extend(xl.predict_stream(NET, source(), POLICY))
     assert isinstance(caught.value.__cause__, OSError)
     assert torch.cat([pred.index for pred in found]).tolist() == list(range(30))
 
@@ -153,13 +153,13 @@ def test_what_came_before_an_error_is_answered():
 )
 def test_a_bad_batch_is_named_after_the_answers_before_it(bad):
     found: list[xl.Prediction] = []
-    with pytest.raises(xl.InputError, match=r"images \(batch 2 of the stream\)"):
-        found.extend(xl.predict(NET, [IMAGES[:3], IMAGES[3:6], bad, IMAGES[6:]], POLICY))
+    with pytest.raises(xl.InputError, match=r"batches\[2\]"):
+        found.extend(xl.predict_stream(NET, [IMAGES[:3], IMAGES[3:6], bad, IMAGES[6:]], POLICY))
     assert torch.cat([pred.index for pred in found]).tolist() == list(range(6))
 
 
 def test_no_batch_gives_no_prediction():
-    assert list(xl.predict(NET, iter([]), POLICY)) == []
+    assert list(xl.predict_stream(NET, iter([]), POLICY)) == []
 
 
 @pytest.mark.parametrize(
@@ -169,32 +169,35 @@ def test_no_batch_gives_no_prediction():
         ({"max_delay_ms": -1}, "max_delay_ms"),
         ({"max_delay_ms": float("nan")}, "max_delay_ms"),
         ({"batch_size": 0}, "batch_size"),
-        ({"images": "no/such/folder"}, "describe"),
+        ({"batches": "no/such/folder"}, "describe"),
+        ({"batches": IMAGES}, r"batches: .*Tensor: call exitlens\.predict"),
+        ({"batches": {"input_ids": IMAGES}}, r"batches: .*dict: call exitlens\.predict"),
+        ({"batches": 3}, "batches: .*got int"),
     ],
 )
 def test_bad_arguments_are_told_at_the_call(values, message):
     with pytest.raises(xl.InputError, match=message):
-        xl.predict(NET, **{"images": iter([]), "policy": POLICY} | values)
+        xl.predict_stream(NET, **{"batches": iter([]), "policy": POLICY} | values)
 
 
 def test_whatever_comes_with_the_inputs_is_left_alone():
     named = [(batch, [f"{i}.png" for i in range(len(batch))]) for batch in split(40)]
     for source in (named, DataLoader(TensorDataset(IMAGES), batch_size=40), list(DataLoader(TensorDataset(IMAGES), 40))):
-        found = list(xl.predict(NET, source, POLICY))
+        found = list(xl.predict_stream(NET, source, POLICY))
         assert torch.cat([pred.exits for pred in found]).tolist() == WHOLE.exits.tolist()
 
 
 def test_weights_may_change_but_not_the_tuning_while_a_stream_is_answered():
     net = make_net()
     net.tuning = xl.Tuning(folded=True)
-    stream = xl.predict(net, split(10), xl.Policy.never(3))
+    stream = xl.predict_stream(net, split(10), xl.Policy.never(3))
     first = next(stream)
     with torch.no_grad():
         net.head(2).classifier.bias.copy_(torch.tensor([1e4, 0, 0, 0]))
     rest = list(stream)
     assert set(first.labels.tolist()) != {0}
     assert set(rest[-1].labels.tolist()) == {0}
-    stream = xl.predict(net, split(10), xl.Policy.never(3))
+    stream = xl.predict_stream(net, split(10), xl.Policy.never(3))
     next(stream)
     net.tuning = xl.Tuning()
     with pytest.raises(xl.EngineError, match="while it answered a stream"):
@@ -208,7 +211,7 @@ def test_an_interrupt_of_the_iterator_does_not_hang():
 
     found: list[xl.Prediction] = []
     with pytest.raises(SystemExit):
-        found.extend(xl.predict(NET, source(), POLICY))
+        found.extend(xl.predict_stream(NET, source(), POLICY))
     assert len(found) == 1
 
 
@@ -224,7 +227,7 @@ def test_an_error_of_the_network_keeps_what_was_answered_before():
     net.stage(0).register_forward_hook(fails_at_the_fourth)
     found: list[xl.Prediction] = []
     with pytest.raises(MemoryError):
-        found.extend(xl.predict(net, split(10), POLICY))
+        found.extend(xl.predict_stream(net, split(10), POLICY))
     assert [len(pred) for pred in found] == [10, 10, 10]
     for i, pred in enumerate(found):
         same(pred, torch.arange(10 * i, 10 * i + 10))
@@ -246,7 +249,7 @@ def test_samples_that_waited_with_those_of_the_failed_batch_are_answered(monkeyp
     monkeypatch.setattr(type(net.stage(0)), "forward", fails_in_the_middle_of_the_second_batch)
     found: list[xl.Prediction] = []
     with pytest.raises(MemoryError):
-        found.extend(xl.predict(net, [IMAGES[:8], IMAGES[8:40]], POLICY))
+        found.extend(xl.predict_stream(net, [IMAGES[:8], IMAGES[8:40]], POLICY))
     assert calls[:3] == [8, 8, 8]
     assert [pred.index.tolist() for pred in found] == [list(range(8))]
     same(found[0], torch.arange(8))
@@ -266,20 +269,20 @@ def test_a_first_batch_of_one_does_not_make_all_others_run_singly():
     net = make_net()
     sizes: list[int] = []
     net.stage(0).register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
-    list(xl.predict(net, [IMAGES[:1], IMAGES[1:65], IMAGES[65:]], POLICY))
+    list(xl.predict_stream(net, [IMAGES[:1], IMAGES[1:65], IMAGES[65:]], POLICY))
     assert max(sizes) == 64
 
 
 def test_policies_of_other_networks_are_told_at_the_call():
     with pytest.raises(xl.PolicyError, match="exits"):
-        xl.predict(NET, iter([]), xl.Policy((0.5,)))
+        xl.predict_stream(NET, iter([]), xl.Policy((0.5,)))
     with pytest.raises(xl.PolicyError, match="calibrated for network"):
-        xl.predict(NET, iter([]), xl.Policy((0.5, 0.5), network="0123456789abcdef"))
+        xl.predict_stream(NET, iter([]), xl.Policy((0.5, 0.5), network="0123456789abcdef"))
 
 
 def test_the_callers_modes_are_left_alone_between_batches():
     net = make_net().train()
-    for _ in xl.predict(net, split(20), POLICY):
+    for _ in xl.predict_stream(net, split(20), POLICY):
         assert net.training
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
@@ -295,11 +298,11 @@ def test_a_folder(tmp_path):
     images, _ = xl.load_unlabelled(tmp_path, net.info.preprocess)
     whole = xl.predict(net, images, xl.Policy((0.3, 0.3)))
     for source in (tmp_path, str(tmp_path)):
-        found = list(xl.predict(net, source, xl.Policy((0.3, 0.3)), batch_size=2))
+        found = list(xl.predict_stream(net, source, xl.Policy((0.3, 0.3)), batch_size=2))
         assert [len(pred) for pred in found] == [2, 2, 1]
         assert torch.cat([pred.exits for pred in found]).tolist() == whole.exits.tolist()
 
 
 def test_progress_is_shown(capsys):
-    list(xl.predict(NET, split(50), POLICY, progress=True))
+    list(xl.predict_stream(NET, split(50), POLICY, progress=True))
     assert "predicting" in capsys.readouterr().out

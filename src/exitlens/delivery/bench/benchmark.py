@@ -189,8 +189,8 @@ class Cut:
 
     def __call__(self, batch: Inputs) -> None:
         """Answers one batch in micro-batches."""
-        with self.net.running() as engine:
-            activations = self.net.entering(batch)
+        with self.net.open_engine() as engine:
+            activations = self.net.unpack(batch)
             size = self.net.tuning.micro_batch or len(activations[0])
             for at in range(0, len(activations[0]), size):
                 part = engine.enter(tuple(t[at : at + size] for t in activations))

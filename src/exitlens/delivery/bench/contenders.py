@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from exitlens.delivery.bench.timing import Speed, Work, compare, time_calls
 from exitlens.errors import InputError
 from exitlens.functional.scores import probabilities, score_of
+from exitlens.model._torch_compat import mark_any_count
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.cutting.looking import runnable
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
-from exitlens.model.engine.engine import Answer, Engine, apply_tuning
-from exitlens.model.engine.malloc import keep_memory
+from exitlens.model.engine.engine import Engine, StepOutput
+from exitlens.model.engine.prepare import prepare_graph
+from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.router import Router
-from exitlens.model.engine.tuning import Tuning, prepare_graph
+from exitlens.model.engine.tuning import Tuning
+from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
@@ -57,7 +59,7 @@ class Plain:
     """The backbone with the same tuning as the network with exits."""
 
     def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
-        body = runnable(backbone, trace(backbone, False, map_inputs(example, lambda t: t[:1])))
+        body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
         self.tuning = replace(tuning, channels_last=True) if compiled and list_tensors(example)[0].ndim == 4 else tuning
         self.body: Callable[..., Any] = prepare_graph(body, self.tuning)
         self.compiled = compiled
@@ -66,12 +68,9 @@ class Plain:
 
     def _compile(self, tensors: Activations) -> None:
         self.body = torch.compile(self.body, options={"freezing": True})
-        several = self.tuning.entering(tuple(torch.cat([t[:1]] * 5) for t in tensors))
+        several = self.tuning.convert(tuple(torch.cat([t[:1]] * 5) for t in tensors))
         with torch.no_grad():
-            marked = tuple(t.clone() for t in several)
-            for t in marked:
-                torch._dynamo.mark_dynamic(t, 0)
-            self.body(*marked)
+            self.body(*(mark_any_count(t) for t in several))
             self.body(*(t[:1] for t in several))
 
     def __call__(self, batch: Inputs) -> None:
@@ -80,7 +79,7 @@ class Plain:
             activations = list_tensors(batch)
             size = self.tuning.micro_batch or len(activations[0])
             parts = [tuple(t[at : at + size] for t in activations) for at in range(0, len(activations[0]), size)]
-            logits = [self._logits(self.body(*self.tuning.entering(part))) for part in parts]
+            logits = [self._logits(self.body(*self.tuning.convert(part))) for part in parts]
             (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
 
     @staticmethod
@@ -116,7 +115,7 @@ class Planned:
     def __call__(self, call: tuple[int, Inputs]) -> None:
         """Answers one batch, whose first sample is number ``call[0]``."""
         start, batch = call
-        with self.net.running() as engine:
+        with self.net.open_engine() as engine:
             self.answer(engine, start, self.net.check_input(batch))
 
     def answer(self, engine: Engine, start: int, activations: Activations) -> None:
@@ -146,13 +145,15 @@ class _Clocked(Engine):
         self.spent += time.perf_counter() - started
         return activations
 
-    def answer(self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False) -> Answer:
+    def answer(
+        self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
+    ) -> StepOutput:
         started = time.perf_counter()
         activations = self.stages[k](*activations)
         logits = self.heads[k].classify(*activations)
         self.spent += time.perf_counter() - started
         p = probabilities(logits, temperature)
-        return Answer(activations, p, score_of(p, score), None)
+        return StepOutput(activations, p, score_of(p, score), None)
 
 
 def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
@@ -162,7 +163,7 @@ def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float
     """
 
     def run() -> float:
-        with planned.net.running() as engine:
+        with planned.net.open_engine() as engine:
             meter, activations = _Clocked(engine), planned.net.check_input(inputs)
             started = time.perf_counter()
             planned.answer(meter, 0, activations)
@@ -192,8 +193,8 @@ class StepTimes:
     def _run(self, batches: Sequence[Inputs]) -> list[float]:
         spent, policy = [0.0] * self.net.num_exits, Policy((UNREACHABLE_THRESHOLD,) * (self.net.num_exits - 1))
         for batch in batches:
-            with self.net.running() as engine:
-                activations = self.net.entering(batch)
+            with self.net.open_engine() as engine:
+                activations = self.net.unpack(batch)
                 size = self.net.tuning.micro_batch or len(activations[0])
                 for at in range(0, len(activations[0]), size):
                     part = tuple(t[at : at + size] for t in activations)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from exitlens.model.engine.malloc import keep_memory
+from exitlens.model.malloc import keep_memory
 from exitlens.types.inputs import count_rows
 
 Work = Callable[[], Sequence[float]]  # does the work once and returns the seconds of every call

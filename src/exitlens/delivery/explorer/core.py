@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from exitlens.data.fashion import Split, load_scenes
-from exitlens.data.folders import open_picture
+from exitlens.data.fashion import load_scenes
 from exitlens.data.images import ImageSet
+from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import interleave, time_calls
 from exitlens.delivery.bundle import load
@@ -26,10 +26,12 @@ from exitlens.delivery.run_directory import (
 )
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
-from exitlens.model.engine.malloc import release_memory
+from exitlens.modalities import TEXT
+from exitlens.modalities.image import open_picture
+from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess, Trace
-from exitlens.types.inputs import Inputs
+from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
@@ -89,10 +91,10 @@ class Explorer:
         paths = [Path(path) for path in bundles]
         for name, path in zip(shorten_names(paths), paths, strict=True):
             self.runs.append(self._load_run(name, path))
-        kinds = {run.net.input_spec.is_text for run in self.runs}
-        if len(kinds) > 1:
-            raise InputError("bundle: one network takes texts and the other images: compare two of a kind")
-        self.is_text = kinds.pop()
+        kinds = [run.net.input_spec.modality for run in self.runs]
+        if len(set(kinds)) > 1:
+            raise InputError(f"bundle: one takes {kinds[0].plural} and the other {kinds[1].plural}: compare two of a kind")
+        self.is_text = kinds[0] is TEXT
         for run in self.runs:
             (require_text_preprocess if self.is_text else require_image_preprocess)(run.net)
         self._data, self._root = data, root
@@ -189,7 +191,7 @@ class Explorer:
             return policy
         return replace(policy, thresholds=tuple(thresholds), calibration=None)
 
-    def _load(self, owner: LoadedRun, net: ExitNet, split: Split) -> ImageSet | TextSet:
+    def _load(self, owner: LoadedRun, net: ExitNet, split: Split) -> SampleSet:
         return load_samples(owner.directory, net, split, data=self._data, root=self._root, skip_bad=True)
 
     # --- the calibration trace ---------------------------------------------------------------------------------------------
@@ -208,8 +210,7 @@ class Explorer:
                 data = self._load(owner, run.net, "calibration")
                 if isinstance(data, ImageSet) and data.preprocess != run.net.info.preprocess:
                     raise DataError("its network reads images in another way than the first run's data are stored")
-                rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SAMPLES]  # folders are sorted
-                return collect(run.net, data.subset(rows))
+                return collect(run.net, data.subset(draw_samples(len(data), SAMPLES)))
             except (ExitlensError, OSError) as error:
                 reason = reason or str(error)
         return f"There is no calibration data to show shares and accuracy on: {reason}"

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from exitlens.data.folders import ImageStream
-from exitlens.data.texts import TextStream
+from exitlens.data.streams import ImageStream, TextStream
 from exitlens.errors import InputError, MissingExtraError
 from exitlens.model.network import ExitNet
 from exitlens.types import Prediction

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from exitlens.errors import InputError, MissingExtraError, suggest
+from exitlens.modalities import find_reader
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
 from exitlens.model.info import NetworkInfo
-from exitlens.types.inputs import MASK, Inputs
+from exitlens.types.inputs import Inputs
 
 SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
 
@@ -63,8 +62,7 @@ def build_backbone(
 
 def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     """Builds the backbone that a network was attached to, with random weights, from what its bundle records."""
-    channels = info.input_shape[0] if len(info.input_shape) == 3 else 3  # a text's shape is its number of tokens
-    return build_backbone(info.source, info.num_classes, channels, config=info.config)
+    return build_backbone(info.source, info.num_classes, info.channels, config=info.config)
 
 
 def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
@@ -110,7 +108,4 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool)
 
 def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
     """An example input for a backbone: an image of ``size`` (0: 224), or as many tokens (0: 64) if it takes ids."""
-    if "input_ids" not in inspect.signature(backbone.forward).parameters:
-        return torch.zeros(1, channels, size or 224, size or 224)
-    ids = torch.zeros(1, size or 64, dtype=torch.int64)
-    return {"input_ids": ids, MASK: torch.ones_like(ids)}
+    return find_reader(backbone.forward).make_example(channels, size)

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +15,13 @@ from exitlens.errors import ExitlensError, InputError
 from exitlens.functional.pvalues import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
-from exitlens.model.cutting.stage import Activations
-from exitlens.model.engine.engine import Engine, apply_tuning, prepare_engine
-from exitlens.model.engine.malloc import can_keep_memory, keep_memory
+from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.tuning import Tuning
+from exitlens.model.heads import ExitHead
+from exitlens.model.malloc import can_keep_memory, keep_memory
 from exitlens.types import Policy
-from exitlens.types.inputs import Inputs
-
-if TYPE_CHECKING:
-    from exitlens.model.network import ExitNet
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = 8  # samples of a run, where the micro-batch is not larger
@@ -31,61 +29,65 @@ NEARLY = 1.03  # times that count as equal
 
 
 def tune(
-    net: ExitNet,
-    example: Inputs,
+    stages: Sequence[Stage],
+    heads: Sequence[ExitHead],
+    activations: Activations,
     policy: Policy | None,
     precision: str,
     min_agreement: float,
     seconds: float,
 ) -> Tuning:
-    """See :meth:`~exitlens.model.network.ExitNet.tune`."""
+    """See :meth:`~exitlens.model.network.ExitNet.tune`; ``activations`` is its example as the first stage takes it."""
     if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
     if not 0 < min_agreement <= 1 or not seconds > 0:
         raise InputError(f"min_agreement, seconds: expected a share in (0, 1] and a time, got {min_agreement}, {seconds}")
-    if policy is not None:
-        policy.check(net.num_exits, net.identity() if policy.network else "")
-    activations = net.check_input(example, "example")
-    plain = Tuning(micro_batch=FEW)
-    formats = [plain]
-    if not net.input_spec.is_text:
-        formats.append(replace(plain, channels_last=True, folded=True))
     facts: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
-    agreement = _half_agreement(net, formats[-1], activations, policy) if precision != "float32" else None
-    if agreement is not None:
-        facts["bfloat16_agreement"], facts["bfloat16_samples"] = agreement, len(activations[0])
-        different = round((1 - agreement) * len(activations[0]))
-        enough = upper_bound(different, len(activations[0]), 0.05) <= 1 - min_agreement
-        halves = [replace(tuning, precision="bfloat16") for tuning in formats]
-        if precision == "bfloat16":
-            formats = halves
-        elif enough:
-            formats += halves
-    elif precision == "bfloat16":
-        raise InputError("precision: this network does not run in bfloat16: leave it at 'float32'")
-    meter = _Meter(net, activations, seconds / 4)
-    best = meter.fastest(formats)
-    if can_keep_memory() and net.device.type == "cpu":  # first, since it changes which micro-batch is best
-        best = meter.fastest([replace(best, keep_memory=True), best])
+    meter = _Meter(stages, heads, activations, seconds / 4)
+    best = meter.find_fastest(_list_formats(meter, policy, precision, min_agreement, facts))
+    if can_keep_memory() and activations[0].device.type == "cpu":  # first, since it changes which micro-batch is best
+        best = meter.find_fastest([replace(best, keep_memory=True), best])
     sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
-    best = meter.fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
+    best = meter.find_fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
     if torch.get_num_threads() > 1:
-        best = meter.fastest([best, replace(best, threads=1)])
-    facts["ms_per_sample"] = meter.table()
+        best = meter.find_fastest([best, replace(best, threads=1)])
+    facts["ms_per_sample"] = meter.list_times()
     return replace(best, measured=facts)
+
+
+def _list_formats(
+    meter: _Meter, policy: Policy | None, precision: str, min_agreement: float, facts: dict[str, Any]
+) -> list[Tuning]:
+    """Memory formats and precisions that the network may run in; what that rests on is added to ``facts``."""
+    formats = [Tuning(micro_batch=FEW)]
+    if any(t.ndim == 4 for t in meter.given):
+        formats.append(replace(formats[0], channels_last=True, folded=True))
+    if precision == "float32":
+        return formats
+    agreement, count = _measure_agreement(meter, formats[-1], policy), len(meter.given[0])
+    if agreement is None:
+        if precision == "bfloat16":
+            raise InputError("precision: this network does not run in bfloat16: leave it at 'float32'")
+        return formats
+    facts["bfloat16_agreement"], facts["bfloat16_samples"] = agreement, count
+    halves = [replace(tuning, precision="bfloat16") for tuning in formats]
+    if precision == "bfloat16":
+        return halves
+    enough = upper_bound(round((1 - agreement) * count), count, 0.05) <= 1 - min_agreement
+    return formats + halves if enough else formats
 
 
 class _Meter:
     """Times tunings against each other, in turn, and remembers what it found."""
 
-    def __init__(self, net: ExitNet, activations: Activations, seconds: float) -> None:
-        self.net, self.seconds = net, seconds
-        rows = torch.arange(MICRO_BATCHES[-1]) % len(activations[0])
-        self.activations = tuple(t[rows.to(t.device)] for t in activations)
+    def __init__(self, stages: Sequence[Stage], heads: Sequence[ExitHead], given: Activations, seconds: float) -> None:
+        self.stages, self.heads, self.given, self.seconds = stages, heads, given, seconds
+        rows = torch.arange(MICRO_BATCHES[-1]) % len(given[0])
+        self.activations = tuple(t[rows.to(t.device)] for t in given)
         self.found: dict[Tuning, float] = {}  # seconds a sample
         self.engines: dict[tuple[bool, bool, str], Engine] = {}  # one copy of the weights for each form
 
-    def fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
+    def find_fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
         """The first tuning whose time a sample is within ``NEARLY`` of the lowest.
 
         Args:
@@ -108,9 +110,8 @@ class _Meter:
         return next(tuning for tuning in runs if self.found[tuning] <= limit)
 
     def _run(self, tuning: Tuning) -> Callable[[], float]:
-        net = self.net
         form = tuning.channels_last, tuning.folded, tuning.precision
-        engine = self.engines.setdefault(form, self.engines.get(form) or build_engine(net, tuning))
+        engine = self.engines.setdefault(form, self.engines.get(form) or self.prepare_engine(tuning))
         count = max(FEW, tuning.micro_batch)
 
         def once() -> float:
@@ -119,7 +120,7 @@ class _Meter:
                 given = engine.enter(tuple(t[:count] for t in self.activations))
                 for at in range(0, count, tuning.micro_batch):
                     activations = tuple(t[at : at + tuning.micro_batch] for t in given)
-                    for k in range(net.num_exits):
+                    for k in range(len(self.heads)):
                         activations, p, *_ = engine.answer(k, activations, 1.0, "max_probability")
                 float(p.sum())  # waits for the device
                 return (time.perf_counter() - started) / count
@@ -131,7 +132,11 @@ class _Meter:
 
         return run
 
-    def table(self) -> list[dict[str, Any]]:
+    def prepare_engine(self, tuning: Tuning) -> Engine:
+        """An engine on copies of the weights, whatever the network's own tuning."""
+        return Engine.prepare(self.stages, self.heads, tuning)
+
+    def list_times(self) -> list[dict[str, Any]]:
         """What was measured, JSON-ready."""
         return [
             {name: value for name, value in tuning.to_dict().items() if name != "measured"} | {"ms": round(1000 * s, 4)}
@@ -139,40 +144,34 @@ class _Meter:
         ]
 
 
-def build_engine(net: ExitNet, tuning: Tuning) -> Engine:
-    """An engine with weights of its own, whatever the network's own tuning."""
-    exits = range(net.num_exits)
-    return prepare_engine([net.stage(k) for k in exits], [net.head(k) for k in exits], tuning, False)
-
-
-def _half_agreement(net: ExitNet, like: Tuning, activations: Activations, policy: Policy | None) -> float | None:
+def _measure_agreement(meter: _Meter, like: Tuning, policy: Policy | None) -> float | None:
     """Share of samples with the same label in bfloat16, at the exit where they agree least; with a policy also of answers.
 
     ``None`` if the network does not run in bfloat16.
     """
     try:
-        half = _logits(net, replace(like, precision="bfloat16"), activations)
+        half = _compute_logits(meter, replace(like, precision="bfloat16"))
     except ExitlensError:
         raise
     except Exception:  # graphs made by torch.export may have the example's precision written into them
         return None
-    full = _logits(net, replace(like, precision="float32"), activations)
+    full = _compute_logits(meter, replace(like, precision="float32"))
     same = (half.argmax(2) == full.argmax(2)).float().mean(0).min().item()
     if policy is not None:
-        same = min(same, (_answers(half, policy) == _answers(full, policy)).all(1).float().mean().item())
+        same = min(same, (_decide(half, policy) == _decide(full, policy)).all(1).float().mean().item())
     return same
 
 
-def _logits(net: ExitNet, tuning: Tuning, activations: Activations, size: int = 16) -> Tensor:  # -> (N,K,C)
-    engine, found = build_engine(net, tuning), []
+def _compute_logits(meter: _Meter, tuning: Tuning, size: int = 16) -> Tensor:  # -> (N,K,C)
+    engine, found = meter.prepare_engine(tuning), []
     with engine.mode():
-        for at in range(0, len(activations[0]), size):
-            outputs = engine.outputs(engine.enter(tuple(t[at : at + size] for t in activations)))
+        for at in range(0, len(meter.given[0]), size):
+            outputs = engine.compute_outputs(engine.enter(tuple(t[at : at + size] for t in meter.given)))
             found.append(torch.stack([logits.float() for logits, _ in outputs], 1))
         return torch.cat(found).cpu()
 
 
-def _answers(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label
+def _decide(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label
     early = range(policy.num_exits - 1)
     scores = [score(logits[:, k], policy.score, policy.temperatures[k]) for k in early]
     exits = find_first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)

@@ -1,4 +1,4 @@
-"""Samples on their way through the stages: those who are sure leave, the others wait for company and go on."""
+"""The router: samples leave at the first exit that is sure, and the others go on together with those that wait."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.functional.gating import compute_gate_features, estimate, mask_untrusted
+from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.routing import fires
+from exitlens.functional.routing import decide, needs_head
 from exitlens.functional.similarity import divergence
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.types import Gate, Policy
+from exitlens.types import Policy
 
-Rule = Callable[[int, Tensor, Tensor], Tensor]  # exit, scores (B,), places (B,) -> (B,) bool: who leaves
+Rule = Callable[[int, Tensor, Tensor], Tensor]  # exit, scores (B,), places (B,) -> (B,) bool: which samples leave
 
 
 class RoutedBatch(NamedTuple):
@@ -38,7 +38,7 @@ class RoutedBatch(NamedTuple):
     attention: Tensor | None
     trust: Tensor | None = None
 
-    def only(self, rows: Tensor) -> RoutedBatch:
+    def select(self, rows: Tensor) -> RoutedBatch:
         """The samples at ``rows`` (indices or a mask)."""
         maps, trust = (None if t is None else t[rows] for t in (self.attention, self.trust))
         return RoutedBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
@@ -124,19 +124,18 @@ class Router:
         policy: whose thresholds, temperatures and score count.
         attention: keep the attention maps of the exits that answer.
         micro_batch: samples that run together; 0: all that there are.
-        rule: who leaves at an exit; by default the policy's thresholds. Benchmarks force exit shares with another.
+        rule: which samples leave at an exit, in place of the policy's decision: benchmarks force exit shares with it.
     """
 
     def __init__(
         self, engine: Engine, policy: Policy, attention: bool = False, micro_batch: int = 0, rule: Rule | None = None
     ) -> None:
         self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
-        self.rule = rule or (lambda k, scores, where: fires(scores, policy.thresholds[k]))
-        finite = [k for k, threshold in enumerate(policy.thresholds) if threshold != math.inf]
-        self._heads = max(finite, default=-1) + 1  # early heads after these can never be of use
+        self.rule = rule
+        self._needed = [needs_head(policy, k) for k in range(policy.num_exits)]
         self._pools: list[_Pool] = []  # one for each stage, once samples wait
         self._shapes: tuple[torch.Size, ...] = ()
-        self._left: list[RoutedBatch] = []
+        self._routed: list[RoutedBatch] = []
 
     def feed(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
         """Takes samples in and runs whatever fills micro-batches; returns those that were answered by that.
@@ -155,17 +154,17 @@ class Router:
             self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in activations), None, now, 0)
             if self.micro_batch:
                 self._run_full()
-        return self.select_exits()
+        return self.take_routed()
 
     def flush(self) -> list[RoutedBatch]:
         """Runs all that waits, to the end."""
         self._run_all()
-        return self.select_exits()
+        return self.take_routed()
 
-    def select_exits(self) -> list[RoutedBatch]:
+    def take_routed(self) -> list[RoutedBatch]:
         """What was answered and not handed out yet: after an error, what came before it."""
-        left, self._left = self._left, []
-        return left
+        routed, self._routed = self._routed, []
+        return routed
 
     def _run_all(self) -> None:
         for k, pool in enumerate(self._pools):
@@ -178,15 +177,15 @@ class Router:
         """Answers these samples and no others: :meth:`feed` and :meth:`flush` at once."""
         if self.micro_batch and len(where) > self.micro_batch:
             return self.feed(where, activations) + self.flush()
-        left: list[RoutedBatch] = []
+        routed: list[RoutedBatch] = []
         for k in range(self.policy.num_exits):
-            staying = self._step(k, where, activations, left)
+            staying = self._step(k, where, activations, routed)
             if staying is None:
                 break
             where, activations, stay = staying
             if stay is not None:
                 activations = tuple(gather(t, stay) for t in activations)
-        return left
+        return routed
 
     @property
     def oldest(self) -> float:
@@ -209,59 +208,63 @@ class Router:
 
     def _run(self, k: int) -> None:
         where, activations, since = self._pools[k].take(self.micro_batch)
-        staying = self._step(k, where, activations, self._left)
+        staying = self._step(k, where, activations, self._routed)
         if staying is not None:
             self._pools[k + 1].add(*staying, since, 2 * self.micro_batch)
 
     def _step(
-        self, k: int, where: Tensor, activations: Activations, left: list[RoutedBatch]
+        self, k: int, where: Tensor, activations: Activations, routed: list[RoutedBatch]
     ) -> tuple[Tensor, Activations, Tensor | None] | None:
-        """Runs stage k; those who leave are added to ``left``.
+        """Runs stage k; samples that leave are added to ``routed``.
 
         Returns:
-            Places of those who stay, all that crosses the cut, and which of its rows stay (``None``: all); or ``None`` if
-            nobody stays.
+            Places of the samples that stay, all that crosses the cut, and which of its rows stay (``None``: all); or
+            ``None`` if no sample stays.
         """
-        policy, gate, previous = self.policy, self.policy.gate, None
+        policy, gated, previous = self.policy, self.policy.gate is not None, None
         activations = self.engine.enter(activations) if k == 0 else activations
-        last = k == policy.num_exits - 1
-        if gate is not None and k and k - 1 < self._heads:  # the map of the exit before came along
+        if gated and k and self._needed[k - 1]:  # the map of the exit before came along
             activations, previous = activations[:-1], activations[-1]
-        if not last and (k >= self._heads or (gate is None and policy.thresholds[k] == math.inf)):
+        if not self._needed[k]:
             return where, self.engine.advance(k, activations), None
-        wanted = self.attention or gate is not None
+        wanted = self.attention or gated
         activations, p, scores, maps = self.engine.answer(k, activations, policy.temperatures[k], policy.score, wanted)
-        decisive, trust = scores, None
-        if gate is not None and maps is not None:
-            decisive, trust = _apply_gate(gate, k, scores, p, maps, previous)
+        batch = RoutedBatch(where, k, scores, p, maps if self.attention else None)
+        if k == policy.num_exits - 1:
+            routed.append(batch if maps is None or not gated else batch._replace(trust=_measure_last(maps, previous)))
+            return None
+        features = compute_gate_features(maps, previous) if gated and maps is not None else None
+        decision = decide(policy, k, p, scores, features)
+        if decision.estimates is not None and maps is not None:
+            batch = batch._replace(trust=torch.stack([decision.estimates, torch.full_like(scores, math.nan)], 1))
             activations = (*activations, maps)
-        found = RoutedBatch(where, k, scores, p, maps if self.attention else None, trust)
-        if last:
-            left.append(found)
-            return None
-        fired = self.rule(k, decisive, where)
-        count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
-        if count == len(where):
-            left.append(found)
-            return None
-        if count == 0:
-            return where, activations, None
-        order = fired.argsort(stable=True)  # those who stay, then those who leave
-        stay, leave = order[: len(where) - count], order[len(where) - count :]
-        left.append(found.only(leave))
-        return where[stay], activations, stay
+        fired = decision.fired if self.rule is None else self.rule(k, decision.scores, where)
+        return _part(batch, fired, activations, routed)
 
 
-def _apply_gate(
-    gate: Gate, k: int, scores: Tensor, p: Tensor, maps: Tensor, previous: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The scores that decide, and what is known of the explanations (see :class:`RoutedBatch`)."""
-    unknown = torch.full_like(scores, math.nan)
-    if k < len(gate.limits):
-        estimates = estimate(gate, k, p.amax(1), compute_gate_features(maps, previous))
-        return mask_untrusted(scores, estimates, gate.limits[k]), torch.stack([estimates, unknown], 1)
-    measured = unknown if previous is None else divergence(*on_common_grid(previous.float(), maps.float()))
-    return scores, torch.stack([torch.zeros_like(scores), measured], 1)
+def _part(
+    batch: RoutedBatch, fired: Tensor, activations: Activations, routed: list[RoutedBatch]
+) -> tuple[Tensor, Activations, Tensor | None] | None:
+    """Adds the samples that leave to ``routed``; returns those that stay, as :meth:`Router._step` does."""
+    where = batch.where
+    count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
+    if count == len(where):
+        routed.append(batch)
+        return None
+    if count == 0:
+        return where, activations, None
+    order = fired.argsort(stable=True)  # those that stay, then those that leave
+    stay, leave = order[: len(where) - count], order[len(where) - count :]
+    routed.append(batch.select(leave))
+    return where[stay], activations, stay
+
+
+def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
+    """:attr:`RoutedBatch.trust` at the final exit: how far the map of the exit before was from the final one."""
+    measured = maps.new_full((len(maps),), math.nan, dtype=torch.float32)
+    if previous is not None:
+        measured = divergence(*on_common_grid(previous.float(), maps.float()))
+    return torch.stack([torch.zeros_like(measured), measured], 1)
 
 
 def gather(x: Tensor, rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import as_batch, batches, make_epoch_loader
+from exitlens.data.batches import as_batch, iterate_batches, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
@@ -175,7 +175,7 @@ def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[
     """Accuracy of every exit and mean attention CC of the early exits with the final one."""
     correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
     with switch_mode(net, False), torch.no_grad():
-        for images, labels in batches(val, max(settings.batch_size, 64), net.device):
+        for images, labels in iterate_batches(val, max(settings.batch_size, 64), net.device):
             if labels is None:
                 raise InputError("val: expected batches of (images, labels), got images only")
             net.check_input(images, "val")

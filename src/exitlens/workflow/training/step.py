@@ -15,7 +15,7 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import LossTerms
-from exitlens.types.inputs import Inputs
+from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 from exitlens.workflow.training.schedule import one_cycle_rate
 
 
@@ -61,8 +61,8 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = one_cycle_rate(progress, settings.learning_rate)
     net.check_input(inputs, "train")
-    if settings.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    if settings.channels_last:
+        inputs = map_inputs(inputs, set_channels_last)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
         try:
             outputs, features = net.with_features(inputs) if loss.of == "activation" else (net(inputs), None)

@@ -1,0 +1,1 @@
+"""Which backbones can be cut into stages, and how exactly."""

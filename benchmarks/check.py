@@ -1,0 +1,92 @@
+"""Prints every promise beside its committed figure; exit code 1 for a miss that is not listed as known.
+
+Usage: python -m benchmarks.check [--results DIR]
+       python -m benchmarks.check --demo [runs/demo/result.json]   (the promises of a finished demo instead)
+
+Known misses, each with its reason, are in benchmarks/known_misses.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+from benchmarks.demo.promises import list_promises as list_demo_promises
+from benchmarks.guarantees.promises import list_promises as list_guarantees
+from benchmarks.performance.promises import list_explorer_promises, list_memory_promises
+from benchmarks.performance.promises import list_promises as list_speeds
+from benchmarks.performance.runs import PERFORMANCE
+from benchmarks.promises import Promise, add_reasons, read_known_misses
+from benchmarks.store import GUARANTEES, RESULTS, Store
+from benchmarks.study.conditions import find_missing
+from benchmarks.study.report.promises import list_promises as list_study
+from benchmarks.study.runs import STUDY
+
+
+def open_store(store: Store, folder: Path) -> Store:
+    """The same store in another folder of results."""
+    return replace(store, path=folder / store.path.name)
+
+
+def list_promises(folder: Path) -> Iterator[Promise]:
+    """Of every committed result."""
+    speeds, guarantees = (open_store(store, folder).read() for store in (PERFORMANCE, GUARANTEES))
+    for name in sorted(name for name in speeds if not name.startswith("memory-")):
+        yield from list_speeds(name, speeds[name])
+        if f"memory-{name}" in speeds:
+            yield from list_memory_promises(name, speeds[f"memory-{name}"])
+    for name in sorted(guarantees):
+        yield from list_guarantees(name, guarantees[name])
+    if (folder / "explorer.json").exists():
+        yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
+    study = open_store(STUDY, folder)
+    if study.path.exists() and not find_missing(study):
+        yield from list_study(study)
+
+
+def print_promises(promises: Sequence[Promise]) -> bool:
+    """A line for each promise, then the known misses with their reasons; whether nothing else was missed."""
+    known, used = read_known_misses(), set()
+    for promise in promises:
+        print(promise)
+        if not promise.is_kept:
+            used |= {key for key in known if fnmatch(promise.key, key)}
+    for key in sorted(used):
+        print(f"known miss {key}: {known[key]}")
+    return all(promise.is_kept or promise.reason for promise in promises)
+
+
+def list_outdated(promises: Sequence[Promise]) -> list[str]:
+    """Known misses that nothing misses any more."""
+    missed = [promise.key for promise in promises if not promise.is_kept]
+    return sorted(key for key in read_known_misses() if not any(fnmatch(one, key) for one in missed))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--demo", type=Path, nargs="?", const=Path("runs/demo/result.json"), metavar="FILE")
+    args = parser.parse_args(arguments)
+    if args.demo:
+        return int(not print_promises(list(list_demo_promises(json.loads(args.demo.read_text())))))
+    study = open_store(STUDY, args.results)
+    left = find_missing(study) if study.path.exists() else []
+    if left:
+        print(f"the study lacks {len(left)} runs: its promises are not judged yet (docs/results.md has them so far)")
+    promises = list(add_reasons(list_promises(args.results)))
+    if not promises:
+        print(f"no results in {args.results}: run make bench")
+        return 1
+    ok = print_promises(promises)
+    for key in list_outdated(promises):
+        if not (left and key.startswith("study|")):  # what is not judged is neither kept nor missed
+            print(f"not missed any more, take it off the list: {key}")
+    return int(not ok)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""What `make demo` promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.promises import Promise
+
+
+def list_promises(result: dict[str, Any]) -> Iterator[Promise]:
+    """Of runs/demo/result.json."""
+    yield Promise("demo|seconds", "seconds", result["seconds"], "<=", 600)
+    yield from _of_training(result)
+    key, what = "demo|attention time", "time of prediction with maps, ratio to without"
+    yield Promise(key, what, result["attention_time_ratio"], "<=", 1.02)
+    for name in ("batch_1", "batch_64"):
+        speed = result["speed"][name]
+        yield Promise(f"demo|speed|{name}", f"times faster, {name}", speed["speedup"], ">=", 2)
+        what = f"points lost to the plain backbone, {name}"
+        yield Promise(f"demo|lost|{name}", what, 100 * speed["accuracy_drop"], "<=", 1)
+
+
+def _of_training(result: dict[str, Any]) -> Iterator[Promise]:
+    """What EGT changes in the networks."""
+    egt, base, plain = result["egt"], result["baseline"], result["plain"]["agreeing"]["accuracy"][0]
+    near, near0 = egt["agreeing"], base["agreeing"]
+    yield Promise("demo|skill", "attention skill, exit 0, with EGT", near["skill"][0], ">=", 0.6)
+    for test, bar in (("agreeing", 2), ("disagreeing", 8)):
+        gain = 100 * (egt[test]["accuracy"][0] - base[test]["accuracy"][0])
+        yield Promise(f"demo|exit 0|{test}", f"accuracy gain, exit 0, {test} (points)", gain, ">=", bar)
+    final = near["accuracy"][-1]
+    key, what = "demo|final|no EGT", "final exit against no EGT (points)"
+    yield Promise(key, what, 100 * (final - near0["accuracy"][-1]), ">=", -0.7)
+    key, what = "demo|final|plain", "final exit against the plain backbone (points)"
+    yield Promise(key, what, 100 * (final - plain), ">=", -1)
+    key, what = "demo|deletion|final", "final exit's deletion drop, ratio to no EGT"
+    yield Promise(key, what, near["deletion"][-1] / near0["deletion"][-1], ">=", 0.85)
+    for k, (with_egt, without) in enumerate(zip(near["deletion"][:-1], near0["deletion"][:-1], strict=True)):
+        what = f"deletion drop of exit {k}, gain over no EGT"
+        yield Promise(f"demo|deletion|{k}", what, with_egt - without, ">=", 0)
+    yield Promise("demo|step", "time of a training step, ratio to no EGT", result["step_time_ratio"], "<=", 1.05)

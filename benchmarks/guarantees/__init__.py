@@ -1,0 +1,1 @@
+"""Whether certified thresholds keep their promises, counted over many calibrations."""

@@ -1,0 +1,69 @@
+"""The promises of docs/guarantees.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.promises import Promise
+
+BROKEN_DELTA = 0.1
+
+
+def list_promises(run: str, found: dict[str, Any]) -> Iterator[Promise]:
+    """The promises that one run has figures for."""
+    kind = run.partition("-")[0]
+    if kind in ("splits", "synthetic"):
+        yield from _of_violations(run, found["sets"])
+    of_kind = {"synthetic": _of_broken, "saving": _of_saving, "gate": _of_gate, "drift": _of_drift, "time": _of_time}
+    if kind in of_kind:
+        yield from of_kind[kind](run, found)
+
+
+def allow(delta: float, draws: float) -> float:
+    """What a promise kept with probability 1 - delta may be broken in, with two standard errors."""
+    return delta + 2 * (delta * (1 - delta) / draws) ** 0.5
+
+
+def _of_violations(run: str, sets: dict[str, Any]) -> Iterator[Promise]:
+    for label, rows in sets.items():
+        draws = next(iter(rows.values()))["draws"]
+        for delta in sorted({row["delta"] for row in rows.values()}):
+            most = max(row["violations"] for row in rows.values() if row["delta"] == delta)
+            what = f"{run}: {label}, delta {delta}: promises broken"
+            yield Promise(f"violations|{run}|{label}|{delta}", what, most, "<=", allow(delta, draws))
+
+
+def _of_broken(_: str, found: dict[str, Any]) -> Iterator[Promise]:
+    broken = found["broken"]
+    rows = [row for one in broken["sets"].values() for row in one.values()]
+    most = max(row["violations"] for row in rows if row["delta"] == BROKEN_DELTA)
+    what = f"one step too far, delta {BROKEN_DELTA}: promises broken (has to be caught)"
+    yield Promise("broken", what, most, ">=", allow(BROKEN_DELTA, broken["draws"] / 3))
+
+
+def _of_saving(run: str, found: dict[str, Any]) -> Iterator[Promise]:
+    shares = dict(found["share_of_hindsight"])
+    ours = shares.pop("ours")
+    yield Promise(f"hindsight|{run}", f"{run}: saving over hindsight's", ours, ">=", 0.85)
+    for name in [name for name in shares if name.startswith("single")]:
+        yield Promise(f"baseline|{name}|{run}", f"{run}: saving over {name}'s", ours - shares[name], ">=", 0.0)
+
+
+def _of_gate(run: str, found: dict[str, Any]) -> Iterator[Promise]:
+    change = max(row["cost_change"] for row in found["rows"].values())
+    yield Promise(f"gate|{run}", f"{run}: change of cost at equal limits, the least of all limits", change, "<=", 0.0)
+
+
+def _of_drift(_: str, found: dict[str, Any]) -> Iterator[Promise]:
+    for key, one in found.items():
+        if isinstance(one, dict) and "warned" in one:
+            yield Promise(f"drift|{key}", f"drift {key}: warned within 500 samples", one["warned"], ">=", 0.95)
+    alarms = found["unchanged, 10,000 samples"]["alarms"]
+    yield Promise("drift|false", "drift: false alarms in 10,000 samples, share of runs", alarms, "<=", 0.05)
+
+
+def _of_time(_: str, found: dict[str, Any]) -> Iterator[Promise]:
+    seconds = sorted(found["seconds"])
+    yield Promise("time", "50,000 samples, 4 exits, 3 risks: seconds on one core", seconds[len(seconds) // 2], "<=", 2)
+    yield Promise("time|memory", "the same: MB of the whole process", found["peak_mb_of_the_process"], "<=", 1000)

@@ -1,0 +1,1 @@
+"""The engine against everything a user would pick instead, on the clock."""

@@ -1,0 +1,1 @@
+"""The study: does aligning explanations help, and is it honest?"""

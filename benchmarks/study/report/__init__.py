@@ -1,0 +1,1 @@
+"""The study's promises, pages and plots, made from its runs."""

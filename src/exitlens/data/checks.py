@@ -1,0 +1,40 @@
+"""What can be wrong with data: labels that name no class, files that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from exitlens.errors import DataError, InputError, require
+
+
+def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
+    """The labels as ``(N,)`` ``int64``.
+
+    Args:
+        labels: ``(N,)`` integers.
+        count: N.
+        classes: their names, in label order.
+        kind: name of one sample, for the message.
+
+    Raises:
+        InputError: for another type, shape or number, or for values that are no class.
+    """
+    require(labels, Tensor, "labels")
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise InputError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
+        low, high = int(labels.min()), int(labels.max())
+        raise InputError(f"labels: expected values in [0, {len(classes)}), the numbers of class names, got {low} to {high}")
+    if len(labels) != count:
+        raise InputError(f"labels: expected {count}, one per {kind}; got {len(labels)}")
+    return labels.long()
+
+
+def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:
+    """Raises :class:`DataError` naming the unreadable files, unless they may be skipped and others remain."""
+    if bad and (not skip_bad or len(bad) == total):
+        shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
+        mend = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
+        raise DataError(f"data: {len(bad)} of {total} {kind} cannot be read{mend}:\n  {shown}")

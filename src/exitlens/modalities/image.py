@@ -1,0 +1,111 @@
+"""Images: floats ``(B,C,H,W)``, read from files, deleted from by their mean colour, drawn under squares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from exitlens.errors import DataError
+from exitlens.modalities.base import Modality
+from exitlens.types.inputs import Inputs
+from exitlens.types.preprocessing import Preprocess
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that run nothing to be read
+_SIDE = 160  # pixels that a drawn image is wide
+
+
+class ImageModality(Modality):
+    """See :class:`~exitlens.modalities.base.Modality`."""
+
+    name, plural, axes = "image", "images", ("C", "H", "W")
+    expected = "a float tensor (B,C,H,W) with B >= 1 of images"
+    preprocess = Preprocess
+    reader = "xl.read_image and xl.Preprocess.normalise"
+    head = "context"
+
+    def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
+        """A black image, 224 pixels a side."""
+        return torch.zeros(1, channels, size or 224, size or 224)
+
+    def read(self, source: Path | str, preprocess: Preprocess) -> Inputs:
+        """An image file, normalised."""
+        return preprocess.normalise(read_image(Path(source), preprocess.size, len(preprocess.mean)))[None]
+
+    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,H,W), (B,h,w) bool -> (B,C,H,W)
+        """The chosen cells take the image's own mean colour."""
+        assert isinstance(inputs, Tensor)
+        chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,H,W)
+        return torch.where(chosen, inputs.mean((2, 3), keepdim=True), inputs)
+
+    def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
+        """Squares over the picture, where the network knows its scale."""
+        if not isinstance(preprocess, Preprocess):
+            return ""
+        from exitlens.display import map_svg, to_picture  # matplotlib takes a while to import
+
+        base = to_picture(preprocess.restore(sample.float().cpu()))
+        base = base.resize((_SIDE, round(_SIDE * base.height / base.width)))
+        return map_svg(base, attention, evidence, label, str(_SIDE))
+
+
+IMAGE = ImageModality()
+
+
+def read_image(
+    path: Path, size: tuple[int, int] | None, channels: int, max_pixels: int = MAX_PIXELS
+) -> Tensor:  # -> (C,H,W) uint8
+    """Decodes one image file (see :func:`open_picture`), resized to ``size`` (height, width) by antialiased interpolation.
+
+    Raises:
+        DataError: as :func:`open_picture` does.
+    """
+    picture = open_picture(path, channels, max_pixels)
+    if size is not None and picture.size != (size[1], size[0]):
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.asarray(picture).copy())
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def open_picture(path: Path, channels: int = 3, max_pixels: int = MAX_PIXELS, longest: int | None = None) -> Image.Image:
+    """Decodes one image file, in grey (1 channel) or colour (3).
+
+    The orientation tag of cameras is followed; transparency is dropped, as torchvision's ImageFolder does; 16-bit grey is
+    scaled to 8 bits; of animations the first frame is taken.
+
+    Args:
+        longest: pixels of the longer side at most: larger pictures are shrunk, as early as their format allows.
+
+    Raises:
+        DataError: for a file that is missing, truncated, not an image of a known format, or of more than ``max_pixels``.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise DataError(f"{path}: {image.width} x {image.height} pixels is over the limit of {max_pixels:,}")
+            if longest is not None:
+                image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
+                if image.mode in ("L", "RGB", "CMYK"):
+                    image.thumbnail((longest, longest))
+            picture = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for hostile files
+        raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+    if longest is not None:
+        picture.thumbnail((longest, longest))
+    return picture
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits (Pillow would clip it); other modes with more than 8 bits have no agreed range."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode!r} has no agreed range of values: convert it to 8 or 16 bits first")
+    return image

@@ -1,0 +1,110 @@
+"""Texts: integer tokens ``(B,N)``, alone or by name with their padding mask, deleted from by masking tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError
+from exitlens.modalities.base import Modality
+from exitlens.types.inputs import MASK, InputFormat, Inputs
+from exitlens.types.preprocessing import TextPreprocess
+
+
+class TextModality(Modality):
+    """See :class:`~exitlens.modalities.base.Modality`."""
+
+    name, plural, axes = "text", "texts", ("N",)
+    expected = "integer tokens (B,N), alone or in a dict such as {'input_ids': ..., 'attention_mask': ...}"
+    preprocess = TextPreprocess
+    reader = "xl.TextPreprocess.encode"
+    argument = "input_ids"
+    needed_to_delete = MASK
+
+    def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
+        """Tokens and masks are integers."""
+        return len(shape) == 1 and bool(dtypes) and all(d in (torch.int64, torch.int32, torch.bool) for d in dtypes)
+
+    def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
+        """Tokens are known to the embedding; masks leave a token to look at; both come in the dtypes of the trace."""
+        if given.names and (not isinstance(inputs, Mapping) or not set(given.names) <= set(inputs)):
+            got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise InputError(f"{name}: expected a dict with {list(given.names)}, got {got}: see {self.reader}")
+        if not given.names and not isinstance(inputs, Tensor):
+            raise InputError(f"{name}: expected a tensor of tokens (B,{given.shape[0]}), got {type(inputs).__name__}")
+        tensors = tuple(inputs[n] for n in given.names) if isinstance(inputs, Mapping) else (inputs,)
+        for part, tensor, known in zip(given.names or (name,), tensors, given.vocabulary, strict=True):
+            where = f"{name}[{part!r}]" if given.names else name
+            _check_tokens(tensor, where, (len(tensors[0]), *given.shape), known, like)
+            if part == MASK:
+                _check_mask(tensor, where, given.prefix)
+        return tuple(t.to(dtype) for t, dtype in zip(tensors, given.dtypes, strict=True))
+
+    def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
+        """The token 0, 64 times, without padding."""
+        ids = torch.zeros(1, size or 64, dtype=torch.int64)
+        return {"input_ids": ids, MASK: torch.ones_like(ids)}
+
+    def count_channels(self, shape: Sequence[int]) -> int:
+        """A text has none: the usual number of an image, which builders of text classifiers ignore."""
+        return 3
+
+    def read(self, source: Path | str, preprocess: TextPreprocess) -> Inputs:
+        """The text itself, encoded."""
+        return preprocess.encode([str(source)])
+
+    def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,N) -> (B,N)
+        """Every exit's map has the same tokens: it stays as it is."""
+        return maps.float()
+
+    def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+        """The chosen tokens are masked out, as if padding: the erasure of ERASER (arXiv 1911.03429, section 4).
+
+        A text that would be left without a token stays whole.
+        """
+        assert not isinstance(inputs, Tensor)
+        left = inputs[MASK] * ~cells
+        return {**inputs, MASK: torch.where(left[:, 1:].any(1, keepdim=True), left, inputs[MASK])}
+
+    def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
+        """The chosen tokens are kept, and the first, which stands for the class."""
+        others = ~cells
+        others[:, 0] = False
+        return self.delete(inputs, others)
+
+    def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
+        """The tokens without the padding, where the network knows its tokenizer."""
+        if not isinstance(preprocess, TextPreprocess):
+            return ()
+        ids = sample[0]
+        length = int(sample[given.names.index(MASK)].sum()) if MASK in given.names else len(ids)
+        return tuple(preprocess.tokens(ids[:length].cpu()))
+
+
+TEXT = TextModality()
+
+
+def _check_tokens(tensor: Tensor, name: str, shape: tuple[int, ...], known: int | None, like: Tensor) -> None:
+    batch, length = shape
+    if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tuple(tensor.shape) != shape:
+        seen = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise InputError(f"{name}: expected integers ({batch},{length}), got {seen}: pad or cut the texts to {length}")
+    if batch == 0:
+        raise InputError(f"{name}: the batch is empty: pass at least one text")
+    if tensor.device != like.device:
+        raise InputError(f"{name}: expected it on {like.device} as the network, got {tensor.device}: move it there")
+    if known is not None and not bool(((tensor >= 0) & (tensor < known)).all()):
+        low, high = int(tensor.min()), int(tensor.max())
+        raise InputError(f"{name}: expected values in [0, {known}), got {low} to {high}: use the network's tokenizer")
+
+
+def _check_mask(mask: Tensor, name: str, prefix: int) -> None:
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"{name}: expected 1 for a token and 0 for padding, got other values")
+    empty = (mask[:, prefix:] != 0).sum(1) == 0
+    if bool(empty.any()):
+        row = int(empty.nonzero()[0])
+        raise InputError(f"{name}: text {row} has no token to look at: leave empty texts out")

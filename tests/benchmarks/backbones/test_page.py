@@ -1,0 +1,21 @@
+"""The page about backbones, and one that is tried."""
+
+from benchmarks.backbones import page
+from benchmarks.backbones.__main__ import read_kept
+from benchmarks.backbones.attempt import passes, try_backbone
+from benchmarks.backbones.page import write_page
+from benchmarks.markdown import ROOT
+
+
+def test_the_committed_page_is_made_from_the_committed_results(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    write_page(read_kept())
+    assert (tmp_path / "docs" / "backbones.md").read_text() == (ROOT / "docs" / "backbones.md").read_text()
+
+
+def test_a_small_backbone_passes_everything():
+    row = try_backbone("small", 40)
+    assert passes(row)
+    assert not passes({**row, "eval_gap": 1e-9})
+    assert not passes({"error": "refused"})

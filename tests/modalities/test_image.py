@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import exitlens as xl
+from exitlens.modalities import IMAGE
+from exitlens.modalities.image import open_picture
+
+
+def test_a_hostile_image_is_refused(folder, tmp_path):
+    with pytest.raises(xl.DataError, match="over the limit of 100"):
+        xl.read_image(folder / "dark" / "00.png", (16, 16), 3, max_pixels=100)
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    with pytest.raises(xl.DataError, match="cannot be read as an image"):  # nothing is run to read it
+        xl.read_image(tmp_path / "x.png", (16, 16), 3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF"])
+def test_every_format_is_read(form, tmp_path):
+    path = tmp_path / "image"
+    Image.new("RGB", (20, 10), (200, 30, 30)).save(path, form)
+    pixels = xl.read_image(path, None, 3)
+    assert pixels.shape == (3, 10, 20)
+    assert (pixels.float().mean((1, 2)) - torch.tensor([200.0, 30, 30])).abs().max() < 8
+
+
+def test_unusual_images(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    deep = xl.read_image(tmp_path / "deep.png", (64, 64), 3)
+    assert deep.float().mean().item() == pytest.approx(127.5, abs=1)
+    Image.fromarray(np.random.rand(8, 8).astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(xl.DataError, match="no agreed range"):
+        xl.read_image(tmp_path / "float.tiff", (8, 8), 3)
+    turned = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert xl.read_image(tmp_path / "turned.jpg", None, 3).shape == (3, 20, 10)
+    Image.fromarray(np.full((8, 8), 3, np.uint8), "L").convert("P").save(tmp_path / "palette.png")
+    assert xl.read_image(tmp_path / "palette.png", (8, 8), 3).shape == (3, 8, 8)
+
+
+def test_pictures_are_shrunk_on_request(tmp_path):
+    whole = Image.effect_noise((900, 600), 40).convert("RGB")
+    for name, mode in (("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.png", "P"), ("d.tiff", "CMYK")):
+        whole.convert(mode).save(tmp_path / name)
+        found = open_picture(tmp_path / name, 3, longest=300)
+        assert found.size == (300, 200)
+        assert found.mode == "RGB"
+        assert abs(np.asarray(found).mean() - np.asarray(whole).mean()) < 5 or mode == "CMYK"
+        assert open_picture(tmp_path / name, 1).size == (900, 600)
+    exif = whole.getexif()
+    exif[0x0112] = 6
+    whole.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_picture(tmp_path / "turned.jpg", 3, longest=300).size == (200, 300)
+
+
+def test_delete_and_insert_are_complements_on_the_mean_colour():
+    images = torch.arange(16.0).reshape(1, 1, 4, 4)
+    cells = torch.tensor([[[True, False], [False, False]]])
+    deleted, inserted = IMAGE.delete(images, cells), IMAGE.insert(images, cells)
+    assert deleted[0, 0, :2, :2].unique().tolist() == [7.5]
+    torch.testing.assert_close(deleted[0, 0, 2:], images[0, 0, 2:])
+    torch.testing.assert_close(inserted[0, 0, :2, :2], images[0, 0, :2, :2])
+    assert inserted[0, 0, 2:].unique().tolist() == [7.5]
+
+
+def test_a_file_is_read_as_a_batch_of_one(folder):
+    preprocess = xl.Preprocess((8, 9))
+    found = IMAGE.read(folder / "dark" / "00.png", preprocess)
+    assert found.shape == (1, 3, 8, 9)
+    assert torch.equal(found[0], preprocess.normalise(xl.read_image(folder / "dark" / "00.png", (8, 9), 3)))
+
+
+def test_maps_are_drawn_where_the_scale_is_known():
+    sample, grid = torch.zeros(3, 8, 16), torch.full((2, 2), 0.25)
+    drawn = IMAGE.draw_map(sample, xl.Preprocess((8, 16)), grid, grid, "exit 0 & co")
+    assert drawn.count("<rect") == 4
+    assert 'viewBox="0 0 160 80"' in drawn
+    assert 'aria-label="exit 0 &amp; co"' in drawn
+    assert IMAGE.draw_map(sample, None, grid, grid, "exit 0") == ""

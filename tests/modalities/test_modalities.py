@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.modalities import IMAGE, TEXT, find_modality, find_reader, recognise_example
+from tests.conftest import TinyNet
+from tests.texts import make_texts
+
+
+def test_a_modality_follows_from_names_shape_and_dtypes():
+    assert find_modality((), (3, 8, 9)) is IMAGE
+    assert find_modality((), (3, 8, 9), (torch.float16,)) is IMAGE
+    assert find_modality((), (7,), (torch.int64,)) is TEXT
+    with pytest.raises(xl.InputError, match=r"\(3, 8\)"):
+        find_modality((), (3, 8))
+
+
+def test_examples_are_recognised():
+    assert recognise_example(torch.zeros(1, 3, 8, 8)) is IMAGE
+    assert recognise_example(make_texts()) is TEXT
+    with pytest.raises(xl.InputError, match="example"):
+        recognise_example(torch.zeros(2, 3, 8))
+
+
+class Reader(torch.nn.Module):
+    def forward(self, input_ids, attention_mask):
+        return input_ids
+
+
+def test_the_arguments_of_a_backbone_tell_what_it_reads():
+    assert find_reader(TinyNet().forward) is IMAGE
+    assert find_reader(Reader().forward) is TEXT
+
+
+@pytest.mark.parametrize("modality", [IMAGE, TEXT])
+def test_examples_for_a_backbone_are_of_their_own_kind(modality):
+    example = modality.make_example(size=12)
+    assert recognise_example(example) is modality

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.modalities import TEXT
+from exitlens.types.inputs import InputFormat
+from tests.texts import LENGTH, make_texts
+
+NAMES, INTEGERS = ("input_ids", "attention_mask"), (torch.int64, torch.int64)
+FORMAT = InputFormat(NAMES, (LENGTH,), True, (40, None), 1, INTEGERS)
+
+
+def test_deleting_tokens_masks_them_out():
+    texts = make_texts()
+    cells = torch.zeros(12, LENGTH, dtype=torch.bool)
+    cells[:, 1] = True
+    deleted, inserted = TEXT.delete(texts, cells), TEXT.insert(texts, cells)
+    assert deleted["attention_mask"][0].tolist() == [1, 0, *[1] * 8]
+    assert deleted["attention_mask"][1].tolist() == [1, 1, *[0] * 8]  # it had one token: left whole
+    assert inserted["attention_mask"][0].tolist() == [1, 1, *[0] * 8]
+    assert torch.equal(deleted["input_ids"], texts["input_ids"])
+
+
+def test_without_a_mask_nothing_can_be_deleted():
+    TEXT.check_deletion(FORMAT)
+    with pytest.raises(xl.InputError, match="attention_mask"):
+        TEXT.check_deletion(InputFormat((), (LENGTH,), dtypes=(torch.int64,)))
+
+
+def test_what_is_a_text():
+    assert TEXT.fits(NAMES, (LENGTH,), INTEGERS)
+    assert TEXT.fits((), (LENGTH,), (torch.int32,))
+    assert not TEXT.fits((), (LENGTH,), ())  # floats
+    assert not TEXT.fits((), (3, LENGTH), (torch.int64,))
+
+
+def test_tokens_and_masks_take_the_dtypes_of_the_trace():
+    texts = make_texts()
+    short = {name: t.to(torch.int32) for name, t in texts.items()}
+    for found, expected in zip(TEXT.check(short, FORMAT, "texts", torch.zeros(1)), texts.values(), strict=True):
+        assert found.dtype == torch.int64
+        assert torch.equal(found, expected)
+
+
+def test_maps_stay_as_they_are():
+    maps = torch.rand(2, LENGTH)
+    assert torch.equal(TEXT.coarsen(maps, (5, 5)), maps)
+
+
+def test_a_text_is_encoded_and_its_tokens_named_without_padding():
+    pytest.importorskip("tokenizers")
+    preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good lamp"]), LENGTH)
+    found = TEXT.read("a lamp", preprocess)
+    sample = [t[0] for t in found.values()]
+    assert TEXT.name_locations(sample, FORMAT, preprocess) == ("[CLS]", "a", "lamp", "[SEP]")
+    assert TEXT.name_locations(sample, FORMAT, None) == ()

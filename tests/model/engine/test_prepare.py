@@ -1,0 +1,67 @@
+"""Copies in a tuning's formats; folding of batch normalisations."""
+
+import copy
+
+import torch
+from torch import nn
+
+from exitlens.model.engine.prepare import fold, prepare_graph, prepare_head
+from exitlens.model.engine.tuning import Tuning
+from tests.conftest import TinyNet, make_net
+from tests.model.engine.networks import IMAGES, with_statistics
+
+
+def test_folding_takes_every_batch_normalisation_that_follows_a_convolution():
+    stage = with_statistics(make_net()).stage(0)
+    body = copy.deepcopy(stage.evaluation).eval()
+    x = IMAGES[:4]
+    expected = body(x)[0]
+    assert fold(body) == 1
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
+    torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+class Shared(nn.Module):
+    """One convolution used twice, a normalisation whose input is used twice, one without statistics, one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3)
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.n, self.m = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.free = nn.BatchNorm2d(3, track_running_stats=False)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(self.first(x))
+        y = self.n(self.a(x))
+        z = self.b(y)
+        x = self.free(self.c(z + self.m(z)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_folding_leaves_what_it_cannot_fold():
+    torch.manual_seed(0)
+    body = torch.fx.symbolic_trace(Shared().eval())
+    expected = body(IMAGES[:4])
+    assert fold(body) == 0
+    torch.testing.assert_close(body(IMAGES[:4]), expected)
+
+
+def test_prepared_is_a_copy():
+    body = torch.fx.symbolic_trace(TinyNet().eval())
+    twin = prepare_graph(body, Tuning(folded=True, channels_last=True))
+    assert not {p.data_ptr() for p in body.parameters()} & {p.data_ptr() for p in twin.parameters()}
+    assert all(p.requires_grad for p in body.parameters())
+    assert not any(p.requires_grad for p in twin.parameters())
+
+
+def test_heads_stay_in_their_own_precision_and_are_copies():
+    net = make_net("keep")
+    for k in range(3):
+        head, twin = net.head(k), prepare_head(net.head(k), Tuning(precision="bfloat16"))
+        assert twin is not head
+        assert not any(p.requires_grad for p in twin.parameters())
+    assert next(twin.tail.evaluation.parameters()).dtype == torch.bfloat16  # the kept classifier is part of the backbone
+    assert next(prepare_head(net.head(0), Tuning(precision="bfloat16")).parameters()).dtype == torch.float32
+    assert all(p.requires_grad for p in net.parameters())

@@ -1,0 +1,44 @@
+from dataclasses import replace
+
+import pytest
+
+import exitlens as xl
+from exitlens.types.calibrations import Certification, RiskTest
+from exitlens.types.certificates import write_certificate
+
+TEST = RiskTest("max_divergence", 0.1, "betting", 60, 0.0512, 0.02)
+RECORD = xl.Calibration({"max_divergence": 0.1}, 100, 100, cost=0.5, certification=Certification(0.1, 40, 5, 3, (TEST,)))
+
+
+def test_a_promise_by_hand():
+    assert write_certificate(RECORD, "abc") == (
+        "With 90 % confidence, on new data drawn like the 100 calibration samples, the network abc under this policy looks "
+        "where the full network looks (mean Jensen-Shannon divergence of its attention maps at most 0.1). This was tested "
+        "on 60 samples that did not propose the thresholds (divergence 0.0512 seen, betting bound, p = 0.02), and early "
+        "exits made the mean cost 50 % of the full network's."
+    )
+
+
+def test_what_else_it_says():
+    assert "set by hand" in write_certificate(None, "")
+    empirical = write_certificate(replace(RECORD, certification=None), "")
+    assert "Nothing is promised for new data: the limits (divergence at most 0.1) hold on the 100 samples" in empirical
+    refused = replace(RECORD, certification=replace(RECORD.certification, reason="too few samples"))
+    assert "never fire" in write_certificate(refused, "")
+    assert write_certificate(refused, "").endswith("Reason: too few samples.")
+    assert "only 7 of the samples are distinct" in write_certificate(replace(RECORD, distinct_samples=7), "")
+
+
+def test_of_many_tests_the_nearest_to_failing_is_shown():
+    limits = {"max_class_accuracy_drop": 0.01}
+    tests = tuple(RiskTest(f"max_class_accuracy_drop, class {c}", 0.01, "paired", 60, None, c / 100) for c in range(5))
+    record = xl.Calibration(limits, 100, 100, classes=(5, 6), certification=Certification(0.1, 40, 5, 3, tests))
+    words = write_certificate(record, "")
+    assert "at most 1 point less accurate than the full network in each of the 5 classes of 6 that were tested" in words
+    assert "nearest to failing of 5: class accuracy drop, class 4 none seen, exact test for pairs, p = 0.04" in words
+
+
+def test_a_record_that_calibrate_never_wrote():
+    policy = xl.Policy((0.5,), calibration=replace(RECORD, limits={"max_fun": 0.1}))
+    with pytest.raises(xl.PolicyError, match=r"calibration: .*max_fun"):
+        policy.certificate()

@@ -1,0 +1,27 @@
+import torch
+
+from exitlens.types.inputs import count_rows, draw_samples, list_input_names, list_tensors, map_inputs, split_rows
+
+TEXTS = {"input_ids": torch.arange(10).reshape(5, 2), "attention_mask": torch.ones(5, 2)}
+
+
+def test_one_tensor_and_several_by_name():
+    image = torch.zeros(5, 3)
+    assert list_input_names(image) == ()
+    assert list_input_names(TEXTS) == ("input_ids", "attention_mask")
+    assert list_tensors(image) == (image,)
+    assert count_rows(image) == count_rows(TEXTS) == 5
+    assert map_inputs(TEXTS, lambda t: t[:1])["input_ids"].tolist() == [[0, 1]]
+
+
+def test_rows_are_split_in_order():
+    parts = split_rows(TEXTS, 2)
+    assert [count_rows(part) for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), TEXTS["input_ids"])
+
+
+def test_samples_are_drawn_without_repetition_and_the_same_each_time():
+    rows = draw_samples(100, 30, seed=1)
+    assert len(rows.unique()) == 30
+    assert torch.equal(rows, draw_samples(100, 50, seed=1)[:30])
+    assert draw_samples(4, 30).sort().values.tolist() == [0, 1, 2, 3]

@@ -1,0 +1,64 @@
+import hashlib
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+import exitlens as xl
+from tests.conftest import random_trace
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"thresholds": (math.nan,)}, "thresholds"),
+        ({"thresholds": ("high",)}, "numbers"),
+        ({"thresholds": 0.9}, "numbers"),
+        ({"thresholds": (0.5,), "score": "x"}, "score"),
+        ({"thresholds": (0.5,), "temperatures": (1.0,)}, "temperatures"),
+        ({"thresholds": (0.5,), "temperatures": (1.0, 0.0)}, "temperatures"),
+        ({"thresholds": (0.5,), "calibration": {"limits": {}}}, "calibration: expected a Calibration or None, got dict"),
+    ],
+)
+def test_bad_policies(values, message):
+    with pytest.raises(xl.PolicyError, match=message):
+        xl.Policy(**values)
+
+
+def test_policies_travel_as_json():
+    gate = xl.Gate(((1.0, 0.0, 0.5, 0.1),) * 2, (0.2, math.inf))
+    for policy in (
+        xl.Policy((0.9, math.inf), "margin", (1.0, 2.0, 3.0), gate=gate),
+        xl.calibrate(random_trace(50), max_cost=0.6),
+    ):
+        assert xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict(), allow_nan=False))) == policy
+
+
+def test_missing_values_are_named():
+    with pytest.raises(xl.PolicyError, match="thresholds, score, temperatures, network missing"):
+        xl.Policy.from_dict({})
+
+
+def test_the_rule_is_everything_but_the_calibration():
+    policy = xl.Policy((0.5, math.inf), network="abc")
+    values = {
+        "thresholds": [0.5, "never"],
+        "score": "max_probability",
+        "temperatures": [1.0] * 3,
+        "network": "abc",
+        "gate": None,
+    }
+    assert policy.rule() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    calibrated = replace(policy, calibration=xl.Calibration({}, 10, rule=policy.rule()))
+    assert calibrated.rule() == policy.rule()
+    assert not calibrated.is_changed
+    assert replace(calibrated, score="margin").is_changed
+    assert not replace(policy, calibration=xl.Calibration({}, 10), score="margin").is_changed  # a record without the rule
+
+
+def test_a_record_of_0_1_0_without_limits_was_made_by_hand():
+    values = xl.Policy((0.5,)).to_dict()
+    del values["calibration"]
+    for record in ({}, {"note": "by eye"}, None):
+        assert xl.Policy.from_dict(values | {"chosen_by": record}) == xl.Policy((0.5,))
