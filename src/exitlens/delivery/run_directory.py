@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from exitlens.data.folders import list_images, load_folder
 from exitlens.data.sources import DataSource, is_text_file, open_source
@@ -23,6 +23,7 @@ from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
+P = TypeVar("P", Preprocess, TextPreprocess)
 
 
 def shorten_names(paths: Sequence[Path]) -> list[str]:
@@ -107,22 +108,15 @@ def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
     return policy if policy is not None and policy.network == net.identity() else None
 
 
-def require_image_preprocess(net: ExitNet) -> Preprocess:
-    """How images become the network's inputs; raises :class:`BundleError` if there is no record, or it takes texts."""
-    if not isinstance(net.info.preprocess, Preprocess):
-        if net.input_spec.modality is TEXT:
-            raise BundleError("bundle: its network takes texts: give a .csv, .jsonl or .txt file, or --text")
-        raise BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
-    return net.info.preprocess
-
-
-def require_text_preprocess(net: ExitNet) -> TextPreprocess:
-    """How texts become the network's inputs; raises :class:`BundleError` if there is no record, or it takes images."""
-    if not isinstance(net.info.preprocess, TextPreprocess):
-        if net.input_spec.modality is IMAGE:
-            raise BundleError("bundle: its network takes images: give an image, or a folder of images")
-        raise BundleError("bundle: it does not say how texts become tokens: net.describe(preprocess=...) and save again")
-    return net.info.preprocess
+def require_preprocess(net: ExitNet, kind: type[P]) -> P:
+    """How images or texts become the network's inputs; raises :class:`BundleError` for another kind, or without a record."""
+    if isinstance(net.info.preprocess, kind):
+        return net.info.preprocess
+    takes = net.input_spec.modality
+    if takes is not (IMAGE if kind is Preprocess else TEXT):
+        instead = "an image, or a folder of images" if takes is IMAGE else "a .csv, .jsonl or .txt file, or --text"
+        raise BundleError(f"bundle: its network takes {takes.plural}: give {instead}")
+    raise BundleError(f"bundle: it does not say how {takes.plural} become inputs: net.describe(preprocess=...), save again")
 
 
 def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
@@ -131,10 +125,10 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
     if not data:
         source = read_source(path)
     elif Path(data).is_dir():
-        return load_folder(data, require_image_preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
+        return load_folder(data, require_preprocess(net, Preprocess), classes=net.info.classes, skip_bad=skip_bad)[0]
     elif is_text_file(data):
         texts, labels, classes = read_texts(data, net.info.classes, skip_bad=skip_bad)
-        return TextSet(texts, labels, classes, require_text_preprocess(net))
+        return TextSet(texts, labels, classes, require_preprocess(net, TextPreprocess))
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1])
     return source.load(
@@ -149,8 +143,10 @@ def stream_samples(
     if net.input_spec.modality is TEXT:
         rows = [(f"{data}:{line}", text) for line, text in read_numbered_texts(data, skip_bad=skip_bad)]
         rows = [row for row in rows if row[0] not in without]
-        return TextStream([text for _, text in rows], [name for name, _ in rows], require_text_preprocess(net), batch_size)
-    preprocess = require_image_preprocess(net)
+        return TextStream(
+            [text for _, text in rows], [name for name, _ in rows], require_preprocess(net, TextPreprocess), batch_size
+        )
+    preprocess = require_preprocess(net, Preprocess)
     files = [path for path in list_images(data) if str(path) not in without]
     return ImageStream(files, preprocess, batch_size, skip_bad)
 
