@@ -76,6 +76,7 @@ def train_garment_net(kind: str) -> xl.ExitNet:
         plain = xl.build_backbone("small", 10, 1)
         net = xl.attach(plain, ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 1, 28, 28))
         net.describe(source="small", classes=CLASSES, preprocess=xl.Preprocess((28, 28), (0.5,), (0.25,)))
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fit gives it back as it was
         loss = EGT if kind == "egt" else WITHOUT
         xl.fit(net, train, validation, loss=loss, epochs=4, out_dir=RUNS / f"fit-{kind}", resume=True)
         xl.save(net, None, folder)

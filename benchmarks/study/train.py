@@ -50,6 +50,7 @@ def train(
     if condition.frozen:
         assert plain is not None
         _take_backbone(net, load(plain, backbone=build_backbone(splits))[0])
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fit gives it back as it was
     done = xl.fit(
         net,
         splits.train,

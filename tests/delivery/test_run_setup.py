@@ -18,3 +18,11 @@ def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, m
     assert asked == ["context", "evidence"]
     with pytest.raises(xl.HeadError):
         run_setup.build_network("small", "layer1", tiny_set, head="context")
+
+
+def test_what_is_built_is_in_channels_last_and_where_exits_stand(tiny_set):
+    net = run_setup.build_network("small", "layer1, layer3", tiny_set)
+    assert net.is_channels_last
+    assert net.info.at == ("layer1", "layer3")
+    assert net.info.source == "small"
+    assert run_setup.build_network("small", "", tiny_set, keep_final=True).info.at == ("layer1", "layer2", "layer3")
