@@ -322,7 +322,7 @@ def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, ca
 def test_by_needs_a_number_of_exits(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--by")
     assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
-    assert "by: expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
+    assert "placement: expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
     assert not (tmp_path / "n").exists()
 
 

@@ -32,7 +32,7 @@ class Network:
             return plain, net, make_scenes(net, 1024), policy
         plain = xl.build_backbone(self.source, 10)
         images = torch.randn(128, 3, self.pixels, self.pixels)
-        return plain, xl.attach(plain, 3, 10, images[:1], by="time").eval(), images, None
+        return plain, xl.attach(plain, 3, 10, images[:1], placement="time").eval(), images, None
 
 
 NETWORKS = {

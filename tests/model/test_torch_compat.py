@@ -2,7 +2,14 @@
 
 import torch
 
-from exitlens.model._torch_compat import give_own_code, has_fast_bfloat16, mark_any_count, read_version
+from exitlens.model._torch_compat import (
+    give_own_code,
+    has_fast_bfloat16,
+    is_mutating_operation,
+    mark_any_count,
+    read_version,
+    use_fake_tensors,
+)
 
 
 def test_functions_made_at_one_place_do_not_share_their_code():
@@ -36,3 +43,15 @@ def test_marked_tensors_are_copies():
 def test_bfloat16_is_a_matter_of_the_device():
     assert has_fast_bfloat16(torch.device("cpu")) in (True, False)
     assert not has_fast_bfloat16(torch.device("meta"))
+
+
+def test_fake_tensors_have_shapes_beside_real_parameters():
+    layer = torch.nn.Linear(3, 5)
+    with use_fake_tensors() as fake:
+        assert layer(fake.from_tensor(torch.zeros(2, 3))).shape == (2, 5)
+
+
+def test_operations_that_change_an_argument():
+    assert is_mutating_operation(torch.ops.aten.add_.Tensor)
+    assert is_mutating_operation(torch.ops.aten.add.Tensor) is False
+    assert is_mutating_operation(torch.add) is None

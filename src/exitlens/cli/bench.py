@@ -16,7 +16,7 @@ from exitlens.delivery.bench.timing import pin_threads
 from exitlens.delivery.bundle import find_bundle, load, save
 from exitlens.delivery.run_directory import load_calibrated, load_samples
 from exitlens.model.backbones.build import make_example
-from exitlens.model.cutting.placement import BY, By, choose_points
+from exitlens.model.cutting.placement import PLACEMENTS, Placement, choose_points
 from exitlens.types.inputs import draw_samples
 
 
@@ -33,8 +33,8 @@ def inspect(
     points = xl.exit_points(plain, make_example(plain, channels, size))
     if not points:
         raise xl.AttachError(f"backbone: {backbone} has no place where one map or sequence is all that the rest needs")
-    choices = {by: _choose(points, exits, by) for by in BY}
-    chosen_by = [[by for by in BY if p.name in choices[by]] for p in points]
+    choices = {by: _choose(points, exits, by) for by in PLACEMENTS}
+    chosen_by = [[by for by in PLACEMENTS if p.name in choices[by]] for p in points]
     rows = [["exit after", "million MACs", "cost %", "time %", "features", f"{exits} chosen by"]]
     for p, by in zip(points, chosen_by, strict=True):
         shape = "x".join(map(str, p.shape))
@@ -45,7 +45,7 @@ def inspect(
     show(json_, {"backbone": backbone, "exits": exits, "points": listed}, title, rows)
 
 
-def _choose(points: list[xl.ExitPoint], exits: int, by: By) -> list[str]:
+def _choose(points: list[xl.ExitPoint], exits: int, by: Placement) -> list[str]:
     """Names of the places that so many exits would get; none if they do not fit."""
     try:
         return choose_points(points, exits, by)

@@ -17,7 +17,7 @@ from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import read_tokenizer
 from exitlens.model.backbones.weights import load_weights
-from exitlens.model.cutting.placement import By
+from exitlens.model.cutting.placement import Placement
 from exitlens.model.heads import HeadKind
 from exitlens.model.network import ExitNet
 from exitlens.types import TextPreprocess
@@ -98,7 +98,9 @@ def build_network(
     kind = head or train.modality.head
 
     def attached(kind: str) -> ExitNet:  # attach checks both
-        return attach(plain, at, len(train.classes), example, final=final, by=cast(By, by), head=cast(HeadKind, kind))
+        return attach(
+            plain, at, len(train.classes), example, final=final, placement=cast(Placement, by), head=cast(HeadKind, kind)
+        )
 
     try:
         net = attached(kind)

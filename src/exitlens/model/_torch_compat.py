@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 LARGE_BATCH = 16  # use_mkldnn in PyTorch's Convolution.cpp asks for this, so steps are compiled for fewer and for more rows
 
@@ -35,3 +36,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def use_fake_tensors() -> FakeTensorMode:
+    """A context whose tensors have a shape and a dtype but no values; the parameters they meet may be real."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_mutating_operation(target: Any) -> bool | None:
+    """Whether an ATen operation changes one of its arguments; ``None`` for what is no ATen operation."""
+    schema = getattr(target, "_schema", None)
+    return None if schema is None else bool(schema.is_mutable)

@@ -1,4 +1,4 @@
-"""How features lie in memory: maps with channels first or last, or tokens; and every layout as ``(B,D,*S)``."""
+"""How features lie in memory (maps with channels first or last, or tokens), and views of them all as ``(B,D,*S)``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Layout:
 
     Attributes:
         kind: ``nchw`` ``(B,D,H,W)`` (or ``(B,D,*S)``), ``nhwc`` ``(B,H,W,D)``, or ``tokens`` ``(B,prefix+N,D)``.
-        prefix: class, distillation and register tokens in front, which are no locations.
-        grid: ``(H,W)`` of the tokens of an image, the prefix left out; ``None`` leaves them a sequence of all positions, of
-            which the prefix gets no attention.
+        prefix: number of class, distillation and register tokens in front, which are no locations.
+        grid: ``(H,W)`` of the tokens of an image, without the prefix. With ``None`` the tokens stay a sequence of all
+            positions, in which the prefix gets no attention.
         masked: the network's inputs have a padding mask; padding gets no attention.
     """
 
@@ -45,7 +45,7 @@ class Layout:
         return grid
 
     def locations(self, features: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        """Which positions of a sequence are locations, ``(B or 1,N)`` bool: not padding, not the prefix; ``None``: all.
+        """Which positions of a sequence are locations, ``(B or 1,N)`` bool; ``None`` if all are. Padding and prefix are not.
 
         Args:
             features: in this layout.
@@ -78,33 +78,33 @@ def find_layout(
     kind: Kind | None = None,
     length: int = 0,
 ) -> Layout:
-    """The layout of the features after module ``name``, found by looking at their shape.
+    """The layout of the features after module ``name``, told from their shape.
 
     Args:
         name: for the error message.
         shape: of the features, batch first.
         image: ``(H,W)`` of the input, or however many axes follow its channels; empty for a sequence.
-        grids: ``(H,W)`` of the convolutions before it: tokens are counted by them, and later maps are no larger.
-        kind: what the user says it is; then only the details are looked for.
+        grids: ``(H,W)`` of the outputs of earlier convolutions; the tokens are one of these grids, and no map is larger.
+        kind: what the user says it is; then only the details are found out.
         length: of the sequence, in tokens.
 
     Raises:
         AttachError: if the shape fits no layout, or more than one.
     """
     if not image:
-        return _sequence(name, shape, length, kind)
+        return _find_sequence_layout(name, shape, length, kind)
     if len(image) != 2:
-        return _channels_first(name, shape, image)
+        return _find_grid_layout(name, shape, image)
     if kind == "tokens" or (kind is None and len(shape) == 3):
-        return _tokens(name, shape, image, grids)
+        return _find_token_layout(name, shape, image, grids)
     if len(shape) != 4:
         seen = f"after {name!r} the features are {tuple(shape)}"
         raise AttachError(f"at: {seen}: expected a map of 4 axes or tokens of 3: put the exit earlier")
     if kind is not None:
         return Layout(kind)
     aspect, (height, width) = image[0] / image[1], grids[-1] if grids else image
-    first = _fits(shape[2], shape[3], aspect) and shape[2] <= height and shape[3] <= width
-    last = _fits(shape[1], shape[2], aspect) and shape[1] <= height and shape[2] <= width
+    first = _has_aspect(shape[2], shape[3], aspect) and shape[2] <= height and shape[3] <= width
+    last = _has_aspect(shape[1], shape[2], aspect) and shape[1] <= height and shape[2] <= width
     if not first and not last:
         seen = f"after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}"
         raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps): put the exit elsewhere")
@@ -116,7 +116,7 @@ def find_layout(
     return Layout("nchw" if first else "nhwc")
 
 
-def _sequence(name: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
+def _find_sequence_layout(name: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
     """Features of a sequence: ``(B,N,D)`` tokens, or ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
     seen = f"after {name!r} the features are {tuple(shape)} for {length} tokens"
     if len(shape) != 3 or length not in shape[1:]:
@@ -128,21 +128,20 @@ def _sequence(name: str, shape: Sequence[int], length: int, kind: Kind | None) -
     return Layout("tokens" if shape[1] == length else "nchw")
 
 
-def _channels_first(name: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
-    """Features ``(B,D,*S)`` of an input with channels and other than two axes, no larger than it."""
+def _find_grid_layout(name: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
+    """Features ``(B,D,*S)`` of an input whose channels come before another number of axes than two."""
     if len(shape) != len(size) + 2 or any(mine > theirs for mine, theirs in zip(shape[2:], size, strict=True)):
-        axes = ",".join(map(str, size))
         seen = f"after {name!r} the features are {tuple(shape)} for an input of {tuple(size)}"
-        raise AttachError(f"at: {seen}: expected (B,D,...) with up to ({axes}) locations: put the exit elsewhere")
+        raise AttachError(f"at: {seen}: expected (B,D) and up to as many locations: put the exit elsewhere")
     return Layout("nchw")
 
 
-def _fits(height: int, width: int, aspect: float) -> bool:
-    """Whether a map of this size can come from an image of this aspect (rounding of odd sizes allowed)."""
+def _has_aspect(height: int, width: int, aspect: float) -> bool:
+    """Whether a map of this size can come from an image of this aspect ratio, with odd sizes rounded."""
     return abs(height - aspect * width) <= 1
 
 
-def _tokens(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]]) -> Layout:
+def _find_token_layout(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]]) -> Layout:
     count = shape[1]
     for grid in reversed(grids):  # the patch embedding is the last map before the tokens
         prefix = count - grid[0] * grid[1]

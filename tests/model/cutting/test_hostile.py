@@ -161,13 +161,13 @@ class Rounds(nn.Module):
 @pytest.mark.parametrize(
     ("network", "at", "message"),
     [
-        (Binarised(), AT, "the gradient of 'a.bias' is not the plain backbone's"),
-        (ReplacesABuffer(), AT, "buffer 'n' is not what the plain backbone's forward makes it"),
+        (Binarised(), AT, "the gradient of 'a.bias' is not"),
+        (ReplacesABuffer(), AT, "buffer 'n' is not"),
         (Gated(), AT, "depend on who else is in the batch"),
         (BatchStatistics(), AT, "depend on who else is in the batch"),
         (AloneIsOther(), AT, "single sample|depend on who else|cannot be traced"),
-        (Squeezes(), AT, r"one answer a sample; its forward returns a tensor \(5,\)"),
-        (Lazy(), AT, "makes 'pos', which is not there yet: run one batch"),
+        (Squeezes(), AT, r"returns a tensor \(5,\)"),
+        (Lazy(), AT, "makes 'pos'.*run one batch"),
         (Graph(), AT, "'graph' has the name of something that torch.fx needs: rename it"),
         (Uncounted(), ["a"], "no multiply-accumulates"),
         (Integers(), ["number"], "its features are torch.int64, the network's parameters torch.float32; the nearest cut"),

@@ -33,7 +33,7 @@ def test_the_logits_are_found(output):
         ((LOGITS, LOGITS), "2 could be the logits"),
         ((), "a tuple of nothing, of which 0"),
         ({"hidden": MAP}, "'hidden': a tensor"),
-        (torch.zeros(3), "one answer a sample"),
+        (torch.zeros(3), r"expected logits \(B,C\)"),
         ("text", "returns str"),
         (None, "returns NoneType"),
         ({"logits": MAP}, "a dict of 'logits'"),

@@ -7,39 +7,39 @@ from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
 
 
-def places(backbone, example):
+def trace_places(backbone, example):
     traced = trace(backbone, False, example)
-    return traced, [traced.outputs[name] for name in ("a", "b")]
+    return traced, [traced.last_nodes[name] for name in ("a", "b")]
 
 
 def test_of_every_piece_the_shortest_time_counts(monkeypatch):
     runs = iter([[3.0, 1.0, 6.0], [2.0, 9.0, 5.0], [8.0, 8.0, 8.0]])
-    monkeypatch.setattr(node_timing, "_pieces", lambda *args: next(runs))
+    monkeypatch.setattr(node_timing, "_time_parts", lambda *args: next(runs))
     monkeypatch.setattr(node_timing, "SECONDS", 0.0)
     x = torch.zeros(1, 3, 16, 16)
-    traced, nodes = places(TinyNet(), x)
-    assert node_timing.time_shares(TinyNet(), traced, nodes, x, 3) == [2 / 8, 3 / 8]
+    traced, nodes = trace_places(TinyNet(), x)
+    assert node_timing.time_shares(traced, nodes, 3) == [2 / 8, 3 / 8]
     assert next(runs, None) is None
 
 
 def test_the_clocked_graph_is_the_graph(monkeypatch):
     backbone, x = TinyNet().eval(), torch.randn(3, 3, 16, 16)
-    traced, nodes = places(backbone, x)
+    traced, nodes = trace_places(backbone, x)
     before = [str(node) for node in traced.graph.nodes]
     clock = node_timing._Clock(x.device)
-    module = node_timing._with_clock(backbone, traced, nodes, clock)
+    module = node_timing._add_clock(traced, nodes, clock)
     assert torch.equal(module(x), backbone(x))
     assert len(clock.times) == 2
     assert [str(node) for node in traced.graph.nodes] == before
-    pieces = node_timing._pieces(module, clock, [x])
+    pieces = node_timing._time_parts(module, clock, [x])
     assert len(pieces) == 3
     assert min(pieces) > 0
 
 
 def test_no_places_and_a_failing_example(monkeypatch):
     monkeypatch.setattr(node_timing, "SECONDS", 0.0)
-    backbone, x = TinyNet(), torch.zeros(1, 3, 16, 16)
-    traced, nodes = places(backbone, x)
-    assert node_timing.time_shares(backbone, traced, [], x, 1) == []
+    traced, nodes = trace_places(TinyNet(), torch.zeros(1, 3, 16, 16))
+    assert node_timing.time_shares(traced, [], 1) == []
+    traced.example = torch.zeros(1, 2, 16, 16)
     with pytest.raises(xl.AttachError, match="fails on an input of shape"):
-        node_timing.time_shares(backbone, traced, nodes, torch.zeros(1, 2, 16, 16), 1)
+        node_timing.time_shares(traced, nodes, 1)

@@ -8,7 +8,7 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import node_timing, placement
 from exitlens.model.cutting.placement import choose_points, place_exits
 from tests.conftest import TinyNet
-from tests.texts import make_bert, make_texts
+from tests.texts import AT, make_bert, make_texts
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +93,9 @@ EXAMPLE = torch.zeros(1, 8, 24, 24)
 def test_placed_by_time_where_cost_says_otherwise(slow, expected):
     backbone = Uneven(slow)
     assert place_exits(backbone, EXAMPLE, 1) == ["b"]
-    assert {tuple(place_exits(backbone, EXAMPLE, 1, by="time")) for _ in range(3)} == {(expected,)}
-    assert xl.attach(backbone, 1, 4, EXAMPLE, by="time").info.at == (expected,)
-    assert xl.attach(backbone, 1, 4, EXAMPLE, by="cost").info.at == ("b",)
+    assert {tuple(place_exits(backbone, EXAMPLE, 1, placement="time")) for _ in range(3)} == {(expected,)}
+    assert xl.attach(backbone, 1, 4, EXAMPLE, placement="time").info.at == (expected,)
+    assert xl.attach(backbone, 1, 4, EXAMPLE, placement="cost").info.at == ("b",)
 
 
 def point(name, cost, time_share):
@@ -118,21 +118,21 @@ def test_choosing_among_places_by_hand():
 
 
 def test_what_exits_are_placed_by():
-    with pytest.raises(xl.InputError, match=r"by: expected 'cost' .* or 'time' .*, got 'speed'"):
-        xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), by="speed")
-    with pytest.raises(xl.InputError, match="by: expected"):
-        place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, by="Time")
-    with pytest.raises(xl.InputError, match=r"by: only with a number in at, got by='time' and at=\['a'\]"):
-        xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), by="time")
-    assert xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), by="cost").info.at == ("a",)
+    with pytest.raises(xl.InputError, match=r"placement: expected 'cost'.*got 'speed'"):
+        xl.attach(TinyNet(), 1, 4, torch.zeros(1, 3, 16, 16), placement="speed")
+    with pytest.raises(xl.InputError, match="placement: expected"):
+        place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1, placement="Time")
+    with pytest.raises(xl.InputError, match="placement: only with a number in at"):
+        xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="time")
+    assert xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16), placement="cost").info.at == ("a",)
 
 
 def test_places_by_time_in_a_text_network():
     backbone, texts = make_bert(), make_texts()
-    names = place_exits(backbone, texts, 2, by="time")
-    listed = [p.name for p in xl.exit_points(backbone, texts, runs=0)]
-    assert [name for name in listed if name in names] == names
-    assert xl.attach(backbone, 2, 3, texts, by="time").num_exits == 3
+    points = xl.exit_points(backbone, texts, runs=1)
+    assert [p.name for p in points if p.name in AT] == AT
+    assert [p.time_share for p in points] == sorted(p.time_share for p in points)
+    assert len(choose_points(points, 2, "time")) == 2
     unknown = {name: tensor + 1000 for name, tensor in texts.items()}
     with pytest.raises(xl.AttachError, match="example: the backbone fails"):
         xl.exit_points(backbone, unknown)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision import models
 
 import exitlens as xl
 from tests.conftest import TinyNet
@@ -107,7 +108,7 @@ def attach(network, at=("stem",)):
         (
             Net(Windows()),
             ["middle.inside"],
-            r"shape \(8, 8, 8, 32\) \(two samples\) are not one row a sample; the nearest cut",
+            r"shape \(8, 8, 8, 32\) for two samples.*the nearest cut",
         ),
         (Net(WindowsCross()), ["middle.again"], r"more than the batch axis would have to be dynamic; the nearest cut"),
         (UNet(False), ["down"], "encoder-decoder with skips such as U-Net.*smallest maps are after 'bottom'"),
@@ -162,7 +163,7 @@ class MixesSamples(TinyNet):
 
 
 class Impure(TinyNet):
-    """A counter in the forward pass: a trace cannot follow it, the probe must."""
+    """A counter in the forward pass: a trace cannot follow it, verifying must."""
 
     calls = 0
 
@@ -182,14 +183,14 @@ class Counts(TinyNet):
         return super().forward(x)
 
 
-def test_the_probe_finds_what_tracing_cannot_see():
+def test_verifying_finds_what_tracing_cannot_see():
     with pytest.raises(xl.AttachError, match="depend on who else is in the batch"):
         xl.attach(MixesSamples(), ["a"], 4, torch.zeros(1, 3, 16, 16))
     with pytest.raises(xl.AttachError, match="a second call: its forward keeps a state"):
         xl.attach(Impure(), ["a"], 4, torch.zeros(1, 3, 16, 16))
 
 
-def test_a_new_classifier_of_zeros_does_not_blind_the_probe():
+def test_a_new_classifier_of_zeros_does_not_hide_a_mismatch():
     network = MixesSamples()
     nn.init.zeros_(network.fc.weight), nn.init.zeros_(network.fc.bias)
     with pytest.raises(xl.AttachError, match="depend on who else is in the batch"):
@@ -204,9 +205,8 @@ def test_attributes_of_the_source_are_what_they_were():
     assert not hasattr(network, "seen_shape")
 
 
-def test_auxiliary_outputs_of_training_are_computed_and_left_out():
-    from torchvision import models
-
+@pytest.mark.slow
+def test_auxiliary_outputs_of_googlenet():
     plain = models.googlenet(num_classes=4, aux_logits=True, init_weights=False)
     x = torch.randn(2, 3, 64, 64)
     net = xl.attach(plain, ["inception3b", "inception4c"], 4, x, final="keep").train()

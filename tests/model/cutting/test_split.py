@@ -1,5 +1,6 @@
 import copy
 import pickle
+from collections import namedtuple
 
 import pytest
 import torch
@@ -81,18 +82,28 @@ class TwoOutputs(nn.Module):
         return (logits, early) if self.training else logits
 
 
-class Impure(nn.Module):
-    """A counter in the forward pass: a trace cannot follow it, the probe must."""
+Named = namedtuple("Named", ["logits", "aux"])
+
+
+class NamedOutputs(TwoOutputs):
+    """The same by name; the auxiliary branch has statistics of its own."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
-        self.calls = 0
+        self.norm = nn.BatchNorm2d(4)
 
     def forward(self, x):
-        self.calls += 1
-        return self.fc(self.pool(torch.relu(self.b(self.a(x)) * self.calls)).flatten(1))
+        x = self.a(x)
+        early = self.aux(self.norm(x).mean((2, 3))) if self.training else None
+        logits = self.fc(torch.relu(self.b(x)).mean((2, 3)))
+        return Named(logits, early) if self.training else logits
+
+
+def test_auxiliary_outputs_of_training_are_computed_and_left_out():
+    network, x = NamedOutputs().train(), torch.randn(3, 3, 8, 8)
+    pieces = split(network, ["a"], x)
+    assert torch.equal(_run(pieces, x), network(x).logits)
+    assert network.norm.num_batches_tracked == 2
 
 
 def _run(pieces, x):

@@ -58,27 +58,29 @@ def test_a_buffer_that_the_forward_changes():
     assert network.seen == 2
 
 
-def _both(network, at, example, inputs, names, training):
-    pieces = split(network, at, example)
-    results = []
-    for run in (lambda: run_plain(network, inputs, names, training), lambda: run_staged(pieces, inputs, training)):
+def _run_both(pieces, inputs, training):
+    """Logits and buffers of the plain and the staged backbone."""
+    network, results = pieces.traced.backbone, []
+    for run in (run_plain, run_staged):
         state = copy.deepcopy(network.state_dict())
-        results.append((run(), {name: value.clone() for name, value in network.named_buffers()}))
+        results.append((run(pieces, inputs, training), {name: value.clone() for name, value in network.named_buffers()}))
         network.load_state_dict(state)
     return results
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("at", [["norm"], ["b"], ["norm", "b"]])
-def test_control_flow_on_shapes(training, at):
+def test_control_flow_on_shapes(at):
     x = torch.randn(5, 3, 10, 10)
-    (plain, before), (staged, after) = _both(Stubborn(), at, x[:1], (x,), (), training)
-    assert torch.equal(plain, staged)
-    for name, value in before.items():
-        assert torch.equal(value, after[name]), name
-    if training:
-        assert before["norm.num_batches_tracked"] == 1
-        assert before["norm.running_mean"].abs().sum() > 0
+    pieces = split(Stubborn(), at, x[:1])
+    assert pieces.exact_size
+    for training in (True, False):
+        (plain, before), (staged, after) = _run_both(pieces, (x,), training)
+        assert torch.equal(plain, staged)
+        for name, value in before.items():
+            assert torch.equal(value, after[name]), name
+        if training:
+            assert before["norm.num_batches_tracked"] == 1
+            assert before["norm.running_mean"].abs().sum() > 0
 
 
 def test_samples_can_leave_between_stages():
@@ -93,11 +95,12 @@ def test_samples_can_leave_between_stages():
         torch.testing.assert_close(net.head(2).classify(*activations), net(x)[-1].logits[kept])
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_text_with_dropout_and_padding(training):
+def test_text_with_dropout_and_padding():
     texts = make_texts()
-    (plain, _), (staged, _) = _both(make_bert(), AT, texts, tuple(texts.values()), tuple(texts), training)
-    assert torch.equal(plain, staged)
+    pieces = split(make_bert(), AT, texts)
+    for training in (True, False):
+        (plain, _), (staged, _) = _run_both(pieces, tuple(texts.values()), training)
+        assert torch.equal(plain, staged)
 
 
 def test_gradients_equal_the_plain_backbones():
@@ -171,6 +174,7 @@ def test_tensors_that_the_graph_makes_follow_the_network_to_another_device():
     assert net.device.type == "meta"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_every_stage_and_head_exports_with_a_dynamic_batch_and_compiles():
     net, batch = make_text_net(), torch.export.Dim("batch", min=2, max=64)

@@ -14,15 +14,14 @@ from exitlens.delivery.bench.timing import Work, time_calls
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model._torch_compat import mark_any_count
 from exitlens.model.cutting.logits import pick_logits
-from exitlens.model.cutting.looking import runnable
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Engine, StepOutput
-from exitlens.model.engine.malloc import keep_memory
 from exitlens.model.engine.prepare import prepare_graph
 from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning
+from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, list_tensors, map_inputs, split_rows
@@ -56,7 +55,7 @@ class Plain:
     """The backbone with the tuning that the network with exits gets, for the same inputs."""
 
     def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
-        body = runnable(backbone, trace(backbone, False, map_inputs(example, lambda t: t[:1])))
+        body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
         self.tuning = replace(tuning, channels_last=True) if compiled and list_tensors(example)[0].ndim == 4 else tuning
         self.body: Callable[..., Any] = prepare_graph(body, self.tuning)
         self.compiled = compiled

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from exitlens.model.engine.malloc import keep_memory
+from exitlens.model.malloc import keep_memory
 
 Work = Callable[[], Sequence[float]]  # does the work once; seconds of every call that a user would wait for
 

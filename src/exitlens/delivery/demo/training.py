@@ -20,7 +20,7 @@ from exitlens.delivery.bundle import load, save
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.attach import attach
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.engine.malloc import keep_memory
+from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.workflow.training.fit import fit
 from exitlens.workflow.training.run import LOG

@@ -28,7 +28,7 @@ from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
 from exitlens.modalities import TEXT
 from exitlens.modalities.image import open_picture
-from exitlens.model.engine.malloc import release_memory
+from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Explanation, Policy, Preprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples

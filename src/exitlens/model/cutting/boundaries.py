@@ -1,80 +1,65 @@
-"""Where a traced graph can be cut: what crosses, the feature layout, the nearest place that works."""
+"""Where a traced backbone can be cut: what crosses there, how the features lie, and the nearest place that works."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import pairwise
 
 from torch import fx, nn
 
 from exitlens.errors import AttachError, suggest
-from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.cutting.looking import Seen, name_of
+from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.layouts import Kind, Layout, find_layout
-from exitlens.types.inputs import MASK, Inputs, list_tensors
+from exitlens.types.inputs import MASK, list_tensors
 
-POOLING = (
-    nn.AdaptiveAvgPool1d,
-    nn.AvgPool1d,
-    nn.AdaptiveMaxPool1d,
-    nn.MaxPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.MaxPool2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Identity,
+_POOLING = (
+    *(nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.MaxPool1d),
+    *(nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool2d),
+    *(nn.Dropout, nn.Dropout2d, nn.Identity),
 )
+_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
-@dataclass(frozen=True)
-class UncuttableError(Exception):
+class UncuttableError(AttachError):
     """A cut that does not work, and why; the caller adds where one would."""
 
-    why: str
-    name: str = ""
-    node: fx.Node | None = None
+    def __init__(self, why: str, name: str = "", node: fx.Node | None = None) -> None:
+        super().__init__(why)
+        self.name, self.node = name, node
 
 
-def crossing(traced: TracedGraph, seen: Seen, end: int) -> list[fx.Node]:
-    """The batched tensors made up to place ``end`` that later nodes need, in order.
+def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
+    """The tensors computed up to place ``end`` that later nodes need, in order; each has a row for every sample.
 
-    Sizes, parameters and constants do not cross: the later stage makes them anew.
+    Sizes, parameters and constants do not cross: the later stage computes them again.
 
     Raises:
-        UncuttableError: if something crosses that is not a row a sample.
+        UncuttableError: if something crosses whose first axis is not the batch.
     """
-    order = list(traced.graph.nodes)
-    needed: set[fx.Node] = set()
-    open_: list[fx.Node] = [p for node in order[end + 1 :] for p in parents(node, seen) if traced.position(p) <= end]
-    done: set[fx.Node] = set()
-    while open_:
-        node = open_.pop()
+    values = traced.values
+    crossing, done = set[fx.Node](), set[fx.Node]()
+    waiting = [p for node in traced.nodes[end + 1 :] for p in traced.list_parents(node) if traced.position(p) <= end]
+    while waiting:
+        node = waiting.pop()
         if node in done:
             continue
         done.add(node)
-        if node.name in seen.dataless:
+        if node in values.dataless:
             continue
-        if node.op == "placeholder" or node.name in seen.batched:
-            needed.add(node)
-        elif node.name in seen.shapes:
+        if node.op == "placeholder" or node in values.batched:
+            crossing.add(node)
+        elif node in values.shapes:
             raise UncuttableError(
-                f"{node.name!r} of shape {seen.shapes[node.name]} (two samples) crosses there: more than the batch axis "
+                f"{node.name!r} of shape {values.shapes[node]} (two samples) crosses there: more than the batch axis "
                 "would have to be dynamic"
             )
         else:
-            open_ += parents(node, seen)
-    return sorted(needed, key=traced.position)
+            waiting += traced.list_parents(node)
+    return sorted(crossing, key=traced.position)
 
 
-def parents(node: fx.Node, seen: Seen) -> list[fx.Node]:
-    """What a node is computed from; nothing for the number of samples, which is read off the features."""
-    return [] if node.name in seen.sizes else list(node.all_input_nodes)
-
-
-def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
+def find_cut_nodes(traced: TracedBackbone, at: Sequence[str]) -> list[fx.Node]:
     """The output nodes of the named modules, checked to be known, to run once, and in order of execution."""
     for name in at:
         if name in traced.repeated:
@@ -91,101 +76,90 @@ def cut_nodes(traced: TracedGraph, at: Sequence[str]) -> list[fx.Node]:
     return nodes
 
 
-def find_node_layout(
-    backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs, kind: Kind | None = None
-) -> Layout:
+def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> Layout:
     """The layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
-    before = list(traced.graph.nodes)[: traced.position(node)]
-    maps = [seen.shapes[n.name] for n in before if n.name in seen.batched and _convolves(backbone, n)]
+    before = traced.nodes[: traced.position(node)]
+    maps = [traced.shape_of(n) for n in before if n in traced.values.batched and _is_convolution(traced, n)]
     grids = [(s[2], s[3]) for s in maps if len(s) == 4 and s[2] * s[3] > 1]
-    size, name = tuple(list_tensors(example)[0].shape), traced.name_of(node) or node.name
-    if kind is None and len(size) == 4 and _channels_first(backbone, node, seen):
+    size, shape = tuple(list_tensors(traced.example)[0].shape), traced.shape_of(node)
+    if kind is None and len(size) == 4 and _has_channels_first(traced, node):
         kind = "nchw"
-    shape = seen.shapes.get(node.name, ())
     if kind is None and len(size) == 2 and len(shape) == 3 and shape[1] == shape[2] == size[1]:
-        kind = None if any(_convolves(backbone, n, "1d") for n in before) else "tokens"  # as many channels as tokens
-    return find_layout(name, seen.shapes.get(node.name, ()), size[2:], grids, kind, size[1])
+        convolved = any(_is_convolution(traced, n, "1d") for n in before)
+        kind = None if convolved else "tokens"  # as many channels as tokens
+    return find_layout(traced.name_of(node) or node.name, shape, size[2:], grids, kind, size[1])
 
 
-_MOVES_AXES = ("permute", "transpose", "linear")
-_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
-
-
-def _channels_first(backbone: nn.Module, node: fx.Node, seen: Seen) -> bool:
-    """Whether a square map of as many channels is known to have them first: what made it, activations aside, was 2-d."""
-    shape = seen.shapes.get(node.name, ())
+def _has_channels_first(traced: TracedBackbone, node: fx.Node) -> bool:
+    """Whether a map as high and wide as it has channels has them first, told from the last 2-d layer before it."""
+    shape = traced.shape_of(node)
     if len(shape) != 4 or len(set(shape[1:])) > 1:
         return False
-    while node.op != "placeholder" and node.all_input_nodes and seen.shapes.get(node.name) == shape:
-        module = backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, _CHANNELS_FIRST) or _convolves(backbone, node) or "batch_norm" in name_of(node):
+    while node.op != "placeholder" and node.all_input_nodes and traced.shape_of(node) == shape:
+        module, name = traced.module_of(node), get_callee_name(node)
+        if isinstance(module, _CHANNELS_FIRST) or _is_convolution(traced, node) or "batch_norm" in name:
             return True
-        if isinstance(module, nn.LayerNorm | nn.Linear) or any(
-            w in name_of(node) for w in ("permute", "transpose", "linear")
-        ):
+        if isinstance(module, nn.LayerNorm | nn.Linear) or any(w in name for w in ("permute", "transpose", "linear")):
             return False
         node = node.all_input_nodes[0]
     return False
 
 
-def check_features(backbone: nn.Module, seen: Seen, node: fx.Node) -> None:
-    """Raises :class:`UncuttableError` unless a node has one row a sample, in the network's own dtype."""
-    if node.name not in seen.batched:
-        raise UncuttableError(f"its features of shape {seen.shapes.get(node.name)} (two samples) are not one row a sample")
-    own = next(backbone.parameters()).dtype
-    if seen.dtypes[node.name] != own:
-        raise UncuttableError(f"its features are {seen.dtypes[node.name]}, the network's parameters {own}")
+def check_cut(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> tuple[Layout, list[fx.Node]]:
+    """The layout of the features at a node, and the tensors that cross there.
+
+    Raises:
+        AttachError: unless the features have a row for each sample, in the network's own dtype.
+    """
+    layout = find_node_layout(traced, node, kind)
+    if node not in traced.values.batched:
+        raise UncuttableError(f"its features have the shape {traced.shape_of(node)} for two samples: no row for each")
+    own, dtype = next(traced.backbone.parameters()).dtype, traced.values.dtypes[node]
+    if dtype != own:
+        raise UncuttableError(f"its features are {dtype}, the network's parameters {own}")
+    return layout, list_crossing_tensors(traced, traced.position(node))
 
 
-def can_cut(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs) -> bool:
-    """Whether an exit can stand at a node."""
-    try:
-        find_node_layout(backbone, traced, node, seen, example)
-        check_features(backbone, seen, node)
-        crossing(traced, seen, traced.position(node))
-    except (AttachError, UncuttableError):
-        return False
-    return True
-
-
-def nearest(backbone: nn.Module, traced: TracedGraph, seen: Seen, example: Inputs, place: int, last: int) -> str:
-    """``; the nearest cut that works is 'layer2'`` for a place that does not, or nothing."""
+def describe_nearest_cut(traced: TracedBackbone, place: int, last: int) -> str:
+    """``; the nearest cut that works is 'layer2'`` for a place that does not, or nothing; it lies before ``last``."""
     named = {traced.position(node): node for node in traced.outputs.values() if traced.position(node) < last}
     for other in sorted(named, key=lambda p: (abs(p - place), p)):
-        if other != place and can_cut(backbone, traced, named[other], seen, example):
-            return f"; the nearest cut that works is {traced.name_of(named[other])!r}"
+        if other != place:
+            with suppress(AttachError):
+                check_cut(traced, named[other])
+                return f"; the nearest cut that works is {traced.name_of(named[other])!r}"
     return ""
 
 
-def find_mask(traced: TracedGraph) -> fx.Node | None:
+def find_mask(traced: TracedBackbone) -> fx.Node | None:
     """The placeholder of the padding mask."""
     return next((node for node in traced.inputs if node.target == MASK), None)
 
 
-def count_embedding_rows(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> list[int | None]:
-    """For each input how many different tokens the embedding knows that reads it; ``None`` if none does."""
+def count_embedding_rows(traced: TracedBackbone) -> list[int | None]:
+    """For each input, how many different tokens the embedding that reads it knows; ``None`` if none does."""
     rows: list[int | None] = []
     for node in traced.inputs:
         sizes = []
         for user in node.users:
-            if user.op == "call_module" and isinstance(module := backbone.get_submodule(str(user.target)), nn.Embedding):
+            if isinstance(module := traced.module_of(user), nn.Embedding):
                 sizes.append(module.num_embeddings)
-            elif user.op == "call_function" and "embedding" in name_of(user) and len(user.all_input_nodes) > 1:
+            elif user.op == "call_function" and "embedding" in get_callee_name(user) and len(user.all_input_nodes) > 1:
                 table = next(n for n in user.all_input_nodes if n is not node)
-                sizes.append(seen.shapes[table.name][0])
+                sizes.append(traced.shape_of(table)[0])
         rows.append(min(sizes) if sizes else None)
     return rows
 
 
-def find_last_features(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> fx.Node:
+def find_last_features(traced: TracedBackbone) -> fx.Node:
     """The last map or tokens before the backbone's own pooling and classifier."""
-    nodes: list[fx.Node] = [n for n in traced.graph.nodes if n.op != "placeholder" and not _reshapes(backbone, n, seen)]
-    maps = [n for n in nodes if len(seen.shapes.get(n.name, ())) in (3, 4) and n.name in seen.batched]
-    maps = [n for n in maps if n.name not in seen.dataless]
-    large = [n for n in maps if _locations(seen.shapes[n.name]) > 1]
+    values = traced.values
+    maps = [n for n in traced.nodes if n in values.batched and len(values.shapes[n]) in (3, 4) and n not in values.dataless]
+    maps = [n for n in maps if n.op != "placeholder" and not _only_reshapes(traced, n)]
+    large = [n for n in maps if _count_locations(values.shapes[n]) > 1]
     if not maps:
         raise AttachError("backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to")
-    if large and any(_pools(backbone, user) for user in large[-1].users):
+    if large and any(_is_pooling(traced, user) for user in large[-1].users):
         return large[-1]
     return maps[-1]
 
@@ -193,7 +167,7 @@ def find_last_features(backbone: nn.Module, traced: TracedGraph, seen: Seen) -> 
 def reads_first_token(features: fx.Node) -> bool:
     """Whether what follows the features reads their first token (a class token) instead of pooling over all."""
     for user in features.users:
-        name, args = name_of(user), user.args[1:]
+        name, args = get_callee_name(user), user.args[1:]
         if name.startswith("slice") and reads_first_token(user):  # x[:, 0]: a slice over the batch, then a selection
             return True
         if name.startswith("select") and args[:2] == (1, 0):
@@ -203,30 +177,30 @@ def reads_first_token(features: fx.Node) -> bool:
     return False
 
 
-def _locations(shape: tuple[int, ...]) -> int:
+def _is_convolution(traced: TracedBackbone, node: fx.Node, axes: str = "2d") -> bool:
+    if node.op == "call_module":
+        return isinstance(traced.module_of(node), nn.Conv2d if axes == "2d" else nn.Conv1d)
+    return node.op == "call_function" and f"conv{axes}" in get_callee_name(node)
+
+
+def _is_pooling(traced: TracedBackbone, node: fx.Node) -> bool:
+    """Whether the node pools or leads to pooling; picking one token counts."""
+    if node.op == "call_module":
+        return isinstance(traced.module_of(node), _POOLING)
+    return any(word in get_callee_name(node) for word in ("pool", "mean", "getitem", "flatten", "select", "slice"))
+
+
+def _count_locations(shape: tuple[int, ...]) -> int:
     return shape[1] if len(shape) == 3 else min(shape[2] * shape[3], shape[1] * shape[2])  # channels first or last
 
 
-def _convolves(backbone: nn.Module, node: fx.Node, axes: str = "2d") -> bool:
-    if node.op == "call_module":
-        return isinstance(backbone.get_submodule(str(node.target)), nn.Conv2d if axes == "2d" else nn.Conv1d)
-    return node.op == "call_function" and f"conv{axes}" in name_of(node)
-
-
-def _pools(backbone: nn.Module, node: fx.Node) -> bool:
-    """Whether the node is pooling (or what leads to it): a module or a function of that name, or picking one token."""
-    if node.op == "call_module" and isinstance(backbone.get_submodule(str(node.target)), POOLING):
-        return True
-    words = ("pool", "mean", "getitem", "flatten", "select", "slice")
-    return node.op != "call_module" and any(word in name_of(node) for word in words)
-
-
-def _reshapes(backbone: nn.Module, node: fx.Node, seen: Seen) -> bool:
+def _only_reshapes(traced: TracedBackbone, node: fx.Node) -> bool:
     """Whether the node computes no features of its own: pooling, dropout, slices, views (but to a map of 4 axes)."""
-    words = ["pool", "mean", "dropout", "flatten", "getitem", "getattr", "select", "slice"]
-    words += ["view", "reshape", "transpose", "permute"] if len(seen.shapes.get(node.name, ())) != 4 else []
-    if node.op == "call_module":
-        return isinstance(backbone.get_submodule(str(node.target)), (*POOLING, nn.Flatten))
-    if name_of(node) == "getitem" and isinstance(node.args[0], fx.Node) and node.args[0].name not in seen.shapes:
+    module, name = traced.module_of(node), get_callee_name(node)
+    if module is not None:
+        return isinstance(module, (*_POOLING, nn.Flatten))
+    if name == "getitem" and isinstance(node.args[0], fx.Node) and node.args[0] not in traced.values.shapes:
         return False  # of a tuple: what a recurrent module has computed
-    return node.op == "get_attr" or any(word in name_of(node) for word in words)
+    words = ["pool", "mean", "dropout", "flatten", "getitem", "getattr", "select", "slice"]
+    words += ["view", "reshape", "transpose", "permute"] if len(traced.shape_of(node)) != 4 else []
+    return node.op == "get_attr" or any(word in name for word in words)

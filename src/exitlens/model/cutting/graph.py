@@ -1,51 +1,229 @@
-"""A traced backbone: one mode's graph, with the place at which every named module has its output."""
+"""A backbone traced in one mode: its graph, where each named module has its output, and what running it shows."""
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx, nn
+
+from exitlens.errors import AttachError
+from exitlens.model._torch_compat import is_mutating_operation, use_fake_tensors
+from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.modes import preserve_state, switch_mode
+from exitlens.types.inputs import Inputs, list_tensors
+
+_IN_PLACE = ("iadd", "imul", "isub", "itruediv", "ipow", "imod", "iand", "ior", "ixor", "setitem")
+_RANDOM = ("rand", "bernoulli", "dropout", "normal", "uniform", "exponential", "multinomial")
 
 
-@dataclass
-class TracedGraph:
-    """One mode's graph: nodes in order of execution, and the node at which each named module has its output.
+@dataclass(frozen=True)
+class NodeValues:
+    """What is known of the value at every node, from running the graph with two samples and with three.
 
     Attributes:
-        graph: one placeholder for each input; targets are names in the backbone, or in ``extras``.
-        outputs: by name of the modules that run once.
-        repeated: how often the others run (their names cannot say which time is meant), and where they last have an output.
-        extras: constants that tracing made, by target.
-        exported: traced by torch.export: for the example's size only (any batch).
+        shapes: of the tensors, with two samples. dtypes: of the tensors.
+        batched: tensors whose first axis, and no other, grows with the batch.
+        sizes: integers that are the number of samples.
+        dataless: depend on parameters, constants and the number of samples only, so that any stage can compute them.
+        logits: the node of the logits among what the backbone returns.
     """
 
+    shapes: dict[fx.Node, tuple[int, ...]]
+    dtypes: dict[fx.Node, torch.dtype]
+    batched: set[fx.Node]
+    sizes: set[fx.Node]
+    dataless: set[fx.Node]
+    logits: fx.Node
+
+
+@dataclass(eq=False)
+class TracedBackbone:
+    """One mode's graph of a backbone. It runs, to see what its nodes compute, when that is first asked for.
+
+    Attributes:
+        backbone: the graph's targets are names in it, or in ``extras``.
+        example: inputs that the backbone takes.
+        graph: one placeholder for each input; nodes in order of execution.
+        last_nodes: of the modules that run once, by name: the node that the module returns.
+        repeated: for each other module, how often it runs, and where it last has an output; its name does not say which run
+            is meant.
+        extras: constants that tracing made, by target.
+        exported: traced by torch.export: for the example's size only, with any number of samples.
+    """
+
+    backbone: nn.Module
+    example: Inputs
     graph: fx.Graph
-    outputs: dict[str, fx.Node]
+    last_nodes: dict[str, fx.Node]
     repeated: dict[str, tuple[int, fx.Node | None]] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     exported: bool = False
 
     def __post_init__(self) -> None:
-        self._places = {node: i for i, node in enumerate(self.graph.nodes)}
+        self.nodes: list[fx.Node] = list(self.graph.nodes)  # the last is the output
+        self._positions = {node: i for i, node in enumerate(self.nodes)}
 
-    def position(self, node: fx.Node) -> int:
-        """Place of a node in the order of execution."""
-        return self._places[node]
+    @cached_property
+    def values(self) -> NodeValues:
+        """What running the graph shows; raises :class:`AttachError` if the example does not fit or no logits come out."""
+        module = self.runnable()
+        with preserve_state(self.backbone):  # fake tensors or not, some operations write to its buffers
+            two, three = (_record(module, self.example, count) for count in (2, 3))
+        dataless: set[fx.Node] = set()
+        batched = {n for n, shape in two.shapes.items() if shape[:1] == (2,) and three.shapes.get(n) == (3, *shape[1:])}
+        sizes = {n for n, value in two.integers.items() if value == 2 and three.integers.get(n) == 3}
+        for node in self.nodes:
+            repeatable = node.op.startswith("call") and not self._is_random(node) and not self.is_in_place(node)
+            if node.op == "get_attr" or node in sizes or (repeatable and dataless.issuperset(node.all_input_nodes)):
+                dataless.add(node)
+        return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, self._find_logits(two.shapes))
+
+    def _find_logits(self, shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Node:
+        returned: Any = self.nodes[-1].args[0]
+        try:
+            logits: fx.Node = pick_logits(returned, lambda value: shapes.get(value) if isinstance(value, fx.Node) else None)
+        except AttachError as error:
+            hint = ""
+            if (
+                isinstance(returned, fx.Node) and len(shapes.get(returned, ())) > 2
+            ):  # the encoder ends where maps are smallest
+                sizes = {n: math.prod(shapes[n][2:]) for n in self.nodes if len(shapes.get(n, ())) == 4}
+                named = [find_name(n, self.last_nodes) for n, size in sizes.items() if size == min(sizes.values())]
+                hint = next((f" (the smallest maps are after {name!r})" for name in reversed(named) if name), "")
+            raise AttachError(f"{error}{hint}") from error
+        return logits
+
+    @cached_property
+    def outputs(self) -> dict[str, fx.Node]:
+        """Where the modules that run once have their output; of a tuple (recurrent layers), it is the first element."""
+        found = dict[str, fx.Node]()
+        for name, node in self.last_nodes.items():
+            firsts = [user for user in node.users if get_callee_name(user) == "getitem" and user.args[1] == 0]
+            found[name] = firsts[0] if firsts and node not in self.values.shapes else node
+        return found
 
     @property
     def inputs(self) -> list[fx.Node]:
         """The placeholders, in the order of the inputs."""
-        return [node for node in self.graph.nodes if node.op == "placeholder"]
+        return [node for node in self.nodes if node.op == "placeholder"]
 
-    @property
-    def returned(self) -> fx.Node:
-        """The logits (once :func:`~exitlens.model.cutting.looking.look` has found them among what the backbone returns)."""
-        node: Any = list(self.graph.nodes)[-1].args[0]
-        assert isinstance(node, fx.Node)
-        return node
+    def position(self, node: fx.Node) -> int:
+        """Place of a node in the order of execution."""
+        return self._positions[node]
 
     def name_of(self, node: fx.Node) -> str | None:
-        """The shortest module name that means this node's place."""
-        names = [name for name, output in self.outputs.items() if output is node]
-        return min(names, key=lambda name: (name.count("."), len(name))) if names else None
+        """The shortest module name that means this node."""
+        return find_name(node, self.outputs)
+
+    def shape_of(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a tensor for two samples; empty for other values."""
+        return self.values.shapes.get(node, ())
+
+    def module_of(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, if it calls one."""
+        return self.backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def list_parents(self, node: fx.Node) -> list[fx.Node]:
+        """What a node is computed from; nothing for the number of samples, and only the logits for the output."""
+        if node.op == "output":
+            return [self.values.logits]
+        return [] if node in self.values.sizes else list(node.all_input_nodes)
+
+    def is_in_place(self, node: fx.Node) -> bool:
+        """Whether a node changes its first argument."""
+        module, name = self.module_of(node), get_callee_name(node)
+        if module is not None:
+            return bool(getattr(module, "inplace", False))
+        mutating = is_mutating_operation(node.target)
+        if mutating is not None:
+            return mutating
+        return bool(node.kwargs.get("inplace", False)) or name in _IN_PLACE or name.endswith("_")
+
+    def _is_random(self, node: fx.Node) -> bool:
+        module = self.module_of(node)
+        if module is not None:
+            return any("Drop" in type(m).__name__ for m in module.modules())
+        return any(word in get_callee_name(node) for word in _RANDOM)
+
+    def list_members(self, graph: fx.Graph) -> dict[str, Any]:
+        """The modules, parameters, buffers and constants that a graph uses, by target."""
+        members: dict[str, Any] = {}
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                target = str(node.target)
+                try:
+                    members[target] = (
+                        self.extras[target] if target in self.extras else operator.attrgetter(target)(self.backbone)
+                    )
+                except AttributeError as error:
+                    raise AttachError(
+                        f"backbone: its first forward makes {target!r}, which is not there yet: run one batch through it"
+                    ) from error
+        return members
+
+    def runnable(self, graph: fx.Graph | None = None) -> fx.GraphModule:
+        """The whole graph, or another over the same targets, as a module with the backbone's own parameters."""
+        graph = self.graph if graph is None else graph
+        return fx.GraphModule(self.list_members(graph), graph)
+
+
+def get_callee_name(node: fx.Node) -> str:
+    """Name of the function or method that a node calls."""
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def find_name(node: fx.Node, outputs: Mapping[str, fx.Node]) -> str | None:
+    """The shortest of the names whose module has its output at this node."""
+    names = [name for name, output in outputs.items() if output is node]
+    return min(names, key=lambda name: (name.count("."), len(name))) if names else None
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every tensor's shape and dtype, and every integer."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes, self.integers = dict[fx.Node, tuple[int, ...]](), dict[fx.Node, int]()
+        self.dtypes: dict[fx.Node, torch.dtype] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n], self.dtypes[n] = tuple(value.shape), value.dtype
+        elif isinstance(value, int):
+            self.integers[n] = int(value)
+        return value
+
+
+def _record(module: fx.GraphModule, example: Inputs, count: int) -> _Recorder:
+    """Runs a graph in evaluation mode, without computing if its operations allow it (fake tensors)."""
+    tensors = [torch.cat([t] * 3)[:count] for t in list_tensors(example)]
+    with switch_mode(module, False), torch.no_grad():
+        try:
+            recorder = _Recorder(module)
+            with use_fake_tensors() as fake:
+                recorder.run(*[fake.from_tensor(t) for t in tensors])
+            return recorder
+        except Exception:  # an operation without a fake implementation, or an example that does not fit: a real run tells
+            return run_graph(module, tensors)
+
+
+def run_graph(module: fx.GraphModule, tensors: Sequence[Tensor]) -> _Recorder:
+    """Runs a graph for real; raises :class:`AttachError` if it fails on the tensors."""
+    recorder = _Recorder(module)
+    try:
+        recorder.run(*tensors)
+    except Exception as error:  # any operation of the user's network may refuse the shape
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        shapes = " and ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
+        raise AttachError(
+            f"example: the backbone fails on an input of shape {shapes}: {reason}. Mend: pass an example of the size and "
+            "channels that the backbone takes"
+        ) from error
+    return recorder

@@ -12,12 +12,12 @@ from exitlens.errors import AttachError
 Shape = Callable[[Any], tuple[int, ...] | None]
 
 
-def shape_of(value: Any) -> tuple[int, ...] | None:
+def _get_shape(value: Any) -> tuple[int, ...] | None:
     """Shape of a tensor; ``None`` for anything else."""
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def pick_logits(output: Any, shape: Shape = shape_of) -> Any:
+def pick_logits(output: Any, shape: Shape = _get_shape) -> Any:
     """The logits ``(B,C)`` among what a forward returned: the tensor, the field ``logits``, or the one matrix there is.
 
     Named tuples of torchvision (GoogLeNet, Inception: auxiliary outputs in training) and the outputs of transformers have
@@ -27,16 +27,16 @@ def pick_logits(output: Any, shape: Shape = shape_of) -> Any:
         AttachError: if there are no logits or more than one candidate, or if they are no matrix.
     """
     chosen = _choose(output, shape)
-    seen = shape(chosen)
-    if seen is None or len(seen) != 2:
+    found = shape(chosen)
+    if found is None or len(found) != 2:
         raise AttachError(
-            f"backbone: expected logits (B,C), one answer a sample; its forward returns {_describe(output, shape)}"
-            + (_MAP_OUT if seen is not None and len(seen) > 2 else ". Mend: return the logits, or a dict with 'logits'")
+            f"backbone: expected logits (B,C), a row for each sample; its forward returns {_describe(output, shape)}"
+            + (_MAP_MEND if found is not None and len(found) > 2 else ". Mend: return the logits, or a dict with 'logits'")
         )
     return chosen
 
 
-_MAP_OUT = (
+_MAP_MEND = (
     " (a map, as of an encoder-decoder with skips such as U-Net). Mend: exits classify whole samples, so make a classifier "
     "of the encoder: its last features, pooled, and a linear layer"
 )
@@ -63,12 +63,12 @@ def _choose(output: Any, shape: Shape) -> Any:
 
 
 def _describe(output: Any, shape: Shape) -> str:
-    def one(value: Any) -> str:
-        seen = shape(value)
-        return type(value).__name__ if seen is None else f"a tensor {seen}"
+    def describe(value: Any) -> str:
+        found = shape(value)
+        return type(value).__name__ if found is None else f"a tensor {found}"
 
     if isinstance(output, Mapping):
-        return "a dict of " + ", ".join(f"{name!r}: {one(value)}" for name, value in output.items())
+        return "a dict of " + ", ".join(f"{name!r}: {describe(value)}" for name, value in output.items())
     if isinstance(output, tuple | list):
-        return f"a {type(output).__name__} of " + (", ".join(map(one, output)) or "nothing")
-    return one(output)
+        return f"a {type(output).__name__} of " + (", ".join(map(describe, output)) or "nothing")
+    return describe(output)

@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
+
+from exitlens.model._torch_compat import use_fake_tensors
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 
 
 def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
@@ -19,6 +24,36 @@ def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
     with torch.no_grad(), disable_fused_kernels(), FlopCounterMode(display=False) as counter:
         out = run(*args)
     return int(counter.get_total_flops()) // 2, out
+
+
+class _Counter(fx.Interpreter):
+    """Runs a graph and keeps the multiply-accumulates of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.macs = dict[fx.Node, int]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            value = super().run_node(n)
+        self.macs[n] = counter.get_total_flops() // 2
+        return value
+
+
+def count_node_macs(module: fx.GraphModule, example: Inputs) -> dict[fx.Node, int]:
+    """Multiply-accumulates of every node in evaluation mode, without computing if the operations allow it."""
+
+    def run(inputs: Inputs) -> dict[fx.Node, int]:
+        counter = _Counter(module)
+        counter.run(*list_tensors(inputs))
+        return counter.macs
+
+    with disable_fused_kernels(), switch_mode(module, False), torch.no_grad():
+        try:
+            with use_fake_tensors() as fake:
+                return run(map_inputs(example, fake.from_tensor))
+        except Exception:  # an operation without a fake implementation
+            return run(example)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A module used for a while and given back as it was: its mode, its buffers."""
+"""Contexts that use a module and leave it as it was: its mode, its attributes, its buffers, its parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a module into one mode and gives every submodule its own mode back, also after an error."""
+    """Puts a module into one mode, and every submodule back into its own afterwards, even after an error."""
     before = [(m, m.training) for m in module.modules()]
     module.train(training)
     try:
@@ -24,11 +24,11 @@ def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(module: nn.Module) -> Iterator[None]:
-    """Gives every submodule its attributes, and every buffer (batch-norm statistics) its values back, also after an error.
+    """Gives back every submodule's attributes and every buffer's values (batch-norm statistics), even after an error.
 
     A forward may count its calls, replace a buffer, or leave a tracer's proxy behind.
     """
-    attributes = [(m, dict(vars(m)), _tables(m)) for m in module.modules()]
+    attributes = [(m, dict(vars(m)), _copy_tables(m)) for m in module.modules()]
     values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
@@ -45,16 +45,16 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _copy_tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """A module's own tables of parameters and buffers, each with a copy."""
     return [(table, dict(table)) for table in (vars(module)["_parameters"], vars(module)["_buffers"])]
 
 
 @contextmanager
 def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
-    """Small noise instead of parameters that are zero throughout (new classifiers, gates of residual branches) for a while.
+    """For a while, fills parameters that are zero throughout (new classifiers, gates of residual branches) with small noise.
 
-    With them a comparison of outputs would see nothing of what lies before.
+    Multiplied by zero, what lies before them could not be seen in the outputs.
     """
     zero = [p for p in module.parameters() if p.is_floating_point() and not bool(p.any())]
     rng = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Measured time: which share of a backbone's time is spent up to each of some places on its path."""
+"""Measured time: the share of a backbone's time that is spent up to each of some places on its path."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.cutting.looking import members, run_values, runnable
+from exitlens.model.cutting.graph import TracedBackbone, run_graph
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.engine.malloc import hold_memory
-from exitlens.types.inputs import Inputs, list_tensors
+from exitlens.model.malloc import hold_memory
+from exitlens.types.inputs import list_tensors
 
 SAMPLES = 4  # so that calls and the reading of weights do not hide what the maps take
 SECONDS = 1.5
@@ -32,50 +31,47 @@ class _Clock(nn.Module):
         self.times.append(time.perf_counter())
 
 
-def time_shares(
-    backbone: nn.Module, traced: TracedGraph, nodes: Sequence[fx.Node], example: Inputs, runs: int
-) -> list[float]:
+def time_shares(traced: TracedBackbone, nodes: Sequence[fx.Node], runs: int) -> list[float]:
     """Share of the backbone's time up to each node, in [0, 1].
 
     The graph runs as generated code, with a clock after every node of ``nodes`` and nothing else between its operations:
-    an interpreter of single nodes would add its own time to each. One run warms up; of every piece between two clocks the
+    an interpreter of single nodes would add its own time to each. One run warms up. For every part between two clocks the
     shortest time counts, because other work on the machine only ever adds to it.
 
     Args:
-        backbone: it is in the graph. traced: in evaluation mode.
+        traced: in evaluation mode; of its example the first sample is used, ``SAMPLES`` times in a batch.
         nodes: in the order of execution.
-        example: of which the first sample is used, ``SAMPLES`` times in a batch.
         runs: how many at least; they go on for ``SECONDS``.
 
     Raises:
         AttachError: if the backbone fails on the example.
     """
-    tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(example)]
+    tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(traced.example)]
     clock = _Clock(tensors[0].device)
-    module = _with_clock(backbone, traced, nodes, clock)
+    module = _add_clock(traced, nodes, clock)
     # not inference mode: what a forward keeps for later calls must stay fit for training
     with switch_mode(module, False), torch.no_grad(), torch.random.fork_rng(devices=[]), hold_memory():
-        run_values(runnable(backbone, traced), [t.clone() for t in tensors])
+        run_graph(traced.runnable(), [t.clone() for t in tensors])
         shortest = [float("inf")] * (len(nodes) + 1)
         done, started = 0, time.perf_counter()
         while done < runs or time.perf_counter() - started < SECONDS:
-            shortest = list(map(min, shortest, _pieces(module, clock, tensors)))
+            shortest = list(map(min, shortest, _time_parts(module, clock, tensors)))
             done += 1
     return [seconds / sum(shortest) for seconds in accumulate(shortest[:-1])]
 
 
-def _with_clock(backbone: nn.Module, traced: TracedGraph, nodes: Sequence[fx.Node], clock: nn.Module) -> fx.GraphModule:
+def _add_clock(traced: TracedBackbone, nodes: Sequence[fx.Node], clock: nn.Module) -> fx.GraphModule:
     """The graph as a module that also calls ``clock`` after each of the nodes."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(traced.graph, copies))
     for node in nodes:
         with graph.inserting_after(copies[node]):
             graph.call_module("exitlens_clock")
-    return fx.GraphModule({**members(backbone, traced, traced.graph), "exitlens_clock": clock}, graph)
+    return fx.GraphModule({**traced.list_members(traced.graph), "exitlens_clock": clock}, graph)
 
 
-def _pieces(module: fx.GraphModule, clock: _Clock, tensors: Sequence[Tensor]) -> list[float]:
-    """Seconds of every piece in one run, on copies: a backbone may change its input."""
+def _time_parts(module: fx.GraphModule, clock: _Clock, tensors: Sequence[Tensor]) -> list[float]:
+    """Seconds of every part in one run, on copies: a backbone may change its input."""
     copies = [t.clone() for t in tensors]
     clock.times = []
     clock()

@@ -10,24 +10,21 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.errors import AttachError, InputError
 from exitlens.model.backbones.build import build_backbone, make_example
-from exitlens.model.cutting.boundaries import UncuttableError, check_features, crossing, find_last_features, find_node_layout
-from exitlens.model.cutting.graph import TracedGraph
-from exitlens.model.cutting.looking import Seen, look, runnable
-from exitlens.model.cutting.macs import disable_fused_kernels
-from exitlens.model.cutting.modes import preserve_state, switch_mode
+from exitlens.model.cutting.boundaries import check_cut, find_last_features
+from exitlens.model.cutting.graph import TracedBackbone
+from exitlens.model.cutting.macs import count_node_macs
+from exitlens.model.cutting.modes import preserve_state
 from exitlens.model.cutting.node_timing import time_shares
 from exitlens.model.cutting.trace import trace
 from exitlens.model.input_spec import check_example
 from exitlens.model.layouts import Kind
-from exitlens.types.inputs import Inputs, list_tensors, map_inputs
+from exitlens.types.inputs import Inputs, map_inputs
 
-By = Literal["cost", "time"]
-BY: tuple[By, ...] = get_args(By)
+Placement = Literal["cost", "time"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 RUNS = 3
 SAME_TIME = 0.05
 
@@ -54,26 +51,12 @@ class ExitPoint:
         return asdict(self)
 
 
-class _Counter(fx.Interpreter):
-    """Runs a graph and keeps the multiply-accumulates of every node."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.macs = dict[str, int]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            value = super().run_node(n)
-        self.macs[n.name] = counter.get_total_flops() // 2
-        return value
-
-
 def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, runs: int = RUNS) -> list[ExitPoint]:
     """Lists the places where an exit can go, in the order of execution.
 
     A place is listed where one feature map (or one sequence of tokens, and its padding mask) is all that the rest of the
-    network needs: not in the middle of a residual block (``attach`` can cut there too, carrying what crosses). Where several
-    names mean the same place, the shortest is given; modules that run more than once have no name for each time.
+    network needs: not in the middle of a residual block (``attach`` can cut there too, and passes on all that crosses).
+    Where several names mean the same place, the shortest is given; a module that runs more than once is not listed.
 
     Args:
         backbone: a module or a source such as ``"timm:resnet18"``.
@@ -86,45 +69,37 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
     with preserve_state(backbone):
-        return _points(backbone, _zeros(backbone) if example is None else example, runs)[0]
+        return _list_points(_trace_first(backbone, _make_zeros(backbone) if example is None else example), runs)
 
 
-def _zeros(backbone: nn.Module) -> Inputs:
+def _make_zeros(backbone: nn.Module) -> Inputs:
     """The default example, on the device of the backbone and, if it is an image, of its dtype."""
     like = next(backbone.parameters(), torch.zeros(()))
     return map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
 
 
-def _points(
-    backbone: nn.Module, example: Inputs, runs: int, kind: Kind | None = None
-) -> tuple[list[ExitPoint], TracedGraph]:
-    """The places of :func:`exit_points`, and the graph that they were found in."""
+def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
+    """The backbone in evaluation mode, traced with the example's first sample."""
     check_example(example)
-    example = map_inputs(example, lambda t: t[:1])
-    traced = trace(backbone, False, example)
-    seen = look(backbone, traced, example)
-    order = list(traced.graph.nodes)
-    end = traced.position(find_last_features(backbone, traced, seen))
-    macs = _count(runnable(backbone, traced), example)
-    masks = _from_other_inputs(traced)
-    places = [
-        node
-        for node in order[:end]
-        if traced.name_of(node)
-        and _alone(traced, seen, node, masks)
-        and _is_map(backbone, traced, node, seen, example, kind)
-    ]
-    shares = time_shares(backbone, traced, places, example, runs) if runs else [0.0] * len(places)
-    total, up_to = max(sum(macs.values()), 1), dict(zip(order, accumulate(macs[n.name] for n in order), strict=True))
-    points = [
-        ExitPoint(str(traced.name_of(node)), up_to[node], up_to[node] / total, seen.shapes[node.name][1:], share)
-        for node, share in zip(places, shares, strict=True)
-    ]
-    return points, traced
+    return trace(backbone, False, map_inputs(example, lambda t: t[:1]))
+
+
+def _list_points(traced: TracedBackbone, runs: int, kind: Kind | None = None) -> list[ExitPoint]:
+    end = traced.position(find_last_features(traced))
+    macs = count_node_macs(traced.runnable(), traced.example)
+    ignored = _list_token_and_mask_nodes(traced)
+    places = [node for node in traced.nodes[:end] if traced.name_of(node) and _can_hold_exit(traced, node, kind, ignored)]
+    shares = time_shares(traced, places, runs) if runs else [0.0] * len(places)
+    total, up_to = max(sum(macs.values()), 1), list(accumulate(macs[n] for n in traced.nodes))
+    points = []
+    for node, share in zip(places, shares, strict=True):
+        so_far = up_to[traced.position(node)]
+        points.append(ExitPoint(str(traced.name_of(node)), so_far, so_far / total, traced.shape_of(node)[1:], share))
+    return points
 
 
 def place_exits(
-    backbone: nn.Module, example: Inputs, count: int, layout: Kind | None = None, *, by: By = "cost"
+    backbone: nn.Module, example: Inputs, count: int, layout: Kind | None = None, *, placement: Placement = "cost"
 ) -> list[str]:
     """Names of ``count`` exit points that lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
 
@@ -132,18 +107,19 @@ def place_exits(
         backbone: a module. example: as in :func:`exit_points`.
         count: how many.
         layout: of the features, as in :func:`~exitlens.model.attach.attach`.
-        by: shares of ``"cost"``, or of the ``"time"`` measured on this machine: where they are not the same (few
+        placement: shares of ``"cost"``, or of the ``"time"`` measured on this machine: where they are not the same (few
             multiply-accumulates on large maps), exits at equal cost do not save equal time.
 
     Raises:
-        InputError: for a count below 1 or an unknown ``by``; AttachError: for more exits than there are places.
+        InputError: for a count below 1 or an unknown ``placement``; AttachError: for more exits than there are places.
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
-    check_by(by)
-    points, traced = _points(backbone, example, RUNS if by == "time" else 0, layout)
+    check_placement(placement)
+    traced = _trace_first(backbone, example)
+    points = _list_points(traced, RUNS if placement == "time" else 0, layout)
     try:
-        return choose_points(points, count, by)
+        return choose_points(points, count, placement)
     except AttachError as error:
         again = max(traced.repeated.items(), key=lambda item: item[1][0], default=None)
         if again is None:
@@ -152,17 +128,18 @@ def place_exits(
         raise AttachError(f"{error} ({hint})") from error
 
 
-def choose_points(points: Sequence[ExitPoint], count: int, by: By = "cost") -> list[str]:
+def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement = "cost") -> list[str]:
     """What :func:`place_exits` chooses among the places of a backbone.
 
     Raises:
         AttachError: for more exits than there are places.
     """
-    points = [p for p, later in zip(points, [*points[1:], None], strict=True) if p.macs and not _same(p, later, by)]
+    followed = zip(points, [*points[1:], None], strict=True)
+    points = [p for p, following in followed if p.macs and not _is_superseded(p, following, placement)]
     if len(points) < count:
         names = [p.name for p in points]
         raise AttachError(f"at: {count} early exits do not fit, this backbone has {len(points)} places for them: {names}")
-    shares = [p.time_share if by == "time" else p.cost for p in points]
+    shares = [p.time_share if placement == "time" else p.cost for p in points]
     chosen: list[int] = []
     for k in range(count):
         target = (k + 1) / (count + 1)
@@ -171,59 +148,32 @@ def choose_points(points: Sequence[ExitPoint], count: int, by: By = "cost") -> l
     return [points[i].name for i in chosen]
 
 
-def _same(point: ExitPoint, later: ExitPoint | None, by: By) -> bool:
-    """Whether the next place is taken instead, after normalisation and activation: it costs no more, or hardly more time."""
-    if later is None or later.macs > point.macs:
+def _is_superseded(point: ExitPoint, following: ExitPoint | None, placement: Placement) -> bool:
+    """Whether the next place is better, after normalisation and activation: it costs no more, or hardly more time."""
+    if following is None or following.macs > point.macs:
         return False
-    return by == "cost" or later.time_share - point.time_share < SAME_TIME
+    return placement == "cost" or following.time_share - point.time_share < SAME_TIME
 
 
-def check_by(by: str) -> None:
+def check_placement(placement: str) -> None:
     """Raises :class:`InputError` for what exits cannot be placed by."""
-    if by not in BY:
-        raise InputError(f"by: expected 'cost' (multiply-accumulates) or 'time' (measured), got {by!r}")
+    if placement not in PLACEMENTS:
+        raise InputError(f"placement: expected 'cost' (multiply-accumulates) or 'time' (measured), got {placement!r}")
 
 
-def _count(module: fx.GraphModule, example: Inputs) -> dict[str, int]:
-    """MACs by node, without computing if the operations allow it."""
-    with disable_fused_kernels():
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-                return _macs(module, map_inputs(example, fake.from_tensor))
-        except Exception:  # an operation without a fake implementation
-            return _macs(module, example)
+def _list_token_and_mask_nodes(traced: TracedBackbone) -> set[fx.Node]:
+    """The tokens, and what depends on later inputs only: padding masks in whatever form the layers take them."""
+    found = set(traced.inputs[1:])
+    for node in traced.nodes:
+        if node.op != "placeholder" and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found | {node for node in traced.inputs if len(traced.shape_of(node)) == 2}
 
 
-def _macs(module: fx.GraphModule, example: Inputs) -> dict[str, int]:
-    counter = _Counter(module)
-    with switch_mode(module, False), torch.no_grad():
-        counter.run(*list_tensors(example))
-    return counter.macs
-
-
-def _is_map(backbone: nn.Module, traced: TracedGraph, node: fx.Node, seen: Seen, example: Inputs, kind: Kind | None) -> bool:
+def _can_hold_exit(traced: TracedBackbone, node: fx.Node, kind: Kind | None, ignored: set[fx.Node]) -> bool:
+    """Whether features with several locations are all that crosses there, tokens and masks (small integers) aside."""
     try:
-        check_features(backbone, seen, node)
-        layout = find_node_layout(backbone, traced, node, seen, example, kind)
-    except (AttachError, UncuttableError):
+        layout, crossing = check_cut(traced, node, kind)
+    except AttachError:
         return False
-    return math.prod(layout.size(seen.shapes[node.name])) > 1
-
-
-def _from_other_inputs(traced: TracedGraph) -> set[fx.Node]:
-    """Nodes that do not depend on the first input: padding masks in whatever form the layers take them; and the tokens."""
-    free: set[fx.Node] = set(traced.inputs[1:])
-    for node in traced.graph.nodes:
-        if node.op != "placeholder" and all(parent in free for parent in node.all_input_nodes):
-            free.add(node)
-    return free
-
-
-def _alone(traced: TracedGraph, seen: Seen, node: fx.Node, free: set[fx.Node]) -> bool:
-    """Whether nothing but the node crosses there, forms of other inputs aside."""
-    try:
-        needed = crossing(traced, seen, traced.position(node))
-    except UncuttableError:
-        return False
-    texts = {n for n in traced.inputs if len(seen.shapes[n.name]) == 2}  # small integers
-    return {n for n in needed if n not in free | texts} == {node}
+    return math.prod(layout.size(traced.shape_of(node))) > 1 and set(crossing) - ignored == {node}

@@ -15,8 +15,8 @@ Activations = tuple[Tensor, ...]
 class Stage(nn.Module):
     """The part of the backbone between two exits: ``stage(*activations) -> activations``, the features first.
 
-    It holds one graph per mode (a trace bakes the training flag in) over the same submodules and parameters, which are
-    those of the source backbone. ``activations`` is every tensor that crosses the cut.
+    It holds one graph for each mode, because a trace bakes the training flag in. Both use the same submodules and
+    parameters, which are the backbone's own. ``activations`` are all tensors that cross the cut.
     """
 
     def __init__(self, training_graph: fx.GraphModule, evaluation_graph: fx.GraphModule) -> None:
@@ -40,7 +40,7 @@ class Stage(nn.Module):
         return cast(fx.GraphModule, self.__dict__["evaluation_body"])
 
     def replace_evaluation(self, graph: fx.GraphModule) -> None:
-        """Another graph for evaluation mode, with members of its own."""
+        """Sets another graph for evaluation mode, with members of its own."""
         self.__dict__["evaluation_body"] = graph
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), cuda() and so on call
@@ -52,24 +52,23 @@ class Stage(nn.Module):
 
 
 def _retarget(body: fx.GraphModule, device: torch.device) -> None:
-    """Lets tensors that the graph makes itself be made on ``device``: torch.export writes the example's into it."""
+    """Makes the graph's own tensors on ``device`` instead of the example's, which torch.export writes into the graph."""
+    replaced: set[torch.device] = set()
 
-    others = [False]
-
-    def changed(value: Any) -> Any:
+    def retarget(value: Any) -> Any:
         if not isinstance(value, torch.device) or value == device:
             return value
-        others.append(True)
+        replaced.add(value)
         return device
 
     for node in body.graph.nodes:
-        node.args, node.kwargs = map_aggregate(node.args, changed), map_aggregate(node.kwargs, changed)
-    if any(others):
+        node.args, node.kwargs = map_aggregate(node.args, retarget), map_aggregate(node.kwargs, retarget)
+    if replaced:
         body.recompile()
 
 
 def _merge(into: nn.Module, other: nn.Module) -> None:
-    """Adds the members that only one mode's graph uses to the other's tree."""
+    """Adds to the members of one mode's graph those that only the other mode's graph uses."""
     for name, parameter in other.named_parameters(recurse=False):
         into.register_parameter(name, parameter)
     for name, buffer in other.named_buffers(recurse=False):

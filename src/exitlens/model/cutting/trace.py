@@ -10,20 +10,20 @@ import torch
 from torch import nn
 
 from exitlens.errors import AttachError
-from exitlens.model.cutting.graph import TracedGraph
+from exitlens.model.cutting.graph import TracedBackbone, find_name
 from exitlens.model.cutting.trace_export import trace_export
 from exitlens.model.cutting.trace_fx import FxTracer, trace_fx
 from exitlens.types.inputs import Inputs, list_input_names
 
 
-def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedGraph:
+def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedBackbone:
     """Traces ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses (or ``export`` asks for it).
 
     Raises:
         AttachError: if neither can follow the forward pass (control flow that depends on data, for example).
     """
-    check_arguments(backbone, example)
-    tracer = FxTracer(list_input_names(example))
+    _check_forward(backbone, example)
+    tracer = FxTracer(example)
     refused: Exception | None = None
     if not export:
         try:
@@ -35,10 +35,10 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
     except AttachError:
         raise
     except Exception as error:  # torch.export has many kinds of its own
-        raise AttachError(_refusal(backbone, training, tracer, refused or error, error)) from error
+        raise AttachError(_describe_refusal(backbone, training, tracer, refused or error, error)) from error
 
 
-def check_arguments(backbone: nn.Module, example: Inputs) -> None:
+def _check_forward(backbone: nn.Module, example: Inputs) -> None:
     """Raises :class:`AttachError` if the forward needs an argument that the example does not have."""
     parameters = list(inspect.signature(backbone.forward).parameters.values())
     given = list_input_names(example) or tuple(p.name for p in parameters[:1])
@@ -51,38 +51,38 @@ def check_arguments(backbone: nn.Module, example: Inputs) -> None:
         )
 
 
-def _refusal(backbone: nn.Module, training: bool, tracer: FxTracer, first: Exception, second: Exception) -> str:
+def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, first: Exception, second: Exception) -> str:
     """What neither tracer could follow, where it is, and where an exit could be."""
-    module = tracer.inside[-1] if tracer.inside else ""
+    module = tracer.running[-1] if tracer.running else ""
     place = f"in module {module!r} ({type(backbone.get_submodule(module)).__name__})" if module else "in its own forward"
-    line = _user_line(first)
+    line = _find_user_line(first)
     why = str(second).strip().split("\n", maxsplit=1)[0]
     text = (
         f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
         f"{line}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {why!r}. What a sample runs may not "
-        "depend on the values in its batch (exits route each sample alone). Mend: write the choice as torch.where or "
+        "depend on the values in its batch, because exits route each sample alone. Mend: write the choice as torch.where or "
         "torch.cond"
     )
-    near = _places_around(backbone, training, tracer, module) if module else []
+    near = _list_names_around(backbone, training, tracer, module) if module else []
     return text + (f"; the nearest cuts, once that is done: {', '.join(map(repr, near))}" if near else "")
 
 
-def _places_around(backbone: nn.Module, training: bool, failed: FxTracer, module: str) -> list[str]:
+def _list_names_around(backbone: nn.Module, training: bool, failed: FxTracer, module: str) -> list[str]:
     """The module names right before and after a module that cannot be looked into."""
-    tracer = FxTracer(failed.inputs, leaf=module)
+    tracer = FxTracer(failed.example, leaf=module)
     try:
         traced = trace_fx(backbone, training, tracer)
     except Exception:
         return []
-    if module not in traced.outputs:
+    if module not in traced.last_nodes:
         return []
-    place = traced.position(traced.outputs[module])
-    earlier = [node for node in list(traced.graph.nodes)[:place] if traced.name_of(node)]
-    return [name for name in (traced.name_of(earlier[-1]) if earlier else None, module) if name]
+    place = traced.position(traced.last_nodes[module])
+    earlier = [name for node in traced.nodes[:place] if (name := find_name(node, traced.last_nodes))]
+    return [*earlier[-1:], module]
 
 
-def _user_line(error: BaseException) -> str:
-    """``, line 12 of net.py``: the last line of the traceback that is not PyTorch's."""
+def _find_user_line(error: BaseException) -> str:
+    """``, line 12 of net.py``: the last line of the traceback that is the user's."""
     home = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((home, "<"))]
     frames = [f for f in frames if "exitlens" not in Path(f.filename).parts]

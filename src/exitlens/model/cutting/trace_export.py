@@ -1,4 +1,4 @@
-"""Tracing by torch.export: ATen operations with the parameters by name, cut by the module each operation came from."""
+"""Tracing by torch.export: a graph of ATen operations, each of which knows the module that it came from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from exitlens.model.cutting.graph import TracedGraph
+from exitlens.model.cutting.graph import TracedBackbone
 from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors
@@ -35,7 +35,7 @@ class _LogitsOnly(nn.Module):
         return logits
 
 
-def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> TracedGraph:
+def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> TracedBackbone:
     """Traces by torch.export with a dynamic batch axis; raises whatever export raises.
 
     Parameters and buffers are the backbone's own, by name. Operations that only check shapes are left out.
@@ -49,12 +49,12 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
             dynamic_shapes=(tuple({0: batch} for _ in tensors),),
             strict=False,
         )
-    return _convert(program, "train" if training else "eval", list_input_names(example))
+    return _convert(program, backbone, example, "train" if training else "eval")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to itself the graph that torch.export prints where it fails: the error says what matters."""
+    """Silences torch.export, which prints its graph where it fails; the error says what matters."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -65,17 +65,17 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _convert(program: torch.export.ExportedProgram, mode: str, names: tuple[str, ...]) -> TracedGraph:
-    """The program's graph with its parameters as attributes of the backbone instead of inputs."""
+def _convert(program: torch.export.ExportedProgram, backbone: nn.Module, example: Inputs, mode: str) -> TracedBackbone:
+    """The program's graph, in which parameters are attributes of the backbone instead of inputs."""
     graph, extras = fx.Graph(), dict[str, Any]()
     copies: dict[fx.Node, fx.Node] = {}
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    given = iter(names)
+    names = iter(list_input_names(example))
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = specs[node.name]
             if spec.kind is InputKind.USER_INPUT:
-                copies[node] = graph.placeholder(next(given, node.name))
+                copies[node] = graph.placeholder(next(names, node.name))
             else:
                 copies[node] = graph.get_attr(_attribute(program, spec, mode, extras))
         elif node.op == "get_attr":
@@ -88,8 +88,9 @@ def _convert(program: torch.export.ExportedProgram, mode: str, names: tuple[str,
         elif not any(check in str(node.target) for check in _CHECKS):
             copies[node] = graph.node_copy(node, copies.__getitem__)
     outputs, repeated = _module_outputs(program.graph)
+    last_nodes = {name: copies[node] for name, node in outputs.items()}
     again = {name: (count, None if node is None else copies[node]) for name, (count, node) in repeated.items()}
-    return TracedGraph(graph, {name: copies[node] for name, node in outputs.items()}, again, extras, exported=True)
+    return TracedBackbone(backbone, example, graph, last_nodes, again, extras, exported=True)
 
 
 def _attribute(program: torch.export.ExportedProgram, spec: Any, mode: str, extras: dict[str, Any]) -> str:
@@ -102,7 +103,7 @@ def _attribute(program: torch.export.ExportedProgram, spec: Any, mode: str, extr
 
 
 def _module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, tuple[int, fx.Node | None]]]:
-    """For every module the last of its tensors that others use; apart those that run more than once, and how often."""
+    """The last tensor of every module that others use; modules that run more than once are apart, with how often they do."""
     calls: dict[str, set[str]] = {}
     inside: dict[fx.Node, set[str]] = {}
     for node in graph.nodes:

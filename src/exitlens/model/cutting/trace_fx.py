@@ -9,26 +9,27 @@ from typing import Any
 
 from torch import fx, nn
 
-from exitlens.model.cutting.graph import TracedGraph
+from exitlens.model.cutting.graph import TracedBackbone
 from exitlens.model.cutting.modes import preserve_state, switch_mode
+from exitlens.types.inputs import Inputs, list_input_names
 
 
 class FxTracer(fx.Tracer):
-    """torch.fx's tracer with placeholders for the inputs only (other arguments keep their defaults), and a memory for names.
+    """torch.fx's tracer with placeholders for the inputs only; it remembers which node each module returned.
 
     Args:
-        inputs: names of the inputs; empty means the first argument of the forward.
+        example: inputs by the names of the forward's arguments, or one tensor for its first; others keep their defaults.
         leaf: name of a module not to look into.
     """
 
     proxy_buffer_attributes = True  # a forward that changes a buffer (counts batches) does so in the graph, not while traced
 
-    def __init__(self, inputs: tuple[str, ...], leaf: str | None = None) -> None:
+    def __init__(self, example: Inputs, leaf: str | None = None) -> None:
         super().__init__()
-        self.inputs, self.leaf = inputs, leaf
+        self.example, self.leaf = example, leaf
         self.outputs: dict[str, fx.Node] = {}
         self.calls: Counter[str] = Counter()
-        self.inside: list[str] = []  # the modules that are running; after an error, those it came from
+        self.running: list[str] = []  # the modules that are being traced; after an error, those it came from
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module is one node of the graph."""
@@ -37,35 +38,35 @@ class FxTracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for the inputs; the arguments before and between them keep their defaults."""
         parameters = list(inspect.signature(self.root.forward).parameters.values())
-        wanted = self.inputs or tuple(p.name for p in parameters[:1])
-        made = {name: self.create_proxy("placeholder", name, (), {}) for name in wanted}
+        wanted = list_input_names(self.example) or tuple(p.name for p in parameters[:1])
+        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in wanted}
         names = [p.name for p in parameters]
         absent = [name for name in wanted if name not in names]
         if absent:
             raise TypeError(f"its forward has no argument {absent[0]!r}")
         reach = max(names.index(name) for name in wanted) + 1
-        return root_fn, [self.root, *(made.get(p.name, p.default) for p in parameters[:reach])]
+        return root_fn, [self.root, *(proxies.get(p.name, p.default) for p in parameters[:reach])]
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Traces the call and remembers where the module has its output."""
         name = self.path_of_module(m)
-        self.inside.append(name)
+        self.running.append(name)
         out = super().call_module(m, forward, args, kwargs)
-        self.inside.pop()
+        self.running.pop()
         self.calls[name] += 1
         if isinstance(out, fx.Proxy):
             self.outputs[name] = out.node
         return out
 
 
-def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedGraph:
+def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBackbone:
     """Traces by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
     before = set(vars(backbone))
     with preserve_state(backbone):
         with switch_mode(backbone, training):
             graph = tracer.trace(backbone)
-        made = {name: vars(backbone)[name] for name in set(vars(backbone)) - before}  # fx hangs constants on the module
-    renamed = {name: f"{name}_{'train' if training else 'eval'}" for name in made}
+        constants = {name: vars(backbone)[name] for name in set(vars(backbone)) - before}  # fx hangs them on the module
+    renamed = {name: f"{name}_{'train' if training else 'eval'}" for name in constants}
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in renamed:
             node.target = renamed[node.target]
@@ -75,15 +76,16 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedGra
             graph.erase_node(node)
     repeated = {name: (count, tracer.outputs.get(name)) for name, count in tracer.calls.items() if count > 1}
     outputs = {name: node for name, node in tracer.outputs.items() if name not in repeated}
-    return TracedGraph(graph, outputs, repeated, {renamed[name]: value for name, value in made.items()})
+    extras = {renamed[name]: value for name, value in constants.items()}
+    return TracedBackbone(backbone, tracer.example, graph, outputs, repeated, extras)
 
 
 def _unpack_output(graph: fx.Graph) -> None:
     """Lets the graph return a named tuple of nodes instead of a node that makes the named tuple."""
     output = list(graph.nodes)[-1]
-    made = output.args[0]
-    if isinstance(made, fx.Node) and callable(made.target) and hasattr(made.target, "_fields"):
-        output.args = (made.target(*made.args, **made.kwargs),)
-        graph.erase_node(made)
-    elif isinstance(made, fx.Node) and isinstance(made.target, type):
-        raise TypeError(f"its output is a {made.target.__name__}, which torch.fx does not look into")
+    returned = output.args[0]
+    if isinstance(returned, fx.Node) and callable(returned.target) and hasattr(returned.target, "_fields"):
+        output.args = (returned.target(*returned.args, **returned.kwargs),)
+        graph.erase_node(returned)
+    elif isinstance(returned, fx.Node) and isinstance(returned.target, type):
+        raise TypeError(f"its output is a {returned.target.__name__}, which torch.fx does not look into")

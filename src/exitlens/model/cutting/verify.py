@@ -1,4 +1,4 @@
-"""Is this a backbone that can be cut, and do the pieces equal it? Run before attach returns."""
+"""Checks that attach runs before it returns: the backbone can be cut, and its pieces together equal it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError, TraceMismatchError
+from exitlens.model.cutting.boundaries import count_embedding_rows
 from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
-from exitlens.model.cutting.split import Split
+from exitlens.model.cutting.split import Pieces
 from exitlens.model.cutting.stage import Activations
-from exitlens.types.inputs import MASK, Inputs, list_input_names, list_tensors
+from exitlens.types.inputs import MASK, list_input_names, list_tensors
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
 _QUANTISED = (
@@ -26,7 +27,7 @@ _QUANTISED = (
 )
 
 
-def admit(backbone: nn.Module) -> None:
+def check_backbone(backbone: nn.Module) -> None:
     """Raises :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without values."""
     if isinstance(backbone, torch.jit.ScriptModule):
         raise AttachError("backbone: it is TorchScript, which cannot be cut. Mend: attach to the Python module it came from")
@@ -58,66 +59,63 @@ def admit(backbone: nn.Module) -> None:
         raise AttachError("backbone: it has no parameters: expected a network with weights")
 
 
-def probe(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
+def verify(pieces: Pieces) -> None:
     """Runs staged and plain on the same random inputs, in both modes and at three batch sizes; they must be equal.
 
-    So must buffers and gradients after a training pass.
-
-    Then once more with a row dropped, and the others exchanged at the first cut, as routing does: every sample must get the
-    answer that it gets in the full batch. Buffers (batch-norm statistics), the random state and the mode of every module are
-    what they were afterwards.
+    So must buffers and gradients after a training pass. Then they run once more with a row dropped and the others exchanged
+    after the first cut, as routing does: every sample must get the answer that it gets in the full batch. Afterwards
+    buffers (batch-norm statistics), the random state and the mode of every module are what they were.
 
     Raises:
         TraceMismatchError: if they differ.
     """
-    with fill_zero_parameters(backbone):
-        _probe_evaluation(backbone, pieces, example)
-        _probe_training(backbone, pieces, example)
+    with fill_zero_parameters(pieces.traced.backbone):
+        _verify_evaluation(pieces)
+        _verify_training(pieces)
 
 
-def _probe_evaluation(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
-    names, inputs = list_input_names(example), make_random_inputs(example, pieces, 3)
+def _verify_evaluation(pieces: Pieces) -> None:
+    backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 3)
     with preserve_state(backbone):
-        state = _scalars(backbone)
-        plain = run_plain(backbone, inputs, names, False)
-        if _scalars(backbone) != state:
-            again = run_plain(backbone, inputs, names, False)
+        state = _list_scalars(backbone)
+        plain = run_plain(pieces, inputs, False)
+        if _list_scalars(backbone) != state:
+            again = run_plain(pieces, inputs, False)
             _compare(plain, again, 1e-6, "a second call: its forward keeps a state that stages cannot share")
-        buffers = _buffers(backbone)
+        buffers = _copy_buffers(backbone)
     with preserve_state(backbone):
         staged = run_staged(pieces, inputs, False)
         _compare(plain, staged, 1e-6, "batch 3 in evaluation mode")
-        _compare_buffers(buffers, _buffers(backbone))
+        _compare_buffers(buffers, _copy_buffers(backbone))
     with preserve_state(backbone):
         one = [t[:1] for t in inputs]
-        _compare(run_plain(backbone, one, names, False), run_staged(pieces, one, False), 1e-6, "a single sample")
+        _compare(run_plain(pieces, one, False), run_staged(pieces, one, False), 1e-6, "a single sample")
         routed = run_staged(pieces, [t[[2, 0]] for t in inputs], False, exchange=True)
-    spread = (plain - plain.mean(0)).abs().max().item()  # what is the samples' own; the rest may be a constant
+    spread = (plain - plain.mean(0)).abs().max().item()  # how far samples differ; the rest of a logit may be a constant
     allowed = 2e-5 + 1e-3 * spread / max(plain.abs().max().item(), 1e-6) if math.isfinite(spread) else 1e-3
     _compare(plain[[0, 2]], routed, allowed, "two samples of three: they depend on who else is in the batch")
 
 
-def _probe_training(backbone: nn.Module, pieces: Split, example: Inputs) -> None:
-    names, inputs = list_input_names(example), make_random_inputs(example, pieces, 2)
+def _verify_training(pieces: Pieces) -> None:
+    backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 2)
     with preserve_state(backbone):
-        plain = run_plain(backbone, inputs, names, True, gradients=True)
-        buffers = _buffers(backbone)
+        plain = run_plain(pieces, inputs, True, gradients=True)
+        buffers = _copy_buffers(backbone)
         try:
-            expected = _gradients(backbone, plain)
+            expected = _take_gradients(backbone, plain)
         except RuntimeError:  # the plain backbone itself cannot be trained: there is nothing to be equal to
             expected = None
     with preserve_state(backbone):
         staged = run_staged(pieces, inputs, True, gradients=True)
         _compare(plain.detach(), staged.detach(), 1e-6, "batch 2 in training mode")
-        _compare_buffers(buffers, _buffers(backbone))
+        _compare_buffers(buffers, _copy_buffers(backbone))
         if expected is not None:
-            _compare_gradients(expected, _gradients(backbone, staged))
+            _compare_gradients(expected, _take_gradients(backbone, staged))
 
 
-def run_plain(
-    backbone: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], training: bool, gradients: bool = False
-) -> Tensor:
+def run_plain(pieces: Pieces, inputs: Sequence[Tensor], training: bool, gradients: bool = False) -> Tensor:
     """The backbone's own logits, with the random state forked and seeded."""
+    backbone, names = pieces.traced.backbone, list_input_names(pieces.traced.example)
     with switch_mode(backbone, training), torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
         own = [t.clone() for t in inputs]  # a forward may change its input
@@ -127,9 +125,9 @@ def run_plain(
 
 
 def run_staged(
-    pieces: Split, inputs: Sequence[Tensor], training: bool, exchange: bool = False, gradients: bool = False
+    pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchange: bool = False, gradients: bool = False
 ) -> Tensor:
-    """The same by stages and tail; after the first stage in the opposite order, if asked for."""
+    """The same by stages and tail; with ``exchange``, in the opposite order of samples after the first stage."""
     activations: Activations = tuple(inputs)
     with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
@@ -141,19 +139,19 @@ def run_staged(
     return activations[0].clone()
 
 
-def _scalars(module: nn.Module) -> list[Any]:
+def _list_scalars(module: nn.Module) -> list[Any]:
     """The numbers and words among the attributes of all submodules."""
     return [value for m in module.modules() for value in vars(m).values() if isinstance(value, int | float | str)]
 
 
-def _buffers(module: nn.Module) -> dict[str, Tensor]:
+def _copy_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.named_buffers()}
 
 
-def _gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
-    """Of a fixed random sum of the logits, by name of the parameter; ``None`` where none arrives.
+def _take_gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
+    """Gradients of a fixed random sum of the logits, by parameter name; ``None`` where none arrives.
 
-    Of each module that has parameters of its own the smallest, which takes half the time of all.
+    Each module's smallest parameter stands for all of its own, which takes half the time.
     """
     named: dict[str, Tensor] = {}
     for prefix, owner in module.named_modules():
@@ -173,14 +171,14 @@ def _compare(plain: Tensor, staged: Tensor, tolerance: float, where: str) -> Non
         gap = (plain - staged).abs().masked_fill(same, 0).max().item()
         scale = plain.masked_fill(~plain.isfinite(), 0).abs().max().item()
     if not gap <= tolerance * max(scale, 1e-6):
-        raise TraceMismatchError(f"probe: staged and plain output differ by {gap:.3g} at {where}. {_MEND}")
+        raise TraceMismatchError(f"backbone: staged and plain output differ by {gap:.3g} at {where}. {_MEND}")
 
 
 def _compare_buffers(plain: dict[str, Tensor], staged: dict[str, Tensor]) -> None:
     for name, value in plain.items():
         other = staged.get(name)
         if other is None or other.shape != value.shape or not torch.allclose(value, other, 1e-4, 1e-5, equal_nan=True):
-            raise TraceMismatchError(f"probe: buffer {name!r} is not what the plain backbone's forward makes it. {_MEND}")
+            raise TraceMismatchError(f"backbone: buffer {name!r} is not what the plain backbone's forward makes it. {_MEND}")
 
 
 def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor | None]) -> None:
@@ -192,22 +190,23 @@ def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor
             same = bool((value - other).abs().max() <= 1e-4 * max(scale, 1e-6))
         if not same:
             raise TraceMismatchError(
-                f"probe: the gradient of {name!r} is not the plain backbone's (no_grad, or a gradient of its own). {_MEND}"
+                f"backbone: the gradient of {name!r} is not the plain network's (no_grad, or a gradient of its own). {_MEND}"
             )
 
 
 _MEND = (
-    "Something in it does not show in a trace (a hook, a train() of its own, a state, a custom gradient). Mend: take that "
+    "Something in it does not show in a trace: a hook, a train() of its own, a state, a custom gradient. Mend: take that "
     "out of the forward, or cut elsewhere"
 )
 
 
-def make_random_inputs(example: Inputs, pieces: Split, batch: int) -> tuple[Tensor, ...]:
+def make_random_inputs(pieces: Pieces, batch: int) -> tuple[Tensor, ...]:
     """Normal noise for images, random tokens below what the embedding knows, masks with padding of different lengths."""
     rng = torch.Generator().manual_seed(batch)
-    names = list_input_names(example) or ("",)
+    example = pieces.traced.example
+    names, vocabulary = list_input_names(example) or ("",), count_embedding_rows(pieces.traced)
     made = []
-    for name, tensor, known in zip(names, list_tensors(example), pieces.vocabulary, strict=True):
+    for name, tensor, known in zip(names, list_tensors(example), vocabulary, strict=True):
         shape = (batch, *tensor.shape[1:])
         if tensor.is_floating_point():
             made.append(torch.randn(shape, generator=rng).to(tensor))

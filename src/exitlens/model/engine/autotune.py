@@ -17,10 +17,10 @@ from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.malloc import can_keep_memory, keep_memory
 from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads import ExitHead
+from exitlens.model.malloc import can_keep_memory, keep_memory
 from exitlens.types import Policy
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from exitlens.model.engine.malloc import keep_memory
 from exitlens.model.engine.tuning import Tuning
+from exitlens.model.malloc import keep_memory
 
 
 def apply_tuning(tuning: Tuning) -> AbstractContextManager[Any]:

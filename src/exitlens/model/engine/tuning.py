@@ -25,7 +25,7 @@ class Tuning:
         precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay).
         folded: batch normalisation folded into the convolutions before it (arXiv 1712.05877, section 3.2).
         threads: of PyTorch while it answers, if the process has that many; 0: as they are.
-        keep_memory: from the first answer on the process keeps the memory it has used (:mod:`exitlens.model.engine.malloc`).
+        keep_memory: from the first answer on the process keeps the memory it has used (:mod:`exitlens.model.malloc`).
         measured: what the choice rests on, for the record.
 
     Raises:

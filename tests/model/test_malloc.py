@@ -1,6 +1,6 @@
 """Memory is kept where the C library can, with a stand-in for the library."""
 
-from exitlens.model.engine import malloc
+from exitlens.model import malloc
 
 
 def test_memory_is_kept_where_the_library_can(monkeypatch):

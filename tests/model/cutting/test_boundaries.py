@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.cutting import boundaries
+from exitlens.model.cutting.boundaries import UncuttableError
+from exitlens.model.cutting.trace import trace
+from exitlens.model.layouts import Layout
+from tests.conftest import TinyNet
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+class Skips(nn.Module):
+    """The input and the features of ``a`` are needed again after ``b``; so is the number of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.fc, self.scale = nn.Linear(3, 2), nn.Parameter(torch.ones(1, 3, 1, 1))
+
+    def forward(self, x):
+        scale = self.scale.exp()
+        first = self.a(x) * scale
+        second = self.b(first)
+        third = self.c(second + x) * scale + first
+        return self.fc(third.view(x.size(0), 3, -1).mean(2))
+
+
+def crossing(traced, name):
+    return [n.name for n in boundaries.list_crossing_tensors(traced, traced.position(traced.outputs[name]))]
+
+
+def test_the_tensors_that_cross_by_hand():
+    traced = trace(Skips(), False, X)
+    assert crossing(traced, "a") == ["x", "a"]
+    assert crossing(traced, "b") == ["x", "mul", "b"]  # scale is computed again
+    assert crossing(traced, "c") == ["mul", "c"]  # and the number of samples is read off these
+    assert crossing(trace(TinyNet(), False, X), "a") == ["a_2"]
+
+
+def test_names_become_nodes_in_order():
+    traced = trace(TinyNet(), False, X)
+    assert [n.name for n in boundaries.find_cut_nodes(traced, ["a.0", "b"])] == ["a_0", "b_2"]
+    for at, message in ((["b", "a"], r"use \['a', 'b'\]"), (["d"], "no module 'd'"), (["a", "a.2"], "different")):
+        with pytest.raises(xl.AttachError, match=message):
+            boundaries.find_cut_nodes(traced, at)
+
+
+def test_a_module_used_twice_has_no_place():
+    class Twice(TinyNet):
+        def forward(self, x):
+            return super().forward(torch.relu(self.a[1](self.a[0](x))).repeat(1, 1, 2, 2)[:, :3])
+
+    with pytest.raises(UncuttableError, match="runs 2 times") as caught:
+        boundaries.find_cut_nodes(trace(Twice(), False, X), ["a.0"])
+    assert caught.value.name == "a.0"
+    assert caught.value.node is not None
+
+
+def test_layouts_at_nodes():
+    class Square(nn.Module):
+        """Maps of as many channels as rows and columns."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.last, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.fc(self.last(torch.relu(self.a(x)).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    traced = trace(Square(), False, X)
+    relu = next(n for n in traced.nodes if n.name == "relu")
+    assert boundaries.find_node_layout(traced, relu) == Layout("nchw")
+    with pytest.raises(xl.AttachError, match="layout"):
+        boundaries.find_node_layout(traced, traced.outputs["last"])
+    assert boundaries.find_node_layout(traced, traced.outputs["last"], "nhwc") == Layout("nhwc")
+
+
+def test_what_a_cut_needs():
+    traced = trace(TinyNet(), False, X)
+    layout, tensors = boundaries.check_cut(traced, traced.outputs["a"])
+    assert layout == Layout("nchw")
+    assert tensors == [traced.outputs["a"]]
+    traced.backbone.double()
+    with pytest.raises(UncuttableError, match=r"torch.float32, .* torch.float64"):
+        boundaries.check_cut(traced, traced.outputs["a"])
+
+
+def test_the_last_features_and_the_nearest_cut():
+    traced = trace(TinyNet(), False, X)
+    last = boundaries.find_last_features(traced)
+    assert traced.name_of(last) == "c"
+    end = traced.position(last)
+    assert boundaries.describe_nearest_cut(traced, end, end) == "; the nearest cut that works is 'c.0'"
+    assert boundaries.describe_nearest_cut(traced, 0, 0) == ""
+    with pytest.raises(xl.AttachError, match="no feature map"):
+        boundaries.find_last_features(trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), False, X))
+
+
+class Words(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.e, self.fc, self.pool = nn.Embedding(30, 6), nn.Linear(6, 2), pool
+
+    def forward(self, input_ids, attention_mask):
+        x = self.e(input_ids) * attention_mask[:, :, None]
+        return self.fc(self.pool(x))
+
+
+TEXTS = {name: torch.ones(1, 5, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize(("pool", "first"), [(lambda x: x[:, 0], True), (lambda x: x.mean(1), False)])
+def test_inputs_of_texts(pool, first):
+    traced = trace(Words(pool), False, TEXTS)
+    assert boundaries.find_mask(traced).name == "attention_mask"
+    assert boundaries.count_embedding_rows(traced) == [30, None]
+    assert boundaries.reads_first_token(boundaries.find_last_features(traced)) is first
+    assert boundaries.find_mask(trace(TinyNet(), False, X)) is None

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.cutting.graph import run_graph
+from exitlens.model.cutting.macs import count_node_macs
+from exitlens.model.cutting.trace import trace
+from tests.conftest import TinyNet
+
+
+class Mixed(nn.Module):
+    """A size, a table that depends on no data, a mask of another dtype, an operation in place and a random one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        self.table = nn.Parameter(torch.ones(4, 2))
+
+    def forward(self, x):
+        count = x.size(0)
+        bias = self.table.mean(1).view(1, 4, 1, 1)
+        rows = bias.expand(count, -1, -1, -1)
+        noise = torch.rand_like(bias)
+        x = self.a(x) + rows + noise
+        x.relu_()
+        large = x > 0
+        return self.fc((x * large).mean((2, 3)))
+
+
+@pytest.fixture
+def mixed():
+    return trace(Mixed().eval(), False, torch.zeros(1, 3, 6, 5))
+
+
+def find(traced, name):
+    return next(node for node in traced.nodes if node.name == name)
+
+
+def test_what_a_run_shows_by_hand(mixed):
+    values = mixed.values
+    names = {part: {n.name for n in getattr(values, part)} for part in ("batched", "sizes", "dataless")}
+    assert names["sizes"] == {"size"}
+    assert names["dataless"] == {"table", "mean", "view", "expand", "size"}  # the noise is drawn anew
+    assert {"x", "expand", "a", "relu_", "gt", "fc"} <= names["batched"]
+    assert not {"table", "mean", "view", "rand_like"} & names["batched"]
+    assert mixed.shape_of(find(mixed, "a")) == (2, 4, 6, 5)
+    assert mixed.shape_of(find(mixed, "size")) == ()
+    assert values.dtypes[find(mixed, "gt")] == torch.bool
+    assert values.logits.name == "fc"
+
+
+def test_parents_and_changes_in_place(mixed):
+    assert mixed.list_parents(find(mixed, "size")) == []
+    assert mixed.list_parents(mixed.nodes[-1]) == [mixed.values.logits]
+    assert {n.name for n in mixed.list_parents(find(mixed, "add"))} == {"a", "expand"}
+    assert [n.name for n in mixed.nodes if mixed.is_in_place(n)] == ["relu_"]
+
+
+def test_names_modules_and_places():
+    backbone = TinyNet()
+    traced = trace(backbone, False, torch.zeros(1, 3, 16, 16))
+    assert [n.name for n in traced.inputs] == ["x"]
+    assert traced.outputs["a"] is traced.outputs["a.2"]
+    assert traced.name_of(traced.outputs["a.2"]) == "a"
+    assert traced.name_of(traced.inputs[0]) is None
+    assert traced.module_of(traced.outputs["a.0"]) is backbone.a[0]
+    assert traced.module_of(traced.inputs[0]) is None
+    assert traced.position(traced.outputs["a"]) < traced.position(traced.outputs["b.0"])
+
+
+def test_the_name_of_a_recurrent_layer_means_its_sequence():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.rnn, self.fc = nn.Embedding(9, 4), nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, ids):
+            return self.fc(self.rnn(self.e(ids))[0].mean(1))
+
+    traced = trace(Recurrent(), False, torch.zeros(1, 7, dtype=torch.int64))
+    assert traced.shape_of(traced.outputs["rnn"]) == (2, 7, 6)
+
+
+def test_the_graph_as_a_module_is_the_backbone():
+    backbone, x = TinyNet().eval(), torch.randn(3, 3, 16, 16)
+    module = trace(backbone, False, x[:1]).runnable()
+    assert torch.equal(module(x), backbone(x))
+    assert module.get_parameter("fc.weight") is backbone.fc.weight
+
+
+def test_looking_changes_no_buffer():
+    class Counts(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return super().forward(x)
+
+    backbone = Counts()
+    assert trace(backbone, True, torch.zeros(1, 3, 16, 16)).values.logits.name == "fc"
+    assert backbone.calls == 0
+    assert backbone.a[1].num_batches_tracked == 0
+
+
+@torch.fx.wrap
+def read_values(x):
+    """Needs values: fake tensors have none."""
+    return x * float(x.min().item() <= x.max().item())
+
+
+def test_operations_without_a_fake_implementation_run_for_real():
+    class Real(TinyNet):
+        def forward(self, x):
+            return super().forward(read_values(x))
+
+    traced = trace(Real(), False, torch.zeros(1, 3, 16, 16))
+    assert traced.shape_of(traced.outputs["b"]) == (2, 8, 4, 4)
+    assert count_node_macs(traced.runnable(), traced.example)[traced.outputs["a.0"]] == 8 * 8 * 6 * 27
+
+
+def test_a_run_that_fails_names_the_shapes():
+    traced = trace(TinyNet(), False, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(xl.AttachError, match=r"example: .* shape \(2, 5, 8, 8\) torch.float32"):
+        run_graph(traced.runnable(), [torch.zeros(2, 5, 8, 8)])
+
+
+def test_auxiliary_outputs_stay_in_the_graph_but_are_no_logits():
+    class Named(TinyNet):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"logits": logits, "aux": logits * 2}
+
+    traced = trace(Named().eval(), False, torch.zeros(1, 3, 16, 16))
+    assert traced.values.logits.name == "fc"
+    assert set(traced.runnable()(torch.zeros(2, 3, 16, 16))) == {"logits", "aux"}

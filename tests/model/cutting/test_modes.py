@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torch import nn
+
+from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
+from tests.conftest import TinyNet
+
+
+def test_every_submodule_gets_its_own_mode_back(backbone):
+    backbone.train().b.eval()
+    before = [m.training for m in backbone.modules()]
+    with switch_mode(backbone, False):
+        assert not any(m.training for m in backbone.modules())
+    assert [m.training for m in backbone.modules()] == before
+
+
+class Careless(TinyNet):
+    """Counts, replaces a buffer, writes to another and leaves things behind."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen = self.seen + 1
+        self.left = x
+        self.late = nn.Parameter(torch.ones(1))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_state_is_given_back(fails):
+    backbone = Careless().train()
+    state = {name: value.clone() for name, value in backbone.state_dict().items()}
+    own, parameters = backbone.seen, list(backbone.parameters())
+    try:
+        with preserve_state(backbone):
+            backbone(torch.randn(4, 3, 16, 16))
+            assert backbone.a[1].num_batches_tracked == 1
+            if fails:
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    assert backbone.calls == 0
+    assert backbone.seen is own
+    assert not hasattr(backbone, "left")
+    assert all(a is b for a, b in zip(backbone.parameters(), parameters, strict=True))
+    assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
+
+
+def test_zero_parameters_are_filled_for_a_while(backbone):
+    nn.init.zeros_(backbone.fc.weight)
+    bias = backbone.fc.bias.clone()
+    with fill_zero_parameters(backbone):
+        assert (backbone.fc.weight != 0).all()
+        assert torch.equal(backbone.fc.bias, bias)
+    assert (backbone.fc.weight == 0).all()

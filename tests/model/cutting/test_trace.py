@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.cutting.trace import trace
+from tests.conftest import TinyNet
+
+X = torch.zeros(1, 3, 16, 16)
+
+
+class OnShapes(TinyNet):
+    """Control flow that torch.fx refuses and torch.export follows."""
+
+    def forward(self, x):
+        return super().forward(x if x.shape[2] > 1 else x * 2)
+
+
+class OnValues(TinyNet):
+    """Control flow that no tracer can follow."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_torch_fx_comes_first_and_torch_export_second():
+    assert not trace(TinyNet(), False, X).exported
+    assert trace(OnShapes(), False, X).exported
+    assert trace(TinyNet(), False, X, export=True).exported
+
+
+def test_modes_are_traced_apart():
+    class Drops(TinyNet):
+        def forward(self, x):
+            return super().forward(x * 2 if self.training else x)
+
+    counts = [len(trace(Drops(), training, X).nodes) for training in (True, False)]
+    assert counts[0] == counts[1] + 1
+
+
+def test_what_neither_can_follow_names_the_line_and_the_mode():
+    with pytest.raises(xl.AttachError, match=r"OnValues.*evaluation mode.*line \d+ of test_trace.py.*torch.where"):
+        trace(OnValues(), False, X)
+    inside = nn.Sequential(nn.Conv2d(3, 3, 1), OnValues())
+    with pytest.raises(xl.AttachError, match=r"training mode: in module '1' \(OnValues\).*nearest cuts.*'0', '1'"):
+        trace(inside, True, X)
+
+
+def test_arguments_that_the_example_lacks():
+    class Two(nn.Module):
+        def forward(self, x, scale, *rest, shift=0, **more):
+            return x * scale
+
+    with pytest.raises(xl.AttachError, match=r"also needs \['scale'\]"):
+        trace(Two(), False, X)
+    named = {"x": torch.ones(1, 4), "scale": torch.ones(1, 4)}
+    assert [n.name for n in trace(Two(), False, named).inputs] == ["x", "scale"]
