@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import exitlens as xl
+from exitlens.delivery import bundle
 from exitlens.types.inputs import Inputs
 
 torch.set_num_threads(1)
@@ -111,6 +113,23 @@ def spread_policy(net: xl.ExitNet, images: Inputs, share: float = 0.4) -> xl.Pol
     return xl.Policy(tuple(thresholds))
 
 
+def build_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles of equal networks are built once and copied: building takes most of the time of loading."""
+
+    def build(info, backbone):
+        if backbone is not None:
+            return original(info, backbone)
+        if repr(info) not in _BUILT:
+            _BUILT[repr(info)] = original(info, None)
+        return copy.deepcopy(_BUILT[repr(info)])
+
+    original = bundle._build
+    monkeypatch.setattr(bundle, "_build", build)
+
+
+_BUILT: dict[str, xl.ExitNet] = {}
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
     """A directory that all workers of one test run have in common."""
@@ -142,9 +161,9 @@ def trained_once(shared, folder) -> Path:
         if not (out / "done").exists():
             words = ["fit", "--data", folder, "--out", out, "--size", "32", "--epochs", "1", "--batch-size", "16", "--json"]
             for line in (words, ["calibrate", "--bundle", out, "--max-accuracy-drop", "0.5", "--json"]):
-                code = subprocess.run(
-                    [sys.executable, "-m", "exitlens.cli", *map(str, line)], check=False, capture_output=True
-                )
+                command = [sys.executable, "-m", "exitlens.cli", *map(str, line)]
+                one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+                code = subprocess.run(command, check=False, capture_output=True, env=one_thread)
                 assert code.returncode == 0, code.stderr.decode()
                 json.loads(code.stdout)
             (out / "done").touch()

@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import pytest
 import torch
 
@@ -25,3 +28,21 @@ def test_damaged_files(tmp_path):
     path.write_bytes(b"\x00" * 50)
     with pytest.raises(xl.BundleError, match="damaged"):
         io.read_tensors(path)
+
+
+def test_json_and_manifest(tmp_path):
+    io.write_json(tmp_path / "a.json", {"x": [1, None]})
+    assert (tmp_path / "a.json").read_text() == '{\n "x": [\n  1,\n  null\n ]\n}\n'
+    io.write_manifest(tmp_path / "m.json", [tmp_path / "a.json"], {"images": 2})
+    digest = hashlib.sha256((tmp_path / "a.json").read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "m.json").read_text()) == {"images": 2, "sha256": {"a.json": digest}}
+
+
+def test_what_was_there_stays_after_an_error(tmp_path):
+    path = tmp_path / "x.txt"
+    io.write_text(path, "précis")
+    assert path.read_text(encoding="utf-8") == "précis"
+    with pytest.raises(UnicodeEncodeError):
+        io.write_text(path, "half, then \udcff")
+    assert path.read_text(encoding="utf-8") == "précis"
+    assert list(tmp_path.iterdir()) == [path]

@@ -77,9 +77,9 @@ def time_ms(work: Callable[[], Any]) -> float:
 def time_explanations(folder: Path, rounds: int) -> dict[str, Any]:
     """What an explanation, and the explorer's whole panel, take on one core beyond the network's forward pass."""
     explorer = Explorer([folder])
-    net, policy = explorer.subjects[0].net, explorer.subjects[0].policy
+    net, policy = explorer.runs[0].net, explorer.runs[0].policy
     picture = from_pixels(xl.load_scenes("test", limit=1).images[0])
-    x = explorer.encode(explorer.subjects[0], picture)
+    x = explorer.encode(explorer.runs[0], picture)
 
     def alone() -> None:
         with torch.inference_mode():

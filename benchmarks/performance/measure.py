@@ -12,7 +12,7 @@ import exitlens as xl
 from benchmarks.performance.networks import Network, make_scenes
 from benchmarks.performance.rivals import make_rivals
 from benchmarks.performance.streams import time_stream
-from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, machine
+from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench, describe_machine
 
 SIZES = (1, 8, 32, 128)
 
@@ -23,7 +23,7 @@ def measure_network(network: Network, threads: int, quick: bool) -> dict[str, An
     tuning = net.tune(images[:64], precision="float32", policy=policy)
     found: dict[str, Any] = {
         "network": {"source": network.source, "pixels": network.pixels, "exits": net.info.at, "cost": net.cost.tolist()},
-        "machine": machine(threads),
+        "machine": describe_machine(threads),
         "tuning": name_tunings(tuning.to_dict()),
     }
     started = time.perf_counter()

@@ -15,7 +15,8 @@ from benchmarks.store import Store
 from benchmarks.study.data import Splits
 from benchmarks.study.thresholds import fit_budget, fit_temperatures
 from benchmarks.study.train import build_backbone
-from exitlens.delivery.bench.speed import Speed, compare, compare_adaptive, split_whole_batches
+from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
+from exitlens.delivery.bench.timing import Speed, compare
 from exitlens.delivery.bundle import load
 
 CLOCK, STREAM, MAX_DELAY_MS, STREAMED = "clock", "clock, stream", 100.0, 10_000

@@ -1,10 +1,12 @@
-"""Files written so that a crash leaves the old one or the new one; tensors with a JSON note as safetensors."""
+"""Files that appear complete or not at all: text, JSON, tensors, and manifests with checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,42 @@ from torch import Tensor
 from exitlens.errors import BundleError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically: to a temporary file beside ``path``, flushed to disk, then renamed."""
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside ``path``: what is written there replaces ``path``, or is removed after an error."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Writes atomically: to a temporary file beside ``path``, flushed to disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Writes tensors and a JSON note as safetensors, atomically."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(plain, temporary, metadata={"note": json.dumps(note)})
-    with temporary.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    with replace_atomically(path) as temporary:
+        save_file(plain, temporary, metadata={"note": json.dumps(note)})
+
+
+def write_manifest(path: Path, files: Sequence[Path], facts: Mapping[str, Any]) -> None:
+    """Writes ``facts`` and the SHA-256 of every file as JSON, atomically."""
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    write_json(path, {**facts, "sha256": sums})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

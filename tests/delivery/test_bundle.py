@@ -8,8 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 import exitlens as xl
-from exitlens.delivery.bundle import find_bundle
-from exitlens.delivery.run_directory import read_source, replace_policy, write_source
 from tests.conftest import TinyNet, make_net
 
 POLICY = xl.Policy((0.9, float("inf")), "margin", (1.0, 2.0, 3.0))
@@ -168,33 +166,6 @@ def test_a_bundle_of_format_1_is_saved_as_format_2(tmp_path):
     assert json.loads((saved / "manifest.json").read_text())["format"] == 2
     assert "chosen_by" not in json.loads((saved / "policy.json").read_text())
     assert xl.load(saved, backbone=TinyNet())[1] == policy
-
-
-def test_run_directories(tmp_path):
-    from exitlens.data.sources import DataSource
-
-    source = DataSource("scenes", seed=3)
-    run = tmp_path / "run"
-    with pytest.raises(xl.BundleError, match="no bundle"):
-        find_bundle(run)
-    write_source(run, source, resume=False)
-    with pytest.raises(xl.OutputExistsError, match="not empty"):
-        write_source(run, source, resume=False)
-    with pytest.raises(xl.DataError, match="other data"):
-        write_source(run, DataSource("fashion"), resume=True)
-    net = xl.attach("small", ["layer1", "layer2", "layer3"], 10, torch.zeros(1, 3, 40, 40))
-    xl.save(net, None, run / "bundle")
-    assert find_bundle(run) == find_bundle(run / "bundle") == run / "bundle"
-    assert xl.load(run)[0].fingerprint() == net.fingerprint()
-    assert read_source(run) == read_source(run / "bundle") == source
-    replace_policy(run / "bundle", xl.Policy.never(4))
-    assert xl.load(run / "bundle")[1] == xl.Policy.never(4)
-    (run / "data.json").write_text("{")
-    with pytest.raises(xl.DataError, match="damaged"):
-        read_source(run)
-    (run / "data.json").unlink()
-    with pytest.raises(xl.DataError, match="pass --data"):
-        read_source(run)
 
 
 def test_make_net_is_repeatable():

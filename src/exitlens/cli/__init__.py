@@ -1,10 +1,13 @@
-"""The command line: parse, call one function, print a short table or, with --json, one JSON object."""
+"""The command line: parse, call one function, print a short table or, with --json, one JSON object.
+
+Each verb imports what it needs when it runs, so that ``exitlens --help`` does not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from exitlens.cli import app, bench, predict, train  # their verbs register themselves
+from exitlens.cli import app, bench, predict, train  # registers their verbs
 from exitlens.cli.options import literal, verbs
 from exitlens.errors import ExitlensError
 
@@ -12,7 +15,7 @@ __all__ = ["app", "bench", "main", "predict", "train", "verbs"]
 
 
 def main() -> None:
-    """Runs the command line; an error of ours is one line on standard error (and what to know besides), exit code 2."""
+    """Runs the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2."""
     try:
         verbs()
     except ExitlensError as error:

@@ -9,22 +9,23 @@ from typing import Annotated
 
 import typer
 
-from exitlens.cli.options import OtherData, Root, console, literal, verbs
-from exitlens.delivery.explorer.app import import_gradio, serve
-from exitlens.delivery.explorer.core import Explorer
+from exitlens.cli.options import Bundle, Compare, OtherData, Root, console, literal, verbs
 
 
 @verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
 def explore(
-    bundle: Annotated[Path, typer.Option(help="Run directory, or a bundle.")] = Path("runs/demo"),
-    compare: Annotated[Path | None, typer.Option(help="A second one, to see both answer the same image.")] = None,
+    bundle: Bundle = Path("runs/demo"),
+    compare: Compare = None,
     data: OtherData = "",
     root: Root = "",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
 ) -> None:
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
+    from exitlens.delivery.explorer.app import import_gradio, serve
+    from exitlens.delivery.explorer.core import Explorer
+
     import_gradio()
     explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C, what was uploaded is taken away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C, uploads are removed
     console.print("Starting; Ctrl-C stops it.", highlight=False)
     serve(explorer, port=port, ready=lambda address: console.print(literal(f"Open {address}"), highlight=False))

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, console, show, verbs
-from exitlens.delivery.bench.benchmark import Bench, machine, table
-from exitlens.delivery.bench.timing import pin_threads
-from exitlens.delivery.bundle import find_bundle, load, save
-from exitlens.delivery.run_directory import load_calibrated, load_samples
-from exitlens.model.backbones.build import make_example
-from exitlens.model.cutting.placement import PLACEMENTS, Placement, choose_points
-from exitlens.types.inputs import draw_samples
+
+if TYPE_CHECKING:
+    from exitlens.data.splits import Split
+    from exitlens.model.cutting.placement import Placement
+    from exitlens.types.inputs import Inputs
 
 
 @verbs.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
 def inspect(
     backbone: Annotated[str, typer.Option(help=BACKBONES)],
-    size: Annotated[int, typer.Option(min=0, help="Pixels a side (0: 224); tokens of a text (0: 64).")] = 0,
+    size: Annotated[int, typer.Option(min=0, help="Pixels, height and width (0: 224); tokens of a text (0: 64).")] = 0,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
-    exits: Annotated[int, typer.Option(min=1, help="Mark where so many early exits would stand, by cost and by time.")] = 3,
+    exits: Annotated[
+        int, typer.Option(min=1, help="Mark where this many early exits would stand, by cost and by time.")
+    ] = 3,
     json_: Json = False,
 ) -> None:
     """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
+    from exitlens.model.backbones.build import make_example
+    from exitlens.model.cutting.placement import PLACEMENTS
+
     plain = xl.build_backbone(backbone, 1000, channels)
     points = xl.exit_points(plain, make_example(plain, channels, size))
     if not points:
@@ -46,7 +48,9 @@ def inspect(
 
 
 def _choose(points: list[xl.ExitPoint], exits: int, by: Placement) -> list[str]:
-    """Names of the places that so many exits would get; none if they do not fit."""
+    """Names of the places that this many exits would get; none if they do not fit."""
+    from exitlens.model.cutting.placement import choose_points
+
     try:
         return choose_points(points, exits, by)
     except xl.AttachError:
@@ -68,14 +72,14 @@ def tune(
 
     Where that changes the precision, the policy is left out: calibrate again, on what the network says now.
     """
-    directory = find_bundle(bundle)
-    net, policy = load(directory)
+    from exitlens.delivery.bundle import find_bundle
+
+    net, policy = xl.load(bundle)
     before = net.tuning.precision
-    drawn = load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=False)
-    example = drawn.subset(draw_samples(len(drawn), samples)).inputs
+    example = _draw_inputs(bundle, net, "calibration", samples, data, root)
     found = net.tune(example, policy=policy, precision=precision)  # type: ignore[arg-type]
     kept = policy if found.precision == before else None
-    save(net, kept, directory, overwrite=True)
+    xl.save(net, kept, find_bundle(bundle), overwrite=True)
     rows = [["micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
     for tried in found.measured["ms_per_sample"]:
         chosen = "*" if all(tried[name] == value for name, value in found.to_dict().items() if name in tried) else ""
@@ -83,9 +87,9 @@ def tune(
         flags = ["yes" if tried[name] else "no" for name in ("folded", "keep_memory")]
         threads = str(tried["threads"] or "all")
         rows.append([f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"])
-    show(json_, found.to_dict() | {"policy_kept": kept is policy}, "what was tried; * is stored with the bundle", rows)
+    show(json_, found.to_dict() | {"policy_kept": kept is policy}, "settings tried; * is stored with the bundle", rows)
     if kept is not policy and not json_:
-        console.print(f"it runs in {found.precision} now, its policy was of {before}: calibrate again")
+        console.print(f"it runs in {found.precision} now, its policy was for {before}: calibrate again")
 
 
 @verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
@@ -93,11 +97,11 @@ def bench(
     bundle: Bundle,
     data: OtherData = "",
     root: Root = "",
-    batch_sizes: Annotated[str, typer.Option(help="Samples a call, comma-separated.")] = "1,8,32",
+    batch_sizes: Annotated[str, typer.Option(help="Samples in a call, comma-separated.")] = "1,8,32",
     samples: Annotated[int, typer.Option(min=1, help="Test samples to use (repeated where a batch needs more).")] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, at least; medians are reported.")] = 7,
-    seconds: Annotated[float, typer.Option(min=0, help="To go on for at each batch size.")] = 5.0,
-    threads: Annotated[int, typer.Option(min=0, help="Pin to so many processors (0: as the process is).")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="The least number of rounds; medians are reported.")] = 7,
+    seconds: Annotated[float, typer.Option(min=0, help="How long to continue at each batch size.")] = 5.0,
+    threads: Annotated[int, typer.Option(min=0, help="Pin to this many processors (0: as the process is).")] = 0,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Also compiled stages and backbone (a minute, needs g++).")
     ] = False,
@@ -105,7 +109,13 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time adaptive inference against the plain backbone, in turn, in one process, with the ideal saving beside it."""
-    sizes = _numbers(batch_sizes)
+    from exitlens.delivery.bench.benchmark import Bench, describe_machine, tabulate
+    from exitlens.delivery.bench.timing import pin_threads
+    from exitlens.delivery.run_directory import load_calibrated
+    from exitlens.io import write_json
+    from exitlens.model.backbones.build import rebuild_backbone
+
+    sizes = _parse_numbers(batch_sizes)
     if out is not None and out.exists():
         raise xl.OutputExistsError(f"out: {out} exists: choose another file")
     net, policy = load_calibrated(bundle)
@@ -113,26 +123,33 @@ def bench(
         raise xl.BundleError(
             "bundle: it is around a module of your own: time it in Python, with exitlens.delivery.bench.benchmark"
         )
-    plain = xl.build_backbone(net.info.source, net.info.num_classes, net.info.channels, config=net.info.config)
-    drawn = load_samples(bundle, net, "test", data=data, root=root, skip_bad=False)
-    inputs = drawn.subset(draw_samples(len(drawn), samples)).inputs
+    inputs = _draw_inputs(bundle, net, "test", samples, data, root)
     with pin_threads(threads) if threads else nullcontext():
-        run = Bench(plain, net, inputs, policy, compiled=compiled)
+        run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
         found = [run.run(size, rounds=rounds, seconds=seconds) for size in sizes]
-        facts = machine(threads)
+        facts = describe_machine(threads)
         values = {"machine": facts, "tuning": net.tuning.to_dict(), "batches": found}
     if out is not None:
-        out.write_text(json.dumps(values, indent=1) + "\n")
+        write_json(out, values)
     if json_:
         show(True, values)
         return
     for one in found:
-        show(False, {}, f"calls of {one['batch']}: median of {one['rounds']} rounds", table(one))
+        show(False, {}, f"calls of {one['batch']}: median of {one['rounds']} rounds", tabulate(one))
     state = "tuned" if net.tuning != xl.Tuning() else "not tuned: see exitlens tune"
     console.print(f"{facts['threads']} threads; {state}")
 
 
-def _numbers(words: str) -> list[int]:
+def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:
+    """Draws ``count`` samples at random, since folders are in the order of their classes."""
+    from exitlens.delivery.run_directory import load_samples
+    from exitlens.types.inputs import draw_samples
+
+    found = load_samples(bundle, net, split, data=data, root=root, skip_bad=False)
+    return found.subset(draw_samples(len(found), count)).inputs
+
+
+def _parse_numbers(words: str) -> list[int]:
     if not all(word.strip().isdigit() and int(word) > 0 for word in words.split(",")):
         raise xl.InputError(f"--batch-sizes: expected positive numbers such as 1,64, got {words!r}")
     return [int(word) for word in words.split(",")]

@@ -1,4 +1,4 @@
-"""What all verbs share: the app they are verbs of, options that several take, and how results are printed."""
+"""What all verbs share: the app, common options, and how results are printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 verbs = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +22,7 @@ console = Console()
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Bundle = Annotated[Path, typer.Option(help="Run directory of `exitlens fit`, or a bundle.")]
+Compare = Annotated[Path | None, typer.Option(help="A second run or bundle to show beside the first.")]
 Data = Annotated[
     str,
     typer.Option(
@@ -33,16 +33,19 @@ Data = Annotated[
 OtherData = Annotated[
     str, typer.Option("--data", help="Other data than the run's own split: a labelled folder or file, or a name.")
 ]
+EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, typer.Option(help="Folder of torchvision's files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read.")]
 
 
 def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
-    """Prints ``values`` as JSON, or as a table: ``rows`` (the first is the head), or one line a value."""
+    """Prints ``values`` as JSON, or as a table: ``rows`` with the head first, or a line for each value."""
     if as_json:
         sys.stdout.write(json.dumps(values) + "\n")
         return
+    from rich.table import Table
+
     rows = rows or [["", "value"], *[[k, f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in values.items()]]
     table = Table(*map(literal, rows[0]), title=literal(title) or None, title_justify="left")
     for row in rows[1:]:
@@ -51,5 +54,5 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
 
 
 def literal(text: str) -> str:
-    """Text to print as it is: brackets are no markup, and bytes of file names that are not UTF-8 become ``\\udcXX``."""
+    """Text to print unchanged: brackets are no markup, and bytes of file names that are not UTF-8 become ``\\udcXX``."""
     return escape(text.encode("utf-8", "backslashreplace").decode())

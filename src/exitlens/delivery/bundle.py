@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, require
-from exitlens.io import read_tensors, write_tensors
+from exitlens.io import read_tensors, write_manifest, write_tensors
 from exitlens.model.attach import attach
-from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import NetworkInfo
@@ -70,8 +70,7 @@ def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerpri
     }
     _write_json(directory / NETWORK, net.info.to_dict() | facts)
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
-    sums = {name: _checksum(directory / name) for name in (WEIGHTS, NETWORK, POLICY)}
-    _write_json(directory / MANIFEST, {"format": FORMAT, "sha256": sums})
+    write_manifest(directory / MANIFEST, [directory / name for name in (WEIGHTS, NETWORK, POLICY)], {"format": FORMAT})
 
 
 def _swap(new: Path, target: Path) -> None:
@@ -152,7 +151,7 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
     if backbone is None:
         if not info.source:
             raise BundleError("it is around a module of your own: load(..., backbone=that module)")
-        backbone = build_backbone(info.source, info.num_classes, info.channels, config=info.config)
+        backbone = rebuild_backbone(info)
     example = info.example(next(backbone.parameters()))
     net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout, head=info.head)
     net.info = info

@@ -1,4 +1,4 @@
-"""HTML templates: read from the package, escaped, with filters for numbers."""
+"""HTML templates from the package, with escaping and filters for numbers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def _environment() -> jinja2.Environment:
     return made
 
 
-def template(name: str) -> jinja2.Template:
-    """The template ``name`` of ``delivery/templates``; what it names and is not given is an error."""
+def load_template(name: str) -> jinja2.Template:
+    """Loads ``name`` of ``delivery/templates``; a variable that it is not given is an error."""
     return _environment().get_template(name)

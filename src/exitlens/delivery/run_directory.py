@@ -1,10 +1,11 @@
-"""Run directories: where a run's bundle and the description of its data are."""
+"""Run directories: finding a run's bundle, policy, data and settings."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import ImageStream, TextStream
 from exitlens.data.texts import TextSet, read_numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
-from exitlens.errors import BundleError, DataError, OutputExistsError, PolicyError
-from exitlens.io import write_text
+from exitlens.errors import BundleError, DataError, ExitlensError, OutputExistsError, PolicyError
+from exitlens.io import write_json
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess, TextPreprocess
@@ -25,7 +26,7 @@ DATA = "data.json"
 
 
 def shorten_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each run or bundle: its directory's, told apart where two are alike."""
+    """Names each run or bundle after its directory, numbered where two are alike."""
     names: list[str] = []
     for path in paths:
         name = path.name if path.name != "bundle" else path.resolve().parent.name
@@ -35,10 +36,10 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
 
 
 def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
-    """Records a run's data in its directory, before training starts.
+    """Records a run's data in its directory before training starts.
 
     Raises:
-        OutputExistsError: if the directory is in use and this is no resumed run; DataError: if it is of other data.
+        OutputExistsError: if the directory is in use and ``resume`` is not set; DataError: if its run has other data.
     """
     path = out / DATA
     if out.exists() and any(out.iterdir()) and not resume:
@@ -46,21 +47,27 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
     if path.exists() and json.loads(path.read_text()) != source.to_dict():
         raise DataError(f"data: {path} was made with other data: pass the same, or another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(source.to_dict(), indent=1) + "\n")
+    write_json(path, source.to_dict())
 
 
-def forget_source(out: Path) -> None:
-    """Takes back :func:`write_source` where nothing else was written since, so that a corrected call can use ``out``."""
-    if [path.name for path in out.iterdir()] == [DATA]:
-        (out / DATA).unlink()
-        out.rmdir()
+@contextmanager
+def record_source(out: Path, source: DataSource, *, resume: bool) -> Iterator[None]:
+    """:func:`write_source`, undone if training fails before it writes anything: a corrected call can use ``out`` again."""
+    write_source(out, source, resume=resume)
+    try:
+        yield
+    except ExitlensError:
+        if [path.name for path in out.iterdir()] == [DATA]:
+            (out / DATA).unlink()
+            out.rmdir()
+        raise
 
 
 def read_source(path: Path) -> DataSource:
-    """The data of the run that a run directory or bundle belongs to.
+    """Reads which data a run directory or bundle was trained on.
 
     Raises:
-        DataError: if there is no record of it.
+        DataError: without a record, or for a damaged one.
     """
     for candidate in (path / DATA, find_bundle(path).parent / DATA):
         if candidate.is_file():
@@ -71,17 +78,17 @@ def read_source(path: Path) -> DataSource:
     raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
 
 
-def read_recorded_exits(out: Path, exits: str, by: str) -> tuple[str, str]:
-    """``exits`` and ``by`` for a run that goes on: the names that were placed when it began, if the number is the same."""
+def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str]:
+    """``exits`` and ``placement`` to resume a run with: the exits placed when it began, if there are as many."""
     try:
         names = json.loads((out / SETTINGS).read_text())["network"]["at"]
     except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
-        return exits, by
-    return (",".join(names), "cost") if str(len(names)) == (exits or "3") else (exits, by)
+        return exits, placement
+    return (",".join(names), "cost") if str(len(names)) == (exits or "3") else (exits, placement)
 
 
 def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
-    """The network and policy of a run or bundle.
+    """Loads the network and policy of a run or bundle.
 
     Raises:
         PolicyError: if it has no policy yet.
@@ -93,7 +100,7 @@ def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
 
 
 def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
-    """The policy of an existing bundle, if it holds the same network."""
+    """Reads the policy of an existing bundle, if it is of the same network."""
     if not (directory / MANIFEST).is_file():
         return None
     policy: Policy | None = load(directory)[1] if net.info.source else None
@@ -101,7 +108,7 @@ def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
 
 
 def require_image_preprocess(net: ExitNet) -> Preprocess:
-    """How images become the network's inputs; raises :class:`BundleError` if it does not say, or takes texts."""
+    """How images become the network's inputs; raises :class:`BundleError` if there is no record, or it takes texts."""
     if not isinstance(net.info.preprocess, Preprocess):
         if net.input_spec.modality is TEXT:
             raise BundleError("bundle: its network takes texts: give a .csv, .jsonl or .txt file, or --text")
@@ -110,7 +117,7 @@ def require_image_preprocess(net: ExitNet) -> Preprocess:
 
 
 def require_text_preprocess(net: ExitNet) -> TextPreprocess:
-    """How texts become the network's inputs; raises :class:`BundleError` if it does not say, or takes images."""
+    """How texts become the network's inputs; raises :class:`BundleError` if there is no record, or it takes images."""
     if not isinstance(net.info.preprocess, TextPreprocess):
         if net.input_spec.modality is IMAGE:
             raise BundleError("bundle: its network takes images: give an image, or a folder of images")
@@ -119,7 +126,7 @@ def require_text_preprocess(net: ExitNet) -> TextPreprocess:
 
 
 def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
-    """The named split of a run's own data, or other labelled data as a whole, for its network."""
+    """Loads a split of a run's own data, or the whole of other labelled data, for its network."""
     text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
     if not data:
         source = read_source(path)
@@ -138,7 +145,7 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
 def stream_samples(
     net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
 ) -> ImageStream | TextStream:
-    """Unlabelled images below a folder, or texts of a file, as batches of network input, ``without`` those named."""
+    """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
     if net.input_spec.modality is TEXT:
         rows = [(f"{data}:{line}", text) for line, text in read_numbered_texts(data, skip_bad=skip_bad)]
         rows = [row for row in rows if row[0] not in without]
@@ -148,8 +155,8 @@ def stream_samples(
     return ImageStream(files, preprocess, batch_size, skip_bad)
 
 
-def made_by(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
-    """What decides the answers to ``data``: JSON-ready values that two runs share if their answers may stand in one file."""
+def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
+    """What the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
     rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
     reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
@@ -157,6 +164,6 @@ def made_by(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
 
 
 def replace_policy(directory: Path, policy: Policy) -> None:
-    """Stores another policy in an existing bundle."""
+    """Replaces the policy of a run or bundle."""
     net, _ = load(directory)
-    save(net, policy, directory, overwrite=True)
+    save(net, policy, find_bundle(directory), overwrite=True)

@@ -1,9 +1,9 @@
-"""A new network for a user's data: what `exitlens fit` makes of a backbone's name and a data source."""
+"""Setting up a run: training data and a new network from the names that `exitlens fit` is given."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from exitlens.model.backbones.transformers import read_tokenizer
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.cutting.placement import Placement
 from exitlens.model.heads import HeadKind
+from exitlens.model.info import Final
 from exitlens.model.network import ExitNet
 from exitlens.types import TextPreprocess
 from exitlens.types.inputs import list_tensors
@@ -27,7 +28,7 @@ TEXT_LENGTH = 64
 
 
 def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[SampleSet, SampleSet]:
-    """Training and validation split; texts are read by the tokenizer that comes with the backbone, where one does."""
+    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
     if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     own = read_tokenizer(backbone) if source.modality is TEXT else None
@@ -39,7 +40,7 @@ def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
-    """Raises :class:`InputError` for a text classifier that is given images, the reverse, or longer texts than it knows."""
+    """Raises :class:`InputError` for a text classifier given images, the reverse, or texts longer than it has positions."""
     reads = find_reader(plain.forward)
     if reads is not train.modality:
         raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
@@ -48,6 +49,13 @@ def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
         raise InputError(
             f"size: {train.preprocess.length} tokens, {backbone} has {most} positions: use --size {most} or less"
         )
+
+
+def _choose_exits(plain: nn.Module, exits: str, placement: str) -> list[str] | int:
+    if exits:
+        return int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
+    usual = ["layer1", "layer2", "layer3"]
+    return usual if placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
 
 
 def build_network(
@@ -59,21 +67,21 @@ def build_network(
     keep_final: bool = False,
     pretrained: bool = False,
     weights: Path | None = None,
-    by: str = "cost",
+    placement: str = "cost",
     head: str = "",
 ) -> ExitNet:
     """Builds the backbone for the data's classes and attaches exits.
 
     Args:
         backbone: its source.
-        exits: comma-separated module names, or how many; empty means ``layer1,layer2,layer3`` where the backbone has these
-            modules and ``by`` is ``"cost"``, and 3 otherwise.
-        train: the data: its classes, and its first sample as example.
+        exits: comma-separated module names, or a number; empty means ``layer1,layer2,layer3`` where the backbone has these
+            modules and ``placement`` is ``"cost"``, else 3.
+        train: the data, which gives the classes and, with its first sample, the example.
         seed: of the weights.
         keep_final: keep the backbone's own classifier as final exit.
         pretrained: start from the library's weights.
         weights: start from a local state dict.
-        by: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
+        placement: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
         head: kind of exit heads, see :func:`attach`; empty means ``context`` for images and ``evidence`` for texts.
 
     Raises:
@@ -89,24 +97,18 @@ def build_network(
     _check_reads(plain, backbone, train)
     if weights is not None:
         load_weights(plain, weights)
-    usual = ["layer1", "layer2", "layer3"]
-    named = dict(plain.named_children())
-    at: list[str] | int = usual if by == "cost" and all(name in named for name in usual) else 3
-    if exits:
-        at = int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
-    final: Literal["head", "keep"] = "keep" if keep_final else "head"
-    kind = head or train.modality.head
+    at = _choose_exits(plain, exits, placement)
+    final: Final = "keep" if keep_final else "head"
 
-    def attached(kind: str) -> ExitNet:  # attach checks both
-        return attach(
-            plain, at, len(train.classes), example, final=final, placement=cast(Placement, by), head=cast(HeadKind, kind)
-        )
+    def attach_heads(kind: str) -> ExitNet:  # attach checks placement and kind
+        where = cast(Placement, placement)
+        return attach(plain, at, len(train.classes), example, final=final, placement=where, head=cast(HeadKind, kind))
 
     try:
-        net = attached(kind)
+        net = attach_heads(head or train.modality.head)
     except HeadError:
         if head:
             raise
-        net = attached("evidence")  # features that are no plane: nobody asked for a neck
+        net = attach_heads("evidence")  # a neck needs features in a plane, and nobody asked for it
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net

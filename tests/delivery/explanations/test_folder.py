@@ -1,15 +1,12 @@
 import csv
 import hashlib
 import json
-import xml.etree.ElementTree as ET
 
 import pytest
-import torch
 from PIL import Image
 
 import exitlens as xl
 from exitlens.delivery.explanations.folder import MANIFEST, SHEET, SHOWN, TABLE, explain_folder, summarize_line
-from exitlens.delivery.explanations.pictures import save_explanation
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
 
@@ -51,29 +48,3 @@ def test_what_is_there_is_not_overwritten(net, images, policy, tmp_path):
     with pytest.raises(xl.OutputExistsError, match="contact_sheet"):
         explain_folder(net, policy, [images], str, PREPROCESS, tmp_path)
     assert (tmp_path / SHEET).read_bytes() == b"mine"
-
-
-def test_files_of_one_explanation(net, images, policy, tmp_path):
-    net.describe(classes=("<b>", "a & b", "c", "d"))
-    why = xl.explain(net, images[0], policy)
-    paths = save_explanation(why, tmp_path, PREPROCESS, "x")
-    assert {p.name for p in paths} == {p.name for p in tmp_path.iterdir()}
-    for k, view in enumerate(why.exits):
-        root = ET.parse(tmp_path / f"x_exit{k}.svg").getroot()
-        cells = [e for e in root if e.tag.endswith("rect")]
-        assert len(cells) == view.attention.numel()
-        assert why.name(view.label) in root.get("aria-label")
-        assert f"{100 * view.attention[0, 0]:.1f} % of the attention" in cells[0][0].text
-    manifest = json.loads((tmp_path / "x_manifest.json").read_text())
-    assert set(manifest["sha256"]) == {p.name for p in paths} - {"x_manifest.json"}
-    assert json.loads((tmp_path / "x.json").read_text())["schema"] == manifest["schema"] == 2
-    with pytest.raises(xl.OutputExistsError):
-        save_explanation(why, tmp_path, PREPROCESS, "x")
-
-
-def test_a_short_explanation_has_its_files_too(net, images, tmp_path):
-    why = xl.explain(net, images[0], xl.Policy((0.0, 0.5)), final=False)
-    names = {p.name for p in save_explanation(why, tmp_path, PREPROCESS)}
-    assert "explanation_exit0.svg" in names
-    assert "explanation_exit1.svg" not in names
-    assert torch.equal(why.exits[0].attention, xl.explain(net, images[0], xl.Policy((0.0, 0.5))).exits[0].attention)

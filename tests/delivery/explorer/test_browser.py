@@ -13,14 +13,17 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.report.comparing import describe_provenance, measure_subjects
+from exitlens.delivery.report.subjects import describe_provenance, measure_subjects
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import load_samples
 from tests.hostile import hostile_files
 from tests.texts import LENGTH, make_text_net
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+]
 SHOTS = Path(os.environ.get("EXITLENS_SCREENSHOTS", ".screenshots"))  # kept by CI
 SHOTS.mkdir(parents=True, exist_ok=True)
 

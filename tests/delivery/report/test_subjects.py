@@ -2,10 +2,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery import run_setup
-from exitlens.delivery.report import comparing
-from exitlens.delivery.report.comparing import describe_provenance, measure_subjects
-from exitlens.delivery.run_directory import shorten_names
+from exitlens.delivery.report import subjects
+from exitlens.delivery.report.subjects import describe_provenance, measure_subjects
 
 
 def _saved(net, folder, classes, preprocess):
@@ -37,24 +35,8 @@ def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
         measure_subjects([other], tiny_set)
 
 
-def test_a_neck_that_nobody_asked_for_is_left_out_where_it_cannot_be(tiny_set, monkeypatch):
-    asked = []
-
-    def attach(*args, head, **how):
-        asked.append(head)
-        if head == "context":
-            raise xl.HeadError("head: no plane")
-        return xl.attach(*args, head=head, **how)
-
-    monkeypatch.setattr(run_setup, "attach", attach)
-    assert run_setup.build_network("small", "layer1", tiny_set).info.head == "evidence"
-    assert asked == ["context", "evidence"]
-    with pytest.raises(xl.HeadError):
-        run_setup.build_network("small", "layer1", tiny_set, head="context")
-
-
 def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(net, tiny_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing, "collect", None)
+    monkeypatch.setattr(subjects, "collect", None)
     one = _saved(net, tmp_path / "a", tiny_set.classes, tiny_set.preprocess)
     small = xl.attach(xl.build_backbone("small", 4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 16, 16)).eval()
     small.describe(source="small", classes=tiny_set.classes, preprocess=tiny_set.preprocess)
@@ -68,8 +50,3 @@ def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
     (path / "settings.json").write_text("{}")
     with pytest.raises(xl.DataError, match=r"settings.json: damaged \(KeyError"):
         describe_provenance([path], tiny_set, ["x"])
-
-
-def test_names_of_runs_are_short_and_differ(tmp_path):
-    paths = [tmp_path / "x", tmp_path / "y" / "x", tmp_path / "z" / "bundle"]
-    assert shorten_names(paths) == ["x", "x (2)", "z"]

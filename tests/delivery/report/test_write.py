@@ -1,34 +1,18 @@
 import math
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
 
 import exitlens as xl
-from exitlens.delivery.bench.speed import compare, compare_adaptive, compare_attention, compare_step_time
-from exitlens.delivery.explanations.pictures import contact_sheet, heat, overlay, picture, save_explanation
-from exitlens.delivery.report import plots
-from exitlens.delivery.report.gallery import pick
+from exitlens.delivery.explanations.pictures import draw_image
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
-from exitlens.display import pick_exit_colour
-from exitlens.workflow.training.step import TrainingSettings
-from tests.conftest import TinyNet, make_net
+from tests.conftest import TinyNet
+from tests.delivery.report.conftest import POLICY, make_subject
 
-POLICY = xl.Policy((0.9, 0.6))
 MADE = Provenance("exitlens report a", "32 images", "0", {"loss": "none"})
-
-
-def _subject(name: str, data: xl.ImageSet, faithful: bool = True) -> Subject:
-    net = make_net()
-    net.describe(classes=data.classes, preprocess=data.preprocess)
-    report = xl.evaluate(xl.collect(net, data), POLICY)
-    checks = {"test": xl.faithfulness(net, data)} if faithful else {}
-    return Subject(name, net, POLICY, {"test": report}, checks)
 
 
 class _Page(HTMLParser):
@@ -50,7 +34,7 @@ class _Page(HTMLParser):
 
 @pytest.mark.parametrize("pair", [False, True])
 def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
-    subjects = [_subject("with <EGT>", tiny_set)] + ([_subject("without", tiny_set)] if pair else [])
+    subjects = [make_subject("with <EGT>", tiny_set)] + ([make_subject("without", tiny_set)] if pair else [])
     speed = {
         "batch size 1": {
             "speedup": 2.5,
@@ -92,93 +76,15 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
 
 
 def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
-    subjects = [_subject("run", tiny_set, faithful=False)]
+    subjects = [make_subject("run", tiny_set, faithful=False)]
     text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
     assert text.count("<svg") == 3
     with pytest.raises(xl.InputError, match="subjects"):
         write_report(tmp_path / "x.html", [], {}, MADE)
 
 
-def test_overlay_is_brightest_where_attention_is():
-    base = Image.new("RGB", (40, 40), (100, 100, 100))
-    attention = torch.zeros(4, 4)
-    attention[0, 0] = 1
-    shown = overlay(base, attention).convert("L")
-    assert shown.getpixel((3, 3)) > shown.getpixel((35, 35)) + 50
-
-
-def test_pictures_restore_colours():
-    values = xl.Preprocess((8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    pixels = torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8)
-    shown = picture(values.normalise(pixels), values, side=8)
-    assert shown.getpixel((2, 5)) == tuple(pixels[:, 5, 2].tolist())
-    assert picture(torch.zeros(1, 8, 8), None, side=16).size == (16, 16)
-
-
-def test_explanations_as_files(tmp_path, net, images):
-    why = xl.explain(net, images[0], POLICY)
-    paths = save_explanation(why, tmp_path / "out", xl.Preprocess((16, 16)))
-    pictures = [f"explanation_exit{k}.{form}" for k in range(3) for form in ("png", "svg")]
-    names = [*pictures, "explanation_strip.png", "explanation.json", "explanation_manifest.json"]
-    assert sorted(p.name for p in paths) == sorted(names)
-    with Image.open(tmp_path / "out" / "explanation_strip.png") as strip:
-        assert strip.width > 600
-    with pytest.raises(xl.OutputExistsError, match="choose another"):
-        save_explanation(why, tmp_path / "out", None)
-
-
-def test_compare_takes_turns_and_gives_the_ratio():
-    calls = []
-    speed = compare(lambda x: calls.append("a"), lambda x: calls.append("b"), [(torch.zeros(2),)] * 3, rounds=2)
-    assert calls.count("a") == calls.count("b") == 9
-    assert speed.images == 6
-    assert speed.low <= speed.speedup <= speed.high
-
-
-def test_too_few_images_for_a_batch(images):
-    with pytest.raises(xl.InputError, match="batch_size: 64"):
-        compare_attention(make_net(), POLICY, images, 64)
-
-
-def test_timings_leave_the_networks_alone(tiny_set, images):
-    net, plain = make_net(), TinyNet()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert compare_adaptive(plain, net, POLICY, images, 8, rounds=1).speedup > 0
-    assert compare_attention(net, POLICY, images, 8, rounds=1).speedup > 0
-    settings = TrainingSettings(1, 8, 1e-3, 0.0, 0, False, True, False)
-    assert compare_step_time(net, tiny_set, xl.EGTLoss(), xl.EGTLoss(weight=0.0), settings, steps=3).speedup > 0
-    assert plain.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
-    rows = xl.explain_batch(net, images[:3], POLICY)
-    one = contact_sheet({"a": rows}, None)
-    two = contact_sheet({"a": rows, "b": rows}, None)
-    assert two.width > one.width
-    assert one.height == two.height
-    frames = {ImageColor.getrgb(pick_exit_colour(why.answered, 3)) for why in rows}
-    assert frames <= {colour for _, colour in one.getcolors(100_000)}
-
-
-def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny_set):
-    subjects = [_subject(name, tiny_set) for name in ("one", 'the "other"')]
-    series = [plots.Series(s.name, s.reports["test"], s.faithfulness["test"]) for s in subjects]
-    bars = {plots.exit_shares: 3, plots.accuracy_cost: 3, plots.consistency: 2, plots.deletion: 3}
-    for draw, exits in bars.items():
-        svg = draw(series)
-        ElementTree.fromstring(svg)
-        drawn = set(re.findall(r"(?:fill|stroke): (#\w+)", svg))
-        colours = {pick_exit_colour(k, 3).lower() for k in range(exits)}
-        assert colours <= drawn <= colours | {"#8a8a8a", "#ffffff", "#000000"}
-        assert "currentColor" in svg
-        assert "the &quot;other&quot;" in svg
-        assert plots.INK not in svg
-        assert plots.PAPER not in svg
-
-
 def test_a_report_compares_equals(tmp_path, tiny_set):
-    one = _subject("one", tiny_set)
+    one = make_subject("one", tiny_set)
     net = xl.attach(TinyNet(), ["a"], 4, tiny_set.first(1).inputs)
     net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
     policy = xl.Policy((0.9,))
@@ -189,7 +95,7 @@ def test_a_report_compares_equals(tmp_path, tiny_set):
 
 def test_names_are_only_names(tmp_path, tiny_set):
     subjects = [
-        _subject(name, tiny_set) for name in ("a$x^$ <b>", "a very long name of a run that leaves no room for a plot")
+        make_subject(name, tiny_set) for name in ("a$x^$ <b>", "a very long name of a run that leaves no room for a plot")
     ]
     text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
     assert "a$x^$ &lt;b&gt;" in text
@@ -197,7 +103,7 @@ def test_names_are_only_names(tmp_path, tiny_set):
 
 
 def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
-    one = _subject("gated", tiny_set)
+    one = make_subject("gated", tiny_set)
     gate = xl.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
     policy = xl.Policy((0.26, 0.26), gate=gate)
     report = xl.evaluate(xl.collect(one.net, tiny_set), policy)
@@ -222,7 +128,7 @@ def test_words_fit_the_heads(tmp_path, tiny_set):
 
 def test_one_image_has_no_chance_level(tmp_path, tiny_set):
     text = write_report(
-        tmp_path / "r.html", [_subject("x", tiny_set.first(1))], {"test": tiny_set.first(1)}, MADE
+        tmp_path / "r.html", [make_subject("x", tiny_set.first(1))], {"test": tiny_set.first(1)}, MADE
     ).read_text()
     assert ">nan<" not in text
     assert "Early exits look" not in text
@@ -243,26 +149,4 @@ def test_large_images_keep_the_report_small(tmp_path):
     net.describe(classes=data.classes, preprocess=data.preprocess)
     subject = Subject("x", net, POLICY, {"test": xl.evaluate(xl.collect(net, data), POLICY)})
     assert write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).stat().st_size < 5e6 / 6
-    assert max(picture(data.first(1).inputs[0], data.preprocess).size) == 320
-
-
-def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
-    images = tiny_set.images.repeat(40, 1, 1, 1)
-    labels = torch.arange(len(images)) // (len(images) // 4)
-    data = xl.ImageSet(images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
-    chosen = pick(_subject("x", tiny_set, faithful=False), data, 12)
-    assert len(chosen) == 12
-    assert len(data.subset(torch.tensor(chosen)).labels.unique()) >= 3
-
-
-def test_a_uniform_map_is_as_pale_in_every_picture():
-    base, uniform, sharp = Image.new("RGB", (40, 40), (100,) * 3), torch.full((4, 4), 1 / 16), torch.eye(4) / 4
-    bright = [np.asarray(overlay(base, m)).max() for m in (uniform, sharp)]
-    assert bright[0] < bright[1] - 60
-    assert np.asarray(heat(uniform))[..., 3].max() < np.asarray(heat(sharp))[..., 3].max() - 60
-
-
-def test_titles_of_a_contact_sheet(net, images):
-    rows = xl.explain_batch(net, images[:3], POLICY)
-    plain, titled = contact_sheet({"": rows}, None), contact_sheet({"": rows}, None, titles=["a", "b", "c"])
-    assert titled.height == plain.height + 3 * 20
+    assert max(draw_image(data.first(1).inputs[0], data.preprocess).size) == 320

@@ -2,16 +2,11 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from torch import nn
 
 import exitlens as xl
-from exitlens.model.backbones.small import SmallResNet
-
-
-def test_small_network_takes_28_to_64_pixels_and_grey():
-    for size in (28, 40, 64):
-        assert SmallResNet(num_classes=5)(torch.randn(2, 3, size, size)).shape == (2, 5)
-    assert xl.build_backbone("small", 3, in_channels=1)(torch.randn(2, 1, 28, 28)).shape == (2, 3)
+from exitlens.model.backbones import build
+from exitlens.model.info import NetworkInfo
 
 
 def test_torchvision_by_name():
@@ -59,21 +54,13 @@ def test_timm_missing_names_the_extra(monkeypatch):
         xl.build_backbone("timm:resnet18", 6)
 
 
-def test_local_weights(tmp_path):
-    source, target = SmallResNet(), SmallResNet()
-    torch.save(source.state_dict(), tmp_path / "w.pt")
-    save_file(source.state_dict(), tmp_path / "w.safetensors")
-    for name in ("w.pt", "w.safetensors"):
-        xl.load_weights(target, tmp_path / name)
-        assert torch.equal(target.fc.weight, source.fc.weight)
-    (tmp_path / "bad.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:1000])
-    torch.save({"x": 3}, tmp_path / "odd.pt")
-    torch.save(SmallResNet(num_classes=3).state_dict(), tmp_path / "other.pt")
-    for name, message in (
-        ("none.pt", "no file"),
-        ("bad.pt", "cannot be read"),
-        ("odd.pt", "no state dict"),
-        ("other.pt", "other shapes"),
-    ):
-        with pytest.raises(xl.BundleError, match=message):
-            xl.load_weights(target, tmp_path / name)
+@pytest.mark.parametrize(("shape", "channels"), [((1, 28, 28), 1), ((64,), 3)])
+def test_rebuilding_takes_channels_from_images_only(monkeypatch, shape, channels):
+    asked = []
+    monkeypatch.setattr(build, "build_backbone", lambda *args, **kwargs: asked.append(args))
+    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert"))
+    assert asked == [("hf:bert", 5, channels)]
+
+
+def test_an_example_fits_the_backbone():
+    assert build.make_example(nn.Linear(2, 2), 1, 28).shape == (1, 1, 28, 28)

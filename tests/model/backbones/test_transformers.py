@@ -60,6 +60,17 @@ def test_weights_of_a_directory(directory):
     assert not torch.equal(random.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
 
 
+def test_loading_prints_nothing_and_leaves_the_settings_of_transformers(directory, capfd):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    make_bert(num_labels=3).save_pretrained(directory)
+    capfd.readouterr()
+    xl.build_backbone(f"hf:{directory}", 7, pretrained=True)
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
 @pytest.mark.parametrize(
     ("source", "pretrained", "message"),
     [

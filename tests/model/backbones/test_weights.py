@@ -1,9 +1,11 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import exitlens as xl
 from exitlens.model.backbones import weights
+from exitlens.model.backbones.small import SmallResNet
 
 
 def test_shared_tensors_are_kept_once():
@@ -27,3 +29,23 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
         with pytest.raises(xl.BundleError, match=message):
             weights.load_unique_state(module, state, "here")
     assert torch.equal(module.weight, before)
+
+
+def test_local_weights(tmp_path):
+    source, target = SmallResNet(), SmallResNet()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pt", "w.safetensors"):
+        xl.load_weights(target, tmp_path / name)
+        assert torch.equal(target.fc.weight, source.fc.weight)
+    (tmp_path / "bad.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:1000])
+    torch.save({"x": 3}, tmp_path / "odd.pt")
+    torch.save(SmallResNet(num_classes=3).state_dict(), tmp_path / "other.pt")
+    for name, message in (
+        ("none.pt", "no file"),
+        ("bad.pt", "cannot be read"),
+        ("odd.pt", "no state dict"),
+        ("other.pt", "other shapes"),
+    ):
+        with pytest.raises(xl.BundleError, match=message):
+            xl.load_weights(target, tmp_path / name)

@@ -1,4 +1,4 @@
-"""bench: the plain backbone and the network with exits, timed side by side, with the ideal saving beside the measured."""
+"""The plain backbone and the network with exits, timed side by side, and the measured saving beside the ideal one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.delivery.bench.contenders import Plain, Planned, StepTimes, measure_router_share, plan_exits, run_as_users_do
+from exitlens.delivery.bench.contenders import AsIs, Plain, Planned, StepTimes, measure_router_share, plan_exits
 from exitlens.delivery.bench.timing import Times, Work, interleave, interval, measure_peak_bytes, time_calls
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
@@ -32,7 +32,7 @@ MIXED = "50/30/0/20"
 
 
 def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
-    """The exit shares that are forced, for a network of so many exits: the middle ones are folded together or left out."""
+    """The exit shares to force on a network with this many exits."""
     if num_exits == 4:
         return SHARES
     found = {"nobody leaves": (0.0,) * (num_exits - 1) + (1.0,)}
@@ -43,12 +43,13 @@ def list_exit_shares(num_exits: int) -> dict[str, tuple[float, ...]]:
 
 
 class Bench:
-    """One network against its plain backbone, on inputs that are there.
+    """A network against its plain backbone, on given inputs.
 
     Args:
-        plain: the backbone, with a classifier of as many classes. net: with its tuning.
+        plain: the backbone, with a classifier for the same classes.
+        net: with its tuning.
         inputs: ``(N,...)``, repeated where a batch needs more.
-        policy: also timed, if there is one.
+        policy: also time it.
         compiled: also time compiled stages and a compiled backbone (compiling takes a minute or two).
     """
 
@@ -65,7 +66,7 @@ class Bench:
             self.compiled_net.compile()
 
     def samples(self, count: int) -> Inputs:
-        """So many inputs, repeated if there are fewer."""
+        """``count`` inputs, repeated if there are fewer."""
         rows = torch.arange(count) % count_rows(self.inputs)
         return map_inputs(self.inputs, lambda t: t[rows])
 
@@ -79,14 +80,15 @@ class Bench:
         others: Mapping[str, Callable[[Inputs, int, Mapping[str, Tensor]], Work]] | None = None,
         keep: Callable[[str], bool] = lambda name: True,
     ) -> dict[str, Any]:
-        """Everything for calls of ``size`` samples, JSON-ready.
+        """Times every contender in calls of ``size`` samples; JSON-ready.
 
         Args:
-            size: samples a call.
-            rounds: at least so many. seconds: to go on for.
+            size: samples in a call.
+            rounds: the least number of rounds.
+            seconds: how long to continue.
             memory: also measure each contender's peak.
             others: makers of further contenders by name, given the inputs, the size and the plans.
-            keep: which contenders to run, by name; the first two always.
+            keep: selects contenders by name; the first two always run.
         """
         count = {1: 20, 8: 40}.get(size, size)
         inputs = self.samples(count)
@@ -117,7 +119,7 @@ class Bench:
     def _works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
         kept = self.net.tuning.keep_memory
         works = {
-            AS_IS: run_as_users_do(self.plain, inputs, size),
+            AS_IS: time_calls(AsIs(self.plain), split_rows(inputs, size)),
             TUNED: time_calls(self.tuned, split_rows(inputs, size), kept),
         }
         works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
@@ -141,10 +143,10 @@ class Bench:
 
     @staticmethod
     def _ideal(times: Times, name: str, steps: StepTimes, reference: str, plan: Tensor, count: int) -> dict[str, Any]:
-        """The time that the plan would take if only its stages took time, and how near the measured comes.
+        """The time that the plan would take if only its stages took time, and how close the measured time comes.
 
-        ``saving`` is the measured saving against the plain backbone in the same form over the ideal one; ``efficiency`` the
-        ideal time over the measured.
+        ``saving`` is the measured saving against the plain backbone in the same form, as a share of the ideal saving;
+        ``efficiency`` is the ideal time over the measured one.
         """
         ideal = steps.ideal(plan)[-len(times.rounds[name]) :]  # without the warm-up
         triples = list(zip(ideal, times.seconds(name), times.seconds(reference), strict=True))
@@ -157,7 +159,7 @@ class Bench:
         return found
 
     def _ratios(self, times: Times) -> dict[str, Any]:
-        """Ratios that are not those to the plain backbone."""
+        """Ratios other than those to the plain backbone."""
         nobody = "exits, nobody leaves"
         pairs = {
             "nobody_over_plain": (nobody, TUNED),
@@ -172,7 +174,7 @@ class Bench:
         return found
 
     def router_time(self, size: int = 32, runs: int = 15) -> list[float]:
-        """Median, low and high of the share of time that is not spent in stages and heads, at mixed exit shares."""
+        """Median, low and high of the share of time spent outside stages and heads, at mixed exit shares."""
         shares = list(list_exit_shares(self.net.num_exits).values())[min(2, self.net.num_exits - 1)]
         share = measure_router_share(Planned(self.net, plan_exits(shares, size)), self.samples(size))
         share()
@@ -180,7 +182,7 @@ class Bench:
 
 
 class Cut:
-    """The network up to one exit and nothing else: the smaller static network of the same kind."""
+    """The network up to one exit: the smaller static network of the same kind."""
 
     def __init__(self, net: ExitNet, exit_: int) -> None:
         self.net, self.exit = net, exit_
@@ -197,10 +199,10 @@ class Cut:
                 engine.answer(self.exit, part, 1.0, "max_probability")
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures were measured on."""
+def describe_machine(threads: int) -> dict[str, Any]:
+    """What figures were measured on."""
     return {
-        "processor": _processor(),
+        "processor": _read_processor(),
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__.split("+")[0],
@@ -209,7 +211,7 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _read_processor() -> str:
     try:
         with Path("/proc/cpuinfo").open() as lines:
             return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -217,8 +219,8 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def table(found: Mapping[str, Any]) -> list[list[str]]:
-    """Rows for people, of what :meth:`Bench.run` returns."""
+def tabulate(found: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of a table for people from the result of :meth:`Bench.run`."""
     rows = [["", "ms/sample", "p95 ms", "x plain", "x tuned", "ideal ms", "MB"]]
     for row in found["rows"]:
         cells = [f"{row['ms'][0]:.3f}", f"{row['call_p95_ms']:.2f}", f"{row['speedup'][0]:.2f}"]

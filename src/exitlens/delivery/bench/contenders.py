@@ -1,4 +1,4 @@
-"""What is timed against what: the plain backbone in several forms, and the network with exits at forced exit shares."""
+"""What is timed: the plain backbone in several forms, and the network with exits at forced exit shares."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.delivery.bench.timing import Work, time_calls
+from exitlens.delivery.bench.timing import Speed, Work, compare, time_calls
+from exitlens.errors import InputError
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model._torch_compat import mark_any_count
 from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Engine, StepOutput
@@ -24,14 +26,14 @@ from exitlens.model.engine.tuning import Tuning
 from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
-from exitlens.types.inputs import Inputs, list_tensors, map_inputs, split_rows
-from exitlens.workflow.inference.predict import merge_routed
+from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
+from exitlens.workflow.inference.predict import merge_routed, predict
 
-NEVER = 2.0  # a threshold that is computed and never reached
+UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never answer
 
 
 def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  # -> (count,)
-    """Exits for ``count`` samples in these shares (largest remainders), in random order."""
+    """Exits for ``count`` samples in these shares (by largest remainders), in random order."""
     exact = torch.tensor(list(shares), dtype=torch.float64) * count / sum(shares)
     counts = exact.floor()
     for k in (exact - counts).argsort(descending=True)[: count - int(counts.sum())].tolist():
@@ -40,19 +42,21 @@ def plan_exits(shares: Sequence[float], count: int, seed: int = 0) -> Tensor:  #
     return plan[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
 
 
-def run_as_users_do(backbone: nn.Module, inputs: Inputs, size: int) -> Work:
+class AsIs:
     """The backbone as PyTorch runs it: float32, its own memory format, whole batches."""
 
-    def run(batch: Inputs) -> None:
-        with torch.inference_mode():
-            output = backbone(batch) if isinstance(batch, Tensor) else backbone(**batch)
-            pick_logits(output).softmax(1).max(1)
+    def __init__(self, backbone: nn.Module) -> None:
+        self.backbone = backbone
 
-    return time_calls(run, split_rows(inputs, size))
+    def __call__(self, batch: Inputs) -> None:
+        """Answers one batch."""
+        with torch.inference_mode():
+            output = self.backbone(batch) if isinstance(batch, Tensor) else self.backbone(**batch)
+            pick_logits(output).softmax(1).max(1)
 
 
 class Plain:
-    """The backbone with the tuning that the network with exits gets, for the same inputs."""
+    """The backbone with the same tuning as the network with exits."""
 
     def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
         body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
@@ -85,20 +89,23 @@ class Plain:
 
 
 class Planned:
-    """The network's own path (check, engine, router), but the plan says who leaves where, whatever the scores say.
+    """The network's own path (check, engine, router), except that a plan decides where each sample leaves.
 
     Args:
         net: with its tuning, compiled or not.
         plan: ``(N,)`` exits of the samples of ``inputs``, in order.
-        whole_batches: nobody leaves before all of a call's samples may: what batch-wise early exit does.
+        whole_batches: the samples of a call leave together, at the last of their exits, as in batch-wise early exit.
+        attention: also compute attention maps.
     """
 
-    def __init__(self, net: ExitNet, plan: Tensor, split_whole_batches: bool = False, attention: bool = False) -> None:
-        self.net, self.plan, self.whole, self.attention = net, plan, split_whole_batches, attention
+    def __init__(self, net: ExitNet, plan: Tensor, whole_batches: bool = False, attention: bool = False) -> None:
+        self.net, self.plan, self.whole, self.attention = net, plan, whole_batches, attention
         self.leaves = [plan == k for k in range(net.num_exits)]
         first = int(plan[0])
-        self.constant = bool((plan == first).all())  # then thresholds can say it
-        self.policy = Policy(tuple(0.0 if self.constant and k == first else NEVER for k in range(net.num_exits - 1)))
+        self.constant = bool((plan == first).all())  # then thresholds suffice
+        self.policy = Policy(
+            tuple(0.0 if self.constant and k == first else UNREACHABLE_THRESHOLD for k in range(net.num_exits - 1))
+        )
 
     def work(self, inputs: Inputs, size: int) -> Work:
         """The work of answering all the inputs in calls of ``size``."""
@@ -106,13 +113,13 @@ class Planned:
         return time_calls(self, list(zip(starts, split_rows(inputs, size), strict=True)), self.net.tuning.keep_memory)
 
     def __call__(self, call: tuple[int, Inputs]) -> None:
-        """Answers one batch, of samples from ``call[0]`` on."""
+        """Answers one batch, whose first sample is number ``call[0]``."""
         start, batch = call
         with self.net.open_engine() as engine:
             self.answer(engine, start, self.net.check_input(batch))
 
     def answer(self, engine: Engine, start: int, activations: Activations) -> None:
-        """By this engine."""
+        """Answers samples ``start`` onwards with this engine."""
         count = len(activations[0])
         size, rule = self.net.tuning.micro_batch, None
         if self.whole:
@@ -126,7 +133,7 @@ class Planned:
 
 
 class _Clocked(Engine):
-    """An engine that sums the time of stages, heads and the tuning's formats apart from everything else."""
+    """An engine that sums the time spent in stages, heads and the tuning's memory formats."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.stages, engine.heads, engine.tuning, shared=engine.shared)
@@ -150,9 +157,9 @@ class _Clocked(Engine):
 
 
 def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:
-    """A function that answers all the inputs in one call and returns the share of time not spent in stages and heads.
+    """A function that answers all inputs in one call and returns the share of time spent outside stages and heads.
 
-    That is scores, who leaves, gathering and scattering.
+    That is the time for scores, decisions, gathering and scattering.
     """
 
     def run() -> float:
@@ -167,9 +174,9 @@ def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float
 
 
 class StepTimes:
-    """Every stage with its head on all samples, timed apart: what the ideal saving is made of.
+    """The time of every stage with its head on all samples, from which the ideal saving follows.
 
-    The ideal time of exit shares is the sum over exits of the share of samples that reach the exit times its step's time.
+    The ideal time sums, over exits, the share of samples that reach the exit times the time of its stage and head.
     """
 
     def __init__(self, net: ExitNet, inputs: Inputs, size: int) -> None:
@@ -177,14 +184,14 @@ class StepTimes:
         self.rounds: list[list[float]] = []
 
     def __call__(self) -> list[float]:
-        """Runs all samples through all steps; remembers seconds by step."""
+        """Runs all samples through all stages and records the seconds of each."""
         if keep_memory(self.net.tuning.keep_memory) or len(self.batches) > 1:
             self._run(self.batches[:1])
         self.rounds.append(self._run(self.batches))
         return [sum(self.rounds[-1])]
 
     def _run(self, batches: Sequence[Inputs]) -> list[float]:
-        spent, policy = [0.0] * self.net.num_exits, Policy((NEVER,) * (self.net.num_exits - 1))
+        spent, policy = [0.0] * self.net.num_exits, Policy((UNREACHABLE_THRESHOLD,) * (self.net.num_exits - 1))
         for batch in batches:
             with self.net.open_engine() as engine:
                 activations = self.net.unpack(batch)
@@ -199,6 +206,28 @@ class StepTimes:
         return spent
 
     def ideal(self, plan: Tensor) -> list[float]:
-        """Seconds of each round that the plan would take at these times."""
+        """Seconds that the plan would take at the times of each round."""
         reached = [(plan >= k).double().mean().item() for k in range(self.net.num_exits)]
         return [sum(share * seconds for share, seconds in zip(reached, spent, strict=True)) for spent in self.rounds]
+
+
+def split_whole_batches(inputs: Inputs, batch_size: int) -> list[tuple[Inputs]]:
+    """Full batches, images in channels_last, the memory format that networks are trained in."""
+
+    def lay_out(t: Tensor) -> Tensor:
+        last = t.ndim == 4 and t.shape[1] > 1
+        return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    chunks = [chunk for chunk in split_rows(inputs, batch_size) if count_rows(chunk) == batch_size]
+    if not chunks:
+        raise InputError(f"batch_size: {batch_size} is more than the {count_rows(inputs)} samples there are: use less")
+    return [(map_inputs(chunk, lay_out),) for chunk in chunks]
+
+
+def compare_adaptive(
+    plain: nn.Module, net: ExitNet, policy: Policy, inputs: Inputs, batch_size: int, rounds: int = 7
+) -> Speed:
+    """Plain backbone against :func:`predict` under ``policy``; both in evaluation mode, images in channels_last."""
+    batches, kept = split_whole_batches(inputs, batch_size), net.tuning.keep_memory
+    with switch_mode(plain, False), switch_mode(net, False):
+        return compare(AsIs(plain), lambda batch: predict(net, batch, policy), batches, rounds, kept)

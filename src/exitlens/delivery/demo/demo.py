@@ -1,32 +1,35 @@
-"""The demo: the same network three times (plain, exits without EGT, exits with EGT), compared on everything we promise."""
+"""The demo: the same network plain, with exits, and with exits trained by EGT, compared on everything we promise."""
 
 from __future__ import annotations
 
-import json
+import copy
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import exitlens
+from exitlens.data.batches import as_batch, make_epoch_loader
 from exitlens.data.images import ImageSet
 from exitlens.data.sources import DataSource
-from exitlens.delivery.bench.speed import compare_adaptive, compare_attention, compare_step_time
+from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
+from exitlens.delivery.bench.timing import Speed, compare
 from exitlens.delivery.bundle import save
 from exitlens.delivery.demo.training import CONDITIONS, EGT, WITHOUT, DemoSettings, load_data, train_all
-from exitlens.delivery.explanations.pictures import contact_sheet
-from exitlens.delivery.report.gallery import pick
+from exitlens.delivery.explanations.pictures import draw_contact_sheet
+from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import write_source
 from exitlens.errors import OutputExistsError
-from exitlens.io import write_text
+from exitlens.functional.losses import EGTLoss
+from exitlens.io import write_json
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Trace
@@ -35,7 +38,8 @@ from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.training.step import TrainingSettings
+from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.training.step import TrainingSettings, take_step
 
 RESULT = "result.json"
 LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes
@@ -58,14 +62,14 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
     data = load_data(settings)
     console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone")
     nets = train_all(out, settings, quiet)
-    plain_accuracy = _accuracy(collect(nets["plain"], data["agreeing"]))
+    plain_accuracy = _measure_accuracy(collect(nets["plain"], data["agreeing"]))
     console.rule("testing")
-    subjects = [_subject(name, nets[name], data, settings) for name in ("egt", "baseline")]
-    speed = _speed(nets, subjects[0].policy, data, settings, plain_accuracy)
-    extra = _overheads(nets["baseline"], nets["egt"], subjects[0].policy, data, settings)
+    subjects = [_measure_subject(name, nets[name], data, settings) for name in ("egt", "baseline")]
+    speed = _measure_speed(nets, subjects[0].policy, data, settings, plain_accuracy)
+    extra = _measure_overheads(nets["baseline"], nets["egt"], subjects[0].policy, data, settings)
     result = {
-        "egt": _conditions(subjects[0]),
-        "baseline": _conditions(subjects[1]),
+        "egt": _list_measures(subjects[0]),
+        "baseline": _list_measures(subjects[1]),
         "plain": {"agreeing": {"accuracy": [plain_accuracy]}},
         "speed": speed,
         **extra,
@@ -77,13 +81,13 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
         "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads(), "system": platform.system()},
     }
     save(nets["egt"], subjects[0].policy, out / "bundle", overwrite=True)
-    _report(out, subjects, data, result, plain_accuracy)
+    _write_report(out, subjects, data, result, plain_accuracy)
     result["seconds"] = time.perf_counter() - started
-    write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
+    write_json(out / RESULT, result)
     return result
 
 
-def _subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings) -> Subject:
+def _measure_subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings) -> Subject:
     policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
     reports: dict[str, Report] = {}
     checks: dict[str, Faithfulness] = {}
@@ -93,13 +97,13 @@ def _subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: De
     return Subject(TITLES[name], net, policy, reports, checks)
 
 
-def _accuracy(trace: Trace) -> float:
+def _measure_accuracy(trace: Trace) -> float:
     labels = trace.require_labels("accuracy")
     return (trace.logits[:, -1].argmax(1) == labels).float().mean().item()
 
 
-def _conditions(subject: Subject) -> dict[str, Any]:
-    """The numbers of one network, by condition, each a list over exits."""
+def _list_measures(subject: Subject) -> dict[str, Any]:
+    """A network's figures by condition, most of them a list over exits."""
     found: dict[str, Any] = {}
     for condition, report in subject.reports.items():
         early = [row.consistency for row in report.exits[:-1]]
@@ -121,7 +125,7 @@ def _conditions(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def _speed(
+def _measure_speed(
     nets: Mapping[str, ExitNet],
     policy: Policy,
     data: Mapping[str, ImageSet],
@@ -129,7 +133,7 @@ def _speed(
     plain_accuracy: float,
 ) -> dict[str, Any]:
     """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
-    plain: nn.Module = _plain_backbone(nets["plain"])
+    plain: nn.Module = _extract_backbone(nets["plain"])
     calibration, test = collect(nets["egt"], data["calibration"]), collect(nets["egt"], data["agreeing"])
     half = calibrate(calibration, max_accuracy_drop=LIMITS["half_point"], delta=DELTA)
     images = data["agreeing"].inputs
@@ -145,21 +149,27 @@ def _speed(
     return found
 
 
-def _plain_backbone(net: ExitNet) -> nn.Module:
-    """The plain backbone with the weights of the network without early exits (they are shared until it is copied)."""
+def _extract_backbone(net: ExitNet) -> nn.Module:
+    """The plain backbone with the weights of the network without early exits."""
     backbone = SmallResNet(num_classes=net.info.num_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = {k.split("body.", 1)[1]: v for k, v in net.state_dict().items()}
     backbone.load_state_dict(state)
     return backbone.eval()  # type: ignore[no-any-return]
 
 
-def _overheads(
+def _measure_overheads(
     baseline: ExitNet, egt: ExitNet, policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings
 ) -> dict[str, Any]:
-    """Price of EGT in training, and of attention maps in inference, as ratios of times."""
+    """What EGT costs in training, and attention maps in inference, as ratios of times."""
     training = TrainingSettings(1, settings.batch_size, 1e-3, 0.05, 0, True, True, False)
-    step = compare_step_time(baseline, data["train"], EGT, WITHOUT, training)
-    maps = compare_attention(egt, policy, data["agreeing"].inputs[:1024], 64, settings.rounds)
+    step = compare_steps(baseline, data["train"], EGT, WITHOUT, training)
+    batches = split_whole_batches(data["agreeing"].inputs[:1024], 64)
+    maps = compare(
+        lambda batch: predict(egt, batch, policy, attention=True),
+        lambda batch: predict(egt, batch, policy),
+        batches,
+        settings.rounds,
+    )
     return {
         "step_time_ratio": step.speedup,
         "step_time": step.to_dict(),
@@ -168,7 +178,23 @@ def _overheads(
     }
 
 
-def _report(
+def compare_steps(
+    net: ExitNet, data: ImageSet, loss: EGTLoss, without: EGTLoss, settings: TrainingSettings, steps: int = 24
+) -> Speed:
+    """A training step with ``loss`` against one with ``without``, on copies of the network: ``speedup`` is their ratio."""
+
+    def stepper(choice: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
+        twin = copy.deepcopy(net).train()
+        optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
+        return lambda images, labels: take_step(twin, optimizer, choice, images, labels, 0.9, settings)
+
+    loader = make_epoch_loader(data.first(steps * settings.batch_size), settings.batch_size, seed=0)
+    found = [as_batch(batch) for batch in loader]
+    pairs = [(x, labels) for x, labels in found if isinstance(x, Tensor) and labels is not None]
+    return compare(stepper(loss), stepper(without), pairs, rounds=3)
+
+
+def _write_report(
     out: Path, subjects: list[Subject], data: Mapping[str, ImageSet], result: Mapping[str, Any], plain_accuracy: float
 ) -> None:
     settings, versions = result["settings"], result["versions"]
@@ -192,7 +218,7 @@ def _report(
         speed[f"batch size {n}, half a point"] = result["speed"][f"batch_{n}"]["at_half_point"]
     images = {name: data[name] for name in CONDITIONS}
     write_report(out / "report.html", subjects, images, made, speed=speed, plain_accuracy=plain_accuracy, overwrite=True)
-    chosen = torch.tensor(pick(subjects[0], data["agreeing"], 6))
+    chosen = torch.tensor(pick_images(subjects[0], data["agreeing"], 6))
     picked = data["agreeing"].subset(chosen)
     pages = {s.name: explain_batch(s.net, picked.inputs, s.policy) for s in reversed(subjects)}
-    contact_sheet(pages, picked.preprocess).save(out / "gallery.png", optimize=True)
+    draw_contact_sheet(pages, picked.preprocess).save(out / "gallery.png", optimize=True)

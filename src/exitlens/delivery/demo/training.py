@@ -1,4 +1,4 @@
-"""What the demo trains, on what, and how: three trainings side by side, one core each, all resumable."""
+"""The demo's three trainings: what, on which data, and how; side by side on a core each, all resumable."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUNS: dict[str, EGTLoss | None] = {"egt": EGT, "baseline": WITHOUT, "plain": Non
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo trains; one seed for data, weights and training."""
+    """How the demo trains; ``seed`` is that of data, weights and training."""
 
     seed: int = 0
     epochs: int = 6
@@ -42,16 +42,16 @@ class DemoSettings:
     size: int = 40
     batch_size: int = 64
     samples: int = 3000  # test images for the faithfulness measures
-    rounds: int = 7  # of every timing
+    rounds: int = 7  # of each timing
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoSettings:
-        """A run of seconds that shows the flow."""
+        """A run of seconds, to show the flow."""
         return cls(seed, epochs=1, limit=256, samples=64, rounds=1)
 
 
 def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
-    """Scenes by use; the two test sets hold the same garments in the same places, on other backgrounds."""
+    """Scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
 
     def scenes(split: Any, agreement: float) -> ImageSet:
         return load_scenes(
@@ -63,9 +63,9 @@ def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
 
 
 def train_all(out: Path, settings: DemoSettings, quiet: bool) -> dict[str, ExitNet]:
-    """Trains what is not trained yet, in as many processes as there are cores (three at most), one thread each.
+    """Trains whatever is not trained yet, in a single-threaded process for each core (three at most).
 
-    One thread a training makes the weights the same on machines with more cores, and is faster than two threads each.
+    With one thread the weights do not depend on the number of cores, and it is faster than two threads each.
     """
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -76,16 +76,16 @@ def train_all(out: Path, settings: DemoSettings, quiet: bool) -> dict[str, ExitN
         for job in jobs.values():
             job.get()
         pool.close()
-        pool.join()  # so that nothing of it is left when the process ends
-    return {name: load(_bundle(out, name))[0] for name in RUNS}
+        pool.join()  # so that no worker outlives this function
+    return {name: load(_find_bundle(out, name))[0] for name in RUNS}
 
 
-def _bundle(out: Path, name: str) -> Path:
+def _find_bundle(out: Path, name: str) -> Path:
     return out / "training" / name / "bundle"
 
 
 def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
-    if _bundle(out, name).exists():
+    if _find_bundle(out, name).exists():
         return
     loss, data = RUNS[name], load_data(settings)
     net = build_network(loss, data["train"], settings.seed)
@@ -101,11 +101,11 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
         resume=True,
         progress=False,
     )
-    save(net, None, _bundle(out, name))
+    save(net, None, _find_bundle(out, name))
 
 
 def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
-    """The demo's network before training: with three early exits, or, without a loss, plain."""
+    """The demo's network before training: with three early exits, or plain if there is no loss."""
     torch.manual_seed(seed)
     backbone, example = SmallResNet(num_classes=len(train.classes)), train.first(1).inputs
     at = [] if loss is None else list(backbone.groups[:-1])
@@ -115,20 +115,20 @@ def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
 
 
 def _watch(jobs: dict[str, AsyncResult[None]], out: Path, epochs: int, quiet: bool) -> None:
-    """Shows one bar a training, from the logs that they write, until all have ended."""
+    """Shows a progress bar for each training, read from its log, until all have ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn())
     with Progress(*columns, disable=quiet) as bar:
         tasks = {name: bar.add_task(f"{name:9}", total=epochs, line="starting") for name in jobs}
         while True:
             for name, task in tasks.items():
-                done, line = _progress(out / "training" / name / LOG)
+                done, line = _read_progress(out / "training" / name / LOG)
                 bar.update(task, completed=done, line=line)
             if all(job.ready() for job in jobs.values()):
                 return
             time.sleep(0.5)
 
 
-def _progress(log: Path) -> tuple[int, str]:
+def _read_progress(log: Path) -> tuple[int, str]:
     rows = list(csv.DictReader(log.read_text().splitlines())) if log.exists() else []
     if not rows:
         return 0, "starting"
@@ -139,6 +139,6 @@ def _progress(log: Path) -> tuple[int, str]:
 
 
 def _start_worker() -> None:
-    """One thread each: two trainings in two processes are faster than two in turn on two threads."""
+    """Two single-threaded trainings side by side are faster than two in turn on two threads."""
     torch.set_num_threads(1)
     keep_memory()

@@ -1,4 +1,4 @@
-"""Explanations of a whole folder: a table and a contact sheet, what deserves a look first."""
+"""Explanations of a whole folder as a table and a contact sheet, the most remarkable images first."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exitlens.delivery.explanations.pictures import contact_sheet
-from exitlens.delivery.manifests import write_manifest
+from exitlens.delivery.explanations.pictures import draw_contact_sheet
 from exitlens.errors import OutputExistsError
-from exitlens.io import write_text
+from exitlens.io import write_manifest, write_text
 from exitlens.model.network import ExitNet
 from exitlens.types import SCHEMA, Explanation, Policy, Preprocess
 from exitlens.workflow.explanation import explain_batch
@@ -25,9 +24,9 @@ SHOWN = 24  # rows of the contact sheet
 
 @dataclass(frozen=True)
 class Line:
-    """One image of the table.
+    """A row of the table.
 
-    ``divergence`` and ``cc`` compare the map at the exit that answered with the final exit's; ``final`` is its answer.
+    ``final`` is the final exit's answer; ``divergence`` and ``cc`` compare its map with that of the exit that answered.
     """
 
     file: str
@@ -44,19 +43,19 @@ class Line:
 
     @property
     def interest(self) -> tuple[bool, float]:
-        """The higher, the more it deserves a look: early answers that the full network contradicts, then far maps."""
+        """Sorts the table: early answers that the final exit contradicts come first, then the most divergent maps."""
         return self.disagrees, self.divergence
 
     @property
     def title(self) -> str:
-        """Which image, and what was said of it, in a line of the contact sheet."""
+        """The image and its answer, for the contact sheet."""
         name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
         final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
         return f"{name}: {self.answer} ({self.confidence:.2f}) at exit {self.exit}{final}, divergence {self.divergence:.2f}"
 
 
 def summarize_line(file: str, why: Explanation) -> Line:
-    """An explanation, with the final exit, as a line of the table."""
+    """Turns an explanation that includes the final exit into a row of the table."""
     view, final = why.exits[why.answered], why.exits[-1]
     return Line(
         file,
@@ -83,17 +82,19 @@ def explain_folder(
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Line]:
-    """Explains batches of images and writes table, contact sheet and manifest; memory does not grow with the images.
+    """Explains batches of images and writes table, contact sheet and manifest, in memory independent of their number.
 
     Args:
-        net: with every exit run. policy: of this network.
-        samples: normalised batches ``(B,C,H,W)``. name: of the i-th sample, called after it came.
-        preprocess: to show them.
-        out: directory; the three files must not be there.
+        net: every exit runs.
+        policy: of this network.
+        samples: normalised batches ``(B,C,H,W)``.
+        name: gives the i-th sample's name, once it has been read.
+        preprocess: undone to show the images.
+        out: a directory without the three files.
         advance: called with the number of images done.
 
     Returns:
-        The lines of the table, what deserves a look first.
+        The rows of the table, the most remarkable first.
 
     Raises:
         OutputExistsError: if one of the files exists.
@@ -106,7 +107,7 @@ def explain_folder(
     for batch in samples:
         for why in explain_batch(net, batch, policy):
             line = summarize_line(name(len(lines)), why)
-            heapq.heappush(kept, (line.interest, -len(lines), line, why))  # of equals, the first in the folder
+            heapq.heappush(kept, (line.interest, -len(lines), line, why))  # the first in the folder wins a tie
             if len(kept) > SHOWN:
                 heapq.heappop(kept)
             lines.append(line)
@@ -134,7 +135,7 @@ def _write(
     writer.writerows(vars(line) for line in lines)
     write_text(out / TABLE, table.getvalue())
     titles = [line.title for line, _ in shown]
-    contact_sheet({"": [why for _, why in shown]}, preprocess, titles=titles).save(out / SHEET)
+    draw_contact_sheet({"": [why for _, why in shown]}, preprocess, titles=titles).save(out / SHEET)
     facts = {
         "schema": SCHEMA,
         "network": net.identity(),

@@ -1,8 +1,7 @@
-"""Pictures for people: attention over an image, as files or as data URIs for a page."""
+"""Attention maps drawn over images, and an explanation saved as files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,19 +10,21 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from exitlens.delivery.manifests import write_manifest
 from exitlens.display import COLOURS, map_svg, pick_exit_colour, shades, to_picture
 from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
+from exitlens.io import write_json, write_manifest, write_text
 from exitlens.types import SCHEMA, Explanation, Preprocess
 from exitlens.types.words import exit_name
 
-SCALE = 160  # pixels of a gallery picture's side
+SCALE = 160  # pixels, the side of a gallery picture
 
 
-def picture(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
-    """Network input ``(C,H,W)`` back as a picture: small ones a whole number of times larger, near ``side`` pixels; large
-    ones shrunk to twice that at most."""
+def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
+    """Turns network input ``(C,H,W)`` back into a picture.
+
+    Small images are enlarged by a whole number to about ``side`` pixels, large ones shrunk to twice that at most.
+    """
     shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
     made = to_picture(shown)
     made.thumbnail((2 * side, 2 * side))
@@ -31,8 +32,8 @@ def picture(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> 
     return made.resize((made.width * factor, made.height * factor), Image.Resampling.NEAREST)
 
 
-def overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Image.Image:
-    """An attention map ``(h,w)`` in colour over a greyed picture, as bright as :func:`heat` has it."""
+def draw_overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Image.Image:
+    """Draws an attention map ``(h,w)`` in colour over the picture in grey, as bright as in :func:`draw_heat`."""
     share = upsample(shades(attention.float())[None], (base.height, base.width))[0].numpy()
     colour = colormaps[COLOURS](share)[..., :3]
     grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
@@ -40,18 +41,18 @@ def overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Imag
     return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
 
 
-def heat(attention: Tensor) -> Image.Image:
-    """A map ``(h,w)`` as a picture of one pixel a location, for pages to enlarge; clear where there is no attention."""
+def draw_heat(attention: Tensor) -> Image.Image:
+    """Draws a map ``(h,w)`` with a pixel for each location, for pages to enlarge; transparent without attention."""
     share = shades(attention).numpy()
     pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
     pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
     return Image.fromarray(pixels)
 
 
-def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
-    """The image and every exit's overlay side by side, the answering exit framed in its colour, with captions."""
-    base = picture(explanation.image, preprocess, side=224)
-    tiles = [base, *(overlay(base, view.attention) for view in explanation.exits)]
+def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
+    """Draws the image and every exit's overlay side by side, with captions and a frame around the exit that answered."""
+    base = draw_image(explanation.image, preprocess, side=224)
+    tiles = [base, *(draw_overlay(base, view.attention) for view in explanation.exits)]
     captions = ["input"]
     for view in explanation.exits:
         name = exit_name(view.exit, explanation.num_exits)
@@ -69,15 +70,18 @@ def strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Imag
     return sheet
 
 
-def contact_sheet(
+def draw_contact_sheet(
     explanations: Mapping[str, Sequence[Explanation]],
     preprocess: Preprocess | None,
     side: int = 120,
     titles: Sequence[str] = (),
 ) -> Image.Image:
-    """One row an image: the input, then every exit's overlay under each network's name; what answered has its frame.
+    """Draws a row for each image: the input, then every exit's overlay under each network's name, the answer framed.
 
     Args:
+        explanations: of the same images, by network.
+        preprocess: undone to show the images.
+        side: of each picture in pixels.
         titles: a line of text under each row.
     """
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
@@ -88,7 +92,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, head + len(first) * step + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for row, why in enumerate(first):
-        sheet.paste(_square(picture(why.image, preprocess, side), side), (gap, head + row * step))
+        sheet.paste(_square(draw_image(why.image, preprocess, side), side), (gap, head + row * step))
     for row, title in enumerate(titles):
         draw.text((gap, head + row * step + side + 4), title, fill="black")
     x, previous = gap + side + gap, ""
@@ -100,7 +104,7 @@ def contact_sheet(
         count = explanations[name][0].num_exits
         draw.text((x, 22), exit_name(k, count), fill="#444444")
         for row, why in enumerate(explanations[name]):
-            tile = overlay(_square(picture(why.image, preprocess, side), side), why.exits[k].attention)
+            tile = draw_overlay(_square(draw_image(why.image, preprocess, side), side), why.exits[k].attention)
             y = head + row * step
             sheet.paste(tile, (x, y))
             if k == why.answered:
@@ -116,16 +120,16 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 def save_explanation(
     explanation: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation"
 ) -> list[Path]:
-    """Writes every exit's overlay as PNG and SVG, a strip of all, the structured answer as JSON, and a manifest of these.
+    """Writes every exit's overlay as PNG and SVG, a strip of them all, the answer as JSON, and a manifest.
 
     Raises:
         OutputExistsError: if any of the files exists.
     """
-    base = picture(explanation.image, preprocess, side=224)
-    pictures = {f"{stem}_strip.png": strip(explanation, preprocess)}
+    base = draw_image(explanation.image, preprocess, side=224)
+    pictures = {f"{stem}_strip.png": draw_strip(explanation, preprocess)}
     drawings: dict[str, str] = {}
     for view in explanation.exits:
-        pictures[f"{stem}_exit{view.exit}.png"] = overlay(base, view.attention)
+        pictures[f"{stem}_exit{view.exit}.png"] = draw_overlay(base, view.attention)
         label = f"Where exit {view.exit} looked for its answer {explanation.name(view.label)}"
         drawings[f"{stem}_exit{view.exit}.svg"] = map_svg(base, view.attention, view.evidence, label) + "\n"
     paths = [out / name for name in (*pictures, *drawings, f"{stem}.json", f"{stem}_manifest.json")]
@@ -135,8 +139,9 @@ def save_explanation(
     out.mkdir(parents=True, exist_ok=True)
     for name, image in pictures.items():
         image.save(out / name)
-    for name, text in (drawings | {f"{stem}.json": json.dumps(explanation.to_dict(), indent=1) + "\n"}).items():
-        (out / name).write_text(text)
+    for name, text in drawings.items():
+        write_text(out / name, text)
+    write_json(out / f"{stem}.json", explanation.to_dict())
     facts = {"schema": SCHEMA, "label": explanation.name(explanation.label), "answered": explanation.answered}
     write_manifest(paths[-1], paths[:-1], facts)
     return paths

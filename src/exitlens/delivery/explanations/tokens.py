@@ -1,34 +1,34 @@
-"""Tokens shaded by attention: on a terminal, and as a page of its own."""
+"""Tokens shaded by attention, on a terminal and as a page."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from exitlens.delivery.pages import template
+from exitlens.delivery.pages import load_template
 from exitlens.errors import OutputExistsError
+from exitlens.io import write_json, write_text
 from exitlens.types import ExitView, Explanation
 from exitlens.types.words import exit_name
 
-_SHADE = (0, 114, 178)  # blue that is told apart in grey and by colour-blind readers
+_SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
 
 
-def shades(view: ExitView, count: int) -> list[float]:
-    """Each token's attention over the exit's largest, in [0, 1], of the first ``count`` tokens."""
+def scale_attention(view: ExitView, count: int) -> list[float]:
+    """Divides the attention of the first ``count`` tokens by the exit's largest."""
     shown = view.attention.flatten()[:count]
     return [float(v) for v in shown / view.attention.max().clamp_min(1e-12)]
 
 
 def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
-    """One row an exit: its answer, and the tokens, darker where more of its attention is; without colour, in per cent."""
+    """A row for each exit: its answer, and the tokens shaded by its attention (without colour: in per cent)."""
     head = "tokens, darker: more attention" if colour else "tokens, with their share of the attention in %"
     table = Table("exit", "answer", "confidence", head, title=why.reason, title_justify="left")
     for view in why.exits:
         line = Text()
-        for i, shade in enumerate(shades(view, len(why.tokens))):
+        for i, shade in enumerate(scale_attention(view, len(why.tokens))):
             r, g, b = _mix_colour(shade)
             style = f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})" if colour else ""
             share = "" if colour else f"({100 * view.attention[i].item():.0f})"
@@ -41,7 +41,7 @@ def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
 
 
 def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
-    """Writes ``NAME.html`` (shaded tokens) and ``NAME.json`` into a directory; returns both.
+    """Writes ``NAME.html`` (shaded tokens) and ``NAME.json`` into a directory; returns both paths.
 
     Raises:
         OutputExistsError: if one of them exists.
@@ -57,14 +57,14 @@ def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
         label = exit_name(view.exit, len(why.exits))
         confidence = f"{view.confidence:.3f}"
         rows.append((view.exit, label, why.name(view.label), confidence, tokens, view.exit == why.answered))
-    page.write_text(template("tokens.html.j2").render(why=why, rows=rows), encoding="utf-8")
-    values.write_text(json.dumps(why.to_dict(), indent=1) + "\n")
+    write_text(page, load_template("tokens.html.j2").render(why=why, rows=rows))
+    write_json(values, why.to_dict())
     return [page, values]
 
 
 def shade_tokens(why: Explanation, view: ExitView) -> list[tuple[str, str, str]]:
-    """Each token with its share of one exit's attention, and the style that shows it."""
-    shown = zip(why.tokens, view.attention, shades(view, len(why.tokens)), strict=False)
+    """Each token with its share of an exit's attention and the CSS style that shows it."""
+    shown = zip(why.tokens, view.attention, scale_attention(view, len(why.tokens)), strict=False)
     return [(token, f"{float(share):.3f}", _style(shade)) for token, share, shade in shown]
 
 

@@ -1,4 +1,4 @@
-"""The explorer as a local web page (Gradio): it listens on this machine only, and asks nothing of any other."""
+"""The explorer as a local web page (Gradio): it listens on this machine only and contacts no other."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from exitlens.delivery.explorer.core import Explorer, Subject
-from exitlens.delivery.explorer.view import NEVER, View, at_slider
+from exitlens.delivery.explorer.core import Explorer, LoadedRun
+from exitlens.delivery.explorer.view import SLIDER_END, View, place_slider
 from exitlens.errors import MissingExtraError
 from exitlens.types.words import exit_name
 
 LARGEST_UPLOAD = "50mb"
-KEPT = 600  # seconds that an upload stays on disk
+KEPT = 600  # seconds, how long an upload stays on disk
 SUBDUED = {"body_text_color_subdued": "#59636e", "body_text_color_subdued_dark": "#a7b0b9"}
 
 
 def build(explorer: Explorer) -> Any:
-    """The page, not served yet.
+    """Builds the page without serving it.
 
     Raises:
         MissingExtraError: without Gradio (extra ``app``).
@@ -34,10 +34,10 @@ def build(explorer: Explorer) -> Any:
         gradio.HTML("<h1>Watch a network decide</h1>")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
-                inputs = _text_inputs(gradio, view) if explorer.is_text else _image_inputs(gradio, view)
+                inputs = _add_text_inputs(gradio, view) if explorer.is_text else _add_image_inputs(gradio, view)
                 message = gradio.HTML(elem_id="xl-message")
             with gradio.Column(scale=3, min_width=320), gradio.Row():
-                panels = [_panel(gradio, i, subject) for i, subject in enumerate(explorer.subjects)]
+                panels = [_add_panel(gradio, i, run) for i, run in enumerate(explorer.runs)]
         outputs = [*(panel.answer for panel in panels), message]
         _wire(page, view, inputs, panels, outputs)
     return page
@@ -45,7 +45,7 @@ def build(explorer: Explorer) -> Any:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a visitor acts on: components by what they do, and the one that holds what is shown."""
+    """The components that a visitor acts on, and the one that holds what is shown."""
 
     shown: Any
     choice: Any
@@ -60,30 +60,30 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One network's column: its answer, its thresholds, and what they do to the calibration samples."""
+    """A network's column: its answer, its thresholds, and their effect on the calibration samples."""
 
     answer: Any
     sliders: list[Any]
     routed: Any
 
 
-def _hide_box(gradio: Any, name: str) -> Any:
+def _add_hidden_box(gradio: Any, name: str) -> Any:
     """A box that the page's script writes to."""
     return gradio.Textbox(elem_id=name, elem_classes="xl-hidden", show_label=False)
 
 
-def _text_inputs(gradio: Any, view: View) -> _Inputs:
+def _add_text_inputs(gradio: Any, view: View) -> _Inputs:
     text = gradio.Textbox(label="A text (Enter answers it)", lines=1, max_lines=8, elem_id="xl-text")
     say = gradio.Button("Answer", elem_id="xl-say", size="sm")
     gradio.HTML(view.text_buttons())
-    return _Inputs(gradio.State(None), _hide_box(gradio, "xl-choice"), text, say=say)
+    return _Inputs(gradio.State(None), _add_hidden_box(gradio, "xl-choice"), text, say=say)
 
 
-def _image_inputs(gradio: Any, view: View) -> _Inputs:
+def _add_image_inputs(gradio: Any, view: View) -> _Inputs:
     shown, choice, strokes = (
         gradio.State(None),
-        _hide_box(gradio, "xl-choice"),
-        _hide_box(gradio, "xl-strokes"),
+        _add_hidden_box(gradio, "xl-choice"),
+        _add_hidden_box(gradio, "xl-strokes"),
     )
     upload = gradio.File(label="Drop or choose an image", file_types=["image"], elem_id="xl-upload", height=150)
     gradio.HTML(view.example_buttons())
@@ -94,19 +94,19 @@ def _image_inputs(gradio: Any, view: View) -> _Inputs:
     return _Inputs(shown, choice, None, None, upload, board, strokes, clear, opacity)
 
 
-def _panel(gradio: Any, index: int, subject: Subject) -> _Panel:
+def _add_panel(gradio: Any, index: int, run: LoadedRun) -> _Panel:
     with gradio.Column(min_width=320):
         answer = gradio.HTML(elem_id=f"xl-answer-{index}")
         sliders = []
-        for k, threshold in enumerate(subject.policy.thresholds):
-            label = f"{exit_name(k, subject.net.num_exits)} answers from a confidence of (above 1: never)"
+        for k, threshold in enumerate(run.policy.thresholds):
+            label = f"{exit_name(k, run.net.num_exits)} answers from a confidence of (above 1: never)"
             place = {"elem_id": f"xl-threshold-{index}-{k}"}
-            sliders.append(gradio.Slider(0, NEVER, at_slider(threshold), step=0.001, label=label, **place))
+            sliders.append(gradio.Slider(0, SLIDER_END, place_slider(threshold), step=0.001, label=label, **place))
         return _Panel(answer, sliders, gradio.HTML(elem_id=f"xl-routed-{index}"))
 
 
 def _wire(page: Any, view: View, inputs: _Inputs, panels: Sequence[_Panel], outputs: list[Any]) -> None:
-    """What follows from each act. Answers are made one at a time, so that the last thing done is what is shown."""
+    """Connects actions to callbacks. Answers are computed one at a time, so that the last action decides what is shown."""
     every = [slider for panel in panels for slider in panel.sliders]
     shown, board, strokes, text = inputs.shown, inputs.board, inputs.strokes, inputs.text
     one = {"concurrency_id": "answers", "concurrency_limit": 1}
@@ -130,23 +130,28 @@ def _wire(page: Any, view: View, inputs: _Inputs, panels: Sequence[_Panel], outp
             slider.change(view.route(i), panel.sliders, panel.routed, show_progress="hidden", trigger_mode="always_last")
             slider.change(again, repeat, outputs, show_progress="hidden", **latest)
     page.load(view.start, every, [shown, text if board is None else board, *outputs])
-    page.load(view.start_routed, every, [panel.routed for panel in panels])  # by itself: the trace may be on its way
+    page.load(
+        view.start_routed, every, [panel.routed for panel in panels]
+    )  # apart from the answers: the trace may still be collected
 
 
 def serve(
     explorer: Explorer, *, port: int | None = None, wait: bool = True, ready: Callable[[str], None] = lambda address: None
 ) -> str:
-    """Serves the page on this machine only and returns its address; with ``wait``, when it is stopped.
+    """Serves the page on this machine only and returns its address.
 
     Args:
-        explorer: what is shown. port: a free one by default. ready: called with the address once the page is there.
+        explorer: what to show.
+        port: a free one by default.
+        wait: return only when the server is stopped.
+        ready: called with the address once the page is up.
 
     Raises:
         MissingExtraError: without Gradio (extra ``app``).
     """
     gradio = import_gradio()
     page = build(explorer)
-    for i in range(len(explorer.subjects)):
+    for i in range(len(explorer.runs)):
         threading.Thread(target=explorer.trace, args=(i,), daemon=True).start()
     templates = files("exitlens.delivery") / "templates"
     script = (templates / "explorer.js").read_text(encoding="utf-8")
@@ -174,7 +179,7 @@ def serve(
 
 
 def import_gradio() -> Any:
-    """Gradio, told to ask nothing of other machines.
+    """Imports Gradio with its calls to other machines switched off.
 
     Raises:
         MissingExtraError: where it is not installed (extra ``app``).

@@ -1,10 +1,10 @@
-"""The explorer's plot, drawn anew in milliseconds whenever a threshold is moved."""
+"""The explorer's plot, redrawn in milliseconds whenever a threshold moves."""
 
 from __future__ import annotations
 
 from matplotlib.ticker import MaxNLocator
 
-from exitlens.delivery.pages import template
+from exitlens.delivery.pages import load_template
 from exitlens.display import pick_exit_colour
 from exitlens.types.words import exit_name
 from exitlens.workflow.evaluation import Report
@@ -13,19 +13,15 @@ WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 12, 26, HEIGHT - 40  # where the axes are
 
 
-def frontier_svg(report: Report) -> str:
-    """Accuracy against cost: the best thresholds at every price, each exit alone, and where the thresholds are now.
-
-    Args:
-        report: of the thresholds as they are.
-    """
+def draw_frontier(report: Report) -> str:
+    """Draws accuracy against cost: the best thresholds at every cost, each exit alone, and the report's thresholds."""
     labelled = report.accuracy is not None
     exits = [(row.cost, row.agreement if row.accuracy is None else row.accuracy) for row in report.exits]
     now = (report.cost, 1 - report.disagreement if report.accuracy is None else report.accuracy)
     points = [*report.curve, *exits, now]
-    costs = _ticks(0.0, max(x for x, _ in points))
+    costs = _choose_ticks(0.0, max(x for x, _ in points))
     low, high = (100 * f(y for _, y in points) for f in (min, max))
-    levels = [level for level in _ticks(low, high) if level <= 100]
+    levels = [level for level in _choose_ticks(low, high) if level <= 100]
     x1, y0, y1 = costs[-1], levels[0], max(levels[-1], high)
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
@@ -42,7 +38,7 @@ def frontier_svg(report: Report) -> str:
         for k, p in enumerate(exits)
     ]
     what = "accuracy" if labelled else "agreement with final"
-    return template("explorer_frontier.svg.j2").render(
+    return load_template("explorer_frontier.svg.j2").render(
         width=WIDTH,
         height=HEIGHT,
         left=LEFT,
@@ -57,7 +53,7 @@ def frontier_svg(report: Report) -> str:
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that cover ``low`` to ``high``; two at least."""
+def _choose_ticks(low: float, high: float) -> list[float]:
+    """About five round numbers from ``low`` to ``high``, at least two."""
     found = MaxNLocator(5, min_n_ticks=2).tick_values(low, max(high, low + 1e-3))
     return [round(float(v), 10) for v in found]

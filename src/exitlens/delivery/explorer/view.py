@@ -1,4 +1,4 @@
-"""The explorer's callbacks: what was done on the page -> what is shown."""
+"""The explorer's callbacks: from an action on the page to what it shows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from exitlens.delivery.explorer.page import answer_page, routed_page
 from exitlens.display import data_uri
 from exitlens.errors import DataError, ExitlensError
 
-SIDE = {1: 240, 2: 180}  # pixels that a map is wide, at least, by the number of networks
-NEVER = 1.01  # where a threshold's slider ends: no score is that high
+SIDE = {1: 240, 2: 180}  # the least width of a map in pixels, by the number of networks
+SLIDER_END = 1.01  # no score is that high: the exit never answers
 
 
 class View:
-    """The callbacks: what was done on the page -> what is shown."""
+    """One method for each action: it takes the page's values and returns new ones."""
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
@@ -41,129 +41,126 @@ class View:
         rows = [button.format(i, text) for i, text in enumerate(self.texts)]
         return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
 
-    # --- what was done ---
+    # --- actions ---
 
     def start(self, *thresholds: float) -> list[Any]:
-        """The page was opened: the first example, answered."""
+        """The page was opened: answers the first example."""
         if self.explorer.is_text:
             text = self.texts[0] if self.texts else "Write a text and press Enter."
-            return [text, text, *self._answers(text, thresholds)]
+            return [text, text, *self._answer(text, thresholds)]
         picture = self.examples[0].picture
-        return [picture, _board(picture), *self._answers(picture, thresholds)]
+        return [picture, _draw_board(picture), *self._answer(picture, thresholds)]
 
     def start_routed(self, *thresholds: float) -> Any:
-        """The page was opened: what the thresholds do, for each network."""
+        """The page was opened: evaluates each network's thresholds."""
         pages = [self.route(i)(*values) for i, values in enumerate(self._split(thresholds))]
         return pages if len(pages) > 1 else pages[0]
 
     def choose(self, choice: str, *thresholds: float) -> list[Any]:
         """An example image was picked."""
-        picture = self.examples[_index(choice, len(self.examples))].picture
-        return [picture, _board(picture), "", *self._answers(picture, thresholds)]
+        picture = self.examples[_parse_choice(choice, len(self.examples))].picture
+        return [picture, _draw_board(picture), "", *self._answer(picture, thresholds)]
 
     def choose_text(self, choice: str, *thresholds: float) -> list[Any]:
         """An example text was picked."""
-        text = self.texts[_index(choice, len(self.texts))]
-        return [text, text, *self._answers(text, thresholds)]
+        text = self.texts[_parse_choice(choice, len(self.texts))]
+        return [text, text, *self._answer(text, thresholds)]
 
     def say(self, text: str, *thresholds: float) -> list[Any]:
         """A text was written."""
         if not text.strip():
-            return [None, *self._nothing("Write a text first.")]
-        return [text, *self._answers(text, thresholds)]
+            return [None, *self._alert("Write a text first.")]
+        return [text, *self._answer(text, thresholds)]
 
     def upload(self, path: str | None, *thresholds: float) -> list[Any]:
-        """A file came, of whatever kind."""
+        """A file of any kind was uploaded."""
         if path is None:
-            return self._refused("No file came.")
+            return self._refuse("No file came.")
         try:
             picture = self.explorer.read(Path(path))
         except DataError as error:
-            return self._refused(str(error))
-        return [picture, _board(picture), "", *self._answers(picture, thresholds)]
+            return self._refuse(str(error))
+        return [picture, _draw_board(picture), "", *self._answer(picture, thresholds)]
 
     def say_again(self, text: str | None, *thresholds: float) -> list[Any]:
         """A threshold was moved under a text."""
-        return self._nothing("Write a text first.") if text is None else self._answers(text, thresholds)
+        return self._alert("Write a text first.") if text is None else self._answer(text, thresholds)
 
     def paint(self, shown: Image.Image | None, strokes: str, *thresholds: float) -> list[Any]:
         """The brush or a threshold was moved."""
         if shown is None:
-            return self._nothing("Choose an image first.")
+            return self._alert("Choose an image first.")
         try:
-            painted = _decode(strokes)
+            painted = _decode_strokes(strokes)
         except DataError as error:
-            return self._nothing(str(error))
-        return self._answers(cover(shown, painted), thresholds)
+            return self._alert(str(error))
+        return self._answer(cover(shown, painted), thresholds)
 
     def uncover(self, shown: Image.Image | None, *thresholds: float) -> list[Any]:
-        """All strokes were taken away."""
+        """All strokes were removed."""
         if shown is None:
-            return ["", "", *self._nothing("Choose an image first.")]
-        return [_board(shown), "", *self._answers(shown, thresholds)]
+            return ["", "", *self._alert("Choose an image first.")]
+        return [_draw_board(shown), "", *self._answer(shown, thresholds)]
 
     def route(self, index: int) -> Any:
-        """The callback for a network's thresholds: its page of what they do."""
+        """The callback that evaluates a network's thresholds."""
 
-        def routed(*values: float) -> str:
-            thresholds = _thresholds(values, self.explorer.subjects[index].policy.thresholds)
-            subject = self.explorer.subjects[index]
-            report = self.explorer.routed(index, thresholds)
-            moved = thresholds != subject.policy.thresholds
-            by_hand = moved or subject.policy.calibration is None
-            return routed_page(subject, report, by_hand, self.explorer.kind)
+        def render(*values: float) -> str:
+            run = self.explorer.runs[index]
+            thresholds = _read_sliders(values, run.policy.thresholds)
+            report = self.explorer.evaluate(index, thresholds)
+            by_hand = thresholds != run.policy.thresholds or run.policy.calibration is None
+            return routed_page(run, report, by_hand, self.explorer.kind)
 
-        return routed
+        return render
 
-    # --- what is shown ---
+    # --- results ---
 
-    def _answers(self, shown: Image.Image | str, thresholds: Sequence[float]) -> list[str]:
+    def _answer(self, shown: Image.Image | str, thresholds: Sequence[float]) -> list[str]:
         pages = []
         try:
             for i, values in enumerate(self._split(thresholds)):
-                chosen = _thresholds(values, self.explorer.subjects[i].policy.thresholds)
+                chosen = _read_sliders(values, self.explorer.runs[i].policy.thresholds)
                 answer = self.explorer.answer(i, shown, chosen)
-                pages.append(
-                    answer_page(answer, None if isinstance(shown, str) else shown, SIDE[len(self.explorer.subjects)])
-                )
+                pages.append(answer_page(answer, None if isinstance(shown, str) else shown, SIDE[len(self.explorer.runs)]))
         except ExitlensError as error:
-            return self._nothing(str(error))
+            return self._alert(str(error))
         return [*pages, ""]
 
     def _split(self, thresholds: Sequence[float]) -> list[tuple[float, ...]]:
         parts, rest = [], tuple(thresholds)
-        for subject in self.explorer.subjects:
-            count = len(subject.policy.thresholds)
+        for run in self.explorer.runs:
+            count = len(run.policy.thresholds)
             parts.append(rest[:count])
             rest = rest[count:]
         return parts
 
-    def _refused(self, reason: str) -> list[Any]:
-        return [None, "", "", *self._nothing(reason)]
+    def _refuse(self, reason: str) -> list[Any]:
+        return [None, "", "", *self._alert(reason)]
 
-    def _nothing(self, reason: str) -> list[Any]:
+    def _alert(self, reason: str) -> list[Any]:
         alert = Markup('<p class="xl-error" role="alert">{}</p>').format(reason)
-        return [*[""] * len(self.explorer.subjects), str(alert)]
+        return [*[""] * len(self.explorer.runs), str(alert)]
 
 
-def at_slider(threshold: float) -> float:
-    """Where a threshold's slider stands."""
-    return round(min(threshold, NEVER), 3)
+def place_slider(threshold: float) -> float:
+    """The position of a threshold's slider."""
+    return round(min(threshold, SLIDER_END), 3)
 
 
-def _thresholds(values: Sequence[float], calibrated: Sequence[float]) -> tuple[float, ...]:
-    """Sliders as thresholds; one that stands where it was put first means the calibrated number, exactly."""
+def _read_sliders(values: Sequence[float], calibrated: Sequence[float]) -> tuple[float, ...]:
+    """Reads thresholds from sliders; one that was not moved stands for the calibrated number, exactly."""
     pairs = zip(values, calibrated, strict=True)
-    found = [exact if abs(v - at_slider(exact)) < 1e-9 else v for v, exact in pairs]
+    found = [exact if abs(v - place_slider(exact)) < 1e-9 else v for v, exact in pairs]
     return tuple(math.inf if t > 1.0 else float(t) for t in found)
 
 
-def _index(choice: str, count: int) -> int:
+def _parse_choice(choice: str, count: int) -> int:
     number = choice.partition(":")[0]
     return int(number) if number.isdigit() and int(number) < count else 0
 
 
-def _board(picture: Image.Image) -> str:
+def _draw_board(picture: Image.Image) -> str:
     """The picture with a canvas over it, to paint on."""
     size = f'width="320" height="{max(1, round(320 * picture.height / picture.width))}"'
     text = "Paint over a part to cover it; with the keyboard, arrows move and space paints"
@@ -174,8 +171,8 @@ def _board(picture: Image.Image) -> str:
     return str(shown.format(data_uri(picture.convert("RGB")), Markup(size)) + rest.format(text, text))
 
 
-def _decode(strokes: str) -> Image.Image | None:
-    """What was painted, from the page's data URI.
+def _decode_strokes(strokes: str) -> Image.Image | None:
+    """Decodes what was painted from the page's data URI.
 
     Raises:
         DataError: for anything else.

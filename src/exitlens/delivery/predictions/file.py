@@ -1,11 +1,11 @@
-"""A file of predictions that grows batch by batch, holds whole rows at any moment, and can be gone on with."""
+"""A file of predictions that grows batch by batch, holds whole rows at every moment, and can be resumed."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -21,28 +21,29 @@ from exitlens.delivery.predictions.row_formats import (
     write_parquet,
 )
 from exitlens.errors import ExitlensError, OutputError, OutputExistsError
+from exitlens.io import replace_atomically, write_json
 
 
 class PredictionFile:
-    """One row a sample, appended as they come: a run that is stopped leaves its rows, and another goes on after them.
+    """A table with a row for each sample, appended batch by batch, which a later run can continue after an interruption.
 
-    While the run lasts, ``.NAME.run.json`` beside the file says what made the rows, and the rows of a ``.parquet`` file,
-    which cannot be appended to, are kept in ``.NAME.partial.jsonl``; both are removed by :meth:`finish`. Used as a context
-    manager: left without :meth:`finish`, it cuts a row that was written in part off, writes the ``.parquet`` file of the
-    rows so far, and adds to the exception how many rows there are.
+    While the run lasts, ``.NAME.run.json`` beside the file records what made the rows, and the rows of a ``.parquet`` file,
+    which cannot be appended to, are kept in ``.NAME.partial.jsonl``; :meth:`finish` removes both. Leaving the context
+    manager without :meth:`finish` cuts off a row that was only partly written, writes the ``.parquet`` file of the rows so
+    far, and adds their number to the exception.
 
     Args:
         path: a file ``.csv``, ``.jsonl`` or ``.parquet``; nothing is written before the first row.
-        made_by: JSON-ready values by name that must be the same when a run is resumed.
-        resume: go on with the rows that are there.
+        made_by: JSON-ready values by name, which must be the same when a run is resumed.
+        resume: continue after the rows that the file holds.
 
     Attributes:
-        rows: those that were there.
-        count: how many there are now.
+        rows: what the file held at the start.
+        count: how many rows it holds now.
 
     Raises:
-        InputError: another suffix; MissingExtraError: ``.parquet`` without pyarrow; OutputExistsError: the file exists (and
-            with ``resume``: it is no file of predictions, or made by something else); OutputError: it cannot be read.
+        InputError: another suffix; MissingExtraError: ``.parquet`` without pyarrow; OutputExistsError: the file exists (with
+            ``resume``: it holds something else, or was made by something else); OutputError: it cannot be read.
     """
 
     def __init__(self, path: Path, made_by: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -58,8 +59,8 @@ class PredictionFile:
         self._record = path.with_name(f".{path.name}.run.json")
         self._made_by = json.loads(json.dumps(made_by))
         self._handle: BinaryIO | None = None
-        self._ours = False  # the lines: this run, or the one it goes on with, wrote them
-        self._sealed = False  # nothing says what made the rows
+        self._ours = False  # this run, or the one it continues, wrote the lines
+        self._sealed = False  # nothing records what made the rows
         self._finished = False
         try:
             if resume:
@@ -71,11 +72,11 @@ class PredictionFile:
         self.count = len(self.rows)
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Adds rows; when it returns, they are handed to the operating system and outlast this process.
+        """Adds rows; once it returns, they are with the operating system and survive this process.
 
         Raises:
-            OutputExistsError: the file was complete, so that nothing says what made its rows; OutputError: the rows cannot
-                be written (a full disk); those before are safe.
+            OutputExistsError: the file was complete, so nothing records what made its rows; OutputError: the rows cannot be
+                written (a full disk); earlier ones are safe.
         """
         rows = list(rows)
         if rows and self._sealed:
@@ -91,7 +92,7 @@ class PredictionFile:
         self.count += len(rows)
 
     def finish(self) -> None:
-        """The run is complete: writes the ``.parquet`` file and removes what only :meth:`append` and resuming need.
+        """Completes the run: writes the ``.parquet`` file and removes what only :meth:`append` and resuming need.
 
         Raises:
             OutputError: it cannot be written; the rows are safe.
@@ -112,7 +113,7 @@ class PredictionFile:
 
     @property
     def note(self) -> str:
-        """How many rows there are, and how to go on."""
+        """How many rows there are, and how to continue."""
         if self._sealed or not self.count:
             return f"no row was written to {self.path}"
         return f"{self.count} rows are in {self._place}: the same command with --resume goes on"
@@ -147,8 +148,8 @@ class PredictionFile:
             return
         self.rows = self._decode_or_refuse(self.path, lambda: read_parquet(self.path))
         if self._ours:  # stopped while it was finishing
-            with _replacing(self._lines) as handle:
-                handle.write(self._format.encode(self.rows))
+            with replace_atomically(self._lines) as temporary:
+                temporary.write_bytes(self._format.encode(self.rows))
 
     def _check_made_by(self) -> None:
         before = self._decode_or_refuse(self._record, lambda: json.loads(self._record.read_text()))
@@ -161,14 +162,14 @@ class PredictionFile:
                 )
 
     def _read_lines(self) -> list[Row]:
-        """The whole rows; if the file is ours, what follows them is cut off."""
+        """The complete rows; of a file that is ours, anything after them is cut off."""
         content, start = self._lines.read_bytes(), self._format.start
         if content[: len(start)] != start[: len(content)]:
             raise OutputExistsError(
                 f"out: {self._lines} is no file of predictions (expected {','.join(Row._fields)}; it begins with "
                 f"{content[: len(start)]!r}): choose another file"
             )
-        end = self._format.whole(content) if self._ours else len(content)
+        end = self._format.count_whole(content) if self._ours else len(content)
         rows = self._decode_or_refuse(self._lines, lambda: self._format.decode(content[:end])) if end else []
         if end < len(content):
             os.truncate(self._lines, end)
@@ -189,8 +190,7 @@ class PredictionFile:
 
     def _begin(self) -> BinaryIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(self._record) as record:
-            record.write(json.dumps(self._made_by, indent=1).encode())
+        write_json(self._record, self._made_by)
         handle = open_lines(self._lines, new=not self._ours)
         self._ours = True
         return handle
@@ -219,28 +219,13 @@ class PredictionFile:
                 self._place = self.path
 
     def _write_parquet(self, rows: list[Row]) -> None:
-        with _replacing(self.path) as handle:
+        with replace_atomically(self.path) as temporary, temporary.open("wb") as handle:
             write_parquet(handle, rows)
 
 
 def open_lines(path: Path, new: bool) -> BinaryIO:
-    """A file to append to, without a buffer: what is written is in the file at once."""
+    """Opens a file to append to without a buffer: what is written is in the file at once."""
     return path.open("xb" if new else "ab", buffering=0)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside ``path`` that takes its place when it is complete and on the disk, and else is removed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _reason(error: OSError) -> str:

@@ -1,21 +1,24 @@
-"""Rows of predictions as CSV, JSON lines and Parquet; of a file that broke off, the part that holds whole rows."""
+"""Predictions as rows of CSV, JSON lines and Parquet, and where the complete rows of an interrupted file end."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from exitlens.data.streams import ImageStream, TextStream
 from exitlens.errors import InputError, MissingExtraError
+from exitlens.model.network import ExitNet
+from exitlens.types import Prediction
 
 
 class Row(NamedTuple):
-    """One answer: of which file (or ``file:line``), the class, the exit that answered, how sure it was.
+    """One answer: the file (or ``file:line``), the class, the exit that answered and its confidence.
 
-    Where the policy has a gate also its estimate of how far that exit's attention map is from the final one.
+    Under a gated policy also the estimated divergence of that exit's attention map from the final one.
     """
 
     file: str
@@ -25,35 +28,49 @@ class Row(NamedTuple):
     divergence_estimate: float | None = None
 
 
+def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: ImageStream | TextStream) -> Iterator[list[Row]]:
+    """Turns predictions into rows with the names of their samples, which may have been read further ahead."""
+    count = 0
+    for pred in predictions:
+        names = map(str, samples.files[count : count + len(pred)])
+        labels = [net.info.classes[i] if net.info.classes else str(i) for i in pred.labels.tolist()]
+        sure = [round(value, 6) for value in pred.confidence.tolist()]
+        estimates: list[float | None] = [None] * len(pred)
+        if pred.divergence_estimate is not None:
+            estimates = [round(value, 6) for value in pred.divergence_estimate.tolist()]
+        yield [Row(*values) for values in zip(names, labels, pred.exits.tolist(), sure, estimates, strict=True)]
+        count += len(pred)
+
+
 class LineFormat(Protocol):
     """A format that rows can be appended to."""
 
-    header: bytes  # what stands before the first row
-    start: bytes  # what every file of it begins with
+    header: bytes  # before the first row
+    start: bytes  # of every file in this format
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """Rows as they stand in the file."""
+        """The rows as bytes of the file."""
 
-    def whole(self, content: bytes) -> int:
-        """How many bytes of a file that broke off hold whole rows (and the header)."""
+    def count_whole(self, content: bytes) -> int:
+        """How many bytes of an interrupted file hold complete rows (and the header)."""
 
     def decode(self, content: bytes) -> list[Row]:
-        """Inverse of :meth:`encode`, for content with its header; ``ValueError`` says what does not fit."""
+        """Inverse of :meth:`encode`, for content with its header; raises ``ValueError`` for what does not fit."""
 
 
 class CsvFormat:
-    """Comma-separated, a header first; bytes of file names that are not UTF-8 are kept as they are."""
+    """Comma-separated with a header; bytes of file names that are not UTF-8 are kept."""
 
     def __init__(self) -> None:
         self.header = self._lines([Row._fields])
         self.start = self.header.strip()
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """One line a row."""
+        """A line for each row."""
         return self._lines(rows)
 
-    def whole(self, content: bytes) -> int:
-        """Up to the last end of a line that is outside quotes."""
+    def count_whole(self, content: bytes) -> int:
+        """Up to the last end of a line outside quotes."""
         end = content.rfind(b"\n") + 1
         while end and content.count(b'"', 0, end) % 2:
             end = content.rfind(b"\n", 0, end - 1) + 1
@@ -78,16 +95,16 @@ class CsvFormat:
 
 
 class JsonLinesFormat:
-    """One JSON object a line."""
+    """A JSON object on each line."""
 
     header = b""
     start = b'{"file": '
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """One object a row, in ASCII."""
+        """An object for each row, in ASCII."""
         return "".join(json.dumps(row._asdict()) + "\n" for row in rows).encode()
 
-    def whole(self, content: bytes) -> int:
+    def count_whole(self, content: bytes) -> int:
         """Up to the last end of a line."""
         return content.rfind(b"\n") + 1
 
@@ -149,7 +166,7 @@ def _utf8(text: str) -> str:
 
 
 def check_suffix(path: Path) -> str:
-    """The suffix in small letters; raises :class:`InputError` unless it names one of the three formats."""
+    """The suffix in lower case; raises :class:`InputError` unless it names one of the three formats."""
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"out: expected a file .csv, .jsonl or .parquet, got {path}: choose one of these suffixes")

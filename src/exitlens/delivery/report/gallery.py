@@ -1,4 +1,4 @@
-"""A report's gallery: test images as every network sees them, picked by rule."""
+"""The gallery of a report: test images, picked by rule, as every network sees them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from exitlens.data.images import ImageSet
-from exitlens.delivery.explanations.pictures import heat, picture
+from exitlens.delivery.explanations.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.types import ExitView
 from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.explanation import explain_batch
 
-POOL = 200  # images of a set, drawn at random, from which some are picked
-IMAGES = 6  # a condition
+POOL = 200  # images drawn at random from a set; the gallery is picked from these
+IMAGES = 6  # per condition
 
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One image as every subject sees it."""
+    """An image as every subject sees it."""
 
     source: str
     shape: str
@@ -33,21 +33,21 @@ class GalleryRow:
     views: Sequence[Mapping[str, Any]]
 
 
-def gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet], count: int = IMAGES) -> list[GalleryRow]:
-    """``count`` rows for each set of test images."""
+def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet], count: int = IMAGES) -> list[GalleryRow]:
+    """Picks ``count`` images of each test set and explains them."""
     rows = []
     for condition, data in sets.items():
-        for i in pick(subjects[0], data, count):
+        for i in pick_images(subjects[0], data, count):
             chosen = data.subset(torch.tensor([i]))
-            shown = picture(chosen.inputs[0], data.preprocess)
+            shown = draw_image(chosen.inputs[0], data.preprocess)
             truth = data.classes[int(chosen.labels[0])]
-            views = [_view(s, chosen.inputs) for s in subjects]
+            views = [_describe_view(s, chosen.inputs) for s in subjects]
             rows.append(GalleryRow(data_uri(shown, photo=True), f"{shown.width} / {shown.height}", truth, condition, views))
     return rows
 
 
-def pick(subject: Subject, data: ImageSet, count: int) -> list[int]:
-    """Indices of gallery images, chosen by rule: of 200 drawn at random, the first that each exit answers, in turn."""
+def pick_images(subject: Subject, data: ImageSet, count: int) -> list[int]:
+    """Indices of gallery images: of ``POOL`` drawn at random, the first that each exit answers, taking turns."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
     pool = order[:POOL]
     answers = explain_batch(subject.net, data.subset(pool).inputs, subject.policy)
@@ -58,8 +58,8 @@ def pick(subject: Subject, data: ImageSet, count: int) -> list[int]:
     return pool[sorted(picked[:count], key=lambda i: answers[i].answered)].tolist()
 
 
-def _rule(view: ExitView, is_final: bool) -> list[str]:
-    """Confidence, threshold and gate, each with as many digits as it takes to see which is larger."""
+def _explain_rule(view: ExitView, is_final: bool) -> list[str]:
+    """Confidence, threshold and gate, with enough digits to see which is larger."""
     if is_final:
         return [f"{view.confidence:.3f}"]
     confidence, threshold = tell_apart(view.confidence, view.threshold)
@@ -70,15 +70,15 @@ def _rule(view: ExitView, is_final: bool) -> list[str]:
     return said
 
 
-def _view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
+def _describe_view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
     why = explain_batch(subject.net, image, subject.policy)[0]
     tiles = [
         {
             "name": exit_name(view.exit, why.num_exits),
             "colour": pick_exit_colour(view.exit, why.num_exits),
-            "heat": data_uri(heat(view.attention)),
+            "heat": data_uri(draw_heat(view.attention)),
             "label": why.name(view.label),
-            "rule": _rule(view, view.exit == why.num_exits - 1),
+            "rule": _explain_rule(view, view.exit == why.num_exits - 1),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,
         }

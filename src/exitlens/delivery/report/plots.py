@@ -1,6 +1,6 @@
-"""The report's plots, as SVG text in the page's own ink: colours tell exits apart, line styles and hatching tell networks.
+"""The report's plots as SVG text in the page's own ink: colours stand for exits, line styles and hatching for networks.
 
-Both are said twice (colour and place, style and legend), so nothing depends on seeing colours; units on every axis.
+Both are encoded twice (colour and place, style and legend), so no plot depends on seeing colours. Every axis has units.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from exitlens.types.words import exit_name
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.faithfulness import Faithfulness
 
-INK, PAPER = "#010203", "#fdfcfb"  # stand for the page's ink and paper, which its reader's light or dark mode decides
+INK, PAPER = "#010203", "#fdfcfb"  # placeholders for the page's ink and paper, which depend on light or dark mode
 LINES, MARKERS, HATCHES = ("-", "--", ":"), ("o", "s", "^"), ("", "////", "....")
-MOST = len(LINES)  # networks a plot tells apart
+MOST = len(LINES)  # networks that a plot can tell apart
 LONGEST = 24  # letters of a name
-WIDTH = 4.7  # inches: letters are legible when the page is a phone wide
+WIDTH = 4.7  # inches, legible on a phone
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names may have dollar signs
@@ -54,12 +54,12 @@ class Series:
 
     @property
     def label(self) -> str:
-        """The name, cut where it would not leave room for the plot."""
+        """The name, shortened if it would leave no room for the plot."""
         return self.name if len(self.name) <= LONGEST else self.name[: LONGEST - 1] + "…"
 
 
-def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None) -> str:
-    """Accuracy against cost: the frontier of each network, its exits alone, and the chosen policy."""
+def plot_accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None) -> str:
+    """Accuracy against cost: the frontier of each network, each exit alone, and the chosen policy."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(4.2)
         for line, marker, one in zip(LINES, MARKERS, series, strict=False):
@@ -78,7 +78,7 @@ def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None)
                     "ls": "none",
                     "zorder": 4,
                 }
-                axes.plot(*chosen, "*", **star, label=f"{one.label}: chosen policy")
+                axes.plot(*chosen, "*", label=f"{one.label}: chosen policy", **star)
         if plain_accuracy is not None:
             axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
         axes.set_xlabel("mean cost (plain backbone = 1)")
@@ -90,8 +90,8 @@ def accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = None)
     return _svg(figure, f"Accuracy against mean cost. The chosen policy reaches, {said}")
 
 
-def exit_shares(series: Sequence[Series]) -> str:
-    """Which share of the images each exit answers, one bar a network."""
+def plot_exit_shares(series: Sequence[Series]) -> str:
+    """The share of images that each exit answers, with a bar for each network."""
     count = len(series[0].report.exits)
     with mpl.rc_context(STYLE):
         figure, axes = _figure(1.0 + 0.55 * len(series))
@@ -101,16 +101,13 @@ def exit_shares(series: Sequence[Series]) -> str:
                 colour = pick_exit_colour(k, count)
                 axes.barh(row, 100 * share, left=left, color=colour, edgecolor=PAPER)
                 if share > 0.06:
-                    said = f"{100 * share:.0f}"
-                    axes.text(
-                        left + 50 * share,
-                        row,
-                        said,
-                        ha="center",
-                        va="center",
-                        color=choose_text_colour(colour),
-                        weight="bold",
-                    )
+                    centred: dict[str, Any] = {
+                        "ha": "center",
+                        "va": "center",
+                        "weight": "bold",
+                        "color": choose_text_colour(colour),
+                    }
+                    axes.text(left + 50 * share, row, f"{100 * share:.0f}", **centred)
                 left += 100 * share
         axes.set_yticks(range(len(series)), [one.label for one in series])
         axes.invert_yaxis()
@@ -122,8 +119,8 @@ def exit_shares(series: Sequence[Series]) -> str:
     return _svg(figure, f"Share of images answered by exit, first to final. {said}")
 
 
-def consistency(series: Sequence[Series]) -> str:
-    """Pearson CC of every early exit's map with the final map; a line on each bar for the shuffled-image null."""
+def plot_consistency(series: Sequence[Series]) -> str:
+    """Pearson CC of every early exit's map with the final map; a line across each bar is the shuffled-image null."""
     values = [[row.consistency["cc"]["value"] for row in one.report.exits[:-1]] for one in series]
     nulls = [[row.consistency["cc"]["null"] for row in one.report.exits[:-1]] for one in series]
     return _bars(
@@ -137,8 +134,8 @@ def consistency(series: Sequence[Series]) -> str:
     )
 
 
-def deletion(series: Sequence[Series]) -> str:
-    """Drop in the answer's probability after deleting the map's top cells; a line on each bar for random cells."""
+def plot_deletion(series: Sequence[Series]) -> str:
+    """Drop in the answer's probability after deleting the map's top cells; a line across each bar is for random cells."""
     checked = [(one.label, one.faithfulness) for one in series if one.faithfulness is not None]
     return _bars(
         [name for name, _ in checked],
@@ -160,7 +157,7 @@ def _bars(
     control: str,
     alt: str,
 ) -> str:
-    """Bars in groups, one an exit, in its colour; one bar a network, hatched its way; a black line for the control."""
+    """A group of bars for each exit in its colour, a bar for each network with its hatching, and a line for the control."""
     width, count = 0.8 / len(names), len(values[0])
     with mpl.rc_context(STYLE):
         figure, axes = _figure(3.4)
@@ -203,14 +200,14 @@ def _exit_legend(figure: Figure, count: int) -> None:
 
 
 def _svg(figure: Figure, alt: str) -> str:
-    """The figure as an ``<svg>`` element that says what it shows and takes ink, paper and letters from the page."""
+    """The figure as an accessible ``<svg>`` element that takes ink, paper and font from the page."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)  # ids must not be there twice in one page
+    text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)  # ids must be unique in the page
     prefix = hashlib.sha256(alt.encode()).hexdigest()[:8]
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>x{prefix}-", text)
     text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")

@@ -1,14 +1,25 @@
-"""What a report is about: networks with what was measured of them, and where the numbers come from."""
+"""The subjects of a report: networks with what was measured of them, and the provenance of the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from exitlens.data.images import ImageSet
+from exitlens.delivery.bundle import find_bundle
+from exitlens.delivery.run_directory import load_calibrated, shorten_names
+from exitlens.errors import DataError, InputError
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
-from exitlens.workflow.evaluation import Report
-from exitlens.workflow.faithfulness import Faithfulness
+from exitlens.workflow.collection import collect
+from exitlens.workflow.evaluation import Report, evaluate
+from exitlens.workflow.faithfulness import Faithfulness, faithfulness
+from exitlens.workflow.training.run import SETTINGS
+
+CONDITION = "test"
 
 
 @dataclass(frozen=True)
@@ -24,16 +35,75 @@ class Subject:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where every number of a report comes from: shown beside each table.
+    """Where every number of a report comes from, shown beside each table.
 
     Attributes:
-        command: that makes the numbers again.
+        command: reproduces the numbers.
         data: what was tested on, in words.
-        seed: of what was trained, in words.
-        facts: everything else about training and testing: shown as a table.
+        seed: of training, in words.
+        facts: everything else about training and testing, shown as a table.
     """
 
     command: str
     data: str
     seed: str
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure_subjects(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
+    """Evaluates runs or bundles on the same images; whatever cannot be compared is refused before anything is measured.
+
+    Raises:
+        PolicyError, BundleError: for a run without a policy or one that cannot be read; InputError: for networks that do
+            not take the images, or cannot be compared.
+    """
+    loaded = [load_calibrated(path) for path in paths]
+    counts = [net.num_exits for net, _ in loaded]
+    if len(set(counts)) > 1:
+        raise InputError(f"runs: they have {counts} exits: compare networks with equally many")
+    for path, (net, _) in zip(paths, loaded, strict=True):
+        if net.info.classes and tuple(net.info.classes) != images.classes:
+            raise InputError(
+                f"{path}: its classes are {net.info.classes}, those of the images {images.classes}: compare equals"
+            )
+        if net.info.preprocess is not None and net.info.preprocess != images.preprocess:
+            raise InputError(
+                f"{path}: it reads images as {net.info.preprocess}, the first run as {images.preprocess}: compare equals"
+            )
+    return [
+        Subject(
+            name, net, policy, {CONDITION: evaluate(collect(net, images), policy)}, {CONDITION: faithfulness(net, images)}
+        )
+        for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True)
+    ]
+
+
+def describe_provenance(paths: Sequence[Path], images: ImageSet, command: Sequence[str], data: str = "") -> Provenance:
+    """How each run was made, as far as its directory records it, and what it was tested on.
+
+    Args:
+        paths: the runs.
+        images: what they were tested on.
+        command: the words of the command that writes the report.
+        data: the command's ``--data``.
+
+    Raises:
+        DataError: for a damaged record.
+    """
+    facts, seeds = {}, []
+    for path in paths:
+        record = find_bundle(path).parent / SETTINGS
+        seed = "not recorded"
+        if record.is_file():
+            try:
+                values = json.loads(record.read_text())
+                seed = str(values["settings"]["seed"])
+                shown = {**values["settings"], **{f"loss {k}": v for k, v in values["loss"].items()}}
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{record}: damaged ({type(error).__name__}: {error}): take it away, or train again"
+                ) from error
+            facts[f"{path}: training"] = ", ".join(f"{k} {v}" for k, v in shown.items())
+        seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
+    tested = f"{len(images):,} images: {data or f'the test split of {paths[0]}'}"
+    return Provenance(shlex.join(command), tested, ", ".join(seeds), facts)

@@ -1,4 +1,4 @@
-"""A report in three sentences: what answering early saves, whether exits look at the same thing, whether maps tell it."""
+"""The summary of a report in three sentences: what early answers save, whether exits agree, whether maps are faithful."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from markupsafe import Markup
 from exitlens.delivery.report.subjects import Subject
 
 
-def summary(
+def summarize(
     subjects: Sequence[Subject], main: str, speed: Mapping[str, Any], plain_accuracy: float | None = None
 ) -> list[Markup]:
-    """Sentences whose terms link to their definitions (``#w-...``) in the page.
+    """Writes sentences whose terms link to their definitions (``#w-...``) in the page.
 
     Args:
-        main: the test condition that is told. speed, plain_accuracy: as in ``write_report``.
+        subjects: the first is the one described.
+        main: the test condition described.
+        speed, plain_accuracy: as in ``write_report``.
     """
-    sentences = [_saving(subjects[0], main, speed, plain_accuracy), _agreement(subjects, main), _faithful(subjects, main)]
-    return [one for one in sentences if one]
+    saving = _describe_saving(subjects[0], main, speed, plain_accuracy)
+    return [one for one in (saving, _describe_agreement(subjects, main), _describe_faithfulness(subjects, main)) if one]
 
 
-def _saving(subject: Subject, main: str, speed: Mapping[str, Any], plain_accuracy: float | None) -> Markup:
+def _describe_saving(subject: Subject, main: str, speed: Mapping[str, Any], plain_accuracy: float | None) -> Markup:
     report = subject.reports[main]
     said = Markup("{}: <b>{:.0f} %</b> of the {:,} test images are answered before the final exit").format(
         subject.name, 100 * (1 - report.exit_shares[-1]), report.samples
     )
-    said += Markup(", at <b>{:.0f} %</b> of the backbone's {}").format(100 * report.cost, _term("cost", "cost"))
+    said += Markup(", at <b>{:.0f} %</b> of the backbone's {}").format(100 * report.cost, _link_term("cost", "cost"))
     if report.accuracy is not None and report.accuracy_drop is not None:
         final = 100 * (report.accuracy + report.accuracy_drop)
-        said += Markup(" and <b>{:.1f} %</b> {}").format(100 * report.accuracy, _term("accuracy", "accuracy"))
+        said += Markup(" and <b>{:.1f} %</b> {}").format(100 * report.accuracy, _link_term("accuracy", "accuracy"))
         plain = "" if plain_accuracy is None else f", plain backbone {100 * plain_accuracy:.1f} %"
         said += f" (final exit alone {final:.1f} %{plain})"
     timed = [
-        Markup("<b>{:.2f} {}</b> at {}").format(one["speedup"], _term("speed", "times faster"), title)
+        Markup("<b>{:.2f} {}</b> at {}").format(one["speedup"], _link_term("speed", "times faster"), title)
         for title, one in list(speed.items())[:2]
     ]
     return said + (Markup("; measured on the clock, {}.").format(Markup(" and ").join(timed)) if timed else ".")
 
 
-def _agreement(subjects: Sequence[Subject], main: str) -> Markup:
+def _describe_agreement(subjects: Sequence[Subject], main: str) -> Markup:
     skills = [[row.consistency["cc"]["skill"] for row in s.reports[main].exits[:-1]] for s in subjects]
     if any(math.isnan(skill) for found in skills for skill in found):
         return Markup("")  # one image: nothing to shuffle
     said = Markup("Early exits look where the final exit looks with a {} of <b>{:.2f}</b> at exit 0").format(
-        _term("skill", "skill"), skills[0][0]
+        _link_term("skill", "skill"), skills[0][0]
     )
     said += Markup(" and <b>{:.2f}</b> on average (0: no more than another image's map, 1: the same map)").format(
         mean(skills[0])
@@ -57,19 +59,19 @@ def _agreement(subjects: Sequence[Subject], main: str) -> Markup:
     return said + "."
 
 
-def _faithful(subjects: Sequence[Subject], main: str) -> Markup:
+def _describe_faithfulness(subjects: Sequence[Subject], main: str) -> Markup:
     found = subjects[0].faithfulness.get(main)
     if found is None:
         return Markup("")
     said = Markup("{} the fifth of the picture that exit 0 attends to most lowers its answer's probability by ").format(
-        _term("deletion", "Blanking")
+        _link_term("deletion", "Blanking")
     )
     said += Markup("<b>{:.2f}</b> ({:.2f} for a random fifth; final exit {:.2f})").format(
         found.deletion[0], found.deletion_random[0], found.deletion[-1]
     )
     if found.energy_in_mask is None:
         return said + "."
-    object_ = _term("object", "on the object")
+    object_ = _link_term("object", "on the object")
     said += Markup(", and <b>{:.0f} %</b> of its attention lies {}").format(100 * found.energy_in_mask[0], object_)
     for other in subjects[1:]:
         compared = other.faithfulness.get(main)
@@ -78,5 +80,5 @@ def _faithful(subjects: Sequence[Subject], main: str) -> Markup:
     return said + "."
 
 
-def _term(anchor: str, word: str) -> Markup:
+def _link_term(anchor: str, word: str) -> Markup:
     return Markup('<a href="#w-{}">{}</a>').format(anchor, word)

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file that needs no network and no knowledge of the paper."""
+"""The report: a self-contained HTML file that loads nothing and assumes no knowledge of the paper."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from markupsafe import Markup
 
 from exitlens.data.images import ImageSet
-from exitlens.delivery.pages import template
+from exitlens.delivery.pages import load_template
 from exitlens.delivery.report import plots
-from exitlens.delivery.report.gallery import gallery
+from exitlens.delivery.report.gallery import build_gallery
 from exitlens.delivery.report.subjects import Provenance, Subject
-from exitlens.delivery.report.summary import summary
+from exitlens.delivery.report.summary import summarize
 from exitlens.display import pick_exit_colour
 from exitlens.errors import InputError, OutputExistsError
+from exitlens.io import write_text
 from exitlens.types.words import exit_name
 
 
@@ -33,15 +34,15 @@ def write_report(
 
     Args:
         path: of the HTML file.
-        subjects: the network the report is about, then those to compare with, if any; with equally many exits.
-        images: test images by condition, to pick the gallery from.
+        subjects: the network the report is about, then those to compare it with; all have equally many exits.
+        images: test images by condition; the gallery is picked from them.
         made: where the numbers come from.
-        speed: measured speed (``Speed.to_dict()`` with ``accuracy_drop`` and ``cost``) by a title such as "batch size 1".
-        plain_accuracy: accuracy of the plain backbone, trained without exits, in the main condition.
+        speed: ``Speed.to_dict()`` with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1".
+        plain_accuracy: accuracy of the plain backbone, trained without exits, under the main condition.
         overwrite: replace an existing file.
 
     Raises:
-        OutputExistsError: if the file exists; InputError: for no subject or more than three, or other numbers of exits.
+        OutputExistsError: if the file exists; InputError: for no subject, more than three, or different numbers of exits.
     """
     if not 1 <= len(subjects) <= plots.MOST:
         raise InputError(f"subjects: expected 1 to {plots.MOST}, got {len(subjects)}")
@@ -54,23 +55,23 @@ def write_report(
         raise OutputExistsError(f"report: {path} exists: choose another file")
     main = next(iter(subjects[0].reports))
     series = [plots.Series(s.name, s.reports[main], s.faithfulness.get(main)) for s in subjects]
-    page = template("report.html.j2").render(
+    page = load_template("report.html.j2").render(
         subjects=subjects,
         main=main,
         gated=any(s.policy.gate is not None for s in subjects),
         weighs=all(s.net.info.head != "average" for s in subjects),
         keeps=any(s.net.info.final == "keep" for s in subjects),
         exits=[{"name": exit_name(k, counts[0]), "colour": pick_exit_colour(k, counts[0])} for k in range(counts[0])],
-        summary=summary(subjects, main, speed or {}, plain_accuracy),
+        summary=summarize(subjects, main, speed or {}, plain_accuracy),
         made=made,
         speed=speed or {},
         plain_accuracy=plain_accuracy,
-        plot_cost=Markup(plots.accuracy_cost(series, plain_accuracy)),
-        plot_shares=Markup(plots.exit_shares(series)),
-        plot_consistency=Markup(plots.consistency(series)),
-        plot_deletion=Markup(plots.deletion(series)) if series[0].faithfulness else "",
-        gallery=gallery(subjects, images),
+        plot_cost=Markup(plots.plot_accuracy_cost(series, plain_accuracy)),
+        plot_shares=Markup(plots.plot_exit_shares(series)),
+        plot_consistency=Markup(plots.plot_consistency(series)),
+        plot_deletion=Markup(plots.plot_deletion(series)) if series[0].faithfulness else "",
+        gallery=build_gallery(subjects, images),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path

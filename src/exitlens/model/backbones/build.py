@@ -1,4 +1,4 @@
-"""Backbones by name: our small network, torchvision, timm and transformers."""
+"""Backbones by name, from our small network, torchvision, timm and transformers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from exitlens.errors import InputError, MissingExtraError, suggest
 from exitlens.modalities import find_reader
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
+from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
 
 SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
@@ -33,9 +34,9 @@ def build_backbone(
         source: for example ``"torchvision:resnet18"``.
         num_classes: outputs of the backbone's own classifier.
         in_channels: channels of the images; torchvision's networks take 3.
-        pretrained: load the library's default weights (needs network access unless they are cached already).
-        config: of a transformers model, instead of what the name stands for (a bundle has it).
-        vocabulary: how many different tokens a text classifier with random weights shall know.
+        pretrained: load the library's default weights (needs network access unless they are cached).
+        config: of a transformers model, instead of what the name stands for (from a bundle).
+        vocabulary: size of the vocabulary of a text classifier with random weights.
 
     Raises:
         InputError: for a source that does not exist.
@@ -46,7 +47,7 @@ def build_backbone(
         return SMALL[source](num_classes=num_classes, in_channels=in_channels)
     family, _, name = source.partition(":")
     if family == "timm" and name:
-        return _timm(name, num_classes, in_channels, pretrained)
+        return _build_timm(name, num_classes, in_channels, pretrained)
     if family == "hf" and (name or config):
         return build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary)
     if family != "torchvision" or not name:
@@ -56,19 +57,22 @@ def build_backbone(
         )
     if in_channels != 3:
         raise InputError(f"backbone: {source} takes 3-channel images, the data has {in_channels}: use backbone 'small'")
-    return _torchvision(name, num_classes, pretrained)
+    return _build_torchvision(name, num_classes, pretrained)
 
 
-def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise MissingExtraError("torchvision", "vision", f"backbone torchvision:{name}") from error
+def rebuild_backbone(info: NetworkInfo) -> nn.Module:
+    """Builds the backbone that a network was attached to, with random weights, from what its bundle records."""
+    return build_backbone(info.source, info.num_classes, info.channels, config=info.config)
+
+
+def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    from torchvision import models
+
     known = models.list_models(module=models)
     if name not in known:
         raise InputError(f"backbone: torchvision has no model {name!r}.{suggest(name, known)}")
     if not pretrained:
-        # exits take the place of auxiliary classifiers, which would be computed for nothing
+        # exits replace the auxiliary classifiers
         extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
         plain: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
         return plain
@@ -85,7 +89,7 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     return network
 
 
-def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -96,12 +100,12 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn
         made: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"pretrained: the weights of timm:{name} cannot be loaded ({error}): give a local file with --weights, or train "
-            "without --pretrained"
+            f"pretrained: the weights of timm:{name} cannot be loaded ({error}): give a local file with --init-weights, or "
+            "train without --pretrained"
         ) from error
     return made
 
 
 def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
-    """An example for a backbone: an image of this size (0: 224), or ``size`` tokens (0: 64) if its forward takes ids."""
+    """An example input for a backbone: an image of ``size`` (0: 224), or as many tokens (0: 64) if it takes ids."""
     return find_reader(backbone.forward).make_example(channels, size)

@@ -1,4 +1,4 @@
-"""A small residual network of our own for images of 28 to 64 pixels."""
+"""Our own small residual network for images of 28 to 64 pixels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class ResidualBlock(nn.Module):
     """Two convolutions with batch norm around a shortcut (arXiv 1512.03385, fig. 2), aligned when they halve the size.
 
-    A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces; over
-    three of them an attention map slides by half a cell off the object. A 4x4 convolution with stride 2 and an averaging
+    A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces; after
+    three of them, attention maps would lie half a cell off the object. A 4x4 convolution with stride 2 and an averaging
     shortcut (arXiv 1812.01187, ResNet-D) stay centred.
 
     Args:

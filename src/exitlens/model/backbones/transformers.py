@@ -1,9 +1,11 @@
-"""Classifiers of Hugging Face transformers: from a directory, a name, a model type or a configuration alone."""
+"""Classifiers of Hugging Face transformers, from a directory, a name, a model type or a configuration."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -28,28 +30,29 @@ def build_transformers(
             for its default configuration.
         num_classes: ``C``.
         in_channels: of the images; ignored for texts.
-        pretrained: load the weights too; they come from the directory, from transformers' cache, or by its own download.
-        config: the whole configuration (of a bundle) instead of a name.
-        vocabulary: tokens that a text classifier with random weights shall know, instead of its configuration's number.
+        pretrained: also load the weights, from the directory, transformers' cache or its own download.
+        config: the whole configuration (from a bundle) instead of a name.
+        vocabulary: size of the vocabulary of a text classifier with random weights, instead of its configuration's.
 
     Raises:
-        MissingExtraError: without transformers; InputError: for a name that is not there, or is no classifier.
+        MissingExtraError: without transformers; InputError: for a name that does not exist or is no classifier.
     """
-    transformers = _transformers(f"backbone hf:{name}")
-    settings = _settings(transformers, name) if config is None else _from_dict(transformers, config)
+    transformers = _import_transformers(f"backbone hf:{name}")
+    settings = _read_settings(transformers, name) if config is None else _restore_settings(transformers, config)
     settings.num_labels = num_classes
     if hasattr(settings, "num_channels"):
         settings.num_channels = in_channels
     if vocabulary is not None and not pretrained:
         settings.vocab_size = vocabulary
     kind = find_classifier(transformers, settings)
-    if not settings.architectures:  # where there are several (DeiT with or without a teacher), the first
-        settings.architectures = [_classes(kind, settings)[0].__name__]
+    if not settings.architectures:  # the first of several (DeiT with or without a teacher)
+        settings.architectures = [_list_classes(kind, settings)[0].__name__]
     if not pretrained:
         made: nn.Module = kind.from_config(copy.deepcopy(settings))
         return made.train()
     try:
-        made = kind.from_pretrained(name, config=settings, ignore_mismatched_sizes=True)
+        with _silence(transformers):
+            made = kind.from_pretrained(name, config=settings, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
         raise InputError(
             f"pretrained: the weights of hf:{name} cannot be loaded ({_first_line(error)}). Offline: copy the model's files "
@@ -58,8 +61,23 @@ def build_transformers(
     return made.train()
 
 
+@contextmanager
+def _silence(transformers: Any) -> Iterator[None]:
+    """Keeps the load report and progress bars of transformers out of the user's terminal."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def read_tokenizer(source: str) -> str | None:
-    """The JSON of the tokenizer that lies in the directory of a source ``hf:DIRECTORY``; ``None`` if there is none."""
+    """The JSON of the tokenizer in the directory of a source ``hf:DIRECTORY``, or ``None``."""
     directory = Path(source.removeprefix("hf:"))
     if not source.startswith("hf:") or not (directory / "tokenizer.json").is_file():
         return None
@@ -67,13 +85,13 @@ def read_tokenizer(source: str) -> str | None:
 
 
 def read_config(module: nn.Module) -> dict[str, Any] | None:
-    """The configuration of a classifier that transformers can build again from it; ``None`` for other modules."""
+    """The configuration from which transformers can build a classifier again; ``None`` for other modules."""
     if not type(module).__module__.startswith("transformers."):
         return None
-    transformers = _transformers("backbone")
+    transformers = _import_transformers("backbone")
     settings = getattr(module, "config", None)
     try:
-        same = type(module) in _classes(find_classifier(transformers, settings), settings)
+        same = type(module) in _list_classes(find_classifier(transformers, settings), settings)
     except InputError:
         return None
     values: dict[str, Any] = json.loads(settings.to_json_string(use_diff=False)) if same and settings is not None else {}
@@ -90,12 +108,12 @@ def find_classifier(transformers: Any, settings: Any) -> Any:
     )
 
 
-def _classes(kind: Any, settings: Any) -> tuple[type, ...]:
+def _list_classes(kind: Any, settings: Any) -> tuple[type, ...]:
     found = kind._model_mapping[type(settings)]
     return tuple(found) if isinstance(found, list | tuple) else (found,)
 
 
-def _settings(transformers: Any, name: str) -> Any:
+def _read_settings(transformers: Any, name: str) -> Any:
     known = transformers.CONFIG_MAPPING
     if name in known and not Path(name).exists():
         return transformers.AutoConfig.for_model(name)
@@ -113,7 +131,7 @@ def _settings(transformers: Any, name: str) -> Any:
         ) from error
 
 
-def _from_dict(transformers: Any, config: dict[str, Any]) -> Any:
+def _restore_settings(transformers: Any, config: dict[str, Any]) -> Any:
     values = dict(config)
     return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
 
@@ -122,7 +140,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0]
 
 
-def _transformers(purpose: str) -> Any:
+def _import_transformers(purpose: str) -> Any:
     try:
         import transformers
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The state of a module: read from a file into a backbone, or kept once for each tensor that several stages share."""
+"""State dicts: loaded from a file into a backbone, and reduced to one copy of each shared tensor."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def load_weights(backbone: nn.Module, path: Path | str) -> None:
     """Loads a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
 
     Raises:
-        BundleError: for a file that is missing or damaged, or whose tensors do not fit (all are named before any is
-            written).
+        BundleError: for a file that is missing or damaged, or whose tensors do not fit (checked before any is written).
     """
     path = Path(path)
     if not path.is_file():
@@ -40,7 +39,7 @@ def load_weights(backbone: nn.Module, path: Path | str) -> None:
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module with tensors that appear under several names kept once, copied out of shared storage."""
+    """A module's state with one copy of each tensor, also of those that appear under several names."""
     seen: set[int] = set()
     state = {}
     for name, value in module.state_dict(keep_vars=True).items():
@@ -51,7 +50,7 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_unique_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Loads what :func:`unique_state` gave into a module built the same way; all shapes are checked before any write.
+    """Loads the result of :func:`unique_state` into a module built the same way; shapes are checked before any write.
 
     Raises:
         BundleError: missing, unexpected or misshapen tensors.

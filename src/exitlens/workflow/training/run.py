@@ -19,7 +19,7 @@ from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pearson
-from exitlens.io import read_tensors, write_tensors, write_text
+from exitlens.io import read_tensors, write_json, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
@@ -91,7 +91,7 @@ class TrainingRun:
             raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
         if written.exists() and _read_record(written) != record:
             raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
-        write_text(written, json.dumps(record, indent=1) + "\n")
+        write_json(written, record)
         if (self.out_dir / LAST).exists():
             note = load_checkpoint(self.out_dir / LAST, self.net, self.optimizer)
             self.history, self.seconds = note["history"], note["seconds"]

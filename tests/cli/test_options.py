@@ -1,0 +1,55 @@
+"""What all verbs share: help, errors in one line, defaults; and that help does not wait for PyTorch."""
+
+import subprocess
+import sys
+
+import pytest
+
+import exitlens as xl
+from exitlens.cli.options import EGT_WEIGHT, literal, show
+
+HELP = """
+import sys
+from exitlens import cli
+sys.argv = ["exitlens", "--help"]
+try:
+    cli.main()
+except SystemExit:
+    print(sorted({"torch", "torchvision", "matplotlib", "scipy", "PIL", "numpy"} & sys.modules.keys()))
+"""
+VERBS = ["demo", "fit", "calibrate", "evaluate", "report", "predict", "explain", "inspect", "tune", "bench"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example(verb, call):
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    assert "Example:" in out
+    assert "--json" in out
+
+
+def test_help_imports_nothing_heavy():
+    found = subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True, text=True).stdout
+    assert "calibrate" in found
+    assert found.splitlines()[-1] == "[]"
+
+
+def test_the_default_weight_is_that_of_the_loss():
+    assert xl.EGTLoss().weight == EGT_WEIGHT
+
+
+def test_errors_are_one_line_with_exit_code_2(tmp_path, call):
+    code, out, err = call("evaluate", "--bundle", tmp_path / "[none]")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: bundle:")
+    assert "[none]" in err
+    assert err.count("\n") == 1
+
+
+def test_tables_show_text_as_it_is(capsys):
+    show(False, {"[red]a[/red]": 0.123456, "b": "\udcff"})
+    shown = capsys.readouterr().out
+    assert "[red]a[/red]" in shown
+    assert "0.1235" in shown
+    assert "\\udcff" in shown
+    assert literal("[x]") == "\\[x]"

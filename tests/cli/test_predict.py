@@ -1,0 +1,229 @@
+"""predict and explain on the command line: tables, files, interruptions, and what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.delivery.predictions import file as predictions
+
+
+def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
+    code, out, _ = call("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv", "--json")
+    assert code == 0
+    assert len(json.loads(out)["predictions"]) == 60
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert {row["label"] for row in rows} <= {"dark", "bright"}
+    assert "samples, the first" in call("predict", "--bundle", trained, "--data", folder / "dark")[1]
+
+
+def test_an_explanation_as_a_table_and_as_files(trained, folder, tmp_path, call):
+    image = folder / "dark" / "00.png"
+    code, out, _ = call("explain", "--bundle", trained / "bundle", "--image", image, "--out", tmp_path / "why", "--json")
+    assert code == 0
+    assert json.loads(out)["label_name"] in ("dark", "bright")
+    assert len(list((tmp_path / "why").glob("*.png"))) == 5
+    assert "answered" in call("explain", "--bundle", trained, "--image", image)[1]
+
+
+def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
+    (tmp_path / "bad.png").write_text("x")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.png").write_text("x")
+    (tmp_path / "mixed" / "b.png").write_bytes((folder / "dark" / "00.png").read_bytes())
+    (tmp_path / "there.csv").write_text("precious")
+    cases = [
+        (["predict", "--data", tmp_path / "bad.png"], "cannot be read as an image"),
+        (["predict", "--data", tmp_path / "bad.png", "--skip-bad"], "1 of 1 files"),
+        (["predict", "--data", tmp_path / "mixed"], "--skip-bad"),
+        (["predict", "--data", folder, "--out", tmp_path / "there.csv"], "exists.*--resume"),
+        (["predict", "--data", folder, "--out", tmp_path / "there.csv", "--resume"], "no file of pred"),
+        (["predict", "--data", folder, "--out", tmp_path / "new.txt"], ".csv, .jsonl or .parquet"),
+        (["predict", "--data", folder, "--resume"], "--out"),
+        (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"], "leave --resume out"),
+        (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
+        (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
+        (["explain", "--data", folder], "pass --out"),
+        (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "--data FOLDER"),
+    ]
+    for words, message in cases:
+        code, _, err = call(*words, "--bundle", trained)
+        assert (code, err[:6]) == (2, "error:"), words
+        assert re.search(message, err), (words, err)
+        assert "Traceback" not in err
+    assert (tmp_path / "there.csv").read_text() == "precious"
+    code, out, _ = call("predict", "--bundle", trained, "--data", tmp_path / "mixed", "--skip-bad", "--json")
+    assert code == 0
+    assert len(json.loads(out)["predictions"]) == 1
+    assert "a.png" in json.loads(out)["bad"][0]
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Raises an error in place of the n-th batch's answer, once."""
+
+    def install(error: BaseException, number: int) -> None:
+        original, done = xl.predict_stream, []
+
+        def predict(*args, **kwargs):
+            for pred in original(*args, **kwargs):
+                done.append(pred)
+                if len(done) == number:
+                    raise error
+                yield pred
+
+        monkeypatch.setattr(xl, "predict_stream", predict)
+
+    return install
+
+
+def _rows(path: Path) -> list[dict[str, object]]:
+    if path.suffix == ".parquet":
+        return pytest.importorskip("pyarrow").parquet.read_table(path).to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = csv.DictReader(path.read_text().splitlines())
+    numbers = {"exit": int, "confidence": float, "divergence_estimate": lambda word: float(word) if word else None}
+    return [row | {name: read(row[name]) for name, read in numbers.items()} for row in rows]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_predict_goes_on_after_ctrl_c(trained, folder, tmp_path, call, stop_at, suffix):
+    words = ("predict", "--bundle", trained, "--data", folder, "--batch-size", 8, "--out")
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"p{suffix}"
+    code, shown, _ = call(*words, whole, "--json")
+    assert code == 0
+    assert _rows(whole) == json.loads(shown)["predictions"]
+    assert [Path(row["file"]).name for row in _rows(whole)] == [f"{i:02}.png" for i in range(30)] * 2
+    stop_at(KeyboardInterrupt(), 3)
+    code, _, err = call(*words, out)
+    assert code == 130
+    assert err.replace("\n", "") == f"stopped: 16 rows are in {out}: the same command with --resume goes on"
+    assert _rows(out) == _rows(whole)[:16]
+    assert call(*words, out)[0] == 2
+    code, again, _ = call(*words, out, "--resume", "--json")
+    assert code == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert json.loads(again) == json.loads(shown)
+    assert {path.name for path in tmp_path.iterdir()} == {whole.name, out.name}
+    assert "60 of them from before" in call(*words, out, "--resume")[1]
+
+
+def test_ctrl_c_without_a_file(trained, folder, call, stop_at):
+    stop_at(KeyboardInterrupt(), 1)
+    code, out, err = call("predict", "--bundle", trained, "--data", folder)
+    assert code == 130
+    assert "stopped: nothing was written" in err
+    assert "samples" not in out
+
+
+def test_predict_is_not_resumed_with_another_policy_or_other_data(trained, folder, tmp_path, call, stop_at):
+    shutil.copytree(trained, tmp_path / "x")
+    out = tmp_path / "p.csv"
+    words = ("predict", "--bundle", tmp_path / "x", "--batch-size", 8, "--out", out)
+    stop_at(KeyboardInterrupt(), 2)
+    assert call(*words, "--data", folder)[0] == 130
+    before = out.read_bytes()
+    code, _, err = call(*words, "--data", folder / "dark", "--resume")
+    assert code == 2
+    assert "begun with another input" in err
+    net, policy = xl.load(tmp_path / "x" / "bundle")
+    xl.save(net, dataclasses.replace(policy, thresholds=(0.9, 0.9, 0.9)), tmp_path / "x" / "bundle", overwrite=True)
+    code, _, err = call(*words, "--data", folder, "--resume")
+    assert code == 2
+    assert "begun with another policy" in err
+    with torch.no_grad():
+        net.head(0).classifier.weight.mul_(2)
+    xl.save(net, dataclasses.replace(policy, network=""), tmp_path / "x" / "bundle", overwrite=True)
+    code, _, err = call(*words, "--data", folder, "--resume")
+    assert code == 2
+    assert "begun with another network" in err
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("skip_bad", [True, False])
+def test_bad_images_on_the_way(trained, folder, tmp_path, call, skip_bad):
+    shutil.copytree(folder, tmp_path / "images")
+    (tmp_path / "images" / "dark" / "05[x].png").write_text("not an image")
+    words = ("predict", "--bundle", trained, "--data", tmp_path / "images", "--batch-size", 8, "--out", tmp_path / "p.csv")
+    code, out, err = call(*words, *["--skip-bad"] * skip_bad)
+    if skip_bad:
+        assert code == 0
+        assert "60 samples, the first 20" in out
+        assert "skipped" in out
+        assert "05[x].png" in out.replace("\n", "")
+    else:
+        assert code == 2
+        assert "05[x].png: cannot be read as an image" in err
+        assert "pass --skip-bad" in err
+        assert f"36 rows are in {tmp_path / 'p.csv'}: the same command with --resume goes on" in err
+        code, out, _ = call(*words, "--resume", "--skip-bad", "--json")
+        assert code == 0
+        assert len(json.loads(out)["bad"]) == 1
+    assert len(_rows(tmp_path / "p.csv")) == 60
+    assert call(*words, "--resume", "--skip-bad")[0] == 0  # complete: the bad image is skipped again, nothing changes
+
+
+def test_a_full_disk_is_an_error_that_says_what_is_safe(trained, folder, tmp_path, call, monkeypatch):
+    words = ("predict", "--bundle", trained, "--data", folder, "--batch-size", 8, "--out", tmp_path / "p.csv")
+    write = predictions.PredictionFile._write
+
+    def full(file, content):
+        if file.count == 16:
+            write(file, content[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions.PredictionFile, "_write", full)
+        code, _, err = call(*words)
+    assert code == 2
+    assert "No space left on device" in err
+    assert f"16 rows are in {tmp_path / 'p.csv'}: the same command with --resume goes on" in err
+    assert len(_rows(tmp_path / "p.csv")) == 16
+    assert call(*words, "--resume")[0] == 0
+    assert len({row["file"] for row in _rows(tmp_path / "p.csv")}) == 60
+
+
+def test_parquet_without_pyarrow(trained, folder, tmp_path, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, _, err = call("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.parquet")
+    assert code == 2
+    assert "pip install 'exitlens[parquet]'" in err
+
+
+def test_explaining_a_folder(trained, folder, tmp_path, call):
+    words = ("explain", "--bundle", trained, "--data", folder, "--out", tmp_path / "why")
+    code, out, _ = call(*words, "--json")
+    assert code == 0
+    found = json.loads(out)["explanations"]
+    assert len(found) == 60
+    assert [line["disagrees"] for line in found] == sorted((line["disagrees"] for line in found), reverse=True)
+    assert {p.name for p in (tmp_path / "why").iterdir()} == {"explanations.csv", "contact_sheet.png", "manifest.json"}
+    code, _, err = call(*words)
+    assert code == 2
+    assert "exists" in err
+    code, shown, _ = call(*words[:-1], tmp_path / "again")
+    assert code == 0
+    assert "what deserves a look first" in " ".join(shown.split())
+
+
+def test_the_watch(trained, folder, call):
+    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor", "--json")
+    assert code == 0
+    drift = json.loads(shown)["drift"]
+    assert drift["samples"] == 60
+    assert sum(drift["exit_shares"]) == pytest.approx(1)
+    code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor")
+    assert "drift" in shown

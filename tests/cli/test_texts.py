@@ -1,0 +1,132 @@
+"""Texts from the command line: fit on a file, calibrate, evaluate, predict, explain with shaded tokens."""
+
+import csv
+import json
+
+import pytest
+
+import exitlens as xl
+from exitlens import cli
+from tests.texts import config_values
+
+GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(config_values(max_position_embeddings=16)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    with path.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["text", "label"])
+        for i in range(120):
+            word = (GOOD, BAD)[i % 2][i % 3]
+            topic = ("film", "book", "food")[i // 6 % 3]
+            writer.writerow([f"the {topic} was {word}{' indeed' * (i // 2 % 4)}", ("yes", "no")[i % 2]])
+    return path
+
+
+FIT = ("--batch-size", 12, "--learning-rate", 0.01, "--size", 12, "--json")
+
+
+@pytest.fixture(scope="module")
+def run(model, reviews, tmp_path_factory):
+    """A run directory, calibrated, trained with the tokenizer beside the model."""
+    out = tmp_path_factory.mktemp("text") / "run"
+    (model / "tokenizer.json").write_text(xl.word_tokenizer(["the film was good bad and", *GOOD, *BAD]))
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 6, "--out", out, *FIT)
+    for line in (words, ("calibrate", "--bundle", out, "--max-accuracy-drop", 0.05, "--json")):
+        cli.verbs(list(map(str, line)), standalone_mode=False)
+    return out
+
+
+def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_path):
+    (model / "tokenizer.json").unlink(missing_ok=True)
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 1, "--out", tmp_path / "run")
+    code, out, _ = call(*words, *FIT)
+    assert code == 0, out
+    preprocess = xl.load(tmp_path / "run")[0].info.preprocess
+    assert "awful" in preprocess.tokenizer
+    assert not (model / "tokenizer.json").exists()
+
+
+def test_a_trained_network_is_evaluated_and_answers_a_file(call, run, reviews, tmp_path):
+    report = json.loads(call("evaluate", "--bundle", run, "--json")[1])
+    assert report["accuracy"] > 0.9
+    assert json.loads(call("evaluate", "--bundle", run, "--data", reviews, "--json")[1])["samples"] == 120
+    (tmp_path / "new.txt").write_text("the food was awful\n\nthe book was great\n")
+    assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.csv")[0] == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [row["label"] for row in rows] == ["no", "yes"]
+    assert rows[1]["file"].endswith("new.txt:3")  # blank lines count
+    assert call("predict", "--bundle", run, "--data", tmp_path / "new.txt", "--out", tmp_path / "p.jsonl")[0] == 0
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == [row["file"] for row in rows]
+    net, _ = xl.load(run)
+    assert net.input_spec.vocabulary[0] == net.info.preprocess.vocabulary_size
+
+
+def test_an_explanation_shows_the_tokens(call, run, tmp_path):
+    shown = call("explain", "--bundle", run, "--text", "the food was awful", "--out", tmp_path / "why")[1]
+    assert "awful" in shown
+    assert "answered" in shown
+    assert (tmp_path / "why" / "text.html").is_file()
+    values = json.loads(call("explain", "--bundle", run, "--text", "the food was awful", "--json")[1])
+    assert values["tokens"][:2] == ["[CLS]", "the"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("report", "RUN", "--out", "r.html"), "takes texts"),
+        (("explain", "--bundle", "RUN", "--text", " "), "not empty"),
+        (("explain", "--bundle", "RUN"), "one of --image FILE, --text TEXT"),
+        (("explain", "--bundle", "RUN", "--image", "x.png"), "takes texts"),
+    ],
+)
+def test_what_a_network_of_texts_refuses(call, run, words, message):
+    code, _, error = call(*[str(run) if word == "RUN" else word for word in words])
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_resumed_and_timed(call, run, model, reviews):
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 6, "--out", run, *FIT)
+    (model / "tokenizer.json").write_text(xl.load(run)[0].info.preprocess.tokenizer)
+    assert call(*words, "--resume")[0] == 0  # finished already: nothing changes
+    assert xl.load(run)[1] is not None
+    quick = ("--rounds", 1, "--seconds", 0, "--json")
+    found = json.loads(call("bench", "--bundle", run, "--batch-sizes", "4", *quick)[1])["batches"]
+    assert found[0]["batch"] == 4
+
+
+def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
+    (model / "tokenizer.json").unlink(missing_ok=True)
+    code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")
+    assert code == 2
+    assert "'small' reads images, the data are texts" in error
+    code, _, error = call("fit", "--data", reviews, "--backbone", f"hf:{model}", "--size", 99, "--out", tmp_path / "x")
+    assert code == 2
+    assert "99 tokens" in error
+    assert "has 16 positions: use --size 16 or less" in error
+    code, _, error = call("fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x")
+    assert code == 2
+    assert "reads texts, the data are images" in error
+    (model / "tokenizer.json").write_text(xl.word_tokenizer(["a b"]))
+    code, _, error = call("fit", "--data", "scenes", "--backbone", f"hf:{model}", "--out", tmp_path / "x")
+    assert code == 2
+    assert "reads texts, scenes has images" in error
+
+
+def test_inspect_a_network_of_texts(call, model):
+    code, out, _ = call("inspect", "--backbone", f"hf:{model}", "--size", 12, "--json")
+    assert code == 0
+    names = [point["name"] for point in json.loads(out)["points"]]
+    assert "bert.encoder.layer.0" in names

@@ -1,0 +1,205 @@
+"""demo, fit, calibrate, evaluate and report on the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import exitlens as xl
+from exitlens.model.cutting import placement
+
+
+@pytest.fixture
+def again(trained, tmp_path):
+    """A copy of the run, to store other policies in."""
+    net, policy = xl.load(trained / "bundle")
+    xl.save(net, policy, tmp_path / "b")
+    return tmp_path / "b"
+
+
+def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
+    words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
+    code, shown, err = call(*words, "--json")
+    assert code == 0, err
+    found = json.loads(shown)
+    assert found["calibration"]["certification"]["delta"] == 0.2
+    assert found["calibration"]["samples"] == 60
+    assert "confidence" in found["certificate"]
+    assert found["temperatures"] == [1.0] * 4
+    policy = xl.load(again)[1]
+    assert policy.certificate() == found["certificate"]
+    code, shown, _ = call(*words)
+    assert code == 0
+    assert "confidence" in " ".join(shown.split())
+
+
+def test_a_gate_and_the_column_it_fills(again, folder, call):
+    words = ("calibrate", "--bundle", again, "--data", folder, "--max-divergence", "0.5", "--gate", "--json")
+    code, shown, err = call(*words)
+    assert code == 0, err
+    gate = json.loads(shown)["gate"]
+    net, policy = xl.load(again)
+    if gate is None:  # every map is near enough: the simpler rule; here one is made by hand
+        gate = xl.Gate(((0.0, 0.0, 0.0, 0.25),) * 3, (1.0,) * 3)
+        xl.save(net, xl.Policy(policy.thresholds, network=policy.network, gate=gate), again, overwrite=True)
+    code, shown, _ = call("predict", "--bundle", again, "--data", folder, "--json")
+    assert code == 0
+    rows = json.loads(shown)["predictions"]
+    assert all(0 <= row["divergence_estimate"] <= 1 for row in rows)
+    code, shown, _ = call("explain", "--bundle", again, "--image", next(folder.rglob("*.png")))
+    assert code == 0
+    assert "(limit" in shown
+
+
+def test_class_folders_without_images(again, tmp_path, call):
+    (tmp_path / "empty").mkdir()
+    code, _, err = call("calibrate", "--bundle", again, "--data", tmp_path / "empty", "--max-accuracy-drop", "0.1")
+    assert code == 2
+    assert "has no image in a class folder (bright, dark" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--delta", "0.1"), "limits: expected at least one"),
+        (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
+        (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
+        (("--gate", "--max-disagreement", "0.1"), "give max_divergence, too"),
+        (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
+        (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
+    ],
+)
+def test_what_it_refuses(again, folder, call, words, message):
+    if words[-1] == "--unlabelled":
+        words = (*words, folder)
+    elif "--data" not in words:
+        words = (*words, "--data", folder)
+    code, _, err = call("calibrate", "--bundle", again, *words)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "limits: expected at least one"),
+        (("--max-divergence", "2"), "max_divergence: expected a number in [0, 1]"),
+        (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
+        (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
+    ],
+)
+def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, message):
+    code, _, err = call("calibrate", "--bundle", tmp_path / "nothing", *words)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
+    code, *_ = call("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--json")
+    assert code == 0
+    code, _, err = call("evaluate", "--bundle", tmp_path / "r")
+    assert code == 2
+    assert "exitlens calibrate" in err
+    code, *_ = call("fit", "--data", folder, "--out", tmp_path / "r", "--size", "32", "--epochs", "1", "--resume")
+    assert code == 0
+
+
+def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, call, monkeypatch):
+    monkeypatch.setattr("exitlens.model.cutting.node_timing.SECONDS", 0.0)
+    words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--exits", "2", "--placement", "time", "--out")
+    code, out, err = call(*words, tmp_path / "r", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["accuracy"]) == 3
+    at = xl.load(tmp_path / "r")[0].info.at
+    monkeypatch.setattr(placement, "time_shares", lambda *args: pytest.fail("timed again"))
+    code, _, err = call(*words, tmp_path / "r", "--resume")
+    assert code == 0, err
+    assert xl.load(tmp_path / "r")[0].info.at == at
+
+
+def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
+    words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
+    assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
+    assert "placement: expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.slow
+def test_demo_in_its_quick_form(tmp_path, call):
+    code, out, err = call("demo", "--quick", "--out", tmp_path / "d", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert json.loads((tmp_path / "d" / "result.json").read_text()) == result
+    for name in ("baseline", "egt"):
+        for condition in ("agreeing", "disagreeing"):
+            values = result[name][condition]
+            assert len(values["accuracy"]) == len(values["deletion"]) == len(values["deletion_random"]) == 4
+            assert (
+                len(values["attention_cc"])
+                == len(values["attention_cc_null"])
+                == len(values["skill"])
+                == len(values["kl"])
+                == 3
+            )
+    for name in ("batch_1", "batch_64"):
+        assert {"speedup", "accuracy_drop", "cost"} <= set(result["speed"][name])
+    assert {"step_time_ratio", "seconds", "seed", "versions", "machine"} <= set(result)
+    assert (tmp_path / "d" / "report.html").exists()
+    code, *_ = call("explain", "--bundle", tmp_path / "d", "--image", _scene(tmp_path))
+    assert code == 0
+    code, _, err = call("demo", "--quick", "--out", tmp_path / "d")
+    assert code == 2
+    assert "finished demo" in err
+
+
+def _scene(tmp_path: Path) -> Path:
+    scene = xl.load_scenes("test", limit=1)
+    path = tmp_path / "scene.png"
+    Image.fromarray(scene.images[0].permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+def test_two_runs_in_one_report(trained, tmp_path, call):
+    page = tmp_path / "both.html"
+    code, out, err = call("report", trained, "--compare", trained, "--out", page, "--json")
+    assert code == 0, err
+    assert json.loads(out)["out"] == str(page)
+    text = page.read_text()
+    assert text.count(str(trained)) > 3
+    assert f"exitlens report {trained} --compare {trained} --out {page}" in text
+    assert "loss distance js" in text
+    code, _, err = call("report", trained, "--out", page)
+    assert code == 2
+    assert "exists" in err
+
+
+def test_evaluate_and_calibrate_as_tables(again, folder, call):
+    assert "routed" in call("evaluate", "--bundle", again, "--data", folder)[1]
+    assert len(json.loads(call("evaluate", "--bundle", again, "--data", folder, "--json")[1])["exits"]) == 4
+    shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
+    assert "threshold" in shown
+    assert "answers the rest" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "none"), "no folder"),
+        (("--data", "images/dark"), "class folder"),
+        (("--exits", "layer9"), "Did you mean"),
+        (("--exits", "layer3,layer1"), "order"),
+        (("--epochs", "0"), "epochs"),
+        (("--backbone", "resnet18"), "backbone"),
+        (("--size", "-5"), "size"),
+        (("--init-weights", "none.pt"), "no file none.pt"),
+        (("--out", "images"), "not empty"),
+    ],
+)
+def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").symlink_to(folder)
+    code, _, err = call("fit", "--data", "images", "--out", "o", *words)
+    assert code == 2
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

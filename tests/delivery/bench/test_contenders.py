@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.delivery.bench.benchmark import MIXED, list_exit_shares
+from exitlens.delivery.bench.contenders import Planned, StepTimes, compare_adaptive, plan_exits, split_whole_batches
+from tests.conftest import TinyNet, make_net
+
+
+def test_plans_have_the_shares():
+    assert plan_exits((0.5, 0.3, 0, 0.2), 40).bincount().tolist() == [20, 12, 0, 8]
+    assert plan_exits((0.5, 0.3, 0, 0.2), 8).bincount().tolist() == [4, 2, 0, 2]
+    assert plan_exits((0, 0, 0, 1), 3).tolist() == [3, 3, 3]
+    assert plan_exits((1, 1), 40, seed=1).tolist() != plan_exits((1, 1), 40, seed=2).tolist()
+    assert set(list_exit_shares(4)) == {"nobody leaves", "all at exit 0", MIXED, "40/30/20/10"}
+    assert list_exit_shares(3)["80/20"] == (0.8, 0.0, 0.2)
+    assert list(list_exit_shares(1)) == ["nobody leaves"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_planned_samples_leave_where_they_should(whole, micro_batch):
+    net = make_net()
+    net.tuning = xl.Tuning(micro_batch=micro_batch)
+    plan = plan_exits((0.5, 0.25, 0.25), 16)
+    ran = [0, 0, 0]
+    for k in range(3):
+        net.stage(k).register_forward_hook(lambda _, given, __, k=k: ran.__setitem__(k, ran[k] + len(given[0])))
+    Planned(net, plan, whole).work(torch.randn(16, 3, 16, 16), 16)()
+    if whole:
+        assert ran == [16, 16, 16]
+    else:
+        assert ran == [16, 8, 4]
+
+
+def test_the_ideal_is_stage_times_by_shares():
+    net = make_net()
+    steps = StepTimes(net, torch.randn(4, 3, 16, 16), 2)
+    steps.rounds = [[1.0, 2.0, 4.0]]
+    assert steps.ideal(torch.tensor([0, 1, 2, 2])) == [1.0 + 0.75 * 2.0 + 0.5 * 4.0]
+    assert steps()[0] == sum(steps.rounds[1])
+
+
+def test_too_few_images_for_a_batch(images):
+    with pytest.raises(xl.InputError, match="batch_size: 64"):
+        split_whole_batches(images, 64)
+
+
+def test_timing_leaves_the_networks_alone(images):
+    net, plain = make_net(), TinyNet()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    speed = compare_adaptive(plain, net, xl.Policy((0.9, 0.6)), images, 8, rounds=1)
+    assert speed.speedup > 0
+    assert (speed.batch_size, speed.images, speed.rounds) == (8, 40, 1)
+    assert plain.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

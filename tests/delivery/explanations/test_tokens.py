@@ -1,0 +1,27 @@
+import json
+
+import pytest
+
+import exitlens as xl
+from exitlens.delivery.explanations.tokens import scale_attention, tabulate_tokens, write_tokens
+from tests.texts import make_text_net, make_texts
+
+
+def test_shaded_tokens(tmp_path):
+    net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
+    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
+    why = xl.explain(net, texts, xl.Policy((0.9, 0.9)))
+    for view in why.exits:
+        values = scale_attention(view, len(why.tokens))
+        assert max(values) == pytest.approx(1)
+        assert values[0] == 0
+    assert tabulate_tokens(why).row_count == 3
+    plain = str(tabulate_tokens(why, colour=False).columns[3]._cells[0])
+    assert f"({100 * why.exits[0].attention[1].item():.0f})" in plain
+    page, values = write_tokens(why, tmp_path, "x")
+    assert page.read_text().count("<span") == 3 * len(why.tokens)
+    assert "<0>" not in page.read_text()  # escaped
+    assert json.loads(values.read_text())["answered"] == why.answered
+    with pytest.raises(xl.OutputExistsError, match=r"x\.html exists"):
+        write_tokens(why, tmp_path, "x")

@@ -1,0 +1,130 @@
+"""The explorer without a browser: what it answers, what it refuses, what its page says."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import exitlens as xl
+from exitlens.delivery.explanations.pictures import draw_heat
+from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
+from exitlens.delivery.explorer.page import answer_page, routed_page
+from exitlens.delivery.explorer.view import View
+from tests.conftest import random_trace
+from tests.hostile import noise
+from tests.texts import LENGTH, make_text_net
+
+
+def test_an_answer_is_that_of_explain(explorer):
+    run, picture = explorer.runs[0], noise()
+    answer = explorer.answer(0, picture)
+    why = xl.explain(run.net, explorer.encode(run, picture), run.policy)
+    assert answer.why.label == why.label
+    assert answer.why.answered == why.answered
+    assert answer.ours_ms > 0
+    assert 1 <= answer.rounds <= 5
+    page = answer_page(answer, picture)
+    assert why.reason.replace("'", "&#39;") in page
+    assert page.count("<figure") == 4
+    assert page.count('alt="Where ') == 4
+    assert "://" not in page
+
+
+def test_moved_thresholds_decide_and_promise_nothing(explorer):
+    picture = noise()
+    for thresholds, exit_index in (((0.0, 0.5, 0.5), 0), ((math.inf, 0.0, 0.5), 1), ((math.inf,) * 3, 3)):
+        assert explorer.answer(0, picture, thresholds).why.answered == exit_index
+    assert explorer.policy(0, (0.0, 0.5, 0.5)).calibration is None
+    assert explorer.policy(0, explorer.runs[0].policy.thresholds).calibration
+
+
+def test_the_calibration_trace_follows_the_thresholds(explorer):
+    trace = explorer.trace(0)
+    assert explorer.trace(0) is trace  # collected once
+    report = explorer.evaluate(0, (0.0, 0.0, 0.0))
+    assert report.exit_shares == (1.0, 0.0, 0.0, 0.0)
+    page = routed_page(explorer.runs[0], report, changed=True, kind="calibration samples")
+    assert f"{report.samples} calibration samples under these thresholds" in page
+    assert "nothing is promised" in page
+    assert '<td class="xl-share">100.0 %</td>' in page
+    assert f"at cost {report.cost:.3f}" in page
+    assert "There is no" in routed_page(explorer.runs[0], "There is no <trace>", changed=False, kind="")
+
+
+def test_examples_are_test_images_of_the_run(explorer):
+    examples = explorer.examples()
+    assert 1 <= len(examples) <= EXAMPLES
+    assert {one.truth for one in examples} <= {"dark", "bright"}
+
+
+def test_a_bundle_by_itself_shows_bundled_scenes(net, tmp_path):
+    backbone = xl.build_backbone("small", 2)
+    small = xl.attach(backbone, ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
+    small.describe(source="small", classes=("a", "b"), preprocess=xl.Preprocess((32, 32)))
+    xl.save(small, None, tmp_path / "bundle")
+    explorer = Explorer([tmp_path])
+    assert len(explorer.examples()) == EXAMPLES
+    assert explorer.runs[0].policy.thresholds == (0.9,)
+    assert explorer.evaluate(0, (0.9,)).startswith("There is no calibration data")
+    assert "Thresholds chosen by hand" in View(_with_trace(explorer)).route(0)(0.9)
+
+
+def test_other_data_than_the_runs_own(folder, tmp_path):
+    small = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
+    small.describe(source="small", classes=("dark", "bright"), preprocess=xl.Preprocess((32, 32)))
+    xl.save(small, None, tmp_path / "bundle")
+    explorer = Explorer([tmp_path], str(folder))
+    assert {one.truth for one in explorer.examples()} == {"dark", "bright"}
+    assert f"60 samples of {folder} under" in View(explorer).route(0)(0.9)
+    with pytest.raises(xl.DataError):
+        View(Explorer([tmp_path], str(tmp_path / "nothing")))
+
+
+def _with_trace(explorer: Explorer) -> Explorer:
+    explorer._traces[0] = random_trace(k=2)
+    return explorer
+
+
+def test_what_is_painted_is_covered():
+    picture = Image.new("RGB", (40, 20), (200, 0, 0))
+    picture.paste((0, 0, 100), (0, 0, 20, 20))
+    strokes = Image.new("RGBA", (80, 40), (0, 0, 0, 0))
+    strokes.paste((128, 128, 128, 255), (0, 0, 40, 40))  # the left half
+    covered = np.asarray(cover(picture, strokes))
+    assert (covered[:, :19] == (100, 0, 50)).all()
+    assert (covered[:, 21:] == (200, 0, 0)).all()
+    assert cover(picture, None) is picture
+
+
+def test_a_uniform_map_is_pale():
+    uniform, sharp = draw_heat(torch.full((5, 5), 0.04)), draw_heat(torch.eye(5) / 5)
+    assert np.asarray(uniform)[..., 3].max() < 120 < np.asarray(sharp)[..., 3].max()
+
+
+def test_two_of_a_kind_only(trained):
+    with pytest.raises(xl.InputError, match="one bundle, or two"):
+        Explorer([])
+    with pytest.raises(xl.BundleError):
+        Explorer([Path("nowhere")])
+    both = Explorer([trained, trained])
+    assert [run.name for run in both.runs] == ["x", "x (2)"]
+
+
+# --- hostile input ---
+
+
+def test_a_large_upload_is_shrunk(explorer, tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("RGBA", (6000, 4000)).save(path)  # 24 million pixels; the browser's test watches the memory
+    assert explorer.read(path).size == (1024, 683)
+
+
+def test_an_image_bundle_and_a_text_bundle_do_not_go_together(trained, tmp_path):
+    net = make_text_net()
+    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(["a b"]), LENGTH))
+    xl.save(net, None, tmp_path / "bundle")
+    with pytest.raises(xl.InputError, match="compare two of a kind"):
+        Explorer([trained, tmp_path])
