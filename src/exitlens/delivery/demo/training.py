@@ -111,7 +111,7 @@ def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
     at = [] if loss is None else list(backbone.groups[:-1])
     net = attach(backbone, at, len(train.classes), example, final="keep" if loss is None else "head")
     net.describe(source="small", classes=train.classes, preprocess=train.preprocess)
-    return net
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _watch(jobs: dict[str, AsyncResult[None]], out: Path, epochs: int, quiet: bool) -> None:
