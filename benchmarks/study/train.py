@@ -27,7 +27,7 @@ def build_network(condition: Condition, splits: Splits, seed: int) -> xl.ExitNet
     final = "keep" if condition.loss is None or condition.frozen else "head"
     net = attach(plain, at, len(train.classes), train.first(1).inputs, final=final, head=condition.head)
     net.describe(classes=train.classes, preprocess=train.preprocess)
-    return net
+    return net.to(memory_format=torch.channels_last)
 
 
 def train(
@@ -50,7 +50,6 @@ def train(
     if condition.frozen:
         assert plain is not None
         _take_backbone(net, load(plain, backbone=build_backbone(splits))[0])
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fit gives it back as it was
     done = xl.fit(
         net,
         splits.train,

@@ -5,12 +5,12 @@ import torch
 
 import exitlens as xl
 
+QUICK = ("torchvision:shufflenet_v2_x0_5", 64)
 FAMILIES = [
     ("torchvision:resnext50_32x4d", 64),
     ("torchvision:densenet121", 64),
     ("torchvision:vgg11", 64),
     ("torchvision:squeezenet1_1", 64),
-    ("torchvision:shufflenet_v2_x0_5", 64),
     ("torchvision:mobilenet_v3_small", 64),
     ("torchvision:efficientnet_b0", 64),
     ("torchvision:regnet_y_400mf", 64),
@@ -23,7 +23,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize(("source", "size"), FAMILIES)
+@pytest.mark.parametrize(("source", "size"), [QUICK, *(pytest.param(*one, marks=pytest.mark.slow) for one in FAMILIES)])
 def test_a_family_is_cut_trains_and_explains(source, size):
     pytest.importorskip("timm")
     x = torch.randn(2, 3, size, size)

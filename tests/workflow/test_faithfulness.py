@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional import faithfulness as measures
 from exitlens.functional.maps import top_cells
+from exitlens.modalities import IMAGE
 from tests.conftest import make_net
 
 
@@ -95,7 +95,7 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
     found = xl.faithfulness(net, tiny_set, grid=(4, 4))
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
-            cells = top_cells(measures.evaluation_map(out.attention, (4, 4)), 0.2)
+            cells = top_cells(IMAGE.coarsen(out.attention, (4, 4)), 0.2)
             answer = out.logits.argmax(1, keepdim=True)
-            after = net(measures.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
+            after = net(IMAGE.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
             assert found.insertion[k] == after.mean().item()

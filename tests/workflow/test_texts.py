@@ -1,5 +1,7 @@
 """Every verb on texts: a tiny BERT with exits."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -16,6 +18,11 @@ def net():
 
 @pytest.fixture
 def data():
+    return make_data()
+
+
+@cache
+def make_data():
     texts = ["good good word", "bad word here", "a good one", "bad bad bad", "word good", "here a bad word"] * 8
     labels = torch.tensor([1, 0, 1, 0, 1, 0] * 8)
     preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), LENGTH)
@@ -57,15 +64,21 @@ def test_the_null_and_uniform_maps_leave_padding_out(net):
     assert (trace.divergence[~several] < 1e-6).all()
 
 
+@cache
+def train(weight):
+    """A network trained on the texts, not to be changed, and its validation accuracy."""
+    data = make_data()
+    net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs)
+    loss = xl.EGTLoss(weight=weight, distance="kl", ramp_share=0.0)
+    result = xl.fit(net, data, data, loss=loss, epochs=12, batch_size=16, learning_rate=1e-2, amp=False, progress=False)
+    return net, result.history[-1]["accuracy"]
+
+
 def test_training_learns_and_brings_the_maps_together(data):
-    results = []
-    for weight in (0.0, 4.0):
-        net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs)
-        loss = xl.EGTLoss(weight=weight, distance="kl", ramp_share=0.0)
-        result = xl.fit(net, data, data, loss=loss, epochs=12, batch_size=16, learning_rate=1e-2, amp=False, progress=False)
-        results.append((result.history[-1]["accuracy"], xl.evaluate(xl.collect(net, data), xl.Policy.never(3))))
-    assert min(results[1][0]) > 0.9
-    divergence = [report.exits[0].consistency["divergence"]["value"] for _, report in results]
+    nets, accuracy = zip(*map(train, (0.0, 4.0)), strict=True)
+    assert min(accuracy[1]) > 0.9
+    reports = [xl.evaluate(xl.collect(net, data), xl.Policy.never(3)) for net in nets]
+    divergence = [report.exits[0].consistency["divergence"]["value"] for report in reports]
     assert divergence[1] < divergence[0]
 
 
@@ -108,9 +121,7 @@ def test_loaders_of_dicts(net, data):
 
 
 def test_faithfulness_of_texts(data):
-    net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs)
-    xl.fit(net, data, data, epochs=12, batch_size=16, learning_rate=1e-2, amp=False, progress=False)
-    found = xl.faithfulness(net, data)
+    found = xl.faithfulness(train(4.0)[0], data)
     assert len(found.deletion) == len(found.energy_in_mask) == 3
     assert found.deletion[0] > found.deletion_random[0]
     assert all(value is not None for value in found.randomised_cc)

@@ -124,7 +124,7 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
     from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
-    why = xl.explain(net, require_preprocess(net, xl.TextPreprocess).encode([text]), policy)
+    why = xl.explain(net, net.input_spec.modality.read(text, require_preprocess(net, xl.TextPreprocess)), policy)
     if out is not None:
         write_tokens(why, out, "text")
     if json_:
@@ -138,7 +138,7 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
     from exitlens.delivery.run_directory import require_preprocess
 
     preprocess = require_preprocess(net, xl.Preprocess)
-    why = xl.explain(net, preprocess.normalise(xl.read_image(image, preprocess.size, len(preprocess.mean))), policy)
+    why = xl.explain(net, net.input_spec.modality.read(image, preprocess), policy)
     if out is not None:
         save_explanation(why, out, preprocess, image.stem)
     show(json_, why.to_dict(), why.reason, _tabulate(why))

@@ -70,7 +70,7 @@ def build_network(
     placement: str = "cost",
     head: str = "",
 ) -> ExitNet:
-    """Builds the backbone for the data's classes and attaches exits; its weights are in channels_last, which is faster.
+    """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format.
 
     Args:
         backbone: its source.

@@ -150,7 +150,8 @@ def _split_and_verify(module: nn.Module, at: Sequence[str], example: Inputs, lay
 
 def _specify_inputs(pieces: Pieces, shape: tuple[int, ...]) -> InputSpec:
     example, vocabulary = pieces.traced.example, tuple(count_embedding_rows(pieces.traced))
-    prefix = pieces.layouts[-1].prefix if pieces.layouts[-1].grid is None else 0
+    last = pieces.layouts[-1]
+    prefix = last.prefix if last.grid is None else 0
     dtypes = tuple(t.dtype for t in list_tensors(example) if not t.is_floating_point())
     return InputSpec(list_input_names(example), shape, pieces.exact_size, vocabulary, prefix, dtypes)
 

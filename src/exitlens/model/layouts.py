@@ -94,7 +94,7 @@ def find_layout(
     if not image:
         return _find_sequence_layout(name, shape, length, kind)
     if len(image) != 2:
-        return _find_channels_first(name, shape, image)
+        return _find_grid_layout(name, shape, image)
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(name, shape, image, grids)
     if len(shape) != 4:
@@ -128,12 +128,11 @@ def _find_sequence_layout(name: str, shape: Sequence[int], length: int, kind: Ki
     return Layout("tokens" if shape[1] == length else "nchw")
 
 
-def _find_channels_first(name: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
-    """Features ``(B,D,*S)`` of an input with channels and other than two axes, no larger than it."""
+def _find_grid_layout(name: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
+    """Features ``(B,D,*S)`` of an input whose channels come before another number of axes than two."""
     if len(shape) != len(size) + 2 or any(mine > theirs for mine, theirs in zip(shape[2:], size, strict=True)):
-        axes = ",".join(map(str, size))
         seen = f"after {name!r} the features are {tuple(shape)} for an input of {tuple(size)}"
-        raise AttachError(f"at: {seen}: expected (B,D,...) with up to ({axes}) locations: put the exit elsewhere")
+        raise AttachError(f"at: {seen}: expected (B,D) and up to as many locations: put the exit elsewhere")
     return Layout("nchw")
 
 

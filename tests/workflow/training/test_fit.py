@@ -104,7 +104,7 @@ rng = torch.Generator().manual_seed(3)
 pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=rng).to(torch.uint8)
 data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))
 net = _fresh()
-xl.fit(net, data, data, out_dir=sys.argv[1], resume=True, **{{**QUICK, "epochs": 40}})
+xl.fit(net, data, data, out_dir=sys.argv[1], resume=True, **{{**QUICK, "epochs": 12}})
 torch.save({{k: v for k, v in net.state_dict().items()}}, sys.argv[1] + "/done.pt")
 """
 
@@ -114,6 +114,7 @@ def _start(out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", KILLED.format(root=root), str(out)])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     """SIGKILL at three moments, whatever is being written then; the last start runs to the end."""
     assert _start(tmp_path / "whole").wait() == 0
