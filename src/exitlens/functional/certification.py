@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,12 +37,8 @@ PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/gu
 FEWEST = 10  # samples to start from; what so few can certify is nothing, and the policy says how many it takes
 
 
-@dataclass(frozen=True)
-class SequenceResult:
-    """What the fixed-sequence test accepted.
-
-    ``cuts`` is ``None`` where nothing passed; ``tests`` are then those of the first vector, which did not.
-    """
+class SequenceResult(NamedTuple):
+    """What the fixed-sequence test accepted: no ``cuts`` where nothing passed, and the ``tests`` of the first vector then."""
 
     cuts: Cuts | None
     tests: tuple[RiskTest, ...]
@@ -75,10 +71,9 @@ def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[
         index: ``(N,K-1)`` levels of the first part. risks: of the first part. cost: ``(K,)``.
     """
     smoothed_losses = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
-    whole = [losses for losses, risk in zip(smoothed_losses, risks, strict=True) if risk.rows is None]
-    scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in zip(smoothed_losses, risks, strict=True)]).sum(
-        0
-    )
+    pairs = list(zip(smoothed_losses, risks, strict=True))
+    whole = [losses for losses, risk in pairs if risk.rows is None]
+    scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in pairs]).sum(0)
     tops = index.amax(0).tolist()
     found: dict[Cuts, None] = {}
     for column in [scaled] if len(risks) == 1 else [*whole, scaled]:

@@ -119,7 +119,9 @@ class Monitor:
         for exit_, score in zip(exits, scores, strict=True):
             self._count(exit_, score)
         if pred.last_divergence is not None:
-            self._measure(pred.last_divergence)
+            known = pred.last_divergence[~pred.last_divergence.isnan()].double()
+            self._divergence += known.sum().item()
+            self._measured += len(known)
         if before is None and self._since is not None:
             shares = _words(self._shares, self._samples)
             warnings.warn(
@@ -136,11 +138,6 @@ class Monitor:
         for pred in predictions:
             self.update(pred)
             yield pred
-
-    def _measure(self, divergence: Tensor) -> None:
-        known = divergence[~divergence.isnan()].double()
-        self._divergence += known.sum().item()
-        self._measured += len(known)
 
     def state(self) -> Drift:
         """What is known now."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exitlens.errors import require
 from exitlens.functional.gating import estimate, mask_untrusted, require_gate_features
-from exitlens.functional.scores import probabilities, score, score_of
+from exitlens.functional.scores import probabilities, score_of
 from exitlens.types import Policy, Trace
 
 
@@ -87,11 +87,6 @@ def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
         features = None if gate_features is None else gate_features[:, k]
         columns.append(decide(policy, k, p, score_of(p, policy.score), features).scores)
     return torch.stack(columns, 1)
-
-
-def score_final_exit(trace: Trace, policy: Policy) -> Tensor:  # -> (N,1)
-    """The policy's score at the final exit, which nothing depends on."""
-    return score(trace.logits[:, -1], policy.score, policy.temperatures[-1])[:, None]
 
 
 def route(trace: Trace, policy: Policy) -> Tensor:

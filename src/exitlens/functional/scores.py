@@ -44,6 +44,11 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
     raise InputError(f"score: expected one of {SCORES}, got {kind!r}")
 
 
+def fit_temperatures(logits: Tensor, labels: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,)
+    """:func:`fit_temperature` of every exit."""
+    return tuple(fit_temperature(one, labels) for one in logits.unbind(1))
+
+
 def fit_temperature(logits: Tensor, labels: Tensor, low: float = 0.05, high: float = 20.0) -> float:
     """The temperature that minimises the negative log-likelihood (arXiv 1706.04599), by golden-section search on log T.
 

@@ -51,11 +51,10 @@ class Levels:
 
     def apply(self, scores: Tensor) -> Tensor:  # (M,K-1) -> (M,K-1)
         """The levels of other samples' scores."""
-        columns = [
-            (torch.searchsorted(e, s, right=True) - 1).clamp_min(0)
-            for e, s in zip(self.edges, _columns(scores), strict=True)
-        ]
-        return torch.stack(columns, 1) if columns else torch.empty(len(scores), 0).long()
+        if not self.edges:
+            return torch.empty(len(scores), 0).long()
+        columns = zip(self.edges, scores.double().T.contiguous(), strict=True)
+        return torch.stack([(torch.searchsorted(e, s, right=True) - 1).clamp_min(0) for e, s in columns], 1)
 
     def thresholds(self, cuts: Cuts) -> tuple[float, ...]:
         """Levels back to thresholds on the score."""
@@ -65,7 +64,7 @@ class Levels:
 def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
     """Replaces each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
     edges = []
-    for column in _columns(scores):
+    for column in scores.double().T.contiguous():
         ordered = column.unique()
         middles = torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2])
         if len(middles) > levels:
@@ -74,10 +73,6 @@ def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
         edges.append(middles.float().double().unique())  # as scores in float32 are compared with them
     found = Levels(torch.empty(len(scores), 0).long(), tuple(edges))
     return Levels(found.apply(scores), found.edges)
-
-
-def _columns(scores: Tensor) -> Tensor:
-    return scores.double().T.contiguous()
 
 
 def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:
@@ -140,14 +135,7 @@ def keep_undominated(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
-def refine(
-    levels: Levels,
-    risk: Tensor,
-    cost: Tensor,
-    start: Point,
-    allowed: Callable[[Cuts], bool],
-    steps: int = 16,
-) -> Point:
+def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Callable[[Cuts], bool]) -> Point:
     """Lowers the cuts of an allowed policy, one exit at a time, while it stays allowed and gets cheaper.
 
     The frontier holds only corners of the convex hull; this closes the gap between a corner and the limit.
@@ -156,8 +144,8 @@ def refine(
     for _ in range(3):
         before = best
         for k, edges in enumerate(levels.edges):
-            top = min(best.cuts[k], len(edges))
-            for cut in _spread(int(top), steps):
+            top = int(min(best.cuts[k], len(edges)))
+            for cut in sorted(top - 2**i for i in range(16) if 2**i <= top):  # closer together near the top
                 trial = (*best.cuts[:k], float(cut), *best.cuts[k + 1 :])
                 candidate = evaluate_cuts(levels.index, risk, cost, trial)
                 if candidate.cost < best.cost and allowed(trial):
@@ -166,12 +154,6 @@ def refine(
         if best == before:
             break
     return best
-
-
-def _spread(top: int, steps: int) -> Sequence[int]:
-    """Up to ``steps`` levels from 0 to ``top - 1``, closer together near ``top``."""
-    near = [top - 1 - 2**i + 1 for i in range(steps) if 2**i <= top]
-    return sorted(set(near))
 
 
 def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None = None) -> Point:
@@ -212,9 +194,7 @@ def find_safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
         raise CalibrationError(
             f"max_cost: got {max_cost:.3g}, but the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
         )
-    points = find_frontier(levels.index, risk, trace.cost)
-    points.append(evaluate_cuts(levels.index, risk, trace.cost, (0.0,) * (trace.num_exits - 1)))
-    return min((p for p in points if p.cost <= room), key=lambda p: p.risk)
+    return min((p for p in find_frontier(levels.index, risk, trace.cost) if p.cost <= room), key=lambda p: p.risk)
 
 
 def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:

@@ -12,7 +12,7 @@ from exitlens.data.batches import count_batches, iterate_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import MEASURES, divergence, transplant, uniform
+from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.model.network import ExitNet
 from exitlens.types import Trace
 
@@ -75,15 +75,13 @@ def _trace(
     seed: int,
 ) -> Trace:
     partner = pair_samples(len(logits), seed)
-    columns: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in ("same", "null", "uniform")}
-    for early, final in maps:
-        for name, measure in MEASURES.items():
-            # KL is KL(final ‖ exit); the other measures are symmetric
-            columns["same"].setdefault(name, []).append(measure(final, early))
-            columns["null"].setdefault(name, []).append(measure(transplant(final[partner], early), early))
-            columns["uniform"].setdefault(name, []).append(measure(final, uniform(early)))
-    tables = {kind: {n: torch.stack(c, 1) for n, c in named.items()} for kind, named in columns.items()}
-    spread = torch.stack([divergence(final, early) for early, final in maps], 1)
+
+    def compare(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        # KL is KL(final ‖ exit); the other measures are symmetric
+        return {name: torch.stack([measure(*pair) for pair in pairs], 1) for name, measure in MEASURES.items()}
+
+    similarity = compare([(final, early) for early, final in maps])
+    spread = similarity["divergence"].clone()
     spread[:, -1] = 0
     return Trace(
         logits,
@@ -91,9 +89,9 @@ def _trace(
         spread,
         net.cost,
         network=net.identity(),
-        similarity=tables["same"],
-        null=tables["null"] if len(logits) > 1 else {},
-        uniform_null=tables["uniform"],
+        similarity=similarity,
+        null=compare([(transplant(final[partner], early), early) for early, final in maps]) if len(logits) > 1 else {},
+        uniform_null=compare([(final, uniform(early)) for early, final in maps]),
         gate_features=gate_features,
     )
 
