@@ -38,7 +38,7 @@ FEWEST = 10  # samples to start from; what so few can certify is nothing, and th
 
 
 class SequenceResult(NamedTuple):
-    """What the fixed-sequence test accepted: no ``cuts`` where nothing passed, and the ``tests`` of the first vector then."""
+    """What the fixed-sequence test accepted; where nothing passed, no ``cuts``, and ``tests`` of the first vector."""
 
     cuts: Cuts | None
     tests: tuple[RiskTest, ...]

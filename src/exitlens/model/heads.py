@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
-from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.cutting.stage import Stage
 from exitlens.model.layouts import Layout
 from exitlens.model.necks import ContextNeck
 from exitlens.types import ExitOutput
@@ -85,14 +85,11 @@ class EvidenceHead(ExitHead):
         self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
-    def _located(self, activations: Activations) -> Tensor:
-        """The features that are pooled: ``(B,D,*S)``."""
-        canonical = self.layout.canonical(activations[0])
-        return canonical if self.neck is None else cast(Tensor, self.neck(canonical))
-
     def pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
         """Activations -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
-        located = self._located(activations)
+        located = self.layout.canonical(activations[0])
+        if self.neck is not None:
+            located = self.neck(located)
         flat = located.flatten(2)  # (B,D,N)
         rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
         weight = self.attend.weight.to(flat.dtype)
@@ -127,9 +124,8 @@ class EvidenceHead(ExitHead):
 
     def _explain(self, logits: Tensor, attention: Tensor, rows: Tensor, size: Sequence[int]) -> ExitOutput:
         evidence = (rows @ self.classifier.weight.to(rows.dtype).t()) * attention  # (B,N,C)
-        return ExitOutput(
-            logits, attention.squeeze(2).unflatten(1, size), evidence.transpose(1, 2).contiguous().unflatten(2, size)
-        )
+        located = evidence.transpose(1, 2).contiguous().unflatten(2, size)
+        return ExitOutput(logits, attention.squeeze(2).unflatten(1, size), located)
 
 
 class AverageHead(ExitHead):
@@ -171,9 +167,8 @@ class AverageHead(ExitHead):
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Activations (the features first) -> logits, attention (energy) and evidence."""
         logits, features, count = self._pool(*activations)
-        evidence = torch.einsum(
-            "cd,bdn->bcn", self.classifier.weight.to(features.dtype), features.flatten(2) / count[..., None]
-        )
+        weight = self.classifier.weight.to(features.dtype)
+        evidence = torch.einsum("cd,bdn->bcn", weight, features.flatten(2) / count[..., None])
         return ExitOutput(logits, energy(features), evidence.unflatten(2, features.shape[2:]))
 
 
@@ -203,8 +198,7 @@ class KeptHead(ExitHead):
 
     def classify(self, *activations: Tensor) -> Tensor:
         """Logits ``(B,C)`` of the backbone's own classifier."""
-        logits: Tensor = self.tail(*activations)[0]
-        return logits
+        return cast(Tensor, self.tail(*activations)[0])
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""

@@ -91,34 +91,33 @@ def find_layout(
     Raises:
         AttachError: if the shape fits no layout, or more than one.
     """
+    seen = f"after {name!r} the features are {tuple(shape)}"
     if not image:
-        return _find_sequence_layout(name, shape, length, kind)
+        return _find_sequence_layout(f"{seen} for {length} tokens", shape, length, kind)
     if len(image) != 2:
-        return _find_channels_first(name, shape, image)
+        return _find_channels_first(seen, shape, image)
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(name, shape, image, grids)
     if len(shape) != 4:
-        seen = f"after {name!r} the features are {tuple(shape)}"
         raise AttachError(f"at: {seen}: expected a map of 4 axes or tokens of 3: put the exit earlier")
     if kind is not None:
         return Layout(kind)
-    aspect, (height, width) = image[0] / image[1], grids[-1] if grids else image
-    first = _has_aspect(shape[2], shape[3], aspect) and shape[2] <= height and shape[3] <= width
-    last = _has_aspect(shape[1], shape[2], aspect) and shape[1] <= height and shape[2] <= width
+    aspect, (highest, widest) = image[0] / image[1], grids[-1] if grids else image
+
+    def fits(height: int, width: int) -> bool:  # the image's aspect ratio, with odd sizes rounded
+        return abs(height - aspect * width) <= 1 and height <= highest and width <= widest
+
+    first, last = fits(*shape[2:]), fits(*shape[1:3])
+    seen = f"{seen} for an image of {tuple(image)}"
     if not first and not last:
-        seen = f"after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}"
         raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps): put the exit elsewhere")
     if first == last:
-        raise AttachError(
-            f"layout: after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}, which could be "
-            "channels first or last: pass layout='nchw' or 'nhwc'"
-        )
+        raise AttachError(f"layout: {seen}, which could be channels first or last: pass layout='nchw' or 'nhwc'")
     return Layout("nchw" if first else "nhwc")
 
 
-def _find_sequence_layout(name: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
+def _find_sequence_layout(seen: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
     """Features of a sequence: ``(B,N,D)`` tokens, or ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
-    seen = f"after {name!r} the features are {tuple(shape)} for {length} tokens"
     if len(shape) != 3 or length not in shape[1:]:
         raise AttachError(f"at: {seen}: expected (B,{length},D) or (B,D,{length}): put the exit elsewhere")
     if kind is None and shape[1] == shape[2]:
@@ -128,18 +127,12 @@ def _find_sequence_layout(name: str, shape: Sequence[int], length: int, kind: Ki
     return Layout("tokens" if shape[1] == length else "nchw")
 
 
-def _find_channels_first(name: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
+def _find_channels_first(seen: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
     """Features ``(B,D,*S)`` of an input with channels and other than two axes, no larger than it."""
     if len(shape) != len(size) + 2 or any(mine > theirs for mine, theirs in zip(shape[2:], size, strict=True)):
-        axes = ",".join(map(str, size))
-        seen = f"after {name!r} the features are {tuple(shape)} for an input of {tuple(size)}"
-        raise AttachError(f"at: {seen}: expected (B,D,...) with up to ({axes}) locations: put the exit elsewhere")
+        wanted = f"expected (B,D,...) with up to ({','.join(map(str, size))}) locations"
+        raise AttachError(f"at: {seen} for an input of {tuple(size)}: {wanted}: put the exit elsewhere")
     return Layout("nchw")
-
-
-def _has_aspect(height: int, width: int, aspect: float) -> bool:
-    """Whether a map of this size can come from an image of this aspect ratio, with odd sizes rounded."""
-    return abs(height - aspect * width) <= 1
 
 
 def _find_token_layout(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]]) -> Layout:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from exitlens.errors import InputError, MissingExtraError, suggest
+from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import find_reader
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
@@ -60,10 +60,8 @@ def build_backbone(
 
 
 def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise MissingExtraError("torchvision", "vision", f"backbone torchvision:{name}") from error
+    from torchvision import models  # takes a while
+
     known = models.list_models(module=models)
     if name not in known:
         raise InputError(f"backbone: torchvision has no model {name!r}.{suggest(name, known)}")
@@ -86,10 +84,7 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
 
 
 def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm", f"backbone timm:{name}") from error
+    timm = import_extra("timm", "timm", f"backbone timm:{name}")
     if name.partition(".")[0] not in timm.list_models():
         raise InputError(f"backbone: timm has no model {name!r}.{suggest(name, timm.list_models())}")
     try:

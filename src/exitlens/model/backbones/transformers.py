@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from exitlens.errors import InputError, MissingExtraError, suggest
+from exitlens.errors import InputError, import_extra, suggest
 
 
 def build_transformers(
@@ -35,8 +35,8 @@ def build_transformers(
     Raises:
         MissingExtraError: without transformers; InputError: for a name that is not there, or is no classifier.
     """
-    transformers = _transformers(f"backbone hf:{name}")
-    settings = _settings(transformers, name) if config is None else _from_dict(transformers, config)
+    transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
+    settings = _settings(transformers, name) if config is None else transformers.AutoConfig.for_model(**config)
     settings.num_labels = num_classes
     if hasattr(settings, "num_channels"):
         settings.num_channels = in_channels
@@ -70,7 +70,7 @@ def read_config(module: nn.Module) -> dict[str, Any] | None:
     """The configuration of a classifier that transformers can build again from it; ``None`` for other modules."""
     if not type(module).__module__.startswith("transformers."):
         return None
-    transformers = _transformers("backbone")
+    transformers = import_extra("transformers", "hf", "backbone")
     settings = getattr(module, "config", None)
     try:
         same = type(module) in _classes(find_classifier(transformers, settings), settings)
@@ -113,18 +113,5 @@ def _settings(transformers: Any, name: str) -> Any:
         ) from error
 
 
-def _from_dict(transformers: Any, config: dict[str, Any]) -> Any:
-    values = dict(config)
-    return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0]
-
-
-def _transformers(purpose: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", "hf", purpose) from error
-    return transformers

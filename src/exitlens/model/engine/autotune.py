@@ -51,7 +51,9 @@ def tune(
     best = meter.find_fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
     if torch.get_num_threads() > 1:
         best = meter.find_fastest([best, replace(best, threads=1)])
-    facts["ms_per_sample"] = meter.list_times()
+    facts["ms_per_sample"] = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.found.items()]
+    for row in facts["ms_per_sample"]:
+        del row["measured"]
     return replace(best, measured=facts)
 
 
@@ -111,7 +113,7 @@ class _Meter:
 
     def _run(self, tuning: Tuning) -> Callable[[], float]:
         form = tuning.channels_last, tuning.folded, tuning.precision
-        engine = self.engines.setdefault(form, self.engines.get(form) or self.prepare_engine(tuning))
+        engine = self.engines.setdefault(form, self.engines.get(form) or Engine.prepare(self.stages, self.heads, tuning))
         count = max(FEW, tuning.micro_batch)
 
         def once() -> float:
@@ -131,17 +133,6 @@ class _Meter:
             return once()
 
         return run
-
-    def prepare_engine(self, tuning: Tuning) -> Engine:
-        """An engine on copies of the weights, whatever the network's own tuning."""
-        return Engine.prepare(self.stages, self.heads, tuning)
-
-    def list_times(self) -> list[dict[str, Any]]:
-        """What was measured, JSON-ready."""
-        return [
-            {name: value for name, value in tuning.to_dict().items() if name != "measured"} | {"ms": round(1000 * s, 4)}
-            for tuning, s in self.found.items()
-        ]
 
 
 def _measure_agreement(meter: _Meter, like: Tuning, policy: Policy | None) -> float | None:
@@ -163,7 +154,7 @@ def _measure_agreement(meter: _Meter, like: Tuning, policy: Policy | None) -> fl
 
 
 def _compute_logits(meter: _Meter, tuning: Tuning, size: int = 16) -> Tensor:  # -> (N,K,C)
-    engine, found = meter.prepare_engine(tuning), []
+    engine, found = Engine.prepare(meter.stages, meter.heads, tuning), []
     with engine.mode():
         for at in range(0, len(meter.given[0]), size):
             outputs = engine.compute_outputs(engine.enter(tuple(t[at : at + size] for t in meter.given)))
