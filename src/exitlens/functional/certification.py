@@ -62,13 +62,10 @@ class Candidate:
     smoothed_losses: tuple[float, ...]
 
 
-def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:
-    """Threshold vectors worth testing: frontiers of the risks and of their sum, with steps between neighbours.
+def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:  # (N,K-1) levels, (K,)
+    """Threshold vectors worth testing: frontiers of the first part's risks and of their sum, with steps between neighbours.
 
     Never-exit, which needs no test, is left out.
-
-    Args:
-        index: ``(N,K-1)`` levels of the first part. risks: of the first part. cost: ``(K,)``.
     """
     smoothed_losses = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
     pairs = list(zip(smoothed_losses, risks, strict=True))
@@ -178,10 +175,7 @@ def run_fixed_sequence_test(
 ) -> SequenceResult:
     """Tests the path on the second part from its safe end; accepts the last vector before the first that fails.
 
-    Args:
-        index: ``(N,K-1)`` levels of the second part. risks: of the second part.
-        path: from :func:`order_path`. tests: one for each risk.
-        delta: in (0, 1).
+    ``index`` ``(N,K-1)`` (levels) and ``risks`` are those of the second part; there is one test for each risk.
     """
     accepted: Cuts | None = None
     tested: tuple[RiskTest, ...] = ()
@@ -202,12 +196,8 @@ def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> RiskTest:
     return RiskTest(risk.name, risk.limit, test, len(losses), mean, p_value(losses, risk, test, delta))
 
 
-def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:
-    """The p-value of the null hypothesis "the mean of these losses is above the risk's limit".
-
-    Args:
-        losses: ``(n,)``, one or more.
-    """
+def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (n,), n > 0
+    """The p-value of the null hypothesis "the mean of these losses is above the risk's limit"."""
     values, count = losses.double().numpy(), len(losses)
     if test == "paired":
         more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
@@ -246,10 +236,7 @@ def certify(
 ) -> tuple[tuple[float, ...], Certification]:
     """The cheapest thresholds that can be certified (never, if there are none), and the record of how.
 
-    Args:
-        scores: ``(N,K-1)``. risks: of all samples. cost: ``(K,)``.
-        first, second: indices of the samples that propose the path, and of those that test it.
-        delta: in (0, 1).
+    ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it.
     """
     levels = quantise(scores[first])
     theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]

@@ -197,12 +197,8 @@ def find_cell(edges: Sequence[float], score: float) -> int:
     return len(edges) - bisect_left(edges, score) if score == score else len(edges)
 
 
-def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:
-    """Counts calibration samples by exit, and by score at that exit.
-
-    Args:
-        exits: ``(N,)``. scores: ``(N,)`` at the exit taken.
-    """
+def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:  # (N,), (N,)
+    """Counts calibration samples by the exit that they take, and by their score there."""
     edges, counts = [], []
     for k in range(num_exits):
         mine = scores[exits == k].double()

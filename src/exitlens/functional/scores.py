@@ -13,13 +13,7 @@ from exitlens.types import SCORES
 
 
 def score(logits: Tensor, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
-    """How certain an exit is, from its logits divided by ``temperature``.
-
-    Args:
-        logits: ``(B,C)``.
-        kind: ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
-        temperature: positive.
-    """
+    """How certain an exit is, from its logits divided by ``temperature`` (see :func:`score_of`)."""
     return score_of(probabilities(logits, temperature), kind)
 
 
@@ -32,7 +26,7 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor: 
 
 
 def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
-    """The score of given probabilities (see :func:`score`)."""
+    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability."""
     if kind == "max_probability":
         return p.amax(-1)
     if kind == "entropy":

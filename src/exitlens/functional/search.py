@@ -81,13 +81,8 @@ def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Poin
     return Point(cuts, cost[exits].double().mean().item(), select_exits(risk, exits).double().mean().item())
 
 
-def find_best_cut(index: Tensor, advantage: Tensor) -> float:
-    """The level that maximises the sum of ``advantage`` over the samples at or above it; ``math.inf`` if none gains.
-
-    Args:
-        index: ``(n,)`` levels.
-        advantage: ``(n,)``: what is gained (lost, where negative) if the sample is answered here.
-    """
+def find_best_cut(index: Tensor, advantage: Tensor) -> float:  # (n,), (n,)
+    """The level that gains most by answering all samples at or above it here; ``math.inf`` if none gains."""
     total = torch.bincount(index, weights=advantage.double()).flip(0).cumsum(0).flip(0)
     best = int(total.argmax())
     return float(best) if total[best] > 0 else math.inf
@@ -107,19 +102,12 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
     return tuple(cuts)
 
 
-def find_frontier(index: Tensor, risk: Tensor, cost: Tensor, prices: int = 40) -> list[Point]:
-    """Policies that beat each other in cost or risk, from cheapest to safest (never-exit included).
-
-    Args:
-        index: ``(N,K-1)`` levels.
-        risk: ``(N,K)``, one number per sample and exit.
-        cost: ``(K,)``.
-        prices: how many prices of risk are tried, log-spaced.
-    """
+def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,)
+    """Policies that beat each other in cost or risk, from cheapest to safest, at 40 prices of risk."""
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
     found = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
     cuts: Cuts = always
-    for price in torch.logspace(-2, 3, prices).tolist():
+    for price in torch.logspace(-2, 3, 40).tolist():
         cuts = descend(index, cost[None] + price * risk, cuts)
         if cuts not in found:
             found[cuts] = evaluate_cuts(index, risk, cost, cuts)
@@ -157,10 +145,9 @@ def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Ca
 
 
 def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None = None) -> Point:
-    """The cheapest policy found that keeps every limit: frontiers of each risk and of their sum, then refined.
+    """The cheapest policy found that keeps every limit; raises :class:`CalibrationError` if it costs more than ``max_cost``.
 
-    Raises:
-        CalibrationError: if it costs more than ``max_cost``.
+    It comes from the frontiers of each risk and of their sum, and is then refined.
     """
 
     def keeps_limits(cuts: Cuts) -> bool:
@@ -185,8 +172,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost:
 def find_safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
     """The policy of least accuracy drop (without labels: disagreement) whose mean cost is at most ``max_cost``.
 
-    Raises:
-        CalibrationError: if not even the first exit is cheap enough.
+    Raises :class:`CalibrationError` if not even the first exit is cheap enough.
     """
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
     room = max_cost + 1e-6  # costs are float32
@@ -198,10 +184,9 @@ def find_safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
 
 
 def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
-    """The gate under which the cheapest policy for these samples is cheapest; ``None`` if that gate trusts every map.
+    """The gate under which the cheapest policy for the samples at ``rows`` is cheapest; ``None``: it trusts every map.
 
-    Args:
-        policy: its score and temperatures are used. rows: ``(n,)`` indices of the samples that choose.
+    ``policy`` gives score and temperatures.
     """
     if trace.num_exits < 2:
         return None

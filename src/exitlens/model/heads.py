@@ -132,12 +132,8 @@ class AverageHead(ExitHead):
     """Average pooling and one linear layer: the usual exit of early-exit networks (BranchyNet, arXiv 1709.01686).
 
     For comparison: its answer goes through no attention. Its map is the normalised channel energy of the features, which is
-    seldom far from uniform; its evidence is CAM (arXiv 1512.04150) over the number of locations, which is exact.
-
-    Args:
-        channels: ``D`` of the features ``(B,D,*S)``.
-        num_classes: ``C``.
-        layout: how the features lie in memory; by default ``(B,D,H,W)``.
+    seldom far from uniform; its evidence is CAM (arXiv 1512.04150) over the number of locations, which is exact. Its
+    arguments are those of :class:`EvidenceHead`.
     """
 
     exact_evidence = True

@@ -126,10 +126,7 @@ class ExitNet(nn.Module):
             yield head(*activations)
 
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
-        """The tensors that the first stage takes; raises :class:`InputError` for inputs that the network cannot take.
-
-        See :class:`~exitlens.model.input_spec.InputSpec`.
-        """
+        """The tensors that the first stage takes; raises :class:`InputError` for inputs that the network cannot take."""
         return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
 
     def _make_example(self) -> Activations:

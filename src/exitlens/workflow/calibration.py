@@ -134,8 +134,7 @@ def _search(trace: Trace, scores: Tensor, risks: Sequence[Risk], max_cost: float
 def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk]) -> Policy:
     """The policy with its record completed by what it does on the trace.
 
-    Raises:
-        CalibrationError: if it costs more than was asked for.
+    Raises :class:`CalibrationError` if it costs more than was asked for.
     """
     exits = route(trace, policy)
     # scores as predictions report them, with a gate or without

@@ -25,12 +25,8 @@ def build_transformers(
 
     Args:
         name: a directory with ``config.json`` (and weights), a model's name on the hub, or a model type such as ``bert``
-            for its default configuration.
-        num_classes: ``C``.
-        in_channels: of the images; ignored for texts.
+            for its default configuration. The others: as for :func:`~exitlens.model.backbones.build.build_backbone`.
         pretrained: load the weights too; they come from the directory, from transformers' cache, or by its own download.
-        config: the whole configuration (of a bundle) instead of a name.
-        vocabulary: tokens that a text classifier with random weights shall know, instead of its configuration's number.
 
     Raises:
         MissingExtraError: without transformers; InputError: for a name that is not there, or is no classifier.

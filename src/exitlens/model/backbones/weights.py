@@ -15,9 +15,7 @@ from exitlens.errors import BundleError
 def load_weights(backbone: nn.Module, path: Path | str) -> None:
     """Loads a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
 
-    Raises:
-        BundleError: for a file that is missing or damaged, or whose tensors do not fit (all are named before any is
-            written).
+    Raises :class:`BundleError` for a file that is missing or damaged, or whose tensors do not fit, before any is written.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,10 +49,9 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_unique_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Loads what :func:`unique_state` gave into a module built the same way; all shapes are checked before any write.
+    """Loads what :func:`unique_state` gave into a module built the same way.
 
-    Raises:
-        BundleError: missing, unexpected or misshapen tensors.
+    Raises :class:`BundleError` for missing, unexpected or misshapen tensors, before any is written.
     """
     expected = unique_state(module)
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

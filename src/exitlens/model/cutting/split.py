@@ -74,8 +74,7 @@ def split(
 ) -> Pieces:
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
-    Raises:
-        AttachError: unknown or misplaced names, or a forward that cannot be traced or cut there.
+    Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)

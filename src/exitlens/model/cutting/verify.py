@@ -64,10 +64,8 @@ def verify(pieces: Pieces) -> None:
 
     So must buffers and gradients after a training pass. Then they run once more with a row dropped and the others exchanged
     after the first cut, as routing does: every sample must get the answer that it gets in the full batch. Afterwards
-    buffers (batch-norm statistics), the random state and the mode of every module are what they were.
-
-    Raises:
-        TraceMismatchError: if they differ.
+    buffers (batch-norm statistics), the random state and the mode of every module are what they were. What differs is a
+    :class:`TraceMismatchError`.
     """
     with fill_zero_parameters(pieces.traced.backbone):
         _verify_evaluation(pieces)

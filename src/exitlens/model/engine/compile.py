@@ -73,10 +73,8 @@ class CompiledEngine(Engine):
     def warm_up(self, activations: Activations, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
         """Compiles the steps that this policy uses; yields k and the seconds that step k took.
 
-        Each is compiled for one sample, for a few and for many, so that later batches of any size compile nothing.
-
-        Raises:
-            EngineError: where PyTorch cannot compile a step on this machine.
+        Each is compiled for one sample, for a few and for many, so that later batches of any size compile nothing. Raises
+        :class:`EngineError` where PyTorch cannot compile a step on this machine.
         """
         size = self.tuning.micro_batch  # the router runs fewer than two micro-batches at once
         counts = (LARGE_BATCH + 1, 5) if size == 0 or 2 * size > LARGE_BATCH else (5,)

@@ -70,14 +70,7 @@ class Engine:
     def answer(
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
-        """Stage k and the head of exit k.
-
-        Args:
-            k: which.
-            activations: what crosses the cut before stage k.
-            temperature: of the policy. score: of the policy.
-            attention: also give the attention map.
-        """
+        """Stage k and the head of exit k, with the policy's temperature and score; ``attention``: also the map."""
         return take_step(self.stages[k], self.heads[k], activations, temperature, score, attention)
 
     def try_out(self, activations: Activations) -> None:

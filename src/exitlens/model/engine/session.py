@@ -73,10 +73,7 @@ class WeightsRecord:
 class Session:
     """How one network answers now. A copy of the network answers by the same tuning, and is not compiled.
 
-    Args:
-        stages: of the network. heads: of the network.
-        example: gives one sample as the first stage takes it.
-        tuning: what to begin with.
+    ``example`` gives one sample as the first stage takes it.
     """
 
     def __init__(

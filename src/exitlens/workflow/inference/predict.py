@@ -57,11 +57,7 @@ def check_policy(net: ExitNet, policy: Policy) -> None:
 
 
 def merge_routed(routed: list[RoutedBatch]) -> Prediction:
-    """What the router gave, as one prediction in the order of places.
-
-    Raises:
-        InputError: where the network's answers are not finite.
-    """
+    """What the router gave, as one prediction in the order of places; raises :class:`InputError` for NaN or infinity."""
     if len(routed) == 1:
         where, exit_, scores, p, rows, trust = routed[0]
         _check_answers(p)

@@ -55,8 +55,8 @@ def take_step(
 ) -> LossTerms:
     """One optimiser step at ``progress`` in [0, 1) of training.
 
-    Raises:
-        InputError: for a batch the network cannot take; TrainingError: if the loss is not finite (no step is taken then).
+    No step is taken for a batch that the network cannot take (:class:`InputError`) or a loss that is not finite
+    (:class:`TrainingError`).
     """
     for group in optimizer.param_groups:
         group["lr"] = one_cycle_rate(progress, settings.learning_rate)
@@ -83,11 +83,7 @@ def take_step(
 
 
 def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
-    """The parameters to train.
-
-    Raises:
-        TrainingError: if there are none.
-    """
+    """The parameters to train; raises :class:`TrainingError` if there are none."""
     frozen = {id(p) for p in net.stages.parameters()} if freeze_backbone else set()
     if freeze_backbone and net.info.final == "keep":
         frozen |= {id(p) for p in net.heads[-1].parameters()}
