@@ -98,12 +98,9 @@ def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) ->
 
 
 def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
-    mixed = []
-    for a, b, top in zip(one, other, tops, strict=True):
-        never = top + 1  # one level above the highest
-        value = round((1 - step) * min(a, never) + step * min(b, never))
-        mixed.append(math.inf if value >= never else float(value))
-    return tuple(mixed)
+    nevers = [top + 1 for top in tops]  # one level above the highest
+    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(one, other, nevers, strict=True)]
+    return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
 
 
 def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:

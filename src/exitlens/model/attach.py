@@ -103,11 +103,8 @@ def attach(
 
 
 def _check_words(final: str, head: str, layout: str | None, placement: str) -> None:
-    for name, value, known in (
-        ("final", final, get_args(Final)),
-        ("head", head, HEADS),
-        ("layout", layout, (*KINDS, None)),
-    ):
+    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
+    for name, (value, known) in words.items():
         if value not in known:
             raise InputError(f"{name}: expected one of {known}, got {value!r}")
     check_placement(placement)
@@ -156,10 +153,8 @@ def _specify_inputs(pieces: Pieces, shape: tuple[int, ...]) -> InputSpec:
 
 
 def _make_heads(pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int) -> list[ExitHead]:
-    heads = [_make_head(kind, pieces, k, num_classes, plain) for k in range(len(pieces.stages))]
-    parameter = next(pieces.traced.backbone.parameters())
-    for head in heads:
-        head.to(parameter.device, parameter.dtype)
+    like = next(pieces.traced.backbone.parameters())
+    heads = [_make_head(kind, pieces, k, num_classes, plain).to(like.device, like.dtype) for k in range(len(pieces.stages))]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]
         if outputs != num_classes:

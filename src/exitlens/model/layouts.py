@@ -47,9 +47,7 @@ class Layout:
     def locations(self, features: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Which positions of a sequence are locations, ``(B or 1,N)`` bool; ``None`` if all are. Padding and prefix are not.
 
-        Args:
-            features: in this layout.
-            mask: ``(B,N)``, 0 for padding; used if :attr:`masked`.
+        The ``mask`` ``(B,N)``, 0 for padding, is used if :attr:`masked`.
         """
         keep = mask.bool() if self.masked and mask is not None else None
         if self.grid is not None or self.kind != "tokens" or self.prefix == 0:
@@ -81,15 +79,13 @@ def find_layout(
     """The layout of the features after module ``name``, told from their shape.
 
     Args:
-        name: for the error message.
         shape: of the features, batch first.
         image: ``(H,W)`` of the input, or however many axes follow its channels; empty for a sequence.
         grids: ``(H,W)`` of the outputs of earlier convolutions; the tokens are one of these grids, and no map is larger.
         kind: what the user says it is; then only the details are found out.
         length: of the sequence, in tokens.
 
-    Raises:
-        AttachError: if the shape fits no layout, or more than one.
+    Raises :class:`AttachError` if the shape fits no layout, or more than one.
     """
     seen = f"after {name!r} the features are {tuple(shape)}"
     if not image:

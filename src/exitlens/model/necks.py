@@ -63,11 +63,9 @@ class _Step(nn.Module):
 
 
 def fit_neck(channels: int, size: Sequence[int], final: Sequence[int], budget: float) -> ContextNeck:
-    """The widest neck within the budget; it brings the map to the final exit's size, where that divides the map's.
+    """The widest neck within a budget of multiply-accumulates, and never below 16 channels where the features have them.
 
-    Args:
-        channels: of the features. size: ``(H,W)`` of their map, final: of the final exit's.
-        budget: multiply-accumulates; of a backbone so small that it allows less than 16 channels, the neck takes those.
+    It brings the map from its ``size`` ``(H,W)`` to the ``final`` exit's, where that divides it.
     """
     factors = {a // b if a % b == 0 else 1 for a, b in zip(size, final, strict=True)}
     shrink = factors.pop() if len(factors) == 1 else 1

@@ -119,9 +119,7 @@ def _perturb(
     net: ExitNet, engine: Engine, images: Inputs, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
-    drops: list[float] = []
-    keeps: list[float] = []
-    modality = net.input_spec.modality
+    drops, keeps, modality = list[float](), list[float](), net.input_spec.modality
     for k, (p, chosen) in enumerate(zip(plain, maps, strict=True)):
         answer = p.argmax(1, keepdim=True)
         cells = top_cells(chosen, fraction, find_locations(chosen))
@@ -155,13 +153,9 @@ def _correlate(
 def _randomise_heads(net: ExitNet, seed: int) -> list[EvidenceHead | None]:
     """Copies of the heads with random weights of the same spread; ``None`` for heads without attention weights."""
     generator = torch.Generator().manual_seed(seed)
-    return [_randomise(head, generator) if isinstance(head, EvidenceHead) else None for head in net.heads]
-
-
-def _randomise(head: EvidenceHead, generator: torch.Generator) -> EvidenceHead:
-    other = copy.deepcopy(head).eval()
-    for module in other.modules():
+    heads = [copy.deepcopy(head).eval() if isinstance(head, EvidenceHead) else None for head in net.heads]
+    for module in (module for head in heads if head is not None for module in head.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d):
             noise = torch.randn(module.weight.shape, generator=generator)
             module.weight.copy_(noise * module.weight.std(correction=0).clamp_min(1e-3))
-    return other
+    return heads

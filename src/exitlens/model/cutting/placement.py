@@ -68,14 +68,11 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         AttachError: if the backbone cannot be traced, or fails on the example.
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
+    if example is None:
+        like = next(backbone.parameters(), torch.zeros(()))
+        example = map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
     with preserve_state(backbone):
-        return _list_points(_trace_first(backbone, _make_zeros(backbone) if example is None else example), runs)
-
-
-def _make_zeros(backbone: nn.Module) -> Inputs:
-    """The default example, on the device of the backbone and, if it is an image, of its dtype."""
-    like = next(backbone.parameters(), torch.zeros(()))
-    return map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
+        return _list_points(_trace_first(backbone, example), runs)
 
 
 def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:

@@ -90,11 +90,9 @@ class _Meter:
         self.engines: dict[tuple[bool, bool, str], Engine] = {}  # one copy of the weights for each form
 
     def find_fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
-        """The first tuning whose time a sample is within ``NEARLY`` of the lowest.
+        """The first tuning (the simplest come first) whose time a sample is within ``NEARLY`` of the lowest.
 
-        Args:
-            tunings: the simplest first.
-            stop_early: leave out those after the first that is no better than those before it.
+        ``stop_early``: leave out those after the first that is no better than those before it.
         """
         runs: dict[Tuning, Callable[[], float]] = {}
         for tuning in tunings:

@@ -34,12 +34,9 @@ class StepOutput(NamedTuple):
 
 
 class Engine:
-    """Stages and heads in the form in which they run. Threads may share one; nothing here changes while it answers.
+    """Stages and heads in a tuning's formats. Threads may share one; nothing here changes while it answers.
 
-    Args:
-        stages: K modules or graphs. heads: K exit heads.
-        tuning: in whose formats they are.
-        shared: they are the network's own, not copies.
+    ``shared``: they are the network's own, not copies.
     """
 
     is_compiled = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -55,7 +55,8 @@ class WeightsRecord:
         versions = self._versions
         if versions is None or any(read_version(tensor) != version for tensor, version in versions):
             with self._lock:
-                versions = [(t, read_version(t)) for t in self._tensors()]  # before they are read
+                tensors = [t for part in self._parts.values() for t in (*part.parameters(), *part.buffers())]
+                versions = [(t, read_version(t)) for t in tensors]  # before they are read
                 self._fingerprint = self.compute_fingerprint()
                 self._versions = versions
         return versions
@@ -63,11 +64,6 @@ class WeightsRecord:
     def forget(self) -> None:
         """For weights that are other tensors from now on."""
         self._versions = None
-
-    def _tensors(self) -> Iterator[Tensor]:
-        for part in self._parts.values():
-            yield from part.parameters()
-            yield from part.buffers()
 
 
 class Session:

@@ -34,11 +34,7 @@ LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "
 
 
 class TrainingRun:
-    """State of one training run: optimiser, history, and where it is written.
-
-    Attributes:
-        history, best_epoch, seconds: as in :class:`~exitlens.workflow.training.fit.FitResult`.
-    """
+    """State of one training run: optimiser, directory, and what :class:`~exitlens.workflow.training.fit.FitResult` has."""
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
-from exitlens.workflow.training.schedule import one_cycle_rate
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,16 @@ class TrainingSettings:
         rate, decay = self.learning_rate, self.weight_decay
         if not 0 < rate < math.inf or not 0 <= decay < math.inf:
             raise InputError(f"learning_rate, weight_decay: expected finite numbers above 0 and from 0, got {rate}, {decay}")
+
+
+def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
+    """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the first 30 %, then down to peak/250,000.
+
+    The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.
+    """
+    low, end = peak / 25, peak / 25 / 1e4
+    start, stop, share = (low, peak, progress / warm) if progress < warm else (peak, end, (progress - warm) / (1 - warm))
+    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def take_step(
