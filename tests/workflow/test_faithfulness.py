@@ -95,7 +95,7 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
     found = xl.faithfulness(net, tiny_set, grid=(4, 4))
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
-            cells = top_cells(measures.evaluation_map(out.attention, (4, 4)), 0.2)
+            cells = top_cells(measures.coarsen_map(out.attention, (4, 4)), 0.2)
             answer = out.logits.argmax(1, keepdim=True)
             after = net(measures.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
             assert found.insertion[k] == after.mean().item()

@@ -85,7 +85,15 @@ class Monitor:
     """
 
     def __init__(self, policy: Policy, false_alarm: float = 0.05, seed: int = 0) -> None:
-        reference = _require_reference(policy)
+        require(policy, Policy, "policy", "see exitlens.calibrate")
+        if policy.is_changed:
+            raise PolicyError(
+                "policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate"
+            )
+        if policy.calibration is None or policy.calibration.reference is None:
+            why = "made by hand, or by an older version"
+            raise PolicyError(f"policy: it has no calibration samples to compare with ({why}): calibrate again")
+        reference = policy.calibration.reference
         if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
             raise InputError(f"false_alarm: expected a number between 0 and 1, got {false_alarm!r}")
         self.false_alarm = false_alarm
@@ -210,14 +218,3 @@ def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftR
         edges.append(tuple(cuts))
         counts.append(tuple(cells))
     return DriftReference(tuple(edges), tuple(counts), scores.double().mean().item())
-
-
-def _require_reference(policy: Policy) -> DriftReference:
-    require(policy, Policy, "policy", "see exitlens.calibrate")
-    if policy.is_changed:
-        raise PolicyError("policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate")
-    if policy.calibration is None or policy.calibration.reference is None:
-        raise PolicyError(
-            "policy: it has no calibration samples to compare with (made by hand, or by an older version): calibrate again"
-        )
-    return policy.calibration.reference

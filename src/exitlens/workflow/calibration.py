@@ -85,7 +85,9 @@ def calibrate(
     unset = replace(unset, gate=choose_gate(trace, unset, first, risks) if gate else None)
     scores, certification = score_early_exits(trace, unset), None
     if delta is None:
-        thresholds = _search(trace, scores, risks, max_cost)
+        levels = quantise(scores)
+        best = find_cheapest(levels, risks, trace.cost, max_cost) if risks else find_safest(levels, trace, max_cost or 0.0)
+        thresholds = levels.thresholds(best.cuts)
     else:
         thresholds, certification = certify(scores, risks, trace.cost, first, second, delta)
     asked = limits if max_cost is None else limits | {"max_cost": max_cost}
@@ -121,14 +123,6 @@ def _choose_temperatures(
     if not scale or trace.labels is None:
         return (1.0,) * trace.num_exits, ()
     return fit_temperatures(trace.logits[rows], trace.labels[rows]), (SampleSketch.from_trace(trace),)
-
-
-def _search(trace: Trace, scores: Tensor, risks: Sequence[Risk], max_cost: float | None) -> tuple[float, ...]:
-    """Thresholds that keep the limits on these samples (empirical mode)."""
-    levels = quantise(scores)
-    if risks:
-        return levels.thresholds(find_cheapest(levels, risks, trace.cost, max_cost).cuts)
-    return levels.thresholds(find_safest(levels, trace, float(max_cost or 0)).cuts)
 
 
 def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk]) -> Policy:

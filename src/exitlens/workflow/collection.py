@@ -47,7 +47,9 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
             outputs = engine.compute_outputs(engine.enter(activations))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
-        gate_features.append(_gate_features([attention for _, attention in outputs[:-1]]))
+        early = [attention for _, attention in outputs[:-1]]
+        features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
+        gate_features.append(torch.stack(features, 1) if features else torch.empty(0))
         for k, (_, attention) in enumerate(outputs):
             grids = on_common_grid(attention.float(), outputs[-1][1].float())
             pairs[k].append((grids[0].cpu(), grids[1].cpu()))
@@ -59,11 +61,6 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
         raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
     maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
     return _trace(net, torch.cat(logits), labels, maps, torch.cat(gate_features) if net.num_exits > 1 else None, seed)
-
-
-def _gate_features(maps: list[Tensor]) -> Tensor:  # of the early exits -> (B,K-1,2)
-    found = [compute_gate_features(attention, maps[k - 1] if k else None).cpu() for k, attention in enumerate(maps)]
-    return torch.stack(found, 1) if found else torch.empty(0)
 
 
 def _trace(

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.maps import all_finite, on_common_grid
+from exitlens.functional.maps import on_common_grid
 from exitlens.functional.routing import Decision, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
+from exitlens.workflow.inference.predict import check_answers, check_policy
 
 
 def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) -> Explanation:
@@ -45,13 +46,13 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) 
 
 def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool = True) -> Sequence[Explanation]:
     """:func:`explain` for every sample of a batch, in one pass."""
-    require(net, ExitNet, "net")
-    require(policy, Policy, "policy", "see exitlens.calibrate")
+    check_policy(net, policy)
     tensors = net.check_input(images)
-    policy.check(net.num_exits, net.identity() if policy.network else "")
     with net.open_engine() as engine:
         seen = _look(engine.iterate_explained(engine.enter(tensors)), policy, final)
-    answered = _find_answering_exits(seen, policy)
+    early = [one.decision.scores for one in seen if one.decision is not None]
+    scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
+    answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
     result = []
     for i, sample in enumerate(tensors[0]):
@@ -88,8 +89,7 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
     waiting: Tensor | None = None
     for k, found in enumerate(outputs):
         out = ExitOutput(*(t.clone() for t in found))  # ordinary tensors
-        if not all_finite(out.logits):
-            raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
+        check_answers(out.logits)
         p = probabilities(out.logits, policy.temperatures[k])
         scores = score_of(p, policy.score)
         if k == len(policy.thresholds):
@@ -103,13 +103,6 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
         if not final and not waiting.any():
             break
     return seen
-
-
-def _find_answering_exits(seen: Sequence[_Seen], policy: Policy) -> list[int]:
-    decisions = [one.decision.scores for one in seen if one.decision is not None]
-    if not decisions:
-        return [0] * len(seen[0].scores)
-    return find_first_firing(torch.stack(decisions, 1), policy.thresholds[: len(decisions)]).tolist()
 
 
 def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
