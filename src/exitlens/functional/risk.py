@@ -17,7 +17,6 @@ class Risk:
     """One risk of a routing, and the limit on it.
 
     Attributes:
-        name: for the record.
         values: ``(N,K)``: what each sample loses at each exit; 0 at the final one.
         limit: on the mean, in [0, 1].
         kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].

@@ -103,10 +103,6 @@ class EvidenceHead(ExitHead):
         # in the head's own precision, whatever the stages'
         return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows, located.shape[2:]
 
-    def classify(self, *activations: Tensor) -> Tensor:
-        """Only the logits ``(B,C)``, for adaptive inference."""
-        return self.pool(*activations)[0]
-
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
         logits, attention, _, size = self.pool(*activations)

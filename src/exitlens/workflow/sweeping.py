@@ -165,9 +165,8 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probabil
     """
     for name, one in (("validation", validation), ("test", test)):
         require(one, Trace, name, "see exitlens.collect")
-    if validation.num_exits != test.num_exits or (
-        validation.network and test.network and validation.network != test.network
-    ):
+    networks = {validation.network, test.network} - {""}
+    if validation.num_exits != test.num_exits or len(networks) > 1:
         raise InputError("validation, test: expected traces of one network: collect both with it")
     _check_count(points, "points")
     policy = Policy.never(test.num_exits, score=score)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -12,8 +11,6 @@ from exitlens.modalities import find_reader
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
 from exitlens.types.inputs import Inputs
-
-SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
 
 
 def build_backbone(
@@ -30,7 +27,6 @@ def build_backbone(
     classifier of transformers from a directory, a model's name, or a model type such as ``hf:bert``.
 
     Args:
-        source: for example ``"torchvision:resnet18"``.
         num_classes: outputs of the backbone's own classifier.
         in_channels: channels of the images; torchvision's networks take 3.
         pretrained: load the library's default weights (needs network access unless they are cached already).
@@ -40,10 +36,10 @@ def build_backbone(
     Raises:
         InputError: for a source that does not exist.
     """
-    if source in SMALL:
+    if source == "small":
         if pretrained:
-            raise InputError(f"pretrained: {source!r} has no pretrained weights: train it with exitlens fit")
-        return SMALL[source](num_classes=num_classes, in_channels=in_channels)
+            raise InputError("pretrained: 'small' has no pretrained weights: train it with exitlens fit")
+        return SmallResNet(num_classes, in_channels)
     family, _, name = source.partition(":")
     if family == "timm" and name:
         return _timm(name, num_classes, in_channels, pretrained)

@@ -123,8 +123,6 @@ class Router:
     go first, so few samples wait at a time: fewer than a micro-batch before each stage.
 
     Args:
-        engine: what runs.
-        policy: whose thresholds, temperatures and score count.
         attention: keep the attention maps of the exits that answer.
         micro_batch: samples that run together; 0: all that there are.
         rule: which samples leave at an exit, in place of the policy's decision: benchmarks force exit shares with it.
