@@ -149,18 +149,12 @@ class Monitor:
 
     def state(self) -> Drift:
         """What is known now."""
-        count = max(1, self._samples)
-        return Drift(
-            self._samples,
-            tuple(share / count for share in self._shares),
-            self._expected,
-            self._sum / count,
-            self._expected_confidence,
-            self._divergence / self._measured if self._measured else None,
-            math.exp(min(self._most, 700.0)),
-            self._since is not None,
-            self._since,
-        )
+        count, since = max(1, self._samples), self._since
+        shares = tuple(share / count for share in self._shares)
+        confidences = self._sum / count, self._expected_confidence
+        divergence = self._divergence / self._measured if self._measured else None
+        evidence = math.exp(min(self._most, 700.0))
+        return Drift(self._samples, shares, self._expected, *confidences, divergence, evidence, since is not None, since)
 
     def _count(self, exit_: int, score: float) -> None:
         self._shares[exit_] += 1

@@ -134,11 +134,7 @@ class EGTLoss:
             raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
 
     def __call__(
-        self,
-        outputs: Sequence[ExitOutput],
-        labels: Tensor,
-        progress: float = 1.0,
-        features: Sequence[Tensor] | None = None,
+        self, outputs: Sequence[ExitOutput], labels: Tensor, progress: float = 1.0, features: Sequence[Tensor] | None = None
     ) -> LossTerms:
         """The loss of one batch.
 

@@ -83,15 +83,17 @@ def attach(
         heads = _make_heads(pieces, num_classes, final, head, plain)
         cost, head_share = _measure_cost(pieces, heads, final, plain)
     config, spec = read_config(module), _specify_inputs(pieces, shape)
+    source = backbone if isinstance(backbone, str) else "hf:" if config else ""
+    dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
     info = NetworkInfo(
         tuple(at),
         num_classes,
         final,
         shape,
-        source=backbone if isinstance(backbone, str) else "hf:" if config else "",
+        source,
         layout=layout,
         inputs=spec.names,
-        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes),
+        dtypes=dtypes,
         config=config,
         head=head,
     )

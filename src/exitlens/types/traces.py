@@ -55,7 +55,12 @@ class Trace:
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
         if self.labels is not None:
-            object.__setattr__(self, "labels", _as_labels(self.labels, n, c))
+            labels = _as_tensor(self.labels, "labels", f"({n},) integers")
+            if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
+                raise InputError(f"labels: expected ({n},) integers, got {tuple(labels.shape)} {labels.dtype}")
+            if labels.min() < 0 or labels.max() >= c:
+                raise InputError(f"labels: expected values in [0, {c}), got {int(labels.min())} to {int(labels.max())}")
+            object.__setattr__(self, "labels", labels.long())
         shapes = {"logits": (n, k, c), "divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2)}
         for name, shape in shapes.items():
             value = getattr(self, name)
@@ -120,12 +125,3 @@ def _as_tensor(value: object, name: str, expected: str) -> Tensor:
         return torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: expected {expected} ({error})") from error
-
-
-def _as_labels(value: object, count: int, classes: int) -> Tensor:
-    labels = _as_tensor(value, "labels", f"({count},) integers")
-    if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
-        raise InputError(f"labels: expected ({count},) integers, got {tuple(labels.shape)} {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"labels: expected values in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")
-    return labels.long()

@@ -16,6 +16,8 @@ from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.model.network import ExitNet
 from exitlens.types import Trace
 
+MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
+
 
 def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, progress: bool = False) -> Trace:
     """Runs every sample through every exit once and records what calibration and evaluation need.
@@ -37,7 +39,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     gate_features: list[Tensor] = []
-    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
+    pairs: list[MapPairs] = [[] for _ in range(net.num_exits)]
     stream = iterate_batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
@@ -64,16 +66,11 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
 
 
 def _trace(
-    net: ExitNet,
-    logits: Tensor,
-    labels: list[Tensor | None],
-    maps: list[tuple[Tensor, Tensor]],
-    gate_features: Tensor | None,
-    seed: int,
+    net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: MapPairs, gate_features: Tensor | None, seed: int
 ) -> Trace:
     partner = pair_samples(len(logits), seed)
 
-    def compare(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def compare(pairs: MapPairs) -> dict[str, Tensor]:
         # KL is KL(final ‖ exit); the other measures are symmetric
         return {name: torch.stack([measure(*pair) for pair in pairs], 1) for name, measure in MEASURES.items()}
 
@@ -82,7 +79,7 @@ def _trace(
     spread[:, -1] = 0
     return Trace(
         logits,
-        None if labels[0] is None else torch.cat([t for t in labels if t is not None]).cpu(),
+        None if labels[0] is None else torch.cat([t for t in labels if t is not None]),
         spread,
         net.cost,
         network=net.identity(),

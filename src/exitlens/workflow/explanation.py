@@ -54,22 +54,13 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
     scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
-    result = []
+    count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
     for i, sample in enumerate(tensors[0]):
-        run = net.num_exits if final else answered[i] + 1
-        views = tuple(column(i, run == net.num_exits) for column in columns[:run])
-        result.append(
-            Explanation(
-                sample.clone(),
-                views,
-                answered[i],
-                net.info.classes,
-                net.num_exits,
-                net.input_spec.modality.name_locations([t[i] for t in tensors], net.input_spec, net.info.preprocess),
-                net.info.preprocess,
-                net.input_spec.modality.draw_map,
-            )
-        )
+        run = count if final else answered[i] + 1
+        views = tuple(column(i, run == count) for column in columns[:run])
+        tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
+        network = info.classes, count, tokens, info.preprocess, modality.draw_map
+        result.append(Explanation(sample.clone(), views, answered[i], *network))
     return result
 
 

@@ -93,18 +93,11 @@ def faithfulness(
         drops, keeps = _perturb(net, engine, images, plain, maps, fraction)
         drops_random, keeps_random = _perturb(net, engine, images, plain, blind, fraction)
         randomised = _correlate(net, engine, images, attention, heads)
-    masks = data.masks
-    return Faithfulness(
-        drops,
-        drops_random,
-        keeps,
-        keeps_random,
-        randomised,
-        None if masks is None else tuple(measures.energy_in_mask(a, masks).mean().item() for a in attention),
-        None if masks is None else tuple(measures.pointing_game(a, masks).mean().item() for a in attention),
-        grid,
-        len(data),
-    )
+    energy = pointing = None
+    if data.masks is not None:
+        energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in attention)
+        pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in attention)
+    return Faithfulness(drops, drops_random, keeps, keeps_random, randomised, energy, pointing, grid, len(data))
 
 
 def _run(net: ExitNet, engine: Engine, images: Inputs) -> tuple[list[Tensor], list[Tensor]]:

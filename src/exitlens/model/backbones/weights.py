@@ -39,13 +39,10 @@ def load_weights(backbone: nn.Module, path: Path | str) -> None:
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module with tensors that appear under several names kept once, copied out of shared storage."""
-    seen: set[int] = set()
-    state = {}
+    first: dict[int, tuple[str, Tensor]] = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            state[name] = value.detach().clone()
-    return state
+        first.setdefault(id(value), (name, value))
+    return {name: value.detach().clone() for name, value in first.values()}
 
 
 def load_unique_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

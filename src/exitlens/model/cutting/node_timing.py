@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from exitlens.model.cutting.graph import TracedBackbone, run_graph
 from exitlens.model.cutting.modes import switch_mode
@@ -48,12 +48,7 @@ def time_shares(traced: TracedBackbone, nodes: Sequence[fx.Node], runs: int) -> 
         shortest = [float("inf")] * (len(nodes) + 1)
         done, started = 0, time.perf_counter()
         while done < runs or time.perf_counter() - started < SECONDS:
-            copies = [t.clone() for t in tensors]  # a backbone may change its input
-            clock.times = []
-            clock()
-            module(*copies)
-            clock()
-            shortest = list(map(min, shortest, (later - earlier for earlier, later in pairwise(clock.times))))
+            shortest = list(map(min, shortest, _time_parts(module, clock, tensors)))
             done += 1
     return [seconds / sum(shortest) for seconds in accumulate(shortest[:-1])]
 
@@ -66,3 +61,13 @@ def _add_clock(traced: TracedBackbone, nodes: Sequence[fx.Node], clock: nn.Modul
         with graph.inserting_after(copies[node]):
             graph.call_module("exitlens_clock")
     return fx.GraphModule({**traced.list_members(traced.graph), "exitlens_clock": clock}, graph)
+
+
+def _time_parts(module: fx.GraphModule, clock: _Clock, tensors: Sequence[Tensor]) -> list[float]:
+    """Seconds of every part in one run, on copies: a backbone may change its input."""
+    copies = [t.clone() for t in tensors]
+    clock.times = []
+    clock()
+    module(*copies)
+    clock()
+    return [later - earlier for earlier, later in pairwise(clock.times)]

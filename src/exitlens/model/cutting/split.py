@@ -84,17 +84,10 @@ def split(
     if training_cuts.widths != cuts.widths:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(a, b) for a, b in zip(training_cuts.parts, cuts.parts, strict=True)]
-    shapes = [evaluation.shape_of(node) for node in cuts.nodes]
-    return Pieces(
-        evaluation,
-        stages[:-1],
-        stages[-1],
-        cuts.layouts,
-        [lay.channels(shape) for lay, shape in zip(cuts.layouts, shapes, strict=True)],
-        [lay.size(shape) for lay, shape in zip(cuts.layouts, shapes, strict=True)],
-        _find_pooled_linear(evaluation, cuts.nodes[-1]),
-        evaluation.exported or training.exported,
-    )
+    pairs = [(lay, evaluation.shape_of(node)) for lay, node in zip(cuts.layouts, cuts.nodes, strict=True)]
+    channels, sizes = [lay.channels(shape) for lay, shape in pairs], [lay.size(shape) for lay, shape in pairs]
+    linear, exported = _find_pooled_linear(evaluation, cuts.nodes[-1]), evaluation.exported or training.exported
+    return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported)
 
 
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None) -> _Cuts:

@@ -51,9 +51,8 @@ def tune(
     best = meter.find_fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
     if torch.get_num_threads() > 1:
         best = meter.find_fastest([best, replace(best, threads=1)])
-    facts["ms_per_sample"] = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.found.items()]
-    for row in facts["ms_per_sample"]:
-        del row["measured"]
+    times = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.found.items()]
+    facts["ms_per_sample"] = [{name: value for name, value in row.items() if name != "measured"} for row in times]
     return replace(best, measured=facts)
 
 
