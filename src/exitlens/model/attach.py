@@ -84,18 +84,9 @@ def attach(
         cost, head_share = _measure_cost(pieces, heads, final, plain)
     config, spec = read_config(module), _specify_inputs(pieces, shape)
     source = backbone if isinstance(backbone, str) else "hf:" if config else ""
-    dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
+    exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
     info = NetworkInfo(
-        tuple(at),
-        num_classes,
-        final,
-        shape,
-        source,
-        layout=layout,
-        inputs=spec.names,
-        dtypes=dtypes,
-        config=config,
-        head=head,
+        exits, num_classes, final, shape, source, layout=layout, inputs=spec.names, dtypes=dtypes, config=config, head=head
     )
     net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
     net.heads.train(module.training)

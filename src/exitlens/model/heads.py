@@ -176,8 +176,7 @@ class KeptHead(ExitHead):
     def __init__(self, tail: Stage, pooled_linear: str | None, layout: Layout | None = None) -> None:
         super().__init__()
         self.layout = layout or Layout()
-        self.tail = tail
-        self.pooled_linear = pooled_linear
+        self.tail, self.pooled_linear = tail, pooled_linear
         self.exact_evidence = pooled_linear is not None
 
     @property

@@ -163,9 +163,7 @@ def _consistency(trace: Trace, name: str, k: int) -> dict[str, float]:
     row = {"value": value, "null": null}
     if name in trace.uniform_null:
         row["uniform"] = trace.uniform_null[name][:, k].mean().item()
-    if name in HIGHER_IS_CLOSER:
-        row["skill"] = skill(value, null)
-    return row
+    return row | {"skill": skill(value, null)} if name in HIGHER_IS_CLOSER else row
 
 
 def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:

@@ -176,9 +176,7 @@ class _Stream:
         assert self.router is not None
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
-            raise EngineError(
-                "net: it was tuned or compiled while it answered a stream: do that before, or after the stream"
-            )
+            raise EngineError("net: it was tuned or compiled while it answered a stream: do that before or after the stream")
         self.router.engine = engine
 
     def _flush(self) -> list[RoutedBatch]:
