@@ -10,14 +10,13 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.maps import on_common_grid
+from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import Decision, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput, ExitView, Explanation, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
-from exitlens.workflow.inference.predict import check_answers, check_policy
 
 
 def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) -> Explanation:
@@ -46,8 +45,10 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) 
 
 def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool = True) -> Sequence[Explanation]:
     """:func:`explain` for every sample of a batch, in one pass."""
-    check_policy(net, policy)
+    require(net, ExitNet, "net")
+    require(policy, Policy, "policy", "see exitlens.calibrate")
     tensors = net.check_input(images)
+    policy.check(net.num_exits, net.identity() if policy.network else "")
     with net.open_engine() as engine:
         seen = _look(engine.iterate_explained(engine.enter(tensors)), policy, final)
     early = [one.decision.scores for one in seen if one.decision is not None]
@@ -80,7 +81,8 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
     waiting: Tensor | None = None
     for k, found in enumerate(outputs):
         out = ExitOutput(*(t.clone() for t in found))  # ordinary tensors
-        check_answers(out.logits)
+        if not all_finite(out.logits):
+            raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
         p = probabilities(out.logits, policy.temperatures[k])
         scores = score_of(p, policy.score)
         if k == len(policy.thresholds):

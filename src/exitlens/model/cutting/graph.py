@@ -143,8 +143,7 @@ class TracedBackbone:
         return bool(node.kwargs.get("inplace", False)) or name in _IN_PLACE or name.endswith("_")
 
     def _is_random(self, node: fx.Node) -> bool:
-        module = self.module_of(node)
-        if module is not None:
+        if (module := self.module_of(node)) is not None:
             return any("Drop" in type(m).__name__ for m in module.modules())
         return any(word in get_callee_name(node) for word in _RANDOM)
 

@@ -152,8 +152,7 @@ def _find_changed(traced: TracedBackbone, nodes: list[fx.Node], incoming: list[f
 
 def _is_view(traced: TracedBackbone, node: fx.Node) -> bool:
     """Whether the result may share the memory of the first argument."""
-    module = traced.module_of(node)
-    if module is not None:
+    if (module := traced.module_of(node)) is not None:
         return isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS))
     return node.op.startswith("call") and get_callee_name(node).startswith(_VIEWS)
 

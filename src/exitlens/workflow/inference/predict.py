@@ -60,13 +60,13 @@ def merge_routed(routed: list[RoutedBatch]) -> Prediction:
     """What the router gave, as one prediction in the order of places; raises :class:`InputError` for NaN or infinity."""
     if len(routed) == 1:
         where, exit_, scores, p, rows, trust = routed[0]
-        check_answers(p)
+        _check_answers(p)
         maps = None if rows is None else tuple(rows.unbind(0))
         estimates, last = (None, None) if trust is None else trust.unbind(1)
         return Prediction(p.argmax(1), torch.full_like(where, exit_), scores, p, maps, where, estimates, last)
     where, order = torch.cat([part.where for part in routed]).sort()
     p = torch.cat([part.probabilities for part in routed])[order]
-    check_answers(p)
+    _check_answers(p)
     maps = None
     if routed[0].attention is not None:
         every = [row for part in routed if part.attention is not None for row in part.attention.unbind(0)]
@@ -78,7 +78,6 @@ def merge_routed(routed: list[RoutedBatch]) -> Prediction:
     return Prediction(p.argmax(1), exits, scores, p, maps, where, estimates, last)
 
 
-def check_answers(p: Tensor) -> None:
-    """Raises :class:`InputError` unless logits or probabilities are finite."""
+def _check_answers(p: Tensor) -> None:
     if not all_finite(p):
         raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
