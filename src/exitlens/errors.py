@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from types import UnionType
+from typing import Any
 
 
 class ExitlensError(Exception):
@@ -74,6 +76,14 @@ class MissingExtraError(ExitlensError, ImportError):
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: run pip install 'exitlens[{extra}]'"
         )
+
+
+def import_extra(module: str, extra: str, purpose: str) -> Any:
+    """The module of an optional dependency; raises :class:`MissingExtraError` where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(module.rpartition(".")[2], extra, purpose) from error
 
 
 def require(value: object, kind: type | UnionType, name: str, hint: str = "") -> None:

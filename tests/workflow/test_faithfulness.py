@@ -5,7 +5,6 @@ import torch
 
 import exitlens as xl
 from exitlens.functional.maps import top_cells
-from exitlens.modalities import IMAGE
 from tests.conftest import make_net
 
 
@@ -92,10 +91,10 @@ def test_it_is_the_tuned_network_that_is_measured(final, tiny_set):
 
 def test_it_is_what_the_plain_network_says(net, tiny_set):
     """Insertion by hand, on the network itself: an untuned engine changes no digit."""
-    found = xl.faithfulness(net, tiny_set, grid=(4, 4))
+    found, modality = xl.faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
-            cells = top_cells(IMAGE.coarsen(out.attention, (4, 4)), 0.2)
+            cells = top_cells(modality.coarsen(out.attention, (4, 4)), 0.2)
             answer = out.logits.argmax(1, keepdim=True)
-            after = net(IMAGE.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
+            after = net(modality.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
             assert found.insertion[k] == after.mean().item()

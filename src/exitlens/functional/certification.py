@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,12 +37,8 @@ PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/gu
 FEWEST = 10  # samples to start from; what so few can certify is nothing, and the policy says how many it takes
 
 
-@dataclass(frozen=True)
-class SequenceResult:
-    """What the fixed-sequence test accepted.
-
-    ``cuts`` is ``None`` where nothing passed; ``tests`` are then those of the first vector, which did not.
-    """
+class SequenceResult(NamedTuple):
+    """What the fixed-sequence test accepted; where nothing passed, no ``cuts``, and ``tests`` of the first vector."""
 
     cuts: Cuts | None
     tests: tuple[RiskTest, ...]
@@ -66,19 +62,15 @@ class Candidate:
     smoothed_losses: tuple[float, ...]
 
 
-def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:
-    """Threshold vectors worth testing: frontiers of the risks and of their sum, with steps between neighbours.
+def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:  # (N,K-1) levels, (K,)
+    """Threshold vectors worth testing: frontiers of the first part's risks and of their sum, with steps between neighbours.
 
     Never-exit, which needs no test, is left out.
-
-    Args:
-        index: ``(N,K-1)`` levels of the first part. risks: of the first part. cost: ``(K,)``.
     """
     smoothed_losses = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
-    whole = [losses for losses, risk in zip(smoothed_losses, risks, strict=True) if risk.rows is None]
-    scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in zip(smoothed_losses, risks, strict=True)]).sum(
-        0
-    )
+    pairs = list(zip(smoothed_losses, risks, strict=True))
+    whole = [losses for losses, risk in pairs if risk.rows is None]
+    scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in pairs]).sum(0)
     tops = index.amax(0).tolist()
     found: dict[Cuts, None] = {}
     for column in [scaled] if len(risks) == 1 else [*whole, scaled]:
@@ -106,12 +98,9 @@ def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) ->
 
 
 def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
-    mixed = []
-    for a, b, top in zip(one, other, tops, strict=True):
-        never = top + 1  # one level above the highest
-        value = round((1 - step) * min(a, never) + step * min(b, never))
-        mixed.append(math.inf if value >= never else float(value))
-    return tuple(mixed)
+    nevers = [top + 1 for top in tops]  # one level above the highest
+    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(one, other, nevers, strict=True)]
+    return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
 
 
 def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:
@@ -183,10 +172,7 @@ def run_fixed_sequence_test(
 ) -> SequenceResult:
     """Tests the path on the second part from its safe end; accepts the last vector before the first that fails.
 
-    Args:
-        index: ``(N,K-1)`` levels of the second part. risks: of the second part.
-        path: from :func:`order_path`. tests: one for each risk.
-        delta: in (0, 1).
+    ``index`` ``(N,K-1)`` (levels) and ``risks`` are those of the second part; there is one test for each risk.
     """
     accepted: Cuts | None = None
     tested: tuple[RiskTest, ...] = ()
@@ -207,12 +193,8 @@ def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> RiskTest:
     return RiskTest(risk.name, risk.limit, test, len(losses), mean, p_value(losses, risk, test, delta))
 
 
-def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:
-    """The p-value of the null hypothesis "the mean of these losses is above the risk's limit".
-
-    Args:
-        losses: ``(n,)``, one or more.
-    """
+def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (n,), n > 0
+    """The p-value of the null hypothesis "the mean of these losses is above the risk's limit"."""
     values, count = losses.double().numpy(), len(losses)
     if test == "paired":
         more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
@@ -251,10 +233,7 @@ def certify(
 ) -> tuple[tuple[float, ...], Certification]:
     """The cheapest thresholds that can be certified (never, if there are none), and the record of how.
 
-    Args:
-        scores: ``(N,K-1)``. risks: of all samples. cost: ``(K,)``.
-        first, second: indices of the samples that propose the path, and of those that test it.
-        delta: in (0, 1).
+    ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it.
     """
     levels = quantise(scores[first])
     theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]

@@ -85,7 +85,15 @@ class Monitor:
     """
 
     def __init__(self, policy: Policy, false_alarm: float = 0.05, seed: int = 0) -> None:
-        reference = _require_reference(policy)
+        require(policy, Policy, "policy", "see exitlens.calibrate")
+        if policy.is_changed:
+            raise PolicyError(
+                "policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate"
+            )
+        if policy.calibration is None or policy.calibration.reference is None:
+            why = "made by hand, or by an older version"
+            raise PolicyError(f"policy: it has no calibration samples to compare with ({why}): calibrate again")
+        reference = policy.calibration.reference
         if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
             raise InputError(f"false_alarm: expected a number between 0 and 1, got {false_alarm!r}")
         self.false_alarm = false_alarm
@@ -119,7 +127,9 @@ class Monitor:
         for exit_, score in zip(exits, scores, strict=True):
             self._count(exit_, score)
         if pred.last_divergence is not None:
-            self._measure(pred.last_divergence)
+            known = pred.last_divergence[~pred.last_divergence.isnan()].double()
+            self._divergence += known.sum().item()
+            self._measured += len(known)
         if before is None and self._since is not None:
             shares = _words(self._shares, self._samples)
             warnings.warn(
@@ -137,25 +147,14 @@ class Monitor:
             self.update(pred)
             yield pred
 
-    def _measure(self, divergence: Tensor) -> None:
-        known = divergence[~divergence.isnan()].double()
-        self._divergence += known.sum().item()
-        self._measured += len(known)
-
     def state(self) -> Drift:
         """What is known now."""
-        count = max(1, self._samples)
-        return Drift(
-            self._samples,
-            tuple(share / count for share in self._shares),
-            self._expected,
-            self._sum / count,
-            self._expected_confidence,
-            self._divergence / self._measured if self._measured else None,
-            math.exp(min(self._most, 700.0)),
-            self._since is not None,
-            self._since,
-        )
+        count, since = max(1, self._samples), self._since
+        shares = tuple(share / count for share in self._shares)
+        confidences = self._sum / count, self._expected_confidence
+        divergence = self._divergence / self._measured if self._measured else None
+        evidence = math.exp(min(self._most, 700.0))
+        return Drift(self._samples, shares, self._expected, *confidences, divergence, evidence, since is not None, since)
 
     def _count(self, exit_: int, score: float) -> None:
         self._shares[exit_] += 1
@@ -200,12 +199,8 @@ def find_cell(edges: Sequence[float], score: float) -> int:
     return len(edges) - bisect_left(edges, score) if score == score else len(edges)
 
 
-def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:
-    """Counts calibration samples by exit, and by score at that exit.
-
-    Args:
-        exits: ``(N,)``. scores: ``(N,)`` at the exit taken.
-    """
+def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftReference:  # (N,), (N,)
+    """Counts calibration samples by the exit that they take, and by their score there."""
     edges, counts = [], []
     for k in range(num_exits):
         mine = scores[exits == k].double()
@@ -217,14 +212,3 @@ def summarize_reference(exits: Tensor, scores: Tensor, num_exits: int) -> DriftR
         edges.append(tuple(cuts))
         counts.append(tuple(cells))
     return DriftReference(tuple(edges), tuple(counts), scores.double().mean().item())
-
-
-def _require_reference(policy: Policy) -> DriftReference:
-    require(policy, Policy, "policy", "see exitlens.calibrate")
-    if policy.is_changed:
-        raise PolicyError("policy: it was changed since it was calibrated, so there is nothing to compare with: calibrate")
-    if policy.calibration is None or policy.calibration.reference is None:
-        raise PolicyError(
-            "policy: it has no calibration samples to compare with (made by hand, or by an older version): calibrate again"
-        )
-    return policy.calibration.reference

@@ -39,11 +39,7 @@ def mask_untrusted(scores: Tensor, estimates: Tensor, limit: float) -> Tensor:  
 
 
 def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> Tensor:  # -> (N,K-1)
-    """The gate's estimates at every early exit of every sample.
-
-    Raises:
-        InputError: for a trace without gate features.
-    """
+    """The gate's estimates at every early exit of every sample; see :func:`require_gate_features`."""
     gate_features, columns = require_gate_features(trace), []
     for k in range(trace.num_exits - 1):
         confidence = probabilities(trace.logits[:, k], temperatures[k]).amax(1)
@@ -59,11 +55,7 @@ def require_gate_features(trace: Trace) -> Tensor:
 
 
 def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
-    """A gate without limits whose weights are fitted to the divergences measured on these samples, by ridge regression.
-
-    Args:
-        rows: ``(n,)`` indices of the samples to fit on.
-    """
+    """A gate without limits, fitted by ridge regression to the divergences measured on the samples at ``rows`` ``(n,)``."""
     gate_features, weights = require_gate_features(trace)[rows].double(), []
     for k in range(trace.num_exits - 1):
         confidence = probabilities(trace.logits[rows, k], temperatures[k]).amax(1).double()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +17,14 @@ from exitlens.types import ExitOutput, LossTerms
 
 Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
-OF: tuple[Of, ...] = ("attention", "evidence", "activation")
+OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
-DISTANCES: tuple[Distance, ...] = ("kl", "js", "cosine", "pearson", "mse")
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
 
 
 def ramp(progress: float, share: float) -> float:
     """Factor of the consistency weight: linear from 0 to 1 over the first ``share`` of training, then 1."""
     return 1.0 if share <= 0 else min(1.0, max(0.0, progress) / share)
-
-
-def classification_loss(outputs: Sequence[ExitOutput], labels: Tensor, weights: Sequence[float]) -> Tensor:
-    """``(1/K) sum_k w_k CE(logits_k, y)``."""
-    terms = [w * F.cross_entropy(out.logits.float(), labels) for w, out in zip(weights, outputs, strict=True)]
-    return torch.stack(terms).mean()
 
 
 def consistency_loss(
@@ -96,10 +90,9 @@ def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0) -
     """``T^2/(K-1) sum_k KL(softmax(final/T) ‖ softmax(exit k/T))``, final detached (Be Your Own Teacher, 1905.08094)."""
     if len(outputs) < 2:
         return outputs[0].logits.new_zeros(())
-    teacher = (outputs[-1].logits.detach().float() / temperature).softmax(1)
-    terms = [
-        F.kl_div((out.logits.float() / temperature).log_softmax(1), teacher, reduction="batchmean") for out in outputs[:-1]
-    ]
+    *students, teacher = (out.logits.float() / temperature for out in outputs)
+    target = teacher.detach().softmax(1)
+    terms = [F.kl_div(student.log_softmax(1), target, reduction="batchmean") for student in students]
     return temperature**2 * torch.stack(terms).mean()
 
 
@@ -141,11 +134,7 @@ class EGTLoss:
             raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
 
     def __call__(
-        self,
-        outputs: Sequence[ExitOutput],
-        labels: Tensor,
-        progress: float = 1.0,
-        features: Sequence[Tensor] | None = None,
+        self, outputs: Sequence[ExitOutput], labels: Tensor, progress: float = 1.0, features: Sequence[Tensor] | None = None
     ) -> LossTerms:
         """The loss of one batch.
 
@@ -158,9 +147,9 @@ class EGTLoss:
         self._check(outputs, labels, features)
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
         alpha = ramp(progress, self.ramp_share)
-        classification = classification_loss(outputs, labels, weights)
-        zero = classification.new_zeros(())
-        consistency, distillation = zero, zero
+        terms = [w * F.cross_entropy(out.logits.float(), labels) for w, out in zip(weights, outputs, strict=True)]
+        classification = torch.stack(terms).mean()
+        consistency = distillation = classification.new_zeros(())
         if self.weight > 0:
             maps = self._maps(outputs, labels, features)
             consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.target(maps))

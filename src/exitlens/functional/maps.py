@@ -45,8 +45,7 @@ def energy(features: Tensor) -> Tensor:  # (B,D,*S) -> (B,*S)
 def regrid(x: Tensor, size: tuple[int, ...]) -> Tensor:  # (B,*S) -> (B,*size)
     """Averages maps over the areas of a coarser grid; the mean is kept, so renormalise a distribution afterwards.
 
-    Raises:
-        InputError: if ``size`` is finer than the map, or the numbers of axes differ.
+    Raises :class:`InputError` if ``size`` is finer than the map, or the numbers of axes differ.
     """
     old = tuple(x.shape[1:])
     if old == tuple(size):
@@ -77,10 +76,7 @@ def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,
 def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:  # (B,*S) -> (B,*S) bool
     """True at the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell.
 
-    Args:
-        x: maps.
-        fraction: in (0, 1].
-        real: ``(B,*S)`` bool: which cells are locations (others are padding, never chosen); by default all.
+    ``fraction`` is in (0, 1]; ``real`` ``(B,*S)`` bool tells which cells are locations (padding is never chosen).
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction: expected a number in (0, 1], got {fraction}")

@@ -81,7 +81,7 @@ def _paired(more: int, fewer: int, count: int, limit: float, spare: float, grid:
     total, differ = more - fewer, more + fewer
     if total >= limit * count:  # nothing speaks against the null
         return 1.0
-    upper = 1.0 if differ >= count else float(betaincinv(differ + 1, count - differ, 1 - spare))
+    upper = upper_bound(differ, count, spare)
     if upper <= limit:  # no rate that is left can have so large a difference
         return spare
     q = np.sin(np.linspace(math.asin(math.sqrt(max(limit, 1e-12))), math.asin(math.sqrt(upper)), grid))[:, None] ** 2
@@ -103,11 +103,5 @@ def _paired(more: int, fewer: int, count: int, limit: float, spare: float, grid:
 
 
 def upper_bound(errors: int, count: int, level: float) -> float:
-    """The exact upper confidence bound of a rate (Clopper and Pearson, 1934).
-
-    Args:
-        errors: seen in ``count`` draws.
-        count: 1 or more.
-        level: probability that the bound is too low, such as 0.05.
-    """
+    """The exact upper confidence bound of a rate (Clopper and Pearson, 1934), too low with probability ``level``."""
     return 1.0 if errors >= count else float(betaincinv(errors + 1, count - errors, 1 - level))

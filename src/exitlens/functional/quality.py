@@ -35,11 +35,9 @@ def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) 
 
 
 def overthinking(correct: Tensor) -> tuple[float, float]:  # (N,K) bool
-    """Shares of samples that the network thinks about for too long (arXiv 1810.07052, section 3).
+    """Shares of samples that are right early and then go on (arXiv 1810.07052, section 3): ``(wasteful, destructive)``.
 
-    Returns:
-        ``(wasteful, destructive)``: right at an early exit already and at the final one too; right at an early exit and
-        wrong at the final one.
+    Wasteful: the final exit is right, too. Destructive: it is wrong.
     """
     if correct.shape[1] < 2:
         return 0.0, 0.0

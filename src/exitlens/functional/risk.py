@@ -17,7 +17,6 @@ class Risk:
     """One risk of a routing, and the limit on it.
 
     Attributes:
-        name: for the record.
         values: ``(N,K)``: what each sample loses at each exit; 0 at the final one.
         limit: on the mean, in [0, 1].
         kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].
@@ -94,13 +93,9 @@ def check_limits(
     score: str = "max_probability",
     gate: bool = False,
 ) -> dict[str, float]:
-    """The limits on risks that were given. Needs no trace, so a bad request is refused before anything is collected.
+    """The limits that are not ``None``, checked with the other arguments of :func:`exitlens.calibrate`.
 
-    Args:
-        given: limits by the names of :func:`exitlens.calibrate`, ``None`` where there is none. The others: as there.
-
-    Raises:
-        InputError: no limit, or one out of range; a ``delta``, score or gate that does not fit.
+    Needs no trace, so a bad request is refused (:class:`InputError`) before anything is collected.
     """
     limits = {name: value for name, value in given.items() if value is not None}
     if not limits and max_cost is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exitlens.errors import require
 from exitlens.functional.gating import estimate, mask_untrusted, require_gate_features
-from exitlens.functional.scores import probabilities, score, score_of
+from exitlens.functional.scores import probabilities, score_of
 from exitlens.types import Policy, Trace
 
 
@@ -48,13 +48,9 @@ class Decision(NamedTuple):
 
 
 def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Tensor | None) -> Decision:
-    """The decision of early exit k.
+    """The decision of early exit k, from probabilities ``(B,C)`` and the policy's score of them ``(B,)``.
 
-    Args:
-        policy: whose thresholds and gate count.
-        k: in ``[0, K-1)``; the final exit has nothing to decide.
-        p: ``(B,C)`` probabilities at the exit. scores: ``(B,)`` the policy's score of them.
-        gate_features: ``(B,2)`` of the exit's map; needed where the policy has a gate.
+    A policy with a gate also needs the gate features ``(B,2)`` of the exit's map.
     """
     if policy.gate is None:
         return Decision(scores, None, policy.thresholds[k])
@@ -76,8 +72,7 @@ def needs_head(policy: Policy, k: int) -> bool:
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
     """The policy's score at every early exit of every sample in the trace, 0 where its gate does not trust the map.
 
-    Raises:
-        InputError: for a policy with a gate and a trace without gate features.
+    Raises :class:`InputError` for a policy with a gate and a trace without gate features.
     """
     if trace.num_exits == 1:
         return torch.empty(len(trace), 0)
@@ -87,11 +82,6 @@ def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
         features = None if gate_features is None else gate_features[:, k]
         columns.append(decide(policy, k, p, score_of(p, policy.score), features).scores)
     return torch.stack(columns, 1)
-
-
-def score_final_exit(trace: Trace, policy: Policy) -> Tensor:  # -> (N,1)
-    """The policy's score at the final exit, which nothing depends on."""
-    return score(trace.logits[:, -1], policy.score, policy.temperatures[-1])[:, None]
 
 
 def route(trace: Trace, policy: Policy) -> Tensor:

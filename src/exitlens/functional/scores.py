@@ -13,13 +13,7 @@ from exitlens.types import SCORES
 
 
 def score(logits: Tensor, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
-    """How certain an exit is, from its logits divided by ``temperature``.
-
-    Args:
-        logits: ``(B,C)``.
-        kind: ``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
-        temperature: positive.
-    """
+    """How certain an exit is, from its logits divided by ``temperature`` (see :func:`score_of`)."""
     return score_of(probabilities(logits, temperature), kind)
 
 
@@ -32,7 +26,7 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor: 
 
 
 def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
-    """The score of given probabilities (see :func:`score`)."""
+    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability."""
     if kind == "max_probability":
         return p.amax(-1)
     if kind == "entropy":
@@ -42,6 +36,11 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
         first, second = p.topk(2, -1).values.unbind(-1)
         return first - second
     raise InputError(f"score: expected one of {SCORES}, got {kind!r}")
+
+
+def fit_temperatures(logits: Tensor, labels: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,)
+    """:func:`fit_temperature` of every exit."""
+    return tuple(fit_temperature(one, labels) for one in logits.unbind(1))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, low: float = 0.05, high: float = 20.0) -> float:

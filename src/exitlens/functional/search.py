@@ -51,11 +51,10 @@ class Levels:
 
     def apply(self, scores: Tensor) -> Tensor:  # (M,K-1) -> (M,K-1)
         """The levels of other samples' scores."""
-        columns = [
-            (torch.searchsorted(e, s, right=True) - 1).clamp_min(0)
-            for e, s in zip(self.edges, _columns(scores), strict=True)
-        ]
-        return torch.stack(columns, 1) if columns else torch.empty(len(scores), 0).long()
+        if not self.edges:
+            return torch.empty(len(scores), 0).long()
+        columns = zip(self.edges, scores.double().T.contiguous(), strict=True)
+        return torch.stack([(torch.searchsorted(e, s, right=True) - 1).clamp_min(0) for e, s in columns], 1)
 
     def thresholds(self, cuts: Cuts) -> tuple[float, ...]:
         """Levels back to thresholds on the score."""
@@ -65,7 +64,7 @@ class Levels:
 def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
     """Replaces each exit's scores by at most ``levels`` equally filled intervals (none is split by equal scores)."""
     edges = []
-    for column in _columns(scores):
+    for column in scores.double().T.contiguous():
         ordered = column.unique()
         middles = torch.cat([ordered.new_zeros(1), (ordered[1:] + ordered[:-1]) / 2])
         if len(middles) > levels:
@@ -76,23 +75,14 @@ def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
     return Levels(found.apply(scores), found.edges)
 
 
-def _columns(scores: Tensor) -> Tensor:
-    return scores.double().T.contiguous()
-
-
 def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:
     """Mean cost and risk of one policy. Shapes: index (N,K-1), risk (N,K), cost (K,)."""
     exits = find_first_firing(index, cuts)
     return Point(cuts, cost[exits].double().mean().item(), select_exits(risk, exits).double().mean().item())
 
 
-def find_best_cut(index: Tensor, advantage: Tensor) -> float:
-    """The level that maximises the sum of ``advantage`` over the samples at or above it; ``math.inf`` if none gains.
-
-    Args:
-        index: ``(n,)`` levels.
-        advantage: ``(n,)``: what is gained (lost, where negative) if the sample is answered here.
-    """
+def find_best_cut(index: Tensor, advantage: Tensor) -> float:  # (n,), (n,)
+    """The level that gains most by answering all samples at or above it here; ``math.inf`` if none gains."""
     total = torch.bincount(index, weights=advantage.double()).flip(0).cumsum(0).flip(0)
     best = int(total.argmax())
     return float(best) if total[best] > 0 else math.inf
@@ -112,19 +102,12 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
     return tuple(cuts)
 
 
-def find_frontier(index: Tensor, risk: Tensor, cost: Tensor, prices: int = 40) -> list[Point]:
-    """Policies that beat each other in cost or risk, from cheapest to safest (never-exit included).
-
-    Args:
-        index: ``(N,K-1)`` levels.
-        risk: ``(N,K)``, one number per sample and exit.
-        cost: ``(K,)``.
-        prices: how many prices of risk are tried, log-spaced.
-    """
+def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,)
+    """Policies that beat each other in cost or risk, from cheapest to safest, at 40 prices of risk."""
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
     found = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
     cuts: Cuts = always
-    for price in torch.logspace(-2, 3, prices).tolist():
+    for price in torch.logspace(-2, 3, 40).tolist():
         cuts = descend(index, cost[None] + price * risk, cuts)
         if cuts not in found:
             found[cuts] = evaluate_cuts(index, risk, cost, cuts)
@@ -140,14 +123,7 @@ def keep_undominated(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
-def refine(
-    levels: Levels,
-    risk: Tensor,
-    cost: Tensor,
-    start: Point,
-    allowed: Callable[[Cuts], bool],
-    steps: int = 16,
-) -> Point:
+def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Callable[[Cuts], bool]) -> Point:
     """Lowers the cuts of an allowed policy, one exit at a time, while it stays allowed and gets cheaper.
 
     The frontier holds only corners of the convex hull; this closes the gap between a corner and the limit.
@@ -156,8 +132,8 @@ def refine(
     for _ in range(3):
         before = best
         for k, edges in enumerate(levels.edges):
-            top = min(best.cuts[k], len(edges))
-            for cut in _spread(int(top), steps):
+            top = int(min(best.cuts[k], len(edges)))
+            for cut in sorted(top - 2**i for i in range(16) if 2**i <= top):  # closer together near the top
                 trial = (*best.cuts[:k], float(cut), *best.cuts[k + 1 :])
                 candidate = evaluate_cuts(levels.index, risk, cost, trial)
                 if candidate.cost < best.cost and allowed(trial):
@@ -168,17 +144,10 @@ def refine(
     return best
 
 
-def _spread(top: int, steps: int) -> Sequence[int]:
-    """Up to ``steps`` levels from 0 to ``top - 1``, closer together near ``top``."""
-    near = [top - 1 - 2**i + 1 for i in range(steps) if 2**i <= top]
-    return sorted(set(near))
-
-
 def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None = None) -> Point:
-    """The cheapest policy found that keeps every limit: frontiers of each risk and of their sum, then refined.
+    """The cheapest policy found that keeps every limit; raises :class:`CalibrationError` if it costs more than ``max_cost``.
 
-    Raises:
-        CalibrationError: if it costs more than ``max_cost``.
+    It comes from the frontiers of each risk and of their sum, and is then refined.
     """
 
     def keeps_limits(cuts: Cuts) -> bool:
@@ -203,8 +172,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost:
 def find_safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
     """The policy of least accuracy drop (without labels: disagreement) whose mean cost is at most ``max_cost``.
 
-    Raises:
-        CalibrationError: if not even the first exit is cheap enough.
+    Raises :class:`CalibrationError` if not even the first exit is cheap enough.
     """
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
     room = max_cost + 1e-6  # costs are float32
@@ -212,16 +180,13 @@ def find_safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
         raise CalibrationError(
             f"max_cost: got {max_cost:.3g}, but the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
         )
-    points = find_frontier(levels.index, risk, trace.cost)
-    points.append(evaluate_cuts(levels.index, risk, trace.cost, (0.0,) * (trace.num_exits - 1)))
-    return min((p for p in points if p.cost <= room), key=lambda p: p.risk)
+    return min((p for p in find_frontier(levels.index, risk, trace.cost) if p.cost <= room), key=lambda p: p.risk)
 
 
 def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:
-    """The gate under which the cheapest policy for these samples is cheapest; ``None`` if that gate trusts every map.
+    """The gate under which the cheapest policy for the samples at ``rows`` is cheapest; ``None``: it trusts every map.
 
-    Args:
-        policy: its score and temperatures are used. rows: ``(n,)`` indices of the samples that choose.
+    ``policy`` gives score and temperatures.
     """
     if trace.num_exits < 2:
         return None

@@ -83,17 +83,10 @@ def attach(
         heads = _make_heads(pieces, num_classes, final, head, plain)
         cost, head_share = _measure_cost(pieces, heads, final, plain)
     config, spec = read_config(module), _specify_inputs(pieces, shape)
+    source = backbone if isinstance(backbone, str) else "hf:" if config else ""
+    exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
     info = NetworkInfo(
-        tuple(at),
-        num_classes,
-        final,
-        shape,
-        source=backbone if isinstance(backbone, str) else "hf:" if config else "",
-        layout=layout,
-        inputs=spec.names,
-        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes),
-        config=config,
-        head=head,
+        exits, num_classes, final, shape, source, layout=layout, inputs=spec.names, dtypes=dtypes, config=config, head=head
     )
     net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
     net.heads.train(module.training)
@@ -103,11 +96,8 @@ def attach(
 
 
 def _check_words(final: str, head: str, layout: str | None, placement: str) -> None:
-    for name, value, known in (
-        ("final", final, get_args(Final)),
-        ("head", head, HEADS),
-        ("layout", layout, (*KINDS, None)),
-    ):
+    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
+    for name, (value, known) in words.items():
         if value not in known:
             raise InputError(f"{name}: expected one of {known}, got {value!r}")
     check_placement(placement)
@@ -157,10 +147,8 @@ def _specify_inputs(pieces: Pieces, shape: tuple[int, ...]) -> InputSpec:
 
 
 def _make_heads(pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int) -> list[ExitHead]:
-    heads = [_make_head(kind, pieces, k, num_classes, plain) for k in range(len(pieces.stages))]
-    parameter = next(pieces.traced.backbone.parameters())
-    for head in heads:
-        head.to(parameter.device, parameter.dtype)
+    like = next(pieces.traced.backbone.parameters())
+    heads = [_make_head(kind, pieces, k, num_classes, plain).to(like.device, like.dtype) for k in range(len(pieces.stages))]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]
         if outputs != num_classes:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
-from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.cutting.stage import Stage
 from exitlens.model.layouts import Layout
 from exitlens.model.necks import ContextNeck
 from exitlens.types import ExitOutput
@@ -85,14 +85,11 @@ class EvidenceHead(ExitHead):
         self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
-    def _located(self, activations: Activations) -> Tensor:
-        """The features that are pooled: ``(B,D,*S)``."""
-        canonical = self.layout.canonical(activations[0])
-        return canonical if self.neck is None else cast(Tensor, self.neck(canonical))
-
     def pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
         """Activations -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
-        located = self._located(activations)
+        located = self.layout.canonical(activations[0])
+        if self.neck is not None:
+            located = self.neck(located)
         flat = located.flatten(2)  # (B,D,N)
         rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
         weight = self.attend.weight.to(flat.dtype)
@@ -105,10 +102,6 @@ class EvidenceHead(ExitHead):
         pooled = torch.bmm(attention.to(flat.dtype).transpose(1, 2), rows).squeeze(1)  # (B,D)
         # in the head's own precision, whatever the stages'
         return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows, located.shape[2:]
-
-    def classify(self, *activations: Tensor) -> Tensor:
-        """Only the logits ``(B,C)``, for adaptive inference."""
-        return self.pool(*activations)[0]
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
@@ -127,21 +120,16 @@ class EvidenceHead(ExitHead):
 
     def _explain(self, logits: Tensor, attention: Tensor, rows: Tensor, size: Sequence[int]) -> ExitOutput:
         evidence = (rows @ self.classifier.weight.to(rows.dtype).t()) * attention  # (B,N,C)
-        return ExitOutput(
-            logits, attention.squeeze(2).unflatten(1, size), evidence.transpose(1, 2).contiguous().unflatten(2, size)
-        )
+        located = evidence.transpose(1, 2).contiguous().unflatten(2, size)
+        return ExitOutput(logits, attention.squeeze(2).unflatten(1, size), located)
 
 
 class AverageHead(ExitHead):
     """Average pooling and one linear layer: the usual exit of early-exit networks (BranchyNet, arXiv 1709.01686).
 
     For comparison: its answer goes through no attention. Its map is the normalised channel energy of the features, which is
-    seldom far from uniform; its evidence is CAM (arXiv 1512.04150) over the number of locations, which is exact.
-
-    Args:
-        channels: ``D`` of the features ``(B,D,*S)``.
-        num_classes: ``C``.
-        layout: how the features lie in memory; by default ``(B,D,H,W)``.
+    seldom far from uniform; its evidence is CAM (arXiv 1512.04150) over the number of locations, which is exact. Its
+    arguments are those of :class:`EvidenceHead`.
     """
 
     exact_evidence = True
@@ -171,9 +159,8 @@ class AverageHead(ExitHead):
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Activations (the features first) -> logits, attention (energy) and evidence."""
         logits, features, count = self._pool(*activations)
-        evidence = torch.einsum(
-            "cd,bdn->bcn", self.classifier.weight.to(features.dtype), features.flatten(2) / count[..., None]
-        )
+        weight = self.classifier.weight.to(features.dtype)
+        evidence = torch.einsum("cd,bdn->bcn", weight, features.flatten(2) / count[..., None])
         return ExitOutput(logits, energy(features), evidence.unflatten(2, features.shape[2:]))
 
 
@@ -189,8 +176,7 @@ class KeptHead(ExitHead):
     def __init__(self, tail: Stage, pooled_linear: str | None, layout: Layout | None = None) -> None:
         super().__init__()
         self.layout = layout or Layout()
-        self.tail = tail
-        self.pooled_linear = pooled_linear
+        self.tail, self.pooled_linear = tail, pooled_linear
         self.exact_evidence = pooled_linear is not None
 
     @property
@@ -203,8 +189,7 @@ class KeptHead(ExitHead):
 
     def classify(self, *activations: Tensor) -> Tensor:
         """Logits ``(B,C)`` of the backbone's own classifier."""
-        logits: Tensor = self.tail(*activations)[0]
-        return logits
+        return cast(Tensor, self.tail(*activations)[0])
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``: the normalised energy of the features."""

@@ -49,17 +49,15 @@ class NetworkInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        values = asdict(self)
-        values["preprocess"] = None if self.preprocess is None else self.preprocess.to_dict()
-        return values
+        return asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
 
     def example(self, like: Tensor) -> Inputs:
         """An example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
         dtypes = [getattr(torch, name) for name in self.dtypes] or [like.dtype]
         zeros = [torch.zeros(1, *self.input_shape, dtype=dtype, device=like.device) for dtype in dtypes]
-        named = {
-            name: torch.ones_like(zero) if name == MASK else zero for name, zero in zip(self.inputs, zeros, strict=False)
-        }
+        named = dict(zip(self.inputs, zeros, strict=False))
+        if MASK in named:
+            named[MASK] = torch.ones_like(named[MASK])
         return named or zeros[0]
 
     @classmethod

@@ -19,16 +19,7 @@ class InputSpec(InputFormat):
         return find_modality(self.names, self.shape, self.dtypes)
 
     def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
-        """The tensors, in the order that the first stage takes them.
-
-        Args:
-            inputs: a non-empty batch.
-            name: of the argument, for the message.
-            like: a parameter of the network: its device, and the dtype of floats.
-
-        Raises:
-            InputError: if the network cannot take the inputs (see :meth:`exitlens.modalities.base.Modality.check`).
-        """
+        """The tensors, in the order that the first stage takes them; see :meth:`exitlens.modalities.base.Modality.check`."""
         return self.modality.check(inputs, self, name, like)
 
 

@@ -47,9 +47,7 @@ class Layout:
     def locations(self, features: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Which positions of a sequence are locations, ``(B or 1,N)`` bool; ``None`` if all are. Padding and prefix are not.
 
-        Args:
-            features: in this layout.
-            mask: ``(B,N)``, 0 for padding; used if :attr:`masked`.
+        The ``mask`` ``(B,N)``, 0 for padding, is used if :attr:`masked`.
         """
         keep = mask.bool() if self.masked and mask is not None else None
         if self.grid is not None or self.kind != "tokens" or self.prefix == 0:
@@ -81,44 +79,41 @@ def find_layout(
     """The layout of the features after module ``name``, told from their shape.
 
     Args:
-        name: for the error message.
         shape: of the features, batch first.
         image: ``(H,W)`` of the input, or however many axes follow its channels; empty for a sequence.
         grids: ``(H,W)`` of the outputs of earlier convolutions; the tokens are one of these grids, and no map is larger.
         kind: what the user says it is; then only the details are found out.
         length: of the sequence, in tokens.
 
-    Raises:
-        AttachError: if the shape fits no layout, or more than one.
+    Raises :class:`AttachError` if the shape fits no layout, or more than one.
     """
+    seen = f"after {name!r} the features are {tuple(shape)}"
     if not image:
-        return _find_sequence_layout(name, shape, length, kind)
+        return _find_sequence_layout(f"{seen} for {length} tokens", shape, length, kind)
     if len(image) != 2:
-        return _find_grid_layout(name, shape, image)
+        return _find_grid_layout(seen, shape, image)
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(name, shape, image, grids)
     if len(shape) != 4:
-        seen = f"after {name!r} the features are {tuple(shape)}"
         raise AttachError(f"at: {seen}: expected a map of 4 axes or tokens of 3: put the exit earlier")
     if kind is not None:
         return Layout(kind)
-    aspect, (height, width) = image[0] / image[1], grids[-1] if grids else image
-    first = _has_aspect(shape[2], shape[3], aspect) and shape[2] <= height and shape[3] <= width
-    last = _has_aspect(shape[1], shape[2], aspect) and shape[1] <= height and shape[2] <= width
+    aspect, (highest, widest) = image[0] / image[1], grids[-1] if grids else image
+
+    def fits(height: int, width: int) -> bool:  # the image's aspect ratio, with odd sizes rounded
+        return abs(height - aspect * width) <= 1 and height <= highest and width <= widest
+
+    first, last = fits(*shape[2:]), fits(*shape[1:3])
+    seen = f"{seen} for an image of {tuple(image)}"
     if not first and not last:
-        seen = f"after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}"
         raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps): put the exit elsewhere")
     if first == last:
-        raise AttachError(
-            f"layout: after {name!r} the features are {tuple(shape)} for an image of {tuple(image)}, which could be "
-            "channels first or last: pass layout='nchw' or 'nhwc'"
-        )
+        raise AttachError(f"layout: {seen}, which could be channels first or last: pass layout='nchw' or 'nhwc'")
     return Layout("nchw" if first else "nhwc")
 
 
-def _find_sequence_layout(name: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
+def _find_sequence_layout(seen: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
     """Features of a sequence: ``(B,N,D)`` tokens, or ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
-    seen = f"after {name!r} the features are {tuple(shape)} for {length} tokens"
     if len(shape) != 3 or length not in shape[1:]:
         raise AttachError(f"at: {seen}: expected (B,{length},D) or (B,D,{length}): put the exit elsewhere")
     if kind is None and shape[1] == shape[2]:
@@ -128,17 +123,12 @@ def _find_sequence_layout(name: str, shape: Sequence[int], length: int, kind: Ki
     return Layout("tokens" if shape[1] == length else "nchw")
 
 
-def _find_grid_layout(name: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
+def _find_grid_layout(seen: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
     """Features ``(B,D,*S)`` of an input whose channels come before another number of axes than two."""
     if len(shape) != len(size) + 2 or any(mine > theirs for mine, theirs in zip(shape[2:], size, strict=True)):
-        seen = f"after {name!r} the features are {tuple(shape)} for an input of {tuple(size)}"
-        raise AttachError(f"at: {seen}: expected (B,D) and up to as many locations: put the exit elsewhere")
+        wanted = "expected (B,D) and up to as many locations"
+        raise AttachError(f"at: {seen} for an input of {tuple(size)}: {wanted}: put the exit elsewhere")
     return Layout("nchw")
-
-
-def _has_aspect(height: int, width: int, aspect: float) -> bool:
-    """Whether a map of this size can come from an image of this aspect ratio, with odd sizes rounded."""
-    return abs(height - aspect * width) <= 1
 
 
 def _find_token_layout(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]]) -> Layout:

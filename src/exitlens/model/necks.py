@@ -32,9 +32,8 @@ class ContextNeck(nn.Module):
         super().__init__()
         self.shrink = shrink
         self.channels = width
-        self.inlet = _Step(channels, self.channels, 1)
-        kernels = [KERNEL, 1] * DEPTH
-        self.mixers = nn.Sequential(*(_Step(self.channels, self.channels, kernel) for kernel in kernels))
+        self.inlet = _Step(channels, width, 1)
+        self.mixers = nn.Sequential(*(_Step(width, width, kernel) for kernel in [KERNEL, 1] * DEPTH))
 
     def forward(self, features: Tensor) -> Tensor:  # (B,D,H,W) -> (B,channels,H/shrink,W/shrink)
         """Features with context."""
@@ -44,8 +43,9 @@ class ContextNeck(nn.Module):
 
     def fuse(self) -> ContextNeck:
         """Folds the batch normalisations into the convolutions, for evaluation; changes and returns this neck."""
-        for step in [m for m in self.modules() if isinstance(m, _Step)]:
-            step.fuse()
+        for step in list(self.modules()):
+            if isinstance(step, _Step) and isinstance(step.norm, nn.BatchNorm2d):
+                step.conv, step.norm = fuse_conv_bn_eval(step.conv, step.norm), nn.Identity()
         return self
 
 
@@ -61,17 +61,11 @@ class _Step(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)))
 
-    def fuse(self) -> None:
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
-
 
 def fit_neck(channels: int, size: Sequence[int], final: Sequence[int], budget: float) -> ContextNeck:
-    """The widest neck within the budget; it brings the map to the final exit's size, where that divides the map's.
+    """The widest neck within a budget of multiply-accumulates, and never below 16 channels where the features have them.
 
-    Args:
-        channels: of the features. size: ``(H,W)`` of their map, final: of the final exit's.
-        budget: multiply-accumulates; of a backbone so small that it allows less than 16 channels, the neck takes those.
+    It brings the map from its ``size`` ``(H,W)`` to the ``final`` exit's, where that divides it.
     """
     factors = {a // b if a % b == 0 else 1 for a, b in zip(size, final, strict=True)}
     shrink = factors.pop() if len(factors) == 1 else 1

@@ -86,11 +86,10 @@ class ExitNet(nn.Module):
 
     def _repr_html_(self) -> str:
         places = [*self.info.at, "the end"]
-        parameters = [sum(p.numel() for p in part.parameters()) for part in self.stages]
-        rows = [
-            [exit_name(k, self.num_exits), places[k], f"{self.cost[k]:.3f}", type(self.heads[k]).__name__, f"{count:,}"]
-            for k, count in enumerate(parameters)
-        ]
+        rows = []
+        for k, place in enumerate(places):
+            count = f"{sum(p.numel() for p in self.stage(k).parameters()):,}"
+            rows.append([exit_name(k, self.num_exits), place, f"{self.cost[k]:.3f}", type(self.head(k)).__name__, count])
         return html_table(["exit", "after", "cost", "head", "parameters of the stage"], rows, repr(self))
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
@@ -99,14 +98,12 @@ class ExitNet(nn.Module):
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
         """The outputs of every exit, and the features ``(B,D,*S)`` that each was computed from (0 at padding)."""
-        outputs, features = [], []
-        activations = self.unpack(inputs)
-        for stage, head in zip(self.stages, self.heads, strict=True):
+        activations, found = self.unpack(inputs), []
+        for k, stage in enumerate(self.stages):
             activations = stage(*activations)
-            out, feature = cast(ExitHead, head).with_features(*activations)
-            outputs.append(out)
-            features.append(feature)
-        return tuple(outputs), tuple(features)
+            found.append(self.head(k).with_features(*activations))
+        outputs, features = zip(*found, strict=True)
+        return outputs, features
 
     def unpack(self, inputs: Inputs) -> Activations:
         """The tensors that the first stage takes, not checked."""
@@ -126,10 +123,7 @@ class ExitNet(nn.Module):
             yield head(*activations)
 
     def check_input(self, inputs: Inputs, name: str = "images") -> Activations:
-        """The tensors that the first stage takes; raises :class:`InputError` for inputs that the network cannot take.
-
-        See :class:`~exitlens.model.input_spec.InputSpec`.
-        """
+        """The tensors that the first stage takes; raises :class:`InputError` for inputs that the network cannot take."""
         return self.input_spec.check(inputs, name, next(self.heads[0].parameters()))
 
     def _make_example(self) -> Activations:
@@ -146,8 +140,7 @@ class ExitNet(nn.Module):
     def cached_fingerprint(self) -> str:
         """:meth:`fingerprint`, computed again only after a tensor of the state was changed in place, moved or loaded.
 
-        A comparison of version counters, cheap enough for every prediction. It cannot see writes through ``.data`` or a
-        parameter object set by hand; call :meth:`fingerprint` to be sure.
+        It cannot see writes through ``.data`` or a parameter object set by hand; call :meth:`fingerprint` to be sure.
         """
         return self._session.weights.fingerprint
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from exitlens.types.calibrations import Calibration, Certification, RiskTest
 
 _TESTS = {
@@ -18,7 +16,8 @@ def write_certificate(record: Calibration | None, network: str) -> str:
     """Two sentences: the promise, and what it rests on."""
     if record is None:
         return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
-    limits, tested = _list_limits(record.limits), record.certification
+    limits = ", ".join(f"{_name(name)} at most {limit:.4g}" for name, limit in record.limits.items())
+    tested = record.certification
     if tested is None:
         return (
             f"Nothing is promised for new data: the limits ({limits}) hold on the {record.samples:,} "
@@ -34,20 +33,17 @@ def write_certificate(record: Calibration | None, network: str) -> str:
         _promise(name, limit, record.classes) for name, limit in record.limits.items() if name != "max_cost"
     )
     where = f" {network}" if network else ""
-    return (
+    text = (
         f"With {sure} confidence, on new data drawn like the {record.samples:,} calibration samples, the network{where} "
         f"under this policy {promises}. This was tested on {record.samples - tested.path_samples:,} samples that did not "
         f"propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost {100 * record.cost:.3g} % of "
-        "the full network's." + _mention_repeats(record)
+        "the full network's."
     )
-
-
-def _mention_repeats(record: Calibration) -> str:
     if record.distinct_samples == record.samples:
-        return ""
+        return text
     return (
-        f" But only {record.distinct_samples:,} of the samples are distinct: repeated samples are not independent draws, "
-        "and the promise does not count for them."
+        f"{text} But only {record.distinct_samples:,} of the samples are distinct: repeated samples are not independent "
+        "draws, and the promise does not count for them."
     )
 
 
@@ -79,7 +75,3 @@ def _describe_test(test: RiskTest) -> str:
 
 def _name(name: str) -> str:
     return name.removeprefix("max_").replace("_", " ")
-
-
-def _list_limits(limits: Mapping[str, float]) -> str:
-    return ", ".join(f"{_name(name)} at most {limit:.4g}" for name, limit in limits.items())

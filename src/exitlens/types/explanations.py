@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.types.preprocessing import Preprocessing
-from exitlens.types.words import exit_name, tell_apart
+from exitlens.types.words import exit_name, format_threshold, tell_apart
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
 
@@ -111,7 +111,9 @@ class Explanation:
             name = exit_name(view.exit, self.num_exits) + (" (answered)" if view.exit == self.answered else "")
             runner_up = f"{self.name(view.runner_up)} {100 * view.probabilities[view.runner_up]:.0f} %"
             cc = "" if view.cc is None else f"{view.cc:.2f}"
-            rows.append([name, self.name(view.label), f"{view.confidence:.3f}", _said(view.threshold), runner_up, cc])
+            rows.append(
+                [name, self.name(view.label), f"{view.confidence:.3f}", format_threshold(view.threshold, 3), runner_up, cc]
+            )
         head = ["exit", "answer", "confidence", "threshold", "runner-up", "map's CC with final"]
         return html_table(head, rows, self.reason) + self._maps()
 
@@ -200,7 +202,3 @@ class Explanation:
             "top_locations": top,
             "evidence_elsewhere": view.evidence.sum().item() - sum(one["evidence"] for one in top),
         }
-
-
-def _said(threshold: float) -> str:
-    return "never" if threshold == math.inf else f"{threshold:.3f}"

@@ -12,7 +12,7 @@ from typing import Any
 from exitlens.errors import PolicyError
 from exitlens.types.calibrations import Calibration
 from exitlens.types.certificates import write_certificate
-from exitlens.types.words import exit_name
+from exitlens.types.words import exit_name, format_threshold
 
 SCORES = ("max_probability", "entropy", "margin")
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
@@ -102,11 +102,9 @@ class Policy:
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
 
-        rows = []
-        for k, temperature in enumerate(self.temperatures):
-            last = k == self.num_exits - 1
-            threshold = "answers the rest" if last else _said(self.thresholds[k])
-            rows.append([exit_name(k, self.num_exits), threshold, f"{temperature:.3f}"])
+        thresholds = [*(format_threshold(t, 4) for t in self.thresholds), "answers the rest"]
+        pairs = zip(thresholds, self.temperatures, strict=True)
+        rows = [[exit_name(k, self.num_exits), t, f"{temperature:.3f}"] for k, (t, temperature) in enumerate(pairs)]
         promise = self.certificate() if self.calibration else "Thresholds by hand: nothing is promised."
         return html_table(["exit", f"threshold ({self.score})", "temperature"], rows, promise)
 
@@ -175,12 +173,7 @@ class Policy:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
-        record = values.get("calibration")
-        if record is None and "limits" in (values.get("chosen_by") or ()):  # as exitlens 0.1.0 wrote it
-            record = values["chosen_by"]
+        record, former = values.get("calibration"), values.get("chosen_by") or {}  # as exitlens 0.1.0 wrote it
+        record = former if record is None and "limits" in former else record
         calibration = None if record is None else Calibration.from_dict(record)
         return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)
-
-
-def _said(threshold: float) -> str:
-    return "never" if threshold == math.inf else f"{threshold:.4f}"

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError, MissingExtraError, require
+from exitlens.errors import InputError, import_extra, require
 
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
 
@@ -137,18 +137,14 @@ class TextPreprocess:
 
 def import_tokenizers() -> Any:
     """The optional package ``tokenizers``, or :class:`MissingExtraError`."""
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise MissingExtraError("tokenizers", "hf", "text input") from error
-    return tokenizers
+    return import_extra("tokenizers", "hf", "text input")
 
 
 @lru_cache(maxsize=8)
 def _open_tokenizer(description: str) -> Any:  # -> tokenizers.Tokenizer, never to be changed
-    tokenizers = import_tokenizers()
+    package = import_tokenizers()
     try:
-        return tokenizers.Tokenizer.from_str(description)
+        return package.Tokenizer.from_str(description)
     except Exception as error:  # tokenizers raises plain Exception
         raise InputError(f"tokenizer: expected the JSON of a tokenizers.Tokenizer ({error}): use its to_str()") from error
 

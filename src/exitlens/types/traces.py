@@ -44,23 +44,28 @@ class Trace:
     gate_features: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("logits", "divergence", "cost"):
-            object.__setattr__(self, name, _as_floats(getattr(self, name), name))
+        for name in ("logits", "divergence", "cost", "gate_features"):
+            if getattr(self, name) is not None:
+                object.__setattr__(
+                    self, name, _as_tensor(getattr(self, name), name, "a tensor or nested lists of numbers").float()
+                )
         if self.logits.ndim != 3 or 0 in self.logits.shape:
             raise InputError(f"logits: expected (N,K,C), none of them 0, got {tuple(self.logits.shape)}")
         n, k, c = self.logits.shape
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
         if self.labels is not None:
-            object.__setattr__(self, "labels", _as_labels(self.labels, n, c))
-        if self.gate_features is not None:
-            object.__setattr__(self, "gate_features", _as_floats(self.gate_features, "gate_features"))
-        for name, shape in (("divergence", (n, k)), ("cost", (k,)), ("gate_features", (n, k - 1, 2))):
+            labels = _as_tensor(self.labels, "labels", f"({n},) integers")
+            if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
+                raise InputError(f"labels: expected ({n},) integers, got {tuple(labels.shape)} {labels.dtype}")
+            if labels.min() < 0 or labels.max() >= c:
+                raise InputError(f"labels: expected values in [0, {c}), got {int(labels.min())} to {int(labels.max())}")
+            object.__setattr__(self, "labels", labels.long())
+        shapes = {"logits": (n, k, c), "divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2)}
+        for name, shape in shapes.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise InputError(f"{name}: expected {shape}, got {tuple(value.shape)}")
-        for name in ("logits", "divergence", "cost", "gate_features"):
-            value = getattr(self, name)
             if value is not None and not torch.isfinite(value).all():
                 raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
@@ -115,20 +120,8 @@ class Trace:
         return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
 
 
-def _as_floats(value: object, name: str) -> Tensor:
+def _as_tensor(value: object, name: str, expected: str) -> Tensor:
     try:
-        return torch.as_tensor(value).detach().float()
+        return torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: expected a tensor or nested lists of numbers ({error})") from error
-
-
-def _as_labels(value: object, count: int, classes: int) -> Tensor:
-    try:
-        labels = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"labels: expected ({count},) integers ({error})") from error
-    if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
-        raise InputError(f"labels: expected ({count},) integers, got {tuple(labels.shape)} {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"labels: expected values in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")
-    return labels.long()
+        raise InputError(f"{name}: expected {expected} ({error})") from error

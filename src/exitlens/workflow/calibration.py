@@ -12,8 +12,8 @@ from exitlens.errors import CalibrationError, InputError, require
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
 from exitlens.functional.risk import Risk, check_limits, list_risks, select_exits
-from exitlens.functional.routing import route, score_early_exits, score_final_exit
-from exitlens.functional.scores import fit_temperature
+from exitlens.functional.routing import route, score_early_exits
+from exitlens.functional.scores import fit_temperatures, score
 from exitlens.functional.search import choose_gate, find_cheapest, find_safest, quantise
 from exitlens.types import Calibration, Policy, Trace
 from exitlens.types.calibrations import SampleSketch
@@ -85,7 +85,9 @@ def calibrate(
     unset = replace(unset, gate=choose_gate(trace, unset, first, risks) if gate else None)
     scores, certification = score_early_exits(trace, unset), None
     if delta is None:
-        thresholds = _search(trace, scores, risks, max_cost)
+        levels = quantise(scores)
+        best = find_cheapest(levels, risks, trace.cost, max_cost) if risks else find_safest(levels, trace, max_cost or 0.0)
+        thresholds = levels.thresholds(best.cuts)
     else:
         thresholds, certification = certify(scores, risks, trace.cost, first, second, delta)
     asked = limits if max_cost is None else limits | {"max_cost": max_cost}
@@ -120,28 +122,18 @@ def _choose_temperatures(
         return given.temperatures, before
     if not scale or trace.labels is None:
         return (1.0,) * trace.num_exits, ()
-    logits, labels = trace.logits[rows], trace.labels[rows]
-    fitted = tuple(fit_temperature(logits[:, k], labels) for k in range(trace.num_exits))
-    return fitted, (SampleSketch.from_trace(trace),)
-
-
-def _search(trace: Trace, scores: Tensor, risks: Sequence[Risk], max_cost: float | None) -> tuple[float, ...]:
-    """Thresholds that keep the limits on these samples (empirical mode)."""
-    levels = quantise(scores)
-    if risks:
-        return levels.thresholds(find_cheapest(levels, risks, trace.cost, max_cost).cuts)
-    return levels.thresholds(find_safest(levels, trace, float(max_cost or 0)).cuts)
+    return fit_temperatures(trace.logits[rows], trace.labels[rows]), (SampleSketch.from_trace(trace),)
 
 
 def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk]) -> Policy:
     """The policy with its record completed by what it does on the trace.
 
-    Raises:
-        CalibrationError: if it costs more than was asked for.
+    Raises :class:`CalibrationError` if it costs more than was asked for.
     """
     exits = route(trace, policy)
     # scores as predictions report them, with a gate or without
-    scores = torch.cat([score_early_exits(trace, replace(policy, gate=None)), score_final_exit(trace, policy)], 1)
+    final = score(trace.logits[:, -1], policy.score, policy.temperatures[-1])
+    scores = torch.cat([score_early_exits(trace, replace(policy, gate=None)), final[:, None]], 1)
     cost, max_cost = trace.cost[exits].double().mean().item(), record.limits.get("max_cost")
     if record.certification is not None and max_cost is not None and cost > max_cost + 1e-6:
         raise CalibrationError(

@@ -12,9 +12,11 @@ from exitlens.data.batches import count_batches, iterate_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import MEASURES, divergence, transplant, uniform
+from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.model.network import ExitNet
 from exitlens.types import Trace
+
+MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
 
 def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, progress: bool = False) -> Trace:
@@ -37,7 +39,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     gate_features: list[Tensor] = []
-    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(net.num_exits)]
+    pairs: list[MapPairs] = [[] for _ in range(net.num_exits)]
     stream = iterate_batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
@@ -47,7 +49,9 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
             outputs = engine.compute_outputs(engine.enter(activations))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
-        gate_features.append(_gate_features([attention for _, attention in outputs[:-1]]))
+        early = [attention for _, attention in outputs[:-1]]
+        features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
+        gate_features.append(torch.stack(features, 1) if features else torch.empty(0))
         for k, (_, attention) in enumerate(outputs):
             grids = on_common_grid(attention.float(), outputs[-1][1].float())
             pairs[k].append((grids[0].cpu(), grids[1].cpu()))
@@ -61,39 +65,27 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     return _trace(net, torch.cat(logits), labels, maps, torch.cat(gate_features) if net.num_exits > 1 else None, seed)
 
 
-def _gate_features(maps: list[Tensor]) -> Tensor:  # of the early exits -> (B,K-1,2)
-    found = [compute_gate_features(attention, maps[k - 1] if k else None).cpu() for k, attention in enumerate(maps)]
-    return torch.stack(found, 1) if found else torch.empty(0)
-
-
 def _trace(
-    net: ExitNet,
-    logits: Tensor,
-    labels: list[Tensor | None],
-    maps: list[tuple[Tensor, Tensor]],
-    gate_features: Tensor | None,
-    seed: int,
+    net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: MapPairs, gate_features: Tensor | None, seed: int
 ) -> Trace:
     partner = pair_samples(len(logits), seed)
-    columns: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in ("same", "null", "uniform")}
-    for early, final in maps:
-        for name, measure in MEASURES.items():
-            # KL is KL(final ‖ exit); the other measures are symmetric
-            columns["same"].setdefault(name, []).append(measure(final, early))
-            columns["null"].setdefault(name, []).append(measure(transplant(final[partner], early), early))
-            columns["uniform"].setdefault(name, []).append(measure(final, uniform(early)))
-    tables = {kind: {n: torch.stack(c, 1) for n, c in named.items()} for kind, named in columns.items()}
-    spread = torch.stack([divergence(final, early) for early, final in maps], 1)
+
+    def compare(pairs: MapPairs) -> dict[str, Tensor]:
+        # KL is KL(final ‖ exit); the other measures are symmetric
+        return {name: torch.stack([measure(*pair) for pair in pairs], 1) for name, measure in MEASURES.items()}
+
+    similarity = compare([(final, early) for early, final in maps])
+    spread = similarity["divergence"].clone()
     spread[:, -1] = 0
     return Trace(
         logits,
-        None if labels[0] is None else torch.cat([t for t in labels if t is not None]).cpu(),
+        None if labels[0] is None else torch.cat([t for t in labels if t is not None]),
         spread,
         net.cost,
         network=net.identity(),
-        similarity=tables["same"],
-        null=tables["null"] if len(logits) > 1 else {},
-        uniform_null=tables["uniform"],
+        similarity=similarity,
+        null=compare([(transplant(final[partner], early), early) for early, final in maps]) if len(logits) > 1 else {},
+        uniform_null=compare([(final, uniform(early)) for early, final in maps]),
         gate_features=gate_features,
     )
 

@@ -14,7 +14,7 @@ from exitlens.functional.quality import brier_score, expected_calibration_error,
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.scores import probabilities
-from exitlens.functional.search import evaluate_cuts, find_frontier, quantise
+from exitlens.functional.search import find_frontier, quantise
 from exitlens.functional.similarity import skill
 from exitlens.types import Policy, Trace
 from exitlens.types.words import exit_name
@@ -81,9 +81,6 @@ class Report:
         """JSON-ready."""
         return asdict(self)
 
-    def __repr__(self) -> str:
-        return str(self)
-
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
 
@@ -97,7 +94,7 @@ class Report:
             f"divergence {self.divergence:.3f}, {self.samples} samples"
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = ["exit", "cost", "accuracy", "agrees", "share", "CC", "null", "skill"]
         rows = [head, *([str(row.exit), *row.format_cells()] for row in self.exits)]
         widths = (5, 6, 9, 7, 6, 6, 6, 6)
@@ -125,10 +122,9 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     answers = predictions(trace)
     correct = None if trace.labels is None else (answers == trace.labels[:, None]).float()
     rows = tuple(_row(trace, policy, k, exits, correct) for k in range(trace.num_exits))
-    drop = None if trace.labels is None else select_exits(accuracy_drop(trace), exits).mean().item()
     return Report(
         accuracy=None if correct is None else select_exits(correct, exits).mean().item(),
-        accuracy_drop=drop,
+        accuracy_drop=None if correct is None else select_exits(accuracy_drop(trace), exits).mean().item(),
         disagreement=select_exits(disagreement(trace), exits).mean().item(),
         divergence=select_exits(trace.divergence, exits).mean().item(),
         cost=trace.cost[exits].double().mean().item(),
@@ -167,9 +163,7 @@ def _consistency(trace: Trace, name: str, k: int) -> dict[str, float]:
     row = {"value": value, "null": null}
     if name in trace.uniform_null:
         row["uniform"] = trace.uniform_null[name][:, k].mean().item()
-    if name in HIGHER_IS_CLOSER:
-        row["skill"] = skill(value, null)
-    return row
+    return row | {"skill": skill(value, null)} if name in HIGHER_IS_CLOSER else row
 
 
 def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
@@ -179,10 +173,4 @@ def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
     if trace.labels is not None:
         best = (predictions(trace)[:, -1] == trace.labels).float().mean().item()
     index = quantise(score_early_exits(trace, policy)).index
-    ends = [evaluate_cuts(index, risk, trace.cost, (c,) * index.shape[1]) for c in (0.0, math.inf)]
-    points = sorted((p.cost, best - p.risk) for p in [*find_frontier(index, risk, trace.cost), *ends])
-    kept = points[:1]
-    for point in points[1:]:
-        if point[1] > kept[-1][1]:  # a policy that costs more has to be better
-            kept.append(point)
-    return tuple(kept)
+    return tuple((point.cost, best - point.risk) for point in find_frontier(index, risk, trace.cost))

@@ -51,24 +51,17 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
     policy.check(net.num_exits, net.identity() if policy.network else "")
     with net.open_engine() as engine:
         seen = _look(engine.iterate_explained(engine.enter(tensors)), policy, final)
-    answered = _find_answering_exits(seen, policy)
+    early = [one.decision.scores for one in seen if one.decision is not None]
+    scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
+    answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
-    result = []
+    count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
     for i, sample in enumerate(tensors[0]):
-        run = net.num_exits if final else answered[i] + 1
-        views = tuple(column(i, run == net.num_exits) for column in columns[:run])
-        result.append(
-            Explanation(
-                sample.clone(),
-                views,
-                answered[i],
-                net.info.classes,
-                net.num_exits,
-                net.input_spec.modality.name_locations([t[i] for t in tensors], net.input_spec, net.info.preprocess),
-                net.info.preprocess,
-                net.input_spec.modality.draw_map,
-            )
-        )
+        run = count if final else answered[i] + 1
+        views = tuple(column(i, run == count) for column in columns[:run])
+        tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
+        network = info.classes, count, tokens, info.preprocess, modality.draw_map
+        result.append(Explanation(sample.clone(), views, answered[i], *network))
     return result
 
 
@@ -103,13 +96,6 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
         if not final and not waiting.any():
             break
     return seen
-
-
-def _find_answering_exits(seen: Sequence[_Seen], policy: Policy) -> list[int]:
-    decisions = [one.decision.scores for one in seen if one.decision is not None]
-    if not decisions:
-        return [0] * len(seen[0].scores)
-    return find_first_firing(torch.stack(decisions, 1), policy.thresholds[: len(decisions)]).tolist()
 
 
 def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:

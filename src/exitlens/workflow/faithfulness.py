@@ -93,18 +93,11 @@ def faithfulness(
         drops, keeps = _perturb(net, engine, images, plain, maps, fraction)
         drops_random, keeps_random = _perturb(net, engine, images, plain, blind, fraction)
         randomised = _correlate(net, engine, images, attention, heads)
-    masks = data.masks
-    return Faithfulness(
-        drops,
-        drops_random,
-        keeps,
-        keeps_random,
-        randomised,
-        None if masks is None else tuple(measures.energy_in_mask(a, masks).mean().item() for a in attention),
-        None if masks is None else tuple(measures.pointing_game(a, masks).mean().item() for a in attention),
-        grid,
-        len(data),
-    )
+    energy = pointing = None
+    if data.masks is not None:
+        energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in attention)
+        pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in attention)
+    return Faithfulness(drops, drops_random, keeps, keeps_random, randomised, energy, pointing, grid, len(data))
 
 
 def _run(net: ExitNet, engine: Engine, images: Inputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -119,9 +112,7 @@ def _perturb(
     net: ExitNet, engine: Engine, images: Inputs, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
-    drops: list[float] = []
-    keeps: list[float] = []
-    modality = net.input_spec.modality
+    drops, keeps, modality = list[float](), list[float](), net.input_spec.modality
     for k, (p, chosen) in enumerate(zip(plain, maps, strict=True)):
         answer = p.argmax(1, keepdim=True)
         cells = top_cells(chosen, fraction, find_locations(chosen))
@@ -155,13 +146,9 @@ def _correlate(
 def _randomise_heads(net: ExitNet, seed: int) -> list[EvidenceHead | None]:
     """Copies of the heads with random weights of the same spread; ``None`` for heads without attention weights."""
     generator = torch.Generator().manual_seed(seed)
-    return [_randomise(head, generator) if isinstance(head, EvidenceHead) else None for head in net.heads]
-
-
-def _randomise(head: EvidenceHead, generator: torch.Generator) -> EvidenceHead:
-    other = copy.deepcopy(head).eval()
-    for module in other.modules():
+    heads = [copy.deepcopy(head).eval() if isinstance(head, EvidenceHead) else None for head in net.heads]
+    for module in (module for head in heads if head is not None for module in head.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d):
             noise = torch.randn(module.weight.shape, generator=generator)
             module.weight.copy_(noise * module.weight.std(correction=0).clamp_min(1e-3))
-    return other
+    return heads

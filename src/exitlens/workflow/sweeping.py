@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from exitlens.errors import InputError, require
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.scores import fit_temperature
+from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types import SCORES, Policy, Trace
 
@@ -45,9 +45,7 @@ class SweepPoint:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        values = asdict(self)
-        values["policy"] = self.policy.to_dict()
-        return values
+        return asdict(self) | {"policy": self.policy.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -81,17 +79,17 @@ def sweep(
     _check_count(most, "most")
     rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    base = _base(trace, first, score)
+    temperatures = () if trace.labels is None else fit_temperatures(trace.logits[first], trace.labels[first])
+    base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
     found: dict[Cuts, None] = {}
-    for price in PRICES:
-        found |= {p.cuts: None for p in find_frontier(levels.index, (risk + price * trace.divergence)[first], trace.cost)}
-    found |= {p.cuts: None for p in find_frontier(levels.index, trace.divergence[first], trace.cost)}
+    for mixed in [*(risk + price * trace.divergence for price in PRICES), trace.divergence]:
+        found |= {p.cuts: None for p in find_frontier(levels.index, mixed[first], trace.cost)}
     cuts = _keep_undominated(list(found), levels.index, [risk[first], trace.divergence[first]], trace.cost)
     if len(cuts) > most:
         cuts = [cuts[i] for i in torch.linspace(0, len(cuts) - 1, most).round().long().unique().tolist()]
-    policies = [Policy(levels.thresholds(c), score, base.temperatures, trace.network) for c in cuts]
+    policies = [replace(base, thresholds=levels.thresholds(c)) for c in cuts]
     return _measure_policies(trace, policies, second, level)
 
 
@@ -109,21 +107,11 @@ def _check_count(value: int, name: str) -> None:
         raise InputError(f"{name}: expected an integer of 1 or more, got {value!r}")
 
 
-def _base(trace: Trace, rows: Tensor, score: str) -> Policy:
-    temperatures: tuple[float, ...] = ()
-    if trace.labels is not None:
-        temperatures = tuple(fit_temperature(trace.logits[rows, k], trace.labels[rows]) for k in range(trace.num_exits))
-    return Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
-
-
 def _keep_undominated(pool: Sequence[Cuts], index: Tensor, risks: Sequence[Tensor], cost: Tensor) -> list[Cuts]:
     """Those that no other beats in cost and in every risk, cheapest first."""
-    rows = []
-    for cuts in pool:
-        exits = find_first_firing(index, cuts)
-        rows.append(
-            [cost[exits].double().mean().item(), *(select_exits(risk, exits).double().mean().item() for risk in risks)]
-        )
+    routed = [find_first_firing(index, cuts) for cuts in pool]
+    columns = [cost[None].expand(len(index), -1), *risks]
+    rows = [[select_exits(values, exits).double().mean() for values in columns] for exits in routed]
     table = torch.tensor(rows, dtype=torch.float64)
     beaten = (table[:, None] >= table[None]).all(2) & (table[:, None] > table[None]).any(2)
     kept = (~beaten.any(1)).nonzero().squeeze(1)
@@ -177,9 +165,8 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probabil
     """
     for name, one in (("validation", validation), ("test", test)):
         require(one, Trace, name, "see exitlens.collect")
-    if validation.num_exits != test.num_exits or (
-        validation.network and test.network and validation.network != test.network
-    ):
+    networks = {validation.network, test.network} - {""}
+    if validation.num_exits != test.num_exits or len(networks) > 1:
         raise InputError("validation, test: expected traces of one network: collect both with it")
     _check_count(points, "points")
     policy = Policy.never(test.num_exits, score=score)

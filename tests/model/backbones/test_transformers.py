@@ -1,7 +1,7 @@
 """Sources of transformers: a directory, a model type, a configuration alone; offline, everywhere."""
 
-import builtins
 import json
+import sys
 
 import pytest
 import torch
@@ -103,14 +103,7 @@ def test_damaged_configuration(tmp_path):
 
 
 def test_missing_transformers_names_the_extra(monkeypatch, directory):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "transformers":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
         xl.build_backbone(f"hf:{directory}", 3)
 

@@ -16,7 +16,7 @@ def test_folding_takes_every_batch_normalisation_that_follows_a_convolution():
     body = copy.deepcopy(stage.evaluation).eval()
     x = IMAGES[:4]
     expected = body(x)[0]
-    assert fold(body) == 1
+    fold(body)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
     torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
 
@@ -44,7 +44,8 @@ def test_folding_leaves_what_it_cannot_fold():
     torch.manual_seed(0)
     body = torch.fx.symbolic_trace(Shared().eval())
     expected = body(IMAGES[:4])
-    assert fold(body) == 0
+    fold(body)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 4
     torch.testing.assert_close(body(IMAGES[:4]), expected)
 
 

@@ -102,7 +102,7 @@ def test_rare_survivors_do_not_hold_the_others_for_ever(monkeypatch):
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=1000)
     behind = 0
-    stream = inference._Stream(net, POLICY, inference._StreamSettings(False, "input", None))
+    stream = inference._Stream(net, POLICY, False, "input", None)
     with inference.Prefetch(iter(split(5))) as loading:
         for pred in stream.run(loading):
             behind = max(behind, stream.seen - int(pred.index[0]))
@@ -257,7 +257,7 @@ def test_as_they_come_nobody_waits_for_ever(monkeypatch):
     monkeypatch.setattr(inference, "MAX_WAITING", 30)
     net = make_net()
     net.tuning = xl.Tuning(micro_batch=1000)
-    stream = inference._Stream(net, POLICY, inference._StreamSettings(False, "ready", None))
+    stream = inference._Stream(net, POLICY, False, "ready", None)
     with inference.Prefetch(iter(split(5))) as loading:
         for pred in stream.run(loading):
             assert stream.seen - int(pred.index.min()) <= 40

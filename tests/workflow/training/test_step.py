@@ -1,7 +1,8 @@
 import pytest
+import torch
 
 import exitlens as xl
-from exitlens.workflow.training.step import TrainingSettings, select_trainable, use_memory_format
+from exitlens.workflow.training.step import TrainingSettings, one_cycle_rate, select_trainable, use_memory_format
 
 
 def test_settings_name_what_does_not_fit():
@@ -28,3 +29,13 @@ def test_the_memory_format_comes_back_after_an_error(net):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not net.is_channels_last
+
+
+def test_equals_torch_one_cycle():
+    steps = 1001
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps, pct_start=0.3)
+    for step in range(steps - 1):
+        assert one_cycle_rate(step / (steps - 1), 0.1) == pytest.approx(optimizer.param_groups[0]["lr"], rel=2e-2, abs=2e-5)
+        optimizer.step()
+        schedule.step()

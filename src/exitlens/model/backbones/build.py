@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from exitlens.errors import InputError, MissingExtraError, suggest
+from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import find_reader
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
 from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
-
-SMALL: dict[str, Callable[..., nn.Module]] = {"small": SmallResNet}
 
 
 def build_backbone(
@@ -31,7 +28,6 @@ def build_backbone(
     classifier of transformers from a directory, a model's name, or a model type such as ``hf:bert``.
 
     Args:
-        source: for example ``"torchvision:resnet18"``.
         num_classes: outputs of the backbone's own classifier.
         in_channels: channels of the images; torchvision's networks take 3.
         pretrained: load the library's default weights (needs network access unless they are cached).
@@ -41,10 +37,10 @@ def build_backbone(
     Raises:
         InputError: for a source that does not exist.
     """
-    if source in SMALL:
+    if source == "small":
         if pretrained:
-            raise InputError(f"pretrained: {source!r} has no pretrained weights: train it with exitlens fit")
-        return SMALL[source](num_classes=num_classes, in_channels=in_channels)
+            raise InputError("pretrained: 'small' has no pretrained weights: train it with exitlens fit")
+        return SmallResNet(num_classes, in_channels)
     family, _, name = source.partition(":")
     if family == "timm" and name:
         return _build_timm(name, num_classes, in_channels, pretrained)
@@ -90,10 +86,7 @@ def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Modu
 
 
 def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm", f"backbone timm:{name}") from error
+    timm = import_extra("timm", "timm", f"backbone timm:{name}")
     if name.partition(".")[0] not in timm.list_models():
         raise InputError(f"backbone: timm has no model {name!r}.{suggest(name, timm.list_models())}")
     try:

@@ -7,26 +7,23 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BLOCKS, STRIDES = (1, 1, 1, 3), (1, 2, 1, 1)  # of the groups: residual blocks, and the first block's stride
+
 
 class ResidualBlock(nn.Module):
     """Two convolutions with batch norm around a shortcut (arXiv 1512.03385, fig. 2), aligned when they halve the size.
 
     A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces; after
     three of them, attention maps would lie half a cell off the object. A 4x4 convolution with stride 2 and an averaging
-    shortcut (arXiv 1812.01187, ResNet-D) stay centred.
-
-    Args:
-        inputs: channels in.
-        outputs: channels out.
-        stride: 1 or 2.
-        second_kernel: 3, or 1 to mix channels only and keep the receptive field small.
+    shortcut (arXiv 1812.01187, ResNet-D) stay centred. The second convolution mixes channels only, which keeps the
+    receptive field small.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, second_kernel: int = 3) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 4 if stride == 2 else 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, second_kernel, 1, second_kernel // 2, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride == 2 or inputs != outputs:
@@ -49,9 +46,6 @@ class SmallResNet(nn.Module):
         in_channels: 1 for grey, 3 for colour.
         stem: channels after the stem (4x4, stride 2).
         widths: channels of the groups.
-        blocks: residual blocks in each group.
-        strides: of each group's first block.
-        second_kernels: kernel of the second convolution in each group's blocks, 1 or 3.
     """
 
     def __init__(
@@ -60,18 +54,15 @@ class SmallResNet(nn.Module):
         in_channels: int = 3,
         stem: int = 32,
         widths: Sequence[int] = (48, 96, 128, 128),
-        blocks: Sequence[int] = (1, 1, 1, 3),
-        strides: Sequence[int] = (1, 2, 1, 1),
-        second_kernels: Sequence[int] = (1, 1, 1, 1),
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem, 4, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
         )
         channels = stem
-        for group, (width, count, stride, kernel) in enumerate(zip(widths, blocks, strides, second_kernels, strict=True), 1):
-            layers = [ResidualBlock(channels, width, stride, kernel)]
-            layers += [ResidualBlock(width, width, 1, kernel) for _ in range(count - 1)]
+        for group, (width, count, stride) in enumerate(zip(widths, BLOCKS, STRIDES, strict=True), 1):
+            layers = [ResidualBlock(channels, width, stride)]
+            layers += [ResidualBlock(width, width, 1) for _ in range(count - 1)]
             self.add_module(f"layer{group}", nn.Sequential(*layers))
             channels = width
         self.groups = tuple(f"layer{group}" for group in range(1, len(widths) + 1))

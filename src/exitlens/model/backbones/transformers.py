@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from exitlens.errors import InputError, MissingExtraError, suggest
+from exitlens.errors import InputError, import_extra, suggest
 
 
 def build_transformers(
@@ -27,18 +27,14 @@ def build_transformers(
 
     Args:
         name: a directory with ``config.json`` (and weights), a model's name on the hub, or a model type such as ``bert``
-            for its default configuration.
-        num_classes: ``C``.
-        in_channels: of the images; ignored for texts.
+            for its default configuration. The others: as for :func:`~exitlens.model.backbones.build.build_backbone`.
         pretrained: also load the weights, from the directory, transformers' cache or its own download.
-        config: the whole configuration (from a bundle) instead of a name.
-        vocabulary: size of the vocabulary of a text classifier with random weights, instead of its configuration's.
 
     Raises:
         MissingExtraError: without transformers; InputError: for a name that does not exist or is no classifier.
     """
-    transformers = _import_transformers(f"backbone hf:{name}")
-    settings = _read_settings(transformers, name) if config is None else _restore_settings(transformers, config)
+    transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
+    settings = _read_settings(transformers, name) if config is None else transformers.AutoConfig.for_model(**config)
     settings.num_labels = num_classes
     if hasattr(settings, "num_channels"):
         settings.num_channels = in_channels
@@ -88,7 +84,7 @@ def read_config(module: nn.Module) -> dict[str, Any] | None:
     """The configuration from which transformers can build a classifier again; ``None`` for other modules."""
     if not type(module).__module__.startswith("transformers."):
         return None
-    transformers = _import_transformers("backbone")
+    transformers = import_extra("transformers", "hf", "backbone")
     settings = getattr(module, "config", None)
     try:
         same = type(module) in _list_classes(find_classifier(transformers, settings), settings)
@@ -131,18 +127,5 @@ def _read_settings(transformers: Any, name: str) -> Any:
         ) from error
 
 
-def _restore_settings(transformers: Any, config: dict[str, Any]) -> Any:
-    values = dict(config)
-    return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0]
-
-
-def _import_transformers(purpose: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", "hf", purpose) from error
-    return transformers

@@ -15,8 +15,7 @@ from exitlens.errors import BundleError
 def load_weights(backbone: nn.Module, path: Path | str) -> None:
     """Loads a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
 
-    Raises:
-        BundleError: for a file that is missing or damaged, or whose tensors do not fit (checked before any is written).
+    Raises :class:`BundleError` for a file that is missing or damaged, or whose tensors do not fit, before any is written.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,20 +39,16 @@ def load_weights(backbone: nn.Module, path: Path | str) -> None:
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's state with one copy of each tensor, also of those that appear under several names."""
-    seen: set[int] = set()
-    state = {}
+    first: dict[int, tuple[str, Tensor]] = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            state[name] = value.detach().clone()
-    return state
+        first.setdefault(id(value), (name, value))
+    return {name: value.detach().clone() for name, value in first.values()}
 
 
 def load_unique_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Loads the result of :func:`unique_state` into a module built the same way; shapes are checked before any write.
+    """Loads the result of :func:`unique_state` into a module built the same way.
 
-    Raises:
-        BundleError: missing, unexpected or misshapen tensors.
+    Raises :class:`BundleError` for missing, unexpected or misshapen tensors, before any is written.
     """
     expected = unique_state(module)
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

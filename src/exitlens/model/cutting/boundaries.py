@@ -32,10 +32,8 @@ class UncuttableError(AttachError):
 def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
     """The tensors computed up to place ``end`` that later nodes need, in order; each has a row for every sample.
 
-    Sizes, parameters and constants do not cross: the later stage computes them again.
-
-    Raises:
-        UncuttableError: if something crosses whose first axis is not the batch.
+    Sizes, parameters and constants do not cross: the later stage computes them again. Raises :class:`UncuttableError` if
+    something crosses whose first axis is not the batch.
     """
     values = traced.values
     crossing, done = set[fx.Node](), set[fx.Node]()
@@ -108,8 +106,7 @@ def _has_channels_first(traced: TracedBackbone, node: fx.Node) -> bool:
 def check_cut(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> tuple[Layout, list[fx.Node]]:
     """The layout of the features at a node, and the tensors that cross there.
 
-    Raises:
-        AttachError: unless the features have a row for each sample, in the network's own dtype.
+    Raises :class:`AttachError` unless the features have a row for each sample, in the network's own dtype.
     """
     layout = find_node_layout(traced, node, kind)
     if node not in traced.values.batched:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -89,14 +89,12 @@ class TracedBackbone:
         try:
             logits: fx.Node = pick_logits(returned, lambda value: shapes.get(value) if isinstance(value, fx.Node) else None)
         except AttachError as error:
-            hint = ""
-            if (
-                isinstance(returned, fx.Node) and len(shapes.get(returned, ())) > 2
-            ):  # the encoder ends where maps are smallest
-                sizes = {n: math.prod(shapes[n][2:]) for n in self.nodes if len(shapes.get(n, ())) == 4}
-                named = [find_name(n, self.last_nodes) for n, size in sizes.items() if size == min(sizes.values())]
-                hint = next((f" (the smallest maps are after {name!r})" for name in reversed(named) if name), "")
-            raise AttachError(f"{error}{hint}") from error
+            if not isinstance(returned, fx.Node) or len(shapes.get(returned, ())) <= 2:
+                raise
+            sizes = {n: math.prod(shapes[n][2:]) for n in self.nodes if len(shapes.get(n, ())) == 4}
+            named = [find_name(n, self.last_nodes) for n, size in sizes.items() if size == min(sizes.values())]
+            hint = next((f" (the smallest maps are after {name!r})" for name in reversed(named) if name), "")
+            raise AttachError(f"{error}{hint}") from error  # the encoder ends where maps are smallest
         return logits
 
     @cached_property
@@ -140,31 +138,24 @@ class TracedBackbone:
         module, name = self.module_of(node), get_callee_name(node)
         if module is not None:
             return bool(getattr(module, "inplace", False))
-        mutating = is_mutating_operation(node.target)
-        if mutating is not None:
+        if (mutating := is_mutating_operation(node.target)) is not None:
             return mutating
         return bool(node.kwargs.get("inplace", False)) or name in _IN_PLACE or name.endswith("_")
 
     def _is_random(self, node: fx.Node) -> bool:
-        module = self.module_of(node)
-        if module is not None:
+        if (module := self.module_of(node)) is not None:
             return any("Drop" in type(m).__name__ for m in module.modules())
         return any(word in get_callee_name(node) for word in _RANDOM)
 
     def list_members(self, graph: fx.Graph) -> dict[str, Any]:
         """The modules, parameters, buffers and constants that a graph uses, by target."""
         members: dict[str, Any] = {}
-        for node in graph.nodes:
-            if node.op in ("call_module", "get_attr"):
-                target = str(node.target)
-                try:
-                    members[target] = (
-                        self.extras[target] if target in self.extras else operator.attrgetter(target)(self.backbone)
-                    )
-                except AttributeError as error:
-                    raise AttachError(
-                        f"backbone: its first forward makes {target!r}, which is not there yet: run one batch through it"
-                    ) from error
+        for target in (str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")):
+            try:
+                members[target] = self.extras[target] if target in self.extras else attrgetter(target)(self.backbone)
+            except AttributeError as error:
+                made = f"its first forward makes {target!r}, which is not there yet"
+                raise AttachError(f"backbone: {made}: run one batch through it") from error
         return members
 
     def runnable(self, graph: fx.Graph | None = None) -> fx.GraphModule:
@@ -189,8 +180,8 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.shapes, self.integers = dict[fx.Node, tuple[int, ...]](), dict[fx.Node, int]()
-        self.dtypes: dict[fx.Node, torch.dtype] = {}
+        self.shapes = dict[fx.Node, tuple[int, ...]]()
+        self.integers, self.dtypes = dict[fx.Node, int](), dict[fx.Node, torch.dtype]()
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

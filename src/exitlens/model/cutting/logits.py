@@ -21,10 +21,7 @@ def pick_logits(output: Any, shape: Shape = _get_shape) -> Any:
     """The logits ``(B,C)`` among what a forward returned: the tensor, the field ``logits``, or the one matrix there is.
 
     Named tuples of torchvision (GoogLeNet, Inception: auxiliary outputs in training) and the outputs of transformers have
-    the field; a plain dict or tuple may hold other things, but one matrix only.
-
-    Raises:
-        AttachError: if there are no logits or more than one candidate, or if they are no matrix.
+    the field; a plain dict or tuple may hold other things, but one matrix only. Anything else is an :class:`AttachError`.
     """
     chosen = _choose(output, shape)
     found = shape(chosen)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.model._torch_compat import use_fake_tensors
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.types.inputs import Inputs, list_tensors, map_inputs
+from exitlens.types.inputs import Inputs, list_tensors
 
 
 def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
@@ -42,18 +42,14 @@ class _Counter(fx.Interpreter):
 
 def count_node_macs(module: fx.GraphModule, example: Inputs) -> dict[fx.Node, int]:
     """Multiply-accumulates of every node in evaluation mode, without computing if the operations allow it."""
-
-    def run(inputs: Inputs) -> dict[fx.Node, int]:
-        counter = _Counter(module)
-        counter.run(*list_tensors(inputs))
-        return counter.macs
-
+    counter, tensors = _Counter(module), list_tensors(example)
     with disable_fused_kernels(), switch_mode(module, False), torch.no_grad():
         try:
             with use_fake_tensors() as fake:
-                return run(map_inputs(example, fake.from_tensor))
+                counter.run(*map(fake.from_tensor, tensors))
         except Exception:  # an operation without a fake implementation
-            return run(example)
+            counter.run(*tensors)
+    return counter.macs
 
 
 @contextmanager

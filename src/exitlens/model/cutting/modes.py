@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,26 +27,22 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
 
     A forward may count its calls, replace a buffer, or leave a tracer's proxy behind.
     """
-    attributes = [(m, dict(vars(m)), _copy_tables(m)) for m in module.modules()]
+    attributes = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
     values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for m, before, tables in attributes:
+        for m, before, parameters, buffers in attributes:
             vars(m).clear()
             vars(m).update(before)
-            for table, old in tables:
-                table.clear()
-                table.update(old)
+            m._parameters.clear()
+            m._parameters.update(parameters)
+            m._buffers.clear()
+            m._buffers.update(buffers)
         with torch.no_grad():
             for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-
-
-def _copy_tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """A module's own tables of parameters and buffers, each with a copy."""
-    return [(table, dict(table)) for table in (vars(module)["_parameters"], vars(module)["_buffers"])]
 
 
 @contextmanager

@@ -32,19 +32,12 @@ class _Clock(nn.Module):
 
 
 def time_shares(traced: TracedBackbone, nodes: Sequence[fx.Node], runs: int) -> list[float]:
-    """Share of the backbone's time up to each node, in [0, 1].
+    """Share of the time up to each node (in the order of execution) of a backbone traced in evaluation mode, in [0, 1].
 
     The graph runs as generated code, with a clock after every node of ``nodes`` and nothing else between its operations:
     an interpreter of single nodes would add its own time to each. One run warms up. For every part between two clocks the
-    shortest time counts, because other work on the machine only ever adds to it.
-
-    Args:
-        traced: in evaluation mode; of its example the first sample is used, ``SAMPLES`` times in a batch.
-        nodes: in the order of execution.
-        runs: how many at least; they go on for ``SECONDS``.
-
-    Raises:
-        AttachError: if the backbone fails on the example.
+    shortest time counts, because other work on the machine only ever adds to it. There are at least ``runs`` of them, and
+    they go on for ``SECONDS``, on ``SAMPLES`` copies of the example's first sample.
     """
     tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(traced.example)]
     clock = _Clock(tensors[0].device)

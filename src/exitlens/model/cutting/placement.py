@@ -68,14 +68,11 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         AttachError: if the backbone cannot be traced, or fails on the example.
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
+    if example is None:
+        like = next(backbone.parameters(), torch.zeros(()))
+        example = map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
     with preserve_state(backbone):
-        return _list_points(_trace_first(backbone, _make_zeros(backbone) if example is None else example), runs)
-
-
-def _make_zeros(backbone: nn.Module) -> Inputs:
-    """The default example, on the device of the backbone and, if it is an image, of its dtype."""
-    like = next(backbone.parameters(), torch.zeros(()))
-    return map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
+        return _list_points(_trace_first(backbone, example), runs)
 
 
 def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
@@ -103,12 +100,8 @@ def place_exits(
 ) -> list[str]:
     """Names of ``count`` exit points that lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
 
-    Args:
-        backbone: a module. example: as in :func:`exit_points`.
-        count: how many.
-        layout: of the features, as in :func:`~exitlens.model.attach.attach`.
-        placement: shares of ``"cost"``, or of the ``"time"`` measured on this machine: where they are not the same (few
-            multiply-accumulates on large maps), exits at equal cost do not save equal time.
+    The shares are of ``"cost"``, or of the ``"time"`` measured on this machine: where they are not the same (few
+    multiply-accumulates on large maps), exits at equal cost do not save equal time.
 
     Raises:
         InputError: for a count below 1 or an unknown ``placement``; AttachError: for more exits than there are places.
@@ -129,11 +122,7 @@ def place_exits(
 
 
 def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement = "cost") -> list[str]:
-    """What :func:`place_exits` chooses among the places of a backbone.
-
-    Raises:
-        AttachError: for more exits than there are places.
-    """
+    """What :func:`place_exits` chooses among the places; raises :class:`AttachError` if there are too few."""
     followed = zip(points, [*points[1:], None], strict=True)
     points = [p for p, following in followed if p.macs and not _is_superseded(p, following, placement)]
     if len(points) < count:

@@ -74,8 +74,7 @@ def split(
 ) -> Pieces:
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
-    Raises:
-        AttachError: unknown or misplaced names, or a forward that cannot be traced or cut there.
+    Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)
@@ -85,17 +84,10 @@ def split(
     if training_cuts.widths != cuts.widths:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(a, b) for a, b in zip(training_cuts.parts, cuts.parts, strict=True)]
-    shapes = [evaluation.shape_of(node) for node in cuts.nodes]
-    return Pieces(
-        evaluation,
-        stages[:-1],
-        stages[-1],
-        cuts.layouts,
-        [lay.channels(shape) for lay, shape in zip(cuts.layouts, shapes, strict=True)],
-        [lay.size(shape) for lay, shape in zip(cuts.layouts, shapes, strict=True)],
-        _find_pooled_linear(evaluation, cuts.nodes[-1]),
-        evaluation.exported or training.exported,
-    )
+    pairs = [(lay, evaluation.shape_of(node)) for lay, node in zip(cuts.layouts, cuts.nodes, strict=True)]
+    channels, sizes = [lay.channels(shape) for lay, shape in pairs], [lay.size(shape) for lay, shape in pairs]
+    linear, exported = _find_pooled_linear(evaluation, cuts.nodes[-1]), evaluation.exported or training.exported
+    return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported)
 
 
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None) -> _Cuts:
@@ -160,8 +152,7 @@ def _find_changed(traced: TracedBackbone, nodes: list[fx.Node], incoming: list[f
 
 def _is_view(traced: TracedBackbone, node: fx.Node) -> bool:
     """Whether the result may share the memory of the first argument."""
-    module = traced.module_of(node)
-    if module is not None:
+    if (module := traced.module_of(node)) is not None:
         return isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS))
     return node.op.startswith("call") and get_callee_name(node).startswith(_VIEWS)
 

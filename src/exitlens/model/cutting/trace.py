@@ -19,8 +19,7 @@ from exitlens.types.inputs import Inputs, list_input_names
 def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedBackbone:
     """Traces ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses (or ``export`` asks for it).
 
-    Raises:
-        AttachError: if neither can follow the forward pass (control flow that depends on data, for example).
+    Raises :class:`AttachError` if neither can follow the forward pass (control flow that depends on data, for example).
     """
     _check_forward(backbone, example)
     tracer = FxTracer(example)

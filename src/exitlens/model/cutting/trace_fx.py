@@ -17,9 +17,8 @@ from exitlens.types.inputs import Inputs, list_input_names
 class FxTracer(fx.Tracer):
     """torch.fx's tracer with placeholders for the inputs only; it remembers which node each module returned.
 
-    Args:
-        example: inputs by the names of the forward's arguments, or one tensor for its first; others keep their defaults.
-        leaf: name of a module not to look into.
+    The example has inputs by the names of the forward's arguments, or one tensor for its first; others keep their defaults.
+    ``leaf`` names a module not to look into.
     """
 
     proxy_buffer_attributes = True  # a forward that changes a buffer (counts batches) does so in the graph, not while traced
@@ -37,15 +36,14 @@ class FxTracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for the inputs; the arguments before and between them keep their defaults."""
-        parameters = list(inspect.signature(self.root.forward).parameters.values())
-        wanted = list_input_names(self.example) or tuple(p.name for p in parameters[:1])
+        parameters = inspect.signature(self.root.forward).parameters
+        names = list(parameters)
+        wanted = list_input_names(self.example) or names[:1]
         proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in wanted}
-        names = [p.name for p in parameters]
-        absent = [name for name in wanted if name not in names]
-        if absent:
+        if absent := [name for name in wanted if name not in names]:
             raise TypeError(f"its forward has no argument {absent[0]!r}")
-        reach = max(names.index(name) for name in wanted) + 1
-        return root_fn, [self.root, *(proxies.get(p.name, p.default) for p in parameters[:reach])]
+        reach = max(map(names.index, wanted)) + 1
+        return root_fn, [self.root, *(proxies.get(name, parameters[name].default) for name in names[:reach])]
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Traces the call and remembers where the module has its output."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,8 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.types.inputs import MASK, list_input_names, list_tensors
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
-_QUANTISED = (
-    "torch.ao.nn.quantized",
-    "torch.ao.nn.intrinsic.quantized",
-    "torch.nn.quantized",
-    "torch.nn.intrinsic.quantized",
-)
+_QUANTISED = tuple(f"torch.{part}.quantized" for part in ("ao.nn", "ao.nn.intrinsic", "nn", "nn.intrinsic"))
+_FLOAT = "It cannot be trained or cut. Mend: attach exits to the float network and quantise afterwards"
 
 
 def check_backbone(backbone: nn.Module) -> None:
@@ -38,10 +34,7 @@ def check_backbone(backbone: nn.Module) -> None:
         )
     for name, module in backbone.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
-            raise AttachError(
-                f"backbone: {name!r} is a quantised {type(module).__name__}, which cannot be trained or cut. Mend: attach "
-                "exits to the float network and quantise afterwards"
-            )
+            raise AttachError(f"backbone: {name!r} is a quantised {type(module).__name__}. {_FLOAT}")
     for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
         if isinstance(tensor, UninitializedParameter):
             raise AttachError(f"backbone: {name!r} is lazy and has no shape yet. Mend: run one batch through it first")
@@ -51,7 +44,7 @@ def check_backbone(backbone: nn.Module) -> None:
                 "load its weights"
             )
         if tensor.is_quantized:
-            raise AttachError(f"backbone: {name!r} is quantised. Mend: attach to the float network and quantise afterwards")
+            raise AttachError(f"backbone: {name!r} is quantised. {_FLOAT}")
     for name in (*backbone._modules, *backbone._parameters, *backbone._buffers):
         if hasattr(torch.fx.GraphModule, name):
             raise AttachError(f"backbone: its {name!r} has the name of something that torch.fx needs: rename it")
@@ -64,10 +57,8 @@ def verify(pieces: Pieces) -> None:
 
     So must buffers and gradients after a training pass. Then they run once more with a row dropped and the others exchanged
     after the first cut, as routing does: every sample must get the answer that it gets in the full batch. Afterwards
-    buffers (batch-norm statistics), the random state and the mode of every module are what they were.
-
-    Raises:
-        TraceMismatchError: if they differ.
+    buffers (batch-norm statistics), the random state and the mode of every module are what they were. What differs is a
+    :class:`TraceMismatchError`.
     """
     with fill_zero_parameters(pieces.traced.backbone):
         _verify_evaluation(pieces)
@@ -99,37 +90,34 @@ def _verify_evaluation(pieces: Pieces) -> None:
 def _verify_training(pieces: Pieces) -> None:
     backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 2)
     with preserve_state(backbone):
-        plain = run_plain(pieces, inputs, True, gradients=True)
+        plain = run_plain(pieces, inputs, True)
         buffers = _copy_buffers(backbone)
         try:
             expected = _take_gradients(backbone, plain)
         except RuntimeError:  # the plain backbone itself cannot be trained: there is nothing to be equal to
             expected = None
     with preserve_state(backbone):
-        staged = run_staged(pieces, inputs, True, gradients=True)
+        staged = run_staged(pieces, inputs, True)
         _compare(plain.detach(), staged.detach(), 1e-6, "batch 2 in training mode")
         _compare_buffers(buffers, _copy_buffers(backbone))
         if expected is not None:
             _compare_gradients(expected, _take_gradients(backbone, staged))
 
 
-def run_plain(pieces: Pieces, inputs: Sequence[Tensor], training: bool, gradients: bool = False) -> Tensor:
-    """The backbone's own logits, with the random state forked and seeded."""
+def run_plain(pieces: Pieces, inputs: Sequence[Tensor], training: bool) -> Tensor:
+    """The backbone's own logits, with the random state forked and seeded; in training mode with autograd."""
     backbone, names = pieces.traced.backbone, list_input_names(pieces.traced.example)
-    with switch_mode(backbone, training), torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
+    with switch_mode(backbone, training), torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
         own = [t.clone() for t in inputs]  # a forward may change its input
         output = backbone(**dict(zip(names, own, strict=True))) if names else backbone(*own)
-        logits: Tensor = pick_logits(output)
-        return logits.clone()
+        return cast(Tensor, pick_logits(output)).clone()
 
 
-def run_staged(
-    pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchange: bool = False, gradients: bool = False
-) -> Tensor:
+def run_staged(pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchange: bool = False) -> Tensor:
     """The same by stages and tail; with ``exchange``, in the opposite order of samples after the first stage."""
     activations: Activations = tuple(inputs)
-    with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]):
+    with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
         for k, stage in enumerate((*pieces.stages, pieces.tail)):
             with switch_mode(stage, training):

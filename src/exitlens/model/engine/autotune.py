@@ -51,7 +51,8 @@ def tune(
     best = meter.find_fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
     if torch.get_num_threads() > 1:
         best = meter.find_fastest([best, replace(best, threads=1)])
-    facts["ms_per_sample"] = meter.list_times()
+    times = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.found.items()]
+    facts["ms_per_sample"] = [{name: value for name, value in row.items() if name != "measured"} for row in times]
     return replace(best, measured=facts)
 
 
@@ -88,11 +89,9 @@ class _Meter:
         self.engines: dict[tuple[bool, bool, str], Engine] = {}  # one copy of the weights for each form
 
     def find_fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
-        """The first tuning whose time a sample is within ``NEARLY`` of the lowest.
+        """The first tuning (the simplest come first) whose time a sample is within ``NEARLY`` of the lowest.
 
-        Args:
-            tunings: the simplest first.
-            stop_early: leave out those after the first that is no better than those before it.
+        ``stop_early``: leave out those after the first that is no better than those before it.
         """
         runs: dict[Tuning, Callable[[], float]] = {}
         for tuning in tunings:
@@ -111,7 +110,7 @@ class _Meter:
 
     def _run(self, tuning: Tuning) -> Callable[[], float]:
         form = tuning.channels_last, tuning.folded, tuning.precision
-        engine = self.engines.setdefault(form, self.engines.get(form) or self.prepare_engine(tuning))
+        engine = self.engines.setdefault(form, self.engines.get(form) or Engine.prepare(self.stages, self.heads, tuning))
         count = max(FEW, tuning.micro_batch)
 
         def once() -> float:
@@ -131,17 +130,6 @@ class _Meter:
             return once()
 
         return run
-
-    def prepare_engine(self, tuning: Tuning) -> Engine:
-        """An engine on copies of the weights, whatever the network's own tuning."""
-        return Engine.prepare(self.stages, self.heads, tuning)
-
-    def list_times(self) -> list[dict[str, Any]]:
-        """What was measured, JSON-ready."""
-        return [
-            {name: value for name, value in tuning.to_dict().items() if name != "measured"} | {"ms": round(1000 * s, 4)}
-            for tuning, s in self.found.items()
-        ]
 
 
 def _measure_agreement(meter: _Meter, like: Tuning, policy: Policy | None) -> float | None:
@@ -163,7 +151,7 @@ def _measure_agreement(meter: _Meter, like: Tuning, policy: Policy | None) -> fl
 
 
 def _compute_logits(meter: _Meter, tuning: Tuning, size: int = 16) -> Tensor:  # -> (N,K,C)
-    engine, found = meter.prepare_engine(tuning), []
+    engine, found = Engine.prepare(meter.stages, meter.heads, tuning), []
     with engine.mode():
         for at in range(0, len(meter.given[0]), size):
             outputs = engine.compute_outputs(engine.enter(tuple(t[at : at + size] for t in meter.given)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -37,9 +37,11 @@ class CompiledEngine(Engine):
         activations = tuple(t if self.tuning.channels_last and t.ndim == 4 else t.contiguous() for t in activations)
         return tuple(t.clone() if t.is_inference() else t for t in activations)
 
-    def mode(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def mode(self) -> Iterator[None]:
         """Without autograd, and outside of any inference mode of the caller's."""
-        return _use_ordinary_tensors()
+        with torch.inference_mode(False), torch.no_grad():
+            yield
 
     def advance(self, k: int, activations: Activations) -> Activations:
         """Stage k alone, for an exit whose head is not needed."""
@@ -73,10 +75,8 @@ class CompiledEngine(Engine):
     def warm_up(self, activations: Activations, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
         """Compiles the steps that this policy uses; yields k and the seconds that step k took.
 
-        Each is compiled for one sample, for a few and for many, so that later batches of any size compile nothing.
-
-        Raises:
-            EngineError: where PyTorch cannot compile a step on this machine.
+        Each is compiled for one sample, for a few and for many, so that later batches of any size compile nothing. Raises
+        :class:`EngineError` where PyTorch cannot compile a step on this machine.
         """
         size = self.tuning.micro_batch  # the router runs fewer than two micro-batches at once
         counts = (LARGE_BATCH + 1, 5) if size == 0 or 2 * size > LARGE_BATCH else (5,)
@@ -104,9 +104,3 @@ class CompiledEngine(Engine):
         if not needs_head(policy, k):
             return self.advance(k, activations)
         return self.answer(k, activations, 1.5, policy.score, attention or policy.gate is not None).activations
-
-
-@contextmanager
-def _use_ordinary_tensors() -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad():
-        yield

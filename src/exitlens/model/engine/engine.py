@@ -34,12 +34,9 @@ class StepOutput(NamedTuple):
 
 
 class Engine:
-    """Stages and heads in the form in which they run. Threads may share one; nothing here changes while it answers.
+    """Stages and heads in a tuning's formats. Threads may share one; nothing here changes while it answers.
 
-    Args:
-        stages: K modules or graphs. heads: K exit heads.
-        tuning: in whose formats they are.
-        shared: they are the network's own, not copies.
+    ``shared``: they are the network's own, not copies.
     """
 
     is_compiled = False
@@ -70,14 +67,7 @@ class Engine:
     def answer(
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
-        """Stage k and the head of exit k.
-
-        Args:
-            k: which.
-            activations: what crosses the cut before stage k.
-            temperature: of the policy. score: of the policy.
-            attention: also give the attention map.
-        """
+        """Stage k and the head of exit k, with the policy's temperature and score; ``attention``: also the map."""
         return take_step(self.stages[k], self.heads[k], activations, temperature, score, attention)
 
     def try_out(self, activations: Activations) -> None:

@@ -35,11 +35,10 @@ def prepare_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     return twin
 
 
-def fold(body: fx.GraphModule) -> int:
-    """Folds every batch normalisation into the convolution that it alone follows; returns how many there were."""
+def fold(body: fx.GraphModule) -> None:
+    """Folds every batch normalisation into the convolution that it alone follows."""
     modules = dict(body.named_modules())
     calls = Counter(str(node.target) for node in body.graph.nodes if node.op == "call_module")
-    folded = 0
     for node in list(body.graph.nodes):
         before = _find_convolution(node, modules, calls)
         if before is None:
@@ -50,10 +49,8 @@ def fold(body: fx.GraphModule) -> int:
         setattr(body.get_submodule(parent), name, fused)
         node.replace_all_uses_with(before)
         body.graph.erase_node(node)
-        folded += 1
     body.delete_all_unused_submodules()
     body.recompile()
-    return folded
 
 
 def _find_convolution(node: fx.Node, modules: dict[str, nn.Module], calls: Counter[str]) -> fx.Node | None:

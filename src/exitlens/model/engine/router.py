@@ -54,14 +54,13 @@ class _Buffer:
 
     @classmethod
     def like(cls, activations: Activations, capacity: int) -> _Buffer:
-        last = tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
+        last = _find_channels_last(activations)
         rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(activations, last, strict=True))
         return cls(tuple(t.new_empty(capacity, *t.shape[1:]) for t in rows), last, 0)
 
     def fits(self, activations: Activations, count: int) -> bool:
         """Whether ``count`` rows of ``activations`` can be added."""
-        same = self.last == tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
-        return same and self.used + count <= len(self.tensors[0])
+        return self.last == _find_channels_last(activations) and self.used + count <= len(self.tensors[0])
 
     def gather(self, activations: Activations, rows: Tensor) -> None:
         """Adds rows of ``activations``."""
@@ -74,6 +73,10 @@ class _Buffer:
         """What was gathered, in the memory format that it had."""
         used = (t[: self.used] for t in self.tensors)
         return tuple(t.permute(0, 3, 1, 2) if is_last else t for t, is_last in zip(used, self.last, strict=True))
+
+
+def _find_channels_last(activations: Activations) -> tuple[bool, ...]:
+    return tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
 
 
 @dataclass
@@ -120,8 +123,6 @@ class Router:
     go first, so few samples wait at a time: fewer than a micro-batch before each stage.
 
     Args:
-        engine: what runs.
-        policy: whose thresholds, temperatures and score count.
         attention: keep the attention maps of the exits that answer.
         micro_batch: samples that run together; 0: all that there are.
         rule: which samples leave at an exit, in place of the policy's decision: benchmarks force exit shares with it.
@@ -138,12 +139,7 @@ class Router:
         self._routed: list[RoutedBatch] = []
 
     def feed(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
-        """Takes samples in and runs whatever fills micro-batches; returns those that were answered by that.
-
-        Args:
-            where: ``(B,)`` places of the samples, for the answers.
-            activations: what the network's check of its inputs returned.
-        """
+        """Takes samples in at their places ``(B,)`` and runs whatever fills micro-batches; returns what that answered."""
         self._pools = self._pools or [_Pool() for _ in self.policy.temperatures]
         shapes = tuple(t.shape[1:] for t in activations)
         if self.waiting and shapes != self._shapes:  # images of another size run apart
@@ -217,9 +213,7 @@ class Router:
     ) -> tuple[Tensor, Activations, Tensor | None] | None:
         """Runs stage k; samples that leave are added to ``routed``.
 
-        Returns:
-            Places of the samples that stay, all that crosses the cut, and which of its rows stay (``None``: all); or
-            ``None`` if no sample stays.
+        Returns places of those that stay, all that crosses the cut, and which of its rows stay (``None``: all); or ``None``.
         """
         policy, gated, previous = self.policy, self.policy.gate is not None, None
         activations = self.engine.enter(activations) if k == 0 else activations

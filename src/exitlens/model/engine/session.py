@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -55,7 +55,8 @@ class WeightsRecord:
         versions = self._versions
         if versions is None or any(read_version(tensor) != version for tensor, version in versions):
             with self._lock:
-                versions = [(t, read_version(t)) for t in self._tensors()]  # before they are read
+                tensors = [t for part in self._parts.values() for t in (*part.parameters(), *part.buffers())]
+                versions = [(t, read_version(t)) for t in tensors]  # before they are read
                 self._fingerprint = self.compute_fingerprint()
                 self._versions = versions
         return versions
@@ -64,19 +65,11 @@ class WeightsRecord:
         """For weights that are other tensors from now on."""
         self._versions = None
 
-    def _tensors(self) -> Iterator[Tensor]:
-        for part in self._parts.values():
-            yield from part.parameters()
-            yield from part.buffers()
-
 
 class Session:
     """How one network answers now. A copy of the network answers by the same tuning, and is not compiled.
 
-    Args:
-        stages: of the network. heads: of the network.
-        example: gives one sample as the first stage takes it.
-        tuning: what to begin with.
+    ``example`` gives one sample as the first stage takes it.
     """
 
     def __init__(

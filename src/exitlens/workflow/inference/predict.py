@@ -57,18 +57,14 @@ def check_policy(net: ExitNet, policy: Policy) -> None:
 
 
 def merge_routed(routed: list[RoutedBatch]) -> Prediction:
-    """What the router gave, as one prediction in the order of places.
-
-    Raises:
-        InputError: where the network's answers are not finite.
-    """
+    """What the router gave, as one prediction in the order of places; raises :class:`InputError` for NaN or infinity."""
     if len(routed) == 1:
         where, exit_, scores, p, rows, trust = routed[0]
         _check_answers(p)
         maps = None if rows is None else tuple(rows.unbind(0))
         estimates, last = (None, None) if trust is None else trust.unbind(1)
         return Prediction(p.argmax(1), torch.full_like(where, exit_), scores, p, maps, where, estimates, last)
-    order = torch.cat([part.where for part in routed]).argsort()
+    where, order = torch.cat([part.where for part in routed]).sort()
     p = torch.cat([part.probabilities for part in routed])[order]
     _check_answers(p)
     maps = None
@@ -76,9 +72,7 @@ def merge_routed(routed: list[RoutedBatch]) -> Prediction:
         every = [row for part in routed if part.attention is not None for row in part.attention.unbind(0)]
         maps = tuple(every[i] for i in order.tolist())
     exits = torch.cat([torch.full_like(part.where, part.exit) for part in routed])[order]
-    scores, where = (
-        torch.cat(column)[order] for column in zip(*((part.scores, part.where) for part in routed), strict=True)
-    )
+    scores = torch.cat([part.scores for part in routed])[order]
     known = [part.trust for part in routed if part.trust is not None]
     estimates, last = torch.cat(known)[order].unbind(1) if known else (None, None)
     return Prediction(p.argmax(1), exits, scores, p, maps, where, estimates, last)

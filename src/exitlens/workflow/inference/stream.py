@@ -66,22 +66,8 @@ def predict_stream(
         StreamError: when the iterator raises, after the answers of all samples before.
     """
     check_policy(net, policy)
-    settings = _StreamSettings(attention, order, max_delay_ms)
-    return _stream(net, _open_source(net, batches, batch_size), policy, settings, batch_size, progress)
-
-
-@dataclass(frozen=True)
-class _StreamSettings:
-    attention: bool
-    order: Order
-    max_delay_ms: float | None
-
-    def __post_init__(self) -> None:
-        if self.order not in ("input", "ready"):
-            raise InputError(f"order: expected 'input' or 'ready', got {self.order!r}")
-        delay = self.max_delay_ms
-        if delay is not None and not (isinstance(delay, int | float) and 0 <= delay < math.inf):
-            raise InputError(f"max_delay_ms: expected milliseconds of 0 or more, or None, got {delay!r}")
+    stream = _Stream(net, policy, attention, order, max_delay_ms)
+    return _run(stream, _open_source(net, batches, batch_size), batch_size, progress)
 
 
 def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
@@ -99,12 +85,10 @@ def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
     return ImageStream(list_images(Path(batches)), net.info.preprocess, batch_size)
 
 
-def _stream(
-    net: ExitNet, source: Any, policy: Policy, settings: _StreamSettings, batch_size: int, progress: bool
-) -> Iterator[Prediction]:
-    with Prefetch(iterate_inputs(source, batch_size, net.device)) as loading:
-        found = _Stream(net, policy, settings).run(loading)
-        total = count_batches(source, batch_size) if settings.order == "input" else None  # then one prediction a batch
+def _run(stream: _Stream, source: Any, batch_size: int, progress: bool) -> Iterator[Prediction]:
+    with Prefetch(iterate_inputs(source, batch_size, stream.net.device)) as loading:
+        found = stream.run(loading)
+        total = count_batches(source, batch_size) if stream.order == "input" else None  # then one prediction a batch
         yield from track(found, "predicting", total=total) if progress else found
 
 
@@ -121,8 +105,13 @@ class _Open:
 class _Stream:
     """Answers a stream: feeds the router, and hands out what is complete."""
 
-    def __init__(self, net: ExitNet, policy: Policy, settings: _StreamSettings) -> None:
-        self.net, self.policy, self.settings = net, policy, settings
+    def __init__(self, net: ExitNet, policy: Policy, attention: bool, order: Order, max_delay_ms: float | None) -> None:
+        if order not in ("input", "ready"):
+            raise InputError(f"order: expected 'input' or 'ready', got {order!r}")
+        if max_delay_ms is not None and not (isinstance(max_delay_ms, int | float) and 0 <= max_delay_ms < math.inf):
+            raise InputError(f"max_delay_ms: expected milliseconds of 0 or more, or None, got {max_delay_ms!r}")
+        self.net, self.policy, self.attention = net, policy, attention
+        self.order, self.max_delay_ms = order, max_delay_ms
         self.router: Router | None = None
         self.open: deque[_Open] = deque()  # batches that are not answered in full
         self.seen = 0
@@ -173,7 +162,7 @@ class _Stream:
             count = count_rows(inputs)
             where = torch.arange(self.seen, self.seen + count, device=activations[0].device)
             if self.router is None:
-                self.router = Router(engine, self.policy, self.settings.attention)
+                self.router = Router(engine, self.policy, self.attention)
             self._continue_with(engine)
             # untuned: as many as the stream's own batches hold
             self.router.micro_batch = self.net.tuning.micro_batch or max(self.router.micro_batch, count)
@@ -187,9 +176,7 @@ class _Stream:
         assert self.router is not None
         before = self.router.engine
         if before.tuning != engine.tuning or before.is_compiled != engine.is_compiled:
-            raise EngineError(
-                "net: it was tuned or compiled while it answered a stream: do that before, or after the stream"
-            )
+            raise EngineError("net: it was tuned or compiled while it answered a stream: do that before or after the stream")
         self.router.engine = engine
 
     def _flush(self) -> list[RoutedBatch]:
@@ -201,9 +188,9 @@ class _Stream:
 
     def _patience(self) -> float | None:
         """Seconds until the sample that waits longest has waited long enough; ``None``: for ever."""
-        if self.settings.max_delay_ms is None or self.router is None or not self.router.waiting:
+        if self.max_delay_ms is None or self.router is None or not self.router.waiting:
             return None
-        return max(0.0, self.router.oldest + self.settings.max_delay_ms / 1000 - time.monotonic())
+        return max(0.0, self.router.oldest + self.max_delay_ms / 1000 - time.monotonic())
 
     def _overdue(self) -> bool:
         return self._patience() == 0.0 or (bool(self.open) and self.seen - self.open[0].start > MAX_WAITING)
@@ -211,11 +198,11 @@ class _Stream:
     def _ready(self, routed: list[RoutedBatch]) -> Iterator[Prediction]:
         for part in routed:
             self._assign(part)
-            if self.settings.order == "ready" and len(part.where):
+            if self.order == "ready" and len(part.where):
                 yield merge_routed([part])
         while self.open and self.open[0].answered == self.open[0].count:
             done = self.open.popleft()
-            if self.settings.order == "input":
+            if self.order == "input":
                 yield merge_routed(done.routed)
 
     def _assign(self, part: RoutedBatch) -> None:
@@ -224,6 +211,6 @@ class _Stream:
         owners = torch.bucketize(part.where.cpu(), torch.tensor(ends), right=True)
         for i in owners.unique().tolist():
             rows = (owners == i).nonzero().squeeze(1).to(part.where.device)
-            if self.settings.order == "input":
+            if self.order == "input":
                 self.open[i].routed.append(part if len(rows) == len(part.where) else part.select(rows))
             self.open[i].answered += len(rows)

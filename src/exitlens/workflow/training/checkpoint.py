@@ -24,8 +24,7 @@ def save_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, note: M
 def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Inverse of :func:`save_checkpoint`: loads module and optimiser in place and returns the note.
 
-    Raises:
-        BundleError: a damaged file or one of another network.
+    Raises :class:`BundleError` for a damaged file or one of another network.
     """
     tensors, note = read_tensors(path)
     state = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from exitlens.errors import MissingExtraError
+from exitlens.errors import import_extra
 from exitlens.io import write_text
 
 
@@ -47,11 +47,7 @@ def open_tensorboard(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]]
     if out_dir is None:
         yield lambda row: None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "log", "fit(tensorboard=True)") from error
-    writer = SummaryWriter(str(out_dir))
+    writer = import_extra("torch.utils.tensorboard", "log", "fit(tensorboard=True)").SummaryWriter(str(out_dir))
 
     def write(row: dict[str, Any]) -> None:
         for name, value in flatten_row(row).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +33,23 @@ Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 
 
+@dataclass(eq=False)
 class TrainingRun:
-    """State of one training run: optimiser, history, and where it is written.
+    """State of one training run: optimiser, directory, and what :class:`~exitlens.workflow.training.fit.FitResult` has."""
 
-    Attributes:
-        history, best_epoch, seconds: as in :class:`~exitlens.workflow.training.fit.FitResult`.
-    """
+    net: ExitNet
+    loss: EGTLoss
+    settings: TrainingSettings
+    augment: Augment | None
+    workers: int
+    out_dir: Path | None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    best_state: dict[str, Tensor] | None = None
 
-    def __init__(
-        self,
-        net: ExitNet,
-        loss: EGTLoss,
-        settings: TrainingSettings,
-        augment: Augment | None,
-        workers: int,
-        out_dir: Path | None,
-    ) -> None:
-        self.net, self.loss, self.settings, self.augment = net, loss, settings, augment
-        self.workers, self.out_dir = workers, out_dir
-        self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self.best_state: dict[str, Tensor] | None = None
-        parameters = select_trainable(net, settings.freeze_backbone)
-        self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    def __post_init__(self) -> None:
+        parameters, rate = select_trainable(self.net, self.settings.freeze_backbone), self.settings.learning_rate
+        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.settings.weight_decay)
 
     @property
     def epochs_done(self) -> int:
@@ -81,7 +75,6 @@ class TrainingRun:
             "network": self.net.info.to_dict(),
             "training_data": {"type": type(train).__name__, "length": size},
         }
-        record = json.loads(json.dumps(record))
         written = self.out_dir / SETTINGS
         if written.exists() and not resume:
             raise OutputExistsError(f"out_dir: {self.out_dir} holds a run already: pass resume=True or another directory")
@@ -89,7 +82,7 @@ class TrainingRun:
             self.out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
-        if written.exists() and _read_record(written) != record:
+        if written.exists() and _read_record(written) != json.loads(json.dumps(record)):
             raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
         write_json(written, record)
         if (self.out_dir / LAST).exists():

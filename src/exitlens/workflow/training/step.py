@@ -16,7 +16,6 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
-from exitlens.workflow.training.schedule import one_cycle_rate
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,16 @@ class TrainingSettings:
             raise InputError(f"learning_rate, weight_decay: expected finite numbers above 0 and from 0, got {rate}, {decay}")
 
 
+def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
+    """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the first 30 %, then down to peak/250,000.
+
+    The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.
+    """
+    low, end = peak / 25, peak / 25 / 1e4
+    start, stop, share = (low, peak, progress / warm) if progress < warm else (peak, end, (progress - warm) / (1 - warm))
+    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
 def take_step(
     net: ExitNet,
     optimizer: torch.optim.Optimizer,
@@ -55,8 +64,8 @@ def take_step(
 ) -> LossTerms:
     """One optimiser step at ``progress`` in [0, 1) of training.
 
-    Raises:
-        InputError: for a batch the network cannot take; TrainingError: if the loss is not finite (no step is taken then).
+    No step is taken for a batch that the network cannot take (:class:`InputError`) or a loss that is not finite
+    (:class:`TrainingError`).
     """
     for group in optimizer.param_groups:
         group["lr"] = one_cycle_rate(progress, settings.learning_rate)
@@ -83,11 +92,7 @@ def take_step(
 
 
 def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:
-    """The parameters to train.
-
-    Raises:
-        TrainingError: if there are none.
-    """
+    """The parameters to train; raises :class:`TrainingError` if there are none."""
     frozen = {id(p) for p in net.stages.parameters()} if freeze_backbone else set()
     if freeze_backbone and net.info.final == "keep":
         frozen |= {id(p) for p in net.heads[-1].parameters()}
