@@ -38,7 +38,7 @@ from exitlens.workflow.explanation import explain
 from exitlens.workflow.inference.predict import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the longer side of what is kept of it
-SAMPLES, EXAMPLES = 2000, 12
+SAMPLES, EXAMPLES, TEXTS = 2000, 12, 6
 ROUNDS, PATIENCE = 5, 0.3  # how often an answer is timed at most; seconds after which no further round begins
 DISPLAY = 320  # pixels, the longer side of a picture
 
@@ -55,9 +55,9 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture to start with, and what it shows."""
+    """A picture or text to start with, and the class of a picture."""
 
-    picture: Image.Image
+    shown: Image.Image | str
     truth: str
 
 
@@ -113,36 +113,26 @@ class Explorer:
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
     def examples(self) -> list[Example]:
-        """Test images of the first run's data, or bundled scenes if it has no record of its data.
+        """Test samples of the first run's data; without a record of its data bundled scenes, or no text.
 
         Raises:
             DataError: if ``data`` was given and cannot be read.
         """
-        if self.is_text:
-            return []
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
         except (ExitlensError, OSError):
             if self._data:
                 raise
+            if self.is_text:
+                return []
             data = load_scenes("test", limit=EXAMPLES)
+        if isinstance(data, TextSet):
+            return [Example(text, "") for text in data.texts[:TEXTS]]
         assert isinstance(data, ImageSet)
-        steps = torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique()
-        chosen = data.subset(steps)
-        pictures = [from_pixels(pixels) for pixels in chosen.images]
-        return [Example(p, chosen.classes[i]) for p, i in zip(pictures, chosen.labels.tolist(), strict=True)]
-
-    def example_texts(self, count: int = 6) -> list[str]:
-        """Texts of the first run's test split, if it has a record of them."""
-        first = self.runs[0]
-        try:
-            data = self._load(first, first.net, "test")
-        except (ExitlensError, OSError):
-            if self._data:
-                raise
-            return []
-        return list(data.texts[:count]) if isinstance(data, TextSet) else []
+        chosen = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
+        pairs = zip(chosen.images, chosen.labels.tolist(), strict=True)
+        return [Example(from_pixels(pixels), chosen.classes[i]) for pixels, i in pairs]
 
     def read(self, path: Path) -> Image.Image:
         """An uploaded file as a picture.

@@ -109,12 +109,9 @@ def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) 
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
     promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
     drop = "" if report.accuracy_drop is None else f"{100 * report.accuracy_drop:+.2f} points lost to the final exit"
+    count = len(report.exit_shares)
     shares = [
-        {
-            "name": exit_name(k, len(report.exit_shares)),
-            "share": share,
-            "colour": pick_exit_colour(k, len(report.exit_shares)),
-        }
+        {"name": exit_name(k, count), "share": share, "colour": pick_exit_colour(k, count)}
         for k, share in enumerate(report.exit_shares)
     ]
     return load_template("explorer_routed.html.j2").render(
