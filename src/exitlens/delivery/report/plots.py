@@ -70,15 +70,14 @@ def plot_accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = 
                     colour = pick_exit_colour(row.exit, len(one.report.exits))
                     axes.plot(row.cost, 100 * row.accuracy, marker, ms=8, mec=PAPER, color=colour, zorder=3)
             if one.report.accuracy is not None:
-                chosen = (one.report.cost, 100 * one.report.accuracy)
                 star: dict[str, Any] = {
+                    "marker": "*",
                     "ms": 15,
                     "mfc": INK if line == "-" else PAPER,
                     "mec": INK,
                     "ls": "none",
-                    "zorder": 4,
                 }
-                axes.plot(*chosen, "*", label=f"{one.label}: chosen policy", **star)
+                axes.plot(one.report.cost, 100 * one.report.accuracy, label=f"{one.label}: chosen policy", zorder=4, **star)
         if plain_accuracy is not None:
             axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
         axes.set_xlabel("mean cost (plain backbone = 1)")
@@ -101,13 +100,9 @@ def plot_exit_shares(series: Sequence[Series]) -> str:
                 colour = pick_exit_colour(k, count)
                 axes.barh(row, 100 * share, left=left, color=colour, edgecolor=PAPER)
                 if share > 0.06:
-                    centred: dict[str, Any] = {
-                        "ha": "center",
-                        "va": "center",
-                        "weight": "bold",
-                        "color": choose_text_colour(colour),
-                    }
-                    axes.text(left + 50 * share, row, f"{100 * share:.0f}", **centred)
+                    style: dict[str, Any] = {"ha": "center", "va": "center", "weight": "bold"}
+                    ink = choose_text_colour(colour)
+                    axes.text(left + 50 * share, row, f"{100 * share:.0f}", color=ink, **style)
                 left += 100 * share
         axes.set_yticks(range(len(series)), [one.label for one in series])
         axes.invert_yaxis()
