@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from exitlens.cli.options import Bundle, Compare, OtherData, Root, console, literal, verbs
 
@@ -18,7 +18,7 @@ def explore(
     compare: Compare = None,
     data: OtherData = "",
     root: Root = "",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
+    port: Annotated[int | None, Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
 ) -> None:
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
     from exitlens.delivery.explorer.app import import_gradio, serve

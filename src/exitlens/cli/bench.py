@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 import exitlens as xl
 from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, console, show, verbs
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 @verbs.command(epilog="Example: `exitlens inspect --backbone timm:resnet18 --size 224`")
 def inspect(
-    backbone: Annotated[str, typer.Option(help=BACKBONES)],
-    size: Annotated[int, typer.Option(min=0, help="Pixels, height and width (0: 224); tokens of a text (0: 64).")] = 0,
-    channels: Annotated[int, typer.Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
-    exits: Annotated[
-        int, typer.Option(min=1, help="Mark where this many early exits would stand, by cost and by time.")
-    ] = 3,
+    backbone: Annotated[str, Option(help=BACKBONES)],
+    size: Annotated[int, Option(min=0, help="Pixels, height and width (0: 224); tokens of a text (0: 64).")] = 0,
+    channels: Annotated[int, Option(min=1, max=3, help="1 for grey images, 3 for colour.")] = 3,
+    exits: Annotated[int, Option(min=1, help="Mark where this many early exits would stand, by cost and by time.")] = 3,
     json_: Json = False,
 ) -> None:
     """List the places an exit can go, with the share of multiply-accumulates (cost) and of measured time up to there."""
@@ -63,9 +61,9 @@ def tune(
     data: OtherData = "",
     root: Root = "",
     precision: Annotated[
-        str, typer.Option(help="auto (bfloat16 where it is faster and keeps the decisions), float32 or bfloat16.")
+        str, Option(help="auto (bfloat16 where it is faster and keeps the decisions), float32 or bfloat16.")
     ] = "auto",
-    samples: Annotated[int, typer.Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 1024,
+    samples: Annotated[int, Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 1024,
     json_: Json = False,
 ) -> None:
     """Find how the network runs fastest on this machine (a few seconds), and store that in the bundle.
@@ -97,15 +95,13 @@ def bench(
     bundle: Bundle,
     data: OtherData = "",
     root: Root = "",
-    batch_sizes: Annotated[str, typer.Option(help="Samples in a call, comma-separated.")] = "1,8,32",
-    samples: Annotated[int, typer.Option(min=1, help="Test samples to use (repeated where a batch needs more).")] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="The least number of rounds; medians are reported.")] = 7,
-    seconds: Annotated[float, typer.Option(min=0, help="How long to continue at each batch size.")] = 5.0,
-    threads: Annotated[int, typer.Option(min=0, help="Pin to this many processors (0: as the process is).")] = 0,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Also compiled stages and backbone (a minute, needs g++).")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write everything to this new JSON file.")] = None,
+    batch_sizes: Annotated[str, Option(help="Samples in a call, comma-separated.")] = "1,8,32",
+    samples: Annotated[int, Option(min=1, help="Test samples to use (repeated where a batch needs more).")] = 256,
+    rounds: Annotated[int, Option(min=1, help="The least number of rounds; medians are reported.")] = 7,
+    seconds: Annotated[float, Option(min=0, help="How long to continue at each batch size.")] = 5.0,
+    threads: Annotated[int, Option(min=0, help="Pin to this many processors (0: as the process is).")] = 0,
+    compiled: Annotated[bool, Option("--compile", help="Also compiled stages and backbone (a minute, needs g++).")] = False,
+    out: Annotated[Path | None, Option(help="Also write everything to this new JSON file.")] = None,
     json_: Json = False,
 ) -> None:
     """Time adaptive inference against the plain backbone, in turn, in one process, with the ideal saving beside it."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer import Option
 
 verbs = typer.Typer(
     no_args_is_help=True,
@@ -20,23 +21,23 @@ verbs = typer.Typer(
 )
 console = Console()
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Bundle = Annotated[Path, typer.Option(help="Run directory of `exitlens fit`, or a bundle.")]
-Compare = Annotated[Path | None, typer.Option(help="A second run or bundle to show beside the first.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
+Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.")]
+Compare = Annotated[Path | None, Option(help="A second run or bundle to show beside the first.")]
 Data = Annotated[
     str,
-    typer.Option(
+    Option(
         help="Images: a folder class/image.png, `scenes`, `fashion`, torchvision:NAME. Texts: a .csv or .jsonl file with "
         "text and label, `reviews`."
     ),
 ]
 OtherData = Annotated[
-    str, typer.Option("--data", help="Other data than the run's own split: a labelled folder or file, or a name.")
+    str, Option("--data", help="Other data than the run's own split: a labelled folder or file, or a name.")
 ]
 EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
-Root = Annotated[str, typer.Option(help="Folder of torchvision's files.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read.")]
+Root = Annotated[str, Option(help="Folder of torchvision's files.")]
+SkipBad = Annotated[bool, Option("--skip-bad", help="Leave out image files that cannot be read.")]
 
 
 def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:

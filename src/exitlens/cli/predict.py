@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from typer import Option
 
 import exitlens as xl
 from exitlens.cli.options import Bundle, Json, SkipBad, console, literal, show, verbs
@@ -23,19 +24,17 @@ if TYPE_CHECKING:
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
 def predict(
     bundle: Bundle,
-    data: Annotated[
-        Path, typer.Option(help="An image, or a folder of images at any depth; texts: a .csv, .jsonl or .txt file.")
-    ],
+    data: Annotated[Path, Option(help="An image, or a folder of images at any depth; texts: a .csv, .jsonl or .txt file.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Write a row for each sample, batch by batch, to this new file: .csv, .jsonl or .parquet."),
+        Option(help="Write a row for each sample, batch by batch, to this new file: .csv, .jsonl or .parquet."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 64,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
+    batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
+    resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
     skip_bad: SkipBad = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
+    compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
     monitor: Annotated[
-        bool, typer.Option("--monitor", help="Warn if the samples, in this order, stop looking like the calibration's.")
+        bool, Option("--monitor", help="Warn if the samples, in this order, stop looking like the calibration's.")
     ] = False,
     json_: Json = False,
 ) -> None:
@@ -101,15 +100,13 @@ def _bar(is_shown: bool) -> Progress:
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
 def explain(
-    image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
-    text: Annotated[str, typer.Option(help="A text, for a network that takes texts.")] = "",
+    image: Annotated[Path | None, Option(help="An image file.")] = None,
+    text: Annotated[str, Option(help="A text, for a network that takes texts.")] = "",
     data: Annotated[
-        Path | None, typer.Option(help="A folder of images: a table and a contact sheet, the most remarkable first.")
+        Path | None, Option(help="A folder of images: a table and a contact sheet, the most remarkable first.")
     ] = None,
     bundle: Bundle = Path("runs/demo"),
-    out: Annotated[
-        Path | None, typer.Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")] = None,
     skip_bad: SkipBad = False,
     json_: Json = False,
 ) -> None:
@@ -133,9 +130,9 @@ def explain(
 
 def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool) -> None:
     from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
-    from exitlens.delivery.run_directory import require_text_preprocess
+    from exitlens.delivery.run_directory import require_preprocess
 
-    why = xl.explain(net, net.input_spec.modality.read(text, require_text_preprocess(net)), policy)
+    why = xl.explain(net, net.input_spec.modality.read(text, require_preprocess(net, xl.TextPreprocess)), policy)
     if out is not None:
         write_tokens(why, out, "text")
     if json_:
@@ -146,9 +143,9 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
 
 def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool) -> None:
     from exitlens.delivery.explanations.pictures import save_explanation
-    from exitlens.delivery.run_directory import require_image_preprocess
+    from exitlens.delivery.run_directory import require_preprocess
 
-    preprocess = require_image_preprocess(net)
+    preprocess = require_preprocess(net, xl.Preprocess)
     why = xl.explain(net, net.input_spec.modality.read(image, preprocess), policy)
     if out is not None:
         save_explanation(why, out, preprocess, image.stem)
@@ -178,9 +175,9 @@ def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, s
     from exitlens.data.checks import check_bad
     from exitlens.data.folders import list_images
     from exitlens.delivery.explanations.folder import SHEET, explain_folder
-    from exitlens.delivery.run_directory import require_image_preprocess
+    from exitlens.delivery.run_directory import require_preprocess
 
-    preprocess = require_image_preprocess(net)
+    preprocess = require_preprocess(net, xl.Preprocess)
     samples = xl.ImageStream(list_images(data), preprocess, 64, skip_bad)
     with _bar(not json_) as bar:
         task = bar.add_task("explaining", total=samples.total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 import exitlens as xl
 from exitlens.cli import options
@@ -14,12 +14,10 @@ from exitlens.cli.options import Bundle, Json, OtherData, Root, SkipBad, console
 
 @verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of data, weights and training.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run in the same directory.")] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A tiny run that shows the flow; its numbers mean nothing.")
-    ] = False,
+    out: Annotated[Path, Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
+    seed: Annotated[int, Option(help="Of data, weights and training.")] = 0,
+    resume: Annotated[bool, Option("--resume", help="Continue an unfinished run in the same directory.")] = False,
+    quick: Annotated[bool, Option("--quick", help="A tiny run that shows the flow; its numbers mean nothing.")] = False,
     json_: Json = False,
 ) -> None:
     """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
@@ -54,50 +52,46 @@ def demo(
 )
 def fit(
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="New run directory: checkpoints, log and bundle.")],
-    backbone: Annotated[str, typer.Option(help=options.BACKBONES)] = "small",
+    out: Annotated[Path, Option(help="New run directory: checkpoints, log and bundle.")],
+    backbone: Annotated[str, Option(help=options.BACKBONES)] = "small",
     exits: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Module names after which exits stand, comma-separated; or how many (default layer1,layer2,layer3 or 3)."
         ),
     ] = "",
     placement: Annotated[
-        str, typer.Option(help="Place a number of exits at equal shares of cost, or of time measured on this machine.")
+        str, Option(help="Place a number of exits at equal shares of cost, or of time measured on this machine.")
     ] = "cost",
     head: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Exit heads: context (a small neck before the early ones), evidence, average (default: context for images, "
             "evidence for texts)."
         ),
     ] = "",
-    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 8,
+    epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
     egt_weight: Annotated[
-        float, typer.Option(help="Weight of the attention-consistency loss; 0 trains without it.")
+        float, Option(help="Weight of the attention-consistency loss; 0 trains without it.")
     ] = options.EGT_WEIGHT,
-    batch_size: Annotated[int, typer.Option(help="Samples in a training step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 4e-3,
+    batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
+    learning_rate: Annotated[float, Option(help="Peak of the one-cycle schedule.")] = 4e-3,
     size: Annotated[
         int,
-        typer.Option(
+        Option(
             help="Pixels (height and width) of images from folders (default 64; 128 for torchvision networks); tokens of a "
             "text (default 64; reviews 32)."
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the split, the weights and the training.")] = 0,
-    keep_final: Annotated[
-        bool, typer.Option("--keep-final", help="Keep the backbone's own classifier as final exit.")
-    ] = False,
-    freeze: Annotated[bool, typer.Option("--freeze-backbone", help="Train the exit heads only.")] = False,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the library's weights.")] = False,
-    init_weights: Annotated[
-        Path | None, typer.Option(help="Start from a local state dict (safetensors or PyTorch).")
-    ] = None,
+    seed: Annotated[int, Option(help="Of the split, the weights and the training.")] = 0,
+    keep_final: Annotated[bool, Option("--keep-final", help="Keep the backbone's own classifier as final exit.")] = False,
+    freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
+    pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
+    init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
     root: Root = "",
     skip_bad: SkipBad = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: Json = False,
 ) -> None:
     """Train a network with exits on your images or texts."""
@@ -144,24 +138,20 @@ def _name_exits(net: xl.ExitNet) -> list[str]:
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
 def calibrate(
     bundle: Bundle,
-    max_accuracy_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost, 0.01 is one point.")] = None,
-    max_class_accuracy_drop: Annotated[float | None, typer.Option(help="The same, in every class.")] = None,
-    max_disagreement: Annotated[
-        float | None, typer.Option(help="Share of answers that may differ from the final's.")
-    ] = None,
-    max_divergence: Annotated[float | None, typer.Option(help="Mean divergence of the attention maps, in [0, 1].")] = None,
-    max_cost: Annotated[float | None, typer.Option(help="Mean cost, as a fraction of the plain backbone.")] = None,
+    max_accuracy_drop: Annotated[float | None, Option(help="Accuracy that may be lost, 0.01 is one point.")] = None,
+    max_class_accuracy_drop: Annotated[float | None, Option(help="The same, in every class.")] = None,
+    max_disagreement: Annotated[float | None, Option(help="Share of answers that may differ from the final's.")] = None,
+    max_divergence: Annotated[float | None, Option(help="Mean divergence of the attention maps, in [0, 1].")] = None,
+    max_cost: Annotated[float | None, Option(help="Mean cost, as a fraction of the plain backbone.")] = None,
     delta: Annotated[
         float | None,
-        typer.Option(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1."),
+        Option(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1."),
     ] = None,
-    gate: Annotated[
-        bool, typer.Option("--gate", help="Exits also need a trusted attention map (with --max-divergence).")
-    ] = False,
-    score: Annotated[str, typer.Option(help="max_probability, entropy or margin.")] = "max_probability",
+    gate: Annotated[bool, Option("--gate", help="Exits also need a trusted attention map (with --max-divergence).")] = False,
+    score: Annotated[str, Option(help="max_probability, entropy or margin.")] = "max_probability",
     data: OtherData = "",
     unlabelled: Annotated[
-        Path | None, typer.Option(help="Folder of images or file of texts without labels, for disagreement and divergence.")
+        Path | None, Option(help="Folder of images or file of texts without labels, for disagreement and divergence.")
     ] = None,
     root: Root = "",
     skip_bad: SkipBad = False,
@@ -227,9 +217,9 @@ def evaluate(bundle: Bundle, data: OtherData = "", root: Root = "", skip_bad: Sk
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
+    run: Annotated[Path, Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
     compare: options.Compare = None,
-    out: Annotated[Path, typer.Option(help="The HTML file, which must not exist.")] = Path("report.html"),
+    out: Annotated[Path, Option(help="The HTML file, which must not exist.")] = Path("report.html"),
     data: OtherData = "",
     root: Root = "",
     skip_bad: SkipBad = False,
@@ -238,13 +228,13 @@ def report(
     """Write a page about a run, or about two side by side, on the first one's test images."""
     from exitlens.delivery.report.subjects import CONDITION, describe_provenance, measure_subjects
     from exitlens.delivery.report.write import write_report
-    from exitlens.delivery.run_directory import load_calibrated, load_samples, require_image_preprocess
+    from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
 
     if out.exists():
         raise xl.OutputExistsError(f"out: {out} exists: choose another file")
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
-    require_image_preprocess(net)  # refuses texts
+    require_preprocess(net, xl.Preprocess)  # refuses texts
     images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
     assert isinstance(images, xl.ImageSet)
     given = {"--compare": compare, "--data": data, "--root": root, "--out": out}

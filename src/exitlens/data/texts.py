@@ -160,9 +160,9 @@ def read_texts(
     if len(names) < 2:
         raise DataError(f"data: {path} has {len(names)} class(es), need 2 or more: see its column (or key) label")
     numbers = {name: i for i, name in enumerate(names)}
-    unknown = next((row["label"] for row in rows if row["label"] not in numbers), None)
-    if unknown is not None:
-        raise DataError(f"data: {path} has the class {unknown!r}, the network has not.{suggest(unknown, names)}")
+    unknown = [row["label"] for row in rows if row["label"] not in numbers]
+    if unknown:
+        raise DataError(f"data: {path} has the class {unknown[0]!r}, the network has not.{suggest(unknown[0], names)}")
     return [row["text"] for row in rows], torch.tensor([numbers[row["label"]] for row in rows]), names
 
 

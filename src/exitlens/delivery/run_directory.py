@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from exitlens.data.folders import list_images, load_folder
 from exitlens.data.sources import DataSource, is_text_file, open_source
@@ -17,12 +17,13 @@ from exitlens.data.texts import TextSet, read_numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
 from exitlens.errors import BundleError, DataError, ExitlensError, OutputExistsError, PolicyError
 from exitlens.io import write_json
-from exitlens.modalities import IMAGE, TEXT
+from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.types import Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
+P = TypeVar("P", bound=Preprocessing)
 
 
 def shorten_names(paths: Sequence[Path]) -> list[str]:
@@ -107,22 +108,14 @@ def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
     return policy if policy is not None and policy.network == net.identity() else None
 
 
-def require_image_preprocess(net: ExitNet) -> Preprocess:
-    """How images become the network's inputs; raises :class:`BundleError` if there is no record, or it takes texts."""
-    if not isinstance(net.info.preprocess, Preprocess):
-        if net.input_spec.modality is TEXT:
-            raise BundleError("bundle: its network takes texts: give a .csv, .jsonl or .txt file, or --text")
-        raise BundleError("bundle: it does not say how images become inputs: net.describe(preprocess=...) and save again")
-    return net.info.preprocess
-
-
-def require_text_preprocess(net: ExitNet) -> TextPreprocess:
-    """How texts become the network's inputs; raises :class:`BundleError` if there is no record, or it takes images."""
-    if not isinstance(net.info.preprocess, TextPreprocess):
-        if net.input_spec.modality is IMAGE:
-            raise BundleError("bundle: its network takes images: give an image, or a folder of images")
-        raise BundleError("bundle: it does not say how texts become tokens: net.describe(preprocess=...) and save again")
-    return net.info.preprocess
+def require_preprocess(net: ExitNet, kind: type[P]) -> P:
+    """How samples become the network's inputs; raises :class:`BundleError` if there is no record, or it takes others."""
+    if isinstance(net.info.preprocess, kind):
+        return net.info.preprocess
+    own = net.input_spec.modality
+    if own.preprocess is not kind:
+        raise BundleError(f"bundle: its network takes {own.plural}: give {own.given}")
+    raise BundleError(f"bundle: it does not say how {own.plural} become inputs: net.describe(preprocess=...) and save again")
 
 
 def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
@@ -131,10 +124,10 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
     if not data:
         source = read_source(path)
     elif Path(data).is_dir():
-        return load_folder(data, require_image_preprocess(net), classes=net.info.classes, skip_bad=skip_bad)[0]
+        return load_folder(data, require_preprocess(net, Preprocess), classes=net.info.classes, skip_bad=skip_bad)[0]
     elif is_text_file(data):
         texts, labels, classes = read_texts(data, net.info.classes, skip_bad=skip_bad)
-        return TextSet(texts, labels, classes, require_text_preprocess(net))
+        return TextSet(texts, labels, classes, require_preprocess(net, TextPreprocess))
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1])
     return source.load(
@@ -147,12 +140,11 @@ def stream_samples(
 ) -> ImageStream | TextStream:
     """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
     if net.input_spec.modality is TEXT:
-        rows = [(f"{data}:{line}", text) for line, text in read_numbered_texts(data, skip_bad=skip_bad)]
-        rows = [row for row in rows if row[0] not in without]
-        return TextStream([text for _, text in rows], [name for name, _ in rows], require_text_preprocess(net), batch_size)
-    preprocess = require_image_preprocess(net)
+        texts = {f"{data}:{line}": text for line, text in read_numbered_texts(data, skip_bad=skip_bad)}
+        names = [name for name in texts if name not in without]
+        return TextStream([texts[name] for name in names], names, require_preprocess(net, TextPreprocess), batch_size)
     files = [path for path in list_images(data) if str(path) not in without]
-    return ImageStream(files, preprocess, batch_size, skip_bad)
+    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad)
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:

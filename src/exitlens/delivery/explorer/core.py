@@ -18,19 +18,14 @@ from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import interleave, time_calls
 from exitlens.delivery.bundle import load
-from exitlens.delivery.run_directory import (
-    load_samples,
-    require_image_preprocess,
-    require_text_preprocess,
-    shorten_names,
-)
+from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
 from exitlens.modalities import TEXT
 from exitlens.modalities.image import open_picture
 from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
-from exitlens.types import Explanation, Policy, Preprocess, Trace
+from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
@@ -96,7 +91,7 @@ class Explorer:
             raise InputError(f"bundle: one takes {kinds[0].plural} and the other {kinds[1].plural}: compare two of a kind")
         self.is_text = kinds[0] is TEXT
         for run in self.runs:
-            (require_text_preprocess if self.is_text else require_image_preprocess)(run.net)
+            require_preprocess(run.net, kinds[0].preprocess)
         self._data, self._root = data, root
         self.kind = f"samples of {data}" if data else "calibration samples"
         self._traces: dict[int, Trace | str] = {}
@@ -150,8 +145,8 @@ class Explorer:
     def encode(self, run: LoadedRun, shown: Image.Image | str) -> Inputs:
         """Turns a picture or text into the input of a run's network."""
         if isinstance(shown, str):
-            return require_text_preprocess(run.net).encode([shown])
-        preprocess: Preprocess = require_image_preprocess(run.net)
+            return require_preprocess(run.net, TextPreprocess).encode([shown])
+        preprocess = require_preprocess(run.net, Preprocess)
         height, width = preprocess.size
         grey = "L" if len(preprocess.mean) == 1 else "RGB"
         resized = shown.convert(grey).resize((width, height), Image.Resampling.BILINEAR)
