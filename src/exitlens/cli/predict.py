@@ -26,8 +26,7 @@ def predict(
     bundle: Bundle,
     data: Annotated[Path, Option(help="An image, or a folder of images at any depth; texts: a .csv, .jsonl or .txt file.")],
     out: Annotated[
-        Path | None,
-        Option(help="Write a row for each sample, batch by batch, to this new file: .csv, .jsonl or .parquet."),
+        Path | None, Option(help="Write a row for each sample, batch by batch, to this new file: .csv, .jsonl or .parquet.")
     ] = None,
     batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
     resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,

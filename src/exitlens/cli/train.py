@@ -144,8 +144,7 @@ def calibrate(
     max_divergence: Annotated[float | None, Option(help="Mean divergence of the attention maps, in [0, 1].")] = None,
     max_cost: Annotated[float | None, Option(help="Mean cost, as a fraction of the plain backbone.")] = None,
     delta: Annotated[
-        float | None,
-        Option(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1."),
+        float | None, Option(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1.")
     ] = None,
     gate: Annotated[bool, Option("--gate", help="Exits also need a trusted attention map (with --max-divergence).")] = False,
     score: Annotated[str, Option(help="max_probability, entropy or margin.")] = "max_probability",

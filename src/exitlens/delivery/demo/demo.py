@@ -126,11 +126,7 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 
 
 def _measure_speed(
-    nets: Mapping[str, ExitNet],
-    policy: Policy,
-    data: Mapping[str, ImageSet],
-    settings: DemoSettings,
-    plain_accuracy: float,
+    nets: Mapping[str, ExitNet], policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings, plain_accuracy: float
 ) -> dict[str, Any]:
     """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
     plain: nn.Module = _extract_backbone(nets["plain"])
