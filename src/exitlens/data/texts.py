@@ -167,9 +167,5 @@ def read_texts(
 
 
 def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
-    """Texts of a UTF-8 file, each with its line's number from 1: the column or key text, or the lines of ``.txt`` not blank.
-
-    Raises:
-        DataError: a missing file or column, or rows that cannot be read.
-    """
+    """As :func:`read_texts`, without labels: each text with its line's number from 1; of ``.txt``, the lines not blank."""
     return [(int(row["line"]), row["text"]) for row in read_rows(Path(path), ("text",), skip_bad)]

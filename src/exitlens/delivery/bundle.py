@@ -83,11 +83,7 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def find_bundle(path: Path) -> Path:
-    """The bundle directory for a run directory or for the bundle itself.
-
-    Raises:
-        BundleError: if neither is there.
-    """
+    """The bundle in a run directory, or the bundle itself; raises :class:`BundleError` if neither is there."""
     for candidate in (path, path / "bundle"):
         if (candidate / MANIFEST).is_file():
             return candidate

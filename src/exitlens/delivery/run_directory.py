@@ -65,11 +65,7 @@ def record_source(out: Path, source: DataSource, *, resume: bool) -> Iterator[No
 
 
 def read_source(path: Path) -> DataSource:
-    """Reads which data a run directory or bundle was trained on.
-
-    Raises:
-        DataError: without a record, or for a damaged one.
-    """
+    """Reads which data a run directory or bundle was trained on; without a readable record, raises :class:`DataError`."""
     for candidate in (path / DATA, find_bundle(path).parent / DATA):
         if candidate.is_file():
             try:
@@ -89,11 +85,7 @@ def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str
 
 
 def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
-    """Loads the network and policy of a run or bundle.
-
-    Raises:
-        PolicyError: if it has no policy yet.
-    """
+    """Loads the network and policy of a run or bundle; raises :class:`PolicyError` if it has no policy yet."""
     net, policy = load(path)
     if policy is None:
         raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")

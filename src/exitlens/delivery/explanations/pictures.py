@@ -120,11 +120,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 def save_explanation(
     explanation: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation"
 ) -> list[Path]:
-    """Writes every exit's overlay as PNG and SVG, a strip of them all, the answer as JSON, and a manifest.
-
-    Raises:
-        OutputExistsError: if any of the files exists.
-    """
+    """Writes every exit's overlay (PNG and SVG), a strip of them all, the answer (JSON) and a manifest; none may exist."""
     base = draw_image(explanation.image, preprocess, side=224)
     pictures = {f"{stem}_strip.png": draw_strip(explanation, preprocess)}
     drawings: dict[str, str] = {}

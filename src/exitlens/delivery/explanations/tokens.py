@@ -41,11 +41,7 @@ def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
 
 
 def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
-    """Writes ``NAME.html`` (shaded tokens) and ``NAME.json`` into a directory; returns both paths.
-
-    Raises:
-        OutputExistsError: if one of them exists.
-    """
+    """Writes ``NAME.html`` (shaded tokens) and ``NAME.json``, which must not exist, into a directory; returns both paths."""
     page, values = directory / f"{name}.html", directory / f"{name}.json"
     for path in (page, values):
         if path.exists():

@@ -26,11 +26,7 @@ Wire = Callable[[Any, list[Any], list[Any]], tuple[Callable[..., Any], list[Any]
 
 
 def build(explorer: Explorer) -> Any:
-    """Builds the page without serving it.
-
-    Raises:
-        MissingExtraError: without Gradio (extra ``app``).
-    """
+    """Builds the page without serving it; needs what :func:`import_gradio` imports."""
     gradio = import_gradio()
     view = View(explorer)
     with gradio.Blocks(title="exitlens", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
@@ -118,9 +114,6 @@ def serve(
         port: a free one by default.
         wait: return only when the server is stopped.
         ready: called with the address once the page is up.
-
-    Raises:
-        MissingExtraError: without Gradio (extra ``app``).
     """
     gradio = import_gradio()
     page = build(explorer)
@@ -152,11 +145,7 @@ def serve(
 
 
 def import_gradio() -> Any:
-    """Imports Gradio with its calls to other machines switched off.
-
-    Raises:
-        MissingExtraError: where it is not installed (extra ``app``).
-    """
+    """Imports Gradio with its calls to other machines switched off, or raises :class:`MissingExtraError` (extra ``app``)."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -108,11 +108,7 @@ class Explorer:
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
     def examples(self) -> list[Example]:
-        """Test samples of the first run's data; without a record of its data bundled scenes, or no text.
-
-        Raises:
-            DataError: if ``data`` was given and cannot be read.
-        """
+        """Test samples of the first run's data; where none was given or recorded, bundled scenes, or no text."""
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
@@ -130,11 +126,7 @@ class Explorer:
         return [Example(from_pixels(pixels), chosen.classes[i]) for pixels, i in pairs]
 
     def read(self, path: Path) -> Image.Image:
-        """An uploaded file as a picture.
-
-        Raises:
-            DataError: for anything that is no image, or too large; the message does not reveal the file's path.
-        """
+        """An uploaded file as a picture; for what is none, or too large, a :class:`DataError` without the file's path."""
         try:
             return open_picture(path, 3, MAX_PIXELS, LONGEST)
         except DataError as error:

@@ -32,13 +32,8 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
     why = answer.why
     base = "" if picture is None else data_uri(_draw_base(picture), small=False)
     return load_template("explorer_answer.html.j2").render(
-        name=answer.run.name,
-        reason=why.reason,
-        ours_ms=answer.ours_ms,
-        full_ms=answer.full_ms,
+        answer=answer,
         times=_compare_times(answer),
-        rounds=answer.rounds,
-        cost=why.exits[why.answered].cost,
         base=base,
         side=side,
         exits=[_describe_exit(why, view, with_map=picture is not None) for view in why.exits],
@@ -116,12 +111,10 @@ def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) 
     ]
     return load_template("explorer_routed.html.j2").render(
         name=run.name,
-        samples=f"{report.samples:,} {kind}",
+        report=report,
+        kind=kind,
         promise=promise,
-        accuracy=report.accuracy,
         drop=drop,
-        cost=report.cost,
-        divergence=report.divergence,
         exits=shares,
         plot=Markup(draw_frontier(report)),
     )

@@ -157,11 +157,7 @@ def _draw_board(picture: Image.Image) -> str:
 
 
 def _decode_strokes(strokes: str) -> Image.Image | None:
-    """Decodes what was painted from the page's data URI.
-
-    Raises:
-        DataError: for anything else.
-    """
+    """Decodes what was painted from the page's data URI; raises :class:`DataError` for anything else."""
     if not strokes:
         return None
     head, _, body = strokes.partition(",")
