@@ -104,15 +104,12 @@ def _add_panel(gradio: Any, index: int, run: LoadedRun) -> tuple[Any, list[Any],
         return answer, sliders, gradio.HTML(elem_id=f"xl-routed-{index}")
 
 
-def serve(
-    explorer: Explorer, *, port: int | None = None, wait: bool = True, ready: Callable[[str], None] = lambda address: None
-) -> str:
-    """Serves the page on this machine only and returns its address.
+def serve(explorer: Explorer, *, port: int | None = None, ready: Callable[[str], None] = lambda address: None) -> None:
+    """Serves the page on this machine only, until the server is stopped.
 
     Args:
         explorer: what to show.
         port: a free one by default.
-        wait: return only when the server is stopped.
         ready: called with the address once the page is up.
     """
     gradio = import_gradio()
@@ -139,9 +136,7 @@ def serve(
         head=f"<script>{script}</script>",
     )
     ready(str(address))
-    if wait:
-        page.block_thread()
-    return str(address)
+    page.block_thread()
 
 
 def import_gradio() -> Any:
