@@ -15,28 +15,16 @@ from torch import Tensor
 
 COLOURS = "inferno"  # perceptually uniform, legible in grey and to colour-blind readers
 # Of exits: Okabe and Ito's (made darker or lighter where they are faint on white or black) and three more, then over again.
-EARLY_COLOURS = (
-    "#0072B2",
-    "#CC8200",
-    "#009E73",
-    "#C2679B",
-    "#2F9ADB",
-    "#D55E00",
-    "#8A73D6",
-    "#A0522D",
-    "#7A8B00",
-    "#00868B",
-)
-FINAL_COLOUR = "#767676"
+EARLY = ("#0072B2", "#CC8200", "#009E73", "#C2679B", "#2F9ADB", "#D55E00", "#8A73D6", "#A0522D", "#7A8B00", "#00868B")
+FINAL = "#767676"
 QUOTES = {'"': "&quot;"}
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """A table with a caption; colours are the page's own, so that it is legible in dark mode."""
     cells = "".join(f'<th scope="col" style="text-align:left">{escape(name)}</th>' for name in head)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows
-    )
+    lines = ["".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     shown = f'<caption style="text-align:left;caption-side:top">{escape(caption)}</caption>'
     return f"<table>{shown}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -59,8 +47,7 @@ def to_picture(shown: Tensor) -> Image.Image:  # (1 or 3,H,W) in [0, 1]
 
 def from_pixels(pixels: Tensor) -> Image.Image:  # (1 or 3,H,W) uint8
     """Pixels as a colour picture."""
-    array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(array))
+    return Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
 
 
 def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, width: str = "") -> str:
@@ -80,9 +67,8 @@ def map_svg(base: Image.Image, attention: Tensor, evidence: Tensor, label: str, 
             share, adds = 100 * attention[r, c], evidence[r, c]
             said = f"row {r}, column {c}: {share:.1f} % of the attention, evidence {adds:+.3f}"
             place = f'x="{c * across:.2f}" y="{r * down:.2f}" width="{across:.2f}" height="{down:.2f}"'
-            cells.append(
-                f'<rect {place} fill="{colour}" fill-opacity="{0.2 + 0.6 * heat[r][c]:.2f}"><title>{said}</title></rect>'
-            )
+            fill = f'fill="{colour}" fill-opacity="{0.2 + 0.6 * heat[r][c]:.2f}"'
+            cells.append(f"<rect {place} {fill}><title>{said}</title></rect>")
     size = f' width="{width}"' if width else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {base.width} {base.height}"{size} role="img" '
@@ -101,7 +87,7 @@ def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
 
 def pick_exit_colour(k: int, count: int) -> str:
     """The colour that stands for exit ``k`` of ``count`` wherever one does, as ``#rrggbb``."""
-    return FINAL_COLOUR if k == count - 1 else EARLY_COLOURS[k % len(EARLY_COLOURS)]
+    return FINAL if k == count - 1 else EARLY[k % len(EARLY)]
 
 
 def contrast(one: str, other: str) -> float:

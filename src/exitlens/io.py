@@ -56,11 +56,7 @@ def write_manifest(path: Path, files: Sequence[Path], facts: Mapping[str, Any]) 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Inverse of :func:`write_tensors`.
-
-    Raises:
-        BundleError: for a file that is missing, truncated or not of this form.
-    """
+    """Inverse of :func:`write_tensors`; raises :class:`BundleError` if it is missing, truncated or not of this form."""
     if not path.is_file():
         raise BundleError(f"{path}: no such file")
     try:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
 def predict(
     bundle: Bundle,
-    data: Annotated[Path, Option(help="An image, a folder of images at any depth, or texts: .csv, .jsonl, .txt.")],
-    out: Annotated[Path | None, Option(help="New file for a row per sample: .csv, .jsonl or .parquet.")] = None,
+    data: Annotated[Path, Option(help="An image, or a folder of images at any depth; texts: a .csv, .jsonl or .txt file.")],
+    out: Annotated[Path | None, Option(help="New file, a row for each sample: .csv, .jsonl or .parquet.")] = None,
     batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
     resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
     skip_bad: SkipBad = False,
     compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
-    monitor: Annotated[bool, Option("--monitor", help="Warn if samples stop looking like the calibration's.")] = False,
+    monitor: Annotated[bool, Option("--monitor", help="Warn if the samples, in this order, have drifted.")] = False,
     json_: Json = False,
 ) -> None:
     """Answer each image or text at the first exit that is sure enough.
@@ -96,9 +96,9 @@ def _bar(is_shown: bool) -> Progress:
 def explain(
     image: Annotated[Path | None, Option(help="An image file.")] = None,
     text: Annotated[str, Option(help="A text, for a network that takes texts.")] = "",
-    data: Annotated[Path | None, Option(help="A folder of images, for a table and a contact sheet.")] = None,
+    data: Annotated[Path | None, Option(help="Images, for a table and a contact sheet, the most remarkable first.")] = None,
     bundle: Bundle = Path("runs/demo"),
-    out: Annotated[Path | None, Option(help="Directory for overlays or page, and the answer as JSON.")] = None,
+    out: Annotated[Path | None, Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")] = None,
     skip_bad: SkipBad = False,
     json_: Json = False,
 ) -> None:

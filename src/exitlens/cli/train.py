@@ -17,7 +17,7 @@ def demo(
     out: Annotated[Path, Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
     seed: Annotated[int, Option(help="Of data, weights and training.")] = 0,
     resume: Annotated[bool, Option("--resume", help="Continue an unfinished run in the same directory.")] = False,
-    quick: Annotated[bool, Option("--quick", help="A tiny run; its numbers mean nothing.")] = False,
+    quick: Annotated[bool, Option("--quick", help="A tiny run that shows the flow; its numbers mean nothing.")] = False,
     json_: Json = False,
 ) -> None:
     """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
@@ -72,7 +72,7 @@ def fit(
     keep_final: Annotated[bool, Option("--keep-final", help="The backbone's own classifier stays the final exit.")] = False,
     freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
     pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
-    init_weights: Annotated[Path | None, Option(help="Start from a state dict (safetensors, PyTorch).")] = None,
+    init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -116,11 +116,13 @@ def calibrate(
     bundle: Bundle,
     max_accuracy_drop: Annotated[float | None, Option(help="Accuracy that may be lost, 0.01 is one point.")] = None,
     max_class_accuracy_drop: Annotated[float | None, Option(help="The same, in every class.")] = None,
-    max_disagreement: Annotated[float | None, Option(help="Share of answers unlike the final's.")] = None,
+    max_disagreement: Annotated[float | None, Option(help="Share of answers that may differ from the final's.")] = None,
     max_divergence: Annotated[float | None, Option(help="Mean divergence of the attention maps, in [0, 1].")] = None,
     max_cost: Annotated[float | None, Option(help="Mean cost, as a fraction of the plain backbone.")] = None,
-    delta: Annotated[float | None, Option(help="Certify the limits for new data, wrong with this chance (0.1).")] = None,
-    gate: Annotated[bool, Option("--gate", help="Exits also need a trusted map (--max-divergence).")] = False,
+    delta: Annotated[
+        float | None, Option(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1.")
+    ] = None,
+    gate: Annotated[bool, Option("--gate", help="Exits also need a trusted attention map (with --max-divergence).")] = False,
     score: Annotated[str, Option(help="max_probability, entropy or margin.")] = "max_probability",
     data: OtherData = "",
     unlabelled: Annotated[

@@ -50,11 +50,7 @@ def _is_image(path: Path, root: Path) -> bool:
 
 
 def load_folder(
-    folder: Path | str,
-    preprocess: Preprocess,
-    *,
-    classes: Sequence[str] = (),
-    skip_bad: bool = False,
+    folder: Path | str, preprocess: Preprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
 ) -> tuple[ImageSet, FolderReport]:
     """Reads ``folder/class/name.png`` (torchvision's ImageFolder convention) into memory.
 

@@ -20,7 +20,7 @@ class Prefetch(Generic[T]):
     def __init__(self, items: Iterator[T], depth: int = 2) -> None:
         self._queue: queue.Queue[object] = queue.Queue(depth)
         self._stopped = threading.Event()
-        self._ended = False
+        self.ended = False  # whether the iterator ended or failed, and all its items were given
         self.error: BaseException | None = None  # what the iterator raised
         self._thread = threading.Thread(target=self._read, args=(items,), daemon=True, name="exitlens-prefetch")
         self._thread.start()
@@ -54,14 +54,9 @@ class Prefetch(Generic[T]):
         except queue.Empty:
             return None
         if item is _END:
-            self._ended = True
+            self.ended = True
             return None
         return item  # type: ignore[return-value]
-
-    @property
-    def ended(self) -> bool:
-        """Whether the iterator has ended or failed, and all its items were given."""
-        return self._ended
 
     def __enter__(self) -> Prefetch[T]:
         return self

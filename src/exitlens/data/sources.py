@@ -58,12 +58,7 @@ class DataSource:
         return TEXT if self.name == "reviews" or is_text_file(self.name) else IMAGE
 
     def load(
-        self,
-        split: Split,
-        *,
-        classes: Sequence[str] = (),
-        skip_bad: bool = False,
-        preprocess: TextPreprocess | None = None,
+        self, split: Split, *, classes: Sequence[str] = (), skip_bad: bool = False, preprocess: TextPreprocess | None = None
     ) -> SampleSet:
         """The images or texts of one split.
 

@@ -160,16 +160,12 @@ def read_texts(
     if len(names) < 2:
         raise DataError(f"data: {path} has {len(names)} class(es), need 2 or more: see its column (or key) label")
     numbers = {name: i for i, name in enumerate(names)}
-    unknown = next((row["label"] for row in rows if row["label"] not in numbers), None)
-    if unknown is not None:
-        raise DataError(f"data: {path} has the class {unknown!r}, the network has not.{suggest(unknown, names)}")
+    unknown = [row["label"] for row in rows if row["label"] not in numbers]
+    if unknown:
+        raise DataError(f"data: {path} has the class {unknown[0]!r}, the network has not.{suggest(unknown[0], names)}")
     return [row["text"] for row in rows], torch.tensor([numbers[row["label"]] for row in rows]), names
 
 
 def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
-    """Texts of a UTF-8 file, each with its line's number from 1: the column or key text, or the lines of ``.txt`` not blank.
-
-    Raises:
-        DataError: a missing file or column, or rows that cannot be read.
-    """
+    """As :func:`read_texts`, without labels: each text with its line's number from 1; of ``.txt``, the lines not blank."""
     return [(int(row["line"]), row["text"]) for row in read_rows(Path(path), ("text",), skip_bad)]

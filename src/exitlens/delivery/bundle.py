@@ -61,13 +61,8 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
 
 def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerprint: str) -> None:
     write_tensors(directory / WEIGHTS, unique_state(net), {})
-    dtype = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
-    facts = {
-        "fingerprint": fingerprint,
-        "channels_last": net.is_channels_last,
-        "dtype": dtype,
-        "tuning": net.tuning.to_dict(),
-    }
+    facts = {"fingerprint": fingerprint, "channels_last": net.is_channels_last, "tuning": net.tuning.to_dict()}
+    facts["dtype"] = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
     _write_json(directory / NETWORK, net.info.to_dict() | facts)
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
     write_manifest(directory / MANIFEST, [directory / name for name in (WEIGHTS, NETWORK, POLICY)], {"format": FORMAT})
@@ -88,11 +83,7 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def find_bundle(path: Path) -> Path:
-    """The bundle directory for a run directory or for the bundle itself.
-
-    Raises:
-        BundleError: if neither is there.
-    """
+    """The bundle in a run directory, or the bundle itself; raises :class:`BundleError` if neither is there."""
     for candidate in (path, path / "bundle"):
         if (candidate / MANIFEST).is_file():
             return candidate

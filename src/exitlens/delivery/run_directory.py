@@ -17,13 +17,13 @@ from exitlens.data.texts import TextSet, read_numbered_texts, read_texts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
 from exitlens.errors import BundleError, DataError, ExitlensError, OutputExistsError, PolicyError
 from exitlens.io import write_json
-from exitlens.modalities import IMAGE, TEXT
+from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.types import Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
-P = TypeVar("P", Preprocess, TextPreprocess)
+P = TypeVar("P", bound=Preprocessing)
 
 
 def shorten_names(paths: Sequence[Path]) -> list[str]:
@@ -65,11 +65,7 @@ def record_source(out: Path, source: DataSource, *, resume: bool) -> Iterator[No
 
 
 def read_source(path: Path) -> DataSource:
-    """Reads which data a run directory or bundle was trained on.
-
-    Raises:
-        DataError: without a record, or for a damaged one.
-    """
+    """Reads which data a run directory or bundle was trained on; without a readable record, raises :class:`DataError`."""
     for candidate in (path / DATA, find_bundle(path).parent / DATA):
         if candidate.is_file():
             try:
@@ -89,11 +85,7 @@ def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str
 
 
 def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
-    """Loads the network and policy of a run or bundle.
-
-    Raises:
-        PolicyError: if it has no policy yet.
-    """
+    """Loads the network and policy of a run or bundle; raises :class:`PolicyError` if it has no policy yet."""
     net, policy = load(path)
     if policy is None:
         raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")
@@ -109,14 +101,13 @@ def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
 
 
 def require_preprocess(net: ExitNet, kind: type[P]) -> P:
-    """How images or texts become the network's inputs; raises :class:`BundleError` for another kind, or without a record."""
+    """How samples become the network's inputs; raises :class:`BundleError` if there is no record, or it takes others."""
     if isinstance(net.info.preprocess, kind):
         return net.info.preprocess
-    takes = net.input_spec.modality
-    if takes is not (IMAGE if kind is Preprocess else TEXT):
-        instead = "an image, or a folder of images" if takes is IMAGE else "a .csv, .jsonl or .txt file, or --text"
-        raise BundleError(f"bundle: its network takes {takes.plural}: give {instead}")
-    raise BundleError(f"bundle: it does not say how {takes.plural} become inputs: net.describe(preprocess=...), save again")
+    own = net.input_spec.modality
+    if own.preprocess is not kind:
+        raise BundleError(f"bundle: its network takes {own.plural}: give {own.given}")
+    raise BundleError(f"bundle: it does not say how {own.plural} become inputs: net.describe(preprocess=...) and save again")
 
 
 def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
@@ -141,14 +132,11 @@ def stream_samples(
 ) -> ImageStream | TextStream:
     """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
     if net.input_spec.modality is TEXT:
-        rows = [(f"{data}:{line}", text) for line, text in read_numbered_texts(data, skip_bad=skip_bad)]
-        rows = [row for row in rows if row[0] not in without]
-        return TextStream(
-            [text for _, text in rows], [name for name, _ in rows], require_preprocess(net, TextPreprocess), batch_size
-        )
-    preprocess = require_preprocess(net, Preprocess)
+        texts = {f"{data}:{line}": text for line, text in read_numbered_texts(data, skip_bad=skip_bad)}
+        names = [name for name in texts if name not in without]
+        return TextStream([texts[name] for name in names], names, require_preprocess(net, TextPreprocess), batch_size)
     files = [path for path in list_images(data) if str(path) not in without]
-    return ImageStream(files, preprocess, batch_size, skip_bad)
+    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad)
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:

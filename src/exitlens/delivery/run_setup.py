@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +17,6 @@ from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import read_tokenizer
 from exitlens.model.backbones.weights import load_weights
-from exitlens.model.cutting.placement import Placement
-from exitlens.model.heads import HeadKind
-from exitlens.model.info import Final
 from exitlens.model.network import ExitNet
 from exitlens.types import TextPreprocess
 from exitlens.types.inputs import list_tensors
@@ -98,17 +95,14 @@ def build_network(
     if weights is not None:
         load_weights(plain, weights)
     at = _choose_exits(plain, exits, placement)
-    final: Final = "keep" if keep_final else "head"
-
-    def attach_heads(kind: str) -> ExitNet:  # attach checks placement and kind
-        where = cast(Placement, placement)
-        return attach(plain, at, len(train.classes), example, final=final, placement=where, head=cast(HeadKind, kind))
-
+    how: dict[str, Any] = {"final": "keep" if keep_final else "head", "placement": placement}
+    how["head"] = head or train.modality.head
     try:
-        net = attach_heads(head or train.modality.head)
+        net = attach(plain, at, len(train.classes), example, **how)
     except HeadError:
         if head:
             raise
-        net = attach_heads("evidence")  # a neck needs features in a plane, and nobody asked for it
+        how["head"] = "evidence"  # a neck needs features in a plane, and nobody asked for it
+        net = attach(plain, at, len(train.classes), example, **how)
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -26,6 +26,7 @@ class Modality(ABC):
         name: of one sample, for messages. plural: of several.
         axes: of a sample, channels first. expected: an example of it, for the message to whoever passes something else.
         preprocess: the class that makes inputs of raw samples. reader: what people call for that.
+        given: what a command takes them from, for messages.
         argument: of a backbone's ``forward`` by which it is known to take this kind; empty if none tells.
         needed_to_delete: name of the tensor that deletion works on, if it needs one of its own.
         head: the kind of exit head that new networks get.
@@ -37,6 +38,7 @@ class Modality(ABC):
     expected: ClassVar[str]
     preprocess: ClassVar[type[Preprocessing]]
     reader: ClassVar[str]
+    given: ClassVar[str] = "these"
     argument: ClassVar[str] = ""
     needed_to_delete: ClassVar[str] = ""
     head: ClassVar[Literal["evidence", "context"]] = "evidence"

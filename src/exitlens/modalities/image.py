@@ -27,6 +27,7 @@ class ImageModality(Modality):
     expected = "a float tensor (B,C,H,W) with B >= 1 of images"
     preprocess = Preprocess
     reader = "xl.read_image and xl.Preprocess.normalise"
+    given = "an image, or a folder of images"
     head = "context"
 
     def make_example(self, channels: int = 3, size: int = 0) -> Inputs:

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,8 @@ class Bench:
         tuning = replace(net.tuning, channels_last=net.tuning.channels_last or net.is_channels_last)
         self.tuned = Plain(plain, inputs, tuning)
         self.compiled_plain = Plain(plain, inputs, tuning, compiled=True) if compiled else None
-        self.compiled_net: ExitNet | None = None
-        if compiled:
-            self.compiled_net = copy.deepcopy(net)
+        self.compiled_net = copy.deepcopy(net) if compiled else None
+        if self.compiled_net is not None:
             self.compiled_net.compile()
 
     def samples(self, count: int) -> Inputs:
@@ -97,8 +97,8 @@ class Bench:
         works = self._works(inputs, size, plans) | {STEPS: steps}
         meters = {"": (steps, TUNED)}
         if self.compiled_net is not None:
-            meters[", compiled"] = (StepTimes(self.compiled_net, inputs, size), COMPILED)
-            works[f"{STEPS}, compiled"] = meters[", compiled"][0]
+            works[f"{STEPS}, compiled"] = compiled = StepTimes(self.compiled_net, inputs, size)
+            meters[", compiled"] = (compiled, COMPILED)
         works |= {name: make(inputs, size, plans) for name, make in (others or {}).items()}
         works = {name: work for name, work in works.items() if keep(name) or name in (AS_IS, TUNED)}
         times = interleave(works, rounds=rounds, seconds=seconds)
@@ -108,35 +108,27 @@ class Bench:
             row["speedup"] = times.ratio(AS_IS, name).to_list()
             row["speedup_tuned"] = times.ratio(TUNED, name).to_list()
             for suffix, (meter, reference) in meters.items():
-                shares = name.removeprefix("exits, ").removesuffix(suffix)
-                if shares in plans and name == f"exits, {shares}{suffix}" and meter.rounds:
-                    row |= self._ideal(times, name, meter, reference, plans[shares], count)
+                plan = plans.get(name.removeprefix("exits, ").removesuffix(suffix))
+                if plan is not None and name.endswith(suffix) and meter.rounds:
+                    row |= self._ideal(times, name, meter, reference, plan, count)
             if memory and not name.startswith(STEPS):
                 row["peak_mb"] = round(measure_peak_bytes(works[name]) / 1e6, 3)
             rows.append(row)
         return {"batch": size, "samples": count, "rounds": len(times.rounds[TUNED]), "rows": rows} | self._ratios(times)
 
     def _works(self, inputs: Inputs, size: int, plans: Mapping[str, Tensor]) -> dict[str, Work]:
-        kept = self.net.tuning.keep_memory
-        works = {
-            AS_IS: time_calls(AsIs(self.plain), split_rows(inputs, size)),
-            TUNED: time_calls(self.tuned, split_rows(inputs, size), kept),
-        }
+        kept, batches = self.net.tuning.keep_memory, split_rows(inputs, size)
+        works = {AS_IS: time_calls(AsIs(self.plain), batches), TUNED: time_calls(self.tuned, batches, kept)}
         works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
-        last = list(plans)[-1] if MIXED not in plans else MIXED
-        works[f"exits, {last}, whole batches"] = Planned(self.net, plans[last], True).work(inputs, size)
-        works["exits, nobody leaves, with attention"] = Planned(self.net, plans["nobody leaves"], False, True).work(
-            inputs, size
-        )
+        last, nobody = MIXED if MIXED in plans else list(plans)[-1], plans["nobody leaves"]
+        works[f"exits, {last}, whole batches"] = Planned(self.net, plans[last], whole_batches=True).work(inputs, size)
+        works["exits, nobody leaves, with attention"] = Planned(self.net, nobody, attention=True).work(inputs, size)
         if self.policy is not None:
-            policy = self.policy
-            works["exits, policy"] = time_calls(
-                lambda batch: predict(self.net, batch, policy), split_rows(inputs, size), kept
-            )
+            works["exits, policy"] = time_calls(partial(predict, self.net, policy=self.policy), batches, kept)
         if self.net.num_exits > 2:
-            works["static, cut at exit 1"] = time_calls(Cut(self.net, 1), split_rows(inputs, size), kept)
+            works["static, cut at exit 1"] = time_calls(partial(answer_at, self.net, 1), batches, kept)
         if self.compiled_plain is not None and self.compiled_net is not None:
-            works[COMPILED] = time_calls(self.compiled_plain, split_rows(inputs, size), kept)
+            works[COMPILED] = time_calls(self.compiled_plain, batches, kept)
             for name in plans:
                 works[f"exits, {name}, compiled"] = Planned(self.compiled_net, plans[name]).work(inputs, size)
         return works
@@ -181,22 +173,16 @@ class Bench:
         return interval([share() for _ in range(runs)]).to_list()
 
 
-class Cut:
-    """The network up to one exit: the smaller static network of the same kind."""
-
-    def __init__(self, net: ExitNet, exit_: int) -> None:
-        self.net, self.exit = net, exit_
-
-    def __call__(self, batch: Inputs) -> None:
-        """Answers one batch in micro-batches."""
-        with self.net.open_engine() as engine:
-            activations = self.net.unpack(batch)
-            size = self.net.tuning.micro_batch or len(activations[0])
-            for at in range(0, len(activations[0]), size):
-                part = engine.enter(tuple(t[at : at + size] for t in activations))
-                for k in range(self.exit):
-                    part = engine.advance(k, part)
-                engine.answer(self.exit, part, 1.0, "max_probability")
+def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
+    """Answers a batch at one exit, in micro-batches: the smaller static network of the same kind."""
+    with net.open_engine() as engine:
+        activations = net.unpack(batch)
+        size = net.tuning.micro_batch or len(activations[0])
+        for at in range(0, len(activations[0]), size):
+            part = engine.enter(tuple(t[at : at + size] for t in activations))
+            for k in range(exit_):
+                part = engine.advance(k, part)
+            engine.answer(exit_, part, 1.0, "max_probability")
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

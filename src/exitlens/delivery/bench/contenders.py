@@ -79,13 +79,11 @@ class Plain:
             activations = list_tensors(batch)
             size = self.tuning.micro_batch or len(activations[0])
             parts = [tuple(t[at : at + size] for t in activations) for at in range(0, len(activations[0]), size)]
-            logits = [self._logits(self.body(*self.tuning.convert(part))) for part in parts]
+            logits = []
+            for part in parts:
+                output = self.body(*self.tuning.convert(part))
+                logits.append(pick_logits(output[0] if isinstance(output, tuple | list) else output).float())
             (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
-
-    @staticmethod
-    def _logits(output: Any) -> Tensor:
-        logits: Tensor = pick_logits(output[0] if isinstance(output, tuple | list) else output)
-        return logits.float()
 
 
 class Planned:

@@ -38,9 +38,7 @@ def interval(values: Sequence[float], resamples: int = 2000) -> Interval:
     x = torch.tensor(list(values), dtype=torch.float64)
     rng = torch.Generator().manual_seed(0)
     rows = torch.randint(len(x), (resamples, len(x)), generator=rng)
-    medians = (
-        x[rows].median(1).values if len(x) % 2 else x[rows].sort(1).values[:, len(x) // 2 - 1 : len(x) // 2 + 1].mean(1)
-    )
+    medians = x[rows].quantile(0.5, 1)
     low, high = medians.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(statistics.median(x.tolist()), low, high)
 

@@ -35,9 +35,9 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Trace
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
-from exitlens.workflow.evaluation import Report, evaluate
+from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.explanation import explain_batch
-from exitlens.workflow.faithfulness import Faithfulness, faithfulness
+from exitlens.workflow.faithfulness import faithfulness
 from exitlens.workflow.inference.predict import predict
 from exitlens.workflow.training.step import TrainingSettings, take_step
 
@@ -89,11 +89,8 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
 def _measure_subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings) -> Subject:
     policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
-    reports: dict[str, Report] = {}
-    checks: dict[str, Faithfulness] = {}
-    for condition in CONDITIONS:
-        reports[condition] = evaluate(collect(net, data[condition]), policy)
-        checks[condition] = faithfulness(net, data[condition], samples=settings.samples)
+    reports = {condition: evaluate(collect(net, data[condition]), policy) for condition in CONDITIONS}
+    checks = {condition: faithfulness(net, data[condition], samples=settings.samples) for condition in CONDITIONS}
     return Subject(TITLES[name], net, policy, reports, checks)
 
 
@@ -126,11 +123,7 @@ def _list_measures(subject: Subject) -> dict[str, Any]:
 
 
 def _measure_speed(
-    nets: Mapping[str, ExitNet],
-    policy: Policy,
-    data: Mapping[str, ImageSet],
-    settings: DemoSettings,
-    plain_accuracy: float,
+    nets: Mapping[str, ExitNet], policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings, plain_accuracy: float
 ) -> dict[str, Any]:
     """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
     plain: nn.Module = _extract_backbone(nets["plain"])

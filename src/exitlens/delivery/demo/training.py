@@ -7,15 +7,16 @@ import multiprocessing
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import AsyncResult
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from exitlens.data.fashion import load_scenes
 from exitlens.data.images import ImageSet
+from exitlens.data.splits import SPLITS
 from exitlens.delivery.bundle import load, save
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.attach import attach
@@ -52,14 +53,9 @@ class DemoSettings:
 
 def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
     """Scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
-
-    def scenes(split: Any, agreement: float) -> ImageSet:
-        return load_scenes(
-            split, background_agreement=agreement, seed=settings.seed, size=settings.size, limit=settings.limit
-        )
-
-    data = {split: scenes(split, 0.8) for split in ("train", "validation", "calibration")}
-    return data | {name: scenes("test", agreement) for name, agreement in CONDITIONS.items()}
+    scenes = partial(load_scenes, seed=settings.seed, size=settings.size, limit=settings.limit)
+    data: dict[str, ImageSet] = {split: scenes(split, background_agreement=0.8) for split in SPLITS if split != "test"}
+    return data | {name: scenes("test", background_agreement=agreement) for name, agreement in CONDITIONS.items()}
 
 
 def train_all(out: Path, settings: DemoSettings, quiet: bool) -> dict[str, ExitNet]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import heapq
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from exitlens.delivery.explanations.pictures import draw_contact_sheet
@@ -112,36 +114,22 @@ def explain_folder(
                 heapq.heappop(kept)
             lines.append(line)
         advance(len(batch))
-    order = sorted(range(len(lines)), key=lambda i: (*(-float(v) for v in lines[i].interest), i))
-    lines = [lines[i] for i in order]
+    lines.sort(key=lambda line: line.interest, reverse=True)  # stable
     if lines:
-        shown = [(line, why) for *_, line, why in sorted(kept, reverse=True, key=lambda k: k[:2])]
-        _write(out, lines, shown, net, policy, preprocess)
+        kept.sort(key=lambda item: item[:2], reverse=True)
+        titles = [line.title for *_, line, _ in kept]
+        sheet = draw_contact_sheet({"": [why for *_, why in kept]}, preprocess, titles=titles)
+        _write(out, lines, sheet, {"network": net.identity(), "policy": policy.to_dict()})
     return lines
 
 
-def _write(
-    out: Path,
-    lines: Sequence[Line],
-    shown: Sequence[tuple[Line, Explanation]],
-    net: ExitNet,
-    policy: Policy,
-    preprocess: Preprocess,
-) -> None:
+def _write(out: Path, lines: Sequence[Line], sheet: Image.Image, facts: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, list(vars(lines[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(vars(line) for line in lines)
     write_text(out / TABLE, table.getvalue())
-    titles = [line.title for line, _ in shown]
-    draw_contact_sheet({"": [why for _, why in shown]}, preprocess, titles=titles).save(out / SHEET)
-    facts = {
-        "schema": SCHEMA,
-        "network": net.identity(),
-        "policy": policy.to_dict(),
-        "images": len(lines),
-        "disagree": sum(line.disagrees for line in lines),
-        "shown": len(shown),
-    }
-    write_manifest(out / MANIFEST, [out / TABLE, out / SHEET], facts)
+    sheet.save(out / SHEET)
+    counts = {"images": len(lines), "disagree": sum(line.disagrees for line in lines), "shown": min(SHOWN, len(lines))}
+    write_manifest(out / MANIFEST, [out / TABLE, out / SHEET], {"schema": SCHEMA, **facts, **counts})

@@ -32,12 +32,12 @@ def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) 
     return made.resize((made.width * factor, made.height * factor), Image.Resampling.NEAREST)
 
 
-def draw_overlay(base: Image.Image, attention: Tensor, opacity: float = 0.75) -> Image.Image:
+def draw_overlay(base: Image.Image, attention: Tensor) -> Image.Image:
     """Draws an attention map ``(h,w)`` in colour over the picture in grey, as bright as in :func:`draw_heat`."""
     share = upsample(shades(attention.float())[None], (base.height, base.width))[0].numpy()
     colour = colormaps[COLOURS](share)[..., :3]
     grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
-    alpha = opacity * (0.25 + 0.75 * share[..., None])
+    alpha = 0.75 * (0.25 + 0.75 * share[..., None])
     return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
 
 
@@ -71,28 +71,24 @@ def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image
 
 
 def draw_contact_sheet(
-    explanations: Mapping[str, Sequence[Explanation]],
-    preprocess: Preprocess | None,
-    side: int = 120,
-    titles: Sequence[str] = (),
+    explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, titles: Sequence[str] = ()
 ) -> Image.Image:
     """Draws a row for each image: the input, then every exit's overlay under each network's name, the answer framed.
 
     Args:
         explanations: of the same images, by network.
         preprocess: undone to show the images.
-        side: of each picture in pixels.
         titles: a line of text under each row.
     """
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
     first = next(iter(explanations.values()))
-    gap, head = 6, 40
+    side, gap, head = 120, 6, 40  # pixels; side: of each picture
     width = gap + (1 + len(columns)) * (side + gap) + gap * (len(explanations) + 1)
     step = side + gap + (20 if titles else 0)
     sheet = Image.new("RGB", (width, head + len(first) * step + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for row, why in enumerate(first):
-        sheet.paste(_square(draw_image(why.image, preprocess, side), side), (gap, head + row * step))
+        sheet.paste(_draw_square(why, preprocess, side), (gap, head + row * step))
     for row, title in enumerate(titles):
         draw.text((gap, head + row * step + side + 4), title, fill="black")
     x, previous = gap + side + gap, ""
@@ -104,30 +100,24 @@ def draw_contact_sheet(
         count = explanations[name][0].num_exits
         draw.text((x, 22), exit_name(k, count), fill="#444444")
         for row, why in enumerate(explanations[name]):
-            tile = draw_overlay(_square(draw_image(why.image, preprocess, side), side), why.exits[k].attention)
             y = head + row * step
-            sheet.paste(tile, (x, y))
+            sheet.paste(draw_overlay(_draw_square(why, preprocess, side), why.exits[k].attention), (x, y))
             if k == why.answered:
                 draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=pick_exit_colour(k, count), width=3)
         x += side + gap
     return sheet
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    return image.resize((side, side), Image.Resampling.NEAREST)
+def _draw_square(why: Explanation, preprocess: Preprocess | None, side: int) -> Image.Image:
+    return draw_image(why.image, preprocess, side).resize((side, side), Image.Resampling.NEAREST)
 
 
 def save_explanation(
     explanation: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation"
 ) -> list[Path]:
-    """Writes every exit's overlay as PNG and SVG, a strip of them all, the answer as JSON, and a manifest.
-
-    Raises:
-        OutputExistsError: if any of the files exists.
-    """
+    """Writes every exit's overlay (PNG and SVG), a strip of them all, the answer (JSON) and a manifest; none may exist."""
     base = draw_image(explanation.image, preprocess, side=224)
-    pictures = {f"{stem}_strip.png": draw_strip(explanation, preprocess)}
-    drawings: dict[str, str] = {}
+    pictures, drawings = {f"{stem}_strip.png": draw_strip(explanation, preprocess)}, {}
     for view in explanation.exits:
         pictures[f"{stem}_exit{view.exit}.png"] = draw_overlay(base, view.attention)
         label = f"Where exit {view.exit} looked for its answer {explanation.name(view.label)}"

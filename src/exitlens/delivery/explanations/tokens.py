@@ -41,22 +41,13 @@ def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
 
 
 def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
-    """Writes ``NAME.html`` (shaded tokens) and ``NAME.json`` into a directory; returns both paths.
-
-    Raises:
-        OutputExistsError: if one of them exists.
-    """
+    """Writes ``NAME.html`` (shaded tokens) and ``NAME.json``, which must not exist, into a directory; returns both paths."""
     page, values = directory / f"{name}.html", directory / f"{name}.json"
     for path in (page, values):
         if path.exists():
             raise OutputExistsError(f"out: {path} exists: choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for view in why.exits:
-        tokens = shade_tokens(why, view)
-        label = exit_name(view.exit, len(why.exits))
-        confidence = f"{view.confidence:.3f}"
-        rows.append((view.exit, label, why.name(view.label), confidence, tokens, view.exit == why.answered))
+    rows = [(exit_name(view.exit, len(why.exits)), view, shade_tokens(why, view)) for view in why.exits]
     write_text(page, load_template("tokens.html.j2").render(why=why, rows=rows))
     write_json(values, why.to_dict())
     return [page, values]
@@ -65,14 +56,14 @@ def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
 def shade_tokens(why: Explanation, view: ExitView) -> list[tuple[str, str, str]]:
     """Each token with its share of an exit's attention and the CSS style that shows it."""
     shown = zip(why.tokens, view.attention, scale_attention(view, len(why.tokens)), strict=False)
-    return [(token, f"{float(share):.3f}", _style(shade)) for token, share, shade in shown]
+    found = []
+    for token, share, shade in shown:
+        r, g, b = _mix_colour(shade)
+        style = f"background: rgb({r},{g},{b}); color: {'#fff' if shade > 0.5 else '#111'}"
+        found.append((token, f"{float(share):.3f}", style))
+    return found
 
 
 def _mix_colour(shade: float) -> tuple[int, int, int]:
     r, g, b = (round(255 + (c - 255) * shade) for c in _SHADE)
     return r, g, b
-
-
-def _style(shade: float) -> str:
-    r, g, b = _mix_colour(shade)
-    return f"background: rgb({r},{g},{b}); color: {'#fff' if shade > 0.5 else '#111'}"

@@ -33,7 +33,7 @@ from exitlens.workflow.explanation import explain
 from exitlens.workflow.inference.predict import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the longer side of what is kept of it
-SAMPLES, EXAMPLES = 2000, 12
+SAMPLES, EXAMPLES, TEXTS = 2000, 12, 6
 ROUNDS, PATIENCE = 5, 0.3  # how often an answer is timed at most; seconds after which no further round begins
 DISPLAY = 320  # pixels, the longer side of a picture
 
@@ -50,9 +50,9 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture to start with, and what it shows."""
+    """A picture or text to start with, and the class of a picture."""
 
-    picture: Image.Image
+    shown: Image.Image | str
     truth: str
 
 
@@ -91,7 +91,7 @@ class Explorer:
             raise InputError(f"bundle: one takes {kinds[0].plural} and the other {kinds[1].plural}: compare two of a kind")
         self.is_text = kinds[0] is TEXT
         for run in self.runs:
-            require_preprocess(run.net, TextPreprocess) if self.is_text else require_preprocess(run.net, Preprocess)
+            require_preprocess(run.net, kinds[0].preprocess)
         self._data, self._root = data, root
         self.kind = f"samples of {data}" if data else "calibration samples"
         self._traces: dict[int, Trace | str] = {}
@@ -108,43 +108,25 @@ class Explorer:
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
     def examples(self) -> list[Example]:
-        """Test images of the first run's data, or bundled scenes if it has no record of its data.
-
-        Raises:
-            DataError: if ``data`` was given and cannot be read.
-        """
-        if self.is_text:
-            return []
+        """Test samples of the first run's data; where none was given or recorded, bundled scenes, or no text."""
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
         except (ExitlensError, OSError):
             if self._data:
                 raise
+            if self.is_text:
+                return []
             data = load_scenes("test", limit=EXAMPLES)
+        if isinstance(data, TextSet):
+            return [Example(text, "") for text in data.texts[:TEXTS]]
         assert isinstance(data, ImageSet)
-        steps = torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique()
-        chosen = data.subset(steps)
-        pictures = [from_pixels(pixels) for pixels in chosen.images]
-        return [Example(p, chosen.classes[i]) for p, i in zip(pictures, chosen.labels.tolist(), strict=True)]
-
-    def example_texts(self, count: int = 6) -> list[str]:
-        """Texts of the first run's test split, if it has a record of them."""
-        first = self.runs[0]
-        try:
-            data = self._load(first, first.net, "test")
-        except (ExitlensError, OSError):
-            if self._data:
-                raise
-            return []
-        return list(data.texts[:count]) if isinstance(data, TextSet) else []
+        chosen = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
+        pairs = zip(chosen.images, chosen.labels.tolist(), strict=True)
+        return [Example(from_pixels(pixels), chosen.classes[i]) for pixels, i in pairs]
 
     def read(self, path: Path) -> Image.Image:
-        """An uploaded file as a picture.
-
-        Raises:
-            DataError: for anything that is no image, or too large; the message does not reveal the file's path.
-        """
+        """An uploaded file as a picture; for what is none, or too large, a :class:`DataError` without the file's path."""
         try:
             return open_picture(path, 3, MAX_PIXELS, LONGEST)
         except DataError as error:

@@ -29,14 +29,7 @@ def draw_frontier(report: Report) -> str:
         return LEFT + point[0] / x1 * (RIGHT - LEFT), BOTTOM - share * (BOTTOM - TOP)
 
     count = len(exits)
-    named = [
-        {
-            "at": at(p),
-            "colour": pick_exit_colour(k, count),
-            "title": f"{exit_name(k, count)} alone: {100 * p[1]:.1f} % at cost {p[0]:.3f}",
-        }
-        for k, p in enumerate(exits)
-    ]
+    titles = [f"{exit_name(k, count)} alone: {100 * y:.1f} % at cost {x:.3f}" for k, (x, y) in enumerate(exits)]
     what = "accuracy" if labelled else "agreement with final"
     return load_template("explorer_frontier.svg.j2").render(
         width=WIDTH,
@@ -46,7 +39,7 @@ def draw_frontier(report: Report) -> str:
         across=[(at((x, 0.0))[0], f"{x:g}") for x in costs],
         up=[(at((0.0, y / 100))[1], f"{y:g}") for y in levels],
         line=[at(p) for p in report.curve],
-        exits=named,
+        exits=[{"at": at(p), "colour": pick_exit_colour(k, count), "title": titles[k]} for k, p in enumerate(exits)],
         here=at(now),
         what=what,
         alt=f"{what} against cost: these thresholds give {100 * now[1]:.1f} % at cost {now[0]:.3f}",

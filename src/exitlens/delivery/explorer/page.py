@@ -32,13 +32,8 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
     why = answer.why
     base = "" if picture is None else data_uri(_draw_base(picture), small=False)
     return load_template("explorer_answer.html.j2").render(
-        name=answer.run.name,
-        reason=why.reason,
-        ours_ms=answer.ours_ms,
-        full_ms=answer.full_ms,
+        answer=answer,
         times=_compare_times(answer),
-        rounds=answer.rounds,
-        cost=why.exits[why.answered].cost,
         base=base,
         side=side,
         exits=[_describe_exit(why, view, with_map=picture is not None) for view in why.exits],
@@ -109,22 +104,17 @@ def routed_page(run: LoadedRun, report: Report | str, changed: bool, kind: str) 
         return str(Markup("<section class='xl-routed'><p>{}</p></section>").format(report))
     promise = "Thresholds as calibrated." if not changed else "Thresholds chosen by hand: nothing is promised about them."
     drop = "" if report.accuracy_drop is None else f"{100 * report.accuracy_drop:+.2f} points lost to the final exit"
+    count = len(report.exit_shares)
     shares = [
-        {
-            "name": exit_name(k, len(report.exit_shares)),
-            "share": share,
-            "colour": pick_exit_colour(k, len(report.exit_shares)),
-        }
+        {"name": exit_name(k, count), "share": share, "colour": pick_exit_colour(k, count)}
         for k, share in enumerate(report.exit_shares)
     ]
     return load_template("explorer_routed.html.j2").render(
         name=run.name,
-        samples=f"{report.samples:,} {kind}",
+        report=report,
+        kind=kind,
         promise=promise,
-        accuracy=report.accuracy,
         drop=drop,
-        cost=report.cost,
-        divergence=report.divergence,
         exits=shares,
         plot=Markup(draw_frontier(report)),
     )

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,21 @@ class View:
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
         self.examples = explorer.examples()
-        self.texts = explorer.example_texts() if explorer.is_text else []
 
     def example_buttons(self) -> str:
-        """Buttons with the example images."""
-        button = Markup('<button type="button" data-example="{}"><img src="{}" alt="Example: {}"></button>')
-        rows = [button.format(i, data_uri(one.picture), one.truth) for i, one in enumerate(self.examples)]
-        return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
-
-    def text_buttons(self) -> str:
-        """Buttons with the example texts."""
+        """Buttons with the example images or texts."""
         button = Markup('<button type="button" data-example="{}">{}</button>')
-        rows = [button.format(i, text) for i, text in enumerate(self.texts)]
+        image = Markup('<img src="{}" alt="Example: {}">')
+        faces = [e.shown if isinstance(e.shown, str) else image.format(data_uri(e.shown), e.truth) for e in self.examples]
+        rows = [button.format(i, face) for i, face in enumerate(faces)]
         return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
 
     # --- actions ---
 
     def start(self, *thresholds: float) -> list[Any]:
         """The page was opened: answers the first example."""
-        if self.explorer.is_text:
-            text = self.texts[0] if self.texts else "Write a text and press Enter."
-            return [text, text, *self._answer(text, thresholds)]
-        picture = self.examples[0].picture
-        return [picture, _draw_board(picture), *self._answer(picture, thresholds)]
+        shown = self.examples[0].shown if self.examples else "Write a text and press Enter."
+        return [shown, shown if isinstance(shown, str) else _draw_board(shown), *self._answer(shown, thresholds)]
 
     def start_routed(self, *thresholds: float) -> Any:
         """The page was opened: evaluates each network's thresholds."""
@@ -57,14 +50,10 @@ class View:
         return pages if len(pages) > 1 else pages[0]
 
     def choose(self, choice: str, *thresholds: float) -> list[Any]:
-        """An example image was picked."""
-        picture = self.examples[_parse_choice(choice, len(self.examples))].picture
-        return [picture, _draw_board(picture), "", *self._answer(picture, thresholds)]
-
-    def choose_text(self, choice: str, *thresholds: float) -> list[Any]:
-        """An example text was picked."""
-        text = self.texts[_parse_choice(choice, len(self.texts))]
-        return [text, text, *self._answer(text, thresholds)]
+        """An example was picked."""
+        number = choice.partition(":")[0]
+        i = int(number) if number.isdigit() and int(number) < len(self.examples) else 0
+        return self._open(self.examples[i].shown, thresholds)
 
     def say(self, text: str, *thresholds: float) -> list[Any]:
         """A text was written."""
@@ -80,7 +69,7 @@ class View:
             picture = self.explorer.read(Path(path))
         except DataError as error:
             return self._refuse(str(error))
-        return [picture, _draw_board(picture), "", *self._answer(picture, thresholds)]
+        return self._open(picture, thresholds)
 
     def say_again(self, text: str | None, *thresholds: float) -> list[Any]:
         """A threshold was moved under a text."""
@@ -116,6 +105,10 @@ class View:
 
     # --- results ---
 
+    def _open(self, shown: Image.Image | str, thresholds: Sequence[float]) -> list[Any]:
+        place = [shown] if isinstance(shown, str) else [_draw_board(shown), ""]
+        return [shown, *place, *self._answer(shown, thresholds)]
+
     def _answer(self, shown: Image.Image | str, thresholds: Sequence[float]) -> list[str]:
         pages = []
         try:
@@ -128,12 +121,9 @@ class View:
         return [*pages, ""]
 
     def _split(self, thresholds: Sequence[float]) -> list[tuple[float, ...]]:
-        parts, rest = [], tuple(thresholds)
-        for run in self.explorer.runs:
-            count = len(run.policy.thresholds)
-            parts.append(rest[:count])
-            rest = rest[count:]
-        return parts
+        """The values of each network's sliders."""
+        rest = iter(thresholds)
+        return [tuple(islice(rest, len(run.policy.thresholds))) for run in self.explorer.runs]
 
     def _refuse(self, reason: str) -> list[Any]:
         return [None, "", "", *self._alert(reason)]
@@ -155,28 +145,19 @@ def _read_sliders(values: Sequence[float], calibrated: Sequence[float]) -> tuple
     return tuple(math.inf if t > 1.0 else float(t) for t in found)
 
 
-def _parse_choice(choice: str, count: int) -> int:
-    number = choice.partition(":")[0]
-    return int(number) if number.isdigit() and int(number) < count else 0
-
-
 def _draw_board(picture: Image.Image) -> str:
     """The picture with a canvas over it, to paint on."""
     size = f'width="320" height="{max(1, round(320 * picture.height / picture.width))}"'
     text = "Paint over a part to cover it; with the keyboard, arrows move and space paints"
-    shown = Markup(
+    board = Markup(
         '<div class="xl-board"><img src="{}" alt="The image that is answered"><canvas id="xl-brush" {} tabindex="0" '
+        'tabindex="0" role="application" aria-label="{}"></canvas></div><p>{}.</p>'
     )
-    rest = Markup('tabindex="0" role="application" aria-label="{}"></canvas></div><p>{}.</p>')
-    return str(shown.format(data_uri(picture.convert("RGB")), Markup(size)) + rest.format(text, text))
+    return str(board.format(data_uri(picture.convert("RGB")), Markup(size), text, text))
 
 
 def _decode_strokes(strokes: str) -> Image.Image | None:
-    """Decodes what was painted from the page's data URI.
-
-    Raises:
-        DataError: for anything else.
-    """
+    """Decodes what was painted from the page's data URI; raises :class:`DataError` for anything else."""
     if not strokes:
         return None
     head, _, body = strokes.partition(",")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,6 @@ from typing import Any, BinaryIO, Self
 from exitlens.delivery.predictions.row_formats import (
     CsvFormat,
     JsonLinesFormat,
-    LineFormat,
     Row,
     check_suffix,
     import_pyarrow,
@@ -53,7 +52,7 @@ class PredictionFile:
             import_pyarrow()
         self.path = path
         self.rows: list[Row] = []
-        self._format: LineFormat = CsvFormat() if suffix == ".csv" else JsonLinesFormat()
+        self._format: CsvFormat | JsonLinesFormat = CsvFormat() if suffix == ".csv" else JsonLinesFormat()
         self._lines = path.with_name(f".{path.name}.partial.jsonl") if self._is_parquet else path
         self._place = self._lines  # where the rows are
         self._record = path.with_name(f".{path.name}.run.json")
@@ -71,14 +70,13 @@ class PredictionFile:
             raise OutputError(f"out: {path} cannot be read ({_reason(error)}): choose another file") from error
         self.count = len(self.rows)
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Sequence[Row]) -> None:
         """Adds rows; once it returns, they are with the operating system and survive this process.
 
         Raises:
             OutputExistsError: the file was complete, so nothing records what made its rows; OutputError: the rows cannot be
                 written (a full disk); earlier ones are safe.
         """
-        rows = list(rows)
         if rows and self._sealed:
             raise OutputExistsError(
                 f"out: {self.path} is complete, or lost its record {self._record.name}, and lacks {rows[0].file}: choose "
@@ -103,7 +101,7 @@ class PredictionFile:
                 self._handle.close()
                 self._handle = None
             if self._ours and self._is_parquet:
-                self._write_parquet(self._read_lines())
+                write_parquet(self.path, self._read_lines())
                 self._lines.unlink()
             if not self._sealed:
                 self._record.unlink(missing_ok=True)
@@ -157,8 +155,8 @@ class PredictionFile:
             then = before.get(name) if isinstance(before, dict) else None
             if then != now:
                 raise OutputExistsError(
-                    f"out: {self.path} was begun with another {name} ({_short(then)}, now {_short(now)}): resume it with "
-                    f"the same, or choose another file"
+                    f"out: {self.path} was begun with another {name} ({json.dumps(then):.100}, now {json.dumps(now):.100}): "
+                    f"resume it with the same, or choose another file"
                 )
 
     def _read_lines(self) -> list[Row]:
@@ -183,17 +181,13 @@ class PredictionFile:
 
     def _write(self, content: bytes) -> None:
         if self._handle is None:
-            self._handle = self._begin()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._record, self._made_by)
+            self._handle = open_lines(self._lines, new=not self._ours)
+            self._ours = True
         rest = memoryview(content if self._handle.tell() else self._format.header + content)
         while rest:
             rest = rest[self._handle.write(rest) :]
-
-    def _begin(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._record, self._made_by)
-        handle = open_lines(self._lines, new=not self._ours)
-        self._ours = True
-        return handle
 
     def _failure(self, error: OSError) -> OutputError:
         self._stop()
@@ -215,12 +209,8 @@ class PredictionFile:
                 self._record.unlink()
             elif self._is_parquet:
                 self._place = self._lines
-                self._write_parquet(rows)
+                write_parquet(self.path, rows)
                 self._place = self.path
-
-    def _write_parquet(self, rows: list[Row]) -> None:
-        with replace_atomically(self.path) as temporary, temporary.open("wb") as handle:
-            write_parquet(handle, rows)
 
 
 def open_lines(path: Path, new: bool) -> BinaryIO:
@@ -230,8 +220,3 @@ def open_lines(path: Path, new: bool) -> BinaryIO:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else text[:100] + "..."

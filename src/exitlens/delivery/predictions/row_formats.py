@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from exitlens.data.streams import ImageStream, TextStream
 from exitlens.errors import InputError, MissingExtraError
+from exitlens.io import replace_atomically
 from exitlens.model.network import ExitNet
 from exitlens.types import Prediction
 
@@ -42,42 +43,27 @@ def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: ImageStr
         count += len(pred)
 
 
-class LineFormat(Protocol):
-    """A format that rows can be appended to."""
-
-    header: bytes  # before the first row
-    start: bytes  # of every file in this format
-
-    def encode(self, rows: Iterable[Row]) -> bytes:
-        """The rows as bytes of the file."""
-
-    def count_whole(self, content: bytes) -> int:
-        """How many bytes of an interrupted file hold complete rows (and the header)."""
-
-    def decode(self, content: bytes) -> list[Row]:
-        """Inverse of :meth:`encode`, for content with its header; raises ``ValueError`` for what does not fit."""
-
-
 class CsvFormat:
     """Comma-separated with a header; bytes of file names that are not UTF-8 are kept."""
 
-    def __init__(self) -> None:
-        self.header = self._lines([Row._fields])
-        self.start = self.header.strip()
+    header = f"{','.join(Row._fields)}\r\n".encode()
+    start = header.strip()  # of every file in this format
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """A line for each row."""
-        return self._lines(rows)
+        """The rows as bytes of the file, a line for each."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        return text.getvalue().encode("utf-8", "surrogateescape")
 
     def count_whole(self, content: bytes) -> int:
-        """Up to the last end of a line outside quotes."""
+        """How many bytes of an interrupted file hold complete rows: up to the last end of a line outside quotes."""
         end = content.rfind(b"\n") + 1
         while end and content.count(b'"', 0, end) % 2:
             end = content.rfind(b"\n", 0, end - 1) + 1
         return end
 
     def decode(self, content: bytes) -> list[Row]:
-        """The rows, the header checked."""
+        """Inverse of :meth:`encode`, after the header; raises ``ValueError`` for what does not fit."""
         text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
         try:
             head, *lines = csv.reader(text, strict=True)
@@ -86,12 +72,6 @@ class CsvFormat:
         if tuple(head) != Row._fields:
             raise ValueError(f"its columns are {head}")
         return [_row(line, i) for i, line in enumerate(lines, 1)]
-
-    @staticmethod
-    def _lines(rows: Iterable[Iterable[object]]) -> bytes:
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows(rows)
-        return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 class JsonLinesFormat:
@@ -105,27 +85,27 @@ class JsonLinesFormat:
         return "".join(json.dumps(row._asdict()) + "\n" for row in rows).encode()
 
     def count_whole(self, content: bytes) -> int:
-        """Up to the last end of a line."""
+        """How many bytes of an interrupted file hold complete rows: up to the last end of a line."""
         return content.rfind(b"\n") + 1
 
     def decode(self, content: bytes) -> list[Row]:
-        """The rows, their keys checked."""
+        """Inverse of :meth:`encode`; raises ``ValueError`` for what does not fit."""
         rows = []
         for i, line in enumerate(content.splitlines(), 1):
             values = json.loads(line)
             if not isinstance(values, dict) or tuple(values) != Row._fields:
                 raise ValueError(f"its row {i} has {list(values) if isinstance(values, dict) else values!r:.60}")
-            rows.append(_row(list(values.values()), i))
+            rows.append(_row(values.values(), i))
         return rows
 
 
-def _row(values: list[Any], number: int) -> Row:
+def _row(values: Collection[Any], number: int) -> Row:
     try:
         file, label, exit_, confidence, estimate = values
         known = None if estimate is None or estimate == "" else float(estimate)
         return Row(str(file), str(label), int(exit_), float(confidence), known)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"its row {number} is {values!r:.80}") from error
+        raise ValueError(f"its row {number} is {list(values)!r:.80}") from error
 
 
 def import_pyarrow() -> Any:
@@ -138,13 +118,14 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def write_parquet(handle: BinaryIO, rows: Iterable[Row]) -> None:
-    """Writes all rows; bytes of file names that are not UTF-8 become ``\\udcXX``."""
+def write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    """Writes all rows, atomically; bytes of file names that are not UTF-8 become ``\\udcXX``."""
     arrow = import_pyarrow()
     kinds = (arrow.string(), arrow.string(), arrow.int64(), arrow.float64(), arrow.float64())
     schema = arrow.schema(list(zip(Row._fields, kinds, strict=True)))
-    columns = list(zip(*((_utf8(row.file), _utf8(row.label), *row[2:]) for row in rows), strict=True))
-    arrow.parquet.write_table(arrow.table([list(column) for column in columns or [()] * len(kinds)], schema=schema), handle)
+    values = [row._replace(file=_utf8(row.file), label=_utf8(row.label))._asdict() for row in rows]
+    with replace_atomically(path) as temporary, temporary.open("wb") as handle:
+        arrow.parquet.write_table(arrow.Table.from_pylist(values, schema=schema), handle)
 
 
 def read_parquet(path: Path) -> list[Row]:
@@ -157,8 +138,7 @@ def read_parquet(path: Path) -> list[Row]:
         raise ValueError(str(error)) from error
     if tuple(table.column_names) != Row._fields:
         raise ValueError(f"its columns are {table.column_names}")
-    rows = zip(*(table.column(name).to_pylist() for name in Row._fields), strict=True)
-    return [_row(list(values), i) for i, values in enumerate(rows, 1)]
+    return [_row(values.values(), i) for i, values in enumerate(table.to_pylist(), 1)]
 
 
 def _utf8(text: str) -> str:

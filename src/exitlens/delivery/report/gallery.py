@@ -33,11 +33,11 @@ class GalleryRow:
     views: Sequence[Mapping[str, Any]]
 
 
-def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet], count: int = IMAGES) -> list[GalleryRow]:
-    """Picks ``count`` images of each test set and explains them."""
+def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet]) -> list[GalleryRow]:
+    """Picks ``IMAGES`` images of each test set and explains them."""
     rows = []
     for condition, data in sets.items():
-        for i in pick_images(subjects[0], data, count):
+        for i in pick_images(subjects[0], data, IMAGES):
             chosen = data.subset(torch.tensor([i]))
             shown = draw_image(chosen.inputs[0], data.preprocess)
             truth = data.classes[int(chosen.labels[0])]

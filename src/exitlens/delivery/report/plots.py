@@ -70,15 +70,14 @@ def plot_accuracy_cost(series: Sequence[Series], plain_accuracy: float | None = 
                     colour = pick_exit_colour(row.exit, len(one.report.exits))
                     axes.plot(row.cost, 100 * row.accuracy, marker, ms=8, mec=PAPER, color=colour, zorder=3)
             if one.report.accuracy is not None:
-                chosen = (one.report.cost, 100 * one.report.accuracy)
                 star: dict[str, Any] = {
+                    "marker": "*",
                     "ms": 15,
                     "mfc": INK if line == "-" else PAPER,
                     "mec": INK,
                     "ls": "none",
-                    "zorder": 4,
                 }
-                axes.plot(*chosen, "*", label=f"{one.label}: chosen policy", **star)
+                axes.plot(one.report.cost, 100 * one.report.accuracy, label=f"{one.label}: chosen policy", zorder=4, **star)
         if plain_accuracy is not None:
             axes.axhline(100 * plain_accuracy, color=INK, alpha=0.6, ls="-.", lw=1, label="plain backbone, no exits")
         axes.set_xlabel("mean cost (plain backbone = 1)")
@@ -101,13 +100,9 @@ def plot_exit_shares(series: Sequence[Series]) -> str:
                 colour = pick_exit_colour(k, count)
                 axes.barh(row, 100 * share, left=left, color=colour, edgecolor=PAPER)
                 if share > 0.06:
-                    centred: dict[str, Any] = {
-                        "ha": "center",
-                        "va": "center",
-                        "weight": "bold",
-                        "color": choose_text_colour(colour),
-                    }
-                    axes.text(left + 50 * share, row, f"{100 * share:.0f}", **centred)
+                    style: dict[str, Any] = {"ha": "center", "va": "center", "weight": "bold"}
+                    ink = choose_text_colour(colour)
+                    axes.text(left + 50 * share, row, f"{100 * share:.0f}", color=ink, **style)
                 left += 100 * share
         axes.set_yticks(range(len(series)), [one.label for one in series])
         axes.invert_yaxis()
@@ -121,43 +116,29 @@ def plot_exit_shares(series: Sequence[Series]) -> str:
 
 def plot_consistency(series: Sequence[Series]) -> str:
     """Pearson CC of every early exit's map with the final map; a line across each bar is the shuffled-image null."""
-    values = [[row.consistency["cc"]["value"] for row in one.report.exits[:-1]] for one in series]
-    nulls = [[row.consistency["cc"]["null"] for row in one.report.exits[:-1]] for one in series]
-    return _bars(
-        [one.label for one in series],
-        values,
-        nulls,
-        len(series[0].report.exits),
-        "correlation with the final map",
-        "null: another image's map",
-        "Correlation of early exits' attention maps with the final map",
-    )
+    found = [(one.label, [row.consistency["cc"] for row in one.report.exits[:-1]]) for one in series]
+    bars = [(name, [cc["value"] for cc in row], [cc["null"] for cc in row]) for name, row in found]
+    unit, control = "correlation with the final map", "null: another image's map"
+    alt = "Correlation of early exits' attention maps with the final map"
+    return _bars(bars, len(series[0].report.exits), unit, control, alt)
 
 
 def plot_deletion(series: Sequence[Series]) -> str:
     """Drop in the answer's probability after deleting the map's top cells; a line across each bar is for random cells."""
     checked = [(one.label, one.faithfulness) for one in series if one.faithfulness is not None]
-    return _bars(
-        [name for name, _ in checked],
-        [f.deletion for _, f in checked],
-        [f.deletion_random for _, f in checked],
-        len(series[0].report.exits),
-        "drop in probability",
-        "random places",
-        "Drop in the answer's probability when the most attended 20 % of places are blanked",
-    )
+    bars = [(name, found.deletion, found.deletion_random) for name, found in checked]
+    alt = "Drop in the answer's probability when the most attended 20 % of places are blanked"
+    return _bars(bars, len(series[0].report.exits), "drop in probability", "random places", alt)
 
 
 def _bars(
-    names: Sequence[str],
-    values: Sequence[Sequence[float]],
-    controls: Sequence[Sequence[float]],
-    num_exits: int,
-    unit: str,
-    control: str,
-    alt: str,
+    bars: Sequence[tuple[str, Sequence[float], Sequence[float]]], num_exits: int, unit: str, control: str, alt: str
 ) -> str:
-    """A group of bars for each exit in its colour, a bar for each network with its hatching, and a line for the control."""
+    """A group of bars for each exit in its colour, a bar for each network with its hatching, and a line for the control.
+
+    ``bars`` are each network's name, its values and those of the control, by exit.
+    """
+    names, values, controls = zip(*bars, strict=True)
     width, count = 0.8 / len(names), len(values[0])
     with mpl.rc_context(STYLE):
         figure, axes = _figure(3.4)

@@ -79,16 +79,10 @@ def measure_subjects(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
 
 
 def describe_provenance(paths: Sequence[Path], images: ImageSet, command: Sequence[str], data: str = "") -> Provenance:
-    """How each run was made, as far as its directory records it, and what it was tested on.
+    """How the runs at ``paths`` were made, as far as they record it, and what they were tested on.
 
-    Args:
-        paths: the runs.
-        images: what they were tested on.
-        command: the words of the command that writes the report.
-        data: the command's ``--data``.
-
-    Raises:
-        DataError: for a damaged record.
+    ``command`` has the words of the command that writes the report, ``data`` is its ``--data``. Raises :class:`DataError`
+    for a damaged record.
     """
     facts, seeds = {}, []
     for path in paths:
@@ -100,9 +94,8 @@ def describe_provenance(paths: Sequence[Path], images: ImageSet, command: Sequen
                 seed = str(values["settings"]["seed"])
                 shown = {**values["settings"], **{f"loss {k}": v for k, v in values["loss"].items()}}
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{record}: damaged ({type(error).__name__}: {error}): take it away, or train again"
-                ) from error
+                what = f"damaged ({type(error).__name__}: {error})"
+                raise DataError(f"{record}: {what}: take it away, or train again") from error
             facts[f"{path}: training"] = ", ".join(f"{k} {v}" for k, v in shown.items())
         seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
     tested = f"{len(images):,} images: {data or f'the test split of {paths[0]}'}"
