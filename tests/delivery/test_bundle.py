@@ -170,3 +170,16 @@ def test_a_bundle_of_format_1_is_saved_as_format_2(tmp_path):
 
 def test_make_net_is_repeatable():
     assert make_net().fingerprint() == make_net().fingerprint()
+
+
+def test_other_things_than_paths_policies_and_modules_are_refused(net, tmp_path):
+    for call, name in (
+        (lambda: xl.load(3), "directory"),
+        (lambda: xl.load(tmp_path, backbone=3), "backbone"),
+        (lambda: xl.save(net, None, None), "directory"),
+        (lambda: xl.save(net, "x", tmp_path / "b"), "policy"),
+        (lambda: net.compile((0.5, 0.5)), "policy"),
+        (lambda: net.tune(torch.zeros(1, 3, 16, 16), policy="x"), "policy"),
+    ):
+        with pytest.raises(xl.InputError, match=f"{name}: expected"):
+            call()

@@ -7,7 +7,7 @@ import exitlens as xl
 from exitlens.types.calibrations import DriftReference, SampleSketch
 from tests.conftest import random_trace
 
-FORMER = {  # Policy.chosen_by of exitlens 0.1.0
+FORMER = {  # chosen_by of a policy in a bundle of format 1
     "mode": "certified",
     "limits": {"max_disagreement": 0.05},
     "samples": 100,

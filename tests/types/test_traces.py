@@ -59,3 +59,11 @@ def test_equal_samples_have_equal_hashes():
     hashes = twice.hash_samples()
     assert hashes[:20] == hashes[20:] == trace.hash_samples()
     assert len(set(hashes)) == 20
+
+
+@pytest.mark.parametrize("name", ["logits", "divergence", "cost"])
+def test_what_a_trace_cannot_be_without(name):
+    good = {"logits": torch.zeros(2, 2, 2), "labels": None, "divergence": torch.zeros(2, 2), "cost": torch.tensor([0.5, 1])}
+    xl.Trace(**good)
+    with pytest.raises(xl.InputError, match=f"{name}: expected"):
+        xl.Trace(**good | {name: None})

@@ -98,3 +98,12 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
             answer = out.logits.argmax(1, keepdim=True)
             after = net(modality.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
             assert found.insertion[k] == after.mean().item()
+
+
+@pytest.mark.parametrize(
+    ("values", "name"), [({"net": 1}, "net"), ({"data": torch.zeros(2, 3, 16, 16)}, "data"), ({"grid": 4}, "grid")]
+)
+def test_other_things_are_refused(net, tiny_set, values, name):
+    given = {"net": net, "data": tiny_set} | values
+    with pytest.raises(xl.InputError, match=f"{name}: expected"):
+        xl.faithfulness(**given)

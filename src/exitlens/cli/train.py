@@ -151,6 +151,8 @@ def calibrate(
     check_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
     if unlabelled is not None and data:
         raise xl.InputError("data, unlabelled: expected one of them")
+    if unlabelled is not None and (max_accuracy_drop is not None or max_class_accuracy_drop is not None):
+        raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
     net, _ = xl.load(bundle)
     samples: Any = (
         load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad)

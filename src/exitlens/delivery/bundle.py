@@ -39,6 +39,8 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
         OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
     """
     require(net, ExitNet, "net")
+    require(policy, Policy | None, "policy", "see exitlens.calibrate")
+    require(directory, str | Path, "directory")
     target = Path(directory).resolve()
     fingerprint = net.fingerprint()
     if policy is not None:
@@ -100,6 +102,8 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     Raises:
         BundleError: a missing, altered or truncated file, another format version, or a backbone that does not fit.
     """
+    require(directory, str | Path, "directory")
+    require(backbone, nn.Module | None, "backbone", "the plain module that exits were attached to")
     source = find_bundle(Path(directory))
     _verify_files(source)
     values, policy_values = _read_json(source / NETWORK), _read_json(source / POLICY)

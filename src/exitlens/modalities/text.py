@@ -21,7 +21,7 @@ class TextModality(Modality):
     expected = "integer tokens (B,N), alone or in a dict such as {'input_ids': ..., 'attention_mask': ...}"
     preprocess = TextPreprocess
     reader = "xl.TextPreprocess.encode"
-    given = "a .csv, .jsonl or .txt file, or --text"
+    given = "a file of texts, or a text"
     argument = "input_ids"
     needed_to_delete = MASK
 

@@ -217,11 +217,15 @@ class ExitNet(nn.Module):
         Raises:
             InputError: for arguments that do not fit, or a network that does not run in the precision asked for.
         """
-        if policy is not None:
-            policy.check(self.num_exits, self.identity() if policy.network else "")
+        self._check_policy(policy)
         activations = self.check_input(example, "example")
         self.tuning = tune(*self._session.parts, activations, policy, precision, min_agreement, seconds)
         return self.tuning
+
+    def _check_policy(self, policy: Policy | None) -> None:
+        require(policy, Policy | None, "policy", "see exitlens.calibrate")
+        if policy is not None:
+            policy.check(self.num_exits, self.identity() if policy.network else "")
 
     def compile(  # type: ignore[override]
         self, policy: Policy | None = None, *, attention: bool = False, progress: bool = False
@@ -242,8 +246,7 @@ class ExitNet(nn.Module):
         Raises:
             EngineError: where PyTorch cannot compile on this machine (it needs a C++ compiler).
         """
-        if policy is not None:
-            policy.check(self.num_exits, self.identity() if policy.network else "")
+        self._check_policy(policy)
         return self._session.compile(policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)
 
     def describe(self, **values: Any) -> None:

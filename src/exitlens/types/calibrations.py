@@ -112,7 +112,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`; also reads ``Policy.chosen_by`` of exitlens 0.1.0, which has no format.
+        """Inverse of :meth:`to_dict`; also reads the ``chosen_by`` of bundles of format 1.
 
         Raises:
             PolicyError: for a record that is damaged, or of a later format.

@@ -173,7 +173,7 @@ class Policy:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
-        record, former = values.get("calibration"), values.get("chosen_by") or {}  # as exitlens 0.1.0 wrote it
+        record, former = values.get("calibration"), values.get("chosen_by") or {}  # as bundles of format 1 have it
         record = former if record is None and "limits" in former else record
         calibration = None if record is None else Calibration.from_dict(record)
         return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)

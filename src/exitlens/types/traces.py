@@ -45,7 +45,7 @@ class Trace:
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
-            if getattr(self, name) is not None:
+            if name != "gate_features" or self.gate_features is not None:
                 object.__setattr__(
                     self, name, _as_tensor(getattr(self, name), name, "a tensor or nested lists of numbers").float()
                 )

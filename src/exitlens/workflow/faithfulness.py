@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.data.splits import SampleSet
-from exitlens.errors import InputError
+from exitlens.errors import InputError, require
 from exitlens.functional import faithfulness as measures
 from exitlens.functional.maps import find_locations, top_cells
 from exitlens.functional.scores import probabilities
@@ -77,6 +77,11 @@ def faithfulness(
         grid: evaluation grid; an exit with a coarser map is judged on its own.
         seed: of that draw, the random cells and the randomised heads.
     """
+    require(net, ExitNet, "net")
+    if not hasattr(data, "subset") or not hasattr(data, "inputs"):
+        raise InputError(f"data: expected an ImageSet or a TextSet, got {type(data).__name__}")
+    if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
+        raise InputError(f"grid: expected positive integers such as (5, 5), got {grid!r}")
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
     data = data.subset(draw_samples(len(data), samples, seed).sort().values)

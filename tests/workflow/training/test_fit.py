@@ -198,6 +198,11 @@ def test_a_loss_that_is_not_finite_stops(tiny_set):
         ({"weight_decay": -1}, "weight_decay"),
         ({"seed": -1}, "seed"),
         ({"loss": "kl"}, "loss"),
+        ({"learning_rate": "a"}, "learning_rate"),
+        ({"seed": "a"}, "seed"),
+        ({"out_dir": 3}, "out_dir"),
+        ({"augment": 3}, "augment"),
+        ({"workers": -1}, "workers"),
     ],
 )
 def test_bad_arguments(tiny_set, values, message):

@@ -87,6 +87,11 @@ def fit(
     """
     require(net, ExitNet, "net", "attach exits to the backbone first")
     require(loss, EGTLoss | None, "loss")
+    require(out_dir, str | Path | None, "out_dir")
+    if augment is not None and not callable(augment):
+        raise InputError(f"augment: expected a function of a batch of inputs, got {type(augment).__name__}")
+    if not isinstance(workers, int) or workers < 0:
+        raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if keep not in ("last", "best"):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
     use_amp = has_fast_bfloat16(net.device) if amp is None else amp

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError, TrainingError
+from exitlens.errors import InputError, TrainingError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
@@ -36,9 +36,11 @@ class TrainingSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name}: expected an integer of 1 or more, got {value!r}")
-        if not 0 <= self.seed < 2**40:
-            raise InputError(f"seed: expected a number in [0, 2^40), got {self.seed}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**40:
+            raise InputError(f"seed: expected a whole number in [0, 2^40), got {self.seed!r}")
         rate, decay = self.learning_rate, self.weight_decay
+        for name, value in (("learning_rate", rate), ("weight_decay", decay)):
+            require(value, int | float, name)
         if not 0 < rate < math.inf or not 0 <= decay < math.inf:
             raise InputError(f"learning_rate, weight_decay: expected finite numbers above 0 and from 0, got {rate}, {decay}")
 
