@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.delivery import bundle
+from exitlens.model.malloc import keep_memory
 from exitlens.types.inputs import Inputs
 
 torch.set_num_threads(1)
@@ -43,8 +44,10 @@ class TinyNet(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _same_process_for_every_test() -> None:
+    """Neither random numbers nor the memory that malloc keeps depend on the tests that ran before."""
     torch.manual_seed(0)
+    keep_memory(False)
 
 
 @pytest.fixture
