@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from exitlens.cli import app, bench, predict, train  # registers their verbs
+from exitlens.cli import app, bench, demo, fit, judge, predict  # registers their verbs
 from exitlens.cli.options import literal, verbs
 from exitlens.errors import ExitlensError
 
-__all__ = ["app", "bench", "main", "predict", "train", "verbs"]
+__all__ = ["app", "bench", "demo", "fit", "judge", "main", "predict", "verbs"]
 
 
 def main() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from rich.markup import escape
 from typer import Option, Typer
+
+if TYPE_CHECKING:
+    from exitlens.model.network import ExitNet
 
 verbs = Typer(
     no_args_is_help=True,
@@ -51,3 +54,10 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
 def literal(text: str) -> str:
     """Text to print unchanged: brackets are no markup, and bytes of file names that are not UTF-8 become ``\\udcXX``."""
     return escape(text.encode("utf-8", "backslashreplace").decode())
+
+
+def name_exits(net: ExitNet) -> list[str]:
+    """What tables call the exits: exit 0, ..., final."""
+    from exitlens.types.words import exit_name
+
+    return [exit_name(k, net.num_exits) for k in range(net.num_exits)]

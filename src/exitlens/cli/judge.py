@@ -1,4 +1,4 @@
-"""Verbs that make a network and its policy, and judge them: demo, fit, calibrate, evaluate, report."""
+"""Verbs that choose a policy and judge it: calibrate, evaluate, report."""
 
 from __future__ import annotations
 
@@ -9,106 +9,7 @@ from typer import Argument, Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Bundle, Json, OtherData, Root, SkipBad, console, literal, show, verbs
-
-
-@verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
-def demo(
-    out: Annotated[Path, Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
-    seed: Annotated[int, Option(help="Of data, weights and training.")] = 0,
-    resume: Annotated[bool, Option("--resume", help="Continue an unfinished run in the same directory.")] = False,
-    quick: Annotated[bool, Option("--quick", help="A tiny run that shows the flow; its numbers mean nothing.")] = False,
-    json_: Json = False,
-) -> None:
-    """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
-    from exitlens.delivery.demo.demo import run_demo
-    from exitlens.delivery.demo.training import DemoSettings
-    from exitlens.types.words import exit_name
-
-    settings = DemoSettings.quick(seed) if quick else DemoSettings(seed)
-    result = run_demo(out, settings, resume=resume, quiet=json_)
-    count = len(result["egt"]["agreeing"]["accuracy"])
-    rows = [["", "", *[exit_name(k, count) for k in range(count)]]]
-    for run in ("baseline", "egt"):
-        for condition in ("agreeing", "disagreeing"):
-            values = result[run][condition]
-            rows.append([run, f"accuracy %, {condition}", *[f"{100 * a:.1f}" for a in values["accuracy"]]])
-        values = result[run]["agreeing"]
-        rows.append([run, "attention skill", *[f"{a:.2f}" for a in values["skill"]], ""])
-        pairs = zip(values["deletion"], values["deletion_random"], strict=True)
-        rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
-    show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
-    if json_:
-        return
-    for name in ("batch_1", "batch_64"):
-        s = result["speed"][name]
-        line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
-        console.print(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
-    console.print(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
-
-
-@verbs.command(
-    epilog="Example: `exitlens fit --data DIR --backbone torchvision:resnet18 --exits layer1,layer2,layer3 --out runs/x`"
-)
-def fit(
-    data: options.Data,
-    out: Annotated[Path, Option(help="New run directory: checkpoints, log and bundle.")],
-    backbone: Annotated[str, Option(help=options.BACKBONES)] = "small",
-    exits: Annotated[
-        str, Option(help="Modules to put exits after, comma-separated, or how many (default layer1,layer2,layer3 or 3).")
-    ] = "",
-    placement: Annotated[str, Option(help="Place a number of exits at equal shares of cost or of measured time.")] = "cost",
-    head: Annotated[
-        str, Option(help="context (a neck before early heads; images' default), evidence (texts' default) or average.")
-    ] = "",
-    epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
-    egt_weight: Annotated[float, Option(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
-    batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
-    learning_rate: Annotated[float, Option(help="Peak of the one-cycle schedule.")] = 4e-3,
-    size: Annotated[
-        int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
-    ] = 0,
-    seed: Annotated[int, Option(help="Of the split, the weights and the training.")] = 0,
-    keep_final: Annotated[bool, Option("--keep-final", help="The backbone's own classifier stays the final exit.")] = False,
-    freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
-    pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
-    init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
-    root: Root = "",
-    skip_bad: SkipBad = False,
-    resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
-    tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
-    json_: Json = False,
-) -> None:
-    """Train a network with exits on your images or texts."""
-    from exitlens.data.sources import open_source
-    from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
-    from exitlens.delivery.run_setup import build_network, load_training_sets
-
-    if not size and backbone.startswith("torchvision:"):
-        size = 128  # large networks shrink smaller images to a map of a few cells
-    source = open_source(data, root=root, size=size, seed=seed)
-    train, validation = load_training_sets(backbone, source, skip_bad)
-    if resume and placement == "time":  # measured again, they could differ
-        exits, placement = read_recorded_exits(out, exits, placement)
-    start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
-    how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
-    with record_source(out, source, resume=resume):
-        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight=egt_weight), out_dir=out, **how)
-    xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
-    last = result.history[-1]
-    values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
-    rows = [["exit", "validation accuracy %", "attention CC with final"]]
-    for name, accuracy, cc in zip(_name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
-        rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
-    show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
-
-
-def _name_exits(net: xl.ExitNet) -> list[str]:
-    from exitlens.types.words import exit_name
-
-    return [exit_name(k, net.num_exits) for k in range(net.num_exits)]
+from exitlens.cli.options import Bundle, Json, OtherData, Root, SkipBad, console, literal, name_exits, show, verbs
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -165,9 +66,7 @@ def calibrate(
     report, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
-    for *cells, temperature, share in zip(
-        _name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True
-    ):
+    for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     title = f"on {len(trace)} calibration samples: cost {report.cost:.3f}"
     show(json_, policy.to_dict() | {"certificate": certificate}, title, rows)

@@ -1,13 +1,10 @@
-"""demo, fit, calibrate, evaluate and report on the command line."""
+"""calibrate, evaluate and report on the command line."""
 
 import json
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import exitlens as xl
-from exitlens.model.cutting import placement
 
 
 @pytest.fixture
@@ -105,61 +102,6 @@ def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
     assert code == 0
 
 
-def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, call, monkeypatch):
-    monkeypatch.setattr("exitlens.model.cutting.node_timing.SECONDS", 0.0)
-    words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--exits", "2", "--placement", "time", "--out")
-    code, out, err = call(*words, tmp_path / "r", "--json")
-    assert code == 0, err
-    assert len(json.loads(out)["accuracy"]) == 3
-    at = xl.load(tmp_path / "r")[0].info.at
-    monkeypatch.setattr(placement, "time_shares", lambda *args: pytest.fail("timed again"))
-    code, _, err = call(*words, tmp_path / "r", "--resume")
-    assert code == 0, err
-    assert xl.load(tmp_path / "r")[0].info.at == at
-
-
-def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
-    words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
-    assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]
-    assert "placement: expected 'cost'" in call(*words, "speed", "--exits", "2")[2]
-    assert not (tmp_path / "n").exists()
-
-
-@pytest.mark.slow
-def test_demo_in_its_quick_form(tmp_path, call):
-    code, out, err = call("demo", "--quick", "--out", tmp_path / "d", "--json")
-    assert code == 0, err
-    result = json.loads(out)
-    assert json.loads((tmp_path / "d" / "result.json").read_text()) == result
-    for name in ("baseline", "egt"):
-        for condition in ("agreeing", "disagreeing"):
-            values = result[name][condition]
-            assert len(values["accuracy"]) == len(values["deletion"]) == len(values["deletion_random"]) == 4
-            assert (
-                len(values["attention_cc"])
-                == len(values["attention_cc_null"])
-                == len(values["skill"])
-                == len(values["kl"])
-                == 3
-            )
-    for name in ("batch_1", "batch_64"):
-        assert {"speedup", "accuracy_drop", "cost"} <= set(result["speed"][name])
-    assert {"step_time_ratio", "seconds", "seed", "versions", "machine"} <= set(result)
-    assert (tmp_path / "d" / "report.html").exists()
-    code, *_ = call("explain", "--bundle", tmp_path / "d", "--image", _scene(tmp_path))
-    assert code == 0
-    code, _, err = call("demo", "--quick", "--out", tmp_path / "d")
-    assert code == 2
-    assert "finished demo" in err
-
-
-def _scene(tmp_path: Path) -> Path:
-    scene = xl.load_scenes("test", limit=1)
-    path = tmp_path / "scene.png"
-    Image.fromarray(scene.images[0].permute(1, 2, 0).numpy()).save(path)
-    return path
-
-
 def test_two_runs_in_one_report(trained, tmp_path, call):
     page = tmp_path / "both.html"
     code, out, err = call("report", trained, "--compare", trained, "--out", page, "--json")
@@ -180,26 +122,3 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
     assert "threshold" in shown
     assert "answers the rest" in shown
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--data", "none"), "no folder"),
-        (("--data", "images/dark"), "class folder"),
-        (("--exits", "layer9"), "Did you mean"),
-        (("--exits", "layer3,layer1"), "order"),
-        (("--epochs", "0"), "epochs"),
-        (("--backbone", "resnet18"), "backbone"),
-        (("--size", "-5"), "size"),
-        (("--init-weights", "none.pt"), "no file none.pt"),
-        (("--out", "images"), "not empty"),
-    ],
-)
-def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").symlink_to(folder)
-    code, _, err = call("fit", "--data", "images", "--out", "o", *words)
-    assert code == 2
-    assert message in err
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -1,0 +1,70 @@
+"""The verb that trains: fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option
+
+import exitlens as xl
+from exitlens.cli import options
+from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, verbs
+
+
+@verbs.command(
+    epilog="Example: `exitlens fit --data DIR --backbone torchvision:resnet18 --exits layer1,layer2,layer3 --out runs/x`"
+)
+def fit(
+    data: options.Data,
+    out: Annotated[Path, Option(help="New run directory: checkpoints, log and bundle.")],
+    backbone: Annotated[str, Option(help=options.BACKBONES)] = "small",
+    exits: Annotated[
+        str, Option(help="Modules to put exits after, comma-separated, or how many (default layer1,layer2,layer3 or 3).")
+    ] = "",
+    placement: Annotated[str, Option(help="Place a number of exits at equal shares of cost or of measured time.")] = "cost",
+    head: Annotated[
+        str, Option(help="context (a neck before early heads; images' default), evidence (texts' default) or average.")
+    ] = "",
+    epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
+    egt_weight: Annotated[float, Option(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
+    batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
+    learning_rate: Annotated[float, Option(help="Peak of the one-cycle schedule.")] = 4e-3,
+    size: Annotated[
+        int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
+    ] = 0,
+    seed: Annotated[int, Option(help="Of the split, the weights and the training.")] = 0,
+    keep_final: Annotated[bool, Option("--keep-final", help="The backbone's own classifier stays the final exit.")] = False,
+    freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
+    pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
+    init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
+    root: Root = "",
+    skip_bad: SkipBad = False,
+    resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a network with exits on your images or texts."""
+    from exitlens.data.sources import open_source
+    from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
+    from exitlens.delivery.run_setup import build_network, load_training_sets
+
+    if not size and backbone.startswith("torchvision:"):
+        size = 128  # large networks shrink smaller images to a map of a few cells
+    source = open_source(data, root=root, size=size, seed=seed)
+    train, validation = load_training_sets(backbone, source, skip_bad)
+    if resume and placement == "time":  # measured again, they could differ
+        exits, placement = read_recorded_exits(out, exits, placement)
+    start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
+    net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
+    how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
+    with record_source(out, source, resume=resume):
+        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight=egt_weight), out_dir=out, **how)
+    xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
+    last = result.history[-1]
+    values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
+    rows = [["exit", "validation accuracy %", "attention CC with final"]]
+    for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
+        rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
+    show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
