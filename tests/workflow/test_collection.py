@@ -37,6 +37,17 @@ def test_sources_and_batch_sizes_agree(net, tiny_set):
     assert unlabelled.labels is None
 
 
+def test_groups_are_named_or_come_with_the_batches(net, tiny_set):
+    assert xl.collect(net, tiny_set).groups is None
+    names = ["a", "b", "a", "c"] * 8
+    trace = xl.collect(net, tiny_set, groups=names, batch_size=7)
+    assert trace.groups.tolist() == [0, 1, 0, 2] * 8
+    ids = torch.arange(32) // 3
+    assert torch.equal(xl.collect(net, tiny_set, groups=ids).groups, ids)
+    with pytest.raises(xl.InputError, match=r"groups: expected \(32,\) integers"):
+        xl.collect(net, tiny_set, groups=names[:-1])
+
+
 def test_pairing_is_a_derangement():
     for n in (2, 3, 50):
         partner = pair_samples(n, 1)

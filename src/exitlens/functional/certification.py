@@ -238,9 +238,11 @@ def _count_needed(risk: Risk, room: float, variance: float, delta: float) -> flo
     counts_as = 1.0 if risk.largest is None or not len(sizes) else sizes.mean().item() / risk.largest
     gain = math.log1p(SAFE * counts_as * risk.limit / (1 - risk.limit)) if 1e-12 < risk.limit < 1 else math.inf
     # a bettor with the best stake needs twice log(1 / delta) times the variance over the squared room
-    return max(math.log(1 / delta) / gain, 2 * math.log(1 / delta) * variance / room**2) * len(
-        risk.groups.unique()
-    ) / max(1, len(sizes))
+    return (
+        max(math.log(1 / delta) / gain, 2 * math.log(1 / delta) * variance / room**2)
+        * len(risk.groups.unique())
+        / max(1, len(sizes))
+    )
 
 
 def certify(

@@ -5,8 +5,18 @@ Only groups are independent of one another, so a test has as many observations a
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor
+
+
+def number_groups(groups: Tensor | Sequence[Hashable]) -> Tensor:  # -> (N,) int64
+    """Integers as they are; of names, the position of each among all in order of their first sample."""
+    if isinstance(groups, Tensor):
+        return groups
+    positions: dict[Hashable, int] = {}
+    return torch.tensor([positions.setdefault(one, len(positions)) for one in groups], dtype=torch.int64)
 
 
 def shuffle_groups(groups: Tensor, seed: int) -> Tensor:  # (N,) ids -> (N,) in [0, G)

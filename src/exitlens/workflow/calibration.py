@@ -66,17 +66,17 @@ def calibrate(
         gate: also fit a :class:`~exitlens.types.Gate`, which lets exits fire only where their map is estimated to be near
             the final one, and keep it if it makes the policy cheaper; needs ``max_divergence``. Fitted on the same samples
             as the temperatures.
-        equal_groups: certify means over groups, large or small: of a sample in a new group drawn at random. By default a group
-            counts as its size, so that the promise is about new samples, as reports measure it; a group larger than all
-            that proposed the path counts as the largest of them.
+        equal_groups: certify means over groups, large or small: of a sample in a new group drawn at random. By default a
+            group counts as its size, so that the promise is about new samples, as reports measure it; a group larger than
+            all that proposed the path counts as the largest of them.
         seed: of the split into samples (or groups) that propose the path and those that test it.
 
     Raises:
-        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them; ``equal_groups``
-            without groups or without ``delta``.
-        CalibrationError: if no policy keeps every limit (empirical mode) or ``max_cost``; for fewer than 10 samples or groups
-            in certified mode; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of another
-            network.
+        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them;
+            ``equal_groups`` without groups or without ``delta``.
+        CalibrationError: if no policy keeps every limit (empirical mode) or ``max_cost``; for fewer than 10 samples or
+            groups in certified mode; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of
+            another network.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     given = {
