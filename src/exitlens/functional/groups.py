@@ -22,7 +22,8 @@ def number_groups(groups: Tensor | Sequence[Hashable]) -> Tensor:  # -> (N,) int
 def shuffle_groups(groups: Tensor, seed: int) -> Tensor:  # (N,) ids -> (N,) in [0, G)
     """Numbers the groups in a random order, so that no order of the ids (by class, by date) comes into a test."""
     found, numbers = groups.unique(return_inverse=True)
-    return torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[numbers]
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return order[numbers]
 
 
 def split_groups(groups: Tensor, share: float) -> tuple[Tensor, Tensor]:  # (N,) in [0, G)
@@ -46,7 +47,7 @@ def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) -> (N,
     """
     _, numbers, counts = groups.unique(return_inverse=True, return_counts=True)
     sizes = counts.double()
-    share = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[numbers]
+    share: Tensor = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[numbers]
     return share / share.mean()
 
 

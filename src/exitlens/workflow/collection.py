@@ -58,13 +58,13 @@ def collect(
     stream = iterate_batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
-    for images, target, *more in stream:
+    for images, target, group in stream:
         activations = net.check_input(images, "loader")
         with net.open_engine() as engine:
             outputs = engine.compute_outputs(engine.enter(activations))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
-        ids.append(None if not more or more[0] is None else more[0].cpu())
+        ids.append(None if group is None else group.cpu())
         early = [attention for _, attention in outputs[:-1]]
         features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
         gate_features.append(torch.stack(features, 1) if features else torch.empty(0))
