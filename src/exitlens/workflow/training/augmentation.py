@@ -18,13 +18,13 @@ _MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _SPACE = v2.TrivialAugmentWide._AUGMENTATION_SPACE
 
 
-class _Move(v2.TrivialAugmentWide):
+class _Move(v2.TrivialAugmentWide):  # type: ignore[misc]
     """The operations of TrivialAugment after which a mask has to follow."""
 
     _AUGMENTATION_SPACE: ClassVar[dict[str, Any]] = {name: _SPACE[name] for name in _MOVES}
 
 
-class _Recolour(v2.TrivialAugmentWide):
+class _Recolour(v2.TrivialAugmentWide):  # type: ignore[misc]
     """The operations of TrivialAugment that leave every object where it is."""
 
     _AUGMENTATION_SPACE: ClassVar[dict[str, Any]] = {name: value for name, value in _SPACE.items() if name not in _MOVES}

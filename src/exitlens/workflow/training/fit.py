@@ -29,7 +29,7 @@ class FitResult:
     Attributes:
         history: one row an epoch: loss terms, validation accuracy per exit, validation CC with the final map per early
             exit, seconds.
-        best_epoch: the epoch (from 1) of the best ``monitor``.
+        best_epoch: the epoch (from 1) of the best ``monitor``. kept_epoch: the one whose weights the network has.
         seconds: time spent in epochs, resumed ones included.
         out_dir: where checkpoints and log are, or ``None``.
     """
@@ -38,6 +38,7 @@ class FitResult:
     best_epoch: int = 0
     seconds: float = 0.0
     out_dir: Path | None = None
+    kept_epoch: int = 0
 
 
 def fit(
@@ -132,8 +133,8 @@ def fit(
                 bar.console.print(format_epoch(row, epochs)) if progress else None
             if progress and run.epochs_done < epochs:
                 bar.console.print(f"stopped: no better {monitor} on the validation data in {patience} epoch(s)")
-        run.finish(keep or ("last" if patience is None else "best"))
-    return FitResult(run.history, run.best_epoch, run.seconds, directory)
+        kept = run.finish(keep or ("last" if patience is None else "best"))
+    return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
 
 
 def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:

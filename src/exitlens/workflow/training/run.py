@@ -180,8 +180,8 @@ class TrainingRun:
         """The weights that training is for: their average, where one is kept."""
         return unique_state(self.net) if self.average is None else {k: v.clone() for k, v in self.average.state.items()}
 
-    def finish(self, keep: str) -> None:
-        """Leaves the network in evaluation mode, with the weights asked for."""
+    def finish(self, keep: str) -> int:
+        """Leaves the network in evaluation mode, with the weights asked for; gives their epoch."""
         if keep == "best" and self.best_epoch != self.epochs_done:
             state = self.best_state
             if state is None and self.out_dir is not None:
@@ -191,3 +191,4 @@ class TrainingRun:
         elif self.average is not None:
             load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
+        return self.best_epoch if keep == "best" else self.epochs_done
