@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -144,3 +144,20 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 Images = ImageSet | LazyImages
+T = TypeVar("T")
+
+
+def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
+    """The same set, read by that many processes, its pixels kept in the directory ``cache``; ``None``: as it is.
+
+    Raises:
+        InputError: for a cache of a set in memory, and what :meth:`LazyImages.cached` and :func:`choose_workers` refuse.
+    """
+    if not isinstance(data, LazyImages):
+        if cache is not None:
+            raise InputError("cache: it is for images that are decoded from files, these data are in memory: leave it out")
+        return data
+    choose_workers(workers, 2)
+    part = data.subset(torch.arange(len(data))) if cache is None else data.cached(cache)
+    part.workers = workers
+    return part
