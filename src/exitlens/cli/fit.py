@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +32,18 @@ def fit(
     epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
     egt_weight: Annotated[float, Option(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
     batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
-    learning_rate: Annotated[float, Option(help="Peak of the one-cycle schedule.")] = 4e-3,
+    recipe: Annotated[
+        str, Option(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
+    ] = "",
+    learning_rate: Annotated[float | None, Option(help="Peak of the one-cycle schedule (default: the recipe's).")] = None,
+    head_learning_rate: Annotated[float | None, Option(help="The same of the exits' heads.")] = None,
+    layer_decay: Annotated[
+        float | None, Option(help="Factor of the learning rate from each block to the one before.")
+    ] = None,
+    warm_up: Annotated[float | None, Option(help="Share of training in which the learning rates rise.")] = None,
+    batch_norm: Annotated[
+        str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
+    ] = None,
     size: Annotated[
         int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
     ] = 0,
@@ -38,6 +52,9 @@ def fit(
     freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
     pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
     init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
+    strict_weights: Annotated[
+        bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
+    ] = False,
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -56,8 +73,13 @@ def fit(
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = read_recorded_exits(out, exits, placement)
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
+    start |= {"strict_weights": strict_weights, "say": partial(_say, json_)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
+        net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    how |= {"recipe": recipe or ("pretrained" if pretrained or init_weights else "scratch"), "layer_decay": layer_decay}
+    how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     with record_source(out, source, resume=resume):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight=egt_weight), out_dir=out, **how)
@@ -68,3 +90,8 @@ def fit(
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+
+
+def _say(as_json: bool, line: str) -> None:
+    """Prints a line for people; with --json on standard error."""
+    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)

@@ -27,7 +27,8 @@ from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import count_rows
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
 from exitlens.workflow.training.log import write_log
-from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, select_trainable, take_step
+from exitlens.workflow.training.parameters import group_parameters
+from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, take_step
 
 Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
@@ -48,8 +49,7 @@ class TrainingRun:
     best_state: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        parameters, rate = select_trainable(self.net, self.settings.freeze_backbone), self.settings.learning_rate
-        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
 
     @property
     def epochs_done(self) -> int:
@@ -97,7 +97,7 @@ class TrainingRun:
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            with enter_training_mode(self.net, self.settings.freeze_backbone):
+            with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
             accuracy, cc = _validate(self.net, val, self.settings)
         bar.remove_task(task)
