@@ -22,7 +22,7 @@ from exitlens.functional.certification import (
     order_path,
     run_fixed_sequence_test,
 )
-from exitlens.functional.groups import shuffle_groups, split_groups, weigh_samples
+from exitlens.functional.grouping.groups import shuffle_groups, split_groups, weigh_samples
 from exitlens.functional.risk import select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.search import quantise

@@ -34,8 +34,8 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
-    "errors": "AttachError BundleError CalibrationError DataError DriftWarning EngineError ExitlensError HeadError "
-    "InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError",
+    "errors": "AttachError BundleError CalibrationError DataError DataWarning DriftWarning EngineError ExitlensError "
+    "HeadError InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",

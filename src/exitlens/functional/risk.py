@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.groups import average_groups, weigh_samples
+from exitlens.functional.grouping.groups import average_groups, weigh_samples
 from exitlens.types import SCORES, Trace
 
 

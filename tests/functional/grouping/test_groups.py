@@ -1,6 +1,6 @@
 import torch
 
-from exitlens.functional.groups import (
+from exitlens.functional.grouping.groups import (
     average_groups,
     count_groups,
     find_firsts,
