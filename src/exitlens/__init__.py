@@ -35,13 +35,15 @@ _MODULES = {
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DriftWarning EngineError ExitlensError "
-    "HeadError InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError",
+    "HeadError InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError "
+    "WeightsWarning",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",
     "modalities.image": "read_image",
     "model.attach": "attach",
     "model.backbones.build": "build_backbone",
+    "model.backbones.matching": "WeightsReport",
     "model.backbones.weights": "load_weights",
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
