@@ -145,7 +145,10 @@ def _write_families() -> list[str]:
     found, rows = GUARANTEES.read()["families"], []
     for kind, sets in found.items():
         for name, orders in sets.items() if isinstance(sets, dict) else ():
-            cells = [f"{one['rank']:.2f} ({one['deviation']:.0f}){' **warned**' if one['warned'] else ''}" for one in orders.values()]
+            cells = [
+                f"{one['rank']:.2f} ({one['deviation']:.0f}){' **warned**' if one['warned'] else ''}"
+                for one in orders.values()
+            ]
             rows.append([kind, name, *cells])
     return [
         "The warning, for networks trained on other pictures: the lowest mean rank over all distances in the order, and in brackets by how many "
