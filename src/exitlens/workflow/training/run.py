@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import Loader, as_batch, iterate_batches, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
