@@ -13,7 +13,7 @@ from torch import Tensor
 from exitlens.data.batches import count_batches, iterate_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.groups import number_groups
+from exitlens.functional.grouping.groups import number_groups
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.model.network import ExitNet
