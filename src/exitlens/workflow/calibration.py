@@ -179,7 +179,7 @@ def _choose_temperatures(
         return given.temperatures, before
     if not scale or trace.labels is None:
         return (1.0,) * trace.num_exits, ()
-    return fit_temperatures(trace.logits[rows], trace.labels[rows]), (SampleSketch.from_trace(trace),)
+    return fit_temperatures(trace.logits, trace.labels, rows), (SampleSketch.from_trace(trace),)
 
 
 def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk]) -> Policy:
