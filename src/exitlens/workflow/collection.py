@@ -14,7 +14,7 @@ from exitlens.data.batches import Batch, count_batches, iterate_batches
 from exitlens.errors import InputError, OutputExistsError, require
 from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.groups import number_groups
+from exitlens.functional.grouping.groups import number_groups
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.io import RowStore
