@@ -168,6 +168,8 @@ def test_a_compact_trace_gives_the_policies_and_the_report_of_the_whole_one():
         for row, same in zip(one.exits, other.exits, strict=True):
             for name in ("accuracy", "agreement", "calibration_error", "brier", "risk_coverage"):
                 assert getattr(row, name) == pytest.approx(getattr(same, name), abs=1e-5)
+    certified = [xl.calibrate(trace, max_disagreement=0.3, delta=0.1) for trace in (whole, compact)]
+    assert certified[0].calibration.certification.tests == certified[1].calibration.certification.tests
     with pytest.raises(xl.CalibrationError, match="fitted on samples of this trace"):
         xl.calibrate(compact, max_disagreement=0.3, temperatures=policies[0])  # of the whole trace: they know the samples
 
