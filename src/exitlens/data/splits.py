@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from exitlens.data.grouping import assign_groups, share_out
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import Modality
 from exitlens.types import Preprocessing
@@ -60,22 +61,25 @@ _Set = TypeVar("_Set", bound=Splittable)
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     """Disjoint random parts of a set with these shares of every class; the last part gets what is left over.
 
+    Where the set has ``groups``, every group goes into one part as a whole, see
+    :func:`~exitlens.data.grouping.assign_groups`.
+
     Raises:
-        DataError: if a class has too few samples to give every part one.
+        DataError: if a class has too few samples (groups) to give every part one.
     """
     if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise InputError(f"shares: expected positive numbers that sum to 1, got {list(shares)}")
     rng = torch.Generator().manual_seed(seed)
-    parts: list[list[Tensor]] = [[] for _ in shares]
+    groups: Tensor | None = getattr(data, "groups", None)
+    if groups is not None and len(groups.unique()) < len(groups):
+        parts = assign_groups(data.labels, groups, data.classes, shares, rng)  # (N,)
+        return [data.subset((parts == i).nonzero().flatten()) for i in range(len(shares))]
+    chosen: list[list[Tensor]] = [[] for _ in shares]
     for label in range(len(data.classes)):
         where = (data.labels == label).nonzero().flatten()
         if 0 < len(where) < len(shares):
             raise DataError(f"data: class {data.classes[label]!r} has {len(where)} sample(s), need {len(shares)} or more")
         where = where[torch.randperm(len(where), generator=rng)]
-        start = 0
-        for i, share in enumerate(shares):
-            left = len(shares) - 1 - i
-            count = len(where) - start if left == 0 else min(max(1, round(share * len(where))), len(where) - start - left)
-            parts[i].append(where[start : start + max(count, 0)])
-            start += max(count, 0)
-    return [data.subset(torch.cat(part).sort().values) for part in parts]
+        for part, found in zip(chosen, where.split(share_out(len(where), shares)), strict=True):
+            part.append(found)
+    return [data.subset(torch.cat(part).sort().values) for part in chosen]
