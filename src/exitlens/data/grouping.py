@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,11 @@ def number_groups(values: Sequence[str], names: Iterable[str] = ()) -> Groups:
     known = tuple(sorted({*values, *names}))
     numbers = {name: i for i, name in enumerate(known)}
     return Groups(torch.tensor([numbers[value] for value in values], dtype=torch.int64), known)
+
+
+def looks_like_pattern(word: str) -> bool:
+    """Whether it has characters that regular expressions have and names of columns have not."""
+    return any(sign in word for sign in "\\()[]*+?^$|{}")
 
 
 def match_groups(pattern: str, names: Sequence[str]) -> list[str]:
@@ -53,17 +59,22 @@ def match_groups(pattern: str, names: Sequence[str]) -> list[str]:
     return [str(value) for value in values]
 
 
-def check_disjoint(parts: Mapping[str, Groups], origin: str) -> None:
-    """Raises :class:`DataError` if two named parts of a source share a group; all have the same ``names``."""
-    found = {name: set(groups.ids.tolist()) for name, groups in parts.items()}
-    for i, (first, one) in enumerate(found.items()):
-        for second, other in list(found.items())[i + 1 :]:
-            if both := sorted(one & other):
-                shared = parts[first].names[both[0]]
-                raise DataError(
-                    f"data: {origin} has the group {shared!r} in {first} and in {second} ({len(both)} group(s) in both): what "
-                    "is measured on one would not hold for new groups; move each group to one split, or let us split"
-                )
+def check_disjoint(parts: Mapping[str, Tensor], names: Sequence[str], origin: str) -> None:
+    """Raises :class:`DataError` if two parts of a source share a group.
+
+    Args:
+        parts: the group ids ``(N,)`` of every part.
+        names: of the groups, by id.
+        origin: the source's name.
+    """
+    found = {part: set(ids.tolist()) for part, ids in parts.items()}
+    for (first, one), (second, other) in combinations(found.items(), 2):
+        if both := sorted(one & other):
+            shown = names[both[0]] if names else both[0]
+            raise DataError(
+                f"data: {origin} has the group {shown!r} in {first} and in {second} ({len(both)} group(s) are in both): what "
+                "is measured on one would not hold for new groups; move each group to one part, or let us split all of them"
+            )
 
 
 def share_out(count: int, shares: Sequence[float]) -> list[int]:
@@ -138,6 +149,9 @@ def _draw_parts(strata: Tensor, sizes: Tensor, shares: Sequence[float], rng: tor
         where = (strata == stratum).nonzero().flatten()
         where = where[torch.randperm(len(where), generator=rng)]
         where = where[sizes[where].argsort(descending=True, stable=True)]
+        if len(where) < len(shares):  # other strata have groups of this class, too
+            parts[where] = torch.multinomial(torch.tensor(shares), len(where), generator=rng)
+            continue
         counts = share_out(len(where), shares)
         at = [(torch.arange(n) + torch.rand(n, generator=rng)) / max(n, 1) for n in counts]  # in [0, 1): from large to small
         row = torch.arange(len(shares)).repeat_interleave(torch.tensor(counts))[torch.cat(at).argsort()]

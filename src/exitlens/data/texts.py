@@ -100,10 +100,16 @@ class RawTexts(NamedTuple):
     texts: Sequence[str]
     labels: Tensor
     classes: tuple[str, ...]
+    groups: Tensor | None = None
 
     def subset(self, indices: Tensor) -> RawTexts:
         """The texts at ``indices`` (``(n,)`` integers)."""
-        return RawTexts([self.texts[i] for i in indices.tolist()], self.labels[indices], self.classes)
+        groups = None if self.groups is None else self.groups[indices]
+        return RawTexts([self.texts[i] for i in indices.tolist()], self.labels[indices], self.classes, groups)
+
+    def encode(self, preprocess: TextPreprocess) -> TextSet:
+        """As a set that a network reads."""
+        return TextSet(self.texts, self.labels, self.classes, preprocess, groups=self.groups)
 
 
 def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
