@@ -49,7 +49,7 @@ def fit(
     channels_last: bool = True,
     freeze_backbone: bool = False,
     augment: Augment | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     resume: bool = False,
     keep: str = "last",
     progress: bool = True,
@@ -76,7 +76,8 @@ def fit(
         channels_last: memory format of weights and images during training.
         freeze_backbone: train the heads only; backbone weights and batch-norm statistics stay as they are.
         augment: a function of a batch of images, run in training only.
-        workers: processes of the data loader.
+        workers: processes that read the data; by default one for each core for lazy sets, else none. The weights are the
+            same for any number.
         resume: go on from ``out_dir`` if it holds a run; without it an existing run is an error.
         keep: ``"last"`` or ``"best"``: which weights the network has afterwards.
         progress: show a progress bar.
@@ -90,7 +91,7 @@ def fit(
     require(out_dir, str | Path | None, "out_dir")
     if augment is not None and not callable(augment):
         raise InputError(f"augment: expected a function of a batch of inputs, got {type(augment).__name__}")
-    if not isinstance(workers, int) or workers < 0:
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if keep not in ("last", "best"):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import as_batch, iterate_batches, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, iterate_batches, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
@@ -41,7 +41,7 @@ class TrainingRun:
     loss: EGTLoss
     settings: TrainingSettings
     augment: Augment | None
-    workers: int
+    workers: int | None
     out_dir: Path | None
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -99,16 +99,16 @@ class TrainingRun:
             torch.manual_seed(seed)
             with enter_training_mode(self.net, self.settings.freeze_backbone):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
-            accuracy, cc = _validate(self.net, val, self.settings)
+            accuracy, cc = _validate(self.net, val, self.settings, self.workers)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
         return {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "cc": cc, "seconds": seconds}
 
-    def _take_steps(self, epoch: int, loader: DataLoader[Any], advance: Callable[[], None]) -> dict[str, float]:
+    def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
         """The mean of every loss term over the steps."""
-        sums, steps = dict.fromkeys(LossTerms._fields, 0.0), len(loader)
+        sums, steps, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0
         for step, batch in enumerate(loader):
-            images, labels = as_batch(batch, self.net.device)
+            images, labels, _ = as_batch(batch, self.net.device)
             if labels is None:
                 raise InputError("train: expected batches of (images, labels), got images only")
             if self.augment:
@@ -117,10 +117,11 @@ class TrainingRun:
             terms = take_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
             for name, value in floats(terms).items():
                 sums[name] += value / steps
+            taken += 1
             advance()
-        return sums
+        return {name: total * (steps / max(taken, 1)) for name, total in sums.items()}  # lazy sets leave out bad batches
 
-    def _open_loader(self, train: Any, seed: int) -> DataLoader[Any]:
+    def _open_loader(self, train: Any, seed: int) -> Loader:
         """The user's own loader, its generators seeded; or one over the data set, in an order that depends on the seed."""
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
@@ -164,11 +165,11 @@ def _read_record(path: Path) -> Any:
         raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
 
 
-def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[float], list[float]]:
+def _validate(net: ExitNet, val: Any, settings: TrainingSettings, workers: int | None) -> tuple[list[float], list[float]]:
     """Accuracy of every exit and mean attention CC of the early exits with the final one."""
     correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
     with switch_mode(net, False), torch.no_grad():
-        for images, labels in iterate_batches(val, max(settings.batch_size, 64), net.device):
+        for images, labels, _ in iterate_batches(val, max(settings.batch_size, 64), net.device, workers):
             if labels is None:
                 raise InputError("val: expected batches of (images, labels), got images only")
             net.check_input(images, "val")
