@@ -46,7 +46,7 @@ def number_labels(values: Sequence[str], classes: Sequence[str], origin: str) ->
     """
     names = tuple(classes) or sort_names(values)
     if len(names) < 2:
-        raise DataError(f"data: {origin} has {len(names)} class(es) ({', '.join(names)}), need 2 or more: see its labels")
+        raise DataError(f"data: {origin} has {len(names)} class(es), need 2 or more: its labels are {names}")
     numbers = {name: i for i, name in enumerate(names)}
     unknown = next((value for value in values if value not in numbers), None)
     if unknown is not None:

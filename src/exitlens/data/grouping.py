@@ -72,8 +72,8 @@ def check_disjoint(parts: Mapping[str, Tensor], names: Sequence[str], origin: st
         if both := sorted(one & other):
             shown = names[both[0]] if names else both[0]
             raise DataError(
-                f"data: {origin} has the group {shown!r} in {first} and in {second} ({len(both)} group(s) are in both): what "
-                "is measured on one would not hold for new groups; move each group to one part, or let us split all of them"
+                f"data: {origin} has the group {shown!r} in {first} and in {second} ({len(both)} group(s) are in both): "
+                "what is measured on one would not hold for new groups; move each group to one part, or let us split them"
             )
 
 

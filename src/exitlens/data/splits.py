@@ -151,9 +151,7 @@ def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:
     return SplitPlan(own, carved, tuple(name for name in names if name not in own.values()))
 
 
-def take_split(
-    parts: Mapping[str, _Set], split: Split, seed: int, origin: str, group_names: Sequence[str] = ()
-) -> _Set:
+def take_split(parts: Mapping[str, _Set], split: Split, seed: int, origin: str, group_names: Sequence[str] = ()) -> _Set:
     """One split of a source that comes in named parts; what it has no part for is cut from ``train``.
 
     Raises:

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.folders import load_folder
+from exitlens.data.formats.detect import Format, find_format
+from exitlens.data.formats.reading import Reading, holds_texts, read_parts
 from exitlens.data.loading.listing import list_images
-from exitlens.data.sources import DataSource, is_text_file, open_source
-from exitlens.data.splits import SampleSet, Split
+from exitlens.data.sources import NAMES, DataSource, open_source
+from exitlens.data.splits import SampleSet, Split, take_split
 from exitlens.data.streams import ImageStream, TextStream
-from exitlens.data.texts import TextSet, read_numbered_texts, read_texts
+from exitlens.data.texts import RawTexts, read_numbered_texts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
-from exitlens.errors import BundleError, DataError, ExitlensError, OutputExistsError, PolicyError
+from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import write_json
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
@@ -24,6 +25,7 @@ from exitlens.types import Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
+NO_READING = Reading()
 P = TypeVar("P", bound=Preprocessing)
 
 
@@ -46,7 +48,7 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
     path = out / DATA
     if out.exists() and any(out.iterdir()) and not resume:
         raise OutputExistsError(f"out: {out} exists and is not empty: choose another directory, or pass --resume")
-    if path.exists() and json.loads(path.read_text()) != source.to_dict():
+    if path.exists() and read_source(out) != source:
         raise DataError(f"data: {path} was made with other data: pass the same, or another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, source.to_dict())
@@ -111,21 +113,46 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
     raise BundleError(f"bundle: it does not say how {own.plural} become inputs: net.describe(preprocess=...) and save again")
 
 
-def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
-    """Loads a split of a run's own data, or the whole of other labelled data, for its network."""
+def load_samples(
+    path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool, reading: Reading = NO_READING
+) -> SampleSet:
+    """Loads a split of a run's own data, or other labelled data, for its network.
+
+    Other data are taken whole; if they come in named parts, the one for ``split`` is taken, or cut from their ``train``.
+
+    Args:
+        path: the run directory or bundle.
+        net: its network.
+        split: of the run's own data.
+        data: other data, by name.
+        root: folder of torchvision's files.
+        skip_bad: leave out what cannot be read.
+        reading: columns and groups of other data from files.
+    """
     text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
     if not data:
+        if any(reading):
+            raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
         source = read_source(path)
-    elif Path(data).is_dir():
-        return load_folder(data, require_preprocess(net, Preprocess), classes=net.info.classes, skip_bad=skip_bad)[0]
-    elif is_text_file(data):
-        texts, labels, classes = read_texts(data, net.info.classes, skip_bad=skip_bad)
-        return TextSet(texts, labels, classes, require_preprocess(net, TextPreprocess))
+    elif data not in NAMES and (kind := find_format(data)) is not None:
+        return _load_files(net, split, data, kind, reading, skip_bad)
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1])
     return source.load(
         split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.modality is TEXT else None
     )
+
+
+def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Reading, skip_bad: bool) -> SampleSet:
+    texts = require_preprocess(net, TextPreprocess) if holds_texts(data, kind, reading.columns) else None
+    pixels = require_preprocess(net, Preprocess) if texts is None else Preprocess((1, 1))
+    parts = read_parts(data, kind, reading, pixels, net.info.classes, skip_bad)
+    only = len(parts.sets) == 1
+    found = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
+    if isinstance(found, RawTexts):
+        assert texts is not None
+        return found.encode(texts)
+    return found
 
 
 def stream_samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,25 @@ from exitlens.types.inputs import list_tensors
 TEXT_LENGTH = 64
 
 
-def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[SampleSet, SampleSet]:
-    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
+def load_training_sets(
+    backbone: str, source: DataSource, skip_bad: bool = False, tell: Callable[[str], None] | None = None
+) -> tuple[SampleSet, SampleSet]:
+    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
+
+    Args:
+        backbone: its source.
+        source: the data.
+        skip_bad: leave out what cannot be read.
+        tell: is given lines on where the splits come from.
+    """
     if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
-    return (
-        source.load("train", skip_bad=skip_bad, preprocess=preprocess),
-        source.load("validation", skip_bad=skip_bad, preprocess=preprocess),
-    )
+    found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
+    for note in found.notes if tell is not None else ():
+        tell(note)
+    return found.sets["train"], found.sets["validation"]
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:

@@ -9,7 +9,19 @@ from exitlens.errors import DataError, InputError, suggest
 
 Kind = Literal["image", "class", "integer", "string", "bytes", "other"]
 ROLES = ("image", "text", "label")
-IMAGE_NAMES = ("image", "img", "picture", "photo", "pixels", "file_name", "filename", "file", "image_path", "path", "filepath")
+IMAGE_NAMES = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "pixels",
+    "file_name",
+    "filename",
+    "file",
+    "image_path",
+    "path",
+    "filepath",
+)
 TEXT_NAMES = ("text", "txt", "sentence", "review", "content", "document", "comment", "body")
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "y", "cls")
 
@@ -32,7 +44,9 @@ def parse_columns(words: str) -> dict[str, str]:
     for word in filter(None, (part.strip() for part in words.split(","))):
         role, _, name = (part.strip() for part in word.partition("="))
         if role not in ROLES or not name or role in found:
-            raise InputError(f"columns: expected image=NAME or text=NAME, and label=NAME, with commas between, got {words!r}")
+            raise InputError(
+                f"columns: expected image=NAME or text=NAME, and label=NAME, with commas between, got {words!r}"
+            )
         found[role] = name
     if {"image", "text"} <= found.keys():
         raise InputError(f"columns: expected image=NAME or text=NAME, got both in {words!r}")
@@ -96,5 +110,9 @@ def _pick_label(kinds: Mapping[str, Kind], of_images: bool, shown: str, origin: 
 
 
 def _refuse(role: str, found: list[str], shown: str, origin: str) -> str:
-    unclear = f"several columns could hold the {role} ({', '.join(found)})" if found else f"no column is known to hold the {role}"
-    raise DataError(f"data: {origin}: {unclear}: name them by --columns image=NAME,label=NAME (or text=NAME). It has {shown}")
+    unclear = (
+        f"several columns could hold the {role} ({', '.join(found)})" if found else f"no column is known to hold the {role}"
+    )
+    raise DataError(
+        f"data: {origin}: {unclear}: name them by --columns image=NAME,label=NAME (or text=NAME). It has {shown}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from exitlens.errors import DataError
@@ -18,12 +19,11 @@ def list_files(root: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
     """
     if root.is_file():
         return [root]
-    found = []
+    found: list[Path] = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith((".", "cache-")) and (not suffixes or name.lower().endswith(suffixes)):
-                found.append(Path(folder, name))
+        fitting = (name for name in sorted(names) if not suffixes or name.lower().endswith(suffixes))
+        found += [Path(folder, name) for name in fitting if not name.startswith((".", "cache-"))]
     return found
 
 
@@ -35,8 +35,8 @@ def stamp_files(root: Path) -> tuple[tuple[str, int, int], ...]:
         raise DataError(f"data: {root} cannot be listed ({type(error).__name__}: {error.strerror})") from error
 
 
-def hash_files(root: Path, suffixes: tuple[str, ...] = ()) -> str:
-    """SHA-256 over every file's name below ``root``, its size, and the 64 KiB at both of its ends.
+def hash_files(paths: Sequence[Path]) -> str:
+    """SHA-256 over every file's name, its size, and the 64 KiB at both of its ends.
 
     That tells files with other rows (Parquet has all its offsets at the end), and takes milliseconds for a terabyte.
 
@@ -44,8 +44,7 @@ def hash_files(root: Path, suffixes: tuple[str, ...] = ()) -> str:
         DataError: a file that cannot be read.
     """
     found = hashlib.sha256()
-    for path in list_files(root, suffixes):
-        name = path.name if path == root else str(path.relative_to(root))
+    for path in paths:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -55,5 +54,5 @@ def hash_files(root: Path, suffixes: tuple[str, ...] = ()) -> str:
                     ends += file.read()
         except OSError as error:
             raise DataError(f"data: {path} cannot be read ({type(error).__name__}: {error.strerror})") from error
-        found.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape") + ends)
+        found.update(f"{path.name}\0{size}\0".encode("utf-8", "surrogateescape") + ends)
     return found.hexdigest()[:16]

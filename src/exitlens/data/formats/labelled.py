@@ -118,7 +118,9 @@ def _make_set(
         texts = rows.texts or ()
         return RawTexts([(texts[i] or "").strip() for i in good], labels, classes, groups)
     chosen, total = torch.tensor(good, dtype=torch.int64), len(rows.labels)
-    spread = [None if t is None else torch.zeros(total, dtype=torch.int64).index_copy(0, chosen, t) for t in (labels, groups)]
+    spread = [
+        None if t is None else torch.zeros(total, dtype=torch.int64).index_copy(0, chosen, t) for t in (labels, groups)
+    ]
     assert spread[0] is not None
     return LazyImages(rows.images(preprocess), spread[0], classes, preprocess, spread[1], skip_bad).subset(chosen)
 

@@ -1,9 +1,9 @@
 """WebDataset tar shards: ``key.jpg``, ``key.cls``, ``key.json``, ... of one sample stand beside each other in a tar file.
 
-The libraries ``webdataset`` and ``datasets`` stream such files: they know no number of samples, shuffle within a buffer only,
-and cannot go on in the middle of an epoch with the same order. We need all three (splits, shuffling by a seed, exact resume),
-so one pass over the headers notes where each image lies (labels are read on the way, images are skipped), and any image is
-then one read at an offset. The index takes about 40 bytes and the key's name for a sample; shards must not be compressed.
+The libraries ``webdataset`` and ``datasets`` stream such files: they know no number of samples, shuffle within a buffer
+only, and cannot go on with the same order later. We need all three (splits, shuffling by a seed, exact resume), so one pass
+over the headers notes where each image lies (labels are read on the way, images are skipped), and any image is then one read
+at an offset. Shards must not be compressed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def find_shards(name: str) -> list[Path]:
         return [path]
     found: set[Path] = set()
     for pattern in expand_braces(name):
-        found |= {Path(match) for match in glob.glob(pattern)} if glob.has_magic(pattern) else {Path(pattern)}
+        found |= set(map(Path, glob.glob(pattern) if glob.has_magic(pattern) else [pattern]))  # noqa: PTH207
     return sorted(found)
 
 
@@ -84,25 +84,28 @@ class Shards:
         kinds: what the samples have: an image, and values by the members' extensions or the keys of their JSON.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], skip_bad: bool) -> None:
-        self.name, self.bad = name, list[str]()
+    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+        self.name, self._bad = name, list[str]()
         self.kinds: dict[str, Kind] = {}
         self._values: dict[str, list[str | None]] = {}
         self._paths = tuple(paths)
         keys: list[str] = []
         places: list[tuple[int, int, int]] = []  # shard, offset, bytes
         for shard, path in enumerate(paths):
-            for sample in _read_shard(path, self.bad):
+            for sample in _read_shard(path, self._bad):
                 self._add_values(sample, len(keys))
                 keys.append(sample.key)
                 places.append((shard, *(sample.image or (0, -1, ""))[:2]))
-        if self.bad and not skip_bad:
-            raise DataError(f"data: {self.bad[0]}: mend it, or pass --skip-bad (skip_bad=True) to take what is whole")
         if not keys:
+            self._check_bad()
             raise DataError(f"data: {name} has no samples: expected members such as key.jpg and key.cls in its tar files")
         self._keys, self._places = PackedNames(keys), np.array(places, dtype=np.int64)
         for values in self._values.values():
             values += [None] * (len(keys) - len(values))
+
+    def _check_bad(self) -> None:
+        if self._bad:
+            raise DataError(f"data: {self._bad[0]}: mend it, or pass --skip-bad (skip_bad=True) to take what is whole")
 
     def _add_values(self, sample: _Sample, row: int) -> None:
         if sample.image is not None:
@@ -118,17 +121,20 @@ class Shards:
         caption: dict[str, Kind] = {"txt": "other"} if {"image", "txt"} <= self.kinds.keys() else {}
         return find_columns(self.kinds | caption, given, self.name, reserved)
 
-    def list_rows(self, given: str, group_by: str = "", split_by: str = "") -> dict[str, Rows]:
+    def list_rows(self, given: str, group_by: str = "", split_by: str = "", *, skip_bad: bool = False) -> dict[str, Rows]:
         """Labels, groups and contents of every part; the shards' names say the part where all begin or end with a split's.
 
         Args:
             given: of ``--columns``: members' extensions or JSON keys.
             group_by: a JSON key or extension, or a regular expression on the samples' keys.
             split_by: a JSON key or extension.
+            skip_bad: of a damaged shard, take what stands before the damage, instead of stopping.
 
         Raises:
-            DataError: names that no sample has.
+            DataError: names that no sample has, or a damaged shard.
         """
+        if not skip_bad:
+            self._check_bad()
         columns = self.find_columns(given, [group_by, split_by])
         groups: Sequence[str | None] | None = None
         if group_by in self._values:
@@ -136,15 +142,18 @@ class Shards:
         elif group_by:
             groups = self._match(group_by)
         if split_by and split_by not in self._values:
-            raise DataError(f"split_by: {self.name} has no {split_by!r}; it has {', '.join(self._values)}.{suggest(split_by, self._values)}")
+            self._refuse("split_by", split_by)
         words = [""] * len(self._paths) if split_by else _read_parts(self._paths)
         return {word: self._list_part(word, words, columns, groups, split_by) for word in dict.fromkeys(words)}
 
     def _match(self, group_by: str) -> list[str]:
         if not looks_like_pattern(group_by):
-            known = ", ".join(self._values)
-            raise DataError(f"group_by: {self.name} has no {group_by!r}; it has {known}.{suggest(group_by, self._values)}")
+            self._refuse("group_by", group_by)
         return match_groups(group_by, self._keys)
+
+    def _refuse(self, argument: str, name: str) -> NoReturn:
+        known = ", ".join(self._values)
+        raise DataError(f"{argument}: {self.name} has no {name!r}; it has {known}.{suggest(name, self._values)}")
 
     def _list_part(
         self, word: str, words: Sequence[str], columns: Columns, groups: Sequence[str | None] | None, split_by: str
@@ -169,19 +178,18 @@ class Shards:
 
 
 @lru_cache(maxsize=2)
-def _open(name: str, paths: tuple[Path, ...], stamp: tuple[object, ...], skip_bad: bool) -> Shards:
-    return Shards(name, paths, skip_bad)
+def _open(name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> Shards:
+    return Shards(name, paths)
 
 
-def open_shards(name: str, skip_bad: bool = False) -> Shards:
+def open_shards(name: str) -> Shards:
     """Indexes the tar files of a source; the last index is kept until a file changes.
 
     Args:
         name: see :func:`find_shards`.
-        skip_bad: of a damaged shard, take what stands before the damage, instead of stopping.
 
     Raises:
-        DataError: no files, no samples, or files that are damaged, compressed or no tar files.
+        DataError: no files, or no samples in them.
     """
     paths = tuple(find_shards(name))
     if not paths:
@@ -193,7 +201,7 @@ def open_shards(name: str, skip_bad: bool = False) -> Shards:
         except OSError as error:
             raise DataError(f"data: {path} cannot be read ({type(error).__name__}: {error.strerror})") from error
         stamp.append((found.st_size, found.st_mtime_ns))
-    return _open(name, paths, tuple(stamp), skip_bad)
+    return _open(name, paths, tuple(stamp))
 
 
 def _read_parts(paths: Sequence[Path]) -> list[str]:

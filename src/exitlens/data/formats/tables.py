@@ -1,8 +1,9 @@
 """Tables of images or texts: Parquet, Arrow, saved and hub data sets of Hugging Face ``datasets``, folders with metadata.
 
 All of them are read through ``datasets``: whatever the format, rows then lie in memory-mapped Arrow files, so that any row
-can be read at any time in constant memory. Parquet cannot be read that way (a row costs its whole row group), so ``datasets``
-writes it once as Arrow files to its cache, which needs the disk space of the data (``HF_DATASETS_CACHE`` says where).
+can be read at any time in constant memory. Parquet cannot be read that way (a row costs its whole row group), so
+``datasets`` writes it once as Arrow files to its cache, which needs the disk space of the data (``HF_DATASETS_CACHE`` says
+where).
 """
 
 from __future__ import annotations
@@ -14,55 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from exitlens.data.formats.columns import Columns, Kind, find_columns
-from exitlens.data.formats.files import hash_files, list_files, stamp_files
+from exitlens.data.formats.detect import HUB, Format
+from exitlens.data.formats.files import stamp_files
 from exitlens.data.formats.labelled import Rows
 from exitlens.data.grouping import looks_like_pattern, match_groups
-from exitlens.data.loading.listing import hash_folder
 from exitlens.data.loading.readers import EncodedImages
 from exitlens.errors import DataError, ExitlensError, import_extra, suggest
 from exitlens.types import Preprocess
 
-HUB = "hf:"
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-SAVED = ("dataset_info.json", "dataset_dict.json")
-_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
-
-def find_table(name: str) -> str:
-    """Which kind of table a source of this name is: ``hub``, ``saved``, ``parquet``, ``arrow``, ``imagefolder``, or none."""
-    path = Path(name)
-    if name.startswith(HUB):
-        return "hub"
-    if path.is_file():
-        return _FORMATS.get(path.suffix.lower(), "")
-    if not path.is_dir():
-        return ""
-    if any((path / file).is_file() for file in SAVED):
-        return "saved"
-    if any((folder / file).is_file() for folder in (path, *_list_folders(path)) for file in METADATA):
-        return "imagefolder"
-    return next((kind for suffix, kind in _FORMATS.items() if list_files(path, (suffix,))), "")
-
-
-def _list_folders(path: Path) -> list[Path]:
-    return sorted(found for found in path.iterdir() if found.is_dir())
-
-
-def open_table(name: str) -> Table:
+def open_table(name: str, kind: Format) -> Table:
     """Opens a table; what was opened last is kept until its files change.
 
     Args:
-        name: ``hf:NAME`` or ``hf:NAME:CONFIG``, or a path for which :func:`find_table` knows the kind.
+        name: ``hf:NAME`` or ``hf:NAME:CONFIG``, or a path.
+        kind: its format, see :func:`~exitlens.data.formats.detect.find_format`.
 
     Raises:
         DataError: if it cannot be read; MissingExtraError: where ``datasets`` is not installed.
     """
-    kind = find_table(name)
     return _open(name, kind, () if kind == "hub" else stamp_files(Path(name)))
 
 
 @lru_cache(maxsize=2)
-def _open(name: str, kind: str, stamp: tuple[object, ...]) -> Table:
+def _open(name: str, kind: Format, stamp: tuple[object, ...]) -> Table:
     package = import_extra("datasets", "datasets", "a table of samples")
     try:
         found = _load(package, name, kind)
@@ -74,7 +50,7 @@ def _open(name: str, kind: str, stamp: tuple[object, ...]) -> Table:
     return Table(name, parts, package)
 
 
-def _load(package: Any, name: str, kind: str) -> Any:
+def _load(package: Any, name: str, kind: Format) -> Any:
     if kind == "hub":
         path, _, config = name.removeprefix(HUB).partition(":")
         return package.load_dataset(path, config or None)
@@ -85,7 +61,7 @@ def _load(package: Any, name: str, kind: str) -> Any:
     return found["train"] if Path(name).is_file() else found
 
 
-def _explain(name: str, kind: str, error: Exception) -> str:
+def _explain(name: str, kind: Format, error: Exception) -> str:
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -143,7 +119,9 @@ class Table:
     def _require(self, column: str, argument: str) -> None:
         if column not in self.kinds:
             known = ", ".join(self.kinds)
-            raise DataError(f"{argument}: {self.name} has no column {column!r}; it has {known}.{suggest(column, self.kinds)}")
+            raise DataError(
+                f"{argument}: {self.name} has no column {column!r}; it has {known}.{suggest(column, self.kinds)}"
+            )
 
     def _list_part(self, part: str, columns: Columns, group_by: str, split_by: str) -> Rows:
         data, origin = self._parts[part], f"{self.name}, {part} row" if part else f"{self.name}, row"
@@ -206,17 +184,6 @@ class Table:
             numbers = [name for name, kind in self.kinds.items() if kind in ("class", "integer")]
             facts += [str(data.data.column(name).to_pylist()) for name in numbers]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-
-
-def hash_table(name: str) -> str:
-    """SHA-256 over what decides a table's splits, without reading its images."""
-    kind = find_table(name)
-    if kind == "hub":
-        return open_table(name).hash()
-    if kind == "imagefolder":  # its images are told by their names, as those of other folders are
-        facts = hash_folder(Path(name)) + hash_files(Path(name), METADATA)
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
-    return hash_files(Path(name))
 
 
 def _classify(package: Any, feature: Any) -> Kind:
