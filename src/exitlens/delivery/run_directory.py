@@ -48,7 +48,7 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
     path = out / DATA
     if out.exists() and any(out.iterdir()) and not resume:
         raise OutputExistsError(f"out: {out} exists and is not empty: choose another directory, or pass --resume")
-    if path.exists() and read_source(out) != source:
+    if path.exists() and _parse_source(path) != source:
         raise DataError(f"data: {path} was made with other data: pass the same, or another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, source.to_dict())
@@ -71,11 +71,15 @@ def read_source(path: Path) -> DataSource:
     """Reads which data a run directory or bundle was trained on; without a readable record, raises :class:`DataError`."""
     for candidate in (path / DATA, find_bundle(path).parent / DATA):
         if candidate.is_file():
-            try:
-                return DataSource(**json.loads(candidate.read_text()))
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{candidate}: damaged ({error}): pass --data") from error
+            return _parse_source(candidate)
     raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
+
+
+def _parse_source(path: Path) -> DataSource:
+    try:
+        return DataSource(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}): pass --data") from error
 
 
 def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str]:
