@@ -71,7 +71,7 @@ def _explain(name: str, kind: Format, error: Exception) -> str:
         return f"data: {name} is not in the local cache, and the hub cannot be reached ({type(error).__name__}): {local}"
     if kind == "hub":
         return f"data: {name} cannot be loaded from the hub ({said}): give hf:NAME or hf:NAME:CONFIG"
-    return f"data: {name} cannot be read as {kind} ({said}): its files are damaged, or of another format"
+    return f"data: {name} cannot be read as {kind} ({said}): its files are damaged, of another format, or a part has no rows"
 
 
 class Table:

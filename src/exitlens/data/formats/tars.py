@@ -71,7 +71,7 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                if not member.isreg() or "/." in f"/{member.name}":
+                if not member.isreg() or "/." in f"/{member.name.removeprefix('./')}":
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"unexpected end of data in {member.name}")
@@ -81,10 +81,12 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
                         yield Sample(key, values, image)
                     key, values, image = name, {}, None
                 if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
-                    if image is None:
+                    if image is None or ("." in image[2] and "." not in extension):  # key.jpg before key.mask.png
                         image = (member.offset_data, member.size, extension)
                 else:
                     values |= _read_values(archive, member, extension)
+            if size < archive.offset + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends without the mark for its end")
     except (tarfile.TarError, OSError, EOFError) as error:
         bad.append(f"{path} is damaged, compressed or no tar file, after sample {key!r} ({type(error).__name__}: {error})")
         return
