@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from exitlens.data.checks import check_bad
 from exitlens.data.lazy import LazyImages
 from exitlens.data.loading.workers import choose_workers, decode_batches
+from exitlens.data.sampling import draw_order
 from exitlens.errors import InputError
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 
@@ -148,12 +149,14 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
     return -(-length // batch_size) if isinstance(source, Tensor | Dataset | Mapping) else length
 
 
-def make_epoch_loader(data: Dataset[Any], batch_size: int, seed: int, workers: int | None = None) -> Loader:
+def make_epoch_loader(
+    data: Dataset[Any], batch_size: int, seed: int, workers: int | None = None, balanced: bool = False
+) -> Loader:
     """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch."""
     count = len(data)  # type: ignore[arg-type]
     if count == 0:
         raise InputError("train: the data set is empty: it needs at least one sample")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = draw_order(data, seed, balanced)
     plan = [order[i : i + batch_size] for i in range(0, count, batch_size)]
     if len(plan) > 1 and len(plan[-1]) < batch_size:
         plan.pop()
