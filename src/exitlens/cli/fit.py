@@ -9,7 +9,7 @@ from typer import Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, verbs
+from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, tell, verbs
 
 MORE = "More about training"
 Augment = Annotated[
@@ -66,6 +66,9 @@ def fit(
     accumulate: Accumulate = 1,
     clip_norm: ClipNorm = None,
     ema: Ema = None,
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
+    split_by: options.SplitBy = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -79,8 +82,9 @@ def fit(
 
     if not size and backbone.startswith("torchvision:"):
         size = 128  # large networks shrink smaller images to a map of a few cells
-    source = open_source(data, root=root, size=size, seed=seed)
-    train, validation = load_training_sets(backbone, source, skip_bad)
+    reading = {"columns": columns, "group_by": group_by, "split_by": split_by}
+    source = open_source(data, root=root, size=size, seed=seed, **reading)
+    train, validation = load_training_sets(backbone, source, skip_bad, tell=None if json_ else tell)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = read_recorded_exits(out, exits, placement)
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}

@@ -29,6 +29,8 @@ def calibrate(
     unlabelled: Annotated[
         Path | None, Option(help="Images or texts without labels, for disagreement and divergence.")
     ] = None,
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     json_: Json = False,
@@ -56,7 +58,7 @@ def calibrate(
         raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
     net, _ = xl.load(bundle)
     samples: Any = (
-        load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad)
+        load_samples(bundle, net, "calibration", data, root, skip_bad=skip_bad, columns=columns, group_by=group_by)
         if unlabelled is None
         else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad)
     )
@@ -78,12 +80,20 @@ def calibrate(
 
 
 @verbs.command(epilog="Example: `exitlens evaluate --bundle runs/x`")
-def evaluate(bundle: Bundle, data: OtherData = "", root: Root = "", skip_bad: SkipBad = False, json_: Json = False) -> None:
+def evaluate(
+    bundle: Bundle,
+    data: OtherData = "",
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
+    root: Root = "",
+    skip_bad: SkipBad = False,
+    json_: Json = False,
+) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle)
-    samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
+    samples = load_samples(bundle, net, "test", data, root, skip_bad=skip_bad, columns=columns, group_by=group_by)
     found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
     if json_:
         show(True, found.to_dict())
@@ -97,6 +107,7 @@ def report(
     compare: options.Compare = None,
     out: Annotated[Path, Option(help="The HTML file, which must not exist.")] = Path("report.html"),
     data: OtherData = "",
+    columns: options.Columns = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     json_: Json = False,
@@ -111,9 +122,9 @@ def report(
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
-    images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
+    images = load_samples(run, net, "test", data, root, skip_bad=skip_bad, columns=columns)
     assert isinstance(images, xl.ImageSet | xl.LazyImages)
-    given = {"--compare": compare, "--data": data, "--root": root, "--out": out}
+    given = {"--compare": compare, "--data": data, "--columns": columns, "--root": root, "--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]
     made = describe_provenance(runs, images, command, data)

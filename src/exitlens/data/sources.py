@@ -162,10 +162,10 @@ class DataSource:
 
 def describe_parts(parts: Parts, source: DataSource, found: Mapping[Split, SampleSet]) -> tuple[str, ...]:
     """Lines for people: where the splits come from, how many groups there are, and what is not used."""
-    lines = [f"splits: {plan_splits(tuple(parts.sets), source.name)}"]
+    lines = [f"splits: {plan_splits(tuple(parts.sets), source.name)}", *([parts.columns] if parts.columns else [])]
     if source.group_by:
         counts = [f"{len(part.groups.unique())} in {split}" for split, part in found.items() if part.groups is not None]
-        lines.append(f"groups by {source.group_by!r}: {len(parts.group_names)}, of which {', '.join(counts)}")
+        lines.append(f"groups by '{source.group_by}': {len(parts.group_names)}, of which {', '.join(counts)}")
     lines += [f"{name!r} has no labels and is not used" for name in parts.unlabelled]
     return tuple(lines)
 

@@ -25,7 +25,6 @@ from exitlens.types import Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
-NO_READING = Reading()
 P = TypeVar("P", bound=Preprocessing)
 
 
@@ -118,7 +117,15 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
 
 
 def load_samples(
-    path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool, reading: Reading = NO_READING
+    path: Path,
+    net: ExitNet,
+    split: Split,
+    data: str = "",
+    root: str = "",
+    *,
+    skip_bad: bool = False,
+    columns: str = "",
+    group_by: str = "",
 ) -> SampleSet:
     """Loads a split of a run's own data, or other labelled data, for its network.
 
@@ -131,15 +138,16 @@ def load_samples(
         data: other data, by name.
         root: folder of torchvision's files.
         skip_bad: leave out what cannot be read.
-        reading: columns and groups of other data from files.
+        columns: of other data from files: see :class:`~exitlens.data.sources.DataSource`.
+        group_by: likewise.
     """
     text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
     if not data:
-        if any(reading):
+        if columns or group_by:
             raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
         source = read_source(path)
     elif data not in NAMES and (kind := find_format(data)) is not None:
-        return _load_files(net, split, data, kind, reading, skip_bad)
+        return _load_files(net, split, data, kind, Reading(columns, group_by), skip_bad)
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1])
     return source.load(

@@ -114,14 +114,14 @@ def test_names_that_are_not_utf8(tmp_path):
 
 def test_truncated_compressed_and_empty_shards(tmp_path):
     whole = write_tar(tmp_path / "w" / "x.tar", list_members(range(20))).read_bytes()
-    for name, size in (("cut.tar", 18 * 1024 + 700), ("even.tar", 18 * 1024)):
+    for name, size, count in (("cut.tar", 18 * 1024 + 700, 9), ("even.tar", 18 * 1024, 8)):
         (tmp_path / name).write_bytes(whole[:size])
         with pytest.raises(
             xl.DataError, match=f"{name} is damaged, compressed or no tar file, after sample '00.*--skip-bad"
         ):
             open_source(str(tmp_path / name)).load("train")
         kept = sum(len(open_source(str(tmp_path / name), size=8).load(split, skip_bad=True)) for split in SPLITS)
-        assert kept == 8  # the last sample before the damage may miss a member
+        assert kept == count  # the last sample before the damage may miss a member
     (tmp_path / "z.tar").write_bytes(gzip.compress(whole))
     for name in ("z.tar", "none.tar"):
         with pytest.raises(xl.DataError, match=f"{name} (is damaged, compressed|cannot be read)"):

@@ -66,8 +66,9 @@ def test_groups_by_column_and_by_file_name(make_table, tmp_path):
         assert sum(map(len, groups)) == len(set.union(*groups)) == 20
         assert [len(found) for found in groups] == [14, 2, 2, 2]
         assert all((part.groups.bincount() % 4 == 0).all() for part in loaded.sets.values())
-        assert loaded.notes[1] == (
-            f"groups by {group_by!r}: 20, of which 14 in train, 2 in validation, 2 in calibration, 2 in test"
+        assert loaded.notes[1] == "images from 'image', labels from 'label'"
+        assert loaded.notes[2] == (
+            f"groups by '{group_by}': 20, of which 14 in train, 2 in validation, 2 in calibration, 2 in test"
         )
     with pytest.raises(xl.DataError, match=r"group_by: .* has no column 'patients'.*Did you mean 'patient'"):
         open_source(path, group_by="patients").load("train")

@@ -39,11 +39,12 @@ class Rows(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A source's parts by name, the names of its groups by number, and which parts have no labels."""
+    """A source's parts by name, names of its groups by number, parts that have no labels, and the columns read, in words."""
 
     sets: Mapping[str, LazyImages | RawTexts]
-    group_names: tuple[str, ...]
-    unlabelled: tuple[str, ...]
+    group_names: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    columns: str = ""
 
 
 def make_sets(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exitlens.data.folders import load_folder
 from exitlens.data.formats.columns import parse_columns
@@ -57,17 +57,19 @@ def read_parts(
     """
     if kind == "folder":
         return _read_folder(Path(name), reading, preprocess, classes, skip_bad)
-    known: tuple[str, ...] = ()
+    how: dict[str, Any] = {"classes": classes, "skip_bad": skip_bad}
     if kind == "texts":
         rows = _read_texts(Path(name), reading, skip_bad)
-        known = tuple(sorted({label or "" for label in rows[""].labels}))
-    elif kind == "shards":
-        rows = open_shards(name).list_rows(*reading, skip_bad=skip_bad)
-    else:
-        table = open_table(name, kind)
-        rows = table.list_rows(*reading)
-        known = table.class_names(table.find_columns(reading.columns, reading[1:]))
-    return make_sets(rows, name, preprocess, classes=classes, known=known, skip_bad=skip_bad)
+        known = sorted({label or "" for label in rows[""].labels})
+        return make_sets(rows, name, preprocess, known=known, **how)
+    if kind == "shards":
+        shards = open_shards(name)
+        rows, columns = shards.list_rows(*reading, skip_bad=skip_bad), shards.find_columns(reading.columns, reading[1:])
+        return make_sets(rows, name, preprocess, **how)._replace(columns=str(columns))
+    table = open_table(name, kind)
+    rows, columns = table.list_rows(*reading), table.find_columns(reading.columns, reading[1:])
+    found = make_sets(rows, name, preprocess, known=table.class_names(columns), **how)
+    return found._replace(columns=str(columns))
 
 
 def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> dict[str, Rows]:
@@ -98,7 +100,7 @@ def _read_folder(root: Path, reading: Reading, preprocess: Preprocess, classes: 
     classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
     sets = {word: load_folder(path, preprocess, classes=classes, skip_bad=skip_bad)[0] for word, path in folders.items()}
     if not reading.group_by:
-        return Parts(sets, (), ())
+        return Parts(sets)
     starts = {word: len(str(path)) + 1 for word, path in folders.items()}
     groups = {
         word: match_groups(reading.group_by, [data.reader.name(i)[starts[word] :] for i in range(len(data))])
@@ -107,7 +109,7 @@ def _read_folder(root: Path, reading: Reading, preprocess: Preprocess, classes: 
     names = tuple(sorted({group for found in groups.values() for group in found}))
     for word, data in sets.items():
         data.groups = number_groups(groups[word], names).ids
-    return Parts(sets, names, ())
+    return Parts(sets, names)
 
 
 def _find_split_folders(root: Path) -> dict[str, Path]:
