@@ -19,7 +19,7 @@ _SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".tar": "shards",
-    **dict.fromkeys(TABLES, "texts"),  # type: ignore[dict-item]
+    **dict.fromkeys(TABLES, "texts"),
 }
 
 

@@ -125,7 +125,7 @@ class Table:
 
     def _list_part(self, part: str, columns: Columns, group_by: str, split_by: str) -> Rows:
         data, origin = self._parts[part], f"{self.name}, {part} row" if part else f"{self.name}, row"
-        groups = None
+        groups: Sequence[str | None] | None = None
         if group_by in self.kinds:
             groups = self._read_words(data, group_by)
         elif group_by:
