@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +12,7 @@ from typer import Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, tell, verbs
+from exitlens.cli.options import Cache, Json, Root, SkipBad, Workers, list_bad, name_exits, show, show_skipped, verbs, wait
 
 MORE = "More about training"
 Augment = Annotated[
@@ -48,7 +51,18 @@ def fit(
     epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
     egt_weight: Annotated[float, Option(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
     batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
-    learning_rate: Annotated[float, Option(help="Peak of the one-cycle schedule.")] = 4e-3,
+    recipe: Annotated[
+        str, Option(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
+    ] = "",
+    learning_rate: Annotated[float | None, Option(help="Peak of the one-cycle schedule (default: the recipe's).")] = None,
+    head_learning_rate: Annotated[float | None, Option(help="The same of the exits' heads.")] = None,
+    layer_decay: Annotated[
+        float | None, Option(help="Factor of the learning rate from each block to the one before.")
+    ] = None,
+    warm_up: Annotated[float | None, Option(help="Share of training in which the learning rates rise.")] = None,
+    batch_norm: Annotated[
+        str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
+    ] = None,
     size: Annotated[
         int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
     ] = 0,
@@ -69,8 +83,13 @@ def fit(
     columns: options.Columns = "",
     group_by: options.GroupBy = "",
     split_by: options.SplitBy = "",
+    strict_weights: Annotated[
+        bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
+    ] = False,
     root: Root = "",
     skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
     tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: Json = False,
@@ -83,16 +102,23 @@ def fit(
     if not size and backbone.startswith("torchvision:"):
         size = 128  # large networks shrink smaller images to a map of a few cells
     reading = {"columns": columns, "group_by": group_by, "split_by": split_by}
-    source = open_source(data, root=root, size=size, seed=seed, **reading)
-    train, validation = load_training_sets(backbone, source, skip_bad, tell=None if json_ else tell)
+    say = partial(_say, json_)
+    with wait(json_, "listing the data"):
+        source = open_source(data, root=root, size=size, seed=seed, **reading)
+        train, validation = load_training_sets(backbone, source, skip_bad, workers=workers, cache=cache, say=say)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = read_recorded_exits(out, exits, placement)
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
+    start |= {"strict_weights": strict_weights, "say": say}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
+        net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    how |= {"recipe": recipe or ("pretrained" if pretrained or init_weights else "scratch"), "layer_decay": layer_decay}
+    how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
-    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema}
+    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
     with record_source(out, source, resume=resume):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, **how)
@@ -105,11 +131,13 @@ def fit(
         "accuracy": last["accuracy"],
         "cc": last["cc"],
         "seconds": result.seconds,
+        "bad": (bad := list_bad(train, validation)),
     }
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+    show_skipped(json_, bad)
 
 
 def _read_class_weights(words: str) -> Any:
@@ -117,3 +145,8 @@ def _read_class_weights(words: str) -> Any:
     if words in ("", "balanced"):
         return words or None
     return [part.strip() for part in words.split(",")]
+
+
+def _say(as_json: bool, line: str) -> None:
+    """Prints a line for people; with --json on standard error."""
+    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from exitlens.data.formats.detect import Format, find_format
 from exitlens.data.formats.reading import Reading, holds_texts, read_parts
+from exitlens.data.lazy import set_reading
 from exitlens.data.loading.listing import list_images
 from exitlens.data.sources import NAMES, DataSource, open_source
 from exitlens.data.splits import SampleSet, Split, take_split
@@ -126,6 +127,8 @@ def load_samples(
     skip_bad: bool = False,
     columns: str = "",
     group_by: str = "",
+    workers: int | None = None,
+    cache: Path | None = None,
 ) -> SampleSet:
     """Loads a split of a run's own data, or other labelled data, for its network.
 
@@ -140,19 +143,18 @@ def load_samples(
         skip_bad: leave out what cannot be read.
         columns: of other data from files: see :class:`~exitlens.data.sources.DataSource`.
         group_by: likewise.
+        workers: processes that decode a lazy set, see :func:`set_reading`.
+        cache: directory for the pixels of a lazy set, see :func:`set_reading`.
     """
-    text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
-    if not data:
-        if columns or group_by:
-            raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
-        source = read_source(path)
-    elif data not in NAMES and (kind := find_format(data)) is not None:
-        return _load_files(net, split, data, kind, Reading(columns, group_by), skip_bad)
+    if not data and (columns or group_by):
+        raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
+    if data and data not in NAMES and (kind := find_format(data)) is not None:
+        found = _load_files(net, split, data, kind, Reading(columns, group_by), skip_bad)
     else:
-        source = open_source(data, root=root, size=net.info.input_shape[-1])
-    return source.load(
-        split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.modality is TEXT else None
-    )
+        source = open_source(data, root=root, size=net.info.input_shape[-1]) if data else read_source(path)
+        text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) and source.modality is TEXT else None
+        found = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text)
+    return set_reading(found, workers, cache)
 
 
 def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Reading, skip_bad: bool) -> SampleSet:
@@ -168,7 +170,13 @@ def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Re
 
 
 def stream_samples(
-    net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
+    net: ExitNet,
+    data: Path,
+    *,
+    batch_size: int,
+    skip_bad: bool,
+    workers: int | None = None,
+    without: Collection[str] = (),
 ) -> ImageStream | TextStream:
     """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
     if net.input_spec.modality is TEXT:
@@ -176,7 +184,7 @@ def stream_samples(
         names = [name for name in texts if name not in without]
         return TextStream([texts[name] for name in names], names, require_preprocess(net, TextPreprocess), batch_size)
     files = [path for path in list_images(data) if str(path) not in without]
-    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad)
+    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad, workers)
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
