@@ -123,6 +123,10 @@ def fit(
     with record_source(out, source, resume=resume):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, **how)
     xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
+    _show_result(net, result, out, list_bad(train, validation), json_)
+
+
+def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:
     last = result.history[result.kept_epoch - 1]
     values = {
         "out": str(out),
@@ -131,7 +135,7 @@ def fit(
         "accuracy": last["accuracy"],
         "cc": last["cc"],
         "seconds": result.seconds,
-        "bad": (bad := list_bad(train, validation)),
+        "bad": bad,
     }
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
