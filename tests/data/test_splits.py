@@ -3,9 +3,11 @@ import torch
 
 import exitlens as xl
 from exitlens.data.reviews import load_reviews
-from exitlens.data.splits import SPLITS, name_split, plan_splits, take_split
+from exitlens.data.splits import assign_groups, share_out
 from exitlens.data.texts import RawTexts
 from tests.data.conftest import PREPROCESS
+
+SHARES = (0.7, 0.1, 0.1, 0.1)
 
 
 def test_split_set_is_disjoint_and_keeps_every_class(folder):
@@ -49,37 +51,64 @@ def test_groups_of_one_sample_change_nothing():
     assert [part.texts for part in alone] == [part.texts for part in without]
 
 
-def test_splits_of_a_source_are_found_by_what_others_call_them():
-    assert [name_split(word) for word in ("Val", "dev", "training", "calib", "extra")] == [
-        "validation",
-        "validation",
-        "train",
-        "calibration",
-        None,
-    ]
-    plan = plan_splits(["train", "val", "extra"], "x")
-    assert plan.own == {"train": "train", "validation": "val"}
-    assert plan.carved == ("calibration", "test")
-    assert str(plan) == (
-        "validation: all of 'val'; cut from 'train' by us: 78% train, 11% calibration, 11% test; 'extra' is not used"
-    )
-    assert str(plan_splits([""], "x")) == "by us: 70% train, 10% validation, 10% calibration, 10% test"
-    with pytest.raises(xl.DataError, match="has 'val' and 'dev' for one split"):
-        plan_splits(["train", "val", "dev"], "x")
-    with pytest.raises(xl.DataError, match="one of them has to be called train"):
-        plan_splits(["test", "val"], "x")
+def _families(number=60, classes=3, seed=0):
+    """Groups of 1 to 50 samples, each of one class."""
+    rng = torch.Generator().manual_seed(seed)
+    groups = torch.arange(number).repeat_interleave(torch.randint(1, 51, (number,), generator=rng))
+    return torch.randint(0, classes, (number,), generator=rng)[groups], groups
 
 
-def test_missing_splits_are_cut_from_train():
-    parts = {"train": _texts(90), "test": _texts(10)}
-    found = {split: take_split(parts, split, 0, "x") for split in SPLITS}
-    assert found["test"] is parts["test"]
-    assert [len(found[split].texts) for split in SPLITS] == [70, 10, 10, 10]
-    assert sorted(t for split in SPLITS[:3] for t in found[split].texts) == sorted(parts["train"].texts)
-    whole = {"all": _texts()}
-    assert take_split(whole, "test", 1, "x").texts == xl.split_set(whole["all"], (0.7, 0.1, 0.1, 0.1), 1)[3].texts
-    with pytest.raises(xl.DataError, match="its part 'test' is empty"):
-        take_split(parts | {"test": _texts(0)}, "train", 0, "x")
-    parts = {"train": _texts(90, torch.arange(90)), "test": _texts(10, torch.arange(89, 99))}
-    with pytest.raises(xl.DataError, match="group 'g89' in train and in test"):
-        take_split(parts, "train", 0, "x", [f"g{i}" for i in range(99)])
+def test_every_group_is_in_one_part_and_every_class_in_all():
+    labels, groups = _families()
+    parts = assign_groups(labels, groups, ("a", "b", "c"), SHARES, torch.Generator().manual_seed(1))
+    pairs = torch.stack([groups, parts]).unique(dim=1)
+    assert pairs.shape[1] == 60  # one part for each group
+    assert pairs[1].bincount().tolist() == [42, 6, 6, 6]  # near to shares of the groups
+    assert all(set(labels[parts == i].tolist()) == {0, 1, 2} for i in range(4))
+    again = assign_groups(labels, groups, ("a", "b", "c"), SHARES, torch.Generator().manual_seed(1))
+    assert torch.equal(parts, again)
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    moved = assign_groups(labels[shuffled], groups[shuffled], ("a", "b", "c"), SHARES, torch.Generator().manual_seed(1))
+    assert torch.equal(moved, parts[shuffled])  # whatever the order of the samples
+
+
+def test_a_group_has_the_same_chances_whatever_its_size():
+    sizes = torch.tensor([1] * 18 + [40, 50])
+    groups = torch.arange(20).repeat_interleave(sizes)
+    labels = torch.zeros_like(groups)
+    drawn = []
+    for seed in range(400):
+        parts = assign_groups(labels, groups, ("a",), SHARES, torch.Generator().manual_seed(seed))
+        drawn.append(parts[groups >= 18].unique_consecutive(dim=0)[[0, -1]])
+    shares = torch.stack(drawn).flatten().bincount(minlength=4) / 800
+    assert torch.allclose(shares, torch.tensor(SHARES), atol=0.05)
+
+
+def test_groups_with_several_classes():
+    rng = torch.Generator().manual_seed(0)
+    groups, labels = torch.randint(0, 40, (2000,), generator=rng), torch.randint(0, 5, (2000,), generator=rng)
+    parts = assign_groups(labels, groups, tuple("abcde"), SHARES, rng)
+    assert all(len(set(labels[parts == i].tolist())) == 5 for i in range(4))
+    assert torch.stack([groups, parts]).unique(dim=1).shape[1] == 40
+
+
+def test_a_class_with_too_few_groups():
+    labels = torch.tensor([0] * 40 + [1] * 40)
+    groups = torch.tensor([*range(10)] * 4 + [10, 11, 12] * 13 + [10])
+    with pytest.raises(xl.DataError, match=r"class 'b' has 3 group\(s\), need 4 or more"):
+        assign_groups(labels, groups, ("a", "b"), SHARES, torch.Generator())
+    labels, groups = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 1])
+    parts = assign_groups(labels, groups, ("a", "b"), (0.5, 0.5), torch.Generator())
+    assert parts[0] == parts[1] != parts[2] == parts[3]
+    # class b's two groups are also class c's, and c's third is needed elsewhere: some draws fail, one is found
+    labels, groups = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
+    for seed in range(20):
+        parts = assign_groups(labels, groups, ("a", "b"), (0.5, 0.5), torch.Generator().manual_seed(seed))
+        assert parts[3] != parts[4]
+
+
+def test_share_out_gives_each_part_one_as_long_as_they_last():
+    assert share_out(10, SHARES) == [7, 1, 1, 1]
+    assert share_out(4, SHARES) == [1, 1, 1, 1]
+    assert share_out(100, (0.5, 0.5)) == [50, 50]
+    assert all(sum(share_out(n, SHARES)) == n and min(share_out(n, SHARES)) >= (n > 3) for n in range(50))

@@ -62,6 +62,6 @@ def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
     found = load_samples(trained, net, "test", str(tmp_path), group_by=r"(\w+)\.png")
     assert len(found) == 10
     assert len(found.groups.unique()) == 5
-    assert len(load_samples(trained, net, "calibration", str(tmp_path))) == 6
+    assert len(load_samples(trained, net, "calibration", str(tmp_path))) == 4
     with pytest.raises(xl.InputError, match="they are for other data"):
         load_samples(trained, net, "test", columns="label=x")

@@ -11,11 +11,12 @@ from exitlens.data.folders import load_torchvision
 from exitlens.data.formats.columns import parse_columns
 from exitlens.data.formats.detect import HUB, Format, find_format
 from exitlens.data.formats.labelled import Parts
+from exitlens.data.formats.named_parts import plan_splits, take_split
 from exitlens.data.formats.reading import Reading, hash_source, holds_texts, read_parts
 from exitlens.data.images import ImageSet
 from exitlens.data.reviews import load_reviews
 from exitlens.data.rows import TABLES
-from exitlens.data.splits import SPLITS, SampleSet, Split, plan_splits, split_set, take_split
+from exitlens.data.splits import SPLITS, SampleSet, Split, split_set
 from exitlens.data.texts import RawTexts, TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, TEXT, Modality

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import fsum
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from exitlens.data.grouping import assign_groups, check_disjoint, share_out
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import Modality
 from exitlens.types import Preprocessing
@@ -18,13 +16,6 @@ from exitlens.types.inputs import Inputs
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
 SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
-_WORDS: dict[str, Split] = {  # what others call the splits
-    **{split: split for split in SPLITS},
-    **dict.fromkeys(("training",), SPLITS[0]),
-    **dict.fromkeys(("val", "valid", "dev", "eval"), SPLITS[1]),
-    **dict.fromkeys(("calib",), SPLITS[2]),
-    **dict.fromkeys(("testing",), SPLITS[3]),
-}
 
 
 class Splittable(Protocol):
@@ -68,14 +59,14 @@ class SampleSet(Splittable, Protocol):
         """The first ``count`` samples (all, if there are fewer)."""
 
 
+_ATTEMPTS = 50  # to find parts that all have every class
 _Set = TypeVar("_Set", bound=Splittable)
 
 
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     """Disjoint random parts of a set with these shares of every class; the last part gets what is left over.
 
-    Where the set has ``groups``, every group goes into one part as a whole, see
-    :func:`~exitlens.data.grouping.assign_groups`.
+    Where the set has ``groups``, every group goes into one part as a whole, see :func:`assign_groups`.
 
     Raises:
         DataError: if a class has too few samples (groups) to give every part one.
@@ -97,73 +88,83 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     return [data.subset(torch.cat(part).sort().values) for part in chosen]
 
 
-class SplitPlan(NamedTuple):
-    """Where the four splits of a source come from.
-
-    Attributes:
-        own: the part of the source that is a split, by split.
-        carved: splits that are cut from the part for ``train``.
-        unused: parts whose names are no split's.
-    """
-
-    own: Mapping[Split, str]
-    carved: tuple[Split, ...]
-    unused: tuple[str, ...]
-
-    def __str__(self) -> str:
-        words = [f"{split}: all of {name!r}" for split, name in self.own.items() if split != "train" or not self.carved]
-        if self.carved:
-            cut = ", ".join(f"{share:.0%} {split}" for split, share in self.shares().items())
-            words.append(f"cut from {self.own['train']!r} by us: {cut}" if self.own["train"] else f"by us: {cut}")
-        return "; ".join([*words, *(f"{name!r} is not used" for name in self.unused)])
-
-    def shares(self) -> dict[Split, float]:
-        """Of the part for ``train``, what it keeps and what the carved splits get; they sum to 1."""
-        parts: tuple[Split, ...] = ("train", *self.carved)
-        total = fsum(SHARES[part] for part in parts)
-        return {part: SHARES[part] / total for part in parts}
+def share_out(count: int, shares: Sequence[float]) -> list[int]:
+    """How many of ``count`` things each part gets: one at least, as long as they last; the last part gets the rest."""
+    sizes: list[int] = []
+    for i, share in enumerate(shares):
+        left, rest = len(shares) - 1 - i, count - sum(sizes)
+        sizes.append(rest if left == 0 else max(0, min(max(1, round(share * count)), rest - left)))
+    return sizes
 
 
-def name_split(word: str) -> Split | None:
-    """The split that a word such as ``val`` stands for, if any."""
-    return _WORDS.get(word.strip().lower())
+def assign_groups(
+    labels: Tensor, groups: Tensor, classes: Sequence[str], shares: Sequence[float], rng: torch.Generator
+) -> Tensor:
+    """The part of each sample ``(N,)``, so that every group is in one part and every class in all.
 
+    A part gets its share of the groups of every class, large and small ones alike. Every group has the same chance of every
+    part whatever its size, as a certificate needs that tests on some groups and promises for others; the shares of
+    *samples* are near to what was asked for, not always at it. (scikit-learn's ``StratifiedGroupKFold`` goes for the samples
+    alone, and fills small parts with small groups.)
 
-def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:
-    """Which of a source's named parts are our splits; a single part is cut into all four, whatever its name.
+    Args:
+        labels: ``(N,)`` integers.
+        groups: ``(N,)`` integers.
+        classes: their names, in label order.
+        shares: of each part; they sum to 1.
+        rng: the same state gives the same parts.
 
     Raises:
-        DataError: two parts for one split, or several of which none is for training.
+        DataError: a class whose groups are fewer than the parts, or lie so that some part gets none.
     """
-    if len(names) == 1:
-        return SplitPlan({"train": names[0]}, SPLITS[1:], ())
-    own: dict[Split, str] = {}
-    for name in names:
-        split = name_split(name)
-        if split in own:
-            raise DataError(f"data: {origin} has {own[split]!r} and {name!r} for one split, {split}: rename one of them")
-        if split is not None:
-            own[split] = name
-    if "train" not in own:
-        raise DataError(f"data: {origin} has the splits {', '.join(map(repr, names))}: one of them has to be called train")
-    own = {split: own[split] for split in SPLITS if split in own}
-    carved = tuple(split for split in SPLITS if split not in own)
-    return SplitPlan(own, carved, tuple(name for name in names if name not in own.values()))
+    ids, of_sample = groups.unique(return_inverse=True)  # (G,), (N,)
+    pairs, counts = torch.stack([of_sample, labels]).unique(dim=1, return_counts=True)  # (2,P): group, class; (P,)
+    held = pairs[1].bincount(minlength=len(classes))  # (C,) groups of every class
+    for label in ((held > 0) & (held < len(shares))).nonzero().flatten().tolist():
+        raise DataError(
+            f"data: class {classes[label]!r} has {int(held[label])} group(s), need {len(shares)} or more: one for each of "
+            f"{len(shares)} splits"
+        )
+    strata = _find_strata(pairs, counts, labels.bincount(minlength=len(classes)), len(ids))
+    sizes = of_sample.bincount(minlength=len(ids))
+    for _ in range(_ATTEMPTS):
+        parts = _draw_parts(strata, sizes, shares, rng)  # (G,)
+        covered = torch.stack([pairs[1] * len(shares) + parts[pairs[0]]]).unique().div(len(shares), rounding_mode="floor")
+        lacking = (held > 0) & (covered.bincount(minlength=len(classes)) < len(shares))
+        if not lacking.any():
+            return parts[of_sample]
+    name = classes[int(lacking.nonzero()[0])]
+    raise DataError(
+        f"data: the groups of class {name!r} cannot be split so that each of {len(shares)} parts has one: it has "
+        f"{int(held[int(lacking.nonzero()[0])])} groups; give smaller groups, or splits of your own"
+    )
 
 
-def take_split(parts: Mapping[str, _Set], split: Split, seed: int, origin: str, group_names: Sequence[str] = ()) -> _Set:
-    """One split of a source that comes in named parts; what it has no part for is cut from ``train``.
+def _find_strata(pairs: Tensor, counts: Tensor, totals: Tensor, number: int) -> Tensor:
+    """For each group ``(G,)`` the class of which it has the largest share, so that rare classes count."""
+    share = counts / totals[pairs[1]]
+    order = share.argsort(stable=True)  # of a group's pairs the largest comes last, and is what stays
+    strata = torch.zeros(number, dtype=torch.int64)
+    for group, label in pairs[:, order].T.tolist():
+        strata[group] = label
+    return strata
 
-    Raises:
-        DataError: as :func:`plan_splits` and :func:`split_set`; an empty part; a group in two parts.
+
+def _draw_parts(strata: Tensor, sizes: Tensor, shares: Sequence[float], rng: torch.Generator) -> Tensor:
+    """A part for each group: in every stratum, each part's groups are spread evenly from the largest to the smallest.
+
+    Turning the row of parts by a random number of places makes the chances of all groups exactly equal.
     """
-    plan = plan_splits(tuple(parts), origin)
-    used = {name: parts[name] for name in plan.own.values()}
-    for name, part in used.items():
-        if not len(part.labels):
-            raise DataError(f"data: {origin}: its part {name!r} is empty: remove it, and it is cut from train")
-    check_disjoint({name: part.groups for name, part in used.items() if part.groups is not None}, group_names, origin)
-    if split in plan.own and (split != "train" or not plan.carved):
-        return used[plan.own[split]]
-    shares = plan.shares()
-    return split_set(used[plan.own["train"]], list(shares.values()), seed)[list(shares).index(split)]
+    parts = torch.empty_like(strata)
+    for stratum in strata.unique():
+        where = (strata == stratum).nonzero().flatten()
+        where = where[torch.randperm(len(where), generator=rng)]
+        where = where[sizes[where].argsort(descending=True, stable=True)]
+        if len(where) < len(shares):  # other strata have groups of this class, too
+            parts[where] = torch.multinomial(torch.tensor(shares), len(where), generator=rng)
+            continue
+        counts = share_out(len(where), shares)
+        at = [(torch.arange(n) + torch.rand(n, generator=rng)) / max(n, 1) for n in counts]  # in [0, 1): from large to small
+        row = torch.arange(len(shares)).repeat_interleave(torch.tensor(counts))[torch.cat(at).argsort()]
+        parts[where] = row.roll(int(torch.randint(len(row), (1,), generator=rng)))
+    return parts

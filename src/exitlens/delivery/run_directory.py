@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from exitlens.data.formats.detect import Format, find_format
+from exitlens.data.formats.named_parts import take_split
 from exitlens.data.formats.reading import Reading, holds_texts, read_parts
 from exitlens.data.lazy import set_reading
 from exitlens.data.loading.listing import list_images
 from exitlens.data.sources import NAMES, DataSource, open_source
-from exitlens.data.splits import SampleSet, Split, take_split
+from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import ImageStream, TextStream
 from exitlens.data.texts import RawTexts, read_numbered_texts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save

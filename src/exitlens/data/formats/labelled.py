@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from exitlens.data.checks import check_bad, number_labels
-from exitlens.data.grouping import number_groups
+from exitlens.data.formats.groups import number_groups
+from exitlens.data.formats.named_parts import name_split
 from exitlens.data.lazy import LazyImages
 from exitlens.data.loading.readers import Reader
-from exitlens.data.splits import name_split
 from exitlens.data.texts import RawTexts
 from exitlens.errors import DataError
 from exitlens.types import Preprocess

@@ -11,14 +11,15 @@ from exitlens.data.folders import load_folder
 from exitlens.data.formats.columns import parse_columns
 from exitlens.data.formats.detect import METADATA, Format, list_folders
 from exitlens.data.formats.files import hash_files, list_files
+from exitlens.data.formats.groups import match_groups, number_groups
 from exitlens.data.formats.labelled import Parts, Rows, make_sets
+from exitlens.data.formats.named_parts import name_split
 from exitlens.data.formats.shards import open_shards
 from exitlens.data.formats.tables import open_table
 from exitlens.data.formats.tars import find_shards
-from exitlens.data.grouping import match_groups, number_groups
 from exitlens.data.loading.listing import hash_folder
 from exitlens.data.rows import read_bytes, read_rows
-from exitlens.data.splits import SPLITS, name_split
+from exitlens.data.splits import SPLITS
 from exitlens.errors import DataError, InputError
 from exitlens.types import Preprocess
 

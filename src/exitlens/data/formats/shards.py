@@ -17,11 +17,11 @@ from typing import NoReturn
 import numpy as np
 
 from exitlens.data.formats.columns import Columns, Kind, find_columns
+from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.labelled import Rows
+from exitlens.data.formats.named_parts import name_split
 from exitlens.data.formats.tars import Sample, ShardImages, find_shards, read_shard
-from exitlens.data.grouping import looks_like_pattern, match_groups
 from exitlens.data.loading.names import PackedNames
-from exitlens.data.splits import name_split
 from exitlens.errors import DataError, suggest
 from exitlens.types import Preprocess
 

@@ -17,8 +17,8 @@ from typing import Any
 from exitlens.data.formats.columns import Columns, Kind, find_columns
 from exitlens.data.formats.detect import HUB, Format
 from exitlens.data.formats.files import stamp_files
+from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.labelled import Rows
-from exitlens.data.grouping import looks_like_pattern, match_groups
 from exitlens.data.loading.readers import EncodedImages
 from exitlens.errors import DataError, ExitlensError, import_extra, suggest
 from exitlens.types import Preprocess
