@@ -43,7 +43,7 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     stream = iterate_batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
-    for images, target in stream:
+    for images, target, _ in stream:
         activations = net.check_input(images, "loader")
         with net.open_engine() as engine:
             outputs = engine.compute_outputs(engine.enter(activations))

@@ -183,7 +183,7 @@ def compare_steps(
 
     loader = make_epoch_loader(data.first(steps * settings.batch_size), settings.batch_size, seed=0)
     found = [as_batch(batch) for batch in loader]
-    pairs = [(x, labels) for x, labels in found if isinstance(x, Tensor) and labels is not None]
+    pairs = [(x, labels) for x, labels, _ in found if isinstance(x, Tensor) and labels is not None]
     return compare(stepper(loss), stepper(without), pairs, rounds=3)
 
 

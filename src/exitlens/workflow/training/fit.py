@@ -57,7 +57,7 @@ def fit(
     channels_last: bool = True,
     freeze_backbone: bool = False,
     augment: Augment | str | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     resume: bool = False,
     keep: str | None = None,
     progress: bool = True,
@@ -92,7 +92,8 @@ def fit(
         augment: ``"flip"``, ``"crop"``, ``"trivial"`` or a transform of ``torchvision.transforms.v2``, drawn for every image
             by itself (:class:`~exitlens.workflow.training.augmentation.Augmentation`); or any function of a batch of
             inputs as the network takes them. In training only.
-        workers: processes of the data loader.
+        workers: processes that read the data; by default one for each core for lazy sets, else none. The weights are the
+            same for any number.
         resume: go on from ``out_dir`` if it holds a run; without it an existing run is an error.
         keep: ``"last"`` or ``"best"``: which weights the network has afterwards; by default the best with ``patience``.
         progress: show a progress bar.
@@ -113,7 +114,7 @@ def fit(
     require(net, ExitNet, "net", "attach exits to the backbone first")
     require(loss, EGTLoss | None, "loss")
     require(out_dir, str | Path | None, "out_dir")
-    if not isinstance(workers, int) or workers < 0:
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if keep not in ("last", "best", None):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import as_batch, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
@@ -43,7 +43,7 @@ class TrainingRun:
     loss: EGTLoss
     settings: TrainingSettings
     augment: Augment | None
-    workers: int
+    workers: int | None
     out_dir: Path | None
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -119,15 +119,15 @@ class TrainingRun:
             with enter_training_mode(self.net, self.settings.freeze_backbone):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
             with nullcontext() if self.average is None else self.average.applied():
-                found = validate(self.net, val, self.loss, self.settings.batch_size)
+                found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}
         return row | {"seconds": seconds}
 
-    def _take_steps(self, epoch: int, loader: DataLoader[Any], advance: Callable[[], None]) -> dict[str, float]:
+    def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
         """The mean of every loss term over the batches."""
-        sums, batches = dict.fromkeys(LossTerms._fields, 0.0), len(loader)
+        sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
         steps = -(-batches // at_once)
         for step, group in enumerate(iter(lambda: list(islice(stream, at_once)), [])):
@@ -136,18 +136,19 @@ class TrainingRun:
                 for name, value in floats(terms).items():
                     sums[name] += value / batches
                 advance()
+            taken += len(group)
             if self.average is not None:
                 self.average.update()
-        return sums
+        return {name: total * (batches / max(taken, 1)) for name, total in sums.items()}  # lazy sets leave out bad batches
 
-    def _draw_batches(self, loader: DataLoader[Any]) -> Iterator[tuple[Inputs, Tensor]]:
+    def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
-            images, labels = as_batch(batch, self.net.device)
+            images, labels, _ = as_batch(batch, self.net.device)
             if labels is None:
                 raise InputError("train: expected batches of (images, labels), got images only")
             yield self.augment(images) if self.augment else images, labels
 
-    def _open_loader(self, train: Any, seed: int) -> DataLoader[Any]:
+    def _open_loader(self, train: Any, seed: int) -> Loader:
         """The user's own loader, its generators seeded; or one over the data set, in an order that depends on the seed."""
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):

@@ -32,11 +32,11 @@ class Validation(NamedTuple):
     loss: float
 
 
-def validate(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int) -> Validation:
+def validate(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None) -> Validation:
     """One pass in evaluation mode; raises :class:`InputError` for data without labels or without a batch."""
     correct, cc, total, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0.0, 0
     with switch_mode(net, False), torch.no_grad():
-        for images, labels in iterate_batches(val, max(batch_size, 64), net.device):
+        for images, labels, _ in iterate_batches(val, max(batch_size, 64), net.device, workers):
             if labels is None:
                 raise InputError("val: expected batches of (images, labels), got images only")
             net.check_input(images, "val")
