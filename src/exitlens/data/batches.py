@@ -64,7 +64,7 @@ def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable
     if isinstance(source, Tensor) or _is_inputs(source):
         return split_rows(source, batch_size)
     if isinstance(source, LazyImages):
-        return LazyLoader(source, _plan_in_order(len(source), batch_size), workers)
+        return LazyLoader(source, plan_in_order(len(source), batch_size), workers)
     if isinstance(source, Dataset):
         return _load_in_order(source, batch_size, workers or 0)
     if not isinstance(source, Iterable):
@@ -72,7 +72,8 @@ def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable
     return source
 
 
-def _plan_in_order(count: int, batch_size: int) -> Plan:
+def plan_in_order(count: int, batch_size: int) -> Plan:
+    """Batches of all samples, one after the other."""
     return [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
 
 

@@ -16,6 +16,7 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import count_rows
+from exitlens.workflow.training.frozen import CachedHeads
 
 
 class Validation(NamedTuple):
@@ -32,7 +33,7 @@ class Validation(NamedTuple):
     loss: float
 
 
-def validate(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None) -> Validation:
+def validate(net: ExitNet | CachedHeads, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None) -> Validation:
     """One pass in evaluation mode; raises :class:`InputError` for data without labels or without a batch."""
     correct, cc, total, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0.0, 0
     with switch_mode(net, False), torch.no_grad():
