@@ -167,6 +167,8 @@ def cache_features(
         labels.append(target.cpu())
         at += len(target)
         advance(None)
+    if not labels:
+        raise InputError(f"{name}: the data set is empty: it needs at least one sample")
     cache.labels, cache.places = torch.cat(labels), _find_places(data, count, at)
     return cache
 
