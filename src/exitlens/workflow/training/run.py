@@ -29,7 +29,8 @@ from exitlens.workflow.training.ema import WeightAverage
 from exitlens.workflow.training.frozen import FrozenFeatures
 from exitlens.workflow.training.log import write_log
 from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
-from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, select_trainable, take_step
+from exitlens.workflow.training.parameters import group_parameters
+from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, take_step
 from exitlens.workflow.training.validation import validate
 
 Augment = Callable[[Any], Any]
@@ -52,8 +53,7 @@ class TrainingRun:
     frozen: FrozenFeatures | None = None
 
     def __post_init__(self) -> None:
-        parameters, rate = select_trainable(self.net, self.settings.freeze_backbone), self.settings.learning_rate
-        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
         decay = self.settings.ema
         self.average = None if decay is None else WeightAverage(self.net, decay)
 
@@ -119,7 +119,7 @@ class TrainingRun:
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            with enter_training_mode(self.net, self.settings.freeze_backbone):
+            with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
             with nullcontext() if self.average is None else self.average.applied():
                 model, data = (self.net, val) if self.frozen is None else self.frozen.choose_validation(self.net, val)
