@@ -31,7 +31,7 @@ class Case:
     source: str
     pixels: int
     head: str = "context"
-    samples: int = 256
+    samples: int = 128
     validation: int = 64
 
 
@@ -39,7 +39,7 @@ CASES = {
     "efficientnet_lite0": Case("timm:tf_efficientnet_lite0", 128),
     "efficientnet_lite0-evidence": Case("timm:tf_efficientnet_lite0", 128, "evidence"),
     "resnet18": Case("torchvision:resnet18", 128),
-    "small": Case("small", 40, samples=1024, validation=128),
+    "small": Case("small", 40, samples=512),
 }
 
 
@@ -76,7 +76,7 @@ def time_probe(features: FeatureCache) -> float:
     return time.perf_counter() - started
 
 
-def measure(case: Case, rounds: int = 5) -> dict[str, Any]:
+def measure(case: Case, rounds: int = 3) -> dict[str, Any]:
     """Epochs of two runs in turn; the first of each is left out."""
     train, val = (make_data(count, case.pixels, seed) for seed, count in enumerate((case.samples, case.validation)))
     plain, kept = (start_run(case, train, rounds + 1) for _ in range(2))

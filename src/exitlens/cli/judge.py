@@ -107,9 +107,18 @@ def evaluate(bundle: Bundle, data: OtherData = "", root: Root = "", skip_bad: Sk
     samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
     found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
     if json_:
-        show(True, found.to_dict())
-    else:
-        console.print(str(found), highlight=False)
+        show(True, found.to_dict() | {"class_names": net.info.classes})
+        return
+    console.print(str(found), highlight=False)
+    worst, names = found.list_worst_classes(), net.info.classes
+    if worst:
+        rows = [["class", "samples", "accuracy %", "final exit's %"]]
+        for row in worst:
+            name = names[row.label] if names else str(row.label)
+            rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+        few = len(found.classes) > len(worst)
+        title = f"the {len(worst)} worst of {len(found.classes)} classes" if few else "classes, the worst first"
+        show(False, {}, title, rows)
 
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
