@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import exitlens as xl
+from exitlens.progress import show_progress
 from exitlens.workflow.training.features import FeatureCache
 from exitlens.workflow.training.frozen import keep_features
-from exitlens.workflow.training.log import show_progress
 from exitlens.workflow.training.run import TrainingRun
 from exitlens.workflow.training.step import TrainingSettings, use_memory_format
 
