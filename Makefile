@@ -54,6 +54,7 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.study.report
 	$(BIN)/python -m benchmarks.performance.page
 	$(BIN)/python -m benchmarks.guarantees.page
+	$(BIN)/python -m benchmarks.training.page
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check

@@ -26,6 +26,8 @@ from benchmarks.store import GUARANTEES, LOADING, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
+from benchmarks.training.promises import list_promises as list_training
+from benchmarks.training.runs import TRAINING
 
 
 def open_store(store: Store, folder: Path) -> Store:
@@ -44,6 +46,9 @@ def list_promises(folder: Path) -> Iterator[Promise]:
         yield from list_guarantees(name, guarantees[name])
     for name, found in open_store(LOADING, folder).read().items():
         yield from list_loading(name, found)
+    training = open_store(TRAINING, folder).read()
+    for name in sorted(training):
+        yield from list_training(name, training[name])
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     study = open_store(STUDY, folder)
