@@ -45,6 +45,7 @@ def measure_network(kind: str, seed: int, folder: Path, runs: Path) -> dict[str,
         found |= measure_maps(net, test.images)
         calibration = load_pictures(folder, "calibration")
         traced = xl.collect(net, calibration.images, groups=calibration.drawings)
+        found |= {"calibration_pictures": len(traced), "calibration_drawings": len(calibration.drawings.unique())}
         found["policies"] = {name: try_policy(traced, trace, limit, named) for name, limit, named in list_policies()}
     return found
 
