@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +51,18 @@ def fit(
     epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
     egt_weight: Annotated[float, Option(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
     batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
-    learning_rate: Annotated[float, Option(help="Peak of the one-cycle schedule.")] = 4e-3,
+    recipe: Annotated[
+        str, Option(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
+    ] = "",
+    learning_rate: Annotated[float | None, Option(help="Peak of the one-cycle schedule (default: the recipe's).")] = None,
+    head_learning_rate: Annotated[float | None, Option(help="The same of the exits' heads.")] = None,
+    layer_decay: Annotated[
+        float | None, Option(help="Factor of the learning rate from each block to the one before.")
+    ] = None,
+    warm_up: Annotated[float | None, Option(help="Share of training in which the learning rates rise.")] = None,
+    batch_norm: Annotated[
+        str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
+    ] = None,
     size: Annotated[
         int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
     ] = 0,
@@ -66,6 +80,9 @@ def fit(
     accumulate: Accumulate = 1,
     clip_norm: ClipNorm = None,
     ema: Ema = None,
+    strict_weights: Annotated[
+        bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
+    ] = False,
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -84,8 +101,13 @@ def fit(
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = read_recorded_exits(out, exits, placement)
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
+    start |= {"strict_weights": strict_weights, "say": partial(_say, json_)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
+        net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    how |= {"recipe": recipe or ("pretrained" if pretrained or init_weights else "scratch"), "layer_decay": layer_decay}
+    how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema}
@@ -113,3 +135,8 @@ def _read_class_weights(words: str) -> Any:
     if words in ("", "balanced"):
         return words or None
     return [part.strip() for part in words.split(",")]
+
+
+def _say(as_json: bool, line: str) -> None:
+    """Prints a line for people; with --json on standard error."""
+    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)

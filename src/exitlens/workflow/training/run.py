@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import Loader, as_batch, iterate_batches, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
@@ -28,7 +28,8 @@ from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoi
 from exitlens.workflow.training.ema import WeightAverage
 from exitlens.workflow.training.log import write_log
 from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
-from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, select_trainable, take_step
+from exitlens.workflow.training.parameters import group_parameters
+from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, take_step
 from exitlens.workflow.training.validation import validate
 
 Augment = Callable[[Any], Any]
@@ -50,8 +51,7 @@ class TrainingRun:
     best_state: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        parameters, rate = select_trainable(self.net, self.settings.freeze_backbone), self.settings.learning_rate
-        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
         decay = self.settings.ema
         self.average = None if decay is None else WeightAverage(self.net, decay)
 
@@ -116,7 +116,7 @@ class TrainingRun:
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            with enter_training_mode(self.net, self.settings.freeze_backbone):
+            with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
             with nullcontext() if self.average is None else self.average.applied():
                 found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers)
