@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from benchmarks.markdown import fill, table
+from benchmarks.markdown import ROOT, fill, table
 from benchmarks.pictures.measure import LIMITS, list_policies
 from benchmarks.pictures.promises import MOST_RATIO, list_promises
 from benchmarks.pictures.runs import PICTURES, SEEDS
@@ -65,7 +65,9 @@ def write_policies(runs: Runs) -> list[str]:
         costs, drops = ([one[key] for one in found] for key in ("cost", "drop"))
         broken = sum(drop > limit for drop in drops)
         shown = ", ".join(f"{100 * drop:.1f}" for drop in drops)
-        rows.append([f"{100 * limit:g} points, {name.partition(', ')[2]}", f"{mean(costs):.2f}", shown, f"{broken} of {len(found)}"])
+        rows.append(
+            [f"{100 * limit:g} points, {name.partition(', ')[2]}", f"{mean(costs):.2f}", shown, f"{broken} of {len(found)}"]
+        )
     return [
         f"Policies certified (δ = 0.1) on {runs['exits-0']['calibration_pictures']:,} pictures of {runs['exits-0']['calibration_drawings']} "
         f"drawings, to lose at most {', '.join(f'{100 * limit:g}' for limit in LIMITS)} points: told which pictures show one drawing, and not.",
@@ -85,7 +87,10 @@ def write_steps(runs: Runs) -> list[str]:
 
 
 def write_promises(runs: Runs) -> list[str]:
-    rows = [[one.what, f"{one.measured:.2f}", f"{one.sense} {one.bar}", "yes" if one.is_kept else "no"] for one in list_promises(runs)]
+    rows = [
+        [one.what, f"{one.measured:.2f}", f"{one.sense} {one.bar}", "yes" if one.is_kept else "no"]
+        for one in list_promises(runs)
+    ]
     return table(["promise", "measured", "bar", "kept"], rows)
 
 
@@ -94,6 +99,7 @@ def main() -> None:
     runs = PICTURES.read()
     parts = [*write_accuracy(runs), "", *write_policies(runs), "", *write_steps(runs), "", *write_promises(runs)]
     fill("pictures", parts)
+    fill("photos", [*write_accuracy(runs), "", *write_policies(runs)], [ROOT / "examples" / "photos.md"])
 
 
 if __name__ == "__main__":

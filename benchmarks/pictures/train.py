@@ -23,7 +23,7 @@ from exitlens.model.backbones.weights import load_weights
 
 KINDS = ("plain", "exits")
 BACKBONE, SIZE, EXITS = "timm:efficientnet_lite0", 128, 3
-FIT: dict[str, Any] = {"recipe": "pretrained", "epochs": 3, "batch_size": 32, "amp": True, "channels_last": True}
+FIT: dict[str, Any] = {"recipe": "pretrained", "epochs": 2, "batch_size": 32, "amp": True, "channels_last": True}
 
 
 @dataclass(frozen=True)
