@@ -2,8 +2,7 @@
 
 Usage: python -m benchmarks.pictures [--only RUN ...] [--again] [--data runs/pictures/data]
 
-Runs: plain-SEED, exits-SEED, pair-SEED (the two of a seed on the same pictures), step-0 (seconds of a training step; nothing else
-should be running). What is there already is skipped; what was stopped goes on from its last epoch.
+Runs: plain-SEED, exits-SEED, pair-SEED (the two of a seed on the same pictures), step-0 (processor time of a training step). What is there already is skipped; what was stopped goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -13,19 +12,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.pictures.measure import compare, measure_network
 from benchmarks.pictures.runs import PICTURES, SEEDS
 from benchmarks.pictures.steps import time_steps
 from benchmarks.pictures.train import KINDS, open_folder
 
 RUNS = Path("runs/pictures")
-NAMES = [f"{kind}-{seed}" for seed in SEEDS for kind in (*KINDS, "pair")] + ["step-0"]
+NAMES = ["step-0", *(f"{kind}-{seed}" for seed in SEEDS for kind in (*KINDS, "pair"))]
 
 
 def measure(name: str, data: Path) -> dict[str, Any]:
     kind, _, seed = name.rpartition("-")
     if kind == "step":
-        return time_steps()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return time_steps()
+        finally:
+            torch.set_num_threads(threads)
     if kind == "pair":
         return compare(int(seed), RUNS)
     return measure_network(kind, int(seed), open_folder(data), RUNS)
