@@ -21,6 +21,8 @@ from benchmarks.loading.promises import list_promises as list_loading
 from benchmarks.performance.promises import list_explorer_promises, list_memory_promises
 from benchmarks.performance.promises import list_promises as list_speeds
 from benchmarks.performance.runs import PERFORMANCE
+from benchmarks.pictures.promises import list_promises as list_pictures
+from benchmarks.pictures.runs import PICTURES
 from benchmarks.promises import Promise, add_reasons, read_known_misses
 from benchmarks.store import GUARANTEES, LOADING, RESULTS, Store
 from benchmarks.study.conditions import find_missing
@@ -51,6 +53,7 @@ def list_promises(folder: Path) -> Iterator[Promise]:
         yield from list_training(name, training[name])
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
+    yield from list_pictures(open_store(PICTURES, folder).read())
     study = open_store(STUDY, folder)
     if study.path.exists() and not find_missing(study):
         yield from list_study(study)
