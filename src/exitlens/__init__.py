@@ -27,6 +27,7 @@ _MODULES = {
     "data.fashion": "load_fashion load_scenes",
     "data.folders": "load_folder load_torchvision load_unlabelled",
     "data.images": "ImageSet",
+    "data.lazy": "LazyImages",
     "data.reviews": "load_reviews make_reviews",
     "data.scenes": "make_scenes",
     "data.splits": "split_set",

@@ -6,6 +6,7 @@ from exitlens.data.folders import load_folder as load_folder
 from exitlens.data.folders import load_torchvision as load_torchvision
 from exitlens.data.folders import load_unlabelled as load_unlabelled
 from exitlens.data.images import ImageSet as ImageSet
+from exitlens.data.lazy import LazyImages as LazyImages
 from exitlens.data.reviews import load_reviews as load_reviews
 from exitlens.data.reviews import make_reviews as make_reviews
 from exitlens.data.scenes import make_scenes as make_scenes

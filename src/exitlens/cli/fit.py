@@ -14,6 +14,25 @@ import exitlens as xl
 from exitlens.cli import options
 from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, verbs
 
+MORE = "More about training"
+Augment = Annotated[
+    str, Option(help="flip, crop (and flip), trivial (both, and TrivialAugment) or none.", rich_help_panel=MORE)
+]
+LabelSmoothing = Annotated[float, Option(help="Share of every label spread over all classes.", rich_help_panel=MORE)]
+ClassWeights = Annotated[
+    str, Option(help="`balanced` (rare classes count more), or numbers by class: 1,2.5,1.", rich_help_panel=MORE)
+]
+Balanced = Annotated[bool, Option("--balanced", help="Show all classes equally often.", rich_help_panel=MORE)]
+Patience = Annotated[int | None, Option(help="Stop after so many epochs without a better --monitor.", rich_help_panel=MORE)]
+Monitor = Annotated[
+    str, Option(help="Chooses the best epoch: accuracy (mean of exits), final_accuracy or loss.", rich_help_panel=MORE)
+]
+Accumulate = Annotated[int, Option(help="Batches in an optimiser step.", rich_help_panel=MORE)]
+ClipNorm = Annotated[float | None, Option(help="Largest norm of the gradient.", rich_help_panel=MORE)]
+Ema = Annotated[
+    float | None, Option(help="Keep a moving average of the weights with this decay a step, 0.999.", rich_help_panel=MORE)
+]
+
 
 @verbs.command(
     epilog="Example: `exitlens fit --data DIR --backbone torchvision:resnet18 --exits layer1,layer2,layer3 --out runs/x`"
@@ -55,6 +74,15 @@ def fit(
     strict_weights: Annotated[
         bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
     ] = False,
+    augment: Augment = "none",
+    label_smoothing: LabelSmoothing = 0.0,
+    class_weights: ClassWeights = "",
+    balanced: Balanced = False,
+    patience: Patience = None,
+    monitor: Monitor = "accuracy",
+    accumulate: Accumulate = 1,
+    clip_norm: ClipNorm = None,
+    ema: Ema = None,
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -81,11 +109,21 @@ def fit(
     how |= {"recipe": recipe or ("pretrained" if pretrained or init_weights else "scratch"), "layer_decay": layer_decay}
     how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
+    how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
+    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema}
+    aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
     with record_source(out, source, resume=resume):
-        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight=egt_weight), out_dir=out, **how)
+        result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, **how)
     xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
-    last = result.history[-1]
-    values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
+    last = result.history[result.kept_epoch - 1]
+    values = {
+        "out": str(out),
+        "epochs": len(result.history),
+        "epoch": result.kept_epoch,
+        "accuracy": last["accuracy"],
+        "cc": last["cc"],
+        "seconds": result.seconds,
+    }
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
@@ -95,3 +133,10 @@ def fit(
 def _say(as_json: bool, line: str) -> None:
     """Prints a line for people; with --json on standard error."""
     print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)
+
+
+def _read_class_weights(words: str) -> Any:
+    """``balanced``, or numbers separated by commas, in the order of the classes."""
+    if words in ("", "balanced"):
+        return words or None
+    return [part.strip() for part in words.split(",")]

@@ -112,7 +112,7 @@ def report(
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
     images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
-    assert isinstance(images, xl.ImageSet)
+    assert isinstance(images, xl.ImageSet | xl.LazyImages)
     given = {"--compare": compare, "--data": data, "--root": root, "--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]

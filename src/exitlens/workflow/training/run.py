@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,21 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import as_batch, iterate_batches, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
-from exitlens.functional.losses import EGTLoss, check_labels
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import pearson
+from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
-from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.inputs import count_rows
+from exitlens.types import LossTerms
+from exitlens.types.inputs import Inputs
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
+from exitlens.workflow.training.ema import WeightAverage
 from exitlens.workflow.training.log import write_log
+from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
 from exitlens.workflow.training.parameters import group_parameters
 from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, take_step
+from exitlens.workflow.training.validation import validate
 
 Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
@@ -42,7 +44,7 @@ class TrainingRun:
     loss: EGTLoss
     settings: TrainingSettings
     augment: Augment | None
-    workers: int
+    workers: int | None
     out_dir: Path | None
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -50,6 +52,8 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
+        decay = self.settings.ema
+        self.average = None if decay is None else WeightAverage(self.net, decay)
 
     @property
     def epochs_done(self) -> int:
@@ -58,9 +62,13 @@ class TrainingRun:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch (from 1) with the best mean validation accuracy over exits; 0 before the first."""
-        scores = [sum(row["accuracy"]) for row in self.history]
-        return scores.index(max(scores)) + 1 if scores else 0
+        """The first epoch (from 1) with the best validation measure; 0 before the first."""
+        return find_best_epoch(self.history, self.settings.monitor)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether training stops early: the last epochs, as many as ``patience``, brought nothing better."""
+        return is_exhausted(self.history, self.settings.monitor, self.settings.patience)
 
     def open(self, resume: bool, train: Any) -> None:
         """Prepares ``out_dir`` and, on resume, loads the last whole epoch."""
@@ -82,12 +90,23 @@ class TrainingRun:
             self.out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
-        if written.exists() and _read_record(written) != json.loads(json.dumps(record)):
+        if written.exists() and self._read_record(written) != json.loads(json.dumps(record)):
             raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
         write_json(written, record)
         if (self.out_dir / LAST).exists():
-            note = load_checkpoint(self.out_dir / LAST, self.net, self.optimizer)
+            note = load_checkpoint(self.out_dir / LAST, self.net, self.optimizer, self.average)
             self.history, self.seconds = note["history"], note["seconds"]
+
+    def _read_record(self, path: Path) -> Any:
+        """The record of an existing run; what an older version did not write was at its default."""
+        try:
+            found = json.loads(path.read_text())
+            for name, kind in (("settings", self.settings), ("loss", self.loss)):
+                defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+                found[name] = json.loads(json.dumps(defaults)) | found[name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
+        return found
 
     def train_epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
         """One pass over the training data and one over the validation data; gives the epoch's row of the history."""
@@ -99,33 +118,44 @@ class TrainingRun:
             torch.manual_seed(seed)
             with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
-            accuracy, cc = _validate(self.net, val, self.settings)
+            with nullcontext() if self.average is None else self.average.applied():
+                found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
-        return {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "cc": cc, "seconds": seconds}
+        row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}
+        return row | {"seconds": seconds}
 
-    def _take_steps(self, epoch: int, loader: DataLoader[Any], advance: Callable[[], None]) -> dict[str, float]:
-        """The mean of every loss term over the steps."""
-        sums, steps = dict.fromkeys(LossTerms._fields, 0.0), len(loader)
-        for step, batch in enumerate(loader):
-            images, labels = as_batch(batch, self.net.device)
+    def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
+        """The mean of every loss term over the batches."""
+        sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0
+        at_once, stream = self.settings.accumulate, self._draw_batches(loader)
+        steps = -(-batches // at_once)
+        for step, group in enumerate(iter(lambda: list(islice(stream, at_once)), [])):
+            progress = (epoch * steps + step) / (self.settings.epochs * steps)
+            for terms in take_step(self.net, self.optimizer, self.loss, group, progress, self.settings):
+                for name, value in floats(terms).items():
+                    sums[name] += value / batches
+                taken += 1
+                advance()
+            if self.average is not None:
+                self.average.update()
+        return {name: total * (batches / max(taken, 1)) for name, total in sums.items()}  # lazy sets leave out bad batches
+
+    def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
+        for batch in loader:
+            images, labels, _ = as_batch(batch, self.net.device)
             if labels is None:
                 raise InputError("train: expected batches of (images, labels), got images only")
-            if self.augment:
-                images = self.augment(images)
-            progress = (epoch * steps + step) / (self.settings.epochs * steps)
-            terms = take_step(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
-            for name, value in floats(terms).items():
-                sums[name] += value / steps
-            advance()
-        return sums
+            yield self.augment(images) if self.augment else images, labels
 
-    def _open_loader(self, train: Any, seed: int) -> DataLoader[Any]:
+    def _open_loader(self, train: Any, seed: int) -> Loader:
         """The user's own loader, its generators seeded; or one over the data set, in an order that depends on the seed."""
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
-            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers)
+            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, self.settings.balanced)
+        if self.settings.balanced:
+            raise InputError("balanced: a DataLoader draws its own samples: give the data set, or the loader a sampler")
         for holder in (train, getattr(train, "sampler", None)):
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator):
@@ -136,49 +166,30 @@ class TrainingRun:
         """Adds an epoch to the history and writes checkpoint and log."""
         self.history.append(row)
         self.seconds += row["seconds"]
-        is_best, state = self.best_epoch == len(self.history), unique_state(self.net)
+        is_best, state = self.best_epoch == len(self.history), self._copy_weights()
         if is_best:
             self.best_state = state
         if self.out_dir is None:
             return
         if is_best:
             write_tensors(self.out_dir / BEST, state, {"epoch": row["epoch"]})
-        save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, {"history": self.history, "seconds": self.seconds})
+        note = {"history": self.history, "seconds": self.seconds}
+        save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, note, self.average)
         write_log(self.out_dir / LOG, self.history)
 
-    def finish(self, keep: str) -> None:
-        """Leaves the network in evaluation mode, with the weights asked for."""
+    def _copy_weights(self) -> dict[str, Tensor]:
+        """The weights that training is for: their average, where one is kept."""
+        return unique_state(self.net) if self.average is None else {k: v.clone() for k, v in self.average.state.items()}
+
+    def finish(self, keep: str) -> int:
+        """Leaves the network in evaluation mode, with the weights asked for; gives their epoch."""
         if keep == "best" and self.best_epoch != self.epochs_done:
             state = self.best_state
             if state is None and self.out_dir is not None:
                 state, _ = read_tensors(self.out_dir / BEST)
             if state is not None:
                 load_unique_state(self.net, state, "best checkpoint")
+        elif self.average is not None:
+            load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
-
-
-def _read_record(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
-
-
-def _validate(net: ExitNet, val: Any, settings: TrainingSettings) -> tuple[list[float], list[float]]:
-    """Accuracy of every exit and mean attention CC of the early exits with the final one."""
-    correct, cc, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0
-    with switch_mode(net, False), torch.no_grad():
-        for images, labels in iterate_batches(val, max(settings.batch_size, 64), net.device):
-            if labels is None:
-                raise InputError("val: expected batches of (images, labels), got images only")
-            net.check_input(images, "val")
-            outputs: Sequence[ExitOutput] = net(images)
-            check_labels(labels, count_rows(images), outputs[0].logits.shape[1], "val labels")
-            count += len(labels)
-            for k, out in enumerate(outputs):
-                correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
-                if k < len(cc):
-                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
-    if count == 0:
-        raise InputError("val: it gave no batch: pass at least one image")
-    return (correct / count).tolist(), (cc / count).tolist()
+        return self.best_epoch if keep == "best" else self.epochs_done

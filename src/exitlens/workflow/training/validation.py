@@ -1,0 +1,53 @@
+"""What the validation data say after an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from exitlens.data.batches import iterate_batches
+from exitlens.errors import InputError
+from exitlens.functional.losses import EGTLoss, check_labels
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.similarity import pearson
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.network import ExitNet
+from exitlens.types import ExitOutput
+from exitlens.types.inputs import count_rows
+
+
+class Validation(NamedTuple):
+    """Means over the validation samples.
+
+    Attributes:
+        accuracy: of every exit.
+        cc: of the early exits' attention with the final exit's.
+        loss: the classification term of the training loss.
+    """
+
+    accuracy: list[float]
+    cc: list[float]
+    loss: float
+
+
+def validate(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None) -> Validation:
+    """One pass in evaluation mode; raises :class:`InputError` for data without labels or without a batch."""
+    correct, cc, total, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0.0, 0
+    with switch_mode(net, False), torch.no_grad():
+        for images, labels, _ in iterate_batches(val, max(batch_size, 64), net.device, workers):
+            if labels is None:
+                raise InputError("val: expected batches of (images, labels), got images only")
+            net.check_input(images, "val")
+            outputs: Sequence[ExitOutput] = net(images)
+            check_labels(labels, count_rows(images), outputs[0].logits.shape[1], "val labels")
+            count += len(labels)
+            total += loss.classify(outputs, labels).item() * len(labels)
+            for k, out in enumerate(outputs):
+                correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
+                if k < len(cc):
+                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+    if count == 0:
+        raise InputError("val: it gave no batch: pass at least one image")
+    return Validation((correct / count).tolist(), (cc / count).tolist(), total / count)
