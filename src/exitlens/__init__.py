@@ -34,8 +34,9 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
-    "errors": "AttachError BundleError CalibrationError DataError DriftWarning EngineError ExitlensError HeadError "
-    "InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError WeightsWarning",
+    "errors": "AttachError BundleError CalibrationError DataError DataWarning DriftWarning EngineError ExitlensError "
+    "HeadError InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError "
+    "WeightsWarning",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",
@@ -47,8 +48,8 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
-    "types": "Calibration ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction Preprocess "
-    "TextPreprocess Trace",
+    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
+    "Preprocess TextPreprocess Trace",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
     "workflow.evaluation": "evaluate Report",

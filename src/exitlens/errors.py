@@ -65,6 +65,10 @@ class OutputError(ExitlensError):
     """An output cannot be read or written; what was written before is valid."""
 
 
+class DataWarning(UserWarning):
+    """The data can be used, but not as was asked for, or not for all that is done with them."""
+
+
 class DriftWarning(UserWarning):
     """The samples that come no longer look like those that a policy was calibrated on."""
 
