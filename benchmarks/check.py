@@ -25,6 +25,8 @@ from benchmarks.store import GUARANTEES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
+from benchmarks.traces.promises import list_promises as list_traces
+from benchmarks.traces.runs import TRACES
 
 
 def open_store(store: Store, folder: Path) -> Store:
@@ -41,6 +43,8 @@ def list_promises(folder: Path) -> Iterator[Promise]:
             yield from list_memory_promises(name, speeds[f"memory-{name}"])
     for name in sorted(guarantees):
         yield from list_guarantees(name, guarantees[name])
+    for name, found in open_store(TRACES, folder).read().items():
+        yield from list_traces(name, found)
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     study = open_store(STUDY, folder)
