@@ -28,6 +28,8 @@ from benchmarks.store import GUARANTEES, LOADING, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
+from benchmarks.traces.promises import list_promises as list_traces
+from benchmarks.traces.runs import TRACES
 from benchmarks.training.promises import list_promises as list_training
 from benchmarks.training.runs import TRAINING
 
@@ -51,6 +53,8 @@ def list_promises(folder: Path) -> Iterator[Promise]:
     training = open_store(TRAINING, folder).read()
     for name in sorted(training):
         yield from list_training(name, training[name])
+    for name, found in open_store(TRACES, folder).read().items():
+        yield from list_traces(name, found)
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     yield from list_pictures(open_store(PICTURES, folder).read())
