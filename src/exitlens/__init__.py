@@ -48,8 +48,8 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
-    "types": "Calibration ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction Preprocess "
-    "TextPreprocess Trace",
+    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
+    "Preprocess TextPreprocess Trace",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
     "workflow.evaluation": "evaluate Report",

@@ -12,7 +12,7 @@ from typer import Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, verbs
+from exitlens.cli.options import Cache, Json, Root, SkipBad, Workers, list_bad, name_exits, show, show_skipped, verbs, wait
 
 MORE = "More about training"
 Augment = Annotated[
@@ -85,6 +85,8 @@ def fit(
     ] = False,
     root: Root = "",
     skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
     tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: Json = False,
@@ -96,8 +98,9 @@ def fit(
 
     if not size and backbone.startswith("torchvision:"):
         size = 128  # large networks shrink smaller images to a map of a few cells
-    source = open_source(data, root=root, size=size, seed=seed)
-    train, validation = load_training_sets(backbone, source, skip_bad)
+    with wait(json_, "listing the data"):
+        source = open_source(data, root=root, size=size, seed=seed)
+        train, validation = load_training_sets(backbone, source, skip_bad, workers=workers, cache=cache)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = read_recorded_exits(out, exits, placement)
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
@@ -110,7 +113,7 @@ def fit(
     how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
-    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema}
+    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
     with record_source(out, source, resume=resume):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, **how)
@@ -123,11 +126,13 @@ def fit(
         "accuracy": last["accuracy"],
         "cc": last["cc"],
         "seconds": result.seconds,
+        "bad": (bad := list_bad(train, validation)),
     }
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+    show_skipped(json_, bad)
 
 
 def _read_class_weights(words: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,23 @@ from typer import Argument, Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Bundle, Json, OtherData, Root, SkipBad, console, literal, name_exits, show, verbs
+from exitlens.cli.options import (
+    Bundle,
+    Cache,
+    Json,
+    OtherData,
+    Root,
+    SkipBad,
+    Workers,
+    console,
+    list_bad,
+    literal,
+    name_exits,
+    show,
+    show_skipped,
+    verbs,
+    wait,
+)
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -35,6 +52,8 @@ def calibrate(
     ] = None,
     root: Root = "",
     skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
     json_: Json = False,
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
@@ -60,12 +79,12 @@ def calibrate(
         raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
     net, _ = xl.load(bundle)
     samples: Any = (
-        load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad)
+        load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad, workers=workers, cache=cache)
         if unlabelled is None
-        else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad)
+        else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad, workers=workers)
     )
     trace = xl.collect(net, samples, progress=not json_)
-    with warnings.catch_warnings(record=True) as told:
+    with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
         policy = xl.calibrate(
             trace,
@@ -77,10 +96,13 @@ def calibrate(
             score=score,
         )
     replace_policy(bundle, policy)
-    _show_policy(net, trace, policy, gate, [str(one.message) for one in told if one.category is xl.DataWarning], json_)
+    notes = [str(one.message) for one in told if one.category is xl.DataWarning]
+    _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
 
 
-def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, gate: bool, notes: list[str], json_: bool) -> None:
+def _show_policy(
+    net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, gate: bool, notes: list[str], bad: list[str], json_: bool
+) -> None:
     report, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
@@ -88,28 +110,36 @@ def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, gate: bool
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
     title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}"
-    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes}, title, rows)
-    if json_:
-        return
-    if gate:
+    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes, "bad": bad}, title, rows)
+    if not json_ and gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         console.print(literal(f"gate, limits on the estimated divergence by exit: {kept}"), highlight=False)
-    for line in (certificate, *(f"warning: {note}" for note in notes)):
+    for line in [] if json_ else [certificate, *(f"warning: {note}" for note in notes)]:
         console.print(literal(line), highlight=False)
+    show_skipped(json_, bad)
 
 
 @verbs.command(epilog="Example: `exitlens evaluate --bundle runs/x`")
-def evaluate(bundle: Bundle, data: OtherData = "", root: Root = "", skip_bad: SkipBad = False, json_: Json = False) -> None:
+def evaluate(
+    bundle: Bundle,
+    data: OtherData = "",
+    root: Root = "",
+    skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
+    json_: Json = False,
+) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle)
-    samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
+    samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad, workers=workers, cache=cache)
     found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
     if json_:
-        show(True, found.to_dict())
+        show(True, found.to_dict() | {"bad": list_bad(samples)})
     else:
         console.print(str(found), highlight=False)
+    show_skipped(json_, list_bad(samples))
 
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
@@ -120,6 +150,8 @@ def report(
     data: OtherData = "",
     root: Root = "",
     skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
     json_: Json = False,
 ) -> None:
     """Write a page about a run, or about two side by side, on the first one's test images."""
@@ -132,17 +164,21 @@ def report(
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
-    images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
+    images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad, workers=workers, cache=cache)
     assert isinstance(images, xl.ImageSet | xl.LazyImages)
     given = {"--compare": compare, "--data": data, "--root": root, "--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]
     made = describe_provenance(runs, images, command, data)
-    subjects = measure_subjects(runs, images)
+    subjects = measure_subjects(runs, images, progress=not json_)
+    bad = list_bad(images)
+    if bad:
+        made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
     write_report(out, subjects, {CONDITION: images}, made)
     found = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]
     for path, one in found.items():
         rows.append([path, f"{100 * (one.accuracy or 0):.1f}", f"{one.cost:.3f}", f"{one.divergence:.3f}"])
-    values = {"out": str(out), "runs": {path: one.to_dict() for path, one in found.items()}}
-    show(json_, values, f"{len(images)} test images: {out}", rows)
+    values = {"out": str(out), "runs": {path: one.to_dict() for path, one in found.items()}, "bad": bad}
+    show(json_, values, f"{len(images) - len(bad)} test images: {out}", rows)
+    show_skipped(json_, bad)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +37,11 @@ EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there w
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, Option(help="Folder of torchvision's files.")]
 SkipBad = Annotated[bool, Option("--skip-bad", help="Leave out image files that cannot be read.")]
+Workers = Annotated[
+    int | None, Option(min=0, help="Processes that decode images (0: this one; default: one for each core, at most 8).")
+]
+Cache = Annotated[Path | None, Option(help="Directory for decoded, resized images, to be found there the next time.")]
+SHOWN = 20  # names of skipped files
 
 
 def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
@@ -49,6 +56,24 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
     for row in rows[1:]:
         table.add_row(*map(literal, row))
     console.print(table)
+
+
+def wait(as_json: bool, what: str) -> AbstractContextManager[object]:
+    """Says what is being waited for, while it lasts."""
+    return nullcontext() if as_json else console.status(what)
+
+
+def show_skipped(as_json: bool, bad: Sequence[str]) -> None:
+    """Prints what was left out, each with the reason; JSON has it among its values."""
+    for line in [] if as_json else [f"skipped {reason}" for reason in bad[:SHOWN]]:
+        console.print(literal(line), highlight=False)
+    if len(bad) > SHOWN and not as_json:
+        console.print(f"and {len(bad) - SHOWN} more (--json lists all)", highlight=False)
+
+
+def list_bad(*sets: object) -> list[str]:
+    """What could not be read of these sets and streams, each with the reason; empty for those in memory."""
+    return list(dict.fromkeys(reason for one in sets for reason in getattr(one, "bad", ())))
 
 
 def literal(text: str) -> str:

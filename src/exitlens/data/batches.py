@@ -94,13 +94,13 @@ class LazyLoader:
     Args:
         data: the set.
         plan: indices of the images of every batch.
-        workers: processes, see :func:`iterate_batches`.
+        workers: processes, by default those of the set.
         least: batches that hold fewer images, because others cannot be read, are left out.
     """
 
     def __init__(self, data: LazyImages, plan: Plan, workers: int | None = None, least: int = 1) -> None:
         self.data, self.plan, self.least = data, plan, least
-        self.workers = choose_workers(workers, len(plan))
+        self.workers = choose_workers(data.workers if workers is None else workers, len(plan))
 
     def __len__(self) -> int:
         return len(self.plan)

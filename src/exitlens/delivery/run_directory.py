@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from exitlens.data.folders import load_folder
+from exitlens.data.lazy import set_reading
 from exitlens.data.loading.listing import list_images
 from exitlens.data.sources import DataSource, is_text_file, open_source
 from exitlens.data.splits import SampleSet, Split
@@ -111,8 +112,26 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
     raise BundleError(f"bundle: it does not say how {own.plural} become inputs: net.describe(preprocess=...) and save again")
 
 
-def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
-    """Loads a split of a run's own data, or the whole of other labelled data, for its network."""
+def load_samples(
+    path: Path,
+    net: ExitNet,
+    split: Split,
+    *,
+    data: str,
+    root: str,
+    skip_bad: bool,
+    workers: int | None = None,
+    cache: Path | None = None,
+) -> SampleSet:
+    """Loads a split of a run's own data, or the whole of other labelled data, for its network.
+
+    Lazy sets are decoded by that many ``workers`` and their pixels kept in ``cache``, see :func:`set_reading`.
+    """
+    found = _load_samples(path, net, split, data=data, root=root, skip_bad=skip_bad)
+    return set_reading(found, workers, cache)
+
+
+def _load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
     text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
     if not data:
         source = read_source(path)
@@ -129,7 +148,13 @@ def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str
 
 
 def stream_samples(
-    net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
+    net: ExitNet,
+    data: Path,
+    *,
+    batch_size: int,
+    skip_bad: bool,
+    workers: int | None = None,
+    without: Collection[str] = (),
 ) -> ImageStream | TextStream:
     """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
     if net.input_spec.modality is TEXT:
@@ -137,7 +162,7 @@ def stream_samples(
         names = [name for name in texts if name not in without]
         return TextStream([texts[name] for name in names], names, require_preprocess(net, TextPreprocess), batch_size)
     files = [path for path in list_images(data) if str(path) not in without]
-    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad)
+    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad, workers)
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:

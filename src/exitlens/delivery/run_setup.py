@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from exitlens.data.batches import iterate_inputs
+from exitlens.data.lazy import set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
@@ -23,18 +25,23 @@ from exitlens.types import TextPreprocess
 from exitlens.types.inputs import list_tensors
 
 TEXT_LENGTH = 64
+BAD_AT_START = 100
 
 
-def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[SampleSet, SampleSet]:
-    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
+def load_training_sets(
+    backbone: str, source: DataSource, skip_bad: bool = False, *, workers: int | None = None, cache: Path | None = None
+) -> tuple[SampleSet, SampleSet]:
+    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
+
+    Lazy sets are decoded by that many ``workers`` and their pixels kept in ``cache``, see :func:`set_reading`.
+    """
     if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
-    return (
-        source.load("train", skip_bad=skip_bad, preprocess=preprocess),
-        source.load("validation", skip_bad=skip_bad, preprocess=preprocess),
-    )
+    train = source.load("train", skip_bad=skip_bad, preprocess=preprocess)
+    validation = source.load("validation", skip_bad=skip_bad, preprocess=preprocess)
+    return set_reading(train, workers, cache), set_reading(validation, workers, cache)
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
@@ -92,7 +99,7 @@ def build_network(
     torch.manual_seed(seed)
     if train.modality is TEXT and not backbone.startswith("hf:"):
         raise InputError(f"backbone: {backbone!r} reads images, the data are texts: use hf:DIRECTORY or hf:bert")
-    example = train.first(1).inputs
+    example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first that can be read
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
     plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary, say=say)

@@ -20,7 +20,6 @@ from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.io import RowStore
 from exitlens.model.network import ExitNet
 from exitlens.types import CompactLogits, Trace
-from exitlens.types.compact import Logits
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -142,30 +141,30 @@ class _LogitRecorder:
         self._labels.append(labels)
         self.count, self._numbers, self._classes = self.count + len(logits), self._numbers + logits.numel(), logits.shape[2]
         if self._is_compact:
-            self._add_compact(logits, labels)
+            self._compress(logits, labels)
             return
         self._store.add("logits", logits)
         if self._compact is None and self._classes >= MANY_CLASSES and self._numbers > MANY_LOGITS:
-            self._is_compact, start = True, 0
-            whole = self._store.take("logits").split([64] * (self.count // 64) + [self.count % 64])
-            known = None if labels is None else torch.cat([one for one in self._labels if one is not None])
-            for part in whole:
-                self._add_compact(part, None if known is None else known[start : start + len(part)])
-                start += len(part)
+            self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
+            for rows in torch.arange(self.count).split(64):
+                self._compress(whole[rows], None if known is None else known[rows])
 
-    def _add_compact(self, logits: Tensor, labels: Tensor | None) -> None:
+    def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
         for name, part in compress(logits, labels).parts().items():
             if part is not None:
                 self._store.add(f"logits.{name}", part)
         self._store.add("sample_hashes", hash_rows(logits))
 
+    def _join_labels(self) -> Tensor | None:
+        known = [one for one in self._labels if one is not None]
+        return torch.cat(known) if known else None
+
     def finish(self) -> dict[str, Any]:
         """Fields of the trace."""
-        known = [one for one in self._labels if one is not None]
-        labels, logits, hashes = torch.cat(known) if known else None, None, None
+        labels = self._join_labels()
         if not self._is_compact:
             return {"logits": self._store.take("logits"), "labels": labels}
-        names = ("top", "classes", "span", "weights", *(["label"] if known else []))
+        names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
         parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
         logits = CompactLogits(**parts, num_classes=self._classes)
         return {"logits": logits, "labels": labels, "sample_hashes": self._store.take("sample_hashes")}

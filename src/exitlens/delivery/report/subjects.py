@@ -50,7 +50,7 @@ class Provenance:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure_subjects(paths: Sequence[Path], images: Images) -> list[Subject]:
+def measure_subjects(paths: Sequence[Path], images: Images, *, progress: bool = False) -> list[Subject]:
     """Evaluates runs or bundles on the same images; whatever cannot be compared is refused before anything is measured.
 
     Raises:
@@ -72,7 +72,11 @@ def measure_subjects(paths: Sequence[Path], images: Images) -> list[Subject]:
             )
     return [
         Subject(
-            name, net, policy, {CONDITION: evaluate(collect(net, images), policy)}, {CONDITION: faithfulness(net, images)}
+            name,
+            net,
+            policy,
+            {CONDITION: evaluate(collect(net, images, progress=progress), policy)},
+            {CONDITION: faithfulness(net, images, progress=progress)},
         )
         for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True)
     ]

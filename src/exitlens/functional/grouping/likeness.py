@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exitlens.functional.compact.reading import restore_logits
 from exitlens.functional.risk import predictions
-from exitlens.types import CompactLogits, Trace
+from exitlens.types import Trace
 
 MOST = 2000  # samples that are compared
 CLASSES = 20  # of which they come, the most frequent ones
@@ -70,16 +71,9 @@ def measure_likeness(trace: Trace) -> Likeness | None:
 
 
 def embed(trace: Trace, rows: Tensor) -> Tensor:  # (n,) -> (n,K*C)
-    """The logits of all exits without what softmax does not see, each exit to the same scale.
-
-    Of compact logits those that are kept, above the smallest of them; the others count as that.
-    """
-    logits = trace.logits[rows]
-    if isinstance(logits, CompactLogits):
-        above = logits.top.float() - logits.top[..., -1:].float()
-        centred = torch.zeros(logits.shape).scatter(2, logits.classes.long(), above)
-    else:
-        centred = logits - logits.mean(2, keepdim=True)
+    """The logits of all exits without what softmax does not see, each exit to the same scale."""
+    logits = restore_logits(trace.logits[rows])
+    centred = logits - logits.mean(2, keepdim=True)
     return (centred / centred.square().mean((0, 2), keepdim=True).sqrt().clamp_min(1e-12)).flatten(1)
 
 

@@ -14,9 +14,10 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.network import ExitNet
+from exitlens.progress import show_progress
 from exitlens.types import Preprocess
 from exitlens.workflow.training.augmentation import Augmentation
-from exitlens.workflow.training.log import format_epoch, open_tensorboard, show_progress
+from exitlens.workflow.training.log import format_epoch, open_tensorboard
 from exitlens.workflow.training.monitor import Monitor
 from exitlens.workflow.training.recipe import BatchNorm, follow_recipe
 from exitlens.workflow.training.run import Augment, TrainingRun

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import Loader, as_batch, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, count_batches, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
@@ -119,7 +120,10 @@ class TrainingRun:
             with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
             with nullcontext() if self.average is None else self.average.applied():
-                found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers)
+                total = count_batches(val, max(self.settings.batch_size, 64))
+                bar.reset(task, description=f"validating {epoch + 1}", total=total)
+                advance = partial(bar.advance, task)
+                found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers, advance)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}

@@ -14,6 +14,7 @@ from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pearson
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
+from exitlens.progress import Advance
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import count_rows
 
@@ -32,7 +33,9 @@ class Validation(NamedTuple):
     loss: float
 
 
-def validate(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None) -> Validation:
+def validate(
+    net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None, advance: Advance = lambda: None
+) -> Validation:
     """One pass in evaluation mode; raises :class:`InputError` for data without labels or without a batch."""
     correct, cc, total, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0.0, 0
     with switch_mode(net, False), torch.no_grad():
@@ -48,6 +51,7 @@ def validate(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: in
                 correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
                 if k < len(cc):
                     cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+            advance()
     if count == 0:
         raise InputError("val: it gave no batch: pass at least one image")
     return Validation((correct / count).tolist(), (cc / count).tolist(), total / count)
