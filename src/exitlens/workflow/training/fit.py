@@ -150,7 +150,7 @@ def fit(
         run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory)
         run.open(resume, train)
         with show_progress(progress) as bar, open_tensorboard(directory if tensorboard else None) as write_events:
-            note = bar.console.print if progress else lambda _: None
+            note: Callable[[str], None] = bar.console.print if progress else lambda line: None
             _keep_features(run, train, val, cache_features, bar, note)
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)
