@@ -136,7 +136,7 @@ class Trace:
 
         kept: dict[str, Any] = {"cost": self.cost, "network": self.network}
         values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in kept)
-        return Trace(**kept, **{name: None if value is None else pick(value) for name, value in values})
+        return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
