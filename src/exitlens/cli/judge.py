@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,10 +145,24 @@ def evaluate(
         samples = load_samples(bundle, net, "test", data, root, **reading)
     found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
     if json_:
-        show(True, found.to_dict() | {"bad": list_bad(samples)})
+        show(True, found.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
     else:
         console.print(str(found), highlight=False)
+        _show_classes(found, net.info.classes)
     show_skipped(json_, list_bad(samples))
+
+
+def _show_classes(found: xl.Report, names: Sequence[str]) -> None:
+    """A table of the worst classes, where there are labels."""
+    worst = found.list_worst_classes()
+    if worst:
+        rows = [["class", "samples", "accuracy %", "final exit's %"]]
+        for row in worst:
+            name = names[row.label] if names else str(row.label)
+            rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+        few = len(found.classes) > len(worst)
+        title = f"the {len(worst)} worst of {len(found.classes)} classes" if few else "classes, the worst first"
+        show(False, {}, title, rows)
 
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
