@@ -118,20 +118,18 @@ def fit(
     with record_source(out, source, resume=resume):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, **how)
     xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
+    _show_result(json_, out, net, result, list_bad(train, validation))
+
+
+def _show_result(json_: bool, out: Path, net: xl.ExitNet, result: xl.FitResult, bad: list[str]) -> None:
+    """What came out, of the epoch whose weights the network has."""
     last = result.history[result.kept_epoch - 1]
-    values = {
-        "out": str(out),
-        "epochs": len(result.history),
-        "epoch": result.kept_epoch,
-        "accuracy": last["accuracy"],
-        "cc": last["cc"],
-        "seconds": result.seconds,
-        "bad": (bad := list_bad(train, validation)),
-    }
+    values = {"out": str(out), "epochs": len(result.history), "epoch": result.kept_epoch, "accuracy": last["accuracy"]}
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
-    show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+    title = f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01"
+    show(json_, values | {"cc": last["cc"], "seconds": result.seconds, "bad": bad}, title, rows)
     show_skipped(json_, bad)
 
 
