@@ -49,3 +49,20 @@ def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, wo
     assert code == 2
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_groups_stay_together_and_come_along(folder, tmp_path, call):
+    words = ("--data", folder, "--group-by", r"\d(\d)\.png$")
+    code, out, err = call("fit", *words, "--size", "32", "--epochs", "1", "--batch-size", "16", "--out", tmp_path / "r")
+    assert code == 0, err
+    assert "splits: by us: 70% train, 10% validation, 10% calibration, 10% test" in out
+    assert r"groups by '\d(\d)\.png$': 10, of which 7 in train, 1 in validation" in " ".join(out.split())
+    assert json.loads((tmp_path / "r" / "data.json").read_text())["group_by"] == r"\d(\d)\.png$"
+    code, out, err = call("calibrate", "--bundle", tmp_path / "r", "--max-accuracy-drop", "0.5", *words, "--json")
+    assert code == 0, err
+    assert call("evaluate", "--bundle", tmp_path / "r", "--json")[0] == 0
+    code, _, err = call("evaluate", "--bundle", tmp_path / "r", "--group-by", "x")
+    assert (code, "they are for other data: pass --data" in err) == (2, True)
+    code, _, err = call("fit", "--data", folder, "--group-by", r"x(\d)", "--out", tmp_path / "s")
+    assert (code, "finds no group in 60 of 60 file names" in err) == (2, True)
+    assert not (tmp_path / "s").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,32 @@ BAD_AT_START = 100
 
 
 def load_training_sets(
-    backbone: str, source: DataSource, skip_bad: bool = False, *, workers: int | None = None, cache: Path | None = None
+    backbone: str,
+    source: DataSource,
+    skip_bad: bool = False,
+    *,
+    workers: int | None = None,
+    cache: Path | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> tuple[SampleSet, SampleSet]:
     """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
 
-    Lazy sets are decoded by that many ``workers`` and their pixels kept in ``cache``, see :func:`set_reading`.
+    Args:
+        backbone: its source.
+        source: the data.
+        skip_bad: leave out what cannot be read.
+        workers: processes that decode lazy sets, see :func:`set_reading`.
+        cache: directory for the pixels of lazy sets, see :func:`set_reading`.
+        say: is given lines on where the splits come from.
     """
     if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
-    train = source.load("train", skip_bad=skip_bad, preprocess=preprocess)
-    validation = source.load("validation", skip_bad=skip_bad, preprocess=preprocess)
-    return set_reading(train, workers, cache), set_reading(validation, workers, cache)
+    found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
+    for note in found.notes if say is not None else ():
+        say(note)
+    return set_reading(found.sets["train"], workers, cache), set_reading(found.sets["validation"], workers, cache)
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
