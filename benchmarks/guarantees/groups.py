@@ -171,7 +171,7 @@ def watch_groups(named: bool, seed: int) -> bool:
 
 
 def watch_on_groups(quick: bool) -> dict[str, Any]:
-    count = 6 if quick else 300
+    count = 6 if quick else 200
     found = {}
     for name, named in (("named", True), ("not named", False)):
         alarms = run_in_parallel(partial(watch_groups, named), range(count))

@@ -64,7 +64,8 @@ def fit(
         str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
     ] = None,
     size: Annotated[
-        int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
+        int,
+        Option(help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64)."),
     ] = 0,
     seed: Annotated[int, Option(help="Of the split, the weights and the training.")] = 0,
     keep_final: Annotated[bool, Option("--keep-final", help="The backbone's own classifier stays the final exit.")] = False,
@@ -97,11 +98,10 @@ def fit(
     """Train a network with exits on your images or texts."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
-    from exitlens.delivery.run_setup import build_network, load_training_sets
+    from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
-    if not size and backbone.startswith("torchvision:"):
-        size = 128  # large networks shrink smaller images to a map of a few cells
-    reading = {"columns": columns, "group_by": group_by, "split_by": split_by}
+    size = size or choose_size(backbone, bool(pretrained or init_weights))
+    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by}
     say = partial(_say, json_)
     with wait(json_, "listing the data"):
         source = open_source(data, root=root, size=size, seed=seed, **reading)

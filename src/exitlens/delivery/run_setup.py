@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from exitlens.data.lazy import set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
-from exitlens.errors import HeadError, InputError
+from exitlens.errors import HeadError, InputError, import_extra
 from exitlens.modalities import IMAGE, TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
@@ -27,6 +29,24 @@ from exitlens.types.inputs import list_tensors
 
 TEXT_LENGTH = 64
 BAD_AT_START = 100
+
+
+def choose_size(backbone: str, pretrained: bool) -> int:
+    """Pixels of an image's sides for a backbone, where nobody said; 0: the data's own default.
+
+    A network of timm or transformers that takes one size only gets that. Large networks shrink small images to a map of a
+    few cells, so torchvision's get 128, and so do timm's with pretrained weights.
+    """
+    family, _, name = backbone.partition(":")
+    if family == "hf" and (Path(name) / "config.json").is_file():
+        with suppress(ValueError, AttributeError):  # a damaged file is refused where the network is built
+            size = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("image_size")
+            return size if isinstance(size, int) else 0
+    if family == "timm":
+        known = import_extra("timm", "timm", f"backbone {backbone}").get_pretrained_cfg(name, allow_unregistered=True)
+        if known is not None and known.fixed_input_size:
+            return int(known.input_size[-1])
+    return 128 if family == "torchvision" or (family == "timm" and pretrained) else 0
 
 
 def load_training_sets(
@@ -53,8 +73,9 @@ def load_training_sets(
     own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
     found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
-    for note in found.notes if say is not None else ():
-        say(note)
+    if say is not None:
+        for note in found.notes:
+            say(note)
     return set_reading(found.sets["train"], workers, cache), set_reading(found.sets["validation"], workers, cache)
 
 

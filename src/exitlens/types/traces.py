@@ -134,9 +134,9 @@ class Trace:
         def pick(value: Any) -> Any:
             return {name: one[rows] for name, one in value.items()} if isinstance(value, Mapping) else value[rows]
 
-        kept = {"cost": self.cost, "network": self.network}
+        kept: dict[str, Any] = {"cost": self.cost, "network": self.network}
         values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in kept)
-        return Trace(**kept, **{name: None if value is None else pick(value) for name, value in values})
+        return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
@@ -179,7 +179,8 @@ class Trace:
                 values[field_] = tensor
         try:
             if isinstance(values["logits"], dict):
-                values["logits"] = CompactLogits(**{"label": None} | values["logits"], num_classes=note["num_classes"])
+                parts: dict[str, Any] = {"label": None} | values["logits"]
+                values["logits"] = CompactLogits(**parts, num_classes=note["num_classes"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"path: expected what Trace.save wrote, in {path} something is missing ({error})") from error

@@ -140,11 +140,9 @@ def fit(
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if keep not in ("last", "best", None):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
-    own = {"learning_rate": learning_rate, "head_learning_rate": head_learning_rate, "layer_decay": layer_decay}
-    own |= {"warm_up": warm_up, "weight_decay": weight_decay, "batch_norm": batch_norm}
-    given |= follow_recipe(recipe, **own)
     given["amp"] = has_fast_bfloat16(net.device) if amp is None else amp
     given["augment"] = augment if isinstance(augment, str) else "none"
+    given |= follow_recipe(recipe, given)
     settings = TrainingSettings(**{one.name: given[one.name] for one in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last):
@@ -152,7 +150,7 @@ def fit(
         run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory)
         run.open(resume, train)
         with show_progress(progress) as bar, open_tensorboard(directory if tensorboard else None) as write_events:
-            note = bar.console.print if progress else lambda _: None
+            note: Callable[[str], None] = bar.console.print if progress else lambda line: None
             _keep_features(run, train, val, cache_features, bar, note)
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)
