@@ -17,14 +17,28 @@ from pathlib import Path
 
 from benchmarks.demo.promises import list_promises as list_demo_promises
 from benchmarks.guarantees.promises import list_promises as list_guarantees
+from benchmarks.loading.promises import list_promises as list_loading
 from benchmarks.performance.promises import list_explorer_promises, list_memory_promises
 from benchmarks.performance.promises import list_promises as list_speeds
 from benchmarks.performance.runs import PERFORMANCE
+from benchmarks.pictures.promises import list_promises as list_pictures
+from benchmarks.pictures.runs import PICTURES
 from benchmarks.promises import Promise, add_reasons, read_known_misses
-from benchmarks.store import GUARANTEES, RESULTS, Store
+from benchmarks.store import GUARANTEES, LOADING, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
+from benchmarks.traces.promises import list_promises as list_traces
+from benchmarks.traces.runs import TRACES
+from benchmarks.training.promises import list_promises as list_training
+from benchmarks.training.runs import TRAINING
+
+BY_RUN = (
+    (GUARANTEES, list_guarantees),
+    (LOADING, list_loading),
+    (TRACES, list_traces),
+    (TRAINING, list_training),
+)
 
 
 def open_store(store: Store, folder: Path) -> Store:
@@ -34,15 +48,18 @@ def open_store(store: Store, folder: Path) -> Store:
 
 def list_promises(folder: Path) -> Iterator[Promise]:
     """Of every committed result."""
-    speeds, guarantees = (open_store(store, folder).read() for store in (PERFORMANCE, GUARANTEES))
+    speeds = open_store(PERFORMANCE, folder).read()
     for name in sorted(name for name in speeds if not name.startswith("memory-")):
         yield from list_speeds(name, speeds[name])
         if f"memory-{name}" in speeds:
             yield from list_memory_promises(name, speeds[f"memory-{name}"])
-    for name in sorted(guarantees):
-        yield from list_guarantees(name, guarantees[name])
+    for store, list_of_run in BY_RUN:
+        runs = open_store(store, folder).read()
+        for name in sorted(runs):
+            yield from list_of_run(name, runs[name])
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
+    yield from list_pictures(open_store(PICTURES, folder).read())
     study = open_store(STUDY, folder)
     if study.path.exists() and not find_missing(study):
         yield from list_study(study)

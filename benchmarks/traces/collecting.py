@@ -20,7 +20,7 @@ PIXELS, BATCH = 32, 128
 
 def measure_collecting(quick: bool) -> dict[str, Any]:
     """``collect`` on a small network, images made batch by batch, each number of samples in a process of its own."""
-    counts = (256, 1024) if quick else (2_000, 100_000)
+    counts = (256, 1024) if quick else (2_000, 20_000)
     return {str(count): _run(count) for count in counts}
 
 

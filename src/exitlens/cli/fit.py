@@ -64,7 +64,8 @@ def fit(
         str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
     ] = None,
     size: Annotated[
-        int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
+        int,
+        Option(help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64)."),
     ] = 0,
     seed: Annotated[int, Option(help="Of the split, the weights and the training.")] = 0,
     keep_final: Annotated[bool, Option("--keep-final", help="The backbone's own classifier stays the final exit.")] = False,
@@ -80,6 +81,9 @@ def fit(
     accumulate: Accumulate = 1,
     clip_norm: ClipNorm = None,
     ema: Ema = None,
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
+    split_by: options.SplitBy = "",
     strict_weights: Annotated[
         bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
     ] = False,
@@ -94,17 +98,18 @@ def fit(
     """Train a network with exits on your images or texts."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
-    from exitlens.delivery.run_setup import build_network, load_training_sets
+    from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
-    if not size and backbone.startswith("torchvision:"):
-        size = 128  # large networks shrink smaller images to a map of a few cells
+    size = size or choose_size(backbone, bool(pretrained or init_weights))
+    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by}
+    say = partial(_say, json_)
     with wait(json_, "listing the data"):
-        source = open_source(data, root=root, size=size, seed=seed)
-        train, validation = load_training_sets(backbone, source, skip_bad, workers=workers, cache=cache)
+        source = open_source(data, root=root, size=size, seed=seed, **reading)
+        train, validation = load_training_sets(backbone, source, skip_bad, workers=workers, cache=cache, say=say)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = read_recorded_exits(out, exits, placement)
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    start |= {"strict_weights": strict_weights, "say": partial(_say, json_)}
+    start |= {"strict_weights": strict_weights, "say": say}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
         net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
@@ -118,6 +123,10 @@ def fit(
     with record_source(out, source, resume=resume):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, **how)
     xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
+    _show_result(net, result, out, list_bad(train, validation), json_)
+
+
+def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:
     last = result.history[result.kept_epoch - 1]
     values = {
         "out": str(out),
@@ -126,7 +135,7 @@ def fit(
         "accuracy": last["accuracy"],
         "cc": last["cc"],
         "seconds": result.seconds,
-        "bad": (bad := list_bad(train, validation)),
+        "bad": bad,
     }
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):

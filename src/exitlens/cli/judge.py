@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,8 @@ def calibrate(
     unlabelled: Annotated[
         Path | None, Option(help="Images or texts without labels, for disagreement and divergence.")
     ] = None,
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
@@ -78,8 +81,9 @@ def calibrate(
     if unlabelled is not None and (max_accuracy_drop is not None or max_class_accuracy_drop is not None):
         raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
     net, _ = xl.load(bundle)
+    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     samples: Any = (
-        load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad, workers=workers, cache=cache)
+        load_samples(bundle, net, "calibration", data, root, **reading)
         if unlabelled is None
         else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad, workers=workers)
     )
@@ -123,6 +127,8 @@ def _show_policy(
 def evaluate(
     bundle: Bundle,
     data: OtherData = "",
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
@@ -133,13 +139,28 @@ def evaluate(
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle)
-    samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad, workers=workers, cache=cache)
+    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    samples = load_samples(bundle, net, "test", data, root, **reading)
     found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
     if json_:
-        show(True, found.to_dict() | {"bad": list_bad(samples)})
+        show(True, found.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
     else:
         console.print(str(found), highlight=False)
+        _show_classes(found, net.info.classes)
     show_skipped(json_, list_bad(samples))
+
+
+def _show_classes(found: xl.Report, names: Sequence[str]) -> None:
+    """A table of the worst classes, where there are labels."""
+    worst = found.list_worst_classes()
+    if worst:
+        rows = [["class", "samples", "accuracy %", "final exit's %"]]
+        for row in worst:
+            name = names[row.label] if names else str(row.label)
+            rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+        few = len(found.classes) > len(worst)
+        title = f"the {len(worst)} worst of {len(found.classes)} classes" if few else "classes, the worst first"
+        show(False, {}, title, rows)
 
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
@@ -148,6 +169,7 @@ def report(
     compare: options.Compare = None,
     out: Annotated[Path, Option(help="The HTML file, which must not exist.")] = Path("report.html"),
     data: OtherData = "",
+    columns: options.Columns = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
@@ -164,9 +186,10 @@ def report(
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
-    images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad, workers=workers, cache=cache)
+    reading: Any = {"columns": columns, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    images = load_samples(run, net, "test", data, root, **reading)
     assert isinstance(images, xl.ImageSet | xl.LazyImages)
-    given = {"--compare": compare, "--data": data, "--root": root, "--out": out}
+    given = {"--compare": compare, "--data": data, "--columns": columns, "--root": root, "--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]
     made = describe_provenance(runs, images, command, data)

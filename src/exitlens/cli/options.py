@@ -30,13 +30,24 @@ Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bund
 Compare = Annotated[Path | None, Option(help="A second run or bundle to show beside the first.")]
 Data = Annotated[
     str,
-    Option(help="A folder class/image.png, a .csv or .jsonl of texts, `scenes`, `fashion`, `reviews`, torchvision:NAME."),
+    Option(
+        help="A folder class/image.png, a .csv or .jsonl of texts, Parquet or a saved data set, tar shards, hf:NAME, "
+        "torchvision:NAME, `scenes`, `fashion` or `reviews`."
+    ),
 ]
-OtherData = Annotated[str, Option("--data", help="In place of the run's own: a labelled folder or file, or a name.")]
+OtherData = Annotated[str, Option("--data", help="In place of the run's own: labelled data, as for fit.")]
+Columns = Annotated[
+    str, Option(help="Columns of --data: image=NAME,label=NAME or text=NAME,label=NAME (default: found by type).")
+]
+GroupBy = Annotated[
+    str,
+    Option(help="What belongs together (patient, video): a column of --data, or a regular expression on file names."),
+]
+SplitBy = Annotated[str, Option(help="A column of --data that names each sample's split.")]
 EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, Option(help="Folder of torchvision's files.")]
-SkipBad = Annotated[bool, Option("--skip-bad", help="Leave out image files that cannot be read.")]
+SkipBad = Annotated[bool, Option("--skip-bad", help="Leave out images and rows that cannot be read.")]
 Workers = Annotated[
     int | None, Option(min=0, help="Processes that decode images (0: this one; default: one for each core, at most 8).")
 ]

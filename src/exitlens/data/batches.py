@@ -64,7 +64,7 @@ def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable
     if isinstance(source, Tensor) or _is_inputs(source):
         return split_rows(source, batch_size)
     if isinstance(source, LazyImages):
-        return LazyLoader(source, _plan_in_order(len(source), batch_size), workers)
+        return LazyLoader(source, plan_in_order(len(source), batch_size), workers)
     if isinstance(source, Dataset):
         return _load_in_order(source, batch_size, workers or 0)
     if not isinstance(source, Iterable):
@@ -72,7 +72,8 @@ def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable
     return source
 
 
-def _plan_in_order(count: int, batch_size: int) -> Plan:
+def plan_in_order(count: int, batch_size: int) -> Plan:
+    """Batches of all samples, one after the other."""
     return [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
 
 
@@ -149,10 +150,8 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
     return -(-length // batch_size) if isinstance(source, Tensor | Dataset | Mapping) else length
 
 
-def make_epoch_loader(
-    data: Dataset[Any], batch_size: int, seed: int, workers: int | None = None, balanced: bool = False
-) -> Loader:
-    """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch."""
+def plan_epoch(data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False) -> list[list[int]]:
+    """The batches of an epoch, which depend on ``seed`` only; an incomplete last one is left out of a longer epoch."""
     count = len(data)  # type: ignore[arg-type]
     if count == 0:
         raise InputError("train: the data set is empty: it needs at least one sample")
@@ -160,6 +159,14 @@ def make_epoch_loader(
     plan = [order[i : i + batch_size] for i in range(0, count, batch_size)]
     if len(plan) > 1 and len(plan[-1]) < batch_size:
         plan.pop()
+    return plan
+
+
+def make_epoch_loader(
+    data: Dataset[Any], batch_size: int, seed: int, workers: int | None = None, balanced: bool = False
+) -> Loader:
+    """One epoch in an order that depends on ``seed`` only, see :func:`plan_epoch`."""
+    plan = plan_epoch(data, batch_size, seed, balanced)
     if isinstance(data, LazyImages):
         return LazyLoader(data, plan, workers, least=2)  # batch normalisation may need two
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from exitlens.data.lazy import set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
-from exitlens.errors import HeadError, InputError
+from exitlens.errors import HeadError, InputError, import_extra
 from exitlens.modalities import IMAGE, TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
@@ -28,20 +31,52 @@ TEXT_LENGTH = 64
 BAD_AT_START = 100
 
 
+def choose_size(backbone: str, pretrained: bool) -> int:
+    """Pixels of an image's sides for a backbone, where nobody said; 0: the data's own default.
+
+    A network of timm or transformers that takes one size only gets that. Large networks shrink small images to a map of a
+    few cells, so torchvision's get 128, and so do timm's with pretrained weights.
+    """
+    family, _, name = backbone.partition(":")
+    if family == "hf" and (Path(name) / "config.json").is_file():
+        with suppress(ValueError, AttributeError):  # a damaged file is refused where the network is built
+            size = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("image_size")
+            return size if isinstance(size, int) else 0
+    if family == "timm":
+        known = import_extra("timm", "timm", f"backbone {backbone}").get_pretrained_cfg(name, allow_unregistered=True)
+        if known is not None and known.fixed_input_size:
+            return int(known.input_size[-1])
+    return 128 if family == "torchvision" or (family == "timm" and pretrained) else 0
+
+
 def load_training_sets(
-    backbone: str, source: DataSource, skip_bad: bool = False, *, workers: int | None = None, cache: Path | None = None
+    backbone: str,
+    source: DataSource,
+    skip_bad: bool = False,
+    *,
+    workers: int | None = None,
+    cache: Path | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> tuple[SampleSet, SampleSet]:
     """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
 
-    Lazy sets are decoded by that many ``workers`` and their pixels kept in ``cache``, see :func:`set_reading`.
+    Args:
+        backbone: its source.
+        source: the data.
+        skip_bad: leave out what cannot be read.
+        workers: processes that decode lazy sets, see :func:`set_reading`.
+        cache: directory for the pixels of lazy sets, see :func:`set_reading`.
+        say: is given lines on where the splits come from.
     """
     if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
-    train = source.load("train", skip_bad=skip_bad, preprocess=preprocess)
-    validation = source.load("validation", skip_bad=skip_bad, preprocess=preprocess)
-    return set_reading(train, workers, cache), set_reading(validation, workers, cache)
+    found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
+    if say is not None:
+        for note in found.notes:
+            say(note)
+    return set_reading(found.sets["train"], workers, cache), set_reading(found.sets["validation"], workers, cache)
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:

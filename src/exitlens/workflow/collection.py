@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from exitlens.data.batches import Batch, count_batches, iterate_batches
-from exitlens.errors import InputError, OutputExistsError, require
+from exitlens.errors import InputError, OutputError, OutputExistsError, require
 from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.grouping.groups import number_groups
@@ -63,9 +63,7 @@ def collect(
             number of groups. OutputExistsError: where the trace_dir has a trace. OutputError: where its disk is full.
     """
     require(net, ExitNet, "net")
-    folder = None if trace_dir is None else Path(trace_dir)
-    if folder is not None and (folder / FILE).exists():
-        raise OutputExistsError(f"trace_dir: {folder / FILE} exists: load it with Trace.load, or choose another directory")
+    folder = None if trace_dir is None else _make_folder(Path(trace_dir))
     store = RowStore(folder)
     logits, ids = _LogitRecorder(store, compact), list[Tensor | None]()
     stream = iterate_batches(loader, batch_size, net.device)
@@ -96,6 +94,16 @@ def collect(
         return trace
     trace.save(folder / FILE)
     return Trace.load(folder / FILE)
+
+
+def _make_folder(folder: Path) -> Path:
+    if (folder / FILE).exists():
+        raise OutputExistsError(f"trace_dir: {folder / FILE} exists: load it with Trace.load, or choose another directory")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"trace_dir: {folder} cannot be made ({error}): choose another directory") from error
+    return folder
 
 
 class _Observed(NamedTuple):

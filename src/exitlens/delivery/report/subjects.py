@@ -100,7 +100,7 @@ def describe_provenance(paths: Sequence[Path], images: Images, command: Sequence
             except (ValueError, KeyError, TypeError) as error:
                 what = f"damaged ({type(error).__name__}: {error})"
                 raise DataError(f"{record}: {what}: take it away, or train again") from error
-            facts[f"{path}: training"] = ", ".join(f"{k} {v}" for k, v in shown.items())
+            facts[f"{path}: training"] = ", ".join(f"{k} {v!s:.80}" for k, v in shown.items())
         seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
     tested = f"{len(images):,} images: {data or f'the test split of {paths[0]}'}"
     return Provenance(shlex.join(command), tested, ", ".join(seeds), facts)

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from exitlens.data.batches import Loader, as_batch, count_batches, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, count_batches, make_epoch_loader, plan_epoch
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
@@ -27,6 +27,7 @@ from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
 from exitlens.workflow.training.ema import WeightAverage
+from exitlens.workflow.training.frozen import FrozenFeatures
 from exitlens.workflow.training.log import write_log
 from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
 from exitlens.workflow.training.parameters import group_parameters
@@ -50,6 +51,7 @@ class TrainingRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     best_state: dict[str, Tensor] | None = None
+    frozen: FrozenFeatures | None = None
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
@@ -67,9 +69,10 @@ class TrainingRun:
         return find_best_epoch(self.history, self.settings.monitor)
 
     @property
-    def is_exhausted(self) -> bool:
-        """Whether training stops early: the last epochs, as many as ``patience``, brought nothing better."""
-        return is_exhausted(self.history, self.settings.monitor, self.settings.patience)
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or the last ones, as many as ``patience``, brought nothing better."""
+        done = self.epochs_done >= self.settings.epochs
+        return done or is_exhausted(self.history, self.settings.monitor, self.settings.patience)
 
     def open(self, resume: bool, train: Any) -> None:
         """Prepares ``out_dir`` and, on resume, loads the last whole epoch."""
@@ -120,10 +123,11 @@ class TrainingRun:
             with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
             with nullcontext() if self.average is None else self.average.applied():
-                total = count_batches(val, max(self.settings.batch_size, 64))
+                model, data = (self.net, val) if self.frozen is None else self.frozen.choose_validation(self.net, val)
+                total = count_batches(data, max(self.settings.batch_size, 64))
                 bar.reset(task, description=f"validating {epoch + 1}", total=total)
                 advance = partial(bar.advance, task)
-                found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers, advance)
+                found = validate(model, data, self.loss, self.settings.batch_size, self.workers, advance)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}
@@ -134,13 +138,14 @@ class TrainingRun:
         sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
         steps = -(-batches // at_once)
+        model = self.net if self.frozen is None else self.frozen.heads
         for step, group in enumerate(iter(lambda: list(islice(stream, at_once)), [])):
             progress = (epoch * steps + step) / (self.settings.epochs * steps)
-            for terms in take_step(self.net, self.optimizer, self.loss, group, progress, self.settings):
+            for terms in take_step(model, self.optimizer, self.loss, group, progress, self.settings):
                 for name, value in floats(terms).items():
                     sums[name] += value / batches
-                taken += 1
                 advance()
+            taken += len(group)
             if self.average is not None:
                 self.average.update()
         return {name: total * (batches / max(taken, 1)) for name, total in sums.items()}  # lazy sets leave out bad batches
@@ -157,6 +162,8 @@ class TrainingRun:
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
+            if self.frozen is not None:
+                return self.frozen.train.open(plan_epoch(train, self.settings.batch_size, seed, self.settings.balanced))
             return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, self.settings.balanced)
         if self.settings.balanced:
             raise InputError("balanced: a DataLoader draws its own samples: give the data set, or the loader a sampler")

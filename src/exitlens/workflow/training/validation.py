@@ -17,6 +17,7 @@ from exitlens.model.network import ExitNet
 from exitlens.progress import Advance
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import count_rows
+from exitlens.workflow.training.frozen import CachedHeads
 
 
 class Validation(NamedTuple):
@@ -34,7 +35,12 @@ class Validation(NamedTuple):
 
 
 def validate(
-    net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None, advance: Advance = lambda: None
+    net: ExitNet | CachedHeads,
+    val: Any,
+    loss: EGTLoss,
+    batch_size: int,
+    workers: int | None = None,
+    advance: Advance = lambda: None,
 ) -> Validation:
     """One pass in evaluation mode; raises :class:`InputError` for data without labels or without a batch."""
     correct, cc, total, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0.0, 0
