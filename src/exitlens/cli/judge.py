@@ -82,11 +82,12 @@ def calibrate(
         raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
     net, _ = xl.load(bundle)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
-    samples: Any = (
-        load_samples(bundle, net, "calibration", data, root, **reading)
-        if unlabelled is None
-        else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad, workers=workers)
-    )
+    with wait(json_, "listing the data"):
+        samples: Any = (
+            load_samples(bundle, net, "calibration", data, root, **reading)
+            if unlabelled is None
+            else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad, workers=workers)
+        )
     trace = xl.collect(net, samples, progress=not json_)
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
@@ -140,7 +141,8 @@ def evaluate(
 
     net, policy = load_calibrated(bundle)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
-    samples = load_samples(bundle, net, "test", data, root, **reading)
+    with wait(json_, "listing the data"):
+        samples = load_samples(bundle, net, "test", data, root, **reading)
     found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
     if json_:
         show(True, found.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
@@ -187,7 +189,8 @@ def report(
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
     reading: Any = {"columns": columns, "skip_bad": skip_bad, "workers": workers, "cache": cache}
-    images = load_samples(run, net, "test", data, root, **reading)
+    with wait(json_, "listing the data"):
+        images = load_samples(run, net, "test", data, root, **reading)
     assert isinstance(images, xl.ImageSet | xl.LazyImages)
     given = {"--compare": compare, "--data": data, "--columns": columns, "--root": root, "--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]

@@ -173,7 +173,8 @@ def _keep_features(
     if reason:
         note(f"freeze_backbone: every epoch runs the backbone again: {reason}")
         return
-    run.frozen = keep_features(run.net, run.loss, run.settings, train, val, folder=run.out_dir, workers=run.workers, bar=bar)
+    how: dict[str, Any] = {"wanted": wanted, "folder": run.out_dir, "workers": run.workers, "bar": bar}
+    run.frozen = keep_features(run.net, run.loss, run.settings, train, val, **how)
 
 
 def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:
