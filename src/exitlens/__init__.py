@@ -33,8 +33,8 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
-    "errors": "AttachError BundleError CalibrationError DataError DriftWarning EngineError ExitlensError HeadError "
-    "InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError",
+    "errors": "AttachError BundleError CalibrationError DataError DistributedError DriftWarning EngineError ExitlensError "
+    "HeadError InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",
@@ -45,6 +45,7 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
+    "ranks": "Ranks",
     "types": "Calibration ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction Preprocess "
     "TextPreprocess Trace",
     "workflow.calibration": "calibrate",

@@ -10,7 +10,13 @@ from typing import Any
 
 
 class ExitlensError(Exception):
-    """Base of all errors of this library; catch it to catch them all."""
+    """Base of all errors of this library; catch it to catch them all.
+
+    Attributes:
+        is_told: every process that shares the work has raised it, so that the first one alone prints it.
+    """
+
+    is_told = False
 
 
 class InputError(ExitlensError, ValueError):
@@ -31,6 +37,10 @@ class AttachError(ExitlensError):
 
 class TrainingError(ExitlensError):
     """Training cannot start, go on or be resumed."""
+
+
+class DistributedError(ExitlensError):
+    """Processes that share the work have lost one another, or one of them failed in a way that is not ours."""
 
 
 class TraceMismatchError(AttachError):

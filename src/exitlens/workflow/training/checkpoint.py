@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.ranks import ALONE, Ranks
 
 
 def save_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, note: Mapping[str, Any]) -> None:
@@ -21,12 +22,12 @@ def save_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, note: M
     write_tensors(path, tensors, note)
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Inverse of :func:`save_checkpoint`: loads module and optimiser in place and returns the note.
+def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Inverse of :func:`save_checkpoint`: loads module and optimiser in place and returns the note; rank 0 alone reads.
 
     Raises :class:`BundleError` for a damaged file or one of another network.
     """
-    tensors, note = read_tensors(path)
+    tensors, note = ranks.share(lambda: read_tensors(path))
     state = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
     load_unique_state(module, state, str(path))
     slots: dict[int, dict[str, Tensor]] = {}

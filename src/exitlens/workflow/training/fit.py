@@ -10,6 +10,8 @@ from exitlens.errors import InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.network import ExitNet
+from exitlens.ranks import Ranks, find_ranks
+from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.log import format_epoch, open_tensorboard, show_progress
 from exitlens.workflow.training.run import Augment, TrainingRun
 from exitlens.workflow.training.step import TrainingSettings, use_memory_format
@@ -54,12 +56,16 @@ def fit(
     keep: str = "last",
     progress: bool = True,
     tensorboard: bool = False,
+    ranks: Ranks | None = None,
 ) -> FitResult:
     """Trains the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
 
     A run that is killed at any time and called again with ``resume=True`` and the same arguments goes on from the last
     whole epoch and ends with the weights it would have had, bit for bit on the CPU: the order of data and all random
     numbers of an epoch depend on ``seed`` and the epoch only.
+
+    Called in every process that ``torchrun`` starts, or of a process group that there is, it trains data-parallel: each
+    takes its rows of the same batches, and all end with the same weights (docs/several_machines.md).
 
     Args:
         net: trained in place; left in evaluation mode and in the memory format that it had.
@@ -81,9 +87,12 @@ def fit(
         keep: ``"last"`` or ``"best"``: which weights the network has afterwards.
         progress: show a progress bar.
         tensorboard: also write TensorBoard events to ``out_dir`` (extra ``log``).
+        ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
+            there is; ``Ranks()``: this process alone.
 
     Raises:
         InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.
+        DistributedError: the other processes are lost; what one of them raises, all raise.
     """
     require(net, ExitNet, "net", "attach exits to the backbone first")
     require(loss, EGTLoss | None, "loss")
@@ -94,19 +103,22 @@ def fit(
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if keep not in ("last", "best"):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
-    use_amp = has_fast_bfloat16(net.device) if amp is None else amp
+    require(ranks, Ranks | None, "ranks")
+    ranks = ranks or find_ranks()
+    use_amp = ranks.share(lambda: has_fast_bfloat16(net.device)) if amp is None else amp
     settings = TrainingSettings(
         epochs, batch_size, learning_rate, weight_decay, seed, use_amp, channels_last, freeze_backbone
     )
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last):
-        run = TrainingRun(net, loss or EGTLoss(), settings, augment, workers, directory)
+        run = TrainingRun(net, loss or EGTLoss(), settings, augment, workers, directory, ranks)
         run.open(resume, train)
-        with show_progress(progress) as bar, open_tensorboard(directory if tensorboard else None) as write_events:
+        shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
+        with use_common_statistics(net, ranks), show_progress(shown) as bar, open_tensorboard(events) as write_events:
             for epoch in range(run.epochs_done, epochs):
                 row = run.train_epoch(epoch, train, val, bar)
                 run.save(row)
                 write_events(row)
-                bar.console.print(format_epoch(row, epochs)) if progress else None
+                bar.console.print(format_epoch(row, epochs)) if shown else None
         run.finish(keep)
     return FitResult(run.history, run.best_epoch, run.seconds, directory)

@@ -55,7 +55,7 @@ def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
     return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def take_step(
+def compute_gradients(
     net: ExitNet,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
@@ -64,13 +64,11 @@ def take_step(
     progress: float,
     settings: TrainingSettings,
 ) -> LossTerms:
-    """One optimiser step at ``progress`` in [0, 1) of training.
+    """The gradients of a batch at ``progress`` in [0, 1) of training, and its loss; no step is taken yet.
 
-    No step is taken for a batch that the network cannot take (:class:`InputError`) or a loss that is not finite
-    (:class:`TrainingError`).
+    Raises:
+        InputError: for a batch that the network cannot take; TrainingError: for a loss that is not finite.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = one_cycle_rate(progress, settings.learning_rate)
     net.check_input(inputs, "train")
     if settings.channels_last:
         inputs = map_inputs(inputs, set_channels_last)
@@ -89,7 +87,28 @@ def take_step(
         )
     optimizer.zero_grad(set_to_none=True)
     terms.total.backward()
+    return terms
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, progress: float, settings: TrainingSettings) -> None:
+    """One step of the optimiser along the gradients that there are, at ``progress`` in [0, 1) of training."""
+    for group in optimizer.param_groups:
+        group["lr"] = one_cycle_rate(progress, settings.learning_rate)
     optimizer.step()
+
+
+def take_step(
+    net: ExitNet,
+    optimizer: torch.optim.Optimizer,
+    loss: EGTLoss,
+    inputs: Inputs,
+    labels: Tensor,
+    progress: float,
+    settings: TrainingSettings,
+) -> LossTerms:
+    """:func:`compute_gradients` and :func:`apply_gradients`: a whole step of one process."""
+    terms = compute_gradients(net, optimizer, loss, inputs, labels, progress, settings)
+    apply_gradients(optimizer, progress, settings)
     return terms
 
 

@@ -1,0 +1,227 @@
+"""Processes that share one piece of work: which of them this one is, and what they do together (``torch.distributed``).
+
+Everything that is shared goes through a :class:`Ranks`; for a process that is alone its methods do nothing, so that code
+above does not branch. One rule holds everywhere: a rank that fails tells the others (:meth:`Ranks.together`), and all of
+them raise. Nobody waits for a rank that gave up.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from exitlens import errors
+from exitlens.errors import DistributedError, ExitlensError, InputError
+
+T = TypeVar("T")
+TIMEOUT = "EXITLENS_TIMEOUT_S"  # how long a rank waits for the others, in seconds
+BUCKET = 4_000_000  # numbers that travel together
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work; ``Ranks()`` is one that is alone.
+
+    Attributes:
+        rank: the number of this process, from 0; rank 0 alone prints and writes.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    @property
+    def rows(self) -> slice:
+        """This rank's rows of a batch that all ranks know."""
+        return slice(self.rank, None, self.size)
+
+    def share_of(self, count: int) -> range:
+        """This rank's part of ``count`` things in a row; the parts of all ranks, one after the other, are the whole."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def vary_seed(self, seed: int) -> int:
+        """The seed of this rank's own random numbers: ``seed`` at rank 0, another one at every other rank."""
+        return (seed + self.rank * 0x9E3779B97F4A7C15) % 2**63 if self.rank else seed
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What every rank does on its own; at the end they agree that all have succeeded.
+
+        Raises:
+            ExitlensError: of the same class on every rank, if a rank raised one; what else a rank raised is a
+                :class:`DistributedError` on the others.
+        """
+        if self.size == 1:
+            yield
+            return
+        failure: Exception | None = None
+        try:
+            yield
+        except DistributedError:
+            raise  # the ranks have lost one another, or all know of it
+        except Exception as error:
+            failure = error
+        failed = torch.tensor([0 if failure is None else 1])
+        self._run(lambda: dist.all_reduce(failed))
+        if not failed.item():
+            return
+        found = self.gather(None if failure is None else (type(failure).__name__, str(failure)))
+        if isinstance(failure, ExitlensError):
+            failure.is_told = True
+        if failure is not None:
+            raise failure
+        rank, (kind, text) = next((i, one) for i, one in enumerate(found) if one is not None)
+        raise _rebuild_error(kind, text, rank, self.size)
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, on every rank; its error is the error of all."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [None]
+        with self.together():
+            if self.is_first:
+                made[0] = make()
+        self._run(lambda: dist.broadcast_object_list(made, src=0))
+        return made[0]  # type: ignore[no-any-return]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in order, on every rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        self._run(lambda: dist.all_gather_object(found, value))
+        return found
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces every tensor by its sum over the ranks, bit for bit the same on all."""
+        if self.size > 1:
+            self._in_buckets(tensors, dist.all_reduce)
+
+    def copy_first(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces every tensor by that of rank 0."""
+        if self.size > 1:
+            self._in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+    def concatenate(self, tensor: Tensor | None) -> Tensor | None:
+        """The rows of all ranks, in the order of ranks, on every rank; ``None`` stands for no rows.
+
+        Raises:
+            InputError: if the ranks' rows have different shapes.
+        """
+        if self.size == 1:
+            return tensor
+        known = self.gather(None if tensor is None else (tensor.shape, tensor.dtype))
+        forms = {(tuple(one[0][1:]), one[1]) for one in known if one is not None}
+        if not forms:
+            return None
+        if len(forms) > 1:
+            raise InputError(
+                f"data: the processes found samples of different shapes {sorted(map(str, forms))}: make them one"
+            )
+        counts, (shape, dtype) = [0 if one is None else one[0][0] for one in known], forms.pop()
+        whole = torch.empty((sum(counts), *shape), dtype=dtype)
+        for owner, part in enumerate(whole.split(counts)):
+            if owner == self.rank and tensor is not None:
+                part.copy_(tensor)
+            if part.numel():
+                self._run(lambda part=part, owner=owner: dist.broadcast(part, src=owner))  # type: ignore[misc]
+        return whole
+
+    def _in_buckets(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
+        """Exchanges tensors flat and a few million numbers at a time: a message each would cost more than its contents."""
+        bucket: list[Tensor] = []
+        for i, tensor in enumerate(tensors):
+            bucket.append(tensor)
+            after = tensors[i + 1] if i + 1 < len(tensors) else None
+            full = sum(one.numel() for one in bucket) >= BUCKET
+            if after is None or full or (after.dtype, after.device) != (tensor.dtype, tensor.device):
+                flat = torch.cat([one.detach().reshape(-1) for one in bucket])
+                self._run(lambda flat=flat: exchange(flat))  # type: ignore[misc]
+                for one, values in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                    one.detach().copy_(values.view(one.shape))
+                bucket = []
+
+    def _run(self, exchange: Callable[[], Any]) -> None:
+        try:
+            exchange()
+        except (RuntimeError, ValueError) as error:  # of torch.distributed: a connection that closed, time that ran out
+            reason = str(error).strip().partition("\n")[0]
+            raise DistributedError(
+                f"process {self.rank} of {self.size} lost the others ({reason}): one of them ended or waited too long. "
+                f"Start again (exitlens fit --resume goes on from the last epoch); {TIMEOUT} sets the seconds to wait"
+            ) from error
+
+
+ALONE = Ranks()
+
+
+def _rebuild_error(kind: str, text: str, rank: int, size: int) -> ExitlensError:
+    """An error of another rank, of its own class where it is one of ours."""
+    known = getattr(errors, kind, None)
+    ours = isinstance(known, type) and issubclass(known, ExitlensError)
+    error: ExitlensError = known.__new__(known) if ours else DistributedError()  # type: ignore[union-attr]
+    error.args = (f"process {rank} of {size}: {text if ours else f'{kind}: {text}'}",)
+    error.is_told = True
+    return error
+
+
+def is_launched() -> bool:
+    """Whether ``torchrun`` started this process as one of several; does not import anything more."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def find_ranks() -> Ranks:
+    """This process among the others: of the process group that there is, or of the one that ``torchrun`` asks for.
+
+    Joins the group on first use: gloo for tensors on CPUs, NCCL where every process has a GPU of its own. Waiting for
+    another rank ends after 30 minutes, or the seconds that ``EXITLENS_TIMEOUT_S`` says.
+
+    Raises:
+        DistributedError: if the processes do not find one another.
+    """
+    if not dist.is_available():
+        return Ranks()
+    if not dist.is_initialized():
+        if not is_launched():
+            return Ranks()
+        _join()
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _join() -> None:
+    text = os.environ.get(TIMEOUT, "1800")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e8:
+        raise InputError(f"{TIMEOUT}: expected seconds above 0, got {text!r}")
+    local, backend = int(os.environ.get("LOCAL_RANK", "0")), "gloo"
+    if torch.cuda.is_available() and torch.cuda.device_count() > local:
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(f"torchrun: the processes did not find one another ({error}): start them again") from error
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
