@@ -21,6 +21,7 @@ from torch import Tensor
 
 from exitlens import errors
 from exitlens.errors import DistributedError, ExitlensError, InputError
+from exitlens.launch import is_launched
 
 T = TypeVar("T")
 TIMEOUT = "EXITLENS_TIMEOUT_S"  # how long a rank waits for the others, in seconds
@@ -79,7 +80,7 @@ class Ranks:
         self._run(lambda: dist.all_reduce(failed))
         if not failed.item():
             return
-        found = self.gather(None if failure is None else (type(failure).__name__, str(failure)))
+        found = self.gather(None if failure is None else (_name_kind(failure), str(failure)))
         if isinstance(failure, ExitlensError):
             failure.is_told = True
         if failure is not None:
@@ -169,19 +170,20 @@ class Ranks:
 ALONE = Ranks()
 
 
+def _name_kind(error: Exception) -> str:
+    """The class of an error; of one derived from ours elsewhere, ours."""
+    return next(
+        (kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind), type(error).__name__
+    )
+
+
 def _rebuild_error(kind: str, text: str, rank: int, size: int) -> ExitlensError:
     """An error of another rank, of its own class where it is one of ours."""
-    known = getattr(errors, kind, None)
-    ours = isinstance(known, type) and issubclass(known, ExitlensError)
-    error: ExitlensError = known.__new__(known) if ours else DistributedError()  # type: ignore[union-attr]
-    error.args = (f"process {rank} of {size}: {text if ours else f'{kind}: {text}'}",)
+    known: type[ExitlensError] | None = getattr(errors, kind, None)
+    error = DistributedError() if known is None else known.__new__(known)
+    error.args = (f"process {rank} of {size}: {text if known else f'{kind}: {text}'}",)
     error.is_told = True
     return error
-
-
-def is_launched() -> bool:
-    """Whether ``torchrun`` started this process as one of several; does not import anything more."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def find_ranks() -> Ranks:
@@ -199,6 +201,8 @@ def find_ranks() -> Ranks:
         if not is_launched():
             return Ranks()
         _join()
+    if dist.get_world_size() > 1 and dist.get_backend() == "nccl":
+        raise InputError('backend: what the processes agree on is on the CPU: init_process_group("cpu:gloo,cuda:nccl")')
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 

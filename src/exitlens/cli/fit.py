@@ -48,20 +48,30 @@ def fit(
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
     from exitlens.delivery.run_setup import build_network, load_training_sets
+    from exitlens.ranks import find_ranks
+    from exitlens.workflow.training.distributed import is_restarted
 
     if not size and backbone.startswith("torchvision:"):
         size = 128  # large networks shrink smaller images to a map of a few cells
+    ranks = find_ranks()
+    resume = ranks.share(lambda: resume or is_restarted(out))
     source = open_source(data, root=root, size=size, seed=seed)
-    train, validation = load_training_sets(backbone, source, skip_bad)
+    with ranks.together():
+        train, validation = load_training_sets(backbone, source, skip_bad)
     if resume and placement == "time":  # measured again, they could differ
-        exits, placement = read_recorded_exits(out, exits, placement)
-    start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
+        exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
+    start: dict[str, Any] = {"seed": seed, "head": head, "keep_final": keep_final, "pretrained": pretrained}
+    start["weights"] = init_weights
+    if placement == "time" and ranks.size > 1:  # measured by every process, they could differ
+        exits = ranks.share(lambda: ",".join(build_network(backbone, exits, train, placement="time", **start).info.at))
+        placement = "cost"
+    with ranks.together():
+        net = build_network(backbone, exits, train, placement=placement, **start)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
-    with record_source(out, source, resume=resume):
-        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight=egt_weight), out_dir=out, **how)
-    xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
+    with record_source(out, source, resume=resume, ranks=ranks):
+        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight=egt_weight), out_dir=out, ranks=ranks, **how)
+    ranks.share(lambda: xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume))
     last = result.history[-1]
     values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
     rows = [["exit", "validation accuracy %", "attention CC with final"]]

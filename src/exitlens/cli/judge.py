@@ -39,6 +39,7 @@ def calibrate(
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
     from exitlens.functional.risk import check_limits
+    from exitlens.ranks import find_ranks
 
     limits = {
         "max_accuracy_drop": max_accuracy_drop,
@@ -61,6 +62,8 @@ def calibrate(
         else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad)
     )
     trace = xl.collect(net, samples, progress=not json_)
+    if not find_ranks().is_first:
+        return
     policy = xl.calibrate(trace, **limits, max_cost=max_cost, delta=delta, gate=gate, score=score)  # type: ignore[arg-type]
     replace_policy(bundle, policy)
     report, certificate = xl.evaluate(trace, policy), policy.certificate()
@@ -81,10 +84,14 @@ def calibrate(
 def evaluate(bundle: Bundle, data: OtherData = "", root: Root = "", skip_bad: SkipBad = False, json_: Json = False) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     from exitlens.delivery.run_directory import load_calibrated, load_samples
+    from exitlens.ranks import find_ranks
 
     net, policy = load_calibrated(bundle)
     samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
-    found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
+    trace = xl.collect(net, samples, progress=not json_)
+    if not find_ranks().is_first:
+        return
+    found = xl.evaluate(trace, policy)
     if json_:
         show(True, found.to_dict())
     else:

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import exitlens as xl
 from exitlens.ranks import Ranks
-from exitlens.workflow.training.distributed import check_batch_size, is_restarted, record_launch, use_common_statistics
 from tests.conftest import TinyNet
 from tests.ranks import Pair, open_pair
 
@@ -40,7 +39,6 @@ def train(rank: int, **how) -> tuple[dict, list]:
     """The weights and the history of a run."""
     plain, data, own = how.pop("plain", WithoutStatistics), make_data(how.pop("count", 29)), how.pop("loader", None)
     net = make_net(plain, seed=7 + rank)  # ranks begin with the weights of rank 0
-    kind = {"plain": {}, "shared": {"sampler": None}}
     source = data
     if own == "generator":
         source = DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(5), drop_last=True)

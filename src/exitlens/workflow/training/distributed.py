@@ -8,8 +8,6 @@ its gain, exchanging while the backward pass still runs, is small where CPUs exc
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
@@ -23,10 +21,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 from exitlens.data.batches import as_batch, check_common_order
 from exitlens.errors import InputError
 from exitlens.io import write_text
+from exitlens.launch import count_restarts, name_launch
 from exitlens.ranks import Ranks
 from exitlens.types.inputs import map_inputs
 
-RUN_ID = "TORCHELASTIC_RUN_ID"  # torchrun sets it
 LAUNCH = "launch"  # in a run directory: which torchrun it belongs to
 
 
@@ -77,7 +75,16 @@ def iterate_rows(loader: DataLoader[Any], ranks: Ranks) -> Iterator[Any]:
 
 
 def copy_weights(net: nn.Module, ranks: Ranks) -> None:
-    """Gives every rank the weights and buffers of rank 0."""
+    """Gives every rank the weights and buffers of rank 0.
+
+    Raises:
+        InputError: if the ranks have different networks.
+    """
+    forms = ranks.gather([(name, tuple(t.shape), str(t.dtype)) for name, t in net.state_dict().items()])
+    if any(form != forms[0] for form in forms):
+        raise InputError(
+            "net: the processes have different networks: attach the same exits in each, at modules named in `at`"
+        )
     ranks.copy_first(_list_state(net))
 
 
@@ -127,19 +134,11 @@ def check_batch_size(batch_size: int, ranks: Ranks) -> None:
 
 def record_launch(out_dir: Path) -> None:
     """Notes in a run's directory which ``torchrun`` works on it, if one does."""
-    if RUN_ID in os.environ:
-        write_text(out_dir / LAUNCH, _name_launch() + "\n")
+    if name := name_launch():
+        write_text(out_dir / LAUNCH, name + "\n")
 
 
 def is_restarted(out_dir: Path) -> bool:
     """Whether ``torchrun`` has restarted its processes, after one of them ended, while they worked on this directory."""
-    if RUN_ID not in os.environ or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
-        return False
     written = out_dir / LAUNCH
-    return written.is_file() and written.read_text().strip() == _name_launch()
-
-
-def _name_launch() -> str:
-    """The same in all processes that one ``torchrun`` starts, at first and again: its run's id, or its own process."""
-    name = os.environ.get(RUN_ID, "none")
-    return name if name != "none" else f"{socket.gethostname()}:{os.getppid()}"
+    return count_restarts() > 0 and written.is_file() and written.read_text().strip() == name_launch()
