@@ -6,6 +6,7 @@ from exitlens.data.folders import load_folder as load_folder
 from exitlens.data.folders import load_torchvision as load_torchvision
 from exitlens.data.folders import load_unlabelled as load_unlabelled
 from exitlens.data.images import ImageSet as ImageSet
+from exitlens.data.lazy import LazyImages as LazyImages
 from exitlens.data.reviews import load_reviews as load_reviews
 from exitlens.data.reviews import make_reviews as make_reviews
 from exitlens.data.scenes import make_scenes as make_scenes
@@ -32,6 +33,7 @@ from exitlens.errors import OutputExistsError as OutputExistsError
 from exitlens.errors import PolicyError as PolicyError
 from exitlens.errors import StreamError as StreamError
 from exitlens.errors import TrainingError as TrainingError
+from exitlens.errors import WeightsWarning as WeightsWarning
 from exitlens.functional.drift import Drift as Drift
 from exitlens.functional.drift import Monitor as Monitor
 from exitlens.functional.losses import EGTLoss as EGTLoss
@@ -39,6 +41,7 @@ from exitlens.functional.routing import route as route
 from exitlens.modalities.image import read_image as read_image
 from exitlens.model.attach import attach as attach
 from exitlens.model.backbones.build import build_backbone as build_backbone
+from exitlens.model.backbones.matching import WeightsReport as WeightsReport
 from exitlens.model.backbones.weights import load_weights as load_weights
 from exitlens.model.cutting.placement import ExitPoint as ExitPoint
 from exitlens.model.cutting.placement import exit_points as exit_points

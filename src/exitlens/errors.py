@@ -79,6 +79,10 @@ class DriftWarning(UserWarning):
     """The samples that come no longer look like those that a policy was calibrated on."""
 
 
+class WeightsWarning(UserWarning):
+    """Parts of a backbone that pretrained weights were to set stay random, because the weights do not have them."""
+
+
 class MissingExtraError(ExitlensError, ImportError):
     """An optional dependency is not installed."""
 

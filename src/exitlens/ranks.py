@@ -112,6 +112,14 @@ class Ranks:
         if self.size > 1:
             self._in_buckets(tensors, dist.all_reduce)
 
+    def add_floats(self, values: Sequence[float]) -> list[float]:
+        """The sum of each number over the ranks."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        self.add([sums])
+        return sums.tolist()
+
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
         """Replaces every tensor by that of rank 0."""
         if self.size > 1:

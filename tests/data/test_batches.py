@@ -10,9 +10,9 @@ def test_every_kind_of_source_gives_the_same_batches(tiny_set):
     expected = tiny_set.inputs
     for source in (tiny_set, DataLoader(tiny_set, 10), iter(DataLoader(tiny_set, 5))):
         found = list(iterate_batches(source, 7))
-        torch.testing.assert_close(torch.cat([images for images, _ in found]), expected)
-        assert torch.cat([labels for _, labels in found]).tolist() == tiny_set.labels.tolist()
-    assert all(labels is None for _, labels in iterate_batches(expected, 7))
+        torch.testing.assert_close(torch.cat([images for images, *_ in found]), expected)
+        assert torch.cat([labels for _, labels, _ in found]).tolist() == tiny_set.labels.tolist()
+    assert all(labels is None for _, labels, _ in iterate_batches(expected, 7))
     assert count_batches(tiny_set, 10) == 4
     assert count_batches(iter([])) is None
 

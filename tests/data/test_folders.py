@@ -3,13 +3,14 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.data.batches import iterate_batches
 from exitlens.data.sources import open_source
 from tests.data.conftest import PREPROCESS
 
 
 def test_load_folder(folder):
     data, report = xl.load_folder(folder, PREPROCESS)
-    assert data.images.shape == (36, 3, 16, 16)
+    assert data.inputs.shape == (36, 3, 16, 16)
     assert data.classes == ("cat", "dog", "emu")
     assert data.labels.bincount().tolist() == [12, 12, 12]
     assert len(report.files) == 36
@@ -23,7 +24,7 @@ def test_load_folder(folder):
 
 def test_grey_images(folder):
     data, _ = xl.load_folder(folder, xl.Preprocess((8, 8), (0.5,), (0.5,)))
-    assert data.images.shape == (36, 1, 8, 8)
+    assert data.inputs.shape == (36, 1, 8, 8)
 
 
 def _spoil(folder):
@@ -35,21 +36,38 @@ def _spoil(folder):
 
 def test_bad_files_are_named_counted_and_skipped_only_when_asked(folder):
     _spoil(folder)
-    for read in (xl.load_folder, xl.load_unlabelled):
-        with pytest.raises(xl.DataError, match="3 of 36 files") as error:
-            read(folder, PREPROCESS)
-        for name in ("00.png", "03.png", "05.png", "--skip-bad"):
-            assert name in str(error.value)
-        data, report = read(folder, PREPROCESS, skip_bad=True)
-        assert len(data) == 33
-        assert len(report.bad) == 3
+    with pytest.raises(xl.DataError, match="3 of 36 files") as error:
+        xl.load_unlabelled(folder, PREPROCESS)
+    for name in ("00.png", "03.png", "05.png", "--skip-bad"):
+        assert name in str(error.value)
+    images, report = xl.load_unlabelled(folder, PREPROCESS, skip_bad=True)
+    assert len(images) == len(report.files) == 33
+    assert len(report.bad) == 3
+
+
+def test_a_bad_file_of_a_lazy_set_is_told_when_it_is_read(folder):
+    _spoil(folder)
+    data, report = xl.load_folder(folder, PREPROCESS)
+    assert report.bad == ()
+    with pytest.raises(xl.DataError, match=r"cat/00.png.*--skip-bad"):
+        list(iterate_batches(data, 5))
+    assert ["00.png" in line for line in report.bad] == [True]
+    data, report = xl.load_folder(folder, PREPROCESS, skip_bad=True)
+    batches = list(iterate_batches(data, 5))
+    assert [len(batch.inputs) for batch in batches] == [4, 5, 5, 4, 5, 4, 5, 1]
+    assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [11, 11, 11]
+    list(iterate_batches(data.subset(torch.arange(20)), 5))
+    assert len(report.bad) == len(data.bad) == 3  # each is told once
+    assert len(report.files) == 33
 
 
 def test_a_folder_of_nothing_but_bad_files(folder):
     for path in folder.rglob("*.png"):
         path.write_text("x")
     with pytest.raises(xl.DataError, match="36 of 36 files"):
-        xl.load_folder(folder, PREPROCESS, skip_bad=True)
+        list(iterate_batches(xl.load_folder(folder, PREPROCESS, skip_bad=True)[0]))
+    with pytest.raises(xl.DataError, match="36 of 36 files"):
+        xl.load_unlabelled(folder, PREPROCESS, skip_bad=True)
 
 
 def test_hidden_files_are_not_data(folder):

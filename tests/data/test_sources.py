@@ -146,9 +146,9 @@ def test_images_are_no_texts(tmp_path):
 def test_a_source_splits_a_folder_the_same_way_each_time_and_notices_changes(folder):
     source = open_source(str(folder), size=16, seed=1)
     parts = {split: source.load(split) for split in ("train", "validation", "calibration", "test")}
-    assert torch.equal(parts["test"].images, source.load("test").images)
+    assert torch.equal(parts["test"].inputs, source.load("test").inputs)
     assert sum(map(len, parts.values())) == 36
-    assert parts["train"].images.shape[2:] == (16, 16)
+    assert parts["train"].inputs.shape[2:] == (16, 16)
     (folder / "cat" / "new.png").write_bytes((folder / "cat" / "00.png").read_bytes())
     with pytest.raises(xl.DataError, match="not those of training"):
         source.load("test")

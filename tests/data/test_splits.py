@@ -9,7 +9,7 @@ def test_split_set_is_disjoint_and_keeps_every_class(folder):
     data, _ = xl.load_folder(folder, PREPROCESS)
     parts = xl.split_set(data, (0.6, 0.2, 0.2))
     assert sum(len(p) for p in parts) == len(data)
-    images = [image.numpy().tobytes() for part in parts for image in part.images]
+    images = [image.numpy().tobytes() for part in parts for image in part.inputs]
     assert len(set(images)) == len(data)
     assert all(set(part.labels.tolist()) == {0, 1, 2} for part in parts)
     with pytest.raises(xl.InputError, match="sum to 1"):

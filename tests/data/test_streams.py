@@ -9,7 +9,7 @@ from PIL import Image
 
 import exitlens as xl
 from exitlens.data import streams
-from exitlens.data.folders import list_images
+from exitlens.data.loading.listing import list_images
 from exitlens.data.streams import ImageStream, TextStream
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)

@@ -15,6 +15,7 @@ from exitlens.functional.certification import (
     p_value,
     run_fixed_sequence_test,
 )
+from exitlens.functional.pvalues import SAFE
 from exitlens.functional.risk import Risk
 
 
@@ -105,6 +106,38 @@ def test_samples_needed():
     assert estimate_samples_needed([one], [near], 0.1) == pytest.approx(1.2816**2 * 0.005 / 0.005**2, rel=0.01)
     half = risk_of(torch.zeros(100), 0.01, rows=torch.arange(100) < 50)
     assert estimate_samples_needed([half], [lossless], 0.1) == 459
+
+
+def test_groups_needed():
+    """Of groups of equal size as many as of samples, by the betting bound; a class of half of the groups twice as many."""
+    groups, everyone = torch.arange(100) // 4, torch.arange(100)
+    lossless = Candidate((0.0,), 0.5, (0.0,), (0.0,), (25,), (0.0,))
+    one = risk_of(torch.zeros(100), 0.01).name_groups(groups, everyone, equal=False)
+    alone = math.log(10) / math.log1p(SAFE * 0.01 / 0.99)
+    assert estimate_samples_needed([one], [lossless], 0.1) == math.ceil(alone) == 237
+    half = risk_of(torch.zeros(100), 0.01, rows=groups < 13).name_groups(groups, everyone, equal=False)
+    assert estimate_samples_needed([half], [lossless], 0.1) == math.ceil(alone * 25 / 13)
+    near = Candidate((0.0,), 0.5, (0.005,), (0.005,), (25,), (0.005,))
+    assert estimate_samples_needed([one], [near], 0.1) == math.ceil(2 * math.log(10) * 0.005 / 0.005**2)
+    uneven = risk_of(torch.zeros(100), 0.01).name_groups(everyone.clamp_max(50), everyone, equal=False)
+    assert estimate_samples_needed([uneven], [lossless], 0.1) > 10 * alone
+
+
+def test_correlated_groups_break_a_promise_that_counts_samples():
+    """Groups of 1 to 20 answer alike; a tenth of them loses at the first level. Only naming them keeps the promise."""
+    draws, limit, broken = 150, 0.095, {"named": 0, "not named": 0}
+    for seed in range(draws):
+        rng = torch.Generator().manual_seed(seed)
+        sizes = torch.randint(1, 21, (150,), generator=rng)
+        groups = torch.arange(150).repeat_interleave(sizes)
+        wrong = (torch.rand(150, generator=rng) < 0.1).float().repeat_interleave(sizes)
+        index, plain = torch.zeros(len(groups), 1).long(), risk_of(wrong, limit)
+        named = plain.name_groups(groups, torch.arange(len(groups)), equal=False)
+        for name, risk, test in (("named", named, "group_betting"), ("not named", plain, "binomial")):
+            broken[name] += run_fixed_sequence_test(index, [risk], path_of(0.0), [test], 0.1).cuts is not None
+    bound = 0.1 + 2 * math.sqrt(0.1 * 0.9 / draws)
+    assert broken["named"] / draws <= bound
+    assert broken["not named"] / draws > bound
 
 
 def steep(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

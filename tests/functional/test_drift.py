@@ -24,6 +24,10 @@ def draw(count: int, seed: int, hard: float = 0.0) -> xl.Prediction:
     return xl.Prediction(p.argmax(1), exits, scores, p)
 
 
+def take(pred: xl.Prediction, rows: slice | torch.Tensor) -> xl.Prediction:
+    return xl.Prediction(pred.labels[rows], pred.exits[rows], pred.confidence[rows], pred.probabilities[rows])
+
+
 def policy_on(pred: xl.Prediction) -> xl.Policy:
     reference = summarize_reference(pred.exits, pred.confidence, NUM_EXITS)
     return xl.Policy((0.8, 0.7), calibration=xl.Calibration({}, len(pred), reference=reference))
@@ -108,6 +112,63 @@ def test_watch_passes_predictions_on():
     parts = [draw(5, 1), draw(6, 2)]
     assert list(watch.watch(parts)) == parts
     assert watch.state().samples == 11
+
+
+def with_groups(policy: xl.Policy) -> xl.Policy:
+    record = policy.calibration
+    return replace(policy, calibration=replace(record, groups=record.samples))
+
+
+def test_of_a_group_the_first_sample_counts_whatever_the_portions():
+    pred, first = draw(90, 3), torch.arange(0, 90, 3)
+    one, other, alone = (xl.Monitor(with_groups(policy_on(draw(200, 1)))) for _ in range(3))
+    ids = torch.arange(90) // 3
+    state = one.update(pred, ids)
+    assert (state.samples, state.groups) == (90, 30)
+    assert "90 samples of 30 groups" in state.summary
+    names = [f"video {i}" for i in ids.tolist()]
+    parts = [slice(at, at + 7) for at in range(0, 90, 7)]
+    portions = [take(pred, part) for part in parts]
+    assert list(other.watch(portions, [names[part] for part in parts])) == portions
+    assert other.state() == state
+    expected = alone.update(take(pred, first), range(30))
+    assert (expected.evidence, expected.exit_shares, expected.confidence) == (
+        state.evidence,
+        state.exit_shares,
+        state.confidence,
+    )
+    assert state.to_dict()["groups"] == 30
+
+
+@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+def test_groups_keep_false_alarms_rare():
+    """20 samples of a group alike: counted one by one they look like a change."""
+    alarms = {"named": 0, "not named": 0}
+    for seed in range(30):
+        policy, pred = policy_on(draw(300, 1000 + seed)), draw(150, seed)
+        ids = torch.arange(150).repeat_interleave(20)
+        many = take(pred, ids)
+        alarms["named"] += xl.Monitor(with_groups(policy), 0.1, seed).update(many, ids).alarm
+        alarms["not named"] += xl.Monitor(policy, 0.1, seed).update(many).alarm
+    assert alarms["named"] / 30 <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 30)
+    assert alarms["not named"] / 30 > 0.5
+
+
+def test_calibrate_gives_a_reference_of_groups():
+    trace = replace(random_trace(400), groups=torch.arange(400) % 100)
+    policy = xl.calibrate(trace, max_accuracy_drop=0.05)
+    counts = [sum(cells) for cells in policy.calibration.reference.counts]
+    assert counts == xl.route(trace, policy)[:100].bincount(minlength=3).tolist()
+    with pytest.raises(xl.InputError, match="groups: the calibration, or an earlier update, counted groups"):
+        xl.Monitor(policy).update(draw(5, 0))
+    with pytest.raises(xl.InputError, match="groups: expected one for each of the 5 samples, got 4"):
+        xl.Monitor(policy).update(draw(5, 0), range(4))
+    watch = xl.Monitor(policy_on(draw(50, 0)))
+    watch.update(draw(5, 0))
+    with pytest.raises(xl.InputError, match="groups: earlier updates had none"):
+        watch.update(draw(5, 0), range(5))
+    with pytest.raises(xl.InputError, match="groups: the calibration, or an earlier update"):
+        list(xl.Monitor(policy).watch([draw(5, 0), draw(5, 1)], [range(5)]))
 
 
 def test_bad_input():

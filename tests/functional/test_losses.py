@@ -131,3 +131,50 @@ def test_early_exits_weigh_a_quarter_by_default():
     terms = xl.EGTLoss(weight=0.0)(outputs, labels)
     early, second, final = (F.cross_entropy(out.logits, labels) for out in outputs)
     torch.testing.assert_close(terms.total, (0.25 * early + 0.25 * second + final) / 3)
+
+
+def test_label_smoothing_and_class_weights_by_hand():
+    outs, y = _outputs(False)
+    loss = xl.EGTLoss(weight=0.0, exit_weights=(1.0, 1.0), label_smoothing=0.2, class_weights=[1, 2, 3, 4, 5])
+    expected = 0.0
+    for out in outs:
+        target = F.one_hot(y, 5) * 0.8 + 0.2 / 5
+        each = -(target * out.logits.log_softmax(1)).sum(1)
+        expected += (each * torch.tensor([1.0, 5.0, 3.0])).mean() / 2
+    torch.testing.assert_close(loss(outs, y).total, expected)
+    torch.testing.assert_close(loss.classify(outs, y), expected)
+    plain = xl.EGTLoss(weight=0.0, label_smoothing=0.2)(outs, y).classification
+    torch.testing.assert_close(plain, (0.25 * _smooth(outs[0], y) + _smooth(outs[1], y)) / 2)
+
+
+def _smooth(out, y):
+    return F.cross_entropy(out.logits, y, label_smoothing=0.2)
+
+
+def test_weighted_losses_of_parts_add_up():
+    outs, y = _outputs(False)
+    loss = xl.EGTLoss(class_weights=(1, 1, 9, 1, 5))
+    parts = [[ExitOutput(*(t[rows] for t in out)) for out in outs] for rows in (slice(0, 1), slice(1, 3))]
+    whole = (loss.classify(parts[0], y[:1]) + 2 * loss.classify(parts[1], y[1:])) / 3
+    torch.testing.assert_close(whole, loss.classify(outs, y))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"class_weights": "even"}, "class_weights"),
+        ({"class_weights": (1.0, 0.0)}, "above 0"),
+        ({"class_weights": 3}, "number per class"),
+    ],
+)
+def test_bad_smoothing_and_weights(values, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.EGTLoss(**values)
+
+
+def test_class_weights_need_one_number_per_class():
+    outs, y = _outputs()
+    for weights in ((1.0, 2.0), "balanced"):
+        with pytest.raises(xl.InputError, match="class_weights: expected 5 numbers"):
+            xl.EGTLoss(class_weights=weights)(outs, y)

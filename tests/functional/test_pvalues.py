@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from exitlens.functional.pvalues import SPARE, betting, binomial, hoeffding_bentkus, paired, upper_bound
+from exitlens.functional.pvalues import (
+    SAFE,
+    SPARE,
+    betting,
+    binomial,
+    group_betting,
+    hoeffding_bentkus,
+    paired,
+    upper_bound,
+)
 
 slow = pytest.mark.slow
 
@@ -147,3 +156,32 @@ def test_under_the_null_small_p_values_are_rare(name, rates):
         assert share <= u + 3 * math.sqrt(u * (1 - u) / draws)
         if name == "paired":
             assert share >= u / 3
+
+
+def test_group_betting_without_any_loss():
+    """Every group multiplies the wealth by the largest stake's factor: hardly more groups than an exact test needs."""
+    p = [group_betting(np.zeros(count), 0.02, 0.1) for count in (100, 116, 120)]
+    assert p[1] == pytest.approx((1 + SAFE * 0.02 / 0.98) ** -116, rel=0.01)
+    assert p[0] > 0.1 > p[2]
+    assert (1 - 0.02) ** 113 > 0.1  # by the exact test for 0 and 1
+    assert group_betting(np.zeros(5), 1.0, 0.1) == 0
+    assert group_betting(np.zeros(50), 0.0, 0.1) == 1
+    assert group_betting(-np.ones(50) / 2, 0.0, 0.1) < 1e-3  # gains
+    assert group_betting(np.ones(50), 0.3, 0.1) == 1
+
+
+@pytest.mark.parametrize("kind", ["all the same", "half of a group", "rarely all of it", "with gains"])
+def test_group_betting_under_the_null(kind):
+    """Means of groups of 1 to 50 whose losses depend on each other, at the boundary."""
+    rng, count, limit, draws = np.random.default_rng(1), 120, 0.05, 1500
+    shape = (draws, count)
+    sizes = rng.integers(1, 51, shape)
+    means = {
+        "all the same": (rng.random(shape) < limit) * 1.0,
+        "half of a group": (rng.random(shape) < 2 * limit) * 0.5,
+        "rarely all of it": rng.binomial(sizes, rng.beta(0.05, 0.95, shape)) / sizes,
+        "with gains": (rng.random(shape) < 0.15) * 1.0 - (rng.random(shape) < 0.1),
+    }[kind]
+    p = np.array([group_betting(one, limit, 0.1) for one in means])
+    for u in (0.05, 0.1, 0.2):
+        assert (p <= u).mean() <= u + 3 * math.sqrt(u * (1 - u) / draws)

@@ -36,6 +36,9 @@ def test_a_trace_by_hand_takes_lists_and_makes_its_tensors():
         ({"divergence": torch.full((5, 3), 0.5)}, "0 at the final exit"),
         ({"labels": ["a"] * 5}, "labels"),
         ({"gate_features": "x"}, "gate_features"),
+        ({"groups": torch.zeros(4).long()}, r"groups: expected \(5,\) integers"),
+        ({"groups": torch.zeros(5)}, "groups: expected .* integers"),
+        ({"groups": ["a"] * 5}, "groups: expected .* integers"),
         ({"logits": torch.zeros(5, 3, 1)}, "two classes or more"),
         ({"cost": torch.tensor([0.5, 0.2, 1.0])}, "increasing"),
         ({"cost": torch.tensor([0.0, 0.2, 1.0])}, "positive"),
@@ -67,3 +70,12 @@ def test_what_a_trace_cannot_be_without(name):
     xl.Trace(**good)
     with pytest.raises(xl.InputError, match=f"{name}: expected"):
         xl.Trace(**good | {name: None})
+
+
+def test_samples_with_one_id_are_one_group():
+    trace = xl.Trace(**GOOD, groups=[7, 7, -1, 3, 7])
+    assert trace.groups.tolist() == [7, 7, -1, 3, 7]
+    assert trace.num_groups == 3
+    assert repr(trace) == "Trace(5 labelled samples in 3 groups, 3 exits, 4 classes)"
+    assert xl.Trace(**GOOD).num_groups == 5
+    assert trace.fingerprint() == xl.Trace(**GOOD).fingerprint()

@@ -3,6 +3,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import exitlens as xl
+from exitlens.data.batches import Batch
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import divergence, kl, pearson
 from exitlens.workflow.collection import pair_samples
@@ -35,6 +36,22 @@ def test_sources_and_batch_sizes_agree(net, tiny_set):
     torch.testing.assert_close(first.logits, second.logits, atol=1e-5, rtol=1e-5)
     unlabelled = xl.collect(net, tiny_set.inputs)
     assert unlabelled.labels is None
+
+
+def test_groups_are_named_or_come_with_the_batches(net, tiny_set):
+    assert xl.collect(net, tiny_set).groups is None
+    names = ["a", "b", "a", "c"] * 8
+    trace = xl.collect(net, tiny_set, groups=names, batch_size=7)
+    assert trace.groups.tolist() == [0, 1, 0, 2] * 8
+    ids = torch.arange(32) // 3
+    assert torch.equal(xl.collect(net, tiny_set, groups=ids).groups, ids)
+    named = xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, groups=ids)
+    assert torch.equal(xl.collect(net, named, batch_size=7).groups, ids)
+    assert xl.collect(net, named, groups=names).num_groups == 3
+    with pytest.raises(xl.InputError, match="some batches have groups and some have none"):
+        xl.collect(net, [Batch(tiny_set.inputs, tiny_set.labels, ids), (tiny_set.inputs, tiny_set.labels)])
+    with pytest.raises(xl.InputError, match=r"groups: expected \(32,\) integers"):
+        xl.collect(net, tiny_set, groups=names[:-1])
 
 
 def test_pairing_is_a_derangement():

@@ -1,5 +1,6 @@
 """sweep, anytime and MSDNet's protocol: by hand, against brute force, and bands that hold what they say."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -50,6 +51,26 @@ def test_bands_cover_all_means_at_once():
         covered += all(b.low <= 0.5 <= b.high for b in _bands(x, 0.9))
     assert 0.83 <= covered / 200 <= 0.97
     assert _bands(torch.ones(2, 50), 0.95)[0] == xl.Band(1.0, 1.0, 1.0)
+
+
+def test_bands_count_groups():
+    rng, covered, alone = torch.Generator().manual_seed(0), 0, 0
+    for _ in range(100):
+        groups = torch.arange(100).repeat_interleave(torch.randint(1, 9, (100,), generator=rng))
+        x = torch.rand(4, 100, generator=rng)[:, groups]  # all samples of a group alike
+        covered += all(b.low <= 0.5 <= b.high for b in _bands(x, 0.9, groups))
+        alone += all(b.low <= 0.5 <= b.high for b in _bands(x, 0.9))
+    assert covered / 100 == pytest.approx(0.9, abs=0.08)
+    assert alone / 100 < 0.6
+
+
+def test_groups_stay_on_one_side():
+    trace = replace(random_trace(200), groups=torch.arange(200) // 10)
+    assert len(xl.sweep(trace)) > 1
+    alone = replace(trace, groups=torch.arange(200))
+    assert xl.sweep(alone, most=5) == xl.sweep(random_trace(200), most=5)
+    with pytest.raises(xl.InputError, match="expected 10 groups or more, got 4"):
+        xl.sweep(replace(trace, groups=torch.arange(200) // 50))
 
 
 def test_anytime_by_hand():

@@ -30,8 +30,8 @@ def check_processes(context: Context) -> None:
     """Raises :class:`InputError` where ``torchrun`` started a verb that runs in one process."""
     if is_launched() and context.invoked_subcommand not in SHARED:
         raise InputError(
-            f"torchrun: {', '.join(SHARED)} share their work among processes, {context.invoked_subcommand} runs in one: start "
-            "it without torchrun (docs/several_machines.md has predictions on many machines)"
+            f"torchrun: {', '.join(SHARED)} share their work among processes, {context.invoked_subcommand} runs in one: "
+            "start it without torchrun (docs/several_machines.md has predictions on many machines)"
         )
 
 

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 import exitlens as xl
 from exitlens.cli import options
 from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, verbs
+
+if TYPE_CHECKING:
+    from exitlens.ranks import Ranks
+
+MORE = "More about training"
+Augment = Annotated[
+    str, Option(help="flip, crop (and flip), trivial (both, and TrivialAugment) or none.", rich_help_panel=MORE)
+]
+LabelSmoothing = Annotated[float, Option(help="Share of every label spread over all classes.", rich_help_panel=MORE)]
+ClassWeights = Annotated[
+    str, Option(help="`balanced` (rare classes count more), or numbers by class: 1,2.5,1.", rich_help_panel=MORE)
+]
+Balanced = Annotated[bool, Option("--balanced", help="Show all classes equally often.", rich_help_panel=MORE)]
+Patience = Annotated[int | None, Option(help="Stop after so many epochs without a better --monitor.", rich_help_panel=MORE)]
+Monitor = Annotated[
+    str, Option(help="Chooses the best epoch: accuracy (mean of exits), final_accuracy or loss.", rich_help_panel=MORE)
+]
+Accumulate = Annotated[int, Option(help="Batches in an optimiser step.", rich_help_panel=MORE)]
+ClipNorm = Annotated[float | None, Option(help="Largest norm of the gradient.", rich_help_panel=MORE)]
+Ema = Annotated[
+    float | None, Option(help="Keep a moving average of the weights with this decay a step, 0.999.", rich_help_panel=MORE)
+]
 
 
 @verbs.command(
@@ -38,6 +62,15 @@ def fit(
     freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
     pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
     init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
+    augment: Augment = "none",
+    label_smoothing: LabelSmoothing = 0.0,
+    class_weights: ClassWeights = "",
+    balanced: Balanced = False,
+    patience: Patience = None,
+    monitor: Monitor = "accuracy",
+    accumulate: Accumulate = 1,
+    clip_norm: ClipNorm = None,
+    ema: Ema = None,
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -55,26 +88,46 @@ def fit(
         size = 128  # large networks shrink smaller images to a map of a few cells
     ranks = find_ranks()
     resume = ranks.share(lambda: resume or is_restarted(out))
-    source = open_source(data, root=root, size=size, seed=seed)
     with ranks.together():
+        source = open_source(data, root=root, size=size, seed=seed)
         train, validation = load_training_sets(backbone, source, skip_bad)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
-    start: dict[str, Any] = {"seed": seed, "head": head, "keep_final": keep_final, "pretrained": pretrained}
-    start["weights"] = init_weights
-    if placement == "time" and ranks.size > 1:  # measured by every process, they could differ
-        exits = ranks.share(lambda: ",".join(build_network(backbone, exits, train, placement="time", **start).info.at))
-        placement = "cost"
-    with ranks.together():
-        net = build_network(backbone, exits, train, placement=placement, **start)
+    start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
+    net = _build_alike(ranks, partial(build_network, backbone, train=train, seed=seed, head=head, **start), exits, placement)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
+    how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
+    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema}
+    aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
     with record_source(out, source, resume=resume, ranks=ranks):
-        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight=egt_weight), out_dir=out, ranks=ranks, **how)
+        result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
     ranks.share(lambda: xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume))
-    last = result.history[-1]
-    values = {"out": str(out), "epochs": epochs, "accuracy": last["accuracy"], "cc": last["cc"], "seconds": result.seconds}
+    last = result.history[result.kept_epoch - 1]
+    values = {
+        "out": str(out),
+        "epochs": len(result.history),
+        "epoch": result.kept_epoch,
+        "accuracy": last["accuracy"],
+        "cc": last["cc"],
+        "seconds": result.seconds,
+    }
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+
+
+def _build_alike(ranks: Ranks, build: Callable[..., xl.ExitNet], exits: str, placement: str) -> xl.ExitNet:
+    """The network, with exits at the same places in all processes: measured by each, they could differ."""
+    if placement == "time" and ranks.size > 1:
+        exits, placement = ranks.share(lambda: (",".join(build(exits, placement=placement).info.at), "cost"))
+    with ranks.together():
+        return build(exits, placement=placement)
+
+
+def _read_class_weights(words: str) -> Any:
+    """``balanced``, or numbers separated by commas, in the order of the classes."""
+    if words in ("", "balanced"):
+        return words or None
+    return [part.strip() for part in words.split(",")]

@@ -39,7 +39,6 @@ def calibrate(
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
     from exitlens.functional.risk import check_limits
-    from exitlens.ranks import find_ranks
 
     limits = {
         "max_accuracy_drop": max_accuracy_drop,
@@ -61,8 +60,8 @@ def calibrate(
         if unlabelled is None
         else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad)
     )
-    trace = xl.collect(net, samples, progress=not json_)
-    if not find_ranks().is_first:
+    trace = _collect(net, samples, json_)
+    if trace is None:
         return
     policy = xl.calibrate(trace, **limits, max_cost=max_cost, delta=delta, gate=gate, score=score)  # type: ignore[arg-type]
     replace_policy(bundle, policy)
@@ -84,18 +83,25 @@ def calibrate(
 def evaluate(bundle: Bundle, data: OtherData = "", root: Root = "", skip_bad: SkipBad = False, json_: Json = False) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     from exitlens.delivery.run_directory import load_calibrated, load_samples
-    from exitlens.ranks import find_ranks
 
     net, policy = load_calibrated(bundle)
     samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
-    trace = xl.collect(net, samples, progress=not json_)
-    if not find_ranks().is_first:
+    trace = _collect(net, samples, json_)
+    if trace is None:
         return
     found = xl.evaluate(trace, policy)
     if json_:
         show(True, found.to_dict())
     else:
         console.print(str(found), highlight=False)
+
+
+def _collect(net: xl.ExitNet, samples: Any, json_: bool) -> xl.Trace | None:
+    """The trace of all processes' samples, in the first of them; the others have done their part."""
+    from exitlens.ranks import find_ranks
+
+    trace = xl.collect(net, samples, progress=not json_)
+    return trace if find_ranks().is_first else None
 
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
@@ -119,7 +125,7 @@ def report(
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
     images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
-    assert isinstance(images, xl.ImageSet)
+    assert isinstance(images, xl.ImageSet | xl.LazyImages)
     given = {"--compare": compare, "--data": data, "--root": root, "--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]

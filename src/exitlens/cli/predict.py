@@ -165,7 +165,7 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
 
 def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, skip_bad: bool, json_: bool) -> None:
     from exitlens.data.checks import check_bad
-    from exitlens.data.folders import list_images
+    from exitlens.data.loading.listing import list_images
     from exitlens.delivery.explanations.folder import SHEET, explain_folder
     from exitlens.delivery.run_directory import require_preprocess
 

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset
 
+from exitlens.data.checks import check_bad
+from exitlens.data.lazy import LazyImages
+from exitlens.data.loading.workers import choose_workers, decode_batches
+from exitlens.data.sampling import draw_order
 from exitlens.errors import InputError
 from exitlens.ranks import ALONE, Ranks
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 
-Batch = tuple[Inputs, Tensor | None]
+Plan = Sequence[Sequence[int]]  # indices of the samples of every batch
 
 
-def iterate_batches(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Batch]:
-    """Yields ``(inputs, labels or None)`` in order, on ``device`` if one is given.
+class Batch(NamedTuple):
+    """Inputs of B samples, and their labels ``(B,)`` and groups ``(B,)`` ``int64`` where there are any."""
+
+    inputs: Inputs
+    labels: Tensor | None
+    groups: Tensor | None = None
+
+
+class Loader(Protocol):
+    """Batches that can be counted before they are read."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def iterate_batches(
+    source: Any, batch_size: int = 64, device: torch.device | None = None, workers: int | None = None
+) -> Iterator[Batch]:
+    """Yields batches in order, on ``device`` if one is given.
 
     Args:
-        source: a ``Dataset`` (batched here), a ``DataLoader`` or another iterable of batches, or one tensor of images (or
-            a dict of tensors, as texts have).
+        source: a ``Dataset`` (batched here; the ``groups`` of a set of ours come along), a ``DataLoader`` or another
+            iterable of batches, or one tensor of images (or a dict of tensors, as texts have).
         batch_size: of a ``Dataset`` and of tensors.
+        workers: processes that decode a lazy set or read a ``Dataset``; by default one for each core for lazy sets, else 0.
+
+    Raises:
+        InputError: for anything else; DataError: for samples that cannot be read.
     """
-    for batch in _split(source, batch_size):
+    for batch in _split(source, batch_size, workers):
         yield as_batch(batch, device)
 
 
@@ -36,22 +62,76 @@ def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | Non
         yield as_batch(inputs, device)[0]
 
 
-def _split(source: Any, batch_size: int) -> Iterable[Any]:
+def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable[Any]:
     if isinstance(source, Tensor) or _is_inputs(source):
         return split_rows(source, batch_size)
+    if isinstance(source, LazyImages):
+        return LazyLoader(source, _plan_in_order(len(source), batch_size), workers)
     if isinstance(source, Dataset):
-        return DataLoader(source, batch_size=batch_size, generator=torch.Generator())  # leaves the global one alone
+        return _load_in_order(source, batch_size, workers or 0)
     if not isinstance(source, Iterable):
         raise InputError(f"data: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
     return source
 
 
+def _plan_in_order(count: int, batch_size: int) -> Plan:
+    return [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
+
+
+def _load_in_order(data: Dataset[Any], batch_size: int, workers: int) -> Iterator[Any]:
+    loader = DataLoader(data, batch_size, num_workers=workers, generator=torch.Generator())  # leaves the global one alone
+    groups = getattr(data, "groups", None)
+    if not isinstance(groups, Tensor):
+        yield from loader
+        return
+    for at, batch in enumerate(loader):
+        yield as_batch(batch)._replace(groups=groups[at * batch_size : (at + 1) * batch_size])
+
+
+class LazyLoader:
+    """The batches of a lazy set, decoded in processes of their own, the same whatever their number.
+
+    A batch of which no image can be read is left out.
+
+    Args:
+        data: the set.
+        plan: indices of the images of every batch.
+        workers: processes, see :func:`iterate_batches`.
+        least: batches that hold fewer images, because others cannot be read, are left out.
+    """
+
+    def __init__(self, data: LazyImages, plan: Plan, workers: int | None = None, least: int = 1) -> None:
+        self.data, self.plan, self.least = data, plan, least
+        self.workers = choose_workers(workers, len(plan))
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        data, bad, some = self.data, list[str](), False
+        indices = [torch.as_tensor(part) for part in self.plan]
+        rows = [data.rows[part].tolist() for part in indices]
+        for part, found in zip(indices, decode_batches(data.reader, rows, data.shape, self.workers), strict=True):
+            data.check(found)
+            bad += [reason for _, reason in found.bad]
+            if len(found.good) < min(self.least, len(part)) or not found.good:
+                continue
+            some, kept = True, part[found.good]
+            groups = None if data.groups is None else data.groups[kept]
+            yield Batch(data.preprocess.normalise(found.pixels), data.labels[kept], groups)
+        if not some:
+            check_bad(bad, len(bad), skip_bad=True)
+
+
 def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
-    """One batch as ``(inputs, labels or None)``, on ``device`` if one is given."""
+    """One batch, on ``device`` if one is given."""
+    if isinstance(batch, Batch):
+        labels, groups = (None if t is None else t.to(device) for t in batch[1:])
+        return Batch(map_inputs(batch.inputs, lambda t: t.to(device)), labels, groups)
     if isinstance(batch, Tensor) or _is_inputs(batch):
-        return map_inputs(batch, lambda t: t.to(device)), None
+        return Batch(map_inputs(batch, lambda t: t.to(device)), None)
     if isinstance(batch, list | tuple) and len(batch) >= 2 and (isinstance(batch[0], Tensor) or _is_inputs(batch[0])):
-        return map_inputs(batch[0], lambda t: t.to(device)), torch.as_tensor(batch[1]).to(device)
+        return Batch(map_inputs(batch[0], lambda t: t.to(device)), torch.as_tensor(batch[1]).to(device))
     raise InputError(f"data: expected batches of inputs or (inputs, labels), got {type(batch).__name__}")
 
 
@@ -87,6 +167,8 @@ def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -
     mine = ranks.share_of(count)
     if isinstance(source, Dataset):
         rows = range(mine.start * batch_size, min(mine.stop * batch_size, len(source)))  # type: ignore[arg-type]
+        if not rows:
+            return ()
         return source.subset(torch.arange(rows.start, rows.stop)) if hasattr(source, "subset") else Subset(source, rows)
     check_common_order(source, name)
     return islice(_split(source, batch_size), mine.start, mine.stop)
@@ -105,19 +187,27 @@ def check_common_order(source: Any, name: str) -> None:
 
 
 def make_epoch_loader(
-    data: Dataset[Any], batch_size: int, seed: int, workers: int = 0, ranks: Ranks = ALONE
-) -> DataLoader[Any]:
+    data: Dataset[Any],
+    batch_size: int,
+    seed: int,
+    workers: int | None = None,
+    balanced: bool = False,
+    ranks: Ranks = ALONE,
+) -> Loader:
     """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch.
 
     Of several ranks, each gets its rows of every batch.
     """
     count = len(data)  # type: ignore[arg-type]
-    if count == 0:
-        raise InputError("train: the data set is empty: it needs at least one sample")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    groups = [order[i : i + batch_size] for i in range(0, count, batch_size)]
-    if len(groups) > 1 and len(groups[-1]) < batch_size:
-        groups.pop()
-    groups = [rows for group in groups if (rows := group[ranks.rows])]
+    if count < ranks.size:
+        least = "at least one sample" if ranks.size == 1 else f"a sample for each of {ranks.size} processes"
+        raise InputError(f"train: the data set {f'has {count} samples' if count else 'is empty'}: it needs {least}")
+    order = draw_order(data, seed, balanced)
+    plan = [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    if len(plan) > 1 and len(plan[-1]) < batch_size:
+        plan.pop()
+    plan = [batch[ranks.rows] for batch in plan]
+    if isinstance(data, LazyImages):
+        return LazyLoader(data, plan, workers, least=2)  # batch normalisation may need two
     generator = torch.Generator().manual_seed(ranks.vary_seed(seed))
-    return DataLoader(data, batch_sampler=groups, num_workers=workers, generator=generator)
+    return DataLoader(data, batch_sampler=plan, num_workers=workers or 0, generator=generator)

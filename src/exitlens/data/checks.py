@@ -32,6 +32,16 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
     return labels.long()
 
 
+def check_groups(groups: Tensor | None, count: int) -> Tensor | None:
+    """Group ids as ``(N,)`` ``int64``, if there are any; raises :class:`InputError` for another type, shape or number."""
+    if groups is None:
+        return None
+    require(groups, Tensor, "groups")
+    if groups.shape != (count,) or groups.is_floating_point():
+        raise InputError(f"groups: expected ({count},) integers, one per sample; got {tuple(groups.shape)} {groups.dtype}")
+    return groups.long()
+
+
 def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:
     """Raises :class:`DataError` naming the unreadable files, unless they may be skipped and others remain."""
     if bad and (not skip_bad or len(bad) == total):

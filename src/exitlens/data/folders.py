@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,56 +12,53 @@ from torch import Tensor
 
 from exitlens.data.checks import check_bad
 from exitlens.data.images import ImageSet
+from exitlens.data.lazy import LazyImages
+from exitlens.data.loading.listing import list_images, list_names
+from exitlens.data.loading.readers import ImageFiles
+from exitlens.data.loading.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
-from exitlens.modalities.image import read_image
 from exitlens.types import Preprocess
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What was found in a folder: ``bad`` lists the files that could not be read, each with the reason."""
+    """What a folder holds.
 
-    files: tuple[Path, ...]
-    bad: tuple[str, ...] = field(default=())
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files at any depth below ``folder``, sorted; or the one file that ``folder`` is.
-
-    Raises:
-        DataError: if the folder does not exist or holds no image.
+    Attributes:
+        reader: of its images.
+        unreadable: those that could not be read so far: number and reason.
     """
-    if folder.is_file():
-        return [folder]
-    if not folder.is_dir():
-        raise DataError(f"data: no file or folder {folder}: give a folder of images")
-    found = sorted(p for p in folder.rglob("*") if _is_image(p, folder))
-    if not found:
-        raise DataError(f"data: no image files below {folder} (looked for {', '.join(EXTENSIONS)})")
-    return found
 
+    reader: ImageFiles
+    unreadable: Mapping[int, str] = field(repr=False)
 
-def _is_image(path: Path, root: Path) -> bool:
-    """Whether it is named like an image, and neither it nor a folder on the way from ``root`` is hidden."""
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and path.suffix.lower() in EXTENSIONS and path.is_file()
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image files, without those that could not be read so far."""
+        return tuple(Path(self.reader.name(i)) for i in range(len(self.reader)) if i not in self.unreadable)
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """The files that could not be read so far, each with the reason; none before anything was read."""
+        return tuple(self.unreadable.values())
 
 
 def load_folder(
     folder: Path | str, preprocess: Preprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
-) -> tuple[ImageSet, FolderReport]:
-    """Reads ``folder/class/name.png`` (torchvision's ImageFolder convention) into memory.
+) -> tuple[LazyImages, FolderReport]:
+    """Lists ``folder/class/name.png`` (torchvision's ImageFolder convention); images are read when they are asked for.
 
     Args:
         folder: one subfolder per class.
         preprocess: size, mean and standard deviation; the number of means says whether images are grey or colour.
         classes: the names to use, in label order; by default the subfolders, sorted.
-        skip_bad: leave out files that cannot be read and report them, instead of stopping at the end with all of them.
+        skip_bad: leave out files that cannot be read and report them, instead of stopping at the first.
+
+    Returns:
+        The set, and a report that grows as the set is read.
 
     Raises:
-        DataError: no classes, one class, a folder that is no known class, or unreadable files.
+        DataError: no classes, one class, a folder that is no known class, or a class without an image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -73,33 +70,25 @@ def load_folder(
     unknown = [name for name in present if name not in names]
     if unknown:
         raise DataError(f"data: {root} has the class {unknown[0]!r}, the network has not.{suggest(unknown[0], names)}")
-    files = {path: names.index(name) for name in present for path in list_images(root / name)}
+    files = {name: list_names(root / name) for name in present}
     if not files:
         raise DataError(
             f"data: {root} has no image in a class folder ({', '.join(names[:3])}, ...): expected folder/class/name.png"
         )
-    images, report = _read_all(list(files), preprocess, skip_bad)
-    labels = torch.tensor([files[path] for path in report.files])
-    return ImageSet(images, labels, names, preprocess=preprocess), report
+    numbers, counts = [names.index(name) for name in files], [len(found) for found in files.values()]
+    labels = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))
+    reader = ImageFiles(root, (f"{name}/{file}" for name, found in files.items() for file in found), preprocess)
+    data = LazyImages(reader, labels, names, preprocess, skip_bad=skip_bad)
+    return data, FolderReport(reader, data.unreadable)
 
 
 def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> tuple[Tensor, FolderReport]:
-    """Reads every image below ``folder`` as normalised input ``(N,C,H,W)``, whatever the subfolders."""
-    images, report = _read_all(list_images(Path(folder)), preprocess, skip_bad)
-    return preprocess.normalise(images), report
-
-
-def _read_all(files: Sequence[Path], preprocess: Preprocess, skip_bad: bool) -> tuple[Tensor, FolderReport]:
-    """The images ``(N,C,H,W)`` ``uint8`` of the files that can be read, and which those are."""
-    images, kept, bad = [], [], []
-    for path in files:
-        try:
-            images.append(read_image(path, preprocess.size, len(preprocess.mean)))
-            kept.append(path)
-        except DataError as error:
-            bad.append(str(error))
-    check_bad(bad, len(files), skip_bad)
-    return torch.stack(images), FolderReport(tuple(kept), tuple(bad))
+    """Reads every image below ``folder`` into memory, as normalised input ``(N,C,H,W)``, whatever the subfolders."""
+    files = list_images(Path(folder))
+    reader = ImageFiles(Path(), map(str, files), preprocess)
+    found = next(decode_batches(reader, [range(len(files))], (reader.channels, *reader.size)))
+    check_bad([reason for _, reason in found.bad], len(files), skip_bad)
+    return preprocess.normalise(found.pixels), FolderReport(reader, dict(found.bad))
 
 
 def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:

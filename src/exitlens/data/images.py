@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.checks import check_class_labels
+from exitlens.data.checks import check_class_labels, check_groups
 from exitlens.errors import InputError, require
 from exitlens.modalities import IMAGE, Modality
 from exitlens.types import Preprocess
@@ -23,6 +23,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         classes: class names, in label order.
         masks: optional ``(N,H,W)`` ``bool``: where the object is.
         preprocess: how pixels become network input; by default scaled to [-2, 2].
+        groups: optional ``(N,)`` ``int64``: images with the same number belong together.
     """
 
     modality: ClassVar[Modality] = IMAGE
@@ -34,6 +35,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         classes: tuple[str, ...],
         masks: Tensor | None = None,
         preprocess: Preprocess | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         require(images, Tensor, "images")
         if images.ndim != 4 or images.dtype != torch.uint8:
@@ -42,6 +44,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
         self.images, self.masks, self.classes = images, masks, tuple(classes)
         self.labels = check_class_labels(labels, len(images), classes, "image")
+        self.groups = check_groups(groups, len(images))
         channels, size = images.shape[1], (int(images.shape[2]), int(images.shape[3]))
         if preprocess is not None and len(preprocess.mean) != channels:
             raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")
@@ -69,4 +72,5 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     def subset(self, indices: Tensor) -> Self:
         """The images at ``indices`` (``(n,)`` integers) as a set of its own."""
         masks = None if self.masks is None else self.masks[indices]
-        return type(self)(self.images[indices], self.labels[indices], self.classes, masks, self.preprocess)
+        groups = None if self.groups is None else self.groups[indices]
+        return type(self)(self.images[indices], self.labels[indices], self.classes, masks, self.preprocess, groups)

@@ -11,6 +11,8 @@ from typing import Any
 from exitlens.data.fashion import load_fashion, load_scenes
 from exitlens.data.folders import load_folder, load_torchvision
 from exitlens.data.images import ImageSet
+from exitlens.data.lazy import LazyImages
+from exitlens.data.loading.listing import hash_folder
 from exitlens.data.reviews import load_reviews
 from exitlens.data.rows import TABLES, read_bytes
 from exitlens.data.splits import SPLITS, SampleSet, Split, split_set
@@ -112,7 +114,7 @@ class DataSource:
         parts = split_set(data, (0.8, 0.1, 0.1), self.seed)
         return parts[SPLITS.index(split)]
 
-    def _load_folder(self, split: Split, classes: Sequence[str], skip_bad: bool) -> ImageSet:
+    def _load_folder(self, split: Split, classes: Sequence[str], skip_bad: bool) -> LazyImages:
         root = Path(self.name)
         preprocess = Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
         if self.contents and hash_folder(root) != self.contents:
@@ -121,12 +123,6 @@ class DataSource:
             return load_folder(root / split, preprocess, classes=classes, skip_bad=skip_bad)[0]
         data, _ = load_folder(root, preprocess, classes=classes, skip_bad=skip_bad)
         return split_set(data, list(SHARES.values()), self.seed)[SPLITS.index(split)]
-
-
-def hash_folder(root: Path) -> str:
-    """SHA-256 over the sorted relative names of the files below ``root``."""
-    names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def is_text_file(name: str) -> bool:

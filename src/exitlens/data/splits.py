@@ -33,14 +33,14 @@ class Splittable(Protocol):
 
 
 class SampleSet(Splittable, Protocol):
-    """Labelled samples of one kind in memory; item ``i`` is ``(inputs, label)`` without the batch axis."""
+    """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
     modality: ClassVar[Modality]
     masks: Tensor | None  # (N,*S) bool: which locations carry the answer
 
     @property
     def inputs(self) -> Inputs:
-        """All samples as a network's inputs."""
+        """All samples as a network's inputs: of small subsets, where they are not in memory."""
 
     @property
     def preprocess(self) -> Preprocessing:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.folders import list_images, load_folder
+from exitlens.data.folders import load_folder
+from exitlens.data.loading.listing import list_images
 from exitlens.data.sources import DataSource, is_text_file, open_source
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import ImageStream, TextStream

@@ -15,6 +15,7 @@ from exitlens.errors import HeadError, InputError
 from exitlens.modalities import IMAGE, TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.matching import Say
 from exitlens.model.backbones.transformers import read_tokenizer
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.network import ExitNet
@@ -64,8 +65,10 @@ def build_network(
     keep_final: bool = False,
     pretrained: bool = False,
     weights: Path | None = None,
+    strict_weights: bool = False,
     placement: str = "cost",
     head: str = "",
+    say: Say | None = None,
 ) -> ExitNet:
     """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format.
 
@@ -78,8 +81,10 @@ def build_network(
         keep_final: keep the backbone's own classifier as final exit.
         pretrained: start from the library's weights.
         weights: start from a local state dict.
+        strict_weights: every tensor of it has to fit, the classifier too.
         placement: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
         head: kind of exit heads, see :func:`attach`; empty means ``context`` for images and ``evidence`` for texts.
+        say: called with a line on what was loaded of given weights, and for each kind of tensor that was not.
 
     Raises:
         InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
@@ -90,10 +95,12 @@ def build_network(
     example = train.first(1).inputs
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
-    plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary)
+    plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary, say=say)
     _check_reads(plain, backbone, train)
     if weights is not None:
-        load_weights(plain, weights)
+        report = load_weights(plain, weights, strict=strict_weights)
+        if say is not None:
+            say(str(report))
     at = _choose_exits(plain, exits, placement)
     how: dict[str, Any] = {"final": "keep" if keep_final else "head", "placement": placement}
     how["head"] = head or train.modality.head

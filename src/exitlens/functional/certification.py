@@ -20,13 +20,13 @@ from scipy.optimize import isotonic_regression
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from exitlens.functional.pvalues import SPARE, Array, betting, binomial, hoeffding_bentkus, paired
+from exitlens.functional.pvalues import SAFE, SPARE, Array, betting, binomial, group_betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.search import Cuts, find_frontier, quantise
 from exitlens.types.calibrations import Certification, RiskTest
 
-Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting"]
+Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting"]
 TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
     "binary": ("binomial",),
     "ternary": ("paired", "betting"),
@@ -47,10 +47,10 @@ class SequenceResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A threshold vector with its mean cost on the first part, and mean, variance and number of each risk's losses there.
+    """A threshold vector with its mean cost on the first part, and mean, variance and number of each risk's units there.
 
     ``smoothed_losses`` are the means of the losses above 0 after :func:`smooth_losses`: gains do not make up for losses. The
-    share of samples that leave early counts as the loss of one more sample, so that of two vectors without any loss the one
+    share of samples that leave early counts as the loss of one more unit, so that of two vectors without any loss the one
     that lets fewer samples leave is the safer.
     """
 
@@ -105,11 +105,12 @@ def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
 
 def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:
     exits = find_first_firing(index, cuts)
-    losses = [risk.losses(exits).double() for risk in risks]
+    losses = [risk.units(exits).double() for risk in risks]
     means = [one.mean().item() if len(one) else 1.0 for one in losses]
     variances = [one.var(correction=0).item() if len(one) else 0.0 for one in losses]
     early = (exits < len(cost) - 1).double().mean().item()
-    smoothed = tuple(select_exits(one, exits).double().mean().item() + early / len(index) for one in smoothed_losses)
+    count = len(index) if risks[0].groups is None else len(risks[0].groups.unique())
+    smoothed = tuple(select_exits(one, exits).double().mean().item() + early / count for one in smoothed_losses)
     price = cost[exits].double().mean().item()
     return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), smoothed)
 
@@ -155,7 +156,7 @@ def choose_tests(
     rows = rows[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
     chosen = []
     for i, risk in enumerate(risks):
-        tests = TESTS[risk.kind]
+        tests = TESTS[risk.kind] if risk.groups is None else ("group_betting",)
         if len(tests) > 1 and path:
             limits = [one.limit for one in risks]
             nearest = min(path, key=lambda one: abs(approximate_p_values(one, limits)[i] - delta))
@@ -186,16 +187,18 @@ def run_fixed_sequence_test(
 
 
 def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> RiskTest:
-    losses = risk.losses(exits)
-    if not len(losses):
-        return RiskTest(risk.name, risk.limit, test, 0, None, 1.0)
-    mean = losses.double().mean().item()
-    return RiskTest(risk.name, risk.limit, test, len(losses), mean, p_value(losses, risk, test, delta))
+    samples, units = len(risk.losses(exits)), risk.units(exits)
+    groups = None if risk.groups is None else len(units)
+    if not samples:
+        return RiskTest(risk.name, risk.limit, test, 0, None, 1.0, groups)
+    return RiskTest(risk.name, risk.limit, test, samples, risk.mean(exits), p_value(units, risk, test, delta), groups)
 
 
 def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (n,), n > 0
     """The p-value of the null hypothesis "the mean of these losses is above the risk's limit"."""
     values, count = losses.double().numpy(), len(losses)
+    if test == "group_betting":
+        return group_betting(values, risk.limit, delta)
     if test == "paired":
         more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
         return float(paired(np.array([more]), np.array([fewer]), count, risk.limit, spare=spare)[0])
@@ -207,7 +210,7 @@ def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (
 
 
 def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:
-    """About how many samples the second part needs for the vector of the path that is easiest to accept.
+    """About how many samples (groups, where there are some) the second part needs for the easiest vector of the path.
 
     From means and variances on the first part, by the normal approximation, and never fewer than a test that sees no loss
     at all would need. ``None`` if every vector has a risk above its limit there: no number would do.
@@ -219,13 +222,27 @@ def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], de
             room = risk.limit - mean
             if room < 1e-9:  # its mean is not even below the limit
                 break
-            share = 1.0 if risk.rows is None else max(1, int(risk.rows.sum())) / len(risk.rows)
-            lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if 1e-12 < risk.limit < 1 else 1.0
-            needed = max(lossless, (ndtri(delta) / room) ** 2 * variance) / share
-            most = max(most, math.ceil(needed))
+            most = max(most, math.ceil(_count_needed(risk, room, variance, delta)))
         else:
             best = most if best is None else min(best, most)
     return best
+
+
+def _count_needed(risk: Risk, room: float, variance: float, delta: float) -> float:
+    if risk.groups is None:
+        share = 1.0 if risk.rows is None else max(1, int(risk.rows.sum())) / len(risk.rows)
+        lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if 1e-12 < risk.limit < 1 else 1.0
+        return float(max(lossless, (ndtri(delta) / room) ** 2 * variance) / share)
+    there = risk.groups if risk.rows is None else risk.groups[risk.rows]
+    sizes = there.unique(return_counts=True)[1].double()
+    counts_as = 1.0 if risk.largest is None or not len(sizes) else sizes.mean().item() / risk.largest
+    gain = math.log1p(SAFE * counts_as * risk.limit / (1 - risk.limit)) if 1e-12 < risk.limit < 1 else math.inf
+    # a bettor with the best stake needs twice log(1 / delta) times the variance over the squared room
+    return (
+        max(math.log(1 / delta) / gain, 2 * math.log(1 / delta) * variance / room**2)
+        * len(risk.groups.unique())
+        / max(1, len(sizes))
+    )
 
 
 def certify(
@@ -241,24 +258,30 @@ def certify(
     tests = choose_tests(levels.index, theirs, path, len(second), delta)
     found = run_fixed_sequence_test(levels.apply(scores[second]), ours, path, tests, delta)
     record = Certification(delta, len(first), len(path), found.steps, found.tests)
+    groups, units = risks[0].groups, f"{len(scores)} samples"
+    if groups is not None:
+        record = replace(record, path_groups=len(groups[first].unique()), largest_group=risks[0].largest)
+        units = f"{len(groups.unique())} groups"
     if found.cuts is not None:
         return levels.thresholds(found.cuts), record
     needed = estimate_samples_needed(theirs, path, delta)
     total = None if needed is None else max(FEWEST, math.ceil(needed / (1 - PATH_SHARE)))
-    reason = _explain_refusal(found.tests, len(scores), total) if scores.shape[1] else "the network has no early exits"
+    reason = _explain_refusal(found.tests, units, total) if scores.shape[1] else "the network has no early exits"
     return (math.inf,) * scores.shape[1], replace(record, reason=reason, samples_needed=total)
 
 
-def _explain_refusal(tests: Sequence[RiskTest], samples: int, needed: int | None) -> str:
+def _explain_refusal(tests: Sequence[RiskTest], units: str, needed: int | None) -> str:
+    """``units``: how many samples or groups there are, and which of the two."""
     if not tests:
-        return f"no early answer kept every limit on the {samples} samples: train longer, or raise a limit"
-    worst = max(tests, key=lambda test: test.p_value)
-    seen = "none of its samples was there" if worst.mean is None else f"seen {worst.mean:.4g} in {worst.samples} samples"
+        return f"no early answer kept every limit on the {units}: train longer, or raise a limit"
+    worst, (count, unit) = max(tests, key=lambda test: test.p_value), units.split()
+    where = f"{worst.samples} samples" if worst.groups is None else f"{worst.groups} groups, {worst.samples} samples"
+    seen = "none of its samples was there" if worst.mean is None else f"seen {worst.mean:.4g} in {where}"
     what = f"{worst.name} could not be shown to be at most {worst.limit:g} ({seen}, p-value {worst.p_value:.2g})"
     if worst.limit == 0:
         return f"{what}: that nothing at all is lost can never be shown from samples: raise the limit"
     if needed is None:
-        return f"{what}: on the samples that chose the policy it was above the limit, so more samples would not help"
-    if needed <= samples:
-        return f"{what}: about {needed} samples should do on average, so this draw was unlucky, or the limit is at the edge"
-    return f"{what}: about {needed} samples would be needed"
+        return f"{what}: on the samples that chose the policy it was above the limit, so more {unit} would not help"
+    if needed <= int(count):
+        return f"{what}: about {needed} {unit} should do on average, so this draw was unlucky, or the limit is at the edge"
+    return f"{what}: about {needed} {unit} would be needed"

@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Drift:
             measured it; else ``None``.
         evidence: how many times the bet against "nothing changed" has multiplied its stake, at most so far.
         alarm: whether that reached ``1 / false_alarm``. since: the sample at which it did.
+        groups: how many came, where they are counted: shares and confidences are then of the first sample of each.
     """
 
     samples: int
@@ -44,17 +45,20 @@ class Drift:
     evidence: float
     alarm: bool
     since: int | None
+    groups: int | None = None
 
     @property
     def summary(self) -> str:
         """In plain words."""
+        of = f"{self.samples}" if self.groups is None else f"{self.samples} in {self.groups} groups"
         shares = f"exit shares {_words(self.exit_shares, 1)}, expected {_words(self.expected_shares, 1)}"
         if self.alarm:
             return (
-                f"drift: seen since sample {self.since} of {self.samples} ({shares}): calibrate again, unless the samples "
+                f"drift: seen since sample {self.since} of {of} ({shares}): calibrate again, unless the samples "
                 "only come in another order, such as sorted by class"
             )
-        return f"no drift seen in {self.samples} samples ({shares}; evidence {self.evidence:.3g})"
+        seen = f"{self.samples} samples" + ("" if self.groups is None else f" of {self.groups} groups")
+        return f"no drift seen in {seen} ({shares}; evidence {self.evidence:.3g})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -73,6 +77,10 @@ class Monitor:
 
     The order in which samples come matters: a folder sorted by class is not exchangeable. The thresholds were chosen on the
     calibration samples, which therefore fit them a little better than new ones do; docs/guarantees.md says what that does.
+
+    Samples of one group (see :class:`~exitlens.Trace`) are not exchangeable with those of another. With groups, only the
+    first sample of each is counted, among the first ones of the calibration's groups: these are, if the samples of a group
+    come in the same kind of order. The ids that were seen are kept.
 
     Args:
         policy: from :func:`exitlens.calibrate`, and unchanged since.
@@ -105,17 +113,22 @@ class Monitor:
         self._starts = [sum(len(counts) for counts in expected[:k]) for k in range(len(expected))]
         self._shares = [0] * len(expected)
         self._rng = random.Random(seed)
-        self._samples, self._sum = 0, 0.0
+        self._samples, self._units, self._sum = 0, 0, 0.0
+        self._groups: set[Hashable] | None = None if policy.calibration.groups is None else set()
         self._divergence, self._measured = 0.0, 0
         self._wealth = [-math.inf] * (2 * len(_STAKES))  # logarithms, by kind of bet
         self._unspent, self._blocks, self._most = 1.0, 0, 0.0
         self._since: int | None = None
 
-    def update(self, pred: Prediction) -> Drift:
+    def update(self, pred: Prediction, groups: Tensor | Sequence[Hashable] | None = None) -> Drift:
         """Counts predictions, in the order in which the samples came; warns once, by :class:`DriftWarning`, on alarm.
 
+        Args:
+            pred: of the next samples.
+            groups: the group of each of them, ``(B,)`` integers or names; needed where the calibration counted groups.
+
         Raises:
-            InputError: for predictions of a network with another number of exits.
+            InputError: for predictions of a network with another number of exits, or groups that do not fit.
         """
         require(pred, Prediction, "pred", "what exitlens.predict returns")
         exits, scores = pred.exits.tolist(), pred.confidence.double().tolist()
@@ -124,14 +137,16 @@ class Monitor:
         if not all(math.isfinite(score) for score in scores):
             raise InputError("pred: expected finite confidences, got NaN or Inf")
         before = self._since
-        for exit_, score in zip(exits, scores, strict=True):
-            self._count(exit_, score)
+        for exit_, score, is_new in zip(exits, scores, self._find_new(groups, len(exits)), strict=True):
+            self._samples += 1
+            if is_new:
+                self._count(exit_, score)
         if pred.last_divergence is not None:
             known = pred.last_divergence[~pred.last_divergence.isnan()].double()
             self._divergence += known.sum().item()
             self._measured += len(known)
         if before is None and self._since is not None:
-            shares = _words(self._shares, self._samples)
+            shares = _words(self._shares, self._units)
             warnings.warn(
                 f"drift: the samples no longer look like those of the calibration (seen since sample {self._since}; exit "
                 f"shares {shares}, expected {_words(self._expected, 1)}): the policy's promises do not hold for them: "
@@ -141,24 +156,50 @@ class Monitor:
             )
         return self.state()
 
-    def watch(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """Passes predictions on, and updates with each."""
+    def watch(
+        self, predictions: Iterable[Prediction], groups: Iterable[Tensor | Sequence[Hashable]] | None = None
+    ) -> Iterator[Prediction]:
+        """Passes predictions on, and updates with each, and with the next of ``groups`` where there are some."""
+        ids = None if groups is None else iter(groups)
         for pred in predictions:
-            self.update(pred)
+            self.update(pred, None if ids is None else next(ids, None))
             yield pred
 
     def state(self) -> Drift:
         """What is known now."""
-        count, since = max(1, self._samples), self._since
+        count, since = max(1, self._units), self._since
         shares = tuple(share / count for share in self._shares)
         confidences = self._sum / count, self._expected_confidence
         divergence = self._divergence / self._measured if self._measured else None
         evidence = math.exp(min(self._most, 700.0))
-        return Drift(self._samples, shares, self._expected, *confidences, divergence, evidence, since is not None, since)
+        groups = None if self._groups is None else len(self._groups)
+        alarm = since is not None
+        return Drift(self._samples, shares, self._expected, *confidences, divergence, evidence, alarm, since, groups)
+
+    def _find_new(self, groups: Tensor | Sequence[Hashable] | None, count: int) -> list[bool]:
+        """Which of the samples are the first of their group, all where there are no groups."""
+        if groups is None:
+            if self._groups is not None:
+                raise InputError(
+                    "groups: the calibration, or an earlier update, counted groups: give the group of each sample, too"
+                )
+            return [True] * count
+        ids: list[Hashable] = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+        if len(ids) != count:
+            raise InputError(f"groups: expected one for each of the {count} samples, got {len(ids)}")
+        if self._groups is None:
+            if self._samples:
+                raise InputError("groups: earlier updates had none: give them with every update, or with none")
+            self._groups = set()
+        seen, found = self._groups, []
+        for one in ids:
+            found.append(one not in seen)
+            seen.add(one)
+        return found
 
     def _count(self, exit_: int, score: float) -> None:
         self._shares[exit_] += 1
-        self._samples += 1
+        self._units += 1
         self._sum += score
         cell = self._starts[exit_] + find_cell(self._edges[exit_], score)
         self._cells[cell] += 1
@@ -167,7 +208,7 @@ class Monitor:
 
     def _bet(self, u: float) -> None:
         """``u`` is uniform in [0, 1] if nothing changed; every factor then has mean 1."""
-        if self._samples % _EVERY == 1:
+        if self._units % _EVERY == 1:
             share = 1 / ((self._blocks + 2) * math.log(self._blocks + 2) ** 2 * _TOTAL)
             self._blocks += 1
             self._unspent = max(0.0, self._unspent - share)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -113,6 +113,10 @@ class EGTLoss:
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
+        label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567).
+        class_weights: C positive numbers: a sample's cross-entropy counts as much as its class's number says. The mean is
+            over samples, not over weights as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for
+            :func:`exitlens.fit`, which counts the training labels: N / (C * samples of the class).
     """
 
     weight: float = 1.0
@@ -121,6 +125,8 @@ class EGTLoss:
     exit_weights: tuple[float, ...] | None = None
     ramp_share: float = 1.0
     distill: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
 
     def __post_init__(self) -> None:
         check_choice(self.of, self.distance)
@@ -132,6 +138,10 @@ class EGTLoss:
             raise InputError(f"ramp_share: expected a share in [0, 1], got {self.ramp_share}")
         if self.exit_weights is not None and (min(self.exit_weights) < 0 or sum(self.exit_weights) <= 0):
             raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing: expected a share in [0, 1), got {self.label_smoothing}")
+        if self.class_weights is not None and self.class_weights != "balanced":
+            object.__setattr__(self, "class_weights", _as_weights(self.class_weights))
 
     def __call__(
         self, outputs: Sequence[ExitOutput], labels: Tensor, progress: float = 1.0, features: Sequence[Tensor] | None = None
@@ -145,10 +155,8 @@ class EGTLoss:
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
         """
         self._check(outputs, labels, features)
-        weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
         alpha = ramp(progress, self.ramp_share)
-        terms = [w * F.cross_entropy(out.logits.float(), labels) for w, out in zip(weights, outputs, strict=True)]
-        classification = torch.stack(terms).mean()
+        classification = self.classify(outputs, labels)
         consistency = distillation = classification.new_zeros(())
         if self.weight > 0:
             maps = self._maps(outputs, labels, features)
@@ -157,6 +165,22 @@ class EGTLoss:
             distillation = distillation_loss(outputs)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
+
+    def classify(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
+        """The classification term: the weighted mean of the exits' cross-entropies."""
+        weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
+        terms = [w * self._cross_entropy(out.logits.float(), labels) for w, out in zip(weights, outputs, strict=True)]
+        return torch.stack(terms).mean()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if isinstance(self.class_weights, str) or len(self.class_weights) != logits.shape[1]:
+            raise InputError(
+                f"class_weights: expected {logits.shape[1]} numbers, one per class, got {self.class_weights!r:.60}"
+            )
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        return (each * torch.tensor(self.class_weights, device=logits.device)[labels]).mean()
 
     def target(self, maps: Sequence[Tensor]) -> Tensor:
         """What the early maps are pulled towards: the final map, detached. Other targets are for experiments."""
@@ -175,3 +199,13 @@ class EGTLoss:
             raise InputError(f"exit_weights: expected {len(outputs)} numbers, one per exit, got {self.exit_weights}")
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
+
+
+def _as_weights(values: Iterable[float]) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"class_weights: expected 'balanced' or a number per class, got {values!r:.60}") from error
+    if not weights or not all(0 < w < float("inf") for w in weights):
+        raise InputError(f"class_weights: expected finite numbers above 0, got {weights!r:.60}")
+    return weights

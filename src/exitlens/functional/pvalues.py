@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv, gammaln, xlog1py, xlogy
 
 Array = NDArray[np.float64]
+SAFE = 0.97  # of the stake with which a single loss of 1 takes all
 SPARE = 1e-3  # of the level, for the rate of differing pairs in the paired test
 
 
@@ -53,6 +54,25 @@ def betting(losses: Array, limit: float, level: float) -> Array:  # (P,n) -> (P,
     stake = np.minimum(1.0, np.sqrt(2 * math.log(1 / level) / (count * before)))
     wealth = np.log1p(stake * (limit - losses)).cumsum(1).max(1)
     return np.asarray(np.minimum(1.0, np.exp(-wealth)))
+
+
+def group_betting(values: Array, limit: float, level: float) -> float:  # (n,) -> ()
+    """For values of at most 1, such as means of groups: as :func:`betting`, with stakes up to the largest that is safe.
+
+    The factors ``1 + stake (limit - value)`` need no lower end of the values, so losses that may be gains (-1) are not moved
+    into [0, 1], which would halve the largest stake and so double the groups that a test without any loss takes. The stake
+    comes from the mean and variance so far, which start at the limit and at 0.05; the bet is valid whatever they are, if
+    the values come in an order that says nothing about them.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if limit >= 1:
+        return 0.0
+    seen = np.arange(1, len(values) + 1)
+    means = (limit + values.cumsum()) / (1 + seen)
+    spread = (0.05 + ((values - means) ** 2).cumsum()) / (1 + seen)
+    before = np.concatenate([[0.05], spread[:-1]])
+    stake = np.minimum(SAFE / (1 - limit), np.sqrt(2 * math.log(1 / level) / (len(values) * before)))
+    return float(min(1.0, np.exp(-np.log1p(stake * (limit - values)).cumsum().max())))
 
 
 def paired(

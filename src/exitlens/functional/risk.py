@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.functional.groups import average_groups, weigh_samples
 from exitlens.types import SCORES, Trace
 
 
@@ -21,6 +22,8 @@ class Risk:
         limit: on the mean, in [0, 1].
         kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].
         rows: ``(N,)`` bool: the samples whose mean it is; ``None``: all.
+        groups: ``(N,)`` integers in an order that says nothing about the losses; ``None``: all samples are independent.
+        largest: a group counts as its size, at most as this; ``None``: every group counts the same.
     """
 
     name: str
@@ -28,21 +31,62 @@ class Risk:
     limit: float
     kind: Literal["binary", "ternary", "unit"]
     rows: Tensor | None = None
+    groups: Tensor | None = None
+    largest: int | None = None
 
     def at(self, where: Tensor) -> Risk:
         """The same risk on some of the samples (indices)."""
-        return Risk(self.name, self.values[where], self.limit, self.kind, None if self.rows is None else self.rows[where])
+        rows, groups = (None if one is None else one[where] for one in (self.rows, self.groups))
+        return replace(self, values=self.values[where], rows=rows, groups=groups)
+
+    def name_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Risk:
+        """The same risk with groups; of different size, they count as that, at most as the largest among ``first``."""
+        there = groups[first] if self.rows is None else groups[first][self.rows[first]]
+        largest = int(there.unique(return_counts=True)[1].max()) if len(there) else 1
+        return replace(self, groups=groups, largest=None if equal else largest)
 
     def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
         """What the samples that it is about lose at the exits they take."""
         found = select_exits(self.values, exits)
         return found if self.rows is None else found[self.rows]
 
+    def mean(self, exits: Tensor) -> float:  # (N,)
+        """The risk on these samples; NaN where it is about none of them."""
+        losses = self.losses(exits).double()
+        if self.groups is None:
+            return losses.mean().item()
+        return (losses * weigh_samples(self._their_groups(), self.largest)).mean().item()
+
+    def units(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)
+        """A value for each independent unit, at most 1: the risk is above its limit exactly where their mean is.
+
+        A unit is a sample or a group. A group's value is the mean of its losses, drawn towards the limit as far as it counts
+        for less than the largest: of groups with sizes n and means m, the ratio E[n m] / E[n] is above the limit exactly
+        where E[limit + n (m - limit) / largest] is.
+        """
+        losses = self.losses(exits)
+        if self.groups is None:
+            return losses
+        means, sizes = average_groups(losses, self._their_groups())
+        if self.largest is None:
+            return means
+        return self.limit + sizes.clamp_max(self.largest) / self.largest * (means - self.limit)
+
     def column(self) -> Tensor:  # -> (N,K)
         """Values whose mean over all samples is the risk."""
+        found = self.values
+        if self.groups is not None:
+            weights = found.new_zeros(len(found))
+            where = slice(None) if self.rows is None else self.rows
+            weights[where] = weigh_samples(self._their_groups(), self.largest).to(found.dtype)
+            found = found * weights[:, None]
         if self.rows is None:
-            return self.values
-        return self.values * self.rows[:, None] * (len(self.rows) / max(1, int(self.rows.sum())))
+            return found
+        return found * self.rows[:, None] * (len(self.rows) / max(1, int(self.rows.sum())))
+
+    def _their_groups(self) -> Tensor:
+        assert self.groups is not None
+        return self.groups if self.rows is None else self.groups[self.rows]
 
 
 def predictions(trace: Trace) -> Tensor:  # -> (N,K)

@@ -152,7 +152,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost:
 
     def keeps_limits(cuts: Cuts) -> bool:
         exits = find_first_firing(levels.index, cuts)
-        return all(risk.losses(exits).double().mean().item() <= risk.limit + 1e-12 for risk in risks)
+        return all(risk.mean(exits) <= risk.limit + 1e-12 for risk in risks)
 
     columns = [risk.column() for risk in risks if risk.rows is None]
     if len(risks) > 1 or not columns:

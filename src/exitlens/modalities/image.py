@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -66,14 +68,24 @@ def read_image(
     Raises:
         DataError: as :func:`open_picture` does.
     """
-    picture = open_picture(path, channels, max_pixels)
+    return _to_pixels(open_picture(path, channels, max_pixels), size, channels)
+
+
+def decode_image(content: bytes, name: str, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
+    """As :func:`read_image`, of the bytes of a file that errors call ``name``."""
+    return _to_pixels(open_picture(io.BytesIO(content), channels, name=name), size, channels)
+
+
+def _to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:
     if size is not None and picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.asarray(picture).copy())
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
-def open_picture(path: Path, channels: int = 3, max_pixels: int = MAX_PIXELS, longest: int | None = None) -> Image.Image:
+def open_picture(
+    file: Path | BinaryIO, channels: int = 3, max_pixels: int = MAX_PIXELS, longest: int | None = None, name: str = ""
+) -> Image.Image:
     """Decodes one image file, in grey (1 channel) or colour (3).
 
     The orientation tag of cameras is followed; transparency is dropped, as torchvision's ImageFolder does; 16-bit grey is
@@ -81,14 +93,15 @@ def open_picture(path: Path, channels: int = 3, max_pixels: int = MAX_PIXELS, lo
 
     Args:
         longest: pixels of the longer side at most: larger pictures are shrunk, as early as their format allows.
+        name: of the file, for errors; by default its path.
 
     Raises:
         DataError: for a file that is missing, truncated, not an image of a known format, or of more than ``max_pixels``.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels is over the limit of {max_pixels:,}")
+                raise DataError(f"{name or file}: {image.width} x {image.height} pixels is over the limit of {max_pixels:,}")
             if longest is not None:
                 image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
                 if image.mode in ("L", "RGB", "CMYK"):
@@ -97,7 +110,8 @@ def open_picture(path: Path, channels: int = 3, max_pixels: int = MAX_PIXELS, lo
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
-        raise DataError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+        said = str(error).replace(repr(file), repr(name)) if name else str(error)
+        raise DataError(f"{name or file}: cannot be read as an image ({type(error).__name__}: {said})") from error
     if longest is not None:
         picture.thumbnail((longest, longest))
     return picture

@@ -10,11 +10,15 @@ from exitlens.errors import PolicyError
 from exitlens.types.traces import Trace
 
 FORMAT = 2  # of Calibration.to_dict
+WITH_GROUPS = 3  # the same, of a calibration on groups
 
 
 @dataclass(frozen=True)
 class RiskTest:
-    """The test of one risk, on samples that did not propose the policy; ``mean`` is ``None`` where there were none."""
+    """The test of one risk, on samples that did not propose the policy; ``mean`` is ``None`` where there were none.
+
+    ``groups``: how many independent groups these samples come in; ``None`` where all samples are independent.
+    """
 
     name: str
     limit: float
@@ -22,6 +26,7 @@ class RiskTest:
     samples: int
     mean: float | None
     p_value: float
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,9 @@ class Certification:
         path_length: policies on the path. steps_tested: how many of them were tested.
         tests: of the accepted policy; where there is none, of the first that was refused.
         reason: why the early exits never fire; empty where a policy was accepted.
-        samples_needed: about how many samples a certificate would take, where that is known.
+        samples_needed: about how many samples (groups, where there are some) a certificate would take, where that is known.
+        path_groups: how many groups proposed the path; ``None`` where all samples are independent.
+        largest_group: a group counts as its size, at most as this; ``None``: every group counts the same.
     """
 
     delta: float
@@ -44,6 +51,8 @@ class Certification:
     tests: tuple[RiskTest, ...]
     reason: str = ""
     samples_needed: int | None = None
+    path_groups: int | None = None
+    largest_group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Calibration:
         fitted_on: the samples that the temperatures were fitted on, through all policies that handed them on.
         reference: for the drift monitor; ``None`` in records older than it.
         certification: ``None`` where the limits hold on these samples only (empirical mode).
+        groups: how many independent groups the samples come in; ``None`` where all samples are independent.
     """
 
     limits: Mapping[str, float]
@@ -105,10 +115,18 @@ class Calibration:
     fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
     reference: DriftReference | None = field(default=None, repr=False)
     certification: Certification | None = None
+    groups: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"format": FORMAT, **asdict(self)}
+        """JSON-ready; without groups as versions that know none wrote it."""
+        if self.groups is not None:
+            return {"format": WITH_GROUPS, **asdict(self)}
+        found = {name: value for name, value in asdict(self).items() if name != "groups"}
+        if (tested := found["certification"]) is not None:
+            kept = {name: value for name, value in tested.items() if name not in ("path_groups", "largest_group")}
+            tests = tuple({k: v for k, v in test.items() if k != "groups"} for test in tested["tests"])
+            found["certification"] = kept | {"tests": tests}
+        return {"format": FORMAT, **found}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -119,8 +137,9 @@ class Calibration:
         """
         try:
             found = dict(values) if "format" in values else _rename_former(values)
-            if found.pop("format") != FORMAT:
-                raise PolicyError(f"calibration: expected format {FORMAT}, got {values['format']}: update exitlens")
+            if found.pop("format") not in (FORMAT, WITH_GROUPS):
+                known = f"expected format {FORMAT} or {WITH_GROUPS}"
+                raise PolicyError(f"calibration: {known}, got {values['format']}: update exitlens")
             found["limits"] = dict(found["limits"])
             found["fitted_on"] = tuple(SampleSketch(s["data"], tuple(s["sketch"])) for s in found.get("fitted_on", ()))
             if found.get("classes") is not None:

@@ -9,6 +9,7 @@ _TESTS = {
     "paired": "exact test for pairs",
     "hoeffding_bentkus": "Hoeffding-Bentkus bound",
     "betting": "betting bound",
+    "group_betting": "betting bound on means of groups",
 }
 
 
@@ -33,18 +34,39 @@ def write_certificate(record: Calibration | None, network: str) -> str:
         _promise(name, limit, record.classes) for name, limit in record.limits.items() if name != "max_cost"
     )
     where = f" {network}" if network else ""
+    drawn, tests = _name_data(record, tested)
     text = (
-        f"With {sure} confidence, on new data drawn like the {record.samples:,} calibration samples, the network{where} "
-        f"under this policy {promises}. This was tested on {record.samples - tested.path_samples:,} samples that did not "
-        f"propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost {100 * record.cost:.3g} % of "
-        "the full network's."
+        f"With {sure} confidence, on {drawn}, the network{where} under this policy {promises}. This was tested on {tests} "
+        f"that did not propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost "
+        f"{100 * record.cost:.3g} % of the full network's."
     )
+    if record.groups is not None:
+        text += " Only groups count as independent. " + _weigh_groups(tested.largest_group)
     if record.distinct_samples == record.samples:
         return text
+    once = "distinct" if record.groups is None else "in one group only"
     return (
-        f"{text} But only {record.distinct_samples:,} of the samples are distinct: repeated samples are not independent "
+        f"{text} But only {record.distinct_samples:,} of the samples are {once}: repeated samples are not independent "
         "draws, and the promise does not count for them."
     )
+
+
+def _name_data(record: Calibration, tested: Certification) -> tuple[str, str]:
+    """What the promise is about, and what tested it."""
+    rest = record.samples - tested.path_samples
+    if record.groups is None or tested.path_groups is None:
+        return f"new data drawn like the {record.samples:,} calibration samples", f"{rest:,} samples"
+    return (
+        f"new groups drawn like the {record.groups:,} groups of the calibration ({record.samples:,} samples)",
+        f"{record.groups - tested.path_groups:,} groups ({rest:,} samples)",
+    )
+
+
+def _weigh_groups(largest: int | None) -> str:
+    if largest is None:
+        return "Every group counts the same, large or small: the means are over groups."
+    more = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}"
+    return f"A group counts as many times as it has samples, but one of more than {more}."
 
 
 def _promise(name: str, limit: float, classes: tuple[int, int] | None) -> str:

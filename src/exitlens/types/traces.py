@@ -28,6 +28,8 @@ class Trace:
         uniform_null: by name ``(N,K)``: the same for a uniform map.
         gate_features: ``(N,K-1,2)`` in [0, 1], what a :class:`~exitlens.types.Gate` estimates from: the entropy of every
             early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
+        groups: ``(N,)`` integers: samples with the same id belong together (frames of one video, pictures of one patient),
+            and only those of different groups are independent; ``None``: all samples are.
 
     Raises:
         InputError: where shapes, ranges or values do not fit.
@@ -42,6 +44,7 @@ class Trace:
     null: Mapping[str, Tensor] = field(default_factory=dict)
     uniform_null: Mapping[str, Tensor] = field(default_factory=dict)
     gate_features: Tensor | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
@@ -61,6 +64,11 @@ class Trace:
             if labels.min() < 0 or labels.max() >= c:
                 raise InputError(f"labels: expected values in [0, {c}), got {int(labels.min())} to {int(labels.max())}")
             object.__setattr__(self, "labels", labels.long())
+        if self.groups is not None:
+            groups = _as_tensor(self.groups, "groups", f"({n},) integers")
+            if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+                raise InputError(f"groups: expected ({n},) integers, got {tuple(groups.shape)} {groups.dtype}")
+            object.__setattr__(self, "groups", groups.long())
         shapes = {"logits": (n, k, c), "divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2)}
         for name, shape in shapes.items():
             value = getattr(self, name)
@@ -80,6 +88,11 @@ class Trace:
         """K, the final exit included."""
         return self.logits.shape[1]
 
+    @property
+    def num_groups(self) -> int:
+        """How many independent groups there are: N where no groups were named."""
+        return len(self) if self.groups is None else len(self.groups.unique())
+
     def __len__(self) -> int:
         return self.logits.shape[0]
 
@@ -87,7 +100,8 @@ class Trace:
         n, k, c = self.logits.shape
         kind = "unlabelled" if self.labels is None else "labelled"
         of = f" of network {self.network}" if self.network else ""
-        return f"Trace({n:,} {kind} samples, {k} exits, {c} classes{of})"
+        groups = "" if self.groups is None else f" in {self.num_groups:,} groups"
+        return f"Trace({n:,} {kind} samples{groups}, {k} exits, {c} classes{of})"
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table

@@ -11,12 +11,13 @@ from torch import Tensor
 from exitlens.errors import CalibrationError, InputError, require
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
+from exitlens.functional.groups import find_firsts, shuffle_groups, split_groups
 from exitlens.functional.risk import Risk, check_limits, list_risks, select_exits
 from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.scores import fit_temperatures, score
 from exitlens.functional.search import choose_gate, find_cheapest, find_safest, quantise
 from exitlens.types import Calibration, Policy, Trace
-from exitlens.types.calibrations import SampleSketch
+from exitlens.types.calibrations import DriftReference, SampleSketch
 
 
 def calibrate(
@@ -32,6 +33,7 @@ def calibrate(
     temperature_scaling: bool = True,
     temperatures: Policy | None = None,
     gate: bool = False,
+    equal_groups: bool = False,
     seed: int = 0,
 ) -> Policy:
     """Chooses per-exit thresholds on a trace.
@@ -46,8 +48,11 @@ def calibrate(
     ``policy.calibration`` records what was promised and by which tests; ``policy.certificate()`` says it in two sentences.
     Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
 
+    Where the trace names groups, only these are independent: whole groups propose or test, each test has one value for a
+    group, and the promise is about the samples of new groups.
+
     Args:
-        trace: independent samples of the data to come, not used for training, and not to be used for testing.
+        trace: independent samples (or groups of them) of the data to come, not used for training or testing.
         max_accuracy_drop: limit in [0, 1] on final accuracy minus routed accuracy; needs labels.
         max_class_accuracy_drop: the same for the samples of every class; needs labels.
         max_disagreement: limit in [0, 1] on the share of answers that differ from the final exit's.
@@ -61,13 +66,17 @@ def calibrate(
         gate: also fit a :class:`~exitlens.types.Gate`, which lets exits fire only where their map is estimated to be near
             the final one, and keep it if it makes the policy cheaper; needs ``max_divergence``. Fitted on the same samples
             as the temperatures.
-        seed: of the split into samples that propose the path and samples that test it.
+        equal_groups: certify means over groups, large or small: of a sample in a new group drawn at random. By default a
+            group counts as its size, so that the promise is about new samples, as reports measure it; a group larger than
+            all that proposed the path counts as the largest of them.
+        seed: of the split into samples (or groups) that propose the path and those that test it.
 
     Raises:
-        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them.
-        CalibrationError: if no policy keeps every limit (empirical mode) or ``max_cost``; for fewer than 10 samples in
-            certified mode; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of another
-            network.
+        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them;
+            ``equal_groups`` without groups or without ``delta``.
+        CalibrationError: if no policy keeps every limit (empirical mode) or ``max_cost``; for fewer than 10 samples or
+            groups in certified mode; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of
+            another network.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     given = {
@@ -78,8 +87,12 @@ def calibrate(
     }
     limits = check_limits(given, max_cost=max_cost, delta=delta, score=score, gate=gate)
     require(temperature_scaling, bool, "temperature_scaling")
-    first, second = _split_samples(len(trace), delta, seed)
+    _check_equal_groups(trace, delta, equal_groups)
+    groups = _order_groups(trace, delta, seed)
+    first, second = _split_samples(len(trace), delta, seed) if groups is None else split_groups(groups, PATH_SHARE)
     risks = list_risks(trace, limits, first if delta is None else second)
+    if groups is not None:
+        risks = [risk.name_groups(groups, first, equal=equal_groups) for risk in risks]
     fitted, fitted_on = _choose_temperatures(trace, first, temperature_scaling, temperatures)
     unset = Policy.never(trace.num_exits, score=score, temperatures=fitted, network=trace.network)
     unset = replace(unset, gate=choose_gate(trace, unset, first, risks) if gate else None)
@@ -91,19 +104,44 @@ def calibrate(
     else:
         thresholds, certification = certify(scores, risks, trace.cost, first, second, delta)
     asked = limits if max_cost is None else limits | {"max_cost": max_cost}
-    record = Calibration(asked, len(trace), seed=seed, fitted_on=fitted_on, certification=certification)
+    named = trace.num_groups if trace.num_groups < len(trace) else None
+    record = Calibration(asked, len(trace), seed=seed, fitted_on=fitted_on, certification=certification, groups=named)
     return _record(trace, replace(unset, thresholds=thresholds), record, risks)
+
+
+def _check_equal_groups(trace: Trace, delta: float | None, equal_groups: bool) -> None:
+    require(equal_groups, bool, "equal_groups")
+    if equal_groups and (delta is None or trace.groups is None):
+        what = "this trace names no groups" if trace.groups is None else "it is about a certificate: give delta"
+        raise InputError(f"equal_groups: {what}, or leave equal_groups out")
+
+
+def _order_groups(trace: Trace, delta: float | None, seed: int) -> Tensor | None:
+    """The groups in random order; ``None`` where a certificate counts samples, as it also does if no two share a group."""
+    if delta is None or trace.groups is None or trace.num_groups == len(trace):
+        return None
+    _check_seed(seed)
+    if trace.num_groups < FEWEST:
+        raise CalibrationError(
+            f"trace: {trace.num_groups} groups can certify nothing, however many samples they have ({len(trace)}): collect "
+            f"{FEWEST} groups or more, better some hundred"
+        )
+    return shuffle_groups(trace.groups, seed)
 
 
 def _split_samples(count: int, delta: float | None, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the samples that propose policies, and of those that test them (none in empirical mode)."""
     if delta is not None and count < FEWEST:
         raise CalibrationError(f"trace: {count} samples can certify nothing: collect {FEWEST} or more, better some hundred")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InputError(f"seed: expected an integer of 0 or more, below 2**63, got {seed!r}")
+    _check_seed(seed)
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     first = count if delta is None else max(1, round(PATH_SHARE * count))
     return rows[:first], rows[first:]
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed: expected an integer of 0 or more, below 2**63, got {seed!r}")
 
 
 def _choose_temperatures(
@@ -143,11 +181,28 @@ def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[R
     classes = sum(risk.rows is not None for risk in risks)
     record = replace(
         record,
-        distinct_samples=len(set(trace.hash_samples())),
+        distinct_samples=_count_distinct(trace),
         data=trace.fingerprint(),
         cost=cost,
         rule=policy.rule(),
         classes=(classes, trace.logits.shape[2]) if classes else None,
-        reference=summarize_reference(exits, select_exits(scores, exits), trace.num_exits),
+        reference=_summarize_units(trace, exits, select_exits(scores, exits)),
     )
     return replace(policy, calibration=record)
+
+
+def _count_distinct(trace: Trace) -> int:
+    """Samples with logits of their own; with groups only logits that come in two groups count as repeated."""
+    hashes = trace.hash_samples()
+    if trace.groups is None:
+        return len(set(hashes))
+    in_groups = set(zip(hashes, trace.groups.tolist(), strict=True))
+    return len(trace) - (len(in_groups) - len(set(hashes)))
+
+
+def _summarize_units(trace: Trace, exits: Tensor, scores: Tensor) -> DriftReference:
+    """The drift monitor's reference: all samples, or the first of each group."""
+    if trace.groups is not None:
+        rows = find_firsts(trace.groups)
+        exits, scores = exits[rows], scores[rows]
+    return summarize_reference(exits, scores, trace.num_exits)

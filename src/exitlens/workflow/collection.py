@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from exitlens.data.batches import count_batches, iterate_batches
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
+from exitlens.functional.groups import number_groups
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.model.network import ExitNet
@@ -19,12 +22,22 @@ from exitlens.types import Trace
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
 
-def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, progress: bool = False) -> Trace:
+def collect(
+    net: ExitNet,
+    loader: Any,
+    *,
+    groups: Tensor | Sequence[Hashable] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Trace:
     """Runs every sample through every exit once and records what calibration and evaluation need.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         loader: a ``DataLoader``, a ``Dataset``, an iterable of batches, or inputs; labels are optional.
+        groups: ``(N,)`` integers or names: samples with the same one belong together (frames of one video, pictures of one
+            patient) and are not independent; by default as the data say, if they do.
         batch_size: where the batching is ours.
         seed: of the pairing of images for the shuffled-image null.
         progress: show a progress bar.
@@ -33,22 +46,25 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
         A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls.
 
     Raises:
-        InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, or no sample at all.
+        InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, no sample at all, or another
+            number of groups.
     """
     require(net, ExitNet, "net")
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
+    ids: list[Tensor | None] = []
     gate_features: list[Tensor] = []
     pairs: list[MapPairs] = [[] for _ in range(net.num_exits)]
     stream = iterate_batches(loader, batch_size, net.device)
     if progress:
         stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
-    for images, target in stream:
+    for images, target, group in stream:
         activations = net.check_input(images, "loader")
         with net.open_engine() as engine:
             outputs = engine.compute_outputs(engine.enter(activations))
         logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
         labels.append(None if target is None else target.cpu())
+        ids.append(None if group is None else group.cpu())
         early = [attention for _, attention in outputs[:-1]]
         features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
         gate_features.append(torch.stack(features, 1) if features else torch.empty(0))
@@ -62,7 +78,17 @@ def collect(net: ExitNet, loader: Any, *, batch_size: int = 64, seed: int = 0, p
     if len({early.shape[1:] for early, _ in pairs[-1]}) > 1:
         raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
     maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
-    return _trace(net, torch.cat(logits), labels, maps, torch.cat(gate_features) if net.num_exits > 1 else None, seed)
+    trace = _trace(net, torch.cat(logits), labels, maps, torch.cat(gate_features) if net.num_exits > 1 else None, seed)
+    return replace(trace, groups=_join_groups(groups, ids))
+
+
+def _join_groups(given: Tensor | Sequence[Hashable] | None, found: list[Tensor | None]) -> Tensor | None:
+    """The groups that were given, or those that came with the batches."""
+    if given is not None:
+        return number_groups(given)
+    if any(one is None for one in found) and any(one is not None for one in found):
+        raise InputError("loader: some batches have groups and some have none: give all of them groups, or none")
+    return None if found[0] is None else torch.cat([one for one in found if one is not None])
 
 
 def _trace(

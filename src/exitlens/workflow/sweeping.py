@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.functional.groups import shuffle_groups, split_groups
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
@@ -62,7 +63,8 @@ def sweep(
     """The frontier of accuracy, divergence and cost, cheapest first: what to ask of :func:`exitlens.calibrate`.
 
     Policies are found on one half of the samples and measured on the other, so no point flatters itself. The bands hold for
-    all points of one measure at once (Gaussian multiplier bootstrap of the largest deviation, arXiv 1212.6906).
+    all points of one measure at once (Gaussian multiplier bootstrap of the largest deviation, arXiv 1212.6906). Groups that
+    the trace names stay whole, and are what the bands count.
 
     Args:
         trace: labelled, or not: then agreement with the final exit takes the place of accuracy in the search.
@@ -72,13 +74,12 @@ def sweep(
         seed: of the halves.
 
     Raises:
-        InputError: for fewer than 10 samples, or arguments out of range.
+        InputError: for fewer than 10 samples (or groups), or arguments out of range.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     _check(trace, score, level)
     _check_count(most, "most")
-    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    first, second = _split_halves(trace, seed)
     temperatures = () if trace.labels is None else fit_temperatures(trace.logits[first], trace.labels[first])
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
@@ -93,9 +94,17 @@ def sweep(
     return _measure_policies(trace, policies, second, level)
 
 
+def _split_halves(trace: Trace, seed: int) -> tuple[Tensor, Tensor]:
+    if trace.groups is not None and trace.num_groups < len(trace):
+        return split_groups(shuffle_groups(trace.groups, seed), 0.5)
+    rows = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
 def _check(trace: Trace, score: str, level: float) -> None:
-    if len(trace) < 10:
-        raise InputError(f"trace: expected 10 samples or more, got {len(trace)}: half of them find the policies")
+    if trace.num_groups < 10:
+        what = "samples" if trace.groups is None else "groups"
+        raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
     if score not in SCORES:
         raise InputError(f"score: expected one of {SCORES}, got {score!r}")
     if not isinstance(level, int | float) or not 0 < level < 1:
@@ -124,16 +133,25 @@ def _measure_policies(trace: Trace, policies: Sequence[Policy], rows: Tensor, le
     measures["divergence"] = trace.divergence[rows]
     if trace.labels is not None:
         measures["accuracy"] = (predictions(trace) == trace.labels[:, None]).float()[rows]
-    bands = {name: _bands(torch.stack([select_exits(values, e) for e in exits]), level) for name, values in measures.items()}
+    groups = None if trace.groups is None or trace.num_groups == len(trace) else trace.groups[rows]
+    bands = {
+        name: _bands(torch.stack([select_exits(values, e) for e in exits]), level, groups)
+        for name, values in measures.items()
+    }
     return [SweepPoint(policy, **{name: found[i] for name, found in bands.items()}) for i, policy in enumerate(policies)]
 
 
-def _bands(values: Tensor, level: float, draws: int = 500) -> list[Band]:  # (P,n)
-    """Simultaneous bands for the means of all rows."""
+def _bands(values: Tensor, level: float, groups: Tensor | None = None, draws: int = 500) -> list[Band]:
+    """Simultaneous bands for the means of all rows of ``values`` ``(P,n)``; ``groups`` ``(n,)``."""
     x = values.double()
-    means, errors = x.mean(1), x.std(1, correction=0) / len(x[0]) ** 0.5
-    noise = torch.randn(len(x[0]), draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    deviations = ((x - means[:, None]) @ noise / len(x[0])).abs() / errors.clamp_min(1e-12)[:, None]
+    means, count = x.mean(1), len(x[0])
+    residuals, errors = x - means[:, None], x.std(1, correction=0) / count**0.5
+    if groups is not None:
+        found, numbers = groups.unique(return_inverse=True)
+        residuals = torch.zeros(len(x), len(found), dtype=torch.float64).index_add(1, numbers, residuals)
+        errors = residuals.norm(dim=1) / count
+    noise = torch.randn(residuals.shape[1], draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    deviations = (residuals @ noise / count).abs() / errors.clamp_min(1e-12)[:, None]
     width = deviations.amax(0).quantile(level) * errors
     return [Band(m, m - w, m + w) for m, w in zip(means.tolist(), width.tolist(), strict=True)]
 

@@ -48,4 +48,92 @@ def test_local_weights(tmp_path):
         ("other.pt", "other shapes"),
     ):
         with pytest.raises(xl.BundleError, match=message):
-            xl.load_weights(target, tmp_path / name)
+            xl.load_weights(target, tmp_path / name, strict=True)
+    report = xl.load_weights(target, tmp_path / "other.pt")
+    assert report.anew == ("fc.weight (10, 128), in the source (3, 128)", "fc.bias (10,), in the source (3,)")
+    assert report.is_whole
+
+
+def save_resnet(path, wrap=lambda state: state):
+    source = SmallResNet(num_classes=3)
+    torch.save(wrap(source.state_dict()), path)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"state": {}}}, "found under 'state_dict'"),
+        (lambda s: {"model": {k: v * 0 for k, v in s.items()}, "model_ema": s}, "found under 'model_ema'"),
+        (lambda s: {"model": {"state_dict": s}}, "found under 'model.state_dict'"),
+        (lambda s: {f"module.{k}": v for k, v in s.items()}, "prefix 'module.' dropped"),
+        (lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}, "prefix '_orig_mod.module.' dropped"),
+        (lambda s: {f"backbone.{k}": v for k, v in s.items() if k[:2] != "fc"}, "prefix 'backbone.' dropped"),
+        (lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")}, ""),
+        (lambda s: {k: v.half() for k, v in s.items()}, ""),
+    ],
+)
+def test_wrappers_and_prefixes_are_seen_through(tmp_path, wrap, words):
+    source, target = save_resnet(tmp_path / "w.pt", wrap), SmallResNet(num_classes=5)
+    new = target.fc.weight.clone()
+    report = xl.load_weights(target, tmp_path / "w.pt")
+    assert torch.allclose(target.layer4[2].conv1.weight, source.layer4[2].conv1.weight, atol=1e-3)
+    assert torch.equal(target.fc.weight, new)
+    assert words in str(report)
+    assert "the classifier is made anew, for the classes of the data: fc.weight" in str(report)
+
+
+def test_names_of_a_body_alone_get_the_prefix_that_the_backbone_has(tmp_path):
+    inner = SmallResNet()
+    outer = nn.Sequential()
+    outer.add_module("body", SmallResNet())
+    outer.add_module("last", nn.Linear(10, 2))
+    torch.save(inner.state_dict(), tmp_path / "w.pt")
+    report = xl.load_weights(outer, tmp_path / "w.pt")
+    assert torch.equal(outer.body.fc.weight, inner.fc.weight)
+    assert report.anew == ("last.weight", "last.bias")
+    assert "prefix 'body.' added" in str(report)
+
+
+def test_what_stays_random_is_listed_and_warned_of(tmp_path):
+    save_resnet(tmp_path / "w.pt", lambda s: {k: v for k, v in s.items() if "layer4.2" not in k} | {"queue": torch.ones(2)})
+    with pytest.warns(xl.WeightsWarning, match=r"10 tensors stay random: layer4.2.conv1.weight"):
+        report = xl.load_weights(SmallResNet(num_classes=5), tmp_path / "w.pt")
+    assert report.unused == ("queue",)
+    assert "and 6 more" in str(report)
+
+
+def test_weights_of_another_network_are_refused_with_the_nearest_names(tmp_path):
+    save_resnet(
+        tmp_path / "w.pt", lambda s: {k.replace("layer", "stage"): v for k, v in s.items()} | {"more": torch.ones(1)}
+    )
+    target = SmallResNet(num_classes=5)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(xl.BundleError, match=r"another network.*layer1.0.conv1.weight \(nearest: stage1.0.conv1.weight\)"):
+        xl.load_weights(target, tmp_path / "w.pt")
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_the_same_tensors_in_the_same_order_fit_under_other_names(tmp_path):
+    source = save_resnet(
+        tmp_path / "w.pt", lambda s: {f"x{i}.{k.rpartition('.')[2]}": v for i, (k, v) in enumerate(s.items())}
+    )
+    target = SmallResNet(num_classes=5)
+    report = xl.load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(target.layer3[0].conv2.weight, source.layer3[0].conv2.weight)
+    assert "by their order" in str(report)
+    assert len(report.anew) == 2
+    with pytest.raises(xl.BundleError, match="does not fit"):
+        xl.load_weights(target, tmp_path / "w.pt", strict=True)
+
+
+def test_neighbours_that_look_alike_could_be_exchanged(tmp_path):
+    def attention(*names):
+        made = nn.Sequential()
+        for name in names:
+            made.add_module(name, nn.Linear(4, 4))
+        return made
+
+    torch.save(attention("key", "query", "out").state_dict(), tmp_path / "w.pt")
+    with pytest.raises(xl.BundleError, match="another network"):
+        xl.load_weights(attention("q", "k", "v"), tmp_path / "w.pt")

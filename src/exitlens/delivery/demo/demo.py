@@ -179,11 +179,11 @@ def compare_steps(
     def stepper(choice: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
         twin = copy.deepcopy(net).train()
         optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
-        return lambda images, labels: take_step(twin, optimizer, choice, images, labels, 0.9, settings)
+        return lambda images, labels: take_step(twin, optimizer, choice, [(images, labels)], 0.9, settings)
 
     loader = make_epoch_loader(data.first(steps * settings.batch_size), settings.batch_size, seed=0)
     found = [as_batch(batch) for batch in loader]
-    pairs = [(x, labels) for x, labels in found if isinstance(x, Tensor) and labels is not None]
+    pairs = [(x, labels) for x, labels, _ in found if isinstance(x, Tensor) and labels is not None]
     return compare(stepper(loss), stepper(without), pairs, rounds=3)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from exitlens.data.fashion import load_scenes
 from exitlens.data.images import ImageSet
+from exitlens.data.lazy import LazyImages
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import interleave, time_calls
@@ -120,8 +121,9 @@ class Explorer:
             data = load_scenes("test", limit=EXAMPLES)
         if isinstance(data, TextSet):
             return [Example(text, "") for text in data.texts[:TEXTS]]
-        assert isinstance(data, ImageSet)
+        assert isinstance(data, ImageSet | LazyImages)
         chosen = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
+        chosen = chosen.load() if isinstance(chosen, LazyImages) else chosen
         pairs = zip(chosen.images, chosen.labels.tolist(), strict=True)
         return [Example(from_pixels(pixels), chosen.classes[i]) for pixels, i in pairs]
 
@@ -185,7 +187,7 @@ class Explorer:
         for owner in (run, self.runs[0]):  # a second bundle may have been trained beside the first
             try:
                 data = self._load(owner, run.net, "calibration")
-                if isinstance(data, ImageSet) and data.preprocess != run.net.info.preprocess:
+                if isinstance(data, ImageSet | LazyImages) and data.preprocess != run.net.info.preprocess:
                     raise DataError("its network reads images in another way than the first run's data are stored")
                 return collect(run.net, data.subset(draw_samples(len(data), SAMPLES)))
             except (ExitlensError, OSError) as error:

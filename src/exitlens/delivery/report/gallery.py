@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.data.images import ImageSet
+from exitlens.data.lazy import Images
 from exitlens.delivery.explanations.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
@@ -33,7 +33,7 @@ class GalleryRow:
     views: Sequence[Mapping[str, Any]]
 
 
-def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet]) -> list[GalleryRow]:
+def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, Images]) -> list[GalleryRow]:
     """Picks ``IMAGES`` images of each test set and explains them."""
     rows = []
     for condition, data in sets.items():
@@ -46,7 +46,7 @@ def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, ImageSet]) -> 
     return rows
 
 
-def pick_images(subject: Subject, data: ImageSet, count: int) -> list[int]:
+def pick_images(subject: Subject, data: Images, count: int) -> list[int]:
     """Indices of gallery images: of ``POOL`` drawn at random, the first that each exit answers, taking turns."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
     pool = order[:POOL]

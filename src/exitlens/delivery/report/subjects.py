@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exitlens.data.images import ImageSet
+from exitlens.data.lazy import Images
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.errors import DataError, InputError
@@ -50,7 +50,7 @@ class Provenance:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure_subjects(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
+def measure_subjects(paths: Sequence[Path], images: Images) -> list[Subject]:
     """Evaluates runs or bundles on the same images; whatever cannot be compared is refused before anything is measured.
 
     Raises:
@@ -78,7 +78,7 @@ def measure_subjects(paths: Sequence[Path], images: ImageSet) -> list[Subject]:
     ]
 
 
-def describe_provenance(paths: Sequence[Path], images: ImageSet, command: Sequence[str], data: str = "") -> Provenance:
+def describe_provenance(paths: Sequence[Path], images: Images, command: Sequence[str], data: str = "") -> Provenance:
     """How the runs at ``paths`` were made, as far as they record it, and what they were tested on.
 
     ``command`` has the words of the command that writes the report, ``data`` is its ``--data``. Raises :class:`DataError`

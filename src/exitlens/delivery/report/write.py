@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from exitlens.data.images import ImageSet
+from exitlens.data.lazy import Images
 from exitlens.delivery.pages import load_template
 from exitlens.delivery.report import plots
 from exitlens.delivery.report.gallery import build_gallery
@@ -23,7 +23,7 @@ from exitlens.types.words import exit_name
 def write_report(
     path: Path,
     subjects: Sequence[Subject],
-    images: Mapping[str, ImageSet],
+    images: Mapping[str, Images],
     made: Provenance,
     *,
     speed: Mapping[str, Any] | None = None,

@@ -8,8 +8,10 @@ from torch import nn
 
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import find_reader
+from exitlens.model.backbones.matching import Say, tell_misfits
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.transformers import build_transformers
+from exitlens.model.backbones.weights import load_state
 from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
 
@@ -21,6 +23,7 @@ def build_backbone(
     pretrained: bool = False,
     config: dict[str, Any] | None = None,
     vocabulary: int | None = None,
+    say: Say | None = None,
 ) -> nn.Module:
     """Builds a backbone from its source.
 
@@ -30,9 +33,11 @@ def build_backbone(
     Args:
         num_classes: outputs of the backbone's own classifier.
         in_channels: channels of the images; torchvision's networks take 3.
-        pretrained: load the library's default weights (needs network access unless they are cached).
+        pretrained: load the library's default weights (needs network access unless they are cached). A classifier for
+            another number of classes is made anew.
         config: of a transformers model, instead of what the name stands for (from a bundle).
         vocabulary: size of the vocabulary of a text classifier with random weights.
+        say: called with a line for each kind of tensor that pretrained weights did not fit.
 
     Raises:
         InputError: for a source that does not exist.
@@ -43,9 +48,9 @@ def build_backbone(
         return SmallResNet(num_classes, in_channels)
     family, _, name = source.partition(":")
     if family == "timm" and name:
-        return _build_timm(name, num_classes, in_channels, pretrained)
+        return _build_timm(name, num_classes, in_channels, pretrained, say)
     if family == "hf" and (name or config):
-        return build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary)
+        return build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary, say)
     if family != "torchvision" or not name:
         raise InputError(
             "backbone: expected 'small', 'torchvision:NAME' (torchvision:resnet18), 'timm:NAME' or 'hf:DIRECTORY', got "
@@ -53,7 +58,7 @@ def build_backbone(
         )
     if in_channels != 3:
         raise InputError(f"backbone: {source} takes 3-channel images, the data has {in_channels}: use backbone 'small'")
-    return _build_torchvision(name, num_classes, pretrained)
+    return _build_torchvision(name, num_classes, pretrained, say)
 
 
 def rebuild_backbone(info: NetworkInfo) -> nn.Module:
@@ -61,31 +66,29 @@ def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     return build_backbone(info.source, info.num_classes, info.channels, config=info.config)
 
 
-def _build_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _build_torchvision(name: str, num_classes: int, pretrained: bool, say: Say | None) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
         raise InputError(f"backbone: torchvision has no model {name!r}.{suggest(name, known)}")
+    # exits replace the auxiliary classifiers
+    extra = {"aux_logits": False, "init_weights": not pretrained} if name in ("googlenet", "inception_v3") else {}
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
     if not pretrained:
-        # exits replace the auxiliary classifiers
-        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        plain: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
-        return plain
+        return network
     try:
-        network: nn.Module = models.get_model(name, weights="DEFAULT")
+        state = models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True)
     except OSError as error:  # urllib's errors are OSErrors
         raise InputError(
             f"pretrained: the weights of torchvision:{name} are not cached and cannot be downloaded ({error}): put the "
             "file into torch.hub's checkpoint folder, or train without --pretrained"
         ) from error
-    classifier = network.get_submodule("fc") if hasattr(network, "fc") else None
-    if isinstance(classifier, nn.Linear) and classifier.out_features != num_classes:
-        network.fc = nn.Linear(classifier.in_features, num_classes)
+    tell_misfits(load_state(network, state, f"torchvision:{name}"), say)
     return network
 
 
-def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool, say: Say | None) -> nn.Module:
     timm = import_extra("timm", "timm", f"backbone timm:{name}")
     if name.partition(".")[0] not in timm.list_models():
         raise InputError(f"backbone: timm has no model {name!r}.{suggest(name, timm.list_models())}")
@@ -96,6 +99,9 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool)
             f"pretrained: the weights of timm:{name} cannot be loaded ({error}): give a local file with --init-weights, or "
             "train without --pretrained"
         ) from error
+    theirs = (getattr(made, "pretrained_cfg", None) or {}).get("num_classes", num_classes)
+    if pretrained and theirs != num_classes and say is not None:
+        say(f"weights: timm:{name}: the classifier for {theirs} classes is made anew, for {num_classes}")
     return made
 
 

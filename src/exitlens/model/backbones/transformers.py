@@ -10,9 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from exitlens.errors import InputError, import_extra, suggest
+from exitlens.model.backbones.matching import Match, Say, report_match, tell_misfits
+from exitlens.model.backbones.weights import check_fit
 
 
 def build_transformers(
@@ -22,6 +25,7 @@ def build_transformers(
     pretrained: bool = False,
     config: dict[str, Any] | None = None,
     vocabulary: int | None = None,
+    say: Say | None = None,
 ) -> nn.Module:
     """An image or text classifier of transformers, with random weights unless ``pretrained``.
 
@@ -48,13 +52,27 @@ def build_transformers(
         return made.train()
     try:
         with _silence(transformers):
-            made = kind.from_pretrained(name, config=settings, ignore_mismatched_sizes=True)
+            made, notes = kind.from_pretrained(name, config=settings, ignore_mismatched_sizes=True, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(
             f"pretrained: the weights of hf:{name} cannot be loaded ({_first_line(error)}). Offline: copy the model's files "
             "(config.json and model.safetensors) into a directory and give hf:DIRECTORY, or train without --pretrained"
         ) from error
+    _tell_what_fits(made, notes, f"hf:{name}", say)
     return made.train()
+
+
+def _tell_what_fits(made: nn.Module, notes: dict[str, Any], source: str, say: Say | None) -> None:
+    """Says what transformers found no weights for; raises :class:`BundleError` where that is most of the network."""
+    mine = made.state_dict(keep_vars=True)
+    clashes = {name: torch.Size(theirs) for name, theirs, _ in notes["mismatched_keys"]}
+    fits = {name: name for name in mine if name not in clashes and name not in notes["missing_keys"]}
+    theirs = {name: mine[name] for name in fits}
+    theirs |= {name: torch.empty(shape, device="meta") for name, shape in clashes.items()}
+    theirs |= {name: torch.empty(0, device="meta") for name in sorted(notes["unexpected_keys"])}
+    report = report_match(source, mine, theirs, Match(fits, {name: name for name in clashes}))
+    check_fit(report, mine, theirs)
+    tell_misfits(report, say)
 
 
 @contextmanager

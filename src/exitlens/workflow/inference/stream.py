@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.batches import count_batches, iterate_inputs
-from exitlens.data.folders import list_images
-from exitlens.data.prefetch import Prefetch
+from exitlens.data.loading.listing import list_images
+from exitlens.data.loading.prefetch import Prefetch
 from exitlens.data.streams import ImageStream
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError
 from exitlens.model.engine.engine import Engine

@@ -8,7 +8,7 @@ its gain, exchanging while the backward pass still runs, is small where CPUs exc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from exitlens.data.batches import as_batch, check_common_order
+from exitlens.data.batches import Batch, as_batch, check_common_order
 from exitlens.errors import InputError
 from exitlens.io import write_text
 from exitlens.launch import count_restarts, name_launch
 from exitlens.ranks import Ranks
-from exitlens.types.inputs import map_inputs
+from exitlens.types.inputs import count_rows, map_inputs
 
 LAUNCH = "launch"  # in a run directory: which torchrun it belongs to
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks, rows: int | None) -> float | None:
+def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks, rows: int) -> float | None:
     """Replaces the gradients, each a mean over this rank's rows, by the mean over the rows of all ranks.
 
     A parameter that no rank has a gradient for keeps none, so that the optimiser passes over it as in one process.
@@ -36,42 +36,45 @@ def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks, rows: in
     Args:
         parameters: all that are trained, in the same order on every rank.
         ranks: who takes part.
-        rows: samples that the gradients are of; 0: none of this batch; ``None``: this rank has no batch left.
+        rows: samples that the gradients are of; 0: this rank has no batch left, and no gradients.
 
     Returns:
         The share of the samples that were this rank's; ``None`` if no rank has a batch left.
     """
     if ranks.size == 1:
-        return None if rows is None else 1.0
-    mine = [float(rows or 0), float(rows is not None), *(float(p.grad is not None and bool(rows)) for p in parameters)]
-    found = torch.tensor(mine, dtype=torch.float64)
-    ranks.add([found])
-    total, active, *present = found.tolist()
-    if not active:
+        return 1.0 if rows else None
+    total, *present = ranks.add_floats([rows, *(p.grad is not None for p in parameters)])
+    if not total:
         return None
-    share = (rows or 0) / total if total else 0.0
     used = [p for p, count in zip(parameters, present, strict=True) if count]
-    for p in parameters if not rows else ():
-        p.grad = None  # of the batch before
     for p in used:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(share)
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(rows / total)
     ranks.add([p.grad for p in used if p.grad is not None])
-    return share
+    return rows / total
 
 
-def iterate_rows(loader: DataLoader[Any], ranks: Ranks) -> Iterator[Any]:
-    """This rank's rows of every batch of a user's loader, all of them where its sampler shares the samples out already.
+class SharedLoader:
+    """A user's loader, of whose batches this rank takes its rows; all of them where a sampler shares the samples already.
 
     Raises:
-        InputError: for a loader that gives the ranks other batches; while iterating, for one without labels.
+        InputError: for a loader that gives the ranks other batches.
     """
-    if ranks.size == 1 or isinstance(loader.sampler, DistributedSampler):
-        yield from loader
-        return
-    check_common_order(loader, "train")
-    for batch in loader:
-        inputs, labels = as_batch(batch)
-        yield map_inputs(inputs, itemgetter(ranks.rows)), None if labels is None else labels[ranks.rows]
+
+    def __init__(self, loader: DataLoader[Any], ranks: Ranks) -> None:
+        self.loader = loader
+        self.rows = slice(None) if isinstance(loader.sampler, DistributedSampler) else ranks.rows
+        if ranks.size > 1 and self.rows == ranks.rows:
+            check_common_order(loader, "train")
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in map(as_batch, self.loader):
+            labels = None if batch.labels is None else batch.labels[self.rows]
+            inputs = map_inputs(batch.inputs, itemgetter(self.rows))
+            if count_rows(inputs):
+                yield Batch(inputs, labels)
 
 
 def copy_weights(net: nn.Module, ranks: Ranks) -> None:
@@ -80,26 +83,26 @@ def copy_weights(net: nn.Module, ranks: Ranks) -> None:
     Raises:
         InputError: if the ranks have different networks.
     """
-    forms = ranks.gather([(name, tuple(t.shape), str(t.dtype)) for name, t in net.state_dict().items()])
+    state = net.state_dict(keep_vars=True)
+    forms = ranks.gather([(name, tuple(t.shape), str(t.dtype)) for name, t in state.items()])
     if any(form != forms[0] for form in forms):
         raise InputError(
             "net: the processes have different networks: attach the same exits in each, at modules named in `at`"
         )
-    ranks.copy_first(_list_state(net))
+    ranks.copy_first(list({id(t): t for t in state.values()}.values()))
 
 
-def average_buffers(net: nn.Module, ranks: Ranks) -> None:
-    """The mean over the ranks of every buffer of floats: the statistics of batch norm, which are of a rank's own rows."""
+def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """The mean over the ranks of every buffer of floats in a state of the network, in place.
+
+    These are the statistics of batch norm, which every rank takes over its own rows.
+    """
     if ranks.size > 1:
-        buffers = [b for b in _list_state(net) if not isinstance(b, nn.Parameter) and b.is_floating_point()]
+        names = dict(net.named_buffers(remove_duplicate=False)).keys() & state.keys()
+        buffers = list({id(state[name]): state[name] for name in sorted(names) if state[name].is_floating_point()}.values())
         ranks.add(buffers)
         for buffer in buffers:
             buffer.div_(ranks.size)
-
-
-def _list_state(net: nn.Module) -> list[Tensor]:
-    """All parameters and buffers, each once (what several modules share, too)."""
-    return list({id(t): t for t in net.state_dict(keep_vars=True).values()}.values())
 
 
 @contextmanager

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torchvision.transforms import v2
+
+from exitlens.data.sampling import read_labels, weigh_classes
 from exitlens.errors import InputError, require
 from exitlens.functional.losses import EGTLoss
+from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.network import ExitNet
 from exitlens.ranks import Ranks, find_ranks
+from exitlens.types import Preprocess
+from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.log import format_epoch, open_tensorboard, show_progress
+from exitlens.workflow.training.monitor import Monitor
 from exitlens.workflow.training.run import Augment, TrainingRun
 from exitlens.workflow.training.step import TrainingSettings, use_memory_format
 
@@ -24,7 +31,7 @@ class FitResult:
     Attributes:
         history: one row an epoch: loss terms, validation accuracy per exit, validation CC with the final map per early
             exit, seconds.
-        best_epoch: the epoch (from 1) of the best mean validation accuracy over exits.
+        best_epoch: the epoch (from 1) of the best ``monitor``. kept_epoch: the one whose weights the network has.
         seconds: time spent in epochs, resumed ones included.
         out_dir: where checkpoints and log are, or ``None``.
     """
@@ -33,6 +40,7 @@ class FitResult:
     best_epoch: int = 0
     seconds: float = 0.0
     out_dir: Path | None = None
+    kept_epoch: int = 0
 
 
 def fit(
@@ -50,12 +58,18 @@ def fit(
     amp: bool | None = None,
     channels_last: bool = True,
     freeze_backbone: bool = False,
-    augment: Augment | None = None,
-    workers: int = 0,
+    augment: Augment | str | None = None,
+    workers: int | None = None,
     resume: bool = False,
-    keep: str = "last",
+    keep: str | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    balanced: bool = False,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    ema: float | None = None,
+    patience: int | None = None,
+    monitor: Monitor = "accuracy",
     ranks: Ranks | None = None,
 ) -> FitResult:
     """Trains the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
@@ -71,7 +85,7 @@ def fit(
         net: trained in place; left in evaluation mode and in the memory format that it had.
         train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is.
         val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
-        loss: default ``EGTLoss()``.
+        loss: default ``EGTLoss()``; label smoothing and class weights are its own arguments.
         epochs: 1 or more.
         out_dir: for ``last.safetensors``, ``best.safetensors``, ``log.csv``; nothing is written without it.
         batch_size: images a step.
@@ -81,44 +95,78 @@ def fit(
         amp: bfloat16 autocast; by default where the device is fast at it.
         channels_last: memory format of weights and images during training.
         freeze_backbone: train the heads only; backbone weights and batch-norm statistics stay as they are.
-        augment: a function of a batch of images, run in training only.
-        workers: processes of the data loader.
+        augment: ``"flip"``, ``"crop"``, ``"trivial"`` or a transform of ``torchvision.transforms.v2``, drawn for every image
+            by itself (:class:`~exitlens.workflow.training.augmentation.Augmentation`); or any function of a batch of
+            inputs as the network takes them. In training only.
+        workers: processes that read the data; by default one for each core for lazy sets, else none. The weights are the
+            same for any number.
         resume: go on from ``out_dir`` if it holds a run; without it an existing run is an error.
-        keep: ``"last"`` or ``"best"``: which weights the network has afterwards.
+        keep: ``"last"`` or ``"best"``: which weights the network has afterwards; by default the best with ``patience``.
         progress: show a progress bar.
         tensorboard: also write TensorBoard events to ``out_dir`` (extra ``log``).
+        balanced: for skewed classes: an epoch of the same length in which all classes come equally often.
+        accumulate: batches in an optimiser step; the gradient is the mean over their samples.
+        clip_norm: largest norm of the gradient of all weights together (arXiv 1211.5063).
+        ema: decay, such as 0.999 a step, of a moving average of the weights and batch-norm statistics. The average is what
+            is validated and what the network has afterwards.
+        patience: stop after so many epochs without a better ``monitor``. The learning rate's cycle is that of ``epochs``.
+        monitor: what chooses the best epoch: ``"accuracy"`` on the validation data, mean over exits; ``"final_accuracy"``,
+            of the final exit; or ``"loss"``, the classification term of the loss there.
         ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
             there is; ``Ranks()``: this process alone.
 
     Raises:
         InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.
-        DistributedError: the other processes are lost; what one of them raises, all raise.
+        DistributedError: the other processes are lost. What one of them raises, all raise.
     """
+    given = dict(locals())  # settings have the names of the arguments
     require(net, ExitNet, "net", "attach exits to the backbone first")
     require(loss, EGTLoss | None, "loss")
     require(out_dir, str | Path | None, "out_dir")
-    if augment is not None and not callable(augment):
-        raise InputError(f"augment: expected a function of a batch of inputs, got {type(augment).__name__}")
-    if not isinstance(workers, int) or workers < 0:
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
-    if keep not in ("last", "best"):
+    if keep not in ("last", "best", None):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
     require(ranks, Ranks | None, "ranks")
-    ranks = ranks or find_ranks()
-    use_amp = ranks.share(lambda: has_fast_bfloat16(net.device)) if amp is None else amp
-    settings = TrainingSettings(
-        epochs, batch_size, learning_rate, weight_decay, seed, use_amp, channels_last, freeze_backbone
-    )
+    ranks = find_ranks() if ranks is None else ranks
+    given["amp"] = ranks.share(lambda: has_fast_bfloat16(net.device)) if amp is None else amp
+    given["augment"] = augment if isinstance(augment, str) else "none"
+    settings = TrainingSettings(**{one.name: given[one.name] for one in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last):
-        run = TrainingRun(net, loss or EGTLoss(), settings, augment, workers, directory, ranks)
+        loss = _balance_loss(loss or EGTLoss(), train, net.info.num_classes)
+        run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory, ranks)
         run.open(resume, train)
-        shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
-        with use_common_statistics(net, ranks), show_progress(shown) as bar, open_tensorboard(events) as write_events:
-            for epoch in range(run.epochs_done, epochs):
-                row = run.train_epoch(epoch, train, val, bar)
+        progress, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
+        common = use_common_statistics(net, ranks)
+        with common, show_progress(progress) as bar, open_tensorboard(events) as write_events:
+            while run.epochs_done < epochs and not run.is_exhausted:
+                row = run.train_epoch(run.epochs_done, train, val, bar)
                 run.save(row)
                 write_events(row)
-                bar.console.print(format_epoch(row, epochs)) if shown else None
-        run.finish(keep)
-    return FitResult(run.history, run.best_epoch, run.seconds, directory)
+                bar.console.print(format_epoch(row, epochs)) if progress else None
+            if progress and run.epochs_done < epochs:
+                bar.console.print(f"stopped: no better {monitor} on the validation data in {patience} epoch(s)")
+        kept = run.finish(keep or ("last" if patience is None else "best"))
+    return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
+
+
+def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:
+    """The loss with numbers for ``class_weights="balanced"``."""
+    if loss.class_weights != "balanced":
+        return loss
+    return replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), classes))
+
+
+def _build_augment(augment: Augment | str | None, net: ExitNet, train: Any) -> Augment | None:
+    if augment is None or augment == "none":
+        return None
+    if not isinstance(augment, str | v2.Transform):
+        if not callable(augment):
+            raise InputError(f"augment: expected a function of a batch of inputs, or a name, got {type(augment).__name__}")
+        return augment
+    own = net.input_spec.modality
+    if own is not IMAGE:
+        raise InputError(f"augment: {augment!r} is for images, the network takes {own.plural}: give a function of a batch")
+    preprocess = net.info.preprocess or getattr(train, "preprocess", None)
+    return Augmentation(augment, preprocess if isinstance(preprocess, Preprocess) else None)

@@ -27,7 +27,8 @@ def write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Writes the whole history as CSV, atomically."""
     rows = [flatten_row(row) for row in history]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = list(dict.fromkeys(name for row in rows for name in row))  # a resumed run may have begun with fewer
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
@@ -37,6 +38,7 @@ def flatten_row(row: dict[str, Any]) -> dict[str, float]:
     """One epoch as named numbers: ``loss_total``, ``accuracy_exit0``, ``cc_exit0`` and so on."""
     flat = {"epoch": row["epoch"], "seconds": round(row["seconds"], 2)}
     flat |= {f"loss_{name}": value for name, value in row["loss"].items()}
+    flat |= {"val_loss": row["val_loss"]} if "val_loss" in row else {}
     flat |= {f"accuracy_exit{k}": value for k, value in enumerate(row["accuracy"])}
     return flat | {f"cc_exit{k}": value for k, value in enumerate(row["cc"])}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,28 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from exitlens.data.batches import as_batch, iterate_batches, make_epoch_loader, take_share
+from exitlens.data.batches import Loader, as_batch, make_epoch_loader
 from exitlens.errors import InputError, OutputExistsError, TrainingError
-from exitlens.functional.losses import EGTLoss, check_labels
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import pearson
+from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, Ranks
-from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.inputs import count_rows
+from exitlens.types import LossTerms
+from exitlens.types.inputs import Inputs
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
 from exitlens.workflow.training.distributed import (
-    average_buffers,
+    SharedLoader,
     average_gradients,
+    average_statistics,
     check_batch_size,
     copy_weights,
     is_restarted,
-    iterate_rows,
     record_launch,
 )
+from exitlens.workflow.training.ema import WeightAverage
 from exitlens.workflow.training.log import write_log
+from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
 from exitlens.workflow.training.step import (
     TrainingSettings,
     apply_gradients,
@@ -46,6 +46,7 @@ from exitlens.workflow.training.step import (
     floats,
     select_trainable,
 )
+from exitlens.workflow.training.validation import validate
 
 Augment = Callable[[Any], Any]
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
@@ -59,7 +60,7 @@ class TrainingRun:
     loss: EGTLoss
     settings: TrainingSettings
     augment: Augment | None
-    workers: int
+    workers: int | None
     out_dir: Path | None
     ranks: Ranks = ALONE
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -70,6 +71,8 @@ class TrainingRun:
         check_batch_size(self.settings.batch_size, self.ranks)
         parameters, rate = select_trainable(self.net, self.settings.freeze_backbone), self.settings.learning_rate
         self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.settings.weight_decay)
+        decay = self.settings.ema
+        self.average = None if decay is None else WeightAverage(self.net, decay)
 
     @property
     def epochs_done(self) -> int:
@@ -78,21 +81,26 @@ class TrainingRun:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch (from 1) with the best mean validation accuracy over exits; 0 before the first."""
-        scores = [sum(row["accuracy"]) for row in self.history]
-        return scores.index(max(scores)) + 1 if scores else 0
+        """The first epoch (from 1) with the best validation measure; 0 before the first."""
+        return find_best_epoch(self.history, self.settings.monitor)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether training stops early: the last epochs, as many as ``patience``, brought nothing better."""
+        return is_exhausted(self.history, self.settings.monitor, self.settings.patience)
 
     def open(self, resume: bool, train: Any) -> None:
         """Prepares ``out_dir`` and, on resume, loads the last whole epoch; every rank starts from the state of rank 0."""
-        if self.out_dir is None:
-            if resume:
-                raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
-        else:
+        if self.out_dir is not None:
             last = self.out_dir / LAST
             if self.ranks.share(lambda: self._prepare(resume or is_restarted(last.parent), train)):
-                note = load_checkpoint(last, self.net, self.optimizer, self.ranks)
+                note = load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
                 self.history, self.seconds = note["history"], note["seconds"]
+        elif resume:
+            raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
         copy_weights(self.net, self.ranks)
+        if self.average is not None:
+            self.ranks.copy_first(list(self.average.state.values()))
 
     def _prepare(self, resume: bool, train: Any) -> bool:
         """Checks and writes the record in ``out_dir``; whether there is an epoch to go on from."""
@@ -111,11 +119,22 @@ class TrainingRun:
             self.out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
-        if written.exists() and _read_record(written) != json.loads(json.dumps(record)):
+        if written.exists() and self._read_record(written) != json.loads(json.dumps(record)):
             raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
         record_launch(self.out_dir)
         write_json(written, record)
         return (self.out_dir / LAST).exists()
+
+    def _read_record(self, path: Path) -> Any:
+        """The record of an existing run; what an older version did not write was at its default."""
+        try:
+            found = json.loads(path.read_text())
+            for name, kind in (("settings", self.settings), ("loss", self.loss)):
+                defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+                found[name] = json.loads(json.dumps(defaults)) | found[name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
+        return found
 
     def train_epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
         """One pass over the training data and one over the validation data; gives the epoch's row of the history."""
@@ -126,88 +145,89 @@ class TrainingRun:
         with torch.random.fork_rng():
             torch.manual_seed(self.ranks.vary_seed(seed))
             with enter_training_mode(self.net, self.settings.freeze_backbone):
-                batches = iterate_rows(loader, self.ranks) if loader is train else iter(loader)
-                loss = self._take_steps(epoch, batches, max(1, len(loader)), lambda: bar.advance(task))
-            average_buffers(self.net, self.ranks)
-            accuracy, cc = self._validate(val)
+                loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
+            for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
+                average_statistics(self.net, state, self.ranks)
+            with nullcontext() if self.average is None else self.average.applied():
+                found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers, self.ranks)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
-        return {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "cc": cc, "seconds": seconds}
+        row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}
+        return row | {"seconds": seconds}
 
-    def _take_steps(self, epoch: int, batches: Iterator[Any], steps: int, advance: Callable[[], None]) -> dict[str, float]:
-        """The mean of every loss term over the steps."""
-        sums = torch.zeros(len(LossTerms._fields), dtype=torch.float64)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+    def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
+        """The mean of every loss term over the batches."""
+        sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0
+        at_once, stream = self.settings.accumulate, self._draw_batches(loader)
+        steps, trained = -(-batches // at_once), [p for group in self.optimizer.param_groups for p in group["params"]]
         for step in count():
             progress = (epoch * steps + step) / (self.settings.epochs * steps)
             with self.ranks.together():
-                rows, terms = self._compute_batch(next(batches, None), progress)
-            share = average_gradients(trained, self.ranks, rows)
+                group = list(islice(stream, at_once))
+                found = compute_gradients(self.net, self.optimizer, self.loss, group, progress, self.settings)
+            share = average_gradients(trained, self.ranks, sum(len(labels) for _, labels in group))
             if share is None:
                 break
             apply_gradients(self.optimizer, progress, self.settings)
-            if terms is not None:
-                sums += torch.tensor([value / steps * share for value in floats(terms).values()], dtype=torch.float64)
-            advance()
-        self.ranks.add([sums])
-        return dict(zip(LossTerms._fields, sums.tolist(), strict=True))
+            for terms in found:
+                for name, value in floats(terms).items():
+                    sums[name] += value / batches * share
+                taken += share
+                advance()
+            if self.average is not None:
+                self.average.update()
+        *totals, taken = self.ranks.add_floats([*sums.values(), taken])
+        return {
+            name: total * (batches / max(taken, 1)) for name, total in zip(sums, totals, strict=True)
+        }  # bad ones left out
 
-    def _compute_batch(self, batch: Any, progress: float) -> tuple[int | None, LossTerms | None]:
-        """Makes the gradients of a batch; how many samples it has and its loss, nothing for ``None``."""
-        if batch is None:
-            return None, None
-        images, labels = as_batch(batch, self.net.device)
-        if labels is None:
-            raise InputError("train: expected batches of (images, labels), got images only")
-        if not len(labels):
-            return 0, None
-        if self.augment:
-            images = self.augment(images)
-        return len(labels), compute_gradients(self.net, self.optimizer, self.loss, images, labels, progress, self.settings)
+    def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
+        for batch in loader:
+            images, labels, _ = as_batch(batch, self.net.device)
+            if labels is None:
+                raise InputError("train: expected batches of (images, labels), got images only")
+            yield self.augment(images) if self.augment else images, labels
 
-    def _validate(self, val: Any) -> tuple[list[float], list[float]]:
-        """Accuracy of every exit and mean attention CC of the early exits with the final one, over all ranks' samples."""
-        batch_size = max(self.settings.batch_size, 64)
-        with self.ranks.together():
-            correct, cc, seen = _sum_answers(self.net, take_share(val, batch_size, self.ranks, "val"), batch_size)
-        self.ranks.add([correct, cc, seen])
-        if not seen:
-            raise InputError("val: it gave no batch: pass at least one image")
-        return (correct / seen).tolist(), (cc / seen).tolist()
-
-    def _open_loader(self, train: Any, seed: int) -> DataLoader[Any]:
+    def _open_loader(self, train: Any, seed: int) -> Loader:
         """The user's own loader, its generators seeded; or one over the data set, in an order that depends on the seed."""
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
-            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, self.ranks)
+            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, self.settings.balanced, self.ranks)
+        if self.settings.balanced:
+            raise InputError("balanced: a DataLoader draws its own samples: give the data set, or the loader a sampler")
         if isinstance(train.sampler, DistributedSampler):
             train.sampler.set_epoch(seed)
         for holder in (train, train.sampler):
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
-        return train
+        return train if self.ranks.size == 1 else SharedLoader(train, self.ranks)
 
     def save(self, row: dict[str, Any]) -> None:
         """Adds an epoch to the history and writes checkpoint and log."""
         self.history.append(row)
         self.seconds += row["seconds"]
-        is_best, state = self.best_epoch == len(self.history), unique_state(self.net)
+        is_best, state = self.best_epoch == len(self.history), self._copy_weights()
         if is_best:
             self.best_state = state
         if self.out_dir is not None:
             self.ranks.share(lambda: self._write(state if is_best else None))
 
-    def _write(self, best: Mapping[str, Tensor] | None) -> None:
+    def _write(self, best: dict[str, Tensor] | None) -> None:
         assert self.out_dir is not None
         if best is not None:
             write_tensors(self.out_dir / BEST, best, {"epoch": self.epochs_done})
-        save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, {"history": self.history, "seconds": self.seconds})
+        note = {"history": self.history, "seconds": self.seconds}
+        save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, note, self.average)
         write_log(self.out_dir / LOG, self.history)
 
-    def finish(self, keep: str) -> None:
-        """Leaves the network in evaluation mode, with the weights asked for."""
+    def _copy_weights(self) -> dict[str, Tensor]:
+        """The weights that training is for: their average, where one is kept."""
+        return unique_state(self.net) if self.average is None else {k: v.clone() for k, v in self.average.state.items()}
+
+    def finish(self, keep: str) -> int:
+        """Leaves the network in evaluation mode, with the weights asked for; gives their epoch."""
         if keep == "best" and self.best_epoch != self.epochs_done:
             state = self.best_state
             if state is None and self.out_dir is not None:
@@ -215,29 +235,7 @@ class TrainingRun:
                 state, _ = self.ranks.share(lambda: read_tensors(best))
             if state is not None:
                 load_unique_state(self.net, state, "best checkpoint")
+        elif self.average is not None:
+            load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
-
-
-def _read_record(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
-
-
-def _sum_answers(net: ExitNet, val: Any, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of this rank's samples: right answers of every exit, summed attention CC of the early exits with the final, number."""
-    correct, cc, seen = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), torch.zeros(1, dtype=torch.int64)
-    with switch_mode(net, False), torch.no_grad():
-        for images, labels in iterate_batches(val, batch_size, net.device):
-            if labels is None:
-                raise InputError("val: expected batches of (images, labels), got images only")
-            net.check_input(images, "val")
-            outputs: Sequence[ExitOutput] = net(images)
-            check_labels(labels, count_rows(images), outputs[0].logits.shape[1], "val labels")
-            seen += len(labels)
-            for k, out in enumerate(outputs):
-                correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
-                if k < len(cc):
-                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
-    return correct, cc, seen
+        return self.best_epoch if keep == "best" else self.epochs_done

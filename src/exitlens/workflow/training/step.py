@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from exitlens.errors import InputError, TrainingError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.types import LossTerms
-from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
+from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
+from exitlens.workflow.training.monitor import MONITORS, Monitor
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """All that decides the weights besides network, data and loss (they are in ``settings.json`` beside it)."""
+    """All that decides the weights besides network, data and loss (they are in ``settings.json`` beside it).
+
+    What each does is said in :func:`~exitlens.workflow.training.fit.fit`. ``augment`` names one of ours; a function of the
+    user's own is not recorded.
+    """
 
     epochs: int
     batch_size: int
@@ -30,12 +36,26 @@ class TrainingSettings:
     amp: bool
     channels_last: bool
     freeze_backbone: bool
+    augment: str = "none"
+    balanced: bool = False
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema: float | None = None
+    patience: int | None = None
+    monitor: Monitor = "accuracy"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate", "patience"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if (not isinstance(value, int) or value < 1) and not (name == "patience" and value is None):
                 raise InputError(f"{name}: expected an integer of 1 or more, got {value!r}")
+        for name, top in (("clip_norm", math.inf), ("ema", 1.0)):
+            value = getattr(self, name)
+            require(value, int | float | None, name)
+            if value is not None and not 0 < value < top:
+                raise InputError(f"{name}: expected a number above 0 and below {top}, or None, got {value}")
+        if self.monitor not in MONITORS:
+            raise InputError(f"monitor: expected one of {MONITORS}, got {self.monitor!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**40:
             raise InputError(f"seed: expected a whole number in [0, 2^40), got {self.seed!r}")
         rate, decay = self.learning_rate, self.weight_decay
@@ -55,20 +75,55 @@ def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
     return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
+def take_step(
+    net: ExitNet,
+    optimizer: torch.optim.Optimizer,
+    loss: EGTLoss,
+    batches: Sequence[tuple[Inputs, Tensor]],
+    progress: float,
+    settings: TrainingSettings,
+) -> list[LossTerms]:
+    """One optimiser step of one process: :func:`compute_gradients` and :func:`apply_gradients`."""
+    found = compute_gradients(net, optimizer, loss, batches, progress, settings)
+    apply_gradients(optimizer, progress, settings)
+    return found
+
+
 def compute_gradients(
     net: ExitNet,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
-    inputs: Inputs,
-    labels: Tensor,
+    batches: Sequence[tuple[Inputs, Tensor]],
     progress: float,
     settings: TrainingSettings,
-) -> LossTerms:
-    """The gradients of a batch at ``progress`` in [0, 1) of training, and its loss; no step is taken yet.
+) -> list[LossTerms]:
+    """The mean gradient over the samples of all batches, at ``progress`` in [0, 1) of training; the loss of each batch.
 
     Raises:
         InputError: for a batch that the network cannot take; TrainingError: for a loss that is not finite.
     """
+    optimizer.zero_grad(set_to_none=True)
+    samples, found = sum(count_rows(inputs) for inputs, _ in batches), []
+    for inputs, labels in batches:
+        terms = compute_terms(net, loss, inputs, labels, progress, settings)
+        (terms.total * (count_rows(inputs) / samples)).backward()
+        found.append(terms)
+    return found
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, progress: float, settings: TrainingSettings) -> None:
+    """One step of the optimiser along the gradients that there are."""
+    for group in optimizer.param_groups:
+        group["lr"] = one_cycle_rate(progress, settings.learning_rate)
+    if settings.clip_norm is not None:
+        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip_norm)
+    optimizer.step()
+
+
+def compute_terms(
+    net: ExitNet, loss: EGTLoss, inputs: Inputs, labels: Tensor, progress: float, settings: TrainingSettings
+) -> LossTerms:
+    """The loss of one batch; raises what :func:`compute_gradients` does."""
     net.check_input(inputs, "train")
     if settings.channels_last:
         inputs = map_inputs(inputs, set_channels_last)
@@ -85,30 +140,6 @@ def compute_gradients(
             f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {floats(terms)}): "
             f"lower learning_rate (now {settings.learning_rate})"
         )
-    optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()
-    return terms
-
-
-def apply_gradients(optimizer: torch.optim.Optimizer, progress: float, settings: TrainingSettings) -> None:
-    """One step of the optimiser along the gradients that there are, at ``progress`` in [0, 1) of training."""
-    for group in optimizer.param_groups:
-        group["lr"] = one_cycle_rate(progress, settings.learning_rate)
-    optimizer.step()
-
-
-def take_step(
-    net: ExitNet,
-    optimizer: torch.optim.Optimizer,
-    loss: EGTLoss,
-    inputs: Inputs,
-    labels: Tensor,
-    progress: float,
-    settings: TrainingSettings,
-) -> LossTerms:
-    """:func:`compute_gradients` and :func:`apply_gradients`: a whole step of one process."""
-    terms = compute_gradients(net, optimizer, loss, inputs, labels, progress, settings)
-    apply_gradients(optimizer, progress, settings)
     return terms
 
 

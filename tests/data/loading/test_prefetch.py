@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from exitlens.data.prefetch import Prefetch
+from exitlens.data.loading.prefetch import Prefetch
 
 
 def test_gives_everything_in_order_and_ends():

@@ -1,0 +1,1 @@
+"""Loading: files read ahead and decoded in processes of their own."""

@@ -1,0 +1,57 @@
+"""Listing folders: one pass, without asking for every file's properties."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from exitlens.errors import DataError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def list_names(folder: Path) -> list[str]:
+    """Names of image files at any depth below ``folder``, relative to it, sorted part by part; hidden ones are left out.
+
+    Raises:
+        DataError: if the folder cannot be listed or holds no image.
+    """
+    try:
+        found = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(EXTENSIONS)]
+    except OSError as error:
+        raise DataError(f"data: {folder} cannot be listed ({type(error).__name__}: {error.strerror})") from error
+    if not found:
+        raise DataError(f"data: no image files below {folder} (looked for {', '.join(EXTENSIONS)})")
+    return found
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files at any depth below ``folder``, sorted; or the one file that ``folder`` is.
+
+    Raises:
+        DataError: if the folder does not exist or holds no image.
+    """
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise DataError(f"data: no file or folder {folder}: give a folder of images")
+    return [folder / name for name in list_names(folder)]
+
+
+def hash_folder(root: Path) -> str:
+    """SHA-256 over the sorted relative names of the files below ``root``."""
+    names = sorted(_walk(str(root), "", hidden=True))
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _walk(folder: str, prefix: str, hidden: bool) -> Iterator[str]:
+    """Relative names of all files, in order; links to folders are not followed."""
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if hidden or entry.name[0] != "."), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", hidden)
+        elif entry.is_file():
+            yield prefix + entry.name

@@ -1,0 +1,86 @@
+"""Readers: where lazily read images come from. They are small, can be pickled, and decode one image at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from exitlens.data.loading.names import PackedNames
+from exitlens.errors import DataError
+from exitlens.modalities.image import decode_image
+from exitlens.types import Preprocess
+
+MAX_BYTES = 1_000_000_000  # of one file
+
+
+class Reader(Protocol):
+    """What :class:`~exitlens.data.lazy.LazyImages` needs to read its images; worker processes get a copy."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Tensor:
+        """Image ``index`` as pixels ``(C,H,W)`` ``uint8``, all of one shape; :class:`DataError` naming it if it is bad."""
+
+    def name(self, index: int) -> str:
+        """What errors call it: a path, or file and row."""
+
+
+class EncodedImages(ABC):
+    """A reader of encoded images (PNG, JPEG and so on), from wherever :meth:`read_bytes` finds them.
+
+    Args:
+        preprocess: its size and number of channels are those of the pixels.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.size, self.channels = preprocess.size, len(preprocess.mean)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read_bytes(self, index: int) -> bytes:
+        """The encoded image, or a :class:`DataError` that names it and says why it cannot be had."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """See :class:`Reader`."""
+
+    def read(self, index: int) -> Tensor:
+        """See :class:`Reader`."""
+        return decode_image(self.read_bytes(index), self.name(index), self.size, self.channels)
+
+
+class ImageFiles(EncodedImages):
+    """Image files.
+
+    Args:
+        root: what the names are relative to.
+        names: N of them.
+        preprocess: see :class:`EncodedImages`.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str], preprocess: Preprocess) -> None:
+        super().__init__(preprocess)
+        self._root, self._names = root, PackedNames(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self._root / self._names[index])
+
+    def read_bytes(self, index: int) -> bytes:
+        """See :meth:`EncodedImages.read_bytes`."""
+        path = self._root / self._names[index]
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise DataError(f"{path}: it has more than {MAX_BYTES:,} bytes: no image is that large")
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error.strerror})") from error

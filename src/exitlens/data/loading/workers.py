@@ -1,0 +1,215 @@
+"""Batches of images decoded in processes of their own, in order, without copies between them.
+
+PyTorch's ``DataLoader`` does this, too, but tells a killed process by an exception from a signal handler, anywhere in the
+main thread, and a bad file by a traceback; and it sends floats, or needs room in ``/dev/shm``. Here every process decodes
+straight into memory that it shares with this one, and the file that it was reading is known when it dies or hangs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.data.loading.readers import Reader
+from exitlens.errors import DataError, InputError
+from exitlens.launch import count_local
+
+DEPTH = 2  # batches that a process is ahead of what is taken from it
+TIMEOUT_S = 300.0  # for one image
+MOST_WORKERS = 8
+Plan = Sequence[Sequence[int]]  # rows of every batch
+
+
+class Decoded(NamedTuple):
+    """A batch: pixels of the images that could be read, their places in the plan's batch, and rows of others with reasons.
+
+    The pixels ``(b,C,H,W)`` ``uint8`` are overwritten when the next batch is taken.
+    """
+
+    pixels: Tensor
+    good: list[int]
+    bad: list[tuple[int, str]]
+
+
+def can_fork() -> bool:
+    """Whether processes can be copied, which needs no importable main module and no pickling (not on Windows or macOS)."""
+    return sys.platform == "linux"
+
+
+def choose_workers(workers: int | None, batches: int) -> int:
+    """How many processes decode: as asked for, by default one for each core of this rank (at most 8), and none for
+    a single batch.
+
+    Raises:
+        InputError: for a number that is none, or on a system where processes cannot be copied.
+    """
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) // count_local() if can_fork() else 1
+        workers = min(MOST_WORKERS, cores) if cores > 1 else 0
+    if not isinstance(workers, int) or workers < 0:
+        raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
+    if workers and not can_fork():
+        raise InputError(
+            f"workers: processes that decode images need Linux, this is {sys.platform}: leave workers out, or 0"
+        )
+    return min(workers, batches) if batches > 1 else 0
+
+
+def decode_batches(
+    reader: Reader, plan: Plan, shape: tuple[int, int, int], workers: int = 0, timeout_s: float = TIMEOUT_S
+) -> Iterator[Decoded]:
+    """Decodes the batches of a plan, in order.
+
+    Args:
+        reader: where the images come from.
+        plan: the rows of every batch.
+        shape: ``(C,H,W)`` of every image.
+        workers: processes; 0: this one.
+        timeout_s: for one image, where there are processes.
+
+    Raises:
+        DataError: for a process that was killed or hangs, or a reader that fails otherwise than by saying that one image is
+            bad; every process has ended then.
+    """
+    if workers == 0:
+        slot = np.empty((max(map(len, plan), default=0), *shape), np.uint8)
+        for rows in plan:
+            good, bad = _decode_into(reader, rows, slot)
+            yield Decoded(torch.from_numpy(slot[: len(good)]), good, bad)
+        return
+    pool: list[_Worker] = []
+    try:
+        for i in range(workers):
+            pool.append(_Worker(reader, plan[i::workers], shape, [other.connection for other in pool]))
+        for number, rows in enumerate(plan):
+            worker = pool[number % workers]
+            good, bad = worker.receive(reader, rows, timeout_s)
+            yield Decoded(torch.from_numpy(worker.slot(number // workers)[: len(good)]), good, bad)
+            worker.release()
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _decode_into(
+    reader: Reader, rows: Sequence[int], slot: Any, tell: Any = None
+) -> tuple[list[int], list[tuple[int, str]]]:
+    """Decodes a batch to the start of ``slot``; ``tell`` gets the row that is being read."""
+    good: list[int] = []
+    bad: list[tuple[int, str]] = []
+    for place, row in enumerate(rows):
+        if tell is not None:
+            tell[0], tell[1] = row, tell[1] + 1
+        try:
+            pixels = reader.read(row)
+        except DataError as error:
+            bad.append((row, str(error)))
+            continue
+        except Exception as error:
+            raise DataError(f"data: {reader.name(row)}: its reader failed ({type(error).__name__}: {error})") from error
+        if tuple(pixels.shape) != slot.shape[1:] or pixels.dtype != torch.uint8:
+            raise InputError(
+                f"reader: expected {slot.shape[1:]} uint8 of {reader.name(row)}, got {tuple(pixels.shape)} {pixels.dtype}"
+            )
+        slot[len(good)] = pixels.numpy()
+        good.append(place)
+    return good, bad
+
+
+class _Worker:
+    """A process that decodes every so-many-th batch into shared memory."""
+
+    def __init__(self, reader: Reader, plan: Plan, shape: tuple[int, int, int], inherited: list[Connection]) -> None:
+        context = multiprocessing.get_context("fork")
+        size = max(map(len, plan))
+        pixels = mmap.mmap(-1, max(1, DEPTH * size * int(np.prod(shape))))
+        self._slots = np.frombuffer(pixels, np.uint8)[: DEPTH * size * int(np.prod(shape))].reshape(DEPTH, size, *shape)
+        self._told = np.frombuffer(mmap.mmap(-1, 16), np.int64)  # the row that is being read, and how many were before
+        self.connection, theirs = context.Pipe()
+        arguments = (reader, plan, self._slots, self._told, theirs, [*inherited, self.connection])
+        self._process = context.Process(target=_work, args=arguments, daemon=True, name="exitlens-decode")
+        self._process.start()
+        theirs.close()
+
+    def slot(self, number: int) -> Any:
+        """The memory that holds the process's batch ``number``."""
+        return self._slots[number % DEPTH]
+
+    def receive(self, reader: Reader, rows: Sequence[int], timeout_s: float) -> tuple[list[int], list[tuple[int, str]]]:
+        """Waits for the next batch, of ``rows``."""
+        seen, since = -1, time.monotonic()
+        while not wait([self.connection, self._process.sentinel], min(timeout_s, 1.0)) and self._process.is_alive():
+            if self._told[1] != seen:
+                seen, since = int(self._told[1]), time.monotonic()
+            elif time.monotonic() - since > timeout_s:
+                said = f"reading it takes more than {timeout_s:g} s: is its disk or network there?"
+                raise DataError(f"data: {reader.name(int(self._told[0]))}: {said}")
+        try:
+            if not self.connection.poll():
+                raise EOFError
+            found = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise DataError(self._explain_death(reader)) from error
+        if isinstance(found, Exception):
+            raise found
+        return found  # type: ignore[no-any-return]
+
+    def _explain_death(self, reader: Reader) -> str:
+        self._process.join(5)
+        code = self._process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        why = ", as the system does when memory runs out: use fewer workers" if code == -signal.SIGKILL else ""
+        where = reader.name(int(self._told[0])) if self._told[1] else "its first image"
+        return (
+            f"data: a process that decodes images was ended {how}{why}. It was at {where}. Start again (a fit with "
+            "--resume goes on from its last epoch), or decode in the main process: --workers 0 (workers=0)"
+        )
+
+    def release(self) -> None:
+        """Lets the process use the memory of the oldest batch again."""
+        with suppress(OSError):  # it may be dead or done: the next receive tells
+            self.connection.send_bytes(b"1")
+
+    def stop(self) -> None:
+        """Ends the process, whatever it does."""
+        self._process.terminate()
+        self._process.join(2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+        self.connection.close()
+
+
+def _work(reader: Reader, plan: Plan, slots: Any, told: Any, connection: Connection, inherited: list[Connection]) -> None:
+    """Runs in the process. It ends when it is done, is told to, or finds that its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)  # OpenMP's threads are not there after a fork
+    parent = os.getppid()
+    for other in inherited:  # else they would keep each other's pipes open
+        other.close()
+    with suppress(BrokenPipeError, EOFError, ConnectionResetError):
+        for number, rows in enumerate(plan):
+            if number >= DEPTH:
+                while not connection.poll(2):
+                    if os.getppid() != parent:
+                        return
+                connection.recv_bytes()
+            try:
+                connection.send(_decode_into(reader, rows, slots[number % DEPTH], told))
+            except (DataError, InputError) as error:
+                connection.send(error)
+                return

@@ -1,0 +1,71 @@
+"""What the validation data say after an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from exitlens.data.batches import iterate_batches, take_share
+from exitlens.errors import InputError
+from exitlens.functional.losses import EGTLoss, check_labels
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.similarity import pearson
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.network import ExitNet
+from exitlens.ranks import ALONE, Ranks
+from exitlens.types import ExitOutput
+from exitlens.types.inputs import count_rows
+
+
+class Validation(NamedTuple):
+    """Means over the validation samples.
+
+    Attributes:
+        accuracy: of every exit.
+        cc: of the early exits' attention with the final exit's.
+        loss: the classification term of the training loss.
+    """
+
+    accuracy: list[float]
+    cc: list[float]
+    loss: float
+
+
+def validate(
+    net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None, ranks: Ranks = ALONE
+) -> Validation:
+    """One pass in evaluation mode, shared by the ranks.
+
+    Raises:
+        InputError: for data without labels or without a batch.
+    """
+    with ranks.together():
+        sums = _sum_up(net, take_share(val, max(batch_size, 64), ranks, "val"), loss, max(batch_size, 64), workers)
+    ranks.add(sums)
+    correct, cc, total, count = sums
+    if not count:
+        raise InputError("val: it gave no batch: pass at least one image")
+    return Validation((correct / count).tolist(), (cc / count).tolist(), (total / count).item())
+
+
+def _sum_up(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None) -> list[Tensor]:
+    """Over this rank's samples: right answers by exit, CC by early exit, the loss, and their number."""
+    correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
+    total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    with switch_mode(net, False), torch.no_grad():
+        for images, labels, _ in iterate_batches(val, batch_size, net.device, workers):
+            if labels is None:
+                raise InputError("val: expected batches of (images, labels), got images only")
+            net.check_input(images, "val")
+            outputs: Sequence[ExitOutput] = net(images)
+            check_labels(labels, count_rows(images), outputs[0].logits.shape[1], "val labels")
+            count += len(labels)
+            total += loss.classify(outputs, labels).item() * len(labels)
+            for k, out in enumerate(outputs):
+                correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
+                if k < len(cc):
+                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+    return [correct, cc, total, count]

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torchvision.transforms import v2
+
+import exitlens as xl
+from exitlens.workflow.training.augmentation import Augmentation
+
+SQUARE = xl.Preprocess((16, 16))
+
+
+def _images(count=12, size=16):
+    """Random images whose left half is brighter, with a mask of that half."""
+    pixels = 0.4 * torch.rand(count, 3, size, size)
+    pixels[..., : size // 2] += 0.6
+    masks = torch.zeros(count, size, size, dtype=torch.bool)
+    masks[..., : size // 2] = True
+    return SQUARE.normalise(pixels), masks
+
+
+@pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
+def test_every_image_is_drawn_for_by_itself_and_the_seed_decides(name):
+    images = _images()[0][:1].expand(12, -1, -1, -1)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(Augmentation(name, SQUARE)(images))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert found[0].shape == images.shape
+    assert found[0].dtype == images.dtype
+    assert len({view.numpy().tobytes() for view in found[0]}) >= (2 if name == "flip" else 9)
+    assert type(found[0]) is torch.Tensor
+
+
+@pytest.mark.parametrize("name", ["flip", "crop", "trivial"])
+def test_masks_follow_the_object(name):
+    images, masks = _images(64)
+    views, moved = Augmentation(name, SQUARE).with_masks(images, masks)
+    assert moved.shape == masks.shape
+    assert moved.dtype == torch.bool
+    if name == "trivial":  # colours change: see below
+        assert not torch.equal(moved, masks)
+        return
+    bright = SQUARE.restore(views).mean(1) > 0.5
+    assert (bright == moved).float().mean() > 0.97
+
+
+def test_masks_follow_what_trivial_augment_moves():
+    masks = _images(64)[1]
+    as_images = SQUARE.normalise(masks[:, None].expand(-1, 3, -1, -1).float())
+    views, moved = Augmentation("trivial", SQUARE).with_masks(as_images, masks)
+    agreement = ((SQUARE.restore(views).mean(1) > 0.5) == moved).flatten(1).float().mean(1)
+    assert (
+        agreement > 0.93
+    ).float().mean() > 0.85  # one column at the border of a crop; the rest was solarised or made dark
+
+
+def test_a_flip_is_exact_and_needs_no_preprocessing():
+    images, _ = _images(40)
+    views = Augmentation("flip")(images)
+    kept = [torch.equal(a, b) for a, b in zip(views, images, strict=True)]
+    turned = [torch.equal(a, b.flip(-1)) for a, b in zip(views, images, strict=True)]
+    assert all(a or b for a, b in zip(kept, turned, strict=True))
+    assert 8 <= sum(kept) <= 32
+
+
+def test_a_transform_of_the_users_own_gets_pixels_one_image_at_a_time():
+    seen = []
+
+    class Note(v2.Transform):
+        def transform(self, inpt, params):
+            seen.append((tuple(inpt.shape), float(inpt.min()) >= 0, float(inpt.max()) <= 1))
+            return inpt
+
+    images, _ = _images(5)
+    torch.testing.assert_close(Augmentation(Note(), SQUARE)(images), images)
+    assert seen == [((3, 16, 16), True, True)] * 5
+    with pytest.raises(xl.InputError, match=r"images of \(3, 16, 16\) again, got \(3, 8, 8\)"):
+        Augmentation(v2.CenterCrop(8), SQUARE)(images)
+
+
+def test_grey_images():
+    grey = xl.Preprocess((16, 16), (0.5,), (0.25,))
+    assert Augmentation("trivial", grey)(torch.randn(20, 1, 16, 16)).shape == (20, 1, 16, 16)
+
+
+def test_what_does_not_work_is_said():
+    with pytest.raises(xl.InputError, match=r"Did you mean 'flip'"):
+        Augmentation("flips")
+    with pytest.raises(xl.InputError, match=r"net\.describe\(preprocess="):
+        Augmentation("trivial")
