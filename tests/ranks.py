@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,18 +19,21 @@ import torch.multiprocessing as mp
 class Pair:
     """Runs the same function in both processes, as rank 0 and rank 1."""
 
-    def __init__(self, ends: list[Connection]) -> None:
-        self.ends = ends
+    def __init__(self, ends: list[Connection], workers: list[Any]) -> None:
+        self.ends, self.workers = ends, workers
 
     def run(self, work: Callable[..., Any], *words: Any) -> list[Any]:
         """What each rank's ``work(rank, *words)`` returned, or the error that it raised."""
+        self.send(work, *words)
+        return [self.receive(rank) for rank in range(2)]
+
+    def send(self, work: Callable[..., Any], *words: Any) -> None:
         for end in self.ends:
             end.send((work, words))
-        found = []
-        for end in self.ends:
-            assert end.poll(60), "a rank hangs"
-            found.append(end.recv())
-        return found
+
+    def receive(self, rank: int) -> Any:
+        assert self.ends[rank].poll(60), "a rank hangs"
+        return self.ends[rank].recv()
 
 
 @contextmanager
@@ -42,12 +45,13 @@ def open_pair(folder: Path, seconds: float = 30) -> Iterator[Pair]:
     for worker in workers:
         worker.start()
     try:
-        yield Pair([pipe[0] for pipe in pipes])
+        yield Pair([pipe[0] for pipe in pipes], workers)
     finally:
         for ours, _ in pipes:
-            ours.send(None)
+            with suppress(OSError):
+                ours.send(None)
         for worker in workers:
-            worker.join(20)
+            worker.join(5)
             worker.kill()
             worker.join()
 

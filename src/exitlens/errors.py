@@ -91,6 +91,15 @@ class MissingExtraError(ExitlensError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed: run pip install 'exitlens[{extra}]'"
         )
 
+    def __reduce__(self) -> Any:  # its constructor does not take its message
+        return _restore, (type(self), self.args)
+
+
+def _restore(kind: type[ExitlensError], arguments: tuple[Any, ...]) -> ExitlensError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    return error
+
 
 def import_extra(module: str, extra: str, purpose: str) -> Any:
     """The module of an optional dependency; raises :class:`MissingExtraError` where it is not installed."""

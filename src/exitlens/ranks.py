@@ -50,10 +50,6 @@ class Ranks:
         """This rank's rows of a batch that all ranks know."""
         return slice(self.rank, None, self.size)
 
-    def share_of(self, count: int) -> range:
-        """This rank's part of ``count`` things in a row; the parts of all ranks, one after the other, are the whole."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
-
     def vary_seed(self, seed: int) -> int:
         """The seed of this rank's own random numbers: ``seed`` at rank 0, another one at every other rank."""
         return (seed + self.rank * 0x9E3779B97F4A7C15) % 2**63 if self.rank else seed
@@ -125,30 +121,26 @@ class Ranks:
         if self.size > 1:
             self._in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
 
-    def concatenate(self, tensor: Tensor | None) -> Tensor | None:
-        """The rows of all ranks, in the order of ranks, on every rank; ``None`` stands for no rows.
+    def hand_over(self, items: Iterator[T], take: Callable[[T], None]) -> None:
+        """Calls ``take`` at rank 0 for the items of all ranks: the first of each in the order of ranks, then the second...
 
-        Raises:
-            InputError: if the ranks' rows have different shapes.
+        No more than one item of every rank is on its way at a time, and an error of one rank ends it for all.
         """
         if self.size == 1:
-            return tensor
-        known = self.gather(None if tensor is None else (tensor.shape, tensor.dtype))
-        forms = {(tuple(one[0][1:]), one[1]) for one in known if one is not None}
-        if not forms:
-            return None
-        if len(forms) > 1:
-            raise InputError(
-                f"data: the processes found samples of different shapes {sorted(map(str, forms))}: make them one"
-            )
-        counts, (shape, dtype) = [0 if one is None else one[0][0] for one in known], forms.pop()
-        whole = torch.empty((sum(counts), *shape), dtype=dtype)
-        for owner, part in enumerate(whole.split(counts)):
-            if owner == self.rank and tensor is not None:
-                part.copy_(tensor)
-            if part.numel():
-                self._run(lambda part=part, owner=owner: dist.broadcast(part, src=owner))  # type: ignore[misc]
-        return whole
+            for item in items:
+                take(item)
+            return
+        arrived: list[T | None] = []
+        is_over = False
+        while not is_over:
+            with self.together():
+                for one in arrived:
+                    if one is not None:
+                        take(one)
+                mine = next(items, None)
+            arrived = [None] * self.size if self.is_first else []
+            self._run(lambda mine=mine, into=arrived: dist.gather_object(mine, into or None, dst=0))  # type: ignore[misc]
+            is_over = not self.add_floats([mine is not None])[0]
 
     def _in_buckets(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
         """Exchanges tensors flat and a few million numbers at a time: a message each would cost more than its contents."""

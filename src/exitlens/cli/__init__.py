@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -55,4 +55,14 @@ def main() -> None:
         if read_rank() == 0 or not error.is_told:
             text = literal("\n".join([str(error), *getattr(error, "__notes__", [])]))
             Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
+        if error.is_told:
+            _wait_for_others()
         raise SystemExit(2) from error
+
+
+def _wait_for_others() -> None:
+    """Until all know of an error: ``torchrun`` ends the others as soon as one has ended, printed or not."""
+    from exitlens.ranks import find_ranks
+
+    with suppress(ExitlensError):
+        find_ranks().gather(None)

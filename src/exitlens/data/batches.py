@@ -152,7 +152,7 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
 
 
 def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -> Any:
-    """This rank's whole batches of a source that every rank has; those of all ranks, one after the other, are the source.
+    """This rank's whole batches of a source that every rank has: all ranks take one in turn.
 
     A data set is not read beyond this rank's part; of a ``DataLoader`` or list every rank reads all batches.
 
@@ -161,17 +161,17 @@ def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -
     """
     if ranks.size == 1:
         return source
-    count = count_batches(source, batch_size)
-    if count is None:
+    if count_batches(source, batch_size) is None:
         raise InputError(f"{name}: several processes share it, so it needs a length: pass a Dataset, or a list of batches")
-    mine = ranks.share_of(count)
     if isinstance(source, Dataset):
-        rows = range(mine.start * batch_size, min(mine.stop * batch_size, len(source)))  # type: ignore[arg-type]
-        if not rows:
+        every = torch.arange(len(source)).split(batch_size)  # type: ignore[arg-type]
+        mine = every[ranks.rank :: ranks.size]
+        if not mine:
             return ()
-        return source.subset(torch.arange(rows.start, rows.stop)) if hasattr(source, "subset") else Subset(source, rows)
+        rows = torch.cat(mine)
+        return source.subset(rows) if hasattr(source, "subset") else Subset(source, rows.tolist())
     check_common_order(source, name)
-    return islice(_split(source, batch_size), mine.start, mine.stop)
+    return islice(_split(source, batch_size), ranks.rank, None, ranks.size)
 
 
 def check_common_order(source: Any, name: str) -> None:

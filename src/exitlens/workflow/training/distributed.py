@@ -108,7 +108,7 @@ def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: Ranks
 @contextmanager
 def use_common_statistics(net: nn.Module, ranks: Ranks) -> Iterator[None]:
     """On GPUs, batch norm takes its statistics over the rows of all ranks (``SyncBatchNorm``, which CPUs do not have)."""
-    if ranks.size == 1 or not any(p.is_cuda for p in net.parameters()):
+    if ranks.size == 1 or not _is_on_gpu(net):
         yield
         return
     places = [
@@ -125,6 +125,10 @@ def use_common_statistics(net: nn.Module, ranks: Ranks) -> Iterator[None]:
     finally:
         for parent, name, child in places:
             setattr(parent, name, child.train(synced[id(child)].training))
+
+
+def _is_on_gpu(net: nn.Module) -> bool:
+    return any(p.is_cuda for p in net.parameters())
 
 
 def check_batch_size(batch_size: int, ranks: Ranks) -> None:
