@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from exitlens.data.batches import count_batches, iterate_batches
+from exitlens.data.batches import Batch, count_batches, iterate_batches, take_share
 from exitlens.errors import InputError, require
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.groups import number_groups
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.model.network import ExitNet
+from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import Trace
 
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
@@ -30,6 +31,7 @@ def collect(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Trace:
     """Runs every sample through every exit once and records what calibration and evaluation need.
 
@@ -41,6 +43,9 @@ def collect(
         batch_size: where the batching is ours.
         seed: of the pairing of images for the shuffled-image null.
         progress: show a progress bar.
+        ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
+            there is; ``Ranks()``: this process alone. They take the batches in turn; each gets the trace of all, which is
+            the one that a single process makes.
 
     Returns:
         A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls.
@@ -50,36 +55,60 @@ def collect(
             number of groups.
     """
     require(net, ExitNet, "net")
-    logits: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    ids: list[Tensor | None] = []
-    gate_features: list[Tensor] = []
-    pairs: list[MapPairs] = [[] for _ in range(net.num_exits)]
-    stream = iterate_batches(loader, batch_size, net.device)
-    if progress:
-        stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
-    for images, target, group in stream:
+    require(ranks, Ranks | None, "ranks")
+    ranks = find_ranks() if ranks is None else ranks
+    with ranks.together():
+        source = take_share(loader, batch_size, ranks, "loader")
+        stream = iterate_batches(source, batch_size, net.device)
+        if progress and ranks.is_first:
+            stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
+    seen: list[_Observed] = []
+    ranks.hand_over(_observe(net, stream), seen.append)
+    return ranks.share(lambda: _record(net, seen, groups, seed))
+
+
+class _Observed(NamedTuple):
+    """What one batch gave, on the CPU: ``(B,K,C)``, ``(B,)``, ``(B,)``, ``(B,K-1,2)``, and a pair of maps for each exit."""
+
+    logits: Tensor
+    labels: Tensor | None
+    groups: Tensor | None
+    gate_features: Tensor
+    maps: MapPairs  # of the exit and of the final one, on one grid
+
+
+def _observe(net: ExitNet, stream: Iterator[Batch]) -> Iterator[_Observed]:
+    """Runs every batch through every exit."""
+    for images, labels, groups in stream:
         activations = net.check_input(images, "loader")
         with net.open_engine() as engine:
             outputs = engine.compute_outputs(engine.enter(activations))
-        logits.append(torch.stack([out.float() for out, _ in outputs], 1).cpu())
-        labels.append(None if target is None else target.cpu())
-        ids.append(None if group is None else group.cpu())
         early = [attention for _, attention in outputs[:-1]]
         features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
-        gate_features.append(torch.stack(features, 1) if features else torch.empty(0))
-        for k, (_, attention) in enumerate(outputs):
-            grids = on_common_grid(attention.float(), outputs[-1][1].float())
-            pairs[k].append((grids[0].cpu(), grids[1].cpu()))
-    if not logits:
+        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention in outputs)
+        yield _Observed(
+            torch.stack([out.float() for out, _ in outputs], 1).cpu(),
+            None if labels is None else labels.cpu(),
+            None if groups is None else groups.cpu(),
+            torch.stack(features, 1) if features else torch.empty(0),
+            [(one.cpu(), final.cpu()) for one, final in grids],
+        )
+
+
+def _record(net: ExitNet, seen: Sequence[_Observed], groups: Tensor | Sequence[Hashable] | None, seed: int) -> Trace:
+    """The trace of all batches."""
+    if not seen:
         raise InputError("loader: it gave no batch: pass at least one image")
+    labels = [one.labels for one in seen]
     if any(t is None for t in labels) and any(t is not None for t in labels):
         raise InputError("loader: some batches have labels and some have none: give all of them labels, or none")
-    if len({early.shape[1:] for early, _ in pairs[-1]}) > 1:
+    if len({one.maps[-1][0].shape[1:] for one in seen}) > 1:
         raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
+    pairs = list(zip(*(one.maps for one in seen), strict=True))
     maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
-    trace = _trace(net, torch.cat(logits), labels, maps, torch.cat(gate_features) if net.num_exits > 1 else None, seed)
-    return replace(trace, groups=_join_groups(groups, ids))
+    features = torch.cat([one.gate_features for one in seen]) if net.num_exits > 1 else None
+    trace = _trace(net, torch.cat([one.logits for one in seen]), labels, maps, features, seed)
+    return replace(trace, groups=_join_groups(groups, [one.groups for one in seen]))
 
 
 def _join_groups(given: Tensor | Sequence[Hashable] | None, found: list[Tensor | None]) -> Tensor | None:
