@@ -20,8 +20,9 @@ from benchmarks.guarantees.promises import list_promises as list_guarantees
 from benchmarks.performance.promises import list_explorer_promises, list_memory_promises
 from benchmarks.performance.promises import list_promises as list_speeds
 from benchmarks.performance.runs import PERFORMANCE
+from benchmarks.processes.promises import list_promises as list_processes
 from benchmarks.promises import Promise, add_reasons, read_known_misses
-from benchmarks.store import GUARANTEES, RESULTS, Store
+from benchmarks.store import GUARANTEES, PROCESSES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
@@ -41,6 +42,9 @@ def list_promises(folder: Path) -> Iterator[Promise]:
             yield from list_memory_promises(name, speeds[f"memory-{name}"])
     for name in sorted(guarantees):
         yield from list_guarantees(name, guarantees[name])
+    processes = open_store(PROCESSES, folder).read()
+    for name in sorted(processes):
+        yield from list_processes(name, processes[name])
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     study = open_store(STUDY, folder)

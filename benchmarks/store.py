@@ -190,3 +190,4 @@ def write_atomically(path: Path, text: str) -> None:
 
 RESULTS = Path(__file__).parent / "results"
 GUARANTEES = Store(RESULTS / "guarantees.csv", Path("runs/guarantees"))
+PROCESSES = Store(RESULTS / "processes.csv", Path("runs/processes"))
