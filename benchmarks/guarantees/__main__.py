@@ -2,8 +2,9 @@
 
 Usage: python -m benchmarks.guarantees [--only PART ...] [--again] [--quick]
 
-Parts: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), saving-NAME
-(against hindsight, RC-EENN's single threshold and CRC), gate-NAME, drift, time. What is there already is skipped. The networks
+Parts: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), groups (1,000 draws
+of correlated groups), watch-groups (the drift watch on such), families (the warning without groups), saving-NAME (against hindsight, RC-EENN's single threshold and
+CRC), gate-NAME, drift, time. What is there already is skipped. The networks
 are the demo's (runs/demo) and one on garments without backgrounds, trained here on first use (runs/guarantees, some minutes).
 """
 
@@ -20,7 +21,9 @@ import torch
 
 from benchmarks.guarantees.drift import measure_drift
 from benchmarks.guarantees.duration import time_calibration
+from benchmarks.guarantees.families import measure_families
 from benchmarks.guarantees.gate import measure_gate
+from benchmarks.guarantees.groups import count_on_groups, watch_on_groups
 from benchmarks.guarantees.savings import measure_savings
 from benchmarks.guarantees.traces import TRACES
 from benchmarks.guarantees.violations import count_on_splits, count_on_synthetic
@@ -32,6 +35,9 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "drift": measure_drift,
     **{f"splits-{name}": partial(count_on_splits, name) for name in TRACES},
     "synthetic": count_on_synthetic,
+    "groups": count_on_groups,
+    "watch-groups": watch_on_groups,
+    "families": measure_families,
     **{f"gate-{name}": partial(measure_gate, name) for name in TRACES},
 }
 

@@ -15,7 +15,16 @@ def list_promises(run: str, found: dict[str, Any]) -> Iterator[Promise]:
     kind = run.partition("-")[0]
     if kind in ("splits", "synthetic"):
         yield from _of_violations(run, found["sets"])
-    of_kind = {"synthetic": _of_broken, "saving": _of_saving, "gate": _of_gate, "drift": _of_drift, "time": _of_time}
+    of_kind = {
+        "synthetic": _of_broken,
+        "groups": _of_groups,
+        "watch": _of_watched_groups,
+        "families": _of_families,
+        "saving": _of_saving,
+        "gate": _of_gate,
+        "drift": _of_drift,
+        "time": _of_time,
+    }
     if kind in of_kind:
         yield from of_kind[kind](run, found)
 
@@ -40,6 +49,37 @@ def _of_broken(_: str, found: dict[str, Any]) -> Iterator[Promise]:
     most = max(row["violations"] for row in rows if row["delta"] == BROKEN_DELTA)
     what = f"one step too far, delta {BROKEN_DELTA}: promises broken (has to be caught)"
     yield Promise("broken", what, most, ">=", allow(BROKEN_DELTA, broken["draws"] / 3))
+
+
+def _of_groups(_: str, found: dict[str, Any]) -> Iterator[Promise]:
+    named = {label: rows for label, rows in found["sets"].items() if "not named" not in label}
+    yield from _of_violations("groups", named)
+    others = [row for label, rows in found["sets"].items() if label not in named for row in rows.values()]
+    broken = [row for row in others if row["delta"] == BROKEN_DELTA]
+    most = max(row["violations"] for row in broken)
+    what = f"groups not named, delta {BROKEN_DELTA}: promises broken (has to be caught)"
+    yield Promise("groups not named", what, most, ">=", 2 * allow(BROKEN_DELTA, broken[0]["draws"]))
+
+
+def _of_watched_groups(_: str, found: dict[str, Any]) -> Iterator[Promise]:
+    named, other = found["named"]["alarms"], found["not named"]["alarms"]
+    yield Promise("watch|named", "drift on groups: false alarms, share of runs", named, "<=", allow(0.05, found["runs"]))
+    yield Promise("watch|not named", "the same without naming them (has to be caught)", other, ">=", 0.5)
+
+
+def _of_families(_: str, found: dict[str, Any]) -> Iterator[Promise]:
+    rows = [
+        (f"{kind}, {name}", order, one)
+        for kind, sets in found.items()
+        if isinstance(sets, dict)
+        for name, orders in sets.items()
+        for order, one in orders.items()
+    ]
+    independent = [one for name, order, one in rows if "independent" in name or order == "shuffled"]
+    families = [one for name, order, one in rows if "independent" not in name and order != "shuffled"]
+    false, true = (sum(one["warned"] for one in group) / len(group) for group in (independent, families))
+    yield Promise("families|false", "independent samples: share of sets warned of", false, "<=", 0.0)
+    yield Promise("families|true", "families that lie side by side: share of sets warned of", true, ">=", 1.0)
 
 
 def _of_saving(run: str, found: dict[str, Any]) -> Iterator[Promise]:

@@ -34,7 +34,8 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
-    "errors": "AttachError BundleError CalibrationError DataError DistributedError DriftWarning EngineError ExitlensError "
+    "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
+    "ExitlensError "
     "HeadError InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError "
     "WeightsWarning",
     "functional.drift": "Drift Monitor",

@@ -21,6 +21,7 @@ from exitlens.errors import AttachError as AttachError
 from exitlens.errors import BundleError as BundleError
 from exitlens.errors import CalibrationError as CalibrationError
 from exitlens.errors import DataError as DataError
+from exitlens.errors import DataWarning as DataWarning
 from exitlens.errors import DistributedError as DistributedError
 from exitlens.errors import DriftWarning as DriftWarning
 from exitlens.errors import EngineError as EngineError

@@ -75,6 +75,10 @@ class OutputError(ExitlensError):
     """An output cannot be read or written; what was written before is valid."""
 
 
+class DataWarning(UserWarning):
+    """The data do not look like what a promise assumes."""
+
+
 class DriftWarning(UserWarning):
     """The samples that come no longer look like those that a policy was calibrated on."""
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from exitlens.errors import BundleError
+from exitlens.errors import BundleError, OutputError
 
 
 @contextmanager
@@ -65,3 +68,61 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: handle.get_tensor(name) for name in handle.keys()}, note  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise BundleError(f"{path}: damaged or truncated ({error}): write it again from the source run") from error
+
+
+class RowStore:
+    """Rows of tensors that come batch by batch: in memory while they are few, then in files without a name.
+
+    These files are mapped into memory when the rows are taken, and go with the last tensor made of them.
+
+    Args:
+        folder: where the files are; ``None``: the system's directory for temporary files.
+        limit: bytes of all rows together that stay in memory.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int = 1 << 26) -> None:
+        self._folder, self._limit, self._held = folder, limit, 0
+        self._rows: dict[str, list[Tensor]] = {}
+        self._files: dict[str, tuple[IO[bytes], Tensor]] = {}  # and a tensor without rows
+        self._maps: list[mmap.mmap] = []
+
+    def add(self, name: str, rows: Tensor) -> None:  # (n,*S), of one shape and dtype for each name
+        """Adds rows; raises :class:`OutputError` where the disk is full."""
+        if name not in self._files and self._held <= self._limit:
+            self._rows.setdefault(name, []).append(rows)
+            self._held += rows.nbytes
+            return
+        try:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            for each, waiting in self._rows.items():
+                for one in waiting:
+                    self._write(each, one)
+            self._rows = {}
+            self._write(name, rows)
+        except OSError as error:
+            raise OutputError(
+                f"trace_dir: {self._folder or tempfile.gettempdir()} cannot take the trace ({error}): give collect a "
+                "trace_dir with more room, or set TMPDIR"
+            ) from error
+
+    def _write(self, name: str, rows: Tensor) -> None:
+        if name not in self._files:
+            self._files[name] = (tempfile.TemporaryFile(dir=self._folder), rows[:0].clone())  # noqa: SIM115
+        self._files[name][0].write(rows.contiguous().numpy().data)
+
+    def take(self, name: str) -> Tensor:
+        """All rows of that name, which the store forgets."""
+        if name not in self._files:
+            return torch.cat(self._rows.pop(name))
+        file, empty = self._files.pop(name)
+        with file:
+            file.flush()
+            self._maps.append(mmap.mmap(file.fileno(), 0))
+        return torch.frombuffer(self._maps[-1], dtype=empty.dtype).view(-1, *empty.shape[1:])
+
+    def release(self) -> None:
+        """Lets go of the memory that holds what was read of taken rows, until they are read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for one in self._maps:
+                one.madvise(mmap.MADV_DONTNEED)

@@ -5,6 +5,8 @@ import json
 import pytest
 
 import exitlens as xl
+from exitlens.functional.grouping.likeness import Likeness
+from exitlens.workflow import calibration
 
 
 @pytest.fixture
@@ -47,6 +49,19 @@ def test_a_gate_and_the_column_it_fills(again, folder, call):
     code, shown, _ = call("explain", "--bundle", again, "--image", next(folder.rglob("*.png")))
     assert code == 0
     assert "(limit" in shown
+
+
+def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
+    monkeypatch.setattr(calibration, "measure_likeness", lambda _: Likeness(1, 0.2, 30.0))
+    words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
+    code, shown, err = call(*words)
+    assert code == 0, err
+    assert "warning: trace: samples of one answer that follow one another look alike" in " ".join(shown.split())
+    (told,) = json.loads(call(*words, "--json")[1])["warnings"]
+    assert "name the groups" in told
+    code, _, err = call(*words, "--equal-groups")
+    assert code == 2
+    assert "equal_groups: this trace names no groups" in " ".join(err.split())
 
 
 def test_class_folders_without_images(again, tmp_path, call):

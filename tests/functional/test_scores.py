@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 import exitlens as xl
-from exitlens.functional.scores import fit_temperature, probabilities, score
+from exitlens.functional.scores import fit_temperature, probabilities, rate_probabilities, score
 
 
 def test_scores_by_hand():
@@ -49,3 +49,11 @@ def test_probabilities_are_a_softmax_in_float32():
     logits = torch.randn(4, 3).bfloat16()
     assert probabilities(logits, 2.0).dtype == torch.float32
     torch.testing.assert_close(probabilities(logits, 2.0), (logits.float() / 2).softmax(1))
+
+
+def test_rating_by_hand():
+    logits = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]).log().clamp_min(-100)
+    rating = rate_probabilities(logits, torch.tensor([0, 0, 0]), 1.0)
+    assert rating.squared_error.tolist() == pytest.approx([0, 0.5, 2])
+    assert rating.confidence.tolist() == pytest.approx([1, 0.5, 1])
+    assert rating.correct.tolist() == [1, 1, 0]

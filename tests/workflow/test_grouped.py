@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from tests.conftest import random_trace
 from tests.workflow.test_certified import good_trace
 
 
@@ -123,6 +124,18 @@ def test_repeated_samples_matter_between_groups_only():
         "But only 400 of the samples are in one group only"
         in xl.calibrate(mixed, max_disagreement=0.2, delta=0.1).certificate()
     )
+
+
+def test_families_without_a_name_are_told():
+    one = random_trace(60)
+    rows = torch.arange(60).repeat_interleave(10)
+    logits = one.logits[rows] + 0.3 * random_trace(600, seed=1).logits
+    trace = xl.Trace(logits, one.labels[rows], one.divergence[rows], one.cost)
+    with pytest.warns(xl.DataWarning, match=r"that follow one another look alike .*name the groups"):
+        xl.calibrate(trace, max_disagreement=0.3, delta=0.1)
+    xl.calibrate(replace(trace, groups=rows), max_disagreement=0.3, delta=0.1)
+    xl.calibrate(replace(trace, groups=torch.arange(600)), max_disagreement=0.3, delta=0.1)  # said to be independent
+    xl.calibrate(trace, max_disagreement=0.3)
 
 
 def test_bad_input():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from typer import Option
 import exitlens as xl
 from exitlens.cli import options
 from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, verbs
+from exitlens.launch import read_rank
 
 if TYPE_CHECKING:
     from exitlens.ranks import Ranks
@@ -53,7 +56,18 @@ def fit(
     epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
     egt_weight: Annotated[float, Option(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
     batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
-    learning_rate: Annotated[float, Option(help="Peak of the one-cycle schedule.")] = 4e-3,
+    recipe: Annotated[
+        str, Option(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
+    ] = "",
+    learning_rate: Annotated[float | None, Option(help="Peak of the one-cycle schedule (default: the recipe's).")] = None,
+    head_learning_rate: Annotated[float | None, Option(help="The same of the exits' heads.")] = None,
+    layer_decay: Annotated[
+        float | None, Option(help="Factor of the learning rate from each block to the one before.")
+    ] = None,
+    warm_up: Annotated[float | None, Option(help="Share of training in which the learning rates rise.")] = None,
+    batch_norm: Annotated[
+        str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
+    ] = None,
     size: Annotated[
         int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
     ] = 0,
@@ -71,6 +85,9 @@ def fit(
     accumulate: Accumulate = 1,
     clip_norm: ClipNorm = None,
     ema: Ema = None,
+    strict_weights: Annotated[
+        bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
+    ] = False,
     root: Root = "",
     skip_bad: SkipBad = False,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -81,21 +98,22 @@ def fit(
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
     from exitlens.delivery.run_setup import build_network, load_training_sets
-    from exitlens.ranks import find_ranks
-    from exitlens.workflow.training.distributed import is_restarted
 
     if not size and backbone.startswith("torchvision:"):
         size = 128  # large networks shrink smaller images to a map of a few cells
-    ranks = find_ranks()
-    resume = ranks.share(lambda: resume or is_restarted(out))
+    ranks, resume = _join(out, resume)
     with ranks.together():
         source = open_source(data, root=root, size=size, seed=seed)
         train, validation = load_training_sets(backbone, source, skip_bad)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    net = _build_alike(ranks, partial(build_network, backbone, train=train, seed=seed, head=head, **start), exits, placement)
+    start |= {"strict_weights": strict_weights, "say": partial(_say, json_)}
+    build = partial(build_network, backbone, train=train, seed=seed, head=head, **start)
+    net = _build_alike(ranks, build, exits, placement)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    how |= {"recipe": recipe or ("pretrained" if pretrained or init_weights else "scratch"), "layer_decay": layer_decay}
+    how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema}
@@ -118,11 +136,21 @@ def fit(
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
 
 
+def _join(out: Path, resume: bool) -> tuple[Ranks, bool]:
+    """The processes that share the run, and whether it goes on: asked for, or because ``torchrun`` started them again."""
+    from exitlens.ranks import find_ranks
+    from exitlens.workflow.training.distributed import is_restarted
+
+    ranks = find_ranks()
+    return ranks, ranks.share(lambda: resume or is_restarted(out))
+
+
 def _build_alike(ranks: Ranks, build: Callable[..., xl.ExitNet], exits: str, placement: str) -> xl.ExitNet:
     """The network, with exits at the same places in all processes: measured by each, they could differ."""
     if placement == "time" and ranks.size > 1:
         exits, placement = ranks.share(lambda: (",".join(build(exits, placement=placement).info.at), "cost"))
-    with ranks.together():
+    with ranks.together(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
         return build(exits, placement=placement)
 
 
@@ -131,3 +159,9 @@ def _read_class_weights(words: str) -> Any:
     if words in ("", "balanced"):
         return words or None
     return [part.strip() for part in words.split(",")]
+
+
+def _say(as_json: bool, line: str) -> None:
+    """Prints a line for people, in the first of several processes; with --json on standard error."""
+    if read_rank() == 0:
+        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,9 @@ def calibrate(
     ] = None,
     gate: Annotated[bool, Option("--gate", help="Exits also need a trusted attention map (with --max-divergence).")] = False,
     score: Annotated[str, Option(help="max_probability, entropy or margin.")] = "max_probability",
+    equal_groups: Annotated[
+        bool, Option("--equal-groups", help="Certify means over groups, large or small (with --delta and groups).")
+    ] = False,
     data: OtherData = "",
     unlabelled: Annotated[
         Path | None, Option(help="Images or texts without labels, for disagreement and divergence.")
@@ -63,20 +67,37 @@ def calibrate(
     trace = _collect(net, samples, json_)
     if trace is None:
         return
-    policy = xl.calibrate(trace, **limits, max_cost=max_cost, delta=delta, gate=gate, score=score)  # type: ignore[arg-type]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", xl.DataWarning)
+        policy = xl.calibrate(
+            trace,
+            **limits,  # type: ignore[arg-type]
+            max_cost=max_cost,
+            delta=delta,
+            gate=gate,
+            equal_groups=equal_groups,
+            score=score,
+        )
     replace_policy(bundle, policy)
+    _show_policy(net, trace, policy, gate, [str(one.message) for one in told if one.category is xl.DataWarning], json_)
+
+
+def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, gate: bool, notes: list[str], json_: bool) -> None:
     report, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
     for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
-    title = f"on {len(trace)} calibration samples: cost {report.cost:.3f}"
-    show(json_, policy.to_dict() | {"certificate": certificate}, title, rows)
-    if not json_ and gate:
+    groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
+    title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}"
+    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes}, title, rows)
+    if json_:
+        return
+    if gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         console.print(literal(f"gate, limits on the estimated divergence by exit: {kept}"), highlight=False)
-    if not json_:
-        console.print(literal(certificate), highlight=False)
+    for line in (certificate, *(f"warning: {note}" for note in notes)):
+        console.print(literal(line), highlight=False)
 
 
 @verbs.command(epilog="Example: `exitlens evaluate --bundle runs/x`")

@@ -20,6 +20,7 @@ from scipy.optimize import isotonic_regression
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from exitlens.functional.grouping.groups import count_groups
 from exitlens.functional.pvalues import SAFE, SPARE, Array, betting, binomial, group_betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
@@ -109,7 +110,7 @@ def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Seq
     means = [one.mean().item() if len(one) else 1.0 for one in losses]
     variances = [one.var(correction=0).item() if len(one) else 0.0 for one in losses]
     early = (exits < len(cost) - 1).double().mean().item()
-    count = len(index) if risks[0].groups is None else len(risks[0].groups.unique())
+    count = len(index) if risks[0].groups is None else count_groups(risks[0].groups)
     smoothed = tuple(select_exits(one, exits).double().mean().item() + early / count for one in smoothed_losses)
     price = cost[exits].double().mean().item()
     return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), smoothed)
@@ -234,15 +235,12 @@ def _count_needed(risk: Risk, room: float, variance: float, delta: float) -> flo
         lossless = math.log(1 / delta) / -math.log1p(-risk.limit) if 1e-12 < risk.limit < 1 else 1.0
         return float(max(lossless, (ndtri(delta) / room) ** 2 * variance) / share)
     there = risk.groups if risk.rows is None else risk.groups[risk.rows]
-    sizes = there.unique(return_counts=True)[1].double()
-    counts_as = 1.0 if risk.largest is None or not len(sizes) else sizes.mean().item() / risk.largest
+    count = max(1, count_groups(there))
+    counts_as = 1.0 if risk.largest is None or not len(there) else len(there) / count / risk.largest
     gain = math.log1p(SAFE * counts_as * risk.limit / (1 - risk.limit)) if 1e-12 < risk.limit < 1 else math.inf
     # a bettor with the best stake needs twice log(1 / delta) times the variance over the squared room
-    return (
-        max(math.log(1 / delta) / gain, 2 * math.log(1 / delta) * variance / room**2)
-        * len(risk.groups.unique())
-        / max(1, len(sizes))
-    )
+    needed = max(math.log(1 / delta) / gain, 2 * math.log(1 / delta) * variance / room**2)
+    return needed * count_groups(risk.groups) / count
 
 
 def certify(
@@ -260,8 +258,8 @@ def certify(
     record = Certification(delta, len(first), len(path), found.steps, found.tests)
     groups, units = risks[0].groups, f"{len(scores)} samples"
     if groups is not None:
-        record = replace(record, path_groups=len(groups[first].unique()), largest_group=risks[0].largest)
-        units = f"{len(groups.unique())} groups"
+        record = replace(record, path_groups=count_groups(groups[first]), largest_group=risks[0].largest)
+        units = f"{count_groups(groups)} groups"
     if found.cuts is not None:
         return levels.thresholds(found.cuts), record
     needed = estimate_samples_needed(theirs, path, delta)

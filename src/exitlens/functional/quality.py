@@ -1,4 +1,4 @@
-"""Quality of answers and confidences: calibration error, Brier score, risk-coverage, overthinking, cost curves."""
+"""Quality of answers and confidences: calibration error, risk-coverage, overthinking, cost curves."""
 
 from __future__ import annotations
 
@@ -6,19 +6,11 @@ import torch
 from torch import Tensor
 
 
-def expected_calibration_error(p: Tensor, labels: Tensor, bins: int = 15) -> float:
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:  # (N,), (N,) 0 or 1
     """Mean gap between confidence and accuracy over ``bins`` equal-width bins (arXiv 1706.04599, eq. 3), in [0, 1]."""
-    confidence, answer = p.max(1)
-    correct = (answer == labels).float()
     place = (confidence * bins).long().clamp_max(bins - 1)
     gap = torch.bincount(place, weights=confidence - correct, minlength=bins).abs()
-    return (gap.sum() / len(labels)).item()
-
-
-def brier_score(p: Tensor, labels: Tensor) -> float:
-    """Mean squared distance of the probabilities ``(B,C)`` from the one-hot label, summed over classes: in [0, 2]."""
-    target = torch.zeros_like(p).scatter_(1, labels[:, None], 1.0)
-    return (p - target).square().sum(1).mean().item()
+    return (gap.sum() / len(correct)).item()
 
 
 def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) -> (N,)

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.groups import average_groups, weigh_samples
+from exitlens.functional.grouping.groups import average_groups, weigh_samples
 from exitlens.types import SCORES, Trace
 
 
@@ -22,7 +22,8 @@ class Risk:
         limit: on the mean, in [0, 1].
         kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].
         rows: ``(N,)`` bool: the samples whose mean it is; ``None``: all.
-        groups: ``(N,)`` integers in an order that says nothing about the losses; ``None``: all samples are independent.
+        groups: ``(N,)`` in [0, G), numbered so that the order says nothing about the losses; ``None``: all samples are
+            independent.
         largest: a group counts as its size, at most as this; ``None``: every group counts the same.
     """
 
@@ -42,7 +43,7 @@ class Risk:
     def name_groups(self, groups: Tensor, first: Tensor, *, equal: bool) -> Risk:
         """The same risk with groups; of different size, they count as that, at most as the largest among ``first``."""
         there = groups[first] if self.rows is None else groups[first][self.rows[first]]
-        largest = int(there.unique(return_counts=True)[1].max()) if len(there) else 1
+        largest = int(there.bincount().max()) if len(there) else 1
         return replace(self, groups=groups, largest=None if equal else largest)
 
     def losses(self, exits: Tensor) -> Tensor:  # (N,) -> (n,)

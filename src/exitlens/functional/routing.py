@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exitlens.errors import require
 from exitlens.functional.gating import estimate, mask_untrusted, require_gate_features
-from exitlens.functional.scores import probabilities, score_of
+from exitlens.functional.scores import score
 from exitlens.types import Policy, Trace
 
 
@@ -52,10 +52,16 @@ def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Ten
 
     A policy with a gate also needs the gate features ``(B,2)`` of the exit's map.
     """
+    return _decide(policy, k, scores, None if policy.gate is None else p.amax(1), gate_features)
+
+
+def _decide(policy: Policy, k: int, scores: Tensor, confidence: Tensor | None, gate_features: Tensor | None) -> Decision:
+    """From the largest probability ``(B,)``, which a gate needs."""
     if policy.gate is None:
         return Decision(scores, None, policy.thresholds[k])
+    assert confidence is not None, "a gate needs it"
     assert gate_features is not None, "a gate needs them"
-    estimates = estimate(policy.gate, k, p.amax(1), gate_features)
+    estimates = estimate(policy.gate, k, confidence, gate_features)
     return Decision(mask_untrusted(scores, estimates, policy.gate.limits[k]), estimates, policy.thresholds[k])
 
 
@@ -78,9 +84,11 @@ def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
         return torch.empty(len(trace), 0)
     gate_features, columns = None if policy.gate is None else require_gate_features(trace), []
     for k in range(trace.num_exits - 1):
-        p = probabilities(trace.logits[:, k], policy.temperatures[k])
-        features = None if gate_features is None else gate_features[:, k]
-        columns.append(decide(policy, k, p, score_of(p, policy.score), features).scores)
+        logits, temperature = trace.logits[:, k], policy.temperatures[k]
+        features = confidence = None
+        if gate_features is not None:
+            features, confidence = gate_features[:, k], score(logits, temperature=temperature)
+        columns.append(_decide(policy, k, score(logits, policy.score, temperature), confidence, features).scores)
     return torch.stack(columns, 1)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.functional.compact.reading import compute_probabilities, fix_likelihood, score_compact
 from exitlens.types import SCORES
+from exitlens.types.compact import CompactLogits, Logits
 
 
-def score(logits: Tensor, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
+def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
     """How certain an exit is, from its logits divided by ``temperature`` (see :func:`score_of`)."""
+    if isinstance(logits, CompactLogits):
+        return score_compact(logits, kind, temperature)
     return score_of(probabilities(logits, temperature), kind)
 
 
@@ -38,32 +44,61 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
     raise InputError(f"score: expected one of {SCORES}, got {kind!r}")
 
 
-def fit_temperatures(logits: Tensor, labels: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,)
-    """:func:`fit_temperature` of every exit."""
-    return tuple(fit_temperature(one, labels) for one in logits.unbind(1))
+class Rating(NamedTuple):
+    """How good the probabilities of samples with labels are.
+
+    Attributes:
+        confidence: ``(N,)`` the largest probability. correct: ``(N,)`` whether its class is the label: 0 or 1.
+        squared_error: ``(N,)`` squared distance of all probabilities from the one-hot label, in [0, 2].
+    """
+
+    confidence: Tensor
+    correct: Tensor
+    squared_error: Tensor
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, low: float = 0.05, high: float = 20.0) -> float:
+def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,)
+    """What calibration error, Brier score and risk-coverage are made of."""
+    if isinstance(logits, CompactLogits):
+        confidence, of_label, square = compute_probabilities(logits, temperature)
+        return Rating(confidence, (logits.argmax() == labels).float(), square - 2 * of_label + 1)
+    p = probabilities(logits, temperature)
+    confidence, answer = p.max(1)
+    target = torch.zeros_like(p).scatter_(1, labels[:, None], 1.0)
+    return Rating(confidence, (answer == labels).float(), (p - target).square().sum(1))
+
+
+def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,), (n,)
+    """:func:`fit_temperature` of every exit on the samples at ``rows``."""
+    return tuple(fit_temperature(logits[rows, k], labels[rows]) for k in range(logits.shape[1]))
+
+
+def fit_temperature(logits: Logits, labels: Tensor, low: float = 0.05, high: float = 20.0) -> float:
     """The temperature that minimises the negative log-likelihood (arXiv 1706.04599), by golden-section search on log T.
 
     The likelihood is unimodal in ``log T`` for logits of one exit, so the search needs no gradient and no start value.
     Clipped to ``[low, high]``: separable data would drive it to 0.
     """
-
-    def loss(log_t: float) -> float:
-        return F.cross_entropy(logits.double() / math.exp(log_t), labels).item()
-
+    loss = _fix_labels(logits, labels)
     golden = (math.sqrt(5) - 1) / 2
     a, b = math.log(low), math.log(high)
     left, right = b - golden * (b - a), a + golden * (b - a)
-    at_left, at_right = loss(left), loss(right)
+    at_left, at_right = loss(math.exp(left)), loss(math.exp(right))
     while b - a > 1e-4:
         if at_left <= at_right:
             b, right, at_right = right, left, at_left
             left = b - golden * (b - a)
-            at_left = loss(left)
+            at_left = loss(math.exp(left))
         else:
             a, left, at_left = left, right, at_right
             right = a + golden * (b - a)
-            at_right = loss(right)
+            at_right = loss(math.exp(right))
     return math.exp((a + b) / 2)
+
+
+def _fix_labels(logits: Logits, labels: Tensor) -> Callable[[float], float]:
+    """The negative log-likelihood as a function of the temperature."""
+    if isinstance(logits, CompactLogits):
+        return fix_likelihood(logits)
+    exact = logits.double()
+    return lambda temperature: F.cross_entropy(exact / temperature, labels).item()

@@ -4,6 +4,7 @@ Plotting is imported only where a value shows itself in a notebook.
 """
 
 from exitlens.types.calibrations import Calibration
+from exitlens.types.compact import CompactLogits
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
@@ -15,6 +16,7 @@ __all__ = [
     "SCHEMA",
     "SCORES",
     "Calibration",
+    "CompactLogits",
     "ExitOutput",
     "ExitView",
     "Explanation",

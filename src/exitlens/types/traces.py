@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError
+from exitlens.errors import BundleError, InputError
+from exitlens.io import read_tensors, write_tensors
+from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.words import exit_name
+
+FORMAT = 1  # of Trace.save
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,7 +24,8 @@ class Trace:
     """What one pass over a data set recorded: all that calibration, routing and evaluation need.
 
     Args:
-        logits: ``(N,K,C)`` of every sample at every exit.
+        logits: ``(N,K,C)`` of every sample at every exit; with many classes and samples, in compact form
+            (:class:`~exitlens.types.CompactLogits`, docs/traces.md), which everything that takes a trace can read.
         labels: ``(N,)`` integers in ``[0, C)``, or ``None`` for unlabelled data.
         divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.
         cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's.
@@ -30,12 +37,13 @@ class Trace:
             early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
         groups: ``(N,)`` integers: samples with the same id belong together (frames of one video, pictures of one patient),
             and only those of different groups are independent; ``None``: all samples are.
+        sample_hashes: ``(N,)`` of logits that are not kept whole, to know the samples by (:meth:`hash_samples`).
 
     Raises:
         InputError: where shapes, ranges or values do not fit.
     """
 
-    logits: Tensor
+    logits: Logits
     labels: Tensor | None
     divergence: Tensor
     cost: Tensor
@@ -45,13 +53,14 @@ class Trace:
     uniform_null: Mapping[str, Tensor] = field(default_factory=dict)
     gate_features: Tensor | None = None
     groups: Tensor | None = None
+    sample_hashes: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
-            if name != "gate_features" or self.gate_features is not None:
-                object.__setattr__(
-                    self, name, _as_tensor(getattr(self, name), name, "a tensor or nested lists of numbers").float()
-                )
+            value = getattr(self, name)
+            if not isinstance(value, CompactLogits) and (name != "gate_features" or value is not None):
+                value = _as_tensor(value, name, "a tensor or nested lists of numbers").float()
+                object.__setattr__(self, name, value)
         if self.logits.ndim != 3 or 0 in self.logits.shape:
             raise InputError(f"logits: expected (N,K,C), none of them 0, got {tuple(self.logits.shape)}")
         n, k, c = self.logits.shape
@@ -64,6 +73,8 @@ class Trace:
             if labels.min() < 0 or labels.max() >= c:
                 raise InputError(f"labels: expected values in [0, {c}), got {int(labels.min())} to {int(labels.max())}")
             object.__setattr__(self, "labels", labels.long())
+            if isinstance(self.logits, CompactLogits) and self.logits.label is None:
+                raise InputError("labels: these compact logits were made without labels: give both to exitlens.collect")
         if self.groups is not None:
             groups = _as_tensor(self.groups, "groups", f"({n},) integers")
             if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
@@ -74,7 +85,7 @@ class Trace:
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise InputError(f"{name}: expected {shape}, got {tuple(value.shape)}")
-            if value is not None and not torch.isfinite(value).all():
+            if value is not None and not _all_finite(value):
                 raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
             raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
@@ -115,6 +126,55 @@ class Trace:
             rows.append([exit_name(i, self.num_exits), *cells])
         return html_table(["exit", "cost", "accuracy", "agrees with final", "divergence from final"], rows, repr(self))
 
+    def select(self, rows: Tensor) -> Trace:
+        """The samples at these rows: indices ``(n,)``, or ``(N,)`` bool."""
+
+        def pick(value: Any) -> Any:
+            return {name: one[rows] for name, one in value.items()} if isinstance(value, Mapping) else value[rows]
+
+        kept = {"cost": self.cost, "network": self.network}
+        values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in kept)
+        return Trace(**kept, **{name: None if value is None else pick(value) for name, value in values})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the trace as one file of safetensors, atomically."""
+        tensors: dict[str, Tensor] = {}
+        for name in (one.name for one in fields(self) if one.name != "network"):
+            value = getattr(self, name)
+            parts = value.parts() if isinstance(value, CompactLogits) else value
+            named = {f"{name}.{part}": one for part, one in parts.items()} if isinstance(parts, Mapping) else {name: parts}
+            tensors |= {name: one for name, one in named.items() if one is not None}
+        owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
+        alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
+        write_tensors(Path(path), alone, {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Inverse of :meth:`save`. The file is mapped into memory, not read: leave it where it is while the trace lives.
+
+        Raises:
+            InputError: for a file that is missing, damaged or of another kind.
+        """
+        try:
+            tensors, note = read_tensors(Path(path))
+        except BundleError as error:
+            raise InputError(f"path: expected what Trace.save wrote ({error})") from error
+        if note.get("format") != FORMAT or not isinstance(note.get("num_classes"), int):
+            raise InputError(f"path: expected what Trace.save wrote, {path} is not that, or of a later version of exitlens")
+        values: dict[str, Any] = {"network": note["network"], "labels": None}
+        for name, tensor in tensors.items():
+            field_, _, part = name.partition(".")
+            if part:
+                values.setdefault(field_, {})[part] = tensor
+            else:
+                values[field_] = tensor
+        try:
+            if isinstance(values["logits"], dict):
+                values["logits"] = CompactLogits(**{"label": None} | values["logits"], num_classes=note["num_classes"])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"path: expected what Trace.save wrote, in {path} something is missing ({error})") from error
+
     def require_labels(self, purpose: str) -> Tensor:
         """The labels, or an error that says what needed them."""
         if self.labels is None:
@@ -122,16 +182,28 @@ class Trace:
         return self.labels
 
     def fingerprint(self) -> str:
-        """SHA-256 over logits and labels: two traces with the same fingerprint hold the same samples."""
-        digest = hashlib.sha256(self.logits.contiguous().numpy().tobytes())
+        """SHA-256 over logits (their hashes, if compact) and labels: equal where the same samples are in two traces."""
+        if isinstance(self.logits, CompactLogits):
+            digest = hashlib.sha256("".join(self.hash_samples()).encode())
+        else:
+            digest = hashlib.sha256(self.logits.contiguous().numpy().tobytes())
         if self.labels is not None:
             digest.update(self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def hash_samples(self) -> list[str]:
-        """A hash of every sample's logits."""
-        rows = self.logits.contiguous().numpy()
+        """A hash of every sample's logits: the same for a sample whose logits were kept whole or made compact."""
+        if self.sample_hashes is not None:
+            return [f"{value % 2**64:016x}" for value in self.sample_hashes.tolist()]
+        kept = self.logits.top if isinstance(self.logits, CompactLogits) else self.logits
+        rows = kept.contiguous().numpy()
         return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+
+
+def _all_finite(value: Logits) -> bool:
+    """Whether there is no NaN and no infinity in it."""
+    parts = value.parts().values() if isinstance(value, CompactLogits) else [value]
+    return all(bool(torch.isfinite(part).all()) for part in parts if part is not None)
 
 
 def _as_tensor(value: object, name: str, expected: str) -> Tensor:

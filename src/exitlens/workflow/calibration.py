@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from exitlens.errors import CalibrationError, InputError, require
+from exitlens.errors import CalibrationError, DataWarning, InputError, require
 from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.groups import find_firsts, shuffle_groups, split_groups
+from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
+from exitlens.functional.grouping.likeness import measure_likeness
 from exitlens.functional.risk import Risk, check_limits, list_risks, select_exits
 from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.scores import fit_temperatures, score
@@ -49,7 +51,8 @@ def calibrate(
     Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
 
     Where the trace names groups, only these are independent: whole groups propose or test, each test has one value for a
-    group, and the promise is about the samples of new groups.
+    group, and the promise is about the samples of new groups. Where it names none, but samples that follow one another
+    look alike as frames of one video do, a :class:`~exitlens.DataWarning` says so.
 
     Args:
         trace: independent samples (or groups of them) of the data to come, not used for training or testing.
@@ -89,6 +92,8 @@ def calibrate(
     require(temperature_scaling, bool, "temperature_scaling")
     _check_equal_groups(trace, delta, equal_groups)
     groups = _order_groups(trace, delta, seed)
+    if delta is not None and trace.groups is None:
+        _warn_of_families(trace)
     first, second = _split_samples(len(trace), delta, seed) if groups is None else split_groups(groups, PATH_SHARE)
     risks = list_risks(trace, limits, first if delta is None else second)
     if groups is not None:
@@ -129,6 +134,20 @@ def _order_groups(trace: Trace, delta: float | None, seed: int) -> Tensor | None
     return shuffle_groups(trace.groups, seed)
 
 
+def _warn_of_families(trace: Trace) -> None:
+    found = measure_likeness(trace)
+    if found is not None and found.is_suspicious:
+        apart = "follow one another" if found.lag == 1 else f"come {found.lag} apart"
+        warnings.warn(
+            f"trace: samples of one answer that {apart} look alike (rank of their distance {found.rank:.2f}, of independent "
+            "samples 0.5), as frames of one video or pictures of one object do. Then the certificate does not hold for new "
+            "objects: name the groups (collect(..., groups=...), --group-by). If the data are only sorted, by kind or by "
+            "date, nothing is wrong",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
 def _split_samples(count: int, delta: float | None, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the samples that propose policies, and of those that test them (none in empirical mode)."""
     if delta is not None and count < FEWEST:
@@ -160,7 +179,7 @@ def _choose_temperatures(
         return given.temperatures, before
     if not scale or trace.labels is None:
         return (1.0,) * trace.num_exits, ()
-    return fit_temperatures(trace.logits[rows], trace.labels[rows]), (SampleSketch.from_trace(trace),)
+    return fit_temperatures(trace.logits, trace.labels, rows), (SampleSketch.from_trace(trace),)
 
 
 def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk]) -> Policy:

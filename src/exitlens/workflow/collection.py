@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,14 +11,21 @@ from rich.progress import track
 from torch import Tensor
 
 from exitlens.data.batches import Batch, count_batches, iterate_batches, take_share
-from exitlens.errors import InputError, require
+from exitlens.errors import InputError, OutputExistsError, require
+from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.groups import number_groups
+from exitlens.functional.grouping.groups import number_groups
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
+from exitlens.io import RowStore
 from exitlens.model.network import ExitNet
 from exitlens.ranks import Ranks, find_ranks
-from exitlens.types import Trace
+from exitlens.types import CompactLogits, Trace
+from exitlens.types.compact import Logits
+
+MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
+ROWS = 1 << 15  # samples whose maps are compared at once
+FILE = "trace.safetensors"  # in a trace_dir
 
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
@@ -31,6 +38,8 @@ def collect(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
+    compact: bool | None = None,
+    trace_dir: str | Path | None = None,
     ranks: Ranks | None = None,
 ) -> Trace:
     """Runs every sample through every exit once and records what calibration and evaluation need.
@@ -43,28 +52,34 @@ def collect(
         batch_size: where the batching is ours.
         seed: of the pairing of images for the shuffled-image null.
         progress: show a progress bar.
+        compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default for 100 classes or more
+            whose logits would be more than 2^26 numbers (256 MiB).
+        trace_dir: a directory for the trace: ``trace.safetensors``, from which :meth:`Trace.load` makes it again. By default
+            nothing is left on disk; but what is more than 64 MiB waits in a file without a name in the system's directory
+            for temporary files, mapped into memory, which goes when the trace goes.
         ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
-            there is; ``Ranks()``: this process alone. They take the batches in turn; each gets the trace of all, which is
-            the one that a single process makes.
+            there is; ``Ranks()``: this process alone. They take batches in turn; each gets the trace of all, which is the
+            one that a single process makes.
 
     Returns:
         A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls.
 
     Raises:
         InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, no sample at all, or another
-            number of groups.
+            number of groups. OutputExistsError: where the trace_dir has a trace. OutputError: where its disk is full.
     """
     require(net, ExitNet, "net")
     require(ranks, Ranks | None, "ranks")
     ranks = find_ranks() if ranks is None else ranks
+    folder = None if trace_dir is None else Path(trace_dir)
     with ranks.together():
+        recorder = _Recorder(net, folder, compact)
         source = take_share(loader, batch_size, ranks, "loader")
         stream = iterate_batches(source, batch_size, net.device)
         if progress and ranks.is_first:
             stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
-    seen: list[_Observed] = []
-    ranks.hand_over(_observe(net, stream), seen.append)
-    return ranks.share(lambda: _record(net, seen, groups, seed))
+    ranks.hand_over(_observe(net, stream), recorder.add)
+    return ranks.share(lambda: recorder.finish(groups, seed, progress))
 
 
 class _Observed(NamedTuple):
@@ -73,7 +88,7 @@ class _Observed(NamedTuple):
     logits: Tensor
     labels: Tensor | None
     groups: Tensor | None
-    gate_features: Tensor
+    gate_features: Tensor | None
     maps: MapPairs  # of the exit and of the final one, on one grid
 
 
@@ -90,25 +105,100 @@ def _observe(net: ExitNet, stream: Iterator[Batch]) -> Iterator[_Observed]:
             torch.stack([out.float() for out, _ in outputs], 1).cpu(),
             None if labels is None else labels.cpu(),
             None if groups is None else groups.cpu(),
-            torch.stack(features, 1) if features else torch.empty(0),
+            torch.stack(features, 1) if features else None,
             [(one.cpu(), final.cpu()) for one, final in grids],
         )
 
 
-def _record(net: ExitNet, seen: Sequence[_Observed], groups: Tensor | Sequence[Hashable] | None, seed: int) -> Trace:
-    """The trace of all batches."""
-    if not seen:
-        raise InputError("loader: it gave no batch: pass at least one image")
-    labels = [one.labels for one in seen]
-    if any(t is None for t in labels) and any(t is not None for t in labels):
-        raise InputError("loader: some batches have labels and some have none: give all of them labels, or none")
-    if len({one.maps[-1][0].shape[1:] for one in seen}) > 1:
-        raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
-    pairs = list(zip(*(one.maps for one in seen), strict=True))
-    maps = [(torch.cat([a for a, _ in p]), torch.cat([b for _, b in p])) for p in pairs]
-    features = torch.cat([one.gate_features for one in seen]) if net.num_exits > 1 else None
-    trace = _trace(net, torch.cat([one.logits for one in seen]), labels, maps, features, seed)
-    return replace(trace, groups=_join_groups(groups, [one.groups for one in seen]))
+class _Recorder:
+    """Takes in batch after batch and makes the trace of them.
+
+    Raises:
+        OutputExistsError: where the folder has a trace.
+    """
+
+    def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
+        if folder is not None and (folder / FILE).exists():
+            raise OutputExistsError(
+                f"trace_dir: {folder / FILE} exists: load it with Trace.load, or choose another directory"
+            )
+        self._net, self._folder, self._store = net, folder, RowStore(folder)
+        self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
+        self._shapes: list[tuple[int, ...]] = []
+
+    def add(self, seen: _Observed) -> None:
+        """Takes in a batch."""
+        self._logits.add(seen.logits, seen.labels)
+        self._ids.append(seen.groups)
+        if seen.gate_features is not None:
+            self._store.add("gate_features", seen.gate_features)
+        shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
+        if self._shapes and shapes != self._shapes:
+            raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
+        self._shapes = shapes
+        _add_maps(self._store, seen.maps)
+
+    def finish(self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool) -> Trace:
+        """The trace of all batches."""
+        if not self._ids:
+            raise InputError("loader: it gave no batch: pass at least one image")
+        count = self._logits.count
+        trace = Trace(
+            **self._logits.finish(),
+            **_compare_maps(self._store, self._shapes, pair_samples(count, seed), progress),
+            cost=self._net.cost,
+            network=self._net.identity(),
+            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 else None,
+            groups=_join_groups(groups, self._ids),
+        )
+        if self._folder is None:
+            return trace
+        trace.save(self._folder / FILE)
+        return Trace.load(self._folder / FILE)
+
+
+class _LogitRecorder:
+    """Keeps logits whole until they are many, then in compact form: the same, whenever that was."""
+
+    def __init__(self, store: RowStore, compact: bool | None) -> None:
+        self._store, self._compact, self._is_compact = store, compact, bool(compact)
+        self._labels: list[Tensor | None] = []
+        self._classes, self._numbers, self.count = 0, 0, 0
+
+    def add(self, logits: Tensor, labels: Tensor | None) -> None:  # (B,K,C), (B,)
+        """Takes in a batch."""
+        if self._labels and (labels is None) != (self._labels[0] is None):
+            raise InputError("loader: some batches have labels and some have none: give all of them labels, or none")
+        self._labels.append(labels)
+        self.count, self._numbers, self._classes = self.count + len(logits), self._numbers + logits.numel(), logits.shape[2]
+        if self._is_compact:
+            self._add_compact(logits, labels)
+            return
+        self._store.add("logits", logits)
+        if self._compact is None and self._classes >= MANY_CLASSES and self._numbers > MANY_LOGITS:
+            self._is_compact, start = True, 0
+            whole = self._store.take("logits").split([64] * (self.count // 64) + [self.count % 64])
+            known = None if labels is None else torch.cat([one for one in self._labels if one is not None])
+            for part in whole:
+                self._add_compact(part, None if known is None else known[start : start + len(part)])
+                start += len(part)
+
+    def _add_compact(self, logits: Tensor, labels: Tensor | None) -> None:
+        for name, part in compress(logits, labels).parts().items():
+            if part is not None:
+                self._store.add(f"logits.{name}", part)
+        self._store.add("sample_hashes", hash_rows(logits))
+
+    def finish(self) -> dict[str, Any]:
+        """Fields of the trace."""
+        known = [one for one in self._labels if one is not None]
+        labels, logits, hashes = torch.cat(known) if known else None, None, None
+        if not self._is_compact:
+            return {"logits": self._store.take("logits"), "labels": labels}
+        names = ("top", "classes", "span", "weights", *(["label"] if known else []))
+        parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
+        logits = CompactLogits(**parts, num_classes=self._classes)
+        return {"logits": logits, "labels": labels, "sample_hashes": self._store.take("sample_hashes")}
 
 
 def _join_groups(given: Tensor | Sequence[Hashable] | None, found: list[Tensor | None]) -> Tensor | None:
@@ -120,29 +210,39 @@ def _join_groups(given: Tensor | Sequence[Hashable] | None, found: list[Tensor |
     return None if found[0] is None else torch.cat([one for one in found if one is not None])
 
 
-def _trace(
-    net: ExitNet, logits: Tensor, labels: list[Tensor | None], maps: MapPairs, gate_features: Tensor | None, seed: int
-) -> Trace:
-    partner = pair_samples(len(logits), seed)
+def _add_maps(store: RowStore, maps: MapPairs) -> None:
+    """Of the final maps, those on one grid are one."""
+    for k, (one, _) in enumerate(maps):
+        store.add(f"map {k}", one)
+    for shape, final in {tuple(final.shape[1:]): final for _, final in maps}.items():
+        store.add(f"final {shape}", final)
 
-    def compare(pairs: MapPairs) -> dict[str, Tensor]:
+
+def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: Tensor, progress: bool) -> dict[str, Any]:
+    """Fields of the trace: how far the maps agree, and two nulls."""
+    maps = [store.take(f"map {k}") for k in range(len(shapes))]
+    by_shape = {shape: store.take(f"final {shape}") for shape in dict.fromkeys(shapes)}
+    finals = [by_shape[shape] for shape in shapes]
+
+    def compare(kind: str, pairs: MapPairs) -> None:
         # KL is KL(final ‖ exit); the other measures are symmetric
-        return {name: torch.stack([measure(*pair) for pair in pairs], 1) for name, measure in MEASURES.items()}
+        for name, measure in MEASURES.items():
+            store.add(f"{kind} {name}", torch.stack([measure(*pair) for pair in pairs], 1))
 
-    similarity = compare([(final, early) for early, final in maps])
-    spread = similarity["divergence"].clone()
-    spread[:, -1] = 0
-    return Trace(
-        logits,
-        None if labels[0] is None else torch.cat([t for t in labels if t is not None]),
-        spread,
-        net.cost,
-        network=net.identity(),
-        similarity=similarity,
-        null=compare([(transplant(final[partner], early), early) for early, final in maps]) if len(logits) > 1 else {},
-        uniform_null=compare([(final, uniform(early)) for early, final in maps]),
-        gate_features=gate_features,
-    )
+    parts = torch.arange(len(partner)).split(ROWS)
+    for rows in track(parts, "comparing maps") if progress and len(parts) > 1 else parts:
+        early, final = [one[rows] for one in maps], [one[rows] for one in finals]
+        others = [one[partner[rows]] for one in finals]
+        compare("similarity", list(zip(final, early, strict=True)))
+        if len(partner) > 1:
+            compare("null", [(transplant(a, b), b) for a, b in zip(others, early, strict=True)])
+        compare("uniform_null", [(a, uniform(b)) for a, b in zip(final, early, strict=True)])
+        store.release()
+    kinds = ("similarity", "uniform_null", *(["null"] if len(partner) > 1 else []))
+    found: dict[str, Any] = {kind: {name: store.take(f"{kind} {name}") for name in MEASURES} for kind in kinds}
+    divergence = found["similarity"]["divergence"].clone()
+    divergence[:, -1] = 0
+    return found | {"divergence": divergence}
 
 
 def pair_samples(count: int, seed: int) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from exitlens.errors import require
-from exitlens.functional.quality import brier_score, expected_calibration_error, overthinking, risk_coverage
+from exitlens.functional.quality import expected_calibration_error, overthinking, risk_coverage
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.scores import probabilities
+from exitlens.functional.scores import rate_probabilities
 from exitlens.functional.search import find_frontier, quantise
 from exitlens.functional.similarity import skill
 from exitlens.types import Policy, Trace
@@ -140,9 +140,9 @@ def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | 
     takes = exits == k
     error = brier = area = None
     if trace.labels is not None and correct is not None:
-        p = probabilities(trace.logits[:, k], policy.temperatures[k])
-        error, brier = expected_calibration_error(p, trace.labels), brier_score(p, trace.labels)
-        area = risk_coverage(p.amax(1), correct[:, k]).mean().item()
+        rated = rate_probabilities(trace.logits[:, k], trace.labels, policy.temperatures[k])
+        error, brier = expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
+        area = risk_coverage(rated.confidence, correct[:, k]).mean().item()
     return ExitRow(
         exit=k,
         cost=trace.cost[k].item(),

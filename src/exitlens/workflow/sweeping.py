@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.groups import shuffle_groups, split_groups
+from exitlens.functional.grouping.groups import shuffle_groups, split_groups
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
@@ -80,7 +80,7 @@ def sweep(
     _check(trace, score, level)
     _check_count(most, "most")
     first, second = _split_halves(trace, seed)
-    temperatures = () if trace.labels is None else fit_temperatures(trace.logits[first], trace.labels[first])
+    temperatures = () if trace.labels is None else fit_temperatures(trace.logits, trace.labels, first)
     base = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
     levels = quantise(score_early_exits(trace, base)[first])
     risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)

@@ -203,6 +203,12 @@ def test_a_loss_that_is_not_finite_stops(tiny_set):
         ({"out_dir": 3}, "out_dir"),
         ({"augment": 3}, "augment"),
         ({"workers": -1}, "workers"),
+        ({"recipe": "fast"}, "recipe"),
+        ({"head_learning_rate": 0.0}, "head_learning_rate"),
+        ({"head_learning_rate": "a"}, "head_learning_rate"),
+        ({"layer_decay": 1.5}, "layer_decay"),
+        ({"warm_up": 1.0}, "warm_up"),
+        ({"batch_norm": "off"}, "batch_norm"),
     ],
 )
 def test_bad_arguments(tiny_set, values, message):
@@ -293,3 +299,40 @@ def test_the_network_keeps_its_memory_format(tiny_set, was_last):
     with pytest.raises(xl.InputError):
         xl.fit(net, tiny_set, tiny_set.inputs, **QUICK | {"epochs": 1})  # no labels
     assert net.is_channels_last == was_last
+
+
+def test_the_pretrained_recipe_resumes_exactly(tiny_set, tmp_path):
+    how = {**QUICK, "recipe": "pretrained", "batch_norm": "keep"}
+    whole, part = _fresh(), _fresh()
+    xl.fit(whole, tiny_set, tiny_set, out_dir=tmp_path / "whole", **how)
+    seen = []
+
+    def breaks(x):
+        seen.append(1)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return x
+
+    with pytest.raises(KeyboardInterrupt):
+        xl.fit(part, tiny_set, tiny_set, out_dir=tmp_path / "part", augment=breaks, **how)
+    resumed = make_net()
+    xl.fit(resumed, tiny_set, tiny_set, out_dir=tmp_path / "part", resume=True, **how)
+    assert _equal(_weights(whole), _weights(resumed))
+
+
+def test_heads_move_farther_than_the_body(tiny_set):
+    net = _fresh()
+    before = _weights(net)
+    xl.fit(net, tiny_set, tiny_set, learning_rate=1e-5, head_learning_rate=1e-2, **QUICK)
+    moved = {name: (value - before[name]).abs().max().item() for name, value in _weights(net).items()}
+    assert moved["heads.0.classifier.weight"] > 1e-3
+    assert 0 < moved["stages.0.body.a.0.weight"] < 1e-3
+
+
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_kept_statistics_stay_while_the_backbone_trains(tiny_set, final):
+    net = _fresh(final)
+    before = _weights(net)
+    xl.fit(net, tiny_set, tiny_set, batch_norm="keep", **QUICK)
+    for name, value in _weights(net).items():
+        assert torch.equal(value, before[name]) == ("running" in name or "num_batches" in name), name

@@ -31,6 +31,12 @@ def test_the_memory_format_comes_back_after_an_error(net):
     assert not net.is_channels_last
 
 
+def test_the_warm_up_may_be_short_or_none():
+    assert one_cycle_rate(0.1, 1.0, 0.1) == 1.0
+    assert one_cycle_rate(0.0, 1.0, 0.0) == 1.0
+    assert one_cycle_rate(0.05, 1.0, 0.1) == pytest.approx(0.52)
+
+
 def test_equals_torch_one_cycle():
     steps = 1001
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

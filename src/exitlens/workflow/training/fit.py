@@ -20,6 +20,7 @@ from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.log import format_epoch, open_tensorboard, show_progress
 from exitlens.workflow.training.monitor import Monitor
+from exitlens.workflow.training.recipe import BatchNorm, follow_recipe
 from exitlens.workflow.training.run import Augment, TrainingRun
 from exitlens.workflow.training.step import TrainingSettings, use_memory_format
 
@@ -52,8 +53,13 @@ def fit(
     epochs: int = 10,
     out_dir: str | Path | None = None,
     batch_size: int = 64,
-    learning_rate: float = 4e-3,
-    weight_decay: float = 0.05,
+    recipe: str = "scratch",
+    learning_rate: float | None = None,
+    head_learning_rate: float | None = None,
+    layer_decay: float | None = None,
+    warm_up: float | None = None,
+    weight_decay: float | None = None,
+    batch_norm: BatchNorm | None = None,
     seed: int = 0,
     amp: bool | None = None,
     channels_last: bool = True,
@@ -89,8 +95,15 @@ def fit(
         epochs: 1 or more.
         out_dir: for ``last.safetensors``, ``best.safetensors``, ``log.csv``; nothing is written without it.
         batch_size: images a step.
+        recipe: what the next six are where they are ``None``: ``"scratch"``, or ``"pretrained"`` for a backbone with
+            pretrained weights (:data:`~exitlens.workflow.training.recipe.RECIPES`; docs/pretrained.md).
         learning_rate: peak of the cycle.
-        weight_decay: of AdamW.
+        head_learning_rate: the same of the exits' heads, which are new where the backbone is not.
+        layer_decay: factor of the backbone's learning rate from each block to the one before it; 1: all alike.
+        warm_up: share of training in which the learning rates rise.
+        weight_decay: of AdamW; the recipe ``"pretrained"`` spares biases and norms.
+        batch_norm: ``"update"``, or ``"keep"``: the backbone's statistics stay those of its weights, and it trains without
+            its dropout (a backbone without such statistics trains as usual).
         seed: of data order and of all random numbers during training.
         amp: bfloat16 autocast; by default where the device is fast at it.
         channels_last: memory format of weights and images during training.
@@ -129,6 +142,9 @@ def fit(
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
     require(ranks, Ranks | None, "ranks")
     ranks = find_ranks() if ranks is None else ranks
+    own = {"learning_rate": learning_rate, "head_learning_rate": head_learning_rate, "layer_decay": layer_decay}
+    own |= {"warm_up": warm_up, "weight_decay": weight_decay, "batch_norm": batch_norm}
+    given |= follow_recipe(recipe, **own)
     given["amp"] = ranks.share(lambda: has_fast_bfloat16(net.device)) if amp is None else amp
     given["augment"] = augment if isinstance(augment, str) else "none"
     settings = TrainingSettings(**{one.name: given[one.name] for one in fields(TrainingSettings)})

@@ -38,13 +38,13 @@ from exitlens.workflow.training.distributed import (
 from exitlens.workflow.training.ema import WeightAverage
 from exitlens.workflow.training.log import write_log
 from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
+from exitlens.workflow.training.parameters import group_parameters
 from exitlens.workflow.training.step import (
     TrainingSettings,
     apply_gradients,
     compute_gradients,
     enter_training_mode,
     floats,
-    select_trainable,
 )
 from exitlens.workflow.training.validation import validate
 
@@ -69,8 +69,7 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         check_batch_size(self.settings.batch_size, self.ranks)
-        parameters, rate = select_trainable(self.net, self.settings.freeze_backbone), self.settings.learning_rate
-        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
         decay = self.settings.ema
         self.average = None if decay is None else WeightAverage(self.net, decay)
 
@@ -144,7 +143,7 @@ class TrainingRun:
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
         with torch.random.fork_rng():
             torch.manual_seed(self.ranks.vary_seed(seed))
-            with enter_training_mode(self.net, self.settings.freeze_backbone):
+            with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
             for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
                 average_statistics(self.net, state, self.ranks)

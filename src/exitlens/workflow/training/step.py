@@ -18,6 +18,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
 from exitlens.workflow.training.monitor import MONITORS, Monitor
+from exitlens.workflow.training.recipe import BATCH_NORM, BatchNorm
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class TrainingSettings:
     ema: float | None = None
     patience: int | None = None
     monitor: Monitor = "accuracy"
+    head_learning_rate: float | None = None
+    layer_decay: float = 1.0
+    warm_up: float = 0.3
+    batch_norm: BatchNorm = "update"
+    decay_vectors: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "patience"):
@@ -63,10 +69,28 @@ class TrainingSettings:
             require(value, int | float, name)
         if not 0 < rate < math.inf or not 0 <= decay < math.inf:
             raise InputError(f"learning_rate, weight_decay: expected finite numbers above 0 and from 0, got {rate}, {decay}")
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        head, decay, warm = self.head_learning_rate, self.layer_decay, self.warm_up
+        for name, value in (
+            ("head_learning_rate", 1.0 if head is None else head),
+            ("layer_decay", decay),
+            ("warm_up", warm),
+        ):
+            require(value, int | float, name)
+        if head is not None and not 0 < head < math.inf:
+            raise InputError(f"head_learning_rate: expected a finite number above 0, or None, got {head}")
+        if not 0 < decay <= 1:
+            raise InputError(f"layer_decay: expected a factor above 0, up to 1, got {decay}")
+        if not 0 <= warm < 1:
+            raise InputError(f"warm_up: expected a share of training in [0, 1), got {warm}")
+        if self.batch_norm not in BATCH_NORM:
+            raise InputError(f"batch_norm: expected one of {BATCH_NORM}, got {self.batch_norm!r}")
 
 
 def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
-    """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the first 30 %, then down to peak/250,000.
+    """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the share ``warm``, then down to peak/250,000.
 
     The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.
     """
@@ -114,7 +138,7 @@ def compute_gradients(
 def apply_gradients(optimizer: torch.optim.Optimizer, progress: float, settings: TrainingSettings) -> None:
     """One step of the optimiser along the gradients that there are."""
     for group in optimizer.param_groups:
-        group["lr"] = one_cycle_rate(progress, settings.learning_rate)
+        group["lr"] = one_cycle_rate(progress, group.get("peak", settings.learning_rate), settings.warm_up)
     if settings.clip_norm is not None:
         clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip_norm)
     optimizer.step()
@@ -155,10 +179,17 @@ def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Param
 
 
 @contextmanager
-def enter_training_mode(net: ExitNet, freeze_backbone: bool) -> Iterator[None]:
-    """Training mode; a frozen backbone stays in evaluation mode (its statistics too) and takes no gradient."""
+def enter_training_mode(net: ExitNet, freeze_backbone: bool, batch_norm: BatchNorm = "update") -> Iterator[None]:
+    """Training mode; a frozen backbone stays in evaluation mode (its statistics too) and takes no gradient.
+
+    With ``batch_norm="keep"``, a backbone that has running statistics stays in evaluation mode, too, and is trained.
+    """
     frozen: list[torch.nn.Parameter] = []
     with switch_mode(net, True):
+        if batch_norm == "keep":
+            for body in [*net.stages, *([net.heads[-1]] if net.info.final == "keep" else [])]:
+                if any(name.endswith("running_mean") for name, _ in body.named_buffers()):
+                    body.eval()
         if freeze_backbone:
             trained = {id(p) for p in select_trainable(net, True)}
             frozen = [p for p in net.parameters() if id(p) not in trained and p.requires_grad]

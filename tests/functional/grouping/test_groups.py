@@ -1,7 +1,8 @@
 import torch
 
-from exitlens.functional.groups import (
+from exitlens.functional.grouping.groups import (
     average_groups,
+    count_groups,
     find_firsts,
     number_groups,
     shuffle_groups,
@@ -38,12 +39,14 @@ def test_no_group_is_in_both_parts():
 
 
 def test_means_and_weights_by_hand():
-    means, sizes = average_groups(torch.tensor([1.0, 0.0, 0.5, 0.0, 0.25, 1.0]), IDS)
+    numbers = torch.tensor([4, 1, 4, 4, 0, 1])
+    assert count_groups(numbers) == 3
+    means, sizes = average_groups(torch.tensor([1.0, 0.0, 0.5, 0.0, 0.25, 1.0]), numbers)
     assert means.tolist() == [0.25, 0.5, 0.5]
     assert sizes.tolist() == [1, 2, 3]
-    assert weigh_samples(IDS, 3).tolist() == [1] * 6
-    torch.testing.assert_close(weigh_samples(IDS, None), torch.tensor([1 / 3, 0.5, 1 / 3, 1 / 3, 1, 0.5]).double() * 2)
-    torch.testing.assert_close(weigh_samples(IDS, 2), torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5)
+    assert weigh_samples(numbers, 3).tolist() == [1] * 6
+    torch.testing.assert_close(weigh_samples(numbers, None), torch.tensor([1 / 3, 0.5, 1 / 3, 1 / 3, 1, 0.5]).double() * 2)
+    torch.testing.assert_close(weigh_samples(numbers, 2), torch.tensor([2 / 3, 1, 2 / 3, 2 / 3, 1, 1]).double() * 6 / 5)
 
 
 def test_the_first_sample_of_each_group():

@@ -33,21 +33,26 @@ def split_groups(groups: Tensor, share: float) -> tuple[Tensor, Tensor]:  # (N,)
     return order[:count], order[count:]
 
 
-def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # (N,), (N,) -> (G,), (G,)
-    """The mean of every group that is there, and its size, by increasing id; float64."""
-    _, numbers, sizes = groups.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, numbers, values.double())
-    return sums / sizes, sizes.double()
+def count_groups(groups: Tensor) -> int:  # (N,) in [0, G)
+    """How many groups are there."""
+    return int((groups.bincount() > 0).sum())
 
 
-def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) -> (N,)
+def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # (N,), (N,) in [0, G) -> (g,), (g,)
+    """The mean of every group that is there, and its size, by increasing number; float64."""
+    sizes = groups.bincount()
+    sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, groups, values.double())
+    there = sizes > 0
+    return sums[there] / sizes[there], sizes[there].double()
+
+
+def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0, G) -> (N,)
     """What each sample counts so that a group counts as its size, at most ``largest``; ``None``: every group the same.
 
     float64, of mean 1.
     """
-    _, numbers, counts = groups.unique(return_inverse=True, return_counts=True)
-    sizes = counts.double()
-    share: Tensor = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[numbers]
+    sizes = groups.bincount().double()
+    share: Tensor = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[groups]
     return share / share.mean()
 
 

@@ -1,0 +1,46 @@
+"""Recipes: values of fit's arguments that belong together, for training from scratch and from pretrained weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from exitlens.errors import InputError, suggest
+
+BatchNorm = Literal["update", "keep"]
+BATCH_NORM: tuple[BatchNorm, ...] = ("update", "keep")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of :func:`~exitlens.workflow.training.fit.fit`, which says what each means.
+
+    A recipe is data: a further argument of ``fit`` whose best value depends on where the weights come from gets a field
+    here, of the argument's own name. docs/pretrained.md has the trials that chose the values.
+    """
+
+    learning_rate: float
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.05
+    warm_up: float = 0.3
+    layer_decay: float = 1.0
+    batch_norm: BatchNorm = "update"
+    decay_vectors: bool = True
+
+
+RECIPES = {
+    "scratch": Recipe(learning_rate=4e-3),
+    "pretrained": Recipe(learning_rate=3e-4, head_learning_rate=4e-3, warm_up=0.1, decay_vectors=False),
+}
+
+
+def follow_recipe(recipe: str, **given: Any) -> dict[str, Any]:
+    """The values of a recipe, but for those that are given and not ``None``.
+
+    Raises :class:`InputError` for a recipe that does not exist.
+    """
+    if recipe not in RECIPES:
+        raise InputError(f"recipe: expected one of {tuple(RECIPES)}, got {recipe!r}.{suggest(str(recipe), RECIPES)}")
+    known = {field.name for field in fields(Recipe)}
+    assert given.keys() <= known
+    return asdict(RECIPES[recipe]) | {name: value for name, value in given.items() if value is not None}

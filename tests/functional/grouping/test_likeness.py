@@ -1,0 +1,70 @@
+"""Independent samples are not suspected, in whatever order; families side by side or at equal distances are."""
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.functional.grouping.likeness import embed, measure_likeness, rank_distances
+from tests.conftest import random_trace
+
+
+def families(count: int, size: int, noise: float = 0.5, seed: int = 0) -> xl.Trace:
+    """``count`` objects with ``size`` pictures each, side by side."""
+    one, other = random_trace(count, seed=seed), random_trace(count * size, seed=seed + 1)
+    rows = torch.arange(count).repeat_interleave(size)
+    logits = one.logits[rows] + noise * (other.logits - other.logits.mean())
+    return xl.Trace(logits, one.labels[rows], other.divergence, one.cost)
+
+
+def reorder(trace: xl.Trace, rows: torch.Tensor) -> xl.Trace:
+    return xl.Trace(trace.logits[rows], trace.labels[rows], trace.divergence[rows], trace.cost)
+
+
+@pytest.mark.parametrize("n", [200, 2000, 5000])
+@pytest.mark.parametrize("order", ["as they come", "by class"])
+def test_independent_samples_are_not_suspected(n, order):
+    for seed in range(4):
+        trace = random_trace(n, seed=seed)
+        if order == "by class":
+            trace = reorder(trace, trace.labels.argsort(stable=True))
+        found = measure_likeness(trace)
+        assert not found.is_suspicious
+        assert found.rank > 0.4
+        assert found.deviation < 5
+
+
+@pytest.mark.parametrize(("count", "size"), [(41, 25), (100, 5), (1000, 2), (3000, 3)])
+def test_families_are(count, size):
+    trace = families(count, size)
+    found = measure_likeness(trace)
+    assert found.is_suspicious
+    assert found.lag < size
+    assert measure_likeness(reorder(trace, trace.labels.argsort(stable=True))).is_suspicious
+    rng = torch.Generator().manual_seed(0)
+    assert not measure_likeness(reorder(trace, torch.randperm(count * size, generator=rng))).is_suspicious
+
+
+def test_copies_that_come_round_by_round_are():
+    trace = families(60, 20, noise=0.1)
+    rounds = torch.arange(1200).view(60, 20).T.flatten()
+    found = measure_likeness(reorder(trace, rounds))
+    assert found.is_suspicious
+    assert found.lag > 5
+
+
+def test_little_to_compare():
+    assert measure_likeness(random_trace(60)) is None
+    assert measure_likeness(random_trace(300, c=200)) is None
+
+
+def test_ranks_by_hand():
+    ranks = rank_distances(torch.tensor([[0.0], [1.0], [3.0]]))
+    assert ranks[0, 1] == pytest.approx(0.25)  # the nearest of two, from both sides
+    assert ranks[0, 2] == pytest.approx((0.75 + 0.75) / 2)
+    assert ranks[1, 2] == pytest.approx((0.75 + 0.25) / 2)
+
+
+def test_exits_count_alike_whatever_their_scale():
+    trace = random_trace(50)
+    scaled = xl.Trace(trace.logits * torch.tensor([0.1, 1.0, 40.0])[:, None] + 7, None, trace.divergence, trace.cost)
+    torch.testing.assert_close(embed(scaled, torch.arange(50)), embed(trace, torch.arange(50)), atol=1e-4, rtol=1e-4)

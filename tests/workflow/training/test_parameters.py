@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.workflow.training.parameters import group_parameters, number_blocks
+from exitlens.workflow.training.step import TrainingSettings
+from tests.conftest import make_net
+from tests.texts import make_text_net
+
+
+def make_settings(**values):
+    plain = {"weight_decay": 0.1, "seed": 0, "amp": False, "channels_last": False, "freeze_backbone": False}
+    return TrainingSettings(1, 8, 0.01, **plain | values)
+
+
+@pytest.fixture
+def resnet():
+    return xl.attach(SmallResNet(), ["layer1", "layer2"], 10, torch.zeros(1, 3, 32, 32))
+
+
+def count(net):
+    return len(list(net.parameters()))
+
+
+def test_without_distinctions_there_is_one_group_in_the_networks_order(resnet):
+    (group,) = group_parameters(resnet, make_settings())
+    assert [id(p) for p in group["params"]] == [id(p) for p in resnet.parameters()]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.1)
+
+
+def test_heads_have_a_rate_of_their_own_and_vectors_no_decay(resnet):
+    groups = group_parameters(resnet, make_settings(head_learning_rate=0.1, decay_vectors=False))
+    assert {(g["peak"], g["weight_decay"]) for g in groups} == {(0.01, 0.1), (0.01, 0.0), (0.1, 0.1), (0.1, 0.0)}
+    heads = {id(p) for p in resnet.heads.parameters()}
+    for group in groups:
+        assert all((id(p) in heads) == (group["peak"] == 0.1) for p in group["params"])
+        assert all((p.ndim > 1) == (group["weight_decay"] == 0.1) for p in group["params"])
+    assert sum(len(g["params"]) for g in groups) == count(resnet)
+
+
+def test_blocks_learn_the_slower_the_farther_they_are_from_the_end(resnet):
+    groups = group_parameters(resnet, make_settings(layer_decay=0.5, head_learning_rate=1.0))
+    peaks = {id(p): g["peak"] for g in groups for p in g["params"]}
+    names = {"stem.0": 6, "layer1.0.conv1": 5, "layer2.0.conv1": 4, "layer3.0.shortcut.1": 3, "layer4.2.conv2": 0}
+    body = {name.split("body.")[-1]: p for name, p in resnet.stages.named_parameters()}
+    for name, back in names.items():
+        assert peaks[id(body[f"{name}.weight"])] == 0.01 * 0.5**back
+    assert {id(p) for p in resnet.heads.parameters()} == {i for i, peak in peaks.items() if peak == 1.0}
+
+
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_blocks_of_texts(final):
+    net = make_text_net(final)
+    depths = number_blocks(net)
+    assert sorted(set(depths.values())) == [0, 1, 2, 3]
+    bert = net.stage(0).body.get_submodule("bert.embeddings.word_embeddings")
+    assert depths[id(bert.weight)] == 0
+    trained_as_heads = count(net) - len(depths)
+    assert trained_as_heads == sum(len(list(h.parameters())) for h in net.heads[:2]) + (3 if final == "head" else 2)
+
+
+def test_layer_decay_needs_blocks():
+    with pytest.raises(xl.InputError, match="no blocks named by a number"):
+        group_parameters(make_net(), make_settings(layer_decay=0.5))
+    frozen = group_parameters(make_net(), make_settings(layer_decay=0.5, freeze_backbone=True, head_learning_rate=0.3))
+    assert [group["peak"] for group in frozen] == [0.3]
+
+
+def test_blocks_are_counted_in_the_order_of_execution():
+    class Crossed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(3))
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, x):
+            for i in (2, 0, 1):
+                x = self.layer[i](x)
+            return self.head(x.mean((2, 3)))
+
+    net = xl.attach(Crossed(), ["layer.2"], 4, torch.zeros(1, 3, 8, 8))
+    depths = number_blocks(net)
+    stages = dict(net.stages.named_parameters())
+    assert [
+        depths[id(stages[name])] for name in ("0.body.layer.2.0.weight", "1.body.layer.0.0.bias", "1.body.layer.1.0.bias")
+    ] == [1, 2, 3]
