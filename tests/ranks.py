@@ -32,7 +32,7 @@ class Pair:
             end.send((work, words))
 
     def receive(self, rank: int) -> Any:
-        assert self.ends[rank].poll(60), "a rank hangs"
+        assert self.ends[rank].poll(600), "a rank hangs"
         return self.ends[rank].recv()
 
 

@@ -28,7 +28,7 @@ def fit(folder: Path, out: Path, **more: object) -> list[str]:
 
 
 def run(words: list[str], **how: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(launch(words, **how), check=False, capture_output=True, text=True, env=one_thread(), timeout=200)
+    return subprocess.run(launch(words, **how), check=False, capture_output=True, text=True, env=one_thread(), timeout=900)
 
 
 def find_rank(parent: int, rank: int) -> int | None:
@@ -44,13 +44,13 @@ def kill_during_training(words: list[str], out: Path, rank: int) -> subprocess.C
     """Kills a rank once two epochs are done; torchrun starts both again, once."""
     command = launch(words, restarts=1)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread())
-    end = time.monotonic() + 100
+    end = time.monotonic() + 600
     while time.monotonic() < end and (not (out / "log.csv").exists() or len((out / "log.csv").read_text().splitlines()) < 3):
         time.sleep(0.02)
     victim = find_rank(process.pid, rank)
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
-    printed, told = process.communicate(timeout=100)
+    printed, told = process.communicate(timeout=900)
     return subprocess.CompletedProcess(command, process.returncode, printed, told)
 
 
