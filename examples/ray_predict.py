@@ -3,8 +3,8 @@
     python examples/ray_predict.py --bundle runs/x --data photos --out answers
     python examples/ray_predict.py --bundle runs/x --data shards --column image --out answers --actors 8
 
-The input is cut into shards: every Parquet file is one, and so are every --shard images of a folder. A shard that is done has
-its own folder in --out (written beside it first, and renamed when it is whole), and is not computed again. On a cluster,
+The input is cut into shards: every Parquet file is one, and so are every --shard images of a folder. A shard that is done
+has its own folder in --out (written beside it first, and renamed when it is whole), and is not computed again. On a cluster,
 --data, --out and --bundle are on a file system that all machines see; ``ray job submit`` or RAY_ADDRESS says where it is.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
             fn_constructor_args=(bundle, given.column),
             fn_constructor_kwargs=how,
             batch_size=given.batch_size,
-            concurrency=given.actors,
+            compute=ray.data.ActorPoolStrategy(size=given.actors),
             num_cpus=given.threads,
         )
         answers.write_parquet(str(unfinished.resolve()))

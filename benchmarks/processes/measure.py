@@ -16,7 +16,7 @@ import torch
 
 from exitlens.io import read_tensors
 
-REPEATS = 5
+REPEATS = 3
 TIMEOUT_S = 5
 
 

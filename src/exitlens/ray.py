@@ -28,7 +28,8 @@ class Predictor:
 
     ::
 
-        rows.map_batches(Predictor, fn_constructor_args=("runs/x", "image"), batch_size=64, concurrency=4)
+        four = ray.data.ActorPoolStrategy(size=4)
+        rows.map_batches(Predictor, fn_constructor_args=("runs/x", "image"), batch_size=64, compute=four)
 
     The answer's columns: ``label`` (the class's name), ``exit``, ``confidence``, ``cost`` (as a fraction of the plain
     backbone's) and ``error``, which is empty.
