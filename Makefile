@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees pictures study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -44,6 +44,11 @@ bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises ove
 	$(BIN)/python -m benchmarks.guarantees.page
 	$(BIN)/python -m benchmarks.check
 
+pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of drawings (half an hour; needs openclipart-png): docs/pictures.md
+	$(BIN)/python -m benchmarks.pictures
+	$(BIN)/python -m benchmarks.pictures.page
+	$(BIN)/python -m benchmarks.check
+
 study: $(VENV)/.benchmark  ## every run of the study (about 12 hours; resumable): benchmarks/results/study.csv
 	$(BIN)/python -m benchmarks.study
 
@@ -54,6 +59,8 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.study.report
 	$(BIN)/python -m benchmarks.performance.page
 	$(BIN)/python -m benchmarks.guarantees.page
+	$(BIN)/python -m benchmarks.training.page
+	$(BIN)/python -m benchmarks.pictures.page
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check

@@ -17,15 +17,20 @@ from pathlib import Path
 
 from benchmarks.demo.promises import list_promises as list_demo_promises
 from benchmarks.guarantees.promises import list_promises as list_guarantees
+from benchmarks.loading.promises import list_promises as list_loading
 from benchmarks.performance.promises import list_explorer_promises, list_memory_promises
 from benchmarks.performance.promises import list_promises as list_speeds
 from benchmarks.performance.runs import PERFORMANCE
+from benchmarks.pictures.promises import list_promises as list_pictures
+from benchmarks.pictures.runs import PICTURES
 from benchmarks.processes.promises import list_promises as list_processes
 from benchmarks.promises import Promise, add_reasons, read_known_misses
-from benchmarks.store import GUARANTEES, PROCESSES, RESULTS, Store
+from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
+from benchmarks.training.promises import list_promises as list_training
+from benchmarks.training.runs import TRAINING
 
 
 def open_store(store: Store, folder: Path) -> Store:
@@ -42,11 +47,17 @@ def list_promises(folder: Path) -> Iterator[Promise]:
             yield from list_memory_promises(name, speeds[f"memory-{name}"])
     for name in sorted(guarantees):
         yield from list_guarantees(name, guarantees[name])
+    for name, found in open_store(LOADING, folder).read().items():
+        yield from list_loading(name, found)
+    training = open_store(TRAINING, folder).read()
+    for name in sorted(training):
+        yield from list_training(name, training[name])
     processes = open_store(PROCESSES, folder).read()
     for name in sorted(processes):
         yield from list_processes(name, processes[name])
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
+    yield from list_pictures(open_store(PICTURES, folder).read())
     study = open_store(STUDY, folder)
     if study.path.exists() and not find_missing(study):
         yield from list_study(study)

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "exitlens"
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = {".".join(("exitlens", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES}
 ROOMS = (  # by level: a file imports from its own room and from those on lower levels
-    {"errors", "io", "display", "launch", "ranks"},
+    {"errors", "io", "display", "launch", "progress", "ranks"},
     {"types"},
     {"functional"},
     {"modalities"},

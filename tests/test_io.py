@@ -46,3 +46,34 @@ def test_what_was_there_stays_after_an_error(tmp_path):
         io.write_text(path, "half, then \udcff")
     assert path.read_text(encoding="utf-8") == "précis"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_are_the_same_in_memory_and_in_files(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(n, 3, 2, generator=rng), torch.arange(n).to(torch.int16)) for n in (4, 1, 7, 0, 5)]
+    for limit in (1 << 20, 200, 0):
+        store = io.RowStore(tmp_path / "new", limit)
+        for maps, numbers in batches:
+            store.add("maps", maps)
+            store.add("numbers", numbers)
+        maps = store.take("maps")
+        assert torch.equal(maps, torch.cat([one for one, _ in batches]))
+        store.release()
+        numbers = store.take("numbers")
+        assert numbers.dtype == torch.int16
+        assert torch.equal(numbers, torch.cat([one for _, one in batches]))
+        store.release()
+        del store
+        assert torch.equal(maps[3], torch.cat([one for one, _ in batches])[3])
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_full_disk_is_an_error_of_ours(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(io.tempfile, "TemporaryFile", fail)
+    store = io.RowStore(tmp_path, 0)
+    store.add("a", torch.zeros(3))
+    with pytest.raises(xl.OutputError, match=r"trace_dir: .* cannot take the trace .*No space left"):
+        store.add("a", torch.zeros(3))

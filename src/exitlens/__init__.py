@@ -50,8 +50,8 @@ _MODULES = {
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
     "ranks": "Ranks",
-    "types": "Calibration ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction Preprocess "
-    "TextPreprocess Trace",
+    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
+    "Preprocess TextPreprocess Trace",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
     "workflow.evaluation": "evaluate Report",

@@ -50,6 +50,7 @@ from exitlens.model.engine.tuning import Tuning as Tuning
 from exitlens.model.network import ExitNet as ExitNet
 from exitlens.ranks import Ranks as Ranks
 from exitlens.types import Calibration as Calibration
+from exitlens.types import CompactLogits as CompactLogits
 from exitlens.types import ExitOutput as ExitOutput
 from exitlens.types import ExitView as ExitView
 from exitlens.types import Explanation as Explanation

@@ -76,7 +76,7 @@ class OutputError(ExitlensError):
 
 
 class DataWarning(UserWarning):
-    """The data do not look like what a promise assumes."""
+    """The data can be used, but not as was asked for, or not for all that is done with them."""
 
 
 class DriftWarning(UserWarning):

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from exitlens import errors
-from exitlens.errors import DistributedError, ExitlensError, InputError
+from exitlens.errors import DistributedError, ExitlensError, InputError, require
 from exitlens.launch import is_launched
 
 T = TypeVar("T")
@@ -186,8 +186,8 @@ def _rebuild_error(kind: str, text: str, rank: int, size: int) -> ExitlensError:
     return error
 
 
-def find_ranks() -> Ranks:
-    """This process among the others: of the process group that there is, or of the one that ``torchrun`` asks for.
+def find_ranks(given: Ranks | None = None) -> Ranks:
+    """Those that were given; or this process among those of the process group, if there is one or ``torchrun`` asks for it.
 
     Joins the group on first use: gloo for tensors on CPUs, NCCL where every process has a GPU of its own. Waiting for
     another rank ends after 30 minutes, or the seconds that ``EXITLENS_TIMEOUT_S`` says.
@@ -195,11 +195,12 @@ def find_ranks() -> Ranks:
     Raises:
         DistributedError: if the processes do not find one another.
     """
-    if not dist.is_available():
-        return Ranks()
+    require(given, Ranks | None, "ranks")
+    if given is not None or not dist.is_available():
+        return given or ALONE
     if not dist.is_initialized():
         if not is_launched():
-            return Ranks()
+            return ALONE
         _join()
     if dist.get_world_size() > 1 and dist.get_backend() == "nccl":
         raise InputError('backend: what the processes agree on is on the CPU: init_process_group("cpu:gloo,cuda:nccl")')

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 
 import exitlens as xl
+from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import placement
+from exitlens.workflow.training.recipe import RECIPES
 
 
 def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, call, monkeypatch):
@@ -49,3 +52,43 @@ def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, wo
     assert code == 2
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_groups_stay_together_and_come_along(folder, tmp_path, call):
+    words = ("--data", folder, "--group-by", r"\d(\d)\.png$")
+    code, out, err = call("fit", *words, "--size", "32", "--epochs", "1", "--batch-size", "16", "--out", tmp_path / "r")
+    assert code == 0, err
+    assert "splits: by us: 70% train, 10% validation, 10% calibration, 10% test" in out
+    assert r"groups by '\d(\d)\.png$': 10, of which 7 in train, 1 in validation" in " ".join(out.split())
+    assert json.loads((tmp_path / "r" / "data.json").read_text())["group_by"] == r"\d(\d)\.png$"
+    code, out, err = call("calibrate", "--bundle", tmp_path / "r", "--max-accuracy-drop", "0.5", *words, "--json")
+    assert code == 0, err
+    assert call("evaluate", "--bundle", tmp_path / "r", "--json")[0] == 0
+    code, _, err = call("evaluate", "--bundle", tmp_path / "r", "--group-by", "x")
+    assert (code, "they are for other data: pass --data" in err) == (2, True)
+    code, _, err = call("fit", "--data", folder, "--group-by", r"x(\d)", "--out", tmp_path / "s")
+    assert (code, "finds no group in 60 of 60 file names" in err) == (2, True)
+    assert not (tmp_path / "s").exists()
+
+
+def test_weights_for_other_classes_are_said_and_bring_the_pretrained_recipe(folder, tmp_path, call):
+    state = {f"module.{name}": value for name, value in SmallResNet(num_classes=7).state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--init-weights", tmp_path / "w.pt", "--out")
+    code, out, err = call(*words, tmp_path / "a", "--layer-decay", "0.9")
+    assert code == 0, err
+    assert "found under 'state_dict'; prefix 'module.' dropped" in out
+    assert "the classifier is made anew, for the classes of the data: fc.weight (2, 128), in the source (7, 128)" in out
+    settings = json.loads((tmp_path / "a" / "settings.json").read_text())["settings"]
+    assert settings["head_learning_rate"] == RECIPES["pretrained"].head_learning_rate
+    assert settings["layer_decay"] == 0.9
+    code, out, err = call(*words, tmp_path / "b", "--recipe", "scratch", "--learning-rate", "1e-3", "--json")
+    assert code == 0, err
+    assert json.loads(out)["epochs"] == 1
+    assert "made anew" in err
+    settings = json.loads((tmp_path / "b" / "settings.json").read_text())["settings"]
+    assert (settings["learning_rate"], settings["head_learning_rate"]) == (1e-3, None)
+    code, out, err = call(*words, tmp_path / "c", "--strict-weights")
+    assert code == 2
+    assert "does not fit this backbone" in err
+    assert "expected one of ('scratch', 'pretrained')" in call(*words, tmp_path / "d", "--recipe", "best")[2]

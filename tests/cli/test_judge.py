@@ -137,3 +137,13 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
     assert "threshold" in shown
     assert "answers the rest" in shown
+
+
+def test_evaluate_shows_every_class(again, folder, call):
+    code, out, err = call("evaluate", "--bundle", again, "--data", folder)
+    assert code == 0, err
+    assert "classes, the worst first" in out
+    code, out, err = call("evaluate", "--bundle", again, "--data", folder, "--json")
+    found = json.loads(out)
+    assert found["class_names"] == ["bright", "dark"]
+    assert [(row["label"], row["samples"]) for row in found["classes"]] == [(0, 30), (1, 30)]

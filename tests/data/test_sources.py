@@ -92,7 +92,7 @@ def test_a_file_that_has_changed_is_refused(jsonl):
     assert again == source
     assert len(source.contents) == 16
     jsonl.write_text(jsonl.read_text().replace("number7 ", "number8 "))
-    with pytest.raises(xl.DataError, match="not the file of training"):
+    with pytest.raises(xl.DataError, match="are not those of training"):
         again.load("test")
     jsonl.unlink()
     with pytest.raises(xl.DataError, match="cannot be read"):

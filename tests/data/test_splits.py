@@ -1,8 +1,13 @@
 import pytest
+import torch
 
 import exitlens as xl
 from exitlens.data.reviews import load_reviews
+from exitlens.data.splits import assign_groups, share_out
+from exitlens.data.texts import RawTexts
 from tests.data.conftest import PREPROCESS
+
+SHARES = (0.7, 0.1, 0.1, 0.1)
 
 
 def test_split_set_is_disjoint_and_keeps_every_class(folder):
@@ -24,3 +29,86 @@ def test_split_set_takes_encoded_texts_too():
     parts = xl.split_set(data, (0.5, 0.5))
     assert sorted(parts[0].texts + parts[1].texts) == sorted(data.texts)
     assert parts[0].masks.shape == (20, 32)
+
+
+def _texts(count=80, groups=None):
+    labels = torch.arange(count) % 2
+    return RawTexts([f"text {i}" for i in range(count)], labels, ("a", "b"), groups)
+
+
+def test_split_set_keeps_groups_together():
+    groups = torch.arange(80) // 4 * 2 + torch.arange(80) % 2  # of two samples each
+    parts = xl.split_set(_texts(groups=groups), (0.7, 0.1, 0.1, 0.1), seed=3)
+    found = [set(part.groups.tolist()) for part in parts]
+    assert sum(map(len, found)) == 40
+    assert [len(part.texts) for part in parts] == [56, 8, 8, 8]
+    with pytest.raises(xl.DataError, match=r"class 'a' has 1 group\(s\), need 2"):
+        xl.split_set(_texts(groups=torch.arange(80) % 2), (0.5, 0.5))
+
+
+def test_groups_of_one_sample_change_nothing():
+    alone, without = (xl.split_set(_texts(groups=g), (0.5, 0.5)) for g in (torch.arange(80), None))
+    assert [part.texts for part in alone] == [part.texts for part in without]
+
+
+def _families(number=60, classes=3, seed=0):
+    """Groups of 1 to 50 samples, each of one class."""
+    rng = torch.Generator().manual_seed(seed)
+    groups = torch.arange(number).repeat_interleave(torch.randint(1, 51, (number,), generator=rng))
+    return torch.randint(0, classes, (number,), generator=rng)[groups], groups
+
+
+def test_every_group_is_in_one_part_and_every_class_in_all():
+    labels, groups = _families()
+    parts = assign_groups(labels, groups, ("a", "b", "c"), SHARES, torch.Generator().manual_seed(1))
+    pairs = torch.stack([groups, parts]).unique(dim=1)
+    assert pairs.shape[1] == 60  # one part for each group
+    assert pairs[1].bincount().tolist() == [42, 6, 6, 6]  # near to shares of the groups
+    assert all(set(labels[parts == i].tolist()) == {0, 1, 2} for i in range(4))
+    again = assign_groups(labels, groups, ("a", "b", "c"), SHARES, torch.Generator().manual_seed(1))
+    assert torch.equal(parts, again)
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    moved = assign_groups(labels[shuffled], groups[shuffled], ("a", "b", "c"), SHARES, torch.Generator().manual_seed(1))
+    assert torch.equal(moved, parts[shuffled])  # whatever the order of the samples
+
+
+def test_a_group_has_the_same_chances_whatever_its_size():
+    sizes = torch.tensor([1] * 18 + [40, 50])
+    groups = torch.arange(20).repeat_interleave(sizes)
+    labels = torch.zeros_like(groups)
+    drawn = []
+    for seed in range(400):
+        parts = assign_groups(labels, groups, ("a",), SHARES, torch.Generator().manual_seed(seed))
+        drawn.append(parts[groups >= 18].unique_consecutive(dim=0)[[0, -1]])
+    shares = torch.stack(drawn).flatten().bincount(minlength=4) / 800
+    assert torch.allclose(shares, torch.tensor(SHARES), atol=0.05)
+
+
+def test_groups_with_several_classes():
+    rng = torch.Generator().manual_seed(0)
+    groups, labels = torch.randint(0, 40, (2000,), generator=rng), torch.randint(0, 5, (2000,), generator=rng)
+    parts = assign_groups(labels, groups, tuple("abcde"), SHARES, rng)
+    assert all(len(set(labels[parts == i].tolist())) == 5 for i in range(4))
+    assert torch.stack([groups, parts]).unique(dim=1).shape[1] == 40
+
+
+def test_a_class_with_too_few_groups():
+    labels = torch.tensor([0] * 40 + [1] * 40)
+    groups = torch.tensor([*range(10)] * 4 + [10, 11, 12] * 13 + [10])
+    with pytest.raises(xl.DataError, match=r"class 'b' has 3 group\(s\), need 4 or more"):
+        assign_groups(labels, groups, ("a", "b"), SHARES, torch.Generator())
+    labels, groups = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, 1, 1])
+    parts = assign_groups(labels, groups, ("a", "b"), (0.5, 0.5), torch.Generator())
+    assert parts[0] == parts[1] != parts[2] == parts[3]
+    # class b's two groups are also class c's, and c's third is needed elsewhere: some draws fail, one is found
+    labels, groups = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
+    for seed in range(20):
+        parts = assign_groups(labels, groups, ("a", "b"), (0.5, 0.5), torch.Generator().manual_seed(seed))
+        assert parts[3] != parts[4]
+
+
+def test_share_out_gives_each_part_one_as_long_as_they_last():
+    assert share_out(10, SHARES) == [7, 1, 1, 1]
+    assert share_out(4, SHARES) == [1, 1, 1, 1]
+    assert share_out(100, (0.5, 0.5)) == [50, 50]
+    assert all(sum(share_out(n, SHARES)) == n and min(share_out(n, SHARES)) >= (n > 3) for n in range(50))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.data import streams
 from exitlens.data.loading.listing import list_images
+from exitlens.data.loading.readers import ImageFiles
 from exitlens.data.streams import ImageStream, TextStream
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -38,9 +40,9 @@ def test_batches_are_those_of_the_whole(folder):
 
 def test_images_are_read_when_asked_for(folder, monkeypatch):
     read = []
-    original = streams.read_image
-    monkeypatch.setattr(streams, "read_image", lambda path, *rest: (read.append(path), original(path, *rest))[1])
-    stream = ImageStream(list_images(folder), PREPROCESS, 3)
+    original = ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda self, i: (read.append(Path(self.name(i))), original(self, i))[1])
+    stream = ImageStream(list_images(folder), PREPROCESS, 3, workers=0)
     assert not read
     batches = iter(stream)
     next(batches)

@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 
 import exitlens as xl
+from exitlens.data.sources import DataSource
 from exitlens.delivery.bundle import find_bundle
-from exitlens.delivery.run_directory import read_source, replace_policy, shorten_names, write_source
+from exitlens.delivery.run_directory import load_samples, read_source, replace_policy, shorten_names, write_source
 
 
 def test_names_of_runs_are_short_and_differ(tmp_path):
@@ -12,8 +15,6 @@ def test_names_of_runs_are_short_and_differ(tmp_path):
 
 
 def test_run_directories(tmp_path):
-    from exitlens.data.sources import DataSource
-
     source = DataSource("scenes", seed=3)
     run = tmp_path / "run"
     with pytest.raises(xl.BundleError, match="no bundle"):
@@ -36,3 +37,31 @@ def test_run_directories(tmp_path):
     (run / "data.json").unlink()
     with pytest.raises(xl.DataError, match="pass --data"):
         read_source(run)
+
+
+def test_records_of_data_from_before_groups_are_read(tmp_path):
+    source = DataSource("scenes", seed=3)
+    write_source(tmp_path / "run", source, resume=False)
+    path = tmp_path / "run" / "data.json"
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("columns", "group_by", "split_by")}
+    path.write_text(json.dumps(old))
+    write_source(tmp_path / "run", source, resume=True)
+    path.write_text(json.dumps(old))
+    with pytest.raises(xl.DataError, match="other data"):
+        write_source(tmp_path / "run", DataSource("scenes", seed=3, group_by="x"), resume=True)
+
+
+def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
+    net, _ = xl.load(trained)
+    assert len(load_samples(trained, net, "test", str(folder))) == 60
+    for split, number in (("train", 20), ("test", 5)):
+        for name in ("dark", "bright"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(number):
+                (tmp_path / split / name / f"{split}{i}.png").write_bytes((folder / name / f"{i:02}.png").read_bytes())
+    found = load_samples(trained, net, "test", str(tmp_path), group_by=r"(\w+)\.png")
+    assert len(found) == 10
+    assert len(found.groups.unique()) == 5
+    assert len(load_samples(trained, net, "calibration", str(tmp_path))) == 4
+    with pytest.raises(xl.InputError, match="they are for other data"):
+        load_samples(trained, net, "test", columns="label=x")

@@ -1,9 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import exitlens as xl
+from exitlens.functional.compact.compress import compress, hash_rows
+from exitlens.io import write_tensors
 from tests.conftest import random_trace
 
 GOOD = {
@@ -79,3 +82,75 @@ def test_samples_with_one_id_are_one_group():
     assert repr(trace) == "Trace(5 labelled samples in 3 groups, 3 exits, 4 classes)"
     assert xl.Trace(**GOOD).num_groups == 5
     assert trace.fingerprint() == xl.Trace(**GOOD).fingerprint()
+
+
+def make_traces():
+    whole = random_trace(12, 3, 40)
+    extra = {"similarity": {"cc": torch.rand(12, 3)}, "gate_features": torch.rand(12, 2, 2), "groups": torch.arange(12) % 5}
+    whole = replace(whole, network="abc", **extra)
+    compact = replace(whole, logits=compress(whole.logits, whole.labels), sample_hashes=hash_rows(whole.logits))
+    return whole, compact
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_saved_trace_comes_back(tmp_path, which):
+    trace = make_traces()[which]
+    trace.save(tmp_path / "trace.safetensors")
+    back = xl.Trace.load(tmp_path / "trace.safetensors")
+    assert repr(back) == repr(trace)
+    assert back.network == "abc"
+    assert back.fingerprint() == trace.fingerprint()
+    assert torch.equal(back.similarity["cc"], trace.similarity["cc"])
+    policy = xl.Policy((0.5, 0.5))
+    assert torch.equal(xl.route(back, policy), xl.route(trace, policy))
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    trace = random_trace(5)
+    replace(trace, similarity={"divergence": trace.divergence}).save(tmp_path / "t")
+    assert torch.equal(xl.Trace.load(tmp_path / "t").similarity["divergence"], trace.divergence)
+
+
+def test_what_is_no_trace_is_not_loaded(tmp_path):
+    with pytest.raises(xl.InputError, match=r"path: expected what Trace.save wrote .*no such file"):
+        xl.Trace.load(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(xl.InputError, match=r"path: expected what Trace.save wrote .*damaged"):
+        xl.Trace.load(tmp_path / "text")
+    write_tensors(tmp_path / "other", {"weight": torch.zeros(2)}, {"format": 3})
+    with pytest.raises(xl.InputError, match=r"path: .*other is not that"):
+        xl.Trace.load(tmp_path / "other")
+    write_tensors(tmp_path / "part", {"logits.top": torch.zeros(2, 2, 2)}, {"format": 1, "num_classes": 4, "network": ""})
+    with pytest.raises(xl.InputError, match="something is missing"):
+        xl.Trace.load(tmp_path / "part")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_some_samples_are_a_trace(which):
+    trace, rows = make_traces()[which], torch.tensor([3, 0, 7])
+    some = trace.select(rows)
+    assert len(some) == 3
+    assert torch.equal(some.divergence, trace.divergence[rows])
+    assert some.hash_samples() == [trace.hash_samples()[i] for i in rows.tolist()]
+    assert torch.equal(some.similarity["cc"], trace.similarity["cc"][rows])
+    assert some.network == trace.network
+    assert len(trace.select(trace.labels == 0)) == int((trace.labels == 0).sum())
+
+
+def test_a_compact_trace_knows_its_samples():
+    whole, compact = make_traces()
+    assert compact.hash_samples() == whole.hash_samples()
+    assert compact.fingerprint() != replace(compact, labels=compact.labels.roll(1)).fingerprint()
+    assert len(set(replace(compact, sample_hashes=None).hash_samples())) == 12
+    assert compact._repr_html_() == whole._repr_html_()
+
+
+def test_bad_compact_traces():
+    _, compact = make_traces()
+    with pytest.raises(xl.InputError, match="labels: these compact logits were made without labels"):
+        replace(compact, logits=replace(compact.logits, label=None))
+    assert replace(compact, logits=replace(compact.logits, label=None), labels=None).labels is None
+    with pytest.raises(xl.InputError, match="logits: expected finite numbers"):
+        replace(compact, logits=replace(compact.logits, top=compact.logits.top * math.nan))
+    with pytest.raises(xl.InputError, match=r"sample_hashes: expected \(12,\)"):
+        replace(compact, sample_hashes=compact.sample_hashes[:3])

@@ -1,13 +1,22 @@
+import dataclasses
+from functools import cache
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import exitlens as xl
+from exitlens import io
 from exitlens.data.batches import Batch
+from exitlens.functional.compact.compress import compress
+from exitlens.functional.gating import estimate_trace, fit_gate, limit_gate
 from exitlens.functional.maps import on_common_grid
+from exitlens.functional.routing import score_early_exits
 from exitlens.functional.similarity import divergence, kl, pearson
+from exitlens.types import CompactLogits
+from exitlens.workflow import collection
 from exitlens.workflow.collection import pair_samples
-from tests.conftest import make_net
+from tests.conftest import TinyNet, make_net
 from tests.ranks import open_pair
 
 
@@ -150,3 +159,109 @@ def _collect_wrong(rank, kind):
         "mixed": lambda: [images, (images, torch.arange(8) % 4)],
     }[kind]()
     xl.collect(make_net(), source)
+
+
+def assert_equal_traces(one, other):
+    assert repr(one) == repr(other)
+    for field in dataclasses.fields(one):
+        assert_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def assert_equal(one, other):
+    if isinstance(one, CompactLogits):
+        one, other = one.parts(), other.parts()
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_equal(one[name], other[name])
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_logits_in_compact_form_are_those_of_the_whole_trace(net, tiny_set):
+    whole, compact = xl.collect(net, tiny_set, batch_size=7), xl.collect(net, tiny_set, batch_size=7, compact=True)
+    assert_equal(compact.logits, compress(whole.logits, whole.labels))
+    assert compact.hash_samples() == whole.hash_samples()
+    assert_equal(compact.similarity, whole.similarity)
+    unlabelled = xl.collect(net, tiny_set.inputs, compact=True)
+    assert unlabelled.logits.label is None
+    with pytest.raises(xl.InputError, match=r"labels: expected values in \[0, 4\)"):
+        xl.collect(net, [(tiny_set.inputs, torch.full((32,), 7))], compact=True)
+
+
+def test_many_logits_become_compact_on_the_way(net, tiny_set, monkeypatch):
+    asked = xl.collect(net, tiny_set, batch_size=7, compact=True)
+    monkeypatch.setattr(collection, "MANY_CLASSES", 4)
+    monkeypatch.setattr(collection, "MANY_LOGITS", 20 * 3 * 4)
+    assert_equal_traces(xl.collect(net, tiny_set, batch_size=7), asked)
+    assert isinstance(xl.collect(net, tiny_set, batch_size=7, compact=False).logits, torch.Tensor)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, compact):
+    in_memory = xl.collect(net, tiny_set, batch_size=7, compact=compact)
+    monkeypatch.setattr(collection, "RowStore", lambda folder: io.RowStore(folder, 1000))
+    monkeypatch.setattr(collection, "ROWS", 9)
+    on_disk = xl.collect(net, tiny_set, batch_size=7, compact=compact, trace_dir=tmp_path / "new")
+    assert_equal_traces(on_disk, in_memory)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["trace.safetensors"]
+    assert_equal_traces(xl.Trace.load(tmp_path / "new" / "trace.safetensors"), in_memory)
+    with pytest.raises(xl.OutputExistsError, match=r"trace_dir: .* exists"):
+        xl.collect(net, tiny_set, trace_dir=tmp_path / "new")
+    assert_equal_traces(xl.collect(net, tiny_set, batch_size=7, compact=compact), in_memory)
+
+
+def test_a_compact_trace_gives_the_policies_and_the_report_of_the_whole_one():
+    hundred = make_hundred_classes()
+    net, images, labels = hundred
+    data = [(a, b) for a, b in zip(images.split(50), labels.split(50), strict=True)]
+    whole, compact = xl.collect(net, data), xl.collect(net, data, compact=True)
+    for score in ("max_probability", "entropy", "margin"):
+        limits = {"max_disagreement": 0.3, "max_divergence": 0.3, "score": score, "gate": score != "margin"}
+        policies = [xl.calibrate(trace, **limits) for trace in (whole, compact)]
+        torch.testing.assert_close(*(torch.tensor(p.temperatures) for p in policies), rtol=1e-4, atol=0)
+        one, other = (xl.evaluate(trace, policies[0]) for trace in (whole, compact))
+        assert one.exit_shares == other.exit_shares
+        for row, same in zip(one.exits, other.exits, strict=True):
+            for name in ("accuracy", "agreement", "calibration_error", "brier", "risk_coverage"):
+                assert getattr(row, name) == pytest.approx(getattr(same, name), abs=1e-5)
+    certified = [xl.calibrate(trace, max_disagreement=0.3, delta=0.1) for trace in (whole, compact)]
+    assert certified[0].calibration.certification.tests == certified[1].calibration.certification.tests
+    with pytest.raises(xl.CalibrationError, match="fitted on samples of this trace"):
+        xl.calibrate(compact, max_disagreement=0.3, temperatures=policies[0])  # of the whole trace: they know the samples
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("score", ["max_probability", "entropy", "margin"])
+def test_a_compact_trace_is_routed_as_the_network_routes(score, gated, temperature):
+    net, images, labels = make_hundred_classes()
+    compact = xl.collect(net, [(images, labels)], compact=True)
+    never = xl.Policy((2.0, 2.0), score, (temperature,) * 3)
+    thresholds = [halve(column) for column in score_early_exits(compact, never).T]
+    gate = fit_gate(compact, torch.arange(len(images)), never.temperatures) if gated else None
+    if gate is not None:
+        gate = limit_gate(gate, estimate_trace(compact, never.temperatures, gate), 0.6)
+    policy = xl.Policy(tuple(thresholds), score, never.temperatures, gate=gate)
+    exits, pred = xl.route(compact, policy), xl.predict(net, images, policy)
+    assert exits.tolist() == pred.exits.tolist() == xl.route(xl.collect(net, images), policy).tolist()
+    assert compact.logits.argmax()[torch.arange(len(images)), exits].tolist() == pred.labels.tolist()
+    assert len(set(exits.tolist())) == 3
+
+
+def halve(scores):
+    """A threshold in the widest gap between neighbours in the middle third."""
+    ordered = scores.sort().values[len(scores) // 3 : 2 * len(scores) // 3]
+    at = int(ordered.diff().argmax())
+    return (ordered[at] + ordered[at + 1]).item() / 2
+
+
+@cache
+def make_hundred_classes():
+    torch.manual_seed(3)
+    net = xl.attach(TinyNet(classes=100), ["a", "b"], 100, torch.zeros(1, 3, 16, 16)).eval()
+    for k in range(3):
+        torch.nn.init.normal_(net.head(k).attend.weight)
+        torch.nn.init.normal_(net.head(k).classifier.weight, std=6.0)
+    images = torch.randn(120, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    return net, images, xl.collect(net, images).logits[:, -1].topk(3).indices[:, 1]

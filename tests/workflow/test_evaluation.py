@@ -66,3 +66,29 @@ def test_policy_checks():
     with pytest.raises(xl.PolicyError):
         xl.evaluate(random_trace(), xl.Policy((0.5,)))
     assert math.isinf(xl.Policy.never(3).thresholds[0])
+
+
+def test_classes_by_hand():
+    logits = torch.tensor(
+        [[[3.0, 0.0, 0.0], [3.0, 0.0, 0.0]], [[0.1, 0.0, 0.0], [0.0, 3.0, 0.0]], [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]]
+    )
+    trace = xl.Trace(logits, torch.tensor([0, 1, 1]), torch.zeros(3, 2), torch.tensor([0.4, 1.0]))
+    report = xl.evaluate(trace, xl.Policy((0.9,)))  # the third sample is answered wrongly at exit 0
+    assert [(row.label, row.samples, row.accuracy, row.final_accuracy) for row in report.classes] == [
+        (0, 1, 1.0, 1.0),
+        (1, 2, 0.5, 1.0),
+    ]
+    assert [row.label for row in report.list_worst_classes()] == [1, 0]
+
+
+def test_many_classes_show_the_worst():
+    trace = random_trace(n=4000, c=300)
+    report = xl.evaluate(trace, xl.Policy((0.5, 0.5)))
+    counts = torch.bincount(trace.labels, minlength=300)
+    assert [row.samples for row in report.classes] == counts[counts > 0].tolist()
+    total = sum(row.accuracy * row.samples for row in report.classes) / len(trace)
+    assert total == pytest.approx(report.accuracy, abs=1e-6)
+    worst = report.list_worst_classes()
+    assert len(worst) == 10
+    assert max(row.accuracy for row in worst) <= min(r.accuracy for r in report.classes if r not in worst)
+    assert xl.evaluate(random_trace(labelled=False), xl.Policy.never(3)).classes == ()

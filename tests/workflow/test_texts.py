@@ -82,6 +82,18 @@ def test_training_learns_and_brings_the_maps_together(data):
     assert divergence[1] < divergence[0]
 
 
+def test_a_frozen_backbone_that_runs_once_trains_the_same_heads(data):
+    nets = []
+    for kept in (None, False):
+        torch.manual_seed(0)
+        bert = make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2)
+        nets.append(xl.attach(bert, AT, 2, data.first(1).inputs, final="keep"))
+        how = {"freeze_backbone": True, "cache_features": kept, "amp": False, "progress": False}
+        xl.fit(nets[-1], data, data, epochs=2, batch_size=8, **how)
+    for (name, a), (_, b) in zip(*(net.state_dict().items() for net in nets), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_explanations_name_the_tokens_without_padding(data):
     net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs).eval()
     inputs = data.preprocess.encode(["a good word"])

@@ -13,7 +13,7 @@ from typer import Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Json, Root, SkipBad, name_exits, show, verbs
+from exitlens.cli.options import Cache, Json, Root, SkipBad, Workers, list_bad, name_exits, show, show_skipped, verbs, wait
 from exitlens.launch import read_rank
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def fit(
         str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
     ] = None,
     size: Annotated[
-        int, Option(help="Pixels of an image's sides (default 64; torchvision 128) or tokens of a text (64; reviews 32).")
+        int,
+        Option(help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64)."),
     ] = 0,
     seed: Annotated[int, Option(help="Of the split, the weights and the training.")] = 0,
     keep_final: Annotated[bool, Option("--keep-final", help="The backbone's own classifier stays the final exit.")] = False,
@@ -85,11 +86,16 @@ def fit(
     accumulate: Accumulate = 1,
     clip_norm: ClipNorm = None,
     ema: Ema = None,
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
+    split_by: options.SplitBy = "",
     strict_weights: Annotated[
         bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
     ] = False,
     root: Root = "",
     skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
     tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
     json_: Json = False,
@@ -97,18 +103,19 @@ def fit(
     """Train a network with exits on your images or texts."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
-    from exitlens.delivery.run_setup import build_network, load_training_sets
+    from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
-    if not size and backbone.startswith("torchvision:"):
-        size = 128  # large networks shrink smaller images to a map of a few cells
+    size = size or choose_size(backbone, bool(pretrained or init_weights))
+    reading = {"columns": columns, "group_by": group_by, "split_by": split_by}
+    say = partial(_say, json_)
     ranks, resume = _join(out, resume)
-    with ranks.together():
-        source = open_source(data, root=root, size=size, seed=seed)
-        train, validation = load_training_sets(backbone, source, skip_bad)
+    with wait(json_, "listing the data"), ranks.together():
+        source = open_source(data, root=root, size=size, seed=seed, **reading)
+        train, validation = load_training_sets(backbone, source, skip_bad, workers=workers, cache=cache, say=say)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    start |= {"strict_weights": strict_weights, "say": partial(_say, json_)}
+    start |= {"strict_weights": strict_weights, "say": say}
     build = partial(build_network, backbone, train=train, seed=seed, head=head, **start)
     net = _build_alike(ranks, build, exits, placement)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
@@ -116,11 +123,15 @@ def fit(
     how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
-    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema}
+    how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
     with record_source(out, source, resume=resume, ranks=ranks):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
     ranks.share(lambda: xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume))
+    _show_result(net, result, out, list_bad(train, validation), json_)
+
+
+def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:
     last = result.history[result.kept_epoch - 1]
     values = {
         "out": str(out),
@@ -129,11 +140,13 @@ def fit(
         "accuracy": last["accuracy"],
         "cc": last["cc"],
         "seconds": result.seconds,
+        "bad": bad,
     }
     rows = [["exit", "validation accuracy %", "attention CC with final"]]
     for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+    show_skipped(json_, bad)
 
 
 def _join(out: Path, resume: bool) -> tuple[Ranks, bool]:

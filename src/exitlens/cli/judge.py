@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,23 @@ from typer import Argument, Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Bundle, Json, OtherData, Root, SkipBad, console, literal, name_exits, show, verbs
+from exitlens.cli.options import (
+    Bundle,
+    Cache,
+    Json,
+    OtherData,
+    Root,
+    SkipBad,
+    Workers,
+    console,
+    list_bad,
+    literal,
+    name_exits,
+    show,
+    show_skipped,
+    verbs,
+    wait,
+)
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -33,8 +51,12 @@ def calibrate(
     unlabelled: Annotated[
         Path | None, Option(help="Images or texts without labels, for disagreement and divergence.")
     ] = None,
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
     root: Root = "",
     skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
     json_: Json = False,
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
@@ -59,15 +81,15 @@ def calibrate(
     if unlabelled is not None and (max_accuracy_drop is not None or max_class_accuracy_drop is not None):
         raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
     net, _ = xl.load(bundle)
+    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     samples: Any = (
-        load_samples(bundle, net, "calibration", data=data, root=root, skip_bad=skip_bad)
+        load_samples(bundle, net, "calibration", data, root, **reading)
         if unlabelled is None
-        else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad)
+        else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad, workers=workers)
     )
-    trace = _collect(net, samples, json_)
-    if trace is None:
+    if (trace := _collect(net, samples, json_)) is None:
         return
-    with warnings.catch_warnings(record=True) as told:
+    with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
         policy = xl.calibrate(
             trace,
@@ -79,10 +101,13 @@ def calibrate(
             score=score,
         )
     replace_policy(bundle, policy)
-    _show_policy(net, trace, policy, gate, [str(one.message) for one in told if one.category is xl.DataWarning], json_)
+    notes = [str(one.message) for one in told if one.category is xl.DataWarning]
+    _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
 
 
-def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, gate: bool, notes: list[str], json_: bool) -> None:
+def _show_policy(
+    net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, gate: bool, notes: list[str], bad: list[str], json_: bool
+) -> None:
     report, certificate = xl.evaluate(trace, policy), policy.certificate()
     rows = [["exit", "threshold", "temperature", "share %"]]
     thresholds = [*(f"{t:.4f}".replace("inf", "never") for t in policy.thresholds), "answers the rest"]
@@ -90,31 +115,55 @@ def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, gate: bool
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
     title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}"
-    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes}, title, rows)
-    if json_:
-        return
-    if gate:
+    show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes, "bad": bad}, title, rows)
+    if not json_ and gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         console.print(literal(f"gate, limits on the estimated divergence by exit: {kept}"), highlight=False)
-    for line in (certificate, *(f"warning: {note}" for note in notes)):
+    for line in [] if json_ else [certificate, *(f"warning: {note}" for note in notes)]:
         console.print(literal(line), highlight=False)
+    show_skipped(json_, bad)
 
 
 @verbs.command(epilog="Example: `exitlens evaluate --bundle runs/x`")
-def evaluate(bundle: Bundle, data: OtherData = "", root: Root = "", skip_bad: SkipBad = False, json_: Json = False) -> None:
+def evaluate(
+    bundle: Bundle,
+    data: OtherData = "",
+    columns: options.Columns = "",
+    group_by: options.GroupBy = "",
+    root: Root = "",
+    skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
+    json_: Json = False,
+) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle)
-    samples = load_samples(bundle, net, "test", data=data, root=root, skip_bad=skip_bad)
-    trace = _collect(net, samples, json_)
-    if trace is None:
+    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    samples = load_samples(bundle, net, "test", data, root, **reading)
+    if (trace := _collect(net, samples, json_)) is None:
         return
     found = xl.evaluate(trace, policy)
     if json_:
-        show(True, found.to_dict())
+        show(True, found.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
     else:
         console.print(str(found), highlight=False)
+        _show_classes(found, net.info.classes)
+    show_skipped(json_, list_bad(samples))
+
+
+def _show_classes(found: xl.Report, names: Sequence[str]) -> None:
+    """A table of the worst classes, where there are labels."""
+    worst = found.list_worst_classes()
+    if worst:
+        rows = [["class", "samples", "accuracy %", "final exit's %"]]
+        for row in worst:
+            name = names[row.label] if names else str(row.label)
+            rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
+        few = len(found.classes) > len(worst)
+        title = f"the {len(worst)} worst of {len(found.classes)} classes" if few else "classes, the worst first"
+        show(False, {}, title, rows)
 
 
 def _collect(net: xl.ExitNet, samples: Any, json_: bool) -> xl.Trace | None:
@@ -131,8 +180,11 @@ def report(
     compare: options.Compare = None,
     out: Annotated[Path, Option(help="The HTML file, which must not exist.")] = Path("report.html"),
     data: OtherData = "",
+    columns: options.Columns = "",
     root: Root = "",
     skip_bad: SkipBad = False,
+    workers: Workers = None,
+    cache: Cache = None,
     json_: Json = False,
 ) -> None:
     """Write a page about a run, or about two side by side, on the first one's test images."""
@@ -145,17 +197,22 @@ def report(
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
-    images = load_samples(run, net, "test", data=data, root=root, skip_bad=skip_bad)
+    reading: Any = {"columns": columns, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    images = load_samples(run, net, "test", data, root, **reading)
     assert isinstance(images, xl.ImageSet | xl.LazyImages)
-    given = {"--compare": compare, "--data": data, "--root": root, "--out": out}
+    given = {"--compare": compare, "--data": data, "--columns": columns, "--root": root, "--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]
     made = describe_provenance(runs, images, command, data)
-    subjects = measure_subjects(runs, images)
+    subjects = measure_subjects(runs, images, progress=not json_)
+    bad = list_bad(images)
+    if bad:
+        made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
     write_report(out, subjects, {CONDITION: images}, made)
     found = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]
     for path, one in found.items():
         rows.append([path, f"{100 * (one.accuracy or 0):.1f}", f"{one.cost:.3f}", f"{one.divergence:.3f}"])
-    values = {"out": str(out), "runs": {path: one.to_dict() for path, one in found.items()}}
-    show(json_, values, f"{len(images)} test images: {out}", rows)
+    values = {"out": str(out), "runs": {path: one.to_dict() for path, one in found.items()}, "bad": bad}
+    show(json_, values, f"{len(images) - len(bad)} test images: {out}", rows)
+    show_skipped(json_, bad)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,13 +30,29 @@ Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bund
 Compare = Annotated[Path | None, Option(help="A second run or bundle to show beside the first.")]
 Data = Annotated[
     str,
-    Option(help="A folder class/image.png, a .csv or .jsonl of texts, `scenes`, `fashion`, `reviews`, torchvision:NAME."),
+    Option(
+        help="A folder class/image.png, a .csv or .jsonl of texts, Parquet or a saved data set, tar shards, hf:NAME, "
+        "torchvision:NAME, `scenes`, `fashion` or `reviews`."
+    ),
 ]
-OtherData = Annotated[str, Option("--data", help="In place of the run's own: a labelled folder or file, or a name.")]
+OtherData = Annotated[str, Option("--data", help="In place of the run's own: labelled data, as for fit.")]
+Columns = Annotated[
+    str, Option(help="Columns of --data: image=NAME,label=NAME or text=NAME,label=NAME (default: found by type).")
+]
+GroupBy = Annotated[
+    str,
+    Option(help="What belongs together (patient, video): a column of --data, or a regular expression on file names."),
+]
+SplitBy = Annotated[str, Option(help="A column of --data that names each sample's split.")]
 EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, Option(help="Folder of torchvision's files.")]
-SkipBad = Annotated[bool, Option("--skip-bad", help="Leave out image files that cannot be read.")]
+SkipBad = Annotated[bool, Option("--skip-bad", help="Leave out images and rows that cannot be read.")]
+Workers = Annotated[
+    int | None, Option(min=0, help="Processes that decode images (0: this one; default: one for each core, at most 8).")
+]
+Cache = Annotated[Path | None, Option(help="Directory for decoded, resized images, to be found there the next time.")]
+SHOWN = 20  # names of skipped files
 
 
 def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
@@ -49,6 +67,24 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
     for row in rows[1:]:
         table.add_row(*map(literal, row))
     console.print(table)
+
+
+def wait(as_json: bool, what: str) -> AbstractContextManager[object]:
+    """Says what is being waited for, while it lasts."""
+    return nullcontext() if as_json else console.status(what)
+
+
+def show_skipped(as_json: bool, bad: Sequence[str]) -> None:
+    """Prints what was left out, each with the reason; JSON has it among its values."""
+    for line in [] if as_json else [f"skipped {reason}" for reason in bad[:SHOWN]]:
+        console.print(literal(line), highlight=False)
+    if len(bad) > SHOWN and not as_json:
+        console.print(f"and {len(bad) - SHOWN} more (--json lists all)", highlight=False)
+
+
+def list_bad(*sets: object) -> list[str]:
+    """What could not be read of these sets and streams, each with the reason; empty for those in memory."""
+    return list(dict.fromkeys(reason for one in sets for reason in getattr(one, "bad", ())))
 
 
 def literal(text: str) -> str:

@@ -12,11 +12,10 @@ from rich.console import Console
 from typer import Exit, Option
 
 import exitlens as xl
-from exitlens.cli.options import Bundle, Json, SkipBad, console, literal, show, verbs
+from exitlens.cli.options import Bundle, Json, SkipBad, Workers, console, literal, show, show_skipped, verbs
+from exitlens.progress import show_progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from exitlens.delivery.predictions.row_formats import Row
 
 
@@ -28,6 +27,7 @@ def predict(
     batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
     resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
     skip_bad: SkipBad = False,
+    workers: Workers = None,
     compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
     monitor: Annotated[bool, Option("--monitor", help="Warn if the samples, in this order, have drifted.")] = False,
     json_: Json = False,
@@ -51,10 +51,11 @@ def predict(
     if compiled:
         net.compile(policy, progress=not json_)
     watch = xl.Monitor(policy) if monitor else None
-    samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, without={row.file for row in rows})
+    without = {row.file for row in rows}
+    samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, workers=workers, without=without)
     answers: Iterable[xl.Prediction] = xl.predict_stream(net, samples, policy)
     try:
-        with file or nullcontext(), _bar(not json_) as bar, warnings.catch_warnings():
+        with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.DriftWarning)  # reported at the end
             task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
             for batch in name_rows(net, answers if watch is None else watch.watch(answers), samples):
@@ -80,16 +81,9 @@ def _show_rows(rows: list[Row], before: int, bad: list[str], drift: xl.Drift | N
     if drift is not None:
         values["drift"] = drift.to_dict()
     show(json_, values, f"{len(rows)} samples{resumed}, the first {min(20, len(rows))}", shown)
-    lines = [*([] if drift is None else [drift.summary]), *(f"skipped {reason}" for reason in bad)]
-    for line in [] if json_ else lines:
-        console.print(literal(line), highlight=False)
-
-
-def _bar(is_shown: bool) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not is_shown, transient=True)
+    if drift is not None and not json_:
+        console.print(literal(drift.summary), highlight=False)
+    show_skipped(json_, bad)
 
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
@@ -171,7 +165,7 @@ def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, s
 
     preprocess = require_preprocess(net, xl.Preprocess)
     samples = xl.ImageStream(list_images(data), preprocess, 64, skip_bad)
-    with _bar(not json_) as bar:
+    with show_progress(not json_, console) as bar:
         task = bar.add_task("explaining", total=samples.total)
         names, advance = lambda i: str(samples.files[i]), lambda count: bar.advance(task, count)
         lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)

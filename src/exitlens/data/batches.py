@@ -66,7 +66,7 @@ def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable
     if isinstance(source, Tensor) or _is_inputs(source):
         return split_rows(source, batch_size)
     if isinstance(source, LazyImages):
-        return LazyLoader(source, _plan_in_order(len(source), batch_size), workers)
+        return LazyLoader(source, plan_in_order(len(source), batch_size), workers)
     if isinstance(source, Dataset):
         return _load_in_order(source, batch_size, workers or 0)
     if not isinstance(source, Iterable):
@@ -74,7 +74,8 @@ def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable
     return source
 
 
-def _plan_in_order(count: int, batch_size: int) -> Plan:
+def plan_in_order(count: int, batch_size: int) -> Plan:
+    """Batches of all samples, one after the other."""
     return [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
 
 
@@ -96,13 +97,13 @@ class LazyLoader:
     Args:
         data: the set.
         plan: indices of the images of every batch.
-        workers: processes, see :func:`iterate_batches`.
+        workers: processes, by default those of the set.
         least: batches that hold fewer images, because others cannot be read, are left out.
     """
 
     def __init__(self, data: LazyImages, plan: Plan, workers: int | None = None, least: int = 1) -> None:
         self.data, self.plan, self.least = data, plan, least
-        self.workers = choose_workers(workers, len(plan))
+        self.workers = choose_workers(data.workers if workers is None else workers, len(plan))
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -174,6 +175,13 @@ def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -
     return islice(_split(source, batch_size), ranks.rank, None, ranks.size)
 
 
+def share_bad(source: Any, ranks: Ranks) -> None:
+    """Lets every rank know which images of a lazy set the others could not read."""
+    if isinstance(source, LazyImages) and ranks.size > 1:
+        for found in ranks.gather(source.unreadable):
+            source.unreadable |= found
+
+
 def check_common_order(source: Any, name: str) -> None:
     """Raises :class:`InputError` for a loader that gives every rank other batches, or the same ones in another order."""
     sampler = getattr(source, "sampler", None)
@@ -186,15 +194,10 @@ def check_common_order(source: Any, name: str) -> None:
         )
 
 
-def make_epoch_loader(
-    data: Dataset[Any],
-    batch_size: int,
-    seed: int,
-    workers: int | None = None,
-    balanced: bool = False,
-    ranks: Ranks = ALONE,
-) -> Loader:
-    """One epoch in an order that depends on ``seed`` only; an incomplete last batch is left out of a longer epoch.
+def plan_epoch(
+    data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False, ranks: Ranks = ALONE
+) -> list[list[int]]:
+    """The batches of an epoch, which depend on ``seed`` only; an incomplete last one is left out of a longer epoch.
 
     Of several ranks, each gets its rows of every batch.
     """
@@ -206,7 +209,19 @@ def make_epoch_loader(
     plan = [order[i : i + batch_size] for i in range(0, count, batch_size)]
     if len(plan) > 1 and len(plan[-1]) < batch_size:
         plan.pop()
-    plan = [batch[ranks.rows] for batch in plan]
+    return [batch[ranks.rows] for batch in plan]
+
+
+def make_epoch_loader(
+    data: Dataset[Any],
+    batch_size: int,
+    seed: int,
+    workers: int | None = None,
+    balanced: bool = False,
+    ranks: Ranks = ALONE,
+) -> Loader:
+    """One epoch in an order that depends on ``seed`` only, see :func:`plan_epoch`."""
+    plan = plan_epoch(data, batch_size, seed, balanced, ranks)
     if isinstance(data, LazyImages):
         return LazyLoader(data, plan, workers, least=2)  # batch normalisation may need two
     generator = torch.Generator().manual_seed(ranks.vary_seed(seed))

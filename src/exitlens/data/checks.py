@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from exitlens.errors import DataError, InputError, require
+from exitlens.errors import DataError, InputError, require, suggest
 
 
 def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
@@ -30,6 +31,33 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
     if len(labels) != count:
         raise InputError(f"labels: expected {count}, one per {kind}; got {len(labels)}")
     return labels.long()
+
+
+def number_labels(values: Sequence[str], classes: Sequence[str], origin: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels ``(N,)`` ``int64`` and class names, in label order.
+
+    Args:
+        values: the class name of each sample.
+        classes: the names to use; by default those that occur, sorted (numbers by their value).
+        origin: where they come from, for errors.
+
+    Raises:
+        DataError: fewer than 2 classes, or one that is not among ``classes``.
+    """
+    names = tuple(classes) or sort_names(values)
+    if len(names) < 2:
+        raise DataError(f"data: {origin} has {len(names)} class(es), need 2 or more: its labels are {names}")
+    numbers = {name: i for i, name in enumerate(names)}
+    unknown = next((value for value in values if value not in numbers), None)
+    if unknown is not None:
+        raise DataError(f"data: {origin} has the class {unknown!r}, the network has not.{suggest(unknown, names)}")
+    return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names
+
+
+def sort_names(values: Sequence[str]) -> tuple[str, ...]:
+    """The distinct values, sorted; whole numbers by their value, so that class 10 comes after class 9."""
+    found = set(values)
+    return tuple(sorted(found, key=int) if all(value.isdecimal() for value in found) else sorted(found))
 
 
 def check_groups(groups: Tensor | None, count: int) -> Tensor | None:

@@ -86,7 +86,7 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
     """Reads every image below ``folder`` into memory, as normalised input ``(N,C,H,W)``, whatever the subfolders."""
     files = list_images(Path(folder))
     reader = ImageFiles(Path(), map(str, files), preprocess)
-    found = next(decode_batches(reader, [range(len(files))], (reader.channels, *reader.size)))
+    found = next(decode_batches(reader, [range(len(files))], reader.shape))
     check_bad([reason for _, reason in found.bad], len(files), skip_bad)
     return preprocess.normalise(found.pixels), FolderReport(reader, dict(found.bad))
 

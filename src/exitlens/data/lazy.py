@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Self
+import warnings
+from pathlib import Path
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,12 +13,14 @@ from torch.utils.data import Dataset
 
 from exitlens.data.checks import check_bad, check_class_labels, check_groups
 from exitlens.data.images import ImageSet
-from exitlens.data.loading.readers import Reader
-from exitlens.data.loading.workers import Decoded, decode_batches
-from exitlens.errors import DataError, require
+from exitlens.data.loading.cache import PixelCache
+from exitlens.data.loading.readers import EncodedImages, Reader
+from exitlens.data.loading.workers import Decoded, choose_workers, decode_batches
+from exitlens.errors import DataError, DataWarning, InputError, require
 from exitlens.modalities import IMAGE, Modality
 from exitlens.types import Preprocess
 
+LOADED_AT_ONCE = 64
 MEND = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read (a fit goes on with --resume)"
 
 
@@ -34,6 +38,7 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
         preprocess: how pixels become network input.
         groups: optional ``(M,)`` ``int64``: images with the same number belong together.
         skip_bad: leave out images that cannot be read.
+        workers: processes that decode where the caller does not say how many; ``None``: one for each core, at most 8.
 
     Raises:
         InputError: where counts, shapes or values do not fit.
@@ -50,14 +55,16 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
         preprocess: Preprocess,
         groups: Tensor | None = None,
         skip_bad: bool = False,
+        workers: int | None = None,
     ) -> None:
         require(preprocess, Preprocess, "preprocess")
         self.labels = check_class_labels(labels, len(reader), classes, "image")
         self.reader, self.classes, self.preprocess = reader, tuple(classes), preprocess
         self.groups = check_groups(groups, len(reader))
-        self.skip_bad = skip_bad
+        self.skip_bad, self.workers = skip_bad, workers
         self.rows = torch.arange(len(reader))  # of the reader
         self.unreadable: dict[int, str] = {}  # by row of the reader, shared by all subsets
+        self._told: set[str] = set()  # troubles, likewise
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,12 +90,32 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
 
     def load(self) -> ImageSet:
         """All images in memory: of small subsets. Images that are skipped as bad are missing from it."""
-        plan = [self.rows.tolist()]
-        found = next(decode_batches(self.reader, plan, self.shape))
-        self.check(found)
-        check_bad([reason for _, reason in found.bad], len(self), skip_bad=True)
-        groups = None if self.groups is None else self.groups[found.good]
-        return ImageSet(found.pixels, self.labels[found.good], self.classes, None, self.preprocess, groups)
+        pixels, kept, bad = torch.empty(len(self), *self.shape, dtype=torch.uint8), list[int](), list[str]()
+        plan = [part.tolist() for part in self.rows.split(LOADED_AT_ONCE)]
+        workers = choose_workers(self.workers, len(plan))
+        for number, found in enumerate(decode_batches(self.reader, plan, self.shape, workers)):
+            self.check(found)
+            pixels[len(kept) : len(kept) + len(found.good)] = found.pixels
+            kept += [number * LOADED_AT_ONCE + place for place in found.good]
+            bad += [reason for _, reason in found.bad]
+        check_bad(bad, len(self), skip_bad=True)
+        groups = None if self.groups is None else self.groups[kept]
+        return ImageSet(pixels[: len(kept)], self.labels[kept], self.classes, None, self.preprocess, groups)
+
+    def cached(self, directory: Path | str) -> Self:
+        """The same set, whose decoded and resized pixels are kept in a directory (see :class:`PixelCache`) and read there.
+
+        A full disk is told by one :class:`DataWarning`; images are decoded then, as without it.
+
+        Raises:
+            InputError: where the reader has no encoded images; OutputError: for a directory that cannot be made.
+        """
+        if not isinstance(self.reader, EncodedImages):
+            raise InputError(f"cache: it is for encoded images, {type(self.reader).__name__} gives pixels: leave it out")
+        part = copy.copy(self)
+        part.reader = copy.copy(self.reader)
+        part.reader.cache = PixelCache(directory)
+        return part
 
     @property
     def inputs(self) -> Tensor:
@@ -108,9 +135,29 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
 
     def check(self, found: Decoded, skip: bool = True) -> None:
         """Records the bad images of a batch, or raises a :class:`DataError` for the first where none may be skipped."""
+        if found.trouble and found.trouble not in self._told:
+            self._told.add(found.trouble)
+            warnings.warn(found.trouble, DataWarning, stacklevel=2)
         self.unreadable |= dict(found.bad)
         if found.bad and not (skip and self.skip_bad):
             raise DataError(f"data: {found.bad[0][1]}: {MEND}")
 
 
 Images = ImageSet | LazyImages
+T = TypeVar("T")
+
+
+def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
+    """The same set, read by that many processes, its pixels kept in the directory ``cache``; ``None``: as it is.
+
+    Raises:
+        InputError: for a cache of a set in memory, and what :meth:`LazyImages.cached` and :func:`choose_workers` refuse.
+    """
+    if not isinstance(data, LazyImages):
+        if cache is not None:
+            raise InputError("cache: it is for images that are decoded from files, these data are in memory: leave it out")
+        return data
+    choose_workers(workers, 2)
+    part = data.subset(torch.arange(len(data))) if cache is None else data.cached(cache)
+    part.workers = workers
+    return part

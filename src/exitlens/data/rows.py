@@ -25,8 +25,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[str, str]]:
-    """The values of ``keys``, and the ``line``, of every row; raises for rows without them, unless they may be skipped."""
-    kinds = TABLES if "label" in keys else (*TABLES, ".txt")
+    """The values of ``keys`` (the text first), and the ``line``, of every row; raises for rows without, unless skipped."""
+    kinds = TABLES if len(keys) > 1 else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
         raise DataError(f"data: {path} is no file of texts: expected {' or '.join(kinds)}")
     content = read_bytes(path).decode("utf-8-sig", "surrogateescape")  # bytes that are not UTF-8 become surrogates
@@ -78,7 +78,7 @@ def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...]) -> dict[st
     found = {}
     for key in keys:
         value = values.get(key)
-        if type(value) is int and key == "label":
+        if type(value) is int and key != keys[0]:
             value = str(value)
         if not isinstance(value, str) or not value.strip():
             return f"{key}: expected a string that is not empty, got {value!r:.60}"

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from exitlens.data.fashion import load_fashion, load_scenes
-from exitlens.data.folders import load_folder, load_torchvision
+from exitlens.data.folders import load_torchvision
+from exitlens.data.formats.columns import parse_columns
+from exitlens.data.formats.detect import HUB, Format, find_format
+from exitlens.data.formats.labelled import Parts
+from exitlens.data.formats.named_parts import plan_splits, take_split
+from exitlens.data.formats.reading import Reading, hash_source, holds_texts, read_parts
 from exitlens.data.images import ImageSet
-from exitlens.data.lazy import LazyImages
-from exitlens.data.loading.listing import hash_folder
 from exitlens.data.reviews import load_reviews
-from exitlens.data.rows import TABLES, read_bytes
+from exitlens.data.rows import TABLES
 from exitlens.data.splits import SPLITS, SampleSet, Split, split_set
-from exitlens.data.texts import RawTexts, TextSet, read_texts, word_tokenizer
+from exitlens.data.texts import RawTexts, TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, TEXT, Modality
 from exitlens.types import Preprocess, TextPreprocess
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SHARES = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
 NAMES = ("scenes", "fashion", "reviews")
+TORCHVISION = "torchvision:"
+
+
+class Loaded(NamedTuple):
+    """Splits by name, and lines for people on where they come from."""
+
+    sets: Mapping[Split, SampleSet]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class DataSource:
     """Where images or texts come from and how they are split; the same values give the same splits.
 
+    A source that comes in named parts keeps them: ``train``, ``validation`` (``val``, ``valid``, ``dev``), ``calibration``
+    and ``test`` are subfolders, splits of a data set, or in the names of shards; what is missing is cut from ``train``.
+
     Attributes:
-        name: of images ``scenes``, ``fashion``, ``torchvision:NAME``, or a folder ``class/image`` (a folder that has the
-            subfolders ``train``, ``validation``, ``calibration`` and ``test`` is taken as split already); of texts
-            ``reviews``, or a ``.csv`` or ``.jsonl`` file of texts and labels.
+        name: of images ``scenes``, ``fashion``, ``torchvision:NAME``, or a folder ``class/image``; of texts ``reviews``, or
+            a ``.csv`` or ``.jsonl`` file of texts and labels; of either ``hf:NAME`` or ``hf:NAME:CONFIG`` (the hub of
+            Hugging Face), a folder that ``datasets`` saved, Parquet or Arrow (a file, or a folder of them), a folder of
+            images with ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
         root: folder of torchvision's files.
-        size: pixels (height and width) of scenes (0: 40) and of folder images (0: 64); tokens of reviews (0: 32) and of
-            texts from a file (0: 64).
-        seed: of scenes and reviews, and of the random split of a folder or file.
+        size: pixels (height and width) of scenes (0: 40) and of other images (0: 64); tokens of reviews (0: 32) and of
+            other texts (0: 64).
+        seed: of scenes and reviews, and of random splits.
         background_agreement: of scenes; of reviews, how often the shop is one of the class's own (``shop_agreement``).
-        contents: SHA-256 over the file names of a folder, or over the bytes of a file, when it was first read; a later
-            difference is an error, because the splits would no longer be disjoint from what was trained on.
+        contents: SHA-256 over what decides the splits when it was first read (file names of a folder, bytes of a file of
+            texts; of tables and shards, names, sizes and both ends of the files); a later difference is an error, because
+            the splits would no longer be disjoint from what was trained on.
+        columns: which columns to read, ``"image=NAME,label=NAME"`` or ``"text=NAME,label=NAME"``; by default found by type.
+        group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
+            in it belong together, and are never in different splits.
+        split_by: a column that names the split of each sample.
     """
 
     name: str
@@ -49,15 +66,25 @@ class DataSource:
     seed: int = 0
     background_agreement: float = 0.8
     contents: str = ""
+    columns: str = ""
+    group_by: str = ""
+    split_by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
 
     @property
+    def format(self) -> Format | None:
+        """Of files; ``None`` for bundled, generated and torchvision's data."""
+        return None if self.name in NAMES or self.name.startswith(TORCHVISION) else find_format(self.name) or "folder"
+
+    @property
     def modality(self) -> Modality:
         """What kind of samples it gives."""
-        return TEXT if self.name == "reviews" or is_text_file(self.name) else IMAGE
+        if self.format is None:
+            return TEXT if self.name == "reviews" else IMAGE
+        return TEXT if holds_texts(self.name, self.format, self.columns) else IMAGE
 
     def load(
         self, split: Split, *, classes: Sequence[str] = (), skip_bad: bool = False, preprocess: TextPreprocess | None = None
@@ -66,30 +93,58 @@ class DataSource:
 
         Args:
             split: ``train``, ``validation``, ``calibration`` or ``test``.
-            classes: class names of an existing network, for folders and files.
-            skip_bad: leave out unreadable images of a folder, or rows of a file.
+            classes: class names of an existing network, for files.
+            skip_bad: leave out images that cannot be read, and rows without text, label or group.
             preprocess: tokenizer and length of an existing network, in place of ``size``, for texts. By default the words of
                 a file's training split make the tokenizer. Reviews have masks with their own tokenizer only.
 
         Raises:
             InputError, DataError: an unknown split or source, or data that cannot be read.
         """
-        if split not in SPLITS:
-            raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
+        return self.load_splits([split], classes=classes, skip_bad=skip_bad, preprocess=preprocess).sets[split]
+
+    def load_splits(
+        self,
+        splits: Collection[Split],
+        *,
+        classes: Sequence[str] = (),
+        skip_bad: bool = False,
+        preprocess: TextPreprocess | None = None,
+    ) -> Loaded:
+        """Several splits at once, for which files are listed once; arguments and errors as of :meth:`load`."""
+        if unknown := [split for split in splits if split not in SPLITS]:
+            raise InputError(f"split: expected one of {SPLITS}, got {unknown[0]!r}")
+        kind = self.format
         if preprocess is not None and self.modality is not TEXT:
             raise InputError(f"preprocess: it is for texts, and {self.name} gives images: leave it out")
+        if kind is None:
+            return Loaded({split: self._load_named(split, preprocess) for split in splits}, ())
+        if self.contents and hash_source(self.name, kind) != self.contents:
+            raise DataError(f"data: the files of {self.name} are not those of training: the splits would mix; train again")
+        pixels = Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
+        parts = read_parts(self.name, kind, self._reading(), pixels, classes, skip_bad)
+
+        def take(split: Split) -> Any:
+            return take_split(parts.sets, split, self.seed, self.name, parts.group_names)
+
+        found = {split: take(split) for split in splits}
+        if any(isinstance(part, RawTexts) for part in found.values()):
+            if preprocess is None:
+                words = found["train"] if "train" in found else take("train")
+                preprocess = TextPreprocess(word_tokenizer(words.texts), self.size or 64)
+            found = {split: part.encode(preprocess) for split, part in found.items()}
+        return Loaded(found, describe_parts(parts, self, found))
+
+    def _reading(self) -> Reading:
+        return Reading(self.columns, self.group_by, self.split_by)
+
+    def _load_named(self, split: Split, preprocess: TextPreprocess | None) -> SampleSet:
         if self.name == "reviews":
             return self._load_reviews(split, preprocess)
-        if self.modality is TEXT:
-            return self._load_file(split, classes, skip_bad, preprocess)
         if self.name == "scenes":
             agreement = self.background_agreement
             return load_scenes(split, background_agreement=agreement, seed=self.seed, size=self.size or 40)
-        if self.name == "fashion":
-            return load_fashion(split)
-        if self.name.startswith("torchvision:"):
-            return self._load_torchvision(split)
-        return self._load_folder(split, classes, skip_bad)
+        return load_fashion(split) if self.name == "fashion" else self._load_torchvision(split)
 
     def _load_reviews(self, split: Split, preprocess: TextPreprocess | None) -> TextSet:
         length = preprocess.length if preprocess is not None else self.size or 32
@@ -98,58 +153,52 @@ class DataSource:
             return data
         return TextSet(data.texts, data.labels, data.classes, preprocess)
 
-    def _load_file(self, split: Split, classes: Sequence[str], skip_bad: bool, preprocess: TextPreprocess | None) -> TextSet:
-        path = Path(self.name)
-        if self.contents and hash_file(path) != self.contents:
-            raise DataError(f"data: {path} is not the file of training: the splits would mix; train again")
-        parts = split_set(RawTexts(*read_texts(path, classes, skip_bad=skip_bad)), list(SHARES.values()), self.seed)
-        part = parts[SPLITS.index(split)]
-        preprocess = preprocess or TextPreprocess(word_tokenizer(parts[0].texts), self.size or 64)
-        return TextSet(part.texts, part.labels, part.classes, preprocess)
-
     def _load_torchvision(self, split: Split) -> ImageSet:
-        data = load_torchvision(self.name.removeprefix("torchvision:"), self.root, train=split != "test")
+        data = load_torchvision(self.name.removeprefix(TORCHVISION), self.root, train=split != "test")
         if split == "test":
             return data
         parts = split_set(data, (0.8, 0.1, 0.1), self.seed)
         return parts[SPLITS.index(split)]
 
-    def _load_folder(self, split: Split, classes: Sequence[str], skip_bad: bool) -> LazyImages:
-        root = Path(self.name)
-        preprocess = Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
-        if self.contents and hash_folder(root) != self.contents:
-            raise DataError(f"data: the files below {root} are not those of training: the splits would mix; train again")
-        if all((root / name).is_dir() for name in SPLITS):
-            return load_folder(root / split, preprocess, classes=classes, skip_bad=skip_bad)[0]
-        data, _ = load_folder(root, preprocess, classes=classes, skip_bad=skip_bad)
-        return split_set(data, list(SHARES.values()), self.seed)[SPLITS.index(split)]
+
+def describe_parts(parts: Parts, source: DataSource, found: Mapping[Split, SampleSet]) -> tuple[str, ...]:
+    """Lines for people: where the splits come from, how many groups there are, and what is not used."""
+    lines = [f"splits: {plan_splits(tuple(parts.sets), source.name)}", *([parts.columns] if parts.columns else [])]
+    if source.group_by:
+        counts = [f"{len(part.groups.unique())} in {split}" for split, part in found.items() if part.groups is not None]
+        lines.append(f"groups by '{source.group_by}': {len(parts.group_names)}, of which {', '.join(counts)}")
+    lines += [f"{name!r} has no labels and is not used" for name in parts.unlabelled]
+    return tuple(lines)
 
 
-def is_text_file(name: str) -> bool:
-    """Whether a source of this name is a file of texts; it need not exist."""
-    return Path(name).suffix.lower() in TABLES and not Path(name).is_dir()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 over the file's bytes."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
-
-
-def open_source(name: str, *, root: str = "", size: int = 0, seed: int = 0, background_agreement: float = 0.8) -> DataSource:
+def open_source(
+    name: str,
+    *,
+    root: str = "",
+    size: int = 0,
+    seed: int = 0,
+    background_agreement: float = 0.8,
+    columns: str = "",
+    group_by: str = "",
+    split_by: str = "",
+) -> DataSource:
     """A :class:`DataSource` for a name, checked as far as can be without reading images or texts.
 
     Raises:
-        InputError, DataError: a name that is neither known nor a folder or file of texts.
+        InputError, DataError: a name that is neither known nor of files, or words that are no columns.
     """
+    parse_columns(columns)
     contents = ""
-    if name.startswith("torchvision:"):
+    if name.startswith(TORCHVISION):
         if not root:
             raise InputError(f"root: {name} needs the folder that holds its files")
-    elif is_text_file(name):
-        contents = hash_file(Path(name))
     elif name not in NAMES:
-        if not Path(name).is_dir():
-            known = f"{', '.join(NAMES)}, torchvision:NAME, or a {' or '.join(TABLES)} file of texts"
+        kind = find_format(name)
+        if kind is None:
+            files = f"a {' or '.join(TABLES)} file of texts, Parquet or .tar files"
+            known = f"{', '.join(NAMES)}, {TORCHVISION}NAME, {HUB}NAME, {files}"
             raise DataError(f"data: no folder {name}; it can also be {known}.{suggest(name, NAMES)}")
-        contents = hash_folder(Path(name))
-    return DataSource(name, root, size, seed, background_agreement, contents)
+        contents = hash_source(name, kind)
+    if (name in NAMES or name.startswith(TORCHVISION)) and (columns or group_by or split_by):
+        raise InputError(f"columns, group_by, split_by: they are for data from files, {name} has no columns: leave them out")
+    return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by)

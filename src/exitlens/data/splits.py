@@ -15,6 +15,7 @@ from exitlens.types.inputs import Inputs
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
+SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
 
 
 class Splittable(Protocol):
@@ -27,6 +28,10 @@ class Splittable(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in label order."""
+
+    @property
+    def groups(self) -> Tensor | None:
+        """``(N,)`` integers, if there are any: samples with the same number belong together."""
 
     def subset(self, indices: Tensor) -> Self:
         """The samples at ``indices`` (``(n,)`` integers) as a set of its own."""
@@ -54,28 +59,112 @@ class SampleSet(Splittable, Protocol):
         """The first ``count`` samples (all, if there are fewer)."""
 
 
+_ATTEMPTS = 50  # to find parts that all have every class
 _Set = TypeVar("_Set", bound=Splittable)
 
 
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     """Disjoint random parts of a set with these shares of every class; the last part gets what is left over.
 
+    Where the set has ``groups``, every group goes into one part as a whole, see :func:`assign_groups`.
+
     Raises:
-        DataError: if a class has too few samples to give every part one.
+        DataError: if a class has too few samples (groups) to give every part one.
     """
     if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise InputError(f"shares: expected positive numbers that sum to 1, got {list(shares)}")
     rng = torch.Generator().manual_seed(seed)
-    parts: list[list[Tensor]] = [[] for _ in shares]
+    if data.groups is not None and len(data.groups.unique()) < len(data.groups):
+        parts = assign_groups(data.labels, data.groups, data.classes, shares, rng)  # (N,)
+        return [data.subset((parts == i).nonzero().flatten()) for i in range(len(shares))]
+    chosen: list[list[Tensor]] = [[] for _ in shares]
     for label in range(len(data.classes)):
         where = (data.labels == label).nonzero().flatten()
         if 0 < len(where) < len(shares):
             raise DataError(f"data: class {data.classes[label]!r} has {len(where)} sample(s), need {len(shares)} or more")
         where = where[torch.randperm(len(where), generator=rng)]
-        start = 0
-        for i, share in enumerate(shares):
-            left = len(shares) - 1 - i
-            count = len(where) - start if left == 0 else min(max(1, round(share * len(where))), len(where) - start - left)
-            parts[i].append(where[start : start + max(count, 0)])
-            start += max(count, 0)
-    return [data.subset(torch.cat(part).sort().values) for part in parts]
+        for part, found in zip(chosen, where.split(share_out(len(where), shares)), strict=True):
+            part.append(found)
+    return [data.subset(torch.cat(part).sort().values) for part in chosen]
+
+
+def share_out(count: int, shares: Sequence[float]) -> list[int]:
+    """How many of ``count`` things each part gets: one at least, as long as they last; the last part gets the rest."""
+    sizes: list[int] = []
+    for i, share in enumerate(shares):
+        left, rest = len(shares) - 1 - i, count - sum(sizes)
+        sizes.append(rest if left == 0 else max(0, min(max(1, round(share * count)), rest - left)))
+    return sizes
+
+
+def assign_groups(
+    labels: Tensor, groups: Tensor, classes: Sequence[str], shares: Sequence[float], rng: torch.Generator
+) -> Tensor:
+    """The part of each sample ``(N,)``, so that every group is in one part and every class in all.
+
+    A part gets its share of the groups of every class, large and small ones alike. Every group has the same chance of every
+    part whatever its size, as a certificate needs that tests on some groups and promises for others; the shares of
+    *samples* are near to what was asked for, not always at it. (scikit-learn's ``StratifiedGroupKFold`` goes for the samples
+    alone, and fills small parts with small groups.)
+
+    Args:
+        labels: ``(N,)`` integers.
+        groups: ``(N,)`` integers.
+        classes: their names, in label order.
+        shares: of each part; they sum to 1.
+        rng: the same state gives the same parts.
+
+    Raises:
+        DataError: a class whose groups are fewer than the parts, or lie so that some part gets none.
+    """
+    ids, of_sample = groups.unique(return_inverse=True)  # (G,), (N,)
+    pairs, counts = torch.stack([of_sample, labels]).unique(dim=1, return_counts=True)  # (2,P): group, class; (P,)
+    held = pairs[1].bincount(minlength=len(classes))  # (C,) groups of every class
+    for label in ((held > 0) & (held < len(shares))).nonzero().flatten().tolist():
+        raise DataError(
+            f"data: class {classes[label]!r} has {int(held[label])} group(s), need {len(shares)} or more: one for each of "
+            f"{len(shares)} splits"
+        )
+    strata = _find_strata(pairs, counts, labels.bincount(minlength=len(classes)), len(ids))
+    sizes = of_sample.bincount(minlength=len(ids))
+    for _ in range(_ATTEMPTS):
+        parts = _draw_parts(strata, sizes, shares, rng)  # (G,)
+        covered = torch.stack([pairs[1] * len(shares) + parts[pairs[0]]]).unique().div(len(shares), rounding_mode="floor")
+        lacking = (held > 0) & (covered.bincount(minlength=len(classes)) < len(shares))
+        if not lacking.any():
+            return parts[of_sample]
+    name = classes[int(lacking.nonzero()[0])]
+    raise DataError(
+        f"data: the groups of class {name!r} cannot be split so that each of {len(shares)} parts has one: it has "
+        f"{int(held[int(lacking.nonzero()[0])])} groups; give smaller groups, or splits of your own"
+    )
+
+
+def _find_strata(pairs: Tensor, counts: Tensor, totals: Tensor, number: int) -> Tensor:
+    """For each group ``(G,)`` the class of which it has the largest share, so that rare classes count."""
+    share = counts / totals[pairs[1]]
+    order = share.argsort(stable=True)  # of a group's pairs the largest comes last, and is what stays
+    strata = torch.zeros(number, dtype=torch.int64)
+    for group, label in pairs[:, order].T.tolist():
+        strata[group] = label
+    return strata
+
+
+def _draw_parts(strata: Tensor, sizes: Tensor, shares: Sequence[float], rng: torch.Generator) -> Tensor:
+    """A part for each group: in every stratum, each part's groups are spread evenly from the largest to the smallest.
+
+    Turning the row of parts by a random number of places makes the chances of all groups exactly equal.
+    """
+    parts = torch.empty_like(strata)
+    for stratum in strata.unique():
+        where = (strata == stratum).nonzero().flatten()
+        where = where[torch.randperm(len(where), generator=rng)]
+        where = where[sizes[where].argsort(descending=True, stable=True)]
+        if len(where) < len(shares):  # other strata have groups of this class, too
+            parts[where] = torch.multinomial(torch.tensor(shares), len(where), generator=rng)
+            continue
+        counts = share_out(len(where), shares)
+        at = [(torch.arange(n) + torch.rand(n, generator=rng)) / max(n, 1) for n in counts]  # in [0, 1): from large to small
+        row = torch.arange(len(shares)).repeat_interleave(torch.tensor(counts))[torch.cat(at).argsort()]
+        parts[where] = row.roll(int(torch.randint(len(row), (1,), generator=rng)))
+    return parts

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from exitlens.data.loading.readers import ImageFiles
+from exitlens.data.loading.workers import choose_workers, decode_batches
 from exitlens.errors import DataError, InputError, require
-from exitlens.modalities.image import read_image
 from exitlens.types import Preprocess, TextPreprocess
 
 
@@ -36,6 +37,7 @@ class ImageStream(_Stream):
         batch_size: images in a batch.
         skip_bad: leave out files that cannot be read and list them in :attr:`bad`; otherwise the first of them ends the
             iteration with a :class:`DataError`, after the images before it.
+        workers: processes that decode; by default one for each core, at most 8.
 
     Attributes:
         files: the images in the batches so far, in order.
@@ -43,36 +45,46 @@ class ImageStream(_Stream):
         total: how many files there are to read.
     """
 
-    def __init__(self, files: Sequence[Path], preprocess: Preprocess, batch_size: int, skip_bad: bool = False) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        preprocess: Preprocess,
+        batch_size: int,
+        skip_bad: bool = False,
+        workers: int | None = None,
+    ) -> None:
         require(preprocess, Preprocess, "preprocess")
         super().__init__(len(files), batch_size)
         self.files: list[Path] = []
         self._all, self._preprocess, self._skip_bad = tuple(files), preprocess, skip_bad
+        self._workers = choose_workers(workers, len(self))
 
     def __iter__(self) -> Iterator[Tensor]:
         self.files, self.bad = [], []
-        batch: list[tuple[Path, Tensor]] = []
-        failed: DataError | None = None
-        for path in self._all:
-            try:
-                batch.append((path, read_image(path, self._preprocess.size, len(self._preprocess.mean))))
-            except DataError as error:
-                self.bad.append(str(error))
-                if not self._skip_bad:
-                    failed = error
-                    break
-            if len(batch) == self._batch_size:
-                yield self._close_batch(batch)
-                batch = []
-        if batch:
-            yield self._close_batch(batch)
-        if failed is not None:
+        reader = ImageFiles(Path(), map(str, self._all), self._preprocess)
+        plan = [range(at, min(at + self._batch_size, self.total)) for at in range(0, self.total, self._batch_size)]
+        held = torch.empty(0, *reader.shape, dtype=torch.uint8)  # read, but too few for a batch
+        rows: list[int] = []
+        for part, found in zip(plan, decode_batches(reader, plan, reader.shape, self._workers), strict=True):
+            first = found.bad[0][0] if found.bad and not self._skip_bad else self.total  # nothing after it is used
+            good = [part[place] for place in found.good if part[place] < first]
+            self.bad += [reason for _, reason in found.bad[: None if self._skip_bad else 1]]
+            rows += good
+            held = torch.cat([held, found.pixels[: len(good)]])
+            while len(held) >= self._batch_size:
+                yield self._close_batch(held[: self._batch_size], rows[: self._batch_size])
+                held, rows = held[self._batch_size :], rows[self._batch_size :]
+            if first < self.total:
+                break
+        if rows:
+            yield self._close_batch(held, rows)
+        if self.bad and not self._skip_bad:
             mend = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
-            raise DataError(f"data: {failed}: {mend if self.total > 1 else 'give another image'}") from failed
+            raise DataError(f"data: {self.bad[0]}: {mend if self.total > 1 else 'give another image'}")
 
-    def _close_batch(self, batch: list[tuple[Path, Tensor]]) -> Tensor:
-        self.files += [path for path, _ in batch]
-        return self._preprocess.normalise(torch.stack([pixels for _, pixels in batch]))
+    def _close_batch(self, pixels: Tensor, rows: Sequence[int]) -> Tensor:
+        self.files += [self._all[row] for row in rows]
+        return self._preprocess.normalise(pixels)
 
 
 class TextStream(_Stream):

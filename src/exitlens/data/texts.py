@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.checks import check_class_labels
+from exitlens.data.checks import check_class_labels, check_groups, number_labels
 from exitlens.data.rows import read_rows
-from exitlens.errors import DataError, InputError, require, suggest
+from exitlens.errors import InputError, require
 from exitlens.modalities import TEXT, Modality
 from exitlens.types import TextPreprocess, import_tokenizers
 
@@ -32,6 +32,7 @@ class TextSet(Dataset[TextItem]):
         classes: class names, in label order.
         preprocess: how texts become token ids; its ``length`` is L.
         masks: optional ``(N,L)`` ``bool``: which tokens carry the answer.
+        groups: optional ``(N,)`` ``int64``: texts with the same number belong together.
 
     Raises:
         InputError: where counts, shapes or values do not fit.
@@ -46,6 +47,7 @@ class TextSet(Dataset[TextItem]):
         classes: tuple[str, ...],
         preprocess: TextPreprocess,
         masks: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         require(preprocess, TextPreprocess, "preprocess")
         self._encoded = preprocess.encode(texts)
@@ -55,6 +57,7 @@ class TextSet(Dataset[TextItem]):
         self.texts, self.classes = tuple(texts), tuple(classes)
         self.labels = check_class_labels(labels, len(texts), classes, "text")
         self.preprocess, self.masks = preprocess, masks
+        self.groups = check_groups(groups, len(texts))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -91,6 +94,7 @@ class TextSet(Dataset[TextItem]):
         part.texts = tuple(self.texts[i] for i in torch.arange(len(self))[indices].tolist())
         part.labels = self.labels[indices]
         part.masks = None if self.masks is None else self.masks[indices]
+        part.groups = None if self.groups is None else self.groups[indices]
         return part
 
 
@@ -100,10 +104,16 @@ class RawTexts(NamedTuple):
     texts: Sequence[str]
     labels: Tensor
     classes: tuple[str, ...]
+    groups: Tensor | None = None
 
     def subset(self, indices: Tensor) -> RawTexts:
         """The texts at ``indices`` (``(n,)`` integers)."""
-        return RawTexts([self.texts[i] for i in indices.tolist()], self.labels[indices], self.classes)
+        groups = None if self.groups is None else self.groups[indices]
+        return RawTexts([self.texts[i] for i in indices.tolist()], self.labels[indices], self.classes, groups)
+
+    def encode(self, preprocess: TextPreprocess) -> TextSet:
+        """As a set that a network reads."""
+        return TextSet(self.texts, self.labels, self.classes, preprocess, groups=self.groups)
 
 
 def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
@@ -156,14 +166,8 @@ def read_texts(
         DataError: a missing file or column, fewer than 2 classes, an unknown class, or rows that cannot be read.
     """
     rows = read_rows(Path(path), ("text", "label"), skip_bad)
-    names = tuple(classes) or tuple(sorted({row["label"] for row in rows}))
-    if len(names) < 2:
-        raise DataError(f"data: {path} has {len(names)} class(es), need 2 or more: see its column (or key) label")
-    numbers = {name: i for i, name in enumerate(names)}
-    unknown = [row["label"] for row in rows if row["label"] not in numbers]
-    if unknown:
-        raise DataError(f"data: {path} has the class {unknown[0]!r}, the network has not.{suggest(unknown[0], names)}")
-    return [row["text"] for row in rows], torch.tensor([numbers[row["label"]] for row in rows]), names
+    labels = [row["label"] for row in rows]
+    return [row["text"] for row in rows], *number_labels(labels, classes or sorted(set(labels)), str(path))
 
 
 def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:

@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.folders import load_folder
+from exitlens.data.formats.detect import Format, find_format
+from exitlens.data.formats.named_parts import take_split
+from exitlens.data.formats.reading import Reading, holds_texts, read_parts
+from exitlens.data.lazy import set_reading
 from exitlens.data.loading.listing import list_images
-from exitlens.data.sources import DataSource, is_text_file, open_source
+from exitlens.data.sources import NAMES, DataSource, open_source
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import ImageStream, TextStream
-from exitlens.data.texts import TextSet, read_numbered_texts, read_texts
+from exitlens.data.texts import RawTexts, read_numbered_texts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
-from exitlens.errors import BundleError, DataError, ExitlensError, OutputExistsError, PolicyError
+from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import write_json
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
@@ -47,7 +50,7 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
     path = out / DATA
     if out.exists() and any(out.iterdir()) and not resume:
         raise OutputExistsError(f"out: {out} exists and is not empty: choose another directory, or pass --resume")
-    if path.exists() and json.loads(path.read_text()) != source.to_dict():
+    if path.exists() and _parse_source(path) != source:
         raise DataError(f"data: {path} was made with other data: pass the same, or another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, source.to_dict())
@@ -70,11 +73,15 @@ def read_source(path: Path) -> DataSource:
     """Reads which data a run directory or bundle was trained on; without a readable record, raises :class:`DataError`."""
     for candidate in (path / DATA, find_bundle(path).parent / DATA):
         if candidate.is_file():
-            try:
-                return DataSource(**json.loads(candidate.read_text()))
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{candidate}: damaged ({error}): pass --data") from error
+            return _parse_source(candidate)
     raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
+
+
+def _parse_source(path: Path) -> DataSource:
+    try:
+        return DataSource(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}): pass --data") from error
 
 
 def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str]:
@@ -112,25 +119,66 @@ def require_preprocess(net: ExitNet, kind: type[P]) -> P:
     raise BundleError(f"bundle: it does not say how {own.plural} become inputs: net.describe(preprocess=...) and save again")
 
 
-def load_samples(path: Path, net: ExitNet, split: Split, *, data: str, root: str, skip_bad: bool) -> SampleSet:
-    """Loads a split of a run's own data, or the whole of other labelled data, for its network."""
-    text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) else None
-    if not data:
-        source = read_source(path)
-    elif Path(data).is_dir():
-        return load_folder(data, require_preprocess(net, Preprocess), classes=net.info.classes, skip_bad=skip_bad)[0]
-    elif is_text_file(data):
-        texts, labels, classes = read_texts(data, net.info.classes, skip_bad=skip_bad)
-        return TextSet(texts, labels, classes, require_preprocess(net, TextPreprocess))
+def load_samples(
+    path: Path,
+    net: ExitNet,
+    split: Split,
+    data: str = "",
+    root: str = "",
+    *,
+    skip_bad: bool = False,
+    columns: str = "",
+    group_by: str = "",
+    workers: int | None = None,
+    cache: Path | None = None,
+) -> SampleSet:
+    """Loads a split of a run's own data, or other labelled data, for its network.
+
+    Other data are taken whole; if they come in named parts, the one for ``split`` is taken, or cut from their ``train``.
+
+    Args:
+        path: the run directory or bundle.
+        net: its network.
+        split: of the run's own data.
+        data: other data, by name.
+        root: folder of torchvision's files.
+        skip_bad: leave out what cannot be read.
+        columns: of other data from files: see :class:`~exitlens.data.sources.DataSource`.
+        group_by: likewise.
+        workers: processes that decode a lazy set, see :func:`set_reading`.
+        cache: directory for the pixels of a lazy set, see :func:`set_reading`.
+    """
+    if not data and (columns or group_by):
+        raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
+    if data and data not in NAMES and (kind := find_format(data)) is not None:
+        found = _load_files(net, split, data, kind, Reading(columns, group_by), skip_bad)
     else:
-        source = open_source(data, root=root, size=net.info.input_shape[-1])
-    return source.load(
-        split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text if source.modality is TEXT else None
-    )
+        source = open_source(data, root=root, size=net.info.input_shape[-1]) if data else read_source(path)
+        text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) and source.modality is TEXT else None
+        found = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text)
+    return set_reading(found, workers, cache)
+
+
+def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Reading, skip_bad: bool) -> SampleSet:
+    texts = require_preprocess(net, TextPreprocess) if holds_texts(data, kind, reading.columns) else None
+    pixels = require_preprocess(net, Preprocess) if texts is None else Preprocess((1, 1))
+    parts = read_parts(data, kind, reading, pixels, net.info.classes, skip_bad)
+    only = len(parts.sets) == 1
+    found = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
+    if isinstance(found, RawTexts):
+        assert texts is not None
+        return found.encode(texts)
+    return found
 
 
 def stream_samples(
-    net: ExitNet, data: Path, *, batch_size: int, skip_bad: bool, without: Collection[str] = ()
+    net: ExitNet,
+    data: Path,
+    *,
+    batch_size: int,
+    skip_bad: bool,
+    workers: int | None = None,
+    without: Collection[str] = (),
 ) -> ImageStream | TextStream:
     """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
     if net.input_spec.modality is TEXT:
@@ -138,7 +186,7 @@ def stream_samples(
         names = [name for name in texts if name not in without]
         return TextStream([texts[name] for name in names], names, require_preprocess(net, TextPreprocess), batch_size)
     files = [path for path in list_images(data) if str(path) not in without]
-    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad)
+    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad, workers)
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from exitlens.data.batches import iterate_inputs
+from exitlens.data.lazy import set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
-from exitlens.errors import HeadError, InputError
+from exitlens.errors import HeadError, InputError, import_extra
 from exitlens.modalities import IMAGE, TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
@@ -23,18 +28,54 @@ from exitlens.types import TextPreprocess
 from exitlens.types.inputs import list_tensors
 
 TEXT_LENGTH = 64
+BAD_AT_START = 100
 
 
-def load_training_sets(backbone: str, source: DataSource, skip_bad: bool = False) -> tuple[SampleSet, SampleSet]:
-    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one."""
+def choose_size(backbone: str, pretrained: bool) -> int:
+    """Pixels of an image's sides for a backbone, where nobody said; 0: the data's own default.
+
+    A network of timm or transformers that takes one size only gets that. Large networks shrink small images to a map of a
+    few cells, so torchvision's get 128, and so do timm's with pretrained weights.
+    """
+    family, _, name = backbone.partition(":")
+    if family == "hf" and (Path(name) / "config.json").is_file():
+        with suppress(ValueError, AttributeError):  # a damaged file is refused where the network is built
+            size = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("image_size")
+            return size if isinstance(size, int) else 0
+    if family == "timm":
+        known = import_extra("timm", "timm", f"backbone {backbone}").get_pretrained_cfg(name, allow_unregistered=True)
+        if known is not None and known.fixed_input_size:
+            return int(known.input_size[-1])
+    return 128 if family == "torchvision" or (family == "timm" and pretrained) else 0
+
+
+def load_training_sets(
+    backbone: str,
+    source: DataSource,
+    skip_bad: bool = False,
+    *,
+    workers: int | None = None,
+    cache: Path | None = None,
+    say: Callable[[str], object] | None = None,
+) -> tuple[SampleSet, SampleSet]:
+    """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
+
+    Args:
+        backbone: its source.
+        source: the data.
+        skip_bad: leave out what cannot be read.
+        workers: processes that decode lazy sets, see :func:`set_reading`.
+        cache: directory for the pixels of lazy sets, see :func:`set_reading`.
+        say: is given lines on where the splits come from.
+    """
     if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
     own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
-    return (
-        source.load("train", skip_bad=skip_bad, preprocess=preprocess),
-        source.load("validation", skip_bad=skip_bad, preprocess=preprocess),
-    )
+    found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
+    for note in found.notes if say is not None else ():
+        say(note)
+    return set_reading(found.sets["train"], workers, cache), set_reading(found.sets["validation"], workers, cache)
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
@@ -92,7 +133,7 @@ def build_network(
     torch.manual_seed(seed)
     if train.modality is TEXT and not backbone.startswith("hf:"):
         raise InputError(f"backbone: {backbone!r} reads images, the data are texts: use hf:DIRECTORY or hf:bert")
-    example = train.first(1).inputs
+    example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first that can be read
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
     plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary, say=say)

@@ -22,8 +22,8 @@ class CompactLogits:
 
     With ``x = z_max - z`` the distance of a logit from the largest, all of these are made of the largest logits, the
     label's, and the sum of ``exp(-x/T)`` (and of ``x exp(-x/T)``) over the others. As a function of ``x`` the exponential
-    is interpolated at :data:`NODES` Chebyshev nodes in ``log x`` between the nearest and the farthest of the others, so that
-    sum is a sum over nodes, with weights that belong to no temperature (:meth:`nodes`). docs/traces.md says how exact that is.
+    is interpolated at :data:`NODES` Chebyshev nodes in ``log x``, between the nearest and the farthest of the others. So
+    that sum is one over nodes (:meth:`nodes`), with weights for every temperature. docs/traces.md says how exact that is.
 
     Indexing works like that of the tensor that it stands for, but not along the classes: ``logits[rows]``, ``logits[:, k]``.
 
@@ -66,7 +66,7 @@ class CompactLogits:
         depth = len(at) if isinstance(at, tuple) else 1
         if depth >= self.ndim or at is Ellipsis or (isinstance(at, tuple) and any(part is Ellipsis for part in at)):
             raise InputError(
-                f"logits: only the {self.top.shape[-1]} largest of {self.num_classes} are kept, so there is no indexing along "
+                f"logits: only the {self.top.shape[-1]} largest of {self.num_classes} are kept: there is no indexing along "
                 "the classes: collect the trace with compact=False, or read .top and .classes"
             )
         return CompactLogits(

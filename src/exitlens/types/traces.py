@@ -81,6 +81,7 @@ class Trace:
                 raise InputError(f"groups: expected ({n},) integers, got {tuple(groups.shape)} {groups.dtype}")
             object.__setattr__(self, "groups", groups.long())
         shapes = {"logits": (n, k, c), "divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2)}
+        shapes["sample_hashes"] = (n,)
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:

@@ -10,8 +10,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from exitlens.data.batches import Batch, count_batches, iterate_batches, take_share
-from exitlens.errors import InputError, OutputExistsError, require
+from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
+from exitlens.errors import InputError, OutputError, OutputExistsError, require
 from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.grouping.groups import number_groups
@@ -21,7 +21,6 @@ from exitlens.io import RowStore
 from exitlens.model.network import ExitNet
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import CompactLogits, Trace
-from exitlens.types.compact import Logits
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -69,9 +68,8 @@ def collect(
             number of groups. OutputExistsError: where the trace_dir has a trace. OutputError: where its disk is full.
     """
     require(net, ExitNet, "net")
-    require(ranks, Ranks | None, "ranks")
-    ranks = find_ranks() if ranks is None else ranks
-    folder = None if trace_dir is None else Path(trace_dir)
+    ranks = find_ranks(ranks)
+    folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
     with ranks.together():
         recorder = _Recorder(net, folder, compact)
         source = take_share(loader, batch_size, ranks, "loader")
@@ -79,50 +77,16 @@ def collect(
         if progress and ranks.is_first:
             stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
     ranks.hand_over(_observe(net, stream), recorder.add)
+    share_bad(loader, ranks)
     return ranks.share(lambda: recorder.finish(groups, seed, progress))
 
 
-class _Observed(NamedTuple):
-    """What one batch gave, on the CPU: ``(B,K,C)``, ``(B,)``, ``(B,)``, ``(B,K-1,2)``, and a pair of maps for each exit."""
-
-    logits: Tensor
-    labels: Tensor | None
-    groups: Tensor | None
-    gate_features: Tensor | None
-    maps: MapPairs  # of the exit and of the final one, on one grid
-
-
-def _observe(net: ExitNet, stream: Iterator[Batch]) -> Iterator[_Observed]:
-    """Runs every batch through every exit."""
-    for images, labels, groups in stream:
-        activations = net.check_input(images, "loader")
-        with net.open_engine() as engine:
-            outputs = engine.compute_outputs(engine.enter(activations))
-        early = [attention for _, attention in outputs[:-1]]
-        features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
-        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention in outputs)
-        yield _Observed(
-            torch.stack([out.float() for out, _ in outputs], 1).cpu(),
-            None if labels is None else labels.cpu(),
-            None if groups is None else groups.cpu(),
-            torch.stack(features, 1) if features else None,
-            [(one.cpu(), final.cpu()) for one, final in grids],
-        )
-
-
 class _Recorder:
-    """Takes in batch after batch and makes the trace of them.
-
-    Raises:
-        OutputExistsError: where the folder has a trace.
-    """
+    """Takes in batch after batch and makes the trace of them."""
 
     def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
-        if folder is not None and (folder / FILE).exists():
-            raise OutputExistsError(
-                f"trace_dir: {folder / FILE} exists: load it with Trace.load, or choose another directory"
-            )
-        self._net, self._folder, self._store = net, folder, RowStore(folder)
+        self._net, self._folder = net, None if folder is None else _make_folder(folder)
+        self._store = RowStore(self._folder)
         self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
 
@@ -157,6 +121,44 @@ class _Recorder:
         return Trace.load(self._folder / FILE)
 
 
+def _make_folder(folder: Path) -> Path:
+    if (folder / FILE).exists():
+        raise OutputExistsError(f"trace_dir: {folder / FILE} exists: load it with Trace.load, or choose another directory")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"trace_dir: {folder} cannot be made ({error}): choose another directory") from error
+    return folder
+
+
+class _Observed(NamedTuple):
+    """What one batch gave, on the CPU: ``(B,K,C)``, ``(B,)``, ``(B,)``, ``(B,K-1,2)``, and a pair of maps for each exit."""
+
+    logits: Tensor
+    labels: Tensor | None
+    groups: Tensor | None
+    gate_features: Tensor | None
+    maps: MapPairs  # of the exit and of the final one, on one grid
+
+
+def _observe(net: ExitNet, stream: Iterator[Batch]) -> Iterator[_Observed]:
+    """Runs every batch through every exit."""
+    for images, labels, groups in stream:
+        activations = net.check_input(images, "loader")
+        with net.open_engine() as engine:
+            outputs = engine.compute_outputs(engine.enter(activations))
+        early = [attention for _, attention in outputs[:-1]]
+        features = [compute_gate_features(one, early[k - 1] if k else None).cpu() for k, one in enumerate(early)]
+        grids = (on_common_grid(attention.float(), outputs[-1][1].float()) for _, attention in outputs)
+        yield _Observed(
+            torch.stack([out.float() for out, _ in outputs], 1).cpu(),
+            None if labels is None else labels.cpu(),
+            None if groups is None else groups.cpu(),
+            torch.stack(features, 1) if features else None,
+            [(one.cpu(), final.cpu()) for one, final in grids],
+        )
+
+
 class _LogitRecorder:
     """Keeps logits whole until they are many, then in compact form: the same, whenever that was."""
 
@@ -172,30 +174,30 @@ class _LogitRecorder:
         self._labels.append(labels)
         self.count, self._numbers, self._classes = self.count + len(logits), self._numbers + logits.numel(), logits.shape[2]
         if self._is_compact:
-            self._add_compact(logits, labels)
+            self._compress(logits, labels)
             return
         self._store.add("logits", logits)
         if self._compact is None and self._classes >= MANY_CLASSES and self._numbers > MANY_LOGITS:
-            self._is_compact, start = True, 0
-            whole = self._store.take("logits").split([64] * (self.count // 64) + [self.count % 64])
-            known = None if labels is None else torch.cat([one for one in self._labels if one is not None])
-            for part in whole:
-                self._add_compact(part, None if known is None else known[start : start + len(part)])
-                start += len(part)
+            self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
+            for rows in torch.arange(self.count).split(64):
+                self._compress(whole[rows], None if known is None else known[rows])
 
-    def _add_compact(self, logits: Tensor, labels: Tensor | None) -> None:
+    def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
         for name, part in compress(logits, labels).parts().items():
             if part is not None:
                 self._store.add(f"logits.{name}", part)
         self._store.add("sample_hashes", hash_rows(logits))
 
+    def _join_labels(self) -> Tensor | None:
+        known = [one for one in self._labels if one is not None]
+        return torch.cat(known) if known else None
+
     def finish(self) -> dict[str, Any]:
         """Fields of the trace."""
-        known = [one for one in self._labels if one is not None]
-        labels, logits, hashes = torch.cat(known) if known else None, None, None
+        labels = self._join_labels()
         if not self._is_compact:
             return {"logits": self._store.take("logits"), "labels": labels}
-        names = ("top", "classes", "span", "weights", *(["label"] if known else []))
+        names = ("top", "classes", "span", "weights", *(["label"] if labels is not None else []))
         parts: dict[str, Any] = {"label": None} | {name: self._store.take(f"logits.{name}") for name in names}
         logits = CompactLogits(**parts, num_classes=self._classes)
         return {"logits": logits, "labels": labels, "sample_hashes": self._store.take("sample_hashes")}

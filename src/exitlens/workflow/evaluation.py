@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from exitlens.errors import require
@@ -50,6 +51,16 @@ class ExitRow:
         return [f"{self.cost:.3f}", _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *cc]
 
 
+@dataclass(frozen=True)
+class ClassRow:
+    """The samples of one class: how many, and how many of the routed and of the final exit's answers are right."""
+
+    label: int
+    samples: int
+    accuracy: float
+    final_accuracy: float
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """What :func:`evaluate` found. Labels are needed for all accuracies; without them they are ``None``.
@@ -64,6 +75,7 @@ class Report:
         exits: one row per exit. curve: (cost, accuracy) points of the best policies on this trace, cheapest first, each
             better than those before it; (cost, agreement) without labels. It is fitted on this trace: optimistic.
         samples: N.
+        classes: one row per class that has samples, in label order; none without labels.
     """
 
     accuracy: float | None
@@ -76,6 +88,11 @@ class Report:
     exits: tuple[ExitRow, ...]
     curve: tuple[tuple[float, float], ...]
     samples: int
+    classes: tuple[ClassRow, ...] = ()
+
+    def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
+        """The classes of the lowest routed accuracy, the worst first; of equal ones those that lose most."""
+        return sorted(self.classes, key=lambda row: (row.accuracy, row.accuracy - row.final_accuracy, row.label))[:count]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -133,7 +150,16 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         exits=rows,
         curve=_curve(trace, policy),
         samples=len(trace),
+        classes=() if trace.labels is None or correct is None else _classes(trace.labels, correct, exits),
     )
+
+
+def _classes(labels: Tensor, correct: Tensor, exits: Tensor) -> tuple[ClassRow, ...]:
+    right = torch.stack([select_exits(correct, exits), correct[:, -1]], 1)  # (N,2)
+    present, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    means = right.new_zeros(len(present), 2).index_add_(0, place, right) / counts[:, None]
+    found = zip(present.tolist(), counts.tolist(), means.tolist(), strict=True)
+    return tuple(ClassRow(label, count, routed, final) for label, count, (routed, final) in found)
 
 
 def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor, nn
 
+from exitlens.data.lazy import LazyImages
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import faithfulness as measures
@@ -19,9 +21,11 @@ from exitlens.functional.similarity import pearson
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
-from exitlens.types.inputs import Inputs, count_rows, draw_samples, split_rows
+from exitlens.progress import show_progress
+from exitlens.types.inputs import Inputs, draw_samples
 
 BATCH_SIZE = 250
+PASSES = 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def faithfulness(
     fraction: float = 0.2,
     grid: tuple[int, int] = (5, 5),
     seed: int = 0,
+    progress: bool = False,
 ) -> Faithfulness:
     """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
 
@@ -70,12 +75,14 @@ def faithfulness(
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
-        data: an :class:`~exitlens.data.images.ImageSet`, :class:`~exitlens.data.texts.TextSet` or another
-            :class:`~exitlens.data.splits.SampleSet`; with masks, the mask measures are taken too.
+        data: an :class:`~exitlens.data.images.ImageSet`, :class:`~exitlens.data.texts.TextSet`,
+            :class:`~exitlens.data.lazy.LazyImages` or another :class:`~exitlens.data.splits.SampleSet`; with masks, the mask
+            measures are taken too. The pixels of the samples used are held in memory, as floats those of one batch.
         samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.
         grid: evaluation grid; an exit with a coarser map is judged on its own.
         seed: of that draw, the random cells and the randomised heads.
+        progress: show a progress bar.
     """
     require(net, ExitNet, "net")
     if not hasattr(data, "subset") or not hasattr(data, "inputs"):
@@ -85,66 +92,81 @@ def faithfulness(
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
     data = data.subset(draw_samples(len(data), samples, seed).sort().values)
-    images = data.inputs
-    net.check_input(images, "data")
     modality = net.input_spec.modality
     modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net, seed)
-    with net.open_engine() as engine:
-        logits, attention = _run(net, engine, images)
+    with show_progress(progress) as bar, net.open_engine() as engine:
+        batches = _Batches(data.load() if isinstance(data, LazyImages) else data, bar)
+        logits, attention = _run(net, engine, batches)
         maps = [modality.coarsen(a, grid) for a in attention]
         blind = [measures.draw_random_map(m, seed) for m in maps]
         plain = [probabilities(one) for one in logits]
-        drops, keeps = _perturb(net, engine, images, plain, maps, fraction)
-        drops_random, keeps_random = _perturb(net, engine, images, plain, blind, fraction)
-        randomised = _correlate(net, engine, images, attention, heads)
+        drops, keeps = _perturb(net, engine, batches, plain, maps, fraction)
+        drops_random, keeps_random = _perturb(net, engine, batches, plain, blind, fraction)
+        randomised = _correlate(net, engine, batches, attention, heads)
     energy = pointing = None
     if data.masks is not None:
         energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in attention)
         pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in attention)
-    return Faithfulness(drops, drops_random, keeps, keeps_random, randomised, energy, pointing, grid, len(data))
+    return Faithfulness(drops, drops_random, keeps, keeps_random, randomised, energy, pointing, grid, batches.count)
 
 
-def _run(net: ExitNet, engine: Engine, images: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+class _Batches:
+    """The inputs of a set, made anew at each of ``PASSES``: only one batch of them is held as floats."""
+
+    def __init__(self, data: SampleSet, bar: Progress) -> None:
+        self._data, self._bar, self.count = data, bar, len(data)
+        self._chunks = torch.arange(self.count).split(BATCH_SIZE)
+        self._task = bar.add_task("judging the maps", total=PASSES * len(self._chunks))
+
+    def __iter__(self) -> Iterator[tuple[slice, Inputs]]:
+        for rows in self._chunks:
+            yield slice(int(rows[0]), int(rows[-1]) + 1), self._data.subset(rows).inputs
+            self._bar.advance(self._task)
+
+
+def _run(net: ExitNet, engine: Engine, batches: _Batches) -> tuple[list[Tensor], list[Tensor]]:
     """Logits ``(N,C)`` and attention ``(N,*S)`` of every exit."""
-    parts = [engine.compute_outputs(engine.enter(net.check_input(chunk))) for chunk in split_rows(images, BATCH_SIZE)]
+    parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
     exits = zip(*parts, strict=True)  # of each exit, logits and attention of every batch
     logits, attention = zip(*([torch.cat(column) for column in zip(*one, strict=True)] for one in exits), strict=True)
     return list(logits), list(attention)
 
 
 def _perturb(
-    net: ExitNet, engine: Engine, images: Inputs, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
+    net: ExitNet, engine: Engine, batches: _Batches, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
-    drops, keeps, modality = list[float](), list[float](), net.input_spec.modality
-    for k, (p, chosen) in enumerate(zip(plain, maps, strict=True)):
-        answer = p.argmax(1, keepdim=True)
-        cells = top_cells(chosen, fraction, find_locations(chosen))
-        drops.append((p - _answer(net, engine, modality.delete(images, cells), k)).gather(1, answer).mean().item())
-        keeps.append(_answer(net, engine, modality.insert(images, cells), k).gather(1, answer).mean().item())
-    return tuple(drops), tuple(keeps)
+    modality = net.input_spec.modality
+    chosen = [top_cells(one, fraction, find_locations(one)) for one in maps]
+    drops: list[list[Tensor]] = [[] for _ in maps]
+    keeps: list[list[Tensor]] = [[] for _ in maps]
+    for rows, images in batches:
+        for k, (whole, cells) in enumerate(zip(plain, chosen, strict=True)):
+            p = whole[rows]
+            answer = p.argmax(1, keepdim=True)
+            drops[k].append((p - _answer(net, engine, modality.delete(images, cells[rows]), k)).gather(1, answer))
+            keeps[k].append(_answer(net, engine, modality.insert(images, cells[rows]), k).gather(1, answer))
+    return tuple(torch.cat(one).mean().item() for one in drops), tuple(torch.cat(one).mean().item() for one in keeps)
 
 
 def _answer(net: ExitNet, engine: Engine, inputs: Inputs, k: int) -> Tensor:
-    """Probabilities ``(N,C)`` at exit k."""
-    parts = (engine.enter(net.check_input(part)) for part in split_rows(inputs, BATCH_SIZE))
-    return probabilities(torch.cat([engine.compute_logits(k, part) for part in parts]))
+    """Probabilities ``(B,C)`` at exit k."""
+    return probabilities(engine.compute_logits(k, engine.enter(net.check_input(inputs))))
 
 
 def _correlate(
-    net: ExitNet, engine: Engine, images: Inputs, attention: Sequence[Tensor], heads: Sequence[EvidenceHead | None]
+    net: ExitNet, engine: Engine, batches: _Batches, attention: Sequence[Tensor], heads: Sequence[EvidenceHead | None]
 ) -> tuple[float | None, ...]:
     """Head-randomisation check (arXiv 1810.03292): correlation of every exit's map with that of its randomised head."""
-    sums, start = [0.0] * len(heads), 0
-    for chunk in split_rows(images, BATCH_SIZE):
-        activations, stop = engine.enter(net.check_input(chunk)), start + count_rows(chunk)
+    sums = [0.0] * len(heads)
+    for rows, chunk in batches:
+        activations = engine.enter(net.check_input(chunk))
         for k, (stage, head) in enumerate(zip(engine.stages, heads, strict=True)):
             activations = stage(*activations)
             if head is not None:
-                sums[k] += pearson(attention[k][start:stop], head.with_attention(*activations)[1]).sum().item()
-        start = stop
-    return tuple(None if head is None else total / start for head, total in zip(heads, sums, strict=True))
+                sums[k] += pearson(attention[k][rows], head.with_attention(*activations)[1]).sum().item()
+    return tuple(None if head is None else total / batches.count for head, total in zip(heads, sums, strict=True))
 
 
 @torch.no_grad()

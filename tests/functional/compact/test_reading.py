@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from exitlens.functional.compact import reading
 from exitlens.functional.compact.compress import compress
+from exitlens.functional.compact.reading import restore_logits
 from exitlens.functional.scores import fit_temperature, rate_probabilities, score, score_of
 
 TEMPERATURES = (0.05, 0.1, 0.4, 1.0, 3.0, 10.0, 20.0)
@@ -84,3 +85,12 @@ def test_margins_and_entropies_by_hand():
     assert score(compact, "margin").item() == pytest.approx(0.5)
     nats = 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
     assert score(compact, "entropy").item() == pytest.approx(1 + nats / math.log(2))
+
+
+def test_restored_logits_have_what_was_kept_and_the_mean_of_the_others():
+    logits = 3 * torch.randn(20, 2, 60)
+    restored, kept = restore_logits(compress(logits)), logits >= logits.topk(16, -1).values[..., -1:]
+    torch.testing.assert_close(restored[kept], logits[kept])
+    torch.testing.assert_close(restored.mean(-1), logits.mean(-1), atol=1e-4, rtol=0)
+    assert all(len(row[~keeps].unique()) == 1 for row, keeps in zip(restored[:, 0], kept[:, 0], strict=True))
+    assert restore_logits(logits) is logits

@@ -1,9 +1,12 @@
 """Independent samples are not suspected, in whatever order; families side by side or at equal distances are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import exitlens as xl
+from exitlens.functional.compact.compress import compress
 from exitlens.functional.grouping.likeness import embed, measure_likeness, rank_distances
 from tests.conftest import random_trace
 
@@ -68,3 +71,10 @@ def test_exits_count_alike_whatever_their_scale():
     trace = random_trace(50)
     scaled = xl.Trace(trace.logits * torch.tensor([0.1, 1.0, 40.0])[:, None] + 7, None, trace.divergence, trace.cost)
     torch.testing.assert_close(embed(scaled, torch.arange(50)), embed(trace, torch.arange(50)), atol=1e-4, rtol=1e-4)
+
+
+def test_compact_logits_say_the_same():
+    trace = families(60, 20)
+    compact = xl.Trace(compress(trace.logits, None), None, trace.divergence, trace.cost)
+    assert measure_likeness(compact).is_suspicious
+    assert not measure_likeness(replace(compact, logits=compress(random_trace(1200).logits, None))).is_suspicious

@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 import exitlens as xl
 from exitlens.model.backbones import build
@@ -37,6 +38,22 @@ def test_pretrained_offline_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     with pytest.raises(xl.InputError, match="not cached"):
         xl.build_backbone("torchvision:resnet18", 4, pretrained=True)
+
+
+def test_pretrained_for_other_classes_says_that_the_classifier_is_new(monkeypatch):
+    state = models.squeezenet1_1().state_dict()
+    monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", lambda *args, **kwargs: state)
+    lines = []
+    made = xl.build_backbone("torchvision:squeezenet1_1", 4, pretrained=True, say=lines.append)
+    assert torch.equal(made.features[0].weight, state["features.0.weight"])
+    (line,) = lines
+    assert line.startswith("weights: torchvision:squeezenet1_1: the classifier is made anew")
+    assert "classifier.1.weight (4, 512, 1, 1), in the source (1000, 512, 1, 1)" in line
+    lines.clear()
+    assert xl.build_backbone("torchvision:squeezenet1_1", 1000, pretrained=True, say=lines.append)(
+        torch.zeros(1, 3, 64, 64)
+    ).shape
+    assert lines == []
 
 
 def test_timm_by_name():

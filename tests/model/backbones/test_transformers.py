@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import exitlens as xl
 from exitlens.model.backbones.transformers import read_config, read_tokenizer
@@ -53,11 +54,23 @@ def test_weights_of_a_directory(directory):
     texts = make_texts()
     net = xl.attach(plain, AT, 3, texts, final="keep").eval()
     assert torch.equal(net(texts)[-1].logits, source.eval()(**texts).logits)
-    other = xl.build_backbone(f"hf:{directory}", 7, pretrained=True)  # another number of classes: a new classifier
+    lines = []
+    other = xl.build_backbone(f"hf:{directory}", 7, pretrained=True, say=lines.append)  # another number of classes
+    assert "the classifier is made anew, for the classes of the data: classifier.weight (7, 16)" in lines[0]
     assert other.classifier.out_features == 7
     assert torch.equal(other.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
     random = xl.build_backbone(f"hf:{directory}", 3)
     assert not torch.equal(random.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+
+
+def test_weights_of_another_model_are_not_taken_for_its_own(directory):
+    make_bert(num_labels=3).save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(config_values(num_hidden_layers=4)))
+    with pytest.warns(xl.WeightsWarning, match=r"16 tensors stay random: bert.encoder.layer.3"):
+        xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
+    save_file({"x": torch.zeros(2)}, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(xl.BundleError, match="of another network: 0 of the backbone's"):
+        xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
 
 
 def test_loading_prints_nothing_and_leaves_the_settings_of_transformers(directory, capfd):

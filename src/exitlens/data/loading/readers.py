@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from exitlens.data.loading.cache import PixelCache
 from exitlens.data.loading.names import PackedNames
 from exitlens.errors import DataError
 from exitlens.modalities.image import decode_image
@@ -37,7 +38,8 @@ class EncodedImages(ABC):
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
-        self.size, self.channels = preprocess.size, len(preprocess.mean)
+        self.shape = (len(preprocess.mean), *preprocess.size)
+        self.cache: PixelCache | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -52,7 +54,18 @@ class EncodedImages(ABC):
 
     def read(self, index: int) -> Tensor:
         """See :class:`Reader`."""
-        return decode_image(self.read_bytes(index), self.name(index), self.size, self.channels)
+        content = self.read_bytes(index)
+        found = None if self.cache is None else self.cache.find(content, self.shape)
+        if found is None:
+            found = decode_image(content, self.name(index), self.shape[1:], self.shape[0])
+            if self.cache is not None:
+                self.cache.keep(content, found)
+        return found
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong besides bad images, and told once: that pixels cannot be kept."""
+        return "" if self.cache is None else self.cache.trouble
 
 
 class ImageFiles(EncodedImages):

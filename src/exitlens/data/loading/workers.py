@@ -30,17 +30,23 @@ DEPTH = 2  # batches that a process is ahead of what is taken from it
 TIMEOUT_S = 300.0  # for one image
 MOST_WORKERS = 8
 Plan = Sequence[Sequence[int]]  # rows of every batch
+Found = tuple[list[int], list[tuple[int, str]], str]  # places of good images, rows of bad ones with reasons, other trouble
 
 
 class Decoded(NamedTuple):
-    """A batch: pixels of the images that could be read, their places in the plan's batch, and rows of others with reasons.
+    """A batch of a plan.
 
-    The pixels ``(b,C,H,W)`` ``uint8`` are overwritten when the next batch is taken.
+    Attributes:
+        pixels: ``(b,C,H,W)`` ``uint8`` of the images that could be read; overwritten when the next batch is taken.
+        good: their places in the plan's batch.
+        bad: rows of the others, with reasons.
+        trouble: what else the reader says is wrong.
     """
 
     pixels: Tensor
     good: list[int]
     bad: list[tuple[int, str]]
+    trouble: str = ""
 
 
 def can_fork() -> bool:
@@ -86,26 +92,24 @@ def decode_batches(
     if workers == 0:
         slot = np.empty((max(map(len, plan), default=0), *shape), np.uint8)
         for rows in plan:
-            good, bad = _decode_into(reader, rows, slot)
-            yield Decoded(torch.from_numpy(slot[: len(good)]), good, bad)
+            good, bad, trouble = _decode_into(reader, rows, slot)
+            yield Decoded(torch.from_numpy(slot[: len(good)]), good, bad, trouble)
         return
     pool: list[_Worker] = []
     try:
         for i in range(workers):
             pool.append(_Worker(reader, plan[i::workers], shape, [other.connection for other in pool]))
-        for number, rows in enumerate(plan):
+        for number in range(len(plan)):
             worker = pool[number % workers]
-            good, bad = worker.receive(reader, rows, timeout_s)
-            yield Decoded(torch.from_numpy(worker.slot(number // workers)[: len(good)]), good, bad)
+            good, bad, trouble = worker.receive(reader, timeout_s)
+            yield Decoded(torch.from_numpy(worker.slot(number // workers)[: len(good)]), good, bad, trouble)
             worker.release()
     finally:
         for worker in pool:
             worker.stop()
 
 
-def _decode_into(
-    reader: Reader, rows: Sequence[int], slot: Any, tell: Any = None
-) -> tuple[list[int], list[tuple[int, str]]]:
+def _decode_into(reader: Reader, rows: Sequence[int], slot: Any, tell: Any = None) -> Found:
     """Decodes a batch to the start of ``slot``; ``tell`` gets the row that is being read."""
     good: list[int] = []
     bad: list[tuple[int, str]] = []
@@ -125,7 +129,7 @@ def _decode_into(
             )
         slot[len(good)] = pixels.numpy()
         good.append(place)
-    return good, bad
+    return good, bad, getattr(reader, "trouble", "")
 
 
 class _Worker:
@@ -147,8 +151,8 @@ class _Worker:
         """The memory that holds the process's batch ``number``."""
         return self._slots[number % DEPTH]
 
-    def receive(self, reader: Reader, rows: Sequence[int], timeout_s: float) -> tuple[list[int], list[tuple[int, str]]]:
-        """Waits for the next batch, of ``rows``."""
+    def receive(self, reader: Reader, timeout_s: float) -> Found:
+        """Waits for the next batch."""
         seen, since = -1, time.monotonic()
         while not wait([self.connection, self._process.sentinel], min(timeout_s, 1.0)) and self._process.is_alive():
             if self._told[1] != seen:

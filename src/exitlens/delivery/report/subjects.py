@@ -50,7 +50,7 @@ class Provenance:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure_subjects(paths: Sequence[Path], images: Images) -> list[Subject]:
+def measure_subjects(paths: Sequence[Path], images: Images, *, progress: bool = False) -> list[Subject]:
     """Evaluates runs or bundles on the same images; whatever cannot be compared is refused before anything is measured.
 
     Raises:
@@ -72,7 +72,11 @@ def measure_subjects(paths: Sequence[Path], images: Images) -> list[Subject]:
             )
     return [
         Subject(
-            name, net, policy, {CONDITION: evaluate(collect(net, images), policy)}, {CONDITION: faithfulness(net, images)}
+            name,
+            net,
+            policy,
+            {CONDITION: evaluate(collect(net, images, progress=progress), policy)},
+            {CONDITION: faithfulness(net, images, progress=progress)},
         )
         for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True)
     ]
@@ -96,7 +100,7 @@ def describe_provenance(paths: Sequence[Path], images: Images, command: Sequence
             except (ValueError, KeyError, TypeError) as error:
                 what = f"damaged ({type(error).__name__}: {error})"
                 raise DataError(f"{record}: {what}: take it away, or train again") from error
-            facts[f"{path}: training"] = ", ".join(f"{k} {v}" for k, v in shown.items())
+            facts[f"{path}: training"] = ", ".join(f"{k} {v!s:.80}" for k, v in shown.items())
         seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
     tested = f"{len(images):,} images: {data or f'the test split of {paths[0]}'}"
     return Provenance(shlex.join(command), tested, ", ".join(seeds), facts)

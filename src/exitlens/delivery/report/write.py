@@ -61,6 +61,7 @@ def write_report(
         gated=any(s.policy.gate is not None for s in subjects),
         weighs=all(s.net.info.head != "average" for s in subjects),
         keeps=any(s.net.info.final == "keep" for s in subjects),
+        worst=subjects[0].reports[main].list_worst_classes(),
         exits=[{"name": exit_name(k, counts[0]), "colour": pick_exit_colour(k, counts[0])} for k in range(counts[0])],
         summary=summarize(subjects, main, speed or {}, plain_accuracy),
         made=made,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.types.compact import CompactLogits
+from exitlens.types.compact import CompactLogits, Logits
 
 ROWS = 1 << 12  # that are computed at once
 EXACT = 1 << 17  # samples, up to which likelihoods are float64
@@ -94,3 +94,12 @@ def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
         return label / temperature + total / len(gaps)
 
     return loss
+
+
+def restore_logits(logits: Logits) -> Tensor:  # (*S,C) -> (*S,C)
+    """Logits in full; of compact ones, those that were not kept are all their mean."""
+    if not isinstance(logits, CompactLogits):
+        return logits
+    others = max(1, logits.num_classes - logits.top.shape[-1])
+    mean = logits.top[..., 0] - ((logits.weights * logits.nodes()).sum(-1) / others).float()
+    return mean[..., None].repeat(*[1] * mean.ndim, logits.num_classes).scatter(-1, logits.classes.long(), logits.top)

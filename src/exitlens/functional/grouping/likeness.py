@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exitlens.functional.compact.reading import restore_logits
 from exitlens.functional.risk import predictions
 from exitlens.types import Trace
 
@@ -71,7 +72,7 @@ def measure_likeness(trace: Trace) -> Likeness | None:
 
 def embed(trace: Trace, rows: Tensor) -> Tensor:  # (n,) -> (n,K*C)
     """The logits of all exits without what softmax does not see, each exit to the same scale."""
-    logits = trace.logits[rows]
+    logits = restore_logits(trace.logits[rows])
     centred = logits - logits.mean(2, keepdim=True)
     return (centred / centred.square().mean((0, 2), keepdim=True).sqrt().clamp_min(1e-12)).flatten(1)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
 from torchvision.transforms import v2
 
 from exitlens.data.sampling import read_labels, weigh_classes
@@ -14,11 +16,13 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.network import ExitNet
+from exitlens.progress import show_progress
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import Preprocess
 from exitlens.workflow.training.augmentation import Augmentation
 from exitlens.workflow.training.distributed import use_common_statistics
-from exitlens.workflow.training.log import format_epoch, open_tensorboard, show_progress
+from exitlens.workflow.training.frozen import explain_no_cache, keep_features
+from exitlens.workflow.training.log import format_epoch, open_tensorboard
 from exitlens.workflow.training.monitor import Monitor
 from exitlens.workflow.training.recipe import BatchNorm, follow_recipe
 from exitlens.workflow.training.run import Augment, TrainingRun
@@ -76,6 +80,7 @@ def fit(
     ema: float | None = None,
     patience: int | None = None,
     monitor: Monitor = "accuracy",
+    cache_features: bool | None = None,
     ranks: Ranks | None = None,
 ) -> FitResult:
     """Trains the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
@@ -125,6 +130,10 @@ def fit(
         patience: stop after so many epochs without a better ``monitor``. The learning rate's cycle is that of ``epochs``.
         monitor: what chooses the best epoch: ``"accuracy"`` on the validation data, mean over exits; ``"final_accuracy"``,
             of the final exit; or ``"loss"``, the classification term of the loss there.
+        cache_features: with ``freeze_backbone``, run the backbone once and train the heads on what it gave, unrounded, in
+            memory up to 2 GB and in files without a name in ``out_dir`` above. By default where the data are sure to be the
+            same in every epoch: sets of ours and a ``TensorDataset``, without augmentation. The weights are those of
+            training without it, to rounding.
         ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
             there is; ``Ranks()``: this process alone.
 
@@ -140,31 +149,45 @@ def fit(
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if keep not in ("last", "best", None):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
-    require(ranks, Ranks | None, "ranks")
-    ranks = find_ranks() if ranks is None else ranks
-    own = {"learning_rate": learning_rate, "head_learning_rate": head_learning_rate, "layer_decay": layer_decay}
-    own |= {"warm_up": warm_up, "weight_decay": weight_decay, "batch_norm": batch_norm}
-    given |= follow_recipe(recipe, **own)
+    ranks = find_ranks(ranks)
     given["amp"] = ranks.share(lambda: has_fast_bfloat16(net.device)) if amp is None else amp
     given["augment"] = augment if isinstance(augment, str) else "none"
+    given |= follow_recipe(recipe, given)
     settings = TrainingSettings(**{one.name: given[one.name] for one in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last):
         loss = _balance_loss(loss or EGTLoss(), train, net.info.num_classes)
         run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory, ranks)
         run.open(resume, train)
-        progress, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
+        shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)
-        with common, show_progress(progress) as bar, open_tensorboard(events) as write_events:
-            while run.epochs_done < epochs and not run.is_exhausted:
+        with common, show_progress(shown) as bar, open_tensorboard(events) as write_events:
+            note = bar.console.print if shown else lambda _: None
+            _keep_features(run, train, val, cache_features, bar, note)
+            while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)
                 run.save(row)
                 write_events(row)
-                bar.console.print(format_epoch(row, epochs)) if progress else None
-            if progress and run.epochs_done < epochs:
-                bar.console.print(f"stopped: no better {monitor} on the validation data in {patience} epoch(s)")
+                note(format_epoch(row, epochs))
+            if run.epochs_done < epochs:
+                note(f"stopped: no better {monitor} on the validation data in {patience} epoch(s)")
         kept = run.finish(keep or ("last" if patience is None else "best"))
     return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
+
+
+def _keep_features(
+    run: TrainingRun, train: Any, val: Any, wanted: bool | None, bar: Progress, note: Callable[[str], None]
+) -> None:
+    """Lets a frozen backbone run once, where that changes nothing and is not too late."""
+    reason = "" if wanted is False else explain_no_cache(train, run.settings, run.augment is not None, wanted)
+    if wanted is False or not run.settings.freeze_backbone or run.is_over:
+        return
+    if reason:
+        note(f"freeze_backbone: every epoch runs the backbone again: {reason}")
+        return
+    folder = run.out_dir if run.ranks.is_first else None
+    with run.ranks.together():
+        run.frozen = keep_features(run.net, run.loss, run.settings, train, val, folder=folder, workers=run.workers, bar=bar)
 
 
 def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:

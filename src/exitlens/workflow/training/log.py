@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from exitlens.errors import import_extra
 from exitlens.io import write_text
 
@@ -59,9 +57,3 @@ def open_tensorboard(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]]
         yield write
     finally:
         writer.close()
-
-
-def show_progress(shown: bool) -> Progress:
-    """A progress bar over the steps of an epoch."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not shown, transient=True)

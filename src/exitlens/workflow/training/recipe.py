@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from exitlens.errors import InputError, suggest
@@ -34,13 +35,12 @@ RECIPES = {
 }
 
 
-def follow_recipe(recipe: str, **given: Any) -> dict[str, Any]:
+def follow_recipe(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a recipe, but for those that are given and not ``None``.
 
     Raises :class:`InputError` for a recipe that does not exist.
     """
     if recipe not in RECIPES:
         raise InputError(f"recipe: expected one of {tuple(RECIPES)}, got {recipe!r}.{suggest(str(recipe), RECIPES)}")
-    known = {field.name for field in fields(Recipe)}
-    assert given.keys() <= known
-    return asdict(RECIPES[recipe]) | {name: value for name, value in given.items() if value is not None}
+    values = asdict(RECIPES[recipe])
+    return values | {name: given[name] for name in values if given.get(name) is not None}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from exitlens.data.batches import Loader, as_batch, make_epoch_loader
+from exitlens.data.batches import Loader, as_batch, count_batches, make_epoch_loader, plan_epoch, share_bad, take_share
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
@@ -36,6 +37,7 @@ from exitlens.workflow.training.distributed import (
     record_launch,
 )
 from exitlens.workflow.training.ema import WeightAverage
+from exitlens.workflow.training.frozen import FrozenFeatures
 from exitlens.workflow.training.log import write_log
 from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
 from exitlens.workflow.training.parameters import group_parameters
@@ -66,6 +68,7 @@ class TrainingRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     best_state: dict[str, Tensor] | None = None
+    frozen: FrozenFeatures | None = None
 
     def __post_init__(self) -> None:
         check_batch_size(self.settings.batch_size, self.ranks)
@@ -84,9 +87,10 @@ class TrainingRun:
         return find_best_epoch(self.history, self.settings.monitor)
 
     @property
-    def is_exhausted(self) -> bool:
-        """Whether training stops early: the last epochs, as many as ``patience``, brought nothing better."""
-        return is_exhausted(self.history, self.settings.monitor, self.settings.patience)
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or the last ones, as many as ``patience``, brought nothing better."""
+        done = self.epochs_done >= self.settings.epochs
+        return done or is_exhausted(self.history, self.settings.monitor, self.settings.patience)
 
     def open(self, resume: bool, train: Any) -> None:
         """Prepares ``out_dir`` and, on resume, loads the last whole epoch; every rank starts from the state of rank 0."""
@@ -148,7 +152,15 @@ class TrainingRun:
             for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
                 average_statistics(self.net, state, self.ranks)
             with nullcontext() if self.average is None else self.average.applied():
-                found = validate(self.net, val, self.loss, self.settings.batch_size, self.workers, self.ranks)
+                model, data = (self.net, val) if self.frozen is None else self.frozen.choose_validation(self.net, val)
+                batch_size = max(self.settings.batch_size, 64)
+                with self.ranks.together():
+                    data = take_share(data, batch_size, self.ranks, "val")
+                bar.reset(task, description=f"validating {epoch + 1}", total=count_batches(data, batch_size))
+                advance = partial(bar.advance, task)
+                found = validate(model, data, self.loss, batch_size, self.workers, advance, self.ranks)
+            for source in (train, val):
+                share_bad(source, self.ranks)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}
@@ -159,11 +171,12 @@ class TrainingRun:
         sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
         steps, trained = -(-batches // at_once), [p for group in self.optimizer.param_groups for p in group["params"]]
+        model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
             progress = (epoch * steps + step) / (self.settings.epochs * steps)
             with self.ranks.together():
                 group = list(islice(stream, at_once))
-                found = compute_gradients(self.net, self.optimizer, self.loss, group, progress, self.settings)
+                found = compute_gradients(model, self.optimizer, self.loss, group, progress, self.settings)
             share = average_gradients(trained, self.ranks, sum(len(labels) for _, labels in group))
             if share is None:
                 break
@@ -171,14 +184,13 @@ class TrainingRun:
             for terms in found:
                 for name, value in floats(terms).items():
                     sums[name] += value / batches * share
-                taken += share
                 advance()
+            taken += share * len(group)
             if self.average is not None:
                 self.average.update()
         *totals, taken = self.ranks.add_floats([*sums.values(), taken])
-        return {
-            name: total * (batches / max(taken, 1)) for name, total in zip(sums, totals, strict=True)
-        }  # bad ones left out
+        left = batches / max(taken, 1)  # lazy sets leave out bad batches
+        return {name: total * left for name, total in zip(sums, totals, strict=True)}
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
@@ -192,7 +204,10 @@ class TrainingRun:
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
-            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, self.settings.balanced, self.ranks)
+            balanced = self.settings.balanced
+            if self.frozen is not None:
+                return self.frozen.train.open(plan_epoch(train, self.settings.batch_size, seed, balanced, self.ranks))
+            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, balanced, self.ranks)
         if self.settings.balanced:
             raise InputError("balanced: a DataLoader draws its own samples: give the data set, or the loader a sampler")
         if isinstance(train.sampler, DistributedSampler):

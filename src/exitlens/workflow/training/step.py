@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from exitlens.errors import InputError, TrainingError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
-from exitlens.types import LossTerms
+from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
 from exitlens.workflow.training.monitor import MONITORS, Monitor
 from exitlens.workflow.training.recipe import BATCH_NORM, BatchNorm
@@ -89,6 +90,19 @@ class TrainingSettings:
             raise InputError(f"batch_norm: expected one of {BATCH_NORM}, got {self.batch_norm!r}")
 
 
+class Trainee(Protocol):
+    """What :func:`take_step` needs of a network."""
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """The output of every exit."""
+
+    def check_input(self, inputs: Inputs, name: str) -> Any:
+        """Raises :class:`InputError` for inputs that it cannot take."""
+
+    def with_features(self, inputs: Inputs) -> tuple[Sequence[ExitOutput], Sequence[Tensor]]:
+        """The outputs, and the features that each was computed from."""
+
+
 def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
     """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the share ``warm``, then down to peak/250,000.
 
@@ -100,7 +114,7 @@ def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
 
 
 def take_step(
-    net: ExitNet,
+    net: Trainee,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
     batches: Sequence[tuple[Inputs, Tensor]],
@@ -114,7 +128,7 @@ def take_step(
 
 
 def compute_gradients(
-    net: ExitNet,
+    net: Trainee,
     optimizer: torch.optim.Optimizer,
     loss: EGTLoss,
     batches: Sequence[tuple[Inputs, Tensor]],
@@ -145,7 +159,7 @@ def apply_gradients(optimizer: torch.optim.Optimizer, progress: float, settings:
 
 
 def compute_terms(
-    net: ExitNet, loss: EGTLoss, inputs: Inputs, labels: Tensor, progress: float, settings: TrainingSettings
+    net: Trainee, loss: EGTLoss, inputs: Inputs, labels: Tensor, progress: float, settings: TrainingSettings
 ) -> LossTerms:
     """The loss of one batch; raises what :func:`compute_gradients` does."""
     net.check_input(inputs, "train")

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.data.batches import iterate_batches, take_share
+from exitlens.data.batches import iterate_batches
 from exitlens.errors import InputError
 from exitlens.functional.losses import EGTLoss, check_labels
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pearson
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
+from exitlens.progress import Advance
 from exitlens.ranks import ALONE, Ranks
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import count_rows
+from exitlens.workflow.training.frozen import CachedHeads
 
 
 class Validation(NamedTuple):
@@ -35,15 +37,21 @@ class Validation(NamedTuple):
 
 
 def validate(
-    net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None = None, ranks: Ranks = ALONE
+    net: ExitNet | CachedHeads,
+    val: Any,
+    loss: EGTLoss,
+    batch_size: int,
+    workers: int | None = None,
+    advance: Advance = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> Validation:
-    """One pass in evaluation mode, shared by the ranks.
+    """One pass in evaluation mode over this rank's share ``val``; what comes out is about the shares of all ranks.
 
     Raises:
         InputError: for data without labels or without a batch.
     """
     with ranks.together():
-        sums = _sum_up(net, take_share(val, max(batch_size, 64), ranks, "val"), loss, max(batch_size, 64), workers)
+        sums = _sum_up(net, val, loss, batch_size, workers, advance)
     ranks.add(sums)
     correct, cc, total, count = sums
     if not count:
@@ -51,12 +59,14 @@ def validate(
     return Validation((correct / count).tolist(), (cc / count).tolist(), (total / count).item())
 
 
-def _sum_up(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int | None) -> list[Tensor]:
-    """Over this rank's samples: right answers by exit, CC by early exit, the loss, and their number."""
+def _sum_up(
+    net: ExitNet | CachedHeads, val: Any, loss: EGTLoss, batch_size: int, workers: int | None, advance: Advance
+) -> list[Tensor]:
+    """Right answers by exit, CC by early exit, the loss, and the number of samples."""
     correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     with switch_mode(net, False), torch.no_grad():
-        for images, labels, _ in iterate_batches(val, batch_size, net.device, workers):
+        for images, labels, _ in iterate_batches(val, max(batch_size, 64), net.device, workers):
             if labels is None:
                 raise InputError("val: expected batches of (images, labels), got images only")
             net.check_input(images, "val")
@@ -68,4 +78,5 @@ def _sum_up(net: ExitNet, val: Any, loss: EGTLoss, batch_size: int, workers: int
                 correct[k] += (out.logits.argmax(1) == labels).sum().cpu()
                 if k < len(cc):
                     cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+            advance()
     return [correct, cc, total, count]

@@ -1,0 +1,1 @@
+"""Training: what a frozen backbone that runs once saves."""

@@ -1,0 +1,1 @@
+"""Formats of labelled data: tables (Parquet, Arrow, Hugging Face data sets) and tar shards."""

@@ -1,0 +1,118 @@
+"""Which columns of a table hold the images or texts and their labels, found by type and by usual names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from exitlens.errors import DataError, InputError, suggest
+
+Kind = Literal["image", "class", "integer", "string", "bytes", "other"]
+ROLES = ("image", "text", "label")
+IMAGE_NAMES = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "pixels",
+    "file_name",
+    "filename",
+    "file",
+    "image_path",
+    "path",
+    "filepath",
+)
+TEXT_NAMES = ("text", "txt", "sentence", "review", "content", "document", "comment", "body")
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "y", "cls")
+
+
+class Columns(NamedTuple):
+    """Names of columns: ``image`` or ``text`` is empty."""
+
+    image: str
+    text: str
+    label: str
+
+    def __str__(self) -> str:
+        sample = f"images from {self.image!r}" if self.image else f"texts from {self.text!r}"
+        return f"{sample}, labels from {self.label!r}"
+
+
+def parse_columns(words: str) -> dict[str, str]:
+    """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``); raises :class:`InputError` for anything else."""
+    found: dict[str, str] = {}
+    for word in filter(None, (part.strip() for part in words.split(","))):
+        role, _, name = (part.strip() for part in word.partition("="))
+        if role not in ROLES or not name or role in found:
+            raise InputError(
+                f"columns: expected image=NAME or text=NAME, and label=NAME, with commas between, got {words!r}"
+            )
+        found[role] = name
+    if {"image", "text"} <= found.keys():
+        raise InputError(f"columns: expected image=NAME or text=NAME, got both in {words!r}")
+    return found
+
+
+def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: Iterable[str] = ()) -> Columns:
+    """The columns to read.
+
+    Args:
+        kinds: what each column holds.
+        given: of ``--columns``, see :func:`parse_columns`; what it names is taken, whatever its kind.
+        origin: the source's name, for errors.
+        reserved: columns with other uses (group, split), which are not guessed to be labels or texts.
+
+    Raises:
+        DataError: a column that is not there, none that fits, or several without a usual name.
+    """
+    words, shown = parse_columns(given), ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    for role, name in words.items():
+        if name not in kinds:
+            raise DataError(f"data: {origin} has no column {name!r} for the {role}s; it has {shown}.{suggest(name, kinds)}")
+    free = {name: kind for name, kind in kinds.items() if name not in {*reserved, *words.values()}}
+    image, text, label = (words.get(role, "") for role in ROLES)
+    if not image and not text:
+        image = _pick_image(free, shown, origin)
+    if not label:
+        label = _pick_label({n: k for n, k in free.items() if n != image}, bool(image), shown, origin)
+    if not image and not text:
+        strings = [name for name, kind in free.items() if kind == "string" and name != label]
+        text = _pick(strings, TEXT_NAMES) or _refuse("image or text", strings, shown, origin)
+    return Columns(image, text, label)
+
+
+def _pick(names: Iterable[str], usual: tuple[str, ...]) -> str:
+    """The one name, or the most usual of several, or none."""
+    by_word = {name.lower(): name for name in names}
+    if len(by_word) == 1:
+        return next(iter(by_word.values()))
+    return next((by_word[word] for word in usual if word in by_word), "")
+
+
+def _pick_image(kinds: Mapping[str, Kind], shown: str, origin: str) -> str:
+    for wanted in ("image", "bytes"):
+        found = [name for name, kind in kinds.items() if kind == wanted]
+        if found:
+            return _pick(found, IMAGE_NAMES) or _refuse("image", found, shown, origin)
+    paths = [name for name, kind in kinds.items() if kind == "string" and name.lower() in IMAGE_NAMES]
+    return _pick(paths, IMAGE_NAMES)
+
+
+def _pick_label(kinds: Mapping[str, Kind], of_images: bool, shown: str, origin: str) -> str:
+    classes = [name for name, kind in kinds.items() if kind == "class"]
+    if classes:
+        return _pick(classes, LABEL_NAMES) or _refuse("label", classes, shown, origin)
+    plain = [name for name, kind in kinds.items() if kind in ("integer", "string")]
+    usual = [name for name in plain if name.lower() in LABEL_NAMES]
+    if not usual and not of_images:
+        plain = [name for name in plain if kinds[name] == "integer"]  # a lone string is the text
+    return _pick(usual or plain, LABEL_NAMES) or _refuse("label", plain, shown, origin)
+
+
+def _refuse(role: str, found: list[str], shown: str, origin: str) -> str:
+    unclear = (
+        f"several columns could hold the {role} ({', '.join(found)})" if found else f"no column is known to hold the {role}"
+    )
+    raise DataError(
+        f"data: {origin}: {unclear}: name them by --columns image=NAME,label=NAME (or text=NAME). It has {shown}"
+    )

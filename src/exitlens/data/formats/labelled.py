@@ -1,0 +1,135 @@
+"""From what a format finds (labels, groups and contents by row) to sets that can be split and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exitlens.data.checks import check_bad, number_labels
+from exitlens.data.formats.groups import number_groups
+from exitlens.data.formats.named_parts import name_split
+from exitlens.data.lazy import LazyImages
+from exitlens.data.loading.readers import Reader
+from exitlens.data.texts import RawTexts
+from exitlens.errors import DataError
+from exitlens.types import Preprocess
+
+
+class Rows(NamedTuple):
+    """N samples of one part of a source; ``None`` stands for a value that is missing.
+
+    Attributes:
+        name: what errors call row ``i``.
+        labels: class names.
+        images: gives a reader of the images, or
+        texts: the texts.
+        groups: names of the groups, if there are any.
+        splits: names of the splits, if a column has them.
+    """
+
+    name: Callable[[int], str]
+    labels: Sequence[str | None]
+    images: Callable[[Preprocess], Reader] | None = None
+    texts: Sequence[str | None] | None = None
+    groups: Sequence[str | None] | None = None
+    splits: Sequence[str | None] | None = None
+
+
+class Parts(NamedTuple):
+    """A source's parts by name, names of its groups by number, parts that have no labels, and the columns read, in words."""
+
+    sets: Mapping[str, LazyImages | RawTexts]
+    group_names: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    columns: str = ""
+
+
+def make_sets(
+    parts: Mapping[str, Rows],
+    origin: str,
+    preprocess: Preprocess,
+    *,
+    classes: Sequence[str] = (),
+    known: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> Parts:
+    """Sets of images that are decoded when they are asked for, or of texts.
+
+    Args:
+        parts: by name; where a column says the splits, only one.
+        origin: the source's name, for errors.
+        preprocess: of images.
+        classes: of an existing network, in label order.
+        known: of the source, in label order; by default those that occur, sorted.
+        skip_bad: leave out rows without label, group or text, and images that cannot be read.
+
+    Raises:
+        DataError: rows that cannot be used, labels that are no class, or a column of other words than splits.
+    """
+    unlabelled = tuple(name for name, rows in parts.items() if len(rows.labels) and not any(rows.labels))
+    parts = {name: rows for name, rows in parts.items() if name not in unlabelled}
+    if not parts:
+        raise DataError(f"data: {origin} has no labels: none of its rows has one")
+    good = _find_good(parts, skip_bad)
+    labels = {name: [rows.labels[i] or "" for i in good[name]] for name, rows in parts.items()}
+    every = [label for found in labels.values() for label in found]
+    _, names = number_labels(every, classes or known, origin)
+    groups = {name: [rows.groups[i] or "" for i in good[name]] for name, rows in parts.items() if rows.groups is not None}
+    group_names = tuple(sorted({group for found in groups.values() for group in found}))
+    sets: dict[str, LazyImages | RawTexts] = {}
+    for name, rows in parts.items():
+        numbers = number_labels(labels[name], names, origin)[0]
+        ids = number_groups(groups[name], group_names).ids if name in groups else None
+        whole = _make_set(rows, good[name], numbers, ids, names, preprocess, skip_bad)
+        sets |= {name: whole} if rows.splits is None else _divide(whole, [rows.splits[i] for i in good[name]], origin)
+    return Parts(sets, group_names, unlabelled)
+
+
+def _find_good(parts: Mapping[str, Rows], skip_bad: bool) -> dict[str, list[int]]:
+    """The rows that have all they need; raises a :class:`DataError` for others, unless they may be skipped."""
+    good: dict[str, list[int]] = {}
+    bad: list[str] = []
+    for part, rows in parts.items():
+        good[part] = []
+        needed = {"label": rows.labels, "group": rows.groups, "split": rows.splits, "text": rows.texts}
+        columns = {what: values for what, values in needed.items() if values is not None}
+        for i in range(len(rows.labels)):
+            missing = [what for what, values in columns.items() if not values[i] or not values[i].strip()]  # type: ignore[union-attr]
+            if missing:
+                bad.append(f"{rows.name(i)}: no {missing[0]}")
+            else:
+                good[part].append(i)
+    check_bad(bad, len(bad) + sum(map(len, good.values())), skip_bad, "rows")
+    return good
+
+
+def _make_set(
+    rows: Rows,
+    good: list[int],
+    labels: Tensor,
+    groups: Tensor | None,
+    classes: tuple[str, ...],
+    preprocess: Preprocess,
+    skip_bad: bool,
+) -> LazyImages | RawTexts:
+    if rows.images is None:
+        texts = rows.texts or ()
+        return RawTexts([(texts[i] or "").strip() for i in good], labels, classes, groups)
+    chosen, total = torch.tensor(good, dtype=torch.int64), len(rows.labels)
+    spread = [
+        None if t is None else torch.zeros(total, dtype=torch.int64).index_copy(0, chosen, t) for t in (labels, groups)
+    ]
+    assert spread[0] is not None
+    return LazyImages(rows.images(preprocess), spread[0], classes, preprocess, spread[1], skip_bad).subset(chosen)
+
+
+def _divide(whole: LazyImages | RawTexts, words: Sequence[str | None], origin: str) -> dict[str, LazyImages | RawTexts]:
+    """The parts that a column of split names says."""
+    found = sorted({word or "" for word in words})
+    unknown = [word for word in found if name_split(word) is None]
+    if unknown:
+        raise DataError(f"split_by: {origin} has the split {unknown[0]!r}: expected train, validation, calibration and test")
+    return {word: whole.subset(torch.tensor([i for i, w in enumerate(words) if w == word])) for word in found}

@@ -1,0 +1,140 @@
+"""Labelled data from files, in whichever format: as sets by part, before they are split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from exitlens.data.folders import load_folder
+from exitlens.data.formats.columns import parse_columns
+from exitlens.data.formats.detect import METADATA, Format, list_folders
+from exitlens.data.formats.files import hash_files, list_files
+from exitlens.data.formats.groups import match_groups, number_groups
+from exitlens.data.formats.labelled import Parts, Rows, make_sets
+from exitlens.data.formats.named_parts import name_split
+from exitlens.data.formats.shards import open_shards
+from exitlens.data.formats.tables import open_table
+from exitlens.data.formats.tars import find_shards
+from exitlens.data.loading.listing import hash_folder
+from exitlens.data.rows import read_bytes, read_rows
+from exitlens.data.splits import SPLITS
+from exitlens.errors import DataError, InputError
+from exitlens.types import Preprocess
+
+
+class Reading(NamedTuple):
+    """Which columns to read, what makes the groups and what says the splits; empty words: nothing was said."""
+
+    columns: str = ""
+    group_by: str = ""
+    split_by: str = ""
+
+
+def holds_texts(name: str, kind: Format, columns: str) -> bool:
+    """Whether the samples are texts; tables and shards are opened to see."""
+    if kind in ("texts", "folder"):
+        return kind == "texts"
+    found = open_shards(name) if kind == "shards" else open_table(name, kind)
+    return bool(found.find_columns(columns).text)
+
+
+def read_parts(
+    name: str, kind: Format, reading: Reading, preprocess: Preprocess, classes: Sequence[str] = (), skip_bad: bool = False
+) -> Parts:
+    """The sets of a source by part; images are decoded when they are asked for.
+
+    Args:
+        name: path, pattern or hub name.
+        kind: its format, see :func:`~exitlens.data.formats.detect.find_format`.
+        reading: columns, groups and splits.
+        preprocess: of images.
+        classes: of an existing network, in label order.
+        skip_bad: leave out what cannot be read.
+
+    Raises:
+        DataError: data that cannot be read; InputError: words that this format has no use for.
+    """
+    if kind == "folder":
+        return _read_folder(Path(name), reading, preprocess, classes, skip_bad)
+    how: dict[str, Any] = {"classes": classes, "skip_bad": skip_bad}
+    if kind == "texts":
+        rows = _read_texts(Path(name), reading, skip_bad)
+        known = sorted({label or "" for label in rows[""].labels})
+        return make_sets(rows, name, preprocess, known=known, **how)
+    if kind == "shards":
+        shards = open_shards(name)
+        rows, columns = shards.list_rows(*reading, skip_bad=skip_bad), shards.find_columns(reading.columns, reading[1:])
+        return make_sets(rows, name, preprocess, **how)._replace(columns=str(columns))
+    table = open_table(name, kind)
+    rows, columns = table.list_rows(*reading), table.find_columns(reading.columns, reading[1:])
+    found = make_sets(rows, name, preprocess, known=table.class_names(columns), **how)
+    return found._replace(columns=str(columns))
+
+
+def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> dict[str, Rows]:
+    given = parse_columns(reading.columns)
+    if "image" in given:
+        raise InputError(f"columns: {path} holds texts: give text=NAME and label=NAME")
+    text, label = given.get("text", "text"), given.get("label", "label")
+    extra = [column for column in (reading.group_by, reading.split_by) if column]
+    rows = read_rows(path, tuple(dict.fromkeys((text, label, *extra))), skip_bad)
+
+    def pick(column: str) -> list[str] | None:
+        return [row[column] for row in rows] if column else None
+
+    found = Rows(
+        name=lambda i: f"{path}, line {rows[i]['line']}",
+        labels=[row[label] for row in rows],
+        texts=pick(text),
+        groups=pick(reading.group_by),
+        splits=pick(reading.split_by),
+    )
+    return {"": found}
+
+
+def _read_folder(root: Path, reading: Reading, preprocess: Preprocess, classes: Sequence[str], skip_bad: bool) -> Parts:
+    if reading.columns or reading.split_by:
+        raise InputError(f"columns, split_by: {root} is a folder of class folders, without columns: leave them out")
+    folders = _find_split_folders(root)
+    classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
+    sets = {word: load_folder(path, preprocess, classes=classes, skip_bad=skip_bad)[0] for word, path in folders.items()}
+    if not reading.group_by:
+        return Parts(sets)
+    starts = {word: len(str(path)) + 1 for word, path in folders.items()}
+    groups = {
+        word: match_groups(reading.group_by, [data.reader.name(i)[starts[word] :] for i in range(len(data))])
+        for word, data in sets.items()
+    }
+    names = tuple(sorted({group for found in groups.values() for group in found}))
+    for word, data in sets.items():
+        data.groups = number_groups(groups[word], names).ids
+    return Parts(sets, names)
+
+
+def _find_split_folders(root: Path) -> dict[str, Path]:
+    """The subfolders that are splits, by name; or the folder itself, where they are classes."""
+    if not root.is_dir():
+        raise DataError(f"data: no folder {root}: give a folder with one subfolder of images per class")
+    folders = {path.name: path for path in list_folders(root)}
+    splits = {word: path for word, path in folders.items() if name_split(word)}
+    whole = len(splits) == len(folders) or set(SPLITS) <= folders.keys()
+    return splits if whole and any(name_split(word) == "train" for word in splits) else {"": root}
+
+
+def hash_source(name: str, kind: Format) -> str:
+    """SHA-256 over what decides the splits, without reading images; a change in it would mix them."""
+    path = Path(name)
+    if kind == "texts":
+        return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
+    if kind == "folder":
+        return hash_folder(path)
+    if kind == "hub":
+        return open_table(name, kind).hash()
+    if kind == "shards":
+        return hash_files(find_shards(name))
+    if kind == "imagefolder":  # its images are told by their names, as those of other folders are
+        facts = hash_folder(path) + hash_files(list_files(path, METADATA))
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return hash_files(list_files(path))

@@ -1,0 +1,118 @@
+"""Every verb on a set that is read while it is asked for."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.data.loading.readers import ImageFiles
+from exitlens.delivery.run_setup import build_network
+from exitlens.model.backbones.weights import unique_state
+from tests.conftest import TinyNet
+
+PREPROCESS = xl.Preprocess((16, 16))
+FIT = {"epochs": 2, "batch_size": 8, "progress": False, "amp": False}
+
+
+@pytest.fixture
+def own(folder, tmp_path):
+    """A copy of the folder, to be spoilt."""
+    return shutil.copytree(folder, tmp_path / "own")
+
+
+def _spoil(own, *numbers):
+    for i in numbers:
+        (own / "dark" / f"{i:02}.png").write_text("no image")
+
+
+def _open(folder, workers=0, skip_bad=False):
+    data, _ = xl.load_folder(folder, PREPROCESS, skip_bad=skip_bad)
+    data.workers = workers
+    return xl.split_set(data, (0.7, 0.3))
+
+
+def _attach():
+    torch.manual_seed(0)
+    return xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16))
+
+
+def _train(train, val, **how):
+    net = _attach()
+    result = xl.fit(net, train, val, **FIT | how)
+    return unique_state(net), result.history
+
+
+def _equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
+def test_weights_are_those_of_a_set_in_memory_whatever_the_number_of_processes(folder):
+    train, val = _open(folder)
+    expected, history = _train(train.load(), val.load())
+    for workers in (0, 3):
+        found, same = _train(*_open(folder, workers))
+        assert _equal(found, expected)
+        assert [row["accuracy"] for row in same] == [row["accuracy"] for row in history]
+    assert _equal(_train(*_open(folder), workers=2)[0], expected)
+
+
+def test_a_bad_file_ends_the_fit_which_goes_on_without_it(own, tmp_path):
+    _spoil(own, 3, 4, 5)
+    with pytest.raises(xl.DataError, match=r"dark/0[345]\.png.*--skip-bad.*--resume"):
+        _train(*_open(own, 2), out_dir=tmp_path / "run")
+    train, val = _open(own, 2, skip_bad=True)
+    found, history = _train(train, val, out_dir=tmp_path / "run", resume=True)
+    assert len(train.bad) == 3
+    assert len(history) == 2
+    assert _equal(found, _train(*_open(own, 0, skip_bad=True))[0])
+
+
+def test_batches_that_bad_files_leave_too_small_are_left_out(own):
+    _spoil(own, *range(30))
+    train, val = _open(own, skip_bad=True)
+    _train(train, val)
+    trace = xl.collect(_attach().eval(), train)
+    assert len(trace) == int((train.labels == train.classes.index("bright")).sum())
+
+
+def test_a_killed_process_ends_the_fit_and_it_is_resumed(folder, tmp_path, monkeypatch):
+    expected, _ = _train(*_open(folder))
+    original, here, train = ImageFiles.read, os.getpid(), _open(folder, 2)[0]
+    victim = int(train.rows[5])
+
+    def read(self, index):
+        if index == victim and os.getpid() != here and (tmp_path / "run" / "last.safetensors").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, index)
+
+    monkeypatch.setattr(ImageFiles, "read", read)
+    with pytest.raises(xl.DataError, match=r"SIGKILL.*--resume"):
+        _train(*_open(folder, 2), out_dir=tmp_path / "run")
+    monkeypatch.undo()
+    found, history = _train(*_open(folder, 2), out_dir=tmp_path / "run", resume=True)
+    assert len(history) == 2
+    assert _equal(found, expected)
+
+
+def test_the_other_verbs_give_what_they_give_in_memory(folder):
+    lazy, whole = _open(folder, 2)[0], _open(folder)[0].load()
+    net = _attach().eval()
+    one, other = xl.collect(net, lazy, batch_size=8), xl.collect(net, whole, batch_size=8)
+    assert torch.equal(one.logits, other.logits)
+    assert torch.equal(one.labels, other.labels)
+    assert xl.faithfulness(net, lazy, samples=20) == xl.faithfulness(net, whole, samples=20)
+    policy = xl.Policy((0.6, 0.6))
+    predictions = [torch.cat([p.labels for p in xl.predict_stream(net, data, policy)]) for data in (lazy, whole)]
+    assert torch.equal(*predictions)
+
+
+def test_a_network_is_built_on_the_first_image_that_can_be_read(own):
+    _spoil(own, 0, 1)
+    data, _ = xl.load_folder(own, PREPROCESS, skip_bad=True)
+    dark = data.subset((data.labels == data.classes.index("dark")).nonzero().flatten())
+    assert build_network("small", "", dark).num_exits == 4
+    with pytest.raises(xl.DataError, match=r"00\.png"):
+        build_network("small", "", xl.load_folder(own, PREPROCESS)[0].subset(dark.rows))

@@ -1,0 +1,181 @@
+"""A frozen backbone runs once, and the heads end with the weights that they would have had."""
+
+import errno
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import exitlens as xl
+from exitlens.workflow.training import features, frozen
+from exitlens.workflow.training.frozen import explain_no_cache
+from exitlens.workflow.training.step import TrainingSettings
+from tests.conftest import TinyNet, make_net
+
+QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False, "freeze_backbone": True}
+FROZEN = TrainingSettings(3, 8, 1e-3, 0.0, 0, False, False, True)
+
+
+def _fresh(final: str = "head", head: str = "context") -> xl.ExitNet:
+    torch.manual_seed(7)
+    return xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final, head=head)
+
+
+def _assert_close(one: xl.ExitNet, other: xl.ExitNet) -> None:
+    for (name, a), (_, b) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def _train_both(make, data, **how):
+    """The same training with and without kept features: networks and results."""
+    nets = [make(), make()]
+    results = [
+        xl.fit(net, data, data, cache_features=kept, **QUICK | how) for net, kept in zip(nets, (None, False), strict=True)
+    ]
+    return nets, results
+
+
+@pytest.mark.parametrize("of", ["attention", "evidence", "activation"])
+@pytest.mark.parametrize("final", ["head", "keep"])
+def test_equal_to_training_without_kept_features(tiny_set, final, of):
+    loss = xl.EGTLoss(of=of, distance="cosine", distill=0.1)
+    nets, results = _train_both(lambda: _fresh(final), tiny_set, loss=loss)
+    _assert_close(*nets)
+    for kept, plain in zip(*(result.history for result in results), strict=True):
+        assert kept["accuracy"] == pytest.approx(plain["accuracy"])
+        assert kept["cc"] == pytest.approx(plain["cc"], abs=1e-4)
+        assert kept["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
+        assert kept["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}])
+def test_equal_in_other_precision_and_with_other_options(tiny_set, how):
+    nets, _ = _train_both(_fresh, tiny_set, **how)
+    _assert_close(*nets)
+
+
+def test_the_backbone_runs_once(tiny_set):
+    net, calls = _fresh(), []
+    net.stage(1).register_forward_hook(lambda *_: calls.append(1))
+    xl.fit(net, tiny_set, tiny_set.first(16), **QUICK)
+    assert len(calls) == 4 + 1
+    calls.clear()
+    xl.fit(net, tiny_set, [(tiny_set.inputs, tiny_set.labels)], **QUICK)  # batches of the user's own are read every time
+    assert len(calls) == 4 + 3
+
+
+def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
+    in_memory, on_disk = _fresh(), _fresh()
+    xl.fit(in_memory, tiny_set, tiny_set, **QUICK)
+    monkeypatch.setattr(frozen, "Room", lambda folder: features.Room(folder, 0))
+    xl.fit(on_disk, tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
+    assert all(torch.equal(a, b) for a, b in zip(in_memory.parameters(), on_disk.parameters(), strict=True))
+    assert {path.suffix for path in (tmp_path / "r").iterdir()} == {".safetensors", ".json", ".csv"}
+
+
+def test_without_room_on_disk_training_goes_on_without(tiny_set, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frozen, "Room", lambda folder: features.Room(folder, 0))
+    monkeypatch.setattr(features.os, "posix_fallocate", full)
+    net, plain = _fresh(), _fresh()
+    xl.fit(net, tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK | {"progress": True})
+    assert "No space left" in " ".join(capsys.readouterr().out.split())
+    xl.fit(plain, tiny_set, tiny_set, cache_features=False, **QUICK)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
+
+
+def test_stopped_and_resumed_is_bit_identical(tiny_set, tmp_path, monkeypatch):
+    whole, stopped, resumed = _fresh(), _fresh(), _fresh()
+    xl.fit(whole, tiny_set, tiny_set, **QUICK)
+    steps, original = [], torch.optim.AdamW.step
+
+    def breaks(self, *args):
+        steps.append(1)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            xl.fit(stopped, tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
+    xl.fit(resumed, tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **QUICK)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
+    import shutil
+
+    from exitlens.data.folders import load_folder
+
+    root = shutil.copytree(folder, tmp_path / "images")
+    for name in ("dark/03.png", "bright/11.png"):
+        (root / name).write_bytes(b"no image")
+    nets = []
+    for kept in (None, False):
+        data, _ = load_folder(root, xl.Preprocess((16, 16)), skip_bad=True)
+        torch.manual_seed(7)
+        nets.append(xl.attach(TinyNet(classes=2), ["a", "b"], 2, torch.zeros(1, 3, 16, 16)))
+        xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
+        assert len(data.bad) == 2
+    _assert_close(*nets)
+
+
+class Own(Dataset):
+    """A data set of the user's own, which may draw at random."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        return torch.randn(3, 16, 16), i % 4
+
+
+def test_what_may_change_from_epoch_to_epoch_is_not_kept(tiny_set, capsys):
+    fixed = TensorDataset(tiny_set.inputs, tiny_set.labels)
+    assert explain_no_cache(tiny_set, FROZEN, False, None) == ""
+    assert explain_no_cache(fixed, FROZEN, False, None) == ""
+    assert explain_no_cache(Own(), FROZEN, False, True) == ""
+    assert "Own may give other inputs" in explain_no_cache(Own(), FROZEN, False, None)
+    assert "DataLoader" in explain_no_cache(DataLoader(fixed), FROZEN, False, None)
+    assert "augmentation" in explain_no_cache(fixed, FROZEN, True, None)
+    xl.fit(make_net(), tiny_set, tiny_set, augment="flip", **QUICK | {"epochs": 1, "progress": True})
+    assert "augmentation changes the inputs in every epoch" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"augment": "flip"}, "cache_features: augmentation"),
+        ({"freeze_backbone": False}, "cache_features: only a frozen backbone"),
+    ],
+)
+def test_it_cannot_be_forced(tiny_set, values, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.fit(make_net(), tiny_set, tiny_set, cache_features=True, **QUICK | values)
+
+
+def test_bad_data_is_said_as_without_kept_features(tiny_set):
+    wrong = TensorDataset(tiny_set.inputs, tiny_set.labels + 3)
+    with pytest.raises(xl.InputError, match=r"\[0, 4\)"):
+        xl.fit(make_net(), wrong, tiny_set, **QUICK)
+    with pytest.raises(xl.InputError, match=r"val labels: expected values in \[0, 4\)"):
+        xl.fit(make_net(), tiny_set, wrong, **QUICK)
+    with pytest.raises(xl.InputError, match="empty"):
+        xl.fit(make_net(), tiny_set.first(0), tiny_set, **QUICK)
+
+
+def test_a_loss_of_the_users_own_gets_evidence(tiny_set):
+    shapes = []
+
+    class Own(xl.EGTLoss):
+        def __call__(self, outputs, labels, progress=1.0, features=None):
+            shapes.append(tuple(outputs[0].evidence.shape))
+            return super().__call__(outputs, labels, progress, features)
+
+    result = xl.fit(_fresh(head="evidence"), tiny_set, tiny_set, loss=Own(), **QUICK | {"epochs": 1})
+    assert set(shapes) == {(8, 4, 8, 8)}
+    assert math.isfinite(result.history[0]["loss"]["total"])
