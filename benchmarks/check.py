@@ -29,8 +29,18 @@ from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
+from benchmarks.traces.promises import list_promises as list_traces
+from benchmarks.traces.runs import TRACES
 from benchmarks.training.promises import list_promises as list_training
 from benchmarks.training.runs import TRAINING
+
+BY_RUN = (
+    (GUARANTEES, list_guarantees),
+    (LOADING, list_loading),
+    (PROCESSES, list_processes),
+    (TRACES, list_traces),
+    (TRAINING, list_training),
+)
 
 
 def open_store(store: Store, folder: Path) -> Store:
@@ -40,21 +50,15 @@ def open_store(store: Store, folder: Path) -> Store:
 
 def list_promises(folder: Path) -> Iterator[Promise]:
     """Of every committed result."""
-    speeds, guarantees = (open_store(store, folder).read() for store in (PERFORMANCE, GUARANTEES))
+    speeds = open_store(PERFORMANCE, folder).read()
     for name in sorted(name for name in speeds if not name.startswith("memory-")):
         yield from list_speeds(name, speeds[name])
         if f"memory-{name}" in speeds:
             yield from list_memory_promises(name, speeds[f"memory-{name}"])
-    for name in sorted(guarantees):
-        yield from list_guarantees(name, guarantees[name])
-    for name, found in open_store(LOADING, folder).read().items():
-        yield from list_loading(name, found)
-    training = open_store(TRAINING, folder).read()
-    for name in sorted(training):
-        yield from list_training(name, training[name])
-    processes = open_store(PROCESSES, folder).read()
-    for name in sorted(processes):
-        yield from list_processes(name, processes[name])
+    for store, list_of_run in BY_RUN:
+        runs = open_store(store, folder).read()
+        for name in sorted(runs):
+            yield from list_of_run(name, runs[name])
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     yield from list_pictures(open_store(PICTURES, folder).read())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import exitlens as xl
+from benchmarks.markdown import fill, table
 from benchmarks.store import RESULTS, Layout, Store
 from exitlens.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from exitlens.modalities.image import read_image
@@ -132,9 +133,9 @@ def measure(kind: str, trial: Trial, data: Path, seed: int) -> dict[str, Any]:
     result = xl.fit(net, train, validation, loss=loss, epochs=3, batch_size=32, seed=seed, progress=False, **trial.how)
     last = result.history[-1]
     return {
-        "accuracy": last["accuracy"],
-        "first_epoch": result.history[0]["accuracy"],
-        "cc": last["cc"],
+        "accuracy": [round(value, 4) for value in last["accuracy"]],
+        "first_epoch": [round(value, 4) for value in result.history[0]["accuracy"]],
+        "cc": [round(value, 4) for value in last["cc"]],
         "processor_seconds": round(time.process_time() - started, 1),
     }
 
@@ -145,6 +146,18 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 
 RECIPES = Store(RESULTS / "recipes.csv", Path("runs/recipes"), Layout(("kind", "trial"), split_name, "{}|{}|{}".format))
+
+
+def list_table(kind: str) -> list[str]:
+    """A row for each trial, in the order of :data:`TRIALS`; means over seeds."""
+    found, rows = RECIPES.read(), []
+    for trial in TRIALS:
+        runs = [tree for name, tree in found.items() if split_name(name)[:2] == (kind, trial)]
+        if runs:
+            every = [[100 * run["accuracy"][k] for run in runs] for k in range(len(runs[0]["accuracy"]))]
+            accuracy = [f"{sum(values) / len(values):.1f}" for values in every]
+            rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(runs))])
+    return table(["trial", "exit 0", "exit 1", "exit 2", "final", "seeds"], rows)
 
 
 def main() -> None:
@@ -163,6 +176,7 @@ def main() -> None:
         RECIPES.fold()
         accuracy = " ".join(f"{100 * a:.1f}" for a in found["accuracy"])
         print(f"{key}: {accuracy}; {found['processor_seconds']} s", flush=True)
+    fill(f"recipes-{given.kind}", list_table(given.kind))
 
 
 if __name__ == "__main__":

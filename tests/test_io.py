@@ -52,7 +52,7 @@ def test_rows_are_the_same_in_memory_and_in_files(tmp_path):
     rng = torch.Generator().manual_seed(0)
     batches = [(torch.randn(n, 3, 2, generator=rng), torch.arange(n).to(torch.int16)) for n in (4, 1, 7, 0, 5)]
     for limit in (1 << 20, 200, 0):
-        store = io.RowStore(tmp_path / "new", limit)
+        store = io.RowStore(tmp_path, limit)
         for maps, numbers in batches:
             store.add("maps", maps)
             store.add("numbers", numbers)
@@ -65,7 +65,7 @@ def test_rows_are_the_same_in_memory_and_in_files(tmp_path):
         store.release()
         del store
         assert torch.equal(maps[3], torch.cat([one for one, _ in batches])[3])
-    assert not list((tmp_path / "new").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_an_error_of_ours(tmp_path, monkeypatch):

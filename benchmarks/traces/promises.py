@@ -23,4 +23,4 @@ def list_promises(run: str, found: dict[str, Any]) -> Iterator[Promise]:
             yield Promise(f"traces|{step}|memory", f"{what}, MB of the whole process", found[step]["peak_mb"], "<=", 2000)
     elif run == "collecting":
         few, many = (found[name]["peak_mb"] for name in found if name.isdigit())
-        yield Promise("traces|collect", "collect, 100,000 samples of 1,000 classes: MB above 2,000", many - few, "<=", 1000)
+        yield Promise("traces|collect", "collect, 20,000 samples of 1,000 classes: MB above 2,000", many - few, "<=", 300)

@@ -93,8 +93,6 @@ class RowStore:
             self._held += rows.nbytes
             return
         try:
-            if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
             for each, waiting in self._rows.items():
                 for one in waiting:
                     self._write(each, one)

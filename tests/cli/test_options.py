@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import exitlens as xl
-from exitlens.cli.options import EGT_WEIGHT, literal, show
+from exitlens.cli.options import EGT_WEIGHT, literal, show, show_skipped
 
 HELP = """
 import sys
@@ -53,3 +53,12 @@ def test_tables_show_text_as_it_is(capsys):
     assert "0.1235" in shown
     assert "\\udcff" in shown
     assert literal("[x]") == "\\[x]"
+
+
+def test_skipped_files_are_listed_up_to_twenty(capsys):
+    show_skipped(False, [f"file {i}" for i in range(22)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "skipped file 0"
+    assert lines[-1] == "and 2 more (--json lists all)"
+    show_skipped(True, ["file"])
+    assert capsys.readouterr().out == ""

@@ -111,6 +111,11 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
     assert torch.equal(xl.Trace.load(tmp_path / "t").similarity["divergence"], trace.divergence)
 
 
+def test_where_nothing_can_be_written_is_said(tmp_path):
+    with pytest.raises(xl.OutputError, match=r"path: .*nowhere.* cannot be written"):
+        random_trace(5).save(tmp_path / "nowhere" / "t")
+
+
 def test_what_is_no_trace_is_not_loaded(tmp_path):
     with pytest.raises(xl.InputError, match=r"path: expected what Trace.save wrote .*no such file"):
         xl.Trace.load(tmp_path / "none")

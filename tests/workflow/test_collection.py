@@ -197,6 +197,14 @@ def test_many_logits_become_compact_on_the_way(net, tiny_set, monkeypatch):
     assert isinstance(xl.collect(net, tiny_set, batch_size=7, compact=False).logits, torch.Tensor)
 
 
+def test_a_trace_dir_is_made_and_keeps_the_trace(net, tiny_set, tmp_path):
+    trace = xl.collect(net, tiny_set, trace_dir=tmp_path / "a" / "b")
+    assert_equal_traces(xl.Trace.load(tmp_path / "a" / "b" / "trace.safetensors"), trace)
+    (tmp_path / "file").touch()
+    with pytest.raises(xl.OutputError, match=r"trace_dir: .*file cannot be made"):
+        xl.collect(net, tiny_set, trace_dir=tmp_path / "file")
+
+
 @pytest.mark.parametrize("compact", [True, False])
 def test_what_is_large_waits_in_files(net, tiny_set, monkeypatch, tmp_path, compact):
     in_memory = xl.collect(net, tiny_set, batch_size=7, compact=compact)

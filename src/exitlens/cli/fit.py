@@ -106,7 +106,7 @@ def fit(
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
     size = size or choose_size(backbone, bool(pretrained or init_weights))
-    reading = {"columns": columns, "group_by": group_by, "split_by": split_by}
+    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by}
     say = partial(_say, json_)
     ranks, resume = _join(out, resume)
     with wait(json_, "listing the data"), ranks.together():

@@ -73,8 +73,9 @@ def load_training_sets(
     own = read_tokenizer(backbone) if source.modality is TEXT else None
     preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
     found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
-    for note in found.notes if say is not None else ():
-        say(note)
+    if say is not None:
+        for note in found.notes:
+            say(note)
     return set_reading(found.sets["train"], workers, cache), set_reading(found.sets["validation"], workers, cache)
 
 

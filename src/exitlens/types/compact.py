@@ -69,9 +69,8 @@ class CompactLogits:
                 f"logits: only the {self.top.shape[-1]} largest of {self.num_classes} are kept: there is no indexing along "
                 "the classes: collect the trace with compact=False, or read .top and .classes"
             )
-        return CompactLogits(
-            **{n: None if t is None else t[at] for n, t in self.parts().items()}, num_classes=self.num_classes
-        )
+        parts: dict[str, Any] = {name: None if part is None else part[at] for name, part in self.parts().items()}
+        return CompactLogits(**parts, num_classes=self.num_classes)
 
     def __repr__(self) -> str:
         return f"CompactLogits({', '.join(map(str, self.shape))}: the {self.top.shape[-1]} largest)"

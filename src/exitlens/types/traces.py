@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from exitlens.errors import BundleError, InputError
+from exitlens.errors import BundleError, InputError, OutputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.words import exit_name
@@ -133,12 +134,12 @@ class Trace:
         def pick(value: Any) -> Any:
             return {name: one[rows] for name, one in value.items()} if isinstance(value, Mapping) else value[rows]
 
-        kept = {"cost": self.cost, "network": self.network}
+        kept: dict[str, Any] = {"cost": self.cost, "network": self.network}
         values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in kept)
-        return Trace(**kept, **{name: None if value is None else pick(value) for name, value in values})
+        return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
-        """Writes the trace as one file of safetensors, atomically."""
+        """Writes the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
         tensors: dict[str, Tensor] = {}
         for name in (one.name for one in fields(self) if one.name != "network"):
             value = getattr(self, name)
@@ -147,7 +148,14 @@ class Trace:
             tensors |= {name: one for name, one in named.items() if one is not None}
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
-        write_tensors(Path(path), alone, {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]})
+        try:
+            write_tensors(
+                Path(path), alone, {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
+            )
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"path: {path} cannot be written ({error}): choose a directory that exists and has room"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -171,7 +179,8 @@ class Trace:
                 values[field_] = tensor
         try:
             if isinstance(values["logits"], dict):
-                values["logits"] = CompactLogits(**{"label": None} | values["logits"], num_classes=note["num_classes"])
+                parts: dict[str, Any] = {"label": None} | values["logits"]
+                values["logits"] = CompactLogits(**parts, num_classes=note["num_classes"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"path: expected what Trace.save wrote, in {path} something is missing ({error})") from error

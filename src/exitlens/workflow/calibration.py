@@ -15,7 +15,7 @@ from exitlens.functional.drift import summarize_reference
 from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
 from exitlens.functional.grouping.likeness import measure_likeness
 from exitlens.functional.risk import Risk, check_limits, list_risks, select_exits
-from exitlens.functional.routing import route, score_early_exits
+from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, score
 from exitlens.functional.search import choose_gate, find_cheapest, find_safest, quantise
 from exitlens.types import Calibration, Policy, Trace
@@ -111,7 +111,7 @@ def calibrate(
     asked = limits if max_cost is None else limits | {"max_cost": max_cost}
     named = trace.num_groups if trace.num_groups < len(trace) else None
     record = Calibration(asked, len(trace), seed=seed, fitted_on=fitted_on, certification=certification, groups=named)
-    return _record(trace, replace(unset, thresholds=thresholds), record, risks)
+    return _record(trace, replace(unset, thresholds=thresholds), record, risks, scores)
 
 
 def _check_equal_groups(trace: Trace, delta: float | None, equal_groups: bool) -> None:
@@ -182,15 +182,16 @@ def _choose_temperatures(
     return fit_temperatures(trace.logits, trace.labels, rows), (SampleSketch.from_trace(trace),)
 
 
-def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk]) -> Policy:
-    """The policy with its record completed by what it does on the trace.
+def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk], scores: Tensor) -> Policy:
+    """The policy with its record completed by what it does on the trace; ``scores`` ``(N,K-1)`` are the early exits'.
 
     Raises :class:`CalibrationError` if it costs more than was asked for.
     """
-    exits = route(trace, policy)
+    exits = find_first_firing(scores, policy.thresholds)
     # scores as predictions report them, with a gate or without
+    plain = scores if policy.gate is None else score_early_exits(trace, replace(policy, gate=None))
     final = score(trace.logits[:, -1], policy.score, policy.temperatures[-1])
-    scores = torch.cat([score_early_exits(trace, replace(policy, gate=None)), final[:, None]], 1)
+    scores = torch.cat([plain, final[:, None]], 1)
     cost, max_cost = trace.cost[exits].double().mean().item(), record.limits.get("max_cost")
     if record.certification is not None and max_cost is not None and cost > max_cost + 1e-6:
         raise CalibrationError(

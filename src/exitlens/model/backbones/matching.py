@@ -198,7 +198,8 @@ def report_match(source: str, mine: Mapping[str, Tensor], theirs: Mapping[str, T
     used = {*match.fits.values(), *match.clashes.values()}
     unused = [name for name in theirs if name not in used and not name.endswith(COUNTER)]
     loaded = tuple(match.fits)
-    return WeightsReport(source, loaded, *map(tuple, (anew, missing, misshapen, unused)), match.seen_through)
+    listed = (tuple(anew), tuple(missing), tuple(misshapen), tuple(unused))
+    return WeightsReport(source, loaded, *listed, match.seen_through)
 
 
 def nearest_names(names: Iterable[str], known: Iterable[str]) -> Iterator[str]:

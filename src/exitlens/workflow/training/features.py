@@ -27,7 +27,7 @@ class Room:
 
     def allocate(self, rows: int, like: Tensor) -> Tensor:
         """An empty ``(rows,...)`` tensor whose samples lie in memory as those of ``like`` do."""
-        order = [0, *sorted(range(1, like.ndim), key=lambda axis: -like.stride(axis))]
+        order = [0, *sorted(range(1, like.ndim), key=like.stride, reverse=True)]
         shape = (rows, *(like.shape[axis] for axis in order[1:]))
         size = math.prod(shape) * like.element_size()
         if size <= self.left or size == 0:

@@ -162,7 +162,7 @@ def fit(
         shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)
         with common, show_progress(shown) as bar, open_tensorboard(events) as write_events:
-            note = bar.console.print if shown else lambda _: None
+            note: Callable[[str], None] = bar.console.print if shown else lambda line: None
             _keep_features(run, train, val, cache_features, bar, note)
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)
@@ -186,8 +186,9 @@ def _keep_features(
         note(f"freeze_backbone: every epoch runs the backbone again: {reason}")
         return
     folder = run.out_dir if run.ranks.is_first else None
+    how: dict[str, Any] = {"wanted": wanted, "folder": folder, "workers": run.workers, "bar": bar}
     with run.ranks.together():
-        run.frozen = keep_features(run.net, run.loss, run.settings, train, val, folder=folder, workers=run.workers, bar=bar)
+        run.frozen = keep_features(run.net, run.loss, run.settings, train, val, **how)
 
 
 def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:
