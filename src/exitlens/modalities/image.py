@@ -68,15 +68,16 @@ def read_image(
     Raises:
         DataError: as :func:`open_picture` does.
     """
-    return _to_pixels(open_picture(path, channels, max_pixels), size, channels)
+    return to_pixels(open_picture(path, channels, max_pixels), size, channels)
 
 
 def decode_image(content: bytes, name: str, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
     """As :func:`read_image`, of the bytes of a file that errors call ``name``."""
-    return _to_pixels(open_picture(io.BytesIO(content), channels, name=name), size, channels)
+    return to_pixels(open_picture(io.BytesIO(content), channels, name=name), size, channels)
 
 
-def _to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:
+def to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
+    """A grey (1 channel) or colour picture as pixels, resized to ``size`` (height, width) by antialiased interpolation."""
     if size is not None and picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)

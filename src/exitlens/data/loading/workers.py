@@ -25,6 +25,7 @@ from torch import Tensor
 
 from exitlens.data.loading.readers import Reader
 from exitlens.errors import DataError, InputError
+from exitlens.launch import count_local
 
 DEPTH = 2  # batches that a process is ahead of what is taken from it
 TIMEOUT_S = 300.0  # for one image
@@ -55,7 +56,8 @@ def can_fork() -> bool:
 
 
 def choose_workers(workers: int | None, batches: int) -> int:
-    """How many processes decode: as asked for, by default one for each core (at most 8), and none for a single batch.
+    """How many processes decode: as asked for, by default one for each core of this rank (at most 8), and none for
+    a single batch.
 
     Where torchrun started several processes on this machine, they share the cores.
 
@@ -63,7 +65,7 @@ def choose_workers(workers: int | None, batches: int) -> int:
         InputError: for a number that is none, or on a system where processes cannot be copied.
     """
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if can_fork() else 1
+        cores = len(os.sched_getaffinity(0)) // count_local() if can_fork() else 1
         workers = min(MOST_WORKERS, cores) if cores > 1 else 0
     if not isinstance(workers, int) or workers < 0:
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
