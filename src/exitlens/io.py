@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +85,7 @@ class RowStore:
         self._folder, self._limit, self._held = folder, limit, 0
         self._rows: dict[str, list[Tensor]] = {}
         self._files: dict[str, tuple[IO[bytes], Tensor]] = {}  # and a tensor without rows
-        self._maps: list[mmap.mmap] = []
+        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # of the tensors that still live
 
     def add(self, name: str, rows: Tensor) -> None:  # (n,*S), of one shape and dtype for each name
         """Adds rows; raises :class:`OutputError` where the disk is full."""
@@ -116,8 +117,9 @@ class RowStore:
         file, empty = self._files.pop(name)
         with file:
             file.flush()
-            self._maps.append(mmap.mmap(file.fileno(), 0))
-        return torch.frombuffer(self._maps[-1], dtype=empty.dtype).view(-1, *empty.shape[1:])
+            memory = mmap.mmap(file.fileno(), 0)
+        self._maps.add(memory)
+        return torch.frombuffer(memory, dtype=empty.dtype).view(-1, *empty.shape[1:])
 
     def release(self) -> None:
         """Lets go of the memory that holds what was read of taken rows, until they are read again."""

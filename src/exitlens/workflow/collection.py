@@ -181,6 +181,7 @@ class _LogitRecorder:
             self._is_compact, whole, known = True, self._store.take("logits"), self._join_labels()
             for rows in torch.arange(self.count).split(64):
                 self._compress(whole[rows], None if known is None else known[rows])
+                self._store.release()
 
     def _compress(self, logits: Tensor, labels: Tensor | None) -> None:
         for name, part in compress(logits, labels).parts().items():

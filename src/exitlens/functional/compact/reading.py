@@ -83,7 +83,9 @@ def fix_likelihood(logits: CompactLogits) -> Callable[[float], float]:  # (N,C)
     assert logits.label is not None, "compressed with labels"
     dtype = torch.float64 if len(logits) <= EXACT else torch.float32
     gaps = (logits.top[:, :1] - logits.top).to(dtype)
-    nodes = torch.cat([part.nodes().to(dtype) for part in logits.split(ROWS)])
+    nodes = torch.empty(logits.weights.shape, dtype=dtype)
+    for part, out in zip(logits.split(ROWS), nodes.split(ROWS), strict=True):
+        out.copy_(part.nodes())
     label, weights = (logits.top[:, 0] - logits.label).double().mean().item(), logits.weights.to(dtype)
 
     def loss(temperature: float) -> float:
