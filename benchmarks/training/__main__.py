@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.training [--only NAME ...] [--again] [--quick]
 
-What is there already is skipped. Nothing else should run meanwhile (2 minutes). Results: benchmarks/results/training.csv.
+What is there already is skipped (3 minutes in all). Results: benchmarks/results/training.csv.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """An epoch of heads on a frozen backbone: with features kept from the first one, without, and of a linear probe.
 
-Images are noise: what an epoch costs does not depend on them.
+Images are noise: what an epoch costs does not depend on them. Seconds are those that one thread computed for, so that other
+processes do not count.
 """
 
 from __future__ import annotations
@@ -66,31 +67,32 @@ def time_probe(features: FeatureCache) -> float:
     pooled = [value.flatten(2).mean(2) for name, value in features.columns.items() if name.endswith(".0")]
     layers = [torch.nn.Linear(x.shape[1], CLASSES) for x in pooled]
     optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=1e-3)
-    started = time.perf_counter()
+    started = time.process_time()
     for rows in torch.randperm(len(features.labels)).split(BATCH):
         outputs: list[Tensor] = [layer(x[rows]) for layer, x in zip(layers, pooled, strict=True)]
         loss = torch.stack([F.cross_entropy(out, features.labels[rows]) for out in outputs]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def measure(case: Case, rounds: int = 3) -> dict[str, Any]:
     """Epochs of two runs in turn; the first of each is left out."""
+    torch.set_num_threads(1)
     train, val = (make_data(count, case.pixels, seed) for seed, count in enumerate((case.samples, case.validation)))
     plain, kept = (start_run(case, train, rounds + 1) for _ in range(2))
     seconds: dict[str, list[float]] = {"every epoch": [], "kept": [], "probe": []}
     with use_memory_format(plain.net, True), use_memory_format(kept.net, True), show_progress(False) as bar:
-        started = time.perf_counter()
+        started = time.process_time()
         kept.frozen = keep_features(kept.net, kept.loss, kept.settings, train, val, bar=bar)
-        once = time.perf_counter() - started
+        once = time.process_time() - started
         assert kept.frozen is not None
         for epoch in range(rounds + 1):
             for name, run in (("every epoch", plain), ("kept", kept)):
-                row = run.train_epoch(epoch, train, val, bar)
-                run.save(row)
-                seconds[name].append(row["seconds"])
+                started = time.process_time()
+                run.save(run.train_epoch(epoch, train, val, bar))
+                seconds[name].append(time.process_time() - started)
             seconds["probe"].append(time_probe(kept.frozen.train))
     size = sum(value.numel() * value.element_size() for value in kept.frozen.train.columns.values())
     weights = [torch.cat([p.detach().flatten() for p in run.net.heads.parameters()]) for run in (plain, kept)]
@@ -98,7 +100,6 @@ def measure(case: Case, rounds: int = 3) -> dict[str, Any]:
     return {
         "samples": case.samples,
         "pixels": case.pixels,
-        "threads": torch.get_num_threads(),
         "seconds": {name: [round(float(v), 4) for v in np.percentile(s[1:], (50, 0, 100))] for name, s in seconds.items()},
         "seconds_once": round(once, 3),
         "speedup": [round(float(v), 2) for v in np.percentile(ratios, (50, 0, 100))],
