@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees pictures study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-traces pictures study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -47,6 +47,10 @@ bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises ove
 pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of drawings (half an hour; needs openclipart-png): docs/pictures.md
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.pictures.page
+	$(BIN)/python -m benchmarks.check
+
+bench-traces: $(VENV)/.benchmark  ## compact traces: how exact, and what a million samples take (minutes, 1 GB of disk): docs/traces.md
+	$(BIN)/python -m benchmarks.traces
 	$(BIN)/python -m benchmarks.check
 
 study: $(VENV)/.benchmark  ## every run of the study (about 12 hours; resumable): benchmarks/results/study.csv

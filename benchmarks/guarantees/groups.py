@@ -29,6 +29,7 @@ from exitlens.functional.search import quantise
 
 LIMITS, DELTAS = (0.02, 0.05, 0.1), (0.05, 0.1, 0.2)
 POPULATION, DRAWN, LARGEST = 4000, 300, 50  # groups
+WATCHED = 150  # groups that calibrate, and as many that are watched
 KINDS = ("size says nothing", "large groups lose more", "copies of one sample")
 MODES = {  # how groups are named, and the sets of risks that are certified so
     "named": ("accuracy drop", "all three"),
@@ -151,15 +152,15 @@ def count_on_groups(quick: bool) -> dict[str, Any]:
 
 
 def watch_groups(named: bool, seed: int) -> bool:
-    """Whether the monitor warns within 300 new groups of an unchanged population."""
+    """Whether the monitor warns within 150 new groups of an unchanged population."""
     trace, rng = make_groups(seed % 3), torch.Generator().manual_seed(seed)
-    rows, drawn = draw_groups(trace, DRAWN, rng)
+    rows, drawn = draw_groups(trace, WATCHED, rng)
     assert trace.labels is not None
     known = xl.Trace(
         trace.logits[rows], trace.labels[rows], trace.divergence[rows], trace.cost, groups=drawn if named else None
     )
     policy = xl.calibrate(known, max_accuracy_drop=0.1, temperature_scaling=False, seed=seed)
-    rows, drawn = draw_groups(trace, DRAWN, rng)
+    rows, drawn = draw_groups(trace, WATCHED, rng)
     p = trace.logits[rows].softmax(2)
     exits = xl.route(
         replace(trace, **{n: getattr(trace, n)[rows] for n in ("logits", "labels", "divergence", "groups")}), policy
@@ -176,4 +177,4 @@ def watch_on_groups(quick: bool) -> dict[str, Any]:
     for name, named in (("named", True), ("not named", False)):
         alarms = run_in_parallel(partial(watch_groups, named), range(count))
         found[name] = {"alarms": sum(alarms) / count}
-    return {"runs": count, "groups": DRAWN} | found
+    return {"runs": count, "groups": WATCHED} | found

@@ -1,6 +1,7 @@
 """fit on the command line."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,6 +53,35 @@ def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, wo
     assert code == 2
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.slow
+def test_bad_files_and_the_cache(folder, tmp_path, call):
+    own, out = shutil.copytree(folder, tmp_path / "own"), tmp_path / "r"
+    for path in sorted((own / "dark").glob("*.png"))[:12]:
+        path.write_text("no image")
+    words = ("fit", "--data", own, "--size", "32", "--epochs", "1", "--batch-size", "16", "--out", out, "--workers", "2")
+    code, _, err = call(*words)
+    assert code == 2
+    assert "cannot be read as an image" in err
+    assert "--skip-bad" in err
+    code, shown, err = call(*words, "--skip-bad", "--cache", tmp_path / "cache", "--resume", "--json")
+    assert code == 0, err
+    bad = json.loads(shown)["bad"]
+    assert bad
+    assert all("own/dark" in reason for reason in bad)
+    assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) > 30
+    for verb in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
+        line = (*verb, "--bundle", out, "--data", own, "--cache", tmp_path / "cache", "--skip-bad")
+        code, shown, err = call(*line, "--json")
+        assert code == 0, err
+        assert len(json.loads(shown)["bad"]) == 12
+    assert "skipped" in call(*line)[1]
+    assert "in memory" in call("evaluate", "--bundle", out, "--data", "scenes", "--cache", tmp_path / "cache")[2]
+    code, shown, err = call("report", out, "--data", own, "--skip-bad", "--out", tmp_path / "report.html", "--json")
+    assert code == 0, err
+    assert len(json.loads(shown)["bad"]) == 12
+    assert "without 12 that cannot be read" in (tmp_path / "report.html").read_text()
 
 
 def test_groups_stay_together_and_come_along(folder, tmp_path, call):

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import exitlens as xl
-from exitlens.cli.options import EGT_WEIGHT, literal, show
+from exitlens.cli.options import EGT_WEIGHT, literal, show, show_skipped
 
 HELP = """
 import sys
@@ -53,3 +54,26 @@ def test_tables_show_text_as_it_is(capsys):
     assert "0.1235" in shown
     assert "\\udcff" in shown
     assert literal("[x]") == "\\[x]"
+
+
+def test_skipped_files_are_listed_up_to_twenty(capsys):
+    show_skipped(False, [f"file {i}" for i in range(22)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "skipped file 0"
+    assert lines[-1] == "and 2 more (--json lists all)"
+    show_skipped(True, ["file"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_warning_of_ours_is_one_line(call, monkeypatch):
+    def explore(*_):
+        warnings.warn("the disk is full", xl.DataWarning, stacklevel=2)
+        warnings.warn("another", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr("exitlens.cli.verbs", explore)
+    shown = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: shown.append(str(message)))
+        assert call()[2] == "warning: the disk is full\n"
+    assert shown == ["another"]

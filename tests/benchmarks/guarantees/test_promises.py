@@ -15,3 +15,22 @@ def test_the_worst_limit_counts():
     promise = next(list_promises("splits-x", {"sets": sets}))
     assert promise.measured == 0.2
     assert not promise.is_kept
+
+
+def test_groups_that_are_not_named_have_to_break_promises():
+    def row(broken: float) -> dict[str, dict[str, float]]:
+        return {"a": {"delta": 0.1, "violations": broken, "draws": 333}}
+
+    sets = {"x, named, accuracy drop": row(0.05), "x, not named, accuracy drop": row(0.4)}
+    assert all(promise.is_kept for promise in list_promises("groups", {"sets": sets}))
+    for worse in ({"x, named, accuracy drop": row(0.2)}, {"x, not named, accuracy drop": row(0.1)}):
+        assert sum(not promise.is_kept for promise in list_promises("groups", {"sets": sets | worse})) == 1
+
+
+def test_families_are_told_apart_from_independent_samples():
+    orders = {"as they come": {"warned": True}, "shuffled": {"warned": False}}
+    calm = {"as they come": {"warned": False}, "shuffled": {"warned": False}}
+    found = {"scenes": {"independent, test": calm, "41 garments": orders}, "seconds_taken": 3}
+    assert all(promise.is_kept for promise in list_promises("families", found))
+    found["scenes"]["independent, test"] = orders
+    assert [promise.is_kept for promise in list_promises("families", found)] == [False, True]

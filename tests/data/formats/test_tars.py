@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import exitlens as xl
-from exitlens.data.formats.tars import ShardImages, expand_braces, find_shards, read_shard
+from exitlens.data.formats.tars import ShardImages, expand_braces, find_shards, index_shards, read_shard
 from tests.data.formats.conftest import PREPROCESS, encode, write_tar
 
 
@@ -33,6 +33,18 @@ def test_samples_of_a_shard(tmp_path):
     assert (first.key, first.values, first.image[1:]) == ("a/1", {"cls": "3"}, (5, "jpg"))
     assert (second.key, second.values, second.image) == ("a/2", {"txt": "words"}, None)
     assert bad == []
+
+
+def test_an_index_keeps_what_is_wanted(tmp_path):
+    paths = [
+        write_tar(tmp_path / f"{i}.tar", [(f"{i}.png", b"123"), (f"{i}.cls", b"7"), (f"{i}.txt", b"x")]) for i in range(2)
+    ]
+    write_tar(tmp_path / "2.tar", [("2.cls", b"8")])
+    index = index_shards([*paths, tmp_path / "2.tar", tmp_path / "none.tar"], ["cls", "other"])
+    assert list(index.keys) == ["0", "1", "2"]
+    assert index.places.tolist() == [[0, 512, 3], [1, 512, 3], [2, 0, -1]]
+    assert index.values == {"cls": ["7", "7", "8"], "other": [None] * 3}
+    assert len(index.bad) == 1
 
 
 def test_a_tar_file_that_shrinks_or_goes_away(tmp_path):

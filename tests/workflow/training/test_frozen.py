@@ -146,6 +146,19 @@ def test_what_may_change_from_epoch_to_epoch_is_not_kept(tiny_set, capsys):
     assert "augmentation changes the inputs in every epoch" in " ".join(capsys.readouterr().out.split())
 
 
+def test_sets_of_the_users_own_are_kept_on_request():
+    class Fixed(Own):
+        def __getitem__(self, i):
+            return torch.full((3, 16, 16), float(i % 4)), i % 4
+
+    net, calls = _fresh(), []
+    net.stage(1).register_forward_hook(lambda *_: calls.append(1))
+    xl.fit(net, Fixed(), Fixed(), cache_features=True, **QUICK)
+    assert len(calls) == 2 + 1
+    xl.fit(net, Fixed(), Fixed(), **QUICK)
+    assert len(calls) == 3 + 3 * (2 + 1)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,54 +21,31 @@ from exitlens.data.formats.columns import Columns, Kind, find_columns
 from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.labelled import Rows
 from exitlens.data.formats.named_parts import name_split
-from exitlens.data.formats.tars import Sample, ShardImages, find_shards, read_shard
-from exitlens.data.loading.names import PackedNames
+from exitlens.data.formats.tars import Index, ShardImages, find_shards, index_shards, read_shard
 from exitlens.errors import DataError, suggest
 from exitlens.types import Preprocess
 
+_PEEKED = 50  # files, and samples of each, that tell what there is
+
 
 class Shards:
-    """An index of tar files; see :func:`open_shards`.
+    """Tar files of one source; see :func:`open_shards`.
 
     Attributes:
         name: of the source.
-        kinds: what the samples have: an image, and values by the members' extensions or the keys of their JSON.
+        kinds: what the first samples have: an image, and values by the members' extensions or the keys of their JSON.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path]) -> None:
-        self.name, self._bad = name, list[str]()
-        self.kinds: dict[str, Kind] = {}
-        self._values: dict[str, list[str | None]] = {}
-        self._paths = tuple(paths)
-        keys: list[str] = []
-        places: list[tuple[int, int, int]] = []  # shard, offset, bytes
-        for shard, path in enumerate(paths):
-            for sample in read_shard(path, self._bad):
-                self._add_values(sample, len(keys))
-                keys.append(sample.key)
-                places.append((shard, *(sample.image or (0, -1, ""))[:2]))
-        if not keys:
-            self._check_bad()
-            raise DataError(f"data: {name} has no samples: expected members such as key.jpg and key.cls in its tar files")
-        self._keys, self._places = PackedNames(keys), np.array(places, dtype=np.int64)
-        for values in self._values.values():
-            values += [None] * (len(keys) - len(values))
-
-    def _check_bad(self) -> None:
-        if self._bad:
-            raise DataError(f"data: {self._bad[0]}: mend it, or pass --skip-bad (skip_bad=True) to take what is whole")
-
-    def _add_values(self, sample: Sample, row: int) -> None:
-        if sample.image is not None:
-            self.kinds["image"] = "image"
-        for name, value in sample.values.items():
-            found = self._values.setdefault(name, [])
-            found += [None] * (row - len(found))
-            found.append(value)
-            self.kinds.setdefault(name, "string")
+    def __init__(self, name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> None:
+        self.name, self._paths, self._stamp = name, paths, stamp
+        first = [sample for path in paths[:_PEEKED] for sample in islice(read_shard(path, []), _PEEKED)]
+        self.kinds: dict[str, Kind] = {"image": "image"} if any(sample.image for sample in first) else {}
+        self.kinds |= dict.fromkeys((name for sample in first for name in sample.values), "string")
 
     def find_columns(self, given: str, reserved: Sequence[str] = ()) -> Columns:
         """What is image or text, and what label, see :func:`~exitlens.data.formats.columns.find_columns`."""
+        if not self.kinds:
+            self._index(frozenset(), skip_bad=False)  # says what is wrong with them
         caption: dict[str, Kind] = {"txt": "other"} if {"image", "txt"} <= self.kinds.keys() else {}
         return find_columns(self.kinds | caption, given, self.name, reserved)
 
@@ -83,63 +61,79 @@ class Shards:
         Raises:
             DataError: names that no sample has, or a damaged shard.
         """
-        if not skip_bad:
-            self._check_bad()
         columns = self.find_columns(given, [group_by, split_by])
-        groups: Sequence[str | None] | None = None
-        if group_by in self._values:
-            groups = self._values[group_by]
-        elif group_by:
-            groups = self._match(group_by)
-        if split_by and split_by not in self._values:
+        if split_by and split_by not in self.kinds:
             self._refuse("split_by", split_by)
-        words = [""] * len(self._paths) if split_by else _read_parts(self._paths)
-        return {word: self._list_part(word, words, columns, groups, split_by) for word in dict.fromkeys(words)}
-
-    def _match(self, group_by: str) -> list[str]:
-        if not looks_like_pattern(group_by):
+        if group_by and group_by not in self.kinds and not looks_like_pattern(group_by):
             self._refuse("group_by", group_by)
-        return match_groups(group_by, self._keys)
+        wanted = {columns.text, columns.label, group_by, split_by}
+        index = self._index(frozenset(wanted & self.kinds.keys()), skip_bad)
+        groups: Sequence[str | None] | None = index.values.get(group_by)
+        if group_by and groups is None:
+            groups = match_groups(group_by, index.keys)
+        words = [""] * len(self._paths) if split_by else _read_parts(self._paths)
+        return {word: self._list_part(word, words, index, columns, groups, split_by) for word in dict.fromkeys(words)}
+
+    def _index(self, wanted: frozenset[str], skip_bad: bool) -> Index:
+        index = _index(self._paths, self._stamp, wanted)
+        if index.bad and not (skip_bad and len(index.keys)):
+            raise DataError(f"data: {index.bad[0]}: mend it, or pass --skip-bad (skip_bad=True) to take what is whole")
+        if not len(index.keys):
+            raise DataError(
+                f"data: {self.name} has no samples: expected members such as key.jpg and key.cls in its tar files"
+            )
+        return index
 
     def _refuse(self, argument: str, name: str) -> NoReturn:
-        known = ", ".join(self._values)
-        raise DataError(f"{argument}: {self.name} has no {name!r}; it has {known}.{suggest(name, self._values)}")
+        known = ", ".join(self.kinds)
+        raise DataError(f"{argument}: {self.name} has no {name!r}; it has {known}.{suggest(name, self.kinds)}")
 
     def _list_part(
-        self, word: str, words: Sequence[str], columns: Columns, groups: Sequence[str | None] | None, split_by: str
+        self,
+        word: str,
+        words: Sequence[str],
+        index: Index,
+        columns: Columns,
+        groups: Sequence[str | None] | None,
+        split_by: str,
     ) -> Rows:
         shards = [i for i, other in enumerate(words) if other == word]
-        rows = np.isin(self._places[:, 0], shards).nonzero()[0].tolist()
+        rows = np.isin(index.places[:, 0], shards).nonzero()[0].tolist()
 
         def pick(values: Sequence[str | None]) -> list[str | None]:
             return [values[i] for i in rows]
 
         def make_reader(preprocess: Preprocess) -> ShardImages:
-            return ShardImages(self._paths, self._places[rows], [self._keys[i] for i in rows], preprocess)
+            return ShardImages(self._paths, index.places[rows], [index.keys[i] for i in rows], preprocess)
 
         return Rows(
-            name=lambda i: f"{self._paths[self._places[rows[i], 0]]}: {self._keys[rows[i]]}",
-            labels=pick(self._values[columns.label]),
+            name=lambda i: f"{self._paths[index.places[rows[i], 0]]}: {index.keys[rows[i]]}",
+            labels=pick(index.values[columns.label]),
             images=None if columns.text else make_reader,
-            texts=pick(self._values[columns.text]) if columns.text else None,
+            texts=pick(index.values[columns.text]) if columns.text else None,
             groups=None if groups is None else pick(groups),
-            splits=pick(self._values[split_by]) if split_by else None,
+            splits=pick(index.values[split_by]) if split_by else None,
         )
 
 
 @lru_cache(maxsize=2)
 def _open(name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> Shards:
-    return Shards(name, paths)
+    return Shards(name, paths, stamp)
+
+
+@lru_cache(maxsize=2)
+def _index(paths: tuple[Path, ...], stamp: tuple[object, ...], wanted: frozenset[str]) -> Index:
+    return index_shards(paths, wanted)
 
 
 def open_shards(name: str) -> Shards:
-    """Indexes the tar files of a source; the last index is kept until a file changes.
+    """Opens the tar files of a source and looks at the first samples; what was opened last is kept until a file changes.
 
     Args:
         name: see :func:`find_shards`.
 
     Raises:
-        DataError: no files, or no samples in them.
+        DataError: no files, or files that cannot be read.
     """
     paths = tuple(find_shards(name))
     if not paths:

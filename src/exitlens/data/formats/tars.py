@@ -8,9 +8,12 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from exitlens.data.formats.files import list_files
 from exitlens.data.loading.listing import EXTENSIONS
@@ -61,6 +64,39 @@ class Sample(NamedTuple):
     key: str
     values: dict[str, str]
     image: tuple[int, int, str] | None  # offset, bytes, extension
+
+
+class Index(NamedTuple):
+    """Where N samples lie.
+
+    Attributes:
+        keys: N names.
+        places: ``(N,3)`` ``int64``: file, offset and bytes of every image; -1 bytes where there is none.
+        values: by the members' extensions or JSON keys, of every sample.
+        bad: what is wrong with files.
+    """
+
+    keys: PackedNames
+    places: Any
+    values: Mapping[str, Sequence[str | None]]
+    bad: tuple[str, ...]
+
+
+def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
+    """Goes through tar files once, for the images' places and the ``wanted`` values."""
+    keys: list[str] = []
+    places = array("q")
+    values: dict[str, list[str | None]] = {name: [] for name in wanted}
+    seen: dict[str, str] = {}  # equal words are kept once
+    bad: list[str] = []
+    for shard, path in enumerate(paths):
+        for sample in read_shard(path, bad):
+            keys.append(sample.key)
+            places.extend((shard, *(sample.image or (0, -1))[:2]))
+            for name, found in values.items():
+                value = sample.values.get(name)
+                found.append(None if value is None else seen.setdefault(value, value))
+    return Index(PackedNames(keys), np.array(places).reshape(-1, 3), values, tuple(bad))
 
 
 def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:

@@ -198,6 +198,7 @@ def keep_features(
     train: Any,
     val: Any,
     *,
+    wanted: bool | None = None,
     folder: Path | None = None,
     workers: int | None = None,
     bar: Progress,
@@ -206,6 +207,7 @@ def keep_features(
 
     Args:
         net, loss, settings, train, val, workers: as in ``fit``.
+        wanted: whether data sets of the user's own are known to give the same samples every time.
         folder: for features that do not fit into memory; by default the system's for temporary files.
         bar: shows how far it is.
 
@@ -227,7 +229,7 @@ def keep_features(
 
     try:
         cached = read(train, True)
-        if explain_no_cache(val, settings, False, None):
+        if type(val) not in FIXED and not (wanted and isinstance(val, Dataset)):
             return FrozenFeatures(heads, cached, None)
         return FrozenFeatures(heads, cached, read(val, False).open(plan_in_order(len(val), max(settings.batch_size, 64))))
     except OSError as error:
