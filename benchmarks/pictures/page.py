@@ -23,6 +23,11 @@ def of_kind(runs: Runs, kind: str) -> list[dict[str, Any]]:
     return [runs[f"{kind}-{seed}"] for seed in SEEDS if f"{kind}-{seed}" in runs]
 
 
+def list_seeds(runs: Runs) -> list[int]:
+    """Seeds of which both networks are there."""
+    return [seed for seed in SEEDS if f"pair-{seed}" in runs]
+
+
 def average(found: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """Means over runs of a list with a value for each exit."""
     return [mean(values) for values in zip(*(one[key] for one in found), strict=True)]
@@ -42,10 +47,10 @@ def write_accuracy(runs: Runs) -> list[str]:
     first = exits[0]
     return [
         f"Accuracy in % on {first['pictures']:,} test pictures of {first['drawings']} drawings, {first['epochs']} epochs, for seeds "
-        f"{', '.join(str(seed) for seed in SEEDS[: len(exits)])} and in the mean; skill of the maps' agreement with the final map; attention "
+        f"{', '.join(map(str, list_seeds(runs)))} and in the mean; skill of the maps' agreement with the final map; attention "
         f"that lies on the drawing, which covers {100 * mean(one['area'] for one in exits):.0f} % of a picture.",
         "",
-        *table(["", "cost", *[f"seed {seed}" for seed in SEEDS[: len(exits)]], "mean", "skill", "on the drawing"], rows),
+        *table(["", "cost", *[f"seed {seed}" for seed in list_seeds(runs)], "mean", "skill", "on the drawing"], rows),
         "",
         f"Final exit minus the plain network: {differences} points, {mean(difference):+.2f} in the mean. Other test drawings would move the "
         f"difference of one seed by {100 * mean(pair['error'] for pair in pairs):.1f} points (standard error over drawings).",
@@ -69,7 +74,7 @@ def write_policies(runs: Runs) -> list[str]:
             [f"{100 * limit:g} points, {name.partition(', ')[2]}", f"{mean(costs):.2f}", shown, f"{broken} of {len(found)}"]
         )
     return [
-        f"Policies certified (δ = 0.1) on {runs['exits-0']['calibration_pictures']:,} pictures of {runs['exits-0']['calibration_drawings']} "
+        f"Policies certified (δ = 0.1) on {exits[0]['calibration_pictures']:,} pictures of {exits[0]['calibration_drawings']} "
         f"drawings, to lose at most {', '.join(f'{100 * limit:g}' for limit in LIMITS)} points: told which pictures show one drawing, and not.",
         "",
         *table(["limit", "cost on test pictures", "points lost, by seed", "above the limit"], rows),
@@ -91,15 +96,26 @@ def write_promises(runs: Runs) -> list[str]:
         [one.what, f"{one.measured:.2f}", f"{one.sense} {one.bar}", "yes" if one.is_kept else "no"]
         for one in list_promises(runs)
     ]
-    return table(["promise", "measured", "bar", "kept"], rows)
+    return table(["promise", "measured", "bar", "kept"], rows) if rows else []
+
+
+def write_networks(runs: Runs) -> list[str]:
+    """What there is of the comparison so far."""
+    seeds = list_seeds(runs)
+    if not seeds:
+        return ["Not measured yet: `python -m benchmarks.pictures` (35 minutes of one core for six networks, resumable)."]
+    done = {name: found for name, found in runs.items() if int(name.rpartition("-")[2]) in seeds}
+    first = [f"So far {len(seeds)} of {len(SEEDS)} seeds.", ""] if len(seeds) < len(SEEDS) else []
+    return [*first, *write_accuracy(done), "", *write_policies(done)]
 
 
 def main() -> None:
     PICTURES.fold()
     runs = PICTURES.read()
-    parts = [*write_accuracy(runs), "", *write_policies(runs), "", *write_steps(runs), "", *write_promises(runs)]
-    fill("pictures", parts)
-    fill("photos", [*write_accuracy(runs), "", *write_policies(runs)], [ROOT / "examples" / "photos.md"])
+    networks = write_networks(runs)
+    steps = write_steps(runs) if "step-0" in runs else []
+    fill("pictures", [*networks, "", *steps, "", *write_promises(runs)])
+    fill("photos", networks, [ROOT / "examples" / "photos.md"])
 
 
 if __name__ == "__main__":

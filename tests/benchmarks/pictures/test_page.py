@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.pictures.measure import list_policies
-from benchmarks.pictures.page import write_accuracy, write_policies, write_promises, write_steps
+from benchmarks.pictures.page import write_accuracy, write_networks, write_policies, write_promises, write_steps
 
 
 def make_runs(seeds: int) -> dict[str, dict[str, Any]]:
@@ -40,3 +40,10 @@ def test_promises_need_all_seeds():
     assert "1.05 times" in "\n".join(write_steps(make_runs(1)))
     assert len(write_promises(make_runs(1))) == 2 + 1
     assert len(write_promises(make_runs(3))) == 2 + 2
+
+
+def test_what_is_not_measured_is_said():
+    assert "Not measured yet" in write_networks({})[0]
+    assert "So far 2 of 3 seeds." in write_networks(make_runs(2))
+    lone = {name: found for name, found in make_runs(2).items() if name != "pair-0"}
+    assert "| | cost | seed 1 | mean |" in "\n".join(write_networks(lone)).replace("|  |", "| |")
