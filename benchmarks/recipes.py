@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from benchmarks.markdown import fill, table
 from benchmarks.store import RESULTS, Layout, Store
 from exitlens.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from exitlens.modalities.image import read_image
+from exitlens.workflow.training.recipe import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING = 96, 2
 TOKENS, REVIEWS, VALIDATION = 32, 600, 400
@@ -145,12 +146,12 @@ def split_name(name: str) -> tuple[str, str, str]:
     return kind, trial, seed
 
 
-RECIPES = Store(RESULTS / "recipes.csv", Path("runs/recipes"), Layout(("kind", "trial"), split_name, "{}|{}|{}".format))
+TRIED = Store(RESULTS / "recipes.csv", Path("runs/recipes"), Layout(("kind", "trial"), split_name, "{}|{}|{}".format))
 
 
 def list_table(kind: str) -> list[str]:
     """A row for each trial, in the order of :data:`TRIALS`; means over seeds."""
-    found, rows = RECIPES.read(), []
+    found, rows = TRIED.read(), []
     for trial in TRIALS:
         runs = [tree for name, tree in found.items() if split_name(name)[:2] == (kind, trial)]
         if runs:
@@ -158,6 +159,16 @@ def list_table(kind: str) -> list[str]:
             accuracy = [f"{sum(values) / len(values):.1f}" for values in every]
             rows.append([trial, *([""] * 3 if len(accuracy) == 1 else []), *accuracy, str(len(runs))])
     return table(["trial", "exit 0", "exit 1", "exit 2", "final", "seeds"], rows)
+
+
+def list_values() -> list[str]:
+    """The recipes beside each other."""
+    scratch, pretrained = (asdict(RECIPES[name]) for name in ("scratch", "pretrained"))
+    rows = [
+        [f"`{name}`", *("the same" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in pair)]
+        for name, pair in ((name, (scratch[name], pretrained[name])) for name in scratch)
+    ]
+    return table(["value", "`scratch`", "`pretrained`"], rows)
 
 
 def main() -> None:
@@ -169,14 +180,15 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.trials or COMMON:
         key = f"{given.kind}|{name}|{given.seed}"
-        if key in RECIPES:
+        if key in TRIED:
             continue
         found = measure(given.kind, TRIALS[name], given.data, given.seed)
-        RECIPES.add(key, found)
-        RECIPES.fold()
+        TRIED.add(key, found)
+        TRIED.fold()
         accuracy = " ".join(f"{100 * a:.1f}" for a in found["accuracy"])
         print(f"{key}: {accuracy}; {found['processor_seconds']} s", flush=True)
     fill(f"recipes-{given.kind}", list_table(given.kind))
+    fill("recipe-values", list_values())
 
 
 if __name__ == "__main__":

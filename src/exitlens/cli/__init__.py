@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from typer import Context
 
 from exitlens.cli import app, bench, demo, fit, judge, predict  # registers their verbs
 from exitlens.cli.options import literal, verbs
-from exitlens.errors import ExitlensError, InputError
+from exitlens.errors import DataWarning, ExitlensError, InputError
 from exitlens.launch import is_launched, read_rank
 
 __all__ = ["app", "bench", "demo", "fit", "judge", "main", "predict", "verbs"]
@@ -49,7 +51,8 @@ def _speak_first() -> Iterator[None]:
 def main() -> None:
     """Runs the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2."""
     try:
-        with _speak_first():
+        with _speak_first(), warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
             verbs()
     except ExitlensError as error:
         if read_rank() == 0 or not error.is_told:
@@ -58,6 +61,17 @@ def main() -> None:
         if error.is_told:
             _wait_for_others()
         raise SystemExit(2) from error
+
+
+def _show_warning(
+    usual: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any
+) -> None:
+    """A warning of ours becomes one line on standard error; others are shown as Python does."""
+    if not issubclass(category, DataWarning):
+        usual(message, category, *rest, **more)
+        return
+    text = f"[bold yellow]warning:[/bold yellow] {literal(str(message))}"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 def _wait_for_others() -> None:

@@ -90,10 +90,10 @@ def calibrate(
         )
     if (trace := _collect(net, samples, json_)) is None:
         return
-    how: Any = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score, "max_cost": max_cost}
+    how: Any = limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score, "max_cost": max_cost}
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
-        policy = xl.calibrate(trace, **limits, **how)  # type: ignore[arg-type]
+        policy = xl.calibrate(trace, **how)
     replace_policy(bundle, policy)
     notes = [str(one.message) for one in told if one.category is xl.DataWarning]
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)

@@ -80,8 +80,8 @@ def to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int)
     """A grey (1 channel) or colour picture as pixels, resized to ``size`` (height, width) by antialiased interpolation."""
     if size is not None and picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.asarray(picture).copy())
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    pixels = np.asarray(picture)
+    return torch.from_numpy(pixels[None].copy() if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def open_picture(
@@ -107,7 +107,8 @@ def open_picture(
                 image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
                 if image.mode in ("L", "RGB", "CMYK"):
                     image.thumbnail((longest, longest))
-            picture = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            picture = _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files

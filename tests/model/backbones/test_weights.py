@@ -137,3 +137,16 @@ def test_neighbours_that_look_alike_could_be_exchanged(tmp_path):
     torch.save(attention("key", "query", "out").state_dict(), tmp_path / "w.pt")
     with pytest.raises(xl.BundleError, match="another network"):
         xl.load_weights(attention("q", "k", "v"), tmp_path / "w.pt")
+
+
+def test_a_classifier_that_does_not_come_last_is_found_by_its_other_number_of_classes(tmp_path):
+    class First(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.fc, self.fc_dist = nn.Linear(8, classes), nn.Linear(8, classes)
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+
+    torch.save(First(6).state_dict(), tmp_path / "w.pt")
+    report = xl.load_weights(First(3), tmp_path / "w.pt")
+    assert report.is_whole
+    assert [name.split(" ")[0] for name in report.anew] == ["fc.weight", "fc.bias", "fc_dist.weight", "fc_dist.bias"]

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from exitlens.data.loading.readers import Reader
@@ -58,6 +59,8 @@ def choose_workers(workers: int | None, batches: int) -> int:
     """How many processes decode: as asked for, by default one for each core of this rank (at most 8), and none for
     a single batch.
 
+    Where torchrun started several processes on this machine, they share the cores.
+
     Raises:
         InputError: for a number that is none, or on a system where processes cannot be copied.
     """
@@ -95,6 +98,7 @@ def decode_batches(
             good, bad, trouble = _decode_into(reader, rows, slot)
             yield Decoded(torch.from_numpy(slot[: len(good)]), good, bad, trouble)
         return
+    Image.init()  # every process would import the formats for itself
     pool: list[_Worker] = []
     try:
         for i in range(workers):

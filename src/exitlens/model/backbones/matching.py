@@ -183,12 +183,12 @@ def report_match(source: str, mine: Mapping[str, Tensor], theirs: Mapping[str, T
     set_ = {id(mine[name]) for name in match.fits}  # a tensor may have several names
     rest = [name for name in mine if id(mine[name]) not in set_ and not name.endswith(COUNTER)]
     head = find_classifier(mine, match.fits)
-    classes = next((mine[name].shape[0] for name in reversed(rest) if mine[name].ndim >= 2 and name.startswith(head)), 0)
+    pairs = {name: (mine[name].shape, theirs[other].shape) for name, other in match.clashes.items()}
+    outputs = {(ours[0], other[0]) for ours, other in pairs.values() if ours and other and ours[1:] == other[1:]}
     anew, missing, misshapen = [], [], []
     for name in rest:
-        shape, other = mine[name].shape, match.clashes.get(name)
-        found = theirs[other].shape if other else None
-        only_classes = found is not None and shape[:1] == (classes,) and shape[1:] == found[1:]
+        shape, found = mine[name].shape, pairs[name][1] if name in pairs else None
+        only_classes = found is not None and shape[1:] == found[1:] and len(outputs) == 1  # one other number everywhere
         if name.startswith(head) or only_classes:
             anew.append(name if found is None else f"{name} {tuple(shape)}, in the source {tuple(found)}")
         elif found is None:

@@ -193,9 +193,10 @@ def _keep_features(
 
 def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:
     """The loss with numbers for ``class_weights="balanced"``."""
-    if loss.class_weights != "balanced":
-        return loss
-    return replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), classes))
+    if loss.class_weights == "balanced":
+        loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), classes))
+    loss.check_class_weights(classes)
+    return loss
 
 
 def _build_augment(augment: Augment | str | None, net: ExitNet, train: Any) -> Augment | None:

@@ -31,7 +31,7 @@ class Recipe:
 
 RECIPES = {
     "scratch": Recipe(learning_rate=4e-3),
-    "pretrained": Recipe(learning_rate=3e-4, head_learning_rate=4e-3, warm_up=0.1, decay_vectors=False),
+    "pretrained": Recipe(learning_rate=2e-4, head_learning_rate=4e-3, warm_up=0.1, decay_vectors=False),
 }
 
 
