@@ -14,7 +14,7 @@ from exitlens.model.backbones.small import SmallResNet
 
 CLASSES = 10
 SIZES = {"small": 40, "resnet18": 96}
-IMAGES = {"small": 1536, "resnet18": 384}
+IMAGES = {"small": 640, "resnet18": 256}
 
 
 def replace_batch_norm(module: nn.Module) -> None:

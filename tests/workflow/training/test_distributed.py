@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 import pytest
@@ -251,3 +252,28 @@ def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(
     assert {name: type(module) for name, module in net.named_modules()} == names
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, before[name] + 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_folders_are_read_by_both_and_bad_files_known_to_both(pair, folder, tmp_path, workers):
+    for file in sorted(folder.rglob("*.png"))[::3]:
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / file.parent.name)
+    alone = _train_folder(0, tmp_path, workers, ranks=Ranks())
+    first, second = pair.run(_train_folder, tmp_path, workers)
+    assert_equal(first[0], second[0])
+    for name in alone[0]:
+        torch.testing.assert_close(first[0][name], alone[0][name], rtol=1e-4, atol=2e-6)
+    (tmp_path / "dark" / "bad.png").write_bytes(b"no image")
+    first, second = pair.run(_train_folder, tmp_path, workers)
+    assert_equal(first[0], second[0])
+    assert len(first[1]) == 1
+    assert first[1] == second[1]
+    assert "bad.png" in first[1][0]
+
+
+def _train_folder(rank, folder, workers, ranks=None):
+    net, preprocess = make_net(), xl.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3)
+    data = xl.load_folder(folder, preprocess, skip_bad=True)[0]
+    xl.fit(net, data, data, workers=workers, ranks=ranks, **{**QUICK, "epochs": 2})
+    return {name: value.clone() for name, value in net.state_dict().items()}, data.bad
