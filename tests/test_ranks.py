@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import exitlens as xl
 from exitlens import ranks as module
@@ -168,3 +170,17 @@ def test_processes_that_do_not_find_one_another(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(xl.DistributedError, match="did not find"):
         find_ranks()
+
+
+def test_processes_that_torchrun_started_again_do_not_meet_those_before_them(monkeypatch):
+    kept, stores = dist.HashStore(), []  # torchrun's own store outlives the processes
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(kept, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    for restarts in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        module._join()
+    atexit.unregister(module.leave)
+    stores[0].set("address", "gone")
+    assert stores[0].check(["address"])
+    assert not stores[1].check(["address"])
