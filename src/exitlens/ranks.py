@@ -21,7 +21,7 @@ from torch import Tensor
 
 from exitlens import errors
 from exitlens.errors import DistributedError, ExitlensError, InputError, require
-from exitlens.launch import is_launched
+from exitlens.launch import count_restarts, is_launched
 
 T = TypeVar("T")
 TIMEOUT = "EXITLENS_TIMEOUT_S"  # how long a rank waits for the others, in seconds
@@ -220,7 +220,10 @@ def _join() -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        wait = timedelta(seconds=seconds)
+        store, rank, size = next(dist.rendezvous("env://", timeout=wait))
+        store = dist.PrefixStore(f"exitlens {count_restarts()}", store)  # addresses of processes that are gone stay in it
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     except (RuntimeError, ValueError) as error:
         raise DistributedError(f"torchrun: the processes did not find one another ({error}): start them again") from error
     atexit.register(leave)
