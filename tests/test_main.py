@@ -71,7 +71,7 @@ def test_a_run_of_which_a_process_is_killed_goes_on_by_itself_and_ends_the_same(
     out = tmp_path / "run"
     done = kill_during_training(fit(folder, out), out, rank)
     assert done.returncode == 0, done.stderr
-    assert "Signal 9" in done.stderr or "SIGKILL" in done.stderr
+    assert "exitcode: -9" in done.stderr
     state, note = read_tensors(out / "last.safetensors")
     expected, _ = read_tensors(whole / "last.safetensors")
     assert len(note["history"]) == 4
@@ -95,5 +95,5 @@ def test_an_error_is_printed_once_and_a_restart_does_not_touch_another_run(whole
     before = (whole / "last.safetensors").read_bytes()
     done = run(fit(folder, whole), restarts=1)
     assert done.returncode != 0
-    assert 1 <= done.stderr.count("exists and is not empty") <= 2  # at the start and at the restart, by one process alone
+    assert done.stderr.count("exists and is not empty") == 2  # at the start, and at the restart
     assert (whole / "last.safetensors").read_bytes() == before

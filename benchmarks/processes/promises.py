@@ -19,8 +19,6 @@ def list_promises(run: str, found: dict[str, Any]) -> Iterator[Promise]:
     elif kind == "weights":
         what = "largest difference of a weight after an epoch in double precision, two processes and one"
         yield Promise("processes|weights", what, found["double"], "<=", 1e-5)
-        what = "share of weights that differ by 1e-5 or less, in single precision"
-        yield Promise("processes|weights, single", what, found["single"]["close"], ">=", 0.99)
         what = "the same from run to run of two processes"
         yield Promise("processes|run to run", what, found["from_run_to_run"], "<=", 0)
     elif kind == "kill":
