@@ -56,8 +56,7 @@ def can_fork() -> bool:
 
 
 def choose_workers(workers: int | None, batches: int) -> int:
-    """How many processes decode: as asked for, by default one for each core of this rank (at most 8), and none for
-    a single batch.
+    """How many processes decode: as asked for, by default one for each core (at most 8), and none for a single batch.
 
     Where torchrun started several processes on this machine, they share the cores.
 
