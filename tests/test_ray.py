@@ -116,8 +116,8 @@ def test_the_example_on_a_local_ray(trained, folder, tmp_path):
     files = list_images(folder)
     labels, exits, *_ = expect(trained, files)
     out = tmp_path / "answers"
-    words = ("--bundle", trained, "--data", folder, "--shard", 25)
-    assert run_example(out, *words).count("done") == 3
+    words = ("--bundle", trained, "--data", folder, "--shard", 40)
+    assert run_example(out, *words).count("done") == 2
     found = [row for shard in sorted(out.iterdir()) for row in parquet.read_table(shard).to_pylist()]
     by_file = {row["file"]: row for row in found}
     assert [by_file[str(file)]["label"] for file in files] == labels
@@ -128,19 +128,18 @@ def test_the_example_on_a_local_ray(trained, folder, tmp_path):
         path.unlink()
     (out / "images-000001").rename(out / ".images-000001.unfinished")  # as a job that was killed leaves it
     again = run_example(out, *words)
-    assert again.count("there already") == 2
+    assert again.count("there already") == 1
     assert again.count("done") == 1
     kept = {path: stamp for path, stamp in written.items() if "images-000001" not in str(path)}
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
 
     shards = tmp_path / "shards"
     shards.mkdir()
-    for i in range(2):
-        table = {"key": [f"{i}-{j}" for j in range(5)], "image": [file.read_bytes() for file in files[5 * i : 5 * i + 5]]}
-        table["image"][2] = b"broken"
-        parquet.write_table(pyarrow.table(table), shards / f"part-{i}.parquet")
+    table = {"key": list("abcde"), "image": [file.read_bytes() for file in files[:5]]}
+    table["image"][2] = b"broken"
+    parquet.write_table(pyarrow.table(table), shards / "part-0.parquet")
     run_example(tmp_path / "two", "--bundle", trained, "--data", shards, "--skip-bad")
     rows = [row for shard in sorted((tmp_path / "two").iterdir()) for row in parquet.read_table(shard).to_pylist()]
-    assert {row["key"] for row in rows} == {f"{i}-{j}" for i in range(2) for j in range(5)}
-    assert {row["key"] for row in rows if row["error"]} == {"0-2", "1-2"}
+    assert [row["key"] for row in rows] == list("abcde")
+    assert [row["key"] for row in rows if row["error"]] == ["c"]
     assert "image" not in rows[0]

@@ -17,6 +17,7 @@ def _little_is_timed(monkeypatch):
     monkeypatch.setattr("exitlens.model.engine.autotune.MICRO_BATCHES", (1, 8))
 
 
+@pytest.mark.slow
 def test_tune_stores_what_it_found(trained, tmp_path, call):
     bundle = shutil.copytree(trained, tmp_path / "run")
     found = json.loads(call("tune", "--bundle", bundle, "--precision", "float32", "--json")[1])

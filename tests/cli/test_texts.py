@@ -46,6 +46,7 @@ def run(model, reviews, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
     words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 1, "--out", tmp_path / "run")
@@ -107,6 +108,7 @@ def test_a_finished_run_is_resumed_and_timed(call, run, model, reviews):
     assert found[0]["batch"] == 4
 
 
+@pytest.mark.slow
 def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
     code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")

@@ -38,6 +38,7 @@ def _train(rank: int, folder: str) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.filterwarnings("ignore")
 def test_distributed_data_parallel_averages_the_gradients(tmp_path):

@@ -74,6 +74,7 @@ def train(weight):
     return net, result.history[-1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_training_learns_and_brings_the_maps_together(data):
     nets, accuracy = zip(*map(train, (0.0, 4.0)), strict=True)
     assert min(accuracy[1]) > 0.9
@@ -82,6 +83,7 @@ def test_training_learns_and_brings_the_maps_together(data):
     assert divergence[1] < divergence[0]
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_that_runs_once_trains_the_same_heads(data):
     nets = []
     for kept in (None, False):

@@ -1,5 +1,7 @@
 """The page about backbones, and one that is tried."""
 
+import pytest
+
 from benchmarks.backbones import page
 from benchmarks.backbones.__main__ import read_kept
 from benchmarks.backbones.attempt import passes, try_backbone
@@ -14,6 +16,7 @@ def test_the_committed_page_is_made_from_the_committed_results(tmp_path, monkeyp
     assert (tmp_path / "docs" / "backbones.md").read_text() == (ROOT / "docs" / "backbones.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_small_backbone_passes_everything():
     row = try_backbone("small", 40)
     assert passes(row)

@@ -10,6 +10,7 @@ from exitlens.delivery.demo import demo, training
 from exitlens.delivery.demo.training import DemoSettings
 
 
+@pytest.mark.slow
 def test_it_compares_reports_and_saves(tmp_path, monkeypatch):
     settings = DemoSettings(epochs=1, limit=64, batch_size=8, samples=8, rounds=1)
     train = training.load_data(settings)["train"]

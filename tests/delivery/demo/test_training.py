@@ -13,10 +13,11 @@ def test_the_two_test_sets_differ_in_their_backgrounds_only():
 
 def test_networks_before_training():
     train = load_data(DemoSettings(limit=8))["train"]
-    assert build_network(EGT, train, 0).num_exits == 4
-    assert build_network(EGT, train, 0).is_channels_last  # fit gives it back so, and bundles record it
+    net = build_network(EGT, train, 0)
+    assert net.num_exits == 4
+    assert net.is_channels_last  # fit gives it back so, and bundles record it
     assert build_network(None, train, 0).num_exits == 1
-    assert build_network(EGT, train, 0).fingerprint() == build_network(EGT, train, 0).fingerprint()
+    assert net.fingerprint() == build_network(EGT, train, 0).fingerprint()
 
 
 def test_progress_is_read_from_the_log(tmp_path):

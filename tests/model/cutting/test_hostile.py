@@ -309,6 +309,7 @@ def test_shared_buffers_stay_shared_when_the_network_is_converted(tmp_path):
     assert torch.equal(back(X)[-1].logits, net(X)[-1].logits)
 
 
+@pytest.mark.slow
 def test_a_text_network_is_converted_and_saved(tmp_path):
     net = make_text_net().double().float()
     back, _ = xl.load(xl.save(net, None, tmp_path / "b"))
