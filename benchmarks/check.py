@@ -23,8 +23,9 @@ from benchmarks.performance.promises import list_promises as list_speeds
 from benchmarks.performance.runs import PERFORMANCE
 from benchmarks.pictures.promises import list_promises as list_pictures
 from benchmarks.pictures.runs import PICTURES
+from benchmarks.processes.promises import list_promises as list_processes
 from benchmarks.promises import Promise, add_reasons, read_known_misses
-from benchmarks.store import GUARANTEES, LOADING, RESULTS, Store
+from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
@@ -36,6 +37,7 @@ from benchmarks.training.runs import TRAINING
 BY_RUN = (
     (GUARANTEES, list_guarantees),
     (LOADING, list_loading),
+    (PROCESSES, list_processes),
     (TRACES, list_traces),
     (TRAINING, list_training),
 )

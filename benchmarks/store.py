@@ -191,3 +191,4 @@ def write_atomically(path: Path, text: str) -> None:
 RESULTS = Path(__file__).parent / "results"
 LOADING = Store(RESULTS / "loading.csv", Path("runs/loading"))
 GUARANTEES = Store(RESULTS / "guarantees.csv", Path("runs/guarantees"))
+PROCESSES = Store(RESULTS / "processes.csv", Path("runs/processes"))

@@ -164,7 +164,7 @@ def trained_once(shared, folder) -> Path:
         if not (out / "done").exists():
             words = ["fit", "--data", folder, "--out", out, "--size", "32", "--epochs", "1", "--batch-size", "16", "--json"]
             for line in (words, ["calibrate", "--bundle", out, "--max-accuracy-drop", "0.5", "--json"]):
-                command = [sys.executable, "-m", "exitlens.cli", *map(str, line)]
+                command = [sys.executable, "-m", "exitlens", *map(str, line)]
                 one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
                 code = subprocess.run(command, check=False, capture_output=True, env=one_thread)
                 assert code.returncode == 0, code.stderr.decode()

@@ -13,14 +13,14 @@ SOURCE = Path(__file__).parent.parent / "src" / "exitlens"
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = {".".join(("exitlens", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES}
 ROOMS = (  # by level: a file imports from its own room and from those on lower levels
-    {"errors", "io", "display", "progress"},
+    {"errors", "io", "display", "launch", "progress", "ranks"},
     {"types"},
     {"functional"},
     {"modalities"},
     {"data", "model"},
     {"workflow"},
     {"delivery"},
-    {"cli"},
+    {"cli", "__main__", "ray"},
 )
 INNER = {  # rooms inside rooms, likewise; files that stand in the outer room itself are above or below as they need
     "model": ({"backbones"}, {"cutting"}, {"engine"}),

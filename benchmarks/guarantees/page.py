@@ -151,8 +151,8 @@ def _write_families() -> list[str]:
             ]
             rows.append([kind, name, *cells])
     return [
-        "The warning, for networks trained on other pictures: the lowest mean rank over all distances in the order, and in brackets by how many "
-        "standard errors it is below 0.5.",
+        "The warning, for networks trained on other pictures: the mean rank at that distance in the order at which it is furthest below 0.5, and "
+        "in brackets by how many standard errors.",
         "",
         *table(["", "", "as they come", "sorted by class", "shuffled"], rows),
     ]

@@ -47,7 +47,7 @@ def time_first_page(folder: Path) -> tuple[float, float]:
     """Seconds from the loaded bundle to the first answer in the browser, and to the thresholds' effect on 2,000 scenes."""
     from playwright.sync_api import sync_playwright
 
-    words = [sys.executable, "-m", "exitlens.cli", "app", "--bundle", str(folder), "--data", "scenes"]
+    words = [sys.executable, "-m", "exitlens", "app", "--bundle", str(folder), "--data", "scenes"]
     with sync_playwright() as playwright, subprocess.Popen(words, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         try:

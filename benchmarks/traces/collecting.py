@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
+from benchmarks.traces.million import read_peak_memory
 
 PIXELS, BATCH = 32, 128
 
@@ -43,7 +43,7 @@ def _collect(count: int) -> dict[str, Any]:
     started = time.process_time()
     trace = xl.collect(net, make_batches())
     seconds = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = read_peak_memory()
     kept = "compact" if isinstance(trace.logits, xl.CompactLogits) else "whole"
     return {"logits": kept, "cpu_ms_per_sample": round(1e3 * seconds / count, 3), "peak_mb": round(peak)}
 

@@ -34,7 +34,8 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
-    "errors": "AttachError BundleError CalibrationError DataError DataWarning DriftWarning EngineError ExitlensError "
+    "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
+    "ExitlensError "
     "HeadError InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError "
     "WeightsWarning",
     "functional.drift": "Drift Monitor",
@@ -48,6 +49,7 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
+    "ranks": "Ranks",
     "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
     "Preprocess TextPreprocess Trace",
     "workflow.calibration": "calibrate",

@@ -22,6 +22,7 @@ from exitlens.errors import BundleError as BundleError
 from exitlens.errors import CalibrationError as CalibrationError
 from exitlens.errors import DataError as DataError
 from exitlens.errors import DataWarning as DataWarning
+from exitlens.errors import DistributedError as DistributedError
 from exitlens.errors import DriftWarning as DriftWarning
 from exitlens.errors import EngineError as EngineError
 from exitlens.errors import ExitlensError as ExitlensError
@@ -47,6 +48,7 @@ from exitlens.model.cutting.placement import ExitPoint as ExitPoint
 from exitlens.model.cutting.placement import exit_points as exit_points
 from exitlens.model.engine.tuning import Tuning as Tuning
 from exitlens.model.network import ExitNet as ExitNet
+from exitlens.ranks import Ranks as Ranks
 from exitlens.types import Calibration as Calibration
 from exitlens.types import CompactLogits as CompactLogits
 from exitlens.types import ExitOutput as ExitOutput

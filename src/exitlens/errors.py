@@ -10,7 +10,13 @@ from typing import Any
 
 
 class ExitlensError(Exception):
-    """Base of all errors of this library; catch it to catch them all."""
+    """Base of all errors of this library; catch it to catch them all.
+
+    Attributes:
+        is_told: every process that shares the work has raised it, so that the first one alone prints it.
+    """
+
+    is_told = False
 
 
 class InputError(ExitlensError, ValueError):
@@ -31,6 +37,10 @@ class AttachError(ExitlensError):
 
 class TrainingError(ExitlensError):
     """Training cannot start, go on or be resumed."""
+
+
+class DistributedError(ExitlensError):
+    """Processes that share the work have lost one another, or one of them failed in a way that is not ours."""
 
 
 class TraceMismatchError(AttachError):
@@ -84,6 +94,15 @@ class MissingExtraError(ExitlensError, ImportError):
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: run pip install 'exitlens[{extra}]'"
         )
+
+    def __reduce__(self) -> Any:  # its constructor does not take its message
+        return _restore, (type(self), self.args)
+
+
+def _restore(kind: type[ExitlensError], arguments: tuple[Any, ...]) -> ExitlensError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    return error
 
 
 def import_extra(module: str, extra: str, purpose: str) -> Any:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -62,3 +63,17 @@ def test_skipped_files_are_listed_up_to_twenty(capsys):
     assert lines[-1] == "and 2 more (--json lists all)"
     show_skipped(True, ["file"])
     assert capsys.readouterr().out == ""
+
+
+def test_a_warning_of_ours_is_one_line(call, monkeypatch):
+    def explore(*_):
+        warnings.warn("the disk is full", xl.DataWarning, stacklevel=2)
+        warnings.warn("another", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr("exitlens.cli.verbs", explore)
+    shown = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: shown.append(str(message)))
+        assert call()[2] == "warning: the disk is full\n"
+    assert shown == ["another"]

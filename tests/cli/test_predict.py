@@ -52,6 +52,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", folder, "--out", tmp_path / "new.txt"], ".csv, .jsonl or .parquet"),
         (["predict", "--data", folder, "--resume"], "--out"),
         (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"], "leave --resume out"),
+        (["predict", "--data", folder, "--group-by", "x"], "pass --monitor, too"),
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),

@@ -3,7 +3,7 @@ from functools import cache
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import exitlens as xl
 from exitlens import io
@@ -16,7 +16,8 @@ from exitlens.functional.similarity import divergence, kl, pearson
 from exitlens.types import CompactLogits
 from exitlens.workflow import collection
 from exitlens.workflow.collection import pair_samples
-from tests.conftest import TinyNet
+from tests.conftest import TinyNet, make_net
+from tests.ranks import open_pair
 
 
 def test_trace_holds_what_the_network_says(net, images):
@@ -102,6 +103,62 @@ def test_bad_loaders(net, images):
         xl.collect(net, [(images, torch.zeros(40).long()), images])
     with pytest.raises(xl.InputError, match=r"labels: expected values in \[0, 4\)"):
         xl.collect(net, [(images, torch.full((40,), 7))])
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    with open_pair(tmp_path_factory.mktemp("pair")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("kind", ["set", "loader", "list", "lazy"])
+def test_two_processes_collect_what_one_does_to_the_bit(pair, kind, folder):
+    expected = _collect(0, kind, folder, ranks=xl.Ranks())
+    for found in pair.run(_collect, kind, folder):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+
+
+def _collect(rank, kind, folder, ranks=None):
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.arange(37) % 4
+    data = xl.ImageSet(torch.randint(0, 255, (37, 3, 16, 16), generator=rng).to(torch.uint8), labels, tuple("wxyz"))
+    if kind == "lazy":
+        data = xl.load_folder(folder, xl.Preprocess((16, 16), (0.5,) * 3, (0.2,) * 3))[0]
+    source = {
+        "loader": lambda: DataLoader(data, 8),
+        "list": lambda: [(data.inputs[:5], labels[:5]), (data.inputs[5:8], labels[5:8]), (data.inputs[8:], labels[8:])],
+    }.get(kind, lambda: data)()
+    groups = torch.arange(len(data)) // 2 if kind == "set" else None
+    trace = xl.collect(make_net(), source, batch_size=8, groups=groups, ranks=ranks)
+    parts = {name: getattr(trace, name) for name in ("logits", "labels", "divergence", "gate_features", "groups")}
+    for name in ("similarity", "null", "uniform_null"):
+        parts |= {f"{name} {measure}": value for measure, value in getattr(trace, name).items()}
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def test_what_several_processes_cannot_share(pair):
+    for error in pair.run(_collect_wrong, "no length"):
+        assert "needs a length" in str(error)
+    for error in pair.run(_collect_wrong, "shuffled"):
+        assert "shuffles by the global random state" in str(error)
+    for error in pair.run(_collect_wrong, "sampler"):
+        assert "DistributedSampler" in str(error)
+    for error in pair.run(_collect_wrong, "mixed"):
+        assert "some batches have labels" in str(error)
+
+
+def _collect_wrong(rank, kind):
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    data = TensorDataset(images, torch.arange(8) % 4)
+    source = {
+        "no length": lambda: iter([(images, None)]),
+        "shuffled": lambda: DataLoader(data, 2, shuffle=True),
+        "sampler": lambda: DataLoader(data, 2, sampler=DistributedSampler(data)),
+        "mixed": lambda: [images, (images, torch.arange(8) % 4)],
+    }[kind]()
+    xl.collect(make_net(), source)
 
 
 def assert_equal_traces(one, other):

@@ -5,20 +5,78 @@ Each verb imports what it needs when it runs, so that ``exitlens --help`` does n
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 from rich.console import Console
+from typer import Context
 
 from exitlens.cli import app, bench, demo, fit, judge, predict  # registers their verbs
 from exitlens.cli.options import literal, verbs
-from exitlens.errors import ExitlensError
+from exitlens.errors import DataWarning, ExitlensError, InputError
+from exitlens.launch import is_launched, read_rank
 
 __all__ = ["app", "bench", "demo", "fit", "judge", "main", "predict", "verbs"]
+
+
+SHARED = ("fit", "calibrate", "evaluate")  # verbs that several processes can share
+
+
+@verbs.callback()
+def check_processes(context: Context) -> None:
+    """Raises :class:`InputError` where ``torchrun`` started a verb that runs in one process."""
+    if is_launched() and context.invoked_subcommand not in SHARED:
+        raise InputError(
+            f"torchrun: {', '.join(SHARED)} share their work among processes, {context.invoked_subcommand} runs in one: "
+            "start it without torchrun (docs/several_machines.md has predictions on many machines)"
+        )
+
+
+@contextmanager
+def _speak_first() -> Iterator[None]:
+    """Of several processes the first alone prints and warns."""
+    if read_rank() == 0:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def main() -> None:
     """Runs the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2."""
     try:
-        verbs()
+        with _speak_first(), warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            verbs()
     except ExitlensError as error:
-        text = literal("\n".join([str(error), *getattr(error, "__notes__", [])]))
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
+        if read_rank() == 0 or not error.is_told:
+            text = literal("\n".join([str(error), *getattr(error, "__notes__", [])]))
+            Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
+        if error.is_told:
+            _wait_for_others()
         raise SystemExit(2) from error
+
+
+def _show_warning(
+    usual: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any
+) -> None:
+    """A warning of ours becomes one line on standard error; others are shown as Python does."""
+    if not issubclass(category, DataWarning):
+        usual(message, category, *rest, **more)
+        return
+    text = f"[bold yellow]warning:[/bold yellow] {literal(str(message))}"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def _wait_for_others() -> None:
+    """Until all know of an error: ``torchrun`` ends the others as soon as one has ended, printed or not."""
+    from exitlens.ranks import find_ranks
+
+    with suppress(ExitlensError):
+        find_ranks().gather(None)

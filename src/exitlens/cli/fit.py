@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 import exitlens as xl
 from exitlens.cli import options
 from exitlens.cli.options import Cache, Json, Root, SkipBad, Workers, list_bad, name_exits, show, show_skipped, verbs, wait
+from exitlens.launch import read_rank
+
+if TYPE_CHECKING:
+    from exitlens.ranks import Ranks
 
 MORE = "More about training"
 Augment = Annotated[
@@ -103,16 +108,16 @@ def fit(
     size = size or choose_size(backbone, bool(pretrained or init_weights))
     reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by}
     say = partial(_say, json_)
-    with wait(json_, "listing the data"):
+    ranks, resume = _join(out, resume)
+    with wait(json_, "listing the data"), ranks.together():
         source = open_source(data, root=root, size=size, seed=seed, **reading)
         train, validation = load_training_sets(backbone, source, skip_bad, workers=workers, cache=cache, say=say)
     if resume and placement == "time":  # measured again, they could differ
-        exits, placement = read_recorded_exits(out, exits, placement)
+        exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
     start |= {"strict_weights": strict_weights, "say": say}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
-        net = build_network(backbone, exits, train, seed=seed, placement=placement, head=head, **start)
+    build = partial(build_network, backbone, train=train, seed=seed, head=head, **start)
+    net = _build_alike(ranks, build, exits, placement)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     how |= {"recipe": recipe or ("pretrained" if pretrained or init_weights else "scratch"), "layer_decay": layer_decay}
     how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
@@ -120,9 +125,9 @@ def fit(
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
-    with record_source(out, source, resume=resume):
-        result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, **how)
-    xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume)
+    with record_source(out, source, resume=resume, ranks=ranks):
+        result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
+    ranks.share(lambda: xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume))
     _show_result(net, result, out, list_bad(train, validation), json_)
 
 
@@ -144,6 +149,24 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
     show_skipped(json_, bad)
 
 
+def _join(out: Path, resume: bool) -> tuple[Ranks, bool]:
+    """The processes that share the run, and whether it goes on: asked for, or because ``torchrun`` started them again."""
+    from exitlens.ranks import find_ranks
+    from exitlens.workflow.training.distributed import is_restarted
+
+    ranks = find_ranks()
+    return ranks, ranks.share(lambda: resume or is_restarted(out))
+
+
+def _build_alike(ranks: Ranks, build: Callable[..., xl.ExitNet], exits: str, placement: str) -> xl.ExitNet:
+    """The network, with exits at the same places in all processes: measured by each, they could differ."""
+    if placement == "time" and ranks.size > 1:
+        exits, placement = ranks.share(lambda: (",".join(build(exits, placement=placement).info.at), "cost"))
+    with ranks.together(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
+        return build(exits, placement=placement)
+
+
 def _read_class_weights(words: str) -> Any:
     """``balanced``, or numbers separated by commas, in the order of the classes."""
     if words in ("", "balanced"):
@@ -152,5 +175,6 @@ def _read_class_weights(words: str) -> Any:
 
 
 def _say(as_json: bool, line: str) -> None:
-    """Prints a line for people; with --json on standard error."""
-    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)
+    """Prints a line for people, in the first of several processes; with --json on standard error."""
+    if read_rank() == 0:
+        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr if as_json else sys.stdout)

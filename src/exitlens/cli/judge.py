@@ -88,18 +88,12 @@ def calibrate(
             if unlabelled is None
             else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad, workers=workers)
         )
-    trace = xl.collect(net, samples, progress=not json_)
+    if (trace := _collect(net, samples, json_)) is None:
+        return
+    how: Any = limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score, "max_cost": max_cost}
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
-        policy = xl.calibrate(
-            trace,
-            **limits,  # type: ignore[arg-type]
-            max_cost=max_cost,
-            delta=delta,
-            gate=gate,
-            equal_groups=equal_groups,
-            score=score,
-        )
+        policy = xl.calibrate(trace, **how)
     replace_policy(bundle, policy)
     notes = [str(one.message) for one in told if one.category is xl.DataWarning]
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
@@ -143,7 +137,9 @@ def evaluate(
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         samples = load_samples(bundle, net, "test", data, root, **reading)
-    found = xl.evaluate(xl.collect(net, samples, progress=not json_), policy)
+    if (trace := _collect(net, samples, json_)) is None:
+        return
+    found = xl.evaluate(trace, policy)
     if json_:
         show(True, found.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
     else:
@@ -163,6 +159,14 @@ def _show_classes(found: xl.Report, names: Sequence[str]) -> None:
         few = len(found.classes) > len(worst)
         title = f"the {len(worst)} worst of {len(found.classes)} classes" if few else "classes, the worst first"
         show(False, {}, title, rows)
+
+
+def _collect(net: xl.ExitNet, samples: Any, json_: bool) -> xl.Trace | None:
+    """The trace of all processes' samples, in the first of them; the others have done their part."""
+    from exitlens.ranks import find_ranks
+
+    trace = xl.collect(net, samples, progress=not json_)
+    return trace if find_ranks().is_first else None
 
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +29,9 @@ def predict(
     workers: Workers = None,
     compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
     monitor: Annotated[bool, Option("--monitor", help="Warn if the samples, in this order, have drifted.")] = False,
+    group_by: Annotated[
+        str, Option(help="A regular expression on file names: --monitor counts files that agree in it once.")
+    ] = "",
     json_: Json = False,
 ) -> None:
     """Answer each image or text at the first exit that is sure enough.
@@ -39,6 +41,7 @@ def predict(
     from exitlens.data.checks import check_bad
     from exitlens.delivery.predictions.file import PredictionFile
     from exitlens.delivery.predictions.row_formats import name_rows
+    from exitlens.delivery.predictions.watching import start_watch, watch_files
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
@@ -46,19 +49,19 @@ def predict(
     if resume and monitor:
         raise xl.InputError("monitor: it has to see the samples from the first on: leave --resume out, or watch another run")
     net, policy = load_calibrated(bundle)
+    watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data), resume=resume)
     rows = [] if file is None else list(file.rows)
     if compiled:
         net.compile(policy, progress=not json_)
-    watch = xl.Monitor(policy) if monitor else None
     without = {row.file for row in rows}
     samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, workers=workers, without=without)
-    answers: Iterable[xl.Prediction] = xl.predict_stream(net, samples, policy)
+    answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples, group_by)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.DriftWarning)  # reported at the end
             task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
-            for batch in name_rows(net, answers if watch is None else watch.watch(answers), samples):
+            for batch in name_rows(net, answers, samples):
                 if file is not None:
                     file.append(batch)
                 rows += batch

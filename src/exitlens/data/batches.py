@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset
 
 from exitlens.data.checks import check_bad
 from exitlens.data.lazy import LazyImages
 from exitlens.data.loading.workers import choose_workers, decode_batches
 from exitlens.data.sampling import draw_order
 from exitlens.errors import InputError
+from exitlens.ranks import ALONE, Ranks
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 
 Plan = Sequence[Sequence[int]]  # indices of the samples of every batch
@@ -150,24 +152,77 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
     return -(-length // batch_size) if isinstance(source, Tensor | Dataset | Mapping) else length
 
 
-def plan_epoch(data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False) -> list[list[int]]:
-    """The batches of an epoch, which depend on ``seed`` only; an incomplete last one is left out of a longer epoch."""
+def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -> Any:
+    """This rank's whole batches of a source that every rank has: all ranks take one in turn.
+
+    A data set is not read beyond this rank's part; of a ``DataLoader`` or list every rank reads all batches.
+
+    Raises:
+        InputError: for an iterable whose length or order the ranks cannot know.
+    """
+    if ranks.size == 1:
+        return source
+    if count_batches(source, batch_size) is None:
+        raise InputError(f"{name}: several processes share it, so it needs a length: pass a Dataset, or a list of batches")
+    if isinstance(source, Dataset):
+        every = torch.arange(len(source)).split(batch_size)  # type: ignore[arg-type]
+        mine = every[ranks.rank :: ranks.size]
+        if not mine:
+            return ()
+        rows = torch.cat(mine)
+        return source.subset(rows) if hasattr(source, "subset") else Subset(source, rows.tolist())
+    check_common_order(source, name)
+    return islice(_split(source, batch_size), ranks.rank, None, ranks.size)
+
+
+def share_bad(source: Any, ranks: Ranks) -> None:
+    """Lets every rank know which images of a lazy set the others could not read."""
+    if isinstance(source, LazyImages) and ranks.size > 1:
+        for found in ranks.gather(source.unreadable):
+            source.unreadable |= found
+
+
+def check_common_order(source: Any, name: str) -> None:
+    """Raises :class:`InputError` for a loader that gives every rank other batches, or the same ones in another order."""
+    sampler = getattr(source, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        raise InputError(f"{name}: its sampler is a DistributedSampler, the processes share it already: pass the data set")
+    if isinstance(sampler, RandomSampler) and sampler.generator is None:
+        raise InputError(
+            f"{name}: it shuffles by the global random state, which every process has its own of: pass the data set, or a "
+            "loader with generator=torch.Generator()"
+        )
+
+
+def plan_epoch(
+    data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False, ranks: Ranks = ALONE
+) -> list[list[int]]:
+    """The batches of an epoch, which depend on ``seed`` only; an incomplete last one is left out of a longer epoch.
+
+    Of several ranks, each gets its rows of every batch.
+    """
     count = len(data)  # type: ignore[arg-type]
-    if count == 0:
-        raise InputError("train: the data set is empty: it needs at least one sample")
+    if count < ranks.size:
+        least = "at least one sample" if ranks.size == 1 else f"a sample for each of {ranks.size} processes"
+        raise InputError(f"train: the data set {f'has {count} samples' if count else 'is empty'}: it needs {least}")
     order = draw_order(data, seed, balanced)
     plan = [order[i : i + batch_size] for i in range(0, count, batch_size)]
     if len(plan) > 1 and len(plan[-1]) < batch_size:
         plan.pop()
-    return plan
+    return [batch[ranks.rows] for batch in plan]
 
 
 def make_epoch_loader(
-    data: Dataset[Any], batch_size: int, seed: int, workers: int | None = None, balanced: bool = False
+    data: Dataset[Any],
+    batch_size: int,
+    seed: int,
+    workers: int | None = None,
+    balanced: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Loader:
     """One epoch in an order that depends on ``seed`` only, see :func:`plan_epoch`."""
-    plan = plan_epoch(data, batch_size, seed, balanced)
+    plan = plan_epoch(data, batch_size, seed, balanced, ranks)
     if isinstance(data, LazyImages):
         return LazyLoader(data, plan, workers, least=2)  # batch normalisation may need two
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(ranks.vary_seed(seed))
     return DataLoader(data, batch_sampler=plan, num_workers=workers or 0, generator=generator)

@@ -23,6 +23,7 @@ from exitlens.errors import BundleError, DataError, ExitlensError, InputError, O
 from exitlens.io import write_json
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
+from exitlens.ranks import ALONE, Ranks
 from exitlens.types import Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.workflow.training.run import SETTINGS
 
@@ -56,13 +57,13 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
 
 
 @contextmanager
-def record_source(out: Path, source: DataSource, *, resume: bool) -> Iterator[None]:
+def record_source(out: Path, source: DataSource, *, resume: bool, ranks: Ranks = ALONE) -> Iterator[None]:
     """:func:`write_source`, undone if training fails before it writes anything: a corrected call can use ``out`` again."""
-    write_source(out, source, resume=resume)
+    ranks.share(lambda: write_source(out, source, resume=resume))
     try:
         yield
     except ExitlensError:
-        if [path.name for path in out.iterdir()] == [DATA]:
+        if ranks.is_first and [path.name for path in out.iterdir()] == [DATA]:
             (out / DATA).unlink()
             out.rmdir()
         raise

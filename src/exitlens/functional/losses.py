@@ -175,12 +175,15 @@ class EGTLoss:
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        if isinstance(self.class_weights, str) or len(self.class_weights) != logits.shape[1]:
-            raise InputError(
-                f"class_weights: expected {logits.shape[1]} numbers, one per class, got {self.class_weights!r:.60}"
-            )
+        self.check_class_weights(logits.shape[1])
         each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         return (each * torch.tensor(self.class_weights, device=logits.device)[labels]).mean()
+
+    def check_class_weights(self, classes: int) -> None:
+        """Raises :class:`InputError` unless there is a number for each of ``classes``, or none at all."""
+        given = self.class_weights
+        if given is not None and (isinstance(given, str) or len(given) != classes):
+            raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")
 
     def target(self, maps: Sequence[Tensor]) -> Tensor:
         """What the early maps are pulled towards: the final map, detached. Other targets are for experiments."""

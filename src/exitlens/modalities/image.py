@@ -68,19 +68,20 @@ def read_image(
     Raises:
         DataError: as :func:`open_picture` does.
     """
-    return _to_pixels(open_picture(path, channels, max_pixels), size, channels)
+    return to_pixels(open_picture(path, channels, max_pixels), size, channels)
 
 
 def decode_image(content: bytes, name: str, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
     """As :func:`read_image`, of the bytes of a file that errors call ``name``."""
-    return _to_pixels(open_picture(io.BytesIO(content), channels, name=name), size, channels)
+    return to_pixels(open_picture(io.BytesIO(content), channels, name=name), size, channels)
 
 
-def _to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:
+def to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
+    """A grey (1 channel) or colour picture as pixels, resized to ``size`` (height, width) by antialiased interpolation."""
     if size is not None and picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.asarray(picture).copy())
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    pixels = np.asarray(picture)
+    return torch.from_numpy(pixels[None].copy() if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def open_picture(
@@ -106,7 +107,8 @@ def open_picture(
                 image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
                 if image.mode in ("L", "RGB", "CMYK"):
                     image.thumbnail((longest, longest))
-            picture = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            picture = _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files

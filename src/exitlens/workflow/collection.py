@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from exitlens.data.batches import Batch, count_batches, iterate_batches
+from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
 from exitlens.errors import InputError, OutputError, OutputExistsError, require
 from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.functional.gating import compute_gate_features
@@ -19,6 +19,7 @@ from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.io import RowStore
 from exitlens.model.network import ExitNet
+from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import CompactLogits, Trace
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
@@ -38,6 +39,7 @@ def collect(
     progress: bool = False,
     compact: bool | None = None,
     trace_dir: str | Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Trace:
     """Runs every sample through every exit once and records what calibration and evaluation need.
 
@@ -54,6 +56,9 @@ def collect(
         trace_dir: a directory for the trace: ``trace.safetensors``, from which :meth:`Trace.load` makes it again. By default
             nothing is left on disk; but what is more than 64 MiB waits in a file without a name in the system's directory
             for temporary files, mapped into memory, which goes when the trace goes.
+        ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
+            there is; ``Ranks()``: this process alone. They take batches in turn; each gets the trace of all, which is the
+            one that a single process makes.
 
     Returns:
         A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls.
@@ -63,37 +68,57 @@ def collect(
             number of groups. OutputExistsError: where the trace_dir has a trace. OutputError: where its disk is full.
     """
     require(net, ExitNet, "net")
-    folder = None if trace_dir is None else _make_folder(Path(trace_dir))
-    store = RowStore(folder)
-    logits, ids = _LogitRecorder(store, compact), list[Tensor | None]()
-    stream = iterate_batches(loader, batch_size, net.device)
-    if progress:
-        stream = iter(track(stream, "collecting", total=count_batches(loader, batch_size)))
-    shapes: list[tuple[int, ...]] = []
-    for seen in _observe(net, stream):
-        logits.add(seen.logits, seen.labels)
-        ids.append(seen.groups)
+    ranks = find_ranks(ranks)
+    folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
+    with ranks.together():
+        recorder = _Recorder(net, folder, compact)
+        source = take_share(loader, batch_size, ranks, "loader")
+        stream = iterate_batches(source, batch_size, net.device)
+        if progress and ranks.is_first:
+            stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
+    ranks.hand_over(_observe(net, stream), recorder.add)
+    share_bad(loader, ranks)
+    return ranks.share(lambda: recorder.finish(groups, seed, progress))
+
+
+class _Recorder:
+    """Takes in batch after batch and makes the trace of them."""
+
+    def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
+        self._net, self._folder = net, None if folder is None else _make_folder(folder)
+        self._store = RowStore(self._folder)
+        self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
+        self._shapes: list[tuple[int, ...]] = []
+
+    def add(self, seen: _Observed) -> None:
+        """Takes in a batch."""
+        self._logits.add(seen.logits, seen.labels)
+        self._ids.append(seen.groups)
         if seen.gate_features is not None:
-            store.add("gate_features", seen.gate_features)
-        shapes = shapes or [tuple(early.shape[1:]) for early, _ in seen.maps]
-        if [tuple(early.shape[1:]) for early, _ in seen.maps] != shapes:
+            self._store.add("gate_features", seen.gate_features)
+        shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
+        if self._shapes and shapes != self._shapes:
             raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
-        _add_maps(store, seen.maps)
-    if not ids:
-        raise InputError("loader: it gave no batch: pass at least one image")
-    count = logits.count
-    trace = Trace(
-        **logits.finish(),
-        **_compare_maps(store, shapes, pair_samples(count, seed), progress),
-        cost=net.cost,
-        network=net.identity(),
-        gate_features=store.take("gate_features") if net.num_exits > 1 else None,
-        groups=_join_groups(groups, ids),
-    )
-    if folder is None:
-        return trace
-    trace.save(folder / FILE)
-    return Trace.load(folder / FILE)
+        self._shapes = shapes
+        _add_maps(self._store, seen.maps)
+
+    def finish(self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool) -> Trace:
+        """The trace of all batches."""
+        if not self._ids:
+            raise InputError("loader: it gave no batch: pass at least one image")
+        count = self._logits.count
+        trace = Trace(
+            **self._logits.finish(),
+            **_compare_maps(self._store, self._shapes, pair_samples(count, seed), progress),
+            cost=self._net.cost,
+            network=self._net.identity(),
+            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 else None,
+            groups=_join_groups(groups, self._ids),
+        )
+        if self._folder is None:
+            return trace
+        trace.save(self._folder / FILE)
+        return Trace.load(self._folder / FILE)
 
 
 def _make_folder(folder: Path) -> Path:

@@ -134,9 +134,12 @@ def _is_running(pid):
 
 
 def test_how_many_processes(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(16)))
     assert [choose_workers(None, n) for n in (0, 1, 2, 100)] == [0, 0, 2, 8]
     assert [choose_workers(n, 100) for n in (0, 3, 12)] == [0, 3, 12]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert choose_workers(None, 100) == 4
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: {0})
     assert choose_workers(None, 100) == 0
     for wrong in (-1, 1.5, "2"):

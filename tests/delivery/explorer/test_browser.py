@@ -42,9 +42,7 @@ def browser():
 def _served(log: Path, *words: str):
     """`exitlens app` in a process of its own: its address and process number."""
     with log.open("w") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "exitlens.cli", "app", *words], stdout=sink, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen([sys.executable, "-m", "exitlens", "app", *words], stdout=sink, stderr=subprocess.STDOUT)
         try:
             yield _address(log, process), process.pid
         finally:

@@ -271,6 +271,12 @@ def test_bad_options(tiny_set, values, message):
         xl.fit(make_net(), tiny_set, tiny_set, **QUICK | values)
 
 
+def test_class_weights_are_checked_before_anything_is_written(tiny_set, tmp_path):
+    with pytest.raises(xl.InputError, match="class_weights: expected 4 numbers"):
+        xl.fit(make_net(), tiny_set, tiny_set, loss=xl.EGTLoss(class_weights=(1, 2)), out_dir=tmp_path / "r", **QUICK)
+    assert not (tmp_path / "r").exists()
+
+
 def test_what_needs_labels_at_hand_refuses_a_loader(tiny_set):
     loader = DataLoader(tiny_set, 8)
     with pytest.raises(xl.InputError, match="balanced: a DataLoader draws its own"):

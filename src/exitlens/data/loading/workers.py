@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from exitlens.data.loading.readers import Reader
 from exitlens.errors import DataError, InputError
+from exitlens.launch import count_local
 
 DEPTH = 2  # batches that a process is ahead of what is taken from it
 TIMEOUT_S = 300.0  # for one image
@@ -54,13 +56,16 @@ def can_fork() -> bool:
 
 
 def choose_workers(workers: int | None, batches: int) -> int:
-    """How many processes decode: as asked for, by default one for each core (at most 8), and none for a single batch.
+    """How many processes decode: as asked for, by default one for each core of this rank (at most 8), and none for
+    a single batch.
+
+    Where torchrun started several processes on this machine, they share the cores.
 
     Raises:
         InputError: for a number that is none, or on a system where processes cannot be copied.
     """
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if can_fork() else 1
+        cores = len(os.sched_getaffinity(0)) // count_local() if can_fork() else 1
         workers = min(MOST_WORKERS, cores) if cores > 1 else 0
     if not isinstance(workers, int) or workers < 0:
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
@@ -93,6 +98,7 @@ def decode_batches(
             good, bad, trouble = _decode_into(reader, rows, slot)
             yield Decoded(torch.from_numpy(slot[: len(good)]), good, bad, trouble)
         return
+    Image.init()  # every process would import the formats for itself
     pool: list[_Worker] = []
     try:
         for i in range(workers):

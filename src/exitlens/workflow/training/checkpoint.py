@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.ranks import ALONE, Ranks
 from exitlens.workflow.training.ema import WeightAverage
 
 
@@ -26,13 +27,15 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, module: nn.Module, optimizer: Optimizer, average: WeightAverage | None = None
+    path: Path, module: nn.Module, optimizer: Optimizer, average: WeightAverage | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Inverse of :func:`save_checkpoint`: loads module, optimiser and average in place and returns the note.
 
+    Rank 0 alone reads the file.
+
     Raises :class:`BundleError` for a damaged file or one of another network.
     """
-    tensors, note = read_tensors(path)
+    tensors, note = ranks.share(lambda: read_tensors(path))
     state = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
     load_unique_state(module, state, str(path))
     if average is not None:

@@ -17,8 +17,10 @@ from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
+from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import Preprocess
 from exitlens.workflow.training.augmentation import Augmentation
+from exitlens.workflow.training.distributed import use_common_statistics
 from exitlens.workflow.training.frozen import explain_no_cache, keep_features
 from exitlens.workflow.training.log import format_epoch, open_tensorboard
 from exitlens.workflow.training.monitor import Monitor
@@ -79,12 +81,16 @@ def fit(
     patience: int | None = None,
     monitor: Monitor = "accuracy",
     cache_features: bool | None = None,
+    ranks: Ranks | None = None,
 ) -> FitResult:
     """Trains the network in place with AdamW and a one-cycle learning rate (arXiv 1708.07120).
 
     A run that is killed at any time and called again with ``resume=True`` and the same arguments goes on from the last
     whole epoch and ends with the weights it would have had, bit for bit on the CPU: the order of data and all random
     numbers of an epoch depend on ``seed`` and the epoch only.
+
+    Called in every process that ``torchrun`` starts, or of a process group that there is, it trains data-parallel: each
+    takes its rows of the same batches, and all end with the same weights (docs/several_machines.md).
 
     Args:
         net: trained in place; left in evaluation mode and in the memory format that it had.
@@ -128,9 +134,12 @@ def fit(
             memory up to 2 GB and in files without a name in ``out_dir`` above. By default where the data are sure to be the
             same in every epoch: sets of ours and a ``TensorDataset``, without augmentation. The weights are those of
             training without it, to rounding.
+        ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
+            there is; ``Ranks()``: this process alone.
 
     Raises:
         InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.
+        DistributedError: the other processes are lost. What one of them raises, all raise.
     """
     given = dict(locals())  # settings have the names of the arguments
     require(net, ExitNet, "net", "attach exits to the backbone first")
@@ -140,17 +149,20 @@ def fit(
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if keep not in ("last", "best", None):
         raise InputError(f"keep: expected 'last' or 'best', got {keep!r}")
-    given["amp"] = has_fast_bfloat16(net.device) if amp is None else amp
+    ranks = find_ranks(ranks)
+    given["amp"] = ranks.share(lambda: has_fast_bfloat16(net.device)) if amp is None else amp
     given["augment"] = augment if isinstance(augment, str) else "none"
     given |= follow_recipe(recipe, given)
     settings = TrainingSettings(**{one.name: given[one.name] for one in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last):
         loss = _balance_loss(loss or EGTLoss(), train, net.info.num_classes)
-        run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory)
+        run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory, ranks)
         run.open(resume, train)
-        with show_progress(progress) as bar, open_tensorboard(directory if tensorboard else None) as write_events:
-            note: Callable[[str], None] = bar.console.print if progress else lambda line: None
+        shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
+        common = use_common_statistics(net, ranks)
+        with common, show_progress(shown) as bar, open_tensorboard(events) as write_events:
+            note: Callable[[str], None] = bar.console.print if shown else lambda line: None
             _keep_features(run, train, val, cache_features, bar, note)
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)
@@ -173,15 +185,18 @@ def _keep_features(
     if reason:
         note(f"freeze_backbone: every epoch runs the backbone again: {reason}")
         return
-    how: dict[str, Any] = {"wanted": wanted, "folder": run.out_dir, "workers": run.workers, "bar": bar}
-    run.frozen = keep_features(run.net, run.loss, run.settings, train, val, **how)
+    folder = run.out_dir if run.ranks.is_first else None
+    how: dict[str, Any] = {"wanted": wanted, "folder": folder, "workers": run.workers, "bar": bar}
+    with run.ranks.together():
+        run.frozen = keep_features(run.net, run.loss, run.settings, train, val, **how)
 
 
 def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:
     """The loss with numbers for ``class_weights="balanced"``."""
-    if loss.class_weights != "balanced":
-        return loss
-    return replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), classes))
+    if loss.class_weights == "balanced":
+        loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), classes))
+    loss.check_class_weights(classes)
+    return loss
 
 
 def _build_augment(augment: Augment | str | None, net: ExitNet, train: Any) -> Augment | None:

@@ -8,30 +8,46 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from exitlens.data.batches import Loader, as_batch, count_batches, make_epoch_loader, plan_epoch
+from exitlens.data.batches import Loader, as_batch, count_batches, make_epoch_loader, plan_epoch, share_bad, take_share
 from exitlens.errors import InputError, OutputExistsError, TrainingError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import read_tensors, write_json, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.network import ExitNet
+from exitlens.ranks import ALONE, Ranks
 from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
+from exitlens.workflow.training.distributed import (
+    SharedLoader,
+    average_gradients,
+    average_statistics,
+    check_batch_size,
+    copy_weights,
+    is_restarted,
+    record_launch,
+)
 from exitlens.workflow.training.ema import WeightAverage
 from exitlens.workflow.training.frozen import FrozenFeatures
 from exitlens.workflow.training.log import write_log
 from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
 from exitlens.workflow.training.parameters import group_parameters
-from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, floats, take_step
+from exitlens.workflow.training.step import (
+    TrainingSettings,
+    apply_gradients,
+    compute_gradients,
+    enter_training_mode,
+    floats,
+)
 from exitlens.workflow.training.validation import validate
 
 Augment = Callable[[Any], Any]
@@ -48,12 +64,14 @@ class TrainingRun:
     augment: Augment | None
     workers: int | None
     out_dir: Path | None
+    ranks: Ranks = ALONE
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     best_state: dict[str, Tensor] | None = None
     frozen: FrozenFeatures | None = None
 
     def __post_init__(self) -> None:
+        check_batch_size(self.settings.batch_size, self.ranks)
         self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
         decay = self.settings.ema
         self.average = None if decay is None else WeightAverage(self.net, decay)
@@ -75,11 +93,21 @@ class TrainingRun:
         return done or is_exhausted(self.history, self.settings.monitor, self.settings.patience)
 
     def open(self, resume: bool, train: Any) -> None:
-        """Prepares ``out_dir`` and, on resume, loads the last whole epoch."""
-        if self.out_dir is None:
-            if resume:
-                raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
-            return
+        """Prepares ``out_dir`` and, on resume, loads the last whole epoch; every rank starts from the state of rank 0."""
+        if self.out_dir is not None:
+            last = self.out_dir / LAST
+            if self.ranks.share(lambda: self._prepare(resume or is_restarted(last.parent), train)):
+                note = load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
+                self.history, self.seconds = note["history"], note["seconds"]
+        elif resume:
+            raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
+        copy_weights(self.net, self.ranks)
+        if self.average is not None:
+            self.ranks.copy_first(list(self.average.state.values()))
+
+    def _prepare(self, resume: bool, train: Any) -> bool:
+        """Checks and writes the record in ``out_dir``; whether there is an epoch to go on from."""
+        assert self.out_dir is not None
         size = len(train) if isinstance(train, Dataset | DataLoader) and hasattr(train, "__len__") else None
         record = {
             "settings": asdict(self.settings),
@@ -96,10 +124,9 @@ class TrainingRun:
             raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
         if written.exists() and self._read_record(written) != json.loads(json.dumps(record)):
             raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
+        record_launch(self.out_dir)
         write_json(written, record)
-        if (self.out_dir / LAST).exists():
-            note = load_checkpoint(self.out_dir / LAST, self.net, self.optimizer, self.average)
-            self.history, self.seconds = note["history"], note["seconds"]
+        return (self.out_dir / LAST).exists()
 
     def _read_record(self, path: Path) -> Any:
         """The record of an existing run; what an older version did not write was at its default."""
@@ -119,15 +146,21 @@ class TrainingRun:
         loader = self._open_loader(train, seed)
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(self.ranks.vary_seed(seed))
             with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
                 loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
+            for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
+                average_statistics(self.net, state, self.ranks)
             with nullcontext() if self.average is None else self.average.applied():
                 model, data = (self.net, val) if self.frozen is None else self.frozen.choose_validation(self.net, val)
-                total = count_batches(data, max(self.settings.batch_size, 64))
-                bar.reset(task, description=f"validating {epoch + 1}", total=total)
+                batch_size = max(self.settings.batch_size, 64)
+                with self.ranks.together():
+                    data = take_share(data, batch_size, self.ranks, "val")
+                bar.reset(task, description=f"validating {epoch + 1}", total=count_batches(data, batch_size))
                 advance = partial(bar.advance, task)
-                found = validate(model, data, self.loss, self.settings.batch_size, self.workers, advance)
+                found = validate(model, data, self.loss, batch_size, self.workers, advance, self.ranks)
+            for source in (train, val):
+                share_bad(source, self.ranks)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}
@@ -135,20 +168,29 @@ class TrainingRun:
 
     def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
         """The mean of every loss term over the batches."""
-        sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0
+        sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
-        steps = -(-batches // at_once)
+        steps, trained = -(-batches // at_once), [p for group in self.optimizer.param_groups for p in group["params"]]
         model = self.net if self.frozen is None else self.frozen.heads
-        for step, group in enumerate(iter(lambda: list(islice(stream, at_once)), [])):
+        for step in count():
             progress = (epoch * steps + step) / (self.settings.epochs * steps)
-            for terms in take_step(model, self.optimizer, self.loss, group, progress, self.settings):
+            with self.ranks.together():
+                group = list(islice(stream, at_once))
+                found = compute_gradients(model, self.optimizer, self.loss, group, progress, self.settings)
+            share = average_gradients(trained, self.ranks, sum(len(labels) for _, labels in group))
+            if share is None:
+                break
+            apply_gradients(self.optimizer, progress, self.settings)
+            for terms in found:
                 for name, value in floats(terms).items():
-                    sums[name] += value / batches
+                    sums[name] += value / batches * share
                 advance()
-            taken += len(group)
+            taken += share * len(group)
             if self.average is not None:
                 self.average.update()
-        return {name: total * (batches / max(taken, 1)) for name, total in sums.items()}  # lazy sets leave out bad batches
+        *totals, taken = self.ranks.add_floats([*sums.values(), taken])
+        left = batches / max(taken, 1)  # lazy sets leave out bad batches
+        return {name: total * left for name, total in zip(sums, totals, strict=True)}
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
@@ -162,16 +204,19 @@ class TrainingRun:
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
+            balanced = self.settings.balanced
             if self.frozen is not None:
-                return self.frozen.train.open(plan_epoch(train, self.settings.batch_size, seed, self.settings.balanced))
-            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, self.settings.balanced)
+                return self.frozen.train.open(plan_epoch(train, self.settings.batch_size, seed, balanced, self.ranks))
+            return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, balanced, self.ranks)
         if self.settings.balanced:
             raise InputError("balanced: a DataLoader draws its own samples: give the data set, or the loader a sampler")
-        for holder in (train, getattr(train, "sampler", None)):
+        if isinstance(train.sampler, DistributedSampler):
+            train.sampler.set_epoch(seed)
+        for holder in (train, train.sampler):
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
-        return train
+        return train if self.ranks.size == 1 else SharedLoader(train, self.ranks)
 
     def save(self, row: dict[str, Any]) -> None:
         """Adds an epoch to the history and writes checkpoint and log."""
@@ -180,10 +225,13 @@ class TrainingRun:
         is_best, state = self.best_epoch == len(self.history), self._copy_weights()
         if is_best:
             self.best_state = state
-        if self.out_dir is None:
-            return
-        if is_best:
-            write_tensors(self.out_dir / BEST, state, {"epoch": row["epoch"]})
+        if self.out_dir is not None:
+            self.ranks.share(lambda: self._write(state if is_best else None))
+
+    def _write(self, best: dict[str, Tensor] | None) -> None:
+        assert self.out_dir is not None
+        if best is not None:
+            write_tensors(self.out_dir / BEST, best, {"epoch": self.epochs_done})
         note = {"history": self.history, "seconds": self.seconds}
         save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, note, self.average)
         write_log(self.out_dir / LOG, self.history)
@@ -197,7 +245,8 @@ class TrainingRun:
         if keep == "best" and self.best_epoch != self.epochs_done:
             state = self.best_state
             if state is None and self.out_dir is not None:
-                state, _ = read_tensors(self.out_dir / BEST)
+                best = self.out_dir / BEST
+                state, _ = self.ranks.share(lambda: read_tensors(best))
             if state is not None:
                 load_unique_state(self.net, state, "best checkpoint")
         elif self.average is not None:

@@ -121,29 +121,47 @@ def take_step(
     progress: float,
     settings: TrainingSettings,
 ) -> list[LossTerms]:
-    """One optimiser step at ``progress`` in [0, 1) of training, on the mean gradient over the samples of all batches.
+    """One optimiser step of one process: :func:`compute_gradients` and :func:`apply_gradients`."""
+    found = compute_gradients(net, optimizer, loss, batches, progress, settings)
+    apply_gradients(optimizer, progress, settings)
+    return found
 
-    No step is taken for a batch that the network cannot take (:class:`InputError`) or a loss that is not finite
-    (:class:`TrainingError`).
+
+def compute_gradients(
+    net: Trainee,
+    optimizer: torch.optim.Optimizer,
+    loss: EGTLoss,
+    batches: Sequence[tuple[Inputs, Tensor]],
+    progress: float,
+    settings: TrainingSettings,
+) -> list[LossTerms]:
+    """The mean gradient over the samples of all batches, at ``progress`` in [0, 1) of training; the loss of each batch.
+
+    Raises:
+        InputError: for a batch that the network cannot take; TrainingError: for a loss that is not finite.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = one_cycle_rate(progress, group.get("peak", settings.learning_rate), settings.warm_up)
     optimizer.zero_grad(set_to_none=True)
     samples, found = sum(count_rows(inputs) for inputs, _ in batches), []
     for inputs, labels in batches:
         terms = compute_terms(net, loss, inputs, labels, progress, settings)
         (terms.total * (count_rows(inputs) / samples)).backward()
         found.append(terms)
+    return found
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, progress: float, settings: TrainingSettings) -> None:
+    """One step of the optimiser along the gradients that there are."""
+    for group in optimizer.param_groups:
+        group["lr"] = one_cycle_rate(progress, group.get("peak", settings.learning_rate), settings.warm_up)
     if settings.clip_norm is not None:
         clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip_norm)
     optimizer.step()
-    return found
 
 
 def compute_terms(
     net: Trainee, loss: EGTLoss, inputs: Inputs, labels: Tensor, progress: float, settings: TrainingSettings
 ) -> LossTerms:
-    """The loss of one batch; raises what :func:`take_step` does."""
+    """The loss of one batch; raises what :func:`compute_gradients` does."""
     net.check_input(inputs, "train")
     if settings.channels_last:
         inputs = map_inputs(inputs, set_channels_last)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from exitlens.data.batches import iterate_batches
 from exitlens.errors import InputError
@@ -15,6 +16,7 @@ from exitlens.functional.similarity import pearson
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.progress import Advance
+from exitlens.ranks import ALONE, Ranks
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import count_rows
 from exitlens.workflow.training.frozen import CachedHeads
@@ -41,9 +43,28 @@ def validate(
     batch_size: int,
     workers: int | None = None,
     advance: Advance = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> Validation:
-    """One pass in evaluation mode; raises :class:`InputError` for data without labels or without a batch."""
-    correct, cc, total, count = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1), 0.0, 0
+    """One pass in evaluation mode over this rank's share ``val``; what comes out is about the shares of all ranks.
+
+    Raises:
+        InputError: for data without labels or without a batch.
+    """
+    with ranks.together():
+        sums = _sum_up(net, val, loss, batch_size, workers, advance)
+    ranks.add(sums)
+    correct, cc, total, count = sums
+    if not count:
+        raise InputError("val: it gave no batch: pass at least one image")
+    return Validation((correct / count).tolist(), (cc / count).tolist(), (total / count).item())
+
+
+def _sum_up(
+    net: ExitNet | CachedHeads, val: Any, loss: EGTLoss, batch_size: int, workers: int | None, advance: Advance
+) -> list[Tensor]:
+    """Right answers by exit, CC by early exit, the loss, and the number of samples."""
+    correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
+    total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     with switch_mode(net, False), torch.no_grad():
         for images, labels, _ in iterate_batches(val, max(batch_size, 64), net.device, workers):
             if labels is None:
@@ -58,6 +79,4 @@ def validate(
                 if k < len(cc):
                     cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
             advance()
-    if count == 0:
-        raise InputError("val: it gave no batch: pass at least one image")
-    return Validation((correct / count).tolist(), (cc / count).tolist(), total / count)
+    return [correct, cc, total, count]

@@ -1,0 +1,1 @@
+"""Training by two processes against one, and processes that are killed or hang."""

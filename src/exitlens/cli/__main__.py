@@ -1,5 +1,0 @@
-"""``python -m exitlens.cli``."""
-
-from exitlens.cli import main
-
-main()

@@ -1,0 +1,232 @@
+"""Processes that share one piece of work: which of them this one is, and what they do together (``torch.distributed``).
+
+Everything that is shared goes through a :class:`Ranks`; for a process that is alone its methods do nothing, so that code
+above does not branch. One rule holds everywhere: a rank that fails tells the others (:meth:`Ranks.together`), and all of
+them raise. Nobody waits for a rank that gave up.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from exitlens import errors
+from exitlens.errors import DistributedError, ExitlensError, InputError, require
+from exitlens.launch import is_launched
+
+T = TypeVar("T")
+TIMEOUT = "EXITLENS_TIMEOUT_S"  # how long a rank waits for the others, in seconds
+BUCKET = 4_000_000  # numbers that travel together
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work; ``Ranks()`` is one that is alone.
+
+    Attributes:
+        rank: the number of this process, from 0; rank 0 alone prints and writes.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    @property
+    def rows(self) -> slice:
+        """This rank's rows of a batch that all ranks know."""
+        return slice(self.rank, None, self.size)
+
+    def vary_seed(self, seed: int) -> int:
+        """The seed of this rank's own random numbers: ``seed`` at rank 0, another one at every other rank."""
+        return (seed + self.rank * 0x9E3779B97F4A7C15) % 2**63 if self.rank else seed
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What every rank does on its own; at the end they agree that all have succeeded.
+
+        Raises:
+            ExitlensError: of the same class on every rank, if a rank raised one; what else a rank raised is a
+                :class:`DistributedError` on the others.
+        """
+        if self.size == 1:
+            yield
+            return
+        failure: Exception | None = None
+        try:
+            yield
+        except DistributedError:
+            raise  # the ranks have lost one another, or all know of it
+        except Exception as error:
+            failure = error
+        failed = torch.tensor([0 if failure is None else 1])
+        self._run(lambda: dist.all_reduce(failed))
+        if not failed.item():
+            return
+        found = self.gather(None if failure is None else (_name_kind(failure), str(failure)))
+        if isinstance(failure, ExitlensError):
+            failure.is_told = True
+        if failure is not None:
+            raise failure
+        rank, (kind, text) = next((i, one) for i, one in enumerate(found) if one is not None)
+        raise _rebuild_error(kind, text, rank, self.size)
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, on every rank; its error is the error of all."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [None]
+        with self.together():
+            if self.is_first:
+                made[0] = make()
+        self._run(lambda: dist.broadcast_object_list(made, src=0))
+        return made[0]  # type: ignore[no-any-return]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in order, on every rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        self._run(lambda: dist.all_gather_object(found, value))
+        return found
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces every tensor by its sum over the ranks, bit for bit the same on all."""
+        if self.size > 1:
+            self._in_buckets(tensors, dist.all_reduce)
+
+    def add_floats(self, values: Sequence[float]) -> list[float]:
+        """The sum of each number over the ranks."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        self.add([sums])
+        return sums.tolist()
+
+    def copy_first(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces every tensor by that of rank 0."""
+        if self.size > 1:
+            self._in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+    def hand_over(self, items: Iterator[T], take: Callable[[T], None]) -> None:
+        """Calls ``take`` at rank 0 for the items of all ranks: the first of each in the order of ranks, then the second...
+
+        No more than one item of every rank is on its way at a time, and an error of one rank ends it for all.
+        """
+        if self.size == 1:
+            for item in items:
+                take(item)
+            return
+        arrived: list[T | None] = []
+        is_over = False
+        while not is_over:
+            with self.together():
+                for one in arrived:
+                    if one is not None:
+                        take(one)
+                mine = next(items, None)
+            arrived = [None] * self.size if self.is_first else []
+            self._run(lambda mine=mine, into=arrived: dist.gather_object(mine, into or None, dst=0))  # type: ignore[misc]
+            is_over = not self.add_floats([mine is not None])[0]
+
+    def _in_buckets(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
+        """Exchanges tensors flat and a few million numbers at a time: a message each would cost more than its contents."""
+        bucket: list[Tensor] = []
+        for i, tensor in enumerate(tensors):
+            bucket.append(tensor)
+            after = tensors[i + 1] if i + 1 < len(tensors) else None
+            full = sum(one.numel() for one in bucket) >= BUCKET
+            if after is None or full or (after.dtype, after.device) != (tensor.dtype, tensor.device):
+                flat = torch.cat([one.detach().reshape(-1) for one in bucket])
+                self._run(lambda flat=flat: exchange(flat))  # type: ignore[misc]
+                for one, values in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                    one.detach().copy_(values.view(one.shape))
+                bucket = []
+
+    def _run(self, exchange: Callable[[], Any]) -> None:
+        try:
+            exchange()
+        except (RuntimeError, ValueError) as error:  # of torch.distributed: a connection that closed, time that ran out
+            reason = str(error).strip().partition("\n")[0]
+            raise DistributedError(
+                f"process {self.rank} of {self.size} lost the others ({reason}): one of them ended or waited too long. "
+                f"Start again (exitlens fit --resume goes on from the last epoch); {TIMEOUT} sets the seconds to wait"
+            ) from error
+
+
+ALONE = Ranks()
+
+
+def _name_kind(error: Exception) -> str:
+    """The class of an error; of one derived from ours elsewhere, ours."""
+    return next(
+        (kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind), type(error).__name__
+    )
+
+
+def _rebuild_error(kind: str, text: str, rank: int, size: int) -> ExitlensError:
+    """An error of another rank, of its own class where it is one of ours."""
+    known: type[ExitlensError] | None = getattr(errors, kind, None)
+    error = DistributedError() if known is None else known.__new__(known)
+    error.args = (f"process {rank} of {size}: {text if known else f'{kind}: {text}'}",)
+    error.is_told = True
+    return error
+
+
+def find_ranks(given: Ranks | None = None) -> Ranks:
+    """Those that were given; or this process among those of the process group, if there is one or ``torchrun`` asks for it.
+
+    Joins the group on first use: gloo for tensors on CPUs, NCCL where every process has a GPU of its own. Waiting for
+    another rank ends after 30 minutes, or the seconds that ``EXITLENS_TIMEOUT_S`` says.
+
+    Raises:
+        DistributedError: if the processes do not find one another.
+    """
+    require(given, Ranks | None, "ranks")
+    if given is not None or not dist.is_available():
+        return given or ALONE
+    if not dist.is_initialized():
+        if not is_launched():
+            return ALONE
+        _join()
+    if dist.get_world_size() > 1 and dist.get_backend() == "nccl":
+        raise InputError('backend: what the processes agree on is on the CPU: init_process_group("cpu:gloo,cuda:nccl")')
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _join() -> None:
+    text = os.environ.get(TIMEOUT, "1800")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e8:
+        raise InputError(f"{TIMEOUT}: expected seconds above 0, got {text!r}")
+    local, backend = int(os.environ.get("LOCAL_RANK", "0")), "gloo"
+    if torch.cuda.is_available() and torch.cuda.device_count() > local:
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(f"torchrun: the processes did not find one another ({error}): start them again") from error
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

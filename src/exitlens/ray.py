@@ -1,0 +1,145 @@
+"""Predictions on a cluster: a class for Ray Data's ``map_batches`` (extra ``ray``; docs/several_machines.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from exitlens.delivery.run_directory import load_calibrated, require_preprocess
+from exitlens.errors import DataError, InputError, require
+from exitlens.modalities import TEXT
+from exitlens.modalities.image import decode_image, read_image, to_pixels
+from exitlens.types import Preprocess, TextPreprocess
+from exitlens.types.inputs import Inputs
+from exitlens.workflow.inference.predict import predict
+
+COLUMNS = ("label", "exit", "confidence", "cost", "error")  # that every answer has
+Columns = dict[str, Any]  # by name (B,...) arrays, as Ray Data gives and takes them
+
+
+class Predictor:
+    """Answers batches of rows. Every actor loads the bundle once; rows keep their order and their other columns.
+
+    ::
+
+        four = ray.data.ActorPoolStrategy(size=4)
+        rows.map_batches(Predictor, fn_constructor_args=("runs/x", "image"), batch_size=64, compute=four)
+
+    The answer's columns: ``label`` (the class's name), ``exit``, ``confidence``, ``cost`` (as a fraction of the plain
+    backbone's) and ``error``, which is empty.
+
+    Args:
+        bundle: a bundle or run directory with a policy, on a path that every machine sees.
+        column: what the network reads: for images encoded bytes (or what the ``datasets`` library makes of them:
+            ``{"bytes": ...}``), paths, or ``uint8`` arrays ``(H,W)``, ``(H,W,1)`` or ``(H,W,3)``; or inputs as the network
+            takes them, ``float32`` arrays ``(C,H,W)``; for texts strings.
+        keep: the other columns to keep, such as keys; by default all but ``column``.
+        skip_bad: a row that cannot be read has the reason in ``error``, an empty label, exit -1 and cost 0; without it the
+            first such row ends the job.
+        threads: of PyTorch in every actor: as many as the CPUs that Ray reserves for it.
+
+    Raises:
+        InputError: for arguments or columns that do not fit; DataError: for a row that cannot be read;
+        BundleError, PolicyError: for a bundle that cannot be read or has no policy.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        column: str,
+        *,
+        keep: Sequence[str] | None = None,
+        skip_bad: bool = False,
+        threads: int = 1,
+    ) -> None:
+        require(column, str, "column")
+        if not isinstance(threads, int) or threads < 1:
+            raise InputError(f"threads: expected an integer of 1 or more, got {threads!r}")
+        if isinstance(keep, str):
+            raise InputError(f"keep: expected a list of columns, got {keep!r}")
+        torch.set_num_threads(threads)
+        self.net, self.policy = load_calibrated(Path(bundle))
+        self.column, self.keep, self.skip_bad = column, keep, skip_bad
+        text = self.net.input_spec.modality is TEXT
+        self._read: Callable[[Any, str], Any] = (
+            _read_text if text else _ImageReader(require_preprocess(self.net, Preprocess))
+        )
+        self._join: Callable[[list[Any]], Inputs] = (
+            require_preprocess(self.net, TextPreprocess).encode if text else torch.stack
+        )
+
+    def __call__(self, batch: Columns) -> Columns:
+        """The rows with their answers."""
+        names = self._name_kept(batch)
+        cells, samples, good = batch[self.column], [], []
+        errors = np.full(len(cells), "", dtype=object)
+        for i, cell in enumerate(cells):
+            try:
+                samples.append(self._read(cell, f"row {i} of its batch"))
+                good.append(i)
+            except DataError as error:
+                if not self.skip_bad:
+                    keys = {name: batch[name][i] for name in names}
+                    raise DataError(f"data: {error} {keys}: remove it, or pass skip_bad=True") from error
+                errors[i] = str(error)
+        return {name: batch[name] for name in names} | self._answer(samples, good, errors)
+
+    def _name_kept(self, batch: Columns) -> list[str]:
+        """The columns that stay."""
+        if self.column not in batch:
+            raise InputError(f"column: there is no {self.column!r}, the rows have {sorted(batch)}")
+        names = [name for name in batch if name != self.column] if self.keep is None else list(self.keep)
+        missing, taken = [name for name in names if name not in batch], sorted({*COLUMNS} & {*names})
+        if missing:
+            raise InputError(f"keep: there is no {missing[0]!r}, the rows have {sorted(batch)}")
+        if taken:
+            raise InputError(f"keep: {taken} are names of the answer's columns: rename them, or keep others")
+        return names
+
+    def _answer(self, samples: list[Any], good: list[int], errors: Any) -> Columns:
+        label, exits = np.full(len(errors), "", dtype=object), np.full(len(errors), -1)
+        confidence, cost = np.full(len(errors), np.nan), np.zeros(len(errors))
+        if good:
+            found, classes = predict(self.net, self._join(samples), self.policy), self.net.info.classes
+            label[good] = [classes[i] if classes else str(i) for i in found.labels.tolist()]
+            exits[good], confidence[good] = found.exits.cpu().numpy(), found.confidence.cpu().numpy()
+            cost[good] = self.net.cost[found.exits.cpu()].numpy()
+        return dict(zip(COLUMNS, (label, exits, confidence, cost, errors), strict=True))
+
+
+def _read_text(cell: Any, name: str) -> str:
+    if not isinstance(cell, str) or not cell.strip():
+        raise DataError(f"{name}: expected a text, got {cell!r:.60}")
+    return str(cell)
+
+
+class _ImageReader:
+    """A cell of a table as the network's input."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, cell: Any, name: str) -> Tensor:
+        if isinstance(cell, np.ndarray) and cell.dtype == np.float32 and cell.ndim == 3:
+            return torch.from_numpy(cell)
+        return self.preprocess.normalise(self._decode(cell, name))
+
+    def _decode(self, cell: Any, name: str) -> Tensor:
+        size, channels = self.preprocess.size, len(self.preprocess.mean)
+        if isinstance(cell, dict):  # the struct of an Image feature
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, bytes):
+            return decode_image(cell, name, size, channels)
+        if isinstance(cell, str):
+            return read_image(Path(cell), size, channels)
+        if isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and (cell.ndim == 2 or cell.shape[2:] in ((1,), (3,))):
+            picture = Image.fromarray(cell[..., 0] if cell.shape[2:] == (1,) else cell)
+            return to_pixels(picture.convert("L" if channels == 1 else "RGB"), size, channels)
+        got = f"{cell.dtype} {cell.shape}" if isinstance(cell, np.ndarray) else type(cell).__name__
+        raise DataError(f"{name}: expected an image (bytes, a path or an array (H,W,C) of uint8), got {got}")

@@ -1,0 +1,80 @@
+"""Two processes that share the work, started once for all tests of a module."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+class Pair:
+    """Runs the same function in both processes, as rank 0 and rank 1."""
+
+    def __init__(self, ends: list[Connection], workers: list[Any]) -> None:
+        self.ends, self.workers = ends, workers
+
+    def run(self, work: Callable[..., Any], *words: Any) -> list[Any]:
+        """What each rank's ``work(rank, *words)`` returned, or the error that it raised."""
+        self.send(work, *words)
+        return [self.receive(rank) for rank in range(2)]
+
+    def send(self, work: Callable[..., Any], *words: Any) -> None:
+        for end in self.ends:
+            end.send((work, words))
+
+    def receive(self, rank: int) -> Any:
+        assert self.ends[rank].poll(600), "a rank hangs"
+        return self.ends[rank].recv()
+
+
+@contextmanager
+def open_pair(folder: Path, seconds: float = 30) -> Iterator[Pair]:
+    """Two processes in a gloo group; they end with the context."""
+    context = mp.get_context("fork")  # starts at once
+    pipes = [context.Pipe() for _ in range(2)]
+    workers = [context.Process(target=_serve, args=(i, str(folder), seconds, pipe[1])) for i, pipe in enumerate(pipes)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield Pair([pipe[0] for pipe in pipes], workers)
+    finally:
+        for ours, _ in pipes:
+            with suppress(OSError):
+                ours.send(None)
+        for worker in workers:
+            worker.join(5)
+            worker.kill()
+            worker.join()
+
+
+def _serve(rank: int, folder: str, seconds: float, end: Connection) -> None:
+    torch.set_num_threads(1)
+    wait = timedelta(seconds=seconds)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=wait)
+    while (order := end.recv()) is not None:
+        work, words = order
+        try:
+            end.send(work(rank, *words))
+        except Exception as error:
+            end.send(error)
+    dist.destroy_process_group()
+
+
+def launch(words: list[str], *, restarts: int = 0) -> list[str]:
+    """The command that starts ``words`` in two processes on this machine."""
+    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*head, "--max-restarts", str(restarts), *words]
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of a process of one thread."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

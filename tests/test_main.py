@@ -1,0 +1,99 @@
+"""``python -m exitlens``, and the same under torchrun: real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from exitlens.io import read_tensors
+from tests.ranks import launch, one_thread
+
+
+def test_it_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "exitlens", "--help"], check=True, capture_output=True, text=True)
+    assert "evaluate" in done.stdout
+
+
+def fit(folder: Path, out: Path, **more: object) -> list[str]:
+    words = {"data": folder, "size": 32, "epochs": 4, "batch-size": 16, "out": out} | more
+    return ["-m", "exitlens", "fit", *(word for name, value in words.items() for word in (f"--{name}", str(value)))]
+
+
+def run(words: list[str], **how: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(launch(words, **how), check=False, capture_output=True, text=True, env=one_thread(), timeout=900)
+
+
+def find_rank(parent: int, rank: int) -> int | None:
+    """The process that torchrun started as that rank."""
+    for line in Path(f"/proc/{parent}/task").glob("*/children"):
+        for child in map(int, line.read_text().split()):
+            if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return child
+    return None
+
+
+def kill_during_training(words: list[str], out: Path, rank: int) -> subprocess.CompletedProcess[str]:
+    """Kills a rank once two epochs are done; torchrun starts both again, once."""
+    command = launch(words, restarts=1)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread())
+    end = time.monotonic() + 600
+    while time.monotonic() < end and (not (out / "log.csv").exists() or len((out / "log.csv").read_text().splitlines()) < 3):
+        time.sleep(0.02)
+    victim = find_rank(process.pid, rank)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    printed, told = process.communicate(timeout=900)
+    return subprocess.CompletedProcess(command, process.returncode, printed, told)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory) -> Path:
+    """A run of two processes that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = run([*fit(folder, out), "--json"])
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1  # one process alone prints
+    assert json.loads(done.stdout)["epochs"] == 4
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_of_which_a_process_is_killed_goes_on_by_itself_and_ends_the_same(whole, folder, tmp_path, rank):
+    out = tmp_path / "run"
+    done = kill_during_training(fit(folder, out), out, rank)
+    assert done.returncode == 0, done.stderr
+    assert "Signal 9" in done.stderr or "SIGKILL" in done.stderr
+    state, note = read_tensors(out / "last.safetensors")
+    expected, _ = read_tensors(whole / "last.safetensors")
+    assert len(note["history"]) == 4
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert (out / "bundle" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_calibrate_and_evaluate_are_shared_and_say_what_one_process_says(whole):
+    one = [sys.executable, "-m", "exitlens"]
+    for words in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
+        words = [*words, "--bundle", str(whole), "--json"]
+        two = run(["-m", "exitlens", *words])
+        assert two.returncode == 0, two.stderr
+        alone = subprocess.run([*one, *words], check=True, capture_output=True, text=True, env=one_thread())
+        assert json.loads(two.stdout) == json.loads(alone.stdout)
+
+
+@pytest.mark.slow
+def test_an_error_is_printed_once_and_a_restart_does_not_touch_another_run(whole, folder):
+    before = (whole / "last.safetensors").read_bytes()
+    done = run(fit(folder, whole), restarts=1)
+    assert done.returncode != 0
+    assert done.stderr.count("exists and is not empty") == 2  # at the start, and at the restart
+    assert (whole / "last.safetensors").read_bytes() == before

@@ -1,0 +1,146 @@
+"""The class for Ray Data, called as Ray calls it, and a local Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import exitlens as xl
+from exitlens.data.folders import list_images
+from exitlens.ray import Predictor
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "ray_predict.py"
+
+
+@pytest.fixture(autouse=True)
+def _threads_stay():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def expect(trained: Path, files: list[Path]):
+    net, policy = xl.load(trained)
+    found = next(iter(xl.predict_stream(net, xl.ImageStream(files, net.info.preprocess, 64), policy)))
+    return [net.info.classes[i] for i in found.labels.tolist()], found.exits.tolist(), net.cost[found.exits].tolist(), found
+
+
+def as_objects(values):
+    cells = np.empty(len(values), dtype=object)
+    cells[:] = values
+    return cells
+
+
+def test_cells_of_every_kind_give_the_answers_of_predict(trained, folder):
+    files = list_images(folder)[20:40]
+    labels, exits, cost, found = expect(trained, files)
+    pixels = [np.asarray(Image.open(file)) for file in files]
+    net = xl.load(trained)[0]
+    inputs = torch.stack([net.info.preprocess.normalise(xl.read_image(file, (32, 32), 3)) for file in files])
+    kinds = {
+        "paths": as_objects([str(file) for file in files]),
+        "bytes": as_objects([file.read_bytes() for file in files]),
+        "structs": as_objects([{"bytes": file.read_bytes(), "path": None} for file in files]),
+        "arrays": np.stack(pixels),
+        "inputs": inputs.numpy(),
+    }
+    for kind, cells in kinds.items():
+        answers = Predictor(trained, "image")({"key": np.arange(20), "image": cells})
+        assert list(answers) == ["key", "label", "exit", "confidence", "cost", "error"], kind
+        assert answers["key"].tolist() == list(range(20))
+        assert answers["label"].tolist() == labels, kind
+        assert answers["exit"].tolist() == exits
+        assert answers["cost"].tolist() == cost
+        np.testing.assert_allclose(answers["confidence"], found.confidence.numpy(), atol=1e-6)
+        assert set(answers["error"]) == {""}
+
+
+def test_rows_that_cannot_be_read(trained, folder, tmp_path):
+    files = list_images(folder)[:3]
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    cells = as_objects([str(files[0]), str(tmp_path / "bad.png"), None, 7.5, np.zeros((4, 4, 9), np.uint8), str(files[1])])
+    batch = {"key": np.array(list("abcdef")), "more": np.arange(6), "image": cells}
+    with pytest.raises(xl.DataError, match=r"bad\.png.*'b'.*skip_bad=True"):
+        Predictor(trained, "image", keep=["key"])(batch)
+    answers = Predictor(trained, "image", keep=["key"], skip_bad=True)(batch)
+    assert "more" not in answers
+    assert answers["key"].tolist() == list("abcdef")
+    assert [bool(error) for error in answers["error"]] == [False, True, True, True, True, False]
+    assert answers["exit"][1:5].tolist() == [-1] * 4
+    assert answers["label"][1:5].tolist() == [""] * 4
+    assert np.isnan(answers["confidence"][1:5]).all()
+    assert answers["cost"][1:5].tolist() == [0] * 4
+    assert all(label in ("dark", "bright") for label in answers["label"][[0, 5]])
+    nothing = Predictor(trained, "image", skip_bad=True)({"image": cells[1:5]})
+    assert nothing["exit"].tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize(
+    ("words", "columns", "message"),
+    [
+        ({"column": 3}, {}, "column"),
+        ({"threads": 0}, {}, "threads"),
+        ({"keep": "key"}, {}, "list of columns"),
+        ({"column": "picture"}, {}, "the rows have"),
+        ({"keep": ["name"]}, {}, "there is no 'name'"),
+        ({}, {"label": np.arange(1)}, "answer's columns"),
+    ],
+)
+def test_arguments_that_do_not_fit(trained, folder, words, columns, message):
+    batch = {"image": as_objects([str(list_images(folder)[0])])} | columns
+    with pytest.raises(xl.InputError, match=message):
+        Predictor(trained, **{"column": "image"} | words)(batch)
+
+
+def run_example(out: Path, *words: object) -> str:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+    line = [sys.executable, str(EXAMPLE), "--out", str(out), "--actors", "1", *map(str, words)]
+    done = subprocess.run(line, check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_on_a_local_ray(trained, folder, tmp_path):
+    pytest.importorskip("ray")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    files = list_images(folder)
+    labels, exits, *_ = expect(trained, files)
+    out = tmp_path / "answers"
+    words = ("--bundle", trained, "--data", folder, "--shard", 25)
+    assert run_example(out, *words).count("done") == 3
+    found = [row for shard in sorted(out.iterdir()) for row in parquet.read_table(shard).to_pylist()]
+    by_file = {row["file"]: row for row in found}
+    assert [by_file[str(file)]["label"] for file in files] == labels
+    assert [by_file[str(file)]["exit"] for file in files] == exits
+
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    for path in (out / "images-000001").iterdir():
+        path.unlink()
+    (out / "images-000001").rename(out / ".images-000001.unfinished")  # as a job that was killed leaves it
+    again = run_example(out, *words)
+    assert again.count("there already") == 2
+    assert again.count("done") == 1
+    kept = {path: stamp for path, stamp in written.items() if "images-000001" not in str(path)}
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for i in range(2):
+        table = {"key": [f"{i}-{j}" for j in range(5)], "image": [file.read_bytes() for file in files[5 * i : 5 * i + 5]]}
+        table["image"][2] = b"broken"
+        parquet.write_table(pyarrow.table(table), shards / f"part-{i}.parquet")
+    run_example(tmp_path / "two", "--bundle", trained, "--data", shards, "--skip-bad")
+    rows = [row for shard in sorted((tmp_path / "two").iterdir()) for row in parquet.read_table(shard).to_pylist()]
+    assert {row["key"] for row in rows} == {f"{i}-{j}" for i in range(2) for j in range(5)}
+    assert {row["key"] for row in rows if row["error"]} == {"0-2", "1-2"}
+    assert "image" not in rows[0]

@@ -1,0 +1,253 @@
+"""Two processes train one network."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import exitlens as xl
+from exitlens.ranks import Ranks
+from exitlens.workflow.training import distributed
+from exitlens.workflow.training.distributed import is_restarted, record_launch, use_common_statistics
+from tests.conftest import TinyNet
+from tests.ranks import open_pair
+from tests.texts import make_text_net, make_texts
+
+QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False}
+
+
+class WithoutStatistics(TinyNet):
+    """No batch norm: its result does not depend on how a batch is split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for stage in (self.a, self.b):
+            stage[1] = nn.GroupNorm(2, stage[1].num_features)
+
+
+def make_data(count: int = 29) -> xl.ImageSet:
+    labels = torch.arange(count) % 4
+    pixels = torch.randint(0, 60, (count, 3, 16, 16), generator=torch.Generator().manual_seed(3))
+    return xl.ImageSet((pixels + (labels * 40)[:, None, None, None]).to(torch.uint8), labels, ("w", "x", "y", "z"))
+
+
+def make_loader(kind: str, data: xl.ImageSet):
+    generator = torch.Generator().manual_seed(5)
+    return {
+        "set": lambda: data,
+        "in order": lambda: DataLoader(data, 7),
+        "own generator": lambda: DataLoader(data, 8, shuffle=True, generator=generator),
+        "no generator": lambda: DataLoader(data, 8, shuffle=True),
+        "sampler": lambda: DataLoader(data, 4, sampler=DistributedSampler(data)),
+    }[kind]()
+
+
+def make_net(plain: type[nn.Module] = WithoutStatistics, seed: int = 7) -> xl.ExitNet:
+    torch.manual_seed(seed)
+    return xl.attach(plain(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16))
+
+
+def train(rank: int, how: dict, plain=WithoutStatistics, count: int = 29, kind: str = "set"):
+    """The weights and the history of a run; other ranks than the first begin with other weights."""
+    data = make_data(count)
+    net = make_net(plain, seed=7 + rank)
+    result = xl.fit(net, make_loader(kind, data), data, **{**QUICK, **how})
+    history = [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
+    return {name: value.clone() for name, value in net.state_dict().items()}, history
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    with open_pair(tmp_path_factory.mktemp("pair")) as found:
+        yield found
+
+
+def assert_equal(a, b):
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def assert_close(mine, theirs):
+    for name in mine[0]:
+        torch.testing.assert_close(mine[0][name], theirs[0][name], rtol=1e-4, atol=2e-6)
+    for row, other in zip(mine[1], theirs[1], strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-6)
+        assert row["accuracy"] == pytest.approx(other["accuracy"])
+        assert row["cc"] == pytest.approx(other["cc"], abs=1e-3)
+        assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({}, {}),
+        ({}, {"count": 7}),  # the only batch splits into 4 and 3
+        ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "balanced": True}, {}),
+        ({"freeze_backbone": True, "batch_size": 5}, {}),
+        ({}, {"kind": "own generator"}),
+        ({}, {"kind": "in order"}),
+    ],
+    ids=["plain", "one uneven batch", "options", "frozen and uneven", "own generator", "in order"],
+)
+def test_two_processes_train_as_one_does(pair, how, words):
+    first, second = pair.run(_train, how, words)
+    assert_equal(first[0], second[0])
+    assert first[1] == second[1]
+    assert_close(first, train(0, how | {"ranks": Ranks()}, **words))
+
+
+def _train(rank, how, words):
+    return train(rank, how, **words)
+
+
+def test_batch_norm_and_augmentation_are_the_same_on_both_and_from_run_to_run(pair):
+    how, words = {"augment": "crop", "ema": 0.9}, {"plain": TinyNet}
+    runs = [pair.run(_train, how, words) for _ in range(2)]
+    for found in runs:
+        for state, _ in found:
+            assert_equal(runs[0][0][0], state)
+
+
+def test_the_ranks_draw_different_random_numbers(pair):
+    first, second = pair.run(_draw)
+    assert len(first) == len(second) > 0
+    assert first != second
+
+
+def _draw(rank):
+    seen = []
+
+    def augment(images):
+        seen.append(torch.rand(()).item())
+        return images
+
+    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, "epochs": 1})
+    return seen
+
+
+def test_a_sampler_that_shares_the_samples_is_left_to_it(pair):
+    first, second = pair.run(_train, {}, {"kind": "sampler"})
+    assert_equal(first[0], second[0])
+
+
+def test_a_loader_in_an_order_of_its_own_is_refused(pair):
+    for error in pair.run(_train, {}, {"kind": "no generator"}):
+        assert isinstance(error, xl.InputError)
+        assert "generator=torch.Generator()" in str(error)
+
+
+@pytest.mark.slow
+def test_texts_train_in_two_processes(pair):
+    first, second = pair.run(_train_texts)
+    assert_equal(first, second)
+
+
+def _train_texts(rank):
+    net, inputs = make_text_net(), make_texts()
+    batches = [(inputs, torch.arange(len(next(iter(inputs.values())))) % net.info.num_classes)]
+    xl.fit(net, DataLoader(batches, None), batches, **{**QUICK, "epochs": 1})
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def test_what_one_rank_raises_all_raise(pair):
+    first, second = pair.run(_fail, "labels")
+    assert isinstance(first, xl.InputError)
+    assert "process 1 of 2: labels: expected values in [0, 4)" in str(first)
+    assert isinstance(second, xl.InputError)
+    assert str(second).startswith("labels")
+    assert first.is_told is second.is_told is True
+    first, second = pair.run(_fail, "nan")
+    assert isinstance(first, xl.TrainingError)
+    assert "process 1 of 2: loss: it became nan" in str(first)
+    first, second = pair.run(_fail, "bug")
+    assert isinstance(first, xl.DistributedError)
+    assert "process 1 of 2: KeyError" in str(first)
+    assert isinstance(second, KeyError)
+    first, second = pair.run(_fail, "network")
+    assert "different networks" in str(first)
+    assert "different networks" in str(second)
+
+
+def _fail(rank, kind):
+    data, net, how = make_data(), make_net(), {}
+    if kind == "labels" and rank == 1:
+        data = TensorDataset(data.inputs, data.labels + 3)
+    elif kind == "network" and rank == 1:
+        net = xl.attach(WithoutStatistics(), ["a"], 4, torch.zeros(1, 3, 16, 16))
+    elif rank == 1:
+        how["augment"] = partial(_break, net) if kind == "nan" else {}.pop
+    xl.fit(net, data, make_data(), **QUICK, **how)
+
+
+def _break(net, images):
+    with torch.no_grad():
+        net.head(0).classifier.weight.fill_(float("nan"))
+    return images
+
+
+def test_rank_0_writes_and_a_stopped_run_is_resumed_to_the_bit(pair, tmp_path):
+    how = {"keep": "best", "ema": 0.5}
+    whole, _ = pair.run(train, how | {"out_dir": tmp_path / "whole"})
+    stopped = pair.run(_train_until, how | {"out_dir": tmp_path / "part"}, 5)
+    assert [str(one) for one in stopped] == ["stopped", "stopped"]
+    again, other = pair.run(train, how | {"out_dir": tmp_path / "part", "resume": True})
+    assert_equal(whole[0], again[0])
+    assert_equal(whole[0], other[0])
+    refused = pair.run(train, how | {"out_dir": tmp_path / "part"})
+    assert all(isinstance(one, xl.OutputExistsError) for one in refused)
+
+
+def _train_until(rank, how, steps):
+    seen = []
+
+    def augment(images):
+        seen.append(1)
+        if len(seen) > steps:
+            raise xl.TrainingError("stopped")
+        return images
+
+    xl.fit(make_net(), make_data(), make_data(), augment=augment, **{**QUICK, **how})
+
+
+def test_more_processes_than_samples_in_a_batch(pair):
+    for error in pair.run(train, {"batch_size": 1}):
+        assert "cannot be shared by 2 processes" in str(error)
+    for error in pair.run(_train, {}, {"count": 1}):
+        assert "a sample for each of 2 processes" in str(error)
+
+
+def test_a_directory_is_resumed_by_the_launch_that_it_belongs_to_only(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    record_launch(tmp_path)
+    assert not list(tmp_path.iterdir())
+    for run in ("abc", "none"):  # torchrun without an id calls it none: then its process counts
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        record_launch(tmp_path)
+        assert not is_restarted(tmp_path)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert is_restarted(tmp_path)
+        assert not is_restarted(tmp_path / "other")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert not is_restarted(tmp_path)
+
+
+def test_batch_norm_takes_common_statistics_on_gpus_and_is_as_before_afterwards(monkeypatch):
+    net = make_net(TinyNet)
+    names = {name: type(module) for name, module in net.named_modules()}
+    with use_common_statistics(net, Ranks(0, 2)):  # on a CPU
+        assert {name: type(module) for name, module in net.named_modules()} == names
+    monkeypatch.setattr(distributed, "_is_on_gpu", lambda net: True)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with use_common_statistics(net, Ranks(0, 2)):
+        assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == 2
+        assert_equal(before, net.state_dict())
+        for parameter in net.parameters():
+            parameter.data.add_(1)
+    assert {name: type(module) for name, module in net.named_modules()} == names
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, before[name] + 1)
