@@ -44,7 +44,7 @@ bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises ove
 	$(BIN)/python -m benchmarks.guarantees.page
 	$(BIN)/python -m benchmarks.check
 
-pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of drawings (half an hour; needs openclipart-png): docs/pictures.md
+pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of drawings (resumable; needs openclipart-png): docs/pictures.md
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.pictures.page
 	$(BIN)/python -m benchmarks.check

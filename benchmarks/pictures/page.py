@@ -103,7 +103,7 @@ def write_networks(runs: Runs) -> list[str]:
     """What there is of the comparison so far."""
     seeds = list_seeds(runs)
     if not seeds:
-        return ["Not measured yet: `python -m benchmarks.pictures` (35 minutes of one core for six networks, resumable)."]
+        return ["Not measured yet: `python -m benchmarks.pictures` (six networks, resumable)."]
     done = {name: found for name, found in runs.items() if int(name.rpartition("-")[2]) in seeds}
     first = [f"So far {len(seeds)} of {len(SEEDS)} seeds.", ""] if len(seeds) < len(SEEDS) else []
     return [*first, *write_accuracy(done), "", *write_policies(done)]

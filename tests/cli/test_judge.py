@@ -80,6 +80,7 @@ def test_class_folders_without_images(again, tmp_path, call):
         (("--gate", "--max-disagreement", "0.1"), "give max_divergence, too"),
         (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
+        (("--max-disagreement", "0.1", "--group-by", "x", "--unlabelled"), "group_by: they are for labelled data"),
     ],
 )
 def test_what_it_refuses(again, folder, call, words, message):

@@ -76,10 +76,8 @@ def calibrate(
         names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost"))
         raise xl.InputError(f"limits: expected at least one of {names}")
     check_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
-    if unlabelled is not None and data:
-        raise xl.InputError("data, unlabelled: expected one of them")
-    if unlabelled is not None and (max_accuracy_drop is not None or max_class_accuracy_drop is not None):
-        raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
+    if unlabelled is not None:
+        _check_unlabelled(data, columns or group_by, [max_accuracy_drop, max_class_accuracy_drop])
     net, _ = xl.load(bundle)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
@@ -97,6 +95,16 @@ def calibrate(
     replace_policy(bundle, policy)
     notes = [str(one.message) for one in told if one.category is xl.DataWarning]
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
+
+
+def _check_unlabelled(data: str, reading: str, accuracy: list[float | None]) -> None:
+    """Raises :class:`InputError` for what --unlabelled does not go with."""
+    if data:
+        raise xl.InputError("data, unlabelled: expected one of them")
+    if reading:  # left out, a certificate would count samples where it was asked to count groups
+        raise xl.InputError("columns, group_by: they are for labelled data: give --data in place of --unlabelled")
+    if any(limit is not None for limit in accuracy):
+        raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
 
 
 def _show_policy(
