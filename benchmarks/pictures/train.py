@@ -23,7 +23,7 @@ from exitlens.model.backbones.weights import load_weights
 
 KINDS = ("plain", "exits")
 BACKBONE, SIZE, EXITS = "timm:tf_efficientnet_lite0", 128, 3
-FIT: dict[str, Any] = {"recipe": "pretrained", "epochs": 2, "batch_size": 32, "amp": True, "channels_last": True}
+FIT: dict[str, Any] = {"recipe": "pretrained", "epochs": 4, "batch_size": 32, "amp": True, "channels_last": True}
 
 
 @dataclass(frozen=True)

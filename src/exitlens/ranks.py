@@ -150,10 +150,12 @@ class Ranks:
             after = tensors[i + 1] if i + 1 < len(tensors) else None
             full = sum(one.numel() for one in bucket) >= BUCKET
             if after is None or full or (after.dtype, after.device) != (tensor.dtype, tensor.device):
-                flat = torch.cat([one.detach().reshape(-1) for one in bucket])
+                alone = len(bucket) == 1 and tensor.is_contiguous()
+                flat = tensor.detach().view(-1) if alone else torch.cat([one.detach().reshape(-1) for one in bucket])
                 self._run(lambda flat=flat: exchange(flat))  # type: ignore[misc]
                 for one, values in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-                    one.detach().copy_(values.view(one.shape))
+                    if not alone:
+                        one.detach().copy_(values.view(one.shape))
                 bucket = []
 
     def _run(self, exchange: Callable[[], Any]) -> None:

@@ -4,8 +4,8 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.workflow.training.parameters import group_parameters, number_blocks
-from exitlens.workflow.training.step import TrainingSettings
+from exitlens.workflow.training.parameters import group_parameters, make_optimizer, number_blocks
+from exitlens.workflow.training.step import TrainingSettings, apply_gradients, one_cycle_rate
 from tests.conftest import make_net
 from tests.texts import make_text_net
 
@@ -86,3 +86,25 @@ def test_blocks_are_counted_in_the_order_of_execution():
     assert [
         depths[id(stages[name])] for name in ("0.body.layer.2.0.weight", "1.body.layer.0.0.bias", "1.body.layer.1.0.bias")
     ] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("layout", ["parameter", "gradient"])
+def test_the_optimiser_is_adamw_whatever_the_memory_formats(layout):
+    """One of the two is channels_last; checked with PyTorch's loop, which looks at strides."""
+    start = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    if layout == "parameter":
+        mine.data = mine.data.to(memory_format=torch.channels_last)
+    settings = TrainingSettings(3, 8, 0.1, 0.01, 0, False, False, False)
+    optimizer = make_optimizer([{"params": [mine], "weight_decay": 0.01}])
+    other = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01, foreach=False)
+    assert optimizer.defaults["fused"]
+    for progress in (0.0, 0.5):
+        theirs.grad = torch.cos(theirs.detach())
+        mine.grad = theirs.grad.clone().to(memory_format=torch.channels_last)
+        if layout == "parameter":
+            mine.grad = mine.grad.contiguous()
+        other.param_groups[0]["lr"] = one_cycle_rate(progress, 0.1)
+        apply_gradients(optimizer, progress, settings)
+        other.step()
+    torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-6, atol=1e-7)

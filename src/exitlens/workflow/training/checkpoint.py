@@ -13,6 +13,7 @@ from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.ranks import ALONE, Ranks
 from exitlens.workflow.training.ema import WeightAverage
+from exitlens.workflow.training.parameters import load_slots
 
 
 def save_checkpoint(
@@ -45,5 +46,5 @@ def load_checkpoint(
         if name.startswith("optimizer."):
             _, index, slot = name.split(".", 2)
             slots.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_slots(optimizer, slots)
     return note

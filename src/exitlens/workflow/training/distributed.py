@@ -22,35 +22,84 @@ from exitlens.data.batches import Batch, as_batch, check_common_order
 from exitlens.errors import InputError
 from exitlens.io import write_text
 from exitlens.launch import count_restarts, name_launch
-from exitlens.ranks import Ranks
+from exitlens.ranks import BUCKET, Ranks
 from exitlens.types.inputs import count_rows, map_inputs
 
 LAUNCH = "launch"  # in a run directory: which torchrun it belongs to
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks, rows: int) -> float | None:
-    """Replaces the gradients, each a mean over this rank's rows, by the mean over the rows of all ranks.
+class SharedGradients:
+    """Gradients, averaged over the rows of all ranks.
 
-    A parameter that no rank has a gradient for keeps none, so that the optimiser passes over it as in one process.
+    The sums are made in memory that is kept from step to step: memory that is new in every step would cost as much time
+    again as the sums themselves.
 
     Args:
         parameters: all that are trained, in the same order on every rank.
         ranks: who takes part.
-        rows: samples that the gradients are of; 0: this rank has no batch left, and no gradients.
-
-    Returns:
-        The share of the samples that were this rank's; ``None`` if no rank has a batch left.
     """
-    if ranks.size == 1:
-        return 1.0 if rows else None
-    total, *present = ranks.add_floats([rows, *(p.grad is not None for p in parameters)])
-    if not total:
-        return None
-    used = [p for p, count in zip(parameters, present, strict=True) if count]
-    for p in used:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(rows / total)
-    ranks.add([p.grad for p in used if p.grad is not None])
-    return rows / total
+
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+        self.parameters, self.ranks = list(parameters), ranks
+        self._slots: list[Tensor] = []  # of each parameter, in its memory format
+        self._buckets: list[tuple[Tensor, list[int]]] = []  # and the parameters that have their slots there
+
+    def average(self, rows: int) -> float | None:
+        """Replaces the gradients, each a mean over this rank's rows, by the mean over the rows of all ranks.
+
+        A parameter that no rank has a gradient for keeps none, so that the optimiser passes over it as in one process.
+
+        Args:
+            rows: samples that the gradients are of; 0: this rank has no batch left, and no gradients.
+
+        Returns:
+            The share of the samples that were this rank's; ``None`` if no rank has a batch left.
+        """
+        if self.ranks.size == 1:
+            return 1.0 if rows else None
+        total, *present = self.ranks.add_floats([rows, *(p.grad is not None for p in self.parameters)])
+        if not total:
+            return None
+        if not self._buckets:
+            self._make_buckets()
+        for p, slot in zip(self.parameters, self._slots, strict=True):
+            if p.grad is None:
+                slot.zero_()
+            else:
+                torch.mul(p.grad, rows / total, out=slot)
+        self.ranks.add([flat for flat, held in self._buckets if any(present[i] for i in held)])
+        for p, slot, count in zip(self.parameters, self._slots, present, strict=True):
+            p.grad = slot if count else None
+        return rows / total
+
+    def _make_buckets(self) -> None:
+        """Gives every parameter its place: a few million numbers of one kind travel together."""
+        for held in _fill_buckets(self.parameters):
+            sizes = [self.parameters[i].numel() for i in held]
+            flat = self.parameters[held[0]].detach().new_empty(sum(sizes))
+            self._buckets.append((flat, held))
+            for i, part in zip(held, flat.split(sizes), strict=True):
+                self._slots.append(_shape_like(part, self.parameters[i]))
+
+
+def _fill_buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Places of neighbouring tensors of one dtype and device, :data:`~exitlens.ranks.BUCKET` numbers and more together."""
+    held: list[int] = []
+    for i, tensor in enumerate(tensors):
+        first = tensors[held[0]] if held else tensor
+        full = sum(tensors[j].numel() for j in held) >= BUCKET
+        if full or (tensor.dtype, tensor.device) != (first.dtype, first.device):
+            yield held
+            held = []
+        held.append(i)
+    if held:
+        yield held
+
+
+def _shape_like(flat: Tensor, parameter: Tensor) -> Tensor:
+    """A view of as many numbers in the shape and memory format of a parameter."""
+    strides = torch.empty_like(parameter, device="meta").stride()
+    return flat.as_strided(parameter.shape, strides, flat.storage_offset())
 
 
 class SharedLoader:

