@@ -21,8 +21,8 @@ import torch
 import exitlens as xl
 from benchmarks.markdown import fill, table
 from benchmarks.store import RESULTS, Layout, Store
-from exitlens.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from exitlens.modalities.image import read_image
+from exitlens.types import IMAGENET_MEAN, IMAGENET_STD
 from exitlens.workflow.training.recipe import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING = 96, 2

@@ -15,11 +15,11 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.pictures.drawings import OPENCLIPART, find_drawings, select_drawings
 from benchmarks.pictures.make import Recipe, make_folder
-from exitlens.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from exitlens.modalities.image import read_image
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.weights import load_weights
+from exitlens.types import IMAGENET_MEAN, IMAGENET_STD
 
 KINDS = ("plain", "exits")
 BACKBONE, SIZE, EXITS = "timm:tf_efficientnet_lite0", 128, 3
