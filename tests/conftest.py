@@ -27,6 +27,12 @@ from tests.ranks import call
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that both workers have short ones left to share at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class TinyNet(nn.Module):
     """Three convolutions and a classifier: cuts after ``a`` and ``b``."""
 
