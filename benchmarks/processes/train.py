@@ -58,7 +58,11 @@ def main() -> None:
     data = make_set(given.images or IMAGES[given.net], size)
     net = make_net(given.net, not given.no_batch_norm, size)
     kind = torch.float64 if given.double else torch.float32
-    val = [(data.first(64).inputs.to(kind), data.labels[:64])]
+    images = data.first(64).inputs.to(kind)
+    val = [
+        (images[:32], data.labels[:32]),
+        (images[32:], data.labels[32:64]),
+    ]  # whole batches are shared: one for each process
     how = {"epochs": given.epochs, "out_dir": given.out, "batch_size": 64, "amp": False, "progress": False}
     xl.fit(net.to(kind), data, val, augment=lambda images: images.to(kind), **how)
 
