@@ -80,7 +80,9 @@ def test_class_folders_without_images(again, tmp_path, call):
         (("--gate", "--max-disagreement", "0.1"), "give max_divergence, too"),
         (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
-        (("--max-disagreement", "0.1", "--group-by", "x", "--unlabelled"), "group_by: they are for labelled data"),
+        (("--max-disagreement", "0.1", "--root", "x", "--unlabelled"), "data, unlabelled: expected one"),
+        (("--max-disagreement", "0.1", "--group-by", "(x)", "--unlabelled"), "group_by: '(x)' finds no group in 60 of 60"),
+        (("--max-disagreement", "0.1", "--columns", "image=x", "--unlabelled"), "columns: IMAGES holds images, without"),
     ],
 )
 def test_what_it_refuses(again, folder, call, words, message):
@@ -90,7 +92,7 @@ def test_what_it_refuses(again, folder, call, words, message):
         words = (*words, "--data", folder)
     code, _, err = call("calibrate", "--bundle", again, *words)
     assert code == 2
-    assert message in " ".join(err.split())
+    assert message.replace("IMAGES", str(folder)) in " ".join(err.split())
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
-        (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "--data FOLDER"),
+        (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "pass --data"),
+        (["predict", "--data", folder, "--columns", "image=x"], "holds images, without columns"),
+        (["predict", "--data", tmp_path / "none.csv"], "holds texts, the network takes images"),
     ]
     for words, message in cases:
         code, _, err = call(*words, "--bundle", trained)
