@@ -33,6 +33,18 @@ def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
     assert "confidence" in " ".join(shown.split())
 
 
+def test_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, call):
+    words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
+    more = ("--group-by", r"\d(\d)\.png$", "--trace-dir", tmp_path / "t", "--compact", "--cache", tmp_path / "pixels")
+    code, shown, err = call(*words, *more, "--json")
+    assert code == 0, err
+    assert json.loads(shown)["calibration"]["groups"] == 10
+    trace = xl.Trace.load(tmp_path / "t" / "trace.safetensors")
+    assert (len(trace), trace.num_groups, trace.labels) == (60, 10, None)
+    assert isinstance(trace.logits, xl.CompactLogits)
+    assert len([path for path in (tmp_path / "pixels").rglob("*") if path.is_file()]) == 60
+
+
 def test_a_gate_and_the_column_it_fills(again, folder, call):
     words = ("calibrate", "--bundle", again, "--data", folder, "--max-divergence", "0.5", "--gate", "--json")
     code, shown, err = call(*words)
@@ -120,14 +132,15 @@ def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
     assert code == 0
 
 
-def test_two_runs_in_one_report(trained, tmp_path, call):
+def test_two_runs_in_one_report(trained, folder, tmp_path, call):
     page = tmp_path / "both.html"
-    code, out, err = call("report", trained, "--compare", trained, "--out", page, "--json")
+    data = ("--data", folder, "--group-by", r"\d\d\.png$")
+    code, out, err = call("report", trained, "--compare", trained, *data, "--out", page, "--json")
     assert code == 0, err
     assert json.loads(out)["out"] == str(page)
     text = page.read_text()
     assert text.count(str(trained)) > 3
-    assert f"exitlens report {trained} --compare {trained} --out {page}" in text
+    assert f"exitlens report {trained} --compare {trained} --data {folder} --group-by" in text
     assert "loss distance js" in text
     code, _, err = call("report", trained, "--out", page)
     assert code == 2

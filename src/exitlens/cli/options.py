@@ -24,7 +24,7 @@ verbs = Typer(
     rich_markup_mode="markdown",
     help="Classifiers that answer early when they can, and show that the early answer looked at the right thing.",
 )
-console = Console()
+console = Console(emoji=False)  # a name such as x:train:0 has no picture in it
 
 # options in panels of the help
 of_data = partial(Option, rich_help_panel="Data")

@@ -99,7 +99,7 @@ def predict(
                 file.finish()
     except KeyboardInterrupt as stop:
         notes = getattr(stop, "__notes__", ["nothing was written: --out FILE keeps the answers so far"])
-        Console(stderr=True).print(literal(f"stopped: {notes[-1]}"), highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(literal(f"stopped: {notes[-1]}"), highlight=False, soft_wrap=True)
         raise Exit(130) from None
     _show_rows(shown, done, len(before), samples.bad, None if watch is None else watch.state(), json_)
 
@@ -215,3 +215,4 @@ def _explain_many(net: xl.ExitNet, policy: xl.Policy, data: str, out: Path, read
     found = f"{len(lines)} {net.input_spec.modality.plural}, {odd} answered early against the final exit"
     title = f"{found}; what deserves a look first: {out / name_sheet(preprocess)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
+    show_skipped(json_, samples.bad)

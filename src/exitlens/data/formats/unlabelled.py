@@ -78,6 +78,8 @@ def list_unlabelled(
         raise InputError(f"data: {name} holds texts, the network takes images: give a folder of images, a table or shards")
     if wanted == "text":
         return _list_texts(Path(name), columns, group_by, skip_bad)
+    if kind is None and not Path(name).exists():
+        raise DataError(f"data: no file or folder {name}: give a folder of images, Parquet, a saved data set or tar shards")
     return _list_folder(Path(name), columns, group_by)
 
 
