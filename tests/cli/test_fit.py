@@ -44,6 +44,7 @@ def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
         (("--size", "-5"), "size"),
         (("--init-weights", "none.pt"), "no file none.pt"),
         (("--out", "images"), "not empty"),
+        (("--cache-features",), "--freeze-backbone"),
     ],
 )
 def test_what_fit_refuses_leaves_nothing(folder, tmp_path, monkeypatch, call, words, message):

@@ -131,3 +131,18 @@ def test_inspect_a_network_of_texts(call, model):
     assert code == 0
     names = [point["name"] for point in json.loads(out)["points"]]
     assert "bert.encoder.layer.0" in names
+
+
+def test_many_texts_are_explained_on_a_page(call, run, reviews, tmp_path):
+    words = ("explain", "--bundle", run, "--data", reviews, "--out", tmp_path / "why")
+    code, shown, err = call(*words)
+    assert code == 0, err
+    assert "120 texts" in shown
+    assert {path.name for path in (tmp_path / "why").iterdir()} == {"explanations.csv", "tokens.html", "manifest.json"}
+    page = (tmp_path / "why" / "tokens.html").read_text()
+    assert page.count("<h2>") == 24
+    assert "film" in page
+    code, shown, _ = call("predict", "--bundle", run, "--data", reviews, "--columns", "text=label", "--json")
+    assert (code, len(json.loads(shown)["predictions"])) == (0, 120)
+    code, _, err = call("calibrate", "--bundle", run, "--unlabelled", reviews, "--cache", "x", "--max-disagreement", "0.5")
+    assert (code, "cache: it is for images" in err) == (2, True)

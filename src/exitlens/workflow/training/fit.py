@@ -157,7 +157,10 @@ def fit(
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last):
         loss = _balance_loss(loss or EGTLoss(), train, net.info.num_classes)
-        run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory, ranks)
+        augmentation = _build_augment(augment, net, train)
+        if cache_features:  # refused before anything is written
+            explain_no_cache(train, settings, augmentation is not None, wanted=True)
+        run = TrainingRun(net, loss, settings, augmentation, workers, directory, ranks)
         run.open(resume, train)
         shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)

@@ -36,7 +36,9 @@ def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, 
         InputError: where they are ``wanted`` and cannot.
     """
     if not settings.freeze_backbone:
-        reason = "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True"
+        reason = (
+            "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True (--freeze-backbone)"
+        )
     elif is_augmented:
         reason = "augmentation changes the inputs in every epoch: leave it out"
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):
