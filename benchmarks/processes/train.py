@@ -13,8 +13,8 @@ import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
 
 CLASSES = 10
-SIZES = {"small": 40, "resnet18": 96}
-IMAGES = {"small": 640, "resnet18": 256}
+SIZES = {"small": 40, "resnet18": 128, "resnet18-96": 96}  # 128 pixels are what `exitlens fit` takes
+IMAGES = {"small": 640, "resnet18": 256, "resnet18-96": 256}
 
 
 def replace_batch_norm(module: nn.Module) -> None:
