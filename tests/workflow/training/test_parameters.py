@@ -108,3 +108,20 @@ def test_the_optimiser_is_adamw_whatever_the_memory_formats(layout):
         apply_gradients(optimizer, progress, settings)
         other.step()
     torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_parameter_with_gaps_in_memory_is_trained_alone():
+    """The fused kernel would write over what lies in the gaps, and leave a part of the parameter as it was."""
+    whole = torch.ones(4, 6)
+    mine, theirs = nn.Parameter(whole[:, ::2]), nn.Parameter(torch.ones(4, 3))
+    optimizer = make_optimizer([{"params": [mine, nn.Parameter(torch.ones(2))], "weight_decay": 0.01}])
+    other = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+    assert not optimizer.defaults["fused"]
+    for progress in (0.0, 0.5):
+        for p in (mine, theirs):
+            p.grad = torch.arange(1.0, 13).view(4, 3)
+        other.param_groups[0]["lr"] = one_cycle_rate(progress, 0.1)
+        apply_gradients(optimizer, progress, TrainingSettings(3, 8, 0.1, 0.01, 0, False, False, False))
+        other.step()
+    torch.testing.assert_close(mine.detach(), theirs.detach())
+    assert torch.equal(whole[:, 1::2], torch.ones(4, 3))
