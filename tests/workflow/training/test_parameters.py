@@ -4,7 +4,7 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.workflow.training.parameters import group_parameters, make_optimizer, number_blocks
+from exitlens.workflow.training.parameters import group_parameters, load_slots, make_optimizer, number_blocks
 from exitlens.workflow.training.step import TrainingSettings, apply_gradients, one_cycle_rate
 from tests.conftest import make_net
 from tests.texts import make_text_net
@@ -125,3 +125,11 @@ def test_a_parameter_with_gaps_in_memory_is_trained_alone():
         other.step()
     torch.testing.assert_close(mine.detach(), theirs.detach())
     assert torch.equal(whole[:, 1::2], torch.ones(4, 3))
+
+
+def test_the_count_of_steps_is_not_rounded_to_the_parameter():
+    scale = nn.Parameter(torch.tensor(1.0, dtype=torch.bfloat16))
+    optimizer = make_optimizer([{"params": [scale]}])
+    load_slots(optimizer, {0: {"step": torch.tensor(301.0), "exp_avg": torch.tensor(1.0), "exp_avg_sq": torch.tensor(1.0)}})
+    assert optimizer.state[scale]["step"] == 301  # bfloat16 has 300 and 302
+    assert optimizer.state[scale]["exp_avg"].dtype == torch.bfloat16

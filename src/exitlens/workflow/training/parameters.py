@@ -45,7 +45,8 @@ def load_slots(optimizer: Optimizer, slots: Mapping[int, Mapping[str, Tensor]]) 
     fitted: dict[int, dict[str, Tensor]] = {}
     for i, p in enumerate(list_trained(optimizer)):
         held = slots.get(i, {})
-        fitted[i] = {name: torch.empty_like(p).copy_(t) if t.shape == p.shape else t for name, t in held.items()}
+        moments = {name: t for name, t in held.items() if name != "step" and t.shape == p.shape}
+        fitted[i] = {**held, **{name: torch.empty_like(p).copy_(t) for name, t in moments.items()}}
     optimizer.load_state_dict({"state": fitted, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
