@@ -45,3 +45,9 @@ def test_labels_are_found_without_reading_samples(tiny_set):
         read_labels(DataLoader(SKEWED, 8), "balanced")
     with pytest.raises(xl.InputError, match="class_weights: needs"):
         read_labels(TensorDataset(torch.zeros(3, 1)), "class_weights")
+
+
+@pytest.mark.parametrize("odd", [-1, 3, 2**40])
+def test_weights_for_labels_that_are_no_class(odd):
+    with pytest.raises(xl.InputError, match=r"expected training labels in \[0, 3\)"):
+        weigh_classes(torch.tensor([0, 1, 2, odd]), 3)

@@ -95,3 +95,18 @@ def test_data_are_read_as_the_network_reads_images(tmp_path, folder):
     (tmp_path / "data.json").unlink()
     write_source(tmp_path, open_source(str(folder), size=40), resume=True)
     assert load_samples(tmp_path, two, "validation").preprocess == net.info.preprocess
+
+
+def test_rows_named_by_number_are_of_the_same_contents(net, tmp_path):
+    policy, path = xl.Policy((0.5, 0.5)), tmp_path / "t.csv"
+
+    def describe(columns=""):
+        return describe_origin(net, policy, str(path), columns)["contents"]
+
+    path.write_text("text,id\none,a\ntwo,b\n")
+    before = describe()
+    assert before == describe() != ""
+    assert describe("key=id") == ""  # a key says which row it is
+    path.write_text("text,id\nnew,c\none,a\ntwo,b\n")
+    assert describe() != before
+    assert describe_origin(net, policy, str(tmp_path))["contents"] == ""  # names of files

@@ -178,3 +178,30 @@ def test_class_weights_need_one_number_per_class():
     for weights in ((1.0, 2.0), "balanced"):
         with pytest.raises(xl.InputError, match="class_weights: expected 5 numbers"):
             xl.EGTLoss(class_weights=weights)(outs, y)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_are_any_integers(kind):
+    outs, y = _outputs()
+    for loss in (xl.EGTLoss(class_weights=(1.0, 2.0, 3.0, 4.0, 5.0)), xl.EGTLoss(of="evidence", distance="cosine")):
+        assert torch.equal(loss(outs, y.to(kind)).total, loss(outs, y).total)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"exit_weights": ()},
+        {"exit_weights": 5},
+        {"exit_weights": ("a", 1)},
+        {"exit_weights": (math.nan, 1)},
+        {"exit_weights": (math.inf, 1)},
+        {"weight": "a"},
+    ],
+)
+def test_numbers_that_are_none_are_refused(words):
+    with pytest.raises(xl.InputError, match=next(iter(words))):
+        xl.EGTLoss(**words)
+
+
+def test_weights_of_exits_may_be_a_tensor():
+    assert xl.EGTLoss(exit_weights=torch.tensor([1.0, 2.0])).exit_weights == (1.0, 2.0)

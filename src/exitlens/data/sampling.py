@@ -35,8 +35,11 @@ def weigh_classes(labels: Tensor, classes: int) -> tuple[float, ...]:  # (N,) in
     """``N / (C * samples of the class)``: with these weights every class counts alike, and the mean over samples is 1.
 
     Raises:
-        InputError: for a class without a sample.
+        InputError: for a label that is no class, or a class without a sample.
     """
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        low, high = int(labels.min()), int(labels.max())
+        raise InputError(f"class_weights: expected training labels in [0, {classes}), got {low} to {high}")
     counts = torch.bincount(labels, minlength=classes)
     missing = (counts == 0).nonzero().flatten().tolist()
     if missing:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.formats.detect import Format, find_format
+from exitlens.data.formats.columns import KEY, ROLES, parse_columns
+from exitlens.data.formats.detect import Format, find_format, find_unlabelled_format
 from exitlens.data.formats.named_parts import take_split
-from exitlens.data.formats.reading import Reading, holds_texts, read_parts
+from exitlens.data.formats.reading import Reading, hash_source, holds_texts, read_parts
 from exitlens.data.formats.unlabelled import list_unlabelled
 from exitlens.data.lazy import set_reading
 from exitlens.data.loading.cache import PixelCache
@@ -223,7 +224,15 @@ def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") 
         "policy": rule,
         "preprocessing": reading,
         "input": f"{data} ({columns})" if columns else data,
+        "contents": _hash_numbered(data, columns),
     }
+
+
+def _hash_numbered(data: str, columns: str) -> str:
+    """Tells other contents of a file whose rows are named by their number; empty where names say which sample it is."""
+    kind = find_unlabelled_format(data, columns, "")
+    named = kind in (None, "folder", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))
+    return "" if kind is None or named else hash_source(data, kind)
 
 
 def replace_policy(directory: Path, policy: Policy) -> None:

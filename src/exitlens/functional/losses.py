@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.errors import InputError
+from exitlens.errors import InputError, require
 from exitlens.functional import similarity
 from exitlens.functional.maps import class_evidence, energy, on_common_grid, regrid
 from exitlens.types import ExitOutput, LossTerms
@@ -130,14 +130,19 @@ class EGTLoss:
 
     def __post_init__(self) -> None:
         check_choice(self.of, self.distance)
+        for name in ("weight", "distill", "ramp_share", "label_smoothing"):
+            require(getattr(self, name), int | float, name)
         for name in ("weight", "distill"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}: expected a finite number of 0 or more, got {value}")
         if not 0 <= self.ramp_share <= 1:
             raise InputError(f"ramp_share: expected a share in [0, 1], got {self.ramp_share}")
-        if self.exit_weights is not None and (min(self.exit_weights) < 0 or sum(self.exit_weights) <= 0):
-            raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
+        if self.exit_weights is not None:
+            weights = _as_numbers(self.exit_weights, "exit_weights: expected a number per exit")
+            if not all(0 <= w < float("inf") for w in weights) or not sum(weights):
+                raise InputError(f"exit_weights: expected non-negative numbers, not all 0, got {self.exit_weights}")
+            object.__setattr__(self, "exit_weights", weights)
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing: expected a share in [0, 1), got {self.label_smoothing}")
         if self.class_weights is not None and self.class_weights != "balanced":
@@ -155,6 +160,7 @@ class EGTLoss:
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
         """
         self._check(outputs, labels, features)
+        labels = labels.long()
         alpha = ramp(progress, self.ramp_share)
         classification = self.classify(outputs, labels)
         consistency = distillation = classification.new_zeros(())
@@ -205,10 +211,14 @@ class EGTLoss:
 
 
 def _as_weights(values: Iterable[float]) -> tuple[float, ...]:
-    try:
-        weights = tuple(float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"class_weights: expected 'balanced' or a number per class, got {values!r:.60}") from error
+    weights = _as_numbers(values, "class_weights: expected 'balanced' or a number per class")
     if not weights or not all(0 < w < float("inf") for w in weights):
         raise InputError(f"class_weights: expected finite numbers above 0, got {weights!r:.60}")
     return weights
+
+
+def _as_numbers(values: Iterable[float], expected: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{expected}, got {values!r:.60}") from error

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import pickle
 
 import pytest
@@ -133,3 +134,10 @@ def test_truncated_compressed_and_empty_shards(tmp_path):
     write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(xl.DataError, match="has no samples"):
         open_source(str(tmp_path / "empty.tar")).load("train")
+
+
+def test_what_is_not_found_behind_damage_is_told_with_the_damage(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("0.png", encode(0)), ("a.png", encode(1)), ("b.png", encode(2))])
+    os.truncate(path, 2600)
+    with pytest.raises(xl.DataError, match=r"no column is known to hold the label: .*; .*x.tar is damaged"):
+        open_shards(str(path)).find_columns("")

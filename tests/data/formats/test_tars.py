@@ -1,4 +1,6 @@
+import io
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -59,3 +61,30 @@ def test_a_tar_file_that_shrinks_or_goes_away(tmp_path):
     path.unlink()
     with pytest.raises(xl.DataError, match=r"x.tar/a.png: cannot be read \(FileNotFoundError"):
         reader.read(0)
+
+
+def test_a_sample_that_stands_twice_is_kept_once_and_told(tmp_path):
+    members = [("a.png", b"123"), ("a.cls", b"0"), ("b.png", b"123"), ("b.cls", b"1")]
+    paths = [write_tar(tmp_path / "0.tar", [*members, *members]), write_tar(tmp_path / "1.tar", members)]
+    index = index_shards(paths, ["cls"])
+    assert list(index.members) == ["a.png", "b.png"] * 2
+    assert index.places[:, 0].tolist() == [0, 0, 1, 1]
+    assert index.values == {"cls": ["0", "1"] * 2}
+    assert index.bad == (f"{paths[0]} has 'a.png' twice, as of 2 in all",)
+
+
+@pytest.mark.parametrize("words", [{"GNU.sparse.major": "1"}, {"GNU.sparse.map": "0,5", "GNU.sparse.size": "9"}])
+def test_members_stored_with_holes_are_no_samples(tmp_path, words):
+    """Their bytes do not lie in the file as they are; Python's reader stumbles over some."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, extra in (
+            ("0.png", {}),
+            ("a.png", {}),
+            ("b.png", words | {"GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.pax_headers = 5, extra
+            archive.addfile(entry, io.BytesIO(b"99999"))
+    index = index_shards([tmp_path / "x.tar"], [])
+    assert list(index.members) == ["0.png"]
+    assert "after sample 'a'" in index.bad[0]

@@ -68,3 +68,39 @@ def test_nobody_says():
     assert read_normalisation("timm:") is None
     pytest.importorskip("transformers")
     assert read_normalisation("hf:vit") is None  # a type of model has no weights
+
+
+def test_other_pixels_than_in_0_to_1_are_taken_into_account(tmp_path):
+    """Statistics of bytes, or of pixels in [-1, 1], for a network that gets pixels in [0, 1]."""
+
+    def read(**values):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+        found = read_normalisation(f"hf:{tmp_path}")
+        return (found.mean[0], found.std[2])
+
+    bytes_ = {"image_mean": [127.5] * 3, "image_std": [51.0] * 3}
+    assert read(do_rescale=False, **bytes_) == pytest.approx((0.5, 0.2))
+    assert read(rescale_factor=1.0, **bytes_) == pytest.approx((0.5, 0.2))
+    halves = {"image_mean": [0.0] * 3, "image_std": [0.5] * 3}
+    assert read(rescale_factor=1 / 127.5, rescale_offset=True, **halves) == pytest.approx((0.5, 0.25))
+    assert read(rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False) == pytest.approx((0.5, 0.5))
+    assert read(rescale_factor=0.00392156862745098, **halves) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"rescale_factor": 0}', '{"rescale_factor": "x"}', '{"rescale_factor": NaN}']
+)
+def test_hostile_processors_are_damaged(tmp_path, text):
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(xl.InputError, match="damaged"):
+        read_normalisation(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("odd", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_not_finite_say_nothing(tmp_path, odd):
+    for values in (
+        f'"image_mean": [{odd}, 0, 0], "image_std": [1, 1, 1]',
+        f'"image_mean": [0, 0, 0], "image_std": [1, {odd}, 1]',
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(f"{{{values}}}")
+        assert read_normalisation(f"hf:{tmp_path}") is None

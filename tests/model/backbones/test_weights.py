@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -150,3 +152,24 @@ def test_a_classifier_that_does_not_come_last_is_found_by_its_other_number_of_cl
     report = xl.load_weights(First(3), tmp_path / "w.pt")
     assert report.is_whole
     assert [name.split(" ")[0] for name in report.anew] == ["fc.weight", "fc.bias", "fc_dist.weight", "fc_dist.bias"]
+
+
+def test_values_that_are_no_numbers_for_the_backbone_are_refused_before_anything_is_written():
+    target = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before, good = weights.unique_state(target), weights.unique_state(target)
+    name = "0.weight"
+    odd = {
+        "NaN or infinite": good[name] * math.nan,
+        "sparse": good[name].to_sparse(),
+        "complex64": good[name].to(torch.complex64),
+        "int8": (good[name] * 100).to(torch.int8),
+        "without values": good[name].to("meta"),
+    }
+    for message, value in odd.items():
+        with pytest.raises(xl.BundleError, match=message):
+            weights.load_state(target, good | {name: value}, "w.pt")
+    assert all(torch.equal(value, before[n]) for n, value in target.state_dict().items())
+    half = {n: v.half() if v.is_floating_point() else v for n, v in good.items()}
+    half["1.running_mean"] = torch.full((3,), math.inf)  # buffers may hold masks
+    assert len(weights.load_state(target, half, "w.pt").loaded) == len(good)
+    assert target[0].weight.dtype == torch.float32

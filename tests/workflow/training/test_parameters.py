@@ -4,7 +4,7 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.workflow.training.parameters import group_parameters, make_optimizer, number_blocks
+from exitlens.workflow.training.parameters import group_parameters, load_slots, make_optimizer, number_blocks
 from exitlens.workflow.training.step import TrainingSettings, apply_gradients, one_cycle_rate
 from tests.conftest import make_net
 from tests.texts import make_text_net
@@ -108,3 +108,28 @@ def test_the_optimiser_is_adamw_whatever_the_memory_formats(layout):
         apply_gradients(optimizer, progress, settings)
         other.step()
     torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_parameter_with_gaps_in_memory_is_trained_alone():
+    """The fused kernel would write over what lies in the gaps, and leave a part of the parameter as it was."""
+    whole = torch.ones(4, 6)
+    mine, theirs = nn.Parameter(whole[:, ::2]), nn.Parameter(torch.ones(4, 3))
+    optimizer = make_optimizer([{"params": [mine, nn.Parameter(torch.ones(2))], "weight_decay": 0.01}])
+    other = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+    assert not optimizer.defaults["fused"]
+    for progress in (0.0, 0.5):
+        for p in (mine, theirs):
+            p.grad = torch.arange(1.0, 13).view(4, 3)
+        other.param_groups[0]["lr"] = one_cycle_rate(progress, 0.1)
+        apply_gradients(optimizer, progress, TrainingSettings(3, 8, 0.1, 0.01, 0, False, False, False))
+        other.step()
+    torch.testing.assert_close(mine.detach(), theirs.detach())
+    assert torch.equal(whole[:, 1::2], torch.ones(4, 3))
+
+
+def test_the_count_of_steps_is_not_rounded_to_the_parameter():
+    scale = nn.Parameter(torch.tensor(1.0, dtype=torch.bfloat16))
+    optimizer = make_optimizer([{"params": [scale]}])
+    load_slots(optimizer, {0: {"step": torch.tensor(301.0), "exp_avg": torch.tensor(1.0), "exp_avg_sq": torch.tensor(1.0)}})
+    assert optimizer.state[scale]["step"] == 301  # bfloat16 has 300 and 302
+    assert optimizer.state[scale]["exp_avg"].dtype == torch.bfloat16

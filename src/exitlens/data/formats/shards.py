@@ -39,7 +39,8 @@ class Shards:
 
     def __init__(self, name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> None:
         self.name, self.paths, self._stamp = name, paths, stamp
-        first = [sample for path in paths[:_PEEKED] for sample in islice(read_shard(path, []), _PEEKED)]
+        self._damage: list[str] = []  # seen in the first samples
+        first = [sample for path in paths[:_PEEKED] for sample in islice(read_shard(path, self._damage), _PEEKED)]
         self.kinds: dict[str, Kind] = {"image": "image"} if any(sample.image for sample in first) else {}
         self.kinds |= dict.fromkeys((name for sample in first for name in sample.values), "string")
 
@@ -48,7 +49,10 @@ class Shards:
         if not self.kinds:
             self.index(frozenset(), skip_bad=False)  # says what is wrong with them
         caption: dict[str, Kind] = {"txt": "other"} if {"image", "txt"} <= self.kinds.keys() else {}
-        return find_columns(self.kinds | caption, given, self.name, reserved)
+        try:
+            return find_columns(self.kinds | caption, given, self.name, reserved)
+        except DataError as error:
+            raise DataError("; ".join([str(error), *self._damage[:1]])) from error
 
     def list_rows(self, given: str, group_by: str = "", split_by: str = "", *, skip_bad: bool = False) -> dict[str, Rows]:
         """Labels, groups and contents of every part; the shards' names say the part where all begin or end with a split's.

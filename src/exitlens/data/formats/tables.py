@@ -9,6 +9,7 @@ where).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from exitlens.data.formats.files import stamp_files
 from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.labelled import Rows
 from exitlens.data.loading.names import RowNames
-from exitlens.data.loading.readers import EncodedImages
+from exitlens.data.loading.readers import EncodedImages, read_regular
 from exitlens.errors import DataError, ExitlensError, import_extra, suggest
 from exitlens.types import Preprocess
 
@@ -205,12 +206,12 @@ class Table:
 
 
 def to_word(value: object, names: Sequence[str] = ()) -> str | None:
-    """A value as a word: the name of a class, a whole number without a point; ``None`` where there is none."""
+    """A value as a word: the name of a class, a whole number without a point; ``None`` where there is none (NaN, too)."""
     if names and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value) if isinstance(value, str | int) else None
+    return str(value) if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)) else None
 
 
 def _classify(package: Any, feature: Any) -> Kind:
@@ -256,7 +257,7 @@ class TableImages(EncodedImages):
             if isinstance(content, bytes):
                 return content
             if isinstance(path, str):
-                return (self._root / path).read_bytes()
+                return read_regular(self._root / path, self.name(index))
         except ExitlensError:
             raise
         except Exception as error:  # pyarrow's and the system's

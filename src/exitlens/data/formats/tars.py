@@ -82,7 +82,7 @@ class Index(NamedTuple):
         members: N names, of the image; of a sample without image its key.
         places: ``(N,3)`` ``int64``: file, offset and bytes of every image; -1 bytes where there is none.
         values: by the members' extensions or JSON keys, of every sample.
-        bad: what is wrong with files.
+        bad: what is wrong with files. Of samples with one key in one file, only the first is kept.
     """
 
     members: PackedStrings
@@ -110,7 +110,19 @@ def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
             for name, found in values.items():
                 value = sample.values.get(name)
                 found.append(None if value is None else seen.setdefault(value, value))
-    return Index(PackedStrings(members), np.array(places).reshape(-1, 3), values, tuple(bad))
+    found_places = np.array(places, dtype=np.int64).reshape(-1, 3)
+    first = _find_first([hash((place, member)) for place, member in zip(found_places[:, 0].tolist(), members, strict=True)])
+    if len(first) < len(members):
+        again = min(set(range(len(members))) - set(first.tolist()))
+        bad.append(f"{paths[found_places[again, 0]]} has {members[again]!r} twice, as of {len(members) - len(first)} in all")
+        members, found_places = [members[i] for i in first], found_places[first]
+        values = {name: [found[i] for i in first] for name, found in values.items()}
+    return Index(PackedStrings(members), found_places, values, tuple(bad))
+
+
+def _find_first(hashes: Sequence[int]) -> Any:
+    """Where each of them stands for the first time, ascending: ``(n,)`` ``int64``."""
+    return np.sort(np.unique(np.array(hashes, dtype=np.int64), return_index=True)[1])
 
 
 def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
@@ -121,6 +133,8 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if member.issparse():
+                    raise tarfile.ReadError(f"{member.name} is stored with holes")
                 if not member.isreg() or "/." in f"/{member.name.removeprefix('./')}":
                     continue
                 if member.offset_data + member.size > size:
@@ -137,7 +151,7 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
                     values |= _read_values(archive, member, extension)
             if size < archive.offset + tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends without the mark for its end")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, LookupError) as error:  # tarfile's, for hostile headers
         bad.append(f"{path} is damaged, compressed or no tar file, after sample {key!r} ({type(error).__name__}: {error})")
         return
     if values or image:

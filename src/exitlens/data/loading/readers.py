@@ -90,10 +90,16 @@ class ImageFiles(EncodedImages):
 
     def read_bytes(self, index: int) -> bytes:
         """See :meth:`EncodedImages.read_bytes`."""
-        path = self._root / self._names[index]
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise DataError(f"{path}: it has more than {MAX_BYTES:,} bytes: no image is that large")
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error.strerror})") from error
+        return read_regular(self._root / self._names[index], self.name(index))
+
+
+def read_regular(path: Path, name: str) -> bytes:
+    """A file's bytes; a :class:`DataError` that begins with ``name`` for devices, pipes and what is no image by its size."""
+    try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise DataError(f"{name}: {path} is a device or a pipe, no file")
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{name}: it has more than {MAX_BYTES:,} bytes: no image is that large")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({type(error).__name__}: {error.strerror})") from error

@@ -160,7 +160,7 @@ def match_order(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Mat
             clashes[name] = other
         else:
             return None
-    return Match(fits, clashes, ("no name fits: matched by their order, which kinds and shapes leave no other choice for",))
+    return Match(fits, clashes, ("no name fits: matched by their order, in which all kinds and shapes agree",))
 
 
 def _has_twins(state: Mapping[str, Tensor]) -> bool:

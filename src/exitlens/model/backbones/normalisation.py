@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,11 +71,26 @@ def _read_transformers(name: str) -> Normalisation | None:
         return None
     try:
         values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        top, shift = _read_scale(values)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"backbone: {path} is damaged ({type(error).__name__}: {error}): copy it again") from error
     if values.get("do_normalize", True) is False:
-        return Normalisation((0.0,) * 3, (1.0,) * 3, f"of {name}, which takes pixels in [0, 1] as they are")
-    return _make(values.get("image_mean"), values.get("image_std"), f"of {name}")
+        as_they_are = ", which takes pixels in [0, 1] as they are" if (top, shift) == (1.0, 0.0) else ""
+        return _make((shift / top,) * 3, (1 / top,) * 3, f"of {name}{as_they_are}")
+    found = _make(values.get("image_mean"), values.get("image_std"), f"of {name}")
+    if found is None or (top, shift) == (1.0, 0.0):
+        return found
+    return _make([(m + shift) / top for m in found.mean], [s / top for s in found.std], found.origin)
+
+
+def _read_scale(values: dict[str, Any]) -> tuple[float, float]:
+    """What a white pixel is before it is normalised (1 where bytes become [0, 1]), and what is subtracted from it."""
+    if values.get("do_rescale", True) is False:
+        return 255.0, 0.0
+    top, shift = 255 * float(values.get("rescale_factor", 1 / 255)), float(values.get("rescale_offset") or False)
+    if not 0 < top < math.inf:
+        raise ValueError(f"rescale_factor {values['rescale_factor']}")
+    return (1.0 if math.isclose(top, 1.0, rel_tol=1e-4) else top), shift
 
 
 def _find_on_hub(name: str) -> Path | None:
@@ -93,5 +109,5 @@ def _make(mean: Any, std: Any, origin: str) -> Normalisation | None:
         means, deviations = tuple(map(float, mean)), tuple(map(float, std))
     except (TypeError, ValueError):
         return None
-    good = len(means) == len(deviations) == 3 and min(deviations) > 0
+    good = len(means) == len(deviations) == 3 and min(deviations) > 0 and all(map(math.isfinite, means + deviations))
     return Normalisation(means, deviations, origin) if good else None

@@ -31,7 +31,7 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
     Wrappers (``state_dict``, ``model``, ``ema`` and their like; averaged weights before others) and prefixes of names
     (``module.``, ``model.``, ``backbone.``, ``_orig_mod.``, and any other that a good part of the names begin with) are
     seen through. A classifier for another number of classes is left out: the backbone keeps the one it was made with. Where
-    no name fits, but kinds and shapes of all tensors do in their order, and leave no other choice, the order decides.
+    no name fits, but kinds and shapes of all tensors do in their order, and no two neighbours look alike, the order decides.
 
     Args:
         backbone: changed in place.
@@ -42,8 +42,8 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
         What was loaded, and by name what was not; its ``str()`` says so in a few lines.
 
     Raises:
-        BundleError: for a file that is missing or damaged, or that does not fit (not strict: of which less than half of the
-            backbone's tensors can be set), before any is written.
+        BundleError: for a file that is missing or damaged, has NaN in a parameter, or does not fit (not strict: of which
+            less than half of the backbone's tensors can be set), before any is written.
 
     Warns:
         WeightsWarning: where parts of the backbone other than the classifier stay random.
@@ -73,6 +73,7 @@ def load_state(
     if wrapper:
         report = replace(report, seen_through=(f"found under {wrapper!r}", *report.seen_through))
     check_fit(report, mine, state, strict=strict)
+    _check_values({name: (mine[name], state[other]) for name, other in match.fits.items()}, source)
     backbone.load_state_dict({name: state[other] for name, other in match.fits.items()}, strict=False)
     return report
 
@@ -94,6 +95,17 @@ def check_fit(
         )
     if rest:
         warnings.warn(f"weights: {len(rest)} tensors stay random: {list_names(rest)}", WeightsWarning, stacklevel=4)
+
+
+def _check_values(pairs: Mapping[str, tuple[Tensor, Tensor]], source: str) -> None:
+    """Raises :class:`BundleError` for tensors that cannot be copied as numbers, and for parameters that are not finite."""
+    for name, (own, value) in pairs.items():
+        odd = (own.is_floating_point() and not value.is_floating_point()) or (value.is_complex() and not own.is_complex())
+        if odd or value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = f"{value.dtype}, {value.layout}" + ", without values" * value.is_meta
+            raise BundleError(f"weights: {source} has {name} as {kind}, the backbone {own.dtype}: save plain weights")
+        if isinstance(own, nn.Parameter) and not torch.isfinite(value.to(own.dtype)).all():
+            raise BundleError(f"weights: {source} has values in {name} that are NaN or infinite: take other weights")
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
