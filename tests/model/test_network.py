@@ -3,6 +3,7 @@ import torch
 
 import exitlens as xl
 from tests.conftest import make_net
+from tests.texts import make_text_net, make_texts
 
 
 def test_outputs_have_the_promised_shapes(net, images):
@@ -54,6 +55,39 @@ def test_fingerprint_follows_the_weights(net):
         net.head(0).classifier.bias.add_(1)
     assert net.cached_fingerprint() != first
     assert net.cached_fingerprint() == net.fingerprint()
+
+
+def test_relevance_is_the_first_order_effect_of_scaling_features(net, images):
+    """Relevance of a location: how fast the answer's log-probability grows when that location's features do."""
+    labels, step = torch.tensor([0, 1, 2, 3] * len(images))[: len(images)], 1e-6
+    net = net.double().eval()
+    images = images.double()
+    outs, relevance = net.with_relevance(images, labels)
+    for mine, theirs in zip(outs, net(images), strict=True):
+        assert torch.equal(mine.logits, theirs.logits)
+
+    def score(factor):
+        with torch.no_grad():
+            activations = net.stage(0)(images)[0].clone()
+            activations[:, :, 1, 2] *= factor
+            for stage in net.stages[1:]:
+                (activations,) = stage(activations)
+            return net.head(2)(activations).logits.log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+
+    by_hand = (score(1 + step) - score(1 - step)) / (2 * step)
+    torch.testing.assert_close(relevance[:, 1, 2].double(), by_hand, atol=1e-5, rtol=1e-3)
+    assert not relevance.requires_grad
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_relevance_of_a_frozen_backbone_and_of_texts():
+    net, inputs = make_text_net().eval().requires_grad_(requires_grad=False), make_texts(5)
+    _, relevance = net.with_relevance(inputs, torch.zeros(5).long())
+    padding = inputs["attention_mask"] == 0
+    assert relevance.shape == padding.shape
+    assert relevance[padding].eq(0).all()
+    assert relevance[:, 0].eq(0).all()  # the token that stands for the class
+    assert relevance[:, 1].ne(0).all()
 
 
 def test_features_are_what_the_heads_saw(net, images):
