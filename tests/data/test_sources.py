@@ -125,6 +125,8 @@ def test_sources_that_do_not_fit(tmp_path, jsonl):
     preprocess = TextPreprocess(word_tokenizer(["a"]), 8)
     with pytest.raises(xl.InputError, match="preprocess: it is for texts, and scenes gives images"):
         open_source("scenes").load("validation", preprocess=preprocess)
+    with pytest.raises(xl.InputError, match="preprocess: it is for images, and reviews gives texts"):
+        open_source("reviews").load("validation", preprocess=xl.Preprocess((8, 8)))
     for name in ("reviews", str(jsonl)):
         with pytest.raises(xl.InputError, match="split"):
             open_source(name).load("dev")

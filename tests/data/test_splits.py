@@ -27,7 +27,7 @@ def test_split_set_takes_encoded_texts_too():
     pytest.importorskip("tokenizers")
     data = load_reviews("validation", limit=40)
     parts = xl.split_set(data, (0.5, 0.5))
-    assert sorted(parts[0].texts + parts[1].texts) == sorted(data.texts)
+    assert sorted([*parts[0].texts, *parts[1].texts]) == sorted(data.texts)
     assert parts[0].masks.shape == (20, 32)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.sources import DataSource
+from exitlens.data.sources import DataSource, open_source
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.run_directory import load_samples, read_source, replace_policy, shorten_names, write_source
 
@@ -65,3 +65,19 @@ def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
     assert len(load_samples(trained, net, "calibration", str(tmp_path))) == 4
     with pytest.raises(xl.InputError, match="they are for other data"):
         load_samples(trained, net, "test", columns="label=x")
+
+
+def test_data_are_read_as_the_network_reads_images(tmp_path, folder):
+    net = xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40))
+    net.describe(preprocess=xl.Preprocess((40, 40), (0.5,) * 3, (0.5,) * 3))
+    write_source(tmp_path, DataSource("scenes"), resume=False)
+    xl.save(net, None, tmp_path / "bundle")
+    for given in ("", "scenes"):
+        data = load_samples(tmp_path, net, "validation", given)
+        assert data.preprocess == net.info.preprocess
+        assert data.masks is not None
+    two = xl.attach("small", ["layer1"], 2, torch.zeros(1, 3, 40, 40))
+    two.describe(preprocess=net.info.preprocess)
+    (tmp_path / "data.json").unlink()
+    write_source(tmp_path, open_source(str(folder), size=40), resume=True)
+    assert load_samples(tmp_path, two, "validation").preprocess == net.info.preprocess

@@ -1,6 +1,7 @@
 import pytest
 
 import exitlens as xl
+from exitlens.data.sources import open_source
 from exitlens.delivery import run_setup
 
 
@@ -42,3 +43,64 @@ def test_a_network_that_takes_one_size_only_gets_it(tmp_path):
     assert run_setup.choose_size("timm:vit_tiny_patch16_224", False) == 224
     assert (run_setup.choose_size("timm:resnet18", False), run_setup.choose_size("timm:resnet18", True)) == (0, 128)
     assert run_setup.choose_size("timm:nothing_like_it", True) == 128  # refused where it is built
+    assert run_setup.choose_size("timm:sam2_hiera_tiny", True) == 224  # its least
+
+
+def test_sizes_of_networks_that_others_describe(tmp_path):
+    assert run_setup.choose_size("torchvision:vit_b_16", False) == 224
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": [96, 96]}')
+    assert run_setup.choose_size(f"hf:{tmp_path}", False) == 96
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert (run_setup.choose_size(f"hf:{tmp_path}", False), run_setup.choose_size(f"hf:{tmp_path}", True)) == (0, 128)
+
+
+def test_whose_mean_and_std():
+    choose = run_setup.choose_normalisation
+    assert choose("torchvision:resnet18") == (None, "")
+    assert choose("small", weights=True) == (None, "")  # its weights come from fit, and its data were the usual
+    found, line = choose("torchvision:resnet18", weights=True)
+    assert found.mean == (0.485, 0.456, 0.406)
+    assert line.startswith("pixels: mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (of torchvision's ResNet18_Weights")
+    assert choose("torchvision:resnet18", "half", weights=True)[0].std == (0.5,) * 3
+    assert choose("small", "imagenet")[0].std == (0.229, 0.224, 0.225)
+    assert choose("torchvision:resnet18", "own")[0] == found
+    found, line = choose("torchvision:nothing_like_it", weights=True)
+    assert found is None
+    assert "does not say which mean and std" in line
+    with pytest.raises(xl.InputError, match="normalise: small does not say"):
+        choose("small", "own")
+    with pytest.raises(xl.InputError, match="normalise: expected own, imagenet, half, got 'imagnet'"):
+        choose("small", "imagnet")
+
+
+def test_images_of_every_source_are_normalised_as_the_weights_say(folder):
+    lines = []
+    for name in (str(folder), "fashion"):
+        source = open_source(name, size=16)
+        sets = run_setup.load_training_sets("torchvision:efficientnet_v2_l", source, weights=True, say=lines.append)
+        channels, size = (1, 28) if name == "fashion" else (3, 16)
+        for data in sets:
+            assert (data.preprocess.mean, data.preprocess.std) == ((0.5,) * channels, (0.5,) * channels)
+        assert sets[0].preprocess.size == (size, size)
+        assert lines[-1].startswith("pixels: mean 0.5 0.5 0.5")
+    assert run_setup.load_training_sets("small", open_source("fashion"))[0].preprocess.std == (0.25,)
+
+
+def test_texts_have_the_tokenizer_of_the_backbone_or_it_is_said(tmp_path):
+    pytest.importorskip("transformers")
+    lines = []
+    (tmp_path / "data.csv").write_text(
+        "text,label\n" + "".join(f"{w} film,{w}\n" for w in ("good", "bad") for _ in range(20))
+    )
+    source = open_source(str(tmp_path / "data.csv"), size=8)
+    run_setup.load_training_sets(f"hf:{tmp_path}", source, weights=True, say=lines.append)
+    assert "no tokenizer comes with hf:" in lines[-1]
+    (tmp_path / "tokenizer.json").write_text(xl.word_tokenizer(["other words"]))
+    train, _ = run_setup.load_training_sets(f"hf:{tmp_path}", source, weights=True, say=lines.append)
+    assert train.preprocess.tokenizer == xl.word_tokenizer(["other words"])
+    assert lines[-1] == f"texts: tokens by the tokenizer of hf:{tmp_path}"
+    with pytest.raises(xl.InputError, match="normalise: it is for images"):
+        run_setup.load_training_sets("small", source, normalise="half")
+    with pytest.raises(xl.InputError, match="reads texts, scenes has images"):
+        run_setup.load_training_sets(f"hf:{tmp_path}", open_source("scenes"))

@@ -140,3 +140,11 @@ def test_preprocess_round_trip():
         values.normalise(torch.ones(3, 8, 9, dtype=torch.int64))
     with pytest.raises(xl.InputError, match="pixels"):
         values.normalise(torch.ones(1, 8, 9))
+
+
+def test_the_same_for_another_size_and_number_of_channels():
+    colour = xl.Preprocess((8, 8), (0.2, 0.4, 0.6), (0.1, 0.2, 0.3))
+    assert colour.fit_to((4, 6), 3) == xl.Preprocess((4, 6), colour.mean, colour.std)
+    grey = colour.fit_to((4, 6), 1)
+    assert (grey.mean, grey.std) == (pytest.approx((0.4,)), pytest.approx((0.2,)))
+    assert grey.fit_to((4, 6), 3).mean == pytest.approx((0.4,) * 3)

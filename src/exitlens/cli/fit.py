@@ -37,6 +37,14 @@ ClipNorm = Annotated[float | None, Option(help="Largest norm of the gradient.", 
 Ema = Annotated[
     float | None, Option(help="Keep a moving average of the weights with this decay a step, 0.999.", rich_help_panel=MORE)
 ]
+Normalise = Annotated[
+    str,
+    Option(
+        help="Mean and std of pixels: `own` (what the backbone's weights were trained with; the default where weights are "
+        "given), `imagenet` or `half`.",
+        rich_help_panel=MORE,
+    ),
+]
 
 
 @verbs.command(
@@ -77,6 +85,7 @@ def fit(
     freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
     pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
     init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
+    normalise: Normalise = "",
     augment: Augment = "none",
     label_smoothing: LabelSmoothing = 0.0,
     class_weights: ClassWeights = "",
@@ -105,13 +114,15 @@ def fit(
     from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
-    size = size or choose_size(backbone, bool(pretrained or init_weights))
+    weights = bool(pretrained or init_weights)
+    size = size or choose_size(backbone, weights)
     reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by}
     say = partial(_say, json_)
     ranks, resume = _join(out, resume)
     with wait(json_, "listing the data"), ranks.together():
         source = open_source(data, root=root, size=size, seed=seed, **reading)
-        train, validation = load_training_sets(backbone, source, skip_bad, workers=workers, cache=cache, say=say)
+        images: dict[str, Any] = {"workers": workers, "cache": cache, "normalise": normalise, "weights": weights}
+        train, validation = load_training_sets(backbone, source, skip_bad, say=say, **images)
     if resume and placement == "time":  # measured again, they could differ
         exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
@@ -119,7 +130,7 @@ def fit(
     build = partial(build_network, backbone, train=train, seed=seed, head=head, **start)
     net = _build_alike(ranks, build, exits, placement)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    how |= {"recipe": recipe or ("pretrained" if pretrained or init_weights else "scratch"), "layer_decay": layer_decay}
+    how |= {"recipe": recipe or ("pretrained" if weights else "scratch"), "layer_decay": layer_decay}
     how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from exitlens.data.checks import check_bad
+from exitlens.data.loading.packed import PackedStrings
 from exitlens.errors import DataError
 
 Row = Mapping[str, object] | str  # a string says what is wrong with the row
@@ -16,36 +20,61 @@ Row = Mapping[str, object] | str  # a string says what is wrong with the row
 TABLES = (".csv", ".jsonl")
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's bytes, or a :class:`DataError` that says why not."""
+class Columns(NamedTuple):
+    """N rows by column.
+
+    Attributes:
+        texts: the values of the first key.
+        words: those of the others, by key; equal ones are one object.
+        lines: of the file, from 1.
+    """
+
+    texts: PackedStrings
+    words: Mapping[str, Sequence[str]]
+    lines: Sequence[int]
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[io.BufferedReader]:
+    """The file's bytes, or a :class:`DataError` that says why they cannot be read."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise DataError(f"data: {path} cannot be read ({type(error).__name__}): give a file of texts") from error
 
 
-def read_rows(path: Path, keys: tuple[str, ...], skip_bad: bool) -> list[dict[str, str]]:
-    """The values of ``keys`` (the text first), and the ``line``, of every row; raises for rows without, unless skipped."""
+def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool) -> Columns:
+    """The values of ``keys`` (the text first) of every row; raises for rows without, unless skipped.
+
+    The file is read line by line, and a million rows take little more than the bytes of their texts.
+    """
     kinds = TABLES if len(keys) > 1 else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
         raise DataError(f"data: {path} is no file of texts: expected {' or '.join(kinds)}")
-    content = read_bytes(path).decode("utf-8-sig", "surrogateescape")  # bytes that are not UTF-8 become surrogates
-    rows = _read_csv(content, path, keys) if path.suffix.lower() == ".csv" else _read_lines(content, path.suffix.lower())
-    good, bad = [], []
-    for line, values in rows:
-        fields = values if isinstance(values, str) else _pick_fields(values, keys)
-        if isinstance(fields, str):
-            bad.append(f"{path}, line {line}: {fields}")
-        else:
-            good.append(fields | {"line": str(line)})
-    check_bad(bad, len(good) + len(bad), skip_bad, "rows")
-    if not good:
+    is_csv = path.suffix.lower() == ".csv"
+    texts, lines, bad = PackedStrings(), array("q"), list[str]()
+    words: dict[str, list[str]] = {key: [] for key in keys[1:]}
+    known: dict[str, str] = {}  # one object for all equal words
+    with open_file(path) as file:  # bytes that are not UTF-8 become surrogates
+        content = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if is_csv else "\n")
+        for line, values in _read_csv(content, path, keys) if is_csv else _read_lines(content, path.suffix.lower()):
+            fields = values if isinstance(values, str) else _pick_fields(values, keys)
+            if isinstance(fields, str):
+                bad.append(f"{path}, line {line}: {fields}")
+                continue
+            texts.append(fields[keys[0]])
+            lines.append(line)
+            for key, found in words.items():
+                found.append(known.setdefault(fields[key], fields[key]))
+    check_bad(bad, len(texts) + len(bad), skip_bad, "rows")
+    if not texts:
         raise DataError(f"data: {path} holds no texts: give a file of one or more")
-    return good
+    return Columns(texts, words, lines)
 
 
-def _read_csv(content: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+def _read_csv(content: Iterable[str], path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+    reader = csv.reader(content, strict=True)
     try:
         rows = ((reader.line_num, row) for row in reader if row)
         head = [name.strip() for name in next(rows, (0, list(keys)))[1]]
@@ -59,8 +88,8 @@ def _read_csv(content: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple
         raise DataError(f'data: {path}, line {reader.line_num}: broken CSV ({error}): quote texts as "..."') from error
 
 
-def _read_lines(content: str, suffix: str) -> Iterator[tuple[int, Row]]:
-    for line, text in enumerate(content.split("\n"), 1):
+def _read_lines(content: Iterable[str], suffix: str) -> Iterator[tuple[int, Row]]:
+    for line, text in enumerate(content, 1):
         if text.strip():
             yield line, {"text": text} if suffix == ".txt" else _parse_json(text)
 

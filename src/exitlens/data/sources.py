@@ -20,9 +20,8 @@ from exitlens.data.splits import SPLITS, SampleSet, Split, split_set
 from exitlens.data.texts import RawTexts, TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, TEXT, Modality
-from exitlens.types import Preprocess, TextPreprocess
+from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ("scenes", "fashion", "reviews")
 TORCHVISION = "torchvision:"
 
@@ -87,7 +86,7 @@ class DataSource:
         return TEXT if holds_texts(self.name, self.format, self.columns) else IMAGE
 
     def load(
-        self, split: Split, *, classes: Sequence[str] = (), skip_bad: bool = False, preprocess: TextPreprocess | None = None
+        self, split: Split, *, classes: Sequence[str] = (), skip_bad: bool = False, preprocess: Preprocessing | None = None
     ) -> SampleSet:
         """The images or texts of one split.
 
@@ -95,8 +94,9 @@ class DataSource:
             split: ``train``, ``validation``, ``calibration`` or ``test``.
             classes: class names of an existing network, for files.
             skip_bad: leave out images that cannot be read, and rows without text, label or group.
-            preprocess: tokenizer and length of an existing network, in place of ``size``, for texts. By default the words of
-                a file's training split make the tokenizer. Reviews have masks with their own tokenizer only.
+            preprocess: of an existing network. For texts tokenizer and length, in place of ``size``; by default the words
+                of a file's training split make the tokenizer; reviews have masks with their own tokenizer only. For images
+                of files size, mean and std (by default ImageNet's), for others mean and std (by default 0.5 and 0.25).
 
         Raises:
             InputError, DataError: an unknown split or source, or data that cannot be read.
@@ -109,19 +109,22 @@ class DataSource:
         *,
         classes: Sequence[str] = (),
         skip_bad: bool = False,
-        preprocess: TextPreprocess | None = None,
+        preprocess: Preprocessing | None = None,
     ) -> Loaded:
         """Several splits at once, for which files are listed once; arguments and errors as of :meth:`load`."""
         if unknown := [split for split in splits if split not in SPLITS]:
             raise InputError(f"split: expected one of {SPLITS}, got {unknown[0]!r}")
         kind = self.format
-        if preprocess is not None and self.modality is not TEXT:
-            raise InputError(f"preprocess: it is for texts, and {self.name} gives images: leave it out")
+        text = preprocess if isinstance(preprocess, TextPreprocess) else None
+        image = preprocess if isinstance(preprocess, Preprocess) else None
+        if preprocess is not None and (self.modality is TEXT) != (text is not None):
+            kinds = ("images", "texts") if text is None else ("texts", "images")
+            raise InputError(f"preprocess: it is for {kinds[0]}, and {self.name} gives {kinds[1]}: leave it out")
         if kind is None:
-            return Loaded({split: self._load_named(split, preprocess) for split in splits}, ())
+            return Loaded({split: self._load_named(split, text, image) for split in splits}, ())
         if self.contents and hash_source(self.name, kind) != self.contents:
             raise DataError(f"data: the files of {self.name} are not those of training: the splits would mix; train again")
-        pixels = Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
+        pixels = image or Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
         parts = read_parts(self.name, kind, self._reading(), pixels, classes, skip_bad)
 
         def take(split: Split) -> Any:
@@ -129,18 +132,25 @@ class DataSource:
 
         found = {split: take(split) for split in splits}
         if any(isinstance(part, RawTexts) for part in found.values()):
-            if preprocess is None:
+            if text is None:
                 words = found["train"] if "train" in found else take("train")
-                preprocess = TextPreprocess(word_tokenizer(words.texts), self.size or 64)
-            found = {split: part.encode(preprocess) for split, part in found.items()}
+                text = TextPreprocess(word_tokenizer(words.texts), self.size or 64)
+            found = {split: part.encode(text) for split, part in found.items()}
         return Loaded(found, describe_parts(parts, self, found))
 
     def _reading(self) -> Reading:
         return Reading(self.columns, self.group_by, self.split_by)
 
-    def _load_named(self, split: Split, preprocess: TextPreprocess | None) -> SampleSet:
+    def _load_named(self, split: Split, text: TextPreprocess | None, image: Preprocess | None) -> SampleSet:
         if self.name == "reviews":
-            return self._load_reviews(split, preprocess)
+            return self._load_reviews(split, text)
+        data = self._load_images(split)
+        if image is None:
+            return data
+        how = image.fit_to(data.preprocess.size, data.images.shape[1])
+        return ImageSet(data.images, data.labels, data.classes, data.masks, how, data.groups)
+
+    def _load_images(self, split: Split) -> ImageSet:
         if self.name == "scenes":
             agreement = self.background_agreement
             return load_scenes(split, background_agreement=agreement, seed=self.seed, size=self.size or 40)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.checks import check_class_labels, check_groups, number_labels
-from exitlens.data.rows import read_rows
+from exitlens.data.loading.packed import PackedStrings, PackedTokens, pack_strings
+from exitlens.data.rows import read_columns
 from exitlens.errors import InputError, require
 from exitlens.modalities import TEXT, Modality
 from exitlens.types import TextPreprocess, import_tokenizers
@@ -24,7 +25,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
 class TextSet(Dataset[TextItem]):
-    """Texts in memory, encoded once; item ``i`` is ``({"input_ids": (L,), "attention_mask": (L,)}, label)``.
+    """Texts and their tokens in memory, packed; item ``i`` is ``({"input_ids": (L,), "attention_mask": (L,)}, label)``.
 
     Args:
         texts: N texts.
@@ -50,11 +51,16 @@ class TextSet(Dataset[TextItem]):
         groups: Tensor | None = None,
     ) -> None:
         require(preprocess, TextPreprocess, "preprocess")
-        self._encoded = preprocess.encode(texts)
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise InputError(f"texts: expected a list of one text or more, got {texts!r:.60}")
+        for i, text in enumerate(() if isinstance(texts, PackedStrings) else texts):
+            require(text, str, f"texts[{i}]")
+        self.texts: Sequence[str] = pack_strings(texts)
+        self._tokens = PackedTokens(self.texts, preprocess)
         shape = (len(texts), preprocess.length)
         if masks is not None and (masks.shape != shape or masks.dtype != torch.bool):
             raise InputError(f"masks: expected {shape} bool, one value per token, got {tuple(masks.shape)} {masks.dtype}")
-        self.texts, self.classes = tuple(texts), tuple(classes)
+        self.classes = tuple(classes)
         self.labels = check_class_labels(labels, len(texts), classes, "text")
         self.preprocess, self.masks = preprocess, masks
         self.groups = check_groups(groups, len(texts))
@@ -65,23 +71,26 @@ class TextSet(Dataset[TextItem]):
     @property
     def input_ids(self) -> Tensor:
         """Token ids ``(N,L)``, padded at the end."""
-        return self._encoded["input_ids"]
+        return self.inputs["input_ids"]
 
     @property
     def attention_mask(self) -> Tensor:
         """``(N,L)``: 1 for a token, 0 for padding."""
-        return self._encoded["attention_mask"]
+        return self.inputs["attention_mask"]
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """All texts as network input: ``input_ids`` and ``attention_mask``, ``(N,L)`` each."""
-        return dict(self._encoded)
+        """All texts as network input: ``input_ids`` and ``attention_mask``, ``(N,L)`` each, made anew at each call."""
+        return self._tokens.take(slice(None))
 
     def __getitem__(self, index: int) -> TextItem:
-        return {name: values[index] for name, values in self._encoded.items()}, self.labels[index]
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[TextItem]:
-        return [self[i] for i in indices]
+        rows = torch.tensor(indices, dtype=torch.int64)
+        found = self._tokens.take(rows)
+        inputs = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        return list(zip(inputs, self.labels[rows], strict=True))
 
     def first(self, count: int) -> Self:
         """The first ``count`` texts (all, if there are fewer)."""
@@ -90,8 +99,8 @@ class TextSet(Dataset[TextItem]):
     def subset(self, indices: Tensor) -> Self:
         """The texts at ``indices`` (``(n,)`` integers) as a set of its own; nothing is encoded again."""
         part = copy.copy(self)
-        part._encoded = {name: values[indices] for name, values in self._encoded.items()}
-        part.texts = tuple(self.texts[i] for i in torch.arange(len(self))[indices].tolist())
+        part._tokens = self._tokens.subset(indices)
+        part.texts = pack_strings(self.texts).subset(indices)
         part.labels = self.labels[indices]
         part.masks = None if self.masks is None else self.masks[indices]
         part.groups = None if self.groups is None else self.groups[indices]
@@ -109,7 +118,7 @@ class RawTexts(NamedTuple):
     def subset(self, indices: Tensor) -> RawTexts:
         """The texts at ``indices`` (``(n,)`` integers)."""
         groups = None if self.groups is None else self.groups[indices]
-        return RawTexts([self.texts[i] for i in indices.tolist()], self.labels[indices], self.classes, groups)
+        return RawTexts(pack_strings(self.texts).subset(indices), self.labels[indices], self.classes, groups)
 
     def encode(self, preprocess: TextPreprocess) -> TextSet:
         """As a set that a network reads."""
@@ -165,11 +174,12 @@ def read_texts(
     Raises:
         DataError: a missing file or column, fewer than 2 classes, an unknown class, or rows that cannot be read.
     """
-    rows = read_rows(Path(path), ("text", "label"), skip_bad)
-    labels = [row["label"] for row in rows]
-    return [row["text"] for row in rows], *number_labels(labels, classes or sorted(set(labels)), str(path))
+    rows = read_columns(Path(path), ("text", "label"), skip_bad)
+    labels = rows.words["label"]
+    return list(rows.texts), *number_labels(labels, classes or sorted(set(labels)), str(path))
 
 
 def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
     """As :func:`read_texts`, without labels: each text with its line's number from 1; of ``.txt``, the lines not blank."""
-    return [(int(row["line"]), row["text"]) for row in read_rows(Path(path), ("text",), skip_bad)]
+    rows = read_columns(Path(path), ("text",), skip_bad)
+    return list(zip(rows.lines, rows.texts, strict=True))

@@ -154,8 +154,8 @@ def load_samples(
         found = _load_files(net, split, data, kind, Reading(columns, group_by), skip_bad)
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1]) if data else read_source(path)
-        text = net.info.preprocess if isinstance(net.info.preprocess, TextPreprocess) and source.modality is TEXT else None
-        found = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=text)
+        own = net.info.preprocess if isinstance(net.info.preprocess, source.modality.preprocess) else None
+        found = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=own)
     return set_reading(found, workers, cache)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,36 +16,82 @@ from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
 from exitlens.errors import HeadError, InputError, import_extra
-from exitlens.modalities import IMAGE, TEXT, find_reader
+from exitlens.modalities import TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.matching import Say
-from exitlens.model.backbones.transformers import read_tokenizer
+from exitlens.model.backbones.normalisation import HALF, PROCESSOR, Normalisation, read_normalisation
+from exitlens.model.backbones.transformers import TOKENIZER, read_tokenizer
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.network import ExitNet
-from exitlens.types import TextPreprocess
+from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, TextPreprocess
 from exitlens.types.inputs import list_tensors
 
 TEXT_LENGTH = 64
 BAD_AT_START = 100
+LARGE = 128  # pixels of a side, for networks made for 224 and more
+OWN = "own"
+NORMALISATIONS = {
+    "imagenet": Normalisation(IMAGENET_MEAN, IMAGENET_STD, "of ImageNet"),
+    "half": Normalisation(HALF, HALF, "0.5 and 0.5, as asked for"),
+}
 
 
 def choose_size(backbone: str, pretrained: bool) -> int:
     """Pixels of an image's sides for a backbone, where nobody said; 0: the data's own default.
 
-    A network of timm or transformers that takes one size only gets that. Large networks shrink small images to a map of a
-    few cells, so torchvision's get 128, and so do timm's with pretrained weights.
+    A network that takes one size only gets that. Large networks shrink small images to a map of a few cells, so
+    torchvision's get 128, and so do others with pretrained weights. Most weights saw 224 pixels, which cost three times as
+    much.
     """
     family, _, name = backbone.partition(":")
     if family == "hf" and (Path(name) / "config.json").is_file():
         with suppress(ValueError, AttributeError):  # a damaged file is refused where the network is built
             size = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("image_size")
-            return size if isinstance(size, int) else 0
+            size = size[0] if isinstance(size, list) and size else size
+            if isinstance(size, int):
+                return size
+            return LARGE if pretrained and (Path(name) / PROCESSOR).is_file() else 0
     if family == "timm":
         known = import_extra("timm", "timm", f"backbone {backbone}").get_pretrained_cfg(name, allow_unregistered=True)
         if known is not None and known.fixed_input_size:
             return int(known.input_size[-1])
-    return 128 if family == "torchvision" or (family == "timm" and pretrained) else 0
+        least = int(known.min_input_size[-1]) if known is not None and known.min_input_size else 0
+        return max(LARGE, least) if pretrained else 0
+    if family == "torchvision":
+        return 224 if "vit" in name else LARGE  # vit_b_16, maxvit_t: built for that size
+    return 0
+
+
+def choose_normalisation(backbone: str, word: str = "", weights: bool = False) -> tuple[Normalisation | None, str]:
+    """Mean and standard deviation of a new network's images, and a line that says whose they are.
+
+    Args:
+        backbone: its source.
+        word: ``own`` (what the backbone's own weights were trained with), ``imagenet`` or ``half`` (0.5 and 0.5); empty:
+            ``own`` where there are weights to start from, else the data's usual.
+        weights: whether there are.
+
+    Returns:
+        ``None`` and no line for the data's usual; ``None`` and a line where there are weights and nobody says theirs.
+
+    Raises:
+        InputError: for another word, or ``own`` where nobody says.
+    """
+    if word not in ("", OWN, *NORMALISATIONS):
+        raise InputError(f"normalise: expected {', '.join((OWN, *NORMALISATIONS))}, got {word!r}")
+    if word in NORMALISATIONS:
+        found: Normalisation | None = NORMALISATIONS[word]
+    elif word == OWN or (weights and backbone != "small"):
+        found = read_normalisation(backbone)
+    else:
+        return None, ""
+    if found is not None:
+        return found, f"pixels: {found}"
+    silent = f"{backbone} does not say which mean and std its weights were trained with"
+    if word == OWN:
+        raise InputError(f"normalise: {silent}: choose {' or '.join(NORMALISATIONS)}")
+    return None, f"pixels: {silent}: those of the data are taken; --normalise {' or '.join(NORMALISATIONS)} says others"
 
 
 def load_training_sets(
@@ -56,7 +101,9 @@ def load_training_sets(
     *,
     workers: int | None = None,
     cache: Path | None = None,
-    say: Callable[[str], object] | None = None,
+    normalise: str = "",
+    weights: bool = False,
+    say: Say | None = None,
 ) -> tuple[SampleSet, SampleSet]:
     """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
 
@@ -66,17 +113,34 @@ def load_training_sets(
         skip_bad: leave out what cannot be read.
         workers: processes that decode lazy sets, see :func:`set_reading`.
         cache: directory for the pixels of lazy sets, see :func:`set_reading`.
-        say: is given lines on where the splits come from.
+        normalise: mean and standard deviation of images, see :func:`choose_normalisation`.
+        weights: whether the backbone starts from weights.
+        say: is given lines on where the splits come from, and on how images and texts become inputs.
     """
-    if source.modality is IMAGE and backbone.startswith("hf:") and read_tokenizer(backbone):
-        raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
-    own = read_tokenizer(backbone) if source.modality is TEXT else None
-    preprocess = None if own is None else TextPreprocess(own, source.size or TEXT_LENGTH)
+    how = _choose_texts if source.modality is TEXT else _choose_pixels
+    preprocess, line = how(backbone, source, normalise, weights)
     found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
     if say is not None:
-        for note in found.notes:
+        for note in filter(None, (*found.notes, line)):
             say(note)
     return set_reading(found.sets["train"], workers, cache), set_reading(found.sets["validation"], workers, cache)
+
+
+def _choose_pixels(backbone: str, source: DataSource, normalise: str, weights: bool) -> tuple[Preprocess | None, str]:
+    if backbone.startswith("hf:") and (Path(backbone.removeprefix("hf:")) / TOKENIZER).is_file():
+        raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
+    chosen, line = choose_normalisation(backbone, normalise, weights)
+    return None if chosen is None else Preprocess((source.size or 64,) * 2, chosen.mean, chosen.std), line
+
+
+def _choose_texts(backbone: str, source: DataSource, normalise: str, weights: bool) -> tuple[TextPreprocess | None, str]:
+    if normalise:
+        raise InputError(f"normalise: it is for images, {source.name} has texts: leave it out")
+    own = read_tokenizer(backbone)
+    if own is not None:
+        return TextPreprocess(own, source.size or TEXT_LENGTH), f"texts: tokens by the tokenizer of {backbone}"
+    unknown = f"texts: no tokenizer comes with {backbone}: the words of the data get numbers that its weights do not know"
+    return None, unknown if weights else ""
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:

@@ -8,11 +8,20 @@ from exitlens.types.compact import CompactLogits
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
-from exitlens.types.preprocessing import Preprocess, Preprocessing, TextPreprocess, import_tokenizers
+from exitlens.types.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+    Preprocessing,
+    TextPreprocess,
+    import_tokenizers,
+)
 from exitlens.types.traces import Trace
 
 __all__ = [
     "GATE_FEATURES",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "SCHEMA",
     "SCORES",
     "Calibration",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from statistics import fmean
 from typing import Any, Protocol, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError, import_extra, require
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
 
 
@@ -39,6 +41,13 @@ class Preprocess:
             raise InputError(f"size: expected height and width of 1 pixel or more, got {self.size}")
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise InputError(f"mean, std: expected 1 or 3 of each, std above 0, got {self.mean} and {self.std}")
+
+    def fit_to(self, size: tuple[int, int], channels: int) -> Preprocess:
+        """The same for pixels of another size; for another number of channels, with the average of mean and std."""
+        if channels == len(self.mean):
+            return Preprocess(size, self.mean, self.std)
+        mean, std = ((fmean(values),) * channels for values in (self.mean, self.std))
+        return Preprocess(size, mean, std)
 
     def normalise(self, pixels: Tensor) -> Tensor:  # (..., C, H, W) uint8 or float in [0, 1]
         """Scales ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""

@@ -137,3 +137,14 @@ def test_the_tokenizer_beside_a_model(directory):
     assert read_tokenizer("timm:resnet18") is None
     (directory / "tokenizer.json").write_text(xl.word_tokenizer(["some words"]))
     assert xl.TextPreprocess(read_tokenizer(f"hf:{directory}"), 8).vocabulary_size == 6
+
+
+def test_other_files_of_a_tokenizer_are_read_by_transformers(directory):
+    (directory / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nfilm\n")
+    found = xl.TextPreprocess(read_tokenizer(f"hf:{directory}"), 6).encode(["Good film"])
+    assert found["input_ids"].tolist() == [[2, 5, 6, 3, 0, 0]]
+    assert read_tokenizer("hf:bert") is None  # a type of model has none
+    assert read_tokenizer("hf:") is None
+    (directory / "vocab.txt").unlink()
+    (directory / "spiece.model").write_text("damaged")
+    assert read_tokenizer(f"hf:{directory}") is None

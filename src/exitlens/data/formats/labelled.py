@@ -12,6 +12,7 @@ from exitlens.data.checks import check_bad, number_labels
 from exitlens.data.formats.groups import number_groups
 from exitlens.data.formats.named_parts import name_split
 from exitlens.data.lazy import LazyImages
+from exitlens.data.loading.packed import PackedStrings
 from exitlens.data.loading.readers import Reader
 from exitlens.data.texts import RawTexts
 from exitlens.errors import DataError
@@ -117,7 +118,9 @@ def _make_set(
 ) -> LazyImages | RawTexts:
     if rows.images is None:
         texts = rows.texts or ()
-        return RawTexts([(texts[i] or "").strip() for i in good], labels, classes, groups)
+        if isinstance(texts, PackedStrings):  # which have no white space around them
+            return RawTexts(texts.subset(torch.tensor(good)), labels, classes, groups)
+        return RawTexts(PackedStrings((texts[i] or "").strip() for i in good), labels, classes, groups)
     chosen, total = torch.tensor(good, dtype=torch.int64), len(rows.labels)
     spread = [
         None if t is None else torch.zeros(total, dtype=torch.int64).index_copy(0, chosen, t) for t in (labels, groups)

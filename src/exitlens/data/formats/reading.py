@@ -18,7 +18,7 @@ from exitlens.data.formats.shards import open_shards
 from exitlens.data.formats.tables import open_table
 from exitlens.data.formats.tars import find_shards
 from exitlens.data.loading.listing import hash_folder
-from exitlens.data.rows import read_bytes, read_rows
+from exitlens.data.rows import open_file, read_columns
 from exitlens.data.splits import SPLITS
 from exitlens.errors import DataError, InputError
 from exitlens.types import Preprocess
@@ -79,17 +79,14 @@ def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> dict[str, Rows]
         raise InputError(f"columns: {path} holds texts: give text=NAME and label=NAME")
     text, label = given.get("text", "text"), given.get("label", "label")
     extra = [column for column in (reading.group_by, reading.split_by) if column]
-    rows = read_rows(path, tuple(dict.fromkeys((text, label, *extra))), skip_bad)
-
-    def pick(column: str) -> list[str] | None:
-        return [row[column] for row in rows] if column else None
-
+    columns = read_columns(path, tuple(dict.fromkeys((text, label, *extra))), skip_bad)
+    values: dict[str, Sequence[str]] = {text: columns.texts, **columns.words}
     found = Rows(
-        name=lambda i: f"{path}, line {rows[i]['line']}",
-        labels=[row[label] for row in rows],
-        texts=pick(text),
-        groups=pick(reading.group_by),
-        splits=pick(reading.split_by),
+        name=lambda i: f"{path}, line {columns.lines[i]}",
+        labels=values[label],
+        texts=columns.texts,
+        groups=values.get(reading.group_by),
+        splits=values.get(reading.split_by),
     )
     return {"": found}
 
@@ -127,7 +124,8 @@ def hash_source(name: str, kind: Format) -> str:
     """SHA-256 over what decides the splits, without reading images; a change in it would mix them."""
     path = Path(name)
     if kind == "texts":
-        return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if kind == "folder":
         return hash_folder(path)
     if kind == "hub":

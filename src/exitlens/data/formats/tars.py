@@ -17,7 +17,7 @@ import numpy as np
 
 from exitlens.data.formats.files import list_files
 from exitlens.data.loading.listing import EXTENSIONS
-from exitlens.data.loading.names import PackedNames
+from exitlens.data.loading.packed import PackedStrings
 from exitlens.data.loading.readers import MAX_BYTES, EncodedImages
 from exitlens.errors import DataError
 from exitlens.types import Preprocess
@@ -76,7 +76,7 @@ class Index(NamedTuple):
         bad: what is wrong with files.
     """
 
-    keys: PackedNames
+    keys: PackedStrings
     places: Any
     values: Mapping[str, Sequence[str | None]]
     bad: tuple[str, ...]
@@ -96,7 +96,7 @@ def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
             for name, found in values.items():
                 value = sample.values.get(name)
                 found.append(None if value is None else seen.setdefault(value, value))
-    return Index(PackedNames(keys), np.array(places).reshape(-1, 3), values, tuple(bad))
+    return Index(PackedStrings(keys), np.array(places).reshape(-1, 3), values, tuple(bad))
 
 
 def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
@@ -163,7 +163,7 @@ class ShardImages(EncodedImages):
 
     def __init__(self, paths: Sequence[Path], places: Any, keys: Sequence[str], preprocess: Preprocess) -> None:
         super().__init__(preprocess)
-        self._paths, self._places, self._keys = tuple(paths), places, PackedNames(keys)
+        self._paths, self._places, self._keys = tuple(paths), places, PackedStrings(keys)
 
     def __len__(self) -> int:
         return len(self._keys)

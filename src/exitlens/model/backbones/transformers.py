@@ -17,6 +17,9 @@ from exitlens.errors import InputError, import_extra, suggest
 from exitlens.model.backbones.matching import Match, Say, report_match, tell_misfits
 from exitlens.model.backbones.weights import check_fit
 
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+
 
 def build_transformers(
     name: str,
@@ -91,11 +94,28 @@ def _silence(transformers: Any) -> Iterator[None]:
 
 
 def read_tokenizer(source: str) -> str | None:
-    """The JSON of the tokenizer in the directory of a source ``hf:DIRECTORY``, or ``None``."""
-    directory = Path(source.removeprefix("hf:"))
-    if not source.startswith("hf:") or not (directory / "tokenizer.json").is_file():
+    """The JSON of the tokenizer that comes with ``hf:DIRECTORY`` or ``hf:NAME``; ``None`` for none, and for model types.
+
+    It is ``tokenizer.json`` of a directory; from other files (``vocab.txt`` and so on) transformers makes it.
+    """
+    family, _, name = source.partition(":")
+    if family != "hf" or not name:
         return None
-    return (directory / "tokenizer.json").read_text(encoding="utf-8")
+    directory = Path(name)
+    if (directory / TOKENIZER).is_file():
+        return (directory / TOKENIZER).read_text(encoding="utf-8")
+    if directory.is_dir() and not any((directory / file).is_file() for file in TOKENIZER_FILES):
+        return None
+    transformers = import_extra("transformers", "hf", f"backbone {source}")
+    if name in transformers.CONFIG_MAPPING and not directory.is_dir():
+        return None
+    try:
+        with _silence(transformers):
+            made = transformers.AutoTokenizer.from_pretrained(name)
+    except Exception:  # not there, no network, or damaged: many kinds
+        return None
+    backend, known = getattr(made, "backend_tokenizer", None), len(made.get_vocab()) - len(made.all_special_tokens)
+    return str(backend.to_str()) if backend is not None and known > 0 else None  # none known: its own file is missing
 
 
 def read_config(module: nn.Module) -> dict[str, Any] | None:
