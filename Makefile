@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-traces pictures study study-quick tables check-results backbones clean
 
@@ -16,14 +16,13 @@ app: demo  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
 
 test: $(VENV)/.installed  ## the quick tests, in random order
-	$(PYTEST) -m "not slow" $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
+	$(PYTEST) -m "not slow"
 
-test-slow: $(VENV)/.installed  ## the tests marked slow; with COVERAGE=yes after `make test COVERAGE=yes`, the branch coverage of both
-	$(PYTEST) -m slow $(if $(COVERAGE),--cov --cov-append --cov-report=term:skip-covered)
+test-slow: $(VENV)/.installed  ## the tests marked slow
+	$(PYTEST) -m slow
 
 test-all: $(VENV)/.installed  ## all tests, with branch coverage
-	$(MAKE) test COVERAGE=yes
-	$(MAKE) test-slow COVERAGE=yes
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -6,8 +6,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 os.environ.setdefault("MPLCONFIGDIR", "/tmp/exitlens-matplotlib")
@@ -24,8 +22,15 @@ import exitlens as xl
 from exitlens.delivery import bundle
 from exitlens.model.malloc import keep_memory
 from exitlens.types.inputs import Inputs
+from tests.ranks import call
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that both workers have short ones left to share at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 class TinyNet(nn.Module):
@@ -164,11 +169,9 @@ def trained_once(shared, folder) -> Path:
         if not (out / "done").exists():
             words = ["fit", "--data", folder, "--out", out, "--size", "32", "--epochs", "1", "--batch-size", "16", "--json"]
             for line in (words, ["calibrate", "--bundle", out, "--max-accuracy-drop", "0.5", "--json"]):
-                command = [sys.executable, "-m", "exitlens", *map(str, line)]
-                one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-                code = subprocess.run(command, check=False, capture_output=True, env=one_thread)
-                assert code.returncode == 0, code.stderr.decode()
-                json.loads(code.stdout)
+                code, printed, told = call(list(map(str, line)))
+                assert code == 0, told
+                json.loads(printed)
             (out / "done").touch()
     return out
 

@@ -1,19 +1,23 @@
-"""Two processes that share the work, started once for all tests of a module."""
+"""Processes that start as copies of this one, so that nothing is imported again: alone, or two that share the work."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from exitlens import cli
 
 
 class Pair:
@@ -67,6 +71,46 @@ def _serve(rank: int, folder: str, seconds: float, end: Connection) -> None:
         except Exception as error:
             end.send(error)
     dist.destroy_process_group()
+
+
+def fork(work: Callable[..., Any], *words: Any) -> BaseProcess:
+    """A process of one thread that runs ``work(*words)``."""
+    process = mp.get_context("fork").Process(target=_work, args=(work, *words))
+    process.start()
+    return process
+
+
+def _work(work: Callable[..., Any], *words: Any) -> None:
+    torch.set_num_threads(1)
+    work(*words)
+
+
+def end(process: BaseProcess) -> int | None:
+    """Waits for a process: its exit code."""
+    process.join()
+    return process.exitcode
+
+
+def call(words: list[str]) -> tuple[int, str, str]:
+    """A command line in this process: its exit code, what it printed, and what it printed on standard error."""
+    out, err, code, before = io.StringIO(), io.StringIO(), 0, sys.argv
+    sys.argv = ["exitlens", *words]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return code, out.getvalue(), err.getvalue()
+
+
+def call_launched(rank: int, words: list[str], restarts: int = 0) -> tuple[int, str, str]:
+    """The same in a rank of a :class:`Pair`, with what ``torchrun`` says to a process that it starts."""
+    told = {"RUN_ID": "another", "RESTART_COUNT": str(restarts)}
+    os.environ |= {f"TORCHELASTIC_{name}": value for name, value in told.items()}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return call(words)
 
 
 def launch(words: list[str], *, restarts: int = 0) -> list[str]:

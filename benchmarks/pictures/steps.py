@@ -18,6 +18,7 @@ import exitlens as xl
 from benchmarks.pictures.train import BACKBONE, SIZE, build_network
 from exitlens.delivery.bench.benchmark import describe_machine
 from exitlens.model.backbones.build import build_backbone
+from exitlens.workflow.training.parameters import make_optimizer
 
 BATCH, ROUNDS, CLASSES = 64, 9, 16
 
@@ -53,7 +54,7 @@ def time_steps(rounds: int = ROUNDS, batch: int = BATCH, size: int = SIZE) -> di
 def prepare(net: nn.Module, measure: Callable[[Any], Tensor], images: Tensor) -> Callable[[], None]:
     """A training step in bfloat16 and channels_last with AdamW."""
     net = net.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+    optimizer = make_optimizer([{"params": list(net.parameters()), "lr": 1e-4}])
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):

@@ -22,6 +22,7 @@ from benchmarks.store import PROCESSES
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "seconds-small": partial(measure_seconds, "small"),
     "seconds-resnet18": partial(measure_seconds, "resnet18"),
+    "seconds-resnet18-96": partial(measure_seconds, "resnet18-96"),
     "weights": measure_weights,
     "kill-0": partial(measure_kill, 0),
     "kill-1": partial(measure_kill, 1),

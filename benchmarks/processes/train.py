@@ -13,8 +13,8 @@ import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
 
 CLASSES = 10
-SIZES = {"small": 40, "resnet18": 96}
-IMAGES = {"small": 640, "resnet18": 256}
+SIZES = {"small": 40, "resnet18": 128, "resnet18-96": 96}  # 128 pixels are what `exitlens fit` takes
+IMAGES = {"small": 640, "resnet18": 256, "resnet18-96": 256}
 
 
 def replace_batch_norm(module: nn.Module) -> None:
@@ -58,7 +58,11 @@ def main() -> None:
     data = make_set(given.images or IMAGES[given.net], size)
     net = make_net(given.net, not given.no_batch_norm, size)
     kind = torch.float64 if given.double else torch.float32
-    val = [(data.first(64).inputs.to(kind), data.labels[:64])]
+    images = data.first(64).inputs.to(kind)
+    val = [
+        (images[:32], data.labels[:32]),
+        (images[32:], data.labels[32:64]),
+    ]  # whole batches are shared: one for each process
     how = {"epochs": given.epochs, "out_dir": given.out, "batch_size": 64, "amp": False, "progress": False}
     xl.fit(net.to(kind), data, val, augment=lambda images: images.to(kind), **how)
 

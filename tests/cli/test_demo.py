@@ -1,44 +1,47 @@
-"""demo on the command line."""
+"""demo on the command line; tests/delivery/demo/test_demo.py runs the whole of it."""
 
 import json
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
-import exitlens as xl
+from exitlens.delivery.demo import demo
+from exitlens.delivery.demo.training import DemoSettings
+
+VALUES = {"accuracy": [0.5, 0.75], "skill": [0.25], "deletion": [0.5, 0.25], "deletion_random": [0.125, 0.0]}
+SPEED = {"speedup": 2.0, "accuracy_drop": 0.005, "cost": 0.5}
+CONDITIONS = {"agreeing": VALUES, "disagreeing": VALUES | {"accuracy": [0.125, 0.25]}}
+RESULT = {
+    "egt": CONDITIONS,
+    "baseline": CONDITIONS,
+    "speed": {"batch_1": SPEED, "batch_64": SPEED | {"speedup": 3.0}},
+    "seconds": 7.0,
+}
 
 
-@pytest.mark.slow
-def test_demo_in_its_quick_form(tmp_path, call):
+@pytest.fixture
+def asked(monkeypatch):
+    """What the demo was asked for; it takes no time."""
+    found = []
+    monkeypatch.setattr(demo, "run_demo", lambda out, settings, **how: found.append((out, settings, how)) or RESULT)
+    return found
+
+
+def test_the_comparison_is_printed(asked, tmp_path, call):
+    code, out, err = call("demo", "--out", tmp_path / "d", "--seed", 3, "--resume")
+    assert code == 0, err
+    assert asked == [(tmp_path / "d", DemoSettings(3), {"resume": True, "quiet": False})]
+    out = " ".join(out.split())
+    assert "12.5" in out
+    assert "0.50 (0.12)" in out
+    assert "batch size 64: 3.00x faster than the plain backbone, 0.50 points less accurate, cost 0.50" in out
+    assert "7 s" in out
+
+
+def test_the_quick_form_and_json(asked, tmp_path, call):
     code, out, err = call("demo", "--quick", "--out", tmp_path / "d", "--json")
     assert code == 0, err
-    result = json.loads(out)
-    assert json.loads((tmp_path / "d" / "result.json").read_text()) == result
-    for name in ("baseline", "egt"):
-        for condition in ("agreeing", "disagreeing"):
-            values = result[name][condition]
-            assert len(values["accuracy"]) == len(values["deletion"]) == len(values["deletion_random"]) == 4
-            assert (
-                len(values["attention_cc"])
-                == len(values["attention_cc_null"])
-                == len(values["skill"])
-                == len(values["kl"])
-                == 3
-            )
-    for name in ("batch_1", "batch_64"):
-        assert {"speedup", "accuracy_drop", "cost"} <= set(result["speed"][name])
-    assert {"step_time_ratio", "seconds", "seed", "versions", "machine"} <= set(result)
-    assert (tmp_path / "d" / "report.html").exists()
-    code, *_ = call("explain", "--bundle", tmp_path / "d", "--image", _scene(tmp_path))
-    assert code == 0
-    code, _, err = call("demo", "--quick", "--out", tmp_path / "d")
-    assert code == 2
-    assert "finished demo" in err
-
-
-def _scene(tmp_path: Path) -> Path:
-    scene = xl.load_scenes("test", limit=1)
-    path = tmp_path / "scene.png"
-    Image.fromarray(scene.images[0].permute(1, 2, 0).numpy()).save(path)
-    return path
+    assert json.loads(out) == RESULT
+    [(_, settings, how)] = asked
+    assert settings == DemoSettings.quick(0)
+    assert settings.epochs == 1
+    assert how == {"resume": False, "quiet": True}

@@ -33,6 +33,18 @@ def test_a_certificate_from_an_unlabelled_folder(again, folder, call):
     assert "confidence" in " ".join(shown.split())
 
 
+def test_an_unlabelled_folder_in_groups_and_its_trace(again, folder, tmp_path, call):
+    words = ("calibrate", "--bundle", again, "--unlabelled", folder, "--max-disagreement", "0.5", "--delta", "0.2")
+    more = ("--group-by", r"\d(\d)\.png$", "--trace-dir", tmp_path / "t", "--compact", "--cache", tmp_path / "pixels")
+    code, shown, err = call(*words, *more, "--json")
+    assert code == 0, err
+    assert json.loads(shown)["calibration"]["groups"] == 10
+    trace = xl.Trace.load(tmp_path / "t" / "trace.safetensors")
+    assert (len(trace), trace.num_groups, trace.labels) == (60, 10, None)
+    assert isinstance(trace.logits, xl.CompactLogits)
+    assert len([path for path in (tmp_path / "pixels").rglob("*") if path.is_file()]) == 60
+
+
 def test_a_gate_and_the_column_it_fills(again, folder, call):
     words = ("calibrate", "--bundle", again, "--data", folder, "--max-divergence", "0.5", "--gate", "--json")
     code, shown, err = call(*words)
@@ -80,7 +92,9 @@ def test_class_folders_without_images(again, tmp_path, call):
         (("--gate", "--max-disagreement", "0.1"), "give max_divergence, too"),
         (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
-        (("--max-disagreement", "0.1", "--group-by", "x", "--unlabelled"), "group_by: they are for labelled data"),
+        (("--max-disagreement", "0.1", "--root", "x", "--unlabelled"), "data, unlabelled: expected one"),
+        (("--max-disagreement", "0.1", "--group-by", "(x)", "--unlabelled"), "group_by: '(x)' finds no group in 60 of 60"),
+        (("--max-disagreement", "0.1", "--columns", "image=x", "--unlabelled"), "columns: IMAGES holds images, without"),
     ],
 )
 def test_what_it_refuses(again, folder, call, words, message):
@@ -90,7 +104,7 @@ def test_what_it_refuses(again, folder, call, words, message):
         words = (*words, "--data", folder)
     code, _, err = call("calibrate", "--bundle", again, *words)
     assert code == 2
-    assert message in " ".join(err.split())
+    assert message.replace("IMAGES", str(folder)) in " ".join(err.split())
 
 
 @pytest.mark.parametrize(
@@ -118,14 +132,15 @@ def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
     assert code == 0
 
 
-def test_two_runs_in_one_report(trained, tmp_path, call):
+def test_two_runs_in_one_report(trained, folder, tmp_path, call):
     page = tmp_path / "both.html"
-    code, out, err = call("report", trained, "--compare", trained, "--out", page, "--json")
+    data = ("--data", folder, "--group-by", r"\d\d\.png$")
+    code, out, err = call("report", trained, "--compare", trained, *data, "--out", page, "--json")
     assert code == 0, err
     assert json.loads(out)["out"] == str(page)
     text = page.read_text()
     assert text.count(str(trained)) > 3
-    assert f"exitlens report {trained} --compare {trained} --out {page}" in text
+    assert f"exitlens report {trained} --compare {trained} --data {folder} --group-by" in text
     assert "loss distance js" in text
     code, _, err = call("report", trained, "--out", page)
     assert code == 2

@@ -17,6 +17,7 @@ import torch
 
 import exitlens as xl
 from exitlens.delivery.predictions import file as predictions
+from tests.data.formats.conftest import write_tar
 
 
 def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
@@ -56,7 +57,9 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
-        (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "--data FOLDER"),
+        (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "pass --data"),
+        (["predict", "--data", folder, "--columns", "image=x"], "holds images, without columns"),
+        (["predict", "--data", tmp_path / "none.csv"], "holds texts, the network takes images"),
     ]
     for words, message in cases:
         code, _, err = call(*words, "--bundle", trained)
@@ -218,6 +221,57 @@ def test_explaining_a_folder(trained, folder, tmp_path, call):
     code, shown, _ = call(*words[:-1], tmp_path / "again")
     assert code == 0
     assert "what deserves a look first" in " ".join(shown.split())
+
+
+@pytest.fixture
+def shards(folder, tmp_path):
+    """The images of the folder, two patients in each shard of 30."""
+    for shard, name in enumerate(("dark", "bright")):
+        members = []
+        for i in range(30):
+            members += [(f"{i:02}.png", (folder / name / f"{i:02}.png").read_bytes())]
+            members += [(f"{i:02}.json", json.dumps({"patient": f"{name} {i // 15}"}).encode())]
+        write_tar(tmp_path / "shards" / f"{shard}.tar", members)
+    return tmp_path / "shards"
+
+
+def test_shards_are_predicted_like_files_and_go_on_after_ctrl_c(trained, folder, shards, tmp_path, call, stop_at):
+    expected = json.loads(call("predict", "--bundle", trained, "--data", folder, "--json")[1])["predictions"]
+    words = ("predict", "--bundle", trained, "--data", shards, "--batch-size", 8, "--out", tmp_path / "p.csv")
+    stop_at(KeyboardInterrupt(), 3)
+    assert call(*words)[0] == 130
+    assert call(*words, "--resume")[0] == 0
+    found = {Path(row["file"]).relative_to(shards).as_posix(): row["label"] for row in _rows(tmp_path / "p.csv")}
+    other = {"dark": "0.tar", "bright": "1.tar"}
+    files = [Path(row["file"]) for row in expected]
+    assert found == {
+        f"{other[f.parent.name]}/{f.name}": row["label"]
+        for f, row in sorted(zip(files, expected, strict=True), key=lambda pair: other[pair[0].parent.name])
+    }
+    code, shown, _ = call("predict", "--bundle", trained, "--data", shards, "--monitor", "--group-by", "patient", "--json")
+    drift = json.loads(shown)["drift"]
+    assert (code, drift["samples"], drift["groups"]) == (0, 60, 4)
+    code, shown, _ = call("explain", "--bundle", trained, "--data", shards, "--out", tmp_path / "why", "--json")
+    assert code == 0
+    assert {line["file"] for line in json.loads(shown)["explanations"]} == {f"{shards}/{name}" for name in found}
+
+
+def test_tables_are_predicted_by_row_or_key(trained, folder, tmp_path, call, monkeypatch):
+    hf = pytest.importorskip("datasets")
+    monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    files = sorted(folder.rglob("*.png"))[::10]
+    images = [{"bytes": path.read_bytes(), "path": None} for path in files]
+    images[2] = {"bytes": b"no image", "path": None}
+    features = hf.Features({"scan": hf.Image(), "id": hf.Value("string")})
+    table = hf.Dataset.from_dict({"scan": images, "id": list("abcdef")}, features=features)
+    table.to_parquet(str(tmp_path / "x.parquet"))
+    words = ("predict", "--bundle", trained, "--data", tmp_path / "x.parquet", "--skip-bad")
+    found = json.loads(call(*words, "--json")[1])
+    assert [row["file"] for row in found["predictions"]] == [f"{tmp_path}/x.parquet:{i}" for i in (0, 1, 3, 4, 5)]
+    assert found["bad"][0].startswith(f"{tmp_path}/x.parquet:2: cannot be read as an image")
+    named = json.loads(call(*words, "--columns", "key=id", "--json")[1])["predictions"]
+    assert [row["file"] for row in named] == list("abdef")
+    assert [row["label"] for row in named] == [row["label"] for row in found["predictions"]]
 
 
 def test_the_watch(trained, folder, call):

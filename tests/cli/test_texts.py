@@ -47,14 +47,24 @@ def run(model, reviews, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_is_made_of_the_training_texts(call, model, reviews, tmp_path):
+def test_a_tokenizer_is_made_of_the_training_texts_and_a_finished_run_resumed_and_timed(call, model, reviews, tmp_path):
+    run = tmp_path / "run"
     (model / "tokenizer.json").unlink(missing_ok=True)
-    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 1, "--out", tmp_path / "run")
-    code, out, _ = call(*words, *FIT)
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 1, "--out", run, *FIT)
+    code, out, _ = call(*words)
     assert code == 0, out
-    preprocess = xl.load(tmp_path / "run")[0].info.preprocess
+    preprocess = xl.load(run)[0].info.preprocess
     assert "awful" in preprocess.tokenizer
     assert not (model / "tokenizer.json").exists()
+    assert call("calibrate", "--bundle", run, "--max-accuracy-drop", 0.5)[0] == 0
+    (model / "tokenizer.json").write_text(preprocess.tokenizer)
+    before = (run / "last.safetensors").read_bytes()
+    assert call(*words, "--resume")[0] == 0  # finished already: nothing changes
+    assert (run / "last.safetensors").read_bytes() == before
+    assert xl.load(run)[1] is not None
+    quick = ("--rounds", 1, "--seconds", 0, "--json")
+    found = json.loads(call("bench", "--bundle", run, "--batch-sizes", "4", *quick)[1])["batches"]
+    assert found[0]["batch"] == 4
 
 
 def test_a_trained_network_is_evaluated_and_answers_a_file(call, run, reviews, tmp_path):
@@ -98,17 +108,6 @@ def test_what_a_network_of_texts_refuses(call, run, words, message):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_resumed_and_timed(call, run, model, reviews):
-    words = ("fit", "--data", reviews, "--backbone", f"hf:{model}", "--exits", 2, "--epochs", 6, "--out", run, *FIT)
-    (model / "tokenizer.json").write_text(xl.load(run)[0].info.preprocess.tokenizer)
-    assert call(*words, "--resume")[0] == 0  # finished already: nothing changes
-    assert xl.load(run)[1] is not None
-    quick = ("--rounds", 1, "--seconds", 0, "--json")
-    found = json.loads(call("bench", "--bundle", run, "--batch-sizes", "4", *quick)[1])["batches"]
-    assert found[0]["batch"] == 4
-
-
-@pytest.mark.slow
 def test_texts_need_a_network_that_reads_them(call, model, reviews, tmp_path):
     (model / "tokenizer.json").unlink(missing_ok=True)
     code, _, error = call("fit", "--data", reviews, "--out", tmp_path / "x")
@@ -132,3 +131,18 @@ def test_inspect_a_network_of_texts(call, model):
     assert code == 0
     names = [point["name"] for point in json.loads(out)["points"]]
     assert "bert.encoder.layer.0" in names
+
+
+def test_many_texts_are_explained_on_a_page(call, run, reviews, tmp_path):
+    words = ("explain", "--bundle", run, "--data", reviews, "--out", tmp_path / "why")
+    code, shown, err = call(*words)
+    assert code == 0, err
+    assert "120 texts" in shown
+    assert {path.name for path in (tmp_path / "why").iterdir()} == {"explanations.csv", "tokens.html", "manifest.json"}
+    page = (tmp_path / "why" / "tokens.html").read_text()
+    assert page.count("<h2>") == 24
+    assert "film" in page
+    code, shown, _ = call("predict", "--bundle", run, "--data", reviews, "--columns", "text=label", "--json")
+    assert (code, len(json.loads(shown)["predictions"])) == (0, 120)
+    code, _, err = call("calibrate", "--bundle", run, "--unlabelled", reviews, "--cache", "x", "--max-disagreement", "0.5")
+    assert (code, "cache: it is for images" in err) == (2, True)

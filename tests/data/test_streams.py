@@ -34,7 +34,7 @@ def test_batches_are_those_of_the_whole(folder):
         found = list(stream)
         assert [len(batch) for batch in found] == [4, 4, 2]
         assert torch.equal(torch.cat(found), xl.load_unlabelled(folder, PREPROCESS)[0])
-        assert stream.files == files
+        assert list(stream.files) == files
         assert stream.bad == []
 
 
@@ -46,7 +46,7 @@ def test_images_are_read_when_asked_for(folder, monkeypatch):
     assert not read
     batches = iter(stream)
     next(batches)
-    assert read == stream.files == list_images(folder)[:3]
+    assert read == list(stream.files) == list_images(folder)[:3]
 
 
 @pytest.mark.parametrize("skip_bad", [True, False])
@@ -65,7 +65,7 @@ def test_bad_files(folder, skip_bad):
     with pytest.raises(xl.DataError, match=r"2\.png: cannot be read as an image .*: remove it, or pass --skip-bad"):
         found.extend(stream)  # what came before the error is kept
     assert [len(batch) for batch in found] == [2]
-    assert stream.files == files[:2]
+    assert list(stream.files) == files[:2]
     assert len(stream.bad) == 1
 
 
@@ -83,12 +83,12 @@ def test_texts():
     assert (len(stream), stream.total) == (2, 3)
     batches = iter(stream)
     first = next(batches)
-    assert stream.files == ["t:1", "t:2"]
+    assert list(stream.files) == ["t:1", "t:2"]
     whole = preprocess.encode(texts)
     rest = next(batches)
     for name, values in whole.items():
         assert torch.equal(torch.cat([first[name], rest[name]]), values)
-    assert stream.files == names
+    assert list(stream.files) == names
     assert stream.bad == []
 
 
@@ -103,3 +103,35 @@ def test_wrong_arguments(size):
         TextStream(["a"], ["x"], preprocess, size)
     with pytest.raises(xl.InputError, match="names: expected 1"):
         TextStream(["a"], [], preprocess, 2)
+
+
+def test_chosen_rows_come_with_their_groups(folder):
+    files = list_images(folder)
+    (folder / "4.png").write_text("not an image")
+    words = [f"p{i // 3}" for i in range(10)]
+    stream = ImageStream(files, PREPROCESS, 3, True, rows=[1, 4, 5, 8], groups=words, bad=["known"])
+    assert (stream.total, stream.bad) == (5, ["known"])
+    for _ in range(2):
+        (batch,) = stream
+        assert batch.labels is None
+        assert batch.groups.tolist() == [0, 1, 2]
+        assert list(stream.files) == [files[i] for i in (1, 5, 8)]
+        assert list(stream.groups) == ["p0", "p1", "p2"]
+        assert len(stream.bad) == 2
+
+
+def test_chosen_texts_come_with_their_groups():
+    pytest.importorskip("tokenizers")
+    preprocess = xl.TextPreprocess(xl.word_tokenizer(["a b c"]), 6)
+    words = [f"p{i // 3}" for i in range(10)]
+    stream = TextStream(["a"] * 10, words, preprocess, 2, rows=[0, 2, 3, 9], groups=words)
+    assert [batch.groups.tolist() for batch in stream] == [[0, 0], [1, 3]]
+    assert list(stream.files) == ["p0", "p0", "p1", "p3"]
+
+
+def test_counts_that_do_not_fit(folder):
+    files = list_images(folder)
+    with pytest.raises(xl.InputError, match="groups: expected 10, one per sample; got 1"):
+        ImageStream(files, PREPROCESS, 4, groups=["a"])
+    with pytest.raises(xl.InputError, match="reader: expected 10 images, one per name; got 1"):
+        ImageStream(files, PREPROCESS, 4, reader=ImageFiles(Path(), ["x"], PREPROCESS))

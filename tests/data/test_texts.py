@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 import exitlens as xl
 from exitlens.data.batches import make_epoch_loader
 from exitlens.data.reviews import make_reviews
-from exitlens.data.texts import TextSet, read_numbered_texts, read_texts, word_tokenizer
+from exitlens.data.texts import TextSet, read_texts, word_tokenizer
 from exitlens.types import TextPreprocess
 
 pytest.importorskip("tokenizers")
@@ -245,32 +245,11 @@ def test_files_that_are_no_labelled_texts(tmp_path, name, content, message, skip
 def test_a_missing_file_or_a_folder(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     for name in ("none.csv", "none.jsonl", "folder.csv"):
-        for read in (read_texts, read_numbered_texts):
-            with pytest.raises(xl.DataError, match="cannot be read"):
-                read(tmp_path / name)
+        with pytest.raises(xl.DataError, match="cannot be read"):
+            read_texts(tmp_path / name)
 
 
 def test_an_unknown_class_is_named_with_the_nearest(tmp_path):
     path = _write(tmp_path, "a.csv", "text,label\na,positive\nb,postive\n")
     with pytest.raises(xl.DataError, match=r"the class 'postive', the network has not. Did you mean 'positive'"):
         read_texts(path, ("negative", "positive"))
-
-
-def test_read_numbered_texts(tmp_path):
-    assert read_numbered_texts(_write(tmp_path, "a.csv", CSV)) == [(2, "good, very good"), (3, "bad"), (6, "two\nlines")]
-    assert read_numbered_texts(_write(tmp_path, "b.csv", "text\na\nb\n")) == [(2, "a"), (3, "b")]
-    assert read_numbered_texts(_write(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": "b"}')) == [(1, "a"), (2, "b")]
-    assert read_numbered_texts(_write(tmp_path, "a.txt", "one line, as it is\r\n\n  another\n")) == [
-        (1, "one line, as it is"),
-        (3, "another"),
-    ]
-    path = _write(tmp_path, "bad.txt", b"good\n\xff\n")
-    with pytest.raises(xl.DataError, match="line 2: text: has bytes that are not UTF-8"):
-        read_numbered_texts(path)
-    assert read_numbered_texts(path, skip_bad=True) == [(1, "good")]
-    with pytest.raises(xl.DataError, match="no column 'text'"):
-        read_numbered_texts(_write(tmp_path, "c.csv", "a\nb\n"))
-    with pytest.raises(xl.DataError, match=r"expected .csv or .jsonl or .txt"):
-        read_numbered_texts(_write(tmp_path, "a.pdf", "x"))
-    with pytest.raises(xl.DataError, match="holds no texts"):
-        read_numbered_texts(_write(tmp_path, "empty.txt", "\n \n"))

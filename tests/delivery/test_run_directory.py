@@ -6,12 +6,26 @@ import torch
 import exitlens as xl
 from exitlens.data.sources import DataSource, open_source
 from exitlens.delivery.bundle import find_bundle
-from exitlens.delivery.run_directory import load_samples, read_source, replace_policy, shorten_names, write_source
+from exitlens.delivery.run_directory import (
+    describe_origin,
+    load_samples,
+    read_source,
+    replace_policy,
+    shorten_names,
+    write_source,
+)
 
 
 def test_names_of_runs_are_short_and_differ(tmp_path):
     paths = [tmp_path / "x", tmp_path / "y" / "x", tmp_path / "z" / "bundle"]
     assert shorten_names(paths) == ["x", "x (2)", "z"]
+
+
+def test_answers_to_other_columns_are_others(net):
+    policy = xl.Policy((0.5, 0.5))
+    plain, other = (describe_origin(net, policy, "x.parquet", columns) for columns in ("", "image=b"))
+    assert (plain["input"], other["input"]) == ("x.parquet", "x.parquet (image=b)")
+    assert plain | {"input": ""} == other | {"input": ""}
 
 
 def test_run_directories(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import exitlens as xl
 from tests.conftest import make_net
+from tests.ranks import open_pair
 from tests.texts import make_text_net, make_texts
 
 LABELS = torch.tensor([0, 1, 2, 3] * 4)
@@ -25,31 +25,26 @@ def _gradients(net: torch.nn.Module) -> list[torch.Tensor]:
     return [p.grad for p in net.parameters() if p.grad is not None]
 
 
-def _train(rank: int, folder: str) -> None:
-    """Half of the batch in each process; rank 0 keeps the averaged gradients."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
-        net = DistributedDataParallel(make_net().eval())  # evaluation: batch norm sees half of the batch in each
-        xl.EGTLoss()(net(_images()[rank::2]), LABELS[rank::2]).total.backward()
-        if rank == 0:
-            torch.save(_gradients(net), Path(folder) / "gradients.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+def _train(rank: int) -> list[torch.Tensor]:
+    """Half of the batch in each process: the averaged gradients."""
+    net = DistributedDataParallel(make_net().eval())  # evaluation: batch norm sees half of the batch in each
+    xl.EGTLoss()(net(_images()[rank::2]), LABELS[rank::2]).total.backward()
+    return _gradients(net)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.filterwarnings("ignore")
 def test_distributed_data_parallel_averages_the_gradients(tmp_path):
-    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
-    found = torch.load(tmp_path / "gradients.pt")
+    with open_pair(tmp_path) as pair:
+        found, other = pair.run(_train)
     net = make_net()
     halves = [xl.EGTLoss()(net(_images()[i::2]), LABELS[i::2]).total for i in (0, 1)]
     (sum(halves) / 2).backward()
     assert len(found) == len(_gradients(net)) == len(list(net.parameters()))
-    for mine, theirs in zip(_gradients(net), found, strict=True):
+    for mine, theirs, same in zip(_gradients(net), found, other, strict=True):
         torch.testing.assert_close(mine, theirs)
+        assert torch.equal(theirs, same)
 
 
 def _answer(net: xl.ExitNet, inputs: object, results: object) -> None:

@@ -57,7 +57,7 @@ def main() -> None:
     except ExitlensError as error:
         if read_rank() == 0 or not error.is_told:
             text = literal("\n".join([str(error), *getattr(error, "__notes__", [])]))
-            Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
+            Console(stderr=True, emoji=False).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
         if error.is_told:
             _wait_for_others()
         raise SystemExit(2) from error
@@ -71,7 +71,7 @@ def _show_warning(
         usual(message, category, *rest, **more)
         return
     text = f"[bold yellow]warning:[/bold yellow] {literal(str(message))}"
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(text, highlight=False, soft_wrap=True)
 
 
 def _wait_for_others() -> None:

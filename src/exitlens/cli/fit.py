@@ -13,38 +13,27 @@ from typer import Option
 
 import exitlens as xl
 from exitlens.cli import options
-from exitlens.cli.options import Cache, Json, Root, SkipBad, Workers, list_bad, name_exits, show, show_skipped, verbs, wait
+from exitlens.cli.options import (
+    Cache,
+    Json,
+    Root,
+    SkipBad,
+    Workers,
+    list_bad,
+    name_exits,
+    of_data,
+    of_more,
+    of_network,
+    of_training,
+    show,
+    show_skipped,
+    verbs,
+    wait,
+)
 from exitlens.launch import read_rank
 
 if TYPE_CHECKING:
     from exitlens.ranks import Ranks
-
-MORE = "More about training"
-Augment = Annotated[
-    str, Option(help="flip, crop (and flip), trivial (both, and TrivialAugment) or none.", rich_help_panel=MORE)
-]
-LabelSmoothing = Annotated[float, Option(help="Share of every label spread over all classes.", rich_help_panel=MORE)]
-ClassWeights = Annotated[
-    str, Option(help="`balanced` (rare classes count more), or numbers by class: 1,2.5,1.", rich_help_panel=MORE)
-]
-Balanced = Annotated[bool, Option("--balanced", help="Show all classes equally often.", rich_help_panel=MORE)]
-Patience = Annotated[int | None, Option(help="Stop after so many epochs without a better --monitor.", rich_help_panel=MORE)]
-Monitor = Annotated[
-    str, Option(help="Chooses the best epoch: accuracy (mean of exits), final_accuracy or loss.", rich_help_panel=MORE)
-]
-Accumulate = Annotated[int, Option(help="Batches in an optimiser step.", rich_help_panel=MORE)]
-ClipNorm = Annotated[float | None, Option(help="Largest norm of the gradient.", rich_help_panel=MORE)]
-Ema = Annotated[
-    float | None, Option(help="Keep a moving average of the weights with this decay a step, 0.999.", rich_help_panel=MORE)
-]
-Normalise = Annotated[
-    str,
-    Option(
-        help="Mean and std of pixels: `own` (what the backbone's weights were trained with; the default where weights are "
-        "given), `imagenet` or `half`.",
-        rich_help_panel=MORE,
-    ),
-]
 
 
 @verbs.command(
@@ -53,61 +42,83 @@ Normalise = Annotated[
 def fit(
     data: options.Data,
     out: Annotated[Path, Option(help="New run directory: checkpoints, log and bundle.")],
-    backbone: Annotated[str, Option(help=options.BACKBONES)] = "small",
-    exits: Annotated[
-        str, Option(help="Modules to put exits after, comma-separated, or how many (default layer1,layer2,layer3 or 3).")
-    ] = "",
-    placement: Annotated[str, Option(help="Place a number of exits at equal shares of cost or of measured time.")] = "cost",
-    head: Annotated[
-        str, Option(help="context (a neck before early heads; images' default), evidence (texts' default) or average.")
-    ] = "",
-    epochs: Annotated[int, Option(help="Passes over the training data.")] = 8,
-    egt_weight: Annotated[float, Option(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
-    batch_size: Annotated[int, Option(help="Samples in a training step.")] = 64,
-    recipe: Annotated[
-        str, Option(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
-    ] = "",
-    learning_rate: Annotated[float | None, Option(help="Peak of the one-cycle schedule (default: the recipe's).")] = None,
-    head_learning_rate: Annotated[float | None, Option(help="The same of the exits' heads.")] = None,
-    layer_decay: Annotated[
-        float | None, Option(help="Factor of the learning rate from each block to the one before.")
-    ] = None,
-    warm_up: Annotated[float | None, Option(help="Share of training in which the learning rates rise.")] = None,
-    batch_norm: Annotated[
-        str | None, Option(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
-    ] = None,
-    size: Annotated[
-        int,
-        Option(help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64)."),
-    ] = 0,
-    seed: Annotated[int, Option(help="Of the split, the weights and the training.")] = 0,
-    keep_final: Annotated[bool, Option("--keep-final", help="The backbone's own classifier stays the final exit.")] = False,
-    freeze: Annotated[bool, Option("--freeze-backbone", help="Train the exit heads only.")] = False,
-    pretrained: Annotated[bool, Option("--pretrained", help="Start from the library's weights.")] = False,
-    init_weights: Annotated[Path | None, Option(help="Start from a local state dict (safetensors or PyTorch).")] = None,
-    normalise: Normalise = "",
-    augment: Augment = "none",
-    label_smoothing: LabelSmoothing = 0.0,
-    class_weights: ClassWeights = "",
-    balanced: Balanced = False,
-    patience: Patience = None,
-    monitor: Monitor = "accuracy",
-    accumulate: Accumulate = 1,
-    clip_norm: ClipNorm = None,
-    ema: Ema = None,
+    resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    json_: Json = False,
     columns: options.Columns = "",
     group_by: options.GroupBy = "",
     split_by: options.SplitBy = "",
-    strict_weights: Annotated[
-        bool, Option("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included.")
-    ] = False,
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
     cache: Cache = None,
-    resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False,
-    tensorboard: Annotated[bool, Option("--tensorboard", help="Also write TensorBoard events.")] = False,
-    json_: Json = False,
+    size: Annotated[
+        int,
+        of_data(help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64)."),
+    ] = 0,
+    backbone: Annotated[str, of_network(help=options.BACKBONES)] = "small",
+    exits: Annotated[
+        str, of_network(help="Modules to put exits after, comma-separated, or how many (default layer1,layer2,layer3 or 3).")
+    ] = "",
+    placement: Annotated[
+        str, of_network(help="Place a number of exits at equal shares of cost or of measured time.")
+    ] = "cost",
+    head: Annotated[
+        str, of_network(help="context (a neck before early heads; images' default), evidence (texts' default) or average.")
+    ] = "",
+    keep_final: Annotated[
+        bool, of_network("--keep-final", help="The backbone's own classifier stays the final exit.")
+    ] = False,
+    pretrained: Annotated[bool, of_network("--pretrained", help="Start from the library's weights.")] = False,
+    init_weights: Annotated[Path | None, of_network(help="Start from a local state dict (safetensors or PyTorch).")] = None,
+    normalise: Annotated[
+        str,
+        of_network(
+            help="Mean and std of pixels: `own` (what the backbone's weights were trained with; the default where weights "
+            "are given), `imagenet` or `half`."
+        ),
+    ] = "",
+    strict_weights: Annotated[
+        bool,
+        of_network("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included."),
+    ] = False,
+    epochs: Annotated[int, of_training(help="Passes over the training data.")] = 8,
+    egt_weight: Annotated[float, of_training(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
+    batch_size: Annotated[int, of_training(help="Samples in a training step.")] = 64,
+    recipe: Annotated[
+        str, of_training(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
+    ] = "",
+    learning_rate: Annotated[
+        float | None, of_training(help="Peak of the one-cycle schedule (default: the recipe's).")
+    ] = None,
+    freeze: Annotated[bool, of_training("--freeze-backbone", help="Train the exit heads only.")] = False,
+    seed: Annotated[int, of_training(help="Of the split, the weights and the training.")] = 0,
+    head_learning_rate: Annotated[float | None, of_more(help="Of the exits' heads, as --learning-rate.")] = None,
+    layer_decay: Annotated[
+        float | None, of_more(help="Factor of the learning rate from each block to the one before.")
+    ] = None,
+    warm_up: Annotated[float | None, of_more(help="Share of training in which the learning rates rise.")] = None,
+    batch_norm: Annotated[
+        str | None, of_more(help="`update` the backbone's statistics, or `keep` them (default: the recipe's).")
+    ] = None,
+    cache_features: Annotated[
+        bool | None,
+        of_more(
+            "--cache-features/--no-cache-features",
+            help="With --freeze-backbone: run the backbone once for all epochs (default: without --augment).",
+        ),
+    ] = None,
+    augment: Annotated[str, of_more(help="flip, crop (and flip), trivial (both, and TrivialAugment) or none.")] = "none",
+    label_smoothing: Annotated[float, of_more(help="Share of every label spread over all classes.")] = 0.0,
+    class_weights: Annotated[str, of_more(help="`balanced` (rare classes count more), or numbers by class: 1,2.5,1.")] = "",
+    balanced: Annotated[bool, of_more("--balanced", help="Show all classes equally often.")] = False,
+    patience: Annotated[int | None, of_more(help="Stop after so many epochs without a better --monitor.")] = None,
+    monitor: Annotated[
+        str, of_more(help="Chooses the best epoch: accuracy (mean of exits), final_accuracy or loss.")
+    ] = "accuracy",
+    accumulate: Annotated[int, of_more(help="Batches in an optimiser step.")] = 1,
+    clip_norm: Annotated[float | None, of_more(help="Largest norm of the gradient.")] = None,
+    ema: Annotated[float | None, of_more(help="Keep a moving average of the weights with this decay a step, 0.999.")] = None,
 ) -> None:
     """Train a network with exits on your images or texts."""
     from exitlens.data.sources import open_source
@@ -135,6 +146,7 @@ def fit(
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
+    how |= {"cache_features": cache_features}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
     with record_source(out, source, resume=resume, ranks=ranks):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)

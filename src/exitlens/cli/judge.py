@@ -24,6 +24,8 @@ from exitlens.cli.options import (
     list_bad,
     literal,
     name_exits,
+    of_data,
+    of_limits,
     show,
     show_skipped,
     verbs,
@@ -34,30 +36,34 @@ from exitlens.cli.options import (
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
 def calibrate(
     bundle: Bundle,
-    max_accuracy_drop: Annotated[float | None, Option(help="Accuracy that may be lost, 0.01 is one point.")] = None,
-    max_class_accuracy_drop: Annotated[float | None, Option(help="The same, in every class.")] = None,
-    max_disagreement: Annotated[float | None, Option(help="Share of answers that may differ from the final's.")] = None,
-    max_divergence: Annotated[float | None, Option(help="Mean divergence of the attention maps, in [0, 1].")] = None,
-    max_cost: Annotated[float | None, Option(help="Mean cost, as a fraction of the plain backbone.")] = None,
+    json_: Json = False,
+    max_accuracy_drop: Annotated[float | None, of_limits(help="Accuracy that may be lost, 0.01 is one point.")] = None,
+    max_class_accuracy_drop: Annotated[float | None, of_limits(help="The same, in every class.")] = None,
+    max_disagreement: Annotated[float | None, of_limits(help="Share of answers that may differ from the final's.")] = None,
+    max_divergence: Annotated[float | None, of_limits(help="Mean divergence of the attention maps, in [0, 1].")] = None,
+    max_cost: Annotated[float | None, of_limits(help="Mean cost, as a fraction of the plain backbone.")] = None,
     delta: Annotated[
-        float | None, Option(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1.")
+        float | None, of_limits(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1.")
     ] = None,
-    gate: Annotated[bool, Option("--gate", help="Exits also need a trusted attention map (with --max-divergence).")] = False,
-    score: Annotated[str, Option(help="max_probability, entropy or margin.")] = "max_probability",
     equal_groups: Annotated[
-        bool, Option("--equal-groups", help="Certify means over groups, large or small (with --delta and groups).")
+        bool, of_limits("--equal-groups", help="Certify means over groups, large or small (with --delta and groups).")
     ] = False,
+    gate: Annotated[
+        bool, of_limits("--gate", help="Exits also need a trusted attention map (with --max-divergence).")
+    ] = False,
+    score: Annotated[str, of_limits(help="max_probability, entropy or margin.")] = "max_probability",
     data: OtherData = "",
     unlabelled: Annotated[
-        Path | None, Option(help="Images or texts without labels, for disagreement and divergence.")
-    ] = None,
+        str, of_data(help="Images or texts without labels, as for predict: for disagreement and divergence.")
+    ] = "",
     columns: options.Columns = "",
     group_by: options.GroupBy = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
     cache: Cache = None,
-    json_: Json = False,
+    compact: options.Compact = None,
+    trace_dir: options.TraceDir = None,
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
 
@@ -76,17 +82,17 @@ def calibrate(
         names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost"))
         raise xl.InputError(f"limits: expected at least one of {names}")
     check_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
-    if unlabelled is not None:
-        _check_unlabelled(data, columns or group_by, [max_accuracy_drop, max_class_accuracy_drop])
+    if unlabelled:
+        _check_unlabelled(data, root, [max_accuracy_drop, max_class_accuracy_drop])
     net, _ = xl.load(bundle)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         samples: Any = (
-            load_samples(bundle, net, "calibration", data, root, **reading)
-            if unlabelled is None
-            else stream_samples(net, unlabelled, batch_size=64, skip_bad=skip_bad, workers=workers)
+            stream_samples(net, unlabelled, batch_size=64, **reading)
+            if unlabelled
+            else load_samples(bundle, net, "calibration", data, root, **reading)
         )
-    if (trace := _collect(net, samples, json_)) is None:
+    if (trace := _collect(net, samples, json_, compact, trace_dir)) is None:
         return
     how: Any = limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score, "max_cost": max_cost}
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
@@ -97,12 +103,10 @@ def calibrate(
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
 
 
-def _check_unlabelled(data: str, reading: str, accuracy: list[float | None]) -> None:
+def _check_unlabelled(data: str, root: str, accuracy: list[float | None]) -> None:
     """Raises :class:`InputError` for what --unlabelled does not go with."""
-    if data:
-        raise xl.InputError("data, unlabelled: expected one of them")
-    if reading:  # left out, a certificate would count samples where it was asked to count groups
-        raise xl.InputError("columns, group_by: they are for labelled data: give --data in place of --unlabelled")
+    if data or root:
+        raise xl.InputError("data, unlabelled: expected one of them (--root goes with --data)")
     if any(limit is not None for limit in accuracy):
         raise xl.InputError("unlabelled: accuracy needs labels: give --max-disagreement or --max-divergence, or --data")
 
@@ -136,6 +140,8 @@ def evaluate(
     skip_bad: SkipBad = False,
     workers: Workers = None,
     cache: Cache = None,
+    compact: options.Compact = None,
+    trace_dir: options.TraceDir = None,
     json_: Json = False,
 ) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
@@ -145,7 +151,7 @@ def evaluate(
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         samples = load_samples(bundle, net, "test", data, root, **reading)
-    if (trace := _collect(net, samples, json_)) is None:
+    if (trace := _collect(net, samples, json_, compact, trace_dir)) is None:
         return
     found = xl.evaluate(trace, policy)
     if json_:
@@ -169,11 +175,11 @@ def _show_classes(found: xl.Report, names: Sequence[str]) -> None:
         show(False, {}, title, rows)
 
 
-def _collect(net: xl.ExitNet, samples: Any, json_: bool) -> xl.Trace | None:
+def _collect(net: xl.ExitNet, samples: Any, json_: bool, compact: bool | None, trace_dir: Path | None) -> xl.Trace | None:
     """The trace of all processes' samples, in the first of them; the others have done their part."""
     from exitlens.ranks import find_ranks
 
-    trace = xl.collect(net, samples, progress=not json_)
+    trace = xl.collect(net, samples, progress=not json_, compact=compact, trace_dir=trace_dir)
     return trace if find_ranks().is_first else None
 
 
@@ -184,6 +190,7 @@ def report(
     out: Annotated[Path, Option(help="The HTML file, which must not exist.")] = Path("report.html"),
     data: OtherData = "",
     columns: options.Columns = "",
+    group_by: options.GroupBy = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
@@ -200,11 +207,12 @@ def report(
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, xl.Preprocess)  # refuses texts
-    reading: Any = {"columns": columns, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         images = load_samples(run, net, "test", data, root, **reading)
     assert isinstance(images, xl.ImageSet | xl.LazyImages)
-    given = {"--compare": compare, "--data": data, "--columns": columns, "--root": root, "--out": out}
+    given = {"--compare": compare, "--data": data, "--columns": columns, "--group-by": group_by, "--root": root}
+    given |= {"--out": out}
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]
     made = describe_provenance(runs, images, command, data)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,36 +24,60 @@ verbs = Typer(
     rich_markup_mode="markdown",
     help="Classifiers that answer early when they can, and show that the early answer looked at the right thing.",
 )
-console = Console()
+console = Console(emoji=False)  # a name such as x:train:0 has no picture in it
+
+# options in panels of the help
+of_data = partial(Option, rich_help_panel="Data")
+of_limits = partial(Option, rich_help_panel="Limits")
+of_network = partial(Option, rich_help_panel="Network")
+of_training = partial(Option, rich_help_panel="Training")
+of_more = partial(Option, rich_help_panel="More about training")
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
 Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.")]
 Compare = Annotated[Path | None, Option(help="A second run or bundle to show beside the first.")]
 Data = Annotated[
     str,
-    Option(
+    of_data(
         help="A folder class/image.png, a .csv or .jsonl of texts, Parquet or a saved data set, tar shards, hf:NAME, "
         "torchvision:NAME, `scenes`, `fashion` or `reviews`."
     ),
 ]
-OtherData = Annotated[str, Option("--data", help="In place of the run's own: labelled data, as for fit.")]
+OtherData = Annotated[str, of_data("--data", help="In place of the run's own: labelled data, as for fit.")]
 Columns = Annotated[
-    str, Option(help="Columns of --data: image=NAME,label=NAME or text=NAME,label=NAME (default: found by type).")
+    str, of_data(help="Columns of the data: image=NAME,label=NAME or text=NAME,label=NAME (default: found by type).")
+]
+InputColumns = Annotated[
+    str,
+    of_data(
+        help="Columns of the data: image=NAME or text=NAME (default: found by type), and key=NAME, which names the samples "
+        "(default: the row's number)."
+    ),
 ]
 GroupBy = Annotated[
     str,
-    Option(help="What belongs together (patient, video): a column of --data, or a regular expression on file names."),
+    of_data(help="What belongs together (patient, video): a column of the data, or a regular expression on file names."),
 ]
-SplitBy = Annotated[str, Option(help="A column of --data that names each sample's split.")]
+SplitBy = Annotated[str, of_data(help="A column of the data that names each sample's split.")]
+Compact = Annotated[
+    bool | None,
+    of_data(
+        "--compact/--no-compact",
+        help="Keep only the largest logits and what the others amount to (default: of 100 classes and 2^26 logits on).",
+    ),
+]
+TraceDir = Annotated[
+    Path | None, of_data(help="Directory to leave the trace in, for `Trace.load` (default: it is not kept).")
+]
 EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
-Root = Annotated[str, Option(help="Folder of torchvision's files.")]
-SkipBad = Annotated[bool, Option("--skip-bad", help="Leave out images and rows that cannot be read.")]
+Root = Annotated[str, of_data(help="Folder of torchvision's files.")]
+SkipBad = Annotated[bool, of_data("--skip-bad", help="Leave out images and rows that cannot be read.")]
 Workers = Annotated[
-    int | None, Option(min=0, help="Processes that decode images (0: this one; default: one for each core, at most 8).")
+    int | None, of_data(min=0, help="Processes that decode images (0: this one; default: one for each core, at most 8).")
 ]
-Cache = Annotated[Path | None, Option(help="Directory for decoded, resized images, to be found there the next time.")]
-SHOWN = 20  # names of skipped files
+Cache = Annotated[Path | None, of_data(help="Directory for decoded, resized images, to be found there the next time.")]
+SHOWN = 20  # rows of a table, names of skipped files
 
 
 def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:

@@ -5,13 +5,27 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from typer import Exit, Option
 
 import exitlens as xl
-from exitlens.cli.options import Bundle, Json, SkipBad, Workers, console, literal, show, show_skipped, verbs
+from exitlens.cli.options import (
+    SHOWN,
+    Bundle,
+    InputColumns,
+    Json,
+    SkipBad,
+    Workers,
+    console,
+    literal,
+    of_data,
+    show,
+    show_skipped,
+    verbs,
+    wait,
+)
 from exitlens.progress import show_progress
 
 if TYPE_CHECKING:
@@ -21,18 +35,28 @@ if TYPE_CHECKING:
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
 def predict(
     bundle: Bundle,
-    data: Annotated[Path, Option(help="An image, or a folder of images at any depth; texts: a .csv, .jsonl or .txt file.")],
+    data: Annotated[
+        str,
+        of_data(
+            help="An image, a folder of images at any depth, a .csv, .jsonl or .txt of texts, Parquet or a saved data set, "
+            "tar shards, or hf:NAME; no labels are needed."
+        ),
+    ],
     out: Annotated[Path | None, Option(help="New file, a row for each sample: .csv, .jsonl or .parquet.")] = None,
     batch_size: Annotated[int, Option(min=1, help="Samples in a batch.")] = 64,
     resume: Annotated[bool, Option("--resume", help="Continue the --out of a run that was stopped.")] = False,
-    skip_bad: SkipBad = False,
-    workers: Workers = None,
     compiled: Annotated[bool, Option("--compile", help="Compile the stages first (a minute, needs g++).")] = False,
     monitor: Annotated[bool, Option("--monitor", help="Warn if the samples, in this order, have drifted.")] = False,
-    group_by: Annotated[
-        str, Option(help="A regular expression on file names: --monitor counts files that agree in it once.")
-    ] = "",
     json_: Json = False,
+    columns: InputColumns = "",
+    group_by: Annotated[
+        str,
+        of_data(
+            help="A column of the data, or a regular expression on file names: --monitor counts those that agree in it once."
+        ),
+    ] = "",
+    skip_bad: SkipBad = False,
+    workers: Workers = None,
 ) -> None:
     """Answer each image or text at the first exit that is sure enough.
 
@@ -50,40 +74,44 @@ def predict(
         raise xl.InputError("monitor: it has to see the samples from the first on: leave --resume out, or watch another run")
     net, policy = load_calibrated(bundle)
     watch = start_watch(policy, monitor, group_by)
-    file = None if out is None else PredictionFile(out, describe_origin(net, policy, data), resume=resume)
-    rows = [] if file is None else list(file.rows)
+    file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
+    before = [] if file is None else file.rows
+    done, shown = len(before), before[: None if json_ else SHOWN]
     if compiled:
         net.compile(policy, progress=not json_)
-    without = {row.file for row in rows}
-    samples = stream_samples(net, data, batch_size=batch_size, skip_bad=skip_bad, workers=workers, without=without)
-    answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples, group_by)
+    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers}
+    with wait(json_, "listing the data"):
+        samples = stream_samples(net, data, batch_size=batch_size, without={row.file for row in before}, **reading)
+    answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", xl.DriftWarning)  # reported at the end
-            task = bar.add_task("predicting", total=len(rows) + samples.total, completed=len(rows))
+            task = bar.add_task("predicting", total=done + samples.total, completed=done)
             for batch in name_rows(net, answers, samples):
                 if file is not None:
                     file.append(batch)
-                rows += batch
-                bar.update(task, completed=len(rows) + len(samples.bad))
-            if not rows:
+                done += len(batch)
+                shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
+                bar.update(task, completed=done + len(samples.bad))
+            if not done:
                 check_bad(samples.bad, samples.total, skip_bad)
             if file is not None:
                 file.finish()
     except KeyboardInterrupt as stop:
         notes = getattr(stop, "__notes__", ["nothing was written: --out FILE keeps the answers so far"])
-        Console(stderr=True).print(literal(f"stopped: {notes[-1]}"), highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(literal(f"stopped: {notes[-1]}"), highlight=False, soft_wrap=True)
         raise Exit(130) from None
-    _show_rows(rows, 0 if file is None else len(file.rows), samples.bad, None if watch is None else watch.state(), json_)
+    _show_rows(shown, done, len(before), samples.bad, None if watch is None else watch.state(), json_)
 
 
-def _show_rows(rows: list[Row], before: int, bad: list[str], drift: xl.Drift | None, json_: bool) -> None:
-    shown = [[*rows[0]._fields] if rows else [], *[["" if v is None else str(v) for v in row] for row in rows[:20]]]
+def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: xl.Drift | None, json_: bool) -> None:
+    """Prints the first rows of ``done``; as JSON ``rows`` are all."""
+    shown = [[*rows[0]._fields] if rows else [], *[["" if v is None else str(v) for v in row] for row in rows[:SHOWN]]]
     resumed = f", {before} of them from before" if before else ""
     values = {"predictions": [row._asdict() for row in rows], "bad": bad}
     if drift is not None:
         values["drift"] = drift.to_dict()
-    show(json_, values, f"{len(rows)} samples{resumed}, the first {min(20, len(rows))}", shown)
+    show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", shown)
     if drift is not None and not json_:
         console.print(literal(drift.summary), highlight=False)
     show_skipped(json_, bad)
@@ -93,24 +121,29 @@ def _show_rows(rows: list[Row], before: int, bad: list[str], drift: xl.Drift | N
 def explain(
     image: Annotated[Path | None, Option(help="An image file.")] = None,
     text: Annotated[str, Option(help="A text, for a network that takes texts.")] = "",
-    data: Annotated[Path | None, Option(help="Images, for a table and a contact sheet, the most remarkable first.")] = None,
     bundle: Bundle = Path("runs/demo"),
     out: Annotated[Path | None, Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")] = None,
-    skip_bad: SkipBad = False,
     json_: Json = False,
+    data: Annotated[
+        str, of_data(help="Many samples, as for predict: a table and a contact sheet, the most remarkable first.")
+    ] = "",
+    columns: InputColumns = "",
+    skip_bad: SkipBad = False,
+    workers: Workers = None,
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
     from exitlens.delivery.run_directory import load_calibrated
 
-    if sum((image is not None, bool(text.strip()), data is not None)) != 1:
-        raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data FOLDER")
-    if data is not None and out is None:
-        raise xl.InputError("out: the table and contact sheet of a folder need a place: pass --out DIR")
-    if data is None and skip_bad:
-        raise xl.InputError("skip_bad: it is for the images of a folder: pass --data FOLDER, or leave it out")
+    if sum((image is not None, bool(text.strip()), bool(data))) != 1:
+        raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA")
+    if data and out is None:
+        raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
+    if not data and (skip_bad or columns):
+        raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
     net, policy = load_calibrated(bundle)
-    if data is not None and out is not None:
-        _explain_folder(net, policy, data, out, skip_bad, json_)
+    if data and out is not None:
+        reading = {"columns": columns, "skip_bad": skip_bad, "workers": workers}
+        _explain_many(net, policy, data, out, reading, json_)
     elif image is not None:
         _explain_image(net, policy, image, out, json_)
     else:
@@ -160,24 +193,26 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     return rows
 
 
-def _explain_folder(net: xl.ExitNet, policy: xl.Policy, data: Path, out: Path, skip_bad: bool, json_: bool) -> None:
+def _explain_many(net: xl.ExitNet, policy: xl.Policy, data: str, out: Path, reading: dict[str, Any], json_: bool) -> None:
     from exitlens.data.checks import check_bad
-    from exitlens.data.loading.listing import list_images
-    from exitlens.delivery.explanations.folder import SHEET, explain_folder
-    from exitlens.delivery.run_directory import require_preprocess
+    from exitlens.delivery.explanations.folder import explain_folder, name_sheet
+    from exitlens.delivery.run_directory import stream_samples
 
-    preprocess = require_preprocess(net, xl.Preprocess)
-    samples = xl.ImageStream(list_images(data), preprocess, 64, skip_bad)
+    with wait(json_, "listing the data"):
+        samples = stream_samples(net, data, batch_size=64, **reading)
+    preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
         task = bar.add_task("explaining", total=samples.total)
         names, advance = lambda i: str(samples.files[i]), lambda count: bar.advance(task, count)
         lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)
     if not lines:
-        check_bad(samples.bad, samples.total, skip_bad)
+        check_bad(samples.bad, samples.total, reading["skip_bad"])
     odd = sum(line.disagrees for line in lines)
     rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
-    for one in lines[:20]:
+    for one in lines[:SHOWN]:
         numbers = [f"{one.divergence:.3f}", f"{one.confidence:.3f}"]
         rows.append([one.file, one.answer, str(one.exit), one.final, *numbers])
-    title = f"{len(lines)} images, {odd} answered early against the final exit; what deserves a look first: {out / SHEET}"
+    found = f"{len(lines)} {net.input_spec.modality.plural}, {odd} answered early against the final exit"
+    title = f"{found}; what deserves a look first: {out / name_sheet(preprocess)}"
     show(json_, {"explanations": [vars(line) for line in lines], "bad": samples.bad, "out": str(out)}, title, rows)
+    show_skipped(json_, samples.bad)

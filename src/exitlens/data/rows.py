@@ -44,10 +44,11 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
         raise DataError(f"data: {path} cannot be read ({type(error).__name__}): give a file of texts") from error
 
 
-def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool) -> Columns:
+def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: list[str] | None = None) -> Columns:
     """The values of ``keys`` (the text first) of every row; raises for rows without, unless skipped.
 
     The file is read line by line, and a million rows take little more than the bytes of their texts.
+    ``skipped`` gets what is wrong with rows that are.
     """
     kinds = TABLES if len(keys) > 1 else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
@@ -68,6 +69,8 @@ def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool) -> Columns:
             for key, found in words.items():
                 found.append(known.setdefault(fields[key], fields[key]))
     check_bad(bad, len(texts) + len(bad), skip_bad, "rows")
+    if skipped is not None:
+        skipped += bad
     if not texts:
         raise DataError(f"data: {path} holds no texts: give a file of one or more")
     return Columns(texts, words, lines)

@@ -2,116 +2,169 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from exitlens.data.loading.readers import ImageFiles
+from exitlens.data.batches import Batch
+from exitlens.data.loading.names import Picked
+from exitlens.data.loading.readers import ImageFiles, Reader
 from exitlens.data.loading.workers import choose_workers, decode_batches
 from exitlens.errors import DataError, InputError, require
 from exitlens.types import Preprocess, TextPreprocess
+from exitlens.types.inputs import Inputs
 
 
 class _Stream:
     """What both have: the number of batches, and what has been read so far."""
 
-    def __init__(self, total: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[Any],
+        batch_size: int,
+        rows: Sequence[int] | None,
+        groups: Sequence[Any] | None,
+        bad: Sequence[str],
+    ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
-        self.bad: list[str] = []
-        self.total, self._batch_size = total, batch_size
+        if groups is not None and len(groups) != len(names):
+            raise InputError(f"groups: expected {len(names)}, one per sample; got {len(groups)}")
+        self._rows = range(len(names)) if rows is None else rows
+        self._names, self._groups, self._known = names, groups, tuple(bad)
+        self._numbers = {} if groups is None else {group: i for i, group in enumerate(sorted(set(groups)))}
+        self._batch_size = batch_size
+        self.total = len(self._rows) + len(bad)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._read = array("q")
+        self.bad = list(self._known)
+        self.files: Sequence[Any] = Picked(self._names, self._read)
+        self.groups = None if self._groups is None else Picked(self._groups, self._read)
 
     def __len__(self) -> int:
         """How many batches, where everything can be read."""
-        return -(-self.total // self._batch_size)
+        return -(-len(self._rows) // self._batch_size)
+
+    def _close(self, inputs: Inputs, rows: Sequence[int]) -> Any:
+        """The batch of these rows, with its groups where there are some."""
+        self._read.extend(rows)
+        if self._groups is None:
+            return inputs
+        return Batch(inputs, None, torch.tensor([self._numbers[self._groups[row]] for row in rows]))
 
 
 class ImageStream(_Stream):
     """Image files as normalised batches ``(B,C,H,W)``, read while they are asked for; every batch but the last is full.
 
     Args:
-        files: image files, in the order of the answers.
+        files: N image files, or names of what ``reader`` gives, in the order of the answers.
         preprocess: size, mean and standard deviation; the number of means says whether images are grey or colour.
         batch_size: images in a batch.
         skip_bad: leave out files that cannot be read and list them in :attr:`bad`; otherwise the first of them ends the
             iteration with a :class:`DataError`, after the images before it.
         workers: processes that decode; by default one for each core, at most 8.
+        reader: gives the pixels of N images; by default those of the files.
+        rows: those of the N to read, ascending; by default all.
+        groups: N words: images with the same one belong together. A batch then is ``(images, None, group ids)``.
+        bad: what is known to be bad before anything is read.
 
     Attributes:
+        preprocess: as given.
         files: the images in the batches so far, in order.
-        bad: the files that could not be read so far, each with the reason.
-        total: how many files there are to read.
+        groups: their groups, or ``None``.
+        bad: what could not be read so far, each with the reason.
+        total: how many images there are to read, and what is known to be bad.
     """
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[Path] | Sequence[str],
         preprocess: Preprocess,
         batch_size: int,
         skip_bad: bool = False,
         workers: int | None = None,
+        *,
+        reader: Reader | None = None,
+        rows: Sequence[int] | None = None,
+        groups: Sequence[Any] | None = None,
+        bad: Sequence[str] = (),
     ) -> None:
         require(preprocess, Preprocess, "preprocess")
-        super().__init__(len(files), batch_size)
-        self.files: list[Path] = []
-        self._all, self._preprocess, self._skip_bad = tuple(files), preprocess, skip_bad
+        super().__init__(files, batch_size, rows, groups, bad)
+        self._reader = ImageFiles(Path(), map(str, files), preprocess) if reader is None else reader
+        if len(self._reader) != len(files):
+            raise InputError(f"reader: expected {len(files)} images, one per name; got {len(self._reader)}")
+        self.preprocess, self._skip_bad = preprocess, skip_bad
         self._workers = choose_workers(workers, len(self))
 
-    def __iter__(self) -> Iterator[Tensor]:
-        self.files, self.bad = [], []
-        reader = ImageFiles(Path(), map(str, self._all), self._preprocess)
-        plan = [range(at, min(at + self._batch_size, self.total)) for at in range(0, self.total, self._batch_size)]
-        held = torch.empty(0, *reader.shape, dtype=torch.uint8)  # read, but too few for a batch
+    def __iter__(self) -> Iterator[Any]:
+        self._restart()
+        plan = [self._rows[at : at + self._batch_size] for at in range(0, len(self._rows), self._batch_size)]
+        shape = (len(self.preprocess.mean), *self.preprocess.size)
+        held = torch.empty(0, *shape, dtype=torch.uint8)  # read, but too few for a batch
         rows: list[int] = []
-        for part, found in zip(plan, decode_batches(reader, plan, reader.shape, self._workers), strict=True):
-            first = found.bad[0][0] if found.bad and not self._skip_bad else self.total  # nothing after it is used
-            good = [part[place] for place in found.good if part[place] < first]
+        for part, found in zip(plan, decode_batches(self._reader, plan, shape, self._workers), strict=True):
+            stop = found.bad[0][0] if found.bad and not self._skip_bad else None  # nothing after this row is used
+            good = [part[place] for place in found.good if stop is None or part[place] < stop]
             self.bad += [reason for _, reason in found.bad[: None if self._skip_bad else 1]]
             rows += good
             held = torch.cat([held, found.pixels[: len(good)]])
             while len(held) >= self._batch_size:
-                yield self._close_batch(held[: self._batch_size], rows[: self._batch_size])
+                yield self._close(self.preprocess.normalise(held[: self._batch_size]), rows[: self._batch_size])
                 held, rows = held[self._batch_size :], rows[self._batch_size :]
-            if first < self.total:
+            if stop is not None:
                 break
         if rows:
-            yield self._close_batch(held, rows)
-        if self.bad and not self._skip_bad:
+            yield self._close(self.preprocess.normalise(held), rows)
+        if len(self.bad) > len(self._known) and not self._skip_bad:
             mend = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
-            raise DataError(f"data: {self.bad[0]}: {mend if self.total > 1 else 'give another image'}")
-
-    def _close_batch(self, pixels: Tensor, rows: Sequence[int]) -> Tensor:
-        self.files += [self._all[row] for row in rows]
-        return self._preprocess.normalise(pixels)
+            raise DataError(f"data: {self.bad[-1]}: {mend if len(self._names) > 1 else 'give another image'}")
 
 
 class TextStream(_Stream):
     """Texts as batches of network input, encoded while they are asked for.
 
     Args:
-        texts: N texts.
+        texts: N texts; a sequence that reads them when they are asked for is read in that way.
         names: N names, for the answers.
         preprocess: how texts become token ids.
         batch_size: texts in a batch.
+        rows: as of :class:`ImageStream`, like the next two.
+        groups: likewise.
+        bad: likewise.
 
     Attributes:
+        preprocess: as given.
         files: names of the texts in the batches so far, in order.
-        bad: always empty: a text that was read can be encoded.
-        total: N.
+        groups: their groups, or ``None``.
+        bad: what was known to be bad: a text that was read can be encoded.
+        total: how many texts there are to read, and what is known to be bad.
     """
 
-    def __init__(self, texts: Sequence[str], names: Sequence[str], preprocess: TextPreprocess, batch_size: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str],
+        names: Sequence[str],
+        preprocess: TextPreprocess,
+        batch_size: int,
+        *,
+        rows: Sequence[int] | None = None,
+        groups: Sequence[Any] | None = None,
+        bad: Sequence[str] = (),
+    ) -> None:
         require(preprocess, TextPreprocess, "preprocess")
-        super().__init__(len(texts), batch_size)
+        super().__init__(names, batch_size, rows, groups, bad)
         if len(names) != len(texts):
             raise InputError(f"names: expected {len(texts)}, one per text; got {len(names)}")
-        self.files: list[str] = []
-        self._texts, self._names, self._preprocess = tuple(texts), tuple(names), preprocess
+        self._texts, self.preprocess = texts, preprocess
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        self.files = []
-        for at in range(0, self.total, self._batch_size):
-            self.files += self._names[at : at + self._batch_size]
-            yield self._preprocess.encode(self._texts[at : at + self._batch_size])
+    def __iter__(self) -> Iterator[Any]:
+        self._restart()
+        for at in range(0, len(self._rows), self._batch_size):
+            rows = self._rows[at : at + self._batch_size]
+            yield self._close(self.preprocess.encode([self._texts[row] for row in rows]), rows)

@@ -177,9 +177,3 @@ def read_texts(
     rows = read_columns(Path(path), ("text", "label"), skip_bad)
     labels = rows.words["label"]
     return list(rows.texts), *number_labels(labels, classes or sorted(set(labels)), str(path))
-
-
-def read_numbered_texts(path: Path | str, *, skip_bad: bool = False) -> list[tuple[int, str]]:
-    """As :func:`read_texts`, without labels: each text with its line's number from 1; of ``.txt``, the lines not blank."""
-    rows = read_columns(Path(path), ("text",), skip_bad)
-    return list(zip(rows.lines, rows.texts, strict=True))

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from exitlens.data.formats.detect import Format, find_format
 from exitlens.data.formats.named_parts import take_split
 from exitlens.data.formats.reading import Reading, holds_texts, read_parts
+from exitlens.data.formats.unlabelled import list_unlabelled
 from exitlens.data.lazy import set_reading
-from exitlens.data.loading.listing import list_images
+from exitlens.data.loading.cache import PixelCache
 from exitlens.data.sources import NAMES, DataSource, open_source
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import ImageStream, TextStream
-from exitlens.data.texts import RawTexts, read_numbered_texts
+from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
 from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import write_json
@@ -173,28 +174,56 @@ def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Re
 
 def stream_samples(
     net: ExitNet,
-    data: Path,
+    data: str,
     *,
     batch_size: int,
-    skip_bad: bool,
+    columns: str = "",
+    group_by: str = "",
+    skip_bad: bool = False,
     workers: int | None = None,
+    cache: Path | None = None,
     without: Collection[str] = (),
 ) -> ImageStream | TextStream:
-    """Streams the unlabelled images below a folder, or texts of a file, in batches, ``without`` those named."""
+    """Streams the images or texts of a source without labels, in batches.
+
+    Args:
+        net: the network that takes them.
+        data: a folder, a file of texts, a table or shards, see :func:`~exitlens.data.formats.unlabelled.list_unlabelled`.
+        batch_size: samples in a batch.
+        columns: of tables, texts and shards.
+        group_by: a column, or a regular expression on file names.
+        skip_bad: leave out what cannot be read.
+        workers: processes that decode images.
+        cache: directory for decoded pixels.
+        without: names of samples to leave out.
+    """
     if net.input_spec.modality is TEXT:
-        texts = {f"{data}:{line}": text for line, text in read_numbered_texts(data, skip_bad=skip_bad)}
-        names = [name for name in texts if name not in without]
-        return TextStream([texts[name] for name in names], names, require_preprocess(net, TextPreprocess), batch_size)
-    files = [path for path in list_images(data) if str(path) not in without]
-    return ImageStream(files, require_preprocess(net, Preprocess), batch_size, skip_bad, workers)
+        texts = require_preprocess(net, TextPreprocess)
+        found = list_unlabelled(data, "text", columns, group_by, skip_bad=skip_bad).leave_out(without)
+        if cache is not None:
+            raise InputError("cache: it is for images, these data are texts: leave it out")
+        rest: Any = {"rows": found.good, "groups": found.groups, "bad": found.bad}
+        return TextStream(found.texts or (), found.names, texts, batch_size, **rest)
+    pixels = require_preprocess(net, Preprocess)
+    found = list_unlabelled(data, "image", columns, group_by, skip_bad=skip_bad).leave_out(without)
+    assert found.images is not None
+    reader = found.images(pixels)
+    reader.cache = None if cache is None else PixelCache(cache)
+    rest = {"reader": reader, "rows": found.good, "groups": found.groups, "bad": found.bad}
+    return ImageStream(found.names, pixels, batch_size, skip_bad, workers, **rest)
 
 
-def describe_origin(net: ExitNet, policy: Policy, data: Path) -> dict[str, Any]:
+def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") -> dict[str, Any]:
     """What the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
     rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
     reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
-    return {"network": net.identity(), "policy": rule, "preprocessing": reading, "input": str(data)}
+    return {
+        "network": net.identity(),
+        "policy": rule,
+        "preprocessing": reading,
+        "input": f"{data} ({columns})" if columns else data,
+    }
 
 
 def replace_policy(directory: Path, policy: Policy) -> None:

@@ -1,5 +1,6 @@
 """The study's quick mode makes every kind of run, keeps what it found, and goes on where it stopped."""
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.markdown import ROOT
+from benchmarks.study import __main__ as command
+from benchmarks.study import jobs
 from benchmarks.study.jobs import list_jobs, list_sweeps
 from benchmarks.study.runs import join_name, split_name, study_store
 
@@ -36,17 +39,21 @@ def test_names_of_runs_say_data_condition_and_seed():
     assert all(join_name(*split_name(name)) == name for name in names)
 
 
-def run_study(out: Path, *patterns: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.study", "--quick", "--csv", out / "study.csv", "--runs", out / "runs"]
-    return subprocess.run([*command, *patterns], capture_output=True, text=True, cwd=ROOT, timeout=400, check=False)
+def list_words(out: Path, *patterns: str) -> list[str]:
+    return ["--quick", "--csv", str(out / "study.csv"), "--runs", str(out / "runs"), *patterns]
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    out = tmp_path_factory.mktemp("study")
-    done = run_study(out, *JOBS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    """Where the runs are, made in processes that are copies of this one; the same command goes on there."""
+    with pytest.MonkeyPatch.context() as patch:
+        fork = multiprocessing.get_context("fork")
+        patch.setattr(jobs.multiprocessing, "get_context", lambda _: fork)
+        patch.setattr(command, "keep_memory", lambda: None)  # in this process
+        out = tmp_path_factory.mktemp("study")
+        patch.setattr(sys, "argv", ["study", *list_words(out, *JOBS)])
+        command.main()
+        yield out
 
 
 @pytest.mark.slow
@@ -76,10 +83,10 @@ def test_every_policy_is_timed(quick):
 
 
 @pytest.mark.slow
-def test_what_is_there_is_skipped(quick):
+def test_what_is_there_is_skipped(quick, capsys):
     before = (quick / "study.csv").read_text()
-    done = run_study(quick, *JOBS)
-    assert (done.returncode, done.stdout) == (0, "")
+    command.main()
+    assert capsys.readouterr().out == ""
     assert (quick / "study.csv").read_text() == before
 
 
@@ -97,7 +104,8 @@ def test_frozen_heads_stand_on_the_plain_backbone(quick):
 
 @pytest.mark.slow
 def test_a_run_that_cannot_be_made_is_named_and_ends(tmp_path):
-    done = run_study(tmp_path, "scenes/egt-kl-0")
+    words = [sys.executable, "-m", "benchmarks.study", *list_words(tmp_path, "scenes/egt-kl-0")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=400, check=False)
     assert done.returncode == 1
     assert "scenes/egt-kl-0 failed: RuntimeError: the sweep of kl comes first" in done.stdout
     assert "failed: scenes/egt-kl-0" in done.stderr

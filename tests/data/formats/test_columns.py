@@ -1,7 +1,7 @@
 import pytest
 
 import exitlens as xl
-from exitlens.data.formats.columns import Columns, find_columns, parse_columns
+from exitlens.data.formats.columns import Columns, find_columns, find_inputs, parse_columns
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,32 @@ def test_words_that_name_no_columns(words):
         parse_columns(words)
     assert parse_columns(" image=a , label=b,") == {"image": "a", "label": "b"}
     assert parse_columns("") == {}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "given", "wanted", "expected"),
+    [
+        ({"photo": "image", "label": "class"}, "", "image", ("photo", "")),
+        ({"photo": "image", "caption": "string"}, "", "text", ("caption", "")),
+        ({"a": "image", "b": "image", "id": "string"}, "image=b,key=id", "image", ("b", "id")),
+        ({"words": "string", "label": "string"}, "", "text", ("words", "")),
+        ({"words": "string", "tag": "string"}, "label=tag", "text", ("words", "")),
+        ({"path": "string"}, "", "image", ("path", "")),
+        ({"label": "string"}, "", "text", ("label", "")),
+    ],
+)
+def test_inputs_need_no_label(kinds, given, wanted, expected):
+    assert find_inputs(kinds, given, "x", wanted) == expected
+
+
+def test_unclear_inputs_are_refused():
+    with pytest.raises(xl.DataError, match=r"several columns could hold the text \(a, b\).*--columns text=NAME. It has"):
+        find_inputs({"a": "string", "b": "string"}, "", "x", "text")
+    with pytest.raises(xl.DataError, match=r"no column is known to hold the image"):
+        find_inputs({"a": "string"}, "", "x", "image")
+    with pytest.raises(xl.InputError, match="the network takes images: give image=NAME in place of text=a"):
+        find_inputs({"a": "string"}, "text=a", "x", "image")
+    with pytest.raises(xl.InputError, match="and key=NAME, with commas"):
+        find_inputs({"a": "string"}, "keys=a", "x", "image")
+    with pytest.raises(xl.InputError, match="and label=NAME, with commas"):
+        parse_columns("key=a")  # labelled rows need no names

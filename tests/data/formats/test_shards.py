@@ -32,7 +32,7 @@ def test_shards_are_split_read_at_random_and_grouped(tmp_path):
     assert loaded.sets["test"].classes == ("ant", "bee")
     reader = pickle.loads(pickle.dumps(loaded.sets["test"].reader))
     assert torch.equal(reader.read(70), loaded.sets["test"].reader.read(70))
-    assert reader.name(70) == f"{tmp_path / 's-003.tar'}: 0070"
+    assert reader.name(70) == f"{tmp_path / 's-003.tar'}/0070.png"
     batches = list(iterate_batches(loaded.sets["train"], 16, workers=2))
     assert sum(len(batch.labels) for batch in batches) == 56
     by_name = open_source(str(tmp_path), size=8, group_by=r"00\d").load("test")
@@ -94,7 +94,7 @@ def test_samples_that_cannot_be_used(tmp_path):
     members += [("c.json", json.dumps({"label": "bee", "patient": 9}).encode())]
     members += [("d.png", encode(0)), ("d.json", b"{")]
     source = open_source(str(write_tar(tmp_path / "x.tar", members)), size=8)
-    with pytest.raises(xl.DataError, match=r"1 of 15 rows cannot be read.*[^#]*x.tar: d: no label"):
+    with pytest.raises(xl.DataError, match=r"1 of 15 rows cannot be read.*[^#]*x.tar/d.png: no label"):
         source.load("train")
     bad = []
     for split in SPLITS:
@@ -102,7 +102,7 @@ def test_samples_that_cannot_be_used(tmp_path):
         for _ in iterate_batches(data, 8, workers=0):
             pass
         bad += data.bad
-    assert sorted(reason.split("x.tar: ")[1][:11] for reason in bad) == ["b: cannot b", "c: has no i"]
+    assert sorted(reason.split("x.tar/")[1][:13] for reason in bad) == ["b.png: cannot", "c: has no ima"]
 
 
 def test_names_that_are_not_utf8(tmp_path):

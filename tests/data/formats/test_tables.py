@@ -181,7 +181,6 @@ def test_paths_of_images_are_relative_to_the_table(hf, tmp_path):
         [_numbers(source.load(split)) for split in SPLITS]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves metadata.csv open
 def test_a_folder_of_images_with_metadata(hf, tmp_path):
     lines = ["file_name,kind,patient"]
     for i in range(16):

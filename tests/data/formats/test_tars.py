@@ -30,7 +30,7 @@ def test_samples_of_a_shard(tmp_path):
     members = [("./a/1.JPG", b"12345"), ("a/1.cls", b" 3\n"), ("a/1.seg.png", b"mask"), ("a/2.txt", b"words")]
     bad = []
     first, second = read_shard(write_tar(tmp_path / "x.tar", members), bad)
-    assert (first.key, first.values, first.image[1:]) == ("a/1", {"cls": "3"}, (5, "jpg"))
+    assert (first.key, first.values, first.image[1:]) == ("a/1", {"cls": "3"}, (5, "jpg", "a/1.JPG"))
     assert (second.key, second.values, second.image) == ("a/2", {"txt": "words"}, None)
     assert bad == []
 
@@ -41,7 +41,8 @@ def test_an_index_keeps_what_is_wanted(tmp_path):
     ]
     write_tar(tmp_path / "2.tar", [("2.cls", b"8")])
     index = index_shards([*paths, tmp_path / "2.tar", tmp_path / "none.tar"], ["cls", "other"])
-    assert list(index.keys) == ["0", "1", "2"]
+    assert list(index.members) == ["0.png", "1.png", "2"]
+    assert index.keys == ["0", "1", "2"]
     assert index.places.tolist() == [[0, 512, 3], [1, 512, 3], [2, 0, -1]]
     assert index.values == {"cls": ["7", "7", "8"], "other": [None] * 3}
     assert len(index.bad) == 1
@@ -50,11 +51,11 @@ def test_an_index_keeps_what_is_wanted(tmp_path):
 def test_a_tar_file_that_shrinks_or_goes_away(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("a.png", encode(3))])
     (sample,) = read_shard(path, [])
-    reader = ShardImages([path], np.array([[0, *sample.image[:2]]]), ["a"], PREPROCESS)
+    reader = ShardImages([path], np.array([[0, *sample.image[:2]]]), [sample.image.member], PREPROCESS)
     assert reader.read(0)[0, 0, 0] == 3
     os.truncate(path, 540)
-    with pytest.raises(xl.DataError, match=r"x.tar: a: the tar file ends before its image does"):
+    with pytest.raises(xl.DataError, match=r"x.tar/a.png: the tar file ends before its image does"):
         reader.read(0)
     path.unlink()
-    with pytest.raises(xl.DataError, match=r"x.tar: a: cannot be read \(FileNotFoundError"):
+    with pytest.raises(xl.DataError, match=r"x.tar/a.png: cannot be read \(FileNotFoundError"):
         reader.read(0)

@@ -1,32 +1,51 @@
-"""The demo without its trainings; the whole of it is run by tests/cli/test_train.py."""
+"""The whole demo, from the command line, on few scenes; what the command prints is in tests/cli/test_demo.py."""
 
 import json
 from functools import partial
 
 import pytest
+from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.demo import demo, training
+from exitlens.delivery.demo import demo
 from exitlens.delivery.demo.training import DemoSettings
+from tests.ranks import call
+
+FEW = DemoSettings(epochs=1, limit=64, batch_size=8, samples=8, rounds=1)
 
 
 @pytest.mark.slow
-def test_it_compares_reports_and_saves(tmp_path, monkeypatch):
-    settings = DemoSettings(epochs=1, limit=64, batch_size=8, samples=8, rounds=1)
-    train = training.load_data(settings)["train"]
-    nets = {name: training.build_network(loss, train, 0).eval() for name, loss in training.RUNS.items()}
-    monkeypatch.setattr(demo, "train_all", lambda out, settings, quiet: nets)
+def test_it_trains_compares_reports_and_saves(tmp_path, monkeypatch):
+    monkeypatch.setattr(DemoSettings, "quick", lambda seed: FEW)
     monkeypatch.setattr(demo, "compare_steps", partial(demo.compare_steps, steps=2))
-    result = demo.run_demo(tmp_path / "d", settings, quiet=True)
-    assert json.dumps(json.loads((tmp_path / "d" / "result.json").read_text())) == json.dumps(result)
-    assert len(result["egt"]["agreeing"]["accuracy"]) == 4
+    out = tmp_path / "d"
+    code, printed, told = call(["demo", "--quick", "--out", str(out), "--json"])
+    assert code == 0, told
+    result = json.loads(printed)
+    assert json.loads((out / "result.json").read_text()) == result
+    check(result)
+    assert xl.load(out)[1] == xl.Policy.from_dict(result["policy"])
+    assert (out / "report.html").read_text().count("<svg") == 4
+    assert (out / "gallery.png").exists()
+    scene = xl.load_scenes("test", limit=1).images[0]
+    Image.fromarray(scene.permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")
+    assert call(["explain", "--bundle", str(out), "--image", str(tmp_path / "scene.png")])[0] == 0
+    code, _, told = call(["demo", "--quick", "--out", str(out)])
+    assert code == 2
+    assert "finished demo" in told
+
+
+def check(result):
+    for name in ("baseline", "egt"):
+        for condition in ("agreeing", "disagreeing"):
+            values = result[name][condition]
+            for measure in ("accuracy", "deletion", "deletion_random"):
+                assert len(values[measure]) == 4
+            for measure in ("attention_cc", "attention_cc_null", "skill", "kl"):
+                assert len(values[measure]) == 3
     keys = {"batch_size", "speedup", "low", "high", "plain_ms", "ours_ms", "images", "rounds", "accuracy_drop", "cost"}
     for name in ("batch_1", "batch_64"):
         assert set(result["speed"][name]) == {*keys, "at_half_point"}
         assert set(result["speed"][name]["at_half_point"]) == keys
     assert result["step_time_ratio"] == result["step_time"]["speedup"]
-    assert xl.load(tmp_path / "d")[1] == xl.Policy.from_dict(result["policy"])
-    assert (tmp_path / "d" / "report.html").read_text().count("<svg") == 4
-    assert (tmp_path / "d" / "gallery.png").exists()
-    with pytest.raises(xl.OutputExistsError, match="finished demo"):
-        demo.run_demo(tmp_path / "d", settings, quiet=True)
+    assert {"seconds", "seed", "versions", "machine"} <= set(result)

@@ -1,8 +1,5 @@
 import csv
 import math
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import exitlens as xl
 from exitlens.io import read_tensors
 from tests.conftest import TinyNet, make_net
+from tests.ranks import end, fork
 
 QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False}
 
@@ -94,38 +92,26 @@ def test_stopped_by_an_error_and_resumed_is_bit_identical(tiny_set, tmp_path):
         assert _equal(a, b)
 
 
-KILLED = """
-import sys, torch
-sys.path.insert(0, {root!r})
-from tests.workflow.training.test_fit import _fresh, QUICK
-from tests.conftest import TinyNet
-import exitlens as xl
-rng = torch.Generator().manual_seed(3)
-pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=rng).to(torch.uint8)
-data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))
-net = _fresh()
-xl.fit(net, data, data, out_dir=sys.argv[1], resume=True, **{{**QUICK, "epochs": 12}})
-torch.save({{k: v for k, v in net.state_dict().items()}}, sys.argv[1] + "/done.pt")
-"""
-
-
-def _start(out: Path) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).parents[2])
-    return subprocess.Popen([sys.executable, "-c", KILLED.format(root=root), str(out)])
+def _train_to_the_end(out: Path) -> None:
+    pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))
+    net = _fresh()
+    xl.fit(net, data, data, out_dir=out, resume=True, **{**QUICK, "epochs": 12})
+    torch.save(dict(net.state_dict()), out / "done.pt")
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     """SIGKILL at three moments, whatever is being written then; the last start runs to the end."""
-    assert _start(tmp_path / "whole").wait() == 0
+    assert end(fork(_train_to_the_end, tmp_path / "whole")) == 0
     for marker in ("settings.json", "last.safetensors", "best.safetensors"):
-        run = _start(tmp_path / "part")
+        run = fork(_train_to_the_end, tmp_path / "part")
         deadline = time.time() + 60
-        while not (tmp_path / "part" / marker).exists() and run.poll() is None and time.time() < deadline:
+        while not (tmp_path / "part" / marker).exists() and run.is_alive() and time.time() < deadline:
             time.sleep(0.002)
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-    assert _start(tmp_path / "part").wait() == 0
+        run.kill()
+        run.join()
+    assert end(fork(_train_to_the_end, tmp_path / "part")) == 0
     whole, part = (torch.load(tmp_path / name / "done.pt", weights_only=True) for name in ("whole", "part"))
     assert _equal(whole, part)
 

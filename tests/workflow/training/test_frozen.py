@@ -166,9 +166,10 @@ def test_sets_of_the_users_own_are_kept_on_request():
         ({"freeze_backbone": False}, "cache_features: only a frozen backbone"),
     ],
 )
-def test_it_cannot_be_forced(tiny_set, values, message):
+def test_it_cannot_be_forced(tiny_set, tmp_path, values, message):
     with pytest.raises(xl.InputError, match=message):
-        xl.fit(make_net(), tiny_set, tiny_set, cache_features=True, **QUICK | values)
+        xl.fit(make_net(), tiny_set, tiny_set, cache_features=True, out_dir=tmp_path / "x", **QUICK | values)
+    assert not (tmp_path / "x").exists()
 
 
 def test_bad_data_is_said_as_without_kept_features(tiny_set):

@@ -1,10 +1,6 @@
 """What fit can do besides the plain loop, and that a run with all of it resumes to the bit."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from torchvision.transforms import v2
 import exitlens as xl
 from exitlens.io import read_tensors
 from tests.conftest import TinyNet, make_net
+from tests.ranks import end, fork
 
 QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False}
 EVERYTHING = {"augment": "trivial", "balanced": True, "accumulate": 2, "clip_norm": 0.5, "ema": 0.9, "monitor": "loss"}
@@ -220,36 +217,26 @@ def _once(data):
     return Once()
 
 
-KILLED = """
-import sys, torch
-sys.path.insert(0, {root!r})
-from tests.workflow.training.test_options import _fresh, QUICK, EVERYTHING, LOSS
-import exitlens as xl
-rng = torch.Generator().manual_seed(3)
-pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=rng).to(torch.uint8)
-data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))
-net = _fresh()
-xl.fit(net, data, data, loss=LOSS, out_dir=sys.argv[1], resume=True, **QUICK | EVERYTHING | {{"epochs": 12}})
-torch.save({{k: v for k, v in net.state_dict().items()}}, sys.argv[1] + "/done.pt")
-"""
-
-
-def _start(out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", KILLED.format(root=str(Path(__file__).parents[3])), str(out)])
+def _train_to_the_end(out: Path) -> None:
+    pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))
+    net = _fresh()
+    xl.fit(net, data, data, loss=LOSS, out_dir=out, resume=True, **QUICK | EVERYTHING | {"epochs": 12})
+    torch.save(dict(net.state_dict()), out / "done.pt")
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical_with_everything(tmp_path):
     """SIGKILL at three moments, whatever is being written then; the last start runs to the end."""
-    assert _start(tmp_path / "whole").wait() == 0
+    assert end(fork(_train_to_the_end, tmp_path / "whole")) == 0
     for marker in ("settings.json", "last.safetensors", "best.safetensors"):
-        run = _start(tmp_path / "part")
+        run = fork(_train_to_the_end, tmp_path / "part")
         deadline = time.time() + 60
-        while not (tmp_path / "part" / marker).exists() and run.poll() is None and time.time() < deadline:
+        while not (tmp_path / "part" / marker).exists() and run.is_alive() and time.time() < deadline:
             time.sleep(0.002)
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-    assert _start(tmp_path / "part").wait() == 0
+        run.kill()
+        run.join()
+    assert end(fork(_train_to_the_end, tmp_path / "part")) == 0
     whole, part = (torch.load(tmp_path / name / "done.pt", weights_only=True) for name in ("whole", "part"))
     assert _equal(whole, part)
 

@@ -9,6 +9,7 @@ from exitlens.errors import DataError, InputError, suggest
 
 Kind = Literal["image", "class", "integer", "string", "bytes", "other"]
 ROLES = ("image", "text", "label")
+KEY = "key"  # what names a row, where there are no labels
 IMAGE_NAMES = (
     "image",
     "img",
@@ -38,15 +39,14 @@ class Columns(NamedTuple):
         return f"{sample}, labels from {self.label!r}"
 
 
-def parse_columns(words: str) -> dict[str, str]:
+def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, str]:
     """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``); raises :class:`InputError` for anything else."""
     found: dict[str, str] = {}
     for word in filter(None, (part.strip() for part in words.split(","))):
         role, _, name = (part.strip() for part in word.partition("="))
-        if role not in ROLES or not name or role in found:
-            raise InputError(
-                f"columns: expected image=NAME or text=NAME, and label=NAME, with commas between, got {words!r}"
-            )
+        if role not in roles or not name or role in found:
+            last = f"{roles[-1]}=NAME"
+            raise InputError(f"columns: expected image=NAME or text=NAME, and {last}, with commas between, got {words!r}")
         found[role] = name
     if {"image", "text"} <= found.keys():
         raise InputError(f"columns: expected image=NAME or text=NAME, got both in {words!r}")
@@ -65,11 +65,8 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
     Raises:
         DataError: a column that is not there, none that fits, or several without a usual name.
     """
-    words, shown = parse_columns(given), ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-    for role, name in words.items():
-        if name not in kinds:
-            raise DataError(f"data: {origin} has no column {name!r} for the {role}s; it has {shown}.{suggest(name, kinds)}")
-    free = {name: kind for name, kind in kinds.items() if name not in {*reserved, *words.values()}}
+    words, shown = parse_columns(given), _list_kinds(kinds)
+    free = _find_free(kinds, words, origin, reserved)
     image, text, label = (words.get(role, "") for role in ROLES)
     if not image and not text:
         image = _pick_image(free, shown, origin)
@@ -79,6 +76,54 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
         strings = [name for name, kind in free.items() if kind == "string" and name != label]
         text = _pick(strings, TEXT_NAMES) or _refuse("image or text", strings, shown, origin)
     return Columns(image, text, label)
+
+
+def find_inputs(
+    kinds: Mapping[str, Kind], given: str, origin: str, wanted: Literal["image", "text"], reserved: Iterable[str] = ()
+) -> tuple[str, str]:
+    """The column of images (or texts) to read without labels, and the one of keys, if that is given.
+
+    Args:
+        kinds: what each column holds.
+        given: of ``--columns``: ``image=NAME`` or ``text=NAME``, and ``key=NAME``; ``label=NAME`` is known not to be a text.
+        origin: the source's name, for errors.
+        wanted: what the network takes.
+        reserved: columns with other uses, which are not guessed.
+
+    Raises:
+        InputError: a column of what the network does not take; DataError: as :func:`find_columns`.
+    """
+    words, shown = parse_columns(given, (*ROLES, KEY)), _list_kinds(kinds)
+    check_wanted(words, wanted)
+    free = _find_free(kinds, words, origin, reserved)
+    key = words.get(KEY, "")
+    if wanted in words:
+        return words[wanted], key
+    if wanted == "image":
+        return _pick_image(free, shown, origin) or _refuse("image", [], shown, origin, "image=NAME"), key
+    strings = [name for name, kind in free.items() if kind == "string"]
+    texts = [name for name in strings if name.lower() not in LABEL_NAMES] or strings
+    return _pick(texts, TEXT_NAMES) or _refuse("text", texts, shown, origin, "text=NAME"), key
+
+
+def check_wanted(words: Mapping[str, str], wanted: Literal["image", "text"]) -> None:
+    """Raises :class:`InputError` where columns of images are given for a network of texts, or the reverse."""
+    other = "text" if wanted == "image" else "image"
+    if other in words:
+        raise InputError(f"columns: the network takes {wanted}s: give {wanted}=NAME in place of {other}={words[other]}")
+
+
+def _list_kinds(kinds: Mapping[str, Kind]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+
+
+def _find_free(kinds: Mapping[str, Kind], words: Mapping[str, str], origin: str, reserved: Iterable[str]) -> dict[str, Kind]:
+    """The columns that nobody named; raises :class:`DataError` for a named one that is not there."""
+    for role, name in words.items():
+        if name not in kinds:
+            shown = _list_kinds(kinds)
+            raise DataError(f"data: {origin} has no column {name!r} for the {role}s; it has {shown}.{suggest(name, kinds)}")
+    return {name: kind for name, kind in kinds.items() if name not in {*reserved, *words.values()}}
 
 
 def _pick(names: Iterable[str], usual: tuple[str, ...]) -> str:
@@ -109,10 +154,8 @@ def _pick_label(kinds: Mapping[str, Kind], of_images: bool, shown: str, origin: 
     return _pick(usual or plain, LABEL_NAMES) or _refuse("label", plain, shown, origin)
 
 
-def _refuse(role: str, found: list[str], shown: str, origin: str) -> str:
+def _refuse(role: str, found: list[str], shown: str, origin: str, mend: str = "image=NAME,label=NAME (or text=NAME)") -> str:
     unclear = (
         f"several columns could hold the {role} ({', '.join(found)})" if found else f"no column is known to hold the {role}"
     )
-    raise DataError(
-        f"data: {origin}: {unclear}: name them by --columns image=NAME,label=NAME (or text=NAME). It has {shown}"
-    )
+    raise DataError(f"data: {origin}: {unclear}: name them by --columns {mend}. It has {shown}")

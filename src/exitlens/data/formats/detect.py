@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from exitlens.data.formats.groups import looks_like_pattern
 from exitlens.data.loading.listing import EXTENSIONS
 from exitlens.data.rows import TABLES
 
@@ -43,6 +44,20 @@ def find_format(name: str) -> Format | None:
     if sum(_first(folder, EXTENSIONS) != "" for folder in folders) >= 2:
         return "folder"
     return _SUFFIXES.get(_first(path, (".parquet", ".arrow", ".tar")), "folder")
+
+
+def find_unlabelled_format(name: str, columns: str, group_by: str) -> Format | None:
+    """As :func:`find_format`, for data without labels: a folder with an image in it is a folder of images.
+
+    It may hold tables, too, such as predictions of these images. ``columns`` are of a table; ``group_by`` a column of the
+    metadata, or a regular expression.
+    """
+    found = find_format(name)
+    if found in ("saved", "hub") or columns or not Path(name).is_dir():
+        return found
+    if found == "imagefolder" and group_by and not looks_like_pattern(group_by):
+        return found
+    return "folder" if _first(Path(name), EXTENSIONS) else found
 
 
 def list_folders(path: Path) -> list[Path]:

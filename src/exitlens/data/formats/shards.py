@@ -33,11 +33,12 @@ class Shards:
 
     Attributes:
         name: of the source.
+        paths: of its tar files.
         kinds: what the first samples have: an image, and values by the members' extensions or the keys of their JSON.
     """
 
     def __init__(self, name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> None:
-        self.name, self._paths, self._stamp = name, paths, stamp
+        self.name, self.paths, self._stamp = name, paths, stamp
         first = [sample for path in paths[:_PEEKED] for sample in islice(read_shard(path, []), _PEEKED)]
         self.kinds: dict[str, Kind] = {"image": "image"} if any(sample.image for sample in first) else {}
         self.kinds |= dict.fromkeys((name for sample in first for name in sample.values), "string")
@@ -45,7 +46,7 @@ class Shards:
     def find_columns(self, given: str, reserved: Sequence[str] = ()) -> Columns:
         """What is image or text, and what label, see :func:`~exitlens.data.formats.columns.find_columns`."""
         if not self.kinds:
-            self._index(frozenset(), skip_bad=False)  # says what is wrong with them
+            self.index(frozenset(), skip_bad=False)  # says what is wrong with them
         caption: dict[str, Kind] = {"txt": "other"} if {"image", "txt"} <= self.kinds.keys() else {}
         return find_columns(self.kinds | caption, given, self.name, reserved)
 
@@ -63,28 +64,30 @@ class Shards:
         """
         columns = self.find_columns(given, [group_by, split_by])
         if split_by and split_by not in self.kinds:
-            self._refuse("split_by", split_by)
+            self.refuse("split_by", split_by)
         if group_by and group_by not in self.kinds and not looks_like_pattern(group_by):
-            self._refuse("group_by", group_by)
+            self.refuse("group_by", group_by)
         wanted = {columns.text, columns.label, group_by, split_by}
-        index = self._index(frozenset(wanted & self.kinds.keys()), skip_bad)
+        index = self.index(frozenset(wanted & self.kinds.keys()), skip_bad)
         groups: Sequence[str | None] | None = index.values.get(group_by)
         if group_by and groups is None:
             groups = match_groups(group_by, index.keys)
-        words = [""] * len(self._paths) if split_by else _read_parts(self._paths)
+        words = [""] * len(self.paths) if split_by else _read_parts(self.paths)
         return {word: self._list_part(word, words, index, columns, groups, split_by) for word in dict.fromkeys(words)}
 
-    def _index(self, wanted: frozenset[str], skip_bad: bool) -> Index:
-        index = _index(self._paths, self._stamp, wanted)
-        if index.bad and not (skip_bad and len(index.keys)):
+    def index(self, wanted: frozenset[str], skip_bad: bool) -> Index:
+        """Where the samples lie, with the ``wanted`` values; arguments and errors as of :meth:`list_rows`."""
+        index = _index(self.paths, self._stamp, wanted)
+        if index.bad and not (skip_bad and len(index.members)):
             raise DataError(f"data: {index.bad[0]}: mend it, or pass --skip-bad (skip_bad=True) to take what is whole")
-        if not len(index.keys):
+        if not len(index.members):
             raise DataError(
                 f"data: {self.name} has no samples: expected members such as key.jpg and key.cls in its tar files"
             )
         return index
 
-    def _refuse(self, argument: str, name: str) -> NoReturn:
+    def refuse(self, argument: str, name: str) -> NoReturn:
+        """Raises a :class:`DataError` for a name that no sample has."""
         known = ", ".join(self.kinds)
         raise DataError(f"{argument}: {self.name} has no {name!r}; it has {known}.{suggest(name, self.kinds)}")
 
@@ -104,10 +107,10 @@ class Shards:
             return [values[i] for i in rows]
 
         def make_reader(preprocess: Preprocess) -> ShardImages:
-            return ShardImages(self._paths, index.places[rows], [index.keys[i] for i in rows], preprocess)
+            return ShardImages(self.paths, index.places[rows], [index.members[i] for i in rows], preprocess)
 
         return Rows(
-            name=lambda i: f"{self._paths[index.places[rows[i], 0]]}: {index.keys[rows[i]]}",
+            name=lambda i: f"{self.paths[index.places[rows[i], 0]]}/{index.members[rows[i]]}",
             labels=pick(index.values[columns.label]),
             images=None if columns.text else make_reader,
             texts=pick(index.values[columns.text]) if columns.text else None,

@@ -9,7 +9,7 @@ where).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from exitlens.data.formats.detect import HUB, Format
 from exitlens.data.formats.files import stamp_files
 from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.labelled import Rows
+from exitlens.data.loading.names import RowNames
 from exitlens.data.loading.readers import EncodedImages
 from exitlens.errors import DataError, ExitlensError, import_extra, suggest
 from exitlens.types import Preprocess
+
+_ROWS = 1 << 14  # values that are read at once
 
 
 def open_table(name: str, kind: Format) -> Table:
@@ -79,12 +82,13 @@ class Table:
 
     Attributes:
         name: of the source.
+        parts: its data sets by name; a single one has none.
         kinds: what each column holds.
     """
 
     def __init__(self, name: str, parts: Mapping[str, Any], package: Any) -> None:
         features = next(iter(parts.values())).features
-        self.name, self._parts, self._package = name, parts, package
+        self.name, self.parts, self._package = name, parts, package
         self.kinds: dict[str, Kind] = {column: _classify(package, feature) for column, feature in features.items()}
 
     def find_columns(self, given: str, reserved: Sequence[str] = ()) -> Columns:
@@ -93,7 +97,7 @@ class Table:
 
     def class_names(self, columns: Columns) -> tuple[str, ...]:
         """Of a label column that knows them; otherwise none."""
-        feature = next(iter(self._parts.values())).features[columns.label]
+        feature = next(iter(self.parts.values())).features[columns.label]
         return tuple(map(str, getattr(feature, "names", ()) or ()))
 
     def list_rows(self, given: str, group_by: str = "", split_by: str = "") -> dict[str, Rows]:
@@ -108,15 +112,21 @@ class Table:
             DataError: columns that are not there or unclear.
         """
         if split_by:
-            self._require(split_by, "split_by")
-            if len(self._parts) > 1:
-                raise DataError(f"split_by: {self.name} has parts already ({', '.join(self._parts)}): leave it out")
+            self.check_column(split_by, "split_by")
+            if len(self.parts) > 1:
+                raise DataError(f"split_by: {self.name} has parts already ({', '.join(self.parts)}): leave it out")
         if group_by and not looks_like_pattern(group_by):
-            self._require(group_by, "group_by")
+            self.check_column(group_by, "group_by")
         columns = self.find_columns(given, [split_by, group_by])
-        return {part: self._list_part(part, columns, group_by, split_by) for part in self._parts}
+        return {part: self._list_part(part, columns, group_by, split_by) for part in self.parts}
 
-    def _require(self, column: str, argument: str) -> None:
+    @property
+    def root(self) -> Path:
+        """What paths of images are relative to."""
+        return Path(self.name) if Path(self.name).is_dir() else Path(self.name).parent
+
+    def check_column(self, column: str, argument: str) -> None:
+        """Raises a :class:`DataError` for a column that is not there."""
         if column not in self.kinds:
             known = ", ".join(self.kinds)
             raise DataError(
@@ -124,49 +134,57 @@ class Table:
             )
 
     def _list_part(self, part: str, columns: Columns, group_by: str, split_by: str) -> Rows:
-        data, origin = self._parts[part], f"{self.name}, {part} row" if part else f"{self.name}, row"
+        data, origin = self.parts[part], f"{self.name}, {part} row" if part else f"{self.name}, row"
         groups: Sequence[str | None] | None = None
         if group_by in self.kinds:
-            groups = self._read_words(data, group_by)
+            groups = self.read_words(data, group_by)
         elif group_by:
-            groups = match_groups(group_by, self._read_paths(data, columns))
-        raw = None if columns.text else self._raw(data, columns.image)
-        root = Path(self.name) if Path(self.name).is_dir() else Path(self.name).parent
+            groups = match_groups(group_by, self.read_paths(data, columns.image))
+        raw = None if columns.text else self.select_encoded(data, columns.image)
+        names = RowNames([(f"{origin} ", len(data))])
         return Rows(
-            name=lambda i: f"{origin} {i}",
-            labels=self._read_words(data, columns.label),
-            images=None if raw is None else lambda preprocess: TableImages(raw, origin, preprocess, root),
-            texts=self._read_words(data, columns.text) if columns.text else None,
+            name=lambda i: names[i],
+            labels=self.read_words(data, columns.label),
+            images=None if raw is None else lambda preprocess: TableImages(raw, names, preprocess, self.root),
+            texts=self.read_words(data, columns.text) if columns.text else None,
             groups=groups,
-            splits=self._read_words(data, split_by) if split_by else None,
+            splits=self.read_words(data, split_by) if split_by else None,
         )
 
-    def _raw(self, data: Any, column: str) -> Any:
-        """The one column, with images as they are stored: not decoded."""
+    def join(self, column: str) -> Any:
+        """A column of all parts, one after the other, with images as they are stored; nothing is read.
+
+        Raises:
+            DataError: parts whose columns have different types.
+        """
+        found = [self.select_encoded(data, column) for data in self.parts.values()]
+        try:
+            return found[0] if len(found) == 1 else self._package.concatenate_datasets(found)
+        except Exception as error:  # pyarrow's
+            raise DataError(f"data: {self.name}: its parts have {column!r} in different types ({error})") from error
+
+    def select_encoded(self, data: Any, column: str) -> Any:
+        """The one column of a part, with images as they are stored: not decoded."""
         chosen = data.select_columns([column])
         if isinstance(data.features[column], self._package.Image):
             chosen = chosen.cast_column(column, self._package.Image(decode=False))
         return chosen
 
-    def _read_words(self, data: Any, column: str) -> list[str | None]:
-        """A column as words: the names of classes, and whole numbers without a point; ``None`` where there is none."""
-        names = getattr(data.features[column], "names", None) or ()
-        found: list[str | None] = []
-        for value in data.data.column(column).to_pylist():
-            if names and isinstance(value, int):
-                found.append(names[value] if 0 <= value < len(names) else None)
-            elif isinstance(value, float) and value.is_integer():
-                found.append(str(int(value)))
-            elif isinstance(value, str | int):
-                found.append(str(value))
-            else:
-                found.append(None)
-        return found
+    def read_words(self, data: Any, column: str) -> list[str | None]:
+        """A column of a part as words, see :func:`to_word`."""
+        return list(self.iterate_words(data, column))
 
-    def _read_paths(self, data: Any, columns: Columns) -> list[str]:
+    def iterate_words(self, data: Any, column: str) -> Iterator[str | None]:
+        """As :meth:`read_words`, in constant memory."""
+        names = getattr(data.features[column], "names", None) or ()
+        for chunk in data.data.column(column).chunks:
+            for at in range(0, len(chunk), _ROWS):
+                yield from (to_word(value, names) for value in chunk.slice(at, _ROWS).to_pylist())
+
+    def read_paths(self, data: Any, column: str) -> list[str]:
         """File names of the images; a :class:`DataError` where they have none."""
         compute = import_extra("pyarrow.compute", "datasets", "a table of samples")
-        values = data.data.column(columns.image) if columns.image else None
+        values = data.data.column(column) if column else None
         if values is not None and "path" in [field.name for field in getattr(values.type, "fields", ())]:
             values = compute.struct_field(values, "path")
         found = [] if values is None else values.to_pylist()
@@ -179,11 +197,20 @@ class Table:
     def hash(self) -> str:
         """SHA-256 over what decides the splits of a hub's data set: parts, columns, rows and class numbers."""
         facts: list[str] = []
-        for part, data in self._parts.items():
+        for part, data in self.parts.items():
             facts.append(f"{part} {len(data)} {data.features}")
             numbers = [name for name, kind in self.kinds.items() if kind in ("class", "integer")]
             facts += [str(data.data.column(name).to_pylist()) for name in numbers]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def to_word(value: object, names: Sequence[str] = ()) -> str | None:
+    """A value as a word: the name of a class, a whole number without a point; ``None`` where there is none."""
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _classify(package: Any, feature: Any) -> Kind:
@@ -204,21 +231,21 @@ class TableImages(EncodedImages):
 
     Args:
         rows: a data set of one column, not decoded.
-        origin: what errors call a row, before its number.
+        names: what errors call the rows.
         preprocess: see :class:`EncodedImages`.
         root: what paths are relative to.
     """
 
-    def __init__(self, rows: Any, origin: str, preprocess: Preprocess, root: Path) -> None:
+    def __init__(self, rows: Any, names: Sequence[str], preprocess: Preprocess, root: Path) -> None:
         super().__init__(preprocess)
-        self._rows, self._origin, self._root = rows, origin, root
+        self._rows, self._names, self._root = rows, names, root
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def name(self, index: int) -> str:
         """The source, part and number of the row, from 0."""
-        return f"{self._origin} {index}"
+        return self._names[index]
 
     def read_bytes(self, index: int) -> bytes:
         """See :meth:`EncodedImages.read_bytes`."""

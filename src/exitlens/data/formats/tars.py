@@ -17,7 +17,7 @@ import numpy as np
 
 from exitlens.data.formats.files import list_files
 from exitlens.data.loading.listing import EXTENSIONS
-from exitlens.data.loading.packed import PackedStrings
+from exitlens.data.loading.packed import PackedStrings, pack_strings
 from exitlens.data.loading.readers import MAX_BYTES, EncodedImages
 from exitlens.errors import DataError
 from exitlens.types import Preprocess
@@ -58,45 +58,59 @@ def expand_braces(pattern: str) -> list[str]:
     return ["".join(words) for words in itertools.product(*pieces)]
 
 
+class Place(NamedTuple):
+    """Where an image lies in a tar file."""
+
+    offset: int
+    size: int
+    extension: str
+    member: str
+
+
 class Sample(NamedTuple):
     """One sample: key, its values by name, and where its image lies."""
 
     key: str
     values: dict[str, str]
-    image: tuple[int, int, str] | None  # offset, bytes, extension
+    image: Place | None
 
 
 class Index(NamedTuple):
     """Where N samples lie.
 
     Attributes:
-        keys: N names.
+        members: N names, of the image; of a sample without image its key.
         places: ``(N,3)`` ``int64``: file, offset and bytes of every image; -1 bytes where there is none.
         values: by the members' extensions or JSON keys, of every sample.
         bad: what is wrong with files.
     """
 
-    keys: PackedStrings
+    members: PackedStrings
     places: Any
     values: Mapping[str, Sequence[str | None]]
     bad: tuple[str, ...]
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the samples, anew at each call."""
+        return [_split_name(member)[0] for member in self.members]
+
 
 def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
     """Goes through tar files once, for the images' places and the ``wanted`` values."""
-    keys: list[str] = []
+    members: list[str] = []
     places = array("q")
     values: dict[str, list[str | None]] = {name: [] for name in wanted}
     seen: dict[str, str] = {}  # equal words are kept once
     bad: list[str] = []
     for shard, path in enumerate(paths):
         for sample in read_shard(path, bad):
-            keys.append(sample.key)
+            members.append(sample.image.member if sample.image else sample.key)
             places.extend((shard, *(sample.image or (0, -1))[:2]))
             for name, found in values.items():
                 value = sample.values.get(name)
                 found.append(None if value is None else seen.setdefault(value, value))
-    return Index(PackedStrings(keys), np.array(places).reshape(-1, 3), values, tuple(bad))
+    return Index(PackedStrings(members), np.array(places).reshape(-1, 3), values, tuple(bad))
 
 
 def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
@@ -117,8 +131,8 @@ def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
                         yield Sample(key, values, image)
                     key, values, image = name, {}, None
                 if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
-                    if image is None or ("." in image[2] and "." not in extension):  # key.jpg before key.mask.png
-                        image = (member.offset_data, member.size, extension)
+                    if image is None or ("." in image.extension and "." not in extension):  # key.jpg before key.mask.png
+                        image = Place(member.offset_data, member.size, extension, member.name.removeprefix("./"))
                 else:
                     values |= _read_values(archive, member, extension)
             if size < archive.offset + tarfile.BLOCKSIZE:
@@ -157,20 +171,20 @@ class ShardImages(EncodedImages):
     Args:
         paths: the files.
         places: ``(N,3)`` ``int64``: file, offset and bytes of every image.
-        keys: N names.
+        members: N names, of the images in their files.
         preprocess: see :class:`EncodedImages`.
     """
 
-    def __init__(self, paths: Sequence[Path], places: Any, keys: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(self, paths: Sequence[Path], places: Any, members: Sequence[str], preprocess: Preprocess) -> None:
         super().__init__(preprocess)
-        self._paths, self._places, self._keys = tuple(paths), places, PackedStrings(keys)
+        self._paths, self._places, self._members = tuple(paths), places, pack_strings(members)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._members)
 
     def name(self, index: int) -> str:
-        """The tar file and the sample's key."""
-        return f"{self._paths[self._places[index, 0]]}: {self._keys[index]}"
+        """The tar file and the member, as a path."""
+        return f"{self._paths[self._places[index, 0]]}/{self._members[index]}"
 
     def read_bytes(self, index: int) -> bytes:
         """See :meth:`EncodedImages.read_bytes`."""

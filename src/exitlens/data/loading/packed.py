@@ -65,7 +65,7 @@ class PackedStrings(Sequence[str]):
         return f"PackedStrings({self[:3]}{'...' if len(self) > 3 else ''}, {len(self)} strings)"
 
 
-def pack_strings(strings: Sequence[str]) -> PackedStrings:
+def pack_strings(strings: Iterable[str]) -> PackedStrings:
     """The same strings, packed unless they are."""
     return strings if isinstance(strings, PackedStrings) else PackedStrings(strings)
 

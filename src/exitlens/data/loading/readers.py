@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from exitlens.data.loading.cache import PixelCache
-from exitlens.data.loading.packed import PackedStrings
+from exitlens.data.loading.packed import pack_strings
 from exitlens.errors import DataError
 from exitlens.modalities.image import decode_image
 from exitlens.types import Preprocess
@@ -79,7 +79,7 @@ class ImageFiles(EncodedImages):
 
     def __init__(self, root: Path, names: Iterable[str], preprocess: Preprocess) -> None:
         super().__init__(preprocess)
-        self._root, self._names = root, PackedStrings(names)
+        self._root, self._names = root, pack_strings(names)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -1,4 +1,4 @@
-"""Explanations of a whole folder as a table and a contact sheet, the most remarkable images first."""
+"""Explanations of many samples as a table and a contact sheet (of texts, a page), the most remarkable first."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from exitlens.delivery.explanations.pictures import draw_contact_sheet
+from exitlens.delivery.explanations.tokens import render_tokens
 from exitlens.errors import OutputExistsError
 from exitlens.io import write_manifest, write_text
 from exitlens.model.network import ExitNet
-from exitlens.types import SCHEMA, Explanation, Policy, Preprocess
+from exitlens.types import SCHEMA, Explanation, Policy, Preprocess, TextPreprocess
+from exitlens.types.inputs import Inputs, count_rows
 from exitlens.workflow.explanation import explain_batch
 
-TABLE, SHEET, MANIFEST = "explanations.csv", "contact_sheet.png", "manifest.json"
-SHOWN = 24  # rows of the contact sheet
+TABLE, SHEET, PAGE, MANIFEST = "explanations.csv", "contact_sheet.png", "tokens.html", "manifest.json"
+SHOWN = 24  # samples on the contact sheet or page
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Line:
 
     @property
     def title(self) -> str:
-        """The image and its answer, for the contact sheet."""
+        """The sample and its answer, for the contact sheet."""
         name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
         final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
         return f"{name}: {self.answer} ({self.confidence:.2f}) at exit {self.exit}{final}, divergence {self.divergence:.2f}"
@@ -77,23 +76,25 @@ def summarize_line(file: str, why: Explanation) -> Line:
 def explain_folder(
     net: ExitNet,
     policy: Policy,
-    samples: Iterable[Tensor],
+    samples: Iterable[Inputs],
     name: Callable[[int], str],
-    preprocess: Preprocess,
+    preprocess: Preprocess | TextPreprocess,
     out: Path,
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Line]:
-    """Explains batches of images and writes table, contact sheet and manifest, in memory independent of their number.
+    """Explains batches of samples and writes table, contact sheet (of texts, a page of tokens) and manifest.
+
+    Of every sample the row of the table is held in memory, of the most remarkable ones the maps, too.
 
     Args:
         net: every exit runs.
         policy: of this network.
-        samples: normalised batches ``(B,C,H,W)``.
+        samples: batches of network input.
         name: gives the i-th sample's name, once it has been read.
-        preprocess: undone to show the images.
+        preprocess: of the network, undone to show images.
         out: a directory without the three files.
-        advance: called with the number of images done.
+        advance: called with the number of samples done.
 
     Returns:
         The rows of the table, the most remarkable first.
@@ -101,7 +102,7 @@ def explain_folder(
     Raises:
         OutputExistsError: if one of the files exists.
     """
-    for file in (TABLE, SHEET, MANIFEST):
+    for file in (TABLE, name_sheet(preprocess), MANIFEST):
         if (out / file).exists():
             raise OutputExistsError(f"out: {out / file} exists: choose another directory")
     lines: list[Line] = []
@@ -109,27 +110,39 @@ def explain_folder(
     for batch in samples:
         for why in explain_batch(net, batch, policy):
             line = summarize_line(name(len(lines)), why)
-            heapq.heappush(kept, (line.interest, -len(lines), line, why))  # the first in the folder wins a tie
+            heapq.heappush(kept, (line.interest, -len(lines), line, why))  # the first wins a tie
             if len(kept) > SHOWN:
                 heapq.heappop(kept)
             lines.append(line)
-        advance(len(batch))
+        advance(count_rows(batch))
     lines.sort(key=lambda line: line.interest, reverse=True)  # stable
     if lines:
         kept.sort(key=lambda item: item[:2], reverse=True)
-        titles = [line.title for *_, line, _ in kept]
-        sheet = draw_contact_sheet({"": [why for *_, why in kept]}, preprocess, titles=titles)
+        out.mkdir(parents=True, exist_ok=True)
+        sheet = out / name_sheet(preprocess)
+        _draw(sheet, [(line.title, why) for *_, line, why in kept], preprocess)
         _write(out, lines, sheet, {"network": net.identity(), "policy": policy.to_dict()})
     return lines
 
 
-def _write(out: Path, lines: Sequence[Line], sheet: Image.Image, facts: Mapping[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def name_sheet(preprocess: Preprocess | TextPreprocess) -> str:
+    """The file that shows the most remarkable samples."""
+    return PAGE if isinstance(preprocess, TextPreprocess) else SHEET
+
+
+def _draw(path: Path, shown: Sequence[tuple[str, Explanation]], preprocess: Preprocess | TextPreprocess) -> None:
+    if isinstance(preprocess, TextPreprocess):
+        write_text(path, render_tokens("What deserves a look first", shown))
+        return
+    titles = [title for title, _ in shown]
+    draw_contact_sheet({"": [why for _, why in shown]}, preprocess, titles=titles).save(path)
+
+
+def _write(out: Path, lines: Sequence[Line], sheet: Path, facts: Mapping[str, Any]) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, list(vars(lines[0])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(vars(line) for line in lines)
     write_text(out / TABLE, table.getvalue())
-    sheet.save(out / SHEET)
-    counts = {"images": len(lines), "disagree": sum(line.disagrees for line in lines), "shown": min(SHOWN, len(lines))}
-    write_manifest(out / MANIFEST, [out / TABLE, out / SHEET], {"schema": SCHEMA, **facts, **counts})
+    counts = {"samples": len(lines), "disagree": sum(line.disagrees for line in lines), "shown": min(SHOWN, len(lines))}
+    write_manifest(out / MANIFEST, [out / TABLE, sheet], {"schema": SCHEMA, **facts, **counts})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.table import Table
@@ -47,10 +48,18 @@ def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
         if path.exists():
             raise OutputExistsError(f"out: {path} exists: choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    rows = [(exit_name(view.exit, len(why.exits)), view, shade_tokens(why, view)) for view in why.exits]
-    write_text(page, load_template("tokens.html.j2").render(why=why, rows=rows))
+    write_text(page, render_tokens(why.reason, [("", why)]))
     write_json(values, why.to_dict())
     return [page, values]
+
+
+def render_tokens(title: str, whys: Iterable[tuple[str, Explanation]]) -> str:
+    """A page of explanations of texts, each under its heading."""
+    parts = [
+        (heading, why, [(exit_name(view.exit, len(why.exits)), view, shade_tokens(why, view)) for view in why.exits])
+        for heading, why in whys
+    ]
+    return load_template("tokens.html.j2").render(title=title, parts=parts)
 
 
 def shade_tokens(why: Explanation, view: ExitView) -> list[tuple[str, str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from exitlens.data.formats.groups import match_groups
 from exitlens.data.streams import ImageStream, TextStream
 from exitlens.errors import InputError
 from exitlens.functional.drift import Monitor
@@ -25,25 +24,23 @@ def start_watch(policy: Policy, wanted: bool, group_by: str) -> Monitor | None:
     monitor = Monitor(policy)
     if policy.calibration is not None and policy.calibration.groups is not None and not group_by:
         raise InputError(
-            "monitor: the calibration counted groups: say by --group-by REGEX which files belong together (its first "
-            "parentheses, or all that it matches)"
+            "monitor: the calibration counted groups: say by --group-by which samples belong together (a column, or a "
+            "regular expression on file names: its first parentheses, or all that it matches)"
         )
     return monitor
 
 
 def watch_files(
-    monitor: Monitor | None, predictions: Iterable[Prediction], samples: ImageStream | TextStream, group_by: str
+    monitor: Monitor | None, predictions: Iterable[Prediction], samples: ImageStream | TextStream
 ) -> Iterator[Prediction]:
     """Passes predictions on and updates the monitor, if there is one, with each.
 
     Args:
-        samples: whose files the predictions are of, which may have been read further ahead.
-        group_by: a regular expression on their names; empty: all are independent.
+        samples: what the predictions are of, which may have been read further ahead; without groups all are independent.
     """
     count = 0
     for pred in predictions:
         if monitor is not None:
-            names = [str(file) for file in samples.files[count : count + len(pred)]]
-            monitor.update(pred, match_groups(group_by, names) if group_by else None)
+            monitor.update(pred, None if samples.groups is None else samples.groups[count : count + len(pred)])
         count += len(pred)
         yield pred

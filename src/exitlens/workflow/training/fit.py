@@ -15,6 +15,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
+from exitlens.model.malloc import hold_memory
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
 from exitlens.ranks import Ranks, find_ranks
@@ -155,9 +156,12 @@ def fit(
     given |= follow_recipe(recipe, given)
     settings = TrainingSettings(**{one.name: given[one.name] for one in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
-    with use_memory_format(net, channels_last):
+    with use_memory_format(net, channels_last), hold_memory():  # a fifth of ResNet-18's step is page faults without
         loss = _balance_loss(loss or EGTLoss(), train, net.info.num_classes)
-        run = TrainingRun(net, loss, settings, _build_augment(augment, net, train), workers, directory, ranks)
+        augmentation = _build_augment(augment, net, train)
+        if cache_features:  # refused before anything is written
+            explain_no_cache(train, settings, augmentation is not None, wanted=True)
+        run = TrainingRun(net, loss, settings, augmentation, workers, directory, ranks)
         run.open(resume, train)
         shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)

@@ -38,7 +38,9 @@ def explain_no_cache(
         InputError: where they are ``wanted`` and cannot.
     """
     if not settings.freeze_backbone:
-        reason = "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True"
+        reason = (
+            "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True (--freeze-backbone)"
+        )
     elif needs_relevance:
         reason = "relevance as a target goes back through the backbone in every epoch"
     elif is_augmented:
