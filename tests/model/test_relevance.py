@@ -78,6 +78,12 @@ def test_it_is_what_training_uses(net, images):
     torch.testing.assert_close(xl.compute_relevance(net, images, labels=labels), wanted)
 
 
+def test_inference_mode_is_no_hindrance(net, images):
+    wanted = xl.compute_relevance(net, images)
+    with torch.inference_mode():
+        assert torch.equal(xl.compute_relevance(net, images + 0), wanted)
+
+
 def test_every_sample_by_itself(net, images):
     whole = xl.compute_relevance(net, images)
     torch.testing.assert_close(xl.compute_relevance(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)

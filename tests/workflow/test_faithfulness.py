@@ -141,9 +141,24 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
         ({"data": torch.zeros(2, 3, 16, 16)}, "data"),
         ({"grid": 4}, "grid"),
         ({"oracle_samples": -1}, "oracle_samples"),
+        ({"of": "evidence"}, "of"),
     ],
 )
 def test_other_things_are_refused(net, tiny_set, values, name):
     given = {"net": net, "data": tiny_set} | values
     with pytest.raises(xl.InputError, match=f"{name}: expected"):
         xl.faithfulness(**given)
+
+
+def test_relevance_is_judged_as_attention_is():
+    """What decides is one bright cell: attention avoids it, relevance finds it."""
+    net, data = make_bright_cell(-0.1)
+    with torch.no_grad():
+        net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
+    how = {"grid": (4, 4), "fraction": 1 / 16}
+    attention, relevance = (xl.faithfulness(net, data, of=of, **how) for of in ("attention", "relevance"))
+    assert attention.deletion_share[0] < 0
+    assert relevance.deletion_share[0] == pytest.approx(1, abs=1e-6)
+    assert relevance.energy_in_mask[0] > 0.9 > attention.energy_in_mask[0]
+    assert relevance.randomised_cc == (None,)
+    assert relevance.deletion_random == attention.deletion_random

@@ -70,7 +70,8 @@ def compute_relevance(
     activations = net.check_input(inputs)
     if labels is not None:
         check_labels(labels, len(activations[0]), net.info.num_classes)
-    with switch_mode(net, False), torch.no_grad():
+    with torch.inference_mode(False), switch_mode(net, False), torch.no_grad():
+        activations = tuple(t.clone() if t.is_inference() else t for t in activations)  # which autograd refuses
         for k in range(at + 1):
             activations = net.stage(k)(*activations)
         with torch.enable_grad():

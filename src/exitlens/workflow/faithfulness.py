@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from rich.progress import Progress
@@ -15,18 +15,21 @@ from exitlens.data.lazy import LazyImages
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import faithfulness as measures
-from exitlens.functional.maps import find_locations
+from exitlens.functional.maps import as_distribution, find_locations
 from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
 from exitlens.model.perturbation import occlude, perturb
+from exitlens.model.relevance import compute_relevance
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, draw_samples
 
 BATCH_SIZE = 250
-PASSES = 4
+PASSES, TINY = 4, 1e-9
+Of = Literal["attention", "relevance"]
+OF: tuple[Of, ...] = get_args(Of)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Faithfulness:
         deletion_random: the same for random cells: the control.
         insertion: probability of the answer with only the top 20 % of cells kept; insertion_random: the control.
         randomised_cc: Pearson CC of the map with that of the same head with random weights; near 1 would mean that the
-            map does not depend on what the head learned. ``None`` for a kept classifier.
+            map does not depend on what the head learned. ``None`` for a kept classifier, and for relevance.
         energy_in_mask, pointing_game: where the data has masks, else ``None``.
         grid: the grid all maps are averaged to before cells are chosen.
         samples: images used.
@@ -81,6 +84,7 @@ def faithfulness(
     grid: tuple[int, int] = (5, 5),
     seed: int = 0,
     oracle_samples: int = 200,
+    of: Of = "attention",
     progress: bool = False,
 ) -> Faithfulness:
     """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
@@ -99,6 +103,8 @@ def faithfulness(
         seed: of that draw, the random cells and the randomised heads.
         oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
             cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
+        of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
+            (:func:`~exitlens.model.relevance.compute_relevance`).
         progress: show a progress bar.
     """
     require(net, ExitNet, "net")
@@ -110,6 +116,8 @@ def faithfulness(
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
     if not isinstance(oracle_samples, int) or oracle_samples < 0:
         raise InputError(f"oracle_samples: expected a number of images from 0, got {oracle_samples!r}")
+    if of not in OF:
+        raise InputError(f"of: expected one of {OF}, got {of!r}")
     data = data.subset(draw_samples(len(data), samples, seed).sort().values)
     modality = net.input_spec.modality
     modality.check_deletion(net.input_spec)
@@ -118,19 +126,20 @@ def faithfulness(
         held = data.load() if isinstance(data, LazyImages) else data
         batches = _Batches(held, bar, "judging the maps", PASSES)
         logits, attention = _run(net, engine, batches)
-        maps = [modality.coarsen(a, grid) for a in attention]
+        shown = attention if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
+        maps = [modality.coarsen(one, grid) for one in shown]
         blind = [measures.draw_random_map(m, seed) for m in maps]
         plain = [probabilities(one) for one in logits]
         mine = perturb(net, engine, batches, plain, maps, fraction)
         control = perturb(net, engine, batches, plain, blind, fraction)
-        randomised = _correlate(net, engine, batches, attention, heads)
+        randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))
         rows = draw_samples(len(held), oracle_samples, seed + 1).sort().values
         judged = _Batches(held.subset(rows), bar, "trying every cell", 2)
         best = _consult_oracle(net, engine, judged, [p[rows] for p in plain], [m[rows] for m in maps], fraction)
     energy = pointing = None
     if data.masks is not None:
-        energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in attention)
-        pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in attention)
+        energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in shown)
+        pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in shown)
     (drops, keeps), (drops_random, keeps_random) = ([_average(one) for one in both] for both in (mine, control))
     against = _compare(*([[t[rows] for t in one] for one in both] for both in (mine, control)), best) if len(rows) else {}
     means = drops, drops_random, keeps, keeps_random, randomised
@@ -149,6 +158,17 @@ class _Batches:
         for rows in self._chunks:
             yield slice(int(rows[0]), int(rows[-1]) + 1), self._data.subset(rows).inputs
             self._bar.advance(self._task)
+
+
+def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]) -> list[Tensor]:
+    """What speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
+    found: list[list[Tensor]] = [[] for _ in attention]
+    for _, inputs in batches:
+        for k, parts in enumerate(found):
+            parts.append(compute_relevance(net, inputs, exit=k).clamp_min(0))
+    maps = [as_distribution(torch.cat(parts)) for parts in found]
+    places = [find_locations(one) for one in attention]  # of a sequence: a token that speaks against the answer is one, too
+    return [one if real is None else (one + TINY) * real for one, real in zip(maps, places, strict=True)]
 
 
 def _consult_oracle(
