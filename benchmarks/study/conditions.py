@@ -19,7 +19,7 @@ WITHOUT = EGTLoss(weight=0.0)
 class PermutedLoss(EGTLoss):
     """The control: every early map is pulled towards the final map of another image of the batch."""
 
-    def target(self, maps: Sequence[Tensor]) -> Tensor:
+    def make_target(self, maps: Sequence[Tensor], relevance: Tensor | None) -> Tensor:
         return maps[-1].detach().roll(1, 0)
 
 
@@ -27,7 +27,7 @@ class PermutedLoss(EGTLoss):
 class AttachedLoss(EGTLoss):
     """The final map is not detached: it is pulled towards the early ones as well."""
 
-    def target(self, maps: Sequence[Tensor]) -> Tensor:
+    def make_target(self, maps: Sequence[Tensor], relevance: Tensor | None) -> Tensor:
         return maps[-1]
 
 

@@ -49,6 +49,7 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
+    "model.relevance": "compute_relevance",
     "ranks": "Ranks",
     "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
     "Preprocess TextPreprocess Trace",

@@ -48,6 +48,7 @@ from exitlens.model.cutting.placement import ExitPoint as ExitPoint
 from exitlens.model.cutting.placement import exit_points as exit_points
 from exitlens.model.engine.tuning import Tuning as Tuning
 from exitlens.model.network import ExitNet as ExitNet
+from exitlens.model.relevance import compute_relevance as compute_relevance
 from exitlens.ranks import Ranks as Ranks
 from exitlens.types import Calibration as Calibration
 from exitlens.types import CompactLogits as CompactLogits

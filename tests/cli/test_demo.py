@@ -7,7 +7,13 @@ import pytest
 from exitlens.delivery.demo import demo
 from exitlens.delivery.demo.training import DemoSettings
 
-VALUES = {"accuracy": [0.5, 0.75], "skill": [0.25], "deletion": [0.5, 0.25], "deletion_random": [0.125, 0.0]}
+VALUES = {
+    "accuracy": [0.5, 0.75],
+    "skill": [0.25],
+    "deletion": [0.5, 0.25],
+    "deletion_random": [0.125, 0.0],
+    "deletion_share": [0.5, None],
+}
 SPEED = {"speedup": 2.0, "accuracy_drop": 0.005, "cost": 0.5}
 CONDITIONS = {"agreeing": VALUES, "disagreeing": VALUES | {"accuracy": [0.125, 0.25]}}
 RESULT = {

@@ -36,6 +36,12 @@ def test_an_explanation_as_a_table_and_as_files(trained, folder, tmp_path, call)
     assert json.loads(out)["label_name"] in ("dark", "bright")
     assert len(list((tmp_path / "why").glob("*.png"))) == 5
     assert "answered" in call("explain", "--bundle", trained, "--image", image)[1]
+    code, out, err = call(
+        "explain", "--bundle", trained, "--image", image, "--out", tmp_path / "dep", "--json", "--relevance"
+    )
+    assert code == 0, err
+    assert json.loads(out)["relevance"]
+    assert list((tmp_path / "dep").glob("*_relevance.png"))
 
 
 def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
@@ -57,6 +63,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
+        (["explain", "--data", folder, "--out", tmp_path / "w", "--relevance"], "relevance: it is for one sample"),
         (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "pass --data"),
         (["predict", "--data", folder, "--columns", "image=x"], "holds images, without columns"),
         (["predict", "--data", tmp_path / "none.csv"], "holds texts, the network takes images"),

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 import exitlens as xl
 from exitlens.functional import losses, similarity
-from exitlens.functional.maps import as_distribution, energy
+from exitlens.functional.maps import as_distribution, energy, on_common_grid
+from exitlens.functional.relevance import mix_target
 from exitlens.types import ExitOutput
 
 
@@ -92,6 +93,8 @@ def test_one_exit_has_no_consistency():
         ({"of": "gradcam"}, "of: expected"),
         ({"distance": "l1"}, "distance: expected"),
         ({"of": "evidence", "distance": "kl"}, "negative values"),
+        ({"target": "saliency"}, "target: expected"),
+        ({"target": "relevance", "of": "activation"}, "target: 'relevance' is for attention maps"),
         ({"ramp_share": 2.0}, "ramp_share"),
         ({"exit_weights": (0.0, 0.0)}, "exit_weights"),
     ],
@@ -205,3 +208,24 @@ def test_numbers_that_are_none_are_refused(words):
 
 def test_weights_of_exits_may_be_a_tensor():
     assert xl.EGTLoss(exit_weights=torch.tensor([1.0, 2.0])).exit_weights == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("target", ["relevance", "product"])
+def test_relevance_pulls_every_map_the_final_one_too(target):
+    outputs, labels = _outputs()
+    relevance = torch.randn(3, *outputs[0].attention.shape[1:], generator=torch.Generator().manual_seed(0))
+    loss = xl.EGTLoss(weight=2.0, target=target)
+    terms = loss(outputs, labels, relevance=relevance)
+    goal = mix_target(relevance, outputs[-1].attention, share=target == "product")
+    by_hand = torch.stack([similarity.divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
+    assert terms.consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert terms.total.item() == pytest.approx(terms.classification.item() + 2 * by_hand.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(by_hand, outputs[-1].attention, retain_graph=True)
+    assert gradient.abs().sum() > 0
+
+
+def test_relevance_has_to_be_given():
+    outputs, labels = _outputs()
+    with pytest.raises(xl.InputError, match=r"relevance: .*with_relevance"):
+        xl.EGTLoss(target="relevance")(outputs, labels)
+    xl.EGTLoss(target="relevance", weight=0.0)(outputs, labels)

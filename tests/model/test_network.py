@@ -3,6 +3,7 @@ import torch
 
 import exitlens as xl
 from tests.conftest import make_net
+from tests.texts import make_text_net, make_texts
 
 
 def test_outputs_have_the_promised_shapes(net, images):
@@ -54,6 +55,31 @@ def test_fingerprint_follows_the_weights(net):
         net.head(0).classifier.bias.add_(1)
     assert net.cached_fingerprint() != first
     assert net.cached_fingerprint() == net.fingerprint()
+
+
+def test_relevance_is_the_first_order_effect_of_scaling_features(net, images):
+    """Relevance of a location: how fast the answer's log-probability grows when that location's features do."""
+    labels = torch.tensor([0, 1, 2, 3] * len(images))[: len(images)]
+    outs, relevance = net.eval().with_relevance(images, labels)
+    for mine, theirs in zip(outs, net(images), strict=True):
+        assert torch.equal(mine.logits, theirs.logits)
+    factors = torch.ones_like(relevance).requires_grad_()
+    activations = net.stage(0)(images)[0] * factors[:, None]
+    for stage in net.stages[1:]:
+        (activations,) = stage(activations)
+    net.head(2)(activations).logits.log_softmax(1).gather(1, labels[:, None]).sum().backward()
+    torch.testing.assert_close(relevance, factors.grad, atol=1e-6, rtol=1e-4)
+    assert not relevance.requires_grad
+
+
+def test_relevance_of_a_frozen_backbone_and_of_texts():
+    net, inputs = make_text_net().eval().requires_grad_(requires_grad=False), make_texts(5)
+    _, relevance = net.with_relevance(inputs, torch.zeros(5).long())
+    padding = inputs["attention_mask"] == 0
+    assert relevance.shape == padding.shape
+    assert relevance[padding].eq(0).all()
+    assert relevance[:, 0].eq(0).all()  # the token that stands for the class
+    assert relevance[:, 1].ne(0).all()
 
 
 def test_features_are_what_the_heads_saw(net, images):

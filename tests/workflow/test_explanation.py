@@ -125,3 +125,33 @@ def test_the_runner_up_is_never_the_answer(net, images):
     view = xl.explain(net, images[0], POLICY).exits[0]
     tied = dataclasses.replace(view, probabilities=torch.full((4,), 0.25), label=0)
     assert tied.runner_up == 1
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_relevance_is_of_the_answer_of_the_exit_that_gave_it(net, images, final):
+    scores = torch.stack([out.logits.softmax(1).amax(1) for out in net.eval()(images)[:2]])  # (2,N)
+    policy = xl.Policy(tuple(scores.median(1).values.tolist()))
+    whys = xl.explain_batch(net, images, policy, final=final, relevance=True)
+    assert len({why.answered for why in whys}) > 1
+    for i, why in enumerate(whys[:8]):
+        alone = xl.compute_relevance(net, images[i : i + 1], exit=why.answered, labels=torch.tensor([why.label]))
+        torch.testing.assert_close(why.relevance, alone[0], atol=1e-6, rtol=1e-4)
+        assert why.speaks_for.sum().item() == pytest.approx(1, abs=1e-5)
+        assert why.speaks_for.min() >= 0
+        assert why.to_dict()["relevance"] == why.relevance.tolist()
+    json.dumps(why.to_dict())
+
+
+def test_without_relevance_there_is_none(net, images):
+    why = xl.explain(net, images[0], POLICY)
+    assert why.relevance is None
+    assert "relevance" not in why.to_dict()
+    with pytest.raises(xl.InputError, match="relevance: it was not computed"):
+        _ = why.speaks_for
+
+
+def test_a_notebook_shows_the_relevance_as_well(net, images):
+    net.describe(preprocess=xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3))
+    pages = [xl.explain(net, images[0], POLICY, relevance=value)._repr_html_() for value in (False, True)]
+    assert [page.count("<svg") for page in pages] == [3, 4]
+    assert "depends on the image" in pages[1]

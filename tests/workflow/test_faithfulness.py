@@ -12,15 +12,24 @@ def test_measures_by_exit(net, tiny_set):
     net.train()
     found = xl.faithfulness(net, tiny_set, samples=20, grid=(4, 4))
     assert net.training
-    for name in ("deletion", "deletion_random", "insertion", "insertion_random", "energy_in_mask", "pointing_game"):
+    for name in (
+        "deletion",
+        "deletion_random",
+        "insertion",
+        "insertion_random",
+        "energy_in_mask",
+        "pointing_game",
+        "deletion_oracle",
+        "insertion_oracle",
+    ):
         assert len(getattr(found, name)) == 3, name
     assert found.samples == 20
     assert all(-1 <= cc <= 1 for cc in found.randomised_cc)
     json.dumps(found.to_dict())
 
 
-def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
-    """One bright cell decides: a network that attends to it falls when it is deleted."""
+def make_bright_cell(attends: float) -> tuple[xl.ExitNet, xl.ImageSet]:
+    """One bright cell of 4x4 decides; the map is on it (``attends`` above 0), or off it."""
     torch.manual_seed(0)
     backbone = torch.nn.Sequential()
     backbone.add_module("a", torch.nn.AvgPool2d(2))
@@ -32,7 +41,7 @@ def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random(
     with torch.no_grad():
         backbone.b.weight.copy_(torch.tensor([[[[1.0]]], [[[0.0]]]]))
         backbone.b.bias.zero_()
-        net.head(0).attend.weight.copy_(torch.tensor([[4.0, 0.0]]))
+        net.head(0).attend.weight.copy_(torch.tensor([[attends, 0.0]]))
         net.head(0).classifier.weight.copy_(torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))
         net.head(0).classifier.bias.copy_(torch.tensor([-3.0, 3.0]))
     pixels = torch.zeros(30, 1, 8, 8, dtype=torch.uint8)
@@ -41,12 +50,37 @@ def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random(
         y, x = 2 * (i % 4), 2 * (i // 4 % 4)
         pixels[i, 0, y : y + 2, x : x + 2] = 255
         masks[i, y : y + 2, x : x + 2] = True
-    data = xl.ImageSet(pixels, torch.zeros(30).long(), ("bright", "dark"), masks)
+    return net, xl.ImageSet(pixels, torch.zeros(30).long(), ("bright", "dark"), masks)
+
+
+def test_deleting_what_the_answer_depends_on_hurts_more_than_deleting_at_random():
+    net, data = make_bright_cell(4.0)
     found = xl.faithfulness(net, data, grid=(4, 4), fraction=1 / 16)
     assert found.deletion[0] > 0.5
     assert found.deletion_random[0] < 0.2
     assert found.pointing_game == (1.0,)
     assert found.energy_in_mask[0] > 0.9
+    assert found.deletion_share == found.insertion_share == (1.0,)  # the oracle finds the same cell
+    assert found.deletion_share_error == (0.0,)
+    assert found.oracle_samples == 30
+
+
+def test_a_map_beside_the_truth_has_no_share_of_it():
+    """The bright cell speaks for the answer, the dark ones against it, and the map is on those."""
+    net, data = make_bright_cell(-0.1)
+    with torch.no_grad():
+        net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
+    found = xl.faithfulness(net, data, grid=(4, 4), fraction=1 / 16, oracle_samples=20)
+    assert found.oracle_samples == 20
+    assert found.deletion_oracle[0] > found.deletion_random[0]
+    assert found.deletion_share[0] < 0
+    assert found.deletion_share_error[0] >= 0
+
+
+def test_without_an_oracle_nothing_is_said_about_it(net, tiny_set):
+    found = xl.faithfulness(net, tiny_set, oracle_samples=0)
+    assert found.oracle_samples == 0
+    assert found.deletion_oracle is found.deletion_share is found.insertion_share_error is None
 
 
 def test_a_kept_classifier_has_no_head_to_randomise(kept, tiny_set):
@@ -101,9 +135,30 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
 
 
 @pytest.mark.parametrize(
-    ("values", "name"), [({"net": 1}, "net"), ({"data": torch.zeros(2, 3, 16, 16)}, "data"), ({"grid": 4}, "grid")]
+    ("values", "name"),
+    [
+        ({"net": 1}, "net"),
+        ({"data": torch.zeros(2, 3, 16, 16)}, "data"),
+        ({"grid": 4}, "grid"),
+        ({"oracle_samples": -1}, "oracle_samples"),
+        ({"of": "evidence"}, "of"),
+    ],
 )
 def test_other_things_are_refused(net, tiny_set, values, name):
     given = {"net": net, "data": tiny_set} | values
     with pytest.raises(xl.InputError, match=f"{name}: expected"):
         xl.faithfulness(**given)
+
+
+def test_relevance_is_judged_as_attention_is():
+    """What decides is one bright cell: attention avoids it, relevance finds it."""
+    net, data = make_bright_cell(-0.1)
+    with torch.no_grad():
+        net.head(0).classifier.bias.copy_(torch.tensor([6.0, -6.0]))
+    how = {"grid": (4, 4), "fraction": 1 / 16}
+    attention, relevance = (xl.faithfulness(net, data, of=of, **how) for of in ("attention", "relevance"))
+    assert attention.deletion_share[0] < 0
+    assert relevance.deletion_share[0] == pytest.approx(1, abs=1e-6)
+    assert relevance.energy_in_mask[0] > 0.9 > attention.energy_in_mask[0]
+    assert relevance.randomised_cc == (None,)
+    assert relevance.deletion_random == attention.deletion_random

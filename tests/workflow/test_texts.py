@@ -137,6 +137,8 @@ def test_loaders_of_dicts(net, data):
 def test_faithfulness_of_texts(data):
     found = xl.faithfulness(train(4.0)[0], data)
     assert len(found.deletion) == len(found.energy_in_mask) == 3
+    assert all(best > blind for best, blind in zip(found.deletion_oracle, found.deletion_random, strict=True))
+    assert 0 < found.deletion_share[0] < 1.5
     assert found.deletion[0] > found.deletion_random[0]
     assert all(value is not None for value in found.randomised_cc)
 

@@ -35,6 +35,8 @@ def demo(
         rows.append([run, "attention skill", *[f"{a:.2f}" for a in values["skill"]], ""])
         pairs = zip(values["deletion"], values["deletion_random"], strict=True)
         rows.append([run, "deletion drop (random)", *[f"{drop:.2f} ({random:.2f})" for drop, random in pairs]])
+        shares = values["deletion_share"]
+        rows.append([run, "share of the oracle's drop", *["" if share is None else f"{share:.2f}" for share in shares]])
     show(json_, result, "Explanation-Guided Training (egt) against the same exits without it (baseline)", rows)
     if json_:
         return

@@ -130,6 +130,10 @@ def explain(
     columns: InputColumns = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
+    relevance: Annotated[
+        bool,
+        Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text)."),
+    ] = False,
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
     from exitlens.delivery.run_directory import load_calibrated
@@ -138,6 +142,8 @@ def explain(
         raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA")
     if data and out is None:
         raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
+    if data and relevance:
+        raise xl.InputError("relevance: it is for one sample: pass --image or --text, or leave it out")
     if not data and (skip_bad or columns):
         raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
     net, policy = load_calibrated(bundle)
@@ -145,16 +151,17 @@ def explain(
         reading = {"columns": columns, "skip_bad": skip_bad, "workers": workers}
         _explain_many(net, policy, data, out, reading, json_)
     elif image is not None:
-        _explain_image(net, policy, image, out, json_)
+        _explain_image(net, policy, image, out, json_, relevance)
     else:
-        _explain_text(net, policy, text, out, json_)
+        _explain_text(net, policy, text, out, json_, relevance)
 
 
-def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool) -> None:
+def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool, relevance: bool) -> None:
     from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
-    why = xl.explain(net, net.input_spec.modality.read(text, require_preprocess(net, xl.TextPreprocess)), policy)
+    preprocess = require_preprocess(net, xl.TextPreprocess)
+    why = xl.explain(net, net.input_spec.modality.read(text, preprocess), policy, relevance=relevance)
     if out is not None:
         write_tokens(why, out, "text")
     if json_:
@@ -163,12 +170,12 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
         console.print(tabulate_tokens(why, colour=console.color_system is not None))
 
 
-def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool) -> None:
+def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool, relevance: bool) -> None:
     from exitlens.delivery.explanations.pictures import save_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
     preprocess = require_preprocess(net, xl.Preprocess)
-    why = xl.explain(net, net.input_spec.modality.read(image, preprocess), policy)
+    why = xl.explain(net, net.input_spec.modality.read(image, preprocess), policy, relevance=relevance)
     if out is not None:
         save_explanation(why, out, preprocess, image.stem)
     show(json_, why.to_dict(), why.reason, _tabulate(why))

@@ -33,3 +33,29 @@ def pointing_game(attention: Tensor, masks: Tensor) -> Tensor:  # (B,h,w), (B,H,
     coverage = regrid(masks.float(), tuple(attention.shape[1:])).flatten(1)
     peak = attention.flatten(1).argmax(1, keepdim=True)
     return (coverage.gather(1, peak).squeeze(1) > 0).float()
+
+
+def rank_locations(values: Tensor, real: Tensor | None) -> Tensor:  # (B,*S), (B,*S) bool -> (B,*S)
+    """A map of ranks: 0 at padding, else from 1 up, in the order of ``values``, which may be negative."""
+    flat = values.flatten(1)
+    flat = flat if real is None else flat.masked_fill(~real.flatten(1), -torch.inf)
+    ranks = flat.argsort(dim=1).argsort(dim=1).to(values.dtype) + 1
+    ranks = ranks if real is None else ranks * real.flatten(1)
+    return ranks.view(values.shape)
+
+
+def share_of_possible(values: Tensor, control: Tensor, best: Tensor) -> tuple[float | None, float | None]:
+    """``(value - control) / (best - control)`` of means over samples, and its standard error by the delta method.
+
+    Args:
+        values: ``(N,)`` of the map; control: of random cells; best: of the reference, all of the same samples.
+
+    Returns:
+        ``(None, None)`` where the reference's mean is not above the control's.
+    """
+    gain, possible = (values - control).double(), (best - control).double()
+    if possible.mean() <= 0:
+        return None, None
+    share = (gain.mean() / possible.mean()).item()
+    spread = (gain - share * possible).square().mean().sqrt() / possible.mean() / len(gain) ** 0.5
+    return share, spread.item()

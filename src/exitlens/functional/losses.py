@@ -13,6 +13,7 @@ from torch import Tensor
 from exitlens.errors import InputError, require
 from exitlens.functional import similarity
 from exitlens.functional.maps import class_evidence, energy, on_common_grid, regrid
+from exitlens.functional.relevance import mix_target
 from exitlens.types import ExitOutput, LossTerms
 
 Of = Literal["attention", "evidence", "activation"]
@@ -20,6 +21,8 @@ Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
+Target = Literal["attention", "relevance", "product"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 def ramp(progress: float, share: float) -> float:
@@ -28,7 +31,7 @@ def ramp(progress: float, share: float) -> float:
 
 
 def consistency_loss(
-    maps: Sequence[Tensor], distance: Distance, signed: bool = False, target: Tensor | None = None
+    maps: Sequence[Tensor], distance: Distance, signed: bool = False, target: Tensor | None = None, final: bool = False
 ) -> Tensor:
     """``1/(K-1) sum_k D(stop_gradient(M_final), M_k)`` over the early exits, averaged over the batch.
 
@@ -36,12 +39,14 @@ def consistency_loss(
         maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
         distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
         signed: the maps may be negative and are not distributions (evidence).
-        target: what the early maps are compared with, in place of the detached final map.
+        target: ``(B,*S)``: what the maps are compared with, in place of the detached final map.
+        final: the final map is compared with the target, too: ``1/K sum_k`` over all exits.
     """
-    if len(maps) < 2:
+    pulled = maps if final else maps[:-1]
+    if not pulled:
         return maps[0].new_zeros(())
     target = maps[-1].detach() if target is None else target
-    return torch.stack([_distance(target, early, distance, signed).mean() for early in maps[:-1]]).mean()
+    return torch.stack([_distance(target, one, distance, signed).mean() for one in pulled]).mean()
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
@@ -56,12 +61,16 @@ def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels")
         raise InputError(f"{name}: expected values in [0, {classes}), got {low} to {high}")
 
 
-def check_choice(of: str, distance: str) -> None:
-    """Raises :class:`InputError` for a map or distance that does not exist or a pair that makes no sense."""
+def check_choice(of: str, distance: str, target: str = "attention") -> None:
+    """Raises :class:`InputError` for a map, distance or target that does not exist, or those that make no sense together."""
     if of not in OF:
         raise InputError(f"of: expected one of {OF}, got {of!r}")
     if distance not in DISTANCES:
         raise InputError(f"distance: expected one of {DISTANCES}, got {distance!r}")
+    if target not in TARGETS:
+        raise InputError(f"target: expected one of {TARGETS}, got {target!r}")
+    if target != "attention" and of != "attention":
+        raise InputError(f"target: {target!r} is for attention maps, got of={of!r}")
     if of == "evidence" and distance in ("kl", "js"):
         raise InputError(
             f"distance: {distance!r} compares distributions and evidence has negative values: use 'pearson', 'cosine' or "
@@ -110,6 +119,9 @@ class EGTLoss:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
         of: ``attention``, ``evidence`` (of the true class) or ``activation`` (channel energy; needs ``features``).
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
+        target: what maps are pulled towards. ``attention``: the early exits' towards the final exit's (the paper).
+            ``relevance``: those of all exits, the final one included, towards the locations of exit 0's features that speak
+            for the true class at the final exit, to first order. ``product``: towards that times the final exit's attention.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
@@ -122,6 +134,7 @@ class EGTLoss:
     weight: float = 1.0
     of: Of = "attention"
     distance: Distance = "js"
+    target: Target = "attention"
     exit_weights: tuple[float, ...] | None = None
     ramp_share: float = 1.0
     distill: float = 0.0
@@ -129,7 +142,7 @@ class EGTLoss:
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
 
     def __post_init__(self) -> None:
-        check_choice(self.of, self.distance)
+        check_choice(self.of, self.distance, self.target)
         for name in ("weight", "distill", "ramp_share", "label_smoothing"):
             require(getattr(self, name), int | float, name)
         for name in ("weight", "distill"):
@@ -148,8 +161,18 @@ class EGTLoss:
         if self.class_weights is not None and self.class_weights != "balanced":
             object.__setattr__(self, "class_weights", _as_weights(self.class_weights))
 
+    @property
+    def needs_relevance(self) -> bool:
+        """Whether it has to be given a relevance map."""
+        return self.target != "attention" and self.weight > 0
+
     def __call__(
-        self, outputs: Sequence[ExitOutput], labels: Tensor, progress: float = 1.0, features: Sequence[Tensor] | None = None
+        self,
+        outputs: Sequence[ExitOutput],
+        labels: Tensor,
+        progress: float = 1.0,
+        features: Sequence[Tensor] | None = None,
+        relevance: Tensor | None = None,
     ) -> LossTerms:
         """The loss of one batch.
 
@@ -158,15 +181,18 @@ class EGTLoss:
             labels: ``(B,)`` integers in ``[0, C)``.
             progress: how much of training is done, in [0, 1]; sets the ramp.
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
+            relevance: ``(B,*S)`` signed (``net.with_relevance``), for the targets that are made of it.
         """
-        self._check(outputs, labels, features)
+        self._check(outputs, labels, features, relevance)
         labels = labels.long()
         alpha = ramp(progress, self.ramp_share)
         classification = self.classify(outputs, labels)
         consistency = distillation = classification.new_zeros(())
         if self.weight > 0:
             maps = self._maps(outputs, labels, features)
-            consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.target(maps))
+            target = self.make_target(maps, relevance)
+            signed, final = self.of == "evidence", self.needs_relevance
+            consistency = consistency_loss(maps, self.distance, signed, target, final)
         if self.distill > 0:
             distillation = distillation_loss(outputs)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
@@ -191,9 +217,11 @@ class EGTLoss:
         if given is not None and (isinstance(given, str) or len(given) != classes):
             raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")
 
-    def target(self, maps: Sequence[Tensor]) -> Tensor:
-        """What the early maps are pulled towards: the final map, detached. Other targets are for experiments."""
-        return maps[-1].detach()
+    def make_target(self, maps: Sequence[Tensor], relevance: Tensor | None) -> Tensor:
+        """What the maps are pulled towards, detached."""
+        if relevance is None or not self.needs_relevance:
+            return maps[-1].detach()
+        return mix_target(relevance, maps[-1], share=self.target == "product")
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "attention":
@@ -202,12 +230,22 @@ class EGTLoss:
             return [class_evidence(out.evidence.float(), labels) for out in outputs]
         return [energy(f) for f in features or ()]
 
-    def _check(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> None:
+    def _check(
+        self,
+        outputs: Sequence[ExitOutput],
+        labels: Tensor,
+        features: Sequence[Tensor] | None,
+        relevance: Tensor | None,
+    ) -> None:
         check_labels(labels, *outputs[0].logits.shape)
         if self.exit_weights is not None and len(self.exit_weights) != len(outputs):
             raise InputError(f"exit_weights: expected {len(outputs)} numbers, one per exit, got {self.exit_weights}")
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
+        if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):
+            raise InputError(
+                f"relevance: target={self.target!r} needs a map of each sample: outs, relevance = net.with_relevance(x, y)"
+            )
 
 
 def _as_weights(values: Iterable[float]) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import require
+from exitlens.functional.relevance import gradient_x_input, log_probability
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.session import EngineContext, Session
@@ -104,6 +105,24 @@ class ExitNet(nn.Module):
             found.append(self.head(k).with_features(*activations))
         outputs, features = zip(*found, strict=True)
         return outputs, features
+
+    def with_relevance(self, inputs: Inputs, labels: Tensor) -> tuple[tuple[ExitOutput, ...], Tensor]:
+        """The outputs of every exit, and the relevance of exit 0's features for a class at the final exit.
+
+        Gradient times input of the class's final log-probability, summed over channels: ``(B,*S)`` on the grid of exit 0's
+        features, signed, detached (0 at padding). Deep features are a mixture of many places; those of exit 0 are not yet.
+        """
+        activations, outputs = self.unpack(inputs), list[ExitOutput]()
+        for k, stage in enumerate(self.stages):
+            activations = stage(*activations)
+            if k == 0:
+                first = activations[0] if activations[0].requires_grad else activations[0].detach().requires_grad_()
+                activations = (first, *activations[1:])
+                locate = self.head(0).locations(*activations)
+            outputs.append(self.head(k)(*activations))
+        scores = log_probability(outputs[-1].logits, labels)
+        relevance = self.head(0).layout.canonical(gradient_x_input(scores, first, retain_graph=True)).sum(1)
+        return tuple(outputs), relevance if locate is None else relevance * locate
 
     def unpack(self, inputs: Inputs) -> Activations:
         """The tensors that the first stage takes, not checked."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exitlens.errors import InputError
 from exitlens.types.preprocessing import Preprocessing
 from exitlens.types.words import exit_name, format_threshold, tell_apart
 
@@ -88,7 +89,8 @@ class Explanation:
 
     ``image`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named where the
     network knows its tokenizer (padding left out). ``exits`` are those that were run: all ``num_exits`` of them, or, if the
-    final exit was not asked for, those up to the one that answered.
+    final exit was not asked for, those up to the one that answered. ``relevance`` ``(*S)``, if it was asked for: where the
+    answer depends on the features of exit 0, to first order; signed, on their grid.
     """
 
     image: Tensor
@@ -99,6 +101,7 @@ class Explanation:
     tokens: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
     draw_map: Callable[..., str] | None = None  # of the modality
+    relevance: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"
@@ -125,7 +128,18 @@ class Explanation:
         for view in self.exits:
             label = f"where exit {view.exit} looked: {self.name(view.label)}"
             drawn += self.draw_map(self.image, self.preprocess, view.attention, view.evidence, label)
+        if self.relevance is not None:
+            label = f"where the answer depends on the image: {self.name(self.label)}"
+            drawn += self.draw_map(self.image, self.preprocess, self.speaks_for, self.relevance, label)
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
+
+    @property
+    def speaks_for(self) -> Tensor:
+        """The positive part of the relevance, which sums to 1 (or is 0 everywhere): what speaks for the answer."""
+        if self.relevance is None:
+            raise InputError("relevance: it was not computed: call explain(..., relevance=True)")
+        positive = self.relevance.clamp_min(0)
+        return positive / positive.sum().clamp_min(1e-30)
 
     @property
     def label(self) -> int:
@@ -184,6 +198,7 @@ class Explanation:
             "final_ran": self.final is not None,
             "reason": self.reason,
             "exits": [self._row(view) for view in self.exits],
+            **({} if self.relevance is None else {"relevance": self.relevance.tolist()}),
         }
 
     def _row(self, view: ExitView) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from exitlens.functional.routing import Decision, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.network import ExitNet
+from exitlens.model.relevance import compute_relevance
 from exitlens.types import ExitOutput, ExitView, Explanation, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
 
 
-def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) -> Explanation:
+def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
     """Explains the answer to one image or text, from one forward pass.
 
     Args:
@@ -28,6 +30,9 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) 
         policy: of this network.
         final: also run the exits after the one that answers, to compare with what they say. Without, the pass stops where
             adaptive inference does.
+        relevance: also say on which places of exit 0's features the answer depends, to first order: a second pass through
+            the stages up to the exit that answered, and back (:func:`~exitlens.model.relevance.compute_relevance`). Maps of
+            deep features show where they were read, which need not be where the image decides.
 
     Raises:
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
@@ -40,10 +45,12 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True) 
     images = map_inputs(image, lambda t: t[None] if isinstance(t, Tensor) and t.ndim == axes else t)
     if count_rows(images) != 1:
         raise InputError(f"image: expected one image, got a batch of {count_rows(images)}: call explain_batch")
-    return explain_batch(net, images, policy, final=final)[0]
+    return explain_batch(net, images, policy, final=final, relevance=relevance)[0]
 
 
-def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool = True) -> Sequence[Explanation]:
+def explain_batch(
+    net: ExitNet, images: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False
+) -> Sequence[Explanation]:
     """:func:`explain` for every sample of a batch, in one pass."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
@@ -54,6 +61,7 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
     early = [one.decision.scores for one in seen if one.decision is not None]
     scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
+    depends = _find_relevance(net, images, answered) if relevance else [None] * len(answered)
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
     count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
     for i, sample in enumerate(tensors[0]):
@@ -61,8 +69,18 @@ def explain_batch(net: ExitNet, images: Inputs, policy: Policy, *, final: bool =
         views = tuple(column(i, run == count) for column in columns[:run])
         tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
         network = info.classes, count, tokens, info.preprocess, modality.draw_map
-        result.append(Explanation(sample.clone(), views, answered[i], *network))
+        result.append(Explanation(sample.clone(), views, answered[i], *network, depends[i]))
     return result
+
+
+def _find_relevance(net: ExitNet, images: Inputs, answered: Sequence[int]) -> list[Tensor]:
+    """Of every sample, for the answer of the exit that gave it."""
+    found = [torch.empty(0)] * len(answered)
+    for k in set(answered):
+        rows = [i for i, exit in enumerate(answered) if exit == k]
+        for i, one in zip(rows, compute_relevance(net, map_inputs(images, itemgetter(rows)), exit=k), strict=True):
+            found[i] = one.clone()
+    return found
 
 
 @dataclass(frozen=True)

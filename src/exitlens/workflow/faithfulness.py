@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from rich.progress import Progress
@@ -15,17 +15,21 @@ from exitlens.data.lazy import LazyImages
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import faithfulness as measures
-from exitlens.functional.maps import find_locations, top_cells
+from exitlens.functional.maps import as_distribution, find_locations
 from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
+from exitlens.model.perturbation import occlude, perturb
+from exitlens.model.relevance import compute_relevance
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, draw_samples
 
 BATCH_SIZE = 250
-PASSES = 4
+PASSES, TINY = 4, 1e-9
+Of = Literal["attention", "relevance"]
+OF: tuple[Of, ...] = get_args(Of)
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,16 @@ class Faithfulness:
         deletion_random: the same for random cells: the control.
         insertion: probability of the answer with only the top 20 % of cells kept; insertion_random: the control.
         randomised_cc: Pearson CC of the map with that of the same head with random weights; near 1 would mean that the
-            map does not depend on what the head learned. ``None`` for a kept classifier.
+            map does not depend on what the head learned. ``None`` for a kept classifier, and for relevance.
         energy_in_mask, pointing_game: where the data has masks, else ``None``.
         grid: the grid all maps are averaged to before cells are chosen.
         samples: images used.
+        deletion_oracle, insertion_oracle: as ``deletion`` and ``insertion``, for the cells whose deletion one by one costs
+            the answer most probability; over ``oracle_samples`` of the images. ``None`` where that is 0.
+        deletion_share, insertion_share: ``(map - random) / (oracle - random)`` over these images: the part of what is
+            possible that the map reaches, 0 for a blind map. The oracle is a strong reference and not the best there can be,
+            so a little more than 1 occurs. ``None`` at an exit where the oracle gains nothing over random cells.
+        deletion_share_error, insertion_share_error: standard errors of these ratios, over images.
     """
 
     deletion: tuple[float, ...]
@@ -52,6 +62,13 @@ class Faithfulness:
     pointing_game: tuple[float, ...] | None
     grid: tuple[int, int]
     samples: int
+    oracle_samples: int = 0
+    deletion_oracle: tuple[float, ...] | None = None
+    insertion_oracle: tuple[float, ...] | None = None
+    deletion_share: tuple[float | None, ...] | None = None
+    insertion_share: tuple[float | None, ...] | None = None
+    deletion_share_error: tuple[float | None, ...] | None = None
+    insertion_share_error: tuple[float | None, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -66,6 +83,8 @@ def faithfulness(
     fraction: float = 0.2,
     grid: tuple[int, int] = (5, 5),
     seed: int = 0,
+    oracle_samples: int = 200,
+    of: Of = "attention",
     progress: bool = False,
 ) -> Faithfulness:
     """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
@@ -82,6 +101,10 @@ def faithfulness(
         fraction: share of cells deleted or inserted.
         grid: evaluation grid; an exit with a coarser map is judged on its own.
         seed: of that draw, the random cells and the randomised heads.
+        oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
+            cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
+        of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
+            (:func:`~exitlens.model.relevance.compute_relevance`).
         progress: show a progress bar.
     """
     require(net, ExitNet, "net")
@@ -91,38 +114,86 @@ def faithfulness(
         raise InputError(f"grid: expected positive integers such as (5, 5), got {grid!r}")
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
+    if not isinstance(oracle_samples, int) or oracle_samples < 0:
+        raise InputError(f"oracle_samples: expected a number of images from 0, got {oracle_samples!r}")
+    if of not in OF:
+        raise InputError(f"of: expected one of {OF}, got {of!r}")
     data = data.subset(draw_samples(len(data), samples, seed).sort().values)
     modality = net.input_spec.modality
     modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net, seed)
     with show_progress(progress) as bar, net.open_engine() as engine:
-        batches = _Batches(data.load() if isinstance(data, LazyImages) else data, bar)
+        held = data.load() if isinstance(data, LazyImages) else data
+        batches = _Batches(held, bar, "judging the maps", PASSES)
         logits, attention = _run(net, engine, batches)
-        maps = [modality.coarsen(a, grid) for a in attention]
+        shown = attention if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
+        maps = [modality.coarsen(one, grid) for one in shown]
         blind = [measures.draw_random_map(m, seed) for m in maps]
         plain = [probabilities(one) for one in logits]
-        drops, keeps = _perturb(net, engine, batches, plain, maps, fraction)
-        drops_random, keeps_random = _perturb(net, engine, batches, plain, blind, fraction)
-        randomised = _correlate(net, engine, batches, attention, heads)
+        mine = perturb(net, engine, batches, plain, maps, fraction)
+        control = perturb(net, engine, batches, plain, blind, fraction)
+        randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))
+        rows = draw_samples(len(held), oracle_samples, seed + 1).sort().values
+        judged = _Batches(held.subset(rows), bar, "trying every cell", 2)
+        best = _consult_oracle(net, engine, judged, [p[rows] for p in plain], [m[rows] for m in maps], fraction)
     energy = pointing = None
     if data.masks is not None:
-        energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in attention)
-        pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in attention)
-    return Faithfulness(drops, drops_random, keeps, keeps_random, randomised, energy, pointing, grid, batches.count)
+        energy = tuple(measures.energy_in_mask(a, data.masks).mean().item() for a in shown)
+        pointing = tuple(measures.pointing_game(a, data.masks).mean().item() for a in shown)
+    (drops, keeps), (drops_random, keeps_random) = ([_average(one) for one in both] for both in (mine, control))
+    against = _compare(*([[t[rows] for t in one] for one in both] for both in (mine, control)), best) if len(rows) else {}
+    means = drops, drops_random, keeps, keeps_random, randomised
+    return Faithfulness(*means, energy, pointing, grid, batches.count, len(rows), **against)
 
 
 class _Batches:
-    """The inputs of a set, made anew at each of ``PASSES``: only one batch of them is held as floats."""
+    """The inputs of a set, made anew at each pass: only one batch of them is held as floats."""
 
-    def __init__(self, data: SampleSet, bar: Progress) -> None:
+    def __init__(self, data: SampleSet, bar: Progress, what: str, passes: int) -> None:
         self._data, self._bar, self.count = data, bar, len(data)
         self._chunks = torch.arange(self.count).split(BATCH_SIZE)
-        self._task = bar.add_task("judging the maps", total=PASSES * len(self._chunks))
+        self._task = bar.add_task(what, total=passes * len(self._chunks))
 
     def __iter__(self) -> Iterator[tuple[slice, Inputs]]:
         for rows in self._chunks:
             yield slice(int(rows[0]), int(rows[-1]) + 1), self._data.subset(rows).inputs
             self._bar.advance(self._task)
+
+
+def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]) -> list[Tensor]:
+    """What speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
+    found: list[list[Tensor]] = [[] for _ in attention]
+    for _, inputs in batches:
+        for k, parts in enumerate(found):
+            parts.append(compute_relevance(net, inputs, exit=k).clamp_min(0))
+    maps = [as_distribution(torch.cat(parts)) for parts in found]
+    places = [find_locations(one) for one in attention]  # of a sequence: a token that speaks against the answer is one, too
+    return [one if real is None else (one + TINY) * real for one, real in zip(maps, places, strict=True)]
+
+
+def _consult_oracle(
+    net: ExitNet, engine: Engine, batches: _Batches, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What deletion and insertion by the oracle's cells give, as :func:`perturb` does."""
+    if not batches.count:
+        return [], []
+    drops = occlude(net, engine, batches, plain, maps)
+    ranked = [measures.rank_locations(drop, find_locations(one)) for drop, one in zip(drops, maps, strict=True)]
+    return perturb(net, engine, batches, plain, ranked, fraction)
+
+
+def _average(values: Sequence[Tensor]) -> tuple[float, ...]:
+    return tuple(one.mean().item() for one in values)
+
+
+def _compare(*found: Sequence[Sequence[Tensor]]) -> dict[str, Any]:
+    """The fields about the oracle, of the deletion and insertion of the maps, of random cells and of the oracle's."""
+    fields: dict[str, Any] = {}
+    for name, mine, control, best in zip(("deletion", "insertion"), *found, strict=True):
+        shares = [measures.share_of_possible(*each) for each in zip(mine, control, best, strict=True)]
+        share, error = zip(*shares, strict=True)
+        fields |= {f"{name}_oracle": _average(best), f"{name}_share": share, f"{name}_share_error": error}
+    return fields
 
 
 def _run(net: ExitNet, engine: Engine, batches: _Batches) -> tuple[list[Tensor], list[Tensor]]:
@@ -131,28 +202,6 @@ def _run(net: ExitNet, engine: Engine, batches: _Batches) -> tuple[list[Tensor],
     exits = zip(*parts, strict=True)  # of each exit, logits and attention of every batch
     logits, attention = zip(*([torch.cat(column) for column in zip(*one, strict=True)] for one in exits), strict=True)
     return list(logits), list(attention)
-
-
-def _perturb(
-    net: ExitNet, engine: Engine, batches: _Batches, plain: Sequence[Tensor], maps: Sequence[Tensor], fraction: float
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per exit: drop after deletion, and probability after insertion, of the answer given on the whole image."""
-    modality = net.input_spec.modality
-    chosen = [top_cells(one, fraction, find_locations(one)) for one in maps]
-    drops: list[list[Tensor]] = [[] for _ in maps]
-    keeps: list[list[Tensor]] = [[] for _ in maps]
-    for rows, images in batches:
-        for k, (whole, cells) in enumerate(zip(plain, chosen, strict=True)):
-            p = whole[rows]
-            answer = p.argmax(1, keepdim=True)
-            drops[k].append((p - _answer(net, engine, modality.delete(images, cells[rows]), k)).gather(1, answer))
-            keeps[k].append(_answer(net, engine, modality.insert(images, cells[rows]), k).gather(1, answer))
-    return tuple(torch.cat(one).mean().item() for one in drops), tuple(torch.cat(one).mean().item() for one in keeps)
-
-
-def _answer(net: ExitNet, engine: Engine, inputs: Inputs, k: int) -> Tensor:
-    """Probabilities ``(B,C)`` at exit k."""
-    return probabilities(engine.compute_logits(k, engine.enter(net.check_input(inputs))))
 
 
 def _correlate(

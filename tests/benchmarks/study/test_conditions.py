@@ -38,7 +38,11 @@ def test_the_sweep_chooses_by_mean_validation_accuracy(tmp_path):
         choose_weight(store, "cosine")
 
 
-YOUNGER = {"label_smoothing": 0.0, "class_weights": None}  # arguments of the loss that the runs did not have
+YOUNGER = {
+    "label_smoothing": 0.0,
+    "class_weights": None,
+    "target": "attention",
+}  # arguments of the loss that the runs did not have
 
 
 def test_committed_runs_are_of_the_conditions_as_they_are_now():

@@ -7,7 +7,14 @@ import torch
 from PIL import Image, ImageColor
 
 import exitlens as xl
-from exitlens.delivery.explanations.pictures import draw_contact_sheet, draw_heat, draw_image, draw_overlay, save_explanation
+from exitlens.delivery.explanations.pictures import (
+    draw_contact_sheet,
+    draw_heat,
+    draw_image,
+    draw_overlay,
+    draw_strip,
+    save_explanation,
+)
 from exitlens.display import pick_exit_colour
 
 POLICY, PREPROCESS = xl.Policy((0.9, 0.6)), xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -80,3 +87,10 @@ def test_a_short_explanation_has_its_files_too(net, images, tmp_path):
     assert "explanation_exit0.svg" in names
     assert "explanation_exit1.svg" not in names
     assert torch.equal(why.exits[0].attention, xl.explain(net, images[0], xl.Policy((0.0, 0.5))).exits[0].attention)
+
+
+def test_relevance_is_drawn_as_the_exits_are(net, images, tmp_path):
+    plain, why = (xl.explain(net, images[0], POLICY, relevance=value) for value in (False, True))
+    one, two = (save_explanation(each, tmp_path / str(i), PREPROCESS, "x") for i, each in enumerate((plain, why)))
+    assert {path.name for path in two} - {path.name for path in one} == {"x_relevance.png", "x_relevance.svg"}
+    assert draw_strip(why, PREPROCESS).width > draw_strip(plain, PREPROCESS).width

@@ -13,7 +13,7 @@ def test_shaded_tokens(tmp_path):
     net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
     why = xl.explain(net, texts, xl.Policy((0.9, 0.9)))
     for view in why.exits:
-        values = scale_attention(view, len(why.tokens))
+        values = scale_attention(view.attention, len(why.tokens))
         assert max(values) == pytest.approx(1)
         assert values[0] == 0
     assert tabulate_tokens(why).row_count == 3
@@ -25,3 +25,15 @@ def test_shaded_tokens(tmp_path):
     assert json.loads(values.read_text())["answered"] == why.answered
     with pytest.raises(xl.OutputExistsError, match=r"x\.html exists"):
         write_tokens(why, tmp_path, "x")
+
+
+def test_tokens_that_the_answer_depends_on(tmp_path):
+    net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
+    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
+    why = xl.explain(net, texts, xl.Policy((0.9, 0.9)), relevance=True)
+    table = tabulate_tokens(why)
+    assert table.row_count == 4
+    assert list(table.columns[0].cells)[-1] == "depends on"
+    page, _ = write_tokens(why, tmp_path, "x")
+    assert page.read_text().count("<span") == 4 * len(why.tokens)

@@ -141,6 +141,22 @@ def test_every_map_trains(tiny_set, of):
     assert math.isfinite(result.history[0]["loss"]["total"])
 
 
+@pytest.mark.parametrize("target", ["relevance", "product"])
+@pytest.mark.parametrize("freeze", [True, False])
+def test_relevance_trains_every_map(tiny_set, target, freeze):
+    net, before = make_net(), make_net()
+    result = xl.fit(net, tiny_set, tiny_set, loss=xl.EGTLoss(target=target), freeze_backbone=freeze, **QUICK)
+    assert result.history[0]["loss"]["consistency"] > 0
+    for head, other in zip(net.heads, before.heads, strict=True):
+        assert not torch.equal(head.attend.weight, other.attend.weight)
+
+
+def test_relevance_goes_through_the_backbone_in_every_epoch(tiny_set):
+    how = {"freeze_backbone": True, "cache_features": True}
+    with pytest.raises(xl.InputError, match="cache_features: relevance"):
+        xl.fit(make_net(), tiny_set, tiny_set, loss=xl.EGTLoss(target="product"), **how, **QUICK)
+
+
 def test_a_loader_is_used_as_it_is(tiny_set):
     result = xl.fit(make_net(), DataLoader(tiny_set, 4, shuffle=True), DataLoader(tiny_set, 4), **QUICK)
     assert len(result.history) == 3

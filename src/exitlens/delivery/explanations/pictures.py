@@ -57,6 +57,9 @@ def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image
     for view in explanation.exits:
         name = exit_name(view.exit, explanation.num_exits)
         captions.append(f"{name}: {explanation.name(view.label)} {100 * view.probabilities[view.label]:.0f}%")
+    if explanation.relevance is not None:
+        tiles.append(draw_overlay(base, explanation.speaks_for))
+        captions.append("what the answer depends on")
     colour = pick_exit_colour(explanation.answered, explanation.num_exits)
     gap, foot = 8, 22
     sheet = Image.new("RGB", (len(tiles) * (base.width + gap) + gap, base.height + foot + gap), "white")
@@ -115,13 +118,20 @@ def _draw_square(why: Explanation, preprocess: Preprocess | None, side: int) -> 
 def save_explanation(
     explanation: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation"
 ) -> list[Path]:
-    """Writes every exit's overlay (PNG and SVG), a strip of them all, the answer (JSON) and a manifest; none may exist."""
+    """Writes every exit's overlay (PNG and SVG), a strip of them all, the answer (JSON) and a manifest; none may exist.
+
+    The relevance, where the explanation has it, is drawn as the exits are.
+    """
     base = draw_image(explanation.image, preprocess, side=224)
     pictures, drawings = {f"{stem}_strip.png": draw_strip(explanation, preprocess)}, {}
     for view in explanation.exits:
         pictures[f"{stem}_exit{view.exit}.png"] = draw_overlay(base, view.attention)
         label = f"Where exit {view.exit} looked for its answer {explanation.name(view.label)}"
         drawings[f"{stem}_exit{view.exit}.svg"] = map_svg(base, view.attention, view.evidence, label) + "\n"
+    if explanation.relevance is not None:
+        label = f"What the answer {explanation.name(explanation.label)} depends on"
+        pictures[f"{stem}_relevance.png"] = draw_overlay(base, explanation.speaks_for)
+        drawings[f"{stem}_relevance.svg"] = map_svg(base, explanation.speaks_for, explanation.relevance, label) + "\n"
     paths = [out / name for name in (*pictures, *drawings, f"{stem}.json", f"{stem}_manifest.json")]
     existing = [path for path in paths if path.exists()]
     if existing:

@@ -7,20 +7,24 @@ from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from exitlens.delivery.pages import load_template
 from exitlens.errors import OutputExistsError
 from exitlens.io import write_json, write_text
-from exitlens.types import ExitView, Explanation
+from exitlens.types import Explanation
 from exitlens.types.words import exit_name
 
 _SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
 
 
-def scale_attention(view: ExitView, count: int) -> list[float]:
-    """Divides the attention of the first ``count`` tokens by the exit's largest."""
-    shown = view.attention.flatten()[:count]
-    return [float(v) for v in shown / view.attention.max().clamp_min(1e-12)]
+DEPENDS = "depends on"
+
+
+def scale_attention(attention: Tensor, count: int) -> list[float]:
+    """Divides the attention of the first ``count`` tokens by the largest."""
+    shown = attention.flatten()[:count]
+    return [float(v) for v in shown / attention.max().clamp_min(1e-12)]
 
 
 def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
@@ -28,17 +32,24 @@ def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
     head = "tokens, darker: more attention" if colour else "tokens, with their share of the attention in %"
     table = Table("exit", "answer", "confidence", head, title=why.reason, title_justify="left")
     for view in why.exits:
-        line = Text()
-        for i, shade in enumerate(scale_attention(view, len(why.tokens))):
-            r, g, b = _mix_colour(shade)
-            style = f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})" if colour else ""
-            share = "" if colour else f"({100 * view.attention[i].item():.0f})"
-            line.append(why.tokens[i] + share, style=style)
-            line.append(" ")
+        line = _shade_line(why, view.attention, colour)
         name = exit_name(view.exit, len(why.exits)) + (" *" if view.exit == why.answered else "")
         table.add_row(name, why.name(view.label), f"{view.confidence:.3f}", line)
+    if why.relevance is not None:
+        table.add_row(DEPENDS, why.name(why.label), "", _shade_line(why, why.speaks_for, colour))
     table.caption = "* answered"
     return table
+
+
+def _shade_line(why: Explanation, attention: Tensor, colour: bool) -> Text:
+    line = Text()
+    for i, shade in enumerate(scale_attention(attention, len(why.tokens))):
+        r, g, b = _mix_colour(shade)
+        style = f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})" if colour else ""
+        share = "" if colour else f"({100 * attention[i].item():.0f})"
+        line.append(why.tokens[i] + share, style=style)
+        line.append(" ")
+    return line
 
 
 def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
@@ -56,15 +67,20 @@ def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
 def render_tokens(title: str, whys: Iterable[tuple[str, Explanation]]) -> str:
     """A page of explanations of texts, each under its heading."""
     parts = [
-        (heading, why, [(exit_name(view.exit, len(why.exits)), view, shade_tokens(why, view)) for view in why.exits])
+        (heading, why, [(exit_name(v.exit, len(why.exits)), v, shade_tokens(why, v.attention)) for v in why.exits])
         for heading, why in whys
     ]
-    return load_template("tokens.html.j2").render(title=title, parts=parts)
+    return load_template("tokens.html.j2").render(title=title, parts=parts, depends=_shade_relevance)
 
 
-def shade_tokens(why: Explanation, view: ExitView) -> list[tuple[str, str, str]]:
+def _shade_relevance(why: Explanation) -> list[tuple[str, str, str]]:
+    """What the answer depends on, or nothing."""
+    return [] if why.relevance is None else shade_tokens(why, why.speaks_for)
+
+
+def shade_tokens(why: Explanation, attention: Tensor) -> list[tuple[str, str, str]]:
     """Each token with its share of an exit's attention and the CSS style that shows it."""
-    shown = zip(why.tokens, view.attention, scale_attention(view, len(why.tokens)), strict=False)
+    shown = zip(why.tokens, attention, scale_attention(attention, len(why.tokens)), strict=False)
     found = []
     for token, share, shade in shown:
         r, g, b = _mix_colour(shade)

@@ -72,7 +72,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         "agreement": _describe_agreement(view, view.exit == why.num_exits - 1),
         "alt": f"Where {name} looked for its answer {why.name(view.label)}",
         "heat": data_uri(draw_heat(view.attention), small=False) if with_map else "",
-        "tokens": [] if with_map else shade_tokens(why, view),
+        "tokens": [] if with_map else shade_tokens(why, view.attention),
     }
 
 

@@ -29,7 +29,9 @@ from exitlens.workflow.training.step import TrainingSettings
 FIXED = (ImageSet, LazyImages, TextSet, TensorDataset)  # their samples are the same at every reading
 
 
-def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, wanted: bool | None) -> str:
+def explain_no_cache(
+    data: Any, settings: TrainingSettings, is_augmented: bool, wanted: bool | None, needs_relevance: bool = False
+) -> str:
     """Why the features of a frozen backbone cannot be kept from epoch to epoch; empty where they can.
 
     Raises:
@@ -39,6 +41,8 @@ def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, 
         reason = (
             "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True (--freeze-backbone)"
         )
+    elif needs_relevance:
+        reason = "relevance as a target goes back through the backbone in every epoch"
     elif is_augmented:
         reason = "augmentation changes the inputs in every epoch: leave it out"
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):
@@ -108,6 +112,10 @@ class CachedHeads(nn.Module):
         ]
         outputs, features = zip(*found, strict=True)
         return outputs, features
+
+    def with_relevance(self, inputs: Inputs, labels: Tensor) -> tuple[tuple[ExitOutput, ...], Tensor]:
+        """Not here: it goes back through the backbone, which does not run."""
+        raise NotImplementedError("relevance needs the backbone: cached features are refused for such a loss")
 
     def _share_out(self, inputs: Inputs) -> Iterator[tuple[Any, bool, list[Tensor]]]:
         require(inputs, dict, "inputs", "features by name")

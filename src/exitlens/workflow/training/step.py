@@ -102,6 +102,9 @@ class Trainee(Protocol):
     def with_features(self, inputs: Inputs) -> tuple[Sequence[ExitOutput], Sequence[Tensor]]:
         """The outputs, and the features that each was computed from."""
 
+    def with_relevance(self, inputs: Inputs, labels: Tensor) -> tuple[Sequence[ExitOutput], Tensor]:
+        """The outputs, and the relevance of the first features for the labels."""
+
 
 def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
     """Learning rate at ``progress`` in [0, 1]: cosine from peak/25 up over the share ``warm``, then down to peak/250,000.
@@ -180,18 +183,29 @@ def compute_terms(
         inputs = map_inputs(inputs, set_channels_last)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
         try:
-            outputs, features = net.with_features(inputs) if loss.of == "activation" else (net(inputs), None)
+            outputs, features, relevance = _run(net, loss, inputs, labels)
         except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
             raise TrainingError(
                 f"batch of {len(labels)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
             ) from error
-    terms = loss(outputs, labels, progress, features)
+    more = {} if relevance is None else {"relevance": relevance}  # losses of users need not know of it
+    terms = loss(outputs, labels, progress, features, **more)
     if not torch.isfinite(terms.total):
         raise TrainingError(
             f"loss: it became {terms.total.item()} at {100 * progress:.0f} % of training (terms {floats(terms)}): "
             f"lower learning_rate (now {settings.learning_rate})"
         )
     return terms
+
+
+def _run(
+    net: Trainee, loss: EGTLoss, inputs: Inputs, labels: Tensor
+) -> tuple[Sequence[ExitOutput], Sequence[Tensor] | None, Tensor | None]:
+    """Outputs, and the features and relevance that the loss needs."""
+    if loss.needs_relevance:
+        outputs, relevance = net.with_relevance(inputs, labels)
+        return outputs, None, relevance
+    return (*net.with_features(inputs), None) if loss.of == "activation" else (net(inputs), None, None)
 
 
 def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:

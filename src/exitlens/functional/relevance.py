@@ -1,0 +1,49 @@
+"""Relevance: where an answer depends on given features, to first order, and what training makes of it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exitlens.functional.maps import as_distribution, regrid
+
+
+def log_probability(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,)
+    """Log-probability of a class, in float32."""
+    return F.log_softmax(logits.float(), 1).gather(1, labels[:, None].long()).squeeze(1)
+
+
+def gradient_x_input(scores: Tensor, features: Tensor, retain_graph: bool = False) -> Tensor:
+    """What each of the features adds to the scores, to first order: gradient times value (arXiv 1605.01713).
+
+    It costs one backward pass without weights' gradients. For a network that is linear from the features to the score it
+    is exact, and sums to the score less its value at features of 0.
+
+    Args:
+        scores: ``(B,)``, each computed from its own row of the features.
+        features: ``(B,...)``, part of the graph of the scores.
+        retain_graph: the graph is needed again.
+
+    Returns:
+        Detached, in float32, in the shape of the features.
+    """
+    (gradient,) = torch.autograd.grad(scores.sum(), features, retain_graph=retain_graph)
+    return gradient.float() * features.detach().float()
+
+
+def mix_target(relevance: Tensor, attention: Tensor, share: bool) -> Tensor:  # (B,*S), (B,*T) -> (B,*U)
+    """What maps are pulled towards: the positive part of a relevance map, as a distribution on the coarser of the grids.
+
+    Args:
+        relevance: signed. attention: of the final exit.
+        share: multiply with the attention, so that a location counts if it matters *and* is looked at.
+
+    A sample whose answer depends positively on no location keeps the attention.
+    """
+    size = tuple(min(m, n) for m, n in zip(relevance.shape[1:], attention.shape[1:], strict=True))
+    positive, seen = regrid(relevance.clamp_min(0), size), regrid(attention.detach().float(), size)
+    target = positive * seen if share else positive
+    scale = target.flatten(1).amax(1).clamp_min(torch.finfo(target.dtype).tiny).view(-1, *[1] * (target.ndim - 1))
+    some = (target.flatten(1).amax(1) > 0).view(scale.shape)
+    return as_distribution(torch.where(some, target / scale, seen))

@@ -1,0 +1,171 @@
+"""Where the answer of an exit depends on the features of an earlier one: a backward pass through the stages between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from exitlens.errors import InputError, require
+from exitlens.functional.losses import check_labels
+from exitlens.functional.relevance import gradient_x_input, log_probability
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.network import ExitNet
+from exitlens.types.inputs import Inputs
+
+Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Score = Callable[[Tensor], Tensor]  # features -> (B,)
+STEPS = 16  # of the path of integrated gradients
+
+
+def compute_relevance(
+    net: ExitNet,
+    inputs: Inputs,
+    *,
+    exit: int | None = None,
+    labels: Tensor | None = None,
+    at: int = 0,
+    method: Method = "gradient_x_input",
+    detached: bool = False,
+) -> Tensor:
+    """Where an exit's log-probability of a class depends on features, to first order.
+
+    An attention map says which of its own features an exit used; deep features are mixtures of many places of the input.
+    This says which places of *shallow* features the answer depends on.
+
+    Args:
+        net: used in evaluation mode, as it is without tuning, and given back in the mode it was in.
+        inputs: B samples.
+        exit: whose answer; by default the final exit's.
+        labels: ``(B,)`` classes; by default the exit's own answers.
+        at: the exit whose features the map is about, and whose grid it has: ``exit`` or one before it.
+        method: ``gradient_x_input`` (arXiv 1605.01713), one backward pass. ``layer_cam``: only gradients that speak for the
+            class, and only a positive sum (LayerCAM, IEEE TIP 2021, eq. 4-6). ``integrated_gradients``: gradient times
+            input, averaged over 16 points of the way from features of 0 (arXiv 1703.01365); its sum is the score less the
+            score there, nearly.
+        detached: attention weights and the scales of layer norms count as constants, as in arXiv 2202.07304 (which AttnLRP,
+            arXiv 2402.05602, refines): for transformers.
+
+    Returns:
+        ``(B,*S)`` float32, signed (``layer_cam``: not negative); 0 at padding.
+
+    Raises:
+        InputError: for an exit, place or method that does not exist, and for inputs that the network cannot take.
+    """
+    require(net, ExitNet, "net")
+    last = net.num_exits - 1
+    exit = last if exit is None else exit
+    for name, value, top in (("exit", exit, last), ("at", at, exit)):
+        if not isinstance(value, int) or not 0 <= value <= top:
+            raise InputError(f"{name}: expected a number from 0 to {top}, got {value!r}")
+    if method not in METHODS:
+        raise InputError(f"method: expected one of {METHODS}, got {method!r}")
+    activations = net.check_input(inputs)
+    if labels is not None:
+        check_labels(labels, len(activations[0]), net.info.num_classes)
+    with torch.inference_mode(False), switch_mode(net, False), torch.no_grad():
+        activations = tuple(t.clone() if t.is_inference() else t for t in activations)  # which autograd refuses
+        for k in range(at + 1):
+            activations = net.stage(k)(*activations)
+        with torch.enable_grad():
+            fixed = [] if labels is None else [labels]
+            score = partial(_score, net, activations[1:], range(at + 1, exit + 1), exit, fixed, detached)
+            shares = EXPLAIN[method](score, activations[0])
+        head = net.head(at)
+        relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
+    relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
+    return relevance if locations is None else relevance * locations
+
+
+def _score(
+    net: ExitNet,
+    others: Activations,
+    stages: Sequence[int],
+    exit: int,
+    labels: list[Tensor],
+    detached: bool,
+    features: Tensor,
+) -> Tensor:  # -> (B,)
+    """The exit's log-probability of the labels, from features and what else crosses the cut; without any, of its answers.
+
+    These are the answers to the first features that it is asked for: they stay the same on the way to others.
+    """
+    activations: Activations = (features, *others)
+    with _DetachedMixing() if detached else nullcontext():
+        for k in stages:
+            activations = net.stage(k)(*activations)
+    logits = net.head(exit).classify(*activations)
+    if not labels:
+        labels.append(logits.argmax(1))
+    return log_probability(logits, labels[0])
+
+
+def _multiply(score: Score, features: Tensor) -> Tensor:
+    features = features.detach().requires_grad_()
+    return gradient_x_input(score(features), features)
+
+
+def _rectify(score: Score, features: Tensor) -> Tensor:
+    features = features.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(features).sum(), features)
+    return gradient.float().clamp_min(0) * features.detach().float()
+
+
+def _integrate(score: Score, features: Tensor) -> Tensor:
+    """Midpoints of equal parts of the way, so that the sum is near the difference that it stands for."""
+    with torch.no_grad():
+        score(features)
+    total = torch.zeros_like(features, dtype=torch.float32)
+    for step in range(STEPS):
+        point = (features.detach() * ((step + 0.5) / STEPS)).requires_grad_()
+        (gradient,) = torch.autograd.grad(score(point).sum(), point)
+        total += gradient.float()
+    return total / STEPS * features.detach().float()
+
+
+EXPLAIN: dict[Method, Callable[[Score, Tensor], Tensor]] = {
+    "gradient_x_input": _multiply,
+    "layer_cam": _rectify,
+    "integrated_gradients": _integrate,
+}
+
+
+class _DetachedMixing(TorchFunctionMode):
+    """Attention weights and the scales of layer norms are constants for the gradient: what is mixed is what counts."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").partition(".")[0]
+        if name == "scaled_dot_product_attention":
+            query, key, *rest = args
+            return func(query.detach(), key.detach(), *rest, **kwargs)
+        if name == "layer_norm":
+            return _normalise(*args, **kwargs)
+        found = func(*args, **kwargs)
+        return found.detach() if name in ("softmax", "_softmax") else found
+
+
+def _normalise(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: object,
+    **__: object,
+) -> Tensor:
+    """``F.layer_norm`` with a scale that has no gradient."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    scaled = centred * (centred.detach().square().mean(axes, keepdim=True) + eps).rsqrt()
+    scaled = scaled if weight is None else scaled * weight
+    return scaled if bias is None else scaled + bias

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from exitlens.functional.maps import as_distribution
+from exitlens.functional.relevance import gradient_x_input, log_probability, mix_target
+
+
+def test_it_is_exact_where_the_score_is_linear():
+    features = torch.tensor([[[1.0, -2.0, 0.0]], [[0.5, 3.0, 1.0]]], requires_grad=True)  # (2,1,3)
+    weight = torch.tensor([2.0, 1.0, -1.0])
+    scores = (features * weight).sum((1, 2)) + 5.0
+    found = gradient_x_input(scores, features)
+    assert found.tolist() == [[[2.0, -2.0, 0.0]], [[1.0, 3.0, -1.0]]]
+    torch.testing.assert_close(found.sum((1, 2)), scores.detach() - 5.0)
+    assert not found.requires_grad
+
+
+def test_the_graph_stays_if_it_is_needed():
+    x = torch.ones(2, 3, requires_grad=True)
+    scores = x.square().sum(1)
+    first = gradient_x_input(scores, x, retain_graph=True)
+    scores.sum().backward()
+    assert first.tolist() == x.grad.tolist() == [[2.0] * 3] * 2
+
+
+def test_targets_by_hand():
+    relevance = torch.tensor([[[4.0, -8.0], [0.0, 2.0]], [[-1.0, -1.0], [-1.0, -1.0]]])
+    attention = torch.tensor([[[0.1, 0.6], [0.1, 0.2]], [[0.7, 0.1], [0.1, 0.1]]], requires_grad=True)
+    alone, product = mix_target(relevance, attention, share=False), mix_target(relevance, attention, share=True)
+    torch.testing.assert_close(alone[0], torch.tensor([[4.0, 0.0], [0.0, 2.0]]) / 6)
+    torch.testing.assert_close(product[0], torch.tensor([[0.4, 0.0], [0.0, 0.4]]) / 0.8)
+    for target in (alone, product):
+        torch.testing.assert_close(target[1], attention[1].detach())  # nothing speaks for the answer
+        assert not target.requires_grad
+
+
+def test_targets_are_on_the_coarser_grid_and_tiny_values_do_not_vanish():
+    fine = torch.zeros(1, 4, 4)
+    fine[0, 0, 0], fine[0, 3, 3] = 1e-30, 3e-30
+    attention = as_distribution(torch.ones(1, 2, 2))
+    target = mix_target(fine, attention, share=True)
+    torch.testing.assert_close(target, torch.tensor([[[0.25, 0.0], [0.0, 0.75]]]))
+
+
+def test_sequences_keep_their_padding_empty():
+    relevance, attention = torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])
+    assert mix_target(relevance, attention, share=True).tolist() == [[0.25, 0.75, 0.0]]
+    assert mix_target(-relevance, attention, share=False).tolist() == [[0.5, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_log_probabilities_are_in_float32(dtype):
+    logits = torch.tensor([[2.0, 0.0]], dtype=dtype)
+    found = log_probability(logits, torch.tensor([0]))
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(-0.126928, abs=1e-6)

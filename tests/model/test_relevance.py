@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.relevance import METHODS
+from tests.texts import make_text_net, make_texts
+
+
+class LinearNet(nn.Module):
+    """Linear from the features of exit 0 to the logits: relevance can be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 1, 1, bias=False)
+        self.b = nn.Conv2d(1, 1, 1, bias=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(1, 2)
+        for conv, value in ((self.a, 2.0), (self.b, 3.0)):
+            nn.init.constant_(conv.weight, value)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.b(self.a(x))).flatten(1))
+
+
+def answer(net, images):
+    with torch.no_grad():
+        return [out.logits for out in net.eval()(images)]
+
+
+def test_by_hand_through_a_linear_stage():
+    """Logits are w * mean(6 x) + b, and the log-probability of class 0 falls by p1 for every unit of the difference."""
+    net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
+    x = torch.arange(-4.0, 12.0).view(1, 1, 4, 4)
+    weight = net.head(1).tail.body.get_submodule("fc").weight.detach().flatten()
+    probability = answer(net, x)[1].softmax(1)[0, 1]
+    by_hand = (weight[0] - weight[1]) * probability * 6 * x[0] / 16
+    found = xl.compute_relevance(net, x, labels=torch.tensor([0]))
+    torch.testing.assert_close(found, by_hand)
+    torch.testing.assert_close(xl.compute_relevance(net, x, labels=torch.tensor([0]), at=1), by_hand)  # the same, later
+
+
+@pytest.mark.parametrize("exit", [0, 1, 2])
+def test_integrated_gradients_add_up(net, images, exit):
+    """The sum over places is what the answer has gained over features of 0."""
+    found = xl.compute_relevance(net, images, exit=exit, method="integrated_gradients")
+    labels = answer(net, images)[exit].argmax(1)
+    with torch.no_grad():
+        features = net.stage(0)(images)[0]
+
+        def score(values):
+            for stage in net.stages[1 : exit + 1]:
+                (values,) = stage(values)
+            return net.head(exit).classify(values).log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+
+        gained = score(features) - score(torch.zeros_like(features))
+    torch.testing.assert_close(found.sum((1, 2)), gained, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_have_the_grid_of_the_features_and_nothing_is_changed(net, images, method):
+    net.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for at, grid in ((0, (8, 8)), (1, (4, 4)), (2, (4, 4))):
+        found = xl.compute_relevance(net, images, at=at, method=method)
+        assert found.shape == (len(images), *grid)
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
+        assert found.lt(0).any() == (method != "layer_cam")
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_it_is_what_training_uses(net, images):
+    labels = torch.tensor([0, 1, 2, 3] * 10)
+    _, wanted = net.eval().with_relevance(images, labels)
+    torch.testing.assert_close(xl.compute_relevance(net, images, labels=labels), wanted)
+
+
+def test_inference_mode_is_no_hindrance(net, images):
+    wanted = xl.compute_relevance(net, images)
+    with torch.inference_mode():
+        assert torch.equal(xl.compute_relevance(net, images + 0), wanted)
+
+
+def test_every_sample_by_itself(net, images):
+    whole = xl.compute_relevance(net, images)
+    torch.testing.assert_close(xl.compute_relevance(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_padding_of_texts_is_0(detached):
+    net, inputs = make_text_net(), make_texts(6)
+    found = xl.compute_relevance(net, inputs, detached=detached)
+    real = inputs["attention_mask"].bool()
+    real[:, 0] = False
+    assert found[~real].eq(0).all()
+    assert found[real].ne(0).all()
+
+
+def test_detached_mixing_leaves_the_answer_and_changes_the_gradient():
+    net, inputs = make_text_net(), make_texts(6)
+    plain, detached = (xl.compute_relevance(net, inputs, detached=value) for value in (False, True))
+    assert not torch.allclose(plain, detached, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"exit": 3}, "exit: expected a number from 0 to 2, got 3"),
+        ({"exit": 0, "at": 1}, "at: expected a number from 0 to 0, got 1"),
+        ({"at": -1}, "at: expected"),
+        ({"method": "saliency"}, "method: expected one of"),
+        ({"labels": torch.tensor([9] * 40)}, r"labels: expected values in \[0, 4\)"),
+        ({"labels": torch.tensor([0])}, "labels: expected"),
+    ],
+)
+def test_bad_arguments(net, images, values, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.compute_relevance(net, images, **values)
