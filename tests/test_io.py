@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import exitlens as xl
 from exitlens import io
@@ -77,3 +78,18 @@ def test_a_full_disk_is_an_error_of_ours(tmp_path, monkeypatch):
     store.add("a", torch.zeros(3))
     with pytest.raises(xl.OutputError, match=r"trace_dir: .* cannot take the trace .*No space left"):
         store.add("a", torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "cause", [SafetensorError("I/O error: No space left on device"), OSError(28, "No space left on device")]
+)
+def test_tensors_on_a_full_disk_are_an_error_of_ours(tmp_path, monkeypatch, cause):
+    io.write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {"n": 1})
+
+    def fail(*_, **__):
+        raise cause
+
+    monkeypatch.setattr(io, "save_file", fail)
+    with pytest.raises(xl.OutputError, match=r"x\.safetensors cannot be written .*No space left.*: make room"):
+        io.write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"n": 2})
+    assert io.read_tensors(tmp_path / "x.safetensors")[1] == {"n": 1}  # what was there stays

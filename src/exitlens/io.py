@@ -47,10 +47,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON note as safetensors, atomically."""
+    """Writes tensors and a JSON note as safetensors, atomically; raises :class:`OutputError` where the disk is full."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with replace_atomically(path) as temporary:
-        save_file(plain, temporary, metadata={"note": json.dumps(note)})
+    try:
+        with replace_atomically(path) as temporary:
+            save_file(plain, temporary, metadata={"note": json.dumps(note)})
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"out: {path} cannot be written ({error}): make room there, or choose another directory "
+            "(a fit goes on from its last whole epoch with --resume)"
+        ) from error
 
 
 def write_manifest(path: Path, files: Sequence[Path], facts: Mapping[str, Any]) -> None:

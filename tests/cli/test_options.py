@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 import exitlens as xl
-from exitlens.cli.options import EGT_WEIGHT, literal, show, show_skipped
+from exitlens.cli.options import EGT_WEIGHT, console, literal, show, show_skipped
 
 HELP = """
 import sys
@@ -78,3 +78,11 @@ def test_a_warning_of_ours_is_one_line(call, monkeypatch):
         monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: shown.append(str(message)))
         assert call()[2] == "warning: the disk is full\n"
     assert shown == ["another"]
+
+
+def test_names_of_files_are_never_cut_off_in_tables(capsys, monkeypatch):
+    monkeypatch.setattr(console, "width", 40)
+    path = "photos/some/deep/folder/with_a_long_name__17.png"
+    show(False, {}, "", [["file", "label", "confidence"], [path, "cat", "0.5"]])
+    shown = "".join(line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│"))
+    assert shown == path

@@ -183,3 +183,13 @@ def test_other_things_than_paths_policies_and_modules_are_refused(net, tmp_path)
     ):
         with pytest.raises(xl.InputError, match=f"{name}: expected"):
             call()
+
+
+def test_a_full_disk_while_weights_are_saved(net, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("exitlens.io.save_file", fail)
+    with pytest.raises(xl.BundleError, match=r"bundle cannot be written .*No space left"):
+        xl.save(net, None, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []

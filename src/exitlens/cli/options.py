@@ -88,7 +88,9 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
     from rich.table import Table
 
     rows = rows or [["", "value"], *[[k, f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in values.items()]]
-    table = Table(*map(literal, rows[0]), title=literal(title) or None, title_justify="left")
+    table = Table(title=literal(title) or None, title_justify="left")
+    for name in rows[0]:  # the end of a file's name is what tells it from others, so it is never cut off
+        table.add_column(literal(name), overflow="fold" if name == "file" else "ellipsis")
     for row in rows[1:]:
         table.add_row(*map(literal, row))
     console.print(table)

@@ -21,7 +21,7 @@ from exitlens.modalities import IMAGE, Modality
 from exitlens.types import Preprocess
 
 LOADED_AT_ONCE = 64
-MEND = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read (a fit goes on with --resume)"
+MEND = "repair it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read (a fit goes on with --resume)"
 
 
 class LazyImages(Dataset[tuple[Tensor, Tensor]]):

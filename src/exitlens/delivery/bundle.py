@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, require
+from exitlens.errors import BundleError, ExitlensError, InputError, OutputError, OutputExistsError, require
 from exitlens.io import read_tensors, write_manifest, write_tensors
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
@@ -54,7 +54,7 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
         temporary.mkdir(parents=True)
         _write_files(temporary, net, policy, fingerprint)
         _swap(temporary, target)
-    except OSError as error:
+    except (OSError, OutputError) as error:
         raise BundleError(f"directory: {target} cannot be written ({error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

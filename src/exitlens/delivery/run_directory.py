@@ -53,7 +53,9 @@ def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
     if out.exists() and any(out.iterdir()) and not resume:
         raise OutputExistsError(f"out: {out} exists and is not empty: choose another directory, or pass --resume")
     if path.exists() and _parse_source(path) != source:
-        raise DataError(f"data: {path} was made with other data: pass the same, or another --out")
+        raise DataError(
+            f"data: {path} was made with other data: pass the same files (none added or removed), or another --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, source.to_dict())
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.data.lazy import Images
+from exitlens.data.lazy import Images, LazyImages
 from exitlens.delivery.explanations.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
@@ -51,11 +51,19 @@ def pick_images(subject: Subject, data: Images, count: int) -> list[int]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
     pool = order[:POOL]
     answers = explain_batch(subject.net, data.subset(pool).inputs, subject.policy)
+    pool = pool[_find_readable(data, pool)]  # reading them has told which are not
     queues = [[i for i, why in enumerate(answers) if why.answered == k] for k in range(subject.net.num_exits)]
     picked: list[int] = []
     while len(picked) < count and any(queues):
         picked += [queue.pop(0) for queue in queues if queue]
     return pool[sorted(picked[:count], key=lambda i: answers[i].answered)].tolist()
+
+
+def _find_readable(data: Images, rows: Tensor) -> Tensor:
+    """Which ``rows`` can be read, as a mask: bad images that are skipped have no answer."""
+    if not isinstance(data, LazyImages):
+        return torch.ones(len(rows), dtype=torch.bool)
+    return torch.tensor([row not in data.unreadable for row in data.rows[rows].tolist()], dtype=torch.bool)
 
 
 def _explain_rule(view: ExitView, is_final: bool) -> list[str]:
