@@ -97,6 +97,8 @@ def test_groups_stay_together_and_come_along(folder, tmp_path, call):
     assert code == 0, err
     assert "splits: by us: 70% train, 10% validation, 10% calibration, 10% test" in out
     assert r"groups by '\d(\d)\.png$': 10, of which 7 in train, 1 in validation" in " ".join(out.split())
+    assert "images of 2 classes (" in out
+    assert "no two samples are in one group" not in out
     assert json.loads((tmp_path / "r" / "data.json").read_text())["group_by"] == r"\d(\d)\.png$"
     code, out, err = call("calibrate", "--bundle", tmp_path / "r", "--max-accuracy-drop", "0.5", *words, "--json")
     assert code == 0, err

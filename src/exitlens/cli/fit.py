@@ -54,7 +54,10 @@ def fit(
     cache: Cache = None,
     size: Annotated[
         int,
-        of_data(help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64)."),
+        of_data(
+            help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64).",
+            show_default=False,
+        ),
     ] = 0,
     backbone: Annotated[str, of_network(help=options.BACKBONES)] = "small",
     exits: Annotated[

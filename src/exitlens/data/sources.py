@@ -172,13 +172,24 @@ class DataSource:
 
 
 def describe_parts(parts: Parts, source: DataSource, found: Mapping[Split, SampleSet]) -> tuple[str, ...]:
-    """Lines for people: where the splits come from, how many groups there are, and what is not used."""
+    """Lines for people: where the splits come from, samples, classes and groups, and what is not used."""
     lines = [f"splits: {plan_splits(tuple(parts.sets), source.name)}", *([parts.columns] if parts.columns else [])]
     if source.group_by:
         counts = [f"{len(part.groups.unique())} in {split}" for split, part in found.items() if part.groups is not None]
         lines.append(f"groups by '{source.group_by}': {len(parts.group_names)}, of which {', '.join(counts)}")
+        if all(part.groups is not None and len(part.groups.unique()) == len(part) for part in found.values()):
+            lines[-1] += ": no two samples are in one group"
+    lines.append(", ".join(f"{split}: {describe_classes(part)}" for split, part in found.items()))
     lines += [f"{name!r} has no labels and is not used" for name in parts.unlabelled]
     return tuple(lines)
+
+
+def describe_classes(part: SampleSet) -> str:
+    """How many samples and classes a split has, and of how many samples each class."""
+    counts = part.labels.bincount(minlength=len(part.classes))
+    least, most = int(counts.min()), int(counts.max())
+    each = f"{least} each" if least == most else f"{least} to {most} each"
+    return f"{len(part):,} {part.modality.plural} of {len(part.classes)} classes ({each})"
 
 
 def open_source(

@@ -29,6 +29,9 @@ def test_groups_of_a_folder_by_file_names(folder):
     for part in loaded.sets.values():
         assert all(f"animal{group:02}_" in part.name(i) for i, group in enumerate(part.groups.tolist()))
     assert loaded.notes[1].startswith(r"groups by 'animal(\d+)': 12, of which 6 in train")
+    assert loaded.notes[2].startswith("train: 24 images of 2 classes (")
+    alone = open_source(str(folder), size=8, group_by=r"(animal.+)").load_splits(SPLITS)
+    assert alone.notes[1].endswith("no two samples are in one group")
     assert not torch.equal(source.load("train").labels, open_source(str(folder), size=8).load("train").labels)
     with pytest.raises(xl.DataError, match=r"finds no group in 48 of 48 file names, such as 'ant/animal00_0.png'"):
         open_source(str(folder), group_by=r"bird\d").load("train")

@@ -124,8 +124,12 @@ class TrainingRun:
             self.out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
-        if written.exists() and self._read_record(written) != json.loads(json.dumps(record)):
-            raise TrainingError(f"resume: {written} was made with other arguments: pass the same ones or another out_dir")
+        before, now = self._read_record(written) if written.exists() else record, json.loads(json.dumps(record))
+        if written.exists() and before != now:
+            others = ", ".join(_name_differences(before, now))
+            raise TrainingError(
+                f"resume: {written} was made with other arguments ({others}): pass the same ones or another out_dir"
+            )
         record_launch(self.out_dir)
         write_json(written, record)
         return (self.out_dir / LAST).exists()
@@ -255,3 +259,15 @@ class TrainingRun:
             load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
         return self.best_epoch if keep == "best" else self.epochs_done
+
+
+def _name_differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What two records of a run differ in, with both values where they are short."""
+    for part in now:
+        old, new = before.get(part), now[part]
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            old, new = {part: old}, {part: new}
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                was, now_is = str(old.get(name)), str(new.get(name))
+                yield f"{name} {was}, now {now_is}" if len(was + now_is) < 60 else name
