@@ -247,8 +247,8 @@ def test_resume_with_other_data_or_damaged_settings(tiny_set, tmp_path):
     xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
     with pytest.raises(xl.TrainingError, match=r"other arguments \(length 32, now 20\)"):
         xl.fit(make_net(), tiny_set.first(20), tiny_set, out_dir=tmp_path / "r", resume=True, **QUICK)
+    others = {"loss": xl.EGTLoss(weight=2.0), **QUICK, "epochs": 5}
     with pytest.raises(xl.TrainingError, match=r"other arguments \(epochs 3, now 5, weight 1.0, now 2.0\)"):
-        others = {"loss": xl.EGTLoss(weight=2.0), **QUICK, "epochs": 5}
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **others)
     (tmp_path / "r" / "settings.json").write_text("{")
     with pytest.raises(xl.TrainingError, match="damaged"):
