@@ -46,15 +46,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON note as safetensors, atomically; raises :class:`OutputError` where the disk is full."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], name: str = "out") -> None:
+    """Writes tensors and a JSON note as safetensors, atomically.
+
+    Raises :class:`OutputError`, which names the argument ``name``, where the disk is full or the directory does not exist.
+    """
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         with replace_atomically(path) as temporary:
             save_file(plain, temporary, metadata={"note": json.dumps(note)})
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"out: {path} cannot be written ({error}): make room there, or choose another directory "
+            f"{name}: {path} cannot be written ({error}): make room there, or choose a directory that exists and has some "
             "(a fit goes on from its last whole epoch with --resume)"
         ) from error
 

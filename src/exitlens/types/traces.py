@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from exitlens.errors import BundleError, InputError, OutputError
+from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.words import exit_name
@@ -148,14 +147,8 @@ class Trace:
             tensors |= {name: one for name, one in named.items() if one is not None}
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
-        try:
-            write_tensors(
-                Path(path), alone, {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
-            )
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"path: {path} cannot be written ({error}): choose a directory that exists and has room"
-            ) from error
+        note = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
+        write_tensors(Path(path), alone, note, "path")
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
