@@ -184,3 +184,11 @@ def test_processes_that_torchrun_started_again_do_not_meet_those_before_them(mon
     stores[0].set("address", "gone")
     assert stores[0].check(["address"])
     assert not stores[1].check(["address"])
+
+
+def test_neighbours_of_one_kind_travel_together(monkeypatch):
+    monkeypatch.setattr(module, "BUCKET", 5)
+    kinds = [(3, torch.float32), (3, torch.float32), (4, torch.float32), (2, torch.float64), (1, torch.float64)]
+    tensors = [torch.zeros(size, dtype=kind) for size, kind in kinds]
+    assert list(module.fill_buckets(tensors)) == [[0, 1], [2], [3, 4]]
+    assert list(module.fill_buckets([])) == []

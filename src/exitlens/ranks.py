@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -144,19 +145,15 @@ class Ranks:
 
     def _in_buckets(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
         """Exchanges tensors flat and a few million numbers at a time: a message each would cost more than its contents."""
-        bucket: list[Tensor] = []
-        for i, tensor in enumerate(tensors):
-            bucket.append(tensor)
-            after = tensors[i + 1] if i + 1 < len(tensors) else None
-            full = sum(one.numel() for one in bucket) >= BUCKET
-            if after is None or full or (after.dtype, after.device) != (tensor.dtype, tensor.device):
-                alone = len(bucket) == 1 and tensor.is_contiguous()
-                flat = tensor.detach().view(-1) if alone else torch.cat([one.detach().reshape(-1) for one in bucket])
-                self._run(lambda flat=flat: exchange(flat))  # type: ignore[misc]
-                for one, values in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-                    if not alone:
-                        one.detach().copy_(values.view(one.shape))
-                bucket = []
+        for held in fill_buckets(tensors):
+            bucket = [tensors[i].detach() for i in held]
+            if len(bucket) == 1 and bucket[0].is_contiguous():
+                self._run(partial(exchange, bucket[0].view(-1)))
+                continue
+            flat = torch.cat([one.reshape(-1) for one in bucket])
+            self._run(partial(exchange, flat))
+            for one, values in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                one.copy_(values.view(one.shape))
 
     def _run(self, exchange: Callable[[], Any]) -> None:
         try:
@@ -167,6 +164,21 @@ class Ranks:
                 f"process {self.rank} of {self.size} lost the others ({reason}): one of them ended or waited too long. "
                 f"Start again (exitlens fit --resume goes on from the last epoch); {TIMEOUT} sets the seconds to wait"
             ) from error
+
+
+def fill_buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Places of neighbouring tensors of one dtype and device, :data:`BUCKET` numbers and more together."""
+    held: list[int] = []
+    numbers = 0
+    for i, tensor in enumerate(tensors):
+        first = tensors[held[0]] if held else tensor
+        if numbers >= BUCKET or (tensor.dtype, tensor.device) != (first.dtype, first.device):
+            yield held
+            held, numbers = [], 0
+        held.append(i)
+        numbers += tensor.numel()
+    if held:
+        yield held
 
 
 ALONE = Ranks()

@@ -22,7 +22,7 @@ from exitlens.data.batches import Batch, as_batch, check_common_order
 from exitlens.errors import InputError
 from exitlens.io import write_text
 from exitlens.launch import count_restarts, name_launch
-from exitlens.ranks import BUCKET, Ranks
+from exitlens.ranks import Ranks, fill_buckets
 from exitlens.types.inputs import count_rows, map_inputs
 
 LAUNCH = "launch"  # in a run directory: which torchrun it belongs to
@@ -74,26 +74,12 @@ class SharedGradients:
 
     def _make_buckets(self) -> None:
         """Gives every parameter its place: a few million numbers of one kind travel together."""
-        for held in _fill_buckets(self.parameters):
+        for held in fill_buckets(self.parameters):
             sizes = [self.parameters[i].numel() for i in held]
             flat = self.parameters[held[0]].detach().new_empty(sum(sizes))
             self._buckets.append((flat, held))
             for i, part in zip(held, flat.split(sizes), strict=True):
                 self._slots.append(_shape_like(part, self.parameters[i]))
-
-
-def _fill_buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Places of neighbouring tensors of one dtype and device, :data:`~exitlens.ranks.BUCKET` numbers and more together."""
-    held: list[int] = []
-    for i, tensor in enumerate(tensors):
-        first = tensors[held[0]] if held else tensor
-        full = sum(tensors[j].numel() for j in held) >= BUCKET
-        if full or (tensor.dtype, tensor.device) != (first.dtype, first.device):
-            yield held
-            held = []
-        held.append(i)
-    if held:
-        yield held
 
 
 def _shape_like(flat: Tensor, parameter: Tensor) -> Tensor:
