@@ -24,7 +24,7 @@ from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, Hea
 from exitlens.model.info import Final, NetworkInfo
 from exitlens.model.input_spec import InputSpec, check_example
 from exitlens.model.layouts import KINDS, Kind
-from exitlens.model.necks import NECK_SHARE, fit_neck
+from exitlens.model.necks import LEAST_SIDE, NECK_SHARE, fit_neck
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors, map_inputs
 
@@ -56,8 +56,10 @@ def attach(
         placement: with a number in ``at``, equal shares of ``"cost"`` (multiply-accumulates), or of the ``"time"`` that the
             backbone takes on this machine; near a tie, the next run may choose a neighbouring place.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: the early exits get a
-            :class:`~exitlens.model.necks.ContextNeck` before it (images only); early answers are much better for about 1 %
-            more cost, and every early map lies on the final exit's grid. ``"average"``: average pooling, for comparison.
+            :class:`~exitlens.model.necks.ContextNeck` before it (images only); early answers are much better for some 4 %
+            more cost, and all maps lie on one grid. Where the last features have fewer than 7 locations a side and earlier
+            ones more, that is the grid of the earlier ones, which the final head reads, too. ``"average"``: average
+            pooling, for comparison.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
@@ -73,7 +75,7 @@ def attach(
     example = map_inputs(example, lambda t: t[:1].detach())
     with preserve_state(module):
         at = place_exits(module, example, at, layout, placement=placement) if isinstance(at, int) else at
-        pieces = _split_and_verify(module, at, example, layout)
+        pieces = _split_and_verify(module, at, example, layout, LEAST_SIDE if head == "context" and final == "head" else 0)
         if at and math.prod(pieces.sizes[-1]) == 1:
             raise AttachError(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
@@ -122,16 +124,18 @@ def _check_arguments(
     return check_example(example)
 
 
-def _split_and_verify(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None) -> Pieces:
+def _split_and_verify(
+    module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, least_side: int
+) -> Pieces:
     """The pieces, proved equal to the plain backbone: by torch.fx, or where those are not equal, by torch.export."""
-    pieces = split(module, at, example, layout)
+    pieces = split(module, at, example, layout, least_side=least_side)
     try:
         verify(pieces)
     except TraceMismatchError as mismatch:
         if pieces.exact_size:  # torch.export it was
             raise
         try:
-            pieces = split(module, at, example, layout, export=True)
+            pieces = split(module, at, example, layout, export=True, least_side=least_side)
             verify(pieces)
         except AttachError:
             raise mismatch from None
@@ -166,11 +170,17 @@ def _make_head(kind: HeadKind, pieces: Pieces, k: int, num_classes: int, plain: 
     channels, layout, size, last = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], len(pieces.stages) - 1
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
-    if kind == "evidence" or k == last:
+    lateral = pieces.lateral
+    if kind == "evidence" or (k == last and lateral is None):
         return EvidenceHead(channels, num_classes, layout)
     if len(size) != 2 or len(pieces.sizes[-1]) != 2:
         raise HeadError("head: 'context' mixes over the plane of an image: for sequences, take 'evidence'")
-    return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, pieces.sizes[-1], NECK_SHARE * plain / last))
+    budget = NECK_SHARE * plain / (last if lateral is None else last + 1)
+    if lateral is None or not lateral.carried[k]:
+        grid = pieces.sizes[-1] if lateral is None else lateral.size
+        return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, grid, budget))
+    neck = fit_neck(channels, size, lateral.size, budget, lateral.channels)
+    return EvidenceHead(channels, num_classes, layout, neck, lateral.layout)
 
 
 def _is_exact(pieces: Pieces, name: str, head: ExitHead) -> bool:

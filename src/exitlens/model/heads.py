@@ -35,6 +35,11 @@ class ExitHead(nn.Module, ABC):
         """The part of the logits, ``(C,)``, that no location adds to."""
         return cast(nn.Linear, self.classifier).bias
 
+    @property
+    def reads(self) -> int:
+        """How many of the activations it reads: the features, and a padding mask or a lateral map."""
+        return 1 + self.layout.masked
+
     @abstractmethod
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``, without evidence: for adaptive inference with maps."""
@@ -70,31 +75,43 @@ class EvidenceHead(ExitHead):
         num_classes: ``C``.
         layout: how the features lie in memory; by default ``(B,D,H,W)``.
         neck: small layers before it (:class:`~exitlens.model.necks.ContextNeck`); its locations are the map's.
+        lateral: how the finer map lies in memory that a neck takes beside the features.
     """
 
     exact_evidence = True
 
     def __init__(
-        self, channels: int, num_classes: int, layout: Layout | None = None, neck: ContextNeck | None = None
+        self,
+        channels: int,
+        num_classes: int,
+        layout: Layout | None = None,
+        neck: ContextNeck | None = None,
+        lateral: Layout | None = None,
     ) -> None:
         super().__init__()
-        self.layout = layout or Layout()
+        self.layout, self.lateral = layout or Layout(), lateral
         self.neck = neck
-        width = channels if neck is None else neck.channels
-        self.classifier = nn.Linear(width, num_classes)
-        self.attend = nn.Linear(width, 1, bias=False)
+        self.classifier = nn.Linear(channels if neck is None else neck.channels, num_classes)
+        self.attend = nn.Linear(channels if neck is None else neck.width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
+
+    @property
+    def reads(self) -> int:
+        """How many of the activations it reads."""
+        return super().reads + (self.lateral is not None)
 
     def pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
         """Activations -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
         located = self.layout.canonical(activations[0])
         if self.neck is not None:
-            located = self.neck(located)
+            located = self.neck(located, None if self.lateral is None else self.lateral.canonical(activations[1]))
         flat = located.flatten(2)  # (B,D,N)
         rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
         weight = self.attend.weight.to(flat.dtype)
+        wide = weight.shape[1]  # what a neck adds behind its own features is not attended by
         # each memory order has its fast product
-        scores = (F.linear(rows, weight) if flat.stride(1) == 1 else (weight @ flat).transpose(1, 2)).float()  # (B,N,1)
+        by_rows = flat.stride(1) == 1
+        scores = (F.linear(rows[..., :wide], weight) if by_rows else (weight @ flat[:, :wide]).transpose(1, 2)).float()
         keep = self.locations(*activations)
         if keep is not None:
             scores = scores.masked_fill(~keep[..., None], -torch.inf)

@@ -1,4 +1,4 @@
-"""Small layers between a shallow stage and its exit head: they let the exit see the whole image at little cost."""
+"""Small layers between a stage and its exit head: shallow exits get the view they lack, deep ones a finer map."""
 
 from __future__ import annotations
 
@@ -6,40 +6,50 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 KERNEL, DEPTH, WIDEST, NARROWEST = 5, 2, 256, 16
 NECK_SHARE = 0.04  # of the plain backbone's MACs, for all necks together
+LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features as fine
 
 
 class ContextNeck(nn.Module):
-    """Averages the features to a coarser grid and mixes them over it: 1x1 and depthwise 5x5 convolutions, in turn.
+    """Brings the features to the grid of the maps and mixes them over it, by residual pairs of depthwise 5x5 and 1x1 convolutions.
 
     An early stage sees a small part of the image at every location, so its exit can neither tell the object from the
     background nor look where the final exit looks. Exits with layers of their own are those of MSDNet (arXiv 1703.09844)
-    and Shallow-Deep Networks (arXiv 1810.07052); depthwise-separable ones (arXiv 1704.04861) on the final exit's grid cost
-    about 1 % of the backbone.
+    and Shallow-Deep Networks (arXiv 1810.07052); depthwise-separable ones are of arXiv 1704.04861. Finer features are
+    brought to the grid by a convolution over whole cells, which stays centred. Coarser ones are enlarged and added to those
+    of an earlier stage, as in feature pyramids (arXiv 1612.03144): the map is as fine as these, and the deep features
+    still say what is there: they are handed on, enlarged, behind the mixed ones, for evidence but not for attention.
 
     Args:
-        channels: of the features ``(B,D,H,W)``.
-        width: channels of the convolutions, and of what comes out.
-        shrink: factor by which height and width are averaged down first.
+        channels: ``D`` of the features ``(B,D,H,W)``.
+        width: channels of the convolutions.
+        shrink: factor by which height and width become smaller.
+        lateral: channels of the map ``(B,L,h,w)`` whose grid the features are brought to; 0: none is given.
     """
 
-    def __init__(self, channels: int, width: int, shrink: int = 1) -> None:
+    def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0) -> None:
         super().__init__()
-        self.shrink = shrink
-        self.channels = width
-        self.inlet = _Step(channels, width, 1)
-        self.mixers = nn.Sequential(*(_Step(width, width, kernel) for kernel in [KERNEL, 1] * DEPTH))
+        self.shrink, self.width = shrink, width
+        self.channels = width + channels * bool(lateral)  # of what comes out
+        self.inlet = _Step(channels, width, shrink, shrink)
+        self.lateral = _Step(lateral, width) if lateral else None
+        self.mixers = nn.Sequential(*(_Mixer(width) for _ in range(DEPTH)))
 
-    def forward(self, features: Tensor) -> Tensor:  # (B,D,H,W) -> (B,channels,H/shrink,W/shrink)
-        """Features with context."""
-        x = F.avg_pool2d(features, self.shrink) if self.shrink > 1 else features
-        x = self.inlet(x.to(self.inlet.conv.weight.dtype))  # in the head's own precision, whatever the stages'
-        return cast(Tensor, self.mixers(x))
+    def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
+        """Features with context, ``(B,width,H/shrink,W/shrink)``; with a lateral map ``(B,width+D,h,w)``."""
+        features = features.to(self.inlet.conv.weight.dtype)  # the head's precision, whatever the stages'
+        x = self.inlet(features)
+        if self.lateral is None or lateral is None:
+            return cast(Tensor, self.mixers(F.relu(x)))
+        beside = self.lateral(lateral.to(features.dtype))
+        mixed = self.mixers(F.relu(_enlarge(x, beside) + beside))
+        return torch.cat([mixed, _enlarge(features, beside).to(mixed.dtype)], 1)
 
     def fuse(self) -> ContextNeck:
         """Folds the batch normalisations into the convolutions, for evaluation; changes and returns this neck."""
@@ -49,32 +59,49 @@ class ContextNeck(nn.Module):
         return self
 
 
-class _Step(nn.Module):
-    """Convolution (depthwise if the kernel is larger than 1), batch normalisation, rectifier."""
+def _enlarge(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+
+class _Step(nn.Module):
+    """Convolution and batch normalisation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        groups = inputs if kernel > 1 else 1
-        self.conv = nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2, groups=groups, bias=False)
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        return cast(Tensor, self.norm(self.conv(x)))
 
 
-def fit_neck(channels: int, size: Sequence[int], final: Sequence[int], budget: float) -> ContextNeck:
-    """The widest neck within a budget of multiply-accumulates, and never below 16 channels where the features have them.
+class _Mixer(nn.Module):
+    """``relu(x + pointwise(relu(depthwise(x))))``."""
 
-    It brings the map from its ``size`` ``(H,W)`` to the ``final`` exit's, where that divides it.
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise, self.pointwise = _Step(width, width, KERNEL, groups=width), _Step(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.pointwise(F.relu(self.depthwise(x))))
+
+
+def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
+    """The widest neck within a budget of multiply-accumulates, and never below 16 channels.
+
+    It brings the map from its ``size`` ``(H,W)`` to the ``grid`` of the maps: by enlarging it where there is a ``lateral``
+    map of so many channels, else by shrinking, where that divides it.
     """
-    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, final, strict=True)}
-    shrink = factors.pop() if len(factors) == 1 else 1
-    locations = math.prod(n // shrink for n in size)
-    width = min(channels, NARROWEST)
-    while width + 8 <= min(channels, WIDEST) and locations * _macs_per_location(channels, width + 8) <= budget:
+    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, grid, strict=True)}
+    shrink = factors.pop() if len(factors) == 1 and not lateral else 1
+    locations = math.prod(grid if lateral else [n // shrink for n in size])
+
+    def count_macs(width: int) -> int:
+        inlets = math.prod(size) * channels + locations * lateral
+        return width * inlets + DEPTH * locations * (KERNEL**2 * width + width**2)
+
+    width = NARROWEST
+    while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
         width += 8
-    return ContextNeck(channels, width, shrink)
-
-
-def _macs_per_location(channels: int, width: int) -> int:
-    return channels * width + DEPTH * (KERNEL**2 * width + width**2)
+    return ContextNeck(channels, width, shrink, lateral)

@@ -161,6 +161,28 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
     return maps[-1]
 
 
+def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int) -> fx.Node | None:
+    """The deepest map of an image with ``least_side`` locations a side, where the last features have fewer.
+
+    Of those with the fewest locations it takes none with over twice the channels of the narrowest (the wide middle of an
+    inverted residual block costs much to carry). ``None`` where there is none.
+    """
+    size = find_node_layout(traced, final).size(traced.shape_of(final))
+    if len(size) != 2 or min(size) >= least_side:
+        return None
+    found: list[tuple[int, int, fx.Node]] = []  # locations, channels
+    for node in sorted(set(traced.outputs.values()), key=traced.position):
+        if traced.position(node) < traced.position(final) and len(traced.values.shapes.get(node, ())) == 4:
+            with suppress(AttachError):
+                layout, crossing = check_cut(traced, node)
+                place = layout.size(traced.shape_of(node))
+                if min(place) >= least_side and crossing == [node]:
+                    found.append((place[0] * place[1], layout.channels(traced.shape_of(node)), node))
+    coarsest = [one for one in found if one[0] == min(locations for locations, _, _ in found)]
+    narrowest = min((channels for _, channels, _ in coarsest), default=0)
+    return next((node for _, channels, node in reversed(coarsest) if channels <= 2 * narrowest), None)
+
+
 def reads_first_token(features: fx.Node) -> bool:
     """Whether what follows the features reads their first token (a class token) instead of pooling over all."""
     for user in features.users:

@@ -16,7 +16,9 @@ from exitlens.model.cutting.boundaries import (
     describe_nearest_cut,
     find_cut_nodes,
     find_last_features,
+    find_lateral,
     find_mask,
+    find_node_layout,
     reads_first_token,
 )
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
@@ -57,6 +59,22 @@ class Pieces:
     sizes: list[tuple[int, ...]]
     pooled_linear: str | None
     exact_size: bool
+    lateral: Lateral | None = None
+
+
+@dataclass(frozen=True)
+class Lateral:
+    """A finer map from the middle of the backbone, carried on to the end as activation 1 beside the features.
+
+    Attributes:
+        layout, channels, size: of the map.
+        carried: for each exit, whether it is carried there (the exits before it do not have it yet).
+    """
+
+    layout: Layout
+    channels: int
+    size: tuple[int, ...]
+    carried: tuple[bool, ...]
 
 
 @dataclass
@@ -67,33 +85,52 @@ class _Cuts:
     layouts: list[Layout]
     parts: list[fx.GraphModule]
     widths: list[int]  # how many tensors each part takes
+    lateral: fx.Node | None
 
 
 def split(
-    backbone: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None = None, export: bool = False
+    backbone: nn.Module,
+    at: Sequence[str],
+    example: Inputs,
+    layout: Kind | None = None,
+    export: bool = False,
+    least_side: int = 0,
 ) -> Pieces:
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
+
+    Where the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to
+    the end (:class:`Lateral`).
 
     Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)
-        training_cuts = _cut(training, at, layout)
+        training_cuts = _cut(training, at, layout, least_side)
         evaluation = trace(backbone, False, example, export)
-        cuts = _cut(evaluation, at, layout)
+        cuts = _cut(evaluation, at, layout, least_side)
     if training_cuts.widths != cuts.widths:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(a, b) for a, b in zip(training_cuts.parts, cuts.parts, strict=True)]
     pairs = [(lay, evaluation.shape_of(node)) for lay, node in zip(cuts.layouts, cuts.nodes, strict=True)]
     channels, sizes = [lay.channels(shape) for lay, shape in pairs], [lay.size(shape) for lay, shape in pairs]
     linear, exported = _find_pooled_linear(evaluation, cuts.nodes[-1]), evaluation.exported or training.exported
-    return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported)
+    lateral = _describe_lateral(evaluation, cuts)
+    return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported, lateral)
 
 
-def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None) -> _Cuts:
+def _describe_lateral(traced: TracedBackbone, cuts: _Cuts) -> Lateral | None:
+    if (node := cuts.lateral) is None:
+        return None
+    layout, shape = find_node_layout(traced, node), traced.shape_of(node)
+    place = traced.position(node)
+    return Lateral(layout, layout.channels(shape), layout.size(shape), tuple(traced.position(n) > place for n in cuts.nodes))
+
+
+def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int) -> _Cuts:
     final = find_last_features(traced)
     nodes = [*_find_early_nodes(traced, at, final), final]
-    checked = [_inspect_cut(traced, node, final, kind) for node in nodes]
+    lateral = find_lateral(traced, final, least_side)
+    checked = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
     layouts, activations = [layout for layout, _ in checked], [crossing for _, crossing in checked]
     if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
         layouts = [replace(layout, prefix=1) for layout in layouts]
@@ -102,7 +139,7 @@ def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None) -> _Cuts:
     ends = [0, *(traced.position(node) + 1 for node in nodes), len(traced.nodes) - 1]  # the last node is the output
     runs = [traced.nodes[start:end] for start, end in pairwise(ends)]
     parts = [_make_part(traced, *part) for part in zip(runs, incoming, outgoing, strict=True)]
-    return _Cuts(nodes, layouts, parts, [len(tensors) for tensors in incoming])
+    return _Cuts(nodes, layouts, parts, [len(tensors) for tensors in incoming], lateral)
 
 
 def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node) -> list[fx.Node]:
@@ -121,8 +158,10 @@ def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node)
     return nodes
 
 
-def _inspect_cut(traced: TracedBackbone, node: fx.Node, final: fx.Node, kind: Kind | None) -> tuple[Layout, list[fx.Node]]:
-    """The layout at a cut, and what crosses it: features, padding mask where there is one, whatever else is needed."""
+def _inspect_cut(
+    traced: TracedBackbone, node: fx.Node, final: fx.Node, kind: Kind | None, lateral: fx.Node | None
+) -> tuple[Layout, list[fx.Node]]:
+    """The layout at a cut, and what crosses it: features, padding mask or lateral map where there is one, what else is needed."""
     place = traced.position(node)
     try:
         layout, crossing = check_cut(traced, node, kind)
@@ -131,6 +170,8 @@ def _inspect_cut(traced: TracedBackbone, node: fx.Node, final: fx.Node, kind: Ki
         raise AttachError(f"{where}{error}" + describe_nearest_cut(traced, place, traced.position(final))) from error
     mask = find_mask(traced)
     first = [node] if mask is None else [node, mask]
+    if lateral is not None and traced.position(lateral) < place:
+        first = [node, lateral]  # an image has no mask
     return layout, [*first, *(n for n in crossing if n not in first)]
 
 

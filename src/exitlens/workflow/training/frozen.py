@@ -91,7 +91,7 @@ class CachedHeads(nn.Module):
         activations, found = net.unpack(inputs), dict[str, Tensor]()
         for k, (stage, frozen) in enumerate(zip(net.stages, self.frozen, strict=True)):
             activations, head = stage(*activations), net.head(k)
-            parts: Sequence[Tensor] = activations[: 1 + head.layout.masked]
+            parts: Sequence[Tensor] = activations[: head.reads]
             if frozen:
                 outputs = self._run(head, activations)
                 parts = (*outputs, head.features(*activations)) if self.needs_features else outputs
