@@ -143,6 +143,15 @@ def test_a_policy_of_another_network_is_not_saved(net, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_context_heads_of_before_are_refused(tmp_path):
+    net = xl.attach("small", ["layer1"], 4, torch.zeros(1, 3, 16, 16), head="context")
+    manifest = xl.save(net, None, tmp_path / "b") / "manifest.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"format": 2}))
+    with pytest.raises(xl.BundleError, match="context heads had other layers: train it again"):
+        xl.load(tmp_path / "b")
+
+
 def test_a_bundle_of_format_1_predicts_what_it_did():
     directory = Path(__file__).parent / "data" / "bundle_v1"
     net, policy = xl.load(directory, backbone=TinyNet())
@@ -160,10 +169,10 @@ def test_a_bundle_of_format_1_predicts_what_it_did():
     assert len(policy.calibration.fitted_on[0].sketch) == 64
 
 
-def test_a_bundle_of_format_1_is_saved_as_format_2(tmp_path):
+def test_a_bundle_of_format_1_is_saved_as_today(tmp_path):
     net, policy = xl.load(Path(__file__).parent / "data" / "bundle_v1", backbone=TinyNet())
     saved = xl.save(net, policy, tmp_path / "b")
-    assert json.loads((saved / "manifest.json").read_text())["format"] == 2
+    assert json.loads((saved / "manifest.json").read_text())["format"] == 3
     assert "chosen_by" not in json.loads((saved / "policy.json").read_text())
     assert xl.load(saved, backbone=TinyNet())[1] == policy
 

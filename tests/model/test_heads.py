@@ -139,21 +139,27 @@ def test_average_head_leaves_padding_out():
     torch.testing.assert_close(head.with_attention(features, mask)[1], out.attention)
 
 
-def test_exits_with_context_see_the_whole_image_on_the_final_grid():
+@pytest.mark.parametrize(("side", "grid"), [(32, (8, 8)), (16, (8, 8))])
+def test_exits_with_context_see_the_whole_image_on_one_grid(side, grid):
+    """At 32 pixels the final features have that grid; at 16 they have half of it, and the heads read a finer map, too."""
     torch.manual_seed(0)
-    backbone, x = TinyNet().eval(), torch.randn(2, 3, 16, 16)
-    plain = xl.attach(backbone, ["a"], 4, x)
-    net = xl.attach(backbone, ["a"], 4, x, head="context")
-    assert net.head(1).neck is None
+    backbone, x = TinyNet().eval(), torch.randn(2, 3, side, side)
+    plain = xl.attach(backbone, ["a", "b"], 4, x)
+    net = xl.attach(backbone, ["a", "b"], 4, x, head="context")
     assert isinstance(net.head(0).neck, ContextNeck)
     assert net.head_share > plain.head_share
-    out, final = net(x)
-    assert out.attention.shape == final.attention.shape != plain(x)[0].attention.shape
-    torch.testing.assert_close(out.evidence.sum((2, 3)) + net.head(0).classifier.bias, out.logits, rtol=1e-4, atol=1e-4)
+    assert (net.head(2).neck is None) == (side == 32)
     outputs, features = net.with_features(x)
-    assert features[0].shape[2:] == outputs[0].attention.shape[1:]
-    answers = xl.predict(net, x, xl.Policy((0.0,)))
-    torch.testing.assert_close(answers.probabilities, out.logits.softmax(1), rtol=1e-4, atol=1e-5)
+    assert {tuple(out.attention.shape[1:]) for out in outputs} == {grid}
+    for out, head, one in zip(outputs, net.heads, features, strict=True):
+        torch.testing.assert_close(out.evidence.sum((2, 3)) + head.classifier.bias, out.logits, rtol=1e-4, atol=1e-4)
+        assert one.shape[1:] == (head.classifier.in_features, *grid)
+    for k, policy in enumerate([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0)]):
+        answers = xl.predict(net, x, xl.Policy(policy), attention=True)
+        torch.testing.assert_close(answers.probabilities, outputs[k].logits.softmax(1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.stack(answers.attention), outputs[k].attention, rtol=1e-4, atol=1e-5)
+    larger = net(torch.randn(1, 3, side + 8, side + 8))
+    assert len({out.attention.shape for out in larger}) == 1
 
 
 def test_heads_that_do_not_exist_or_fit_are_refused():

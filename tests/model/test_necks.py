@@ -1,5 +1,6 @@
 """Necks by hand, and how wide they may be."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,33 +8,61 @@ from torch import nn
 from exitlens.model.necks import ContextNeck, fit_neck
 
 
-def test_context_neck_equals_its_layers():
-    neck = ContextNeck(6, 6, shrink=2).eval()
+def _unsettle(neck):
     for norm in [m for m in neck.modules() if isinstance(m, nn.BatchNorm2d)]:
         nn.init.normal_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2)
-    x = torch.randn(2, 6, 8, 8)
+    return neck.eval()
 
-    def step(x, s, groups=1):
-        conv = F.conv2d(x, s.conv.weight, padding=s.conv.weight.shape[-1] // 2, groups=groups)
-        n = s.norm
-        return F.relu(F.batch_norm(conv, n.running_mean, n.running_var, n.weight, n.bias))
 
-    with torch.no_grad():
-        expected = step(F.avg_pool2d(x, 2), neck.inlet)
-        for wide, deep in zip(neck.mixers[::2], neck.mixers[1::2], strict=True):
-            expected = step(step(expected, wide, 6), deep)
-        out = neck(x)
-        torch.testing.assert_close(out, expected)
-        assert out.shape == (2, 6, 4, 4)
-        torch.testing.assert_close(neck.fuse()(x), out, rtol=1e-4, atol=1e-5)
+def _step(x, s, **how):
+    n = s.norm
+    return F.batch_norm(F.conv2d(x, s.conv.weight, **how), n.running_mean, n.running_var, n.weight, n.bias)
+
+
+def _mix(x, neck, width):
+    for mixer in neck.mixers:
+        x = F.relu(x + _step(F.relu(_step(x, mixer.depthwise, padding=2, groups=width)), mixer.pointwise))
+    return x
+
+
+@torch.no_grad()
+def test_context_neck_equals_its_layers():
+    neck, x = _unsettle(ContextNeck(6, 5, shrink=2)), torch.randn(2, 6, 8, 8)
+    out = neck(x)
+    torch.testing.assert_close(out, _mix(F.relu(_step(x, neck.inlet, stride=2)), neck, 5))
+    assert out.shape == (2, 5, 4, 4) == (2, neck.channels, 4, 4)
+    torch.testing.assert_close(neck.fuse()(x), out, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in neck.modules())
 
 
-def test_necks_fit_their_budget_and_the_final_grid():
-    neck = fit_neck(96, (20, 20), (10, 10), budget=100 * (96 * 40 + 2 * (25 * 40 + 40**2)))
-    assert (neck.shrink, neck.channels) == (2, 40)
-    assert fit_neck(96, (20, 20), (10, 10), budget=1e12).channels == 96
-    assert fit_neck(512, (7, 7), (7, 7), budget=1e12).channels == 256
+@torch.no_grad()
+def test_a_neck_with_a_lateral_map_hands_on_the_deep_features():
+    neck, deep, fine = _unsettle(ContextNeck(6, 5, lateral=3)), torch.randn(2, 6, 4, 4), torch.randn(2, 3, 7, 8)
+    out = neck(deep, fine)
+    assert (neck.width, neck.channels) == (5, 11)
+    enlarge = torch.nn.Upsample((7, 8), mode="bilinear")
+    expected = _mix(F.relu(enlarge(_step(deep, neck.inlet)) + _step(fine, neck.lateral)), neck, 5)
+    torch.testing.assert_close(out, torch.cat([expected, enlarge(deep)], 1))
+    torch.testing.assert_close(neck.fuse()(deep, fine), out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4])
+def test_a_neck_stays_centred(shrink):
+    neck = _unsettle(ContextNeck(1, 16, shrink))
+    x = torch.zeros(1, 1, 36, 36, requires_grad=True)
+    out = neck(x)
+    middle = out.shape[2] // 2
+    x_gradient = torch.autograd.grad(out[0, :, middle, middle].sum(), x)[0].abs()[0, 0]
+    touched = x_gradient.sum(0).nonzero().flatten().float()
+    assert touched.mean().item() == middle * shrink + (shrink - 1) / 2
+
+
+def test_necks_fit_their_budget_and_the_grid():
+    neck = fit_neck(24, (20, 20), (10, 10), budget=100 * (4 * 24 * 40 + 2 * (25 * 40 + 40**2)))
+    assert (neck.shrink, neck.width) == (2, 40)
+    assert fit_neck(6, (7, 7), (7, 7), budget=1e12).width == 256
     assert fit_neck(6, (7, 7), (3, 3), budget=0).shrink == 1
-    assert fit_neck(6, (8, 8), (4, 4), budget=0).channels == 6
+    assert fit_neck(6, (8, 8), (4, 4), budget=0).width == 16
+    lateral = fit_neck(100, (4, 4), (8, 8), budget=40 * (16 * 100 + 64 * 30) + 2 * 64 * (25 * 40 + 40**2), lateral=30)
+    assert (lateral.shrink, lateral.width, lateral.channels) == (1, 40, 140)

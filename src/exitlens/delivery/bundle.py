@@ -22,7 +22,8 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 
-FORMAT = 2  # in format 1 the policy's record was untyped; Policy.from_dict reads both
+# In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers.
+FORMAT, OTHER_NECKS = 3, 2
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
 
 
@@ -105,8 +106,10 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     require(directory, str | Path, "directory")
     require(backbone, nn.Module | None, "backbone", "the plain module that exits were attached to")
     source = find_bundle(Path(directory))
-    _verify_files(source)
+    form = _verify_files(source)
     values, policy_values = _read_json(source / NETWORK), _read_json(source / POLICY)
+    if form <= OTHER_NECKS and values.get("head") == "context":
+        raise BundleError(f"{source}: of an earlier exitlens, whose context heads had other layers: train it again")
     try:
         tuning = Tuning.from_dict(values.pop("tuning", {}))  # the first bundles have none
         facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
@@ -126,18 +129,20 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     return net.eval(), policy
 
 
-def _verify_files(source: Path) -> None:
-    """Raises :class:`BundleError` unless the bundle's files are those that its manifest lists."""
+def _verify_files(source: Path) -> int:
+    """The bundle's format; raises :class:`BundleError` unless its files are those that its manifest lists."""
     manifest = _read_json(source / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"{source / MANIFEST}: expected checksums: copy the bundle again")
-    if manifest.get("format") not in (1, FORMAT):
-        raise BundleError(f"{source / MANIFEST}: expected format 1 or {FORMAT}, got {manifest.get('format')}")
+    form = manifest.get("format")
+    if not isinstance(form, int) or not 1 <= form <= FORMAT:
+        raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens")
     for name in (WEIGHTS, NETWORK, POLICY):
         if not (source / name).is_file():
             raise BundleError(f"{source / name}: missing: copy the bundle again from where it was saved")
         if _checksum(source / name) != manifest["sha256"].get(name):
             raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
+    return form
 
 
 def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:

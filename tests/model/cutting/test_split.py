@@ -8,6 +8,7 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.cutting.split import split
+from exitlens.model.cutting.verify import verify
 from tests.conftest import TinyNet
 
 
@@ -257,3 +258,35 @@ def test_an_example_that_the_backbone_refuses():
 
     with pytest.raises(xl.AttachError, match="also needs"):
         split(Two(), [], torch.zeros(1, 3, 8, 8))
+
+
+def test_a_finer_map_is_carried_to_the_end():
+    net, x = TinyNet().eval(), torch.randn(2, 3, 16, 16)
+    pieces = split(net, ["a", "b"], x[:1], least_side=7)
+    lateral = pieces.lateral
+    assert (lateral.channels, lateral.size, lateral.carried) == (6, (8, 8), (False, True, True))
+    verify(pieces)
+    found, activations = [], (x,)
+    for stage in pieces.stages:
+        activations = stage.eval()(*activations)
+        found.append(activations)
+    assert [len(one) for one in found] == [1, 2, 2]
+    for one in found[1:]:
+        torch.testing.assert_close(one[1], net.a(x))
+    torch.testing.assert_close(pieces.tail.eval()(*found[-1])[0], net(x))
+
+
+def test_no_finer_map_where_none_is_needed_or_there_is_none():
+    assert split(TinyNet(), ["a"], torch.zeros(1, 3, 32, 32), least_side=7).lateral is None
+    assert split(TinyNet(), ["a"], torch.zeros(1, 3, 16, 16)).lateral is None
+    assert split(TinyNet(), ["a"], torch.zeros(1, 3, 8, 8), least_side=7).lateral is None
+
+
+def test_the_middle_of_a_widening_block_is_not_carried():
+    class Wide(TinyNet):
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Sequential(nn.Conv2d(6, 48, 1), nn.ReLU(), nn.Conv2d(48, 8, 3, 2, 1))
+
+    pieces = split(Wide(), [], torch.zeros(1, 3, 16, 16), least_side=7)
+    assert pieces.lateral.channels == 6
