@@ -24,7 +24,7 @@ from exitlens.functional.grouping.groups import count_groups
 from exitlens.functional.pvalues import SAFE, SPARE, Array, betting, binomial, group_betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.search import Cuts, find_frontier, quantise
+from exitlens.functional.search import Cuts, average_cost, find_frontier, quantise
 from exitlens.types.calibrations import Certification, RiskTest
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting"]
@@ -63,7 +63,7 @@ class Candidate:
     smoothed_losses: tuple[float, ...]
 
 
-def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:  # (N,K-1) levels, (K,)
+def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
     """Threshold vectors worth testing: frontiers of the first part's risks and of their sum, with steps between neighbours.
 
     Never-exit, which needs no test, is left out.
@@ -109,11 +109,12 @@ def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Seq
     losses = [risk.units(exits).double() for risk in risks]
     means = [one.mean().item() if len(one) else 1.0 for one in losses]
     variances = [one.var(correction=0).item() if len(one) else 0.0 for one in losses]
-    early = (exits < len(cost) - 1).double().mean().item()
+    early = (exits < cost.shape[-1] - 1).double().mean().item()
     count = len(index) if risks[0].groups is None else count_groups(risks[0].groups)
     smoothed = tuple(select_exits(one, exits).double().mean().item() + early / count for one in smoothed_losses)
-    price = cost[exits].double().mean().item()
-    return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), smoothed)
+    return Candidate(
+        cuts, average_cost(cost, exits), tuple(means), tuple(variances), tuple(len(one) for one in losses), smoothed
+    )
 
 
 def approximate_p_values(one: Candidate, limits: Sequence[float]) -> list[float]:
@@ -249,7 +250,10 @@ def certify(
     """The cheapest thresholds that can be certified (never, if there are none), and the record of how.
 
     ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it.
+    ``cost`` is what is to be small, ``(K,)``, or ``(N,K)`` where that differs between samples: where only spending is
+    limited, the harm. The path then leads from the policy that spends least to the one that does least harm.
     """
+    cost = cost if cost.ndim == 1 else cost[first]
     levels = quantise(scores[first])
     theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]
     path = order_path(find_candidates(levels.index, theirs, cost), [risk.limit for risk in risks])
