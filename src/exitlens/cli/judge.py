@@ -132,7 +132,7 @@ def _show_policy(
     for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
-    timed = "" if trace.timing is None else f", {report.ms:.3g} ms on average of {trace.timing}"
+    timed = "" if trace.timing is None else f", {report.ms:.3g} ms on average of {trace.timing.list_ms()}"
     title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}{timed}"
     show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes, "bad": bad}, title, rows)
     if not json_ and gate:

@@ -24,7 +24,7 @@ from exitlens.functional.grouping.groups import count_groups
 from exitlens.functional.pvalues import SAFE, SPARE, Array, betting, binomial, group_betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.search import Cuts, average_cost, find_frontier, quantise
+from exitlens.functional.search import Cuts, average_cost, find_frontier, mix_cuts, quantise
 from exitlens.types.calibrations import Certification, RiskTest
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting"]
@@ -79,7 +79,7 @@ def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[
         ordered = [*(point.cuts for point in find_frontier(index, column, cost)), (math.inf,) * index.shape[1]]
         found |= dict.fromkeys(ordered)
         for one, other in pairwise(ordered):
-            found |= dict.fromkeys(_between(one, other, step / STEPS, tops) for step in range(1, STEPS))
+            found |= dict.fromkeys(mix_cuts(one, other, step / STEPS, tops) for step in range(1, STEPS))
     return [_rate(cuts, index, risks, smoothed_losses, cost) for cuts in found if any(cut != math.inf for cut in cuts)]
 
 
@@ -96,12 +96,6 @@ def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) ->
         smooth[order] = torch.as_tensor(fitted, dtype=column.dtype)
         columns.insert(0, smooth)
     return torch.stack(columns, 1)
-
-
-def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
-    nevers = [top + 1 for top in tops]  # one level above the highest
-    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(one, other, nevers, strict=True)]
-    return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
 
 
 def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:

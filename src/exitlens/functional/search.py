@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from exitlens.functional.risk import Budget, Risk, accuracy_drop, disagreement, 
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.types import Gate, Policy, Trace
 
+STEPS = 16  # between neighbours on a frontier, where a budget ends between them
 Cuts = tuple[float, ...]  # for each early exit a level, or math.inf: never
 
 
@@ -128,6 +130,13 @@ def keep_undominated(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
+def mix_cuts(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
+    """A policy on the way (``step`` in [0, 1]) from one to another; ``tops``: the highest level of each exit."""
+    nevers = [top + 1 for top in tops]  # one level above the highest
+    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(one, other, nevers, strict=True)]
+    return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
+
+
 def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Callable[[Cuts], bool]) -> Point:
     """Lowers the cuts of an allowed policy, one exit at a time, while it stays allowed and gets cheaper.
 
@@ -183,7 +192,13 @@ def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Poin
     """The policy of least accuracy drop (without labels: disagreement) that is found within the budgets."""
     risk, (first, *others) = measure_harm(trace), budgets
     prices = [first.prices, *(one.prices for one in others), *(first.prices + one.prices for one in others)]
-    cuts = {point.cuts: None for price in prices for point in find_frontier(levels.index, risk, price)}
+    cuts, tops = dict[Cuts, None](), levels.index.amax(0).tolist()
+    for price in prices:
+        frontier = [point.cuts for point in find_frontier(levels.index, risk, price)]
+        cuts |= dict.fromkeys(frontier)
+        for one, other in pairwise(frontier):  # the frontier has corners only: between them is more room to use
+            if _is_within(levels, one, budgets) and not _is_within(levels, other, budgets):
+                cuts |= {mix_cuts(one, other, step / STEPS, tops): None for step in range(1, STEPS)}
     cuts |= dict.fromkeys([(0.0,) * (trace.num_exits - 1), *_find_truncated(levels, risk, trace.cost, budgets)])
     points = [evaluate_cuts(levels.index, risk, trace.cost, one) for one in cuts if _is_within(levels, one, budgets)]
     return min(points, key=lambda p: p.risk)

@@ -76,7 +76,7 @@ def _describe_limit(name: str, limit: float, record: Calibration) -> str:
 
 def _promise(name: str, limit: float, record: Calibration) -> str:
     if name == "max_ms" and record.timing is not None:
-        times = f"as measured, {record.timing}"
+        times = f"as measured: {record.timing.list_ms()}"
         if record.percentile is None:
             return f"answers at exits that take at most {limit:g} ms on average ({times})"
         return f"answers at least {record.percentile:g} % of the samples at exits that take at most {limit:g} ms ({times})"

@@ -44,9 +44,10 @@ class Timing:
         except (TypeError, ValueError) as error:
             raise InputError(f"timing: expected milliseconds of each exit ({error})") from error
         if not self.ms or not len(self.ms) == len(self.low) == len(self.high):
-            raise InputError(f"timing: expected a time and two quartiles for each exit, got {self}")
+            counts = f"{len(self.ms)}, {len(self.low)}, {len(self.high)} numbers"
+            raise InputError(f"timing: expected a time and two quartiles for each exit, got {counts}")
         if not all(0 < value < math.inf for value in numbers) or list(self.ms) != sorted(set(self.ms)):
-            raise InputError(f"timing: expected positive milliseconds that increase from exit to exit, got {self}")
+            raise InputError(f"timing: expected positive milliseconds that increase from exit to exit, got {numbers}")
         for name in ("batch_size", "threads", "rounds"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -73,7 +74,13 @@ class Timing:
         return f"{batches} on {name}, {self.threads} thread{'' if self.threads == 1 else 's'}"
 
     def __str__(self) -> str:
-        return f"{', '.join(map(format_ms, self.ms))} ms at the exits ({self.where()})"
+        triples = zip(self.ms, self.low, self.high, strict=True)
+        each = (f"{format_ms(ms)} ({format_ms(low)} to {format_ms(high)})" for ms, low, high in triples)
+        return f"{', '.join(each)} ms at the exits, with quartiles; {self.where()}"
+
+    def list_ms(self) -> str:
+        """The medians and what they hold for, in words."""
+        return f"{', '.join(map(format_ms, self.ms))} ms at the exits, {self.where()}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -150,7 +150,7 @@ def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) ->
             return chosen
         if timer.seconds >= node_timing.MOST_SECONDS:
             raise AttachError(
-                f"placement: the machine is too busy to place exits by time: two halves of {timer.done} runs chose {halves[0]} "
+                f"placement: the machine is too busy to place exits by time: halves of {timer.done} runs chose {halves[0]} "
                 f"and {halves[1]}: try again with nothing else running, name places (at={chosen}), or take placement='cost'"
             )
 
