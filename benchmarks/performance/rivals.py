@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.delivery.bench.benchmark import MIXED
-from exitlens.delivery.bench.timing import Work, time_calls
+from exitlens.delivery.bench.timing import time_calls
+from exitlens.model.timing.timer import Work
 from exitlens.types.inputs import Inputs, split_rows
 
 Maker = Callable[[Inputs, int, Mapping[str, Tensor]], Work]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks.performance.networks import NETWORKS, Network, make_scenes
-from exitlens.delivery.bench.timing import interleave, time_calls
+from exitlens.delivery.bench.timing import time_calls
+from exitlens.model.timing.timer import interleave
 
 LOADER_BATCH = 8
 

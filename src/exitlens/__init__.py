@@ -52,7 +52,7 @@ _MODULES = {
     "model.relevance": "compute_relevance",
     "ranks": "Ranks",
     "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
-    "Preprocess TextPreprocess Trace",
+    "Preprocess TextPreprocess Timing Trace",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
     "workflow.evaluation": "evaluate Report",

@@ -62,6 +62,7 @@ from exitlens.types import Policy as Policy
 from exitlens.types import Prediction as Prediction
 from exitlens.types import Preprocess as Preprocess
 from exitlens.types import TextPreprocess as TextPreprocess
+from exitlens.types import Timing as Timing
 from exitlens.types import Trace as Trace
 from exitlens.workflow.calibration import calibrate as calibrate
 from exitlens.workflow.collection import collect as collect

@@ -6,7 +6,7 @@ import pytest
 
 import exitlens as xl
 from exitlens.functional.grouping.likeness import Likeness
-from exitlens.workflow import calibration
+from exitlens.workflow import calibration, collection
 
 
 @pytest.fixture
@@ -113,6 +113,8 @@ def test_what_it_refuses(again, folder, call, words, message):
         ((), "limits: expected at least one"),
         (("--max-divergence", "2"), "max_divergence: expected a number in [0, 1]"),
         (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
+        (("--max-ms", "5"), "max_ms: it is about measured time: give --cost time, too"),
+        (("--percentile", "5", "--max-cost", "1"), "percentile: it says how many"),
         (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
     ],
 )
@@ -132,15 +134,20 @@ def test_a_bundle_without_policy_says_what_to_run(folder, tmp_path, call):
     assert code == 0
 
 
-def test_two_runs_in_one_report(trained, folder, tmp_path, call):
+def test_two_runs_in_one_report(trained, folder, tmp_path, call, monkeypatch):
+    ms = (1.0, 2.0, 4.0, 8.0)
+    timing = xl.Timing(ms, ms, ms, 7.5, 64, 1, {"processor": "Slow 9000"})
+    monkeypatch.setattr(collection, "measure_exits", lambda *words: timing)
     page = tmp_path / "both.html"
-    data = ("--data", folder, "--group-by", r"\d\d\.png$")
+    data = ("--data", folder, "--group-by", r"\d\d\.png$", "--cost", "time", "--timed-batch", "64")
     code, out, err = call("report", trained, "--compare", trained, *data, "--out", page, "--json")
     assert code == 0, err
     assert json.loads(out)["out"] == str(page)
     text = page.read_text()
     assert text.count(str(trained)) > 3
     assert f"exitlens report {trained} --compare {trained} --data {folder} --group-by" in text
+    assert "--cost time --timed-batch 64" in text
+    assert text.count("batches of 64 on Slow 9000, 1 thread") == 2
     assert "loss distance js" in text
     code, _, err = call("report", trained, "--out", page)
     assert code == 2
@@ -153,6 +160,31 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
     assert "threshold" in shown
     assert "answers the rest" in shown
+
+
+def test_limits_in_milliseconds(again, folder, call, monkeypatch):
+    ms, sizes = (1.0, 2.0, 4.0, 8.0), []
+
+    def measure(net, inputs, size):
+        sizes.append(size)
+        return xl.Timing(ms, ms, ms, 7.5, size or 64, 1, {"processor": "Slow 9000"})
+
+    monkeypatch.setattr(collection, "measure_exits", measure)
+    timed = ("--bundle", again, "--data", folder, "--cost", "time", "--timed-batch", "1")
+    code, out, err = call("calibrate", *timed, "--max-ms", "4", "--percentile", "90", "--json")
+    assert code == 0, err
+    record = json.loads(out)["calibration"]
+    assert (record["limits"], record["percentile"], record["timing"]["ms"]) == ({"max_ms": 4}, 90, list(ms))
+    code, out, err = call("calibrate", *timed, "--max-ms", "4")
+    assert code == 0, err
+    assert "ms at the exits, single samples on Slow 9000, 1 thread" in " ".join(out.split())
+    code, out, err = call("evaluate", *timed)
+    assert code == 0, err
+    assert "exit ms cost accuracy" in " ".join(out.split())
+    assert sizes == [1, 1, 1]
+    code, _, err = call("calibrate", *timed, "--max-ms", "0.5")
+    assert code == 2
+    assert "even the first exit takes 1 ms" in " ".join(err.split())
 
 
 def test_evaluate_shows_every_class(again, folder, call):

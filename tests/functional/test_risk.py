@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import Risk, accuracy_drop, check_limits, disagreement, list_risks, select_exits
-from tests.conftest import random_trace
+from exitlens.functional.risk import Risk, accuracy_drop, check_limits, disagreement, list_budgets, list_risks, select_exits
+from tests.conftest import random_trace, timed_trace
 
 GIVEN = {"max_accuracy_drop": None, "max_divergence": 0.2}
 
@@ -79,6 +79,33 @@ def test_the_mean_of_the_units_is_above_the_limit_exactly_where_the_ratio_is():
         one = Risk("r", losses, 0.2, "binary").name_groups(groups, torch.arange(80), equal=False)
         exits = torch.zeros(80).long()
         assert (one.units(exits).mean() > 0.2 + 1e-9) == (losses[:, 0].double().mean() > 0.2 + 1e-9)
+
+
+def test_budgets_by_hand():
+    trace = timed_trace(4)
+    cost, mean = list_budgets(trace, 0.5, 5.25, None)
+    assert cost.prices.tolist() == pytest.approx([0.2 / 1.05, 0.5 / 1.05, 1.0])
+    assert cost.limit == pytest.approx(0.5 / 1.05)
+    assert not cost.is_promised
+    assert mean.prices.tolist() == pytest.approx([2 / 10.5, 5 / 10.5, 1.0])
+    assert mean.limit == pytest.approx(0.5)
+    assert mean.keeps(torch.tensor([0, 0, 1, 2]))  # 19.5 ms of 21
+    assert not mean.keeps(torch.tensor([0, 1, 1, 2]))  # 22.5
+    share = list_budgets(trace, None, 5.0, 75.0)[0]
+    assert share.prices.tolist() == [0.0, 0.0, 1.0]
+    assert (share.limit, share.last_free, share.is_kept_by_all) == (0.25, 1, False)
+    assert share.keeps(torch.tensor([0, 1, 0, 2]))
+    assert mean.last_free is None
+    assert list_budgets(trace, None, 10.5, None)[0].is_kept_by_all
+
+
+def test_a_budget_is_a_risk_of_every_sample():
+    trace = timed_trace(4)
+    share, mean = (list_budgets(trace, None, 5.0, p)[0].to_risk(4) for p in (75.0, None))
+    assert (share.kind, mean.kind) == ("binary", "unit")
+    assert share.mean(torch.tensor([0, 1, 2, 2])) == 0.5
+    assert share.at(torch.tensor([0, 1])).values.tolist() == [[0.0, 0.0, 1.0]] * 2
+    assert mean.mean(torch.tensor([0, 2, 2, 2])) == pytest.approx((2 / 10.5 + 3) / 4)
 
 
 def test_limits_that_were_given_come_back():

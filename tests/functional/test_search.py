@@ -6,7 +6,15 @@ import torch
 
 from exitlens.functional.risk import accuracy_drop
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.search import evaluate_cuts, find_best_cut, find_frontier, keep_undominated, quantise, refine
+from exitlens.functional.search import (
+    average_cost,
+    evaluate_cuts,
+    find_best_cut,
+    find_frontier,
+    keep_undominated,
+    quantise,
+    refine,
+)
 from exitlens.types import Policy
 from tests.conftest import random_trace
 
@@ -38,6 +46,16 @@ def test_equal_scores_share_a_level():
     found = quantise(torch.tensor([[0.5], [0.5], [0.9], [0.1]]))
     assert found.index.flatten().tolist() == [1, 1, 2, 0]
     assert found.edges[0].tolist() == pytest.approx([0, 0.3, 0.7])
+
+
+def test_costs_of_exits_and_costs_of_samples_at_exits():
+    trace = random_trace(50)
+    levels = quantise(score_early_exits(trace, Policy((0.5, 0.5))), 14)
+    exits = find_first_firing(levels.index, (5.0, 7.0))
+    each = trace.cost.expand(50, 3)
+    assert average_cost(each, exits) == pytest.approx(average_cost(trace.cost, exits))
+    risk = accuracy_drop(trace)
+    assert find_frontier(levels.index, risk, each) == find_frontier(levels.index, risk, trace.cost)
 
 
 def test_find_best_cut_by_hand():

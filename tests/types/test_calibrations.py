@@ -5,7 +5,7 @@ import torch
 
 import exitlens as xl
 from exitlens.types.calibrations import DriftReference, SampleSketch
-from tests.conftest import random_trace
+from tests.conftest import random_trace, timed_trace
 
 FORMER = {  # chosen_by of a policy in a bundle of format 1
     "mode": "certified",
@@ -32,6 +32,18 @@ def test_a_record_travels_as_json(delta):
     assert record.classes == (4, 4)
     assert record.limits == {"max_class_accuracy_drop": 0.2, "max_cost": 1.0}
     assert xl.Calibration.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))) == record
+
+
+def test_a_record_with_times_has_a_format_of_its_own():
+    found = xl.calibrate(timed_trace(), max_ms=5, percentile=95).calibration.to_dict()
+    assert (found["format"], found["percentile"], found["timing"]["ms"]) == (4, 95, [2.0, 5.0, 10.5])
+    with pytest.raises(xl.PolicyError, match="damaged record"):
+        xl.Calibration.from_dict(found | {"timing": {"ms": [1.0]}})
+    with pytest.raises(xl.PolicyError, match="expected format 2 to 4, got 5: update exitlens"):
+        xl.Calibration.from_dict(found | {"format": 5})
+    plain = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict()
+    assert plain["format"] == 2
+    assert not {"timing", "percentile", "groups"} & plain.keys()
 
 
 def test_a_former_record_is_read_by_its_former_names():

@@ -5,6 +5,7 @@ import pytest
 import exitlens as xl
 from exitlens.types.calibrations import Certification, RiskTest
 from exitlens.types.certificates import write_certificate
+from tests.conftest import make_timing
 
 TEST = RiskTest("max_divergence", 0.1, "betting", 60, 0.0512, 0.02)
 RECORD = xl.Calibration({"max_divergence": 0.1}, 100, 100, cost=0.5, certification=Certification(0.1, 40, 5, 3, (TEST,)))
@@ -27,6 +28,14 @@ def test_what_else_it_says():
     assert "never fire" in write_certificate(refused, "")
     assert write_certificate(refused, "").endswith("Reason: too few samples.")
     assert "only 7 of the samples are distinct" in write_certificate(replace(RECORD, distinct_samples=7), "")
+
+
+def test_times_are_limits_of_what_they_were_measured_on():
+    record = xl.Calibration({"max_ms": 5.0}, 100, 100, timing=make_timing())
+    where = "for batches of 64 on Slow 9000, 2 threads) hold on the 100 samples"
+    assert f"the limits (mean time at most 5 ms {where}" in write_certificate(record, "")
+    most = write_certificate(replace(record, percentile=99.5), "")
+    assert f"the limits (time of 99.5 % of the samples at most 5 ms {where}" in most
 
 
 def test_of_many_tests_the_nearest_to_failing_is_shown():

@@ -7,7 +7,7 @@ import torch
 import exitlens as xl
 from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.io import write_tensors
-from tests.conftest import random_trace
+from tests.conftest import random_trace, timed_trace
 
 GOOD = {
     "logits": torch.randn(5, 3, 4),
@@ -22,6 +22,19 @@ def test_a_trace_by_hand_takes_lists_and_makes_its_tensors():
     assert len(trace) == 1
     assert trace.num_exits == 2
     assert trace.labels.dtype == torch.int64
+
+
+def test_times_stay_with_the_trace(tmp_path):
+    trace = timed_trace(20)
+    trace.save(tmp_path / "t.safetensors")
+    assert xl.Trace.load(tmp_path / "t.safetensors").timing == trace.timing == trace.select(torch.arange(3)).timing
+    assert repr(trace).endswith(f"3 exits, 4 classes, {trace.timing})")
+    assert ">ms</th>" in trace._repr_html_()
+    assert ">ms</th>" not in random_trace()._repr_html_()
+    with pytest.raises(xl.InputError, match="timing: expected a Timing of 2 exits"):
+        replace(random_trace(k=2), timing=trace.timing)
+    with pytest.raises(xl.InputError, match="timing"):
+        replace(trace, timing=3.0)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from exitlens.functional.similarity import divergence, kl, pearson
 from exitlens.types import CompactLogits
 from exitlens.workflow import collection
 from exitlens.workflow.collection import pair_samples
-from tests.conftest import TinyNet, make_net
+from tests.conftest import TinyNet, make_net, make_timing
 from tests.ranks import open_pair
 
 
@@ -39,6 +39,38 @@ def test_trace_holds_what_the_network_says(net, images):
         torch.testing.assert_close(column[:, 0], expected, atol=1e-4, rtol=1e-4)
     assert (trace.divergence[:, -1] == 0).all()
     assert (trace.similarity["cc"][:, -1] > 0.999).all()
+
+
+def test_time_in_place_of_macs(net, tiny_set, tmp_path, monkeypatch):
+    asked = []
+
+    def measure(*words):
+        asked.append(words)
+        return make_timing()
+
+    monkeypatch.setattr(collection, "measure_exits", measure)
+    trace = xl.collect(net, tiny_set, batch_size=7, cost="time", timed_batch=3, trace_dir=tmp_path / "t")
+    assert trace.timing == make_timing()
+    assert trace.cost.tolist() == pytest.approx([0.2, 0.5, 1.05])
+    ((network, images, size),) = asked
+    assert (network, size) == (net, 3)
+    torch.testing.assert_close(images, tiny_set.inputs[:7])
+    assert xl.Trace.load(tmp_path / "t" / "trace.safetensors").timing == trace.timing
+    assert xl.collect(net, tiny_set).timing is None
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"cost": "seconds"}, "cost: expected 'macs'"),
+        ({"timed_batch": 1}, "timed_batch: it is about measured time"),
+        ({"cost": "time", "timed_batch": 0}, "timed_batch: expected samples, 1 or more"),
+    ],
+)
+def test_what_cost_cannot_be(net, how, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.collect(net, [], **how)
 
 
 def test_sources_and_batch_sizes_agree(net, tiny_set):
@@ -136,6 +168,32 @@ def _collect(rank, kind, folder, ranks=None):
     for name in ("similarity", "null", "uniform_null"):
         parts |= {f"{name} {measure}": value for measure, value in getattr(trace, name).items()}
     return {name: value for name, value in parts.items() if value is not None}
+
+
+def test_of_two_processes_the_first_measures_time(pair):
+    first, second = pair.run(_collect_time)
+    assert first == second == 1.0
+
+
+def _collect_time(rank):
+    """Each rank would measure another time."""
+    ms = (1.0 + rank, 4.0, 9.0)
+    collection.measure_exits = lambda *words: xl.Timing(ms, ms, ms, 9.0, 8, 1)
+    return xl.collect(make_net(), torch.randn(16, 3, 16, 16), batch_size=4, cost="time").timing.ms[0]
+
+
+def test_a_busy_first_process_is_the_error_of_both(pair):
+    for error in pair.run(_collect_busy):
+        assert isinstance(error, xl.EngineError)
+        assert "busy" in str(error)
+
+
+def _collect_busy(rank):
+    def fail(*words):
+        raise xl.EngineError("busy")
+
+    collection.measure_exits = fail
+    return xl.collect(make_net(), torch.randn(16, 3, 16, 16), batch_size=4, cost="time")
 
 
 def test_what_several_processes_cannot_share(pair):

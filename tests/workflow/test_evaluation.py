@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from tests.conftest import random_trace
+from tests.conftest import random_trace, timed_trace
 
 
 def test_report_by_hand():
@@ -28,6 +28,23 @@ def test_report_by_hand():
     half = torch.tensor([0.1, 0.0]).softmax(0)[0].item()
     assert report.exits[0].brier == pytest.approx(2 * ((1 - p) ** 2 + half**2 + p**2) / 3)
     assert report.exits[0].risk_coverage == pytest.approx((0.5 + 0.5 + 2 / 3) / 3)  # two are equally sure, one is right
+
+
+def test_a_report_has_milliseconds_where_the_trace_has():
+    trace = timed_trace()
+    report = xl.evaluate(trace, xl.Policy.never(3))
+    assert report.ms == pytest.approx(10.5)
+    assert [row.ms for row in report.exits] == [2.0, 5.0, 10.5]
+    assert json.loads(json.dumps(report.to_dict()))["timing"]["batch_size"] == 64
+    head, first, *_, last = repr(report).splitlines()
+    assert head.split()[:3] == ["exit", "ms", "cost"]
+    assert first.split()[:3] == ["0", "2", "0.200"]
+    assert "10.5 ms on average, 2 (1.9 to 2.1), 5 (4.9 to 5.1), 10.5 (10.4 to 10.6) ms at the exits, with quartiles" in last
+    assert ">ms</th>" in report._repr_html_()
+    plain = xl.evaluate(random_trace(), xl.Policy.never(3))
+    assert (plain.ms, plain.timing, plain.exits[0].ms) == (None, None, None)
+    assert " ms" not in repr(plain)
+    assert plain.to_dict()["timing"] is None
 
 
 def test_the_never_exit_policy_is_the_final_exit():

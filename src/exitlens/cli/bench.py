@@ -105,11 +105,12 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time adaptive inference against the plain backbone, in turn, in one process, with the ideal saving beside it."""
-    from exitlens.delivery.bench.benchmark import Bench, describe_machine, tabulate
+    from exitlens.delivery.bench.benchmark import Bench, tabulate
     from exitlens.delivery.bench.timing import pin_threads
     from exitlens.delivery.run_directory import load_calibrated
     from exitlens.io import write_json
     from exitlens.model.backbones.build import rebuild_backbone
+    from exitlens.model.timing.machine import describe_machine
 
     sizes = _parse_numbers(batch_sizes)
     if out is not None and out.exists():

@@ -42,6 +42,12 @@ def calibrate(
     max_disagreement: Annotated[float | None, of_limits(help="Share of answers that may differ from the final's.")] = None,
     max_divergence: Annotated[float | None, of_limits(help="Mean divergence of the attention maps, in [0, 1].")] = None,
     max_cost: Annotated[float | None, of_limits(help="Mean cost, as a fraction of the plain backbone.")] = None,
+    max_ms: Annotated[
+        float | None, of_limits(help="Milliseconds of a batch at the exits taken, on average (with --cost time).")
+    ] = None,
+    percentile: Annotated[
+        float | None, of_limits(help="Of 100 samples this many are to take no more than --max-ms, such as 95.")
+    ] = None,
     delta: Annotated[
         float | None, of_limits(help="Certify: the limits hold for new data with this chance of being wrong, such as 0.1.")
     ] = None,
@@ -64,6 +70,8 @@ def calibrate(
     cache: Cache = None,
     compact: options.Compact = None,
     trace_dir: options.TraceDir = None,
+    cost: options.Cost = "macs",
+    timed_batch: options.TimedBatch = None,
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
 
@@ -78,10 +86,13 @@ def calibrate(
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
-    if all(value is None for value in (*limits.values(), max_cost)):
-        names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost"))
+    spend: Any = {"max_cost": max_cost, "max_ms": max_ms, "percentile": percentile}
+    if all(value is None for value in (*limits.values(), max_cost, max_ms)):
+        names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost", "max_ms"))
         raise xl.InputError(f"limits: expected at least one of {names}")
-    check_limits(limits, max_cost=max_cost, delta=delta, score=score, gate=gate)  # before anything is collected
+    check_limits(limits, **spend, delta=delta, score=score, gate=gate)  # before anything is collected
+    if max_ms is not None and cost != "time":
+        raise xl.InputError("max_ms: it is about measured time: give --cost time, too")
     if unlabelled:
         _check_unlabelled(data, root, [max_accuracy_drop, max_class_accuracy_drop])
     net, _ = xl.load(bundle)
@@ -92,12 +103,13 @@ def calibrate(
             if unlabelled
             else load_samples(bundle, net, "calibration", data, root, **reading)
         )
-    if (trace := _collect(net, samples, json_, compact, trace_dir)) is None:
+    how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
+    if (trace := _collect(net, samples, json_, how)) is None:
         return
-    how: Any = limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score, "max_cost": max_cost}
+    asked: Any = limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score} | spend
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
-        policy = xl.calibrate(trace, **how)
+        policy = xl.calibrate(trace, **asked)
     replace_policy(bundle, policy)
     notes = [str(one.message) for one in told if one.category is xl.DataWarning]
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
@@ -120,7 +132,8 @@ def _show_policy(
     for *cells, temperature, share in zip(name_exits(net), thresholds, policy.temperatures, report.exit_shares, strict=True):
         rows.append([*cells, f"{temperature:.3f}", f"{100 * share:.1f}"])
     groups = "" if trace.groups is None else f" in {trace.num_groups} groups"
-    title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}"
+    timed = "" if trace.timing is None else f", {report.ms:.3g} ms on average of {trace.timing.list_ms()}"
+    title = f"on {len(trace)} calibration samples{groups}: cost {report.cost:.3f}{timed}"
     show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes, "bad": bad}, title, rows)
     if not json_ and gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
@@ -142,6 +155,8 @@ def evaluate(
     cache: Cache = None,
     compact: options.Compact = None,
     trace_dir: options.TraceDir = None,
+    cost: options.Cost = "macs",
+    timed_batch: options.TimedBatch = None,
     json_: Json = False,
 ) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
@@ -151,7 +166,8 @@ def evaluate(
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         samples = load_samples(bundle, net, "test", data, root, **reading)
-    if (trace := _collect(net, samples, json_, compact, trace_dir)) is None:
+    how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
+    if (trace := _collect(net, samples, json_, how)) is None:
         return
     found = xl.evaluate(trace, policy)
     if json_:
@@ -175,11 +191,11 @@ def _show_classes(found: xl.Report, names: Sequence[str]) -> None:
         show(False, {}, title, rows)
 
 
-def _collect(net: xl.ExitNet, samples: Any, json_: bool, compact: bool | None, trace_dir: Path | None) -> xl.Trace | None:
+def _collect(net: xl.ExitNet, samples: Any, json_: bool, how: dict[str, Any]) -> xl.Trace | None:
     """The trace of all processes' samples, in the first of them; the others have done their part."""
     from exitlens.ranks import find_ranks
 
-    trace = xl.collect(net, samples, progress=not json_, compact=compact, trace_dir=trace_dir)
+    trace = xl.collect(net, samples, progress=not json_, **how)
     return trace if find_ranks().is_first else None
 
 
@@ -195,6 +211,8 @@ def report(
     skip_bad: SkipBad = False,
     workers: Workers = None,
     cache: Cache = None,
+    cost: options.Cost = "macs",
+    timed_batch: options.TimedBatch = None,
     json_: Json = False,
 ) -> None:
     """Write a page about a run, or about two side by side, on the first one's test images."""
@@ -212,11 +230,15 @@ def report(
         images = load_samples(run, net, "test", data, root, **reading)
     assert isinstance(images, xl.ImageSet | xl.LazyImages)
     given = {"--compare": compare, "--data": data, "--columns": columns, "--group-by": group_by, "--root": root}
-    given |= {"--out": out}
+    given |= {
+        "--out": out,
+        "--cost": "" if cost == "macs" else cost,
+        "--timed-batch": "" if timed_batch is None else str(timed_batch),
+    }
     words = [word for name, value in given.items() if value for word in (name, str(value))]
     command = ["exitlens", "report", str(run), *words, *(["--skip-bad"] if skip_bad else [])]
     made = describe_provenance(runs, images, command, data)
-    subjects = measure_subjects(runs, images, progress=not json_)
+    subjects = measure_subjects(runs, images, progress=not json_, cost=cost, timed_batch=timed_batch)  # type: ignore[arg-type]
     bad = list_bad(images)
     if bad:
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")

@@ -69,6 +69,12 @@ Compact = Annotated[
 TraceDir = Annotated[
     Path | None, of_data(help="Directory to leave the trace in, for `Trace.load` (default: it is not kept).")
 ]
+Cost = Annotated[
+    str, of_data(help="What cost is: macs (multiply-accumulates), or time, measured now: let nothing else run meanwhile.")
+]
+TimedBatch = Annotated[
+    int | None, of_data(min=1, help="With --cost time: samples in the batch that is timed, 1 for single ones (default: 64).")
+]
 EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, of_data(help="Folder of torchvision's files.")]

@@ -24,7 +24,7 @@ from exitlens.functional.grouping.groups import count_groups
 from exitlens.functional.pvalues import SAFE, SPARE, Array, betting, binomial, group_betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.search import Cuts, find_frontier, quantise
+from exitlens.functional.search import Cuts, average_cost, find_frontier, mix_cuts, quantise
 from exitlens.types.calibrations import Certification, RiskTest
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting"]
@@ -63,7 +63,7 @@ class Candidate:
     smoothed_losses: tuple[float, ...]
 
 
-def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:  # (N,K-1) levels, (K,)
+def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
     """Threshold vectors worth testing: frontiers of the first part's risks and of their sum, with steps between neighbours.
 
     Never-exit, which needs no test, is left out.
@@ -79,7 +79,7 @@ def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[
         ordered = [*(point.cuts for point in find_frontier(index, column, cost)), (math.inf,) * index.shape[1]]
         found |= dict.fromkeys(ordered)
         for one, other in pairwise(ordered):
-            found |= dict.fromkeys(_between(one, other, step / STEPS, tops) for step in range(1, STEPS))
+            found |= dict.fromkeys(mix_cuts(one, other, step / STEPS, tops) for step in range(1, STEPS))
     return [_rate(cuts, index, risks, smoothed_losses, cost) for cuts in found if any(cut != math.inf for cut in cuts)]
 
 
@@ -98,22 +98,17 @@ def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) ->
     return torch.stack(columns, 1)
 
 
-def _between(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
-    nevers = [top + 1 for top in tops]  # one level above the highest
-    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(one, other, nevers, strict=True)]
-    return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
-
-
 def _rate(cuts: Cuts, index: Tensor, risks: Sequence[Risk], smoothed_losses: Sequence[Tensor], cost: Tensor) -> Candidate:
     exits = find_first_firing(index, cuts)
     losses = [risk.units(exits).double() for risk in risks]
     means = [one.mean().item() if len(one) else 1.0 for one in losses]
     variances = [one.var(correction=0).item() if len(one) else 0.0 for one in losses]
-    early = (exits < len(cost) - 1).double().mean().item()
+    early = (exits < cost.shape[-1] - 1).double().mean().item()
     count = len(index) if risks[0].groups is None else count_groups(risks[0].groups)
     smoothed = tuple(select_exits(one, exits).double().mean().item() + early / count for one in smoothed_losses)
-    price = cost[exits].double().mean().item()
-    return Candidate(cuts, price, tuple(means), tuple(variances), tuple(len(one) for one in losses), smoothed)
+    return Candidate(
+        cuts, average_cost(cost, exits), tuple(means), tuple(variances), tuple(len(one) for one in losses), smoothed
+    )
 
 
 def approximate_p_values(one: Candidate, limits: Sequence[float]) -> list[float]:
@@ -249,7 +244,10 @@ def certify(
     """The cheapest thresholds that can be certified (never, if there are none), and the record of how.
 
     ``scores`` ``(N,K-1)`` and ``risks`` are of all samples, of which ``first`` propose the path and ``second`` test it.
+    ``cost`` is what is to be small, ``(K,)``, or ``(N,K)`` where that differs between samples: where only spending is
+    limited, the harm. The path then leads from the policy that spends least to the one that does least harm.
     """
+    cost = cost if cost.ndim == 1 else cost[first]
     levels = quantise(scores[first])
     theirs, ours = [risk.at(first) for risk in risks], [risk.at(second) for risk in risks]
     path = order_path(find_candidates(levels.index, theirs, cost), [risk.limit for risk in risks])

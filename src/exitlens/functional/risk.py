@@ -1,4 +1,4 @@
-"""Risks: what a sample loses by leaving at an exit, the mean of that under a routing, and the limits asked for."""
+"""Risks: what a sample loses by leaving at an exit, the mean of that under a routing, and limits on it; budgets likewise."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from exitlens.errors import InputError, require
+from exitlens.errors import CalibrationError, InputError, require
 from exitlens.functional.grouping.groups import average_groups, weigh_samples
 from exitlens.types import SCORES, Trace
+from exitlens.types.timings import Timing, format_ms
+
+ROOM = 1e-6  # costs are float32
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Risk:
     """One risk of a routing, and the limit on it.
 
     Attributes:
-        values: ``(N,K)``: what each sample loses at each exit; 0 at the final one.
+        values: ``(N,K)``: what each sample loses at each exit; 0 at the final one, but for what is spent.
         limit: on the mean, in [0, 1].
         kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].
         rows: ``(N,)`` bool: the samples whose mean it is; ``None``: all.
@@ -90,6 +94,42 @@ class Risk:
         return self.groups if self.rows is None else self.groups[self.rows]
 
 
+@dataclass(frozen=True)
+class Budget:
+    """A limit on the mean price of the exits that are taken.
+
+    Attributes:
+        name: in words, for the records of tests. asked: what was asked for, for errors.
+        prices: ``(K,)`` in [0, 1], never falling. limit: on their mean.
+        is_promised: whether a certificate covers it; otherwise it holds on the samples at hand.
+    """
+
+    name: str
+    asked: str
+    prices: Tensor
+    limit: float
+    is_promised: bool = False
+
+    @property
+    def is_kept_by_all(self) -> bool:
+        """Whether no policy can exceed it."""
+        return self.prices[-1].item() <= self.limit
+
+    def keeps(self, exits: Tensor) -> bool:  # (N,)
+        """Whether the mean price of these exits is within the limit."""
+        return self.prices[exits].mean().item() <= self.limit + ROOM
+
+    @property
+    def last_free(self) -> int | None:
+        """The last exit that adds nothing, where a limit is on the share of samples that go further."""
+        return None if self.is_kept_by_all or self.prices[0] > 0 else int((self.prices == 0).sum()) - 1
+
+    def to_risk(self, count: int) -> Risk:
+        """As the risk of ``count`` samples, for tests: unlike other risks, leaving early lowers it."""
+        values = self.prices.float().expand(count, -1)
+        return Risk(self.name, values, self.limit, "binary" if bool(((values == 0) | (values == 1)).all()) else "unit")
+
+
 def predictions(trace: Trace) -> Tensor:  # -> (N,K)
     """The class each exit answers (a temperature never changes it)."""
     return trace.logits.argmax(-1)
@@ -130,10 +170,48 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
     return risks
 
 
+def list_budgets(trace: Trace, max_cost: float | None, max_ms: float | None, percentile: float | None) -> list[Budget]:
+    """The budgets that were asked for.
+
+    Raises:
+        InputError: for ``max_ms`` where the trace has no timing. CalibrationError: where not even the first exit is within.
+    """
+    found = []
+    if max_cost is not None:
+        if max_cost + ROOM < trace.cost[0]:
+            first = f"the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
+            raise CalibrationError(f"max_cost: got {max_cost:.3g}, but {first}")
+        # costs above 1 (heads) are prices, too; as shares of the largest they are in [0, 1]
+        top = trace.cost[-1].double().item()
+        found.append(
+            Budget("mean cost over the final exit's", f"max_cost {max_cost:g}", trace.cost.double() / top, max_cost / top)
+        )
+    if max_ms is not None:
+        if trace.timing is None:
+            raise InputError("max_ms: this trace has no measured times: collect it with cost='time' (--cost time)")
+        found.append(_limit_time(trace.timing, max_ms, percentile))
+    return found
+
+
+def _limit_time(timing: Timing, max_ms: float, percentile: float | None) -> Budget:
+    ms = torch.tensor(timing.ms, dtype=torch.float64)
+    if max_ms < timing.ms[0]:
+        raise CalibrationError(
+            f"max_ms: got {max_ms:g}, but even the first exit takes {format_ms(timing.ms[0])} ms ({timing.where()}): allow "
+            f"{timing.ms[0]:.4g} ms or more, or take a faster network or smaller batches"
+        )
+    if percentile is None:
+        return Budget("mean time over the final exit's", f"max_ms {max_ms:g}", ms / ms[-1], max_ms / timing.ms[-1], True)
+    asked = f"max_ms {max_ms:g} for {percentile:g} % of the samples"
+    return Budget(f"share of samples slower than {max_ms:g} ms", asked, (ms > max_ms).double(), 1 - percentile / 100, True)
+
+
 def check_limits(
     given: Mapping[str, float | None],
     *,
     max_cost: float | None = None,
+    max_ms: float | None = None,
+    percentile: float | None = None,
     delta: float | None = None,
     score: str = "max_probability",
     gate: bool = False,
@@ -143,19 +221,39 @@ def check_limits(
     Needs no trace, so a bad request is refused (:class:`InputError`) before anything is collected.
     """
     limits = {name: value for name, value in given.items() if value is not None}
-    if not limits and max_cost is None:
-        raise InputError(f"limits: expected at least one of {', '.join(given)} or max_cost, got none")
-    for name, value in [*limits.items(), *([] if max_cost is None else [("max_cost", max_cost)])]:
+    if not limits and max_cost is None and max_ms is None:
+        raise InputError(f"limits: expected at least one of {', '.join(given)}, max_cost or max_ms, got none")
+    for name, value in limits.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise InputError(f"{name}: expected a number in [0, 1] (0.01 is one per cent), got {value!r}")
+    _check_budgets(max_cost, max_ms, percentile, delta)
     if score not in SCORES:
         raise InputError(f"score: expected one of {SCORES}, got {score!r}")
     if delta is not None:
         if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
             raise InputError(f"delta: expected a number between 0 and 1 (0.1: the promise holds with 90 %), got {delta!r}")
-        if not limits:
+        if not limits and max_ms is None:
             raise InputError("delta: it certifies limits on risks: give max_accuracy_drop or another one, beside max_cost")
     require(gate, bool, "gate")
     if gate and "max_divergence" not in limits:
         raise InputError("gate: it lowers the divergence of early answers: give max_divergence, too")
     return limits
+
+
+def _check_budgets(max_cost: float | None, max_ms: float | None, percentile: float | None, delta: float | None) -> None:
+    if max_cost is not None and not (_is_number(max_cost) and 0 <= max_cost <= 1):
+        raise InputError(f"max_cost: expected a number in [0, 1] (0.01 is one per cent), got {max_cost!r}")
+    if max_ms is not None and not (_is_number(max_ms) and 0 < max_ms < float("inf")):
+        raise InputError(f"max_ms: expected milliseconds above 0, got {max_ms!r}")
+    if percentile is None:
+        return
+    if max_ms is None:
+        raise InputError("percentile: it says how many samples are to be answered within max_ms: give max_ms, too")
+    if not (_is_number(percentile) and 0 < percentile <= 100):
+        raise InputError(f"percentile: expected a number above 0, at most 100 (95: of 100 samples 95), got {percentile!r}")
+    if percentile == 100 and delta is not None:
+        raise InputError("percentile: that all samples are fast can never be shown from some: with delta, less than 100")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,16 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError
 from exitlens.functional.gating import SHARES, estimate_trace, fit_gate, limit_gate, mask_untrusted
-from exitlens.functional.risk import Risk, accuracy_drop, disagreement, select_exits
+from exitlens.functional.risk import Budget, Risk, accuracy_drop, disagreement, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.types import Gate, Policy, Trace
 
+STEPS = 16  # between neighbours on a frontier, where a budget ends between them
 Cuts = tuple[float, ...]  # for each early exit a level, or math.inf: never
 
 
@@ -76,9 +78,14 @@ def quantise(scores: Tensor, levels: int = 400) -> Levels:  # (N,K-1)
 
 
 def evaluate_cuts(index: Tensor, risk: Tensor, cost: Tensor, cuts: Cuts) -> Point:
-    """Mean cost and risk of one policy. Shapes: index (N,K-1), risk (N,K), cost (K,)."""
+    """Mean cost and risk of one policy. Shapes: index (N,K-1), risk (N,K), cost (K,) or (N,K)."""
     exits = find_first_firing(index, cuts)
-    return Point(cuts, cost[exits].double().mean().item(), select_exits(risk, exits).double().mean().item())
+    return Point(cuts, average_cost(cost, exits), select_exits(risk, exits).double().mean().item())
+
+
+def average_cost(cost: Tensor, exits: Tensor) -> float:  # (K,) or (N,K), (N,)
+    """The mean cost of the exits that are taken, the same for all samples or not."""
+    return (cost[exits] if cost.ndim == 1 else select_exits(cost, exits)).double().mean().item()
 
 
 def find_best_cut(index: Tensor, advantage: Tensor) -> float:  # (n,), (n,)
@@ -102,13 +109,13 @@ def descend(index: Tensor, loss: Tensor, start: Cuts, rounds: int = 8) -> Cuts:
     return tuple(cuts)
 
 
-def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,)
+def find_frontier(index: Tensor, risk: Tensor, cost: Tensor) -> list[Point]:  # (N,K-1) levels, (N,K), (K,) or (N,K)
     """Policies that beat each other in cost or risk, from cheapest to safest, at 40 prices of risk."""
     always, never = (0.0,) * index.shape[1], (math.inf,) * index.shape[1]
     found = {cuts: evaluate_cuts(index, risk, cost, cuts) for cuts in (always, never)}
     cuts: Cuts = always
     for price in torch.logspace(-2, 3, 40).tolist():
-        cuts = descend(index, cost[None] + price * risk, cuts)
+        cuts = descend(index, cost + price * risk, cuts)
         if cuts not in found:
             found[cuts] = evaluate_cuts(index, risk, cost, cuts)
     return keep_undominated(found.values())
@@ -121,6 +128,13 @@ def keep_undominated(points: Iterable[Point]) -> list[Point]:
         if not kept or point.risk < kept[-1].risk:
             kept.append(point)
     return kept
+
+
+def mix_cuts(one: Cuts, other: Cuts, step: float, tops: Sequence[int]) -> Cuts:
+    """A policy on the way (``step`` in [0, 1]) from one to another; ``tops``: the highest level of each exit."""
+    nevers = [top + 1 for top in tops]  # one level above the highest
+    mixed = [round((1 - step) * min(a, n) + step * min(b, n)) for a, b, n in zip(one, other, nevers, strict=True)]
+    return tuple(math.inf if value >= n else float(value) for value, n in zip(mixed, nevers, strict=True))
 
 
 def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Callable[[Cuts], bool]) -> Point:
@@ -144,43 +158,69 @@ def refine(levels: Levels, risk: Tensor, cost: Tensor, start: Point, allowed: Ca
     return best
 
 
-def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, max_cost: float | None = None) -> Point:
-    """The cheapest policy found that keeps every limit; raises :class:`CalibrationError` if it costs more than ``max_cost``.
+def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()) -> Point:
+    """The cheapest policy found that keeps every limit and budget; raises :class:`CalibrationError` if there is none.
 
-    It comes from the frontiers of each risk and of their sum, and is then refined.
+    It comes from the frontiers of each risk and of their sum, and is then refined. Budgets add frontiers of their own.
     """
 
-    def keeps_limits(cuts: Cuts) -> bool:
+    def keeps_risks(cuts: Cuts) -> bool:
         exits = find_first_firing(levels.index, cuts)
         return all(risk.mean(exits) <= risk.limit + 1e-12 for risk in risks)
+
+    def keeps_all(cuts: Cuts) -> bool:
+        return _is_within(levels, cuts, budgets) and keeps_risks(cuts)
 
     columns = [risk.column() for risk in risks if risk.rows is None]
     if len(risks) > 1 or not columns:
         columns.append(torch.stack([risk.column() / max(risk.limit, 1e-3) for risk in risks]).sum(0))
-    points = [point for risk in columns for point in find_frontier(levels.index, risk, cost) if keeps_limits(point.cuts)]
-    points.append(evaluate_cuts(levels.index, columns[0], cost, (math.inf,) * (len(cost) - 1)))
-    best = refine(levels, columns[0], cost, min(points, key=lambda p: p.cost), keeps_limits)
-    if max_cost is not None and best.cost > max_cost:
-        limits = {risk.name: risk.limit for risk in risks}
-        raise CalibrationError(
-            f"max_cost: no policy found costs {max_cost:.3g} or less and keeps {limits}; the cheapest that keeps them "
-            f"costs {best.cost:.3g}: raise one of the limits"
-        )
-    return best
+    prices = [cost, *(mixed for budget in budgets for mixed in (cost + budget.prices, 1e-3 * cost + budget.prices))]
+    found = {point.cuts: None for price in prices for risk in columns for point in find_frontier(levels.index, risk, price)}
+    found |= {cuts: None for risk in columns for cuts in _find_truncated(levels, risk, cost, budgets)}
+    kept = [*filter(keeps_risks, found), (math.inf,) * (len(cost) - 1)]
+    for price in prices if budgets else ():  # near the limits it may take a refined policy to keep the budgets, too
+        points = [evaluate_cuts(levels.index, columns[0], price, cuts) for cuts in kept]
+        kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)
+    points = [evaluate_cuts(levels.index, columns[0], cost, cuts) for cuts in kept if _is_within(levels, cuts, budgets)]
+    if not points:
+        limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
+        raise CalibrationError(f"limits: no policy found keeps {limits} within {spent}: raise one of the limits")
+    return refine(levels, columns[0], cost, min(points, key=lambda p: p.cost), keeps_all)
 
 
-def find_safest(levels: Levels, trace: Trace, max_cost: float) -> Point:
-    """The policy of least accuracy drop (without labels: disagreement) whose mean cost is at most ``max_cost``.
+def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Point:
+    """The policy of least accuracy drop (without labels: disagreement) that is found within the budgets."""
+    risk, (first, *others) = measure_harm(trace), budgets
+    prices = [first.prices, *(one.prices for one in others), *(first.prices + one.prices for one in others)]
+    cuts, tops = dict[Cuts, None](), levels.index.amax(0).tolist()
+    for price in prices:
+        frontier = [point.cuts for point in find_frontier(levels.index, risk, price)]
+        cuts |= dict.fromkeys(frontier)
+        for one, other in pairwise(frontier):  # the frontier has corners only: between them is more room to use
+            if _is_within(levels, one, budgets) and not _is_within(levels, other, budgets):
+                cuts |= {mix_cuts(one, other, step / STEPS, tops): None for step in range(1, STEPS)}
+    cuts |= dict.fromkeys([(0.0,) * (trace.num_exits - 1), *_find_truncated(levels, risk, trace.cost, budgets)])
+    points = [evaluate_cuts(levels.index, risk, trace.cost, one) for one in cuts if _is_within(levels, one, budgets)]
+    return min(points, key=lambda p: p.risk)
 
-    Raises :class:`CalibrationError` if not even the first exit is cheap enough.
-    """
-    risk = accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
-    room = max_cost + 1e-6  # costs are float32
-    if room < trace.cost[0]:
-        raise CalibrationError(
-            f"max_cost: got {max_cost:.3g}, but the first exit alone costs {trace.cost[0].item():.3g} of the backbone"
-        )
-    return min((p for p in find_frontier(levels.index, risk, trace.cost) if p.cost <= room), key=lambda p: p.risk)
+
+def _find_truncated(levels: Levels, risk: Tensor, cost: Tensor, budgets: Sequence[Budget]) -> list[Cuts]:
+    """Where a budget is on the share of samples beyond an exit: policies under which none goes beyond it."""
+    found = []
+    for last in (one.last_free for one in budgets if one.last_free is not None):
+        points = find_frontier(levels.index[:, :last], risk[:, : last + 1], cost[: last + 1])
+        found += [(*point.cuts, *(0.0,) * (levels.index.shape[1] - last)) for point in points]
+    return found
+
+
+def _is_within(levels: Levels, cuts: Cuts, budgets: Sequence[Budget]) -> bool:
+    exits = find_first_firing(levels.index, cuts)
+    return all(budget.keeps(exits) for budget in budgets)
+
+
+def measure_harm(trace: Trace) -> Tensor:  # -> (N,K)
+    """What is to be small where only spending is limited: the accuracy drop, without labels disagreement."""
+    return accuracy_drop(trace) if trace.labels is not None else disagreement(trace)
 
 
 def choose_gate(trace: Trace, policy: Policy, rows: Tensor, risks: Sequence[Risk]) -> Gate | None:

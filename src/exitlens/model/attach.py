@@ -54,7 +54,8 @@ def attach(
             classifier, so that its outputs stay those of the plain backbone.
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default found out from the shapes.
         placement: with a number in ``at``, equal shares of ``"cost"`` (multiply-accumulates), or of the ``"time"`` that the
-            backbone takes on this machine; near a tie, the next run may choose a neighbouring place.
+            backbone takes on this machine, which is measured for 10 s at most and refused where the machine is too busy to
+            tell; near a tie, the next run may choose a neighbouring place.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: the early exits get a
             :class:`~exitlens.model.necks.ContextNeck` before it (images only); early answers are much better for some 4 %
             more cost, and all maps lie on one grid. Where the last features have fewer than 7 locations a side and earlier

@@ -16,6 +16,7 @@ from exitlens.types.preprocessing import (
     TextPreprocess,
     import_tokenizers,
 )
+from exitlens.types.timings import Timing
 from exitlens.types.traces import Trace
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Preprocess",
     "Preprocessing",
     "TextPreprocess",
+    "Timing",
     "Trace",
     "import_tokenizers",
 ]

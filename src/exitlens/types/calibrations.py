@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from exitlens.errors import PolicyError
+from exitlens.types.timings import Timing
 from exitlens.types.traces import Trace
 
 FORMAT = 2  # of Calibration.to_dict
 WITH_GROUPS = 3  # the same, of a calibration on groups
+WITH_TIMING = 4  # the same, with a limit in milliseconds (and groups or none)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Calibration:
     """What :func:`exitlens.calibrate` was asked for and what it rests on; part of a :class:`~exitlens.Policy`.
 
     Attributes:
-        limits: by name, ``max_cost`` included.
+        limits: by name, ``max_cost`` and ``max_ms`` included.
         samples: of the trace. distinct_samples: of them, those with logits of their own. data: fingerprint of the trace.
         cost: mean cost on these samples. seed: of the split. rule: hash of the policy that all this is about.
         classes: how many classes were tested, and of how many, where every class has a limit.
@@ -102,6 +104,8 @@ class Calibration:
         reference: for the drift monitor; ``None`` in records older than it.
         certification: ``None`` where the limits hold on these samples only (empirical mode).
         groups: how many independent groups the samples come in; ``None`` where all samples are independent.
+        percentile: how many of 100 samples ``max_ms`` is about; ``None``: their mean.
+        timing: what a batch took at each exit; ``None`` where that was not measured.
     """
 
     limits: Mapping[str, float]
@@ -116,12 +120,17 @@ class Calibration:
     reference: DriftReference | None = field(default=None, repr=False)
     certification: Certification | None = None
     groups: int | None = None
+    percentile: float | None = None
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; without groups as versions that know none wrote it."""
+        """JSON-ready; without groups and times as versions that know none wrote it."""
+        if self.timing is not None:
+            return {"format": WITH_TIMING, **asdict(self), "timing": self.timing.to_dict()}
+        found = {name: value for name, value in asdict(self).items() if name not in ("percentile", "timing")}
         if self.groups is not None:
-            return {"format": WITH_GROUPS, **asdict(self)}
-        found = {name: value for name, value in asdict(self).items() if name != "groups"}
+            return {"format": WITH_GROUPS, **found}
+        del found["groups"]
         if (tested := found["certification"]) is not None:
             kept = {name: value for name, value in tested.items() if name not in ("path_groups", "largest_group")}
             tests = tuple({k: v for k, v in test.items() if k != "groups"} for test in tested["tests"])
@@ -137,8 +146,8 @@ class Calibration:
         """
         try:
             found = dict(values) if "format" in values else _rename_former(values)
-            if found.pop("format") not in (FORMAT, WITH_GROUPS):
-                known = f"expected format {FORMAT} or {WITH_GROUPS}"
+            if found.pop("format") not in (FORMAT, WITH_GROUPS, WITH_TIMING):
+                known = f"expected format {FORMAT} to {WITH_TIMING}"
                 raise PolicyError(f"calibration: {known}, got {values['format']}: update exitlens")
             found["limits"] = dict(found["limits"])
             found["fitted_on"] = tuple(SampleSketch(s["data"], tuple(s["sketch"])) for s in found.get("fitted_on", ()))
@@ -147,6 +156,8 @@ class Calibration:
             if (reference := found.get("reference")) is not None:
                 edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
                 found["reference"] = DriftReference(edges, counts, float(reference["confidence"]))
+            if (timing := found.get("timing")) is not None:
+                found["timing"] = Timing.from_dict(timing)
             if (certification := found.get("certification")) is not None:
                 tests = tuple(RiskTest(**test) for test in certification["tests"])
                 found["certification"] = Certification(**certification | {"tests": tests})

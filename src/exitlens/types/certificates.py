@@ -17,7 +17,7 @@ def write_certificate(record: Calibration | None, network: str) -> str:
     """Two sentences: the promise, and what it rests on."""
     if record is None:
         return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
-    limits = ", ".join(f"{_name(name)} at most {limit:.4g}" for name, limit in record.limits.items())
+    limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
     tested = record.certification
     if tested is None:
         return (
@@ -30,9 +30,7 @@ def write_certificate(record: Calibration | None, network: str) -> str:
             "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
             f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}."
         )
-    promises = " and ".join(
-        _promise(name, limit, record.classes) for name, limit in record.limits.items() if name != "max_cost"
-    )
+    promises = " and ".join(_promise(name, limit, record) for name, limit in record.limits.items() if name != "max_cost")
     where = f" {network}" if network else ""
     drawn, tests = _name_data(record, tested)
     text = (
@@ -69,8 +67,20 @@ def _weigh_groups(largest: int | None) -> str:
     return f"A group counts as many times as it has samples, but one of more than {more}."
 
 
-def _promise(name: str, limit: float, classes: tuple[int, int] | None) -> str:
-    tested, known = classes or (0, 0)
+def _describe_limit(name: str, limit: float, record: Calibration) -> str:
+    if name != "max_ms" or record.timing is None:
+        return f"{_name(name)} at most {limit:.4g}"
+    what = "mean time" if record.percentile is None else f"time of {record.percentile:g} % of the samples"
+    return f"{what} at most {limit:g} ms for {record.timing.where()}"
+
+
+def _promise(name: str, limit: float, record: Calibration) -> str:
+    if name == "max_ms" and record.timing is not None:
+        times = f"as measured: {record.timing.list_ms()}"
+        if record.percentile is None:
+            return f"answers at exits that take at most {limit:g} ms on average ({times})"
+        return f"answers at least {record.percentile:g} % of the samples at exits that take at most {limit:g} ms ({times})"
+    tested, known = record.classes or (0, 0)
     where = "every class" if tested == known else f"each of the {tested} classes of {known} that were tested"
     points = f"{100 * limit:.4g} point{'' if limit == 0.01 else 's'}"
     return {

@@ -14,6 +14,7 @@ from torch import Tensor
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
+from exitlens.types.timings import Timing, format_ms
 from exitlens.types.words import exit_name
 
 FORMAT = 1  # of Trace.save
@@ -28,7 +29,8 @@ class Trace:
             (:class:`~exitlens.types.CompactLogits`, docs/traces.md), which everything that takes a trace can read.
         labels: ``(N,)`` integers in ``[0, C)``, or ``None`` for unlabelled data.
         divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.
-        cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's.
+        cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's; or measured
+            time over that of the whole network.
         network: fingerprint of the network that made it; empty for a trace made by hand.
         similarity: by name ``(N,K)``: agreement of exit k's map with the final exit's on the same image.
         null: by name ``(N,K)``: the same against another image's final map (the shuffled-image null).
@@ -37,6 +39,7 @@ class Trace:
             early exit's map over that of a uniform map, and its divergence from the map of the exit before (0 at exit 0).
         groups: ``(N,)`` integers: samples with the same id belong together (frames of one video, pictures of one patient),
             and only those of different groups are independent; ``None``: all samples are.
+        timing: what a batch takes at each exit, where that was measured.
         sample_hashes: ``(N,)`` of logits that are not kept whole, to know the samples by (:meth:`hash_samples`).
 
     Raises:
@@ -54,6 +57,7 @@ class Trace:
     gate_features: Tensor | None = None
     groups: Tensor | None = None
     sample_hashes: Tensor | None = None
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
@@ -94,6 +98,8 @@ class Trace:
             raise InputError("divergence: expected 0 at the final exit, which is what the others are compared with")
         if (self.cost <= 0).any() or (self.cost.diff() <= 0).any():
             raise InputError(f"cost: expected positive, strictly increasing numbers, got {self.cost.tolist()}")
+        if self.timing is not None and (not isinstance(self.timing, Timing) or len(self.timing.ms) != k):
+            raise InputError(f"timing: expected a Timing of {k} exits, got {self.timing!r}")
 
     @property
     def num_exits(self) -> int:
@@ -113,7 +119,8 @@ class Trace:
         kind = "unlabelled" if self.labels is None else "labelled"
         of = f" of network {self.network}" if self.network else ""
         groups = "" if self.groups is None else f" in {self.num_groups:,} groups"
-        return f"Trace({n:,} {kind} samples{groups}, {k} exits, {c} classes{of})"
+        timed = "" if self.timing is None else f", {self.timing}"
+        return f"Trace({n:,} {kind} samples{groups}, {k} exits, {c} classes{of}{timed})"
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
@@ -124,8 +131,11 @@ class Trace:
             right = "" if self.labels is None else f"{100 * (answers[:, i] == self.labels).float().mean():.1f} %"
             agrees = f"{100 * (answers[:, i] == answers[:, -1]).float().mean():.1f} %"
             cells = [f"{self.cost[i]:.3f}", right, agrees, f"{self.divergence[:, i].mean():.3f}"]
-            rows.append([exit_name(i, self.num_exits), *cells])
-        return html_table(["exit", "cost", "accuracy", "agrees with final", "divergence from final"], rows, repr(self))
+            timed = [] if self.timing is None else [format_ms(self.timing.ms[i])]
+            rows.append([exit_name(i, self.num_exits), *timed, *cells])
+        timed = [] if self.timing is None else ["ms"]
+        head = ["exit", *timed, "cost", "accuracy", "agrees with final", "divergence from final"]
+        return html_table(head, rows, repr(self))
 
     def select(self, rows: Tensor) -> Trace:
         """The samples at these rows: indices ``(n,)``, or ``(N,)`` bool."""
@@ -133,21 +143,23 @@ class Trace:
         def pick(value: Any) -> Any:
             return {name: one[rows] for name, one in value.items()} if isinstance(value, Mapping) else value[rows]
 
-        kept: dict[str, Any] = {"cost": self.cost, "network": self.network}
+        kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing}
         values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in kept)
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
         tensors: dict[str, Tensor] = {}
-        for name in (one.name for one in fields(self) if one.name != "network"):
+        for name in (one.name for one in fields(self) if one.name not in ("network", "timing")):
             value = getattr(self, name)
             parts = value.parts() if isinstance(value, CompactLogits) else value
             named = {f"{name}.{part}": one for part, one in parts.items()} if isinstance(parts, Mapping) else {name: parts}
             tensors |= {name: one for name, one in named.items() if one is not None}
         owners = {t.untyped_storage().data_ptr(): name for name, t in tensors.items()}
         alone = {name: t if owners[t.untyped_storage().data_ptr()] == name else t.clone() for name, t in tensors.items()}
-        note = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
+        note: dict[str, Any] = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
+        if self.timing is not None:
+            note["timing"] = self.timing.to_dict()
         write_tensors(Path(path), alone, note, "path")
 
     @classmethod
@@ -174,6 +186,7 @@ class Trace:
             if isinstance(values["logits"], dict):
                 parts: dict[str, Any] = {"label": None} | values["logits"]
                 values["logits"] = CompactLogits(**parts, num_classes=note["num_classes"])
+            values["timing"] = None if note.get("timing") is None else Timing.from_dict(note["timing"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"path: expected what Trace.save wrote, in {path} something is missing ({error})") from error

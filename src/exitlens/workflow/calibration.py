@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +15,12 @@ from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
 from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
 from exitlens.functional.grouping.likeness import measure_likeness
-from exitlens.functional.risk import Risk, check_limits, list_risks, select_exits
+from exitlens.functional.risk import Budget, Risk, check_limits, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, score
-from exitlens.functional.search import choose_gate, find_cheapest, find_safest, quantise
+from exitlens.functional.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, Policy, Trace
-from exitlens.types.calibrations import DriftReference, SampleSketch
+from exitlens.types.calibrations import Certification, DriftReference, SampleSketch
 
 
 def calibrate(
@@ -30,6 +31,8 @@ def calibrate(
     max_disagreement: float | None = None,
     max_divergence: float | None = None,
     max_cost: float | None = None,
+    max_ms: float | None = None,
+    percentile: float | None = None,
     delta: float | None = None,
     score: str = "max_probability",
     temperature_scaling: bool = True,
@@ -40,9 +43,9 @@ def calibrate(
 ) -> Policy:
     """Chooses per-exit thresholds on a trace.
 
-    With limits on risks it returns the cheapest policy found that keeps all of them; with ``max_cost`` alone, the policy
-    of least risk (accuracy drop, or disagreement without labels) whose mean cost is at most that; with both, the
-    cheapest that keeps all, or an error if there is none.
+    With limits on risks it returns the cheapest policy found that keeps all of them; with ``max_cost`` or ``max_ms`` alone,
+    the policy of least risk (accuracy drop, or disagreement without labels) that spends no more; with both, the cheapest
+    that keeps all, or an error if there is none.
 
     Without ``delta`` (empirical mode) the limits hold on these samples. With it (**certified mode**) they hold for the
     data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at most its
@@ -61,7 +64,12 @@ def calibrate(
         max_disagreement: limit in [0, 1] on the share of answers that differ from the final exit's.
         max_divergence: limit in [0, 1] on the mean divergence of the attention map at the exit taken.
         max_cost: limit on the mean cost, as a fraction of the plain backbone's, on these samples.
-        delta: in (0, 1): how likely the promise may be wrong; at least one limit on a risk is needed.
+        max_ms: limit in milliseconds on what a batch takes at the exits taken, by the trace's timing (``collect(...,
+            cost="time")``): of every sample counts the time of a batch that leaves at its exit. Without ``percentile`` their
+            mean is limited: for single samples (``timing.batch_size`` 1) the mean latency, for larger batches about the
+            mean time of a batch. The times are taken as they were measured; what is certified is which exits samples take.
+        percentile: in (0, 100]: at least this many of 100 samples take an exit whose time is at most ``max_ms``.
+        delta: in (0, 1): how likely the promise may be wrong; at least one limit on a risk, or ``max_ms``, is needed.
         score: ``max_probability``, ``entropy`` or ``margin``.
         temperature_scaling: first fit a temperature for each exit by NLL (needs labels; skipped without them). Certified
             mode fits on the samples that propose the path, which do not test it.
@@ -75,11 +83,11 @@ def calibrate(
         seed: of the split into samples (or groups) that propose the path and those that test it.
 
     Raises:
-        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them;
-            ``equal_groups`` without groups or without ``delta``.
-        CalibrationError: if no policy keeps every limit (empirical mode) or ``max_cost``; for fewer than 10 samples or
-            groups in certified mode; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of
-            another network.
+        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them; ``max_ms``
+            for a trace without timing; ``percentile`` without it; ``equal_groups`` without groups or without ``delta``.
+        CalibrationError: if no policy keeps every limit (empirical mode), ``max_cost`` or ``max_ms`` (certified mode: none
+            that can be certified); for fewer than 10 samples or groups in certified mode; if ``temperatures`` were fitted
+            on samples of this trace. PolicyError: if they are of another network.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     given = {
@@ -88,30 +96,52 @@ def calibrate(
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
-    limits = check_limits(given, max_cost=max_cost, delta=delta, score=score, gate=gate)
+    spend: Any = {"max_cost": max_cost, "max_ms": max_ms, "percentile": percentile}
+    limits = check_limits(given, **spend, delta=delta, score=score, gate=gate)
     require(temperature_scaling, bool, "temperature_scaling")
     _check_equal_groups(trace, delta, equal_groups)
+    budgets = list_budgets(trace, **spend)
     groups = _order_groups(trace, delta, seed)
     if delta is not None and trace.groups is None:
         _warn_of_families(trace)
     first, second = _split_samples(len(trace), delta, seed) if groups is None else split_groups(groups, PATH_SHARE)
     risks = list_risks(trace, limits, first if delta is None else second)
+    spent = [] if delta is None else _list_promised(budgets, len(trace), bool(risks))
     if groups is not None:
-        risks = [risk.name_groups(groups, first, equal=equal_groups) for risk in risks]
+        risks, spent = ([one.name_groups(groups, first, equal=equal_groups) for one in some] for some in (risks, spent))
     fitted, fitted_on = _choose_temperatures(trace, first, temperature_scaling, temperatures)
     unset = Policy.never(trace.num_exits, score=score, temperatures=fitted, network=trace.network)
     unset = replace(unset, gate=choose_gate(trace, unset, first, risks) if gate else None)
     scores, certification = score_early_exits(trace, unset), None
     if delta is None:
         levels = quantise(scores)
-        best = find_cheapest(levels, risks, trace.cost, max_cost) if risks else find_safest(levels, trace, max_cost or 0.0)
+        best = find_cheapest(levels, risks, trace.cost, budgets) if risks else find_safest(levels, trace, budgets)
         thresholds = levels.thresholds(best.cuts)
     else:
-        thresholds, certification = certify(scores, risks, trace.cost, first, second, delta)
-    asked = limits if max_cost is None else limits | {"max_cost": max_cost}
+        harm = trace.cost if risks else measure_harm(trace)
+        thresholds, certification = certify(scores, [*risks, *spent], harm, first, second, delta)
+        _check_spent(certification, spent, max_ms)
+    asked = limits | {name: spend[name] for name in ("max_cost", "max_ms") if spend[name] is not None}
     named = trace.num_groups if trace.num_groups < len(trace) else None
     record = Calibration(asked, len(trace), seed=seed, fitted_on=fitted_on, certification=certification, groups=named)
+    record = replace(record, percentile=percentile, timing=trace.timing)
     return _record(trace, replace(unset, thresholds=thresholds), record, risks, scores)
+
+
+def _list_promised(budgets: Sequence[Budget], count: int, beside_risks: bool) -> list[Risk]:
+    """Budgets that a certificate has to cover, as risks; those that no policy exceeds need no test."""
+    promised = [one for one in budgets if one.is_promised]
+    if promised and not beside_risks and all(one.is_kept_by_all for one in promised):
+        raise InputError(
+            "delta: no exit takes longer than max_ms, so there is nothing to certify: leave delta out, or limit a risk"
+        )
+    return [one.to_risk(count) for one in promised if not one.is_kept_by_all]
+
+
+def _check_spent(certification: Certification, spent: Sequence[Risk], max_ms: float | None) -> None:
+    """Raises :class:`CalibrationError` if nothing was certified: the full network, which may always answer, is too slow."""
+    if spent and certification.reason:
+        raise CalibrationError(f"max_ms: no policy could be certified within {max_ms:g} ms: {certification.reason}")
 
 
 def _check_equal_groups(trace: Trace, delta: float | None, equal_groups: bool) -> None:

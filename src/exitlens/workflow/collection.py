@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.progress import track
@@ -19,8 +19,10 @@ from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.io import RowStore
 from exitlens.model.network import ExitNet
+from exitlens.model.timing.exit_times import measure_exits
 from exitlens.ranks import Ranks, find_ranks
-from exitlens.types import CompactLogits, Trace
+from exitlens.types import CompactLogits, Timing, Trace
+from exitlens.types.inputs import Inputs
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -33,12 +35,14 @@ def collect(
     net: ExitNet,
     loader: Any,
     *,
+    cost: Literal["macs", "time"] = "macs",
     groups: Tensor | Sequence[Hashable] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
     compact: bool | None = None,
     trace_dir: str | Path | None = None,
+    timed_batch: int | None = None,
     ranks: Ranks | None = None,
 ) -> Trace:
     """Runs every sample through every exit once and records what calibration and evaluation need.
@@ -46,6 +50,12 @@ def collect(
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         loader: a ``DataLoader``, a ``Dataset``, an iterable of batches, or inputs; labels are optional.
+        cost: what the trace's ``cost`` is. ``"macs"``: multiply-accumulates up to and including exit k's head, all earlier
+            heads among them, over those of the plain backbone (``net.cost``). ``"time"``: the measured time of a batch whose
+            samples all leave at exit k (stages 0 to k with all their heads, through the network's engine, as it is tuned
+            and as :func:`exitlens.predict` runs it), over the time of the same batch when it goes to the final exit and no
+            early head is computed. The final exit's is thus a little above 1. The trace's ``timing`` then has milliseconds,
+            batch size, quartiles and machine. Measuring takes some seconds, and nothing else should run meanwhile.
         groups: ``(N,)`` integers or names: samples with the same one belong together (frames of one video, pictures of one
             patient) and are not independent; by default as the data say, if they do.
         batch_size: where the batching is ours.
@@ -56,9 +66,11 @@ def collect(
         trace_dir: a directory for the trace: ``trace.safetensors``, from which :meth:`Trace.load` makes it again. By default
             nothing is left on disk; but what is more than 64 MiB waits in a file without a name in the system's directory
             for temporary files, mapped into memory, which goes when the trace goes.
+        timed_batch: with ``cost="time"``: samples in the batch that is timed, 1 for the latency of single samples. It is
+            made of the first batch of the data, repeated where that has fewer; by default it is the first batch.
         ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
             there is; ``Ranks()``: this process alone. They take batches in turn; each gets the trace of all, which is the
-            one that a single process makes.
+            one that a single process makes. The first one alone measures time.
 
     Returns:
         A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls.
@@ -66,8 +78,10 @@ def collect(
     Raises:
         InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, no sample at all, or another
             number of groups. OutputExistsError: where the trace_dir has a trace. OutputError: where its disk is full.
+            EngineError: where times cannot be measured because the machine is busy.
     """
     require(net, ExitNet, "net")
+    _check_cost(cost, timed_batch)
     ranks = find_ranks(ranks)
     folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
     with ranks.together():
@@ -76,9 +90,26 @@ def collect(
         stream = iterate_batches(source, batch_size, net.device)
         if progress and ranks.is_first:
             stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
-    ranks.hand_over(_observe(net, stream), recorder.add)
+    first: list[Inputs] = []
+    ranks.hand_over(_observe(net, stream, first), recorder.add)
     share_bad(loader, ranks)
-    return ranks.share(lambda: recorder.finish(groups, seed, progress))
+
+    def finish() -> Trace:
+        timing = measure_exits(net, first[0], timed_batch) if cost == "time" and first else None
+        return recorder.finish(groups, seed, progress, timing)
+
+    return ranks.share(finish)
+
+
+def _check_cost(cost: str, timed_batch: int | None) -> None:
+    if cost not in ("macs", "time"):
+        raise InputError(f"cost: expected 'macs' (multiply-accumulates) or 'time' (measured), got {cost!r}")
+    if timed_batch is None:
+        return
+    if cost != "time":
+        raise InputError("timed_batch: it is about measured time: give cost='time', too")
+    if isinstance(timed_batch, bool) or not isinstance(timed_batch, int) or timed_batch < 1:
+        raise InputError(f"timed_batch: expected samples, 1 or more, got {timed_batch!r}")
 
 
 class _Recorder:
@@ -102,7 +133,7 @@ class _Recorder:
         self._shapes = shapes
         _add_maps(self._store, seen.maps)
 
-    def finish(self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool) -> Trace:
+    def finish(self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: Timing | None) -> Trace:
         """The trace of all batches."""
         if not self._ids:
             raise InputError("loader: it gave no batch: pass at least one image")
@@ -110,7 +141,8 @@ class _Recorder:
         trace = Trace(
             **self._logits.finish(),
             **_compare_maps(self._store, self._shapes, pair_samples(count, seed), progress),
-            cost=self._net.cost,
+            cost=self._net.cost if timing is None else torch.tensor(timing.cost),
+            timing=timing,
             network=self._net.identity(),
             gate_features=self._store.take("gate_features") if self._net.num_exits > 1 else None,
             groups=_join_groups(groups, self._ids),
@@ -141,9 +173,11 @@ class _Observed(NamedTuple):
     maps: MapPairs  # of the exit and of the final one, on one grid
 
 
-def _observe(net: ExitNet, stream: Iterator[Batch]) -> Iterator[_Observed]:
-    """Runs every batch through every exit."""
+def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iterator[_Observed]:
+    """Runs every batch through every exit; the first is put into ``first``."""
     for images, labels, groups in stream:
+        if not first:
+            first.append(images)
         activations = net.check_input(images, "loader")
         with net.open_engine() as engine:
             outputs = engine.compute_outputs(engine.enter(activations))

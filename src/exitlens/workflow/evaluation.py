@@ -17,7 +17,8 @@ from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.scores import rate_probabilities
 from exitlens.functional.search import find_frontier, quantise
 from exitlens.functional.similarity import skill
-from exitlens.types import Policy, Trace
+from exitlens.types import Policy, Timing, Trace
+from exitlens.types.timings import format_ms
 from exitlens.types.words import exit_name
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
@@ -26,6 +27,8 @@ HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 @dataclass(frozen=True)
 class ExitRow:
     """One exit over the whole data set (everything answered there), and the share the policy lets it answer.
+
+    ``ms``: of a batch that leaves there, where the trace has measured times.
 
     ``calibration_error`` (15 bins), ``brier`` (in [0, 2]) and ``risk_coverage`` (area under the risk-coverage curve by
     maximum probability: the mean error rate over all coverages) use the policy's temperatures.
@@ -44,11 +47,13 @@ class ExitRow:
     share: float
     accuracy_when_taken: float | None
     consistency: Mapping[str, Mapping[str, float]]
+    ms: float | None = None
 
     def format_cells(self) -> list[str]:
-        """For people: cost, accuracy, agreement, share, and the map's CC with its null and skill."""
+        """For people: milliseconds if known, cost, accuracy, agreement, share, and the map's CC with its null and skill."""
         cc = [f"{self.consistency.get('cc', {}).get(name, math.nan):.2f}" for name in ("value", "null", "skill")]
-        return [f"{self.cost:.3f}", _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *cc]
+        spent = [*([] if self.ms is None else [format_ms(self.ms)]), f"{self.cost:.3f}"]
+        return [*spent, _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *cc]
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Report:
             better than those before it; (cost, agreement) without labels. It is fitted on this trace: optimistic.
         samples: N.
         classes: one row per class that has samples, in label order; none without labels.
+        ms: the mean over samples of what a batch takes at the exit that they take, where the trace has measured times.
+        timing: these times, and the machine, batch size and spread that belong to them.
     """
 
     accuracy: float | None
@@ -89,6 +96,8 @@ class Report:
     curve: tuple[tuple[float, float], ...]
     samples: int
     classes: tuple[ClassRow, ...] = ()
+    ms: float | None = None
+    timing: Timing | None = None
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
         """The classes of the lowest routed accuracy, the worst first; of equal ones those that lose most."""
@@ -96,25 +105,28 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self)
+        return asdict(self) | {"timing": None if self.timing is None else self.timing.to_dict()}
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
 
-        head = ["exit", "cost", "accuracy", "agrees with final", "share", "map's CC with final", "by chance", "skill"]
+        spent = ["cost"] if self.timing is None else ["ms", "cost"]
+        head = ["exit", *spent, "accuracy", "agrees with final", "share", "map's CC with final", "by chance", "skill"]
         rows = [[exit_name(row.exit, len(self.exits)), *row.format_cells()] for row in self.exits]
         return html_table(head, rows, self._summary())
 
     def _summary(self) -> str:
+        timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         return (
             f"routed: accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
-            f"divergence {self.divergence:.3f}, {self.samples} samples"
+            f"divergence {self.divergence:.3f}, {self.samples} samples{timed}"
         )
 
     def __repr__(self) -> str:
-        head = ["exit", "cost", "accuracy", "agrees", "share", "CC", "null", "skill"]
+        timed, wide = ([], []) if self.timing is None else (["ms"], [7])
+        head = ["exit", *timed, "cost", "accuracy", "agrees", "share", "CC", "null", "skill"]
         rows = [head, *([str(row.exit), *row.format_cells()] for row in self.exits)]
-        widths = (5, 6, 9, 7, 6, 6, 6, 6)
+        widths = (5, *wide, 6, 9, 7, 6, 6, 6, 6)
         lines = [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join([*lines, self._summary()])
 
@@ -150,6 +162,8 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         exits=rows,
         curve=_curve(trace, policy),
         samples=len(trace),
+        ms=None if trace.timing is None else torch.tensor(trace.timing.ms, dtype=torch.float64)[exits].mean().item(),
+        timing=trace.timing,
         classes=() if trace.labels is None or correct is None else _classes(trace.labels, correct, exits),
     )
 
@@ -180,6 +194,7 @@ def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | 
         share=takes.float().mean().item(),
         accuracy_when_taken=None if correct is None or not takes.any() else correct[takes, k].mean().item(),
         consistency={name: _consistency(trace, name, k) for name in trace.similarity},
+        ms=None if trace.timing is None else trace.timing.ms[k],
     )
 
 

@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -9,7 +10,7 @@ import exitlens as xl
 from exitlens.delivery.explanations.pictures import draw_image
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
-from tests.conftest import TinyNet
+from tests.conftest import TinyNet, make_timing
 from tests.delivery.report.conftest import POLICY, make_subject
 
 MADE = Provenance("exitlens report a", "32 images", "0", {"loss": "none"})
@@ -81,6 +82,19 @@ def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
     assert text.count("<svg") == 3
     with pytest.raises(xl.InputError, match="subjects"):
         write_report(tmp_path / "x.html", [], {}, MADE)
+
+
+def test_milliseconds_stand_beside_the_cost(tmp_path, tiny_set):
+    subject, timing = make_subject("run", tiny_set, faithful=False), make_timing()
+    assert "ms of a batch" not in write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE).read_text()
+    trace = replace(xl.collect(subject.net, tiny_set), timing=timing)
+    policy = xl.calibrate(trace, max_ms=5, percentile=95)
+    timed = replace(subject, policy=policy, reports={"test": xl.evaluate(trace, policy)})
+    text = write_report(tmp_path / "t.html", [timed], {"test": tiny_set}, MADE).read_text()
+    assert "ms of a batch" in text
+    assert "<td>10.500</td>" in text
+    assert "medians of 20 rounds, batches of 64 on Slow 9000, 2 threads; quartiles 1.900 – 2.100, 4.900 – 5.100" in text
+    assert "time of 95 % of the samples at most 5 ms for batches of 64 on Slow 9000" in text
 
 
 def test_a_report_compares_equals(tmp_path, tiny_set):

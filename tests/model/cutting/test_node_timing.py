@@ -36,6 +36,41 @@ def test_the_clocked_graph_is_the_graph(monkeypatch):
     assert min(pieces) > 0
 
 
+def test_each_half_of_the_runs_has_its_own_times(monkeypatch):
+    runs = iter([[3.0, 1.0, 6.0], [2.0, 9.0, 5.0], [8.0, 8.0, 2.0]])
+    monkeypatch.setattr(node_timing, "_time_parts", lambda *args: next(runs))
+    traced, nodes = trace_places(TinyNet(), torch.zeros(1, 3, 16, 16))
+    with node_timing.NodeTimer(traced, nodes) as timer:
+        timer.run(3, 0.0)
+        assert timer.shares(0) == [3 / 6, 4 / 6]
+        assert timer.shares(1) == [2 / 16, 11 / 16]
+        assert timer.shares() == [2 / 5, 3 / 5]
+        assert timer.done == 3
+
+
+def test_the_time_is_bounded_and_a_slow_backbone_gets_one_sample(monkeypatch):
+    now, sizes = [0.0], []
+
+    def run(module, clock, tensors):
+        now[0] += 4.0
+        sizes.append(len(tensors[0]))
+        return [1.0, 1.0, 2.0]
+
+    def warm_up(graph, tensors):
+        now[0] += 5.0
+
+    monkeypatch.setattr(node_timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(node_timing, "_time_parts", run)
+    monkeypatch.setattr(node_timing, "run_graph", warm_up)
+    traced, nodes = trace_places(TinyNet(), torch.zeros(1, 3, 16, 16))
+    with node_timing.NodeTimer(traced, nodes) as timer:
+        timer.run(6, 1.0)
+        assert (timer.done, timer.seconds, sizes) == (3, 12.0, [1, 1, 1])
+        timer.run(6, 1.0)
+        assert timer.done == 3
+        assert timer.shares(1) == [0.25, 0.5]
+
+
 def test_no_places_and_a_failing_example(monkeypatch):
     monkeypatch.setattr(node_timing, "SECONDS", 0.0)
     traced, nodes = trace_places(TinyNet(), torch.zeros(1, 3, 16, 16))

@@ -6,7 +6,7 @@ from torchvision import models
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import node_timing, placement
-from exitlens.model.cutting.placement import choose_points, place_exits
+from exitlens.model.cutting.placement import choose_by_time, choose_points, place_exits
 from tests.conftest import TinyNet
 from tests.texts import AT, make_bert, make_texts
 
@@ -89,11 +89,23 @@ class Uneven(nn.Module):
 EXAMPLE = torch.zeros(1, 8, 24, 24)
 
 
+def count_operations(module, clock, tensors):
+    """In place of seconds: sorting takes 50, anything else 1."""
+    parts = [0.0]
+    for node in module.graph.nodes:
+        if node.target == "exitlens_clock":
+            parts.append(0.0)
+        elif node.op != "placeholder":
+            parts[-1] += 50 if node.target == "sort" else 1
+    return parts
+
+
 @pytest.mark.parametrize(("slow", "expected"), [("first", "a"), ("last", "c")])
-def test_placed_by_time_where_cost_says_otherwise(slow, expected):
+def test_placed_by_time_where_cost_says_otherwise(slow, expected, monkeypatch):
+    monkeypatch.setattr(node_timing, "_time_parts", count_operations)
     backbone = Uneven(slow)
     assert place_exits(backbone, EXAMPLE, 1) == ["b"]
-    assert {tuple(place_exits(backbone, EXAMPLE, 1, placement="time")) for _ in range(3)} == {(expected,)}
+    assert place_exits(backbone, EXAMPLE, 1, placement="time") == [expected]
     assert xl.attach(backbone, 1, 4, EXAMPLE, placement="time").info.at == (expected,)
     assert xl.attach(backbone, 1, 4, EXAMPLE, placement="cost").info.at == ("b",)
 
@@ -115,6 +127,44 @@ def test_choosing_among_places_by_hand():
     assert choose_points(points, 5, "time") == ["relu", "x", "slow", "y", "z"]
     with pytest.raises(xl.AttachError, match="5 early exits do not fit, this backbone has 4 places"):
         choose_points(points, 5)
+
+
+class Halves:
+    """A timer with known shares of both halves of the runs: those of the n-th measurement."""
+
+    def __init__(self, *measured):
+        self.measured, self.done, self.seconds = iter(measured), 0, 0.0
+
+    def run(self, runs, seconds):
+        self.halves, self.done, self.seconds = next(self.measured), self.done + runs, self.seconds + 4.0
+
+    def shares(self, half=None):
+        return [sum(pair) / 2 for pair in zip(*self.halves, strict=True)] if half is None else self.halves[half]
+
+
+PLACES = [point(name, 0.1 * (i + 1), 0.0) for i, name in enumerate("wxyz")]
+QUIET, NOISY = [0.1, 0.45, 0.6, 0.9], [0.1, 0.3, 0.52, 0.9]
+
+
+def test_both_halves_have_to_choose_the_same_places():
+    assert choose_by_time(PLACES, 1, Halves((QUIET, QUIET))) == ["x"]
+    late = Halves((QUIET, NOISY), (QUIET, QUIET))
+    assert choose_by_time(PLACES, 1, late) == ["x"]
+    assert late.done == 12
+
+
+def test_places_as_good_as_each_other_need_no_agreement():
+    near = Halves(([0.1, 0.46, 0.55, 0.9], [0.1, 0.45, 0.54, 0.9]))  # 0.455 and 0.545: both 0.045 from the middle
+    assert choose_by_time(PLACES, 1, near)[0] in "xy"
+    assert near.done == 6
+
+
+def test_halves_that_never_agree_are_an_error_that_says_what_to_do():
+    busy = Halves(*[(QUIET, NOISY)] * 9)
+    with pytest.raises(xl.AttachError, match=r"halves of 18 runs chose \['x'\] and \['y'\].*at=\['y'\].*placement='cost'"):
+        choose_by_time(PLACES, 1, busy)
+    with pytest.raises(xl.AttachError, match="9 early exits do not fit"):
+        choose_by_time(PLACES, 9, Halves())
 
 
 def test_what_exits_are_placed_by():
@@ -164,7 +214,8 @@ def test_timing_leaves_everything_alone():
 
 
 def test_nothing_is_timed_where_the_cost_decides(monkeypatch):
-    monkeypatch.setattr(placement, "time_shares", lambda *args: pytest.fail("timed"))
+    for name in ("time_shares", "NodeTimer"):
+        monkeypatch.setattr(placement, name, lambda *args: pytest.fail("timed"))
     assert place_exits(TinyNet(), torch.zeros(1, 3, 16, 16), 1) == ["b"]
     assert {p.time_share for p in xl.exit_points(TinyNet(), torch.zeros(1, 3, 16, 16), runs=0)} == {0.0}
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exitlens.delivery.bench.contenders import AsIs, Plain, Planned, StepTimes, measure_router_share, plan_exits
-from exitlens.delivery.bench.timing import Times, Work, interleave, interval, measure_peak_bytes, time_calls
+from exitlens.delivery.bench.timing import measure_peak_bytes, time_calls
 from exitlens.model.network import ExitNet
+from exitlens.model.timing.timer import Times, Work, interleave, interval
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
 from exitlens.workflow.inference.predict import predict
@@ -183,26 +181,6 @@ def answer_at(net: ExitNet, exit_: int, batch: Inputs) -> None:
             for k in range(exit_):
                 part = engine.advance(k, part)
             engine.answer(exit_, part, 1.0, "max_probability")
-
-
-def describe_machine(threads: int) -> dict[str, Any]:
-    """What figures were measured on."""
-    return {
-        "processor": _read_processor(),
-        "cores": os.cpu_count(),
-        "threads": threads or torch.get_num_threads(),
-        "torch": torch.__version__.split("+")[0],
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-
-
-def _read_processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def tabulate(found: Mapping[str, Any]) -> list[list[str]]:

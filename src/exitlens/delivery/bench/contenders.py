@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.delivery.bench.timing import Speed, Work, compare, time_calls
+from exitlens.delivery.bench.timing import Speed, compare, time_calls
 from exitlens.errors import InputError
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model._torch_compat import mark_any_count
@@ -25,6 +25,7 @@ from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
+from exitlens.model.timing.timer import Work
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
 from exitlens.workflow.inference.predict import merge_routed, predict

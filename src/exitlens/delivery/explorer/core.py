@@ -17,7 +17,7 @@ from exitlens.data.images import ImageSet
 from exitlens.data.lazy import LazyImages
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
-from exitlens.delivery.bench.timing import interleave, time_calls
+from exitlens.delivery.bench.timing import time_calls
 from exitlens.delivery.bundle import load
 from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
 from exitlens.display import from_pixels
@@ -26,6 +26,7 @@ from exitlens.modalities import TEXT
 from exitlens.modalities.image import open_picture
 from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
+from exitlens.model.timing.timer import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.workflow.collection import collect

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from exitlens.data.lazy import Images
 from exitlens.delivery.bundle import find_bundle
@@ -50,8 +51,17 @@ class Provenance:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure_subjects(paths: Sequence[Path], images: Images, *, progress: bool = False) -> list[Subject]:
+def measure_subjects(
+    paths: Sequence[Path],
+    images: Images,
+    *,
+    progress: bool = False,
+    cost: Literal["macs", "time"] = "macs",
+    timed_batch: int | None = None,
+) -> list[Subject]:
     """Evaluates runs or bundles on the same images; whatever cannot be compared is refused before anything is measured.
+
+    ``cost`` and ``timed_batch`` as for :func:`exitlens.collect`.
 
     Raises:
         PolicyError, BundleError: for a run without a policy or one that cannot be read; InputError: for networks that do
@@ -75,7 +85,7 @@ def measure_subjects(paths: Sequence[Path], images: Images, *, progress: bool = 
             name,
             net,
             policy,
-            {CONDITION: evaluate(collect(net, images, progress=progress), policy)},
+            {CONDITION: evaluate(collect(net, images, cost=cost, progress=progress, timed_batch=timed_batch), policy)},
             {CONDITION: faithfulness(net, images, progress=progress)},
         )
         for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import accumulate, pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +18,7 @@ from exitlens.types.inputs import list_tensors
 
 SAMPLES = 4  # so that calls and the reading of weights do not hide what the maps take
 SECONDS = 1.5
+MOST_SECONDS = 10.0  # of all runs together, if two runs take no longer
 
 
 class _Clock(nn.Module):
@@ -34,23 +37,63 @@ class _Clock(nn.Module):
 def time_shares(traced: TracedBackbone, nodes: Sequence[fx.Node], runs: int) -> list[float]:
     """Share of the time up to each node (in the order of execution) of a backbone traced in evaluation mode, in [0, 1].
 
-    The graph runs as generated code, with a clock after every node of ``nodes`` and nothing else between its operations:
-    an interpreter of single nodes would add its own time to each. One run warms up. For every part between two clocks the
-    shortest time counts, because other work on the machine only ever adds to it. There are at least ``runs`` of them, and
-    they go on for ``SECONDS``, on ``SAMPLES`` copies of the example's first sample.
+    The shares of all runs; see :class:`NodeTimer`. There are at least ``runs`` of them, and they go on for ``SECONDS``.
     """
-    tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(traced.example)]
-    clock = _Clock(tensors[0].device)
-    module = _add_clock(traced, nodes, clock)
-    # not inference mode: what a forward keeps for later calls must stay fit for training
-    with switch_mode(module, False), torch.no_grad(), torch.random.fork_rng(devices=[]), hold_memory():
-        run_graph(traced.runnable(), [t.clone() for t in tensors])
-        shortest = [float("inf")] * (len(nodes) + 1)
-        done, started = 0, time.perf_counter()
-        while done < runs or time.perf_counter() - started < SECONDS:
-            shortest = list(map(min, shortest, _time_parts(module, clock, tensors)))
-            done += 1
-    return [seconds / sum(shortest) for seconds in accumulate(shortest[:-1])]
+    with NodeTimer(traced, nodes) as timer:
+        timer.run(runs, SECONDS)
+        return timer.shares()
+
+
+class NodeTimer:
+    """Times the parts of a backbone between nodes, in a ``with`` block, for as long as it is asked to.
+
+    The graph runs as generated code, with a clock after every node and nothing else between its operations: an interpreter
+    of single nodes would add its own time to each. One run warms up. For every part between two clocks the shortest time
+    counts, because other work on the machine only ever adds to it. Runs are on ``SAMPLES`` copies of the example's first
+    sample; on one, where the warm-up says that a few runs would take longer than ``MOST_SECONDS``.
+
+    Every second run belongs to one half, the others to the other, so that halves can be compared.
+    """
+
+    def __init__(self, traced: TracedBackbone, nodes: Sequence[fx.Node]) -> None:
+        self._traced, self._stack, self.seconds = traced, ExitStack(), 0.0
+        self._tensors = [torch.cat([t[:1]] * SAMPLES) for t in list_tensors(traced.example)]
+        self._clock = _Clock(self._tensors[0].device)
+        self._module = _add_clock(traced, nodes, self._clock)
+        self._halves = [[float("inf")] * (len(nodes) + 1) for _ in range(2)]
+        self.done = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(switch_mode(self._module, False))
+            stack.enter_context(torch.no_grad())  # inference mode would spoil for training what a forward keeps
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(hold_memory())
+            started = time.perf_counter()
+            run_graph(self._traced.runnable(), [t.clone() for t in self._tensors])
+            if 4 * (time.perf_counter() - started) > MOST_SECONDS:
+                self._tensors = [t[:1] for t in self._tensors]
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def run(self, runs: int, seconds: float) -> None:
+        """At least ``runs`` runs more, for ``seconds``; fewer, but two in all, where ``MOST_SECONDS`` have passed."""
+        started, enough, before = time.perf_counter(), self.done + runs, self.seconds
+        while self.done < enough or time.perf_counter() - started < seconds:
+            if self.done >= 2 and self.seconds >= MOST_SECONDS:
+                break
+            half = self._halves[self.done % 2]
+            half[:] = map(min, half, _time_parts(self._module, self._clock, self._tensors))
+            self.done += 1
+            self.seconds = before + time.perf_counter() - started
+
+    def shares(self, half: int | None = None) -> list[float]:
+        """Share of the time up to each node, by all runs or by those of one half (0 or 1)."""
+        shortest = list(map(min, *self._halves)) if half is None else self._halves[half]
+        return [seconds / sum(shortest) for seconds in accumulate(shortest[:-1])]
 
 
 def _add_clock(traced: TracedBackbone, nodes: Sequence[fx.Node], clock: nn.Module) -> fx.GraphModule:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
@@ -13,11 +13,12 @@ from torch import fx, nn
 
 from exitlens.errors import AttachError, InputError
 from exitlens.model.backbones.build import build_backbone, make_example
+from exitlens.model.cutting import node_timing
 from exitlens.model.cutting.boundaries import check_cut, find_last_features
 from exitlens.model.cutting.graph import TracedBackbone
 from exitlens.model.cutting.macs import count_node_macs
 from exitlens.model.cutting.modes import preserve_state
-from exitlens.model.cutting.node_timing import time_shares
+from exitlens.model.cutting.node_timing import NodeTimer, time_shares
 from exitlens.model.cutting.trace import trace
 from exitlens.model.input_spec import check_example
 from exitlens.model.layouts import Kind
@@ -27,6 +28,7 @@ Placement = Literal["cost", "time"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 RUNS = 3
 SAME_TIME = 0.05
+TIE = 0.02  # of the backbone's time: places whose distance from where an exit should stand differs by less are as good
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,17 @@ def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
 
 
 def _list_points(traced: TracedBackbone, runs: int, kind: Kind | None = None) -> list[ExitPoint]:
-    end = traced.position(find_last_features(traced))
+    places = _find_places(traced, kind)
+    return _describe_places(traced, places, time_shares(traced, places, runs) if runs else [0.0] * len(places))
+
+
+def _find_places(traced: TracedBackbone, kind: Kind | None) -> list[fx.Node]:
+    end, ignored = traced.position(find_last_features(traced)), _list_token_and_mask_nodes(traced)
+    return [node for node in traced.nodes[:end] if traced.name_of(node) and _can_hold_exit(traced, node, kind, ignored)]
+
+
+def _describe_places(traced: TracedBackbone, places: Sequence[fx.Node], shares: Sequence[float]) -> list[ExitPoint]:
     macs = count_node_macs(traced.runnable(), traced.example)
-    ignored = _list_token_and_mask_nodes(traced)
-    places = [node for node in traced.nodes[:end] if traced.name_of(node) and _can_hold_exit(traced, node, kind, ignored)]
-    shares = time_shares(traced, places, runs) if runs else [0.0] * len(places)
     total, up_to = max(sum(macs.values()), 1), list(accumulate(macs[n] for n in traced.nodes))
     points = []
     for node, share in zip(places, shares, strict=True):
@@ -101,24 +109,63 @@ def place_exits(
     """Names of ``count`` exit points that lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
 
     The shares are of ``"cost"``, or of the ``"time"`` measured on this machine: where they are not the same (few
-    multiply-accumulates on large maps), exits at equal cost do not save equal time.
+    multiply-accumulates on large maps), exits at equal cost do not save equal time. Time is measured until two halves of
+    the runs choose the same places, or places that are as good (:func:`choose_by_time`).
 
     Raises:
-        InputError: for a count below 1 or an unknown ``placement``; AttachError: for more exits than there are places.
+        InputError: for a count below 1 or an unknown ``placement``; AttachError: for more exits than there are places, or
+            where the machine is too busy for times to say which.
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
     check_placement(placement)
     traced = _trace_first(backbone, example)
-    points = _list_points(traced, RUNS if placement == "time" else 0, layout)
+    places = _find_places(traced, layout)
+    points = _describe_places(traced, places, [0.0] * len(places))
     try:
-        return choose_points(points, count, placement)
+        if placement == "cost":
+            return choose_points(points, count)
+        with NodeTimer(traced, places) as timer:
+            return choose_by_time(points, count, timer)
     except AttachError as error:
         again = max(traced.repeated.items(), key=lambda item: item[1][0], default=None)
         if again is None:
             raise
         hint = f"{again[0]!r}, for one, runs {again[1][0]} times: no name says after which"
         raise AttachError(f"{error} ({hint})") from error
+
+
+def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) -> list[str]:
+    """What :func:`choose_points` chooses by the times of all runs, once each half of the runs chooses so by itself.
+
+    The halves may differ where it matters little: by places whose distances from where an exit should stand differ by less
+    than ``TIE``. Raises :class:`AttachError` if they do not come to agree before ``MOST_SECONDS`` have passed.
+    """
+    choose_points(points, count, "time")  # raises where they do not fit
+    while True:
+        timer.run(2 * RUNS, node_timing.SECONDS)
+        chosen, *halves = (_choose_at(points, count, timer.shares(half)) for half in (None, 0, 1))
+        shares = dict(zip((point.name for point in points), timer.shares(), strict=True))
+        if all(_is_as_good(half, chosen, shares) for half in halves):
+            return chosen
+        if timer.seconds >= node_timing.MOST_SECONDS:
+            raise AttachError(
+                f"placement: the machine is too busy to place exits by time: halves of {timer.done} runs chose {halves[0]} "
+                f"and {halves[1]}: try again with nothing else running, name places (at={chosen}), or take placement='cost'"
+            )
+
+
+def _choose_at(points: Sequence[ExitPoint], count: int, shares: Sequence[float]) -> list[str]:
+    timed = [replace(point, time_share=share) for point, share in zip(points, shares, strict=True)]
+    return choose_points(timed, count, "time")
+
+
+def _is_as_good(names: Sequence[str], chosen: Sequence[str], shares: Mapping[str, float]) -> bool:
+    for k, pair in enumerate(zip(names, chosen, strict=True)):
+        one, other = (abs(shares[name] - (k + 1) / (len(chosen) + 1)) for name in pair)
+        if abs(one - other) >= TIE:
+            return False
+    return True
 
 
 def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement = "cost") -> list[str]:

@@ -1,0 +1,1 @@
+"""Time: the timer, the machine, and how long a network takes at each exit."""
