@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
@@ -16,7 +16,9 @@ from exitlens.functional.losses import check_labels
 from exitlens.functional.relevance import gradient_x_input, log_probability
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
+from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs
 
 Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
@@ -71,7 +73,7 @@ def compute_relevance(
     if labels is not None:
         check_labels(labels, len(activations[0]), net.info.num_classes)
     with torch.inference_mode(False), switch_mode(net, False), torch.no_grad():
-        activations = tuple(t.clone() if t.is_inference() else t for t in activations)  # which autograd refuses
+        activations = _leave_inference_mode(activations)
         for k in range(at + 1):
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
@@ -82,6 +84,53 @@ def compute_relevance(
         relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
     relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
     return relevance if locations is None else relevance * locations
+
+
+class Recording:
+    """A pass through the exits from which relevance is found afterwards, by one way back instead of a pass of its own.
+
+    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._logits, self._goes_on = engine, list[Tensor](), True
+
+    def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
+        """As :meth:`~exitlens.model.engine.engine.Engine.iterate_explained`, the outputs detached."""
+        activations = _leave_inference_mode(activations)
+        for k, (stage, head) in enumerate(zip(self._engine.stages, self._engine.heads, strict=True)):
+            with torch.inference_mode(False):  # its tensors have no gradients
+                with torch.set_grad_enabled(k > 0 and self._goes_on):
+                    activations = stage(*activations)
+                with torch.set_grad_enabled(self._goes_on):
+                    if k == 0:
+                        self._features = activations[0].detach().requires_grad_()
+                        activations = (self._features, *activations[1:])
+                        self._layout, self._locations = head.layout, head.locations(*activations)
+                    out = head(*activations)
+            self._logits.append(out.logits)
+            yield ExitOutput(*(t.detach() for t in out))
+
+    def stop(self) -> None:
+        """What runs from now on is not recorded."""
+        self._goes_on = False
+
+    def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
+        """What :func:`compute_relevance` gives, of every sample for the answer of its own exit."""
+        with torch.inference_mode(False), torch.enable_grad():
+            of = torch.tensor(exits, device=self._features.device)
+            scores = torch.zeros(len(of), device=of.device)
+            for k in set(exits):
+                logits = self._logits[k]
+                scores = torch.where(of == k, log_probability(logits, logits.argmax(1)), scores)
+            relevance = self._layout.canonical(gradient_x_input(scores, self._features)).sum(1)
+        return relevance if self._locations is None else relevance * self._locations
+
+
+def _leave_inference_mode(activations: Activations) -> Activations:
+    """Tensors that autograd does not refuse."""
+    with torch.inference_mode(False):
+        return tuple(t.clone() if t.is_inference() else t for t in activations)
 
 
 def _score(
