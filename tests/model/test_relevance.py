@@ -166,6 +166,10 @@ def test_padding_of_texts_is_0(detached):
     if not detached:  # on the way back of an explanation, too
         whys = xl.explain_batch(net, inputs, xl.Policy.never(net.num_exits), relevance=True)
         torch.testing.assert_close(torch.stack([why.relevance for why in whys]), found)
+        few, one = ({k: t[:n] for k, t in inputs.items()} for n in (5, 1))  # 3 steps, and all of them, at a time
+        whole = xl.compute_relevance(net, few, method="integrated_gradients")
+        alone = xl.compute_relevance(net, one, method="integrated_gradients")
+        torch.testing.assert_close(whole[:1], alone, atol=1e-6, rtol=1e-4)
 
 
 def test_detached_mixing_leaves_the_answer_and_changes_the_gradient():

@@ -144,16 +144,18 @@ def _score(
 ) -> Tensor:  # -> (B,)
     """The exit's log-probability of the labels, from features and what else crosses the cut; without any, of its answers.
 
-    These are the answers to the first features that it is asked for: they stay the same on the way to others.
+    These are the answers to the first features that it is asked for: they stay the same on the way to others. The features
+    may be several for each sample, one batch of them after the other.
     """
-    activations: Activations = (features, *others)
+    copies = len(features) // len(labels[0]) if labels else 1
+    activations: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in others))
     with _DetachedMixing() if detached else nullcontext():
         for k in stages:
             activations = net.stage(k)(*activations)
     logits = net.head(exit).classify(*activations)
     if not labels:
         labels.append(logits.argmax(1))
-    return log_probability(logits, labels[0])
+    return log_probability(logits, labels[0].repeat(copies))
 
 
 def _multiply(score: Score, features: Tensor) -> Tensor:
@@ -172,10 +174,10 @@ def _integrate(score: Score, features: Tensor) -> Tensor:
     with torch.no_grad():
         score(features)
     total = torch.zeros_like(features, dtype=torch.float32)
-    for step in range(STEPS):
-        point = (features.detach() * ((step + 0.5) / STEPS)).requires_grad_()
-        (gradient,) = torch.autograd.grad(score(point).sum(), point)
-        total += gradient.float()
+    for steps in ((torch.arange(STEPS) + 0.5) / STEPS).split(max(1, STEPS // len(features))):  # small batches together
+        points = torch.cat([features.detach() * step for step in steps.tolist()]).requires_grad_()
+        (gradient,) = torch.autograd.grad(score(points).sum(), points)
+        total += gradient.float().unflatten(0, (len(steps), -1)).sum(0)
     return total / STEPS * features.detach().float()
 
 
