@@ -7,7 +7,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.relevance import METHODS, STEPS
+from exitlens.model.relevance import METHODS, STEPS, compute_relevance_of_exits
 from tests.texts import make_text_net, make_texts
 
 
@@ -142,6 +142,19 @@ def test_it_is_what_training_uses(net, images):
     labels = torch.tensor([0, 1, 2, 3] * 10)
     _, wanted = net.eval().with_relevance(images, labels)
     torch.testing.assert_close(xl.compute_relevance(net, images, labels=labels), wanted)
+
+
+def test_all_exits_from_one_pass(net, images):
+    ran, net = [], net.train()
+    for stage in net.stages:
+        stage.register_forward_hook(lambda *_: ran.append(1))
+    found = compute_relevance_of_exits(net, images)
+    assert len(ran) == 3
+    assert net.training
+    for k, one in enumerate(found):
+        torch.testing.assert_close(one, xl.compute_relevance(net, images, exit=k))
+    with pytest.raises(xl.InputError):
+        compute_relevance_of_exits(net, images[:, :1])
 
 
 def test_inference_mode_is_no_hindrance(net, images):

@@ -16,7 +16,7 @@ from exitlens.functional.losses import check_labels
 from exitlens.functional.relevance import gradient_x_input, log_probability
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
-from exitlens.model.engine.engine import Engine
+from exitlens.model.heads import ExitHead
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs
@@ -86,19 +86,33 @@ def compute_relevance(
     return relevance if locations is None else relevance * locations
 
 
+def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
+    """:func:`compute_relevance` of every exit's own answer, from one pass and a way back for each: ``(B,*S)`` each.
+
+    Raises:
+        InputError: for inputs that the network cannot take.
+    """
+    activations = net.check_input(inputs)
+    with switch_mode(net, False):
+        exits = range(net.num_exits)
+        recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits])
+        outputs = list(recording.iterate_explained(activations))
+        return tuple(recording.find_relevance([k] * len(outputs[k].logits)) for k in exits)
+
+
 class Recording:
     """A pass through the exits from which relevance is found afterwards, by one way back instead of a pass of its own.
 
     Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._logits, self._goes_on = engine, list[Tensor](), True
+    def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead]) -> None:
+        self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
         """As :meth:`~exitlens.model.engine.engine.Engine.iterate_explained`, the outputs detached."""
         activations = _leave_inference_mode(activations)
-        for k, (stage, head) in enumerate(zip(self._engine.stages, self._engine.heads, strict=True)):
+        for k, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
             with torch.inference_mode(False):  # its tensors have no gradients
                 with torch.set_grad_enabled(k > 0 and self._goes_on):
                     activations = stage(*activations)
@@ -123,7 +137,7 @@ class Recording:
             for k in set(exits):
                 logits = self._logits[k]
                 scores = torch.where(of == k, log_probability(logits, logits.argmax(1)), scores)
-            relevance = self._layout.canonical(gradient_x_input(scores, self._features)).sum(1)
+            relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
         return relevance if self._locations is None else relevance * self._locations
 
 
