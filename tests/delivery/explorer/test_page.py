@@ -41,7 +41,7 @@ def test_the_share_of_every_exit_is_shown_where_it_is_known(explorer):
     known = replace(answer.run, shares=(Share(0.52, 0.08, 200), None, None, Share(0.7, 0.06, 200)))
     page = answer_page(replace(answer, run=known), noise())
     assert page.count("xl-faithful") == 2
-    assert "on 200 test images: 0.52 ± 0.08 of what trying every cell reaches" in page
+    assert "its attention reaches 0.52\u00a0±\u00a00.08 of what trying every cell does (deletion, 200 test images)" in page
 
 
 def test_slow_relevance_waits_until_it_is_asked_for(explorer, monkeypatch):

@@ -34,7 +34,7 @@ def build(explorer: Explorer) -> Any:
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
                 wire = _add_text_inputs(gradio, view) if explorer.is_text else _add_image_inputs(gradio, view)
-                label = "Relevance: what every answer depends on, beside what was looked at"
+                label = "Relevance: what every answer depends on"
                 relevance = gradio.Checkbox(view.starts_with_relevance, label=label, elem_id="xl-relevance")
                 message = gradio.HTML(elem_id="xl-message")
             with gradio.Column(scale=3, min_width=320), gradio.Row():

@@ -99,8 +99,8 @@ def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[
 def _describe_share(share: Share | None) -> str:
     if share is None:
         return ""
-    reached = f"{share.value:.2f} ± {share.error:.2f} of what trying every cell reaches"
-    return f"faithfulness of such maps, on {share.samples} test images: {reached}"
+    reached = f"{share.value:.2f}\u00a0±\u00a0{share.error:.2f} of what trying every cell does"
+    return f"its attention reaches {reached} (deletion, {share.samples} test images)"
 
 
 def _explain_rule(view: ExitView, is_final: bool) -> str:

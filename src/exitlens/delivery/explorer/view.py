@@ -18,7 +18,7 @@ from exitlens.delivery.explorer.page import answer_page, routed_page
 from exitlens.display import data_uri
 from exitlens.errors import DataError, ExitlensError
 
-SIDE = {1: 240, 2: 180}  # the least width of a map in pixels, by the number of networks
+SIDE = {1: 190, 2: 180}  # the least width of a map in pixels, by the number of networks
 SLIDER_END = 1.01  # no score is that high: the exit never answers
 
 
