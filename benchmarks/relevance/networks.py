@@ -46,6 +46,6 @@ def choose(images: xl.ImageSet, count: int) -> xl.ImageSet:
 
 
 NETWORKS: dict[str, tuple[Callable[[Path, int], Subject], str, int]] = {  # how to load it, what it needs, images
-    "demo": (load_demo, "demo/data.json", 500),
-    "lite0": (load_lite0, "pictures/exits-0/fit/best.safetensors", 200),
+    "demo": (load_demo, "demo/data.json", 400),
+    "lite0": (load_lite0, "pictures/exits-0/fit/best.safetensors", 100),
 }

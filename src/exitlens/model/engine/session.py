@@ -115,8 +115,7 @@ class Session:
                     return engine
                 if engine.is_compiled:
                     raise EngineError("net: its weights were changed after net.compile(): call net.compile() again")
-            with torch.inference_mode(False):  # explanations go back through these weights
-                engine = Engine.prepare(*self.parts, self._tuning)
+            engine = Engine.prepare(*self.parts, self._tuning)
             if self._tuning.precision != "float32":
                 engine.try_out(self._example())
             self._engine = engine, record
