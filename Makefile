@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-traces pictures study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -48,6 +48,11 @@ pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of dr
 	$(BIN)/python -m benchmarks.pictures.page
 	$(BIN)/python -m benchmarks.check
 
+bench-relevance: demo $(VENV)/.benchmark  ## relevance maps beside captum's, pytorch-grad-cam's and torchcam's (minutes, nothing else running): docs/relevance.md
+	$(BIN)/python -m benchmarks.relevance --again
+	$(BIN)/python -m benchmarks.relevance.page
+	$(BIN)/python -m benchmarks.check
+
 bench-traces: $(VENV)/.benchmark  ## compact traces: how exact, and what a million samples take (minutes, 1 GB of disk): docs/traces.md
 	$(BIN)/python -m benchmarks.traces
 	$(BIN)/python -m benchmarks.check
@@ -64,6 +69,7 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.guarantees.page
 	$(BIN)/python -m benchmarks.training.page
 	$(BIN)/python -m benchmarks.pictures.page
+	$(BIN)/python -m benchmarks.relevance.page
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check

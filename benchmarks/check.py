@@ -25,6 +25,8 @@ from benchmarks.pictures.promises import list_promises as list_pictures
 from benchmarks.pictures.runs import PICTURES
 from benchmarks.processes.promises import list_promises as list_processes
 from benchmarks.promises import Promise, add_reasons, read_known_misses
+from benchmarks.relevance.promises import list_promises as list_relevance
+from benchmarks.relevance.runs import RELEVANCE
 from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
@@ -38,6 +40,7 @@ BY_RUN = (
     (GUARANTEES, list_guarantees),
     (LOADING, list_loading),
     (PROCESSES, list_processes),
+    (RELEVANCE, list_relevance),
     (TRACES, list_traces),
     (TRAINING, list_training),
 )

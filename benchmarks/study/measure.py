@@ -27,6 +27,8 @@ from exitlens.workflow.faithfulness import faithfulness
 LIMITS = (0.0, 0.002, 0.003, 0.005, 0.01)  # accuracy drops, chosen on calibration data
 DELTA = 0.1  # of certified policies
 SAMPLES = 2000  # for faithfulness
+ORACLE = 500  # of these for the occlusion oracle, which deletes every cell by itself
+SHARES = tuple(f"{what}_share{of}" for what in ("deletion", "insertion") for of in ("", "_error"))
 EVERY_EXIT = ("accuracy", "calibration_error", "brier", "risk_coverage")
 
 
@@ -81,8 +83,15 @@ def measure(net: xl.ExitNet, splits: Splits) -> dict[str, Any]:
     for (curve, area), points in curves.items():
         found[curve] = {"cost": [cost for cost, _ in points], "accuracy": [accuracy for _, accuracy in points]}
         found[area] = area_under_curve(points, guess=found["guess"], hull=False)
-    found["faithfulness"] = faithfulness(net, test.first(SAMPLES), samples=SAMPLES).to_dict()
+    found["faithfulness"] = measure_faithfulness(net, test.first(SAMPLES))
     return found
+
+
+def measure_faithfulness(net: xl.ExitNet, data: xl.ImageSet) -> dict[str, Any]:
+    """Of every exit's attention; and which share of what the oracle reaches the relevance of its answer reaches."""
+    found = faithfulness(net, data, samples=SAMPLES, oracle_samples=ORACLE).to_dict()
+    relevance = faithfulness(net, data.first(ORACLE), samples=ORACLE, oracle_samples=ORACLE, of="relevance").to_dict()
+    return found | {f"relevance_{name}": relevance[name] for name in SHARES}
 
 
 def _evaluate_exits(trace: xl.Trace, never: xl.Policy) -> dict[str, Any]:

@@ -49,3 +49,13 @@ def test_deleting_a_map_of_one_cell_is_occluding_that_cell():
         top = maps[k].argmax(1, keepdim=True)
         torch.testing.assert_close(drop, alone[k].gather(1, top).squeeze(1), atol=1e-6, rtol=1e-4)
         assert ((keeps[k] >= 0) & (keeps[k] <= 1)).all()
+
+
+def test_maps_from_elsewhere_are_judged_by_the_exit_they_are_about():
+    net, inputs = make_text_net().eval(), make_texts(7)
+    plain, maps, batches = open_parts(net, inputs)
+    with net.open_engine() as engine:
+        drops, keeps = perturb(net, engine, batches, plain, maps, 0.3)
+        again = perturb(net, engine, batches, plain, [maps[2], maps[0], maps[2]], 0.3, exits=[2, 0, 2])
+    for found, wanted in zip(again, (drops, keeps), strict=True):
+        assert all(torch.equal(one, wanted[k]) for one, k in zip(found, (2, 0, 2), strict=True))

@@ -1,9 +1,13 @@
 import pytest
 import torch
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, LayerGradientXActivation
+from pytorch_grad_cam import LayerCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.relevance import METHODS
+from exitlens.model.relevance import METHODS, STEPS, compute_relevance_of_exits
 from tests.texts import make_text_net, make_texts
 
 
@@ -72,10 +76,85 @@ def test_maps_have_the_grid_of_the_features_and_nothing_is_changed(net, images, 
     assert all(p.grad is None for p in net.parameters())
 
 
+class After(nn.Module):
+    """Log-probabilities of an exit, from what the stages up to another exit give: what other libraries are shown."""
+
+    def __init__(self, net, at, exit, of_images=True):
+        super().__init__()
+        self.net, self.at, self.exit, self.of_images, self.features = net.eval(), at, exit, of_images, nn.Identity()
+
+    def before(self, images):
+        for stage in self.net.stages[: self.at + 1]:
+            (images,) = stage(images)
+        return images
+
+    def forward(self, x):
+        x = self.features(self.before(x) if self.of_images else x)
+        for stage in self.net.stages[self.at + 1 : self.exit + 1]:
+            (x,) = stage(x)
+        return self.net.head(self.exit).classify(x).log_softmax(1)
+
+
+PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("at", "exit"), PLACES)
+def test_gradient_x_input_is_that_of_captum(net, images, at, exit):
+    x, whole = images[:6], After(net, at, exit)
+    labels = answer(net, x)[exit].argmax(1)
+    found = xl.compute_relevance(net, x, at=at, exit=exit)
+    theirs = LayerGradientXActivation(whole, whole.features).attribute(x, target=labels)
+    torch.testing.assert_close(found, theirs.detach().sum(1))
+    features = whole.before(x).detach().requires_grad_()
+    of_features = InputXGradient(After(net, at, exit, of_images=False)).attribute(features, target=labels)
+    torch.testing.assert_close(found, of_features.detach().sum(1))
+
+
+@pytest.mark.parametrize(("at", "exit"), PLACES)
+def test_integrated_gradients_are_those_of_captum(net, images, at, exit):
+    x, rest = images[:6], After(net, at, exit, of_images=False)
+    labels = torch.tensor([3, 2, 1, 0, 1, 2])
+    settings = {"baselines": 0.0, "target": labels, "n_steps": STEPS, "method": "riemann_middle"}
+    theirs = IntegratedGradients(rest).attribute(rest.before(x).detach(), **settings).sum(1)
+    found = xl.compute_relevance(net, x, at=at, exit=exit, labels=labels, method="integrated_gradients")
+    torch.testing.assert_close(found, theirs.float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("at", "exit"), [(0, 2), (1, 2)])
+def test_layer_cam_is_that_of_pytorch_grad_cam_but_for_its_scale(net, images, at, exit):
+    x, whole, labels = images[:6], After(net, at, exit), [3, 2, 1, 0, 1, 2]
+    found = xl.compute_relevance(net, x, at=at, exit=exit, labels=torch.tensor(labels), method="layer_cam")
+    with LayerCAM(whole, [whole.features]) as cam:
+        theirs = cam(x, [ClassifierOutputTarget(label) for label in labels])
+    ours = scale_cam_image(scale_cam_image(found.numpy(), (16, 16)))  # enlarged, and scaled before and after that
+    torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), atol=1e-5, rtol=1e-4)
+
+
+def test_where_gradients_are_the_same_at_all_places_grad_cam_is_gradient_x_input(images):
+    """A linear stage with average pooling after it, and one channel."""
+    net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
+    x, whole = images[:5, :1, :4, :4], After(net, 0, 1)
+    theirs = LayerGradCam(whole, whole.features).attribute(x, target=torch.zeros(5, dtype=torch.long))
+    torch.testing.assert_close(xl.compute_relevance(net, x, labels=torch.zeros(5, dtype=torch.long)), theirs.detach()[:, 0])
+
+
 def test_it_is_what_training_uses(net, images):
     labels = torch.tensor([0, 1, 2, 3] * 10)
     _, wanted = net.eval().with_relevance(images, labels)
     torch.testing.assert_close(xl.compute_relevance(net, images, labels=labels), wanted)
+
+
+def test_all_exits_from_one_pass(net, images):
+    ran, net = [], net.train()
+    for stage in net.stages:
+        stage.register_forward_hook(lambda *_: ran.append(1))
+    found = compute_relevance_of_exits(net, images)
+    assert len(ran) == 3
+    assert net.training
+    for k, one in enumerate(found):
+        torch.testing.assert_close(one, xl.compute_relevance(net, images, exit=k))
+    with pytest.raises(xl.InputError):
+        compute_relevance_of_exits(net, images[:, :1])
 
 
 def test_inference_mode_is_no_hindrance(net, images):
@@ -97,6 +176,13 @@ def test_padding_of_texts_is_0(detached):
     real[:, 0] = False
     assert found[~real].eq(0).all()
     assert found[real].ne(0).all()
+    if not detached:  # on the way back of an explanation, too
+        whys = xl.explain_batch(net, inputs, xl.Policy.never(net.num_exits), relevance=True)
+        torch.testing.assert_close(torch.stack([why.relevance for why in whys]), found)
+        few, one = ({k: t[:n] for k, t in inputs.items()} for n in (5, 1))  # 3 steps, and all of them, at a time
+        whole = xl.compute_relevance(net, few, method="integrated_gradients")
+        alone = xl.compute_relevance(net, one, method="integrated_gradients")
+        torch.testing.assert_close(whole[:1], alone, atol=1e-6, rtol=1e-4)
 
 
 def test_detached_mixing_leaves_the_answer_and_changes_the_gradient():

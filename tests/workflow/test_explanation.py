@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.model.engine.tuning import Tuning
 
 POLICY = xl.Policy((0.9, 0.6))
 
@@ -155,3 +156,47 @@ def test_a_notebook_shows_the_relevance_as_well(net, images):
     pages = [xl.explain(net, images[0], POLICY, relevance=value)._repr_html_() for value in (False, True)]
     assert [page.count("<svg") for page in pages] == [3, 4]
     assert "depends on the image" in pages[1]
+
+
+def count_passes(net, run):
+    ran = []
+    hooks = [stage.register_forward_hook(lambda *_, k=k: ran.append(k)) for k, stage in enumerate(net.stages)]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+@pytest.mark.parametrize(("final", "stages"), [(True, [0, 1, 2]), (False, [0])])
+def test_relevance_takes_no_pass_of_its_own(net, images, final, stages):
+    policy = xl.Policy((0.0, 0.5))
+    assert count_passes(net, lambda: xl.explain(net, images[0], policy, final=final, relevance=True)) == stages
+
+
+def test_an_explanation_with_relevance_says_what_one_without_says(net, images):
+    plain, other = (xl.explain_batch(net, images, POLICY, relevance=value) for value in (False, True))
+    for one, two in zip(plain, other, strict=True):
+        assert one.reason == two.reason
+        for view, same in zip(one.exits, two.exits, strict=True):
+            torch.testing.assert_close(view.attention, same.attention)
+            torch.testing.assert_close(view.evidence, same.evidence)
+        assert not two.relevance.requires_grad
+        assert not any(view.attention.requires_grad or view.evidence.requires_grad for view in two.exits)
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("tuning", "tolerance"),
+    [(Tuning(folded=True, channels_last=True), 1e-4), (Tuning(precision="bfloat16"), 0.0)],
+    ids=["folded", "bfloat16"],
+)
+def test_relevance_of_a_tuned_network_from_within_inference_mode(net, images, tuning, tolerance):
+    """Folded weights are gone back through; bfloat16 gets a pass in float32, which is that of the plain network."""
+    wanted = xl.compute_relevance(net, images[:4])
+    net.tuning = tuning
+    with torch.inference_mode():
+        whys = xl.explain_batch(net, images[:4] + 0, xl.Policy.never(3), relevance=True)
+    found = torch.stack([why.relevance for why in whys])
+    same = torch.tensor([why.label for why in whys]) == net.eval()(images[:4])[-1].logits.argmax(1)
+    assert same.any()
+    torch.testing.assert_close(found[same], wanted[same], atol=tolerance, rtol=tolerance)

@@ -23,6 +23,12 @@ from benchmarks.study.report.figures import (
 )
 
 WASTED = ("wasteful", "destructive")
+SHARES = {  # of what the occlusion oracle reaches over random cells
+    "deletion_share": "deletion, share of the oracle's",
+    "insertion_share": "insertion, share",
+    "relevance_deletion_share": "deletion by relevance, share",
+    "relevance_insertion_share": "insertion by relevance, share",
+}
 OVERVIEW = (
     "plain",
     "static-10",
@@ -121,6 +127,8 @@ def faithfulness_table(rows: Rows) -> list[str]:
     head = ["condition", "exit", "deletion", "random cells", "insertion", "random cells", "after head randomisation, CC"]
     masks = next(iter(next(iter(rows.values())).values()))["faithfulness"]["energy_in_mask"] is not None
     head += ["energy in the object", "pointing game"] if masks else []
+    shares = {name: title for name, title in SHARES.items() if _is_measured(rows, name)}
+    head += shares.values()
     lines = []
     for key in list_conditions(rows):
         count = len(next(iter(rows[key].values()))["cost"])
@@ -129,8 +137,14 @@ def faithfulness_table(rows: Rows) -> list[str]:
             names += ["energy_in_mask", "pointing_game"] if masks else []
             picks: list[tuple[Pick | None, int]] = [(lambda found, k=k: found["faithfulness"]["deletion"][k], 3)]  # type: ignore[misc]
             picks += [(faithfulness(name, k), 3) for name in names]
+            picks += [(faithfulness(name, k), 2) for name in shares]
             lines.append([name_condition(key) if k == 0 else "", name_exit(k, count), *fill_cells(rows, key, picks)])
     return table(head, lines)
+
+
+def _is_measured(rows: Rows, name: str) -> bool:
+    """Whether any run has it: earlier ones had no oracle."""
+    return any(name in found["faithfulness"] for runs in rows.values() for found in runs.values())
 
 
 def name_exit(k: int, count: int) -> str:

@@ -23,30 +23,34 @@ def perturb(
     plain: Sequence[Tensor],
     maps: Sequence[Tensor],
     fraction: float,
+    exits: Sequence[int] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Deletes, and keeps alone, the top cells of every exit's map.
+    """Deletes, and keeps alone, the top cells of maps, from wherever they come.
 
     Args:
         net: for the checks of its inputs; engine: that runs.
         batches: N samples: which rows these are, and their inputs.
         plain: ``(N,C)`` probabilities of every exit on the whole inputs.
-        maps: ``(N,*grid)`` of every exit.
+        maps: ``(N,*grid)`` each.
         fraction: share of cells.
+        exits: whose answer each map is about; by default one map for every exit.
 
     Returns:
-        For every exit, ``(N,)``: the drop in the probability of its own answer, and the probability with those cells alone.
+        For every map, ``(N,)``: the drop in the probability of the exit's own answer, and the probability with those cells
+        alone.
     """
+    exits = range(len(plain)) if exits is None else exits
     modality = net.input_spec.modality
     chosen = [top_cells(one, fraction, find_locations(one)) for one in maps]
     drops: list[list[Tensor]] = [[] for _ in maps]
     keeps: list[list[Tensor]] = [[] for _ in maps]
     for rows, inputs in batches:
-        for k, (whole, cells) in enumerate(zip(plain, chosen, strict=True)):
-            p = whole[rows]
+        for i, (k, cells) in enumerate(zip(exits, chosen, strict=True)):
+            p = plain[k][rows]
             answer = p.argmax(1, keepdim=True)
             deleted, kept = modality.delete(inputs, cells[rows]), modality.insert(inputs, cells[rows])
-            drops[k].append((p - _answer(net, engine, deleted, k)).gather(1, answer))
-            keeps[k].append(_answer(net, engine, kept, k).gather(1, answer))
+            drops[i].append((p - _answer(net, engine, deleted, k)).gather(1, answer))
+            keeps[i].append(_answer(net, engine, kept, k).gather(1, answer))
     return [torch.cat(one).squeeze(1) for one in drops], [torch.cat(one).squeeze(1) for one in keeps]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
@@ -16,7 +16,9 @@ from exitlens.functional.losses import check_labels
 from exitlens.functional.relevance import gradient_x_input, log_probability
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
+from exitlens.model.heads import ExitHead
 from exitlens.model.network import ExitNet
+from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs
 
 Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
@@ -71,7 +73,7 @@ def compute_relevance(
     if labels is not None:
         check_labels(labels, len(activations[0]), net.info.num_classes)
     with torch.inference_mode(False), switch_mode(net, False), torch.no_grad():
-        activations = tuple(t.clone() if t.is_inference() else t for t in activations)  # which autograd refuses
+        activations = _leave_inference_mode(activations)
         for k in range(at + 1):
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
@@ -82,6 +84,67 @@ def compute_relevance(
         relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
     relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
     return relevance if locations is None else relevance * locations
+
+
+def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
+    """:func:`compute_relevance` of every exit's own answer, from one pass and a way back for each: ``(B,*S)`` each.
+
+    Raises:
+        InputError: for inputs that the network cannot take.
+    """
+    activations = net.check_input(inputs)
+    with switch_mode(net, False):
+        exits = range(net.num_exits)
+        recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits])
+        outputs = list(recording.iterate_explained(activations))
+        return tuple(recording.find_relevance([k] * len(outputs[k].logits)) for k in exits)
+
+
+class Recording:
+    """A pass through the exits from which relevance is found afterwards, by one way back instead of a pass of its own.
+
+    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known.
+    """
+
+    def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead]) -> None:
+        self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
+
+    def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
+        """As :meth:`~exitlens.model.engine.engine.Engine.iterate_explained`, the outputs detached."""
+        activations = _leave_inference_mode(activations)
+        for k, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
+            with torch.inference_mode(False):  # its tensors have no gradients
+                with torch.set_grad_enabled(k > 0 and self._goes_on):
+                    activations = stage(*activations)
+                with torch.set_grad_enabled(self._goes_on):
+                    if k == 0:
+                        self._features = activations[0].detach().requires_grad_()
+                        activations = (self._features, *activations[1:])
+                        self._layout, self._locations = head.layout, head.locations(*activations)
+                    out = head(*activations)
+            self._logits.append(out.logits)
+            yield ExitOutput(*(t.detach() for t in out))
+
+    def stop(self) -> None:
+        """What runs from now on is not recorded."""
+        self._goes_on = False
+
+    def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
+        """What :func:`compute_relevance` gives, of every sample for the answer of its own exit."""
+        with torch.inference_mode(False), torch.enable_grad():
+            of = torch.tensor(exits, device=self._features.device)
+            scores = torch.zeros(len(of), device=of.device)
+            for k in set(exits):
+                logits = self._logits[k]
+                scores = torch.where(of == k, log_probability(logits, logits.argmax(1)), scores)
+            relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
+        return relevance if self._locations is None else relevance * self._locations
+
+
+def _leave_inference_mode(activations: Activations) -> Activations:
+    """Tensors that autograd does not refuse."""
+    with torch.inference_mode(False):
+        return tuple(t.clone() if t.is_inference() else t for t in activations)
 
 
 def _score(
@@ -95,16 +158,18 @@ def _score(
 ) -> Tensor:  # -> (B,)
     """The exit's log-probability of the labels, from features and what else crosses the cut; without any, of its answers.
 
-    These are the answers to the first features that it is asked for: they stay the same on the way to others.
+    These are the answers to the first features that it is asked for: they stay the same on the way to others. The features
+    may be several for each sample, one batch of them after the other.
     """
-    activations: Activations = (features, *others)
+    copies = len(features) // len(labels[0]) if labels else 1
+    activations: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in others))
     with _DetachedMixing() if detached else nullcontext():
         for k in stages:
             activations = net.stage(k)(*activations)
     logits = net.head(exit).classify(*activations)
     if not labels:
         labels.append(logits.argmax(1))
-    return log_probability(logits, labels[0])
+    return log_probability(logits, labels[0].repeat(copies))
 
 
 def _multiply(score: Score, features: Tensor) -> Tensor:
@@ -123,10 +188,10 @@ def _integrate(score: Score, features: Tensor) -> Tensor:
     with torch.no_grad():
         score(features)
     total = torch.zeros_like(features, dtype=torch.float32)
-    for step in range(STEPS):
-        point = (features.detach() * ((step + 0.5) / STEPS)).requires_grad_()
-        (gradient,) = torch.autograd.grad(score(point).sum(), point)
-        total += gradient.float()
+    for steps in ((torch.arange(STEPS) + 0.5) / STEPS).split(max(1, STEPS // len(features))):  # small batches together
+        points = torch.cat([features.detach() * step for step in steps.tolist()]).requires_grad_()
+        (gradient,) = torch.autograd.grad(score(points).sum(), points)
+        total += gradient.float().unflatten(0, (len(steps), -1)).sum(0)
     return total / STEPS * features.detach().float()
 
 

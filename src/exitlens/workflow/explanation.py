@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -15,8 +15,10 @@ from exitlens.functional.maps import all_finite, on_common_grid
 from exitlens.functional.routing import Decision, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
-from exitlens.model.relevance import compute_relevance
+from exitlens.model.relevance import Recording, compute_relevance
 from exitlens.types import ExitOutput, ExitView, Explanation, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
 
@@ -30,9 +32,10 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, 
         policy: of this network.
         final: also run the exits after the one that answers, to compare with what they say. Without, the pass stops where
             adaptive inference does.
-        relevance: also say on which places of exit 0's features the answer depends, to first order: a second pass through
-            the stages up to the exit that answered, and back (:func:`~exitlens.model.relevance.compute_relevance`). Maps of
-            deep features show where they were read, which need not be where the image decides.
+        relevance: also say on which places of exit 0's features the answer depends, to first order: the way back through
+            the stages up to the exit that answered (:func:`~exitlens.model.relevance.compute_relevance`; where the network
+            is tuned to bfloat16, a pass of its own in float32). Maps of deep features show where they were read, which
+            need not be where the image decides.
 
     Raises:
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
@@ -57,11 +60,14 @@ def explain_batch(
     tensors = net.check_input(images)
     policy.check(net.num_exits, net.identity() if policy.network else "")
     with net.open_engine() as engine:
-        seen = _look(engine.iterate_explained(engine.enter(tensors)), policy, final)
+        recording = Recording(engine.stages, engine.heads) if relevance and engine.tuning.precision == "float32" else None
+        seen = _look(engine, engine.enter(tensors), policy, final, recording)
     early = [one.decision.scores for one in seen if one.decision is not None]
     scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
-    depends = _find_relevance(net, images, answered) if relevance else [None] * len(answered)
+    depends: Sequence[Tensor | None] = [None] * len(answered)
+    if relevance:
+        depends = _find_relevance(net, images, answered) if recording is None else list(recording.find_relevance(answered))
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
     count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
     for i, sample in enumerate(tensors[0]):
@@ -69,17 +75,18 @@ def explain_batch(
         views = tuple(column(i, run == count) for column in columns[:run])
         tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
         network = info.classes, count, tokens, info.preprocess, modality.draw_map
-        result.append(Explanation(sample.clone(), views, answered[i], *network, depends[i]))
+        depend = depends[i]
+        result.append(Explanation(sample.clone(), views, answered[i], *network, None if depend is None else depend.clone()))
     return result
 
 
 def _find_relevance(net: ExitNet, images: Inputs, answered: Sequence[int]) -> list[Tensor]:
-    """Of every sample, for the answer of the exit that gave it."""
+    """Of every sample, for the answer of the exit that gave it, by passes of their own."""
     found = [torch.empty(0)] * len(answered)
     for k in set(answered):
         rows = [i for i, exit in enumerate(answered) if exit == k]
         for i, one in zip(rows, compute_relevance(net, map_inputs(images, itemgetter(rows)), exit=k), strict=True):
-            found[i] = one.clone()
+            found[i] = one
     return found
 
 
@@ -93,8 +100,9 @@ class _Seen:
     decision: Decision | None
 
 
-def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_Seen]:
+def _look(engine: Engine, activations: Activations, policy: Policy, final: bool, recording: Recording | None) -> list[_Seen]:
     """Runs all exits, or only until every sample has an answer."""
+    outputs = (engine if recording is None else recording).iterate_explained(activations)
     seen: list[_Seen] = []
     waiting: Tensor | None = None
     for k, found in enumerate(outputs):
@@ -111,8 +119,11 @@ def _look(outputs: Iterator[ExitOutput], policy: Policy, final: bool) -> list[_S
         decision = decide(policy, k, p, scores, features)
         seen.append(_Seen(out, p, scores, decision))
         waiting = ~decision.fired if waiting is None else waiting & ~decision.fired
-        if not final and not waiting.any():
-            break
+        if not waiting.any():
+            if not final:
+                break
+            if recording is not None:
+                recording.stop()
     return seen
 
 

@@ -22,7 +22,7 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.heads import EvidenceHead
 from exitlens.model.network import ExitNet
 from exitlens.model.perturbation import occlude, perturb
-from exitlens.model.relevance import compute_relevance
+from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, draw_samples
 
@@ -164,8 +164,8 @@ def _find_relevance(net: ExitNet, batches: _Batches, attention: Sequence[Tensor]
     """What speaks for every exit's answer, as distributions ``(N,*S)`` over the locations of exit 0's features."""
     found: list[list[Tensor]] = [[] for _ in attention]
     for _, inputs in batches:
-        for k, parts in enumerate(found):
-            parts.append(compute_relevance(net, inputs, exit=k).clamp_min(0))
+        for parts, one in zip(found, compute_relevance_of_exits(net, inputs), strict=True):
+            parts.append(one.clamp_min(0))
     maps = [as_distribution(torch.cat(parts)) for parts in found]
     places = [find_locations(one) for one in attention]  # of a sequence: a token that speaks against the answer is one, too
     return [one if real is None else (one + TINY) * real for one, real in zip(maps, places, strict=True)]

@@ -68,6 +68,9 @@ def test_every_run_is_folded_in(quick):
     assert abs(found["collapse"]["uniform"]["skill"]) < 0.05
     assert abs(found["collapse"]["centre bias"]["skill"]) < 0.05
     assert 0 < found["area"] <= 1
+    shares = [name for name in found["faithfulness"] if "share" in name]
+    assert len(shares) == 8
+    assert {len(found["faithfulness"][name]) for name in shares} == {4}
     assert found["head"] == "context"
     assert found["area_common"] <= max(found["common"]["accuracy"])
     assert runs["scenes/egt-kl-0"]["loss"]["weight"] == 1  # what the sweep chose

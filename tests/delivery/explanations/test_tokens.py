@@ -1,9 +1,12 @@
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import exitlens as xl
-from exitlens.delivery.explanations.tokens import scale_attention, tabulate_tokens, write_tokens
+from exitlens.delivery.explanations.tokens import scale_attention, shade_tokens, tabulate_tokens, write_tokens
 from tests.texts import make_text_net, make_texts
 
 
@@ -37,3 +40,16 @@ def test_tokens_that_the_answer_depends_on(tmp_path):
     assert list(table.columns[0].cells)[-1] == "depends on"
     page, _ = write_tokens(why, tmp_path, "x")
     assert page.read_text().count("<span") == 4 * len(why.tokens)
+
+
+def luminance(r, g, b):  # WCAG 2
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (r / 255, g / 255, b / 255)]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_words_stand_out_on_every_shade():
+    why = SimpleNamespace(tokens=tuple(map(str, range(201))))
+    for _, _, style in shade_tokens(why, torch.linspace(0, 1, 201)):
+        behind = luminance(*map(int, re.search(r"rgb\((\d+),(\d+),(\d+)\)", style).groups()))
+        light, dark = sorted((behind, 1.0 if "#fff" in style else 0.0), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, style

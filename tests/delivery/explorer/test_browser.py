@@ -113,6 +113,10 @@ def _find_changed(page, selector: str, before: str, seconds: float = 30) -> str:
 def test_pick_move_paint_compare(page):
     assert page.locator("#xl-answer-0 .xl-exit").count() == page.locator("#xl-answer-1 .xl-exit").count() == 4
     before = page.locator(ANSWER).inner_html()
+    assert page.locator("#xl-answer-0 .xl-depends").count() == 4
+    page.locator("#xl-relevance input").click()
+    before = _find_changed(page, ANSWER, before)
+    assert page.locator("#xl-answer-0 .xl-depends").count() == 0
     page.locator("[data-example='1']").click()
     before = _find_changed(page, ANSWER, before)
     page.wait_for_selector("#xl-routed-0 .xl-share", timeout=60_000)
@@ -180,7 +184,14 @@ def test_everything_is_named_and_reachable(page):
     for _ in range(60):
         reached.add(page.evaluate("(document.activeElement.closest('[id^=xl-]') || {}).id || ''"))
         page.keyboard.press("Tab")
-    wanted = {"xl-brush", "xl-size", "xl-clear", "xl-opacity", *(f"xl-threshold-{i}-{k}" for i in (0, 1) for k in range(3))}
+    wanted = {
+        "xl-brush",
+        "xl-size",
+        "xl-clear",
+        "xl-opacity",
+        "xl-relevance",
+        *(f"xl-threshold-{i}-{k}" for i in (0, 1) for k in range(3)),
+    }
     assert wanted <= reached, wanted - reached
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -22,7 +22,7 @@ def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_pa
     for name, data in files.items():
         path = tmp_path / name
         path.write_bytes(data)
-        shown, board, strokes, answer, message = view.upload(str(path), *thresholds)
+        shown, board, strokes, answer, message = view.upload(str(path), False, *thresholds)
         if shown is None:
             refused += 1
             assert 'role="alert"' in message
@@ -32,8 +32,8 @@ def test_hostile_uploads_are_answered_or_refused_with_a_message(explorer, tmp_pa
             assert "<figure" in answer
         assert "<script" not in message + answer + board
     assert 60 < refused < 200
-    assert view.upload(str(tmp_path / "bomb.png"), *thresholds)[0] is None
-    assert view.upload(str(tmp_path / "turned.jpg"), *thresholds)[0].size == (40, 60)
+    assert view.upload(str(tmp_path / "bomb.png"), False, *thresholds)[0] is None
+    assert view.upload(str(tmp_path / "turned.jpg"), False, *thresholds)[0].size == (40, 60)
     assert set(tmp_path.parent.rglob("*")) - before - set(tmp_path.iterdir()) == set()
 
 
@@ -51,7 +51,7 @@ def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
     with pytest.raises(xl.DataError, match="strokes"):
         _decode_strokes(strokes)
     view = View(explorer)
-    page, message = view.paint(noise(), strokes, 0.5, 0.5, 0.5)
+    page, message = view.paint(noise(), strokes, False, 0.5, 0.5, 0.5)
     assert page == ""
     assert 'role="alert"' in message
 
@@ -59,6 +59,6 @@ def test_strokes_that_no_brush_painted_are_refused(explorer, strokes):
 def test_strokes_cover(explorer):
     view, picture = View(explorer), noise()
     strokes = "data:image/png;base64," + base64.b64encode(saved("PNG", Image.new("RGBA", (32, 24), (9, 9, 9, 255)))).decode()
-    covered = view.paint(picture, strokes, 0.5, 0.5, 0.5)[0]
-    plain = view.paint(picture, "", 0.5, 0.5, 0.5)[0]
+    covered = view.paint(picture, strokes, True, 0.5, 0.5, 0.5)[0]
+    plain = view.paint(picture, "", True, 0.5, 0.5, 0.5)[0]
     assert covered.split('<div class="xl-exits')[1] != plain.split('<div class="xl-exits')[1]

@@ -16,6 +16,7 @@ from exitlens.types import Explanation
 from exitlens.types.words import exit_name
 
 _SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
+_DARK = 0.93  # shades from which white stands out better than black: either has a contrast of 4.5 or more
 
 
 DEPENDS = "depends on"
@@ -45,7 +46,7 @@ def _shade_line(why: Explanation, attention: Tensor, colour: bool) -> Text:
     line = Text()
     for i, shade in enumerate(scale_attention(attention, len(why.tokens))):
         r, g, b = _mix_colour(shade)
-        style = f"{'white' if shade > 0.5 else 'black'} on rgb({r},{g},{b})" if colour else ""
+        style = f"{'white' if shade > _DARK else 'black'} on rgb({r},{g},{b})" if colour else ""
         share = "" if colour else f"({100 * attention[i].item():.0f})"
         line.append(why.tokens[i] + share, style=style)
         line.append(" ")
@@ -84,7 +85,7 @@ def shade_tokens(why: Explanation, attention: Tensor) -> list[tuple[str, str, st
     found = []
     for token, share, shade in shown:
         r, g, b = _mix_colour(shade)
-        style = f"background: rgb({r},{g},{b}); color: {'#fff' if shade > 0.5 else '#111'}"
+        style = f"background: rgb({r},{g},{b}); color: {'#fff' if shade > _DARK else '#000'}"
         found.append((token, f"{float(share):.3f}", style))
     return found
 

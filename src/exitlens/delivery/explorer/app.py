@@ -34,12 +34,15 @@ def build(explorer: Explorer) -> Any:
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
                 wire = _add_text_inputs(gradio, view) if explorer.is_text else _add_image_inputs(gradio, view)
+                label = "Relevance: what every answer depends on"
+                relevance = gradio.Checkbox(view.starts_with_relevance, label=label, elem_id="xl-relevance")
                 message = gradio.HTML(elem_id="xl-message")
             with gradio.Column(scale=3, min_width=320), gradio.Row():
                 panels = [_add_panel(gradio, i, run) for i, run in enumerate(explorer.runs)]
         answers, columns, routed = zip(*panels, strict=True)
         outputs, every = [*answers, message], [slider for sliders in columns for slider in sliders]
-        again, repeat = wire(page, every, outputs)
+        again, repeat = wire(page, [relevance, *every], outputs)
+        relevance.change(again, repeat, outputs, show_progress="hidden", **LATEST)
         for i, sliders in enumerate(columns):
             for slider in sliders:
                 slider.change(view.route(i), sliders, routed[i], show_progress="hidden", trigger_mode="always_last")

@@ -19,6 +19,7 @@ from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import time_calls
 from exitlens.delivery.bundle import load
+from exitlens.delivery.explorer.known import Share, read_shares
 from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
@@ -26,6 +27,7 @@ from exitlens.modalities import TEXT
 from exitlens.modalities.image import open_picture
 from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
+from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.model.timing.timer import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples
@@ -38,16 +40,18 @@ MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the longer side o
 SAMPLES, EXAMPLES, TEXTS = 2000, 12, 6
 ROUNDS, PATIENCE = 5, 0.3  # how often an answer is timed at most; seconds after which no further round begins
 DISPLAY = 320  # pixels, the longer side of a picture
+SLOW_MS = 200  # relevance that takes longer is not shown until it is asked for
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A bundle: its network, the policy to start with, and its directory."""
+    """A bundle: its network, the policy to start with, its directory, and every exit's deletion share where it is known."""
 
     name: str
     directory: Path
     net: ExitNet
     policy: Policy
+    shares: tuple[Share | None, ...]
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Answer:
-    """A network's answer: every exit's view, and the time of this answer and of the full network (medians)."""
+    """A network's answer: every exit's view, and the time of this answer and of the full network (medians).
+
+    ``relevance``: on which places of exit 0's features every exit's answer depends, ``(*S)`` each, if it was asked for.
+    """
 
     run: LoadedRun
     why: Explanation
     ours_ms: float
     full_ms: float
     rounds: int
+    relevance: tuple[torch.Tensor, ...] = ()
 
 
 class Explorer:
@@ -105,7 +113,7 @@ class Explorer:
             like = self.runs[0].policy if self.runs else None
             fits = like is not None and like.num_exits == net.num_exits
             policy = Policy(like.thresholds, like.score) if like and fits else Policy((0.9,) * (net.num_exits - 1))
-        return LoadedRun(name, path, net, policy)
+        return LoadedRun(name, path, net, policy, read_shares(path, net.cached_fingerprint(), net.num_exits))
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
@@ -150,7 +158,9 @@ class Explorer:
 
     # --- answers ----------------------------------------------------------------------------------------------------------
 
-    def answer(self, index: int, shown: Image.Image | str, thresholds: Sequence[float] | None = None) -> Answer:
+    def answer(
+        self, index: int, shown: Image.Image | str, thresholds: Sequence[float] | None = None, *, relevance: bool = False
+    ) -> Answer:
         """A run's answer to a picture or text, under other ``thresholds`` than its policy's if given."""
         run = self.runs[index]
         policy = self.policy(index, thresholds)
@@ -162,7 +172,18 @@ class Explorer:
             for name, chosen in (("ours", policy), ("full", full))
         }
         times = interleave(works, rounds=1, seconds=PATIENCE, most=ROUNDS, warm_up=False)
-        return Answer(run, why, times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"]))
+        maps = compute_relevance_of_exits(run.net, inputs) if relevance else ()
+        taken = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
+        return Answer(run, why, *taken, tuple(one[0] for one in maps))
+
+    def is_relevance_slow(self) -> bool:
+        """Whether the relevance of all exits of all runs takes so long that nobody should wait for it unasked."""
+        works = {}
+        for i, run in enumerate(self.runs):
+            example = run.net.info.example(next(run.net.parameters()))
+            works[str(i)] = time_calls(partial(compute_relevance_of_exits, run.net), [example])
+        times = interleave(works, rounds=1, seconds=SLOW_MS / 1000, most=3)
+        return sum(times.median_ms(name) for name in works) > SLOW_MS
 
     def policy(self, index: int, thresholds: Sequence[float] | None) -> Policy:
         """A run's policy; with other thresholds it carries no calibration record, since nothing was promised for them."""

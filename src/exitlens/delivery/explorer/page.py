@@ -12,8 +12,10 @@ from exitlens.delivery.explanations.pictures import draw_heat
 from exitlens.delivery.explanations.tokens import shade_tokens
 from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun
 from exitlens.delivery.explorer.frontier import draw_frontier
+from exitlens.delivery.explorer.known import Share
 from exitlens.delivery.pages import load_template
 from exitlens.display import data_uri, pick_exit_colour
+from exitlens.functional.maps import as_distribution
 from exitlens.types import ExitView, Explanation
 from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.evaluation import Report
@@ -36,7 +38,12 @@ def answer_page(answer: Answer, picture: Image.Image | None, side: int = 240) ->
         times=_compare_times(answer),
         base=base,
         side=side,
-        exits=[_describe_exit(why, view, with_map=picture is not None) for view in why.exits],
+        exits=[
+            _describe_exit(why, view, with_map=picture is not None)
+            | _describe_relevance(answer, view, with_map=picture is not None)
+            | {"faithfulness": _describe_share(answer.run.shares[view.exit])}
+            for view in why.exits
+        ],
     )
 
 
@@ -74,6 +81,26 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         "heat": data_uri(draw_heat(view.attention), small=False) if with_map else "",
         "tokens": [] if with_map else shade_tokens(why, view.attention),
     }
+
+
+def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[str, Any]:
+    """What speaks for the exit's answer, drawn as its attention is; nothing where relevance was not asked for."""
+    if not answer.relevance:
+        return {"depends": "", "depends_tokens": []}
+    why, speaks_for = answer.why, as_distribution(answer.relevance[view.exit][None])[0]
+    name = exit_name(view.exit, why.num_exits)
+    return {
+        "depends": data_uri(draw_heat(speaks_for), small=False) if with_map else "",
+        "depends_alt": f"What the answer {why.name(view.label)} of {name} depends on",
+        "depends_tokens": [] if with_map else shade_tokens(why, speaks_for),
+    }
+
+
+def _describe_share(share: Share | None) -> str:
+    if share is None:
+        return ""
+    reached = f"{share.value:.2f}\u00a0±\u00a0{share.error:.2f} of what trying every cell does"
+    return f"its attention reaches {reached} (deletion, {share.samples} test images)"
 
 
 def _explain_rule(view: ExitView, is_final: bool) -> str:

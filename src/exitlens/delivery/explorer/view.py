@@ -18,16 +18,20 @@ from exitlens.delivery.explorer.page import answer_page, routed_page
 from exitlens.display import data_uri
 from exitlens.errors import DataError, ExitlensError
 
-SIDE = {1: 240, 2: 180}  # the least width of a map in pixels, by the number of networks
+SIDE = {1: 190, 2: 180}  # the least width of a map in pixels, by the number of networks
 SLIDER_END = 1.01  # no score is that high: the exit never answers
 
 
 class View:
-    """One method for each action: it takes the page's values and returns new ones."""
+    """One method for each action: it takes the page's values and returns new ones.
+
+    ``relevance`` says whether to show what every exit's answer depends on.
+    """
 
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
         self.examples = explorer.examples()
+        self.starts_with_relevance = not explorer.is_relevance_slow()
 
     def example_buttons(self) -> str:
         """Buttons with the example images or texts."""
@@ -39,29 +43,29 @@ class View:
 
     # --- actions ---
 
-    def start(self, *thresholds: float) -> list[Any]:
+    def start(self, relevance: bool, *thresholds: float) -> list[Any]:
         """The page was opened: answers the first example."""
         shown = self.examples[0].shown if self.examples else "Write a text and press Enter."
-        return [shown, shown if isinstance(shown, str) else _draw_board(shown), *self._answer(shown, thresholds)]
+        return [shown, shown if isinstance(shown, str) else _draw_board(shown), *self._answer(shown, relevance, thresholds)]
 
     def start_routed(self, *thresholds: float) -> Any:
         """The page was opened: evaluates each network's thresholds."""
         pages = [self.route(i)(*values) for i, values in enumerate(self._split(thresholds))]
         return pages if len(pages) > 1 else pages[0]
 
-    def choose(self, choice: str, *thresholds: float) -> list[Any]:
+    def choose(self, choice: str, relevance: bool, *thresholds: float) -> list[Any]:
         """An example was picked."""
         number = choice.partition(":")[0]
         i = int(number) if number.isdigit() and int(number) < len(self.examples) else 0
-        return self._open(self.examples[i].shown, thresholds)
+        return self._open(self.examples[i].shown, relevance, thresholds)
 
-    def say(self, text: str, *thresholds: float) -> list[Any]:
+    def say(self, text: str, relevance: bool, *thresholds: float) -> list[Any]:
         """A text was written."""
         if not text.strip():
             return [None, *self._alert("Write a text first.")]
-        return [text, *self._answer(text, thresholds)]
+        return [text, *self._answer(text, relevance, thresholds)]
 
-    def upload(self, path: str | None, *thresholds: float) -> list[Any]:
+    def upload(self, path: str | None, relevance: bool, *thresholds: float) -> list[Any]:
         """A file of any kind was uploaded."""
         if path is None:
             return self._refuse("No file came.")
@@ -69,13 +73,13 @@ class View:
             picture = self.explorer.read(Path(path))
         except DataError as error:
             return self._refuse(str(error))
-        return self._open(picture, thresholds)
+        return self._open(picture, relevance, thresholds)
 
-    def say_again(self, text: str | None, *thresholds: float) -> list[Any]:
+    def say_again(self, text: str | None, relevance: bool, *thresholds: float) -> list[Any]:
         """A threshold was moved under a text."""
-        return self._alert("Write a text first.") if text is None else self._answer(text, thresholds)
+        return self._alert("Write a text first.") if text is None else self._answer(text, relevance, thresholds)
 
-    def paint(self, shown: Image.Image | None, strokes: str, *thresholds: float) -> list[Any]:
+    def paint(self, shown: Image.Image | None, strokes: str, relevance: bool, *thresholds: float) -> list[Any]:
         """The brush or a threshold was moved."""
         if shown is None:
             return self._alert("Choose an image first.")
@@ -83,13 +87,13 @@ class View:
             painted = _decode_strokes(strokes)
         except DataError as error:
             return self._alert(str(error))
-        return self._answer(cover(shown, painted), thresholds)
+        return self._answer(cover(shown, painted), relevance, thresholds)
 
-    def uncover(self, shown: Image.Image | None, *thresholds: float) -> list[Any]:
+    def uncover(self, shown: Image.Image | None, relevance: bool, *thresholds: float) -> list[Any]:
         """All strokes were removed."""
         if shown is None:
             return ["", "", *self._alert("Choose an image first.")]
-        return [_draw_board(shown), "", *self._answer(shown, thresholds)]
+        return [_draw_board(shown), "", *self._answer(shown, relevance, thresholds)]
 
     def route(self, index: int) -> Any:
         """The callback that evaluates a network's thresholds."""
@@ -105,16 +109,16 @@ class View:
 
     # --- results ---
 
-    def _open(self, shown: Image.Image | str, thresholds: Sequence[float]) -> list[Any]:
+    def _open(self, shown: Image.Image | str, relevance: bool, thresholds: Sequence[float]) -> list[Any]:
         place = [shown] if isinstance(shown, str) else [_draw_board(shown), ""]
-        return [shown, *place, *self._answer(shown, thresholds)]
+        return [shown, *place, *self._answer(shown, relevance, thresholds)]
 
-    def _answer(self, shown: Image.Image | str, thresholds: Sequence[float]) -> list[str]:
+    def _answer(self, shown: Image.Image | str, relevance: bool, thresholds: Sequence[float]) -> list[str]:
         pages = []
         try:
             for i, values in enumerate(self._split(thresholds)):
                 chosen = _read_sliders(values, self.explorer.runs[i].policy.thresholds)
-                answer = self.explorer.answer(i, shown, chosen)
+                answer = self.explorer.answer(i, shown, chosen, relevance=relevance)
                 pages.append(answer_page(answer, None if isinstance(shown, str) else shown, SIDE[len(self.explorer.runs)]))
         except ExitlensError as error:
             return self._alert(str(error))

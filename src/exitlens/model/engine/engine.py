@@ -49,8 +49,9 @@ class Engine:
     @classmethod
     def prepare(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning) -> Self:
         """An engine on copies in the tuning's formats: training the network does not change them."""
-        bodies = [prepare_graph(stage.evaluation, tuning) for stage in stages]
-        return cls(bodies, [prepare_head(head, tuning) for head in heads], tuning)
+        with torch.inference_mode(False):  # explanations go back through these weights
+            bodies = [prepare_graph(stage.evaluation, tuning) for stage in stages]
+            return cls(bodies, [prepare_head(head, tuning) for head in heads], tuning)
 
     def enter(self, activations: Activations) -> Activations:
         """What the network's check of its inputs returns -> what the first stage takes."""
