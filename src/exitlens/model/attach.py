@@ -125,9 +125,7 @@ def _check_arguments(
     return check_example(example)
 
 
-def _split_and_verify(
-    module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, least_side: int
-) -> Pieces:
+def _split_and_verify(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, least_side: int) -> Pieces:
     """The pieces, proved equal to the plain backbone: by torch.fx, or where those are not equal, by torch.export."""
     pieces = split(module, at, example, layout, least_side=least_side)
     try:
