@@ -86,3 +86,17 @@ def test_features_are_what_the_heads_saw(net, images):
     outs, features = net.with_features(images)
     for k, (out, f) in enumerate(zip(outs, features, strict=True)):
         torch.testing.assert_close(net.head(k).classify(f), out.logits)
+
+
+@pytest.mark.parametrize("relevance", [False, True])
+def test_gradients_of_separate_maps_end_at_the_heads(net, images, relevance):
+    labels, whole = torch.tensor([0, 1, 2, 3] * 10), net.train()(images)
+    outs = net.with_relevance(images, labels, True)[0] if relevance else net.with_separate_maps(images)
+    for one, other in zip(outs, whole, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    sum(out.attention.square().sum() for out in outs).backward(retain_graph=True)
+    assert all(p.grad is None for p in net.stages.parameters())
+    assert all(head.attend.weight.grad is not None for head in net.heads)
+    outs[-1].logits.sum().backward()
+    assert any(p.grad is not None for p in net.stages.parameters())

@@ -23,6 +23,8 @@ EARLY_WEIGHT = 0.25
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
 Target = Literal["attention", "relevance", "product"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+Reach = Literal["heads", "network"]
+REACHES: tuple[Reach, ...] = get_args(Reach)
 
 
 def ramp(progress: float, share: float) -> float:
@@ -122,6 +124,9 @@ class EGTLoss:
         target: what maps are pulled towards. ``attention``: the early exits' towards the final exit's (the paper).
             ``relevance``: those of all exits, the final one included, towards the locations of exit 0's features that speak
             for the true class at the final exit, to first order. ``product``: towards that times the final exit's attention.
+        reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, so that the backbone is the
+            one that classifies best; ``network``: all of it (the paper). :func:`exitlens.fit` sees to it; a loop of your own
+            calls ``net.with_separate_maps(x)`` for ``heads``, and ``net(x)`` for ``network``.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
@@ -135,6 +140,7 @@ class EGTLoss:
     of: Of = "attention"
     distance: Distance = "js"
     target: Target = "attention"
+    reach: Reach = "network"
     exit_weights: tuple[float, ...] | None = None
     ramp_share: float = 1.0
     distill: float = 0.0
@@ -143,6 +149,8 @@ class EGTLoss:
 
     def __post_init__(self) -> None:
         check_choice(self.of, self.distance, self.target)
+        if self.reach not in REACHES:
+            raise InputError(f"reach: expected one of {REACHES}, got {self.reach!r}")
         for name in ("weight", "distill", "ramp_share", "label_smoothing"):
             require(getattr(self, name), int | float, name)
         for name in ("weight", "distill"):
@@ -165,6 +173,11 @@ class EGTLoss:
     def needs_relevance(self) -> bool:
         """Whether it has to be given a relevance map."""
         return self.target != "attention" and self.weight > 0
+
+    @property
+    def separates_maps(self) -> bool:
+        """Whether gradients of the maps are to end at the heads."""
+        return self.reach == "heads" and self.of == "attention" and self.weight > 0
 
     def __call__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -19,6 +20,7 @@ from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads import ExitHead
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
+from exitlens.model.mixing import Mixing, has_attention
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs
 from exitlens.types.words import exit_name
@@ -34,6 +36,7 @@ class ExitNet(nn.Module):
         head_share: all heads' MACs over the plain backbone's (the kept classifier of ``final="keep"`` is the backbone's).
         info: how the network was made.
         input_spec: the inputs it takes.
+        has_attention: whether its stages mix locations by attention, as transformers do.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ExitNet(nn.Module):
         self.head_share = head_share
         self.info = info
         self.input_spec = input_spec
+        self.has_attention = has_attention(stages)
         self._session = Session(self.stages, self.heads, self._make_example, Tuning())
         self.__dict__["_source"] = source  # it shares its buffers; no member of this module
 
@@ -106,22 +110,45 @@ class ExitNet(nn.Module):
         outputs, features = zip(*found, strict=True)
         return outputs, features
 
-    def with_relevance(self, inputs: Inputs, labels: Tensor) -> tuple[tuple[ExitOutput, ...], Tensor]:
-        """The outputs of every exit, and the relevance of exit 0's features for a class at the final exit.
+    def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
+        """The outputs of every exit; gradients of the attention maps reach the heads only, not the backbone.
 
-        Gradient times input of the class's final log-probability, summed over channels: ``(B,*S)`` on the grid of exit 0's
-        features, signed, detached (0 at padding). Deep features are a mixture of many places; those of exit 0 are not yet.
+        The heads run once more for that, on detached activations: the maps have the same values.
         """
         activations, outputs = self.unpack(inputs), list[ExitOutput]()
         for k, stage in enumerate(self.stages):
             activations = stage(*activations)
+            outputs.append(self._answer(k, activations, True))
+        return tuple(outputs)
+
+    def _answer(self, k: int, activations: Activations, separate: bool) -> ExitOutput:
+        out: ExitOutput = self.head(k)(*activations)
+        if not separate:
+            return out
+        return out._replace(attention=self.head(k).with_attention(*(t.detach() for t in activations))[1])
+
+    def with_relevance(
+        self, inputs: Inputs, labels: Tensor, separate_maps: bool = False
+    ) -> tuple[tuple[ExitOutput, ...], Tensor]:
+        """The outputs of every exit, and the relevance of exit 0's features for a class at the final exit.
+
+        Gradient times input of the class's final log-probability, summed over channels: ``(B,*S)`` on the grid of exit 0's
+        features, signed, detached (0 at padding). Deep features are a mixture of many places; those of exit 0 are not yet.
+        In networks with attention, what mixes counts as constant (:class:`~exitlens.model.mixing.Mixing`).
+        """
+        activations, outputs = self.unpack(inputs), list[ExitOutput]()
+        mixing = Mixing()
+        for k, stage in enumerate(self.stages):
+            with mixing if k and self.has_attention else nullcontext():
+                activations = stage(*activations)
             if k == 0:
                 first = activations[0] if activations[0].requires_grad else activations[0].detach().requires_grad_()
                 activations = (first, *activations[1:])
                 locate = self.head(0).locations(*activations)
-            outputs.append(self.head(k)(*activations))
-        scores = log_probability(outputs[-1].logits, labels)
-        relevance = self.head(0).layout.canonical(gradient_x_input(scores, first, retain_graph=True)).sum(1)
+            outputs.append(self._answer(k, activations, separate_maps))
+        with mixing.fixed():
+            shares = gradient_x_input(log_probability(outputs[-1].logits, labels), first, retain_graph=True)
+        relevance = self.head(0).layout.canonical(shares).sum(1)
         return tuple(outputs), relevance if locate is None else relevance * locate
 
     def unpack(self, inputs: Inputs) -> Activations:

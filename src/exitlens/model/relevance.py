@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from exitlens.errors import InputError, require
 from exitlens.functional.losses import check_labels
@@ -17,6 +16,7 @@ from exitlens.functional.relevance import gradient_x_input, log_probability
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.heads import ExitHead
+from exitlens.model.mixing import Mixing
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs
@@ -35,7 +35,7 @@ def compute_relevance(
     labels: Tensor | None = None,
     at: int = 0,
     method: Method = "gradient_x_input",
-    detached: bool = False,
+    detached: bool | None = None,
 ) -> Tensor:
     """Where an exit's log-probability of a class depends on features, to first order.
 
@@ -53,7 +53,7 @@ def compute_relevance(
             input, averaged over 16 points of the way from features of 0 (arXiv 1703.01365); its sum is the score less the
             score there, nearly.
         detached: attention weights and the scales of layer norms count as constants, as in arXiv 2202.07304 (which AttnLRP,
-            arXiv 2402.05602, refines): for transformers.
+            arXiv 2402.05602, refines); by default in networks with attention, where plain gradients point elsewhere.
 
     Returns:
         ``(B,*S)`` float32, signed (``layer_cam``: not negative); 0 at padding.
@@ -69,6 +69,7 @@ def compute_relevance(
             raise InputError(f"{name}: expected a number from 0 to {top}, got {value!r}")
     if method not in METHODS:
         raise InputError(f"method: expected one of {METHODS}, got {method!r}")
+    detached = net.has_attention if detached is None else detached
     activations = net.check_input(inputs)
     if labels is not None:
         check_labels(labels, len(activations[0]), net.info.num_classes)
@@ -95,7 +96,7 @@ def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ..
     activations = net.check_input(inputs)
     with switch_mode(net, False):
         exits = range(net.num_exits)
-        recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits])
+        recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits], net.has_attention)
         outputs = list(recording.iterate_explained(activations))
         return tuple(recording.find_relevance([k] * len(outputs[k].logits)) for k in exits)
 
@@ -103,18 +104,22 @@ def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ..
 class Recording:
     """A pass through the exits from which relevance is found afterwards, by one way back instead of a pass of its own.
 
-    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known.
+    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known. ``detached`` as in
+    :func:`compute_relevance`.
     """
 
-    def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead]) -> None:
+    def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], detached: bool) -> None:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
+        self._detached = detached
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
         """As :meth:`~exitlens.model.engine.engine.Engine.iterate_explained`, the outputs detached."""
         activations = _leave_inference_mode(activations)
         for k, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
             with torch.inference_mode(False):  # its tensors have no gradients
-                with torch.set_grad_enabled(k > 0 and self._goes_on):
+                is_recorded = k > 0 and self._goes_on
+                mixing = Mixing(is_fixed=True) if is_recorded and self._detached else nullcontext()
+                with torch.set_grad_enabled(is_recorded), mixing:
                     activations = stage(*activations)
                 with torch.set_grad_enabled(self._goes_on):
                     if k == 0:
@@ -163,7 +168,7 @@ def _score(
     """
     copies = len(features) // len(labels[0]) if labels else 1
     activations: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in others))
-    with _DetachedMixing() if detached else nullcontext():
+    with Mixing(is_fixed=True) if detached else nullcontext():
         for k in stages:
             activations = net.stage(k)(*activations)
     logits = net.head(exit).classify(*activations)
@@ -200,37 +205,3 @@ EXPLAIN: dict[Method, Callable[[Score, Tensor], Tensor]] = {
     "layer_cam": _rectify,
     "integrated_gradients": _integrate,
 }
-
-
-class _DetachedMixing(TorchFunctionMode):
-    """Attention weights and the scales of layer norms are constants for the gradient: what is mixed is what counts."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").partition(".")[0]
-        if name == "scaled_dot_product_attention":
-            query, key, *rest = args
-            return func(query.detach(), key.detach(), *rest, **kwargs)
-        if name == "layer_norm":
-            return _normalise(*args, **kwargs)
-        found = func(*args, **kwargs)
-        return found.detach() if name in ("softmax", "_softmax") else found
-
-
-def _normalise(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: object,
-    **__: object,
-) -> Tensor:
-    """``F.layer_norm`` with a scale that has no gradient."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    centred = x - x.mean(axes, keepdim=True)
-    scaled = centred * (centred.detach().square().mean(axes, keepdim=True) + eps).rsqrt()
-    scaled = scaled if weight is None else scaled * weight
-    return scaled if bias is None else scaled + bias

@@ -60,7 +60,8 @@ def explain_batch(
     tensors = net.check_input(images)
     policy.check(net.num_exits, net.identity() if policy.network else "")
     with net.open_engine() as engine:
-        recording = Recording(engine.stages, engine.heads) if relevance and engine.tuning.precision == "float32" else None
+        records = relevance and engine.tuning.precision == "float32"
+        recording = Recording(engine.stages, engine.heads, net.has_attention) if records else None
         seen = _look(engine, engine.enter(tensors), policy, final, recording)
     early = [one.decision.scores for one in seen if one.decision is not None]
     scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)

@@ -2,16 +2,46 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.workflow.training.step import TrainingSettings, one_cycle_rate, select_trainable, use_memory_format
+from exitlens.workflow.training.parameters import make_optimizer
+from exitlens.workflow.training.step import (
+    TrainingSettings,
+    compute_gradients,
+    one_cycle_rate,
+    select_trainable,
+    use_memory_format,
+)
+
+GOOD = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.0, "seed": 0, "amp": False}
+GOOD |= {"channels_last": False, "freeze_backbone": False}
 
 
 def test_settings_name_what_does_not_fit():
-    good = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.0, "seed": 0, "amp": False}
-    good |= {"channels_last": True, "freeze_backbone": False}
-    TrainingSettings(**good)
+    TrainingSettings(**GOOD)
     for name, value in (("epochs", 0), ("batch_size", 1.5), ("seed", -1), ("learning_rate", 0.0), ("weight_decay", -1.0)):
         with pytest.raises(xl.InputError, match=name):
-            TrainingSettings(**good | {name: value})
+            TrainingSettings(**GOOD | {name: value})
+
+
+@pytest.mark.parametrize("target", ["attention", "product"])
+def test_consistency_that_reaches_heads_leaves_the_backbone_alone(net, images, target):
+    for head in net.heads:
+        torch.nn.init.normal_(head.attend.weight)
+    optimizer, labels = make_optimizer([{"params": list(net.parameters()), "lr": 0.1}]), torch.tensor([0, 1, 2, 3] * 10)
+
+    def find_gradients(loss):
+        compute_gradients(net.train(), optimizer, loss, [(images, labels)], 0.5, TrainingSettings(**GOOD))
+        return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+    without, heads, whole = (
+        find_gradients(xl.EGTLoss(weight=weight, target=target, reach=reach))
+        for weight, reach in ((0.0, "heads"), (1.0, "heads"), (1.0, "network"))
+    )
+    for name, gradient in without.items():
+        same = torch.allclose(heads[name], gradient, atol=1e-7)
+        assert same == (
+            name.startswith("stages") or "classifier" in name or (target, name) == ("attention", "heads.2.attend.weight")
+        )
+    assert not torch.allclose(whole["stages.0.body.a.0.weight"], without["stages.0.body.a.0.weight"], atol=1e-7)
 
 
 def test_a_frozen_backbone_leaves_the_heads_to_train(net):

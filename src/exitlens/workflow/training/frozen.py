@@ -113,7 +113,11 @@ class CachedHeads(nn.Module):
         outputs, features = zip(*found, strict=True)
         return outputs, features
 
-    def with_relevance(self, inputs: Inputs, labels: Tensor) -> tuple[tuple[ExitOutput, ...], Tensor]:
+    def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
+        """As calling it: no gradient gets further than the heads."""
+        return self(inputs)  # type: ignore[no-any-return]
+
+    def with_relevance(self, inputs: Inputs, labels: Tensor, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Not here: it goes back through the backbone, which does not run."""
         raise NotImplementedError("relevance needs the backbone: cached features are refused for such a loss")
 

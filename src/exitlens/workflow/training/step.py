@@ -102,7 +102,10 @@ class Trainee(Protocol):
     def with_features(self, inputs: Inputs) -> tuple[Sequence[ExitOutput], Sequence[Tensor]]:
         """The outputs, and the features that each was computed from."""
 
-    def with_relevance(self, inputs: Inputs, labels: Tensor) -> tuple[Sequence[ExitOutput], Tensor]:
+    def with_separate_maps(self, inputs: Inputs) -> Sequence[ExitOutput]:
+        """The outputs; gradients of the maps end at the heads."""
+
+    def with_relevance(self, inputs: Inputs, labels: Tensor, separate_maps: bool) -> tuple[Sequence[ExitOutput], Tensor]:
         """The outputs, and the relevance of the first features for the labels."""
 
 
@@ -203,9 +206,11 @@ def _run(
 ) -> tuple[Sequence[ExitOutput], Sequence[Tensor] | None, Tensor | None]:
     """Outputs, and the features and relevance that the loss needs."""
     if loss.needs_relevance:
-        outputs, relevance = net.with_relevance(inputs, labels)
+        outputs, relevance = net.with_relevance(inputs, labels, loss.separates_maps)
         return outputs, None, relevance
-    return (*net.with_features(inputs), None) if loss.of == "activation" else (net(inputs), None, None)
+    if loss.of == "activation":
+        return (*net.with_features(inputs), None)
+    return net.with_separate_maps(inputs) if loss.separates_maps else net(inputs), None, None
 
 
 def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:

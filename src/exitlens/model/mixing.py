@@ -1,0 +1,121 @@
+"""What transformers mix by: attention weights and the scales of layer norms, which may count as constants on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from exitlens.model.cutting.graph import get_callee_name
+from exitlens.model.cutting.stage import Stage
+
+ATTENTION, SOFTMAX = ("scaled_dot_product_attention", "multi_head_attention_forward"), ("softmax", "_softmax")
+MIXES = (*ATTENTION, *SOFTMAX)
+
+
+class Mixing(TorchFunctionMode):
+    """Watches a forward pass; while it is fixed, gradients go back through it as if what mixes were constant.
+
+    Where an answer comes from is then asked of what is mixed, not of what decides how (arXiv 2202.07304; AttnLRP, arXiv
+    2402.05602, refines it). Otherwise the gradients are the usual ones: a training pass needs no second one for relevance.
+    """
+
+    def __init__(self, is_fixed: bool = False) -> None:
+        super().__init__()
+        self.is_fixed = is_fixed
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Gradients that are asked for meanwhile take attention weights and scales as constants."""
+        self.is_fixed = True
+        try:
+            yield
+        finally:
+            self.is_fixed = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").partition(".")[0]
+        if name in ATTENTION:
+            query, key, *rest = args
+            return func(self._hold(query), self._hold(key), *rest, **kwargs)
+        if name == "layer_norm":
+            return self._normalise(*args, **kwargs)
+        found = func(*args, **kwargs)
+        return self._hold(found) if name in SOFTMAX else found
+
+    def _hold(self, x: Tensor) -> Tensor:
+        held: Tensor = _Hold.apply(x, self)  # type: ignore[no-untyped-call]
+        return held
+
+    def _normalise(
+        self,
+        x: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        *_: object,
+        **__: object,
+    ) -> Tensor:
+        given = (x, list(normalized_shape), weight, bias, eps, self)
+        normalised: Tensor = _Normalise.apply(*given)  # type: ignore[no-untyped-call]
+        return normalised
+
+
+class _Hold(torch.autograd.Function):
+    """The same values; no gradient while the mixing is fixed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mixing: Mixing) -> Tensor:
+        ctx.mixing = mixing
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        return None if ctx.mixing.is_fixed else grads[0], None
+
+
+class _Normalise(torch.autograd.Function):
+    """``F.layer_norm``; while the mixing is fixed, its scale has no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float, mixing: Mixing
+    ) -> Tensor:
+        out, mean, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(x, mean, scale, weight, bias)
+        ctx.shape, ctx.mixing = shape, mixing
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None, None]:
+        x, mean, scale, weight, bias = ctx.saved_tensors
+        (grad,) = grads
+        if ctx.mixing.is_fixed:
+            scaled = grad if weight is None else grad * weight
+            centred = scaled - scaled.mean(tuple(range(-len(ctx.shape), 0)), keepdim=True)
+            return (centred * scale).to(x.dtype), None, None, None, None, None
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
+        by_x, by_weight, by_bias = torch.ops.aten.native_layer_norm_backward(
+            grad.contiguous(), x, ctx.shape, mean, scale, weight, bias, wanted
+        )
+        return by_x, None, by_weight, by_bias, None, None
+
+
+def has_attention(stages: Iterable[Stage]) -> bool:
+    """Whether any stage mixes locations by attention."""
+    for graph in (stage.evaluation for stage in stages):
+        for node in graph.graph.nodes:
+            is_module = node.op == "call_module"
+            if is_module and isinstance(graph.get_submodule(node.target), nn.Softmax | nn.MultiheadAttention):
+                return True
+            if node.op.startswith("call_") and get_callee_name(node).partition(".")[0] in MIXES:
+                return True
+    return False

@@ -1,0 +1,78 @@
+"""What mixes, held constant on the way back: against detached tensors by hand, and unchanged where it is not held."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.mixing import Mixing
+from tests.conftest import TinyNet
+from tests.texts import make_text_net
+
+
+def _attend(x, mixes):
+    """Self-attention in each way that PyTorch has, after a layer norm; ``mixes``: how it treats what mixes."""
+    norm = nn.LayerNorm(4)
+    nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+    nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(2))
+    centred = x - x.mean(-1, keepdim=True)
+    scale = (centred.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
+    return centred * mixes(scale) * norm.weight + norm.bias, norm
+
+
+WAYS = {
+    "fused": lambda q, v: F.scaled_dot_product_attention(q, q, v),
+    "function": lambda q, v: torch.softmax(q @ q.transpose(1, 2) / 2, -1) @ v,
+    "method": lambda q, v: (q @ q.transpose(1, 2) / 2).softmax(-1) @ v,
+    "module": lambda q, v: nn.Softmax(-1)(q @ q.transpose(1, 2) / 2) @ v,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_gradients_are_those_of_detached_mixing(way, is_fixed):
+    x = torch.randn(2, 5, 4, requires_grad=True)
+    mixes = torch.Tensor.detach if is_fixed else lambda t: t
+    by_hand, norm = _attend(x, mixes)
+    wanted = WAYS["function"](mixes(by_hand), by_hand)
+    (expected,) = torch.autograd.grad(wanted.square().sum(), x, retain_graph=True)
+    mixing = Mixing()
+    with mixing:
+        normalised = norm(x)
+        found = WAYS[way](normalised, normalised)
+    torch.testing.assert_close(found, wanted)
+    if is_fixed:
+        with mixing.fixed():
+            (gradient,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
+    else:
+        (gradient,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_multihead_attention_holds_its_weights():
+    layer, x = nn.MultiheadAttention(4, 2, batch_first=True), torch.randn(2, 5, 4, requires_grad=True)
+    with Mixing(is_fixed=True):
+        found = layer(x, x, x)[0]
+    (gradient,) = torch.autograd.grad(found.square().sum(), x)
+    wanted = layer(x.detach(), x.detach() + 0, x)[0]
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(gradient, torch.autograd.grad(wanted.square().sum(), x)[0])
+
+
+def test_weights_are_trained_as_without_it():
+    layer, x = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), torch.randn(2, 5, 4, requires_grad=True)
+    layer(x).square().sum().backward()
+    expected = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    with Mixing():
+        out = layer(x)
+    out.square().sum().backward()
+    for one, p in zip(expected, layer.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, one, atol=1e-5, rtol=1e-4)
+
+
+def test_networks_know_whether_they_attend():
+    assert make_text_net().has_attention
+    assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_attention
+    assert xl.attach("timm:vit_tiny_patch16_224", ["blocks.3"], 4, torch.zeros(1, 3, 224, 224)).has_attention
