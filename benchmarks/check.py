@@ -35,6 +35,8 @@ from benchmarks.traces.promises import list_promises as list_traces
 from benchmarks.traces.runs import TRACES
 from benchmarks.training.promises import list_promises as list_training
 from benchmarks.training.runs import TRAINING
+from benchmarks.truth.promises import list_promises as list_truth
+from benchmarks.truth.runs import TRUTH
 
 BY_RUN = (
     (GUARANTEES, list_guarantees),
@@ -65,6 +67,7 @@ def list_promises(folder: Path) -> Iterator[Promise]:
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     yield from list_pictures(open_store(PICTURES, folder).read())
+    yield from list_truth(open_store(TRUTH, folder).read())
     study = open_store(STUDY, folder)
     if study.path.exists() and not find_missing(study):
         yield from list_study(study)

@@ -87,6 +87,15 @@ def fit(
     ] = False,
     epochs: Annotated[int, of_training(help="Passes over the training data.")] = 8,
     egt_weight: Annotated[float, of_training(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
+    egt_target: Annotated[
+        str | None,
+        of_more(
+            help="What maps are pulled towards: attention (the final one), relevance or product (default: as it suits)."
+        ),
+    ] = None,
+    egt_reach: Annotated[
+        str | None, of_more(help="What that trains: heads alone, or the network (default: as it suits the backbone).")
+    ] = None,
     batch_size: Annotated[int, of_training(help="Samples in a training step.")] = 64,
     recipe: Annotated[
         str, of_training(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
@@ -151,6 +160,7 @@ def fit(
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     how |= {"cache_features": cache_features}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
+    aims |= {"target": egt_target, "reach": egt_reach}
     with record_source(out, source, resume=resume, ranks=ranks):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
     ranks.share(lambda: xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -121,12 +121,13 @@ class EGTLoss:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
         of: ``attention``, ``evidence`` (of the true class) or ``activation`` (channel energy; needs ``features``).
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
-        target: what maps are pulled towards. ``attention``: the early exits' towards the final exit's (the paper).
+        target: what maps are pulled towards; by default what suits the network (:meth:`for_network`), outside of
+            :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper).
             ``relevance``: those of all exits, the final one included, towards the locations of exit 0's features that speak
             for the true class at the final exit, to first order. ``product``: towards that times the final exit's attention.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, so that the backbone is the
-            one that classifies best; ``network``: all of it (the paper). :func:`exitlens.fit` sees to it; a loop of your own
-            calls ``net.with_separate_maps(x)`` for ``heads``, and ``net(x)`` for ``network``.
+            one that classifies best; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
+            maps without gradients into the backbone: :func:`exitlens.fit` and ``net.with_separate_maps(x)`` give them.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
@@ -139,8 +140,8 @@ class EGTLoss:
     weight: float = 1.0
     of: Of = "attention"
     distance: Distance = "js"
-    target: Target = "attention"
-    reach: Reach = "network"
+    target: Target | None = None
+    reach: Reach | None = None
     exit_weights: tuple[float, ...] | None = None
     ramp_share: float = 1.0
     distill: float = 0.0
@@ -148,8 +149,8 @@ class EGTLoss:
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
 
     def __post_init__(self) -> None:
-        check_choice(self.of, self.distance, self.target)
-        if self.reach not in REACHES:
+        check_choice(self.of, self.distance, self.target or "attention")
+        if self.reach not in (*REACHES, None):
             raise InputError(f"reach: expected one of {REACHES}, got {self.reach!r}")
         for name in ("weight", "distill", "ramp_share", "label_smoothing"):
             require(getattr(self, name), int | float, name)
@@ -172,7 +173,18 @@ class EGTLoss:
     @property
     def needs_relevance(self) -> bool:
         """Whether it has to be given a relevance map."""
-        return self.target != "attention" and self.weight > 0
+        return self.target not in (None, "attention") and self.weight > 0
+
+    def for_network(self, attends: bool) -> EGTLoss:
+        """With target and reach for a kind of network, where they were not given.
+
+        Convolutional: ``attention`` and ``heads``, because the final head's map on a fine grid is true, and the backbone
+        classifies best undisturbed. Networks that mix by attention (``attends``): ``product`` and ``network``,
+        because there the final map is not true, and heads have little of their own to move it with. docs/truth.md has the
+        comparison.
+        """
+        target, reach = ("product", "network") if attends and self.of == "attention" else ("attention", "heads")
+        return replace(self, target=self.target or target, reach=self.reach or reach)
 
     @property
     def separates_maps(self) -> bool:

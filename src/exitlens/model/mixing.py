@@ -1,4 +1,4 @@
-"""What transformers mix by: attention weights and the scales of layer norms, which may count as constants on the way back."""
+"""What transformers mix by, attention weights and the scales of layer norms, may count as constant on the way back."""
 
 from __future__ import annotations
 

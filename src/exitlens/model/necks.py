@@ -17,7 +17,7 @@ LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features 
 
 
 class ContextNeck(nn.Module):
-    """Brings the features to the grid of the maps and mixes them over it: depthwise 5x5 and 1x1 convolutions, in residual pairs.
+    """Brings the features to the grid of the maps and mixes them over it: pairs of depthwise 5x5 and 1x1 convolutions.
 
     An early stage sees a small part of the image at every location, so its exit can neither tell the object from the
     background nor look where the final exit looks. Exits with layers of their own are those of MSDNet (arXiv 1703.09844)

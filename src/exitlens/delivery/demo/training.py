@@ -105,7 +105,7 @@ def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
     torch.manual_seed(seed)
     backbone, example = SmallResNet(num_classes=len(train.classes)), train.first(1).inputs
     at = [] if loss is None else list(backbone.groups[:-1])
-    net = attach(backbone, at, len(train.classes), example, final="keep" if loss is None else "head")
+    net = attach(backbone, at, len(train.classes), example, final="keep" if loss is None else "head", head="context")
     net.describe(source="small", classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

@@ -161,7 +161,7 @@ def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node)
 def _inspect_cut(
     traced: TracedBackbone, node: fx.Node, final: fx.Node, kind: Kind | None, lateral: fx.Node | None
 ) -> tuple[Layout, list[fx.Node]]:
-    """The layout at a cut, and what crosses it: features, padding mask or lateral map where there is one, what else is needed."""
+    """The layout at a cut, and what crosses it: features, a padding mask or lateral map, what else is needed."""
     place = traced.position(node)
     try:
         layout, crossing = check_cut(traced, node, kind)

@@ -97,7 +97,9 @@ def fit(
         net: trained in place; left in evaluation mode and in the memory format that it had.
         train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is.
         val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
-        loss: default ``EGTLoss()``; label smoothing and class weights are its own arguments.
+        loss: default ``EGTLoss()``, whose target and reach are those for this kind of network
+            (:meth:`~exitlens.functional.losses.EGTLoss.for_network`) where they are not given; label smoothing and class
+            weights are its own arguments.
         epochs: 1 or more.
         out_dir: for ``last.safetensors``, ``best.safetensors``, ``log.csv``; nothing is written without it.
         batch_size: images a step.
@@ -157,7 +159,8 @@ def fit(
     settings = TrainingSettings(**{one.name: given[one.name] for one in fields(TrainingSettings)})
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last), hold_memory():  # a fifth of ResNet-18's step is page faults without
-        loss = _balance_loss(loss or EGTLoss(), train, net.info.num_classes)
+        loss = (loss or EGTLoss()).for_network(attends=net.has_attention and not settings.freeze_backbone)
+        loss = _balance_loss(loss, train, net.info.num_classes)
         augmentation = _build_augment(augment, net, train)
         if cache_features:  # refused before anything is written
             explain_no_cache(train, settings, augmentation is not None, wanted=True)

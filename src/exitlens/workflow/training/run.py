@@ -52,6 +52,7 @@ from exitlens.workflow.training.step import (
 from exitlens.workflow.training.validation import validate
 
 Augment = Callable[[Any], Any]
+BEFORE = {"target": "attention", "reach": "network"}  # what losses did before these could be chosen
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 
 
@@ -140,7 +141,7 @@ class TrainingRun:
             found = json.loads(path.read_text())
             for name, kind in (("settings", self.settings), ("loss", self.loss)):
                 defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-                found[name] = json.loads(json.dumps(defaults)) | found[name]
+                found[name] = json.loads(json.dumps(defaults | (BEFORE if name == "loss" else {}))) | found[name]
         except (ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
         return found

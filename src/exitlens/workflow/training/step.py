@@ -186,7 +186,7 @@ def compute_terms(
         inputs = map_inputs(inputs, set_channels_last)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
         try:
-            outputs, features, relevance = _run(net, loss, inputs, labels)
+            outputs, features, relevance = _run(net, loss, inputs, labels, settings.freeze_backbone)
         except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
             raise TrainingError(
                 f"batch of {len(labels)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
@@ -202,15 +202,16 @@ def compute_terms(
 
 
 def _run(
-    net: Trainee, loss: EGTLoss, inputs: Inputs, labels: Tensor
+    net: Trainee, loss: EGTLoss, inputs: Inputs, labels: Tensor, is_frozen: bool
 ) -> tuple[Sequence[ExitOutput], Sequence[Tensor] | None, Tensor | None]:
-    """Outputs, and the features and relevance that the loss needs."""
+    """Outputs, and the features and relevance that the loss needs; in a frozen backbone all gradients end at the heads."""
+    separate = loss.separates_maps and not is_frozen
     if loss.needs_relevance:
-        outputs, relevance = net.with_relevance(inputs, labels, loss.separates_maps)
+        outputs, relevance = net.with_relevance(inputs, labels, separate)
         return outputs, None, relevance
     if loss.of == "activation":
         return (*net.with_features(inputs), None)
-    return net.with_separate_maps(inputs) if loss.separates_maps else net(inputs), None, None
+    return net.with_separate_maps(inputs) if separate else net(inputs), None, None
 
 
 def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[torch.nn.Parameter]:

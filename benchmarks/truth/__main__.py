@@ -1,0 +1,71 @@
+"""Trains and judges networks on four tasks: do maps agree, are they true, and what do answers pay for it? results/truth.csv.
+
+Usage: python -m benchmarks.truth [PATTERN ...]
+
+Runs are named TASK/CONDITION-SEED (``pictures/egt-0``); patterns choose some. What is there already is skipped, and a run that was
+stopped goes on from its last epoch. Two go side by side, a core each. Pictures and reviews need ``openclipart-png`` and the extra
+``benchmark``; they are made on first use. All of it takes some seven hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fnmatch import fnmatch
+
+import torch
+
+from benchmarks.truth.conditions import LOSSES
+from benchmarks.truth.measure import run
+from benchmarks.truth.runs import TRUTH
+from benchmarks.truth.tasks import SEEDS, TASKS
+from exitlens.model.malloc import keep_memory
+
+
+def list_runs() -> Iterator[tuple[str, str, int]]:
+    """Seed by seed, so that what is there after any time is complete for some seeds."""
+    for seed in range(max(SEEDS.values())):
+        for task, seeds in SEEDS.items():
+            if seed < seeds:
+                yield from ((task, condition, seed) for condition in LOSSES)
+
+
+def do(task: str, condition: str, seed: int) -> str:
+    """Makes one run and keeps what it found."""
+    name, started = f"{task}/{condition}-{seed}", time.perf_counter()
+    TRUTH.add(name, run(TASKS[task](seed), condition, seed, TRUTH.runs / name))
+    return f"{name}: {time.perf_counter() - started:.0f} s"
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    keep_memory()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
+    patterns = parser.parse_args(arguments).patterns
+    todo = [one for one in list_runs() if (name := "{}/{}-{}".format(*one)) not in TRUTH and _fits(name, patterns)]
+    failed = []
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _start_worker) as pool:
+        for i, (one, result) in enumerate([(one, pool.submit(do, *one)) for one in todo], 1):
+            try:
+                print(f"[{i}/{len(todo)}] {result.result()}", flush=True)
+            except Exception as error:
+                failed.append("{}/{}-{}".format(*one))
+                print(f"[{i}/{len(todo)}] {failed[-1]} failed: {type(error).__name__}: {error}", flush=True)
+    TRUTH.fold()
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+
+
+if __name__ == "__main__":
+    main()

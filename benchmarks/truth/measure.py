@@ -1,0 +1,57 @@
+"""One run: trains a network, and measures answers, agreement and truth on test data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import exitlens as xl
+from benchmarks.truth.conditions import LOSSES, TITLES
+from benchmarks.truth.tasks import Task, build_network
+from exitlens.workflow.faithfulness import faithfulness
+
+SAMPLES, ORACLE = 1000, 300  # for faithfulness; of these for the occlusion oracle
+KEPT = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
+MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
+
+
+def run(task: Task, condition: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Trains (or goes on training) and measures one network."""
+    loss = LOSSES[condition]
+    net = build_network(task, seed, exits=loss is not None)
+    done = xl.fit(
+        net,
+        task.train,
+        task.validation,
+        loss=loss or xl.EGTLoss(weight=0.0),
+        seed=seed,
+        out_dir=folder / "fit",
+        resume=True,
+        progress=False,
+        **task.how,
+    )
+    started = time.perf_counter()
+    found = measure(net, task)
+    facts = {"title": TITLES[condition], "epochs": len(done.history), "train_seconds": round(done.seconds)}
+    return {**facts, "measure_seconds": round(time.perf_counter() - started), **found}
+
+
+def measure(net: xl.ExitNet, task: Task) -> dict[str, Any]:
+    """Accuracy on every test set; agreement and truth on the first."""
+    found: dict[str, Any] = {"cost": net.cost.tolist(), "head_share": net.head_share, "tests": {}}
+    for name, data in task.tests.items():
+        report = xl.evaluate(xl.collect(net, data, batch_size=250), xl.Policy.never(net.num_exits))
+        found["tests"][name] = {"samples": len(data), "accuracy": [row.accuracy for row in report.exits]}
+        if "skill" not in found and net.num_exits > 1:
+            cc = [row.consistency["cc"] for row in report.exits[:-1]]
+            found |= {
+                key: [one[field] for one in cc] for key, field in (("cc", "value"), ("null", "null"), ("skill", "skill"))
+            }
+    if net.num_exits > 1:
+        test = next(iter(task.tests.values()))
+        how: dict[str, Any] = {"samples": SAMPLES, "oracle_samples": ORACLE, "grid": task.grid}
+        attention, relevance = (faithfulness(net, test, of=of, **how).to_dict() for of in ("attention", "relevance"))
+        found["attention"] = {name: attention[name] for name in (*KEPT, *MAPS)}
+        found["relevance"] = {name: relevance[name] for name in KEPT}
+    return found
