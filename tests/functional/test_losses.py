@@ -229,3 +229,20 @@ def test_relevance_has_to_be_given():
     with pytest.raises(xl.InputError, match=r"relevance: .*with_relevance"):
         xl.EGTLoss(target="relevance")(outputs, labels)
     xl.EGTLoss(target="relevance", weight=0.0)(outputs, labels)
+
+
+def test_target_and_reach_suit_the_network_unless_given():
+    conv, attends = (xl.EGTLoss().for_network(value) for value in (False, True))
+    assert (conv.target, conv.reach, conv.separates_maps, conv.needs_relevance) == ("attention", "heads", True, False)
+    assert (attends.target, attends.reach, attends.separates_maps, attends.needs_relevance) == (
+        "product",
+        "network",
+        False,
+        True,
+    )
+    given = xl.EGTLoss(target="attention", reach="network")
+    assert given.for_network(True) == given
+    assert xl.EGTLoss(of="evidence", distance="pearson").for_network(True).target == "attention"
+    assert not xl.EGTLoss(weight=0.0, reach="heads").separates_maps
+    with pytest.raises(xl.InputError, match="reach: expected one of"):
+        xl.EGTLoss(reach="body")

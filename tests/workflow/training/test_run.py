@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 import exitlens as xl
@@ -24,3 +26,18 @@ def test_the_best_epoch_is_the_first_of_the_best_mean_accuracy(run):
 def test_there_is_nothing_to_resume_without_a_directory(run):
     with pytest.raises(xl.TrainingError, match="out_dir"):
         run.open(True, None)
+
+
+def test_runs_from_before_losses_had_a_reach_trained_the_whole_network(net, tiny_set, tmp_path):
+    settings = TrainingSettings(3, 8, 1e-3, 0.0, 0, False, False, False)
+
+    def open_run(resume, **how):
+        TrainingRun(net, xl.EGTLoss(**how), settings, None, 0, tmp_path).open(resume, tiny_set)
+
+    open_run(False, target="attention", reach="network")
+    record = json.loads((tmp_path / "settings.json").read_text())
+    del record["loss"]["reach"], record["loss"]["target"]
+    (tmp_path / "settings.json").write_text(json.dumps(record))
+    open_run(True, target="attention", reach="network")
+    with pytest.raises(xl.TrainingError, match="reach"):
+        open_run(True, target="attention", reach="heads")
