@@ -62,7 +62,7 @@ def vit(seed: int) -> Task:
     splits = make_scenes(seed)
     how = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-3, "amp": True}
     at = ("blocks.0", "blocks.2", "blocks.4")
-    return Task(splits.train, splits.validation["agreeing"], splits.tests, _build_vit, at, how, "evidence")
+    return Task(splits.train, splits.validation["agreeing"], splits.tests, _build_vit, at, how)
 
 
 def _build_vit() -> nn.Module:
