@@ -28,7 +28,7 @@ EPOCHS = 8
 FIXED = {"exit_weights": (1.0, 1.0, 1.0, 1.0), "ramp_share": 0.6}  # the defaults have changed since
 LOSSES = {
     "without": xl.EGTLoss(weight=0.0, **FIXED),
-    "attention, js": xl.EGTLoss(**FIXED),
+    "attention, js": xl.EGTLoss(target="attention", reach="network", **FIXED),
     "evidence, pearson": xl.EGTLoss(weight=0.5, of="evidence", distance="pearson", **FIXED),
 }
 CONFIG = {

@@ -27,11 +27,11 @@ def time_steps(rounds: int = ROUNDS, batch: int = BATCH, size: int = SIZE) -> di
     """The plain network is the backbone as its library makes it, trained by plain PyTorch."""
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (batch,))
-    loss = xl.EGTLoss()
+    loss = xl.EGTLoss().for_network(attends=False)
     exits = build_network("exits", 0, [str(i) for i in range(CLASSES)], images[:1])
     steps = {
         "plain": prepare(build_backbone(BACKBONE, CLASSES), lambda logits: F.cross_entropy(logits.float(), labels), images),
-        "exits": prepare(exits, lambda outputs: loss(outputs, labels, 0.5).total, images),
+        "exits": prepare(exits, lambda outputs: loss(outputs, labels, 0.5).total, images, exits.with_separate_maps),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
@@ -51,14 +51,16 @@ def time_steps(rounds: int = ROUNDS, batch: int = BATCH, size: int = SIZE) -> di
     }
 
 
-def prepare(net: nn.Module, measure: Callable[[Any], Tensor], images: Tensor) -> Callable[[], None]:
-    """A training step in bfloat16 and channels_last with AdamW."""
+def prepare(
+    net: nn.Module, measure: Callable[[Any], Tensor], images: Tensor, run: Callable[[Tensor], Any] | None = None
+) -> Callable[[], None]:
+    """A training step in bfloat16 and channels_last with AdamW; ``run``: what is called in place of the network."""
     net = net.to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer([{"params": list(net.parameters()), "lr": 1e-4}])
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = net(images)
+            outputs = (run or net)(images)
         optimizer.zero_grad(set_to_none=True)
         measure(outputs).backward()
         optimizer.step()

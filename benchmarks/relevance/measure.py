@@ -18,10 +18,10 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.relevance.makers import Maker, list_makers
 from benchmarks.relevance.networks import Subject
-from exitlens.delivery.bench.benchmark import describe_machine
 from exitlens.functional.faithfulness import draw_random_map, rank_locations, share_of_possible
 from exitlens.functional.scores import probabilities
 from exitlens.model.perturbation import occlude, perturb
+from exitlens.model.timing.machine import describe_machine
 from exitlens.types.words import exit_name
 
 GRID, FRACTION, BATCH, WARM_UP = (5, 5), 0.2, 50, 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.model.heads import HeadKind
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
-WITHOUT = EGTLoss(weight=0.0)
+AS_PUBLISHED: dict[str, Any] = {"target": "attention", "reach": "network"}  # benchmarks/truth has what is the default now
+WITHOUT = EGTLoss(weight=0.0, **AS_PUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class AttachedLoss(EGTLoss):
         return maps[-1]
 
 
-EGT = EGTLoss()
-BOTH = EGTLoss(distill=0.1)
-PERMUTED, ATTACHED = PermutedLoss(), AttachedLoss()
+EGT = EGTLoss(**AS_PUBLISHED)
+BOTH = EGTLoss(distill=0.1, **AS_PUBLISHED)
+PERMUTED, ATTACHED = PermutedLoss(**AS_PUBLISHED), AttachedLoss(**AS_PUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class Condition:
 
 
 SWEPT: dict[str, EGTLoss] = {
-    "kl": EGTLoss(distance="kl"),
-    "cosine": EGTLoss(distance="cosine"),
-    "pearson": EGTLoss(of="evidence", distance="pearson"),
-    "transfer": EGTLoss(of="activation", distance="cosine"),
+    "kl": EGTLoss(distance="kl", **AS_PUBLISHED),
+    "cosine": EGTLoss(distance="cosine", **AS_PUBLISHED),
+    "pearson": EGTLoss(of="evidence", distance="pearson", **AS_PUBLISHED),
+    "transfer": EGTLoss(of="activation", distance="cosine", **AS_PUBLISHED),
     "js": EGT,
     "distillation": WITHOUT,
     "none": WITHOUT,

@@ -183,8 +183,8 @@ class EGTLoss:
         because there the final map is not true, and heads have little of their own to move it with. docs/truth.md has the
         comparison.
         """
-        target, reach = ("product", "network") if attends and self.of == "attention" else ("attention", "heads")
-        return replace(self, target=self.target or target, reach=self.reach or reach)
+        target: Target = "product" if attends and self.of == "attention" else "attention"
+        return replace(self, target=self.target or target, reach=self.reach or ("network" if attends else "heads"))
 
     @property
     def separates_maps(self) -> bool:

@@ -42,6 +42,7 @@ YOUNGER = {
     "label_smoothing": 0.0,
     "class_weights": None,
     "target": "attention",
+    "reach": "network",
 }  # arguments of the loss that the runs did not have
 
 

@@ -27,9 +27,7 @@ from exitlens.workflow.training.fit import fit
 from exitlens.workflow.training.run import LOG
 
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}
-EXIT_WEIGHTS = (0.25, 0.25, 0.25, 1.0)
-EGT = EGTLoss(weight=1.0, distance="js", ramp_share=0.6, exit_weights=EXIT_WEIGHTS)
-WITHOUT = EGTLoss(weight=0.0, exit_weights=EXIT_WEIGHTS)
+EGT, WITHOUT = EGTLoss().for_network(attends=False), EGTLoss(weight=0.0)
 RUNS: dict[str, EGTLoss | None] = {"egt": EGT, "baseline": WITHOUT, "plain": None}
 
 

@@ -161,20 +161,22 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
     return maps[-1]
 
 
-def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int) -> fx.Node | None:
+def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: Kind | None = None) -> fx.Node | None:
     """The deepest map of an image with ``least_side`` locations a side, where the last features have fewer.
 
     Of those with the fewest locations it takes none with over twice the channels of the narrowest (the wide middle of an
     inverted residual block costs much to carry). ``None`` where there is none.
     """
-    size = find_node_layout(traced, final).size(traced.shape_of(final))
+    if least_side == 0:
+        return None
+    size = find_node_layout(traced, final, kind).size(traced.shape_of(final))
     if len(size) != 2 or min(size) >= least_side:
         return None
     found: list[tuple[int, int, fx.Node]] = []  # locations, channels
     for node in sorted(set(traced.outputs.values()), key=traced.position):
         if traced.position(node) < traced.position(final) and len(traced.values.shapes.get(node, ())) == 4:
             with suppress(AttachError):
-                layout, crossing = check_cut(traced, node)
+                layout, crossing = check_cut(traced, node, kind)
                 place = layout.size(traced.shape_of(node))
                 if min(place) >= least_side and crossing == [node]:
                     found.append((place[0] * place[1], layout.channels(traced.shape_of(node)), node))

@@ -114,14 +114,14 @@ def split(
     pairs = [(lay, evaluation.shape_of(node)) for lay, node in zip(cuts.layouts, cuts.nodes, strict=True)]
     channels, sizes = [lay.channels(shape) for lay, shape in pairs], [lay.size(shape) for lay, shape in pairs]
     linear, exported = _find_pooled_linear(evaluation, cuts.nodes[-1]), evaluation.exported or training.exported
-    lateral = _describe_lateral(evaluation, cuts)
+    lateral = _describe_lateral(evaluation, cuts, layout)
     return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported, lateral)
 
 
-def _describe_lateral(traced: TracedBackbone, cuts: _Cuts) -> Lateral | None:
+def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) -> Lateral | None:
     if (node := cuts.lateral) is None:
         return None
-    layout, shape = find_node_layout(traced, node), traced.shape_of(node)
+    layout, shape = find_node_layout(traced, node, kind), traced.shape_of(node)
     place = traced.position(node)
     return Lateral(layout, layout.channels(shape), layout.size(shape), tuple(traced.position(n) > place for n in cuts.nodes))
 
@@ -129,7 +129,7 @@ def _describe_lateral(traced: TracedBackbone, cuts: _Cuts) -> Lateral | None:
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int) -> _Cuts:
     final = find_last_features(traced)
     nodes = [*_find_early_nodes(traced, at, final), final]
-    lateral = find_lateral(traced, final, least_side)
+    lateral = find_lateral(traced, final, least_side, kind)
     checked = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
     layouts, activations = [layout for layout, _ in checked], [crossing for _, crossing in checked]
     if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
