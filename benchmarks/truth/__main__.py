@@ -11,38 +11,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatch
 
-import torch
-
-from benchmarks.truth.conditions import LOSSES
-from benchmarks.truth.measure import run
+from benchmarks.truth.jobs import do, list_runs, start_worker
 from benchmarks.truth.runs import TRUTH
-from benchmarks.truth.tasks import SEEDS, TASKS
-from exitlens.model.malloc import keep_memory
-
-
-def list_runs() -> Iterator[tuple[str, str, int]]:
-    """Seed by seed, so that what is there after any time is complete for some seeds."""
-    for seed in range(max(SEEDS.values())):
-        for task, seeds in SEEDS.items():
-            if seed < seeds:
-                yield from ((task, condition, seed) for condition in LOSSES)
-
-
-def do(task: str, condition: str, seed: int) -> str:
-    """Makes one run and keeps what it found."""
-    name, started = f"{task}/{condition}-{seed}", time.perf_counter()
-    TRUTH.add(name, run(TASKS[task](seed), condition, seed, TRUTH.runs / name))
-    return f"{name}: {time.perf_counter() - started:.0f} s"
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    keep_memory()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     patterns = parser.parse_args(arguments).patterns
     todo = [one for one in list_runs() if (name := "{}/{}-{}".format(*one)) not in TRUTH and _fits(name, patterns)]
     failed = []
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _start_worker) as pool:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), start_worker) as pool:
         for i, (one, result) in enumerate([(one, pool.submit(do, *one)) for one in todo], 1):
             try:
                 print(f"[{i}/{len(todo)}] {result.result()}", flush=True)

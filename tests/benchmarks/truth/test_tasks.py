@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from benchmarks.truth import __main__ as command
-from benchmarks.truth import measure
+from benchmarks.truth import jobs, measure
 from benchmarks.truth.conditions import LOSSES, TITLES, PermutedLoss
 from benchmarks.truth.tasks import SEEDS, TASKS, Task, build_network
 from exitlens.model.backbones.small import SmallResNet
@@ -22,7 +21,7 @@ def _make_task(tiny_set):
 def test_names():
     assert set(SEEDS) == set(TASKS)
     assert set(LOSSES) == set(TITLES)
-    runs = list(command.list_runs())
+    runs = list(jobs.list_runs())
     assert len(set(runs)) == len(runs) == len(LOSSES) * sum(SEEDS.values())
 
 
