@@ -75,4 +75,17 @@ def test_weights_are_trained_as_without_it():
 def test_networks_know_whether_they_attend():
     assert make_text_net().has_attention
     assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_attention
-    assert xl.attach("timm:vit_tiny_patch16_224", ["blocks.3"], 4, torch.zeros(1, 3, 224, 224)).has_attention
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "at", "side", "attends"),
+    [
+        ("timm:resnest14d", "layer1", 64, False),  # a softmax over branches
+        ("torchvision:swin_t", "features.1", 64, True),
+        ("timm:levit_128s", "stages.0", 224, True),
+        ("timm:vit_tiny_patch16_224", "blocks.3", 224, True),
+    ],
+)
+def test_attention_is_told_from_other_softmaxes(source, at, side, attends):
+    assert xl.attach(source, [at], 4, torch.zeros(1, 3, side, side)).has_attention == attends

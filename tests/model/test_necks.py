@@ -63,6 +63,6 @@ def test_necks_fit_their_budget_and_the_grid():
     assert (neck.shrink, neck.width) == (2, 40)
     assert fit_neck(6, (7, 7), (7, 7), budget=1e12).width == 256
     assert fit_neck(6, (7, 7), (3, 3), budget=0).shrink == 1
-    assert fit_neck(6, (8, 8), (4, 4), budget=0).width == 16
+    assert fit_neck(6, (8, 8), (4, 4), budget=0).width == 8
     lateral = fit_neck(100, (4, 4), (8, 8), budget=40 * (16 * 100 + 64 * 30) + 2 * 64 * (25 * 40 + 40**2), lateral=30)
     assert (lateral.shrink, lateral.width, lateral.channels) == (1, 40, 140)

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from exitlens.model.cutting.graph import get_callee_name
 from exitlens.model.cutting.stage import Stage
 
 ATTENTION, SOFTMAX = ("scaled_dot_product_attention", "multi_head_attention_forward"), ("softmax", "_softmax")
-MIXES = (*ATTENTION, *SOFTMAX)
+PRODUCTS = ("matmul", "bmm", "einsum")
 
 
 class Mixing(TorchFunctionMode):
@@ -110,12 +110,22 @@ class _Normalise(torch.autograd.Function):
 
 
 def has_attention(stages: Iterable[Stage]) -> bool:
-    """Whether any stage mixes locations by attention."""
+    """Whether any stage mixes locations by attention: a function of that name, or a softmax before a matrix product."""
     for graph in (stage.evaluation for stage in stages):
         for node in graph.graph.nodes:
-            is_module = node.op == "call_module"
-            if is_module and isinstance(graph.get_submodule(node.target), nn.Softmax | nn.MultiheadAttention):
+            module = graph.get_submodule(node.target) if node.op == "call_module" else None
+            name = get_callee_name(node).partition(".")[0] if node.op.startswith("call_") and module is None else ""
+            if isinstance(module, nn.MultiheadAttention) or name.endswith("attention"):
                 return True
-            if node.op.startswith("call_") and get_callee_name(node).partition(".")[0] in MIXES:
+            if (isinstance(module, nn.Softmax) or name in SOFTMAX) and _is_multiplied(node):
                 return True
     return False
+
+
+def _is_multiplied(node: fx.Node, steps: int = 4) -> bool:
+    """Whether a matrix product takes the result, at once or after a few steps such as dropout."""
+    return any(
+        any(word in get_callee_name(user).partition(".")[0] for word in PRODUCTS)
+        or (steps > 0 and _is_multiplied(user, steps - 1))
+        for user in node.users
+    )

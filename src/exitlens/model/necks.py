@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-KERNEL, DEPTH, WIDEST, NARROWEST = 5, 2, 256, 16
+KERNEL, DEPTH, WIDEST, NARROWEST = 5, 2, 256, 8
 NECK_SHARE = 0.04  # of the plain backbone's MACs, for all necks together
 LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features as fine
 
@@ -88,7 +88,7 @@ class _Mixer(nn.Module):
 
 
 def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
-    """The widest neck within a budget of multiply-accumulates, and never below 16 channels.
+    """The widest neck within a budget of multiply-accumulates, and never below 8 channels.
 
     It brings the map from its ``size`` ``(H,W)`` to the ``grid`` of the maps: by enlarging it where there is a ``lateral``
     map of so many channels, else by shrinking, where that divides it.
