@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exitlens.model.necks import ContextNeck, fit_neck
+from exitlens.model.necks import ContextNeck, enlarge, find_spread, fit_neck
 
 
 def _unsettle(neck):
@@ -31,20 +31,25 @@ def test_context_neck_equals_its_layers():
     neck, x = _unsettle(ContextNeck(6, 5, shrink=2)), torch.randn(2, 6, 8, 8)
     out = neck(x)
     torch.testing.assert_close(out, _mix(F.relu(_step(x, neck.inlet, stride=2)), neck, 5))
-    assert out.shape == (2, 5, 4, 4) == (2, neck.channels, 4, 4)
+    assert out.shape == (2, 5, 4, 4)
     torch.testing.assert_close(neck.fuse()(x), out, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in neck.modules())
 
 
 @torch.no_grad()
-def test_a_neck_with_a_lateral_map_hands_on_the_deep_features():
+def test_a_neck_with_a_lateral_map_adds_the_enlarged_features():
     neck, deep, fine = _unsettle(ContextNeck(6, 5, lateral=3)), torch.randn(2, 6, 4, 4), torch.randn(2, 3, 7, 8)
     out = neck(deep, fine)
-    assert (neck.width, neck.channels) == (5, 11)
-    enlarge = torch.nn.Upsample((7, 8), mode="bilinear")
-    expected = _mix(F.relu(enlarge(_step(deep, neck.inlet)) + _step(fine, neck.lateral)), neck, 5)
-    torch.testing.assert_close(out, torch.cat([expected, enlarge(deep)], 1))
+    enlarged = torch.nn.Upsample((7, 8), mode="bilinear")(_step(deep, neck.inlet))
+    torch.testing.assert_close(out, _mix(F.relu(enlarged + _step(fine, neck.lateral)), neck, 5))
     torch.testing.assert_close(neck.fuse()(deep, fine), out, rtol=1e-4, atol=1e-5)
+
+
+def test_spreading_is_enlarging():
+    x = torch.randn(2, 3, 4, 5)
+    spread = find_spread((4, 5), (7, 9), x)
+    torch.testing.assert_close((x.flatten(2) @ spread.t()).view(2, 3, 7, 9), enlarge(x, (7, 9)))
+    torch.testing.assert_close(spread.sum(1), torch.ones(63))
 
 
 @pytest.mark.parametrize("shrink", [1, 2, 4])
@@ -65,4 +70,4 @@ def test_necks_fit_their_budget_and_the_grid():
     assert fit_neck(6, (7, 7), (3, 3), budget=0).shrink == 1
     assert fit_neck(6, (8, 8), (4, 4), budget=0).width == 8
     lateral = fit_neck(100, (4, 4), (8, 8), budget=40 * (16 * 100 + 64 * 30) + 2 * 64 * (25 * 40 + 40**2), lateral=30)
-    assert (lateral.shrink, lateral.width, lateral.channels) == (1, 40, 140)
+    assert (lateral.shrink, lateral.width) == (1, 40)

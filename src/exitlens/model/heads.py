@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from exitlens.functional.maps import energy
 from exitlens.model.cutting.stage import Stage
 from exitlens.model.layouts import Layout
-from exitlens.model.necks import ContextNeck
+from exitlens.model.necks import ContextNeck, find_spread
 from exitlens.types import ExitOutput
 
 HeadKind = Literal["evidence", "context", "average"]
@@ -47,6 +47,10 @@ class ExitHead(nn.Module, ABC):
     def classify(self, *activations: Tensor) -> Tensor:
         """Only the logits ``(B,C)``, for adaptive inference."""
         return self.with_attention(*activations)[0]
+
+    def find_attention(self, *activations: Tensor) -> Tensor:
+        """Only the attention ``(B,*S)``, for training."""
+        return self.with_attention(*activations)[1]
 
     def locations(self, *activations: Tensor) -> Tensor | None:
         """``(B,N)`` bool: the positions of a sequence that are locations; ``None`` where all are."""
@@ -91,8 +95,9 @@ class EvidenceHead(ExitHead):
         super().__init__()
         self.layout, self.lateral = layout or Layout(), lateral
         self.neck = neck
-        self.classifier = nn.Linear(channels if neck is None else neck.channels, num_classes)
-        self.attend = nn.Linear(channels if neck is None else neck.width, 1, bias=False)
+        width = channels if neck is None else neck.width
+        self.classifier = nn.Linear(width if lateral is None else width + channels, num_classes)
+        self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
     @property
@@ -100,45 +105,83 @@ class EvidenceHead(ExitHead):
         """How many of the activations it reads."""
         return super().reads + (self.lateral is not None)
 
-    def pool(self, *activations: Tensor) -> tuple[Tensor, Tensor, Tensor, Sequence[int]]:
-        """Activations -> logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,D)``, size ``S``."""
-        located = self.layout.canonical(activations[0])
-        if self.neck is not None:
-            located = self.neck(located, None if self.lateral is None else self.lateral.canonical(activations[1]))
-        flat = located.flatten(2)  # (B,D,N)
-        rows = flat.transpose(1, 2)  # (B,N,D): rows of memory in channels_last and for tokens
+    def _locate(self, activations: Sequence[Tensor]) -> Tensor:  # -> (B,width,*S)
+        """What attention is computed from."""
+        features = self.layout.canonical(activations[0])
+        if self.neck is None:
+            return features
+        located: Tensor = self.neck(features, None if self.lateral is None else self.lateral.canonical(activations[1]))
+        return located
+
+    def _weigh(self, flat: Tensor, activations: Sequence[Tensor]) -> Tensor:  # (B,width,N) -> (B,N,1)
+        """Attention."""
         weight = self.attend.weight.to(flat.dtype)
-        wide = weight.shape[1]  # what a neck adds behind its own features is not attended by
         # each memory order has its fast product
-        by_rows = flat.stride(1) == 1
-        scores = (F.linear(rows[..., :wide], weight) if by_rows else (weight @ flat[:, :wide]).transpose(1, 2)).float()
+        scores = F.linear(flat.transpose(1, 2), weight) if flat.stride(1) == 1 else (weight @ flat).transpose(1, 2)
         keep = self.locations(*activations)
-        if keep is not None:
-            scores = scores.masked_fill(~keep[..., None], -torch.inf)
-        attention = scores.softmax(1)
-        pooled = torch.bmm(attention.to(flat.dtype).transpose(1, 2), rows).squeeze(1)  # (B,D)
+        scores = scores.float() if keep is None else scores.float().masked_fill(~keep[..., None], -torch.inf)
+        return scores.softmax(1)
+
+    def pool(self, *activations: Tensor) -> _Pooled:
+        """Logits, attention and what they come from."""
+        located = self._locate(activations)
+        flat = located.flatten(2)  # (B,width,N)
+        rows = flat.transpose(1, 2)  # (B,N,width): rows of memory in channels_last and for tokens
+        attention = self._weigh(flat, activations)
+        weights = attention.to(flat.dtype).transpose(1, 2)  # (B,1,N)
+        pooled, deep, spread = torch.bmm(weights, rows), None, None
+        if self.lateral is not None:  # enlarging features and pooling them is pooling them by attention that is summed up
+            features = self.layout.canonical(activations[0]).to(flat.dtype)
+            deep, spread = features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], flat)
+            pooled = torch.cat([pooled, torch.bmm(weights @ spread, deep)], 2)
         # in the head's own precision, whatever the stages'
-        return self.classifier(pooled.to(self.classifier.weight.dtype)), attention, rows, located.shape[2:]
+        logits = self.classifier(pooled.squeeze(1).to(self.classifier.weight.dtype))
+        return _Pooled(logits, attention, rows, deep, spread, located.shape[2:])
+
+    def find_attention(self, *activations: Tensor) -> Tensor:
+        """Only the attention ``(B,*S)``, for training."""
+        located = self._locate(activations)
+        attention: Tensor = self._weigh(located.flatten(2), activations).squeeze(2).unflatten(1, located.shape[2:])
+        return attention
 
     def with_attention(self, *activations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B,C)`` and attention ``(B,*S)``."""
-        logits, attention, _, size = self.pool(*activations)
-        return logits, attention.squeeze(2).unflatten(1, size)
+        found = self.pool(*activations)
+        return found.logits, found.attention.squeeze(2).unflatten(1, found.size)
 
     def forward(self, *activations: Tensor) -> ExitOutput:
         """Activations (the features first) -> logits, attention and evidence."""
-        return self._explain(*self.pool(*activations))
+        return self._explain(self.pool(*activations))
 
     def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
         """The output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
-        logits, attention, rows, size = self.pool(*activations)
-        keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, size)
-        return self._explain(logits, attention, rows, size), features if keep is None else features * keep[:, None]
+        found = self.pool(*activations)
+        rows = found.rows if found.deep is None else torch.cat([found.rows, found.spread @ found.deep], 2)
+        keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, found.size)
+        return self._explain(found), features if keep is None else features * keep[:, None]
 
-    def _explain(self, logits: Tensor, attention: Tensor, rows: Tensor, size: Sequence[int]) -> ExitOutput:
-        evidence = (rows @ self.classifier.weight.to(rows.dtype).t()) * attention  # (B,N,C)
-        located = evidence.transpose(1, 2).contiguous().unflatten(2, size)
-        return ExitOutput(logits, attention.squeeze(2).unflatten(1, size), located)
+    def _explain(self, found: _Pooled) -> ExitOutput:
+        rows = found.rows
+        weight = self.classifier.weight.to(rows.dtype).t()  # (width + D, C)
+        evidence = rows @ weight[: rows.shape[2]]  # (B,N,C)
+        if found.deep is not None:
+            evidence = evidence + found.spread @ (found.deep @ weight[rows.shape[2] :])
+        located = (evidence * found.attention).transpose(1, 2).contiguous().unflatten(2, found.size)
+        return ExitOutput(found.logits, found.attention.squeeze(2).unflatten(1, found.size), located)
+
+
+class _Pooled(NamedTuple):
+    """What a head computed: logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,width)``, the size ``S``.
+
+    With a lateral map also the deep features ``(B,M,D)`` and how they are spread over the N locations, ``(N,M)``.
+    """
+
+    logits: Tensor
+    attention: Tensor
+    rows: Tensor
+    deep: Tensor | None
+    spread: Any
+    size: Sequence[int]
 
 
 class AverageHead(ExitHead):

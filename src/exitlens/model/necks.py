@@ -23,12 +23,11 @@ class ContextNeck(nn.Module):
     background nor look where the final exit looks. Exits with layers of their own are those of MSDNet (arXiv 1703.09844)
     and Shallow-Deep Networks (arXiv 1810.07052); depthwise-separable ones are of arXiv 1704.04861. Finer features are
     brought to the grid by a convolution over whole cells, which stays centred. Coarser ones are enlarged and added to those
-    of an earlier stage, as in feature pyramids (arXiv 1612.03144): the map is as fine as these, and the deep features
-    still say what is there: they are handed on, enlarged, behind the mixed ones, for evidence but not for attention.
+    of an earlier stage, as in feature pyramids (arXiv 1612.03144): the map is as fine as these.
 
     Args:
         channels: ``D`` of the features ``(B,D,H,W)``.
-        width: channels of the convolutions.
+        width: channels of the convolutions, and of what comes out.
         shrink: factor by which height and width become smaller.
         lateral: channels of the map ``(B,L,h,w)`` whose grid the features are brought to; 0: none is given.
     """
@@ -36,20 +35,18 @@ class ContextNeck(nn.Module):
     def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0) -> None:
         super().__init__()
         self.shrink, self.width = shrink, width
-        self.channels = width + channels * bool(lateral)  # of what comes out
         self.inlet = _Step(channels, width, shrink, shrink)
         self.lateral = _Step(lateral, width) if lateral else None
         self.mixers = nn.Sequential(*(_Mixer(width) for _ in range(DEPTH)))
 
     def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
-        """Features with context, ``(B,width,H/shrink,W/shrink)``; with a lateral map ``(B,width+D,h,w)``."""
-        features = features.to(self.inlet.conv.weight.dtype)  # the head's precision, whatever the stages'
-        x = self.inlet(features)
-        if self.lateral is None or lateral is None:
-            return cast(Tensor, self.mixers(F.relu(x)))
-        beside = self.lateral(lateral.to(features.dtype))
-        mixed = self.mixers(F.relu(_enlarge(x, beside) + beside))
-        return torch.cat([mixed, _enlarge(features, beside).to(mixed.dtype)], 1)
+        """Features with context, ``(B,width,H/shrink,W/shrink)``; with a lateral map ``(B,width,h,w)``."""
+        own = self.inlet.conv.weight.dtype  # the head's precision, whatever the stages'
+        x = self.inlet(features.to(own))
+        if self.lateral is not None and lateral is not None:
+            beside = self.lateral(lateral.to(own))
+            x = enlarge(x, beside.shape[2:]) + beside
+        return cast(Tensor, self.mixers(F.relu(x)))
 
     def fuse(self) -> ContextNeck:
         """Folds the batch normalisations into the convolutions, for evaluation; changes and returns this neck."""
@@ -59,8 +56,16 @@ class ContextNeck(nn.Module):
         return self
 
 
-def _enlarge(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:  # (B,D,H,W) -> (B,D,*size)
+    """Bilinear enlargement, about the centres of cells."""
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def find_spread(size: Sequence[int], onto: Sequence[int], like: Tensor) -> Tensor:
+    """``(N,M)``: what :func:`enlarge` takes for each of N fine locations from each of M coarse ones; rows sum to 1."""
+    count = math.prod(size)
+    cells = torch.eye(count, dtype=torch.float32, device=like.device).view(count, 1, *size)
+    return enlarge(cells, onto).view(count, -1).t().to(like.dtype)
 
 
 class _Step(nn.Module):

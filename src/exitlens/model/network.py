@@ -125,7 +125,7 @@ class ExitNet(nn.Module):
         out: ExitOutput = self.head(k)(*activations)
         if not separate:
             return out
-        return out._replace(attention=self.head(k).with_attention(*(t.detach() for t in activations))[1])
+        return out._replace(attention=self.head(k).find_attention(*(t.detach() for t in activations)))
 
     def with_relevance(
         self, inputs: Inputs, labels: Tensor, separate_maps: bool = False
