@@ -178,8 +178,8 @@ class EGTLoss:
     def for_network(self, attends: bool) -> EGTLoss:
         """With target and reach for a kind of network, where they were not given.
 
-        Convolutional: ``attention`` and ``heads``, because the final head's map on a fine grid is true, and the backbone
-        classifies best undisturbed. Networks that mix by attention (``attends``): ``product`` and ``network``,
+        Convolutional: ``attention`` and ``heads``: on a fine grid the final head's map is about as true as maps get there,
+        and the backbone is left to classification. Networks that mix by attention (``attends``): ``product`` and ``network``,
         because there the final map is not true, and heads have little of their own to move it with. docs/truth.md has the
         comparison.
         """
