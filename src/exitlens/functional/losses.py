@@ -179,9 +179,9 @@ class EGTLoss:
         """With target and reach for a kind of network, where they were not given.
 
         Convolutional: ``attention`` and ``heads``: on a fine grid the final head's map is about as true as maps get there,
-        and the backbone is left to classification. Networks that mix by attention (``attends``): ``product`` and ``network``,
-        because there the final map is not true, and heads have little of their own to move it with. docs/truth.md has the
-        comparison.
+        and the backbone is left to classification. Networks that mix by attention (``attends``): ``product`` and
+        ``network``, because there the final map is not true, and heads have little of their own to move it with.
+        docs/truth.md has the comparison.
         """
         target: Target = "product" if attends and self.of == "attention" else "attention"
         return replace(self, target=self.target or target, reach=self.reach or ("network" if attends else "heads"))
