@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--demo", type=Path, nargs="?", const=Path("runs/demo/result.json"), metavar="FILE")
     args = parser.parse_args(arguments)
     if args.demo:
-        return int(not print_promises(list(list_demo_promises(json.loads(args.demo.read_text())))))
+        return int(not print_promises(list(add_reasons(list_demo_promises(json.loads(args.demo.read_text()))))))
     study = open_store(STUDY, args.results)
     left = find_missing(study) if study.path.exists() else []
     if left:
@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     ok = print_promises(promises)
     for key in list_outdated(promises):
-        if not (left and key.startswith("study|")):  # what is not judged is neither kept nor missed
+        judged = not key.startswith("demo|") and not (left and key.startswith("study|"))
+        if judged:  # what is not judged is neither kept nor missed
             print(f"not missed any more, take it off the list: {key}")
     return int(not ok)
 
