@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from exitlens.functional.maps import as_distribution
-from exitlens.functional.relevance import gradient_x_input, log_probability, mix_target
+from exitlens.functional.relevance import class_score, gradient_x_input, mix_target
 
 
 def test_it_is_exact_where_the_score_is_linear():
@@ -49,8 +49,8 @@ def test_sequences_keep_their_padding_empty():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_log_probabilities_are_in_float32(dtype):
-    logits = torch.tensor([[2.0, 0.0]], dtype=dtype)
-    found = log_probability(logits, torch.tensor([0]))
+def test_scores_are_centred_and_in_float32(dtype):
+    logits = torch.tensor([[2.0, 0.0, 1.0], [4.0, 1.0, 1.0]], dtype=dtype)
+    found = class_score(logits, torch.tensor([0, 1]))
     assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(-0.126928, abs=1e-6)
+    assert found.tolist() == [1.0, -1.0]

@@ -7,6 +7,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
+from exitlens.functional.relevance import class_score
 from exitlens.model.relevance import METHODS, STEPS, compute_relevance_of_exits
 from tests.texts import make_text_net, make_texts
 
@@ -33,12 +34,11 @@ def answer(net, images):
 
 
 def test_by_hand_through_a_linear_stage():
-    """Logits are w * mean(6 x) + b, and the log-probability of class 0 falls by p1 for every unit of the difference."""
+    """Logits are w * mean(6 x) + b, and the score of class 0 is half of their difference."""
     net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
     x = torch.arange(-4.0, 12.0).view(1, 1, 4, 4)
     weight = net.head(1).tail.body.get_submodule("fc").weight.detach().flatten()
-    probability = answer(net, x)[1].softmax(1)[0, 1]
-    by_hand = (weight[0] - weight[1]) * probability * 6 * x[0] / 16
+    by_hand = (weight[0] - weight[1]) / 2 * 6 * x[0] / 16
     found = xl.compute_relevance(net, x, labels=torch.tensor([0]))
     torch.testing.assert_close(found, by_hand)
     torch.testing.assert_close(xl.compute_relevance(net, x, labels=torch.tensor([0]), at=1), by_hand)  # the same, later
@@ -55,7 +55,7 @@ def test_integrated_gradients_add_up(net, images, exit):
         def score(values):
             for stage in net.stages[1 : exit + 1]:
                 (values,) = stage(values)
-            return net.head(exit).classify(values).log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+            return class_score(net.head(exit).classify(values), labels)
 
         gained = score(features) - score(torch.zeros_like(features))
     torch.testing.assert_close(found.sum((1, 2)), gained, atol=0.02, rtol=0.02)
@@ -77,7 +77,7 @@ def test_maps_have_the_grid_of_the_features_and_nothing_is_changed(net, images, 
 
 
 class After(nn.Module):
-    """Log-probabilities of an exit, from what the stages up to another exit give: what other libraries are shown."""
+    """Centred logits of an exit, from what the stages up to another exit give: what other libraries are shown."""
 
     def __init__(self, net, at, exit, of_images=True):
         super().__init__()
@@ -92,7 +92,8 @@ class After(nn.Module):
         x = self.features(self.before(x) if self.of_images else x)
         for stage in self.net.stages[self.at + 1 : self.exit + 1]:
             (x,) = stage(x)
-        return self.net.head(self.exit).classify(x).log_softmax(1)
+        logits = self.net.head(self.exit).classify(x)
+        return logits - logits.mean(1, keepdim=True)
 
 
 PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.functional.maps import as_distribution, regrid
 
 
-def log_probability(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,)
-    """Log-probability of a class, in float32."""
-    return F.log_softmax(logits.float(), 1).gather(1, labels[:, None].long()).squeeze(1)
+def class_score(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,)
+    """The logit of a class less the mean of all classes' logits, in float32: what *distinguishes* the class.
+
+    Where it comes from deletes better than where the log-probability does (docs/relevance.md): of a sure answer, that is
+    about the few probabilities that are left.
+    """
+    logits = logits.float()
+    return logits.gather(1, labels[:, None].long()).squeeze(1) - logits.mean(1)
 
 
 def gradient_x_input(scores: Tensor, features: Tensor, retain_graph: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.functional.relevance import gradient_x_input, log_probability
+from exitlens.functional.relevance import class_score, gradient_x_input
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.session import EngineContext, Session
@@ -132,8 +132,8 @@ class ExitNet(nn.Module):
     ) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """The outputs of every exit, and the relevance of exit 0's features for a class at the final exit.
 
-        Gradient times input of the class's final log-probability, summed over channels: ``(B,*S)`` on the grid of exit 0's
-        features, signed, detached (0 at padding). Deep features are a mixture of many places; those of exit 0 are not yet.
+        Gradient times input of the class's final logit less the mean logit, summed over channels: ``(B,*S)`` on the grid of
+        exit 0's features, signed, detached (0 at padding). Deep features are a mixture of many places; those of exit 0 are not yet.
         In networks with attention, what mixes counts as constant (:class:`~exitlens.model.mixing.Mixing`).
         """
         activations, outputs = self.unpack(inputs), list[ExitOutput]()
@@ -147,7 +147,7 @@ class ExitNet(nn.Module):
                 locate = self.head(0).locations(*activations)
             outputs.append(self._answer(k, activations, separate_maps))
         with mixing.fixed():
-            shares = gradient_x_input(log_probability(outputs[-1].logits, labels), first, retain_graph=True)
+            shares = gradient_x_input(class_score(outputs[-1].logits, labels), first, retain_graph=True)
         relevance = self.head(0).layout.canonical(shares).sum(1)
         return tuple(outputs), relevance if locate is None else relevance * locate
 

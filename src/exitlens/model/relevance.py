@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.losses import check_labels
-from exitlens.functional.relevance import gradient_x_input, log_probability
+from exitlens.functional.relevance import class_score, gradient_x_input
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.heads import ExitHead
@@ -37,7 +37,7 @@ def compute_relevance(
     method: Method = "gradient_x_input",
     detached: bool | None = None,
 ) -> Tensor:
-    """Where an exit's log-probability of a class depends on features, to first order.
+    """Where an exit's logit of a class, less the mean of all logits, depends on features, to first order.
 
     An attention map says which of its own features an exit used; deep features are mixtures of many places of the input.
     This says which places of *shallow* features the answer depends on.
@@ -141,7 +141,7 @@ class Recording:
             scores = torch.zeros(len(of), device=of.device)
             for k in set(exits):
                 logits = self._logits[k]
-                scores = torch.where(of == k, log_probability(logits, logits.argmax(1)), scores)
+                scores = torch.where(of == k, class_score(logits, logits.argmax(1)), scores)
             relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
         return relevance if self._locations is None else relevance * self._locations
 
@@ -161,7 +161,7 @@ def _score(
     detached: bool,
     features: Tensor,
 ) -> Tensor:  # -> (B,)
-    """The exit's log-probability of the labels, from features and what else crosses the cut; without any, of its answers.
+    """The exit's score of the labels, from features and what else crosses the cut; without any, of its answers.
 
     These are the answers to the first features that it is asked for: they stay the same on the way to others. The features
     may be several for each sample, one batch of them after the other.
@@ -174,7 +174,7 @@ def _score(
     logits = net.head(exit).classify(*activations)
     if not labels:
         labels.append(logits.argmax(1))
-    return log_probability(logits, labels[0].repeat(copies))
+    return class_score(logits, labels[0].repeat(copies))
 
 
 def _multiply(score: Score, features: Tensor) -> Tensor:
