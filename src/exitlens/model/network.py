@@ -133,8 +133,8 @@ class ExitNet(nn.Module):
         """The outputs of every exit, and the relevance of exit 0's features for a class at the final exit.
 
         Gradient times input of the class's final logit less the mean logit, summed over channels: ``(B,*S)`` on the grid of
-        exit 0's features, signed, detached (0 at padding). Deep features are a mixture of many places; those of exit 0 are not
-        yet. In networks with attention, what mixes counts as constant (:class:`~exitlens.model.mixing.Mixing`).
+        exit 0's features, signed, detached (0 at padding). Deep features are a mixture of many places; exit 0's are not yet.
+        In networks with attention, what mixes counts as constant (:class:`~exitlens.model.mixing.Mixing`).
         """
         activations, outputs = self.unpack(inputs), list[ExitOutput]()
         mixing = Mixing()
