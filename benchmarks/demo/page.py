@@ -31,7 +31,7 @@ SUMMARY = (
     ("accuracy (%)", "agreeing", "accuracy", 1, 100),
     ("attention on the garment (%)", "agreeing", "energy_in_mask", 0, 100),
     ("agreement with the final exit's attention (0: chance, 1: same)", "agreeing", "skill", 2, 1),
-    ("truth: share of what the best cells to delete do", "agreeing", "deletion_share", 2, 1),
+    ("truth of the attention (0: chance, 1: as good as trying every cell)", "agreeing", "deletion_share", 2, 1),
 )
 
 

@@ -4,7 +4,7 @@ Usage: python -m benchmarks.truth [PATTERN ...]
 
 Runs are named TASK/CONDITION-SEED (``pictures/egt-0``); patterns choose some. What is there already is skipped, and a run that was
 stopped goes on from its last epoch. Two go side by side, a core each. Pictures and reviews need ``openclipart-png`` and the extra
-``benchmark``; they are made on first use. All of it takes some seven hours.
+``benchmark``; they are made on first use. All of it takes hours.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_no_results_fail(tmp_path):
 def test_a_demo_is_checked_on_request(tmp_path, capsys):
     path = RESULTS / "demo.json"
     assert main(["--demo", str(path)]) == 0
-    assert capsys.readouterr().out.count("ok     ") == 16
+    assert capsys.readouterr().out.count("ok     ") == 17
     slow = {**json.loads(path.read_text()), "step_time_ratio": 1.5}
     (tmp_path / "slow.json").write_text(json.dumps(slow))
     assert main(["--demo", str(tmp_path / "slow.json")]) == 1

@@ -23,6 +23,8 @@ def _attend(x, mixes):
 
 WAYS = {
     "fused": lambda q, v: F.scaled_dot_product_attention(q, q, v),
+    "named": lambda q, v: F.scaled_dot_product_attention(value=v, key=q, query=q),
+    "half named": lambda q, v: F.scaled_dot_product_attention(q, key=q, value=v),
     "function": lambda q, v: torch.softmax(q @ q.transpose(1, 2) / 2, -1) @ v,
     "method": lambda q, v: (q @ q.transpose(1, 2) / 2).softmax(-1) @ v,
     "module": lambda q, v: nn.Softmax(-1)(q @ q.transpose(1, 2) / 2) @ v,
@@ -48,6 +50,13 @@ def test_gradients_are_those_of_detached_mixing(way, is_fixed):
     else:
         (gradient,) = torch.autograd.grad(found.square().sum(), x, retain_graph=True)
     torch.testing.assert_close(gradient, expected)
+
+
+def test_layer_norm_may_have_its_arguments_named():
+    x = torch.randn(2, 5, 4)
+    with Mixing():
+        found = F.layer_norm(input=x, normalized_shape=(4,), eps=1e-3)
+    torch.testing.assert_close(found, F.layer_norm(x, (4,), eps=1e-3))
 
 
 def test_multihead_attention_holds_its_weights():

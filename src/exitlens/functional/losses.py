@@ -125,8 +125,8 @@ class EGTLoss:
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper).
             ``relevance``: those of all exits, the final one included, towards the locations of exit 0's features that speak
             for the true class at the final exit, to first order. ``product``: towards that times the final exit's attention.
-        reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, so that the backbone is the
-            one that classifies best; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
+        reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
+            classification alone; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
             maps without gradients into the backbone: :func:`exitlens.fit` and ``net.with_separate_maps(x)`` give them.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
@@ -178,10 +178,9 @@ class EGTLoss:
     def for_network(self, attends: bool) -> EGTLoss:
         """With target and reach for a kind of network, where they were not given.
 
-        Convolutional: ``attention`` and ``heads``: on a fine grid the final head's map is about as true as maps get there,
-        and the backbone is left to classification. Networks that mix by attention (``attends``): ``product`` and
-        ``network``, because there the final map is not true, and heads have little of their own to move it with.
-        docs/truth.md has the comparison.
+        Convolutional: ``attention`` and ``heads``: the backbone is left to classification, and no way back is needed.
+        Networks that mix by attention (``attends``): ``product`` and ``network``, because there the final attention is a
+        poor target, and heads have little of their own to move it with. docs/truth.md has what has been compared so far.
         """
         target: Target = "product" if attends and self.of == "attention" else "attention"
         return replace(self, target=self.target or target, reach=self.reach or ("network" if attends else "heads"))

@@ -11,8 +11,7 @@ from exitlens.functional.maps import as_distribution, regrid
 def class_score(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,)
     """The logit of a class less the mean of all classes' logits, in float32: what *distinguishes* the class.
 
-    Where it comes from deletes better than where the log-probability does (docs/relevance.md): of a sure answer, that is
-    about the few probabilities that are left.
+    Not the log-probability: of a sure answer, its gradient is about the small probabilities that are left.
     """
     logits = logits.float()
     return logits.gather(1, labels[:, None].long()).squeeze(1) - logits.mean(1)

@@ -58,9 +58,9 @@ def attach(
             tell; near a tie, the next run may choose a neighbouring place.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: the early exits get a
             :class:`~exitlens.model.necks.ContextNeck` before it (images only); early answers are much better for some 4 %
-            more cost, and all maps lie on one grid. Where the last features have fewer than 7 locations a side and earlier
-            ones more, that is the grid of the earlier ones, which the final head reads, too. ``"average"``: average
-            pooling, for comparison.
+            more cost, and all maps lie on one grid, if their sizes divide. Where the last features have fewer than 7
+            locations a side and earlier ones more, that is the grid of the earlier ones, which the final head reads, too.
+            ``"average"``: average pooling, for comparison.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -129,14 +129,14 @@ class EvidenceHead(ExitHead):
         rows = flat.transpose(1, 2)  # (B,N,width): rows of memory in channels_last and for tokens
         attention = self._weigh(flat, activations)
         weights = attention.to(flat.dtype).transpose(1, 2)  # (B,1,N)
-        pooled, deep, spread = torch.bmm(weights, rows), None, None
+        pooled, deep = torch.bmm(weights, rows), None
         if self.lateral is not None:  # enlarging features and pooling them is pooling them by attention that is summed up
             features = self.layout.canonical(activations[0]).to(flat.dtype)
-            deep, spread = features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], flat)
-            pooled = torch.cat([pooled, torch.bmm(weights @ spread, deep)], 2)
+            deep = _Deep(features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], flat))
+            pooled = torch.cat([pooled, torch.bmm(weights @ deep.spread, deep.rows)], 2)
         # in the head's own precision, whatever the stages'
         logits = self.classifier(pooled.squeeze(1).to(self.classifier.weight.dtype))
-        return _Pooled(logits, attention, rows, deep, spread, located.shape[2:])
+        return _Pooled(logits, attention, rows, deep, located.shape[2:])
 
     def find_attention(self, *activations: Tensor) -> Tensor:
         """Only the attention ``(B,*S)``, for training."""
@@ -156,7 +156,7 @@ class EvidenceHead(ExitHead):
     def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
         """The output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
         found = self.pool(*activations)
-        rows = found.rows if found.deep is None else torch.cat([found.rows, found.spread @ found.deep], 2)
+        rows = found.rows if found.deep is None else torch.cat([found.rows, found.deep.spread @ found.deep.rows], 2)
         keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, found.size)
         return self._explain(found), features if keep is None else features * keep[:, None]
 
@@ -165,22 +165,25 @@ class EvidenceHead(ExitHead):
         weight = self.classifier.weight.to(rows.dtype).t()  # (width + D, C)
         evidence = rows @ weight[: rows.shape[2]]  # (B,N,C)
         if found.deep is not None:
-            evidence = evidence + found.spread @ (found.deep @ weight[rows.shape[2] :])
+            evidence = evidence + found.deep.spread @ (found.deep.rows @ weight[rows.shape[2] :])
         located = (evidence * found.attention).transpose(1, 2).contiguous().unflatten(2, found.size)
         return ExitOutput(found.logits, found.attention.squeeze(2).unflatten(1, found.size), located)
 
 
-class _Pooled(NamedTuple):
-    """What a head computed: logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,width)``, the size ``S``.
+class _Deep(NamedTuple):
+    """Deep features ``(B,M,D)`` beside a lateral map, and how they are spread over its N locations, ``(N,M)``."""
 
-    With a lateral map also the deep features ``(B,M,D)`` and how they are spread over the N locations, ``(N,M)``.
-    """
+    rows: Tensor
+    spread: Tensor
+
+
+class _Pooled(NamedTuple):
+    """What a head computed: logits ``(B,C)``, attention ``(B,N,1)``, features ``(B,N,width)``, the size ``S``."""
 
     logits: Tensor
     attention: Tensor
     rows: Tensor
-    deep: Tensor | None
-    spread: Any
+    deep: _Deep | None
     size: Sequence[int]
 
 

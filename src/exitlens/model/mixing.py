@@ -42,9 +42,9 @@ class Mixing(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]
-        if name in ATTENTION:
-            query, key, *rest = args
-            return func(self._hold(query), self._hold(key), *rest, **kwargs)
+        if name in ATTENTION:  # query and key are the first two, or named
+            held = {word: self._hold(kwargs[word]) for word in ("query", "key") if word in kwargs}
+            return func(*map(self._hold, args[:2]), *args[2:], **kwargs | held)
         if name == "layer_norm":
             return self._normalise(*args, **kwargs)
         found = func(*args, **kwargs)
@@ -56,7 +56,7 @@ class Mixing(TorchFunctionMode):
 
     def _normalise(
         self,
-        x: Tensor,
+        input: Tensor,
         normalized_shape: Sequence[int],
         weight: Tensor | None = None,
         bias: Tensor | None = None,
@@ -64,7 +64,7 @@ class Mixing(TorchFunctionMode):
         *_: object,
         **__: object,
     ) -> Tensor:
-        given = (x, list(normalized_shape), weight, bias, eps, self)
+        given = (input, list(normalized_shape), weight, bias, eps, self)
         normalised: Tensor = _Normalise.apply(*given)  # type: ignore[no-untyped-call]
         return normalised
 
