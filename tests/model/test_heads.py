@@ -184,14 +184,46 @@ def test_all_heads_of_a_real_network_stay_below_a_twentieth_of_it():
     assert {out.attention.shape[1:] for out in net.eval()(torch.randn(1, 3, 40, 40))} == {(10, 10)}
 
 
-def test_context_is_for_images():
-    class Words(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.mix, self.fc = nn.Embedding(20, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.last, self.fc = nn.Embedding(20, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
 
-        def forward(self, input_ids):
-            return self.fc(self.mix(self.embed(input_ids)).mean(1))
+    def forward(self, input_ids, attention_mask):
+        shown = attention_mask[..., None]
+        x = torch.relu(self.mix(self.embed(input_ids) * shown)) + 0.1
+        return self.fc((self.last(x) * shown).sum(1) / shown.sum(1))
 
-    with pytest.raises(xl.InputError, match="head: 'context' mixes over the plane"):
-        xl.attach(Words(), ["embed"], 2, torch.zeros(1, 9, dtype=torch.int64), head="context")
+
+def test_context_of_tokens_reads_the_first_exits_features_too_and_no_padding():
+    torch.manual_seed(0)
+    words = {"input_ids": torch.randint(20, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.int64)}
+    words["attention_mask"][0, 5:] = 0
+    net = xl.attach(Words(), ["embed", "mix"], 2, words, head="context").eval()
+    for head in net.heads:
+        nn.init.normal_(head.attend.weight)
+    assert [head.reads for head in net.heads] == [2, 3, 3]
+    assert [head.lateral is None for head in net.heads] == [True, False, False]
+    outputs, features = net.with_features(words)
+    shorter = net({name: tokens[:1, :5] for name, tokens in words.items()})
+    for out, head, one, short in zip(outputs, net.heads, features, shorter, strict=True):
+        assert (out.attention[0, 5:] == 0).all()
+        assert one.shape[1:] == (head.classifier.in_features, 9)
+        torch.testing.assert_close(out.evidence.sum(2) + head.classifier.bias, out.logits)
+        torch.testing.assert_close(short.logits[0], out.logits[0])
+        torch.testing.assert_close(head.classify(*_walk(net, words, head)), out.logits)
+    relevance = net.with_relevance(words, torch.tensor([0, 1]))[1]
+    assert relevance.shape == (2, 9)
+    assert (relevance[0, 5:] == 0).all()
+    for k, policy in enumerate([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0)]):
+        answers = xl.predict(net, words, xl.Policy(policy), attention=True)
+        torch.testing.assert_close(answers.probabilities, outputs[k].logits.softmax(1))
+
+
+def _walk(net, inputs, wanted):
+    activations = net.unpack(inputs)
+    for stage, head in zip(net.stages, net.heads, strict=True):
+        activations = stage(*activations)
+        if head is wanted:
+            return activations
+    raise AssertionError(wanted)

@@ -67,7 +67,7 @@ def fit(
         str, of_network(help="Place a number of exits at equal shares of cost or of measured time.")
     ] = "cost",
     head: Annotated[
-        str, of_network(help="context (a neck before early heads; images' default), evidence (texts' default) or average.")
+        str, of_network(help="context (a neck before heads; the default for images and texts), evidence or average.")
     ] = "",
     keep_final: Annotated[
         bool, of_network("--keep-final", help="The backbone's own classifier stays the final exit.")
@@ -94,7 +94,8 @@ def fit(
         ),
     ] = None,
     egt_reach: Annotated[
-        str | None, of_more(help="What that trains: heads alone, or the network (default: as it suits the backbone).")
+        str | None,
+        of_more(help="What that trains: heads alone, or the network (default: as it suits the backbone)."),
     ] = None,
     batch_size: Annotated[int, of_training(help="Samples in a training step.")] = 64,
     recipe: Annotated[

@@ -24,6 +24,7 @@ class TextModality(Modality):
     given = "a file of texts, or a text"
     argument = "input_ids"
     needed_to_delete = MASK
+    head = "context"
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
         """Tokens and masks are integers."""

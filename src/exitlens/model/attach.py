@@ -26,6 +26,7 @@ from exitlens.model.input_spec import InputSpec, check_example
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.necks import LEAST_SIDE, NECK_SHARE, fit_neck
 from exitlens.model.network import ExitNet
+from exitlens.model.token_necks import fit_token_neck
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors, map_inputs
 
 
@@ -56,10 +57,11 @@ def attach(
         placement: with a number in ``at``, equal shares of ``"cost"`` (multiply-accumulates), or of the ``"time"`` that the
             backbone takes on this machine, which is measured for 10 s at most and refused where the machine is too busy to
             tell; near a tie, the next run may choose a neighbouring place.
-        head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: the early exits get a
-            :class:`~exitlens.model.necks.ContextNeck` before it (images only); early answers are much better for some 4 %
-            more cost, and all maps lie on one grid, if their sizes divide. Where the last features have fewer than 7
-            locations a side and earlier ones more, that is the grid of the earlier ones, which the final head reads, too.
+        head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
+            (:class:`~exitlens.model.necks.ContextNeck`, :class:`~exitlens.model.token_necks.TokenNeck`): early answers are
+            much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. Where the last features have
+            fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones, which the final head
+            reads, too; heads on the tokens of a text read those of the first exit beside their own.
             ``"average"``: average pooling, for comparison.
 
     Returns:
@@ -169,17 +171,20 @@ def _make_head(kind: HeadKind, pieces: Pieces, k: int, num_classes: int, plain: 
     channels, layout, size, last = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], len(pieces.stages) - 1
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
-    lateral = pieces.lateral
-    if kind == "evidence" or (k == last and lateral is None):
+    if kind == "evidence":
         return EvidenceHead(channels, num_classes, layout)
-    if len(size) != 2 or len(pieces.sizes[-1]) != 2:
-        raise HeadError("head: 'context' mixes over the plane of an image: for sequences, take 'evidence'")
-    budget = NECK_SHARE * plain / (last if lateral is None else last + 1)
-    if lateral is None or not lateral.carried[k]:
-        grid = pieces.sizes[-1] if lateral is None else lateral.size
-        return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, grid, budget))
-    neck = fit_neck(channels, size, lateral.size, budget, lateral.channels)
-    return EvidenceHead(channels, num_classes, layout, neck, lateral.layout)
+    lateral = pieces.lateral
+    if k == last and lateral is None and len(size) == 2:
+        return EvidenceHead(channels, num_classes, layout)
+    if len(size) not in (1, 2) or len(size) != len(pieces.sizes[-1]):
+        raise HeadError(f"head: 'context' mixes over a plane or a sequence, not over {size}: take 'evidence'")
+    budget = NECK_SHARE * plain / (last if lateral is None and len(size) == 2 else last + 1)
+    carried = lateral if lateral is not None and lateral.carried[k] else None
+    more, beside = (0, None) if carried is None else (carried.channels, carried.layout)
+    if len(size) == 1:
+        return EvidenceHead(channels, num_classes, layout, fit_token_neck(channels, size[0], budget, more), beside)
+    grid = pieces.sizes[-1] if lateral is None else lateral.size
+    return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, grid, budget, more), beside)
 
 
 def _is_exact(pieces: Pieces, name: str, head: ExitHead) -> bool:

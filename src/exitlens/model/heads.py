@@ -14,6 +14,7 @@ from exitlens.functional.maps import energy
 from exitlens.model.cutting.stage import Stage
 from exitlens.model.layouts import Layout
 from exitlens.model.necks import ContextNeck, find_spread
+from exitlens.model.token_necks import TokenNeck
 from exitlens.types import ExitOutput
 
 HeadKind = Literal["evidence", "context", "average"]
@@ -78,8 +79,9 @@ class EvidenceHead(ExitHead):
         channels: ``D`` of the features ``(B,D,*S)``.
         num_classes: ``C``.
         layout: how the features lie in memory; by default ``(B,D,H,W)``.
-        neck: small layers before it (:class:`~exitlens.model.necks.ContextNeck`); its locations are the map's.
-        lateral: how the finer map lies in memory that a neck takes beside the features.
+        neck: small layers before it (:class:`~exitlens.model.necks.ContextNeck`,
+            :class:`~exitlens.model.token_necks.TokenNeck`); its locations are the map's.
+        lateral: how the earlier features lie in memory that a neck takes beside the features.
     """
 
     exact_evidence = True
@@ -89,14 +91,14 @@ class EvidenceHead(ExitHead):
         channels: int,
         num_classes: int,
         layout: Layout | None = None,
-        neck: ContextNeck | None = None,
+        neck: ContextNeck | TokenNeck | None = None,
         lateral: Layout | None = None,
     ) -> None:
         super().__init__()
         self.layout, self.lateral = layout or Layout(), lateral
         self.neck = neck
         width = channels if neck is None else neck.width
-        self.classifier = nn.Linear(width if lateral is None else width + channels, num_classes)
+        self.classifier = nn.Linear(width + channels * self._keeps_features, num_classes)
         self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
 
@@ -105,12 +107,18 @@ class EvidenceHead(ExitHead):
         """How many of the activations it reads."""
         return super().reads + (self.lateral is not None)
 
-    def _locate(self, activations: Sequence[Tensor]) -> Tensor:  # -> (B,width,*S)
-        """What attention is computed from."""
+    @property
+    def _keeps_features(self) -> bool:
+        """Whether the classifier reads the features beside what the neck made of them."""
+        return self.neck is not None and self.neck.keeps_features
+
+    def locate(self, *activations: Tensor) -> Tensor:
+        """What attention is computed from, ``(B,width,*S)``: the features, through the neck if there is one."""
         features = self.layout.canonical(activations[0])
         if self.neck is None:
             return features
-        located: Tensor = self.neck(features, None if self.lateral is None else self.lateral.canonical(activations[1]))
+        lateral = None if self.lateral is None else self.lateral.canonical(activations[self.reads - 1])
+        located: Tensor = self.neck(features, lateral, self.locations(*activations))
         return located
 
     def _weigh(self, flat: Tensor, activations: Sequence[Tensor]) -> Tensor:  # (B,width,N) -> (B,N,1)
@@ -124,23 +132,23 @@ class EvidenceHead(ExitHead):
 
     def pool(self, *activations: Tensor) -> _Pooled:
         """Logits, attention and what they come from."""
-        located = self._locate(activations)
+        located = self.locate(*activations)
         flat = located.flatten(2)  # (B,width,N)
         rows = flat.transpose(1, 2)  # (B,N,width): rows of memory in channels_last and for tokens
         attention = self._weigh(flat, activations)
         weights = attention.to(flat.dtype).transpose(1, 2)  # (B,1,N)
         pooled, deep = torch.bmm(weights, rows), None
-        if self.lateral is not None:  # enlarging features and pooling them is pooling them by attention that is summed up
+        if self._keeps_features:
             features = self.layout.canonical(activations[0]).to(flat.dtype)
             deep = _Deep(features.flatten(2).transpose(1, 2), find_spread(features.shape[2:], located.shape[2:], flat))
-            pooled = torch.cat([pooled, torch.bmm(weights @ deep.spread, deep.rows)], 2)
+            pooled = torch.cat([pooled, torch.bmm(deep.gather(weights), deep.rows)], 2)
         # in the head's own precision, whatever the stages'
         logits = self.classifier(pooled.squeeze(1).to(self.classifier.weight.dtype))
         return _Pooled(logits, attention, rows, deep, located.shape[2:])
 
     def find_attention(self, *activations: Tensor) -> Tensor:
         """Only the attention ``(B,*S)``, for training."""
-        located = self._locate(activations)
+        located = self.locate(*activations)
         attention: Tensor = self._weigh(located.flatten(2), activations).squeeze(2).unflatten(1, located.shape[2:])
         return attention
 
@@ -156,7 +164,7 @@ class EvidenceHead(ExitHead):
     def with_features(self, *activations: Tensor) -> tuple[ExitOutput, Tensor]:
         """The output, and the features ``(B,D,*S)`` that were pooled: after the neck, zero at padding."""
         found = self.pool(*activations)
-        rows = found.rows if found.deep is None else torch.cat([found.rows, found.deep.spread @ found.deep.rows], 2)
+        rows = found.rows if found.deep is None else torch.cat([found.rows, found.deep.enlarge(found.deep.rows)], 2)
         keep, features = self.locations(*activations), rows.transpose(1, 2).unflatten(2, found.size)
         return self._explain(found), features if keep is None else features * keep[:, None]
 
@@ -165,16 +173,27 @@ class EvidenceHead(ExitHead):
         weight = self.classifier.weight.to(rows.dtype).t()  # (width + D, C)
         evidence = rows @ weight[: rows.shape[2]]  # (B,N,C)
         if found.deep is not None:
-            evidence = evidence + found.deep.spread @ (found.deep.rows @ weight[rows.shape[2] :])
+            evidence = evidence + found.deep.enlarge(found.deep.rows @ weight[rows.shape[2] :])
         located = (evidence * found.attention).transpose(1, 2).contiguous().unflatten(2, found.size)
         return ExitOutput(found.logits, found.attention.squeeze(2).unflatten(1, found.size), located)
 
 
 class _Deep(NamedTuple):
-    """Deep features ``(B,M,D)`` beside a lateral map, and how they are spread over its N locations, ``(N,M)``."""
+    """Features ``(B,M,D)`` beside the neck's, and how they are spread over its N locations, ``(N,M)``; None: as they are.
+
+    Enlarging features and pooling them is pooling them by attention that is summed up.
+    """
 
     rows: Tensor
-    spread: Tensor
+    spread: Tensor | None
+
+    def gather(self, weights: Tensor) -> Tensor:
+        """Attention ``(B,1,N)`` -> ``(B,1,M)``."""
+        return weights if self.spread is None else weights @ self.spread
+
+    def enlarge(self, values: Tensor) -> Tensor:
+        """``(B,M,X)`` -> ``(B,N,X)``."""
+        return values if self.spread is None else self.spread @ values
 
 
 class _Pooled(NamedTuple):

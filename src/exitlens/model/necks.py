@@ -32,14 +32,14 @@ class ContextNeck(nn.Module):
         lateral: channels of the map ``(B,L,h,w)`` whose grid the features are brought to; 0: none is given.
     """
 
-    def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0) -> None:
+    def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0, keeps_features: bool = False) -> None:
         super().__init__()
-        self.shrink, self.width = shrink, width
+        self.shrink, self.width, self.keeps_features = shrink, width, lateral > 0
         self.inlet = _Step(channels, width, shrink, shrink)
         self.lateral = _Step(lateral, width) if lateral else None
         self.mixers = nn.Sequential(*(_Mixer(width) for _ in range(DEPTH)))
 
-    def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """Features with context, ``(B,width,H/shrink,W/shrink)``; with a lateral map ``(B,width,h,w)``."""
         own = self.inlet.conv.weight.dtype  # the head's precision, whatever the stages'
         x = self.inlet(features.to(own))
@@ -61,8 +61,13 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:  # (B,D,H,W) -> (B,D,*siz
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
-def find_spread(size: Sequence[int], onto: Sequence[int], like: Tensor) -> Tensor:
-    """``(N,M)``: what :func:`enlarge` takes for each of N fine locations from each of M coarse ones; rows sum to 1."""
+def find_spread(size: Sequence[int], onto: Sequence[int], like: Tensor) -> Tensor | None:
+    """``(N,M)``: what :func:`enlarge` takes for each of N fine locations from each of M coarse ones; rows sum to 1.
+
+    ``None`` where they are the same.
+    """
+    if tuple(size) == tuple(onto):
+        return None
     count = math.prod(size)
     cells = torch.eye(count, dtype=torch.float32, device=like.device).view(count, 1, *size)
     return enlarge(cells, onto).view(count, -1).t().to(like.dtype)
@@ -92,7 +97,13 @@ class _Mixer(nn.Module):
         return F.relu(x + self.pointwise(F.relu(self.depthwise(x))))
 
 
-def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
+def fit_neck(
+    channels: int,
+    size: Sequence[int],
+    grid: Sequence[int],
+    budget: float,
+    lateral: int = 0,
+) -> ContextNeck:
     """The widest neck within a budget of multiply-accumulates, and never below 8 channels.
 
     It brings the map from its ``size`` ``(H,W)`` to the ``grid`` of the maps: by enlarging it where there is a ``lateral``

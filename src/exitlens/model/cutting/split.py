@@ -64,10 +64,10 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Lateral:
-    """A finer map from the middle of the backbone, carried on to the end as activation 1 beside the features.
+    """Earlier features, carried on to the end beside the later ones: after them and the padding mask, if there is one.
 
     Attributes:
-        layout, channels, size: of the map.
+        layout, channels, size: of these features.
         carried: for each exit, whether it is carried there (the exits before it do not have it yet).
     """
 
@@ -99,7 +99,7 @@ def split(
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
     Where the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to
-    the end (:class:`Lateral`).
+    the end (:class:`Lateral`); of the tokens of a text, it is those of the first exit.
 
     Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
@@ -129,7 +129,9 @@ def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) ->
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int) -> _Cuts:
     final = find_last_features(traced)
     nodes = [*_find_early_nodes(traced, at, final), final]
-    lateral = find_lateral(traced, final, least_side, kind)
+    own = [find_node_layout(traced, node, kind) for node in nodes] if least_side else []
+    is_text = len(own) > 1 and all(layout.kind == "tokens" and layout.grid is None for layout in own)
+    lateral = nodes[0] if is_text else find_lateral(traced, final, least_side, kind)
     checked = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
     layouts, activations = [layout for layout, _ in checked], [crossing for _, crossing in checked]
     if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
@@ -171,7 +173,7 @@ def _inspect_cut(
     mask = find_mask(traced)
     first = [node] if mask is None else [node, mask]
     if lateral is not None and traced.position(lateral) < place:
-        first = [node, lateral]  # an image has no mask
+        first.append(lateral)
     return layout, [*first, *(n for n in crossing if n not in first)]
 
 
