@@ -24,12 +24,12 @@ from benchmarks.truth.page import write_promises
 
 def write_task(runs: Runs, task: str) -> list[str]:
     """Ours beside the full network and the static ones of equal time, then every static network that was trained."""
-    if not any(name.startswith(f"{task}/{ADAPTIVE}-") for name in runs):
+    seeds, networks = compare.find_whole_seeds(runs, task), write_networks(runs, task)
+    if not networks:
         return []
-    seeds, lines = compare.find_whole_seeds(runs, task), [f"**{TITLES[task]}**", ""]
-    if seeds:
-        lines += [*write_equal_time(runs, task, seeds), ""]
-    return [*lines, "<details><summary>Every network</summary>", "", *write_networks(runs, task), "", "</details>", ""]
+    lines = [*write_equal_time(runs, task, seeds), ""] if seeds else []
+    folded = ["<details><summary>Every static network</summary>", "", *networks, "", "</details>", ""]
+    return [f"**{TITLES[task]}**", "", *lines, *folded]
 
 
 def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
@@ -103,11 +103,12 @@ def _write_winners(differences: Sequence[tuple[str, list[float]]]) -> str:
 
 def write_networks(runs: Runs, task: str) -> list[str]:
     """Every static network by itself, with its time where that was measured, and where it is ours's nearest from above."""
-    tests, rows = compare.list_tests(runs, task), []
+    rows: list[list[str]] = []
     timed = [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{TIME}-{seed}") in runs]
     for name, candidate in CANDIDATES[task].items():
         found = [runs[run] for seed in range(SEEDS[task]) if (run := f"{task}/{name}-{seed}") in runs]
         if found:
+            tests = list(found[0]["tests"])
             accuracy, agreement, _ = _measure(found, tests)
             ms = [f"{mean(one['ms'][name][0] for one in timed):.3f}"] if timed else [""]
             near = [test for test in tests for one in timed if one["chosen"][candidate.family][test] == name]
@@ -121,7 +122,7 @@ def write_networks(runs: Runs, task: str) -> list[str]:
         "agreement, %",
         "nearest to ours, not faster, on (seeds)",
     ]
-    return table(head, rows)
+    return table(head, rows) if rows else []
 
 
 def write_state(runs: Runs) -> list[str]:
