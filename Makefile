@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth static study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -56,6 +56,12 @@ bench-relevance: demo $(VENV)/.benchmark  ## relevance maps beside captum's, pyt
 truth: $(VENV)/.benchmark  ## do maps agree and are they true, on four tasks (resumable, hours; needs openclipart-png): docs/truth.md
 	$(BIN)/python -m benchmarks.truth
 	$(BIN)/python -m benchmarks.truth.page
+	$(BIN)/python -m benchmarks.check
+
+static: $(VENV)/.benchmark  ## ours against smaller static networks of equal time, distilled (resumable, hours; the times want an idle machine): docs/static.md
+	$(BIN)/python -m benchmarks.static
+	$(BIN)/python -m benchmarks.static time
+	$(BIN)/python -m benchmarks.static.page
 	$(BIN)/python -m benchmarks.check
 
 bench-traces: $(VENV)/.benchmark  ## compact traces: how exact, and what a million samples take (minutes, 1 GB of disk): docs/traces.md

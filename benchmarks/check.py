@@ -27,6 +27,8 @@ from benchmarks.processes.promises import list_promises as list_processes
 from benchmarks.promises import Promise, add_reasons, read_known_misses
 from benchmarks.relevance.promises import list_promises as list_relevance
 from benchmarks.relevance.runs import RELEVANCE
+from benchmarks.static.promises import list_promises as list_static
+from benchmarks.static.runs import STATIC
 from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
@@ -68,6 +70,7 @@ def list_promises(folder: Path) -> Iterator[Promise]:
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     yield from list_pictures(open_store(PICTURES, folder).read())
     yield from list_truth(open_store(TRUTH, folder).read())
+    yield from list_static(open_store(STATIC, folder).read())
     study = open_store(STUDY, folder)
     if study.path.exists() and not find_missing(study):
         yield from list_study(study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,23 @@ MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
 
 def run(task: Task, condition: str, seed: int, folder: Path) -> dict[str, Any]:
     """Trains (or goes on training) and measures one network."""
-    loss = LOSSES[condition]
-    net = build_network(task, seed, exits=loss is not None)
-    done = xl.fit(
-        net,
-        task.train,
-        task.validation,
-        loss=loss or xl.EGTLoss(weight=0.0),
-        seed=seed,
-        out_dir=folder / "fit",
-        resume=True,
-        progress=False,
-        **task.how,
-    )
+    net, done = train(task, condition, seed, folder)
     started = time.perf_counter()
     found = measure(net, task)
     facts = {"title": TITLES[condition], "epochs": len(done.history), "train_seconds": round(done.seconds)}
     return {**facts, "measure_seconds": round(time.perf_counter() - started), **found}
+
+
+def train(task: Task, condition: str, seed: int, folder: Path) -> tuple[xl.ExitNet, xl.FitResult]:
+    """A trained network: goes on from the last whole epoch that is there; other processes that want the same one wait."""
+    loss = LOSSES[condition]
+    net = build_network(task, seed, exits=loss is not None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "fit.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        how: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.how}
+        done = xl.fit(net, task.train, task.validation, loss=loss or xl.EGTLoss(weight=0.0), **how)
+    return net, done
 
 
 def measure(net: xl.ExitNet, task: Task) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Trains static networks, distilled from the full one, beside our adaptive one; results/static.csv.
+
+Usage: python -m benchmarks.static [PATTERN ...]                (hours, two side by side, a core each; resumable)
+       python -m benchmarks.static time [--again] [PATTERN ...] (minutes, nothing else running; needs our trained networks)
+
+Runs are named TASK/adaptive-SEED, TASK/CANDIDATE-SEED (``scenes/width-50-0``) and TASK/time-SEED; patterns choose some. What is there
+already is skipped, and what was stopped goes on from its last epoch. The full network and ours are those of ``benchmarks.truth``,
+trained here where they are missing. ``--quick`` does all of it on 96 samples for one epoch, in a folder of its own. Pictures need
+``openclipart-png`` and the extra ``benchmark``, fashion needs ``dataset-fashion-mnist``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fnmatch import fnmatch
+
+from benchmarks.static.jobs import do, list_runs
+from benchmarks.static.runs import QUICK, WHOLE
+from benchmarks.truth.jobs import start_worker
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
+    parser.add_argument("--again", action="store_true", help="make runs that are there already, too")
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_intermixed_args(arguments)
+    timed, place = given.patterns[:1] == ["time"], QUICK if given.quick else WHOLE
+    patterns = given.patterns[1:] if timed else given.patterns
+    named = {"{}/{}-{}".format(*one): one for one in list_runs(timed)}
+    todo = {name: one for name, one in named.items() if _fits(name, patterns) and (given.again or name not in place.store)}
+    failed = []
+    with ProcessPoolExecutor(1 if timed else 2, multiprocessing.get_context("spawn"), start_worker) as pool:
+        for i, (name, result) in enumerate([(name, pool.submit(do, *one, place)) for name, one in todo.items()], 1):
+            try:
+                print(f"[{i}/{len(todo)}] {result.result()}", flush=True)
+            except Exception as error:
+                failed.append(name)
+                print(f"[{i}/{len(todo)}] {name} failed: {type(error).__name__}: {error}", flush=True)
+    place.store.fold()
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A static network of the time that ours took: accuracy between the two neighbours in time, linearly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from statistics import mean
+
+from benchmarks.static.candidates import CANDIDATES, list_families
+from benchmarks.static.runs import ADAPTIVE, TIME
+from benchmarks.static.tasks import SEEDS
+from benchmarks.static.timing import FULL
+from benchmarks.store import Tree
+
+Runs = Mapping[str, Tree]
+Pick = Callable[[Tree], float]
+
+
+def find_whole_seeds(runs: Runs, task: str) -> list[int]:
+    """Seeds of which everything is there: ours, all static networks, and their times."""
+    names = (ADAPTIVE, TIME, *CANDIDATES[task])
+    return [seed for seed in range(SEEDS[task]) if all(f"{task}/{name}-{seed}" in runs for name in names)]
+
+
+def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | None:
+    """The value at ``at`` on the line through the two neighbours of (place, value).
+
+    Before the first point it is the first one's: a static network that takes longer than ours is compared with, in its
+    favour. Beyond the last one there is none.
+    """
+    ordered = sorted(points)
+    if at <= ordered[0][0]:
+        return ordered[0][1]
+    for (low, first), (high, second) in pairwise(ordered):
+        if at <= high:
+            return first + (second - first) * (at - low) / (high - low)
+    return None
+
+
+def list_ladder(runs: Runs, task: str, seed: int, family: str) -> Iterator[tuple[float, Tree]]:
+    """Milliseconds a sample and what was measured, for the members of a family and, at its end, the full network."""
+    times = runs[f"{task}/{TIME}-{seed}"]["ms"]
+    for name, candidate in CANDIDATES[task].items():
+        if candidate.family == family:
+            yield times[name][0], runs[f"{task}/{name}-{seed}"]
+    yield times[FULL][0], runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
+
+
+def find_time(runs: Runs, task: str, seed: int, test: str) -> float:
+    """Milliseconds a sample that ours took on a test set."""
+    return float(runs[f"{task}/{TIME}-{seed}"]["adaptive_ms"][test][0])
+
+
+def at_equal_time(runs: Runs, task: str, seed: int, family: str, test: str, pick: Pick) -> float | None:
+    """A figure of the static network of a family that takes as long as ours does on ``test``."""
+    points = [(ms, pick(found)) for ms, found in list_ladder(runs, task, seed, family)]
+    return interpolate(points, find_time(runs, task, seed, test))
+
+
+def of_test(test: str, measure: str) -> Pick:
+    """Picks a figure of a test set."""
+    return lambda found: float(found["tests"][test][measure])
+
+
+def list_tests(runs: Runs, task: str) -> list[str]:
+    """The first is the one that is like the training data."""
+    first = next(found for name, found in runs.items() if name.startswith(f"{task}/") and "tests" in found)
+    return list(first["tests"])
+
+
+def choose_family(runs: Runs, task: str, seeds: Sequence[int]) -> str:
+    """The rival: the family that is best on validation data at the time of ours on the first test set, mean over seeds."""
+    first = list_tests(runs, task)[0]
+
+    def rate(family: str) -> float:
+        found = [at_equal_time(runs, task, seed, family, first, lambda one: float(one["validation"])) for seed in seeds]
+        return mean(-1.0 if one is None else one for one in found)
+
+    return max(list_families(task), key=rate)
+
+
+def list_differences(runs: Runs, task: str, seeds: Sequence[int], family: str, test: str) -> list[float]:
+    """Ours minus the static network, points of accuracy by seed; empty if ours takes longer than the full network."""
+    theirs = [at_equal_time(runs, task, seed, family, test, of_test(test, "accuracy")) for seed in seeds]
+    ours = [of_test(test, "accuracy")(runs[f"{task}/{ADAPTIVE}-{seed}"]) for seed in seeds]
+    known = [other for other in theirs if other is not None]
+    return [100 * (one - other) for one, other in zip(ours, known, strict=True)] if len(known) == len(ours) else []

@@ -1,0 +1,88 @@
+"""What ours and a static network are worth: accuracy on every test set, and agreement with the plain full network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import exitlens as xl
+from benchmarks.static.candidates import Candidate
+from benchmarks.static.distil import Teacher, make_loss
+from benchmarks.truth.conditions import EGT, PLAIN
+from benchmarks.truth.measure import train
+from benchmarks.truth.tasks import Task
+from exitlens.data.splits import SampleSet
+
+LIMIT = 0.003  # accuracy that routing may lose on validation data
+BATCH = 250
+
+
+def adapt(task: Task, seed: int, trained: Path) -> tuple[xl.ExitNet, xl.Policy]:
+    """Our network, and the cheapest policy that loses at most :data:`LIMIT` on the validation data."""
+    net, _ = train(task, EGT, seed, trained / f"{EGT}-{seed}")
+    return net, xl.calibrate(xl.collect(net, task.validation, batch_size=BATCH), max_accuracy_drop=LIMIT)
+
+
+def find_full(task: Task, seed: int, trained: Path) -> xl.ExitNet:
+    """The plain full network: the teacher."""
+    return train(task, PLAIN, seed, trained / f"{PLAIN}-{seed}")[0]
+
+
+def measure_adaptive(task: Task, seed: int, trained: Path) -> dict[str, Any]:
+    """Ours by its policy, and the full network beside it."""
+    net, policy = adapt(task, seed, trained)
+    full = find_full(task, seed, trained)
+    found: dict[str, Any] = {"limit": LIMIT, "cost": net.cost.tolist(), "tests": {}, "full": {"tests": {}}}
+    found["full"]["validation"] = rate(answer(full, task.validation), task.validation)["accuracy"]
+    for name, data in task.tests.items():
+        reference, trace = answer(full, data), xl.collect(net, data, batch_size=BATCH)
+        exits = xl.route(trace, policy)
+        answers = trace.logits.argmax(2)  # (N,K)
+        routed = answers.gather(1, exits[:, None])[:, 0]
+        found["tests"][name] = rate(routed, data, reference) | {
+            "cost": net.cost[exits].mean().item(),
+            "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
+            "agreement_with_own_final_exit": (routed == answers[:, -1]).double().mean().item(),
+        }
+        found["full"]["tests"][name] = rate(reference, data, reference)
+    return found
+
+
+def measure_candidate(task: Task, candidate: Candidate, seed: int, trained: Path, folder: Path) -> dict[str, Any]:
+    """Trains (or goes on training) a static network, distilled from the full one by the same recipe, and measures it."""
+    full = find_full(task, seed, trained)
+    net, teacher = candidate.build(task, seed), Teacher(full)
+    how: dict[str, Any] = {"seed": seed, "resume": True, "progress": False, **task.how}
+    loss, out = make_loss(teacher), folder / "fit"
+    done = xl.fit(net, task.train, task.validation, loss=loss, augment=teacher, out_dir=out, **how)
+    started = time.perf_counter()
+    tests = {name: rate(answer(net, data), data, answer(full, data)) for name, data in task.tests.items()}
+    return {
+        "title": candidate.title,
+        "epochs": len(done.history),
+        "train_seconds": round(done.seconds),
+        "cost": net.cost[-1].item() if candidate.family == "cut" else None,  # of others attach counts their own backbone
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "validation": rate(answer(net, task.validation), task.validation)["accuracy"],
+        "tests": tests,
+        "measure_seconds": round(time.perf_counter() - started),
+    }
+
+
+def answer(net: xl.ExitNet, data: SampleSet) -> Tensor:  # -> (N,)
+    """The labels that the final exit gives."""
+    logits = xl.collect(net, data, batch_size=BATCH).logits
+    assert isinstance(logits, Tensor)
+    return logits[:, -1].argmax(1)
+
+
+def rate(answers: Tensor, data: SampleSet, reference: Tensor | None = None) -> dict[str, float]:
+    """Accuracy, and the share of samples answered as by ``reference`` ``(N,)``."""
+    found = {"samples": len(answers), "accuracy": (answers == data.labels).double().mean().item()}
+    if reference is not None:
+        found["agreement"] = torch.eq(answers, reference).double().mean().item()
+    return found

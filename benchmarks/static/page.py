@@ -1,0 +1,146 @@
+"""Writes the tables of docs/static.md from static.csv.
+
+Usage: python -m benchmarks.static.page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from benchmarks.markdown import ROOT, fill, table
+from benchmarks.promises import add_reasons
+from benchmarks.static import compare
+from benchmarks.static.candidates import CANDIDATES, FAMILIES, list_families
+from benchmarks.static.compare import Pick, Runs, of_test
+from benchmarks.static.jobs import list_runs
+from benchmarks.static.promises import list_promises
+from benchmarks.static.runs import ADAPTIVE, STATIC, TIME
+from benchmarks.static.tasks import SEEDS, TITLES
+from benchmarks.static.timing import FULL
+from benchmarks.study.report.figures import interval
+from benchmarks.truth.page import write_promises
+
+
+def write_task(runs: Runs, task: str) -> list[str]:
+    """Ours beside the full network and the static ones of equal time, then every static network that was trained."""
+    seeds, networks = compare.find_whole_seeds(runs, task), write_networks(runs, task)
+    if not networks:
+        return []
+    lines = [*write_equal_time(runs, task, seeds), ""] if seeds else []
+    folded = ["<details><summary>Every static network</summary>", "", *networks, "", "</details>", ""]
+    return [f"**{TITLES[task]}**", "", *lines, *folded]
+
+
+def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
+    """Means over the seeds of which everything is there."""
+    tests, rival = compare.list_tests(runs, task), compare.choose_family(runs, task, seeds)
+    ours = [runs[f"{task}/{ADAPTIVE}-{seed}"] for seed in seeds]
+    full = [mean(runs[f"{task}/{TIME}-{seed}"]["ms"][FULL][0] for seed in seeds)]
+    times = [mean(compare.find_time(runs, task, seed, test) for seed in seeds) for test in tests]
+    rows = [_row("plain full network", full, *_measure([one["full"] for one in ours], tests))]
+    rows.append(_row("**ours**", times, *_measure(ours, tests)))
+    for family in list_families(task):
+        title = f"static, {FAMILIES[family]}{', the rival' if family == rival else ''}"
+        rows.append(_row(title, times, *_interpolate(runs, task, seeds, family, tests)))
+    head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
+    differences = [(test, compare.list_differences(runs, task, seeds, rival, test)) for test in tests]
+    words = [f"{test} {_write_interval(values)}" for test, values in differences if values]
+    return [
+        f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, test sets {', '.join(tests)} one after the other.",
+        "",
+        *table(head, rows),
+        "",
+        f"Ours minus the rival, points of accuracy: {'; '.join(words)}. {_write_winners(differences)}",
+    ]
+
+
+def _measure(found: Sequence[dict[str, object]], tests: Sequence[str]) -> tuple[list[float | None], ...]:
+    """Accuracy and agreement on every test set, and what is lost from the first to each other."""
+    accuracy, agreement = (
+        [mean(of_test(test, measure)(one) for one in found) for test in tests] for measure in ("accuracy", "agreement")
+    )
+    return [*accuracy], [*agreement], [accuracy[0] - one for one in accuracy[1:]]
+
+
+def _interpolate(
+    runs: Runs, task: str, seeds: Sequence[int], family: str, tests: Sequence[str]
+) -> tuple[list[float | None], ...]:
+    """The same of the static network of equal time: the shift of one network, that of the time on the first test set."""
+
+    def find(at: str, pick: Pick) -> float | None:
+        found = [compare.at_equal_time(runs, task, seed, family, at, pick) for seed in seeds]
+        return None if None in found else mean(one for one in found if one is not None)
+
+    accuracy, agreement = ([find(test, of_test(test, measure)) for test in tests] for measure in ("accuracy", "agreement"))
+    first = tests[0]
+    lost = [
+        find(first, lambda one, test=test: of_test(first, "accuracy")(one) - of_test(test, "accuracy")(one))  # type: ignore[misc]
+        for test in tests[1:]
+    ]
+    return accuracy, agreement, lost
+
+
+def _row(title: str, times: Sequence[float], *shares: Sequence[float | None]) -> list[str]:
+    cells = [" / ".join("?" if one is None else f"{100 * one:.1f}" for one in values) for values in shares]
+    return [title, " / ".join(f"{one:.3f}" for one in times), *cells]
+
+
+def _write_interval(values: Sequence[float]) -> str:
+    middle, half = interval(values)
+    return f"{middle:+.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+
+
+def _write_winners(differences: Sequence[tuple[str, list[float]]]) -> str:
+    """Where the 95 % interval of the mean difference is on one side of zero."""
+    places: dict[str, list[str]] = {"Ours wins": [], "The static network wins": [], "Not decided": []}
+    for test, values in differences:
+        middle, half = interval(values) if values else (0.0, float("inf"))
+        verdict = "Ours wins" if middle > half else "The static network wins" if -middle > half else "Not decided"
+        places[verdict].append(test)
+    return " ".join(f"{verdict}: {', '.join(tests)}." for verdict, tests in places.items() if tests)
+
+
+def write_networks(runs: Runs, task: str) -> list[str]:
+    """Every static network by itself, with its time where that was measured, and where it is ours's nearest from above."""
+    rows: list[list[str]] = []
+    timed = [runs[name] for seed in range(SEEDS[task]) if (name := f"{task}/{TIME}-{seed}") in runs]
+    for name, candidate in CANDIDATES[task].items():
+        found = [runs[run] for seed in range(SEEDS[task]) if (run := f"{task}/{name}-{seed}") in runs]
+        if found:
+            tests = list(found[0]["tests"])
+            accuracy, agreement, _ = _measure(found, tests)
+            ms = [f"{mean(one['ms'][name][0] for one in timed):.3f}"] if timed else [""]
+            near = [test for test in tests for one in timed if one["chosen"][candidate.family][test] == name]
+            nearest = ", ".join(f"{test} ({near.count(test)})" for test in dict.fromkeys(near))
+            rows.append([candidate.title, str(len(found)), *ms, *_row("", [], accuracy, agreement)[2:], nearest])
+    head = [
+        "static network",
+        "seeds",
+        "ms a sample",
+        "accuracy, %",
+        "agreement, %",
+        "nearest to ours, not faster, on (seeds)",
+    ]
+    return table(head, rows) if rows else []
+
+
+def write_state(runs: Runs) -> list[str]:
+    """What is missing, if anything is."""
+    names = ["{}/{}-{}".format(*one) for timed in (False, True) for one in list_runs(timed)]
+    left = [name for name in names if name not in runs]
+    if not left:
+        return []
+    return [f"**Not complete**: {len(names) - len(left)} of {len(names)} runs are there; `make static` goes on.", ""]
+
+
+def main() -> None:
+    STATIC.fold()
+    runs = STATIC.read()
+    lines = [*write_state(runs), *(line for task in SEEDS for line in write_task(runs, task))]
+    fill("static", [*lines, *write_promises(list(add_reasons(list_promises(runs))))])
+    print(f"wrote the tables of {ROOT / 'docs' / 'static.md'}")
+
+
+if __name__ == "__main__":
+    main()

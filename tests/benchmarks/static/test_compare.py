@@ -1,0 +1,99 @@
+"""A static network of equal time, on made-up runs whose answers are computed by hand."""
+
+import pytest
+
+from benchmarks.static import compare
+from benchmarks.static.candidates import CANDIDATES
+from benchmarks.static.page import write_equal_time, write_networks, write_state, write_task
+from benchmarks.static.promises import list_promises
+
+TESTS = ("agreeing", "disagreeing", "unseen")
+
+
+def make_tests(*accuracy):
+    return {
+        test: {"samples": 9, "accuracy": one, "agreement": one + 0.01} for test, one in zip(TESTS, accuracy, strict=False)
+    }
+
+
+def make_runs(seeds, ours=(0.92, 0.7, 0.68)):
+    """Static networks take 1, 2 and 3 ms, the full one 4; ours 1.5, 2.5 and 3.5 on the three test sets."""
+    small = {"validation": 0.9, "tests": make_tests(0.88, 0.6, 0.5), "title": ""}
+    large = {"validation": 0.92, "tests": make_tests(0.9, 0.62, 0.52), "title": ""}
+    full = {"validation": 0.93, "tests": make_tests(0.93, 0.7, 0.6)}
+    poor = {"validation": 0.5, "tests": make_tests(0.5, 0.5, 0.5), "title": ""}
+    names = list(CANDIDATES["scenes"])
+    ms = {name: [1.0 + i % 3, 0, 9] for i, name in enumerate(names)} | {"full": [4.0, 3.9, 4.1]}
+    adaptive_ms = {test: [1.5 + i, 1, 4] for i, test in enumerate(TESTS)}
+    chosen = {family: dict.fromkeys(TESTS, f"{family}-50") for family in ("width", "cut")}
+    runs = {}
+    for seed in range(seeds):
+        runs[f"scenes/adaptive-{seed}"] = {"tests": make_tests(*ours), "full": full}
+        runs[f"scenes/time-{seed}"] = {"ms": ms, "adaptive_ms": adaptive_ms, "chosen": chosen}
+        for i, name in enumerate(names):
+            runs[f"scenes/{name}-{seed}"] = poor if name.startswith("cut") else small if i == 0 else large
+    return runs
+
+
+def test_values_lie_on_the_line_between_neighbours():
+    points = [(2.0, 0.8), (1.0, 0.6), (4.0, 0.9)]
+    assert compare.interpolate(points, 1.5) == pytest.approx(0.7)
+    assert compare.interpolate(points, 3.0) == pytest.approx(0.85)
+    assert compare.interpolate(points, 0.1) == 0.6
+    assert compare.interpolate(points, 4.0) == pytest.approx(0.9)
+    assert compare.interpolate(points, 4.1) is None
+
+
+def test_every_test_set_has_its_own_time_and_the_full_network_is_the_end_of_every_family():
+    runs = make_runs(1)
+    pick = compare.of_test("agreeing", "accuracy")
+    assert compare.at_equal_time(runs, "scenes", 0, "width", "agreeing", pick) == pytest.approx(0.89)
+    pick = compare.of_test("unseen", "accuracy")
+    assert compare.at_equal_time(runs, "scenes", 0, "width", "unseen", pick) == pytest.approx((0.52 + 0.6) / 2)
+
+
+def test_the_rival_is_chosen_on_validation_data():
+    assert compare.choose_family(make_runs(2), "scenes", [0, 1]) == "width"
+
+
+def test_promises_once_everything_is_there():
+    found = {one.key: one for one in list_promises(make_runs(5))}
+    assert found["static|scenes|agreeing"].measured == pytest.approx(3.0)
+    assert found["static|scenes|disagreeing"].measured == pytest.approx(8.0)
+    assert {one.bar for one in found.values()} == {0.5, 5.0}
+    runs = make_runs(5)
+    del runs["scenes/time-4"]
+    assert not list(list_promises(runs))
+    assert compare.find_whole_seeds(runs, "scenes") == [0, 1, 2, 3]
+
+
+def test_nothing_is_said_where_ours_takes_longer_than_the_full_network():
+    runs = make_runs(5)
+    slow = {test: [4.5, 4, 5] for test in TESTS}
+    runs |= {name: run | {"adaptive_ms": slow} for name, run in runs.items() if "/time-" in name}
+    assert not list(list_promises(runs))
+    assert any("? / ? / ?" in line for line in write_equal_time(runs, "scenes", [0]))
+
+
+def test_the_table_has_ours_beside_the_full_network_and_each_family():
+    text = "\n".join(write_equal_time(make_runs(2), "scenes", [0, 1]))
+    assert "| plain full network | 4.000 | 93.0 / 70.0 / 60.0 |" in text
+    assert "| **ours** | 1.500 / 2.500 / 3.500 | 92.0 / 70.0 / 68.0 | 93.0 / 71.0 / 69.0 | 22.0 / 24.0 |" in text
+    assert "| static, narrower, the rival | 1.500 / 2.500 / 3.500 | 89.0 / 62.0 / 56.0 |" in text
+    assert "agreeing +3.0 ± 0.0; disagreeing +8.0 ± 0.0" in text
+    assert "Ours wins: agreeing, disagreeing, unseen." in text
+
+
+def test_a_single_seed_decides_nothing():
+    assert "Not decided: agreeing, disagreeing, unseen." in write_equal_time(make_runs(1), "scenes", [0])[-1]
+
+
+def test_the_page_says_what_is_missing():
+    runs = make_runs(5)
+    assert "**Not complete**: 40 of" in write_state(runs)[0]
+    del runs["scenes/width-33-0"]
+    assert any("Means over 4 seeds" in line for line in write_task(runs, "scenes"))
+    untimed = {name: run for name, run in runs.items() if "time" not in name}
+    assert not any("Means over" in line for line in write_task(untimed, "scenes"))
+    assert any("width-50" not in line and "| 5 |  | 90.0" in line for line in write_networks(untimed, "scenes"))
+    assert write_task({}, "scenes") == []
