@@ -22,8 +22,8 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 
-# In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers, up
-# to format 3 every network had a tuning: one with everything off, and nothing measured, stood for none.
+# In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers,
+# and up to format 3 every network had a tuning: one with everything off, and nothing measured, stood for none.
 FORMAT, OTHER_NECKS, ALWAYS_TUNED = 4, 2, 3
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
 

@@ -184,10 +184,7 @@ class ExitNet(nn.Module):
         return self._session.weights.compute_fingerprint()
 
     def cached_fingerprint(self) -> str:
-        """:meth:`fingerprint`, computed again only after a tensor of the state was changed in place, moved or loaded.
-
-        Some writes through ``.data`` it cannot see; call :meth:`fingerprint` to be sure.
-        """
+        """:meth:`fingerprint`, computed again only after the state was seen to change (not by some writes to ``.data``)."""
         return self._session.weights.fingerprint
 
     def identity(self) -> str:

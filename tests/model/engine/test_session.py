@@ -56,6 +56,7 @@ def test_an_engine_that_fails_to_be_made_is_not_taken_for_the_old_one(monkeypatc
 
 def test_another_tuning_meanwhile_leaves_modes_as_they_were():
     net = make_net().train()
+    net.tuning = Tuning()
     with net.open_engine():
         net.tuning = Tuning(micro_batch=3)
         with net.open_engine():
@@ -108,6 +109,7 @@ def test_an_engine_is_made_once_and_again_after_a_change():
 
 def test_evaluation_mode_lasts_until_the_last_thread_is_done():
     net = make_net().train()
+    net.tuning = Tuning()
     inside, leave = threading.Event(), threading.Event()
 
     def answer() -> None:
