@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from exitlens.model.cutting.graph import get_callee_name
 from exitlens.model.cutting.stage import Activations, Stage
@@ -48,17 +47,23 @@ def suggest_engine(stages: Sequence[Stage], heads: Sequence[ExitHead], example: 
     if not _is_convolutional(stages, heads, example):
         return plain
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        trials = list(_try_out(plain, example))
-        for tuning in _list_tunings(stages) if trials else ():
+        activations = _draw_samples(example)
+        try:
+            outputs = _compute_outputs(plain, activations)
+        except Exception:  # answering will tell why
+            return plain
+        for tuning in _list_tunings(stages):
             try:
-                engine = (
-                    Engine.prepare(stages, heads, tuning) if tuning.folded else Engine(stages, heads, tuning, shared=True)
-                )
-                if all(_agree(_compute_outputs(engine, one), outputs) for one, outputs in trials):
+                engine = _open(stages, heads, tuning)
+                if _agree(_compute_outputs(engine, activations), outputs):
                     return engine
             except Exception:  # a module that cannot be copied, a view that wants the usual memory format
                 continue
     return plain
+
+
+def _open(stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning) -> Engine:
+    return Engine.prepare(stages, heads, tuning) if tuning.folded else Engine(stages, heads, tuning, shared=True)
 
 
 def _list_tunings(stages: Sequence[Stage]) -> Iterator[Tuning]:
@@ -85,34 +90,15 @@ def _count_convolutions(stage: Stage) -> int:
         if node.op == "call_module":
             count += sum(isinstance(module, nn.Conv2d) for module in graph.get_submodule(str(node.target)).modules())
         else:
-            count += node.op == "call_function" and _name(node) == "conv2d"
+            count += node.op == "call_function" and get_callee_name(node).partition(".")[0] == "conv2d"
     return count
 
 
-def _try_out(plain: Engine, example: Activations) -> Iterator[tuple[Activations, Outputs]]:
-    """Two samples, and what the network gives for them; where views may depend on the size, also twice as large ones.
-
-    None where the network does not run: answering will tell why.
-    """
-    nodes = (node for stage in plain.stages for node in cast(Stage, stage).evaluation.graph.nodes)
-    has_views = any(node.op in ("call_function", "call_method") and _name(node) == "view" for node in nodes)
-    for factor in (1, 2) if has_views else (1,):
-        activations = tuple(_draw(t, factor) for t in example)
-        try:
-            yield activations, _compute_outputs(plain, activations)
-        except Exception:  # of one size only, or not at all
-            return
-
-
-def _draw(t: Tensor, factor: int) -> Tensor:
-    if t.ndim != 4 or not t.is_floating_point():
-        return torch.cat([t, t])
+def _draw_samples(example: Activations) -> Activations:
+    """Two random samples of the example's size."""
     draws = torch.Generator().manual_seed(0)
-    return torch.randn(2, t.shape[1], *(factor * n for n in t.shape[2:]), generator=draws)
-
-
-def _name(node: fx.Node) -> str:
-    return get_callee_name(node).partition(".")[0]  # without the overload of torch.export's
+    images = (torch.randn(2, *t.shape[1:], generator=draws) if t.is_floating_point() else torch.cat([t, t]) for t in example)
+    return tuple(images)
 
 
 def _compute_outputs(engine: Engine, activations: Activations) -> Outputs:
