@@ -48,7 +48,7 @@ class Viewing(TinyNet):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.b(self.a(x))
-        x = x.view(x.shape[0], x.shape[1], -1).unflatten(2, (x.shape[2], x.shape[3]))
+        x = x.view(x.shape[0], -1).unflatten(1, x.shape[1:])
         return self.fc(self.pool(self.c(x)).flatten(1))
 
 
