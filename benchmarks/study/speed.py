@@ -53,6 +53,7 @@ def load_both(data: str, seed: int, splits: Splits, runs: Path) -> tuple[nn.Modu
     """The plain backbone, and the network with exits."""
     net = load(runs / data / f"{METHOD}-{seed}" / "bundle", backbone=build_backbone(splits))[0]
     module = build_backbone(splits).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.tuning = xl.Tuning()  # the page says that neither is tuned
     shared = load(runs / data / f"plain-{seed}" / "bundle", backbone=module)[0]  # it shares its weights with the module
     shared.eval()
     return module.eval(), net

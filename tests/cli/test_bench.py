@@ -50,7 +50,7 @@ def test_bench_as_a_table_and_as_a_file(trained, tmp_path, call):
     words = ("bench", "--bundle", trained, "--samples", "4", *QUICK, "--batch-sizes", "3,4", "--threads", "1")
     code, shown, err = call(*words, "--out", tmp_path / "bench.json")
     assert code == 0, err
-    assert "tuned: see exitlens tune" in shown
+    assert "not tuned, runs as suits" in shown
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["machine"]["threads"] == 1
     assert [one["batch"] for one in found["batches"]] == [3, 4]

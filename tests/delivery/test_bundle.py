@@ -172,7 +172,7 @@ def test_a_bundle_of_format_1_predicts_what_it_did():
 def test_a_bundle_of_format_1_is_saved_as_today(tmp_path):
     net, policy = xl.load(Path(__file__).parent / "data" / "bundle_v1", backbone=TinyNet())
     saved = xl.save(net, policy, tmp_path / "b")
-    assert json.loads((saved / "manifest.json").read_text())["format"] == 3
+    assert json.loads((saved / "manifest.json").read_text())["format"] == 4
     assert "chosen_by" not in json.loads((saved / "policy.json").read_text())
     assert xl.load(saved, backbone=TinyNet())[1] == policy
 

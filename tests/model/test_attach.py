@@ -10,6 +10,7 @@ def test_kept_final_is_bit_identical(images):
     backbone = TinyNet().eval()
     kept = xl.attach(backbone, ["a", "b"], 4, images[:1], final="keep").eval()
     assert torch.equal(kept(images)[-1].logits, backbone(images))
+    kept.tuning = xl.Tuning()
     never = xl.predict(kept, images, xl.Policy.never(3))
     with torch.inference_mode():
         assert torch.equal(never.probabilities, backbone(images).softmax(-1))
@@ -19,6 +20,7 @@ def test_kept_resnet18_is_bit_identical_with_the_never_exit_policy():
     backbone = models.resnet18(num_classes=7).eval()
     x = torch.randn(3, 3, 48, 48)
     net = xl.attach(backbone, ["layer1", "layer2", "layer3"], 7, x, final="keep").eval()
+    net.tuning = xl.Tuning()
     pred = xl.predict(net, x, xl.Policy.never(4))
     with torch.inference_mode():
         assert torch.equal(pred.probabilities, backbone(x).softmax(-1))

@@ -125,7 +125,7 @@ def bench(
         run = Bench(rebuild_backbone(net.info), net, inputs, policy, compiled=compiled)
         found = [run.run(size, rounds=rounds, seconds=seconds) for size in sizes]
         facts = describe_machine(threads)
-        values = {"machine": facts, "tuning": net.tuning.to_dict(), "batches": found}
+        values = {"machine": facts, "tuned": net.is_tuned, "tuning": net.tuning.to_dict(), "batches": found}
     if out is not None:
         write_json(out, values)
     if json_:
@@ -133,7 +133,7 @@ def bench(
         return
     for one in found:
         show(False, {}, f"calls of {one['batch']}: median of {one['rounds']} rounds", tabulate(one))
-    state = "tuned" if net.tuning != xl.Tuning() else "not tuned: see exitlens tune"
+    state = "tuned" if net.is_tuned else "not tuned, runs as suits most networks of its kind: see exitlens tune"
     console.print(f"{facts['threads']} threads; {state}")
 
 

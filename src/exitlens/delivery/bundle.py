@@ -22,8 +22,9 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 
-# In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers.
-FORMAT, OTHER_NECKS = 3, 2
+# In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers,
+# and up to format 3 every network had a tuning: one with everything off, and nothing measured, stood for none.
+FORMAT, OTHER_NECKS, ALWAYS_TUNED = 4, 2, 3
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
 
 
@@ -64,7 +65,8 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
 
 def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerprint: str) -> None:
     write_tensors(directory / WEIGHTS, unique_state(net), {})
-    facts = {"fingerprint": fingerprint, "channels_last": net.is_channels_last, "tuning": net.tuning.to_dict()}
+    facts: dict[str, Any] = {"fingerprint": fingerprint, "channels_last": net.is_channels_last}
+    facts["tuning"] = net.tuning.to_dict() if net.is_tuned else None
     facts["dtype"] = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
     _write_json(directory / NETWORK, net.info.to_dict() | facts)
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
@@ -111,7 +113,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if form <= OTHER_NECKS and values.get("head") == "context":
         raise BundleError(f"{source}: of an earlier exitlens, whose context heads had other layers: train it again")
     try:
-        tuning = Tuning.from_dict(values.pop("tuning", {}))  # the first bundles have none
+        tuning = _read_tuning(values.pop("tuning", None), form)
         facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
         net = _build(NetworkInfo.from_dict(values), backbone).to(getattr(torch, facts["dtype"]))
         policy = None if policy_values is None else Policy.from_dict(policy_values)
@@ -123,10 +125,18 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if net.fingerprint() != facts["fingerprint"]:
         raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
-    net.tuning = tuning
+    if tuning is not None:
+        net.tuning = tuning
     if policy is not None:
         policy.check(net.num_exits, net.identity())
     return net.eval(), policy
+
+
+def _read_tuning(values: dict[str, Any] | None, form: int) -> Tuning | None:
+    """The tuning that was set; ``None``: none was, and the network answers as suits it here."""
+    tuning = None if values is None else Tuning.from_dict(values)
+    unset = tuning is not None and form <= ALWAYS_TUNED and tuning == Tuning() and not tuning.measured
+    return None if unset else tuning
 
 
 def _verify_files(source: Path) -> int:

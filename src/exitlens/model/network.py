@@ -57,7 +57,7 @@ class ExitNet(nn.Module):
         self.info = info
         self.input_spec = input_spec
         self.has_attention = has_attention(stages)
-        self._session = Session(self.stages, self.heads, self._make_example, Tuning())
+        self._session = Session(self.stages, self.heads, self._make_example)
         self.__dict__["_source"] = source  # it shares its buffers; no member of this module
 
     @property
@@ -184,15 +184,12 @@ class ExitNet(nn.Module):
         return self._session.weights.compute_fingerprint()
 
     def cached_fingerprint(self) -> str:
-        """:meth:`fingerprint`, computed again only after a tensor of the state was changed in place, moved or loaded.
-
-        It cannot see writes through ``.data`` or a parameter object set by hand; call :meth:`fingerprint` to be sure.
-        """
+        """:meth:`fingerprint`, computed again only after the state was seen to change (not by some writes to ``.data``)."""
         return self._session.weights.fingerprint
 
     def identity(self) -> str:
         """What policies and traces name the network by: the fingerprint, and the precision where tuning changed it."""
-        precision = self.tuning.precision
+        precision = self._session.precision
         return self.cached_fingerprint() + ("" if precision == "float32" else f"-{precision}")
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -220,7 +217,7 @@ class ExitNet(nn.Module):
 
     @property
     def tuning(self) -> Tuning:
-        """How it runs for :func:`exitlens.predict` and :func:`exitlens.collect`; set it to change that."""
+        """How it runs for answers. Where nobody set it, what surely helps (:func:`~.engine.suggest.suggest_engine`)."""
         return self._session.tuning
 
     @tuning.setter
@@ -228,13 +225,15 @@ class ExitNet(nn.Module):
         require(value, Tuning, "tuning")
         self._session.tuning = value
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its tuning was set: by :meth:`tune`, by hand or by a bundle."""
+        return self._session.is_tuned
+
     def open_engine(self) -> EngineContext:
-        """``with net.open_engine() as engine``: in evaluation mode, without autograd, in the tuning's threads.
+        """``with net.open_engine() as engine``: in evaluation mode, without autograd; threads may share it.
 
-        Threads may share it.
-
-        Raises:
-            EngineError: if the weights were changed after :meth:`compile`.
+        Raises :class:`EngineError` if the weights were changed after :meth:`compile`.
         """
         return EngineContext(self._session)
 
@@ -289,8 +288,7 @@ class ExitNet(nn.Module):
         Returns:
             Seconds by stage.
 
-        Raises:
-            EngineError: where PyTorch cannot compile on this machine (it needs a C++ compiler).
+        Raises :class:`EngineError` where PyTorch cannot compile on this machine (it needs a C++ compiler).
         """
         self._check_policy(policy)
         return self._session.compile(policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from exitlens.model.engine.prepare import fold, prepare_graph, prepare_head
+from exitlens.model.engine.prepare import can_fold, fold, prepare_graph, prepare_head
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import TinyNet, make_net
 from tests.model.engine.networks import IMAGES, with_statistics
@@ -47,6 +47,17 @@ def test_folding_leaves_what_it_cannot_fold():
     fold(body)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 4
     torch.testing.assert_close(body(IMAGES[:4]), expected)
+
+
+def test_convolutions_with_hooks_are_not_folded():
+    body = torch.fx.symbolic_trace(TinyNet().eval())
+    assert can_fold(body)
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_: None)
+    assert not can_fold(body)
+    fold(body)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 2
 
 
 def test_prepared_is_a_copy():

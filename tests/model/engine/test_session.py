@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.model.engine import session
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.tuning import Tuning
-from tests.conftest import make_net, spread_policy
+from tests.conftest import TinyNet, make_net, spread_policy
 from tests.model.engine.networks import IMAGES
 
 POLICY = spread_policy(make_net(), IMAGES)
@@ -28,6 +29,74 @@ def test_changed_weights_are_seen():
     plain = make_net()
     plain.load_state_dict(net.state_dict())
     torch.testing.assert_close(after, xl.predict(plain, IMAGES[:8], POLICY).probabilities, atol=1e-4, rtol=1e-3)
+
+
+def load(net, source):
+    source.load_state_dict(
+        {name: 1.1 * value for name, value in source.state_dict().items() if value.is_floating_point()}, False
+    )
+
+
+def train(net, source):
+    xl.EGTLoss()(net.train()(IMAGES[:4]), torch.tensor([0, 1, 2, 3])).total.backward()
+    torch.optim.AdamW(net.parameters(), lr=0.1, fused=True).step()  # which counts no version
+
+
+def replace(net, source):
+    source.b[0].weight = torch.nn.Parameter(1.1 * source.b[0].weight.detach())
+
+
+CHANGES = {
+    "loaded": lambda net, source: load(net, net),
+    "loaded into the source": load,
+    "trained": train,
+    "a parameter set by hand": replace,
+    "through data": lambda net, source: source.b[0].weight.data.mul_(1.1),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_an_untuned_network_answers_by_the_weights_that_it_has_now(how):
+    source = TinyNet()
+    net = xl.attach(source, ["a", "b"], 4, torch.zeros(1, 3, 16, 16)).eval()
+    before = xl.predict(net, IMAGES[:8], xl.Policy.never(3)).probabilities
+    assert net.tuning.folded
+    CHANGES[how](net, source)
+    after = xl.predict(net, IMAGES[:8], xl.Policy.never(3)).probabilities
+    assert not torch.allclose(before, after)
+    with torch.no_grad():
+        torch.testing.assert_close(after, net.eval()(IMAGES[:8])[-1].logits.softmax(1), atol=1e-5, rtol=1e-4)
+
+
+def test_an_untuned_network_is_tried_out_once_until_its_modules_are_others(monkeypatch):
+    def count(*given):
+        tried.append(1)
+        return suggest(*given)
+
+    tried, suggest = [], session.suggest_engine
+    monkeypatch.setattr(session, "suggest_engine", count)
+    net = make_net()
+    assert net.identity()
+    assert not tried  # the precision is known without
+    for _ in range(2):
+        xl.predict(net, IMAGES[:4], POLICY)
+    with torch.no_grad():
+        net.head(0).classifier.bias.add_(1)
+    xl.predict(net, IMAGES[:4], POLICY)
+    assert len(tried) == 1
+    net.heads[0] = copy.deepcopy(net.head(0))
+    xl.predict(net, IMAGES[:4], POLICY)
+    assert len(tried) == 2
+
+
+def test_a_copy_of_an_untuned_network_is_not_tuned():
+    net = make_net()
+    assert net.tuning.folded
+    twin = copy.deepcopy(net)
+    assert not twin.is_tuned
+    twin.tuning = Tuning()
+    assert twin.is_tuned
+    assert copy.deepcopy(twin).is_tuned
 
 
 def test_training_goes_on_beside_a_tuned_network():
@@ -56,6 +125,7 @@ def test_an_engine_that_fails_to_be_made_is_not_taken_for_the_old_one(monkeypatc
 
 def test_another_tuning_meanwhile_leaves_modes_as_they_were():
     net = make_net().train()
+    net.tuning = Tuning()
     with net.open_engine():
         net.tuning = Tuning(micro_batch=3)
         with net.open_engine():
@@ -108,6 +178,7 @@ def test_an_engine_is_made_once_and_again_after_a_change():
 
 def test_evaluation_mode_lasts_until_the_last_thread_is_done():
     net = make_net().train()
+    net.tuning = Tuning()
     inside, leave = threading.Event(), threading.Event()
 
     def answer() -> None:

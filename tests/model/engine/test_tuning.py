@@ -5,7 +5,7 @@ import torch
 
 import exitlens as xl
 from exitlens.model.engine.tuning import Tuning
-from tests.conftest import make_net, spread_policy
+from tests.conftest import TinyNet, make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
 
 TUNINGS = [
@@ -92,6 +92,19 @@ def test_policies_and_traces_belong_to_a_precision():
     policy = xl.calibrate(xl.collect(net, IMAGES), max_disagreement=0.3)
     pred = xl.predict(net, IMAGES, policy)
     assert [why.answered for why in xl.explain_batch(net, IMAGES, policy)] == pred.exits.tolist()
+
+
+@pytest.mark.parametrize("form", [3, 4])
+def test_everything_off_by_hand_is_not_untuned(form, tmp_path):
+    net = make_net()
+    net.tuning = Tuning()
+    xl.save(net, None, tmp_path / "b")
+    if form == 3:  # all bundles had a tuning then
+        path = tmp_path / "b" / "manifest.json"
+        path.write_text(path.read_text().replace('"format": 4', '"format": 3'))
+    back, _ = xl.load(tmp_path / "b", backbone=TinyNet())
+    assert back.is_tuned is (form == 4)
+    assert (back.tuning == Tuning()) is (form == 4)
 
 
 def test_a_bundle_keeps_the_tuning(tmp_path):

@@ -109,10 +109,11 @@ def test_many_threads_share_one_network():
         _same_as_on_paper(pred, torch.arange(i * 20, i * 20 + 20))
 
 
-@pytest.mark.parametrize("tuning", [xl.Tuning(), xl.Tuning(micro_batch=5), xl.Tuning(folded=True, channels_last=True)])
+@pytest.mark.parametrize("tuning", [None, xl.Tuning(), xl.Tuning(micro_batch=5), xl.Tuning(folded=True, channels_last=True)])
 def test_threads_share_a_network_that_is_in_training_mode(tuning):
     net = make_net().train()
-    net.tuning = tuning
+    if tuning is not None:
+        net.tuning = tuning
     before = {name: value.clone() for name, value in net.state_dict().items()}
     wrong: list[int] = []
 

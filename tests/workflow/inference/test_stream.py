@@ -81,6 +81,17 @@ def test_deep_stages_run_on_full_micro_batches():
         assert sum(sizes[k]) == int((WHOLE.exits >= k).sum())
 
 
+def test_untuned_nobody_waits_for_more_than_the_own_batches_hold():
+    net, stream = make_net(), []
+    found = xl.predict_stream(net, (stream.append(i) or IMAGES[i : i + 1] for i in range(40)), POLICY)
+    assert next(found).index.tolist() == [0]
+    assert net.tuning.micro_batch > 1
+    running = inference._Stream(net, POLICY, False, "input", None)
+    for size, wanted in ((1, 1), (5, 5), (2, 5), (60, net.tuning.micro_batch)):
+        running._feed(IMAGES[:size], 0)
+        assert running.router.micro_batch == wanted
+
+
 def test_it_is_lazy_and_bounded():
     taken, before = [], set(threading.enumerate())
 

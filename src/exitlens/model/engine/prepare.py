@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
@@ -35,22 +36,31 @@ def prepare_head(head: ExitHead, tuning: Tuning) -> ExitHead:
     return twin
 
 
+def can_fold(body: fx.GraphModule) -> bool:
+    """Whether :func:`fold` would change anything."""
+    return any(True for _ in _find_pairs(body, dict(body.named_modules())))
+
+
 def fold(body: fx.GraphModule) -> None:
     """Folds every batch normalisation into the convolution that it alone follows."""
     modules = dict(body.named_modules())
-    calls = Counter(str(node.target) for node in body.graph.nodes if node.op == "call_module")
-    for node in list(body.graph.nodes):
-        before = _find_convolution(node, modules, calls)
-        if before is None:
-            continue
+    for before, node in list(_find_pairs(body, modules)):
         parent, _, name = str(before.target).rpartition(".")
         fused = fuse_conv_bn_eval(modules[str(before.target)], modules[str(node.target)])
-        modules[str(before.target)] = fused
         setattr(body.get_submodule(parent), name, fused)
         node.replace_all_uses_with(before)
         body.graph.erase_node(node)
     body.delete_all_unused_submodules()
     body.recompile()
+
+
+def _find_pairs(body: fx.GraphModule, modules: dict[str, nn.Module]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Calls of a convolution and of the batch normalisation that can be folded into it."""
+    calls = Counter(str(node.target) for node in body.graph.nodes if node.op == "call_module")
+    for node in body.graph.nodes:
+        before = _find_convolution(node, modules, calls)
+        if before is not None:
+            yield before, node
 
 
 def _find_convolution(node: fx.Node, modules: dict[str, nn.Module], calls: Counter[str]) -> fx.Node | None:
@@ -62,4 +72,5 @@ def _find_convolution(node: fx.Node, modules: dict[str, nn.Module], calls: Count
         return None
     norm, conv = modules[str(node.target)], modules[str(before.target)]
     exact = type(norm) is nn.BatchNorm2d and type(conv) is nn.Conv2d  # a subclass may do more than its name says
-    return before if exact and norm.running_mean is not None else None
+    hooks = (norm._forward_hooks, norm._forward_pre_hooks, conv._forward_hooks, conv._forward_pre_hooks)
+    return before if exact and norm.running_mean is not None and not any(hooks) else None  # hooks may set the weights

@@ -4,7 +4,7 @@
 state                                 changed by                                     until
 ====================================  =============================================  ============================
 PyTorch's number of threads           answers with ``Tuning.threads``                the answer is given
-training mode of a network's modules  answers of an untuned network in that mode     the last of them is given
+training mode of a network's modules  answers by its own weights, the first answer   the last of them is given
 memory that malloc keeps              answers with ``Tuning.keep_memory``            the process ends
 filters of ``warnings``               ``net.compile``, ``attach``                    it returns
 mkldnn, fast path of attention        ``attach`` (it counts multiply-accumulates)    it returns

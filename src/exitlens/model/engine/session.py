@@ -2,85 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
 from exitlens.errors import EngineError
-from exitlens.model._torch_compat import read_version
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.compile import CompiledEngine
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.process import apply_tuning
+from exitlens.model.engine.suggest import is_observed, suggest_engine
 from exitlens.model.engine.tuning import Tuning
+from exitlens.model.engine.weights import Snapshot, WeightsRecord
 from exitlens.model.heads import ExitHead
 from exitlens.types import Policy
-
-
-class WeightsRecord:
-    """Names weights by a fingerprint, and sees by version counters whether they changed: cheap enough for every answer.
-
-    Writes through ``.data``, and parameter objects set by hand, are not seen.
-    """
-
-    def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList) -> None:
-        self._parts = {"stages.": stages, "heads.": heads}
-        self._lock = threading.Lock()
-        self._fingerprint = ""
-        self._versions: list[tuple[Tensor, int]] | None = None  # when the fingerprint was taken
-
-    def compute_fingerprint(self) -> str:
-        """The first 16 hex digits of a SHA-256 over every tensor of the network's state."""
-        digest = hashlib.sha256()
-        for prefix, part in self._parts.items():
-            for name, value in part.state_dict(prefix=prefix).items():
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    @property
-    def fingerprint(self) -> str:
-        """:meth:`compute_fingerprint`, computed again only after a change was seen."""
-        self.current()
-        return self._fingerprint
-
-    def current(self) -> object:
-        """An object that stays the same as long as no change is seen."""
-        versions = self._versions
-        if versions is None or any(read_version(tensor) != version for tensor, version in versions):
-            with self._lock:
-                tensors = [t for part in self._parts.values() for t in (*part.parameters(), *part.buffers())]
-                versions = [(t, read_version(t)) for t in tensors]  # before they are read
-                self._fingerprint = self.compute_fingerprint()
-                self._versions = versions
-        return versions
-
-    def forget(self) -> None:
-        """For weights that are other tensors from now on."""
-        self._versions = None
 
 
 class Session:
     """How one network answers now. A copy of the network answers by the same tuning, and is not compiled.
 
-    ``example`` gives one sample as the first stage takes it.
+    ``example`` gives one sample as the first stage takes it. ``tuning`` is ``None`` as long as nobody set it: then the
+    network answers as :func:`suggest_engine` finds when it is first asked, and again when its modules or device are others.
     """
 
     def __init__(
-        self, stages: nn.ModuleList, heads: nn.ModuleList, example: Callable[[], Activations], tuning: Tuning
+        self, stages: nn.ModuleList, heads: nn.ModuleList, example: Callable[[], Activations], tuning: Tuning | None = None
     ) -> None:
         self.weights = WeightsRecord(stages, heads)
         self._stages, self._heads, self._example, self._tuning = stages, heads, example, tuning
         self._modules: list[nn.Module] = []  # of stages and heads, once they were asked for
         self._lock = threading.RLock()
         self._compiling = threading.Lock()  # one compilation at a time, while others answer
-        self._engine: tuple[Engine, object] | None = None  # on copies of the weights, and the record of what they were
+        self._engine: tuple[Engine, Snapshot] | None = None  # on copies of the weights, and what the weights were then
+        self._suggested: tuple[Tuning, tuple[Any, ...]] | None = None  # and the device and dtype that it is for
         self._users = 0  # answers that need evaluation mode now
         self._modes: list[tuple[nn.Module, bool]] = []  # before the first of them
 
@@ -93,38 +51,82 @@ class Session:
         return cast(Sequence[Stage], self._stages), cast(Sequence[ExitHead], self._heads)
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether a tuning was set."""
+        return self._tuning is not None
+
+    @property
     def tuning(self) -> Tuning:
         """How the network answers; setting it leaves what was compiled."""
-        return self._tuning
+        return self._tuning or self._suggest()
 
     @tuning.setter
     def tuning(self, value: Tuning) -> None:
         with self._lock:
             self._tuning, self._engine = value, None
 
+    @property
+    def precision(self) -> str:
+        """Of the tuning, without trying anything out: no suggestion changes it."""
+        return "float32" if self._tuning is None else self._tuning.precision
+
+    def _suggest(self) -> Tuning:
+        """The tuning of a network for which none was set; found once, by trying it out."""
+        if is_observed(self._list_modules()):
+            return Tuning()
+        parameter = next(self._heads[0].parameters())
+        kind, suggested = (parameter.device, parameter.dtype), self._suggested
+        if suggested is None or suggested[1] != kind:
+            with self._lock:
+                suggested = self._suggested
+                if suggested is None or suggested[1] != kind:  # no other thread has found it meanwhile
+                    suggested = self._suggested = self._find_suggested(), kind
+        return suggested[0]
+
+    def _find_suggested(self) -> Tuning:
+        snapshot = self.weights.current()
+        self.enter_evaluation()
+        try:
+            engine = suggest_engine(*self.parts, self._example())
+        finally:
+            self.leave_evaluation()
+        if not self._is_compiled:
+            self._engine = None if engine.shared else (engine, snapshot)
+        return engine.tuning
+
+    @property
+    def _is_compiled(self) -> bool:
+        engine = self._engine
+        return engine is not None and engine[0].is_compiled
+
     def find_engine(self) -> Engine:
         """The engine that answers now; raises :class:`EngineError` if what was compiled is out of date."""
-        tuning = self._tuning
-        if self._engine is None and not tuning.changes_weights:
-            return Engine(*self.parts, tuning, shared=True)
+        if not self._is_compiled:
+            given, tuning = self._tuning, self.tuning
+            if not (tuning.folded if given is None else tuning.changes_weights):
+                return Engine(*self.parts, tuning, shared=True)
         with self._lock:
-            record = self.weights.current()
+            snapshot = self.weights.current()
             if self._engine is not None:
                 engine, source = self._engine
-                if source is record:
+                if source is snapshot:
                     return engine
                 if engine.is_compiled:
                     raise EngineError("net: its weights were changed after net.compile(): call net.compile() again")
-            engine = Engine.prepare(*self.parts, self._tuning)
-            if self._tuning.precision != "float32":
+                if source.modules != snapshot.modules:
+                    self._modules, self._suggested, self._engine = [], None, None
+                    return self.find_engine()
+            engine = Engine.prepare(*self.parts, self.tuning)
+            if engine.tuning.precision != "float32":
                 engine.try_out(self._example())
-            self._engine = engine, record
+            self._engine = engine, snapshot
             return engine
 
     def compile(self, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
         """See :meth:`~exitlens.model.network.ExitNet.compile`; other threads answer as before until it is done."""
         with self._compiling:
-            record, tuning, activations = self.weights.current(), self._tuning, self._example()
+            snapshot, given, activations = self.weights.current(), self._tuning, self._example()
+            tuning = self.tuning
             # convolutions in another format would be compiled again for large batches
             images = any(t.ndim == 4 for t in activations)
             engine = CompiledEngine.prepare(*self.parts, replace(tuning, channels_last=True) if images else tuning)
@@ -132,8 +134,8 @@ class Session:
             with apply_tuning(tuning):
                 seconds = dict(track(steps, "compiling", total=len(self._heads)) if progress else steps)
             with self._lock:
-                if self._tuning is tuning:
-                    self._engine = engine, record
+                if self._tuning is given:
+                    self._engine = engine, snapshot
             return seconds
 
     def enter_evaluation(self) -> None:
@@ -154,9 +156,12 @@ class Session:
                     module.training = mode
                 self._modes = []
 
-    def _any_training(self) -> bool:
+    def _list_modules(self) -> list[nn.Module]:
         self._modules = self._modules or [m for part in (self._stages, self._heads) for m in part.modules()]
-        for module in self._modules:  # noqa: SIM110 (a generator costs three times as much, at every answer)
+        return self._modules
+
+    def _any_training(self) -> bool:
+        for module in self._list_modules():  # noqa: SIM110 (a generator costs three times as much, at every answer)
             if module.training:
                 return True
         return False

@@ -17,7 +17,8 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Tuning:
-    """What :meth:`~exitlens.model.network.ExitNet.tune` found, or what you set by hand (``net.tuning = Tuning(...)``).
+    """What :meth:`~exitlens.model.network.ExitNet.tune` found, what you set by hand (``net.tuning = Tuning(...)``),
+    or, where neither was done, what suits the network's kind (:func:`~exitlens.model.engine.suggest.suggest_engine`).
 
     Args:
         micro_batch: samples that run through a stage together; 0: all that there are.

@@ -44,7 +44,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         raise InputError(f"inputs: expected a torch.Tensor or a dict of them, one batch, got {type(inputs).__name__}{hint}")
     with net.open_engine() as engine:
         activations = net.check_input(inputs, "inputs")
-        router = Router(engine, policy, attention, net.tuning.micro_batch)
+        router = Router(engine, policy, attention, engine.tuning.micro_batch)
         where = torch.arange(len(activations[0]), device=activations[0].device)
         return merge_routed(router.run(where, activations))
 

@@ -164,12 +164,19 @@ class _Stream:
             if self.router is None:
                 self.router = Router(engine, self.policy, self.attention)
             self._continue_with(engine)
-            # untuned: as many as the stream's own batches hold
-            self.router.micro_batch = self.net.tuning.micro_batch or max(self.router.micro_batch, count)
+            self.router.micro_batch = self._choose_micro_batch(engine.tuning.micro_batch, count)
             routed = self.router.feed(where, activations)
         self.open.append(_Open(self.seen, count))
         self.seen += count
         return routed
+
+    def _choose_micro_batch(self, wanted: int, count: int) -> int:
+        """As tuned; untuned, no more than the stream's own batches hold, so that nobody waits for samples of later ones."""
+        assert self.router is not None
+        if wanted and self.net.is_tuned:
+            return wanted
+        held = max(self.router.micro_batch, count)
+        return min(held, wanted) if wanted else held
 
     def _continue_with(self, engine: Engine) -> None:
         """The network's engine now (its weights may have changed), of the same form as before."""
