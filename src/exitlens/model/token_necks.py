@@ -34,7 +34,7 @@ class TokenNeck(nn.Module):
 
     def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """``(B,D,N)`` -> ``(B,width,N)``; ``keep``: ``(B or 1,N)`` bool, the positions that others may read."""
-        x = self.inlet(features)
+        x: Tensor = self.inlet(features)
         if self.lateral is not None and lateral is not None:
             x = x + self.lateral(lateral)
         x = F.relu(x)
