@@ -12,11 +12,9 @@ trained here where they are missing. ``--quick`` does all of it on 96 samples fo
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from fnmatch import fnmatch
 
+from benchmarks.side_by_side import is_chosen, make_runs
 from benchmarks.static.jobs import do, list_runs
 from benchmarks.static.runs import QUICK, WHOLE
 from benchmarks.truth.jobs import start_worker
@@ -31,22 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timed, place = given.patterns[:1] == ["time"], QUICK if given.quick else WHOLE
     patterns = given.patterns[1:] if timed else given.patterns
     named = {"{}/{}-{}".format(*one): one for one in list_runs(timed)}
-    todo = {name: one for name, one in named.items() if _fits(name, patterns) and (given.again or name not in place.store)}
-    failed = []
-    with ProcessPoolExecutor(1 if timed else 2, multiprocessing.get_context("spawn"), start_worker) as pool:
-        for i, (name, result) in enumerate([(name, pool.submit(do, *one, place)) for name, one in todo.items()], 1):
-            try:
-                print(f"[{i}/{len(todo)}] {result.result()}", flush=True)
-            except Exception as error:
-                failed.append(name)
-                print(f"[{i}/{len(todo)}] {name} failed: {type(error).__name__}: {error}", flush=True)
+    todo = {
+        name: one for name, one in named.items() if is_chosen(name, patterns) and (given.again or name not in place.store)
+    }
+    failed = make_runs({name: (*one, place) for name, one in todo.items()}, do, start_worker, 1 if timed else 2)
     place.store.fold()
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
 
 
 if __name__ == "__main__":

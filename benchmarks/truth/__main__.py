@@ -10,11 +10,9 @@ stopped goes on from its last epoch. Two go side by side, a core each. Pictures 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from fnmatch import fnmatch
 
+from benchmarks.side_by_side import is_chosen, make_runs
 from benchmarks.truth.jobs import do, list_runs, start_worker
 from benchmarks.truth.runs import TRUTH
 
@@ -23,22 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patterns", nargs="*", metavar="PATTERN")
     patterns = parser.parse_args(arguments).patterns
-    todo = [one for one in list_runs() if (name := "{}/{}-{}".format(*one)) not in TRUTH and _fits(name, patterns)]
-    failed = []
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), start_worker) as pool:
-        for i, (one, result) in enumerate([(one, pool.submit(do, *one)) for one in todo], 1):
-            try:
-                print(f"[{i}/{len(todo)}] {result.result()}", flush=True)
-            except Exception as error:
-                failed.append("{}/{}-{}".format(*one))
-                print(f"[{i}/{len(todo)}] {failed[-1]} failed: {type(error).__name__}: {error}", flush=True)
+    named = {"{}/{}-{}".format(*one): one for one in list_runs()}
+    todo = {name: one for name, one in named.items() if name not in TRUTH and is_chosen(name, patterns)}
+    failed = make_runs(todo, do, start_worker)
     TRUTH.fold()
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from exitlens.errors import DistributedError as DistributedError
 from exitlens.errors import DriftWarning as DriftWarning
 from exitlens.errors import EngineError as EngineError
 from exitlens.errors import ExitlensError as ExitlensError
-from exitlens.errors import HeadError as HeadError
 from exitlens.errors import InputError as InputError
 from exitlens.errors import MissingExtraError as MissingExtraError
 from exitlens.errors import OutputError as OutputError

@@ -23,10 +23,6 @@ class InputError(ExitlensError, ValueError):
     """A value, tensor or array that a public function was given cannot be used."""
 
 
-class HeadError(InputError):
-    """Exit heads of this kind do not go with these features."""
-
-
 class DataError(ExitlensError):
     """A data set, folder or image file cannot be read or does not fit."""
 

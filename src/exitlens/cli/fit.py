@@ -94,8 +94,7 @@ def fit(
         ),
     ] = None,
     egt_reach: Annotated[
-        str | None,
-        of_more(help="What that trains: heads alone, or the network (default: as it suits the backbone)."),
+        str | None, of_more(help="What that trains: heads alone, or the network (default: as it suits the backbone).")
     ] = None,
     batch_size: Annotated[int, of_training(help="Samples in a training step.")] = 64,
     recipe: Annotated[

@@ -15,7 +15,7 @@ from exitlens.data.lazy import set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
-from exitlens.errors import HeadError, InputError, import_extra
+from exitlens.errors import InputError, import_extra
 from exitlens.modalities import TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
@@ -210,12 +210,6 @@ def build_network(
     at = _choose_exits(plain, exits, placement)
     how: dict[str, Any] = {"final": "keep" if keep_final else "head", "placement": placement}
     how["head"] = head or train.modality.head
-    try:
-        net = attach(plain, at, len(train.classes), example, **how)
-    except HeadError:
-        if head:
-            raise
-        how["head"] = "evidence"  # a neck needs features in a plane, and nobody asked for it
-        net = attach(plain, at, len(train.classes), example, **how)
+    net = attach(plain, at, len(train.classes), example, **how)
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

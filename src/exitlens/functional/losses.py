@@ -180,7 +180,7 @@ class EGTLoss:
 
         Convolutional: ``attention`` and ``heads``: the backbone is left to classification, and no way back is needed.
         Networks that mix by attention (``attends``): ``product`` and ``network``, because there the final attention is a
-        poor target, and heads have little of their own to move it with. docs/truth.md has what has been compared so far.
+        poor target. docs/truth.md has what has been compared so far.
         """
         target: Target = "product" if attends and self.of == "attention" else "attention"
         return replace(self, target=self.target or target, reach=self.reach or ("network" if attends else "heads"))

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from exitlens.errors import AttachError, HeadError, InputError, TraceMismatchError
+from exitlens.errors import AttachError, InputError, TraceMismatchError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import read_config
@@ -173,18 +173,17 @@ def _make_head(kind: HeadKind, pieces: Pieces, k: int, num_classes: int, plain: 
         return AverageHead(channels, num_classes, layout)
     if kind == "evidence":
         return EvidenceHead(channels, num_classes, layout)
-    lateral = pieces.lateral
-    if k == last and lateral is None and len(size) == 2:
+    lateral, is_plane = pieces.lateral, len(size) == 2
+    final_has_none = is_plane and lateral is None  # its own features are fine enough
+    if k == last and final_has_none:
         return EvidenceHead(channels, num_classes, layout)
-    if len(size) not in (1, 2) or len(size) != len(pieces.sizes[-1]):
-        raise HeadError(f"head: 'context' mixes over a plane or a sequence, not over {size}: take 'evidence'")
-    budget = NECK_SHARE * plain / (last if lateral is None and len(size) == 2 else last + 1)
-    carried = lateral if lateral is not None and lateral.carried[k] else None
-    more, beside = (0, None) if carried is None else (carried.channels, carried.layout)
-    if len(size) == 1:
-        return EvidenceHead(channels, num_classes, layout, fit_token_neck(channels, size[0], budget, more), beside)
+    budget = NECK_SHARE * plain / (last if final_has_none else last + 1)
     grid = pieces.sizes[-1] if lateral is None else lateral.size
-    return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, grid, budget, more), beside)
+    if lateral is not None and not lateral.carried[k]:
+        lateral = None
+    more, beside = (0, None) if lateral is None else (lateral.channels, lateral.layout)
+    neck = fit_neck(channels, size, grid, budget, more) if is_plane else fit_token_neck(channels, size[0], budget, more)
+    return EvidenceHead(channels, num_classes, layout, neck, beside)
 
 
 def _is_exact(pieces: Pieces, name: str, head: ExitHead) -> bool:

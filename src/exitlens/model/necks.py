@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -97,13 +97,15 @@ class _Mixer(nn.Module):
         return F.relu(x + self.pointwise(F.relu(self.depthwise(x))))
 
 
-def fit_neck(
-    channels: int,
-    size: Sequence[int],
-    grid: Sequence[int],
-    budget: float,
-    lateral: int = 0,
-) -> ContextNeck:
+def find_width(count_macs: Callable[[int], int], budget: float) -> int:
+    """The largest width within a budget of multiply-accumulates, of those that necks may have."""
+    width = NARROWEST
+    while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
+        width += 8
+    return width
+
+
+def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
     """The widest neck within a budget of multiply-accumulates, and never below 8 channels.
 
     It brings the map from its ``size`` ``(H,W)`` to the ``grid`` of the maps: by enlarging it where there is a ``lateral``
@@ -117,7 +119,4 @@ def fit_neck(
         inlets = math.prod(size) * channels + locations * lateral
         return width * inlets + DEPTH * locations * (KERNEL**2 * width + width**2)
 
-    width = NARROWEST
-    while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
-        width += 8
-    return ContextNeck(channels, width, shrink, lateral)
+    return ContextNeck(channels, find_width(count_macs, budget), shrink, lateral)

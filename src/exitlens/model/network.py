@@ -217,7 +217,7 @@ class ExitNet(nn.Module):
 
     @property
     def tuning(self) -> Tuning:
-        """How it runs for answers. Where nobody set it, what surely helps (:func:`~.engine.suggest.suggest_engine`)."""
+        """How it runs for answers. Where nobody set it, what suits it (engine/suggest.py)."""
         return self._session.tuning
 
     @tuning.setter

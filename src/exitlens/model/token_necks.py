@@ -7,7 +7,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exitlens.model.necks import DEPTH, KERNEL, NARROWEST, WIDEST
+from exitlens.model.necks import DEPTH, KERNEL, find_width
 
 
 class TokenNeck(nn.Module):
@@ -77,7 +77,4 @@ def fit_token_neck(channels: int, locations: int, budget: float, lateral: int = 
     def count_macs(width: int) -> int:
         return locations * (width * (channels + lateral) + DEPTH * (KERNEL * width + width**2))
 
-    width = NARROWEST
-    while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
-        width += 8
-    return TokenNeck(channels, width, lateral)
+    return TokenNeck(channels, find_width(count_macs, budget), lateral)

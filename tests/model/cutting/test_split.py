@@ -243,9 +243,10 @@ def test_attach_leaves_no_trace(backbone):
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [], "no feature map"),
     ],
 )
-def test_what_cannot_be_cut_is_an_error_with_the_mend(network, at, message):
+@pytest.mark.parametrize("least_side", [0, 7])
+def test_what_cannot_be_cut_is_an_error_with_the_mend(network, at, message, least_side):
     with pytest.raises(xl.AttachError, match=message):
-        split(network, at, torch.zeros(1, 3, 8, 8))
+        split(network, at, torch.zeros(1, 3, 8, 8), least_side=least_side)
 
 
 def test_an_example_that_the_backbone_refuses():

@@ -12,6 +12,7 @@ from exitlens.workflow.training import features, frozen
 from exitlens.workflow.training.frozen import explain_no_cache
 from exitlens.workflow.training.step import TrainingSettings
 from tests.conftest import TinyNet, make_net
+from tests.texts import AT, make_bert, make_texts
 
 QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False, "freeze_backbone": True}
 FROZEN = TrainingSettings(3, 8, 1e-3, 0.0, 0, False, False, True)
@@ -193,3 +194,16 @@ def test_a_loss_of_the_users_own_gets_evidence(tiny_set):
     result = xl.fit(_fresh(head="evidence"), tiny_set, tiny_set, loss=Own(), **QUICK | {"epochs": 1})
     assert set(shapes) == {(8, 4, 8, 8)}
     assert math.isfinite(result.history[0]["loss"]["total"])
+
+
+def test_what_several_heads_read_is_kept_once():
+    texts = make_texts(6)
+    net = xl.attach(make_bert(), AT, 3, texts, head="context").eval()
+    heads = frozen.CachedHeads(net, xl.EGTLoss())
+    with torch.no_grad():
+        kept, whole = heads.extract(net, texts), net(texts)
+        own = [f"{k}.0" for k in range(net.num_exits)]
+        assert sorted(kept) == sorted([*own, "0.1"])  # features, and the mask; exit 0's tokens are the lateral ones
+        assert heads.names[1] == ["1.0", "0.1", "0.0"]
+        for out, wanted in zip(heads(kept), whole, strict=True):
+            torch.testing.assert_close(out.logits, wanted.logits)

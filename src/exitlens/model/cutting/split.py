@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -129,9 +130,8 @@ def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) ->
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int) -> _Cuts:
     final = find_last_features(traced)
     nodes = [*_find_early_nodes(traced, at, final), final]
-    own = [find_node_layout(traced, node, kind) for node in nodes] if least_side else []
-    is_text = len(own) > 1 and all(layout.kind == "tokens" and layout.grid is None for layout in own)
-    lateral = nodes[0] if is_text else find_lateral(traced, final, least_side, kind)
+    lateral = _find_early_tokens(traced, nodes, kind) if least_side else None
+    lateral = lateral or find_lateral(traced, final, least_side, kind)
     checked = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
     layouts, activations = [layout for layout, _ in checked], [crossing for _, crossing in checked]
     if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
@@ -142,6 +142,15 @@ def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_sid
     runs = [traced.nodes[start:end] for start, end in pairwise(ends)]
     parts = [_make_part(traced, *part) for part in zip(runs, incoming, outgoing, strict=True)]
     return _Cuts(nodes, layouts, parts, [len(tensors) for tensors in incoming], lateral)
+
+
+def _find_early_tokens(traced: TracedBackbone, nodes: list[fx.Node], kind: Kind | None) -> fx.Node | None:
+    """The features of the first of several exits, if those of all are the tokens of a text."""
+    with suppress(AttachError):  # where there is no layout, inspecting the cut says so, and where there is one
+        layouts = [find_node_layout(traced, node, kind) for node in nodes]
+        if len(nodes) > 1 and all(layout.kind == "tokens" and layout.grid is None for layout in layouts):
+            return nodes[0]
+    return None
 
 
 def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node) -> list[fx.Node]:

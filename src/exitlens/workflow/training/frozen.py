@@ -72,6 +72,7 @@ class CachedHeads(nn.Module):
         self.needs_evidence = loss.of == "evidence" or type(loss) is not EGTLoss
         self.needs_features = loss.of == "activation"
         self.frozen = [isinstance(head, KeptHead) for head in net.heads]
+        self.names: list[list[str]] = []  # for each head, under which names what it needs is kept
 
     @property
     def num_exits(self) -> int:
@@ -87,15 +88,21 @@ class CachedHeads(nn.Module):
         """Does nothing: what the backbone was given was checked."""
 
     def extract(self, net: ExitNet, inputs: Inputs) -> dict[str, Tensor]:
-        """What the heads need, ``exit.position`` -> ``(B,...)``, from a batch of the network's inputs."""
+        """What the heads need, ``exit.position`` -> ``(B,...)``, from a batch of the network's inputs.
+
+        What several heads read, a padding mask or a lateral map, is there once, under the name of the first.
+        """
         activations, found = net.unpack(inputs), dict[str, Tensor]()
+        self.names = []
         for k, (stage, frozen) in enumerate(zip(net.stages, self.frozen, strict=True)):
             activations, head = stage(*activations), net.head(k)
             parts: Sequence[Tensor] = activations[: head.reads]
             if frozen:
                 outputs = self._run(head, activations)
                 parts = (*outputs, head.features(*activations)) if self.needs_features else outputs
-            found |= {f"{k}.{i}": part for i, part in enumerate(parts)}
+            names = [next((n for n, t in found.items() if t is part), f"{k}.{i}") for i, part in enumerate(parts)]
+            found |= zip(names, parts, strict=True)
+            self.names.append(names)
         return found
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
@@ -124,8 +131,8 @@ class CachedHeads(nn.Module):
     def _share_out(self, inputs: Inputs) -> Iterator[tuple[Any, bool, list[Tensor]]]:
         require(inputs, dict, "inputs", "features by name")
         assert isinstance(inputs, dict)
-        for k, (head, frozen) in enumerate(zip(self.heads, self.frozen, strict=True)):
-            yield head, frozen, [value for name, value in inputs.items() if name.partition(".")[0] == str(k)]
+        for head, frozen, names in zip(self.heads, self.frozen, self.names, strict=True):
+            yield head, frozen, [inputs[name] for name in names]
 
     def _run(self, head: ExitHead, activations: Sequence[Tensor]) -> ExitOutput:
         if self.needs_evidence:
