@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.store import Store, Tree
 from exitlens.functional.losses import EGTLoss
-from exitlens.model.heads import HeadKind
+from exitlens.model.heads.exit_heads import HeadKind
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 AS_PUBLISHED: dict[str, Any] = {"target": "attention", "reach": "network"}  # benchmarks/truth has what is the default now

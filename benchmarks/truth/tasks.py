@@ -18,7 +18,7 @@ from exitlens.data.splits import SampleSet
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.backbones.weights import load_weights
-from exitlens.model.heads import HeadKind
+from exitlens.model.heads.exit_heads import HeadKind
 
 DATA = Path("runs/truth/data")
 PICTURES = Path("runs/pictures/data")

@@ -20,13 +20,13 @@ from exitlens.model.cutting.placement import Placement, check_placement, place_e
 from exitlens.model.cutting.split import Pieces, split
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.verify import check_backbone, make_random_inputs, verify
-from exitlens.model.heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
+from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
+from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, fit_neck
+from exitlens.model.heads.token_necks import fit_token_neck
 from exitlens.model.info import Final, NetworkInfo
 from exitlens.model.input_spec import InputSpec, check_example
 from exitlens.model.layouts import KINDS, Kind
-from exitlens.model.necks import LEAST_SIDE, NECK_SHARE, fit_neck
 from exitlens.model.network import ExitNet
-from exitlens.model.token_necks import fit_token_neck
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors, map_inputs
 
 
@@ -58,10 +58,10 @@ def attach(
             backbone takes on this machine, which is measured for 10 s at most and refused where the machine is too busy to
             tell; near a tie, the next run may choose a neighbouring place.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
-            (:class:`~exitlens.model.necks.ContextNeck`, :class:`~exitlens.model.token_necks.TokenNeck`): early answers are
-            much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. Where the last features have
-            fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones, which the final head
-            reads, too; heads on the tokens of a text read those of the first exit beside their own.
+            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.token_necks.TokenNeck`):
+            early answers are much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. Where the
+            last features have fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones,
+            which the final head reads, too; heads on the tokens of a text read those of the first exit beside their own.
             ``"average"``: average pooling, for comparison.
 
     Returns:

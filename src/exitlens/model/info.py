@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exitlens.modalities import Modality, find_modality
-from exitlens.model.heads import HeadKind
+from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types import Preprocessing
 from exitlens.types.inputs import MASK, Inputs

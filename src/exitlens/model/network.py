@@ -17,7 +17,7 @@ from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.session import EngineContext, Session
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
 from exitlens.model.mixing import Mixing, has_attention

@@ -15,7 +15,7 @@ from exitlens.functional.losses import check_labels
 from exitlens.functional.relevance import class_score, gradient_x_input
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.mixing import Mixing
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput

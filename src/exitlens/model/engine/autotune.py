@@ -19,7 +19,7 @@ from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.malloc import can_keep_memory, keep_memory
 from exitlens.types import Policy
 

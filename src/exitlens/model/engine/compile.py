@@ -17,7 +17,7 @@ from exitlens.model._torch_compat import LARGE_BATCH, give_own_code, mark_any_co
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine, StepOutput, take_step
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import Policy
 
 

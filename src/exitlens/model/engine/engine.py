@@ -14,7 +14,7 @@ from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.prepare import prepare_graph, prepare_head
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import ExitOutput
 
 

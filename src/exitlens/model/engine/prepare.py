@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.heads import EvidenceHead, ExitHead, KeptHead
+from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead, KeptHead
 
 
 def prepare_graph(body: fx.GraphModule, tuning: Tuning) -> fx.GraphModule:

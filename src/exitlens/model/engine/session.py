@@ -18,7 +18,7 @@ from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.suggest import is_observed, suggest_engine
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.engine.weights import Snapshot, WeightsRecord
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import Policy
 
 

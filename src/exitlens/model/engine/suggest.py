@@ -12,7 +12,7 @@ from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.prepare import can_fold
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.heads import ExitHead
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.mixing import has_attention
 
 MICRO_BATCH = 16  # suits most; net.tune finds a network's own

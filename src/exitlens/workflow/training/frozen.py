@@ -19,7 +19,7 @@ from exitlens.data.texts import TextSet
 from exitlens.errors import DataError, InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.heads import ExitHead, KeptHead
+from exitlens.model.heads.exit_heads import ExitHead, KeptHead
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last

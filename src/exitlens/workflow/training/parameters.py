@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
 from exitlens.errors import InputError
-from exitlens.model.heads import KeptHead
+from exitlens.model.heads.exit_heads import KeptHead
 from exitlens.model.network import ExitNet
 from exitlens.workflow.training.step import TrainingSettings, list_trained, select_trainable
 

@@ -7,7 +7,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exitlens.model.necks import DEPTH, KERNEL, find_width
+from exitlens.model.heads.necks import DEPTH, KERNEL, find_width
 
 
 class TokenNeck(nn.Module):
@@ -15,7 +15,7 @@ class TokenNeck(nn.Module):
 
     Deep tokens are mixtures of all tokens, so attention to them says little about where an answer comes from. Beside them it
     reads the tokens of an early stage (``lateral``), which are hardly mixed yet. The neck of images is
-    :class:`~exitlens.model.necks.ContextNeck`; here layer norms replace batch norms, and padding is never read.
+    :class:`~exitlens.model.heads.necks.ContextNeck`; here layer norms replace batch norms, and padding is never read.
 
     Args:
         channels: ``D`` of the features ``(B,D,N)``.

@@ -7,9 +7,9 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.heads import AverageHead, EvidenceHead
+from exitlens.model.heads.exit_heads import AverageHead, EvidenceHead
+from exitlens.model.heads.necks import ContextNeck
 from exitlens.model.layouts import Layout
-from exitlens.model.necks import ContextNeck
 from tests.conftest import TinyNet
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exitlens.model.necks import ContextNeck, enlarge, find_spread, fit_neck
+from exitlens.model.heads.necks import ContextNeck, enlarge, find_spread, fit_neck
 
 
 def _unsettle(neck):

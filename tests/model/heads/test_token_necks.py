@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from exitlens.model.token_necks import TokenNeck, fit_token_neck
+from exitlens.model.heads.token_necks import TokenNeck, fit_token_neck
 
 
 def _unsettle(neck):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
 from exitlens.model.cutting.stage import Stage
+from exitlens.model.heads.necks import ContextNeck, find_spread
+from exitlens.model.heads.token_necks import TokenNeck
 from exitlens.model.layouts import Layout
-from exitlens.model.necks import ContextNeck, find_spread
-from exitlens.model.token_necks import TokenNeck
 from exitlens.types import ExitOutput
 
 HeadKind = Literal["evidence", "context", "average"]
@@ -79,8 +79,8 @@ class EvidenceHead(ExitHead):
         channels: ``D`` of the features ``(B,D,*S)``.
         num_classes: ``C``.
         layout: how the features lie in memory; by default ``(B,D,H,W)``.
-        neck: small layers before it (:class:`~exitlens.model.necks.ContextNeck`,
-            :class:`~exitlens.model.token_necks.TokenNeck`); its locations are the map's.
+        neck: small layers before it (:class:`~exitlens.model.heads.necks.ContextNeck`,
+            :class:`~exitlens.model.heads.token_necks.TokenNeck`); its locations are the map's.
         lateral: how the earlier features lie in memory that a neck takes beside the features.
     """
 

@@ -1,0 +1,1 @@
+"""Exit heads, and the small layers (necks) before them."""
