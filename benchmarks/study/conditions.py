@@ -21,16 +21,16 @@ WITHOUT = EGTLoss(weight=0.0, **AS_PUBLISHED)
 class PermutedLoss(EGTLoss):
     """The control: every early map is pulled towards the final map of another image of the batch."""
 
-    def make_target(self, maps: Sequence[Tensor], relevance: Tensor | None) -> Tensor:
-        return maps[-1].detach().roll(1, 0)
+    def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
+        return [maps[-1].detach().roll(1, 0)] * (len(maps) - 1)
 
 
 @dataclass(frozen=True)
 class AttachedLoss(EGTLoss):
     """The final map is not detached: it is pulled towards the early ones as well."""
 
-    def make_target(self, maps: Sequence[Tensor], relevance: Tensor | None) -> Tensor:
-        return maps[-1]
+    def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
+        return [maps[-1]] * (len(maps) - 1)
 
 
 EGT = EGTLoss(**AS_PUBLISHED)

@@ -14,8 +14,8 @@ import exitlens as xl
 class PermutedLoss(xl.EGTLoss):
     """The control: every map is pulled towards the target of another sample of the batch."""
 
-    def make_target(self, maps: Sequence[Tensor], relevance: Tensor | None) -> Tensor:
-        return super().make_target(maps, relevance).roll(1, 0)
+    def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
+        return [target.roll(1, 0) for target in super().make_targets(maps, relevance)]
 
 
 EGT, WITHOUT, PLAIN = "egt", "without", "plain"

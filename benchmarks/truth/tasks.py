@@ -99,7 +99,7 @@ def reviews(seed: int) -> Task:
     def build() -> nn.Module:
         return build_backbone(f"hf:{model}", 2, pretrained=True)
 
-    return Task(parts[0], parts[1], {"test": parts[2]}, build, 3, how, "evidence")
+    return Task(parts[0], parts[1], {"test": parts[2]}, build, 3, how)
 
 
 TASKS: dict[str, Callable[[int], Task]] = {"scenes": scenes, "pictures": pictures, "vit": vit, "reviews": reviews}

@@ -224,6 +224,20 @@ def test_relevance_pulls_every_map_the_final_one_too(target):
     assert gradient.abs().sum() > 0
 
 
+def test_chain_pulls_early_maps_to_the_final_one_and_that_to_the_product():
+    outputs, labels = _outputs()
+    relevance = torch.randn(3, *outputs[0].attention.shape[1:], generator=torch.Generator().manual_seed(0))
+    final = outputs[-1].attention
+    goals = [final] * (len(outputs) - 1) + [mix_target(relevance, final, share=True)]
+    terms = xl.EGTLoss(target="chain")(outputs, labels, relevance=relevance)
+    pairs = zip(goals, outputs, strict=True)
+    by_hand = torch.stack([similarity.divergence(*on_common_grid(goal, o.attention)).mean() for goal, o in pairs]).mean()
+    assert terms.consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    maps = [o.attention.detach().requires_grad_() for o in outputs]
+    targets = xl.EGTLoss(target="chain").make_targets(maps, relevance)
+    assert len(targets) == len(maps) and not any(t.requires_grad for t in targets)
+
+
 def test_relevance_has_to_be_given():
     outputs, labels = _outputs()
     with pytest.raises(xl.InputError, match=r"relevance: .*with_relevance"):

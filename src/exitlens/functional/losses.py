@@ -21,7 +21,7 @@ Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
-Target = Literal["attention", "relevance", "product"]
+Target = Literal["attention", "relevance", "product", "chain"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 Reach = Literal["heads", "network"]
 REACHES: tuple[Reach, ...] = get_args(Reach)
@@ -33,7 +33,7 @@ def ramp(progress: float, share: float) -> float:
 
 
 def consistency_loss(
-    maps: Sequence[Tensor], distance: Distance, signed: bool = False, target: Tensor | None = None, final: bool = False
+    maps: Sequence[Tensor], distance: Distance, signed: bool = False, targets: Sequence[Tensor] | None = None
 ) -> Tensor:
     """``1/(K-1) sum_k D(stop_gradient(M_final), M_k)`` over the early exits, averaged over the batch.
 
@@ -41,14 +41,14 @@ def consistency_loss(
         maps: ``(B,*S)`` of every exit, final last; maps of different size are compared on the coarser grid.
         distance: ``kl`` (KL(final ‖ exit)), ``js`` (in [0, 1]), ``cosine`` (1-cos), ``pearson`` (1-CC), ``mse``.
         signed: the maps may be negative and are not distributions (evidence).
-        target: ``(B,*S)``: what the maps are compared with, in place of the detached final map.
-        final: the final map is compared with the target, too: ``1/K sum_k`` over all exits.
+        targets: ``(B,*S)`` of each of the first maps: what it is compared with, in place of the detached final map. With as
+            many as there are maps the final one is compared, too: ``1/K sum_k`` over all exits.
     """
-    pulled = maps if final else maps[:-1]
-    if not pulled:
+    targets = [maps[-1].detach()] * (len(maps) - 1) if targets is None else targets
+    if not targets:
         return maps[0].new_zeros(())
-    target = maps[-1].detach() if target is None else target
-    return torch.stack([_distance(target, one, distance, signed).mean() for one in pulled]).mean()
+    pairs = zip(targets, maps, strict=False)  # the final map may have no target
+    return torch.stack([_distance(target, one, distance, signed).mean() for target, one in pairs]).mean()
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
@@ -125,6 +125,7 @@ class EGTLoss:
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper).
             ``relevance``: those of all exits, the final one included, towards the locations of exit 0's features that speak
             for the true class at the final exit, to first order. ``product``: towards that times the final exit's attention.
+            ``chain``: the final exit's towards the product, the early exits' towards the final exit's.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
             maps without gradients into the backbone: :func:`exitlens.fit` and ``net.with_separate_maps(x)`` give them.
@@ -214,9 +215,7 @@ class EGTLoss:
         consistency = distillation = classification.new_zeros(())
         if self.weight > 0:
             maps = self._maps(outputs, labels, features)
-            target = self.make_target(maps, relevance)
-            signed, final = self.of == "evidence", self.needs_relevance
-            consistency = consistency_loss(maps, self.distance, signed, target, final)
+            consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.make_targets(maps, relevance))
         if self.distill > 0:
             distillation = distillation_loss(outputs)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
@@ -241,11 +240,13 @@ class EGTLoss:
         if given is not None and (isinstance(given, str) or len(given) != classes):
             raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")
 
-    def make_target(self, maps: Sequence[Tensor], relevance: Tensor | None) -> Tensor:
-        """What the maps are pulled towards, detached."""
+    def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
+        """What each of the maps is pulled towards, detached: the early ones, and the final one if it is pulled, too."""
+        early = len(maps) - 1
         if relevance is None or not self.needs_relevance:
-            return maps[-1].detach()
-        return mix_target(relevance, maps[-1], share=self.target == "product")
+            return [maps[-1].detach()] * early
+        target = mix_target(relevance, maps[-1], share=self.target != "relevance")
+        return [maps[-1].detach() if self.target == "chain" else target] * early + [target]
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "attention":
