@@ -18,18 +18,19 @@ class PermutedLoss(xl.EGTLoss):
         return [target.roll(1, 0) for target in super().make_targets(maps, relevance)]
 
 
-EGT, WITHOUT, PLAIN = "egt", "without", "plain"
+EGT, WITHOUT, PLAIN, CONTROL = "egt", "without", "plain", "permuted"
 LOSSES: dict[str, xl.EGTLoss | None] = {
     PLAIN: None,
     WITHOUT: xl.EGTLoss(weight=0.0),
     EGT: xl.EGTLoss(),
     "paper": xl.EGTLoss(target="attention", reach="network"),
-    "permuted": PermutedLoss(),
+    CONTROL: PermutedLoss(),
 }
+LESS = {"paper": 3, CONTROL: 3}  # seeds at most, of what is there to compare with
 TITLES = {
     PLAIN: "plain network",
     WITHOUT: "without EGT",
     EGT: "EGT (the defaults)",
     "paper": "EGT as published: the final attention for all weights",
-    "permuted": "control: targets of other samples",
+    CONTROL: "control: targets of other samples",
 }

@@ -8,7 +8,7 @@ from statistics import mean
 from benchmarks.promises import Promise
 from benchmarks.store import Tree
 from benchmarks.study.report.figures import interval
-from benchmarks.truth.conditions import EGT, PLAIN, WITHOUT
+from benchmarks.truth.conditions import CONTROL, EGT, LESS, PLAIN, WITHOUT
 from benchmarks.truth.tasks import SEEDS
 
 LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond FROM
@@ -23,7 +23,11 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
     for task, seeds in SEEDS.items():
         names = [[f"{task}/{condition}-{seed}" for seed in range(seeds)] for condition in (EGT, WITHOUT, PLAIN)]
         if all(name in runs for one in names for name in one):
-            yield from _of_task(task, *([runs[name] for name in one] for one in names))
+            ours, without, plain = ([runs[name] for name in one] for one in names)
+            yield from _of_task(task, ours, without, plain)
+            control = [f"{task}/{CONTROL}-{seed}" for seed in range(min(seeds, LESS[CONTROL]))]
+            if all(name in runs for name in control):
+                yield from _of_control(task, ours, [runs[name] for name in control])
 
 
 def _of_task(task: str, ours: list[Tree], without: list[Tree], plain: list[Tree]) -> Iterator[Promise]:
@@ -41,9 +45,7 @@ def _of_task(task: str, ours: list[Tree], without: list[Tree], plain: list[Tree]
         yield _mean(f"{task}|skill", what, skill, ">=", LEAST_SKILL[task])
     first = next(iter(ours[0]["tests"]))
     points = [100 * (a - b) for a, b in zip(_accuracy(ours, first, -1), _accuracy(plain, first, -1), strict=True)]
-    middle, half = interval(points)
-    what, note = f"{task}: final exit minus plain, points, lower end", f"({middle:.2g} ± {half:.2g})"
-    yield Promise(f"truth|{task}|final", what, middle - half, ">=", DIFFERENCE, note=note)
+    yield _lower_end(f"{task}|final", f"{task}: final exit minus plain, points", points, DIFFERENCE)
     if task == "scenes":
         yield from _of_scenes(ours, without)
     if task == "pictures":
@@ -54,6 +56,17 @@ def _of_task(task: str, ours: list[Tree], without: list[Tree], plain: list[Tree]
             yield _mean(f"pictures|early|{most}", what, [a / b for a, b in accuracy], ">=", bar)
 
 
+def _of_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterator[Promise]:
+    """Maps pulled towards those of other samples have to lose, or agreement would mean nothing."""
+    early = range(len(ours[0]["cost"]) - 1)
+    pairs = list(zip(ours, control, strict=False))  # the control has fewer seeds
+    skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
+    share = [mean(_shares([a], k)[0] - _shares([b], k)[0] for k in early) for a, b in pairs]
+    for name, values in (("skill", skill), ("faithfulness share", share)):
+        what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
+        yield _lower_end(f"{task}|control|{name}", what, values, 0)
+
+
 def _of_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:
     for k in range(len(ours[0]["cost"])):
         energy = [one["attention"]["energy_in_mask"][k] for one in ours]
@@ -61,6 +74,11 @@ def _of_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:
     for test in ours[0]["tests"]:
         gain = [100 * (a - b) for a, b in zip(_accuracy(ours, test, 0), _accuracy(without, test, 0), strict=True)]
         yield _mean(f"scenes|exit0|{test}", f"scenes, {test}: exit 0 against without EGT, points", gain, ">=", 0)
+
+
+def _lower_end(key: str, what: str, values: list[float], bar: float) -> Promise:
+    middle, half = interval(values)
+    return Promise(f"truth|{key}", f"{what}, lower end", middle - half, ">=", bar, note=f"({middle:.2g} ± {half:.2g})")
 
 
 def _mean(key: str, what: str, values: list[float], sense: str, bar: float) -> Promise:

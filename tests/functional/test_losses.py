@@ -235,7 +235,8 @@ def test_chain_pulls_early_maps_to_the_final_one_and_that_to_the_product():
     assert terms.consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
     maps = [o.attention.detach().requires_grad_() for o in outputs]
     targets = xl.EGTLoss(target="chain").make_targets(maps, relevance)
-    assert len(targets) == len(maps) and not any(t.requires_grad for t in targets)
+    assert len(targets) == len(maps)
+    assert not any(t.requires_grad for t in targets)
 
 
 def test_relevance_has_to_be_given():

@@ -41,6 +41,16 @@ def test_pictures_are_judged_by_what_their_early_exits_know():
     assert "truth|pictures|energy|0" not in found
 
 
+def test_the_control_has_to_lose():
+    runs = _make_runs("scenes", 5)
+    assert not any("control" in one.key for one in list_promises(runs))
+    runs |= {f"scenes/permuted-{seed}": _run((0.5, 0.35, 1.0), [0.1, 0.01 * seed], [0.8, 0.9, 0.9]) for seed in range(3)}
+    found = {one.key: one for one in list_promises(runs)}
+    assert found["truth|scenes|control|faithfulness share"].measured == pytest.approx(0.3)
+    assert "(0.68 ± " in found["truth|scenes|control|skill"].note
+    assert found["truth|scenes|control|skill"].is_kept
+
+
 def test_tasks_that_are_not_complete_are_not_judged():
     runs = _make_runs("vit", 3)
     assert list(list_promises(runs))
