@@ -7,11 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import exitlens as xl
 from benchmarks.truth.conditions import LOSSES, TITLES
 from benchmarks.truth.tasks import Task, build_network
 from exitlens.workflow.faithfulness import faithfulness
 
+WATCHED = 500  # validation samples that tell how a training goes
 SAMPLES, ORACLE = 1000, 300  # for faithfulness; of these for the occlusion oracle
 KEPT = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
@@ -34,7 +37,8 @@ def train(task: Task, condition: str, seed: int, folder: Path) -> tuple[xl.ExitN
     with (folder / "fit.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         how: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.how}
-        done = xl.fit(net, task.train, task.validation, loss=loss or xl.EGTLoss(weight=0.0), **how)
+        watched = task.validation.subset(torch.arange(min(WATCHED, len(task.validation))))
+        done = xl.fit(net, task.train, watched, loss=loss or xl.EGTLoss(weight=0.0), **how)
     return net, done
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import exitlens as xl
 from benchmarks import reviews as review_files
 from benchmarks.pictures.train import BACKBONE, FIT, find_weights, load_pictures, open_folder
-from benchmarks.study.data import Splits
 from benchmarks.study.data import scenes as make_scenes
 from exitlens.data.splits import SampleSet
 from exitlens.model.backbones.build import build_backbone
@@ -55,7 +54,7 @@ def scenes(seed: int) -> Task:
     splits = make_scenes(seed)
     how = {"epochs": splits.epochs, "batch_size": splits.batch_size, "channels_last": True, "amp": True}
     at = ("layer1", "layer2", "layer3")
-    return Task(splits.train, _first(splits), splits.tests, SmallResNet, at, how)
+    return Task(splits.train, splits.validation["agreeing"], splits.tests, SmallResNet, at, how)
 
 
 def vit(seed: int) -> Task:
@@ -63,12 +62,7 @@ def vit(seed: int) -> Task:
     splits = make_scenes(seed)
     how = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-3, "amp": True}
     at = ("blocks.0", "blocks.2", "blocks.4")
-    return Task(splits.train, _first(splits), splits.tests, _build_vit, at, how)
-
-
-def _first(splits: Splits) -> xl.ImageSet:
-    """Scenes to watch a training by."""
-    return splits.validation["agreeing"].first(500)
+    return Task(splits.train, splits.validation["agreeing"], splits.tests, _build_vit, at, how)
 
 
 def _build_vit() -> nn.Module:
