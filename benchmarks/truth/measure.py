@@ -55,8 +55,9 @@ def measure(net: xl.ExitNet, task: Task) -> dict[str, Any]:
             }
     if net.num_exits > 1:
         test = next(iter(task.tests.values()))
-        how: dict[str, Any] = {"samples": SAMPLES, "oracle_samples": ORACLE, "grid": task.grid}
-        attention, relevance = (faithfulness(net, test, of=of, **how).to_dict() for of in ("attention", "relevance"))
+        how: dict[str, Any] = {"oracle_samples": ORACLE, "grid": task.grid}
+        attention = faithfulness(net, test, samples=SAMPLES, **how).to_dict()
+        relevance = faithfulness(net, test, samples=ORACLE, of="relevance", **how).to_dict()
         found["attention"] = {name: attention[name] for name in (*KEPT, *MAPS)}
         found["relevance"] = {name: relevance[name] for name in KEPT}
     return found
