@@ -20,6 +20,7 @@ from benchmarks.pictures.steps import time_steps
 from benchmarks.pictures.train import KINDS, open_folder
 
 RUNS = Path("runs/pictures")
+TRAINED = Path("runs/truth/pictures"), {"plain": "plain", "exits": "egt"}  # the same networks, by their names there
 NAMES = ["step-0", *(f"{kind}-{seed}" for seed in SEEDS for kind in (*KINDS, "pair"))]
 
 
@@ -34,7 +35,8 @@ def measure(name: str, data: Path) -> dict[str, Any]:
             torch.set_num_threads(threads)
     if kind == "pair":
         return compare(int(seed), RUNS)
-    return measure_network(kind, int(seed), open_folder(data), RUNS)
+    folder, names = TRAINED
+    return measure_network(kind, int(seed), open_folder(data), RUNS, folder / f"{names[kind]}-{seed}")
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ ANSWERS = "answers.safetensors"
 SAMPLES = 256  # for the maps
 
 
-def measure_network(kind: str, seed: int, folder: Path, runs: Path) -> dict[str, Any]:
-    """Trains (or goes on training) one network and measures it; its answers to the test pictures stay beside the run."""
+def measure_network(kind: str, seed: int, folder: Path, runs: Path, trained: Path) -> dict[str, Any]:
+    """Measures one network, trained if it was not; its answers to the test pictures stay in ``runs``."""
     out = runs / f"{kind}-{seed}"
-    net, result = train(kind, seed, folder, out / "fit")
+    net, result = train(kind, seed, folder, trained / "fit")
     test = load_pictures(folder, "test")
     trace = xl.collect(net, test.images)
     report = xl.evaluate(trace, xl.Policy.never(net.num_exits))

@@ -83,8 +83,12 @@ def build_network(kind: str, seed: int, classes: Sequence[str], example: Tensor)
 
 
 def train(kind: str, seed: int, folder: Path, out: Path) -> tuple[xl.ExitNet, xl.FitResult]:
-    """A network fine-tuned by :data:`FIT`; goes on from the last whole epoch where it was stopped."""
+    """A network fine-tuned by :data:`FIT`; goes on from the last whole epoch where it was stopped.
+
+    ``out``: that of ``benchmarks.truth``, which trains the same ones (there ``exits`` is called ``egt``), or another.
+    """
     data, validation = (load_pictures(folder, split).images for split in ("train", "validation"))
     net = build_network(kind, seed, data.classes, data.first(1).inputs)
+    net.describe(classes=tuple(data.classes), preprocess=data.preprocess)
     loss = xl.EGTLoss(weight=0.0) if kind == "plain" else xl.EGTLoss()
     return net, xl.fit(net, data, validation, loss=loss, seed=seed, out_dir=out, resume=True, progress=False, **FIT)

@@ -21,6 +21,7 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads.exit_heads import ExitHead, KeptHead
 from exitlens.model.network import ExitNet
+from exitlens.model.precision import use_half_precision
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 from exitlens.workflow.training.features import FeatureCache, FeatureLoader, Room
@@ -178,8 +179,7 @@ def cache_features(
         net.check_input(inputs, name)
         if training and settings.channels_last:
             inputs = map_inputs(inputs, set_channels_last)
-        autocast = torch.autocast(net.device.type, torch.bfloat16, enabled=training and settings.amp)
-        with switch_mode(net, False), torch.no_grad(), autocast:
+        with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, training and settings.amp):
             found = heads.extract(net, inputs)
         for key, value in found.items():
             if key not in cache.columns:

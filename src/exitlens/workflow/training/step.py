@@ -16,6 +16,7 @@ from exitlens.errors import InputError, TrainingError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
+from exitlens.model.precision import use_half_precision
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
 from exitlens.workflow.training.monitor import MONITORS, Monitor
@@ -184,7 +185,7 @@ def compute_terms(
     net.check_input(inputs, "train")
     if settings.channels_last:
         inputs = map_inputs(inputs, set_channels_last)
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=settings.amp):
+    with use_half_precision(labels.device, settings.amp):
         try:
             outputs, features, relevance = _run(net, loss, inputs, labels, settings.freeze_backbone)
         except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"

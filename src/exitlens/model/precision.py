@@ -1,0 +1,46 @@
+"""Half precision in training, and the operation that is faster without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
+_CONVOLUTIONS |= {getattr(torch.ops.aten, f.__name__).default for f in (F.conv1d, F.conv2d, F.conv3d)}
+
+
+@contextmanager
+def use_half_precision(device: torch.device, enabled: bool) -> Iterator[None]:
+    """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions stay in float32.
+
+    In bfloat16 their backward pass takes 3 to 15 times as long there: a training step of an EfficientNet-Lite0 takes twice
+    as long as with them in float32 (``python -m benchmarks.training.precision``). What they give is bfloat16 all the same.
+    """
+    spared = _DepthwiseInFloat32() if enabled and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), spared:
+        yield
+
+
+class _DepthwiseInFloat32(TorchFunctionMode):
+    """Runs convolutions with one channel to a group in float32, whoever calls them: modules, functions, exported code."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Every call of a function of PyTorch comes by here."""
+        kwargs = kwargs or {}
+        if func not in _CONVOLUTIONS or len(args) < 2 or not _is_depthwise(*args[:2]):
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            whole = [one.float() if isinstance(one, Tensor) else one for one in args]
+            return func(*whole, **kwargs).to(torch.bfloat16)
+
+
+def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
+    return weight.shape[1] == 1 and x.shape[1 - weight.ndim] > 1

@@ -1,0 +1,49 @@
+"""Half precision spares depthwise convolutions on CPUs, and nothing else."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from exitlens.model.precision import use_half_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_depthwise_convolutions_are_exact_to_their_rounded_output(axes):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](4, 4, 3, padding=1, groups=4)
+    x = torch.randn(2, 4, *[5] * axes, generator=torch.Generator().manual_seed(0))
+    with use_half_precision(CPU, True):
+        found = conv(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, conv(x).to(torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(conv(x), found)  # what was rounded before differs
+    found.float().sum().backward()
+    assert conv.weight.grad.dtype == torch.float32
+
+
+def test_other_operations_are_autocast():
+    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    grey, dense = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+    for module, inputs in ((grey, x[:, :1]), (dense, x)):
+        with use_half_precision(CPU, True):
+            found = module(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(module(inputs), found)
+
+
+def test_exported_code_and_named_arguments_run():
+    conv = nn.Conv2d(4, 4, 3, groups=4)
+    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    exported = torch.export.export(conv, (x,)).module()
+    with use_half_precision(CPU, True):
+        assert torch.equal(exported(x), conv(x))
+        assert F.conv2d(input=x, weight=conv.weight, groups=4).shape == (2, 4, 3, 3)
+
+
+def test_without_it_nothing_changes():
+    conv, x = nn.Conv2d(4, 4, 3, groups=4), torch.ones(1, 4, 3, 3)
+    with use_half_precision(CPU, False):
+        assert conv(x).dtype == torch.float32
