@@ -15,7 +15,7 @@ from benchmarks.truth.tasks import Task, build_network
 from exitlens.workflow.faithfulness import faithfulness
 
 WATCHED = 500  # validation samples that tell how a training goes
-SAMPLES, ORACLE = 1000, 300  # for faithfulness; of these for the occlusion oracle
+SAMPLES, ORACLE, RELEVANCE = 1000, 300, 100  # for faithfulness; of these for the occlusion oracle; for relevance maps
 KEPT = ("deletion", "deletion_random", "deletion_oracle", "deletion_share", "deletion_share_error", "insertion_share")
 MAPS = ("randomised_cc", "energy_in_mask", "pointing_game")
 
@@ -55,9 +55,9 @@ def measure(net: xl.ExitNet, task: Task) -> dict[str, Any]:
             }
     if net.num_exits > 1:
         test = next(iter(task.tests.values()))
-        how: dict[str, Any] = {"oracle_samples": ORACLE, "grid": task.grid}
-        attention = faithfulness(net, test, samples=SAMPLES, **how).to_dict()
-        relevance = faithfulness(net, test, samples=ORACLE, of="relevance", **how).to_dict()
+        attention = faithfulness(net, test, samples=SAMPLES, oracle_samples=ORACLE, grid=task.grid).to_dict()
+        few = {"samples": RELEVANCE, "oracle_samples": RELEVANCE}
+        relevance = faithfulness(net, test, of="relevance", grid=task.grid, **few).to_dict()
         found["attention"] = {name: attention[name] for name in (*KEPT, *MAPS)}
         found["relevance"] = {name: relevance[name] for name in KEPT}
     return found
