@@ -71,3 +71,11 @@ def test_all_finite_also_where_the_sum_overflows():
 
 def test_upsample_is_for_pictures():
     assert maps.upsample(torch.rand(2, 3, 3), (12, 12)).shape == (2, 12, 12)
+
+
+def test_the_mean_of_maps_is_on_the_coarsest_grid_and_detached():
+    fine = torch.tensor([[[0.5, 0.1, 0.0, 0.0], [0.3, 0.1, 0.0, 0.0]]], requires_grad=True)  # all in the left half
+    coarse = torch.tensor([[[0.25, 0.75]]])
+    mean = maps.average([fine, coarse])
+    assert not mean.requires_grad
+    assert mean.tolist() == [[[0.625, 0.375]]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional import similarity
-from exitlens.functional.maps import class_evidence, energy, on_common_grid, regrid
+from exitlens.functional.maps import average, class_evidence, energy, on_common_grid, regrid
 from exitlens.functional.relevance import mix_target
 from exitlens.types import ExitOutput, LossTerms
 
@@ -21,7 +21,7 @@ Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
-Target = Literal["attention", "relevance", "product", "chain"]
+Target = Literal["attention", "relevance", "product", "chain", "mean"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 Reach = Literal["heads", "network"]
 REACHES: tuple[Reach, ...] = get_args(Reach)
@@ -125,7 +125,8 @@ class EGTLoss:
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper).
             ``relevance``: those of all exits, the final one included, towards the locations of exit 0's features that speak
             for the true class at the final exit, to first order. ``product``: towards that times the final exit's attention.
-            ``chain``: the final exit's towards the product, the early exits' towards the final exit's.
+            ``chain``: the final exit's towards the product, the early exits' towards the final exit's. ``mean``: those of
+            all exits towards their mean.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
             maps without gradients into the backbone: :func:`exitlens.fit` and ``net.with_separate_maps(x)`` give them.
@@ -174,7 +175,7 @@ class EGTLoss:
     @property
     def needs_relevance(self) -> bool:
         """Whether it has to be given a relevance map."""
-        return self.target not in (None, "attention") and self.weight > 0
+        return self.target in ("relevance", "product", "chain") and self.weight > 0
 
     def for_network(self, attends: bool) -> EGTLoss:
         """With target and reach for a kind of network, where they were not given.
@@ -243,6 +244,8 @@ class EGTLoss:
     def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
         """What each of the maps is pulled towards, detached: the early ones, and the final one if it is pulled, too."""
         early = len(maps) - 1
+        if self.target == "mean":
+            return [average(maps)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * early
         target = mix_target(relevance, maps[-1], share=self.target != "relevance")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,12 @@ def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two batches of distributions on the coarser of their grids (per axis), each renormalised to sum 1."""
     size = tuple(min(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
     return as_distribution(regrid(a, size)), as_distribution(regrid(b, size))
+
+
+def average(maps: Sequence[Tensor]) -> Tensor:  # (B,*S) each -> (B,*T)
+    """The mean of distributions over locations, on the coarsest of their grids (per axis), detached."""
+    size = tuple(min(sides) for sides in zip(*(one.shape[1:] for one in maps), strict=True))
+    return torch.stack([as_distribution(regrid(one.detach(), size)) for one in maps]).mean(0)
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) -> (B,H,W)
