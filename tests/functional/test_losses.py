@@ -224,21 +224,6 @@ def test_relevance_pulls_every_map_the_final_one_too(target):
     assert gradient.abs().sum() > 0
 
 
-def test_chain_pulls_early_maps_to_the_final_one_and_that_to_the_product():
-    outputs, labels = _outputs()
-    relevance = torch.randn(3, *outputs[0].attention.shape[1:], generator=torch.Generator().manual_seed(0))
-    final = outputs[-1].attention
-    goals = [final] * (len(outputs) - 1) + [mix_target(relevance, final, share=True)]
-    terms = xl.EGTLoss(target="chain")(outputs, labels, relevance=relevance)
-    pairs = zip(goals, outputs, strict=True)
-    by_hand = torch.stack([similarity.divergence(*on_common_grid(goal, o.attention)).mean() for goal, o in pairs]).mean()
-    assert terms.consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
-    maps = [o.attention.detach().requires_grad_() for o in outputs]
-    targets = xl.EGTLoss(target="chain").make_targets(maps, relevance)
-    assert len(targets) == len(maps)
-    assert not any(t.requires_grad for t in targets)
-
-
 def test_mean_pulls_every_map_to_the_mean_of_all():
     outputs, labels = _outputs()
     loss = xl.EGTLoss(target="mean")
@@ -259,16 +244,19 @@ def test_relevance_has_to_be_given():
 
 def test_target_and_reach_suit_the_network_unless_given():
     conv, attends = (xl.EGTLoss().for_network(value) for value in (False, True))
-    assert (conv.target, conv.reach, conv.separates_maps, conv.needs_relevance) == ("attention", "heads", True, False)
+    assert (conv.target, conv.reach, conv.separates_maps, conv.needs_relevance) == ("mean", "heads", True, False)
     assert (attends.target, attends.reach, attends.separates_maps, attends.needs_relevance) == (
         "product",
         "network",
         False,
         True,
     )
+    assert xl.EGTLoss().for_network(False, keeps_final=True).target == "attention"
+    assert xl.EGTLoss().for_network(True, keeps_final=True).target == "product"
     given = xl.EGTLoss(target="attention", reach="network")
     assert given.for_network(True) == given
-    assert xl.EGTLoss(of="evidence", distance="pearson").for_network(True).target == "attention"
+    for attends in (False, True):
+        assert xl.EGTLoss(of="evidence", distance="pearson").for_network(attends).target == "attention"
     assert not xl.EGTLoss(weight=0.0, reach="heads").separates_maps
     with pytest.raises(xl.InputError, match="reach: expected one of"):
         xl.EGTLoss(reach="body")

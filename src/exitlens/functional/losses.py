@@ -21,7 +21,7 @@ Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
-Target = Literal["attention", "relevance", "product", "chain", "mean"]
+Target = Literal["attention", "mean", "relevance", "product"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 Reach = Literal["heads", "network"]
 REACHES: tuple[Reach, ...] = get_args(Reach)
@@ -122,11 +122,10 @@ class EGTLoss:
         of: ``attention``, ``evidence`` (of the true class) or ``activation`` (channel energy; needs ``features``).
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
         target: what maps are pulled towards; by default what suits the network (:meth:`for_network`), outside of
-            :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper).
-            ``relevance``: those of all exits, the final one included, towards the locations of exit 0's features that speak
-            for the true class at the final exit, to first order. ``product``: towards that times the final exit's attention.
-            ``chain``: the final exit's towards the product, the early exits' towards the final exit's. ``mean``: those of
-            all exits towards their mean.
+            :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper). The
+            others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all.
+            ``relevance``: towards the locations of exit 0's features that speak for the true class at the final exit, to
+            first order. ``product``: towards that times the final exit's attention.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
             maps without gradients into the backbone: :func:`exitlens.fit` and ``net.with_separate_maps(x)`` give them.
@@ -175,16 +174,19 @@ class EGTLoss:
     @property
     def needs_relevance(self) -> bool:
         """Whether it has to be given a relevance map."""
-        return self.target in ("relevance", "product", "chain") and self.weight > 0
+        return self.target in ("relevance", "product") and self.weight > 0
 
-    def for_network(self, attends: bool) -> EGTLoss:
+    def for_network(self, attends: bool, keeps_final: bool = False) -> EGTLoss:
         """With target and reach for a kind of network, where they were not given.
 
-        Convolutional: ``attention`` and ``heads``: the backbone is left to classification, and no way back is needed.
-        Networks that mix by attention (``attends``): ``product`` and ``network``, because there the final attention is a
-        poor target. docs/truth.md has what has been compared so far.
+        Convolutional: ``mean`` and ``heads``: what the exits of such a network look at by themselves is true, and a final
+        map that all follow alone is less so; the backbone is left to classification. Networks that mix by attention
+        (``attends``): ``product`` and ``network``, because there attention by itself says little of where an answer comes
+        from. Where the final exit is the backbone's own classifier (``keeps_final``), its map cannot move, and the others
+        follow it; so do maps other than attention. docs/truth.md compares.
         """
-        target: Target = "product" if attends and self.of == "attention" else "attention"
+        follows = self.of != "attention" or (keeps_final and not attends)
+        target: Target = "attention" if follows else "product" if attends else "mean"
         return replace(self, target=self.target or target, reach=self.reach or ("network" if attends else "heads"))
 
     @property
@@ -243,13 +245,11 @@ class EGTLoss:
 
     def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
         """What each of the maps is pulled towards, detached: the early ones, and the final one if it is pulled, too."""
-        early = len(maps) - 1
         if self.target == "mean":
             return [average(maps)] * len(maps)
         if relevance is None or not self.needs_relevance:
-            return [maps[-1].detach()] * early
-        target = mix_target(relevance, maps[-1], share=self.target != "relevance")
-        return [maps[-1].detach() if self.target == "chain" else target] * early + [target]
+            return [maps[-1].detach()] * (len(maps) - 1)
+        return [mix_target(relevance, maps[-1], share=self.target == "product")] * len(maps)
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "attention":

@@ -63,9 +63,15 @@ def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average(maps: Sequence[Tensor]) -> Tensor:  # (B,*S) each -> (B,*T)
-    """The mean of distributions over locations, on the coarsest of their grids (per axis), detached."""
+    """The geometric mean of distributions over locations, normalised and detached, on the coarsest of their grids (per axis).
+
+    Also called a logarithmic opinion pool: a location counts as far as all maps agree that it does. The mean of attention
+    scores before their softmax gives the same. What is 0 in all maps (padding) stays 0.
+    """
     size = tuple(min(sides) for sides in zip(*(one.shape[1:] for one in maps), strict=True))
-    return torch.stack([as_distribution(regrid(one.detach(), size)) for one in maps]).mean(0)
+    together = torch.stack([as_distribution(regrid(one.detach(), size)) for one in maps])
+    logs = together.clamp_min(EPS).log().mean(0).masked_fill((together == 0).all(0), -torch.inf)
+    return logs.flatten(1).softmax(1).view_as(logs)
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) -> (B,H,W)
