@@ -63,7 +63,7 @@ def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average(maps: Sequence[Tensor]) -> Tensor:  # (B,*S) each -> (B,*T)
-    """The geometric mean of distributions over locations, normalised and detached, on the coarsest of their grids (per axis).
+    """The geometric mean of distributions over locations, normalised and detached, on the coarsest grid of them (per axis).
 
     Also called a logarithmic opinion pool: a location counts as far as all maps agree that it does. The mean of attention
     scores before their softmax gives the same. What is 0 in all maps (padding) stays 0.
