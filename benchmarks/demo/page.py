@@ -89,7 +89,7 @@ def write_summary(result: dict[str, Any]) -> list[str]:
         *exits_table(result, SUMMARY),
         "",
         f"The plain backbone reaches {plain:.1f} %. Where backgrounds say nothing about the class, exit 0 has {before:.1f} without and "
-        f"{after:.1f} % with EGT: in one run the price of looking where the final exit looks ([more runs](docs/truth.md)). With thresholds certified (90 % confidence) to cost at most one point, batches of 64 run "
+        f"{after:.1f} % with EGT, in one run ([more](docs/truth.md)). With thresholds certified (90 % confidence) to cost at most one point, batches of 64 run "
         f"**{timed['speedup']:.1f} times faster** than the plain backbone and lose {100 * timed['accuracy_drop']:.1f} points.",
     ]
 
