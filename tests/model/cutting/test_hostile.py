@@ -343,10 +343,7 @@ class Remembers(Base):
         return super().train(mode)
 
     def forward(self, x):
-        if self.training:
-            bias = 2 * self.bias
-        else:
-            bias = self.cache.setdefault("bias", 2 * self.bias)
+        bias = 2 * self.bias if self.training else self.cache.setdefault("bias", 2 * self.bias)
         return self.tail(F.relu(self.b(F.relu(self.a(x) + bias))))
 
 

@@ -1,0 +1,103 @@
+"""Operations that slide a window over locations: their kernel, stride and padding, from a layer or from a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from exitlens.model.geometry.grids import Line
+
+Rule = Callable[[int, Line], Line]  # of the i-th of the locations' axes
+Shape = Sequence[int]
+
+
+def find_window_rule(
+    module: nn.Module | None, node: fx.Node, name: str, before: Shape, after: Shape, shape_of: Callable[[fx.Node], Shape]
+) -> Rule | None:
+    """What the operation makes of a line of locations; ``None`` if it slides no window, or one that is not known here.
+
+    Args:
+        module: that the node calls, if it calls one. name: of the function, if not.
+        before, after: shapes of what comes in and goes out.
+        shape_of: of other nodes (weights).
+    """
+    if module is not None:
+        return _of_module(module, before, after)
+    if name.startswith(("adaptive_avg_pool", "adaptive_max_pool")):
+        return _resizing(before, after, Line.pool_to)
+    if name == "interpolate" or name.startswith("upsample_"):
+        aligned = node.kwargs.get("align_corners", next((a for a in node.args if isinstance(a, bool)), False))
+        mode = str(_argument(node, 3, "mode") or "nearest") if name == "interpolate" else name
+        return _resizing(before, after, partial(Line.resize, aligned=bool(aligned), reads=1 if "nearest" in mode else 2))
+    if name in ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"):
+        return _padding(_argument(node, 1, "pad"), len(before) - 2)
+    if name.startswith("conv") and name[4:5] in "123" and len(node.all_input_nodes) > 1:
+        kernel = shape_of(node.all_input_nodes[1])[2:]
+        stride, padding, dilation = (_argument(node, i, key) for i, key in ((3, "stride"), (4, "padding"), (5, "dilation")))
+        return _sliding(kernel, stride or 1, padding or 0, dilation or 1)
+    if name.startswith(("max_pool", "avg_pool")):
+        kernel, stride = _argument(node, 1, "kernel_size"), _argument(node, 2, "stride")
+        dilation = _argument(node, 4, "dilation") if name.startswith("max") else 1
+        return _sliding(kernel, stride or kernel, _argument(node, 3, "padding") or 0, dilation or 1)
+    return None
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def _of_module(module: nn.Module, before: Shape, after: Shape) -> Rule | None:
+    if isinstance(module, _ConvTransposeNd):
+        parts = module.kernel_size, module.stride, module.padding, module.dilation
+        return lambda i, line: line.scatter(*(_pick(part, i) for part in parts))
+    if isinstance(module, _ConvNd):
+        return _sliding(module.kernel_size, module.stride, module.padding, module.dilation)
+    if isinstance(module, _MaxPoolNd | _AvgPoolNd):
+        stride = module.kernel_size if module.stride is None else module.stride
+        return _sliding(module.kernel_size, stride, module.padding, getattr(module, "dilation", 1))
+    if isinstance(module, _AdaptiveAvgPoolNd | _AdaptiveMaxPoolNd):
+        return _resizing(before, after, Line.pool_to)
+    if isinstance(module, nn.Upsample):
+        reads = 1 if module.mode == "nearest" else 2
+        return _resizing(before, after, partial(Line.resize, aligned=bool(module.align_corners), reads=reads))
+    if type(module).__module__ == nn.ZeroPad2d.__module__:
+        return _padding(module.padding, len(before) - 2)
+    return None
+
+
+def _pick(value: Any, i: int) -> Any:
+    """Of a number for all axes, or one for each."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    return value[i] if len(value) > 1 else value[0]
+
+
+def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Rule | None:
+    if any(isinstance(part, fx.Node) for part in (kernel, stride, padding, dilation)):
+        return None
+
+    def slide(i: int, line: Line) -> Line:
+        size, spaced = _pick(kernel, i), _pick(dilation, i)
+        before = _pick(padding, i)
+        if isinstance(before, str):  # the odd location of padding goes behind
+            before = spaced * (size - 1) // 2 if before == "same" else 0
+        return line.slide(size, _pick(stride, i), before, spaced)
+
+    return slide
+
+
+def _resizing(before: Shape, after: Shape, resize: Callable[[Line, int, int], Line]) -> Rule:
+    return lambda i, line: resize(line, before[2 + i], after[2 + i])
+
+
+def _padding(pairs: Any, count: int) -> Rule | None:
+    """Padding of the last axes, the last first: two numbers for each; ``count`` of the axes are those of locations."""
+    if not isinstance(pairs, list | tuple) or not all(isinstance(n, int) for n in pairs):
+        return None
+    in_front = [*pairs[::2], *(0,) * count]
+    return lambda i, line: line.skip(-in_front[count - 1 - i])
