@@ -36,10 +36,11 @@ class Line:
     def resize(self, old: int, new: int, *, aligned: bool = False, reads: int = 1) -> Line:
         """After interpolation from ``old`` to ``new`` locations, each from ``reads`` neighbours.
 
-        ``aligned``: by the centres of the corner locations (``align_corners=True``) instead of by their edges.
+        ``aligned``: by the centres of the corner locations (``align_corners=True``) instead of by their edges. Fewer
+        locations of one neighbour each (``nearest``) are the first of those that they stand for.
         """
         jump = self.jump * ((old - 1) / max(new - 1, 1) if aligned else old / new)
-        start = self.start if aligned else self.start + (jump - self.jump) / 2
+        start = self.start if aligned or (reads == 1 and new < old) else self.start + (jump - self.jump) / 2
         return Line(start, jump, self.reach + (reads - 1) * self.jump)
 
     def pool_to(self, old: int, new: int) -> Line:
@@ -92,9 +93,9 @@ NOWHERE = Grid()
 
 
 def join(grids: Sequence[Grid]) -> Grid:
-    """What is added, multiplied or concatenated: the mean of the places (all branches weigh the same), the largest reach.
+    """What is added, multiplied or concatenated: the mean of their places, and all that they reach.
 
-    Branches without a place do not move the others, whose reach becomes the whole image.
+    All branches weigh the same. Those without a place do not move the others, whose reach becomes the whole image.
     """
     located = [grid for grid in grids if grid.axes]
     if not located or any(grid.axes != located[0].axes or len(grid.lines) != len(located[0].lines) for grid in located):
@@ -106,4 +107,5 @@ def join(grids: Sequence[Grid]) -> Grid:
 
 def _average(lines: Sequence[Line]) -> Line:
     start, jump = sum(line.start for line in lines) / len(lines), sum(line.jump for line in lines) / len(lines)
-    return Line(start, jump, max(line.reach for line in lines))
+    first, last = min(line.start - line.reach / 2 for line in lines), max(line.start + line.reach / 2 for line in lines)
+    return Line(start, jump, last - first)

@@ -36,10 +36,12 @@ def find_window_rule(
         return _resizing(before, after, partial(Line.resize, aligned=bool(aligned), reads=1 if "nearest" in mode else 2))
     if name in ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"):
         return _padding(_argument(node, 1, "pad"), len(before) - 2)
-    if name.startswith("conv") and name[4:5] in "123" and len(node.all_input_nodes) > 1:
+    if name.startswith(("conv1", "conv2", "conv3", "conv_transpose")) and len(node.all_input_nodes) > 1:
+        is_transposed = name.startswith("conv_t")
         kernel = shape_of(node.all_input_nodes[1])[2:]
-        stride, padding, dilation = (_argument(node, i, key) for i, key in ((3, "stride"), (4, "padding"), (5, "dilation")))
-        return _sliding(kernel, stride or 1, padding or 0, dilation or 1)
+        stride, padding = _argument(node, 3, "stride"), _argument(node, 4, "padding")
+        dilation = _argument(node, 7 if is_transposed else 5, "dilation")
+        return (_scattering if is_transposed else _sliding)(kernel, stride or 1, padding or 0, dilation or 1)
     if name.startswith(("max_pool", "avg_pool")):
         kernel, stride = _argument(node, 1, "kernel_size"), _argument(node, 2, "stride")
         dilation = _argument(node, 4, "dilation") if name.startswith("max") else 1
@@ -53,8 +55,7 @@ def _argument(node: fx.Node, place: int, name: str) -> Any:
 
 def _of_module(module: nn.Module, before: Shape, after: Shape) -> Rule | None:
     if isinstance(module, _ConvTransposeNd):
-        parts = module.kernel_size, module.stride, module.padding, module.dilation
-        return lambda i, line: line.scatter(*(_pick(part, i) for part in parts))
+        return _scattering(module.kernel_size, module.stride, module.padding, module.dilation)
     if isinstance(module, _ConvNd):
         return _sliding(module.kernel_size, module.stride, module.padding, module.dilation)
     if isinstance(module, _MaxPoolNd | _AvgPoolNd):
@@ -89,6 +90,12 @@ def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Rule | No
         return line.slide(size, _pick(stride, i), before, spaced)
 
     return slide
+
+
+def _scattering(*parts: Any) -> Rule | None:
+    if any(isinstance(part, fx.Node) for part in parts):
+        return None
+    return lambda i, line: line.scatter(*(_pick(part, i) for part in parts))
 
 
 def _resizing(before: Shape, after: Shape, resize: Callable[[Line, int, int], Line]) -> Rule:
