@@ -90,8 +90,7 @@ def faithfulness(
     """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
 
     Deleted cells take the image's mean colour; deleted tokens of a text are masked out (arXiv 1911.03429). Maps of images
-    are placed in the image (``net.map_offsets``) and averaged to ``grid`` first, so that a fine map and a coarse one delete the
-    same area.
+    are placed (``net.map_offsets``) and averaged to ``grid`` first, so that fine and coarse maps delete the same area.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.

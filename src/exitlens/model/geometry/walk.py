@@ -77,8 +77,9 @@ def _join_parents(
     moves = [len(after) - len(traced.shape_of(parent)) for parent in parents]
     grids = [found[parent].move(axis + by for axis in found[parent].axes) for parent, by in zip(parents, moves, strict=True)]
     joined = join(grids)
-    if not joined.is_flat and any(after[axis] != size for axis, size in zip(joined.axes, joined.sizes, strict=True)):
-        return NOWHERE  # side by side, for example
+    sizes = [] if joined.is_flat else zip(joined.axes, joined.sizes, strict=True)
+    if min(moves) < 0 or any(after[axis] != size for axis, size in sizes):
+        return NOWHERE  # side by side, or summed up
     if name in _MULTIPLYING:  # a gate that is the same at all locations (squeeze-excite) shows nothing of elsewhere
         gates = [not grid.axes and all(s[a] == 1 for a in joined.axes) for grid, s in zip(grids, shapes, strict=True)]
         joined = join([grid for grid, is_gate in zip(grids, gates, strict=True) if not is_gate])

@@ -78,8 +78,14 @@ def _pick(value: Any, i: int) -> Any:
     return value[i] if len(value) > 1 else value[0]
 
 
+def _are_known(*values: Any) -> bool:
+    """Whether they are numbers, or several, and nothing that the network computes."""
+    parts = [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
+    return all(isinstance(part, int | str) for part in parts)
+
+
 def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Rule | None:
-    if any(isinstance(part, fx.Node) for part in (kernel, stride, padding, dilation)):
+    if not _are_known(kernel, stride, padding, dilation):
         return None
 
     def slide(i: int, line: Line) -> Line:
@@ -93,7 +99,7 @@ def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Rule | No
 
 
 def _scattering(*parts: Any) -> Rule | None:
-    if any(isinstance(part, fx.Node) for part in parts):
+    if not _are_known(*parts):
         return None
     return lambda i, line: line.scatter(*(_pick(part, i) for part in parts))
 
@@ -104,7 +110,7 @@ def _resizing(before: Shape, after: Shape, resize: Callable[[Line, int, int], Li
 
 def _padding(pairs: Any, count: int) -> Rule | None:
     """Padding of the last axes, the last first: two numbers for each; ``count`` of the axes are those of locations."""
-    if not isinstance(pairs, list | tuple) or not all(isinstance(n, int) for n in pairs):
+    if isinstance(pairs, int) or not _are_known(pairs):
         return None
     in_front = [*pairs[::2], *(0,) * count]
     return lambda i, line: line.skip(-in_front[count - 1 - i])
