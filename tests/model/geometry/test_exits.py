@@ -11,6 +11,9 @@ from tests.texts import make_text_net
 
 
 def attach(network, at, size=32, **more):
+    """With kernels that weigh all sides alike: random ones lean a little."""
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.05)
     return xl.attach(network, at, 4, torch.zeros(1, 3, size, size), **more)
 
 
@@ -24,6 +27,24 @@ def test_a_centred_network_has_no_offsets():
     net = attach(SmallResNet(4), ["layer1", "layer2"])
     assert net.info.map_offsets == ()
     assert net.map_offsets == ((0.0, 0.0),) * 3
+
+
+def test_kernels_that_lean_against_their_padding_are_centred():
+    network = TinyNet()
+    network.a[0] = nn.Conv2d(3, 6, 3, 2, 1)
+    offsets = []
+    for weights in ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (2.0, 0.0, 1.0)):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(0.05)
+            network.a[0].weight.copy_(torch.tensor(weights).expand(6, 3, 3, 3))
+        offsets.append(xl.attach(network, ["a"], 4, torch.zeros(1, 3, 32, 32)).map_offsets[0])
+    # from -0.25 cells of 2 pixels: half a pixel to the right, and 3/5 to the left by the weights' squares
+    assert offsets == [(-0.25, -0.25), (-0.25, 0.0), (-0.25, pytest.approx(-0.55))]
+
+
+def test_random_weights_lean_too_little_to_count():
+    assert xl.attach(SmallResNet(4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 32, 32)).info.map_offsets == ()
 
 
 def test_a_sequence_has_none():
@@ -45,7 +66,7 @@ def test_without_padding_it_is_the_middles_that_count():
 def test_a_neck_shrinks_by_whole_cells():
     net = attach(TinyNet(), ["a", "b"], head="context")
     assert net.head(0).neck.shrink == 2
-    assert net.map_offsets == ((-0.125, -0.125), (-0.375, -0.375), (-0.375, -0.375))  # half a pixel, in cells of 4
+    assert net.map_offsets == ((0.0, 0.0), (-0.375, -0.375), (-0.375, -0.375))  # half a pixel in cells of 4: too little
     assert net.info.feature_offsets[0] == (-0.25, -0.25)
 
 

@@ -117,15 +117,20 @@ BODIES = {
 
 def find_grid(network: nn.Module, *, export: bool = False) -> tuple[Grid, tuple[int, ...]]:
     """Of the body's output, and its shape."""
+    _weigh_alike(network)
     traced = trace(network.eval(), False, torch.ones(1, 2, SIZE, SIZE), export)
     node = traced.outputs["body"]
     return locate(traced).get(node), traced.shape_of(node)
 
 
-def measure(network: Net, place: tuple[int, int]) -> list[tuple[float, float]]:
-    """Centre of mass and extent, along each axis, of a location's gradient with respect to an image of ones."""
+def _weigh_alike(network: nn.Module) -> None:
     for parameter in network.parameters():
         nn.init.constant_(parameter, 0.1)
+
+
+def measure(network: Net, place: tuple[int, int]) -> list[tuple[float, float]]:
+    """Centre of mass and extent, along each axis, of a location's gradient with respect to an image of ones."""
+    _weigh_alike(network)
     image = torch.ones(1, 2, SIZE, SIZE, requires_grad=True)
     network.eval().body(image)[:, :, place[0], place[1]].sum().backward()
     weights = image.grad.sum((0, 1))

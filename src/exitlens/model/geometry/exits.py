@@ -17,6 +17,7 @@ from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead
 from exitlens.model.heads.necks import DEPTH, KERNEL, ContextNeck
 from exitlens.model.layouts import Layout
 
+LEAST_OFFSET = 0.2  # of a cell; less is not worth the blur, and random weights lean, too
 LEAST_SHARE = 0.25  # of the image's shorter side, that a location has to see
 
 
@@ -25,7 +26,8 @@ class MapGeometry:
     """One exit's map in the image, one number for each axis of it.
 
     Attributes:
-        offset: how far the map's locations lie from where its cells are drawn (a uniform grid over the image), in cells.
+        offset: how far the map's locations lie from where its cells are drawn (a uniform grid over the image), in cells;
+            0 below a fifth of a cell.
             0 where they have no place of their own: what mixes all locations leaves them none.
         feature_offset: likewise of the features, which a neck may have brought to another grid.
         reach: how much of the image a location of the map sees, in pixels.
@@ -64,7 +66,8 @@ def _find_offset(grid: Grid, image: Sequence[int]) -> tuple[float, ...]:
     if not grid.axes:
         return (0.0,) * len(image)
     lines = zip(grid.lines, grid.sizes, image, strict=True)
-    return tuple(round((line.middle(n) - pixels / 2) * n / pixels, 6) + 0.0 for line, n, pixels in lines)  # no -0.0
+    found = [round((line.middle(n) - pixels / 2) * n / pixels, 6) for line, n, pixels in lines]
+    return tuple(offset if abs(offset) >= LEAST_OFFSET else 0.0 for offset in found)
 
 
 def _find_map_grid(pieces: Pieces, own: Grid, head: ExitHead, found: dict[fx.Node, Grid]) -> Grid:

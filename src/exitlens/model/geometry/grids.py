@@ -23,10 +23,11 @@ class Line:
     jump: float = 1.0
     reach: float = 1.0
 
-    def slide(self, kernel: int, stride: int = 1, before: int = 0, dilation: int = 1) -> Line:
-        """After a window of ``kernel`` locations, with ``before`` of padding in front."""
+    def slide(self, kernel: int, stride: int = 1, before: int = 0, dilation: int = 1, lean: float = 0.0) -> Line:
+        """After a window of ``kernel`` locations, with ``before`` of padding in front; it leans ``lean`` off its middle."""
         span = dilation * (kernel - 1)
-        return Line(self.start + (span / 2 - before) * self.jump, self.jump * stride, self.reach + span * self.jump)
+        start = self.start + (span / 2 - before + lean) * self.jump
+        return Line(start, self.jump * stride, self.reach + span * self.jump)
 
     def scatter(self, kernel: int, stride: int, before: int, dilation: int) -> Line:
         """After a transposed convolution."""

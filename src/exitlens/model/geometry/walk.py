@@ -92,7 +92,7 @@ def _apply(
     """An operation on one tensor whose locations have a place."""
     module = traced.module_of(node)
     kind = name if module is None else type(module).__name__.lower()
-    window = find_window_rule(module, node, name, before, after, traced.shape_of)
+    window = find_window_rule(module, node, name, before, after, traced.shape_of, traced.constant_of)
     if window is not None:
         return _slide(grid, window, before, after)
     if isinstance(module, nn.Linear) or name == "linear":

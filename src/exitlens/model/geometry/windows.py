@@ -1,4 +1,8 @@
-"""Operations that slide a window over locations: their kernel, stride and padding, from a layer or from a call."""
+"""Operations that slide a window over locations: their kernel, stride and padding, from a layer or from a call.
+
+Trained kernels need not weigh both sides alike: those of TensorFlow's EfficientNets lean against the padding, which all lies
+behind, and the maps come to lie centred. So a convolution's centre is that of its weights' squares.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
@@ -17,14 +22,20 @@ Shape = Sequence[int]
 
 
 def find_window_rule(
-    module: nn.Module | None, node: fx.Node, name: str, before: Shape, after: Shape, shape_of: Callable[[fx.Node], Shape]
+    module: nn.Module | None,
+    node: fx.Node,
+    name: str,
+    before: Shape,
+    after: Shape,
+    shape_of: Callable[[fx.Node], Shape],
+    value_of: Callable[[fx.Node], Any],
 ) -> Rule | None:
     """What the operation makes of a line of locations; ``None`` if it slides no window, or one that is not known here.
 
     Args:
         module: that the node calls, if it calls one. name: of the function, if not.
         before, after: shapes of what comes in and goes out.
-        shape_of: of other nodes (weights).
+        shape_of: of other nodes (weights). value_of: of those that are constant, else ``None``.
     """
     if module is not None:
         return _of_module(module, before, after)
@@ -41,7 +52,9 @@ def find_window_rule(
         kernel = shape_of(node.all_input_nodes[1])[2:]
         stride, padding = _argument(node, 3, "stride"), _argument(node, 4, "padding")
         dilation = _argument(node, 7 if is_transposed else 5, "dilation")
-        return (_scattering if is_transposed else _sliding)(kernel, stride or 1, padding or 0, dilation or 1)
+        if is_transposed:
+            return _scattering(kernel, stride or 1, padding or 0, dilation or 1)
+        return _sliding(kernel, stride or 1, padding or 0, dilation or 1, value_of(node.all_input_nodes[1]))
     if name.startswith(("max_pool", "avg_pool")):
         kernel, stride = _argument(node, 1, "kernel_size"), _argument(node, 2, "stride")
         dilation = _argument(node, 4, "dilation") if name.startswith("max") else 1
@@ -57,7 +70,7 @@ def _of_module(module: nn.Module, before: Shape, after: Shape) -> Rule | None:
     if isinstance(module, _ConvTransposeNd):
         return _scattering(module.kernel_size, module.stride, module.padding, module.dilation)
     if isinstance(module, _ConvNd):
-        return _sliding(module.kernel_size, module.stride, module.padding, module.dilation)
+        return _sliding(module.kernel_size, module.stride, module.padding, module.dilation, module.weight)
     if isinstance(module, _MaxPoolNd | _AvgPoolNd):
         stride = module.kernel_size if module.stride is None else module.stride
         return _sliding(module.kernel_size, stride, module.padding, getattr(module, "dilation", 1))
@@ -84,7 +97,7 @@ def _are_known(*values: Any) -> bool:
     return all(isinstance(part, int | str) for part in parts)
 
 
-def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Rule | None:
+def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any, weight: Tensor | None = None) -> Rule | None:
     if not _are_known(kernel, stride, padding, dilation):
         return None
 
@@ -93,9 +106,19 @@ def _sliding(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Rule | No
         before = _pick(padding, i)
         if isinstance(before, str):  # the odd location of padding goes behind
             before = spaced * (size - 1) // 2 if before == "same" else 0
-        return line.slide(size, _pick(stride, i), before, spaced)
+        lean = 0.0 if weight is None else spaced * _find_lean(weight, 2 + i)
+        return line.slide(size, _pick(stride, i), before, spaced, lean)
 
     return slide
+
+
+def _find_lean(weight: Tensor, axis: int) -> float:
+    """How far the centre of the weights' squares lies off the middle, in locations."""
+    squares = weight.detach().double().square()
+    along = squares.sum([one for one in range(squares.ndim) if one != axis]).cpu()
+    total = along.sum().item()
+    places = torch.arange(len(along), dtype=torch.float64) - (len(along) - 1) / 2
+    return (along * places).sum().item() / total if total > 0 else 0.0
 
 
 def _scattering(*parts: Any) -> Rule | None:
