@@ -56,8 +56,8 @@ def measure_maps(net: xl.ExitNet, images: xl.ImageSet) -> dict[str, Any]:
     assert sample.masks is not None
     with torch.inference_mode():
         maps = [
-            torch.cat(parts)
-            for parts in zip(*([out.attention for out in net(x)] for x in sample.inputs.split(64)), strict=True)
+            net.info.place(k, torch.cat(parts))
+            for k, parts in enumerate(zip(*([o.attention for o in net(x)] for x in sample.inputs.split(64)), strict=True))
         ]
     energy = [energy_in_mask(one.float(), sample.masks).mean().item() for one in maps]
     return {"area": sample.masks.float().mean().item(), "energy": energy}

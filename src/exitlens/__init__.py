@@ -36,7 +36,7 @@ _MODULES = {
     "delivery.bundle": "load save",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
     "ExitlensError "
-    "InputError MissingExtraError OutputError OutputExistsError PolicyError StreamError TrainingError "
+    "InputError MissingExtraError OutputError OutputExistsError PolicyError ReachWarning StreamError TrainingError "
     "WeightsWarning",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",

@@ -83,6 +83,10 @@ class WeightsWarning(UserWarning):
     """Parts of a backbone that pretrained weights were to set stay random, because the weights do not have them."""
 
 
+class ReachWarning(UserWarning):
+    """An exit can be attached, but its features see too little of the image to carry an answer."""
+
+
 class MissingExtraError(ExitlensError, ImportError):
     """An optional dependency is not installed."""
 

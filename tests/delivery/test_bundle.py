@@ -30,6 +30,23 @@ def test_round_trip(bundle, net, images):
     assert {p.suffix for p in bundle.iterdir()} == {".json", ".safetensors"}
 
 
+def test_offsets_travel_and_where_none_are_recorded_maps_are_not_moved(bundle, net, images, recwarn):
+    assert net.map_offsets[0] == (-0.25, -0.25)
+    assert xl.load(bundle, backbone=TinyNet())[0].map_offsets == net.map_offsets
+    assert not [one for one in recwarn if one.category is xl.ReachWarning]  # it was said where the network was made
+    path = bundle / "network.json"
+    values = json.loads(path.read_text())
+    del values["map_offsets"], values["feature_offsets"]
+    path.write_text(json.dumps(values))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["sha256"]["network.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    old, _ = xl.load(bundle, backbone=TinyNet())
+    assert old.map_offsets == ((0.0, 0.0),) * 3
+    why = xl.explain(old, images[0], POLICY)
+    torch.testing.assert_close(why.exits[0].attention, old(images[:1])[0].attention[0])
+
+
 @pytest.mark.parametrize("final", ["head", "keep"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_named_backbone_is_rebuilt(tmp_path, final, layout):

@@ -86,3 +86,38 @@ def test_the_mean_of_maps_is_geometric_on_the_coarsest_grid_and_detached():
 def test_the_mean_of_maps_is_that_of_the_scores():
     scores = torch.randn(3, 2, 7, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(maps.average(list(scores.softmax(2))), scores.mean(0).softmax(1), atol=1e-6)
+
+
+@given(st.integers(1, 7), st.integers(1, 7), st.floats(-3, 3), st.floats(-3, 3))
+@settings(max_examples=60, deadline=None)
+def test_placing_keeps_mass_and_sign_and_moves_by_the_offset(h, w, dy, dx):
+    x = maps.as_distribution(torch.rand(2, h, w))
+    placed = maps.place(x, (dy, dx))
+    assert placed.shape == x.shape
+    assert placed.dtype == x.dtype
+    assert (placed >= 0).all()
+    torch.testing.assert_close(placed.sum((1, 2)), torch.ones(2))
+    torch.testing.assert_close(maps.place(x, (dy, 0.0)).sum(1), x.sum(1))  # one axis at a time
+
+
+@given(st.floats(-2, 2), st.integers(2, 5))
+@settings(max_examples=40, deadline=None)
+def test_placing_moves_the_centre_of_mass_by_the_offset_where_there_is_room(by, at):
+    x = torch.zeros(1, 8)
+    x[0, at] = 1
+    centre = (maps.place(x, (by,)) * torch.arange(8)).sum()
+    torch.testing.assert_close(centre, torch.tensor(at + by), atol=1e-5, rtol=0)
+
+
+def test_placing_by_hand():
+    x = torch.tensor([[0.0, 4.0, 8.0, 0.0]])
+    torch.testing.assert_close(maps.place(x, (-0.25,)), torch.tensor([[1.0, 5.0, 6.0, 0.0]]))
+    torch.testing.assert_close(maps.place(x, (2.0,)), torch.tensor([[0.0, 0.0, 0.0, 12.0]]))  # nothing leaves
+    signed = torch.tensor([[[-1.0, 1.0], [0.0, 2.0]]])  # (B,C,S): the axes before stay
+    torch.testing.assert_close(maps.place(signed, (0.5,)), torch.tensor([[[-0.5, 0.5], [0.0, 2.0]]]))
+
+
+def test_a_map_that_is_not_moved_is_the_same_tensor():
+    x = torch.rand(2, 3, 3)
+    assert maps.place(x, (0.0, 0.0)) is x
+    assert maps.place(x, ()) is x

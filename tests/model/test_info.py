@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,21 @@ def _round_trip(info):
 def test_round_trips():
     assert _round_trip(IMAGES) == IMAGES
     assert _round_trip(TEXTS) == TEXTS
+
+
+def test_offsets_are_recorded_where_there_are_any():
+    info = replace(IMAGES, map_offsets=((-0.25, 0.0), (-0.5, 0.5)), feature_offsets=((-0.25, 0.0), (0.0, 1.0)))
+    assert _round_trip(info) == info
+    assert not {"map_offsets", "feature_offsets"} & set(IMAGES.to_dict())  # an older exitlens reads this
+
+
+def test_maps_are_placed_by_the_exits_own_offset():
+    x = torch.tensor([[[0.0, 1.0, 3.0]]])
+    info = replace(IMAGES, map_offsets=((0.0, 0.0), (0.0, -0.5)), feature_offsets=((0.0, 1.0), (0.0, 0.0)))
+    assert info.place(0, x) is x
+    torch.testing.assert_close(info.place(1, x), torch.tensor([[[0.5, 2.0, 1.5]]]))
+    torch.testing.assert_close(info.place_relevance(0, x), torch.tensor([[[0.0, 0.0, 4.0]]]))
+    assert IMAGES.place(1, x) is x
 
 
 def test_text_preprocessing_is_read_back():

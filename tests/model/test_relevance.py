@@ -7,8 +7,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
+from exitlens.functional.maps import place
 from exitlens.functional.relevance import class_score
 from exitlens.model.relevance import METHODS, STEPS, compute_relevance_of_exits
+from tests.conftest import make_net
 from tests.texts import make_text_net, make_texts
 
 
@@ -26,6 +28,13 @@ class LinearNet(nn.Module):
 
     def forward(self, x):
         return self.fc(self.pool(self.b(self.a(x))).flatten(1))
+
+
+@pytest.fixture
+def net(net):
+    """Its maps are not moved in the image, so that they are what others compute."""
+    net.describe(map_offsets=(), feature_offsets=())
+    return net
 
 
 def answer(net, images):
@@ -143,6 +152,22 @@ def test_it_is_what_training_uses(net, images):
     labels = torch.tensor([0, 1, 2, 3] * 10)
     _, wanted = net.eval().with_relevance(images, labels)
     torch.testing.assert_close(xl.compute_relevance(net, images, labels=labels), wanted)
+
+
+def test_it_is_placed_in_the_image_and_in_training_it_is_not(images):
+    net, labels = make_net(), torch.tensor([0, 1, 2, 3] * 10)
+    _, raw = net.with_relevance(images, labels)
+    offset = net.info.feature_offsets[0]
+    assert offset == pytest.approx((-0.25, -0.25), abs=0.1)  # random kernels lean a little
+    wanted = place(raw, offset)
+    torch.testing.assert_close(xl.compute_relevance(net, images, labels=labels), wanted)
+    assert not torch.allclose(raw, wanted)
+    first = torch.stack([xl.explain(net, one, xl.Policy.never(3), relevance=True).relevance for one in images[:3]])
+    own = net(images[:3])[-1].logits.argmax(1)
+    torch.testing.assert_close(first, place(net.with_relevance(images[:3], own)[1], offset), atol=1e-6, rtol=1e-4)
+    features = xl.compute_relevance(net, images, at=1)
+    net.describe(feature_offsets=((0.0, 0.0), (-1.0, 0.0), (0.0, 0.0)))
+    assert not torch.allclose(xl.compute_relevance(net, images, at=1), features)  # those of the place that was asked for
 
 
 def test_all_exits_from_one_pass(net, images):

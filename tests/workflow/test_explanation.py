@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.functional.maps import place
 from exitlens.model.engine.tuning import Tuning
 
 POLICY = xl.Policy((0.9, 0.6))
@@ -32,6 +33,18 @@ def test_evidence_of_the_answer_sums_to_its_logit(net, images):
         bias = net.head(k).classifier.bias[view.label]
         torch.testing.assert_close(view.evidence.sum() + bias, outs[k].logits[0, view.label], rtol=1e-4, atol=1e-4)
         assert view.exact_evidence
+
+
+def test_maps_are_placed_in_the_image_and_compared_as_they_are(net, images):
+    why, outs = xl.explain(net, images[0], POLICY), net(images[:1])
+    assert net.map_offsets[0] == pytest.approx((-0.25, -0.25), abs=0.1)  # random kernels lean a little
+    for view, out, offset in zip(why.exits, outs, net.map_offsets, strict=True):
+        torch.testing.assert_close(view.attention, place(out.attention[0], offset))
+        torch.testing.assert_close(view.evidence, place(out.evidence[0, view.label], offset))
+    net.describe(map_offsets=())
+    raw = xl.explain(net, images[0], POLICY)
+    assert not torch.allclose(raw.exits[0].attention, why.exits[0].attention)
+    assert [view.cc for view in raw.exits] == [view.cc for view in why.exits]
 
 
 def test_the_final_exit_says_why_it_had_to_answer(net, images):
@@ -67,10 +80,10 @@ def test_top_locations_by_hand(net, images):
     view = why.exits[0]
     top = view.top(3)
     flat = view.evidence.flatten()
-    assert [abs(place.evidence) for place in top] == pytest.approx(flat.abs().sort(descending=True).values[:3].tolist())
-    for place in top:
-        assert view.evidence[place.at] == place.evidence
-        assert view.attention[place.at] == place.attention
+    assert [abs(one.evidence) for one in top] == pytest.approx(flat.abs().sort(descending=True).values[:3].tolist())
+    for one in top:
+        assert view.evidence[one.at] == one.evidence
+        assert view.attention[one.at] == one.attention
     row = why.to_dict()["exits"][0]
     assert sum(one["evidence"] for one in row["top_locations"]) + row["evidence_elsewhere"] + row["bias"] == pytest.approx(
         row["logit"], abs=1e-4

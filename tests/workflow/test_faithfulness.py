@@ -77,6 +77,20 @@ def test_a_map_beside_the_truth_has_no_share_of_it():
     assert found.deletion_share_error[0] >= 0
 
 
+def test_the_cells_that_are_judged_lie_where_the_map_lies_in_the_image():
+    """The network reads everything one cell further down than it is, as a padded kernel of one does."""
+    net, data = make_bright_cell(4.0)
+    moved = data.images.roll(2, 2)
+    shifted = xl.ImageSet(moved, data.labels, data.classes, data.masks)  # what it sees; the masks are where it is
+    off = xl.faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
+    net.describe(map_offsets=((-1.0, 0.0),))
+    placed = xl.faithfulness(net, shifted, grid=(4, 4), fraction=1 / 16)
+    assert placed.energy_in_mask[0] > 0.6 > 0.3 > off.energy_in_mask[0]
+    assert placed.pointing_game[0] > 0.6 > 0.3 > off.pointing_game[0]
+    assert placed.deletion[0] < 0.4 < off.deletion[0]  # here the cells of the image itself are the right ones
+    assert placed.randomised_cc == off.randomised_cc
+
+
 def test_without_an_oracle_nothing_is_said_about_it(net, tiny_set):
     found = xl.faithfulness(net, tiny_set, oracle_samples=0)
     assert found.oracle_samples == 0
@@ -129,7 +143,7 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
     found, modality = xl.faithfulness(net, tiny_set, grid=(4, 4)), net.input_spec.modality
     with torch.inference_mode():
         for k, out in enumerate(net(tiny_set.inputs)):
-            cells = top_cells(modality.coarsen(out.attention, (4, 4)), 0.2)
+            cells = top_cells(modality.coarsen(net.info.place(k, out.attention), (4, 4)), 0.2)
             answer = out.logits.argmax(1, keepdim=True)
             after = net(modality.insert(tiny_set.inputs, cells))[k].logits.softmax(1).gather(1, answer)
             assert found.insertion[k] == after.mean().item()

@@ -6,13 +6,14 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from exitlens.errors import BundleError, ExitlensError, InputError, OutputError, OutputExistsError, require
+from exitlens.errors import BundleError, ExitlensError, InputError, OutputError, OutputExistsError, ReachWarning, require
 from exitlens.io import read_tensors, write_manifest, write_tensors
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
@@ -163,7 +164,9 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
             raise BundleError("it is around a module of your own: load(..., backbone=that module)")
         backbone = rebuild_backbone(info)
     example = info.example(next(backbone.parameters()))
-    net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout, head=info.head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
+        net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout, head=info.head)
     net.info = info
     return net
 

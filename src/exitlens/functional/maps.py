@@ -74,6 +74,27 @@ def average(maps: Sequence[Tensor]) -> Tensor:  # (B,*S) each -> (B,*T)
     return logs.flatten(1).softmax(1).view_as(logs)
 
 
+def place(x: Tensor, offset: Sequence[float]) -> Tensor:  # (...,*S) -> (...,*S)
+    """Moves maps by a fraction of a cell along their last axes, towards larger indices where it is positive.
+
+    A cell's mass is shared between the two cells that it comes to lie on (linear interpolation); what would leave the map
+    stays in its edge cells, so that sums are kept. Maps that are not moved are returned as they are.
+
+    Args:
+        offset: in cells, for each of the last axes.
+    """
+    for axis, by in enumerate(offset, x.ndim - len(offset)):
+        if by:
+            x = (x.movedim(axis, -1) @ _make_shift(x.shape[axis], by).to(x)).movedim(-1, axis)
+    return x
+
+
+def _make_shift(count: int, by: float) -> Tensor:  # -> (count,count), rows sum to 1
+    """How much of each cell comes to lie on each other."""
+    goal = (torch.arange(count, dtype=torch.float64) + by).clamp(0, count - 1)
+    return (1 - (goal[:, None] - torch.arange(count)).abs()).clamp_min(0)
+
+
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B,h,w) -> (B,H,W)
     """Bilinear enlargement, for pictures only; measures compare maps on the coarser grid."""
     return F.interpolate(x[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -20,6 +21,7 @@ from exitlens.model.cutting.placement import Placement, check_placement, place_e
 from exitlens.model.cutting.split import Pieces, split
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.verify import check_backbone, make_random_inputs, verify
+from exitlens.model.geometry.exits import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, fit_neck
 from exitlens.model.heads.token_necks import fit_token_neck
@@ -69,6 +71,9 @@ def attach(
 
     Raises:
         AttachError: where the backbone cannot be cut; InputError: where an argument does not fit.
+
+    Warns:
+        ReachWarning: where the locations of an early exit see less than a quarter of the image's shorter side.
     """
     _check_words(final, head, layout, placement)
     shape = _check_arguments(backbone, at, num_classes, example, placement)
@@ -87,12 +92,17 @@ def attach(
         plain = _count_plain_macs(pieces)
         heads = _make_heads(pieces, num_classes, final, head, plain)
         cost, head_share = _measure_cost(pieces, heads, final, plain)
+        geometry = find_map_geometry(pieces, heads)
     config, spec = read_config(module), _specify_inputs(pieces, shape)
     source = backbone if isinstance(backbone, str) else "hf:" if config else ""
     exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
     info = NetworkInfo(
         exits, num_classes, final, shape, source, layout=layout, inputs=spec.names, dtypes=dtypes, config=config, head=head
     )
+    if any(any(one.offset + one.feature_offset) for one in geometry):
+        maps, features = tuple(one.offset for one in geometry), tuple(one.feature_offset for one in geometry)
+        info = replace(info, map_offsets=maps, feature_offsets=features)
+    warn_of_small_reach(geometry, exits, shape[1:], head)
     net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
     net.heads.train(module.training)
     for stage in pieces.stages:

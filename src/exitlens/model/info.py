@@ -8,12 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from exitlens.functional.maps import place
 from exitlens.modalities import Modality, find_modality
 from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types import Preprocessing
 from exitlens.types.inputs import MASK, Inputs
 
+_OFFSETS = ("map_offsets", "feature_offsets")
 Final = Literal["head", "keep"]
 
 
@@ -36,6 +38,8 @@ class NetworkInfo:
     dtypes: tuple[str, ...] = ()  # of tokens and masks; empty for floats, which have the network's own
     config: dict[str, Any] | None = None  # of a transformers model
     head: HeadKind = "evidence"  # bundles of before it was recorded have these
+    map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map, in cells; empty: none lies off its cells
+    feature_offsets: tuple[tuple[float, ...], ...] = ()  # likewise of its features, which a neck may bring to another grid
 
     @property
     def modality(self) -> Modality:
@@ -48,8 +52,21 @@ class NetworkInfo:
         return self.modality.count_channels(self.input_shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
+        """JSON-ready; without map offsets where there are none, as in bundles of before they were recorded."""
+        values = asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
+        return {name: value for name, value in values.items() if name not in _OFFSETS or value}
+
+    def place(self, k: int, maps: Tensor) -> Tensor:
+        """Maps ``(...,*S)`` of exit k, moved to where their locations lie in the image.
+
+        Whatever draws a map over an image, deletes its cells or compares it with a mask takes it from here. The maps that
+        exits return, losses, gates and divergences are not moved.
+        """
+        return place(maps, self.map_offsets[k]) if self.map_offsets else maps
+
+    def place_relevance(self, k: int, maps: Tensor) -> Tensor:
+        """As :meth:`place`, of maps on the grid of exit k's features."""
+        return place(maps, self.feature_offsets[k]) if self.feature_offsets else maps
 
     def example(self, like: Tensor) -> Inputs:
         """An example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
@@ -66,6 +83,8 @@ class NetworkInfo:
         fields = dict(values)
         for name in ("at", "input_shape", "classes", "inputs", "dtypes"):
             fields[name] = tuple(fields[name])
+        for name in _OFFSETS:
+            fields[name] = tuple(map(tuple, fields.get(name, ())))
         described = fields.pop("preprocess")
         info = cls(**fields)
         return info if described is None else replace(info, preprocess=info.modality.preprocess.from_dict(described))

@@ -50,12 +50,9 @@ class ExitNet(nn.Module):
         source: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.heads = nn.ModuleList(heads)
-        self.cost = cost
-        self.head_share = head_share
-        self.info = info
-        self.input_spec = input_spec
+        self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
+        self.cost, self.head_share = cost, head_share
+        self.info, self.input_spec = info, input_spec
         self.has_attention = has_attention(stages)
         self._session = Session(self.stages, self.heads, self._make_example)
         self.__dict__["_source"] = source  # it shares its buffers; no member of this module
@@ -64,6 +61,11 @@ class ExitNet(nn.Module):
     def num_exits(self) -> int:
         """K, the final exit included."""
         return len(self.heads)
+
+    @property
+    def map_offsets(self) -> tuple[tuple[float, ...], ...]:
+        """How far every exit's map lies off its cells, in cells along each axis; see docs/method.md."""
+        return self.info.map_offsets or ((0.0,) * (len(self.info.input_shape) - 1),) * self.num_exits
 
     @property
     def device(self) -> torch.device:

@@ -56,7 +56,7 @@ def compute_relevance(
             arXiv 2402.05602, refines); by default in networks with attention, where plain gradients point elsewhere.
 
     Returns:
-        ``(B,*S)`` float32, signed (``layer_cam``: not negative); 0 at padding.
+        ``(B,*S)`` float32, signed (``layer_cam``: not negative), placed in the image (see docs/method.md); 0 at padding.
 
     Raises:
         InputError: for an exit, place or method that does not exist, and for inputs that the network cannot take.
@@ -84,7 +84,7 @@ def compute_relevance(
         head = net.head(at)
         relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
     relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
-    return relevance if locations is None else relevance * locations
+    return net.info.place_relevance(at, relevance if locations is None else relevance * locations)
 
 
 def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -96,7 +96,7 @@ def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ..
     activations = net.check_input(inputs)
     with switch_mode(net, False):
         exits = range(net.num_exits)
-        recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits], net.has_attention)
+        recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits], net)
         outputs = list(recording.iterate_explained(activations))
         return tuple(recording.find_relevance([k] * len(outputs[k].logits)) for k in exits)
 
@@ -104,13 +104,13 @@ def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ..
 class Recording:
     """A pass through the exits from which relevance is found afterwards, by one way back instead of a pass of its own.
 
-    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known. ``detached`` as in
-    :func:`compute_relevance`.
+    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known. Stages and heads
+    are those of ``net``, or an engine's.
     """
 
-    def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], detached: bool) -> None:
+    def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
         self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
-        self._detached = detached
+        self._detached, self._info = net.has_attention, net.info
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
         """As :meth:`~exitlens.model.engine.engine.Engine.iterate_explained`, the outputs detached."""
@@ -143,7 +143,7 @@ class Recording:
                 logits = self._logits[k]
                 scores = torch.where(of == k, class_score(logits, logits.argmax(1)), scores)
             relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
-        return relevance if self._locations is None else relevance * self._locations
+        return self._info.place_relevance(0, relevance if self._locations is None else relevance * self._locations)
 
 
 def _leave_inference_mode(activations: Activations) -> Activations:

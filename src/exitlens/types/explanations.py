@@ -39,7 +39,8 @@ class ExitView:
             ``bias`` are ``logit``, where ``exact_evidence``; elsewhere the classifier cannot be split over locations, and
             the logit is shared out by attention.
         logit, bias: of its own answer, before the policy's temperature.
-        divergence, cc: of its attention map against the final exit's; ``None`` where the final exit was not run.
+        divergence, cc: of its attention map against the final exit's, as they leave the heads; the maps here are placed in
+            the image (``net.map_offsets``). ``None`` where the final exit was not run.
         previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
         estimate, limit: of the divergence by the policy's gate, and what it allows (``math.inf``: everything); ``None``
             without a gate, and at the final exit.

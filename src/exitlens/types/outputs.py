@@ -40,7 +40,8 @@ class Prediction:
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
         probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
-        attention: per sample the attention map ``S`` of the exit that answered, or ``None`` if it was not asked for.
+        attention: per sample the attention map ``S`` of the exit that answered, placed in the image
+            (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.
         divergence_estimate: ``(B,)`` where the policy has a gate: its estimate of how far the map at the exit that answered
             is from the final exit's (which early answers never see); 0 at the final exit.

@@ -61,7 +61,7 @@ def explain_batch(
     policy.check(net.num_exits, net.identity() if policy.network else "")
     with net.open_engine() as engine:
         records = relevance and engine.tuning.precision == "float32"
-        recording = Recording(engine.stages, engine.heads, net.has_attention) if records else None
+        recording = Recording(engine.stages, engine.heads, net) if records else None
         seen = _look(engine, engine.enter(tensors), policy, final, recording)
     early = [one.decision.scores for one in seen if one.decision is not None]
     scores = torch.stack(early, 1) if early else seen[0].scores.new_empty(len(seen[0].scores), 0)
@@ -131,6 +131,7 @@ def _look(engine: Engine, activations: Activations, policy: Policy, final: bool,
 def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Callable[[int, bool], ExitView]:
     """One exit's views, by sample, and whether that sample's final exit is shown."""
     one, decision, head = seen[k], seen[k].decision, net.head(k)
+    attention, evidence = (net.info.place(k, maps.float()) for maps in (one.out.attention, one.out.evidence))
     estimates = None if decision is None else decision.estimates
     labels = one.p.argmax(1)
     to_final = _agreement(one.out, seen[-1].out) if len(seen) == net.num_exits else None
@@ -146,8 +147,8 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
             fired=decision is None or bool(decision.fired[i]),
             cost=net.cost[k].item(),
             probabilities=one.p[i].clone(),
-            attention=one.out.attention[i].float().clone(),
-            evidence=one.out.evidence[i, label].float().clone(),  # not the whole batch's, which it would keep alive
+            attention=attention[i].clone(),
+            evidence=evidence[i, label].clone(),  # not the whole batch's, which it would keep alive
             exact_evidence=bool(head.exact_evidence),
             logit=one.out.logits[i, label].item(),
             bias=0.0 if head.bias is None else head.bias[label].item(),

@@ -90,7 +90,7 @@ def faithfulness(
     """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
 
     Deleted cells take the image's mean colour; deleted tokens of a text are masked out (arXiv 1911.03429). Maps of images
-    are averaged to ``grid`` first, so that a fine map and a coarse one delete the same area.
+    are placed (``net.map_offsets``) and averaged to ``grid`` first, so that fine and coarse maps delete the same area.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
@@ -126,7 +126,8 @@ def faithfulness(
         held = data.load() if isinstance(data, LazyImages) else data
         batches = _Batches(held, bar, "judging the maps", PASSES)
         logits, attention = _run(net, engine, batches)
-        shown = attention if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
+        placed = [net.info.place(k, one) for k, one in enumerate(attention)]
+        shown = placed if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
         maps = [modality.coarsen(one, grid) for one in shown]
         blind = [measures.draw_random_map(m, seed) for m in maps]
         plain = [probabilities(one) for one in logits]
@@ -197,7 +198,7 @@ def _compare(*found: Sequence[Sequence[Tensor]]) -> dict[str, Any]:
 
 
 def _run(net: ExitNet, engine: Engine, batches: _Batches) -> tuple[list[Tensor], list[Tensor]]:
-    """Logits ``(N,C)`` and attention ``(N,*S)`` of every exit."""
+    """Logits ``(N,C)`` and attention ``(N,*S)`` of every exit, as it leaves the head."""
     parts = [engine.compute_outputs(engine.enter(net.check_input(chunk, "data"))) for _, chunk in batches]
     exits = zip(*parts, strict=True)  # of each exit, logits and attention of every batch
     logits, attention = zip(*([torch.cat(column) for column in zip(*one, strict=True)] for one in exits), strict=True)

@@ -330,3 +330,32 @@ def test_a_dataclass_with_logits():
     network = Wrapped()
     net = attach(network)
     assert torch.equal(net(X)[-1].logits, network(X).logits)
+
+
+class Remembers(Base):
+    """In evaluation mode, what it computes from a parameter is kept in a dict, until it is trained (as in timm's LeViT)."""
+
+    def more(self):
+        self.bias, self.cache = nn.Parameter(torch.randn(8, 1, 1)), {}
+
+    def train(self, mode=True):
+        self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        bias = 2 * self.bias if self.training else self.cache.setdefault("bias", 2 * self.bias)
+        return self.tail(F.relu(self.b(F.relu(self.a(x) + bias))))
+
+
+@pytest.mark.parametrize("at", [1, ["a", "b"]])
+def test_a_cache_of_evaluation_mode_is_neither_used_nor_left_with_what_tracing_made(at):
+    network = Remembers().eval()
+    with torch.no_grad():
+        network(X)
+        kept = network.cache["bias"]
+        net = attach(network, at)
+        assert network.cache in ({}, {"bias": kept})  # verification trains it
+        assert_exact(network, net)
+        network.bias.mul_(3)
+        network.train()  # it forgets, and the stages have nothing to forget
+        assert_exact(network, net)

@@ -58,3 +58,15 @@ def test_zero_parameters_are_filled_for_a_while(backbone):
         assert (backbone.fc.weight != 0).all()
         assert torch.equal(backbone.fc.bias, bias)
     assert (backbone.fc.weight == 0).all()
+
+
+def test_what_a_forward_put_into_a_list_or_dict_is_taken_out_again(backbone):
+    backbone.cache, backbone.seen = {"own": 1}, [1]
+    cache, seen = backbone.cache, backbone.seen
+    with preserve_state(backbone):
+        backbone.cache["proxy"], backbone.cache["own"] = 2, 3
+        backbone.seen += [2]
+    assert backbone.cache is cache
+    assert cache == {"own": 1}
+    assert backbone.seen is seen
+    assert seen == [1]

@@ -128,7 +128,7 @@ class Planned:
             leaves = [rows[start : start + count] for rows in self.leaves]
             rule = lambda k, _, where: leaves[k].index_select(0, where)  # noqa: E731
         router = Router(engine, self.policy, self.attention, size, rule)
-        merge_routed(router.run(torch.arange(count), activations))
+        merge_routed(self.net, router.run(torch.arange(count), activations))
 
 
 class _Clocked(Engine):

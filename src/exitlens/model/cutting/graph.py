@@ -127,6 +127,13 @@ class TracedBackbone:
         """The module that a node calls, if it calls one."""
         return self.backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+    def constant_of(self, node: fx.Node) -> Any:
+        """The parameter or constant that a node stands for; ``None`` for what is computed."""
+        return self._find(str(node.target)) if node.op == "get_attr" else None
+
+    def _find(self, target: str) -> Any:
+        return self.extras[target] if target in self.extras else attrgetter(target)(self.backbone)
+
     def list_parents(self, node: fx.Node) -> list[fx.Node]:
         """What a node is computed from; nothing for the number of samples, and only the logits for the output."""
         if node.op == "output":
@@ -152,7 +159,7 @@ class TracedBackbone:
         members: dict[str, Any] = {}
         for target in (str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")):
             try:
-                members[target] = self.extras[target] if target in self.extras else attrgetter(target)(self.backbone)
+                members[target] = self._find(target)
             except AttributeError as error:
                 made = f"its first forward makes {target!r}, which is not there yet"
                 raise AttachError(f"backbone: {made}: run one batch through it") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,24 +29,30 @@ def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
 def preserve_state(module: nn.Module) -> Iterator[None]:
     """Gives back every submodule's attributes and every buffer's values (batch-norm statistics), even after an error.
 
-    A forward may count its calls, replace a buffer, or leave a tracer's proxy behind.
+    A forward may count its calls, replace a buffer, or leave a tracer's proxy behind: as an attribute, or in a list or dict
+    where it keeps what it computed.
     """
-    attributes = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+    attributes = [(m, dict(vars(m))) for m in module.modules()]
+    held = [_copy_containers(before) for _, before in attributes]
     values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for m, before, parameters, buffers in attributes:
+        for (m, before), containers in zip(attributes, held, strict=True):
             vars(m).clear()
             vars(m).update(before)
-            m._parameters.clear()
-            m._parameters.update(parameters)
-            m._buffers.clear()
-            m._buffers.update(buffers)
+            for container, content in containers:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
         with torch.no_grad():
             for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _copy_containers(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The lists, dicts and sets among attributes, each with a copy of what it holds: parameters and buffers are, too."""
+    return [(one, copy.copy(one)) for one in attributes.values() if isinstance(one, dict | list | set)]
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class Pieces:
         sizes: locations ``S`` of the features at every exit for the example's size.
         pooled_linear: name of the linear layer if the tail is global average pooling and that layer, else ``None``.
         exact_size: it was traced for the example's size only.
+        nodes: of the features at every exit, in ``traced``.
     """
 
     traced: TracedBackbone
@@ -60,6 +61,7 @@ class Pieces:
     sizes: list[tuple[int, ...]]
     pooled_linear: str | None
     exact_size: bool
+    nodes: list[fx.Node]
     lateral: Lateral | None = None
 
 
@@ -70,12 +72,14 @@ class Lateral:
     Attributes:
         layout, channels, size: of these features.
         carried: for each exit, whether it is carried there (the exits before it do not have it yet).
+        node: of these features.
     """
 
     layout: Layout
     channels: int
     size: tuple[int, ...]
     carried: tuple[bool, ...]
+    node: fx.Node
 
 
 @dataclass
@@ -116,7 +120,7 @@ def split(
     channels, sizes = [lay.channels(shape) for lay, shape in pairs], [lay.size(shape) for lay, shape in pairs]
     linear, exported = _find_pooled_linear(evaluation, cuts.nodes[-1]), evaluation.exported or training.exported
     lateral = _describe_lateral(evaluation, cuts, layout)
-    return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported, lateral)
+    return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported, cuts.nodes, lateral)
 
 
 def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) -> Lateral | None:
@@ -124,7 +128,8 @@ def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) ->
         return None
     layout, shape = find_node_layout(traced, node, kind), traced.shape_of(node)
     place = traced.position(node)
-    return Lateral(layout, layout.channels(shape), layout.size(shape), tuple(traced.position(n) > place for n in cuts.nodes))
+    carried = tuple(traced.position(n) > place for n in cuts.nodes)
+    return Lateral(layout, layout.channels(shape), layout.size(shape), carried, node)
 
 
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int) -> _Cuts:

@@ -42,7 +42,7 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
     """
     tensors = tuple(torch.cat([t, t])[:2] for t in list_tensors(example))  # a batch of 1 would be taken as constant
     batch = torch.export.Dim("batch", min=2, max=1 << 20)
-    with preserve_state(backbone), switch_mode(backbone, training), _quiet():
+    with preserve_state(backbone), switch_mode(backbone, True), switch_mode(backbone, training), _quiet():
         program = torch.export.export(
             _LogitsOnly(backbone, list_input_names(example)),
             tensors,

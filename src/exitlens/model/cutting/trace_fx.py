@@ -61,7 +61,7 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBac
     """Traces by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
     before = set(vars(backbone))
     with preserve_state(backbone):
-        with switch_mode(backbone, training):
+        with switch_mode(backbone, True), switch_mode(backbone, training):  # training, modules forget what they cached
             graph = tracer.trace(backbone)
         constants = {name: vars(backbone)[name] for name in set(vars(backbone)) - before}  # fx hangs them on the module
     renamed = {name: f"{name}_{'train' if training else 'eval'}" for name in constants}

@@ -29,7 +29,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         inputs: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them; not
             changed. For a folder, a loader or other batches call :func:`exitlens.predict_stream`.
         policy: of this network (checked by fingerprint where the policy carries one).
-        attention: also return the attention map of the exit that answered.
+        attention: also return the attention map of the exit that answered, placed in the image (see docs/method.md).
 
     Returns:
         Labels, exits, scores and probabilities in the order of ``inputs``.
@@ -46,7 +46,7 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         activations = net.check_input(inputs, "inputs")
         router = Router(engine, policy, attention, engine.tuning.micro_batch)
         where = torch.arange(len(activations[0]), device=activations[0].device)
-        return merge_routed(router.run(where, activations))
+        return merge_routed(net, router.run(where, activations))
 
 
 def check_policy(net: ExitNet, policy: Policy) -> None:
@@ -56,12 +56,15 @@ def check_policy(net: ExitNet, policy: Policy) -> None:
     policy.check(net.num_exits, net.identity() if policy.network else "")
 
 
-def merge_routed(routed: list[RoutedBatch]) -> Prediction:
-    """What the router gave, as one prediction in the order of places; raises :class:`InputError` for NaN or infinity."""
+def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
+    """What the router gave, as one prediction in the order of places; raises :class:`InputError` for NaN or infinity.
+
+    Attention maps are placed in the image.
+    """
     if len(routed) == 1:
         where, exit_, scores, p, rows, trust = routed[0]
         _check_answers(p)
-        maps = None if rows is None else tuple(rows.unbind(0))
+        maps = None if rows is None else tuple(net.info.place(exit_, rows).unbind(0))
         estimates, last = (None, None) if trust is None else trust.unbind(1)
         return Prediction(p.argmax(1), torch.full_like(where, exit_), scores, p, maps, where, estimates, last)
     where, order = torch.cat([part.where for part in routed]).sort()
@@ -69,7 +72,8 @@ def merge_routed(routed: list[RoutedBatch]) -> Prediction:
     _check_answers(p)
     maps = None
     if routed[0].attention is not None:
-        every = [row for part in routed if part.attention is not None for row in part.attention.unbind(0)]
+        placed = [net.info.place(part.exit, part.attention) for part in routed if part.attention is not None]
+        every = [row for rows in placed for row in rows.unbind(0)]
         maps = tuple(every[i] for i in order.tolist())
     exits = torch.cat([torch.full_like(part.where, part.exit) for part in routed])[order]
     scores = torch.cat([part.scores for part in routed])[order]

@@ -206,11 +206,11 @@ class _Stream:
         for part in routed:
             self._assign(part)
             if self.order == "ready" and len(part.where):
-                yield merge_routed([part])
+                yield merge_routed(self.net, [part])
         while self.open and self.open[0].answered == self.open[0].count:
             done = self.open.popleft()
             if self.order == "input":
-                yield merge_routed(done.routed)
+                yield merge_routed(self.net, done.routed)
 
     def _assign(self, part: RoutedBatch) -> None:
         """Hands the answers of a micro-batch to the batches that its samples came in."""

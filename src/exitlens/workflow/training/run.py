@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -115,7 +115,7 @@ class TrainingRun:
         record = {
             "settings": asdict(self.settings),
             "loss": asdict(self.loss),
-            "network": self.net.info.to_dict(),
+            "network": replace(self.net.info, map_offsets=(), feature_offsets=()).to_dict(),  # these follow from weights
             "training_data": {"type": type(train).__name__, "length": size},
         }
         written = self.out_dir / SETTINGS

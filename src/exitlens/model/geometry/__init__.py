@@ -1,0 +1,1 @@
+"""Where the maps of the exits lie in the image."""
