@@ -68,7 +68,7 @@ def judge(net: xl.ExitNet, images: Tensor, labels: Tensor, makers: Mapping[str, 
         parts = [engine.compute_outputs(engine.enter(net.check_input(part))) for _, part in batches]
         outputs = [tuple(map(torch.cat, zip(*one, strict=True))) for one in zip(*parts, strict=True)]
         plain, attention = [probabilities(logits) for logits, _ in outputs], [maps for _, maps in outputs]
-        maps = {f"attention, {exit_name(k, last + 1)}": (k, one) for k, one in enumerate(attention)}
+        maps = {f"attention, {exit_name(k, last + 1)}": (k, net.info.place(k, one)) for k, one in enumerate(attention)}
         maps |= {name: (last, one) for name, one in others.items()}
         grid = tuple(map(min, zip(GRID, *(one.shape[1:] for _, one in maps.values()), strict=True)))
         exits, found = [k for k, _ in maps.values()], [coarsen(one, grid) for _, one in maps.values()]
