@@ -142,6 +142,7 @@ def measure(network: Net, place: tuple[int, int]) -> list[tuple[float, float]]:
     return [(float(centre), float(extent)) for centre, extent in found]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # once in a process
 @pytest.mark.parametrize("export", [False, True], ids=["fx", "export"])
 @pytest.mark.parametrize("body", BODIES)
 def test_places_and_reach_are_those_of_the_gradient(body, export):
