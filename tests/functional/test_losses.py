@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import exitlens as xl
 from exitlens.functional import losses, similarity
-from exitlens.functional.maps import as_distribution, average, energy, on_common_grid
+from exitlens.functional.maps import as_distribution, energy, geometric_mean, on_common_grid
 from exitlens.functional.relevance import mix_target
 from exitlens.types import ExitOutput
 
@@ -228,7 +228,7 @@ def test_mean_pulls_every_map_to_the_mean_of_all():
     outputs, labels = _outputs()
     loss = xl.EGTLoss(target="mean")
     assert not loss.needs_relevance
-    goal = average([o.attention for o in outputs])
+    goal = geometric_mean([o.attention for o in outputs])
     by_hand = torch.stack([similarity.divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
     assert loss(outputs, labels).consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(by_hand, outputs[-1].attention, retain_graph=True)

@@ -76,16 +76,16 @@ def test_upsample_is_for_pictures():
 def test_the_mean_of_maps_is_geometric_on_the_coarsest_grid_and_detached():
     fine = torch.tensor([[[0.5, 0.1, 0.1, 0.0], [0.1, 0.1, 0.1, 0.0]]], requires_grad=True)  # halves: 0.8 and 0.2
     coarse = torch.tensor([[[0.2, 0.8]]])
-    mean = maps.average([fine, coarse])
+    mean = maps.geometric_mean([fine, coarse])
     assert not mean.requires_grad
     assert mean.flatten().tolist() == pytest.approx([0.5, 0.5])
     sharp, flat = torch.tensor([[0.8, 0.2, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])
-    assert maps.average([sharp, flat]).flatten().tolist() == pytest.approx([2 / 3, 1 / 3, 0])  # roots of 0.4 and 0.1
+    assert maps.geometric_mean([sharp, flat]).flatten().tolist() == pytest.approx([2 / 3, 1 / 3, 0])  # roots of 0.4 and 0.1
 
 
 def test_the_mean_of_maps_is_that_of_the_scores():
     scores = torch.randn(3, 2, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(maps.average(list(scores.softmax(2))), scores.mean(0).softmax(1), atol=1e-6)
+    assert torch.allclose(maps.geometric_mean(list(scores.softmax(2))), scores.mean(0).softmax(1), atol=1e-6)
 
 
 @given(st.integers(1, 7), st.integers(1, 7), st.floats(-3, 3), st.floats(-3, 3))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional import similarity
-from exitlens.functional.maps import average, class_evidence, energy, on_common_grid, regrid
+from exitlens.functional.maps import class_evidence, energy, geometric_mean, on_common_grid, regrid
 from exitlens.functional.relevance import mix_target
 from exitlens.types import ExitOutput, LossTerms
 
@@ -246,7 +246,7 @@ class EGTLoss:
     def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
         """What each of the maps is pulled towards, detached: the early ones, and the final one if it is pulled, too."""
         if self.target == "mean":
-            return [average(maps)] * len(maps)
+            return [geometric_mean(maps)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
         return [mix_target(relevance, maps[-1], share=self.target == "product")] * len(maps)

@@ -62,7 +62,7 @@ def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return as_distribution(regrid(a, size)), as_distribution(regrid(b, size))
 
 
-def average(maps: Sequence[Tensor]) -> Tensor:  # (B,*S) each -> (B,*T)
+def geometric_mean(maps: Sequence[Tensor]) -> Tensor:  # (B,*S) each -> (B,*T)
     """The geometric mean of distributions over locations, normalised and detached, on the coarsest grid of them (per axis).
 
     Also called a logarithmic opinion pool: a location counts as far as all maps agree that it does. The mean of attention

@@ -19,8 +19,8 @@ _CONVOLUTIONS |= {getattr(torch.ops.aten, f.__name__).default for f in (F.conv1d
 def use_half_precision(device: torch.device, enabled: bool) -> Iterator[None]:
     """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions stay in float32.
 
-    In bfloat16 their backward pass takes 3 to 15 times as long there: a training step of an EfficientNet-Lite0 takes twice
-    as long as with them in float32 (``python -m benchmarks.training.precision``). What they give is bfloat16 all the same.
+    PyTorch's backward pass of these is slow in bfloat16: a training step of an EfficientNet-Lite0 takes twice as long as
+    with them in float32 (``python -m benchmarks.training.precision``). What they give is bfloat16 all the same.
     """
     spared = _DepthwiseInFloat32() if enabled and device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=enabled), spared:

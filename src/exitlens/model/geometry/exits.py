@@ -26,9 +26,9 @@ class MapGeometry:
     """One exit's map in the image, one number for each axis of it.
 
     Attributes:
-        offset: how far the map's locations lie from where its cells are drawn (a uniform grid over the image), in cells;
-            0 below a fifth of a cell.
-            0 where they have no place of their own: what mixes all locations leaves them none.
+        offset: how far the map's locations lie from where its cells are drawn (a uniform grid over the image), in cells.
+            0 where it is less than a fifth of a cell, and where they have no place of their own: what mixes all locations
+            leaves them none.
         feature_offset: likewise of the features, which a neck may have brought to another grid.
         reach: how much of the image a location of the map sees, in pixels.
     """

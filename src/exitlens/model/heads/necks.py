@@ -32,7 +32,7 @@ class ContextNeck(nn.Module):
         lateral: channels of the map ``(B,L,h,w)`` whose grid the features are brought to; 0: none is given.
     """
 
-    def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0, keeps_features: bool = False) -> None:
+    def __init__(self, channels: int, width: int, shrink: int = 1, lateral: int = 0) -> None:
         super().__init__()
         self.shrink, self.width, self.keeps_features = shrink, width, lateral > 0
         self.inlet = _Step(channels, width, shrink, shrink)
