@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from statistics import mean
 
-from benchmarks.static.candidates import CANDIDATES, list_families
+from benchmarks.static.candidates import list_candidates, list_families
 from benchmarks.static.runs import ADAPTIVE, TIME
 from benchmarks.static.tasks import SEEDS
 from benchmarks.static.timing import FULL
@@ -18,8 +17,11 @@ Pick = Callable[[Tree], float]
 
 def find_whole_seeds(runs: Runs, task: str) -> list[int]:
     """Seeds of which everything is there: ours, all static networks, and their times."""
-    names = (ADAPTIVE, TIME, *CANDIDATES[task])
-    return [seed for seed in range(SEEDS[task]) if all(f"{task}/{name}-{seed}" in runs for name in names)]
+    return [
+        seed
+        for seed in range(SEEDS[task])
+        if all(f"{task}/{name}-{seed}" in runs for name in (ADAPTIVE, TIME, *list_candidates(task, seed)))
+    ]
 
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | None:
@@ -40,7 +42,7 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | Non
 def list_ladder(runs: Runs, task: str, seed: int, family: str) -> Iterator[tuple[float, Tree]]:
     """Milliseconds a sample and what was measured, for the members of a family and, at its end, the full network."""
     times = runs[f"{task}/{TIME}-{seed}"]["ms"]
-    for name, candidate in CANDIDATES[task].items():
+    for name, candidate in list_candidates(task, seed).items():
         if candidate.family == family:
             yield times[name][0], runs[f"{task}/{name}-{seed}"]
     yield times[FULL][0], runs[f"{task}/{ADAPTIVE}-{seed}"]["full"]
@@ -68,13 +70,13 @@ def list_tests(runs: Runs, task: str) -> list[str]:
     return list(first["tests"])
 
 
-def choose_family(runs: Runs, task: str, seeds: Sequence[int]) -> str:
-    """The rival: the family that is best on validation data at the time of ours on the first test set, mean over seeds."""
+def choose_family(runs: Runs, task: str) -> str:
+    """The rival: the family that is best on validation data of seed 0 at the time of ours on the first test set."""
     first = list_tests(runs, task)[0]
 
     def rate(family: str) -> float:
-        found = [at_equal_time(runs, task, seed, family, first, lambda one: float(one["validation"])) for seed in seeds]
-        return mean(-1.0 if one is None else one for one in found)
+        found = at_equal_time(runs, task, 0, family, first, lambda one: float(one["validation"]))
+        return -1.0 if found is None else found
 
     return max(list_families(task), key=rate)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from benchmarks.static.candidates import CANDIDATES
+from benchmarks.static.candidates import CANDIDATES, list_candidates
 from benchmarks.static.measure import measure_adaptive, measure_candidate
 from benchmarks.static.runs import ADAPTIVE, TIME, Place
 from benchmarks.static.tasks import SEEDS, open_task
@@ -17,7 +17,7 @@ def list_runs(timed: bool = False) -> Iterator[tuple[str, str, int]]:
     for seed in range(max(SEEDS.values())):
         for task, seeds in SEEDS.items():
             if seed < seeds:
-                names = (TIME,) if timed else (ADAPTIVE, *CANDIDATES[task])
+                names = (TIME,) if timed else (ADAPTIVE, *list_candidates(task, seed))
                 yield from ((task, name, seed) for name in names)
 
 
@@ -28,7 +28,7 @@ def do(task: str, name: str, seed: int, place: Place) -> str:
     if name == ADAPTIVE:
         found = measure_adaptive(opened, seed, trained)
     elif name == TIME:
-        found = measure_times(opened, CANDIDATES[task], seed, trained, place.most > 0)
+        found = measure_times(opened, list_candidates(task, seed), seed, trained, place.most > 0)
     else:
         found = measure_candidate(opened, CANDIDATES[task][name], seed, trained, place.store.runs / run)
     place.store.add(run, found)

@@ -13,7 +13,7 @@ import exitlens as xl
 from benchmarks.static.candidates import Candidate
 from benchmarks.static.distil import Teacher, make_loss
 from benchmarks.truth.conditions import EGT, PLAIN
-from benchmarks.truth.measure import train
+from benchmarks.truth.measure import train, watch
 from benchmarks.truth.tasks import Task
 from exitlens.data.splits import SampleSet
 
@@ -58,7 +58,7 @@ def measure_candidate(task: Task, candidate: Candidate, seed: int, trained: Path
     net, teacher = candidate.build(task, seed), Teacher(full)
     how: dict[str, Any] = {"seed": seed, "resume": True, "progress": False, **task.how}
     loss, out = make_loss(teacher), folder / "fit"
-    done = xl.fit(net, task.train, task.validation, loss=loss, augment=teacher, out_dir=out, **how)
+    done = xl.fit(net, task.train, watch(task), loss=loss, augment=teacher, out_dir=out, **how)
     started = time.perf_counter()
     tests = {name: rate(answer(net, data), data, answer(full, data)) for name, data in task.tests.items()}
     return {

@@ -11,7 +11,7 @@ from statistics import mean
 from benchmarks.markdown import ROOT, fill, table
 from benchmarks.promises import add_reasons
 from benchmarks.static import compare
-from benchmarks.static.candidates import CANDIDATES, FAMILIES, list_families
+from benchmarks.static.candidates import CANDIDATES, FAMILIES, RIVALS, list_families
 from benchmarks.static.compare import Pick, Runs, of_test
 from benchmarks.static.jobs import list_runs
 from benchmarks.static.promises import list_promises
@@ -34,15 +34,16 @@ def write_task(runs: Runs, task: str) -> list[str]:
 
 def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
     """Means over the seeds of which everything is there."""
-    tests, rival = compare.list_tests(runs, task), compare.choose_family(runs, task, seeds)
+    tests, rival = compare.list_tests(runs, task), RIVALS[task]
     ours = [runs[f"{task}/{ADAPTIVE}-{seed}"] for seed in seeds]
     full = [mean(runs[f"{task}/{TIME}-{seed}"]["ms"][FULL][0] for seed in seeds)]
-    times = [mean(compare.find_time(runs, task, seed, test) for seed in seeds) for test in tests]
+    times = _average_times(runs, task, seeds, tests)
     rows = [_row("plain full network", full, *_measure([one["full"] for one in ours], tests))]
     rows.append(_row("**ours**", times, *_measure(ours, tests)))
     for family in list_families(task):
-        title = f"static, {FAMILIES[family]}{', the rival' if family == rival else ''}"
-        rows.append(_row(title, times, *_interpolate(runs, task, seeds, family, tests)))
+        note, trained = (", the rival", seeds) if family == rival else (", seed 0" if len(seeds) > 1 else "", seeds[:1])
+        figures = _interpolate(runs, task, trained, family, tests)
+        rows.append(_row(f"static, {FAMILIES[family]}{note}", _average_times(runs, task, trained, tests), *figures))
     head = ["", "ms a sample", "accuracy, %", "agreement with the full network, %", "points lost by the shift"]
     differences = [(test, compare.list_differences(runs, task, seeds, rival, test)) for test in tests]
     words = [f"{test} {_write_interval(values)}" for test, values in differences if values]
@@ -53,6 +54,11 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
         "",
         f"Ours minus the rival, points of accuracy: {'; '.join(words)}. {_write_winners(differences)}",
     ]
+
+
+def _average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[str]) -> list[float]:
+    """Milliseconds a sample that ours took on every test set."""
+    return [mean(compare.find_time(runs, task, seed, test) for seed in seeds) for test in tests]
 
 
 def _measure(found: Sequence[dict[str, object]], tests: Sequence[str]) -> tuple[list[float | None], ...]:
@@ -110,8 +116,9 @@ def write_networks(runs: Runs, task: str) -> list[str]:
         if found:
             tests = list(found[0]["tests"])
             accuracy, agreement, _ = _measure(found, tests)
-            ms = [f"{mean(one['ms'][name][0] for one in timed):.3f}"] if timed else [""]
-            near = [test for test in tests for one in timed if one["chosen"][candidate.family][test] == name]
+            with_it = [one for one in timed if name in one["ms"]]
+            ms = [f"{mean(one['ms'][name][0] for one in with_it):.3f}"] if with_it else [""]
+            near = [test for test in tests for one in with_it if one["chosen"][candidate.family][test] == name]
             nearest = ", ".join(f"{test} ({near.count(test)})" for test in dict.fromkeys(near))
             rows.append([candidate.title, str(len(found)), *ms, *_row("", [], accuracy, agreement)[2:], nearest])
     head = [

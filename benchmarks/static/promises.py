@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.promises import Promise
-from benchmarks.static.compare import Runs, choose_family, find_whole_seeds, list_differences
+from benchmarks.static.candidates import RIVALS
+from benchmarks.static.compare import Runs, find_whole_seeds, list_differences
 from benchmarks.static.tasks import SEEDS
 from benchmarks.study.report.figures import interval
 
@@ -19,9 +20,8 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         seeds = find_whole_seeds(runs, task)
         if len(seeds) < SEEDS[task]:
             continue
-        family = choose_family(runs, task, seeds)
         for test, bar in bars.items():
-            values = list_differences(runs, task, seeds, family, test)
+            values = list_differences(runs, task, seeds, RIVALS[task], test)
             if values:
                 middle, half = interval(values)
                 what = f"{task}, {test}: accuracy over the static network of equal time, points"

@@ -15,7 +15,7 @@ from exitlens.model.backbones.small import SmallResNet
 def fashion(seed: int) -> Task:
     """54,000 grey garments of 28 pixels to learn from, 5,000 to choose thresholds on; no background says anything."""
     splits = split_fashion(seed)
-    how = {"epochs": splits.epochs, "batch_size": splits.batch_size, "channels_last": True}
+    how = {"epochs": splits.epochs, "batch_size": splits.batch_size, "channels_last": True, "amp": True}
     at = ("layer1", "layer2", "layer3")
     return Task(splits.train, splits.calibration, splits.tests, partial(SmallResNet, 10, 1), at, how)
 

@@ -19,7 +19,7 @@ from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.model.timing.machine import describe_machine
 from exitlens.model.timing.timer import Times, Work, interleave
 
-BATCH, SAMPLES, ROUNDS, SECONDS = 64, 1024, 7, 60.0
+BATCH, SAMPLES, ROUNDS, SECONDS = 64, 512, 7, 60.0
 FULL, OURS = "full", "ours, "  # names of what is timed; ours has one for each test set
 
 

@@ -12,6 +12,7 @@ import torch
 import exitlens as xl
 from benchmarks.truth.conditions import LOSSES, TITLES
 from benchmarks.truth.tasks import Task, build_network
+from exitlens.data.splits import SampleSet
 from exitlens.workflow.faithfulness import faithfulness
 
 WATCHED = 500  # validation samples that tell how a training goes
@@ -37,9 +38,13 @@ def train(task: Task, condition: str, seed: int, folder: Path) -> tuple[xl.ExitN
     with (folder / "fit.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         how: dict[str, Any] = {"seed": seed, "out_dir": folder / "fit", "resume": True, "progress": False, **task.how}
-        watched = task.validation.subset(torch.arange(min(WATCHED, len(task.validation))))
-        done = xl.fit(net, task.train, watched, loss=loss or xl.EGTLoss(weight=0.0), **how)
+        done = xl.fit(net, task.train, watch(task), loss=loss or xl.EGTLoss(weight=0.0), **how)
     return net, done
+
+
+def watch(task: Task) -> SampleSet:
+    """The validation samples that tell how a training goes."""
+    return task.validation.subset(torch.arange(min(WATCHED, len(task.validation))))
 
 
 def measure(net: xl.ExitNet, task: Task) -> dict[str, Any]:

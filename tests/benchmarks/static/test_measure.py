@@ -8,7 +8,15 @@ from torch import nn
 
 import exitlens as xl
 from benchmarks.static import jobs, measure, tasks, timing
-from benchmarks.static.candidates import CANDIDATES, FAMILIES, Candidate, make_cut, make_narrow, make_resized
+from benchmarks.static.candidates import (
+    CANDIDATES,
+    FAMILIES,
+    Candidate,
+    list_candidates,
+    make_cut,
+    make_narrow,
+    make_resized,
+)
 from benchmarks.static.distil import Teacher, make_loss
 from benchmarks.truth.tasks import Task, build_network
 from exitlens.model.timing.timer import Times
@@ -25,7 +33,12 @@ def test_names():
     assert set(tasks.SEEDS) == set(tasks.TASKS) == set(tasks.TITLES) == set(CANDIDATES)
     assert all(one.family in FAMILIES for candidates in CANDIDATES.values() for one in candidates.values())
     trained, timed = list(jobs.list_runs()), list(jobs.list_runs(timed=True))
-    assert len(set(trained)) == len(trained) == sum(n * (1 + len(CANDIDATES[one])) for one, n in tasks.SEEDS.items())
+    assert len(set(trained)) == len(trained)
+    assert {name for task, name, seed in trained if (task, seed) == ("scenes", 0)} == {"adaptive", *CANDIDATES["scenes"]}
+    assert {name for task, name, seed in trained if (task, seed) == ("scenes", 1)} == {
+        "adaptive",
+        *list_candidates("scenes", 1),
+    }
     assert len(timed) == sum(tasks.SEEDS.values())
 
 
