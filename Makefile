@@ -53,7 +53,7 @@ bench-relevance: demo $(VENV)/.benchmark  ## relevance maps beside captum's, pyt
 	$(BIN)/python -m benchmarks.relevance.page
 	$(BIN)/python -m benchmarks.check
 
-truth: $(VENV)/.benchmark  ## do maps agree and are they true, on four tasks (resumable, hours; needs openclipart-png): docs/truth.md
+truth: $(VENV)/.benchmark  ## do maps agree and are they true, on seven tasks (resumable, hours; needs openclipart-png, dataset-fashion-mnist): docs/truth.md
 	$(BIN)/python -m benchmarks.truth
 	$(BIN)/python -m benchmarks.truth.page
 	$(BIN)/python -m benchmarks.check

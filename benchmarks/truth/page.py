@@ -18,6 +18,9 @@ from benchmarks.truth.tasks import SEEDS
 
 TASK_TITLES = {
     "scenes": "Scenes of 40 pixels, our small network from scratch",
+    "small": "Few scenes: 1,363 of 9 classes, the same network",
+    "digits": "Handwritten digits of 8 pixels, enlarged to 32, the same network",
+    "fashion": "Fashion-MNIST, the same network",
     "pictures": "Pictures of drawings, 128 pixels, EfficientNet-Lite0 with ImageNet weights (7x7 cells)",
     "vit": "The same scenes, a transformer of six blocks from scratch",
     "reviews": "Film reviews, all-MiniLM-L6-v2",

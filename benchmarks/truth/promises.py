@@ -33,7 +33,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
 def _of_task(task: str, ours: list[Tree], without: list[Tree], plain: list[Tree]) -> Iterator[Promise]:
     cost = ours[0]["cost"]
     deep = [k for k in range(len(cost) - 1) if cost[k] > FROM]
-    for k in (*deep, len(cost) - 1):
+    for k in (*deep, len(cost) - 1) if task in LEAST_SHARE else ():
         name, bar = ("final exit", FINAL_SHARE) if k == len(cost) - 1 else (f"exit {k}", LEAST_SHARE[task])
         yield _mean(f"{task}|share|{k}", f"{task}: faithfulness share, {name}", _shares(ours, k), ">=", bar)
     for k in range(len(cost)):

@@ -1,9 +1,10 @@
-"""The four tasks: scenes with our small network, pictures with an ImageNet network, a vision transformer, film reviews."""
+"""The tasks: the study's data with our small network, pictures with an ImageNet network, a vision transformer, film reviews."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import exitlens as xl
 from benchmarks import reviews as review_files
 from benchmarks.pictures.train import BACKBONE, FIT, find_weights, load_pictures, open_folder
-from benchmarks.study.data import scenes as make_scenes
+from benchmarks.study.data import DATA as DATA_OF_STUDY
 from exitlens.data.splits import SampleSet
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.small import SmallResNet
@@ -49,17 +50,18 @@ class Task:
     groups: Tensor | None = field(default=None, compare=False)
 
 
-def scenes(seed: int) -> Task:
-    """12,000 scenes of 40 pixels, in 80 % of which the background tells the class."""
-    splits = make_scenes(seed)
+def _of_study(data: str, channels: int, seed: int) -> Task:
+    """One of the study's data sets (its docs/results/protocol.md), and our small network from scratch."""
+    splits = DATA_OF_STUDY[data](seed)
     how = {"epochs": splits.epochs, "batch_size": splits.batch_size, "channels_last": True, "amp": True}
-    at = ("layer1", "layer2", "layer3")
-    return Task(splits.train, splits.validation["agreeing"], splits.tests, SmallResNet, at, how)
+    validation = splits.validation.get("agreeing", splits.calibration)
+    build = partial(SmallResNet, len(splits.train.classes), channels)
+    return Task(splits.train, validation, splits.tests, build, ("layer1", "layer2", "layer3"), how)
 
 
 def vit(seed: int) -> Task:
     """The same scenes, and a transformer of six blocks on 8x8 patches, from scratch."""
-    splits = make_scenes(seed)
+    splits = DATA_OF_STUDY["scenes"](seed)
     how = {"epochs": 10, "batch_size": 64, "learning_rate": 1e-3, "amp": True}
     at = ("blocks.0", "blocks.2", "blocks.4")
     return Task(splits.train, splits.validation["agreeing"], splits.tests, _build_vit, at, how)
@@ -102,8 +104,14 @@ def reviews(seed: int) -> Task:
     return Task(parts[0], parts[1], {"test": parts[2]}, build, 3, how)
 
 
-TASKS: dict[str, Callable[[int], Task]] = {"scenes": scenes, "pictures": pictures, "vit": vit, "reviews": reviews}
-SEEDS = {"scenes": 5, "pictures": 3, "vit": 3, "reviews": 3}
+TASKS: dict[str, Callable[[int], Task]] = {
+    **{data: partial(_of_study, data, 3) for data in ("scenes", "small")},
+    **{data: partial(_of_study, data, 1) for data in ("digits", "fashion")},
+    "pictures": pictures,
+    "vit": vit,
+    "reviews": reviews,
+}
+SEEDS = {"scenes": 5, "small": 5, "digits": 5, "fashion": 3, "pictures": 3, "vit": 3, "reviews": 3}
 
 
 def build_network(task: Task, seed: int, *, exits: bool) -> xl.ExitNet:
