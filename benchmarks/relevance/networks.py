@@ -13,6 +13,8 @@ from exitlens.delivery.run_directory import load_samples
 from exitlens.io import read_tensors
 from exitlens.types.inputs import draw_samples
 
+LITE0 = "truth/pictures/egt-0/fit/best.safetensors"  # the network of `make pictures`
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -35,7 +37,7 @@ def load_lite0(runs: Path, count: int) -> Subject:
     """EfficientNet-Lite0 with exits, fine-tuned on pictures of drawings by `make pictures`."""
     images = load_pictures(runs / "pictures" / "data", "test").images
     net = build_network("exits", 0, images.classes, images.first(1).inputs)
-    tensors, _ = read_tensors(runs / "pictures" / "exits-0" / "fit" / "best.safetensors")
+    tensors, _ = read_tensors(runs / LITE0)
     net.load_state_dict({name.removeprefix("net."): value for name, value in tensors.items()})
     return Subject("EfficientNet-Lite0 of `make pictures`, 128 px", net.eval(), choose(images, count))
 
@@ -47,5 +49,5 @@ def choose(images: xl.ImageSet, count: int) -> xl.ImageSet:
 
 NETWORKS: dict[str, tuple[Callable[[Path, int], Subject], str, int]] = {  # how to load it, what it needs, images
     "demo": (load_demo, "demo/data.json", 400),
-    "lite0": (load_lite0, "pictures/exits-0/fit/best.safetensors", 100),
+    "lite0": (load_lite0, LITE0, 100),
 }
