@@ -1,4 +1,4 @@
-"""Times a training step in bfloat16 with depthwise convolutions in float32, as ``fit`` takes it, against plain autocast and float32.
+"""Times a training step in bfloat16, depthwise convolutions and attention in float32 as ``fit`` has them, against autocast and float32.
 
 Usage: python -m benchmarks.training.precision [--backbone timm:tf_efficientnet_lite0] [--size 128] [--batch 32] [--rounds 7]
 
@@ -38,8 +38,10 @@ def measure(backbone: str, size: int, batch: int, rounds: int) -> dict[str, list
         for name, enter in WAYS.items():
             started = time.perf_counter()
             with enter():
-                outputs = net.with_separate_maps(images)
-            loss(outputs, labels).total.backward()
+                outputs, relevance = (
+                    net.with_relevance(images, labels) if loss.needs_relevance else (net.with_separate_maps(images), None)
+                )
+            loss(outputs, labels, relevance=relevance).total.backward()
             if i:  # the first warms up
                 found[name].append(time.perf_counter() - started)
     return found

@@ -1,4 +1,4 @@
-"""Half precision spares depthwise convolutions on CPUs, and nothing else."""
+"""Half precision spares depthwise convolutions and attention on CPUs, and nothing else."""
 
 import pytest
 import torch
@@ -32,6 +32,20 @@ def test_other_operations_are_autocast():
             found = module(inputs)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(module(inputs), found)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_exact_to_its_rounded_output(masked):
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 7, 8, generator=draw, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, 1, 7, generator=draw) < 0.7 if masked else None
+    with use_half_precision(CPU, True):
+        found = F.scaled_dot_product_attention(query, key, value=value, attn_mask=mask)
+        halves = F.scaled_dot_product_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask)
+    assert found.dtype == halves.dtype == torch.bfloat16
+    assert torch.equal(found, F.scaled_dot_product_attention(query, key, value, mask).to(torch.bfloat16))
+    found.float().sum().backward()
+    assert value.grad.dtype == torch.float32
 
 
 def test_exported_code_and_named_arguments_run():

@@ -1,4 +1,4 @@
-"""Half precision in training, and the operation that is faster without it."""
+"""Half precision in training, and the operations that are faster without it."""
 
 from __future__ import annotations
 
@@ -13,33 +13,39 @@ from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
 _CONVOLUTIONS |= {getattr(torch.ops.aten, f.__name__).default for f in (F.conv1d, F.conv2d, F.conv3d)}
+_ATTENTION = {F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default}
 
 
 @contextmanager
 def use_half_precision(device: torch.device, enabled: bool) -> Iterator[None]:
-    """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions stay in float32.
+    """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions and attention stay in float32.
 
     PyTorch's backward pass of these is slow in bfloat16: a training step of an EfficientNet-Lite0 takes twice as long as
-    with them in float32 (``python -m benchmarks.training.precision``). What they give is bfloat16 all the same.
+    with them in float32 (``python -m benchmarks.training.precision``). What they give is bfloat16 all the same. Attention
+    inside ``nn.MultiheadAttention`` is not spared.
     """
-    spared = _DepthwiseInFloat32() if enabled and device.type == "cpu" else nullcontext()
+    spared = _SomeInFloat32() if enabled and device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=enabled), spared:
         yield
 
 
-class _DepthwiseInFloat32(TorchFunctionMode):
-    """Runs convolutions with one channel to a group in float32, whoever calls them: modules, functions, exported code."""
+class _SomeInFloat32(TorchFunctionMode):
+    """Runs what :func:`use_half_precision` spares in float32, whoever calls it: modules, functions, exported code."""
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Every call of a function of PyTorch comes by here."""
         kwargs = kwargs or {}
-        if func not in _CONVOLUTIONS or len(args) < 2 or not _is_depthwise(*args[:2]):
+        if func not in _ATTENTION and (func not in _CONVOLUTIONS or len(args) < 2 or not _is_depthwise(*args[:2])):
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            whole = [one.float() if isinstance(one, Tensor) else one for one in args]
-            return func(*whole, **kwargs).to(torch.bfloat16)
+            named = {name: _widen(one) for name, one in kwargs.items()}
+            return func(*map(_widen, args), **named).to(torch.bfloat16)
+
+
+def _widen(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
