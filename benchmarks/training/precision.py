@@ -39,7 +39,7 @@ def measure(backbone: str, size: int, batch: int, rounds: int) -> dict[str, list
             started = time.perf_counter()
             with enter():
                 outputs, relevance = (
-                    net.with_relevance(images, labels) if loss.needs_relevance else (net.with_separate_maps(images), None)
+                    net.with_relevance(images) if loss.needs_relevance else (net.with_separate_maps(images), None)
                 )
             loss(outputs, labels, relevance=relevance).total.backward()
             if i:  # the first warms up

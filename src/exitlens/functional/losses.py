@@ -124,7 +124,7 @@ class EGTLoss:
         target: what maps are pulled towards; by default what suits the network (:meth:`for_network`), outside of
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper). The
             others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all.
-            ``relevance``: towards the locations of exit 0's features that speak for the true class at the final exit, to
+            ``relevance``: towards the locations of exit 0's features that speak for the final exit's answer, to
             first order. ``product``: towards that times the final exit's attention.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
@@ -272,7 +272,7 @@ class EGTLoss:
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):
             raise InputError(
-                f"relevance: target={self.target!r} needs a map of each sample: outs, relevance = net.with_relevance(x, y)"
+                f"relevance: target={self.target!r} needs a map of each sample: outs, relevance = net.with_relevance(x)"
             )
 
 

@@ -129,12 +129,10 @@ class ExitNet(nn.Module):
             return out
         return out._replace(attention=self.head(k).find_attention(*(t.detach() for t in activations)))
 
-    def with_relevance(
-        self, inputs: Inputs, labels: Tensor, separate_maps: bool = False
-    ) -> tuple[tuple[ExitOutput, ...], Tensor]:
-        """The outputs of every exit, and the relevance of exit 0's features for a class at the final exit.
+    def with_relevance(self, inputs: Inputs, separate_maps: bool = False) -> tuple[tuple[ExitOutput, ...], Tensor]:
+        """The outputs of every exit, and the relevance of exit 0's features for the final exit's answer.
 
-        Gradient times input of the class's final logit less the mean logit, summed over channels: ``(B,*S)`` on the grid of
+        Gradient times input of the answer's logit less the mean logit, summed over channels: ``(B,*S)`` on the grid of
         exit 0's features, signed, detached (0 at padding). Deep features are a mixture of many places; exit 0's are not yet.
         In networks with attention, what mixes counts as constant (:class:`~exitlens.model.mixing.Mixing`).
         """
@@ -149,7 +147,8 @@ class ExitNet(nn.Module):
                 locate = self.head(0).locations(*activations)
             outputs.append(self._answer(k, activations, separate_maps))
         with mixing.fixed():
-            shares = gradient_x_input(class_score(outputs[-1].logits, labels), first, retain_graph=True)
+            logits = outputs[-1].logits
+            shares = gradient_x_input(class_score(logits, logits.argmax(1)), first, retain_graph=True)
         relevance = self.head(0).layout.canonical(shares).sum(1)
         return tuple(outputs), relevance if locate is None else relevance * locate
 

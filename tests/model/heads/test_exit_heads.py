@@ -213,7 +213,7 @@ def test_context_of_tokens_reads_the_first_exits_features_too_and_no_padding():
         torch.testing.assert_close(out.evidence.sum(2) + head.classifier.bias, out.logits)
         torch.testing.assert_close(short.logits[0], out.logits[0])
         torch.testing.assert_close(head.classify(*_walk(net, words, head)), out.logits)
-    relevance = net.with_relevance(words, torch.tensor([0, 1]))[1]
+    relevance = net.with_relevance(words)[1]
     assert relevance.shape == (2, 9)
     assert (relevance[0, 5:] == 0).all()
     for k, policy in enumerate([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0)]):

@@ -125,7 +125,7 @@ class CachedHeads(nn.Module):
         """As calling it: no gradient gets further than the heads."""
         return self(inputs)  # type: ignore[no-any-return]
 
-    def with_relevance(self, inputs: Inputs, labels: Tensor, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
+    def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
         """Not here: it goes back through the backbone, which does not run."""
         raise NotImplementedError("relevance needs the backbone: cached features are refused for such a loss")
 

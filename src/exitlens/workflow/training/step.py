@@ -106,8 +106,8 @@ class Trainee(Protocol):
     def with_separate_maps(self, inputs: Inputs) -> Sequence[ExitOutput]:
         """The outputs; gradients of the maps end at the heads."""
 
-    def with_relevance(self, inputs: Inputs, labels: Tensor, separate_maps: bool) -> tuple[Sequence[ExitOutput], Tensor]:
-        """The outputs, and the relevance of the first features for the labels."""
+    def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[Sequence[ExitOutput], Tensor]:
+        """The outputs, and the relevance of the first features for the final answers."""
 
 
 def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
@@ -187,7 +187,7 @@ def compute_terms(
         inputs = map_inputs(inputs, set_channels_last)
     with use_half_precision(labels.device, settings.amp):
         try:
-            outputs, features, relevance = _run(net, loss, inputs, labels, settings.freeze_backbone)
+            outputs, features, relevance = _run(net, loss, inputs, settings.freeze_backbone)
         except ValueError as error:  # torch's batch norm: "Expected more than 1 value per channel when training"
             raise TrainingError(
                 f"batch of {len(labels)}: {error}. Mend: larger batches (drop_last=True for a loader), or larger images"
@@ -203,12 +203,12 @@ def compute_terms(
 
 
 def _run(
-    net: Trainee, loss: EGTLoss, inputs: Inputs, labels: Tensor, is_frozen: bool
+    net: Trainee, loss: EGTLoss, inputs: Inputs, is_frozen: bool
 ) -> tuple[Sequence[ExitOutput], Sequence[Tensor] | None, Tensor | None]:
     """Outputs, and the features and relevance that the loss needs; in a frozen backbone all gradients end at the heads."""
     separate = loss.separates_maps and not is_frozen
     if loss.needs_relevance:
-        outputs, relevance = net.with_relevance(inputs, labels, separate)
+        outputs, relevance = net.with_relevance(inputs, separate)
         return outputs, None, relevance
     if loss.of == "activation":
         return (*net.with_features(inputs), None)
