@@ -22,7 +22,7 @@ TASK_TITLES = {
     "digits": "Handwritten digits of 8 pixels, enlarged to 32, the same network",
     "fashion": "Fashion-MNIST, the same network",
     "pictures": "Pictures of drawings, 128 pixels, EfficientNet-Lite0 with ImageNet weights (7x7 cells)",
-    "vit": "The same scenes, a transformer of six blocks from scratch",
+    "vit": "The scenes of 40 pixels, a vision transformer of six blocks with a convolutional stem, from scratch",
     "reviews": "Film reviews, all-MiniLM-L6-v2",
 }
 Runs = Mapping[str, Tree]

@@ -9,7 +9,7 @@ import torch
 import exitlens as xl
 from benchmarks.truth import jobs, measure
 from benchmarks.truth.conditions import LOSSES, TITLES, PermutedLoss
-from benchmarks.truth.tasks import SEEDS, TASKS, Task, build_network
+from benchmarks.truth.tasks import SEEDS, TASKS, Task, build_network, build_vit
 from exitlens.model.backbones.small import SmallResNet
 
 
@@ -51,3 +51,10 @@ def test_the_control_takes_targets_of_other_samples():
     assert torch.equal(target, maps[-1].roll(1, 0))
     assert isinstance(PermutedLoss().for_network(True), PermutedLoss)
     assert xl.EGTLoss().for_network(True).target == "product"
+
+
+def test_the_vision_transformer_has_cells_of_five_pixels():
+    net = xl.attach(build_vit(), ("blocks.0", "blocks.2", "blocks.4"), 10, torch.zeros(1, 3, 40, 40), head="context")
+    assert net.has_attention
+    assert [tuple(out.attention.shape[1:]) for out in net(torch.zeros(1, 3, 40, 40))] == [(8, 8)] * 4
+    assert set(net.map_offsets) == {(0.0, 0.0)}
