@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.markdown import ROOT
 from benchmarks.study import __main__ as command
-from benchmarks.study import jobs
+from benchmarks.study import jobs, measure
 from benchmarks.study.jobs import list_jobs, list_sweeps
 from benchmarks.study.runs import join_name, split_name, study_store
 
@@ -20,7 +20,6 @@ JOBS = (
     "scenes/plain-0",
     "scenes/static-10-0",
     "small/both-0",
-    "scenes/joint-0",
     "scenes/egt-0",
     "digits/frozen-0",
     "scenes/egt-kl-0",
@@ -49,6 +48,8 @@ def quick(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         fork = multiprocessing.get_context("fork")
         patch.setattr(jobs.multiprocessing, "get_context", lambda _: fork)
+        patch.setattr(measure, "SAMPLES", 32)
+        patch.setattr(measure, "ORACLE", 8)
         patch.setattr(command, "keep_memory", lambda: None)  # in this process
         out = tmp_path_factory.mktemp("study")
         patch.setattr(sys, "argv", ["study", *list_words(out, *JOBS)])
