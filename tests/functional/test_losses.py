@@ -247,8 +247,8 @@ def test_target_and_reach_suit_the_network_unless_given():
     assert (conv.target, conv.reach, conv.separates_maps, conv.needs_relevance) == ("mean", "heads", True, False)
     assert (attends.target, attends.reach, attends.separates_maps, attends.needs_relevance) == (
         "product",
-        "network",
-        False,
+        "heads",
+        True,
         True,
     )
     assert xl.EGTLoss().for_network(False, keeps_final=True).target == "attention"

@@ -90,12 +90,10 @@ def fit(
     egt_target: Annotated[
         str | None,
         of_more(
-            help="What maps are pulled towards: attention (the final one), relevance or product (default: as it suits)."
+            help="Maps are pulled towards: attention (the final one), mean, relevance or product (default: as it suits)."
         ),
     ] = None,
-    egt_reach: Annotated[
-        str | None, of_more(help="What that trains: heads alone, or the network (default: as it suits the backbone).")
-    ] = None,
+    egt_reach: Annotated[str | None, of_more(help="What that trains: heads alone (default), or the whole network.")] = None,
     batch_size: Annotated[int, of_training(help="Samples in a training step.")] = 64,
     recipe: Annotated[
         str, of_training(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")

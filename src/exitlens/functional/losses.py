@@ -127,8 +127,8 @@ class EGTLoss:
             ``relevance``: towards the locations of exit 0's features that speak for the final exit's answer, to
             first order. ``product``: towards that times the final exit's attention.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
-            classification alone; ``network``: all of it (the paper). By default what suits the network. ``heads`` needs
-            maps without gradients into the backbone: :func:`exitlens.fit` and ``net.with_separate_maps(x)`` give them.
+            classification alone; ``network``: all of it (the paper, and the default outside of :func:`exitlens.fit`).
+            ``heads``, the default there, needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
@@ -179,15 +179,15 @@ class EGTLoss:
     def for_network(self, attends: bool, keeps_final: bool = False) -> EGTLoss:
         """With target and reach for a kind of network, where they were not given.
 
-        Convolutional: ``mean`` and ``heads``: what the exits of such a network look at by themselves is true, and a final
-        map that all follow alone is less so; the backbone is left to classification. Networks that mix by attention
-        (``attends``): ``product`` and ``network``, because there attention by itself says little of where an answer comes
-        from. Where the final exit is the backbone's own classifier (``keeps_final``), its map cannot move, and the others
-        follow it; so do maps other than attention. docs/truth.md compares.
+        Convolutional: ``mean``: what the exits of such a network look at by themselves is true, and a final map that all
+        follow alone is less so. Networks that mix by attention (``attends``): ``product``, because there attention by itself
+        says little of where an answer comes from. Where the final exit is the backbone's own classifier (``keeps_final``),
+        its map cannot move, and the others follow it; so do maps other than attention. The reach is ``heads``: the backbone
+        is left to classification. docs/truth.md compares.
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target: Target = "attention" if follows else "product" if attends else "mean"
-        return replace(self, target=self.target or target, reach=self.reach or ("network" if attends else "heads"))
+        return replace(self, target=self.target or target, reach=self.reach or "heads")
 
     @property
     def separates_maps(self) -> bool:
