@@ -1,9 +1,10 @@
-"""Trains and judges networks on four tasks: do maps agree, are they true, and what do answers pay for it? results/truth.csv.
+"""Trains and judges networks on seven tasks: do maps agree, are they true, and what do answers pay for it? results/truth.csv.
 
 Usage: python -m benchmarks.truth [PATTERN ...]
 
 Runs are named TASK/CONDITION-SEED (``pictures/egt-0``); patterns choose some. What is there already is skipped, and a run that was
-stopped goes on from its last epoch. Two go side by side, a core each. Pictures and reviews need ``openclipart-png`` and the extra
+stopped goes on from its last epoch. Two go side by side, a core each. Pictures need ``openclipart-png``, fashion
+``dataset-fashion-mnist``, pictures, transformers and reviews the extra
 ``benchmark``; they are made on first use. All of it takes hours.
 """
 
