@@ -52,9 +52,10 @@ def _write_cells(found: list[Tree]) -> list[str]:
     return [*accuracy, _join([one["skill"] for one in found], 2), *shares, "" if None in energy else _join(energy, 2)]
 
 
-def _join(values: list[list[float]], digits: int, scale: float = 1) -> str:
-    """Means over runs, exit by exit."""
-    return " / ".join(f"{scale * mean(column):.{digits}f}" for column in zip(*values, strict=True))
+def _join(values: list[list[float | None]], digits: int, scale: float = 1) -> str:
+    """Means over runs, exit by exit; runs without the figure (the oracle gained nothing over chance) are left out."""
+    columns = [[scale * one for one in column if one is not None] for column in zip(*values, strict=True)]
+    return " / ".join(f"{mean(column):.{digits}f}" if column else "none" for column in columns)
 
 
 def write_promises(promises: list[Promise]) -> list[str]:

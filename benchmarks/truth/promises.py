@@ -35,10 +35,14 @@ def _of_task(task: str, ours: list[Tree], without: list[Tree], plain: list[Tree]
     deep = [k for k in range(len(cost) - 1) if cost[k] > FROM]
     for k in (*deep, len(cost) - 1) if task in LEAST_SHARE else ():
         name, bar = ("final exit", FINAL_SHARE) if k == len(cost) - 1 else (f"exit {k}", LEAST_SHARE[task])
-        yield _mean(f"{task}|share|{k}", f"{task}: faithfulness share, {name}", _shares(ours, k), ">=", bar)
+        shares = [share for share in _shares(ours, k) if share is not None]
+        yield _mean(f"{task}|share|{k}", f"{task}: faithfulness share, {name}", shares, ">=", bar)
     for k in range(len(cost)):
-        gain = [a - b for a, b in zip(_shares(ours, k), _shares(without, k), strict=True)]
-        yield _mean(f"{task}|gain|{k}", f"{task}: faithfulness share, exit {k}, over the same without EGT", gain, ">=", 0)
+        gain = _subtract_shares(ours, without, k)
+        if gain:
+            seeds = f" ({len(gain)} of {len(ours)} seeds)" if len(gain) < len(ours) else ""
+            what = f"{task}: faithfulness share, exit {k}, over the same without EGT{seeds}"
+            yield _mean(f"{task}|gain|{k}", what, gain, ">=", 0)
     if task in LEAST_SKILL:
         skill = [mean(one["skill"][k] for k in deep) for one in ours]
         what = f"{task}: skill, mean over early exits beyond 30 % of the cost"
@@ -61,7 +65,8 @@ def _of_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterator[Pr
     early = range(len(ours[0]["cost"]) - 1)
     pairs = list(zip(ours, control, strict=False))  # the control has fewer seeds
     skill = [mean(a["skill"]) - mean(b["skill"]) for a, b in pairs]
-    share = [mean(_shares([a], k)[0] - _shares([b], k)[0] for k in early) for a, b in pairs]
+    shares = [[gain for k in early for gain in _subtract_shares([a], [b], k)] for a, b in pairs]
+    share = [mean(gains) for gains in shares if gains]
     for name, values in (("skill", skill), ("faithfulness share", share)):
         what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
         yield _lower_end(f"{task}|control|{name}", what, values, 0)
@@ -86,8 +91,14 @@ def _mean(key: str, what: str, values: list[float], sense: str, bar: float) -> P
     return Promise(f"truth|{key}", what, middle, sense, bar, None if half == float("inf") else half)  # type: ignore[arg-type]
 
 
-def _shares(runs: list[Tree], k: int) -> list[float]:
+def _shares(runs: list[Tree], k: int) -> list[float | None]:
     return [one["attention"]["deletion_share"][k] for one in runs]
+
+
+def _subtract_shares(runs: list[Tree], others: list[Tree], k: int) -> list[float]:
+    """Run by run; without those in which the oracle gained nothing over chance, so that there is no share."""
+    pairs = zip(_shares(runs, k), _shares(others, k), strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def _accuracy(runs: list[Tree], test: str, k: int) -> list[float]:

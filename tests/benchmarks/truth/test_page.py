@@ -12,6 +12,13 @@ def test_a_row_for_each_condition_with_means_over_seeds():
     assert write_task(runs, "vit") == []
 
 
+def test_a_share_that_does_not_exist_is_left_out():
+    shares = [(None, 0.9, 1.0), (None, 0.7, 1.0), (None, None, 1.0)]
+    runs = {f"digits/egt-{seed}": _run(one, [0, 0], [1, 1, 1]) for seed, one in enumerate(shares)}
+    runs = {name: one | {"relevance": {"deletion_share": [1, 1, 1]}} for name, one in runs.items()}
+    assert any("| none / 0.80 / 1.00 |" in line for line in write_task(runs, "digits"))
+
+
 def test_promises_are_shown_with_their_intervals():
     lines = write_promises(list(list_promises(_make_runs("scenes", 5))))
     assert any("energy in the object, exit 0 | 0.8 ± 0 | >= 0.75 | yes" in line for line in lines)

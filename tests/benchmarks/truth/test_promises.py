@@ -51,6 +51,16 @@ def test_the_control_has_to_lose():
     assert found["truth|scenes|control|skill"].is_kept
 
 
+def test_seeds_without_a_share_are_left_out_and_said():
+    runs = _make_runs("digits", 5)
+    for seed in range(5):
+        runs[f"digits/egt-{seed}"] = _run((None, None if seed else 0.7, 1.0), [0.5, 0.97], [0.8, 0.9, 0.9])
+    found = {one.key: one for one in list_promises(runs)}
+    assert "truth|digits|gain|0" not in found
+    assert found["truth|digits|gain|1"].measured == pytest.approx(-0.2)
+    assert "(1 of 5 seeds)" in found["truth|digits|gain|1"].what
+
+
 def test_tasks_that_are_not_complete_are_not_judged():
     runs = _make_runs("vit", 3)
     assert list(list_promises(runs))
