@@ -199,6 +199,10 @@ def test_labels_are_any_integers(kind):
         {"exit_weights": (math.nan, 1)},
         {"exit_weights": (math.inf, 1)},
         {"weight": "a"},
+        {"sharpness": "a"},
+        {"sharpness": 0},
+        {"sharpness": math.inf},
+        {"sharpness": 2.0, "target": "product"},
     ],
 )
 def test_numbers_that_are_none_are_refused(words):
@@ -228,11 +232,23 @@ def test_mean_pulls_every_map_to_the_mean_of_all():
     outputs, labels = _outputs()
     loss = xl.EGTLoss(target="mean")
     assert not loss.needs_relevance
-    goal = geometric_mean([o.attention for o in outputs])
+    goal = geometric_mean([o.attention for o in outputs], 1.03)
     by_hand = torch.stack([similarity.divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
     assert loss(outputs, labels).consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(by_hand, outputs[-1].attention, retain_graph=True)
     assert gradient.abs().sum() > 0
+
+
+def test_the_mean_is_as_sharp_as_asked_for():
+    maps = [one.attention for one in _outputs()[0]]
+    (target, *_), (flat, *_) = (xl.EGTLoss(target="mean", sharpness=p).make_targets(maps, None) for p in (3.0, 1.0))
+    assert torch.allclose(target, as_distribution(flat**3), atol=1e-6)
+    assert xl.EGTLoss(sharpness=2.0).for_network(attends=False).sharpness == 2.0
+    assert xl.EGTLoss().for_network(attends=False).sharpness == 1.03
+    for unused in (xl.EGTLoss(weight=0.0).for_network(attends=False), xl.EGTLoss().for_network(attends=True)):
+        assert unused.sharpness is None
+    with pytest.raises(xl.InputError, match=r"sharpness: is for target='mean', got target='product'"):
+        xl.EGTLoss(sharpness=2.0).for_network(attends=True)
 
 
 def test_relevance_has_to_be_given():

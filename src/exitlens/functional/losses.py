@@ -20,6 +20,7 @@ Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
+SHARPNESS = 1.03
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
 Target = Literal["attention", "mean", "relevance", "product"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -74,10 +75,17 @@ def check_choice(of: str, distance: str, target: str = "attention") -> None:
     if target != "attention" and of != "attention":
         raise InputError(f"target: {target!r} is for attention maps, got of={of!r}")
     if of == "evidence" and distance in ("kl", "js"):
-        raise InputError(
-            f"distance: {distance!r} compares distributions and evidence has negative values: use 'pearson', 'cosine' or "
-            "'mse', or of='attention'"
-        )
+        use = "use 'pearson', 'cosine' or 'mse', or of='attention'"
+        raise InputError(f"distance: {distance!r} compares distributions and evidence has negative values: {use}")
+
+
+def check_sharpness(value: float, target: str | None) -> None:
+    """Raises :class:`InputError` for a power that is none, or for a target that has none."""
+    require(value, int | float, "sharpness")
+    if not 0 < value < float("inf"):
+        raise InputError(f"sharpness: expected a finite number above 0, got {value}")
+    if target not in ("mean", None):
+        raise InputError(f"sharpness: is for target='mean', got target={target!r}")
 
 
 def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool) -> Tensor:  # -> (B,)
@@ -123,12 +131,15 @@ class EGTLoss:
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
         target: what maps are pulled towards; by default what suits the network (:meth:`for_network`), outside of
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper). The
-            others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all.
+            others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all,
+            raised to the power ``sharpness``.
             ``relevance``: towards the locations of exit 0's features that speak for the final exit's answer, to
             first order. ``product``: towards that times the final exit's attention.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper, and the default outside of :func:`exitlens.fit`).
             ``heads``, the default there, needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
+        sharpness: for ``mean``, 1.03 by default. Means of maps are more diffuse than each of them, and at 1 all maps
+            become so; a little more keeps them on the object, 1.5 leaves little more than one location.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
@@ -143,6 +154,7 @@ class EGTLoss:
     distance: Distance = "js"
     target: Target | None = None
     reach: Reach | None = None
+    sharpness: float | None = None
     exit_weights: tuple[float, ...] | None = None
     ramp_share: float = 1.0
     distill: float = 0.0
@@ -159,6 +171,8 @@ class EGTLoss:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name}: expected a finite number of 0 or more, got {value}")
+        if self.sharpness is not None:
+            check_sharpness(self.sharpness, self.target)
         if not 0 <= self.ramp_share <= 1:
             raise InputError(f"ramp_share: expected a share in [0, 1], got {self.ramp_share}")
         if self.exit_weights is not None:
@@ -186,8 +200,9 @@ class EGTLoss:
         is left to classification. docs/truth.md compares.
         """
         follows = self.of != "attention" or (keeps_final and not attends)
-        target: Target = "attention" if follows else "product" if attends else "mean"
-        return replace(self, target=self.target or target, reach=self.reach or "heads")
+        target = self.target or ("attention" if follows else "product" if attends else "mean")
+        default = SHARPNESS if target == "mean" and self.weight > 0 else None
+        return replace(self, target=target, reach=self.reach or "heads", sharpness=self.sharpness or default)
 
     @property
     def separates_maps(self) -> bool:
@@ -246,24 +261,18 @@ class EGTLoss:
     def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
         """What each of the maps is pulled towards, detached: the early ones, and the final one if it is pulled, too."""
         if self.target == "mean":
-            return [geometric_mean(maps)] * len(maps)
+            return [geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
         return [mix_target(relevance, maps[-1], share=self.target == "product")] * len(maps)
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
-        if self.of == "attention":
-            return [out.attention.float() for out in outputs]
         if self.of == "evidence":
             return [class_evidence(out.evidence.float(), labels) for out in outputs]
-        return [energy(f) for f in features or ()]
+        return [energy(f) for f in features or ()] if self.of == "activation" else [out.attention.float() for out in outputs]
 
     def _check(
-        self,
-        outputs: Sequence[ExitOutput],
-        labels: Tensor,
-        features: Sequence[Tensor] | None,
-        relevance: Tensor | None,
+        self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None, relevance: Tensor | None
     ) -> None:
         check_labels(labels, *outputs[0].logits.shape)
         if self.exit_weights is not None and len(self.exit_weights) != len(outputs):
@@ -272,7 +281,7 @@ class EGTLoss:
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):
             raise InputError(
-                f"relevance: target={self.target!r} needs a map of each sample: outs, relevance = net.with_relevance(x)"
+                f"relevance: target={self.target!r} needs each sample's: outs, relevance = net.with_relevance(x)"
             )
 
 

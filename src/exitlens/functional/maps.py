@@ -62,15 +62,18 @@ def on_common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return as_distribution(regrid(a, size)), as_distribution(regrid(b, size))
 
 
-def geometric_mean(maps: Sequence[Tensor]) -> Tensor:  # (B,*S) each -> (B,*T)
+def geometric_mean(maps: Sequence[Tensor], sharpness: float = 1.0) -> Tensor:  # (B,*S) each -> (B,*T)
     """The geometric mean of distributions over locations, normalised and detached, on the coarsest grid of them (per axis).
 
     Also called a logarithmic opinion pool: a location counts as far as all maps agree that it does. The mean of attention
     scores before their softmax gives the same. What is 0 in all maps (padding) stays 0.
+
+    Args:
+        sharpness: power that the mean is raised to before it is normalised.
     """
     size = tuple(min(sides) for sides in zip(*(one.shape[1:] for one in maps), strict=True))
     together = torch.stack([as_distribution(regrid(one.detach(), size)) for one in maps])
-    logs = together.clamp_min(EPS).log().mean(0).masked_fill((together == 0).all(0), -torch.inf)
+    logs = (sharpness * together.clamp_min(EPS).log().mean(0)).masked_fill((together == 0).all(0), -torch.inf)
     return logs.flatten(1).softmax(1).view_as(logs)
 
 
