@@ -241,6 +241,7 @@ class EGTLoss:
 
     def classify(self, outputs: Sequence[ExitOutput], labels: Tensor) -> Tensor:
         """The classification term: the weighted mean of the exits' cross-entropies."""
+        self.check_size(len(outputs), outputs[0].logits.shape[1])
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
         terms = [w * self._cross_entropy(out.logits.float(), labels) for w, out in zip(weights, outputs, strict=True)]
         return torch.stack(terms).mean()
@@ -248,15 +249,16 @@ class EGTLoss:
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self.check_class_weights(logits.shape[1])
         each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         return (each * torch.tensor(self.class_weights, device=logits.device)[labels]).mean()
 
-    def check_class_weights(self, classes: int) -> None:
-        """Raises :class:`InputError` unless there is a number for each of ``classes``, or none at all."""
+    def check_size(self, exits: int, classes: int) -> None:
+        """Raises :class:`InputError` unless there is a weight for each of the ``exits`` and ``classes``, or none at all."""
         given = self.class_weights
         if given is not None and (isinstance(given, str) or len(given) != classes):
             raise InputError(f"class_weights: expected {classes} numbers, one per class, got {given!r:.60}")
+        if self.exit_weights is not None and len(self.exit_weights) != exits:
+            raise InputError(f"exit_weights: expected {exits} numbers, one per exit, got {self.exit_weights}")
 
     def make_targets(self, maps: Sequence[Tensor], relevance: Tensor | None) -> list[Tensor]:
         """What each of the maps is pulled towards, detached: the early ones, and the final one if it is pulled, too."""
@@ -275,8 +277,6 @@ class EGTLoss:
         self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None, relevance: Tensor | None
     ) -> None:
         check_labels(labels, *outputs[0].logits.shape)
-        if self.exit_weights is not None and len(self.exit_weights) != len(outputs):
-            raise InputError(f"exit_weights: expected {len(outputs)} numbers, one per exit, got {self.exit_weights}")
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):

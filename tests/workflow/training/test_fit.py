@@ -218,8 +218,9 @@ def test_bad_arguments(tiny_set, values, message):
         xl.fit(make_net(), tiny_set, tiny_set, **{**QUICK, **values})
 
 
-def _one_value(*_):
-    raise ValueError("Expected more than 1 value per channel when training")
+def _one_value(stage, _):
+    if stage.training:
+        raise ValueError("Expected more than 1 value per channel when training")
 
 
 def test_a_loader_with_its_own_generator_resumes_exactly(tiny_set, tmp_path):
@@ -341,3 +342,17 @@ def test_kept_statistics_stay_while_the_backbone_trains(tiny_set, final):
     xl.fit(net, tiny_set, tiny_set, batch_norm="keep", **QUICK)
     for name, value in _weights(net).items():
         assert torch.equal(value, before[name]) == ("running" in name or "num_batches" in name), name
+
+
+def test_an_error_before_the_first_epochs_end_leaves_the_directory_usable(net, tiny_set, tmp_path):
+    def fail(x):
+        raise RuntimeError("no such augmentation")
+
+    with pytest.raises(RuntimeError, match="no such augmentation"):
+        xl.fit(net, tiny_set, tiny_set, epochs=1, out_dir=tmp_path, augment=fail, progress=False)
+    assert not list(tmp_path.iterdir())
+    done = xl.fit(net, tiny_set, tiny_set, epochs=1, out_dir=tmp_path, progress=False)
+    with pytest.raises(xl.TrainingError, match="other arguments"):
+        xl.fit(net, tiny_set, tiny_set, epochs=2, out_dir=tmp_path, resume=True, progress=False)
+    assert len(done.history) == 1
+    assert (tmp_path / "settings.json").exists()  # an epoch is kept, whatever the next call asks for

@@ -203,14 +203,14 @@ def test_a_run_of_an_older_version_resumes(tiny_set, tmp_path):
 
 
 def _once(data):
-    """Validation data that can be read once; then the run is interrupted."""
+    """Validation data that can be looked at and read once; then the run is interrupted."""
 
     class Once:
         reads = 0
 
         def __iter__(self):
             self.reads += 1
-            if self.reads == 2:
+            if self.reads == 3:
                 raise KeyboardInterrupt
             return iter([(data.inputs, data.labels)])
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
-from exitlens.workflow.training.validation import validate
+from exitlens.workflow.training.validation import check_validation, validate
 
 
 def test_means_over_samples_whatever_the_batches(net, tiny_set):
@@ -20,3 +21,33 @@ def test_means_over_samples_whatever_the_batches(net, tiny_set):
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert parts.accuracy == pytest.approx(whole.accuracy)
     assert parts.cc == pytest.approx(whole.cc, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x, y: None, "expected a Dataset"),
+        (lambda x, y: TensorDataset(x[:, :2], y), "val: expected"),
+        (lambda x, y: TensorDataset(x, y + 9), r"val labels: expected values in \[0, 4\)"),
+        (lambda x, y: TensorDataset(x[:0], y[:0]), "val: it gave no batch"),
+        (lambda x, y: DataLoader(TensorDataset(x), 4), "expected batches of"),
+    ],
+)
+def test_bad_validation_data_are_refused_before_training(net, tiny_set, tmp_path, make, message):
+    steps = []
+    val = make(tiny_set.inputs, tiny_set.labels)
+    with pytest.raises(xl.InputError, match=message):
+        xl.fit(
+            net, tiny_set, val, epochs=1, out_dir=tmp_path / "run", augment=lambda x: steps.append(1) or x, progress=False
+        )
+    assert not steps
+    assert not (tmp_path / "run").exists()
+
+
+def test_looking_at_validation_data_changes_neither_random_numbers_nor_iterators(net, tiny_set):
+    once = iter([(tiny_set.inputs, tiny_set.labels)])
+    before = torch.get_rng_state()
+    check_validation(net, once)
+    check_validation(net, DataLoader(tiny_set, 4, shuffle=True))
+    assert len(list(once)) == 1
+    assert torch.equal(torch.get_rng_state(), before)

@@ -28,6 +28,7 @@ from exitlens.workflow.training.monitor import Monitor
 from exitlens.workflow.training.recipe import BatchNorm, follow_recipe
 from exitlens.workflow.training.run import Augment, TrainingRun
 from exitlens.workflow.training.step import TrainingSettings, use_memory_format
+from exitlens.workflow.training.validation import check_validation
 
 
 @dataclass
@@ -161,15 +162,15 @@ def fit(
     with use_memory_format(net, channels_last), hold_memory():  # a fifth of ResNet-18's step is page faults without
         attends = net.has_attention and not settings.freeze_backbone
         loss = (loss or EGTLoss()).for_network(attends, net.info.final == "keep")
-        loss = _balance_loss(loss, train, net.info.num_classes)
+        loss = _balance_loss(loss, train, net.num_exits, net.info.num_classes)
         augmentation = _build_augment(augment, net, train)
         if cache_features:  # refused before anything is written
             explain_no_cache(train, settings, augmentation is not None, wanted=True)
         run = TrainingRun(net, loss, settings, augmentation, workers, directory, ranks)
-        run.open(resume, train)
+        check_validation(net, val)
         shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)
-        with common, show_progress(shown) as bar, open_tensorboard(events) as write_events:
+        with run.opened(resume, train), common, show_progress(shown) as bar, open_tensorboard(events) as write_events:
             note: Callable[[str], None] = bar.console.print if shown else lambda line: None
             _keep_features(run, train, val, cache_features, bar, note)
             while not run.is_over:
@@ -203,11 +204,11 @@ def _keep_features(
         run.frozen = keep_features(run.net, run.loss, run.settings, train, val, **how)
 
 
-def _balance_loss(loss: EGTLoss, train: Any, classes: int) -> EGTLoss:
+def _balance_loss(loss: EGTLoss, train: Any, exits: int, classes: int) -> EGTLoss:
     """The loss with numbers for ``class_weights="balanced"``."""
     if loss.class_weights == "balanced":
         loss = replace(loss, class_weights=weigh_classes(read_labels(train, "class_weights"), classes))
-    loss.check_class_weights(classes)
+    loss.check_size(exits, classes)
     return loss
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import count, islice
@@ -28,6 +28,7 @@ from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
 from exitlens.workflow.training.distributed import (
+    LAUNCH,
     SharedGradients,
     SharedLoader,
     average_statistics,
@@ -94,6 +95,22 @@ class TrainingRun:
         """Whether all epochs are done, or the last ones, as many as ``patience``, brought nothing better."""
         done = self.epochs_done >= self.settings.epochs
         return done or is_exhausted(self.history, self.settings.monitor, self.settings.patience)
+
+    @contextmanager
+    def opened(self, resume: bool, train: Any) -> Iterator[None]:
+        """:meth:`open`, and what it wrote is taken back if there is an error before the first epoch's end.
+
+        So a corrected call can use the same ``out_dir``.
+        """
+        is_new = self.out_dir is not None and not (self.out_dir / SETTINGS).exists()
+        self.open(resume, train)
+        try:
+            yield
+        except Exception:
+            if self.out_dir is not None and is_new and self.ranks.is_first and not self.history:
+                for name in (SETTINGS, LAUNCH):
+                    (self.out_dir / name).unlink(missing_ok=True)
+            raise
 
     def open(self, resume: bool, train: Any) -> None:
         """Prepares ``out_dir`` and, on resume, loads the last whole epoch; every rank starts from the state of rank 0."""

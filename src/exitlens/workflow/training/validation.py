@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,28 @@ def validate(
     return Validation((correct / count).tolist(), (cc / count).tolist(), (total / count).item())
 
 
+def check_validation(net: ExitNet, val: Any) -> None:
+    """Raises what :func:`validate` would after an epoch of training, as far as one sample or batch shows it.
+
+    An iterator, which could not be read again, is left alone.
+    """
+    if isinstance(val, Iterator):
+        return
+    with torch.random.fork_rng(devices=[]):
+        first = next((batch for batch in iterate_batches(val, 1, net.device, 0) if count_rows(batch.inputs)), None)
+    if first is None:
+        raise InputError("val: it gave no batch: pass at least one image")
+    labels = _require_labels(first.labels)
+    net.check_input(first.inputs, "val")
+    check_labels(labels, count_rows(first.inputs), net.info.num_classes, "val labels")
+
+
+def _require_labels(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise InputError("val: expected batches of (images, labels), got images only")
+    return labels
+
+
 def _sum_up(
     net: ExitNet | CachedHeads, val: Any, loss: EGTLoss, batch_size: int, workers: int | None, advance: Advance
 ) -> list[Tensor]:
@@ -67,8 +89,7 @@ def _sum_up(
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     with switch_mode(net, False), torch.no_grad():
         for images, labels, _ in iterate_batches(val, max(batch_size, 64), net.device, workers):
-            if labels is None:
-                raise InputError("val: expected batches of (images, labels), got images only")
+            labels = _require_labels(labels)
             net.check_input(images, "val")
             outputs: Sequence[ExitOutput] = net(images)
             check_labels(labels, count_rows(images), outputs[0].logits.shape[1], "val labels")
