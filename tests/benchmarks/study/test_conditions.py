@@ -43,6 +43,7 @@ YOUNGER = {
     "class_weights": None,
     "target": "attention",
     "reach": "network",
+    "sharpness": None,
 }  # arguments of the loss that the runs did not have
 
 
