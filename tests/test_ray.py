@@ -127,7 +127,7 @@ def test_the_example_on_a_local_ray(trained, folder, tmp_path):
     for path in (out / "images-000001").iterdir():
         path.unlink()
     (out / "images-000001").rename(out / ".images-000001.unfinished")  # as a job that was killed leaves it
-    again = run_example(out, *words)
+    again = run_example(out, *words, "--actors", 1)
     assert again.count("there already") == 1
     assert again.count("done") == 1
     kept = {path: stamp for path, stamp in written.items() if "images-000001" not in str(path)}
@@ -138,7 +138,7 @@ def test_the_example_on_a_local_ray(trained, folder, tmp_path):
     table = {"key": list("abcde"), "image": [file.read_bytes() for file in files[:5]]}
     table["image"][2] = b"broken"
     parquet.write_table(pyarrow.table(table), shards / "part-0.parquet")
-    run_example(tmp_path / "two", "--bundle", trained, "--data", shards, "--skip-bad")
+    run_example(tmp_path / "two", "--bundle", trained, "--data", shards, "--skip-bad", "--actors", 1)
     rows = [row for shard in sorted((tmp_path / "two").iterdir()) for row in parquet.read_table(shard).to_pylist()]
     assert [row["key"] for row in rows] == list("abcde")
     assert [row["key"] for row in rows if row["error"]] == ["c"]
