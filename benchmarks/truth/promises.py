@@ -69,7 +69,8 @@ def _of_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterator[Pr
     share = [mean(gains) for gains in shares if gains]
     for name, values in (("skill", skill), ("faithfulness share", share)):
         what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
-        yield _lower_end(f"{task}|control|{name}", what, values, 0)
+        if values:
+            yield _lower_end(f"{task}|control|{name}", what, values, 0)
 
 
 def _of_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:

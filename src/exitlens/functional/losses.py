@@ -191,7 +191,7 @@ class EGTLoss:
         return self.target in ("relevance", "product") and self.weight > 0
 
     def for_network(self, attends: bool, keeps_final: bool = False) -> EGTLoss:
-        """With target and reach for a kind of network, where they were not given.
+        """With target, its sharpness and reach for a kind of network, where they were not given.
 
         Convolutional: ``mean``: what the exits of such a network look at by themselves is true, and a final map that all
         follow alone is less so. Networks that mix by attention (``attends``): ``product``, because there attention by itself

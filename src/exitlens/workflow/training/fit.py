@@ -167,7 +167,8 @@ def fit(
         if cache_features:  # refused before anything is written
             explain_no_cache(train, settings, augmentation is not None, wanted=True)
         run = TrainingRun(net, loss, settings, augmentation, workers, directory, ranks)
-        check_validation(net, val)
+        with ranks.together():
+            check_validation(net, val)
         shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)
         with run.opened(resume, train), common, show_progress(shown) as bar, open_tensorboard(events) as write_events:
