@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,17 +101,37 @@ def test_arguments_that_do_not_fit(trained, folder, words, columns, message):
         Predictor(trained, **{"column": "image"} | words)(batch)
 
 
-def run_example(out: Path, *words: object) -> str:
+DRIVER = """
+import json, runpy, sys
+for line in sys.stdin:
+    sys.argv = json.loads(line)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    print("ready", flush=True)
+"""
+
+
+@pytest.fixture
+def run_example():
+    """Runs the example as often as asked, with one local Ray, which takes long to start."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-    line = [sys.executable, str(EXAMPLE), "--out", str(out), "--actors", "1", *map(str, words)]
-    done = subprocess.run(line, check=False, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+    with subprocess.Popen([sys.executable, "-c", DRIVER], **pipes) as process:
+
+        def run(out: Path, *words: object) -> str:
+            process.stdin.write(json.dumps([str(EXAMPLE), "--out", str(out), "--actors", "1", *map(str, words)]) + "\n")
+            process.stdin.flush()
+            said = list[str]()
+            while (line := process.stdout.readline()) != "ready\n":
+                assert line, "it failed; stderr says why"
+                said.append(line)
+            return "".join(said)
+
+        yield run
+        process.stdin.close()
 
 
 @pytest.mark.slow
-def test_the_example_on_a_local_ray(trained, folder, tmp_path):
-    pytest.importorskip("ray")
+def test_the_example_on_a_local_ray(run_example, trained, folder, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
