@@ -129,6 +129,25 @@ def test_tokens_become_a_grid_without_the_class_token(final, tmp_path):
     torch.testing.assert_close(back(x)[0].logits, net(x)[0].logits)
 
 
+def test_deep_exits_read_the_tokens_of_the_first_one_beside_their_own(tmp_path):
+    backbone, x = TinyViT().eval(), torch.randn(6, 3, 16, 16)
+    net = xl.attach(backbone, ["one", "two"], 4, x, head="context").eval()
+    assert [head.lateral is None for head in net.heads] == [True, False, False]
+    assert net.map_offsets == ((0.0, 0.0),) * 3
+    outs = net(x)
+    for out, head in zip(outs, net.heads, strict=True):
+        assert out.attention.shape == (6, 4, 4)
+        torch.testing.assert_close(out.evidence.sum((2, 3)) + head.classifier.bias, out.logits, atol=1e-5, rtol=1e-4)
+    tokens = net.stage(0)(x)[0]
+    _, lateral = net.stage(1)(tokens, *net.stage(0)(x)[1:])[:2]
+    assert torch.equal(lateral, tokens)
+    assert net.head(1).locate(torch.zeros_like(tokens), lateral).std() > 0
+    pred = xl.predict(net, x, xl.Policy((0.3, 0.3)), attention=True)
+    assert pred.exits.tolist() == xl.route(xl.collect(net, x), xl.Policy((0.3, 0.3))).tolist()
+    back, _ = xl.load(xl.save(net, None, tmp_path / "b"), backbone=TinyViT())
+    torch.testing.assert_close(back(x)[2].logits, outs[2].logits)
+
+
 def test_channels_last_features():
     class Last(nn.Module):
         def __init__(self):

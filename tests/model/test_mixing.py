@@ -1,5 +1,8 @@
 """What mixes, held constant on the way back: against detached tensors by hand, and unchanged where it is not held."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,3 +101,40 @@ def test_networks_know_whether_they_attend():
 )
 def test_attention_is_told_from_other_softmaxes(source, at, side, attends):
     assert xl.attach(source, [at], 4, torch.zeros(1, 3, side, side)).has_attention == attends
+
+
+class Blocks(nn.Module):
+    """Embedding and two pre-norm blocks whose attention weights come from the tokens; -> (B,2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(2))
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):  # (B,6,3)
+        x = self.embed(x)
+        for norm in self.norms:
+            y = norm(x)
+            x = x + F.scaled_dot_product_attention(y, y, y)
+        return self.out(x.mean(1))
+
+
+def test_what_the_first_layer_norm_took_is_found_and_not_kept():
+    mixing, body = Mixing(), Blocks()
+    body.requires_grad_(requires_grad=False)
+    with mixing:
+        out = body(torch.randn(2, 6, 3))
+    first = mixing.find_unmixed(torch.zeros(2, 6, 4))
+    assert first.requires_grad
+    assert out.requires_grad
+    other = torch.zeros(2, 6, 4)
+    assert mixing.find_unmixed(other) is other  # asked again
+    forgotten = weakref.ref(first)
+    del out, first
+    gc.collect()
+    assert forgotten() is None
+    mixing = Mixing()
+    with mixing:
+        body(torch.randn(2, 6, 3))
+    assert mixing.find_unmixed(torch.zeros(2, 5, 4)).shape == (2, 5, 4)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.model.mixing import Mixing
 from tests.conftest import make_net
 from tests.texts import make_text_net, make_texts
 
@@ -80,6 +81,28 @@ def test_relevance_of_a_frozen_backbone_and_of_texts():
     assert relevance[padding].eq(0).all()
     assert relevance[:, 0].eq(0).all()  # the token that stands for the class
     assert relevance[:, 1].ne(0).all()
+
+
+def test_relevance_of_a_transformer_is_that_of_tokens_which_are_not_mixed_yet():
+    """The first-order effect of scaling a token's embedding, attention weights and scales of layer norms held."""
+    net, inputs = make_text_net().eval(), make_texts(5)
+    outs, relevance = net.with_relevance(inputs)
+    factors = torch.ones_like(relevance).requires_grad_()
+
+    class Scaled(Mixing):
+        def _normalise(self, input, *args, **words):
+            self.count = getattr(self, "count", 0) + 1
+            return super()._normalise(input * factors[..., None] if self.count == 1 else input, *args, **words)
+
+    activations = net.unpack(inputs)
+    with Scaled(is_fixed=True):  # its first layer norm is that of the embeddings
+        for stage in net.stages:
+            activations = stage(*activations)
+    logits = net.head(2)(*activations).logits
+    torch.testing.assert_close(outs[-1].logits, logits)
+    (logits.amax(1) - logits.mean(1)).sum().backward()
+    located = net.head(0).locations(*net.stage(0)(*net.unpack(inputs)))
+    torch.testing.assert_close(relevance, factors.grad * located, atol=1e-6, rtol=1e-4)
 
 
 def test_features_are_what_the_heads_saw(net, images):

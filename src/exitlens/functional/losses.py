@@ -134,7 +134,7 @@ class EGTLoss:
             others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all,
             raised to the power ``sharpness``.
             ``relevance``: towards the locations of exit 0's features that speak for the final exit's answer, to
-            first order. ``product``: towards that times the final exit's attention.
+            first order. ``product``: towards that times the attention of exit 0.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper, and the default outside of :func:`exitlens.fit`).
             ``heads``, the default there, needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
@@ -266,7 +266,7 @@ class EGTLoss:
             return [geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
-        return [mix_target(relevance, maps[-1], share=self.target == "product")] * len(maps)
+        return [mix_target(relevance, maps[0], share=self.target == "product")] * len(maps)
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "evidence":

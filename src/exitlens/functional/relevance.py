@@ -39,7 +39,7 @@ def mix_target(relevance: Tensor, attention: Tensor, share: bool) -> Tensor:  # 
     """What maps are pulled towards: the positive part of a relevance map, as a distribution on the coarser of the grids.
 
     Args:
-        relevance: signed. attention: of the final exit.
+        relevance: signed. attention: of the exit that is least deep.
         share: multiply with the attention, so that a location counts if it matters *and* is looked at.
 
     A sample whose answer depends positively on no location keeps the attention.

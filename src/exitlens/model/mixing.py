@@ -27,6 +27,15 @@ class Mixing(TorchFunctionMode):
     def __init__(self, is_fixed: bool = False) -> None:
         super().__init__()
         self.is_fixed = is_fixed
+        self._normalised: dict[torch.Size, Tensor] | None = None if is_fixed else {}
+
+    def find_unmixed(self, features: Tensor) -> Tensor:
+        """The first tensor of this shape that a layer norm took: the locations before any were mixed; else the features.
+
+        Asked once, after the stage that the features come from.
+        """
+        seen, self._normalised = self._normalised, None  # held any longer, it would hold the whole pass
+        return (seen or {}).get(features.shape, features)
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
@@ -64,6 +73,9 @@ class Mixing(TorchFunctionMode):
         *_: object,
         **__: object,
     ) -> Tensor:
+        if self._normalised is not None:
+            input.requires_grad_(input.requires_grad or torch.is_grad_enabled())
+            self._normalised.setdefault(input.shape, input)
         given = (input, list(normalized_shape), weight, bias, eps, self)
         normalised: Tensor = _Normalise.apply(*given)  # type: ignore[no-untyped-call]
         return normalised

@@ -134,16 +134,17 @@ class ExitNet(nn.Module):
 
         Gradient times input of the answer's logit less the mean logit, summed over channels: ``(B,*S)`` on the grid of
         exit 0's features, signed, detached (0 at padding). Deep features are a mixture of many places; exit 0's are not yet.
-        In networks with attention, what mixes counts as constant (:class:`~exitlens.model.mixing.Mixing`).
+        In networks with attention it is that of what the first layer norm takes, where its shape is the same, and what mixes
+        counts as constant (:class:`~exitlens.model.mixing.Mixing`).
         """
-        activations, outputs = self.unpack(inputs), list[ExitOutput]()
-        mixing = Mixing()
+        activations, outputs, mixing = tuple(t.detach() for t in self.unpack(inputs)), list[ExitOutput](), Mixing()
         for k, stage in enumerate(self.stages):
-            with mixing if k and self.has_attention else nullcontext():
+            with mixing if self.has_attention else nullcontext():
                 activations = stage(*activations)
             if k == 0:
-                first = activations[0] if activations[0].requires_grad else activations[0].detach().requires_grad_()
-                activations = (first, *activations[1:])
+                first = mixing.find_unmixed(activations[0])
+                if not first.requires_grad:
+                    activations = (first := first.detach().requires_grad_(), *activations[1:])
                 locate = self.head(0).locations(*activations)
             outputs.append(self._answer(k, activations, separate_maps))
         with mixing.fixed():

@@ -104,7 +104,7 @@ def split(
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
     Where the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to
-    the end (:class:`Lateral`); of the tokens of a text, it is those of the first exit.
+    the end (:class:`Lateral`); of tokens, it is those of the first exit.
 
     Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
@@ -150,10 +150,10 @@ def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_sid
 
 
 def _find_early_tokens(traced: TracedBackbone, nodes: list[fx.Node], kind: Kind | None) -> fx.Node | None:
-    """The features of the first of several exits, if those of all are the tokens of a text."""
+    """The features of the first of several exits, if those of all are tokens, of a text or of an image."""
     with suppress(AttachError):  # where there is no layout, inspecting the cut says so, and where there is one
         layouts = [find_node_layout(traced, node, kind) for node in nodes]
-        if len(nodes) > 1 and all(layout.kind == "tokens" and layout.grid is None for layout in layouts):
+        if len(nodes) > 1 and all(layout.kind == "tokens" and layout.grid == layouts[0].grid for layout in layouts):
             return nodes[0]
     return None
 
