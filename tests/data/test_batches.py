@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
 from exitlens.data.batches import count_batches, iterate_batches, make_epoch_loader
@@ -12,7 +12,10 @@ def test_every_kind_of_source_gives_the_same_batches(tiny_set):
         found = list(iterate_batches(source, 7))
         torch.testing.assert_close(torch.cat([images for images, *_ in found]), expected)
         assert torch.cat([labels for _, labels, _ in found]).tolist() == tiny_set.labels.tolist()
-    assert all(labels is None for _, labels, _ in iterate_batches(expected, 7))
+    for unlabelled in (expected, TensorDataset(expected)):
+        found = list(iterate_batches(unlabelled, 7))
+        assert torch.equal(torch.cat([images for images, *_ in found]), expected)
+        assert all(labels is None for _, labels, _ in found)
     assert count_batches(tiny_set, 10) == 4
     assert count_batches(iter([])) is None
 

@@ -38,7 +38,11 @@ class Loader(Protocol):
 
 
 def iterate_batches(
-    source: Any, batch_size: int = 64, device: torch.device | None = None, workers: int | None = None
+    source: Any,
+    batch_size: int = 64,
+    device: torch.device | None = None,
+    workers: int | None = None,
+    name: str = "data",
 ) -> Iterator[Batch]:
     """Yields batches in order, on ``device`` if one is given.
 
@@ -47,12 +51,13 @@ def iterate_batches(
             iterable of batches, or one tensor of images (or a dict of tensors, as texts have).
         batch_size: of a ``Dataset`` and of tensors.
         workers: processes that decode a lazy set or read a ``Dataset``; by default one for each core for lazy sets, else 0.
+        name: what errors call the source.
 
     Raises:
         InputError: for anything else; DataError: for samples that cannot be read.
     """
-    for batch in _split(source, batch_size, workers):
-        yield as_batch(batch, device)
+    for batch in _split(source, batch_size, workers, name):
+        yield as_batch(batch, device, name)
 
 
 def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Inputs]:
@@ -62,7 +67,7 @@ def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | Non
         yield as_batch(inputs, device)[0]
 
 
-def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable[Any]:
+def _split(source: Any, batch_size: int, workers: int | None = None, name: str = "data") -> Iterable[Any]:
     if isinstance(source, Tensor) or _is_inputs(source):
         return split_rows(source, batch_size)
     if isinstance(source, LazyImages):
@@ -70,7 +75,7 @@ def _split(source: Any, batch_size: int, workers: int | None = None) -> Iterable
     if isinstance(source, Dataset):
         return _load_in_order(source, batch_size, workers or 0)
     if not isinstance(source, Iterable):
-        raise InputError(f"data: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
+        raise InputError(f"{name}: expected a Dataset, a DataLoader or an iterable of batches, got {type(source).__name__}")
     return source
 
 
@@ -124,16 +129,20 @@ class LazyLoader:
             check_bad(bad, len(bad), skip_bad=True)
 
 
-def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
-    """One batch, on ``device`` if one is given."""
+def as_batch(batch: Any, device: torch.device | None = None, name: str = "data") -> Batch:
+    """One batch, on ``device`` if one is given; raises :class:`InputError` for what is none."""
     if isinstance(batch, Batch):
         labels, groups = (None if t is None else t.to(device) for t in batch[1:])
         return Batch(map_inputs(batch.inputs, lambda t: t.to(device)), labels, groups)
+    if isinstance(batch, list | tuple) and len(batch) == 1:
+        batch = batch[0]  # what a TensorDataset without labels gives
     if isinstance(batch, Tensor) or _is_inputs(batch):
         return Batch(map_inputs(batch, lambda t: t.to(device)), None)
     if isinstance(batch, list | tuple) and len(batch) >= 2 and (isinstance(batch[0], Tensor) or _is_inputs(batch[0])):
         return Batch(map_inputs(batch[0], lambda t: t.to(device)), torch.as_tensor(batch[1]).to(device))
-    raise InputError(f"data: expected batches of inputs or (inputs, labels), got {type(batch).__name__}")
+    kind = type(batch).__name__
+    holds = f" of {', '.join(type(one).__name__ for one in batch[:3])}" if isinstance(batch, list | tuple) else ""
+    raise InputError(f"{name}: expected batches of inputs or (inputs, labels), got {kind}{holds}")
 
 
 def _is_inputs(value: Any) -> bool:

@@ -95,6 +95,7 @@ def test_random_inputs_are_like_the_example():
         (nn.Sequential(nn.ReLU()), "no parameters"),
         (TinyNet().to("meta"), "'a.0.weight' is on the meta device"),
         (nn.Sequential(nn.LazyLinear(3)), "'0.weight' is lazy"),
+        (nn.ParameterList([nn.Parameter(torch.zeros(1).expand(4))]), "'0' is an expanded tensor"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # lazy modules

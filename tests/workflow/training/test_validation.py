@@ -30,7 +30,10 @@ def test_means_over_samples_whatever_the_batches(net, tiny_set):
         (lambda x, y: TensorDataset(x[:, :2], y), "val: expected"),
         (lambda x, y: TensorDataset(x, y + 9), r"val labels: expected values in \[0, 4\)"),
         (lambda x, y: TensorDataset(x[:0], y[:0]), "val: it gave no batch"),
-        (lambda x, y: DataLoader(TensorDataset(x), 4), "expected batches of"),
+        (lambda x, y: DataLoader(TensorDataset(x), 4), "val: expected batches of .* got images only"),
+        (lambda x, y: [{"image": 1}], "val: expected batches of .* got dict"),
+        (lambda x, y: [("a", "b")], "val: expected batches of .* got tuple of str, str"),
+        (lambda x, y: 3, "val: expected a Dataset"),
     ],
 )
 def test_bad_validation_data_are_refused_before_training(net, tiny_set, tmp_path, make, message):

@@ -43,6 +43,8 @@ def check_backbone(backbone: nn.Module) -> None:
                 f"backbone: {name!r} is on the meta device and has no values. Mend: backbone.to_empty(device='cpu'), then "
                 "load its weights"
             )
+        if isinstance(tensor, nn.Parameter) and _is_expanded(tensor):
+            raise AttachError(f"backbone: {name!r} is an expanded tensor, whose elements cannot differ. Mend: clone() it")
         if tensor.is_quantized:
             raise AttachError(f"backbone: {name!r} is quantised. {_FLOAT}")
     for name in (*backbone._modules, *backbone._parameters, *backbone._buffers):
@@ -50,6 +52,13 @@ def check_backbone(backbone: nn.Module) -> None:
             raise AttachError(f"backbone: its {name!r} has the name of something that torch.fx needs: rename it")
     if next(backbone.parameters(), None) is None:
         raise AttachError("backbone: it has no parameters: expected a network with weights")
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether several of its elements are one in memory."""
+    return tensor.layout == torch.strided and any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 def verify(pieces: Pieces) -> None:

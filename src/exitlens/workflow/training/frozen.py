@@ -173,7 +173,7 @@ def cache_features(
     batch_size = settings.batch_size if training else max(settings.batch_size, 64)
     count, at, cache, labels = len(data), 0, FeatureCache(), list[Tensor]()  # type: ignore[arg-type]
     advance(count_batches(data, batch_size))
-    for inputs, target, _ in iterate_batches(data, batch_size, net.device, workers):
+    for inputs, target, _ in iterate_batches(data, batch_size, net.device, workers, name):
         if target is None:
             raise InputError(f"{name}: expected batches of (images, labels), got images only")
         net.check_input(inputs, name)

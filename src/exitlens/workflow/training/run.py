@@ -218,7 +218,7 @@ class TrainingRun:
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
-            images, labels, _ = as_batch(batch, self.net.device)
+            images, labels, _ = as_batch(batch, self.net.device, "train")
             if labels is None:
                 raise InputError("train: expected batches of (images, labels), got images only")
             yield self.augment(images) if self.augment else images, labels

@@ -67,7 +67,7 @@ def check_validation(net: ExitNet, val: Any) -> None:
     if isinstance(val, Iterator):
         return
     with torch.random.fork_rng(devices=[]):
-        first = next((batch for batch in iterate_batches(val, 1, net.device, 0) if count_rows(batch.inputs)), None)
+        first = next((batch for batch in iterate_batches(val, 1, net.device, 0, "val") if count_rows(batch.inputs)), None)
     if first is None:
         raise InputError("val: it gave no batch: pass at least one image")
     labels = _require_labels(first.labels)
@@ -88,7 +88,7 @@ def _sum_up(
     correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     with switch_mode(net, False), torch.no_grad():
-        for images, labels, _ in iterate_batches(val, max(batch_size, 64), net.device, workers):
+        for images, labels, _ in iterate_batches(val, max(batch_size, 64), net.device, workers, "val"):
             labels = _require_labels(labels)
             net.check_input(images, "val")
             outputs: Sequence[ExitOutput] = net(images)
