@@ -63,7 +63,8 @@ def attach(
             (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.token_necks.TokenNeck`):
             early answers are much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. Where the
             last features have fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones,
-            which the final head reads, too; heads on the tokens of a text read those of the first exit beside their own.
+            which the final head reads, too; heads on tokens, of texts or images, read those of the first exit beside their
+            own.
             ``"average"``: average pooling, for comparison.
 
     Returns:
