@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import exitlens as xl
 from exitlens.functional.maps import as_distribution
 from exitlens.functional.relevance import class_score, gradient_x_input, mix_target
 
@@ -21,6 +22,15 @@ def test_the_graph_stays_if_it_is_needed():
     first = gradient_x_input(scores, x, retain_graph=True)
     scores.sum().backward()
     assert first.tolist() == x.grad.tolist() == [[2.0] * 3] * 2
+
+
+def test_of_several_features_the_first_that_the_scores_depend_on():
+    a, b, unused = (torch.tensor([[1.0, 2.0]], requires_grad=True) for _ in range(3))
+    scores = (3 * a * b).sum(1)
+    assert gradient_x_input(scores, unused, b, a, retain_graph=True).tolist() == [[3.0, 12.0]]
+    for none in (scores.detach(), (2 * a).sum(1)):
+        with pytest.raises(xl.InputError, match="no gradient leads from the answer back"):
+            gradient_x_input(none, unused)
 
 
 def test_targets_by_hand():

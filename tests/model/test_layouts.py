@@ -148,6 +148,16 @@ def test_deep_exits_read_the_tokens_of_the_first_one_beside_their_own(tmp_path):
     torch.testing.assert_close(back(x)[2].logits, outs[2].logits)
 
 
+def test_a_finer_map_of_the_stem_comes_before_the_tokens_of_the_first_exit():
+    class Stem(TinyViT):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Sequential(nn.Conv2d(3, 6, 2, 2), nn.Conv2d(6, 16, 2, 2))
+
+    net = xl.attach(Stem(), ["one", "two"], 4, torch.randn(2, 3, 16, 16), head="context").eval()
+    assert [tuple(out.attention.shape[1:]) for out in net(torch.randn(2, 3, 16, 16))] == [(8, 8)] * 3
+
+
 def test_channels_last_features():
     class Last(nn.Module):
         def __init__(self):

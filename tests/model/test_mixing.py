@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -87,6 +89,8 @@ def test_weights_are_trained_as_without_it():
 def test_networks_know_whether_they_attend():
     assert make_text_net().has_attention
     assert not xl.attach(TinyNet(), ["a"], 4, torch.zeros(1, 3, 16, 16)).has_attention
+    block = partial(nn.TransformerEncoderLayer, 8, 2, 8, batch_first=True)
+    assert xl.attach(Transformer(block, block), ["one"], 4, torch.zeros(1, 3, 16, 16)).has_attention
 
 
 @pytest.mark.slow
@@ -124,10 +128,9 @@ def test_what_the_first_layer_norm_took_is_found_and_not_kept():
     mixing, body = Mixing(), Blocks()
     body.requires_grad_(requires_grad=False)
     with mixing:
-        out = body(torch.randn(2, 6, 3))
+        out = body(torch.randn(2, 6, 3, requires_grad=True))
     first = mixing.find_unmixed(torch.zeros(2, 6, 4))
     assert first.requires_grad
-    assert out.requires_grad
     other = torch.zeros(2, 6, 4)
     assert mixing.find_unmixed(other) is other  # asked again
     forgotten = weakref.ref(first)
@@ -138,3 +141,92 @@ def test_what_the_first_layer_norm_took_is_found_and_not_kept():
     with mixing:
         body(torch.randn(2, 6, 3))
     assert mixing.find_unmixed(torch.zeros(2, 5, 4)).shape == (2, 5, 4)
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, without weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        nn.init.uniform_(self.norm.weight, 0.5, 2.0)
+
+    def forward(self, x):
+        return x + self.attend(self.norm(x))
+
+    def attend(self, x):
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class NormAfter(Block):
+    def forward(self, x):
+        return x + self.norm(self.attend(x))
+
+
+class EarlyResidual(Block):
+    def forward(self, x):
+        kept = x.reshape(x.shape[0], -1)  # before the norm took it
+        return kept.view(x.shape) + self.attend(self.norm(x))
+
+
+class WithoutGradients(Block):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Gated(Block):
+    def forward(self, x):
+        gate = self.norm(2 * x).detach().sigmoid().mean((1, 2), keepdim=True)  # a norm that is not on the way
+        return gate * x + self.attend(x)
+
+
+class FrozenPositions(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 16, 8), requires_grad=False)
+        self.register_buffer("more", torch.randn(1, 16, 8))
+
+    def forward(self, x):
+        return super().forward(x + self.norm(self.positions) + self.norm(self.more))
+
+
+class Transformer(nn.Module):
+    """Patches of 4 pixels and two blocks; -> (B,4)."""
+
+    def __init__(self, first: Callable[[], nn.Module], second: Callable[[], nn.Module] = Block) -> None:
+        super().__init__()
+        self.patch, self.one, self.two, self.fc = nn.Conv2d(3, 8, 4, 4), first(), second(), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.two(self.one(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
+
+
+def attach_transformer(block: type[Block]) -> xl.ExitNet:
+    torch.manual_seed(0)
+    net = xl.attach(Transformer(block), ["one"], 4, torch.randn(1, 3, 16, 16)).eval()
+    for head in net.heads:
+        nn.init.normal_(head.attend.weight)
+    return net
+
+
+@pytest.mark.parametrize("block", [Block, NormAfter, EarlyResidual, WithoutGradients, Gated, FrozenPositions])
+def test_relevance_changes_no_answer_and_no_tensor_of_any_transformer(block):
+    x, found = torch.randn(5, 3, 16, 16), []
+    for frozen in (False, True):
+        net = attach_transformer(block)
+        if frozen:
+            net.stages.requires_grad_(requires_grad=False)
+        before = {name: t.requires_grad for name, t in [*net.named_parameters(), *net.named_buffers()]}
+        plain, (outs, relevance) = net(x), net.with_relevance(x)
+        for mine, theirs in zip(outs, plain, strict=True):
+            torch.testing.assert_close(mine.logits, theirs.logits)
+        assert not x.requires_grad
+        assert {name: t.requires_grad for name, t in [*net.named_parameters(), *net.named_buffers()]} == before
+        found.append(relevance)
+    torch.testing.assert_close(*found)
+    of_features = xl.compute_relevance(net, x)
+    if block in (NormAfter, WithoutGradients, Gated):  # nothing that is not mixed yet is known: exit 0's features
+        torch.testing.assert_close(found[0], of_features)
+    else:
+        assert not torch.allclose(found[0], of_features, rtol=0.1)

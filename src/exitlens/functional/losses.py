@@ -133,8 +133,8 @@ class EGTLoss:
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper). The
             others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all,
             raised to the power ``sharpness``.
-            ``relevance``: towards the locations of exit 0's features that speak for the final exit's answer, to
-            first order. ``product``: towards that times the attention of exit 0.
+            ``relevance``: towards the locations of exit 0's features (of tokens, before any attention) that speak for the
+            final exit's answer, to first order. ``product``: towards that times the attention of exit 0.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper, and the default outside of :func:`exitlens.fit`).
             ``heads``, the default there, needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.

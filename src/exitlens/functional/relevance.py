@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from exitlens.errors import InputError
 from exitlens.functional.maps import as_distribution, regrid
 
 
@@ -17,7 +18,7 @@ def class_score(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,
     return logits.gather(1, labels[:, None].long()).squeeze(1) - logits.mean(1)
 
 
-def gradient_x_input(scores: Tensor, features: Tensor, retain_graph: bool = False) -> Tensor:
+def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = False) -> Tensor:
     """What each of the features adds to the scores, to first order: gradient times value (arXiv 1605.01713).
 
     It costs one backward pass without weights' gradients. For a network that is linear from the features to the score it
@@ -25,14 +26,25 @@ def gradient_x_input(scores: Tensor, features: Tensor, retain_graph: bool = Fals
 
     Args:
         scores: ``(B,)``, each computed from its own row of the features.
-        features: ``(B,...)``, part of the graph of the scores.
+        features: ``(B,...)``, part of the graph of the scores. Of several, the first that the scores depend on.
         retain_graph: the graph is needed again.
 
     Returns:
         Detached, in float32, in the shape of the features.
+
+    Raises:
+        InputError: where the scores depend on none of them.
     """
-    (gradient,) = torch.autograd.grad(scores.sum(), features, retain_graph=retain_graph)
-    return gradient.float() * features.detach().float()
+    gradients: tuple[Tensor | None, ...] = ()
+    if scores.requires_grad:
+        gradients = torch.autograd.grad(scores.sum(), features, retain_graph=retain_graph, allow_unused=True)
+    for gradient, of in zip(gradients, features, strict=False):
+        if gradient is not None:
+            return gradient.float() * of.detach().float()
+    raise InputError(
+        "relevance: no gradient leads from the answer back to the features: part of the network runs without (torch.no_grad, "
+        "detach). Mend: let gradients through, or use attention maps and EGTLoss(target='mean')"
+    )
 
 
 def mix_target(relevance: Tensor, attention: Tensor, share: bool) -> Tensor:  # (B,*S), (B,*T) -> (B,*U)

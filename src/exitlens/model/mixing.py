@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from exitlens.model.cutting.graph import get_callee_name
-from exitlens.model.cutting.stage import Stage
+from exitlens.model.cutting.stage import Activations, Stage
 
 ATTENTION, SOFTMAX = ("scaled_dot_product_attention", "multi_head_attention_forward"), ("softmax", "_softmax")
 PRODUCTS = ("matmul", "bmm", "einsum")
@@ -28,14 +28,16 @@ class Mixing(TorchFunctionMode):
         super().__init__()
         self.is_fixed = is_fixed
         self._normalised: dict[torch.Size, Tensor] | None = None if is_fixed else {}
+        self._is_mixed = False
 
     def find_unmixed(self, features: Tensor) -> Tensor:
-        """The first tensor of this shape that a layer norm took: the locations before any were mixed; else the features.
+        """The first tensor of this shape that a layer norm took before anything was mixed; else the features.
 
         Asked once, after the stage that the features come from.
         """
         seen, self._normalised = self._normalised, None  # held any longer, it would hold the whole pass
-        return (seen or {}).get(features.shape, features)
+        found = (seen or {}).get(features.shape, features)
+        return found if found.requires_grad else features
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
@@ -51,12 +53,15 @@ class Mixing(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]
+        self._is_mixed |= name in ATTENTION or name in SOFTMAX
         if name in ATTENTION:  # query and key are the first two, or named
             held = {word: self._hold(kwargs[word]) for word in ("query", "key") if word in kwargs}
             return func(*map(self._hold, args[:2]), *args[2:], **kwargs | held)
         if name == "layer_norm":
             return self._normalise(*args, **kwargs)
         found = func(*args, **kwargs)
+        if name == "embedding" and self._normalised is not None and torch.is_grad_enabled():
+            found.requires_grad_()  # of frozen weights, too
         return self._hold(found) if name in SOFTMAX else found
 
     def _hold(self, x: Tensor) -> Tensor:
@@ -73,8 +78,7 @@ class Mixing(TorchFunctionMode):
         *_: object,
         **__: object,
     ) -> Tensor:
-        if self._normalised is not None:
-            input.requires_grad_(input.requires_grad or torch.is_grad_enabled())
+        if self._normalised is not None and not self._is_mixed:
             self._normalised.setdefault(input.shape, input)
         given = (input, list(normalized_shape), weight, bias, eps, self)
         normalised: Tensor = _Normalise.apply(*given)  # type: ignore[no-untyped-call]
@@ -121,13 +125,20 @@ class _Normalise(torch.autograd.Function):
         return by_x, None, by_weight, by_bias, None, None
 
 
+def open_inputs(activations: Activations, stage: Stage) -> Activations:
+    """Inputs of a stage that gradients reach, where its frozen weights would let none through; else as they are."""
+    if all(p.requires_grad for p in stage.parameters()):
+        return activations
+    return tuple(t.detach().requires_grad_() if t.is_floating_point() and not t.requires_grad else t for t in activations)
+
+
 def has_attention(stages: Iterable[Stage]) -> bool:
     """Whether any stage mixes locations by attention: a function of that name, or a softmax before a matrix product."""
     for graph in (stage.evaluation for stage in stages):
         for node in graph.graph.nodes:
             module = graph.get_submodule(node.target) if node.op == "call_module" else None
             name = get_callee_name(node).partition(".")[0] if node.op.startswith("call_") and module is None else ""
-            if isinstance(module, nn.MultiheadAttention) or name.endswith("attention"):
+            if name.endswith("attention") or (module and any(isinstance(m, nn.MultiheadAttention) for m in module.modules())):
                 return True
             if (isinstance(module, nn.Softmax) or name in SOFTMAX) and _is_multiplied(node):
                 return True

@@ -20,7 +20,7 @@ from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
-from exitlens.model.mixing import Mixing, has_attention
+from exitlens.model.mixing import Mixing, has_attention, open_inputs
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs
 from exitlens.types.words import exit_name
@@ -133,23 +133,23 @@ class ExitNet(nn.Module):
         """The outputs of every exit, and the relevance of exit 0's features for the final exit's answer.
 
         Gradient times input of the answer's logit less the mean logit, summed over channels: ``(B,*S)`` on the grid of
-        exit 0's features, signed, detached (0 at padding). Deep features are a mixture of many places; exit 0's are not yet.
-        In networks with attention it is that of what the first layer norm takes, where its shape is the same, and what mixes
-        counts as constant (:class:`~exitlens.model.mixing.Mixing`).
+        exit 0's features, signed, detached (0 at padding). In networks with attention, of the first tensor of that shape that
+        a layer norm takes before any attention, if there is one; what mixes is constant (model/mixing.py).
         """
-        activations, outputs, mixing = tuple(t.detach() for t in self.unpack(inputs)), list[ExitOutput](), Mixing()
+        activations, outputs, mixing = self.unpack(inputs), list[ExitOutput](), Mixing()
+        if self.has_attention:
+            activations = open_inputs(activations, self.stage(0))
         for k, stage in enumerate(self.stages):
             with mixing if self.has_attention else nullcontext():
                 activations = stage(*activations)
             if k == 0:
-                first = mixing.find_unmixed(activations[0])
-                if not first.requires_grad:
-                    activations = (first := first.detach().requires_grad_(), *activations[1:])
-                locate = self.head(0).locations(*activations)
+                own = activations[0] if activations[0].requires_grad else activations[0].detach().requires_grad_()
+                activations = (own, *activations[1:])
+                first, locate = mixing.find_unmixed(own), self.head(0).locations(*activations)
             outputs.append(self._answer(k, activations, separate_maps))
         with mixing.fixed():
             logits = outputs[-1].logits
-            shares = gradient_x_input(class_score(logits, logits.argmax(1)), first, retain_graph=True)
+            shares = gradient_x_input(class_score(logits, logits.argmax(1)), first, own, retain_graph=True)
         relevance = self.head(0).layout.canonical(shares).sum(1)
         return tuple(outputs), relevance if locate is None else relevance * locate
 

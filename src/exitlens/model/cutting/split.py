@@ -104,7 +104,7 @@ def split(
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
     Where the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to
-    the end (:class:`Lateral`); of tokens, it is those of the first exit.
+    the end (:class:`Lateral`); of tokens on one grid, and of texts, it is those of the first exit.
 
     Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
@@ -135,8 +135,8 @@ def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) ->
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int) -> _Cuts:
     final = find_last_features(traced)
     nodes = [*_find_early_nodes(traced, at, final), final]
-    lateral = _find_early_tokens(traced, nodes, kind) if least_side else None
-    lateral = lateral or find_lateral(traced, final, least_side, kind)
+    lateral = find_lateral(traced, final, least_side, kind)
+    lateral = _find_early_tokens(traced, nodes, kind) if least_side and lateral is None else lateral
     checked = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
     layouts, activations = [layout for layout, _ in checked], [crossing for _, crossing in checked]
     if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
