@@ -138,7 +138,9 @@ def has_attention(stages: Iterable[Stage]) -> bool:
         for node in graph.graph.nodes:
             module = graph.get_submodule(node.target) if node.op == "call_module" else None
             name = get_callee_name(node).partition(".")[0] if node.op.startswith("call_") and module is None else ""
-            if name.endswith("attention") or (module and any(isinstance(m, nn.MultiheadAttention) for m in module.modules())):
+            if name.endswith("attention") or (
+                module and any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
+            ):
                 return True
             if (isinstance(module, nn.Softmax) or name in SOFTMAX) and _is_multiplied(node):
                 return True
