@@ -42,8 +42,8 @@ def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = Fal
         if gradient is not None:
             return gradient.float() * of.detach().float()
     raise InputError(
-        "relevance: no gradient leads from the answer back to the features: part of the network runs without (torch.no_grad, "
-        "detach). Mend: let gradients through, or use attention maps and EGTLoss(target='mean')"
+        "relevance: no gradient leads from the answer back to the features: part of the network runs without ("
+        "torch.no_grad, detach). Mend: let gradients through, or use attention maps and EGTLoss(target='mean')"
     )
 
 

@@ -133,8 +133,8 @@ class ExitNet(nn.Module):
         """The outputs of every exit, and the relevance of exit 0's features for the final exit's answer.
 
         Gradient times input of the answer's logit less the mean logit, summed over channels: ``(B,*S)`` on the grid of
-        exit 0's features, signed, detached (0 at padding). In networks with attention, of the first tensor of that shape that
-        a layer norm takes before any attention, if there is one; what mixes is constant (model/mixing.py).
+        exit 0's features, signed, detached (0 at padding). In networks with attention, of the first tensor of that shape
+        that a layer norm takes before any attention, if there is one; what mixes is constant (model/mixing.py).
         """
         activations, outputs, mixing = self.unpack(inputs), list[ExitOutput](), Mixing()
         if self.has_attention:
