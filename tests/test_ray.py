@@ -113,6 +113,7 @@ for line in sys.stdin:
 @pytest.fixture
 def run_example():
     """Runs the example as often as asked, with one local Ray, which takes long to start."""
+    pytest.importorskip("ray")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
     with subprocess.Popen([sys.executable, "-c", DRIVER], **pipes) as process:
@@ -149,7 +150,7 @@ def test_the_example_on_a_local_ray(run_example, trained, folder, tmp_path):
     for path in (out / "images-000001").iterdir():
         path.unlink()
     (out / "images-000001").rename(out / ".images-000001.unfinished")  # as a job that was killed leaves it
-    again = run_example(out, *words, "--actors", 1)
+    again = run_example(out, *words)
     assert again.count("there already") == 1
     assert again.count("done") == 1
     kept = {path: stamp for path, stamp in written.items() if "images-000001" not in str(path)}
@@ -160,7 +161,7 @@ def test_the_example_on_a_local_ray(run_example, trained, folder, tmp_path):
     table = {"key": list("abcde"), "image": [file.read_bytes() for file in files[:5]]}
     table["image"][2] = b"broken"
     parquet.write_table(pyarrow.table(table), shards / "part-0.parquet")
-    run_example(tmp_path / "two", "--bundle", trained, "--data", shards, "--skip-bad", "--actors", 1)
+    run_example(tmp_path / "two", "--bundle", trained, "--data", shards, "--skip-bad")
     rows = [row for shard in sorted((tmp_path / "two").iterdir()) for row in parquet.read_table(shard).to_pylist()]
     assert [row["key"] for row in rows] == list("abcde")
     assert [row["key"] for row in rows if row["error"]] == ["c"]

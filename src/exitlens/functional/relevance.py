@@ -51,7 +51,7 @@ def mix_target(relevance: Tensor, attention: Tensor, share: bool) -> Tensor:  # 
     """What maps are pulled towards: the positive part of a relevance map, as a distribution on the coarser of the grids.
 
     Args:
-        relevance: signed. attention: of the exit that is least deep.
+        relevance: signed. attention: of exit 0.
         share: multiply with the attention, so that a location counts if it matters *and* is looked at.
 
     A sample whose answer depends positively on no location keeps the attention.

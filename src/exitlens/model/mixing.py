@@ -133,7 +133,7 @@ def open_inputs(activations: Activations, stage: Stage) -> Activations:
 
 
 def has_attention(stages: Iterable[Stage]) -> bool:
-    """Whether any stage mixes locations by attention: a function of that name, or a softmax before a matrix product."""
+    """Whether any stage mixes locations: a module or function of attention, or a softmax before a matrix product."""
     for graph in (stage.evaluation for stage in stages):
         for node in graph.graph.nodes:
             module = graph.get_submodule(node.target) if node.op == "call_module" else None

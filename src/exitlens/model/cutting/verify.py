@@ -24,7 +24,7 @@ _FLOAT = "It cannot be trained or cut. Mend: attach exits to the float network a
 
 
 def check_backbone(backbone: nn.Module) -> None:
-    """Raises :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without values."""
+    """Raises :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without own values."""
     if isinstance(backbone, torch.jit.ScriptModule):
         raise AttachError("backbone: it is TorchScript, which cannot be cut. Mend: attach to the Python module it came from")
     if type(backbone).__name__ in _WRAPPERS and type(backbone).__module__.startswith("torch."):
