@@ -15,6 +15,7 @@ from exitlens.functional import similarity
 from exitlens.functional.maps import class_evidence, energy, geometric_mean, on_common_grid, regrid
 from exitlens.functional.relevance import mix_target
 from exitlens.types import ExitOutput, LossTerms
+from exitlens.types.inputs import check_labels
 
 Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
@@ -50,18 +51,6 @@ def consistency_loss(
         return maps[0].new_zeros(())
     pairs = zip(targets, maps, strict=False)  # the final map may have no target
     return torch.stack([_distance(target, one, distance, signed).mean() for target, one in pairs]).mean()
-
-
-def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
-    """Raises :class:`InputError` unless there are ``batch`` integers in ``[0, classes)``.
-
-    On other devices than the CPU the values are not looked at: that would wait for the device at every step.
-    """
-    if labels.shape != (batch,) or labels.is_floating_point():
-        raise InputError(f"{name}: expected ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
-    if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < classes)).all()):
-        low, high = int(labels.min()), int(labels.max())
-        raise InputError(f"{name}: expected values in [0, {classes}), got {low} to {high}")
 
 
 def check_choice(of: str, distance: str, target: str = "attention") -> None:

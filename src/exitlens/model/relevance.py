@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.losses import check_labels
 from exitlens.functional.relevance import class_score, gradient_x_input
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
@@ -19,7 +18,7 @@ from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.mixing import Mixing
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import Inputs
+from exitlens.types.inputs import Inputs, check_labels
 
 Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -9,6 +9,8 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from exitlens.errors import InputError
+
 Inputs = Tensor | Mapping[str, Tensor]
 MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
@@ -67,3 +69,15 @@ def set_channels_last(tensor: Tensor) -> Tensor:
 def draw_samples(count: int, most: int, seed: int = 0) -> Tensor:
     """Indices of at most ``most`` of ``count`` samples, in random order (folders are sorted by class)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+
+
+def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
+    """Raises :class:`InputError` unless there are ``batch`` integers in ``[0, classes)``.
+
+    On other devices than the CPU the values are not looked at: that would wait for the device at every step.
+    """
+    if labels.shape != (batch,) or labels.is_floating_point():
+        raise InputError(f"{name}: expected ({batch},) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < classes)).all()):
+        low, high = int(labels.min()), int(labels.max())
+        raise InputError(f"{name}: expected values in [0, {classes}), got {low} to {high}")

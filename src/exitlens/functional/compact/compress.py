@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from exitlens.functional.losses import check_labels
 from exitlens.types.compact import LARGEST, NODES, CompactLogits, chebyshev_nodes, scale_distances
+from exitlens.types.inputs import check_labels
 
 
 def compress(logits: Tensor, labels: Tensor | None = None) -> CompactLogits:  # (*S,C), (S_0,)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exitlens.data.batches import iterate_batches
 from exitlens.errors import InputError
-from exitlens.functional.losses import EGTLoss, check_labels
+from exitlens.functional.losses import EGTLoss
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pearson
 from exitlens.model.cutting.modes import switch_mode
@@ -18,7 +18,7 @@ from exitlens.model.network import ExitNet
 from exitlens.progress import Advance
 from exitlens.ranks import ALONE, Ranks
 from exitlens.types import ExitOutput
-from exitlens.types.inputs import count_rows
+from exitlens.types.inputs import check_labels, count_rows
 from exitlens.workflow.training.frozen import CachedHeads
 
 
