@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.markdown import fill, table
-from benchmarks.training.runs import TRAINING
+from benchmarks.training.runs import STEP, TRAINING
 
 HEAD = [
     "network",
@@ -17,12 +17,15 @@ HEAD = [
     "linear probe, s",
     "kB an image",
 ]
+STEPS = ["task", "batch", "EGT every so many steps", "without, s", "with EGT, s", "times"]
 
 
 def list_rows(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """A row for every network."""
     rows = []
     for name, found in runs.items():
+        if name.startswith(STEP):
+            continue
         seconds, (middle, low, high) = found["seconds"], found["speedup"]
         cells = [
             f"{found['samples']} of {found['pixels']} px",
@@ -34,8 +37,24 @@ def list_rows(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def list_steps(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row for every task whose steps were timed."""
+    rows = []
+    for name, found in runs.items():
+        if name.startswith(STEP):
+            middle, low, high = found["ratio"]
+            cells = [f"{found['seconds'][one][0]:.3f}" for one in ("without", "egt")]
+            task = name.removeprefix(STEP)
+            rows.append(
+                [task, str(found["batch_size"]), str(found["every"]), *cells, f"{middle:.2f} ({low:.2f} to {high:.2f})"]
+            )
+    return rows
+
+
 def main() -> None:
-    fill("frozen", table(HEAD, list_rows(TRAINING.read())))
+    runs = TRAINING.read()
+    fill("frozen", table(HEAD, list_rows(runs)))
+    fill("steps", table(STEPS, list_steps(runs)))
 
 
 if __name__ == "__main__":

@@ -4,4 +4,5 @@ from pathlib import Path
 
 from benchmarks.store import RESULTS, Store
 
+STEP = "step-"  # what runs of steps are called before their task
 TRAINING = Store(RESULTS / "training.csv", Path("runs/training"))

@@ -203,6 +203,9 @@ def test_labels_are_any_integers(kind):
         {"sharpness": 0},
         {"sharpness": math.inf},
         {"sharpness": 2.0, "target": "product"},
+        {"every": 0},
+        {"every": 1.5},
+        {"every": "a"},
     ],
 )
 def test_numbers_that_are_none_are_refused(words):
@@ -251,6 +254,25 @@ def test_the_mean_is_as_sharp_as_asked_for():
         xl.EGTLoss(sharpness=2.0).for_network(attends=True)
 
 
+def test_consistency_of_every_other_step_has_twice_the_weight():
+    loss = xl.EGTLoss(weight=1.5, every=2)
+    assert [loss.at_step(step).weight for step in range(4)] == [3.0, 0.0, 3.0, 0.0]
+    assert xl.EGTLoss(weight=1.5).at_step(1).weight == 1.5
+    outputs, labels = _outputs()
+    found = [loss.at_step(step)(outputs, labels) for step in range(2)]
+    each = xl.EGTLoss(weight=1.5)(outputs, labels)
+    assert (found[0].total + found[1].total).item() == pytest.approx(2 * each.total.item(), rel=1e-5)
+    assert found[1].total.item() == pytest.approx(each.classification.item(), rel=1e-5)
+
+
+def test_only_targets_that_cost_a_backward_pass_are_asked_for_every_other_step():
+    assert xl.EGTLoss().for_network(attends=True).every == 2
+    assert xl.EGTLoss(every=1).for_network(attends=True).every == 1
+    for loss in (xl.EGTLoss().for_network(attends=False), xl.EGTLoss(weight=0.0).for_network(attends=True)):
+        assert loss.every == 1
+    assert not xl.EGTLoss(target="product", every=2).at_step(1).needs_relevance
+
+
 def test_relevance_has_to_be_given():
     outputs, labels = _outputs()
     with pytest.raises(xl.InputError, match=r"relevance: .*with_relevance"):
@@ -269,7 +291,7 @@ def test_target_and_reach_suit_the_network_unless_given():
     )
     assert xl.EGTLoss().for_network(False, keeps_final=True).target == "attention"
     assert xl.EGTLoss().for_network(True, keeps_final=True).target == "product"
-    given = xl.EGTLoss(target="attention", reach="network")
+    given = xl.EGTLoss(target="attention", reach="network", every=1)
     assert given.for_network(True) == given
     for attends in (False, True):
         assert xl.EGTLoss(of="evidence", distance="pearson").for_network(attends).target == "attention"

@@ -131,6 +131,8 @@ class EGTLoss:
             become so; a little more keeps them on the object, 1.5 leaves little more than one location.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
+        every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`); by default 2 for
+            targets made of relevance, which costs a backward pass, else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567).
         class_weights: C positive numbers: a sample's cross-entropy counts as much as its class's number says. The mean is
@@ -146,6 +148,7 @@ class EGTLoss:
     sharpness: float | None = None
     exit_weights: tuple[float, ...] | None = None
     ramp_share: float = 1.0
+    every: int | None = None
     distill: float = 0.0
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
@@ -164,6 +167,8 @@ class EGTLoss:
             check_sharpness(self.sharpness, self.target)
         if not 0 <= self.ramp_share <= 1:
             raise InputError(f"ramp_share: expected a share in [0, 1], got {self.ramp_share}")
+        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
+            raise InputError(f"every: expected an integer of 1 or more, or None, got {self.every!r}")
         if self.exit_weights is not None:
             weights = _as_numbers(self.exit_weights, "exit_weights: expected a number per exit")
             if not all(0 <= w < float("inf") for w in weights) or not sum(weights):
@@ -180,7 +185,7 @@ class EGTLoss:
         return self.target in ("relevance", "product") and self.weight > 0
 
     def for_network(self, attends: bool, keeps_final: bool = False) -> EGTLoss:
-        """With target, its sharpness and reach for a kind of network, where they were not given.
+        """With what was not given of target, its sharpness, reach and ``every``, for a kind of network.
 
         Convolutional: ``mean``: what the exits of such a network look at by themselves is true, and a final map that all
         follow alone is less so. Networks that mix by attention (``attends``): ``product``, because there attention by itself
@@ -190,8 +195,14 @@ class EGTLoss:
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target = self.target or ("attention" if follows else "product" if attends else "mean")
-        default = SHARPNESS if target == "mean" and self.weight > 0 else None
-        return replace(self, target=target, reach=self.reach or "heads", sharpness=self.sharpness or default)
+        power = SHARPNESS if target == "mean" and self.weight > 0 else None
+        chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=self.sharpness or power)
+        return replace(chosen, every=self.every or (2 if chosen.needs_relevance else 1))
+
+    def at_step(self, step: int) -> EGTLoss:
+        """The loss of one step of training (from 0): with ``every`` times the weight, or without consistency."""
+        every = self.every or 1
+        return self if every == 1 else replace(self, weight=0.0 if step % every else self.weight * every)
 
     @property
     def separates_maps(self) -> bool:

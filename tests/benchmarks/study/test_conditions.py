@@ -44,6 +44,7 @@ YOUNGER = {
     "target": "attention",
     "reach": "network",
     "sharpness": None,
+    "every": None,
 }  # arguments of the loss that the runs did not have
 
 

@@ -151,6 +151,25 @@ def test_relevance_trains_every_map(tiny_set, target, freeze):
         assert not torch.equal(head.attend.weight, other.attend.weight)
 
 
+def test_the_log_has_the_consistency_of_the_steps_that_were_asked_for_it(tiny_set):
+    found, asked = [], []
+
+    class Counting(xl.EGTLoss):
+        def __call__(self, *given, **named):
+            asked.append(self.weight)
+            return super().__call__(*given, **named)
+
+    for every in (1, 2, 100):
+        asked.clear()
+        how = {**QUICK, "epochs": 2, "learning_rate": 1e-9}
+        history = xl.fit(make_net(), tiny_set, tiny_set, loss=Counting(every=every, ramp_share=0.0), **how).history
+        trained = [weight for weight in asked if weight != 1.0] if every > 1 else [1.0]
+        assert set(trained) == {1: {1.0}, 2: {2.0, 0.0}, 100: {100.0, 0.0}}[every]
+        found.append([row["loss"]["consistency"] for row in history])
+    assert found[1] == pytest.approx(found[0], rel=0.2)
+    assert found[2][1] == 0.0  # no step of the second epoch
+
+
 def test_relevance_goes_through_the_backbone_in_every_epoch(tiny_set):
     how = {"freeze_backbone": True, "cache_features": True}
     with pytest.raises(xl.InputError, match="cache_features: relevance"):

@@ -34,10 +34,10 @@ def test_runs_from_before_losses_had_a_reach_trained_the_whole_network(net, tiny
     def open_run(resume, **how):
         TrainingRun(net, xl.EGTLoss(**how), settings, None, 0, tmp_path).open(resume, tiny_set)
 
-    open_run(False, target="attention", reach="network")
+    open_run(False, target="attention", reach="network", every=1)
     record = json.loads((tmp_path / "settings.json").read_text())
-    del record["loss"]["reach"], record["loss"]["target"]
+    del record["loss"]["reach"], record["loss"]["target"], record["loss"]["every"]
     (tmp_path / "settings.json").write_text(json.dumps(record))
-    open_run(True, target="attention", reach="network")
+    open_run(True, target="attention", reach="network", every=1)
     with pytest.raises(xl.TrainingError, match="reach"):
         open_run(True, target="attention", reach="heads")

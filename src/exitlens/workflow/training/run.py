@@ -53,7 +53,7 @@ from exitlens.workflow.training.step import (
 from exitlens.workflow.training.validation import validate
 
 Augment = Callable[[Any], Any]
-BEFORE = {"target": "attention", "reach": "network"}  # what losses did before these could be chosen
+BEFORE = {"target": "attention", "reach": "network", "every": 1}  # what losses did before these could be chosen
 LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
 
 
@@ -191,16 +191,17 @@ class TrainingRun:
         return row | {"seconds": seconds}
 
     def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
-        """The mean of every loss term over the batches."""
-        sums, batches, taken = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0
+        """The mean of every loss term over the batches; of consistency over those that it was asked for."""
+        sums, batches, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
         steps = -(-batches // at_once)
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
-            progress = (epoch * steps + step) / (self.settings.epochs * steps)
+            done = epoch * steps + step
+            progress, loss = done / (self.settings.epochs * steps), self.loss.at_step(done)
             with self.ranks.together():
                 group = list(islice(stream, at_once))
-                found = compute_gradients(model, self.optimizer, self.loss, group, progress, self.settings)
+                found = compute_gradients(model, self.optimizer, loss, group, progress, self.settings)
             share = self.gradients.average(sum(len(labels) for _, labels in group))
             if share is None:
                 break
@@ -210,11 +211,13 @@ class TrainingRun:
                     sums[name] += value / batches * share
                 advance()
             taken += share * len(group)
+            compared += share * len(group) * (loss.weight > 0)
             if self.average is not None:
                 self.average.update()
-        *totals, taken = self.ranks.add_floats([*sums.values(), taken])
+        *totals, taken, compared = self.ranks.add_floats([*sums.values(), taken, compared])
         left = batches / max(taken, 1)  # lazy sets leave out bad batches
-        return {name: total * left for name, total in zip(sums, totals, strict=True)}
+        means = {name: total * left for name, total in zip(sums, totals, strict=True)}
+        return means | {"consistency": means["consistency"] * (taken / compared if compared else 1.0)}
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
