@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.promises import Promise
 from benchmarks.static.candidates import RIVALS
-from benchmarks.static.compare import Runs, find_whole_seeds, list_differences
+from benchmarks.static.compare import Runs, find_whole_seeds, list_differences, list_tests, of_test
+from benchmarks.static.runs import ADAPTIVE, TIME
 from benchmarks.static.tasks import SEEDS
 from benchmarks.study.report.figures import interval
 
-AGREE, DISAGREE = 0.5, 5.0  # points
+AGREE, DISAGREE, LOST = 0.5, 5.0, 0.3  # points
+SPEED = {"scenes": 2.7, "fashion": 2.7, "pictures": 2.0}
 BARS = {"scenes": {"agreeing": AGREE, "disagreeing": DISAGREE}, "pictures": {"test": AGREE}}
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
     """Those of the tasks of which all runs are there."""
+    for task in SPEED:
+        seeds = find_whole_seeds(runs, task)
+        if len(seeds) == SEEDS[task]:
+            yield from _list_speeds(runs, task, seeds)
     for task, bars in BARS.items():
         seeds = find_whole_seeds(runs, task)
         if len(seeds) < SEEDS[task]:
@@ -26,3 +32,16 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
                 middle, half = interval(values)
                 what = f"{task}, {test}: accuracy over the static network of equal time, points"
                 yield Promise(f"static|{task}|{test}", what, middle, ">=", bar, half)
+
+
+def _list_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
+    """By the thresholds that keep the full network's accuracy on validation data: speed, and what is lost on test data."""
+    first = list_tests(runs, task)[0]
+    ratio, half = interval([runs[f"{task}/{TIME}-{seed}"]["full_over_fast"][0] for seed in seeds])
+    yield Promise(
+        f"static|speed|{task}", f"{task}: times as fast as the full network, batch 64", ratio, ">=", SPEED[task], half
+    )
+    pick = of_test(first, "accuracy")
+    ours = [runs[f"{task}/{ADAPTIVE}-{seed}"] for seed in seeds]
+    lost, half = interval([100 * (pick(one["full"]) - pick(one["fast"])) for one in ours])
+    yield Promise(f"static|lost|{task}", f"{task}: points lost at that speed, {first}", lost, "<=", LOST, half)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from exitlens.model.timing.machine import describe_machine
 from exitlens.model.timing.timer import Times, Work, interleave
 
 BATCH, SAMPLES, ROUNDS, SECONDS = 64, 512, 7, 60.0
-FULL, OURS = "full", "ours, "  # names of what is timed; ours has one for each test set
+FULL, OURS, FAST = "full", "ours, ", "fast"  # names of what is timed; ours has one for each test set, the fast one the first
 
 
 def measure_times(
@@ -35,8 +36,10 @@ def measure_times(
         works = _make_works(task, candidates, seed, trained, samples, 0.2 if quick else 4.0)
         times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
         found = {"machine": describe_machine(1), "batch": BATCH, "samples": samples, "rounds": len(times.rounds[FULL])}
-    found["ms"] = {name: times.summary(name, samples)["ms"] for name in works if not name.startswith(OURS)}
+    found["ms"] = {name: times.summary(name, samples)["ms"] for name in works if not name.startswith(OURS) and name != FAST}
     found["adaptive_ms"] = {test: times.summary(OURS + test, samples)["ms"] for test in task.tests}
+    found["fast_ms"] = times.summary(FAST, samples)["ms"]
+    found["full_over_fast"] = times.ratio(FULL, FAST).to_list()
     found["full_over_adaptive"] = {test: times.ratio(FULL, OURS + test).to_list() for test in task.tests}
     return found | choose(times, candidates, task.tests, samples)
 
@@ -60,7 +63,7 @@ def choose(times: Times, candidates: Mapping[str, Candidate], tests: Mapping[str
 def _make_works(
     task: Task, candidates: Mapping[str, Candidate], seed: int, trained: Path, samples: int, seconds: float
 ) -> dict[str, Work]:
-    net, policy = adapt(task, seed, trained)
+    net, _, policy, fast, _ = adapt(task, seed, trained)
     inputs = {test: _draw(data, samples) for test, data in task.tests.items()}
     first = next(iter(inputs.values()))
     net.tune(first[:BATCH], precision="float32", policy=policy, seconds=seconds)
@@ -68,6 +71,9 @@ def _make_works(
     for test, images in inputs.items():
         run = partial(xl.predict, net, policy=policy)
         works[OURS + test] = time_calls(run, images.split(BATCH), net.tuning.keep_memory)
+    quick = copy.deepcopy(net)
+    quick.tune(first[:BATCH], precision="float32", policy=fast, seconds=seconds)
+    works[FAST] = time_calls(partial(xl.predict, quick, policy=fast), first.split(BATCH), quick.tuning.keep_memory)
     others = {FULL: (build_network(task, seed, exits=False), first)}
     others |= {name: one.build_timed(task, first) for name, one in candidates.items()}
     for name, (other, images) in others.items():

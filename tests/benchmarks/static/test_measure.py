@@ -91,6 +91,7 @@ def test_ours_and_a_static_network_are_measured_on_every_test_set(task, tmp_path
     found = measure.measure_adaptive(task, 0, tmp_path)
     assert found["full"]["tests"]["test"]["agreement"] == 1
     assert sum(found["tests"]["test"]["exit_shares"]) == pytest.approx(1)
+    assert found["fast"]["tests"]["test"]["cost"] <= found["tests"]["test"]["cost"] + 1e-6
     candidate = Candidate("cut", "short", partial(make_cut, name="b"))
     one = measure.measure_candidate(task, candidate, 0, tmp_path, tmp_path / "run")
     assert one["epochs"] == 1
