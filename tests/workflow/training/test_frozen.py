@@ -12,7 +12,7 @@ from exitlens.workflow.training import features, frozen
 from exitlens.workflow.training.frozen import explain_no_cache
 from exitlens.workflow.training.step import TrainingSettings
 from tests.conftest import TinyNet, make_net
-from tests.texts import AT, make_bert, make_texts
+from tests.texts import AT, make_bert, make_text_net, make_texts
 
 QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False, "freeze_backbone": True}
 FROZEN = TrainingSettings(3, 8, 1e-3, 0.0, 0, False, False, True)
@@ -48,6 +48,24 @@ def test_equal_to_training_without_kept_features(tiny_set, final, of):
         assert kept["cc"] == pytest.approx(plain["cc"], abs=1e-4)
         assert kept["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
         assert kept["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("target", ["relevance", "product"])
+def test_relevance_of_a_final_exit_that_is_frozen_too_is_kept(tiny_set, target):
+    nets, results = _train_both(lambda: _fresh("keep"), tiny_set, loss=xl.EGTLoss(target=target))
+    _assert_close(*nets)
+    losses = [[row["loss"]["consistency"] for row in result.history] for result in results]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert min(losses[0]) > 0
+
+
+def test_kept_relevance_of_transformers_is_that_before_attention():
+    net, texts = make_text_net("keep"), make_texts(6)
+    heads = frozen.CachedHeads(net, xl.EGTLoss().for_network(attends=True, keeps_final=True))
+    with torch.no_grad():
+        kept = heads.extract(net, texts)
+    torch.testing.assert_close(heads.with_relevance(kept, True)[1], net.with_relevance(texts)[1])
+    assert not kept["relevance"].requires_grad
 
 
 @pytest.mark.parametrize("how", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}])

@@ -189,10 +189,9 @@ def _keep_features(
     run: TrainingRun, train: Any, val: Any, wanted: bool | None, bar: Progress, note: Callable[[str], None]
 ) -> None:
     """Lets a frozen backbone run once, where that changes nothing and is not too late."""
+    moves_relevance = run.loss.needs_relevance and run.net.info.final != "keep"
     reason = (
-        ""
-        if wanted is False
-        else explain_no_cache(train, run.settings, run.augment is not None, wanted, run.loss.needs_relevance)
+        "" if wanted is False else explain_no_cache(train, run.settings, run.augment is not None, wanted, moves_relevance)
     )
     if wanted is False or not run.settings.freeze_backbone or run.is_over:
         return

@@ -27,11 +27,12 @@ from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 from exitlens.workflow.training.features import FeatureCache, FeatureLoader, Room
 from exitlens.workflow.training.step import TrainingSettings
 
+RELEVANCE = "relevance"  # its name among the features
 FIXED = (ImageSet, LazyImages, TextSet, TensorDataset)  # their samples are the same at every reading
 
 
 def explain_no_cache(
-    data: Any, settings: TrainingSettings, is_augmented: bool, wanted: bool | None, needs_relevance: bool = False
+    data: Any, settings: TrainingSettings, is_augmented: bool, wanted: bool | None, moves_relevance: bool = False
 ) -> str:
     """Why the features of a frozen backbone cannot be kept from epoch to epoch; empty where they can.
 
@@ -42,8 +43,10 @@ def explain_no_cache(
         reason = (
             "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True (--freeze-backbone)"
         )
-    elif needs_relevance:
-        reason = "relevance as a target goes back through the backbone in every epoch"
+    elif moves_relevance:
+        reason = (
+            "relevance as a target changes with the final head, and goes back through the backbone: final='keep' keeps it"
+        )
     elif is_augmented:
         reason = "augmentation changes the inputs in every epoch: leave it out"
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):
@@ -72,6 +75,7 @@ class CachedHeads(nn.Module):
         self.heads = net.heads
         self.needs_evidence = loss.of == "evidence" or type(loss) is not EGTLoss
         self.needs_features = loss.of == "activation"
+        self.needs_relevance = loss.needs_relevance
         self.frozen = [isinstance(head, KeptHead) for head in net.heads]
         self.names: list[list[str]] = []  # for each head, under which names what it needs is kept
 
@@ -104,6 +108,9 @@ class CachedHeads(nn.Module):
             names = [next((n for n, t in found.items() if t is part), f"{k}.{i}") for i, part in enumerate(parts)]
             found |= zip(names, parts, strict=True)
             self.names.append(names)
+        if self.needs_relevance:
+            with torch.enable_grad():
+                found[RELEVANCE] = net.with_relevance(inputs)[1]
         return found
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
@@ -126,8 +133,9 @@ class CachedHeads(nn.Module):
         return self(inputs)  # type: ignore[no-any-return]
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
-        """Not here: it goes back through the backbone, which does not run."""
-        raise NotImplementedError("relevance needs the backbone: cached features are refused for such a loss")
+        """The outputs, and the relevance that was kept: that of a final exit which is frozen, too."""
+        assert isinstance(inputs, dict)
+        return self(inputs), inputs[RELEVANCE]
 
     def _share_out(self, inputs: Inputs) -> Iterator[tuple[Any, bool, list[Tensor]]]:
         require(inputs, dict, "inputs", "features by name")
