@@ -22,11 +22,11 @@ BATCH = 250
 
 
 class Adapted(NamedTuple):
-    """Our network, the plain full one, and the cheapest policies that lose at most :data:`LIMIT` on validation data.
+    """Our network, the plain full one, and two policies, each the cheapest that keeps its limit on validation data.
 
     Attributes:
-        policy: loses no more against our own final exit.
-        fast: loses no more against the full network.
+        policy: loses at most :data:`LIMIT` against our own final exit.
+        fast: loses at most :data:`LIMIT` against the full network; nothing where our final exit has lost that already.
         full_accuracy: of the full network, on validation data.
     """
 
@@ -45,7 +45,7 @@ def adapt(task: Task, seed: int, trained: Path) -> Adapted:
     own, theirs = (
         rate(answers, task.validation)["accuracy"] for answers in (answer_last(trace), answer(full, task.validation))
     )
-    policy, fast = (xl.calibrate(trace, max_accuracy_drop=LIMIT + spare) for spare in (0.0, max(own - theirs, 0.0)))
+    policy, fast = (xl.calibrate(trace, max_accuracy_drop=limit) for limit in (LIMIT, max(LIMIT + own - theirs, 0.0)))
     return Adapted(net, full, policy, fast, theirs)
 
 

@@ -71,9 +71,9 @@ def _make_works(
     for test, images in inputs.items():
         run = partial(xl.predict, net, policy=policy)
         works[OURS + test] = time_calls(run, images.split(BATCH), net.tuning.keep_memory)
-    quick = copy.deepcopy(net)
-    quick.tune(first[:BATCH], precision="float32", policy=fast, seconds=seconds)
-    works[FAST] = time_calls(partial(xl.predict, quick, policy=fast), first.split(BATCH), quick.tuning.keep_memory)
+    twin = copy.deepcopy(net)
+    twin.tune(first[:BATCH], precision="float32", policy=fast, seconds=seconds)
+    works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first.split(BATCH), twin.tuning.keep_memory)
     others = {FULL: (build_network(task, seed, exits=False), first)}
     others |= {name: one.build_timed(task, first) for name, one in candidates.items()}
     for name, (other, images) in others.items():

@@ -23,6 +23,7 @@ from benchmarks.truth.tasks import TASKS, Task, build_network
 from exitlens.model.network import ExitNet
 from exitlens.model.timing.timer import interval
 from exitlens.types.inputs import Inputs, map_inputs
+from exitlens.workflow.training.parameters import group_parameters, make_optimizer
 from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, take_step, use_memory_format
 
 TIMED = ("scenes", "pictures", "vit", "reviews")
@@ -57,7 +58,7 @@ def _make_work(
     net: ExitNet, loss: xl.EGTLoss, inputs: Inputs, labels: torch.Tensor, settings: TrainingSettings
 ) -> Callable[[], None]:
     twin, inputs = copy.deepcopy(net), map_inputs(inputs, torch.clone)
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=settings.learning_rate)
+    optimizer = make_optimizer(group_parameters(twin, settings))
 
     def work() -> None:
         with use_memory_format(twin, settings.channels_last), enter_training_mode(twin, False):

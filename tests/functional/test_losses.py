@@ -268,8 +268,14 @@ def test_consistency_of_every_other_step_has_twice_the_weight():
 def test_only_targets_that_cost_a_backward_pass_are_asked_for_every_other_step():
     assert xl.EGTLoss().for_network(attends=True).every == 2
     assert xl.EGTLoss(every=1).for_network(attends=True).every == 1
+
+    class Own(xl.EGTLoss):
+        pass  # may count on being asked every time
+
     for loss in (xl.EGTLoss().for_network(attends=False), xl.EGTLoss(weight=0.0).for_network(attends=True)):
         assert loss.every == 1
+    assert Own().for_network(attends=True).every == 1
+    assert xl.EGTLoss(every=2).at_step(0).at_step(0).weight == 2.0
     assert not xl.EGTLoss(target="product", every=2).at_step(1).needs_relevance
 
 

@@ -94,6 +94,9 @@ def fit(
         ),
     ] = None,
     egt_reach: Annotated[str | None, of_more(help="What that trains: heads alone (default), or the whole network.")] = None,
+    egt_every: Annotated[
+        int | None, of_more(help="Of so many steps one does (default: 2 for relevance and product, else 1).")
+    ] = None,
     batch_size: Annotated[int, of_training(help="Samples in a training step.")] = 64,
     recipe: Annotated[
         str, of_training(help="Rates and more: `scratch`, or `pretrained`, which is the default where weights are given.")
@@ -158,7 +161,7 @@ def fit(
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     how |= {"cache_features": cache_features}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
-    aims |= {"target": egt_target, "reach": egt_reach}
+    aims |= {"target": egt_target, "reach": egt_reach, "every": egt_every}
     with record_source(out, source, resume=resume, ranks=ranks):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
     ranks.share(lambda: xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume))

@@ -131,8 +131,8 @@ class EGTLoss:
             become so; a little more keeps them on the object, 1.5 leaves little more than one location.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
-        every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`); by default 2 for
-            targets made of relevance, which costs a backward pass, else 1.
+        every: of so many steps one asks for consistency, with so many times the weight (``fit`` does, by :meth:`at_step`); by
+            default 2 for targets made of relevance, which costs a backward pass (subclasses: 1), else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567).
         class_weights: C positive numbers: a sample's cross-entropy counts as much as its class's number says. The mean is
@@ -197,12 +197,12 @@ class EGTLoss:
         target = self.target or ("attention" if follows else "product" if attends else "mean")
         power = SHARPNESS if target == "mean" and self.weight > 0 else None
         chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=self.sharpness or power)
-        return replace(chosen, every=self.every or (2 if chosen.needs_relevance else 1))
+        return replace(chosen, every=self.every or (2 if chosen.needs_relevance and type(self) is EGTLoss else 1))
 
     def at_step(self, step: int) -> EGTLoss:
         """The loss of one step of training (from 0): with ``every`` times the weight, or without consistency."""
         every = self.every or 1
-        return self if every == 1 else replace(self, weight=0.0 if step % every else self.weight * every)
+        return self if every == 1 else replace(self, weight=0.0 if step % every else self.weight * every, every=1)
 
     @property
     def separates_maps(self) -> bool:

@@ -91,13 +91,26 @@ def test_ours_and_a_static_network_are_measured_on_every_test_set(task, tmp_path
     found = measure.measure_adaptive(task, 0, tmp_path)
     assert found["full"]["tests"]["test"]["agreement"] == 1
     assert sum(found["tests"]["test"]["exit_shares"]) == pytest.approx(1)
-    assert found["fast"]["tests"]["test"]["cost"] <= found["tests"]["test"]["cost"] + 1e-6
     candidate = Candidate("cut", "short", partial(make_cut, name="b"))
     one = measure.measure_candidate(task, candidate, 0, tmp_path, tmp_path / "run")
     assert one["epochs"] == 1
     assert set(one["tests"]["test"]) == {"samples", "accuracy", "agreement"}
     again = measure.measure_candidate(task, candidate, 0, tmp_path, tmp_path / "run")
     assert again["tests"] == one["tests"]
+
+
+def test_the_fast_policy_is_held_to_the_full_networks_accuracy(task, tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(measure.xl, "calibrate", lambda trace, max_accuracy_drop: limits.append(max_accuracy_drop))
+    labels = task.validation.labels
+    for answers in ((labels + 1) % 4, labels):  # a full network that is always wrong, and one that never is
+        monkeypatch.setattr(measure, "answer", lambda net, data, answers=answers: answers)
+        net, _, _, _, accuracy = measure.adapt(task, 0, tmp_path)
+        own = measure.rate(measure.answer_last(xl.collect(net, task.validation)), task.validation)["accuracy"]
+        assert limits[-2:] == [measure.LIMIT, max(measure.LIMIT + own - accuracy, 0.0)]
+    assert accuracy == 1.0
+    assert limits[1] > measure.LIMIT
+    assert limits[3] == 0.0
 
 
 def test_answers_are_rated_by_labels_and_by_the_full_network(tiny_set):

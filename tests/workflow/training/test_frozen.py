@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import exitlens as xl
+from exitlens.model.relevance import compute_relevance
 from exitlens.workflow.training import features, frozen
 from exitlens.workflow.training.frozen import explain_no_cache
 from exitlens.workflow.training.step import TrainingSettings
@@ -63,9 +64,14 @@ def test_kept_relevance_of_transformers_is_that_before_attention():
     net, texts = make_text_net("keep"), make_texts(6)
     heads = frozen.CachedHeads(net, xl.EGTLoss().for_network(attends=True, keeps_final=True))
     with torch.no_grad():
-        kept = heads.extract(net, texts)
-    torch.testing.assert_close(heads.with_relevance(kept, True)[1], net.with_relevance(texts)[1])
-    assert not kept["relevance"].requires_grad
+        kept = heads.extract(net, texts, training=True)
+        assert "relevance" not in heads.extract(net, texts, training=False)
+    found = heads.with_relevance(kept, True)[1]
+    torch.testing.assert_close(found, net.with_relevance(texts)[1])
+    after = compute_relevance(net, texts)  # at exit 0's features, after a block has mixed
+    assert not torch.allclose(found, after, atol=0.1 * after.abs().max())
+    assert not found.requires_grad
+    assert all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize("how", [{"amp": True}, {"channels_last": False}, {"ema": 0.9, "accumulate": 2, "balanced": True}])
@@ -183,6 +189,7 @@ def test_sets_of_the_users_own_are_kept_on_request():
     [
         ({"augment": "flip"}, "cache_features: augmentation"),
         ({"freeze_backbone": False}, "cache_features: only a frozen backbone"),
+        ({"loss": xl.EGTLoss(target="product")}, "cache_features: relevance"),
     ],
 )
 def test_it_cannot_be_forced(tiny_set, tmp_path, values, message):
@@ -219,7 +226,7 @@ def test_what_several_heads_read_is_kept_once():
     net = xl.attach(make_bert(), AT, 3, texts, head="context").eval()
     heads = frozen.CachedHeads(net, xl.EGTLoss())
     with torch.no_grad():
-        kept, whole = heads.extract(net, texts), net(texts)
+        kept, whole = heads.extract(net, texts, training=True), net(texts)
         own = [f"{k}.0" for k in range(net.num_exits)]
         assert sorted(kept) == sorted([*own, "0.1"])  # features, and the mask; exit 0's tokens are the lateral ones
         assert heads.names[1] == ["1.0", "0.1", "0.0"]

@@ -98,7 +98,7 @@ def fit(
         net: trained in place; left in evaluation mode and in the memory format that it had.
         train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is.
         val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
-        loss: default ``EGTLoss()``, whose target and reach are those for this kind of network
+        loss: default ``EGTLoss()``, whose target, reach, sharpness and ``every`` are those for this kind of network
             (:meth:`~exitlens.functional.losses.EGTLoss.for_network`) where they are not given; label smoothing and class
             weights are its own arguments.
         epochs: 1 or more.
@@ -165,7 +165,7 @@ def fit(
         loss = _balance_loss(loss, train, net.num_exits, net.info.num_classes)
         augmentation = _build_augment(augment, net, train)
         if cache_features:  # refused before anything is written
-            explain_no_cache(train, settings, augmentation is not None, wanted=True)
+            explain_no_cache(train, settings, augmentation is not None, True, _moves_relevance(loss, net))
         run = TrainingRun(net, loss, settings, augmentation, workers, directory, ranks)
         with ranks.together():
             check_validation(net, val)
@@ -185,13 +185,19 @@ def fit(
     return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
 
 
+def _moves_relevance(loss: EGTLoss, net: ExitNet) -> bool:
+    """Whether the relevance that a loss needs changes with a final head that is trained."""
+    return loss.needs_relevance and net.info.final != "keep"
+
+
 def _keep_features(
     run: TrainingRun, train: Any, val: Any, wanted: bool | None, bar: Progress, note: Callable[[str], None]
 ) -> None:
     """Lets a frozen backbone run once, where that changes nothing and is not too late."""
-    moves_relevance = run.loss.needs_relevance and run.net.info.final != "keep"
     reason = (
-        "" if wanted is False else explain_no_cache(train, run.settings, run.augment is not None, wanted, moves_relevance)
+        ""
+        if wanted is False
+        else explain_no_cache(train, run.settings, run.augment is not None, wanted, _moves_relevance(run.loss, run.net))
     )
     if wanted is False or not run.settings.freeze_backbone or run.is_over:
         return

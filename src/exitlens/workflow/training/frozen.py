@@ -25,7 +25,7 @@ from exitlens.model.precision import use_half_precision
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 from exitlens.workflow.training.features import FeatureCache, FeatureLoader, Room
-from exitlens.workflow.training.step import TrainingSettings
+from exitlens.workflow.training.step import TrainingSettings, enter_training_mode
 
 RELEVANCE = "relevance"  # its name among the features
 FIXED = (ImageSet, LazyImages, TextSet, TensorDataset)  # their samples are the same at every reading
@@ -44,9 +44,7 @@ def explain_no_cache(
             "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True (--freeze-backbone)"
         )
     elif moves_relevance:
-        reason = (
-            "relevance as a target changes with the final head, and goes back through the backbone: final='keep' keeps it"
-        )
+        reason = "relevance as a target goes back through the backbone from a final head that learns (final='keep' keeps it)"
     elif is_augmented:
         reason = "augmentation changes the inputs in every epoch: leave it out"
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):
@@ -92,10 +90,11 @@ class CachedHeads(nn.Module):
     def check_input(self, inputs: Inputs, name: str) -> None:
         """Does nothing: what the backbone was given was checked."""
 
-    def extract(self, net: ExitNet, inputs: Inputs) -> dict[str, Tensor]:
+    def extract(self, net: ExitNet, inputs: Inputs, training: bool) -> dict[str, Tensor]:
         """What the heads need, ``exit.position`` -> ``(B,...)``, from a batch of the network's inputs.
 
-        What several heads read, a padding mask or a lateral map, is there once, under the name of the first.
+        What several heads read, a padding mask or a lateral map, is there once, under the name of the first. Relevance is
+        for ``training`` only.
         """
         activations, found = net.unpack(inputs), dict[str, Tensor]()
         self.names = []
@@ -108,8 +107,8 @@ class CachedHeads(nn.Module):
             names = [next((n for n, t in found.items() if t is part), f"{k}.{i}") for i, part in enumerate(parts)]
             found |= zip(names, parts, strict=True)
             self.names.append(names)
-        if self.needs_relevance:
-            with torch.enable_grad():
+        if self.needs_relevance and training:
+            with torch.enable_grad(), enter_training_mode(net, True), switch_mode(net, False):
                 found[RELEVANCE] = net.with_relevance(inputs)[1]
         return found
 
@@ -188,7 +187,7 @@ def cache_features(
         if training and settings.channels_last:
             inputs = map_inputs(inputs, set_channels_last)
         with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, training and settings.amp):
-            found = heads.extract(net, inputs)
+            found = heads.extract(net, inputs, training)
         for key, value in found.items():
             if key not in cache.columns:
                 cache.columns[key] = room.allocate(count, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -76,6 +77,7 @@ class TrainingRun:
     def __post_init__(self) -> None:
         check_batch_size(self.settings.batch_size, self.ranks)
         self.optimizer = make_optimizer(group_parameters(self.net, self.settings))
+        self.losses = [self.loss.at_step(step) for step in range(min(self.loss.every or 1, 2))]  # asked for maps, and not
         self.gradients = SharedGradients(list_trained(self.optimizer), self.ranks)
         decay = self.settings.ema
         self.average = None if decay is None else WeightAverage(self.net, decay)
@@ -198,7 +200,7 @@ class TrainingRun:
         model = self.net if self.frozen is None else self.frozen.heads
         for step in count():
             done = epoch * steps + step
-            progress, loss = done / (self.settings.epochs * steps), self.loss.at_step(done)
+            progress, loss = done / (self.settings.epochs * steps), self.losses[done % (self.loss.every or 1) > 0]
             with self.ranks.together():
                 group = list(islice(stream, at_once))
                 found = compute_gradients(model, self.optimizer, loss, group, progress, self.settings)
@@ -217,7 +219,8 @@ class TrainingRun:
         *totals, taken, compared = self.ranks.add_floats([*sums.values(), taken, compared])
         left = batches / max(taken, 1)  # lazy sets leave out bad batches
         means = {name: total * left for name, total in zip(sums, totals, strict=True)}
-        return means | {"consistency": means["consistency"] * (taken / compared if compared else 1.0)}
+        asked = taken / compared if compared else 1.0 if self.loss.weight == 0 else math.nan
+        return means | {"consistency": means["consistency"] * asked}
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
