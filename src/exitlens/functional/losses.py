@@ -131,7 +131,7 @@ class EGTLoss:
             become so; a little more keeps them on the object, 1.5 leaves little more than one location.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
-        every: of so many steps one asks for consistency, with so many times the weight (``fit`` does, by :meth:`at_step`); by
+        every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`; ``fit`` does); by
             default 2 for targets made of relevance, which costs a backward pass (subclasses: 1), else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567).
