@@ -74,6 +74,7 @@ def _route(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, data: SampleSet,
         "cost": net.cost[exits].mean().item(),
         "exit_shares": (exits.bincount(minlength=net.num_exits) / len(exits)).tolist(),
         "agreement_with_own_final_exit": (routed == answers[:, -1]).double().mean().item(),
+        "exit_accuracy": (answers == data.labels[:, None]).double().mean(0).tolist(),
     }
 
 

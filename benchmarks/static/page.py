@@ -54,8 +54,21 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
         "",
         *table(head, rows),
         "",
+        _write_exits(runs, task, seeds, tests[0]),
+        "",
         f"Ours minus the rival, points of accuracy: {'; '.join(words)}. {_write_winners(differences)}",
     ]
+
+
+def _write_exits(runs: Runs, task: str, seeds: Sequence[int], test: str) -> str:
+    """What each exit takes and is worth if it answers everything."""
+    shares = [[time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"]] for seed in seeds]
+    right = [runs[f"{task}/{ADAPTIVE}-{seed}"]["tests"][test]["exit_accuracy"] for seed in seeds]
+    time, accuracy = (
+        " / ".join(f"{100 * mean(one):.{digits}f}" for one in zip(*values, strict=True))
+        for values, digits in ((shares, 0), (right, 1))
+    )
+    return f"Our exits, were they to answer everything, take {time} % of the full network's time, and {accuracy} % are right ({test})."
 
 
 def _average_times(runs: Runs, task: str, seeds: Sequence[int], tests: Sequence[str]) -> list[float]:

@@ -12,6 +12,7 @@ from benchmarks.static.tasks import SEEDS
 from benchmarks.study.report.figures import interval
 
 AGREE, DISAGREE, LOST = 0.5, 5.0, 0.3  # points
+EARLY = ((0.25, 0.75), (0.5, 0.92))  # pictures: time up to which an exit stands, and the share of the final accuracy it has
 SPEED = {"scenes": 2.7, "fashion": 2.7, "pictures": 2.0}
 BARS = {"scenes": {"agreeing": AGREE, "disagreeing": DISAGREE}, "pictures": {"test": AGREE}}
 
@@ -22,6 +23,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         seeds = find_whole_seeds(runs, task)
         if len(seeds) == SEEDS[task]:
             yield from _list_speeds(runs, task, seeds)
+            yield from _list_early(runs, task, seeds) if task == "pictures" else ()
     for task, bars in BARS.items():
         seeds = find_whole_seeds(runs, task)
         if len(seeds) < SEEDS[task]:
@@ -45,3 +47,18 @@ def _list_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promis
     ours = [runs[f"{task}/{ADAPTIVE}-{seed}"] for seed in seeds]
     lost, half = interval([100 * (pick(one["full"]) - pick(one["fast"])) for one in ours])
     yield Promise(f"static|lost|{task}", f"{task}: points lost at that speed, {first}", lost, "<=", LOST, half)
+
+
+def _list_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise]:
+    """What the exits are worth that answer in a quarter and in half of the full network's time; none is worth nothing."""
+    first = list_tests(runs, task)[0]
+    for most, bar in EARLY:
+        shares = []
+        for seed in seeds:
+            times = [time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"]]
+            accuracy = runs[f"{task}/{ADAPTIVE}-{seed}"]["tests"][first]["exit_accuracy"]
+            within = [right for right, time in zip(accuracy, times, strict=True) if time <= most]
+            shares.append(max(within, default=0.0) / accuracy[-1])
+        middle, half = interval(shares)
+        what = f"{task}: accuracy of the exit at {100 * most:.0f} % of the time over the final exit's"
+        yield Promise(f"static|early|{task}|{most}", what, middle, ">=", bar, half)

@@ -21,7 +21,7 @@ from exitlens.model.timing.machine import describe_machine
 from exitlens.model.timing.timer import Times, Work, interleave
 
 BATCH, SAMPLES, ROUNDS, SECONDS = 64, 512, 7, 60.0
-FULL, OURS, FAST = "full", "ours, ", "fast"  # names of what is timed; ours has one for each test set, the fast one the first
+FULL, OURS, FAST, EXIT = "full", "ours, ", "fast", "exit "  # names of what is timed; ours has one for each test set
 
 
 def measure_times(
@@ -34,9 +34,11 @@ def measure_times(
     samples = BATCH if quick else SAMPLES
     with pin_threads(1):
         works = _make_works(task, candidates, seed, trained, samples, 0.2 if quick else 4.0)
+        exits = [name for name in works if name.startswith(EXIT)]
         times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
         found = {"machine": describe_machine(1), "batch": BATCH, "samples": samples, "rounds": len(times.rounds[FULL])}
-    found["ms"] = {name: times.summary(name, samples)["ms"] for name in works if not name.startswith(OURS) and name != FAST}
+    found["ms"] = {name: times.summary(name, samples)["ms"] for name in works if not name.startswith((OURS, FAST, EXIT))}
+    found["exit_share"] = [times.ratio(name, FULL).to_list() for name in exits]
     found["adaptive_ms"] = {test: times.summary(OURS + test, samples)["ms"] for test in task.tests}
     found["fast_ms"] = times.summary(FAST, samples)["ms"]
     found["full_over_fast"] = times.ratio(FULL, FAST).to_list()
@@ -74,6 +76,10 @@ def _make_works(
     twin = copy.deepcopy(net)
     twin.tune(first[:BATCH], precision="float32", policy=fast, seconds=seconds)
     works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first.split(BATCH), twin.tuning.keep_memory)
+    works |= {
+        f"{EXIT}{k}": time_calls(partial(answer_at, net, k), first.split(BATCH), net.tuning.keep_memory)
+        for k in range(net.num_exits)
+    }
     others = {FULL: (build_network(task, seed, exits=False), first)}
     others |= {name: one.build_timed(task, first) for name, one in candidates.items()}
     for name, (other, images) in others.items():

@@ -7,6 +7,7 @@ from benchmarks.static.candidates import CANDIDATES, RIVALS, list_candidates
 from benchmarks.static.page import write_equal_time, write_networks, write_state, write_task
 from benchmarks.static.promises import list_promises
 from benchmarks.static.runs import STATIC
+from benchmarks.static.tasks import SEEDS
 
 TESTS = ("agreeing", "disagreeing", "unseen")
 
@@ -30,9 +31,11 @@ def make_runs(seeds, ours=(0.92, 0.7, 0.68)):
     runs = {}
     for seed in range(seeds):
         fast = {"tests": make_tests(0.925, 0.69, 0.67)}
-        runs[f"scenes/adaptive-{seed}"] = {"tests": make_tests(*ours), "full": full, "fast": fast}
+        own = make_tests(*ours)
+        own["agreeing"]["exit_accuracy"] = [0.8, 0.9]
+        runs[f"scenes/adaptive-{seed}"] = {"tests": own, "full": full, "fast": fast}
         times = {"ms": ms, "adaptive_ms": adaptive_ms, "fast_ms": [1.25, 1, 2], "full_over_fast": [3.2, 3, 4]}
-        runs[f"scenes/time-{seed}"] = {**times, "chosen": chosen}
+        runs[f"scenes/time-{seed}"] = {**times, "chosen": chosen, "exit_share": [[0.3, 0.2, 0.4], [1.02, 1, 2]]}
         for i, name in enumerate(list_candidates("scenes", seed)):
             runs[f"scenes/{name}-{seed}"] = poor if name.startswith("cut") else small if i == 0 else large
     return runs
@@ -95,6 +98,7 @@ def test_the_table_has_ours_beside_the_full_network_and_each_family():
     assert "| **ours** | 1.500 / 2.500 / 3.500 | 92.0 / 70.0 / 68.0 | 93.0 / 71.0 / 69.0 | 22.0 / 24.0 |" in text
     assert "| ours, 0.3 points below the full network | 1.250 | 92.5 / 69.0 / 67.0 |" in text
     assert "| static, narrower, the rival | 1.500 / 2.500 / 3.500 | 89.0 / 62.0 / 56.0 |" in text
+    assert "take 30 / 102 % of the full network's time, and 80.0 / 90.0 % are right (agreeing)." in text
     assert "agreeing +3.0 ± 0.0; disagreeing +8.0 ± 0.0" in text
     assert "Ours wins: agreeing, disagreeing, unseen." in text
 
@@ -112,3 +116,21 @@ def test_the_page_says_what_is_missing():
     assert not any("Means over" in line for line in write_task(untimed, "scenes"))
     assert any("width-50" not in line and "| 5 |  | 90.0" in line for line in write_networks(untimed, "scenes"))
     assert write_task({}, "scenes") == []
+
+
+def test_an_exit_of_a_time_is_the_best_of_those_that_take_no_longer():
+    runs = {}
+    for seed in range(SEEDS["pictures"]):
+        for name in list_candidates("pictures", seed):
+            runs[f"pictures/{name}-{seed}"] = {"tests": {"test": {"accuracy": 0.3}}}
+        fast = {"tests": {"test": {"accuracy": 0.37}}}
+        own = {"test": {"accuracy": 0.4, "exit_accuracy": [0.2, 0.3, 0.4]}}
+        full = {"tests": {"test": {"accuracy": 0.38}}}
+        runs[f"pictures/adaptive-{seed}"] = {"tests": own, "full": full, "fast": fast}
+        ms = {key: [1.0, 1, 1] for key in [*list_candidates("pictures", seed), "full"]}
+        times = {"ms": ms, "adaptive_ms": {"test": [0.9, 1, 1]}, "full_over_fast": [2.1, 2, 3]}
+        runs[f"pictures/time-{seed}"] = {**times, "exit_share": [[0.3, 0, 1], [0.45, 0, 1], [1.1, 1, 2]]}
+    found = {one.key: one.measured for one in list_promises(runs)}
+    assert found["static|early|pictures|0.25"] == 0
+    assert found["static|early|pictures|0.5"] == pytest.approx(0.75)
+    assert found["static|lost|pictures"] == pytest.approx(1.0)
