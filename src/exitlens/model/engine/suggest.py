@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from exitlens.model.cutting.graph import get_callee_name
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.prepare import can_fold
+from exitlens.model.engine.folding import can_fold
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.mixing import has_attention
