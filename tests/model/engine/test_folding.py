@@ -1,8 +1,12 @@
+"""Folding of batch normalisations, of modules and of operators."""
+
 import copy
 
+import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
+import exitlens as xl
 from exitlens.model.engine.folding import can_fold, fold
 from tests.conftest import TinyNet, make_net
 from tests.model.engine.networks import IMAGES, with_statistics
@@ -39,7 +43,7 @@ class Shared(nn.Module):
 
 def test_folding_leaves_what_it_cannot_fold():
     torch.manual_seed(0)
-    body = torch.fx.symbolic_trace(Shared().eval())
+    body = fx.symbolic_trace(Shared().eval())
     expected = body(IMAGES[:4])
     fold(body)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 4
@@ -47,7 +51,7 @@ def test_folding_leaves_what_it_cannot_fold():
 
 
 def test_convolutions_with_hooks_are_not_folded():
-    body = torch.fx.symbolic_trace(TinyNet().eval())
+    body = fx.symbolic_trace(TinyNet().eval())
     assert can_fold(body)
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
@@ -55,3 +59,87 @@ def test_convolutions_with_hooks_are_not_folded():
     assert not can_fold(body)
     fold(body)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 2
+
+
+class Functional(nn.Module):
+    """As timm's networks: normalises by a function, asks for the number of axes, and uses a convolution's weights twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.free = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def normalise(self, x: torch.Tensor, **how: bool) -> torch.Tensor:
+        norm = self.norm
+        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, **how)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        torch._assert(x.ndim == 4, "images")
+        x = self.normalise(x, training=False).relu()
+        y = nn.functional.conv2d(x, self.second.weight, self.second.bias)
+        return self.free(y) + self.normalise(self.second(x), training=False)
+
+
+def make_functional():
+    torch.manual_seed(0)
+    net = Functional()
+    with torch.no_grad():
+        for value in (net.norm.weight, net.norm.bias, net.norm.running_mean):
+            value.uniform_(-1, 1)
+        net.norm.running_var.uniform_(0.1, 4)
+    return net.eval()
+
+
+def count_norms(body):
+    return sum("batch_norm" in str(node.target) or str(node.target) == "norm" for node in body.graph.nodes)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, in copies of what it exports
+@pytest.mark.parametrize(
+    ("trace", "folds"),  # a module whose weights a function uses as well is left as it is
+    [(fx.symbolic_trace, 1), (lambda net: torch.export.export(net, (IMAGES[:4],)).module(), 2)],
+)
+def test_functions_that_normalise_are_folded(trace, folds):
+    net = make_functional()
+    body = trace(net)
+    expected, weights = body(IMAGES[:4]), {name: p.clone() for name, p in net.named_parameters()}
+    before = count_norms(body)
+    twin = fx.GraphModule(body, copy.deepcopy(body.graph))
+    assert can_fold(twin)
+    fold(twin)
+    assert before - count_norms(twin) == folds  # the one without statistics stays
+    torch.testing.assert_close(twin(IMAGES[:4]), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(body(IMAGES[:4]), expected)
+    assert all(torch.equal(p, weights[name]) for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("how", [{"training": True}, {"training": False, "weight": True}])
+def test_statistics_of_the_batch_and_computed_scales_are_not_folded(how):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            weight = self.norm.weight.exp() if "weight" in how else self.norm.weight
+            norm = self.norm
+            return nn.functional.batch_norm(
+                self.conv(x), norm.running_mean, norm.running_var, weight, norm.bias, training=how["training"]
+            )
+
+    body = fx.symbolic_trace(Net().eval())
+    assert not can_fold(body)
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:mobilenetv3_small_100"])
+def test_timm_networks_are_folded(name):
+    torch.manual_seed(0)
+    net = xl.attach(xl.build_backbone(name, 4), ["blocks.1.0"], 4, torch.zeros(1, 3, 64, 64)).eval()
+    body = copy.deepcopy(net.stage(0).evaluation)
+    x = torch.rand(2, 3, 64, 64)
+    expected = body(x)[0]
+    fold(body)
+    assert not any("batch_norm" in str(node.target) for node in body.graph.nodes)
+    torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
