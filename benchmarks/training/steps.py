@@ -37,7 +37,8 @@ def measure(task: Task, rounds: int = 9) -> dict[str, Any]:
     settings = TrainingSettings(1, size, 1e-5, 0.05, 0, bool(how["amp"]), bool(how["channels_last"]), False)
     first = task.train.subset(torch.arange(size))
     net = build_network(task, 0, exits=True)
-    egt, without = (loss.for_network(net.has_attention) for loss in (xl.EGTLoss(), xl.EGTLoss(weight=0.0)))
+    kind = {"attends": net.has_attention, "of_images": net.info.modality.name == "image"}
+    egt, without = (loss.for_network(**kind) for loss in (xl.EGTLoss(), xl.EGTLoss(weight=0.0)))
     labels = torch.as_tensor(first.labels)
     works = {
         name: _make_work(net, loss, first.inputs, labels, settings) for name, loss in (("egt", egt), ("without", without))

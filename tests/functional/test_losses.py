@@ -268,6 +268,7 @@ def test_consistency_of_every_other_step_has_twice_the_weight():
 def test_only_targets_that_cost_a_backward_pass_are_asked_for_every_other_step():
     assert xl.EGTLoss().for_network(attends=True).every == 2
     assert xl.EGTLoss(every=1).for_network(attends=True).every == 1
+    assert xl.EGTLoss().for_network(attends=True, of_images=False).every == 1
 
     class Own(xl.EGTLoss):
         pass  # may count on being asked every time

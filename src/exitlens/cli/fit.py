@@ -95,7 +95,7 @@ def fit(
     ] = None,
     egt_reach: Annotated[str | None, of_more(help="What that trains: heads alone (default), or the whole network.")] = None,
     egt_every: Annotated[
-        int | None, of_more(help="Of so many steps one does (default: 2 for relevance and product, else 1).")
+        int | None, of_more(help="Of so many steps one does (default: 2 for relevance and product of images, else 1).")
     ] = None,
     batch_size: Annotated[int, of_training(help="Samples in a training step.")] = 64,
     recipe: Annotated[

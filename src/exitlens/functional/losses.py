@@ -132,7 +132,7 @@ class EGTLoss:
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`; ``fit`` does); by
-            default 2 for targets made of relevance, which costs a backward pass (subclasses: 1), else 1.
+            default 2 for images and targets made of relevance, which costs a backward pass (subclasses: 1), else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
         label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567).
         class_weights: C positive numbers: a sample's cross-entropy counts as much as its class's number says. The mean is
@@ -184,20 +184,21 @@ class EGTLoss:
         """Whether it has to be given a relevance map."""
         return self.target in ("relevance", "product") and self.weight > 0
 
-    def for_network(self, attends: bool, keeps_final: bool = False) -> EGTLoss:
+    def for_network(self, attends: bool, keeps_final: bool = False, of_images: bool = True) -> EGTLoss:
         """With what was not given of target, its sharpness, reach and ``every``, for a kind of network.
 
         Convolutional: ``mean``: what the exits of such a network look at by themselves is true, and a final map that all
         follow alone is less so. Networks that mix by attention (``attends``): ``product``, because there attention by itself
         says little of where an answer comes from. Where the final exit is the backbone's own classifier (``keeps_final``),
         its map cannot move, and the others follow it; so do maps other than attention. The reach is ``heads``: the backbone
-        is left to classification. docs/truth.md compares.
+        is left to classification. Relevance for images (``of_images``) is asked every second step. docs/truth.md compares.
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target = self.target or ("attention" if follows else "product" if attends else "mean")
         power = SHARPNESS if target == "mean" and self.weight > 0 else None
         chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=self.sharpness or power)
-        return replace(chosen, every=self.every or (2 if chosen.needs_relevance and type(self) is EGTLoss else 1))
+        pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
+        return replace(chosen, every=self.every or (2 if pauses else 1))
 
     def at_step(self, step: int) -> EGTLoss:
         """The loss of one step of training (from 0): with ``every`` times the weight, or without consistency."""

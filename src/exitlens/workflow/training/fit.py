@@ -161,7 +161,7 @@ def fit(
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last), hold_memory():  # a fifth of ResNet-18's step is page faults without
         attends = net.has_attention and not settings.freeze_backbone
-        loss = (loss or EGTLoss()).for_network(attends, net.info.final == "keep")
+        loss = (loss or EGTLoss()).for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
         loss = _balance_loss(loss, train, net.num_exits, net.info.num_classes)
         augmentation = _build_augment(augment, net, train)
         if cache_features:  # refused before anything is written
