@@ -62,7 +62,7 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
 
 def _write_exits(runs: Runs, task: str, seeds: Sequence[int], test: str) -> str:
     """What each exit takes and is worth if it answers everything."""
-    shares = [[time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"]] for seed in seeds]
+    shares = [[time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"].values()] for seed in seeds]
     right = [runs[f"{task}/{ADAPTIVE}-{seed}"]["tests"][test]["exit_accuracy"] for seed in seeds]
     time, accuracy = (
         " / ".join(f"{100 * mean(one):.{digits}f}" for one in zip(*values, strict=True))

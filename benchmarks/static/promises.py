@@ -55,7 +55,7 @@ def _list_early(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promise
     for most, bar in EARLY:
         shares = []
         for seed in seeds:
-            times = [time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"]]
+            times = [time for time, _, _ in runs[f"{task}/{TIME}-{seed}"]["exit_share"].values()]
             accuracy = runs[f"{task}/{ADAPTIVE}-{seed}"]["tests"][first]["exit_accuracy"]
             within = [right for right, time in zip(accuracy, times, strict=True) if time <= most]
             shares.append(max(within, default=0.0) / accuracy[-1])

@@ -38,7 +38,7 @@ def measure_times(
         times = interleave(works, rounds=2 if quick else ROUNDS, seconds=0.0 if quick else SECONDS)
         found = {"machine": describe_machine(1), "batch": BATCH, "samples": samples, "rounds": len(times.rounds[FULL])}
     found["ms"] = {name: times.summary(name, samples)["ms"] for name in works if not name.startswith((OURS, FAST, EXIT))}
-    found["exit_share"] = [times.ratio(name, FULL).to_list() for name in exits]
+    found["exit_share"] = {name: times.ratio(name, FULL).to_list() for name in exits}
     found["adaptive_ms"] = {test: times.summary(OURS + test, samples)["ms"] for test in task.tests}
     found["fast_ms"] = times.summary(FAST, samples)["ms"]
     found["full_over_fast"] = times.ratio(FULL, FAST).to_list()

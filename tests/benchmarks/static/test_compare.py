@@ -35,7 +35,11 @@ def make_runs(seeds, ours=(0.92, 0.7, 0.68)):
         own["agreeing"]["exit_accuracy"] = [0.8, 0.9]
         runs[f"scenes/adaptive-{seed}"] = {"tests": own, "full": full, "fast": fast}
         times = {"ms": ms, "adaptive_ms": adaptive_ms, "fast_ms": [1.25, 1, 2], "full_over_fast": [3.2, 3, 4]}
-        runs[f"scenes/time-{seed}"] = {**times, "chosen": chosen, "exit_share": [[0.3, 0.2, 0.4], [1.02, 1, 2]]}
+        runs[f"scenes/time-{seed}"] = {
+            **times,
+            "chosen": chosen,
+            "exit_share": {"exit 0": [0.3, 0.2, 0.4], "exit 1": [1.02, 1, 2]},
+        }
         for i, name in enumerate(list_candidates("scenes", seed)):
             runs[f"scenes/{name}-{seed}"] = poor if name.startswith("cut") else small if i == 0 else large
     return runs
@@ -129,7 +133,7 @@ def test_an_exit_of_a_time_is_the_best_of_those_that_take_no_longer():
         runs[f"pictures/adaptive-{seed}"] = {"tests": own, "full": full, "fast": fast}
         ms = {key: [1.0, 1, 1] for key in [*list_candidates("pictures", seed), "full"]}
         times = {"ms": ms, "adaptive_ms": {"test": [0.9, 1, 1]}, "full_over_fast": [2.1, 2, 3]}
-        runs[f"pictures/time-{seed}"] = {**times, "exit_share": [[0.3, 0, 1], [0.45, 0, 1], [1.1, 1, 2]]}
+        runs[f"pictures/time-{seed}"] = {**times, "exit_share": {"a": [0.3, 0, 1], "b": [0.45, 0, 1], "c": [1.1, 1, 2]}}
     found = {one.key: one.measured for one in list_promises(runs)}
     assert found["static|early|pictures|0.25"] == 0
     assert found["static|early|pictures|0.5"] == pytest.approx(0.75)

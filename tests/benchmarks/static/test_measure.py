@@ -18,6 +18,8 @@ from benchmarks.static.candidates import (
     make_resized,
 )
 from benchmarks.static.distil import Teacher, make_loss
+from benchmarks.store import Store
+from benchmarks.study.runs import LAYOUT
 from benchmarks.truth.tasks import TASKS, Task, build_network
 from exitlens.model.timing.timer import Times
 from tests.conftest import TinyNet
@@ -128,6 +130,19 @@ def test_the_nearest_static_network_that_is_not_faster_is_named():
     assert found["chosen"] == {"width": {"near": "large", "far": "full", "slow": "full"}}
     assert found["chosen_over_adaptive"]["width"]["near"] == [1.5] * 3
     assert found["chosen_over_adaptive"]["width"]["slow"] == [0.8] * 3
+
+
+def test_what_is_timed_can_be_kept(task, tmp_path):
+    measure.measure_adaptive(task, 0, tmp_path)  # trains what is timed
+    candidates = {"short": Candidate("cut", "short", partial(make_cut, name="b"))}
+    found = timing.measure_times(task, candidates, 0, tmp_path, quick=True)
+    store = Store(tmp_path / "static.csv", tmp_path / "runs", LAYOUT)
+    store.add("scenes/time-0", found)
+    store.fold()
+    kept = store.read()["scenes/time-0"]
+    assert list(kept["exit_share"]) == ["exit 0", "exit 1", "exit 2"]
+    assert all(len(ratio) == 3 for ratio in kept["exit_share"].values())
+    assert kept["full_over_fast"][0] > 0
 
 
 def test_a_task_cut_short(monkeypatch, task):
