@@ -1,4 +1,4 @@
-"""Copies in a tuning's formats; folding of batch normalisations."""
+"""Copies in a tuning's formats."""
 
 import torch
 
