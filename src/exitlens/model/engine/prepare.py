@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from exitlens.model.engine.folding import fold
+from exitlens.model.engine.padding import absorb
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead, KeptHead
 
@@ -17,6 +18,7 @@ def prepare_graph(body: fx.GraphModule, tuning: Tuning) -> fx.GraphModule:
     body = copy.deepcopy(body).eval()
     if tuning.folded:
         fold(body)
+        absorb(body)
     if tuning.precision == "bfloat16":
         body = body.to(torch.bfloat16)
     if tuning.channels_last:
