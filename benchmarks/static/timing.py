@@ -77,7 +77,7 @@ def _make_works(
     twin.tune(first[:BATCH], precision="float32", policy=fast, seconds=seconds)
     works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first.split(BATCH), twin.tuning.keep_memory)
     works |= {
-        f"{EXIT}{k}": time_calls(partial(answer_at, net, k), first.split(BATCH), net.tuning.keep_memory)
+        f"{EXIT}{k}": time_calls(partial(answer_at, twin, k), first.split(BATCH), twin.tuning.keep_memory)
         for k in range(net.num_exits)
     }
     others = {FULL: (build_network(task, seed, exits=False), first)}
