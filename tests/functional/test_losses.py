@@ -202,7 +202,7 @@ def test_labels_are_any_integers(kind):
         {"sharpness": "a"},
         {"sharpness": 0},
         {"sharpness": math.inf},
-        {"sharpness": 2.0, "target": "product"},
+        {"sharpness": 2.0, "target": "attention"},
         {"every": 0},
         {"every": 1.5},
         {"every": "a"},
@@ -250,8 +250,18 @@ def test_the_mean_is_as_sharp_as_asked_for():
     assert xl.EGTLoss().for_network(attends=False).sharpness == 1.03
     for unused in (xl.EGTLoss(weight=0.0).for_network(attends=False), xl.EGTLoss().for_network(attends=True)):
         assert unused.sharpness is None
-    with pytest.raises(xl.InputError, match=r"sharpness: is for target='mean', got target='product'"):
-        xl.EGTLoss(sharpness=2.0).for_network(attends=True)
+    with pytest.raises(xl.InputError, match=r"sharpness: is for targets that .*, got target='attention'"):
+        xl.EGTLoss(sharpness=2.0).for_network(attends=False, keeps_final=True)
+
+
+def test_targets_of_texts_are_softer():
+    maps, relevance = [one.attention for one in _outputs()[0]], torch.rand(3, 4, 4)
+    loss = xl.EGTLoss().for_network(attends=True, of_images=False)
+    assert (loss.target, loss.sharpness) == ("product", 0.5)
+    sharp = xl.EGTLoss(target="product", sharpness=1.0).make_targets(maps, relevance)
+    for soft, one in zip(loss.make_targets(maps, relevance), sharp, strict=True):
+        torch.testing.assert_close(soft, as_distribution(one.sqrt()), atol=1e-6, rtol=1e-5)
+    assert xl.EGTLoss(sharpness=1.0).for_network(attends=True, of_images=False).sharpness == 1.0
 
 
 def test_consistency_of_every_other_step_has_twice_the_weight():

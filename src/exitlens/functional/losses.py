@@ -21,7 +21,7 @@ Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
-SHARPNESS = 1.03
+SHARPNESS, OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
 Target = Literal["attention", "mean", "relevance", "product"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -73,8 +73,8 @@ def check_sharpness(value: float, target: str | None) -> None:
     require(value, int | float, "sharpness")
     if not 0 < value < float("inf"):
         raise InputError(f"sharpness: expected a finite number above 0, got {value}")
-    if target not in ("mean", None):
-        raise InputError(f"sharpness: is for target='mean', got target={target!r}")
+    if target == "attention":
+        raise InputError("sharpness: is for targets that are made of several maps or of relevance, got target='attention'")
 
 
 def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool) -> Tensor:  # -> (B,)
@@ -120,15 +120,14 @@ class EGTLoss:
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
         target: what maps are pulled towards; by default what suits the network (:meth:`for_network`), outside of
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper). The
-            others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all,
-            raised to the power ``sharpness``.
+            others pull the maps of all exits, the final one included. ``mean``: towards the geometric mean of them all.
             ``relevance``: towards the locations of exit 0's features (of tokens, before any attention) that speak for the
             final exit's answer, to first order. ``product``: towards that times the attention of exit 0.
         reach: what the consistency of attention maps trains. ``heads``: the exits' heads only, and the backbone learns from
             classification alone; ``network``: all of it (the paper, and the default outside of :func:`exitlens.fit`).
             ``heads``, the default there, needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
-        sharpness: for ``mean``, 1.03 by default. Means of maps are more diffuse than each of them, and at 1 all maps
-            become so; a little more keeps them on the object, 1.5 leaves little more than one location.
+        sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default: means are more diffuse than each
+            map; 1.5 leaves little more than one location. For ``product`` of texts 0.5: few words answer less well. Else 1.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`; ``fit`` does); by
@@ -195,8 +194,9 @@ class EGTLoss:
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target = self.target or ("attention" if follows else "product" if attends else "mean")
-        power = SHARPNESS if target == "mean" and self.weight > 0 else None
-        chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=self.sharpness or power)
+        usual = {"mean": SHARPNESS, "product": None if of_images else OF_TEXTS}.get(target)
+        power = self.sharpness or (usual if self.weight > 0 else None)
+        chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power)
         pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
         return replace(chosen, every=self.every or (2 if pauses else 1))
 
@@ -267,7 +267,7 @@ class EGTLoss:
             return [geometric_mean(maps, self.sharpness or SHARPNESS)] * len(maps)
         if relevance is None or not self.needs_relevance:
             return [maps[-1].detach()] * (len(maps) - 1)
-        return [mix_target(relevance, maps[0], share=self.target == "product")] * len(maps)
+        return [mix_target(relevance, maps[0], self.target == "product", self.sharpness or 1.0)] * len(maps)
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "evidence":

@@ -47,12 +47,15 @@ def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = Fal
     )
 
 
-def mix_target(relevance: Tensor, attention: Tensor, share: bool) -> Tensor:  # (B,*S), (B,*T) -> (B,*U)
+def mix_target(
+    relevance: Tensor, attention: Tensor, share: bool, sharpness: float = 1.0
+) -> Tensor:  # (B,*S), (B,*T) -> (B,*U)
     """What maps are pulled towards: the positive part of a relevance map, as a distribution on the coarser of the grids.
 
     Args:
         relevance: signed. attention: of exit 0.
         share: multiply with the attention, so that a location counts if it matters *and* is looked at.
+        sharpness: power that the target is raised to before it is normalised.
 
     A sample whose answer depends positively on no location keeps the attention.
     """
@@ -61,4 +64,4 @@ def mix_target(relevance: Tensor, attention: Tensor, share: bool) -> Tensor:  # 
     target = positive * seen if share else positive
     scale = target.flatten(1).amax(1).clamp_min(torch.finfo(target.dtype).tiny).view(-1, *[1] * (target.ndim - 1))
     some = (target.flatten(1).amax(1) > 0).view(scale.shape)
-    return as_distribution(torch.where(some, target / scale, seen))
+    return as_distribution(torch.where(some, target / scale, seen) ** sharpness)
