@@ -8,6 +8,7 @@ from torch import fx, nn
 
 import exitlens as xl
 from exitlens.model.engine.folding import can_fold, fold
+from exitlens.model.engine.padding import PADS, absorb
 from tests.conftest import TinyNet, make_net
 from tests.model.engine.networks import IMAGES, with_statistics
 
@@ -133,13 +134,15 @@ def test_statistics_of_the_batch_and_computed_scales_are_not_folded(how):
     assert not can_fold(body)
 
 
-@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "timm:mobilenetv3_small_100"])
-def test_timm_networks_are_folded(name):
+@pytest.mark.parametrize(("name", "pads"), [("timm:tf_efficientnet_lite0", 1), ("timm:mobilenetv3_small_100", 0)])
+def test_timm_networks_are_folded_and_copy_nothing_to_pad_it(name, pads):
     torch.manual_seed(0)
     net = xl.attach(xl.build_backbone(name, 4), ["blocks.1.0"], 4, torch.zeros(1, 3, 64, 64)).eval()
     body = copy.deepcopy(net.stage(0).evaluation)
     x = torch.rand(2, 3, 64, 64)
     expected = body(x)[0]
     fold(body)
+    absorb(body)
     assert not any("batch_norm" in str(node.target) for node in body.graph.nodes)
+    assert sum(node.target in PADS for node in body.graph.nodes) == pads  # the stem's, which is no depthwise convolution
     torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import nn
 
-import exitlens as xl
 from exitlens.model.engine.padding import PADS, absorb, convolve_padded
+from exitlens.model.engine.prepare import prepare_graph
+from exitlens.model.engine.tuning import Tuning
 
 SIZES = st.integers(0, 3)
 
@@ -78,14 +79,7 @@ def test_copies_before_depthwise_convolutions_go_and_others_stay(how, left):
     torch.testing.assert_close(twin(x.clone()), body(x.clone()))
 
 
-def test_a_networks_engine_pads_nothing_before_depthwise_convolutions():
-    torch.manual_seed(0)
-    net = xl.attach(xl.build_backbone("timm:tf_efficientnet_lite0", 4), ["blocks.1.0"], 4, torch.zeros(1, 3, 64, 64)).eval()
-    x = torch.randn(2, 3, 64, 64)
-    with net.open_engine() as engine:
-        assert [count_pads(stage) for stage in engine.stages] == [1, 0]  # the stem's is dense
-        logits = [logits for logits, _ in engine.compute_outputs(engine.enter((x,)))]
-    assert sum(count_pads(net.stage(k).evaluation) for k in range(2)) > 1
-    with torch.no_grad():
-        for ours, theirs in zip(logits, net(x), strict=True):
-            torch.testing.assert_close(ours, theirs.logits, atol=1e-4, rtol=1e-4)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_engines_whose_graphs_are_folded_pad_nothing():
+    body = export(Same())
+    assert [count_pads(prepare_graph(body, Tuning(2, folded=folded))) for folded in (True, False)] == [0, 1]
