@@ -19,7 +19,6 @@ def _rival(monkeypatch):
     monkeypatch.setitem(RIVALS, "scenes", "width")
 
 
-
 def make_tests(*accuracy):
     return {
         test: {"samples": 9, "accuracy": one, "agreement": one + 0.01} for test, one in zip(TESTS, accuracy, strict=False)
