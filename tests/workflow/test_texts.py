@@ -69,7 +69,7 @@ def train(weight):
     """A network trained on the texts, not to be changed, and its validation accuracy."""
     data = make_data()
     net = xl.attach(make_bert(vocab_size=data.preprocess.vocabulary_size, num_labels=2), AT, 2, data.first(1).inputs)
-    loss = xl.EGTLoss(weight=weight, distance="kl", ramp_share=0.0)
+    loss = xl.EGTLoss(weight=weight, distance="kl", target="attention", ramp_share=0.0)
     result = xl.fit(net, data, data, loss=loss, epochs=12, batch_size=16, learning_rate=1e-2, amp=False, progress=False)
     return net, result.history[-1]["accuracy"]
 
