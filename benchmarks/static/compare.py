@@ -16,12 +16,13 @@ Pick = Callable[[Tree], float]
 
 
 def find_whole_seeds(runs: Runs, task: str) -> list[int]:
-    """Seeds of which everything is there: ours, all static networks, and their times."""
-    return [
-        seed
-        for seed in range(SEEDS[task])
-        if all(f"{task}/{name}-{seed}" in runs for name in (ADAPTIVE, TIME, *list_candidates(task, seed)))
-    ]
+    """Seeds of which everything is there: ours, all static networks, and the times of them all."""
+    whole = []
+    for seed in range(SEEDS[task]):
+        names = list_candidates(task, seed)
+        if all(f"{task}/{name}-{seed}" in runs for name in (ADAPTIVE, TIME, *names)):
+            whole += [seed] if names.keys() <= runs[f"{task}/{TIME}-{seed}"]["ms"].keys() else []
+    return whole
 
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:

@@ -255,7 +255,8 @@ def test_the_mean_is_as_sharp_as_asked_for():
 
 
 def test_targets_of_texts_are_softer():
-    maps, relevance = [one.attention for one in _outputs()[0]], torch.rand(3, 4, 4)
+    maps = [one.attention for one in _outputs()[0]]
+    relevance = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
     loss = xl.EGTLoss().for_network(attends=True, of_images=False)
     assert (loss.target, loss.sharpness) == ("product", 0.5)
     sharp = xl.EGTLoss(target="product", sharpness=1.0).make_targets(maps, relevance)

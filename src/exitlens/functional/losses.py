@@ -21,7 +21,7 @@ Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
 OF: tuple[Of, ...] = get_args(Of)
 EARLY_WEIGHT = 0.25
-SHARPNESS, OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
+SHARPNESS, SHARPNESS_OF_TEXTS = 1.03, 0.5  # of means of maps; of products for texts
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
 Target = Literal["attention", "mean", "relevance", "product"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -127,7 +127,7 @@ class EGTLoss:
             classification alone; ``network``: all of it (the paper, and the default outside of :func:`exitlens.fit`).
             ``heads``, the default there, needs maps without gradients into the backbone: ``net.with_separate_maps(x)``.
         sharpness: power of targets other than ``attention``. For ``mean`` 1.03 by default: means are more diffuse than each
-            map; 1.5 leaves little more than one location. For ``product`` of texts 0.5: few words answer less well. Else 1.
+            map; 1.5 leaves little more than one location. For ``product`` of texts 0.5, so that more words are read; else 1.
         exit_weights: ``w_k``, K non-negative numbers; by default 0.25 for the early exits and 1 for the final one.
         ramp_share: the share of training over which the weight grows from 0.
         every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`; ``fit`` does); by
@@ -194,7 +194,7 @@ class EGTLoss:
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target = self.target or ("attention" if follows else "product" if attends else "mean")
-        usual = {"mean": SHARPNESS, "product": None if of_images else OF_TEXTS}.get(target)
+        usual = {"mean": SHARPNESS, "product": None if of_images else SHARPNESS_OF_TEXTS}.get(target)
         power = self.sharpness or (usual if self.weight > 0 else None)
         chosen = replace(self, target=target, reach=self.reach or "heads", sharpness=power)
         pauses = chosen.needs_relevance and of_images and type(self) is EGTLoss
