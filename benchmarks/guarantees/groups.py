@@ -14,7 +14,10 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.guarantees.traces import run_in_parallel
 from benchmarks.guarantees.violations import SETS, list_risks, split_halves, summarise
-from exitlens.functional.certification import (
+from exitlens.functional.grouping.groups import shuffle_groups, split_groups, weigh_samples
+from exitlens.functional.risk import select_exits
+from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.functional.thresholds.certification import (
     PATH_SHARE,
     Risk,
     choose_tests,
@@ -22,10 +25,7 @@ from exitlens.functional.certification import (
     order_path,
     run_fixed_sequence_test,
 )
-from exitlens.functional.grouping.groups import shuffle_groups, split_groups, weigh_samples
-from exitlens.functional.risk import select_exits
-from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.search import quantise
+from exitlens.functional.thresholds.search import quantise
 
 LIMITS, DELTAS = (0.02, 0.05, 0.1), (0.05, 0.1, 0.2)
 POPULATION, DRAWN, LARGEST = 4000, 300, 50  # groups

@@ -12,9 +12,9 @@ import torch
 
 import exitlens as xl
 from benchmarks.guarantees.traces import CALIBRATION, load_trace, recall_trace, run_in_parallel, subset
-from exitlens.functional.pvalues import betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import accuracy_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.functional.thresholds.pvalues import betting, hoeffding_bentkus, paired
 
 
 def measure_one_saving(name: str, seed: int) -> dict[str, tuple[float, float]]:

@@ -14,7 +14,10 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks.guarantees.traces import CALIBRATION, load_trace, recall_trace, run_in_parallel
-from exitlens.functional.certification import (
+from exitlens.functional.risk import accuracy_drop, disagreement
+from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.functional.scores import fit_temperature
+from exitlens.functional.thresholds.certification import (
     PATH_SHARE,
     Risk,
     choose_tests,
@@ -22,10 +25,7 @@ from exitlens.functional.certification import (
     order_path,
     run_fixed_sequence_test,
 )
-from exitlens.functional.risk import accuracy_drop, disagreement
-from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.scores import fit_temperature
-from exitlens.functional.search import quantise
+from exitlens.functional.thresholds.search import quantise
 
 DELTAS, LIMITS = (0.05, 0.1, 0.2), (0.005, 0.01, 0.02, 0.05)
 SETS = {

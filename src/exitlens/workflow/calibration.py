@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, DataWarning, InputError, require
-from exitlens.functional.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.drift import summarize_reference
 from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
 from exitlens.functional.grouping.likeness import measure_likeness
 from exitlens.functional.risk import Budget, Risk, check_limits, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, score
-from exitlens.functional.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
+from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
+from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, Policy, Trace
 from exitlens.types.calibrations import Certification, DriftReference, SampleSketch
 

@@ -15,8 +15,8 @@ from exitlens.functional.quality import expected_calibration_error, overthinking
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import route, score_early_exits
 from exitlens.functional.scores import rate_probabilities
-from exitlens.functional.search import find_frontier, quantise
 from exitlens.functional.similarity import skill
+from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import Policy, Timing, Trace
 from exitlens.types.timings import format_ms
 from exitlens.types.words import exit_name

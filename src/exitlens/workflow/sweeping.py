@@ -14,7 +14,7 @@ from exitlens.functional.grouping.groups import shuffle_groups, split_groups
 from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
-from exitlens.functional.search import Cuts, find_frontier, quantise
+from exitlens.functional.thresholds.search import Cuts, find_frontier, quantise
 from exitlens.types import SCORES, Policy, Trace
 
 PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ExitlensError, InputError
-from exitlens.functional.pvalues import upper_bound
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
+from exitlens.functional.thresholds.pvalues import upper_bound
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.process import apply_tuning

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from exitlens.functional.certification import (
+from exitlens.functional.risk import Risk
+from exitlens.functional.thresholds.certification import (
     Candidate,
     approximate_p_values,
     choose_tests,
@@ -15,8 +16,7 @@ from exitlens.functional.certification import (
     p_value,
     run_fixed_sequence_test,
 )
-from exitlens.functional.pvalues import SAFE
-from exitlens.functional.risk import Risk
+from exitlens.functional.thresholds.pvalues import SAFE
 
 
 def risk_of(losses: torch.Tensor, limit: float = 0.1, kind: str = "binary", rows: torch.Tensor | None = None) -> Risk:

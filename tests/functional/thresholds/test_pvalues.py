@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from exitlens.functional.pvalues import (
+from exitlens.functional.thresholds.pvalues import (
     SAFE,
     SPARE,
     betting,

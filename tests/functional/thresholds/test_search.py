@@ -6,7 +6,7 @@ import torch
 
 from exitlens.functional.risk import accuracy_drop
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.search import (
+from exitlens.functional.thresholds.search import (
     average_cost,
     evaluate_cuts,
     find_best_cut,

@@ -21,10 +21,19 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from exitlens.functional.grouping.groups import count_groups
-from exitlens.functional.pvalues import SAFE, SPARE, Array, betting, binomial, group_betting, hoeffding_bentkus, paired
 from exitlens.functional.risk import Risk, select_exits
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.search import Cuts, average_cost, find_frontier, mix_cuts, quantise
+from exitlens.functional.thresholds.pvalues import (
+    SAFE,
+    SPARE,
+    Array,
+    betting,
+    binomial,
+    group_betting,
+    hoeffding_bentkus,
+    paired,
+)
+from exitlens.functional.thresholds.search import Cuts, average_cost, find_frontier, mix_cuts, quantise
 from exitlens.types.calibrations import Certification, RiskTest
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting"]

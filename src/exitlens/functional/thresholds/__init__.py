@@ -1,0 +1,1 @@
+"""Choosing thresholds: the search, and the tests behind a certificate."""
