@@ -116,6 +116,7 @@ def test_what_it_refuses(again, folder, call, words, message):
         (("--max-ms", "5"), "max_ms: it is about measured time: give --cost time, too"),
         (("--percentile", "5", "--max-cost", "1"), "percentile: it says how many"),
         (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
+        (("--max-accuracy-drop", "0.1", "--delta", "0.1", "--folds", "5"), "folds: delta promises more"),
     ],
 )
 def test_a_request_is_checked_before_anything_is_read(tmp_path, call, words, message):
@@ -160,6 +161,12 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
     shown = call("calibrate", "--bundle", again, "--data", folder, "--max-cost", "0.9")[1]
     assert "threshold" in shown
     assert "answers the rest" in shown
+
+
+def test_limits_that_other_samples_keep(again, folder, call):
+    words = ("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", "0.2", "--folds", "3")
+    assert "60 samples in 3 folds, each routed by what the others chose (disagreement" in " ".join(call(*words)[1].split())
+    assert json.loads(call(*words, "--json")[1])["calibration"]["folds"] == 3
 
 
 def test_limits_in_milliseconds(again, folder, call, monkeypatch):

@@ -39,11 +39,18 @@ def test_a_record_with_times_has_a_format_of_its_own():
     assert (found["format"], found["percentile"], found["timing"]["ms"]) == (4, 95, [2.0, 5.0, 10.5])
     with pytest.raises(xl.PolicyError, match="damaged record"):
         xl.Calibration.from_dict(found | {"timing": {"ms": [1.0]}})
-    with pytest.raises(xl.PolicyError, match="expected format 2 to 4, got 5: update exitlens"):
-        xl.Calibration.from_dict(found | {"format": 5})
+    with pytest.raises(xl.PolicyError, match="expected format 2 to 5, got 6: update exitlens"):
+        xl.Calibration.from_dict(found | {"format": 6})
     plain = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict()
     assert plain["format"] == 2
     assert not {"timing", "percentile", "groups"} & plain.keys()
+
+
+def test_a_record_with_folds_has_a_format_of_its_own():
+    record = xl.calibrate(timed_trace(), max_disagreement=0.1, folds=4).calibration
+    found = record.to_dict()
+    assert (found["format"], found["folds"], list(found["held_out"])) == (5, 4, ["max_disagreement"])
+    assert xl.Calibration.from_dict(json.loads(json.dumps(found, allow_nan=False))) == record
 
 
 def test_a_former_record_is_read_by_its_former_names():

@@ -24,6 +24,11 @@ def test_what_else_it_says():
     assert "set by hand" in write_certificate(None, "")
     empirical = write_certificate(replace(RECORD, certification=None), "")
     assert "Nothing is promised for new data: the limits (divergence at most 0.1) hold on the 100 samples" in empirical
+    held = replace(RECORD, certification=None, folds=5, held_out={"max_divergence": 0.0912})
+    assert "samples in 5 folds, each routed by what the others chose (divergence 0.0912)" in write_certificate(held, "")
+    classes = {f"max_class_accuracy_drop, class {c}": c / 100 for c in range(9)}
+    many = write_certificate(replace(held, held_out=classes), "")
+    assert "(the largest of 9: class accuracy drop, class 8 0.0800)" in many
     refused = replace(RECORD, certification=replace(RECORD.certification, reason="too few samples"))
     assert "never fire" in write_certificate(refused, "")
     assert write_certificate(refused, "").endswith("Reason: too few samples.")

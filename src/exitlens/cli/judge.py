@@ -54,6 +54,10 @@ def calibrate(
     equal_groups: Annotated[
         bool, of_limits("--equal-groups", help="Certify means over groups, large or small (with --delta and groups).")
     ] = False,
+    folds: Annotated[
+        int | None,
+        of_limits(help="Make limits stricter until samples keep them that did not choose: so many parts, such as 5."),
+    ] = None,
     gate: Annotated[
         bool, of_limits("--gate", help="Exits also need a trusted attention map (with --max-divergence).")
     ] = False,
@@ -75,7 +79,7 @@ def calibrate(
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
 
-    With --delta they come with a certificate: see docs/guarantees.md.
+    The limits hold on these samples; with --folds on others, as a guess; with --delta for sure: see docs/guarantees.md.
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
     from exitlens.functional.risk import check_limits
@@ -90,7 +94,7 @@ def calibrate(
     if all(value is None for value in (*limits.values(), max_cost, max_ms)):
         names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost", "max_ms"))
         raise xl.InputError(f"limits: expected at least one of {names}")
-    check_limits(limits, **spend, delta=delta, score=score, gate=gate)  # before anything is collected
+    check_limits(limits, **spend, delta=delta, score=score, gate=gate, folds=folds)  # before anything is collected
     if max_ms is not None and cost != "time":
         raise xl.InputError("max_ms: it is about measured time: give --cost time, too")
     if unlabelled:
@@ -106,7 +110,9 @@ def calibrate(
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
-    asked: Any = limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score} | spend
+    asked: Any = (
+        limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score} | spend | {"folds": folds}
+    )
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
         policy = xl.calibrate(trace, **asked)

@@ -13,6 +13,7 @@ from exitlens.types.traces import Trace
 FORMAT = 2  # of Calibration.to_dict
 WITH_GROUPS = 3  # the same, of a calibration on groups
 WITH_TIMING = 4  # the same, with a limit in milliseconds (and groups or none)
+WITH_FOLDS = 5  # the same, with folds (and times and groups or none)
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class Calibration:
         groups: how many independent groups the samples come in; ``None`` where all samples are independent.
         percentile: how many of 100 samples ``max_ms`` is about; ``None``: their mean.
         timing: what a batch took at each exit; ``None`` where that was not measured.
+        folds: parts of the samples on which thresholds that the others chose keep the limits; ``None``: not asked for.
+        held_out: by name, what the samples of all folds lost so, on average; of limits on every class, one for each.
     """
 
     limits: Mapping[str, float]
@@ -122,12 +125,18 @@ class Calibration:
     groups: int | None = None
     percentile: float | None = None
     timing: Timing | None = None
+    folds: int | None = None
+    held_out: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; without groups and times as versions that know none wrote it."""
+        """JSON-ready; without folds, groups and times as versions that know none wrote it."""
+        found = asdict(self) | {"timing": None if self.timing is None else self.timing.to_dict()}
+        if self.folds is not None:
+            return {"format": WITH_FOLDS, **found}
+        del found["folds"], found["held_out"]
         if self.timing is not None:
-            return {"format": WITH_TIMING, **asdict(self), "timing": self.timing.to_dict()}
-        found = {name: value for name, value in asdict(self).items() if name not in ("percentile", "timing")}
+            return {"format": WITH_TIMING, **found}
+        del found["percentile"], found["timing"]
         if self.groups is not None:
             return {"format": WITH_GROUPS, **found}
         del found["groups"]
@@ -146,8 +155,8 @@ class Calibration:
         """
         try:
             found = dict(values) if "format" in values else _rename_former(values)
-            if found.pop("format") not in (FORMAT, WITH_GROUPS, WITH_TIMING):
-                known = f"expected format {FORMAT} to {WITH_TIMING}"
+            if found.pop("format") not in (FORMAT, WITH_GROUPS, WITH_TIMING, WITH_FOLDS):
+                known = f"expected format {FORMAT} to {WITH_FOLDS}"
                 raise PolicyError(f"calibration: {known}, got {values['format']}: update exitlens")
             found["limits"] = dict(found["limits"])
             found["fitted_on"] = tuple(SampleSketch(s["data"], tuple(s["sketch"])) for s in found.get("fitted_on", ()))

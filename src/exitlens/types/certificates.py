@@ -19,10 +19,17 @@ def write_certificate(record: Calibration | None, network: str) -> str:
         return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
     limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
     tested = record.certification
+    if tested is None and record.folds is not None:
+        return (
+            f"Nothing is promised for new data, but the limits ({limits}) were kept by samples that did not choose: the "
+            f"{record.samples:,} samples in {record.folds} folds, each routed by what the others chose "
+            f"({_list_held_out(record)}). Calibrate with delta=0.1 for a certificate."
+        )
     if tested is None:
         return (
             f"Nothing is promised for new data: the limits ({limits}) hold on the {record.samples:,} "
-            "samples that chose the thresholds. Calibrate with delta=0.1 for a certificate."
+            "samples that chose the thresholds. Calibrate with folds=5 for limits that other samples keep, or with "
+            "delta=0.1 for a certificate."
         )
     sure = f"{100 * (1 - tested.delta):.4g} %"
     if tested.reason:
@@ -90,6 +97,15 @@ def _promise(name: str, limit: float, record: Calibration) -> str:
         "max_divergence": "looks where the full network looks (mean Jensen-Shannon divergence of its attention maps at most "
         f"{limit:.4g})",
     }[name]
+
+
+def _list_held_out(record: Calibration) -> str:
+    """What they lost; of many risks (one for each class) the largest."""
+    lost = record.held_out or {}
+    shown = lost if len(lost) <= 4 else dict([max(lost.items(), key=lambda one: one[1])])
+    return ("" if shown is lost else f"the largest of {len(lost)}: ") + ", ".join(
+        f"{_name(k)} {v:.4f}" for k, v in shown.items()
+    )
 
 
 def _list_tests(tested: Certification) -> str:

@@ -18,6 +18,7 @@ from exitlens.functional.risk import Budget, Risk, check_limits, list_budgets, l
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, score
 from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
+from exitlens.functional.thresholds.holdout import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, Policy, Trace
 from exitlens.types.calibrations import Certification, DriftReference, SampleSketch
@@ -39,6 +40,7 @@ def calibrate(
     temperatures: Policy | None = None,
     gate: bool = False,
     equal_groups: bool = False,
+    folds: int | None = None,
     seed: int = 0,
 ) -> Policy:
     """Chooses per-exit thresholds on a trace.
@@ -47,9 +49,11 @@ def calibrate(
     the policy of least risk (accuracy drop, or disagreement without labels) that spends no more; with both, the cheapest
     that keeps all, or an error if there is none.
 
-    Without ``delta`` (empirical mode) the limits hold on these samples. With it (**certified mode**) they hold for the
-    data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at most its
-    limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913; docs/guarantees.md).
+    Without ``delta`` (empirical mode) the limits hold on these samples, and new ones lose more: the search finds what is
+    good on its own samples partly by chance. With ``folds`` the limits are made stricter until they hold on samples that did
+    not choose (cross-validation): a good guess for new data, no promise. With ``delta`` (**certified mode**) they hold for
+    the data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at most
+    its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913; docs/guarantees.md).
     ``policy.calibration`` records what was promised and by which tests; ``policy.certificate()`` says it in two sentences.
     Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
 
@@ -80,11 +84,15 @@ def calibrate(
         equal_groups: certify means over groups, large or small: of a sample in a new group drawn at random. By default a
             group counts as its size, so that the promise is about new samples, as reports measure it; a group larger than
             all that proposed the path counts as the largest of them.
-        seed: of the split into samples (or groups) that propose the path and those that test it.
+        folds: parts of the samples (or groups); each in turn is routed by thresholds that the others choose, and over all of
+            them the limits hold on average. 5 or 10 are usual; the search takes that many times as long, or several times
+            that. Temperatures and gate are fitted on all samples.
+        seed: of the split into samples (or groups) that propose the path and those that test it, or into folds.
 
     Raises:
         InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them; ``max_ms``
-            for a trace without timing; ``percentile`` without it; ``equal_groups`` without groups or without ``delta``.
+            for a trace without timing; ``percentile`` without it; ``equal_groups`` without groups or without ``delta``;
+            ``folds`` with ``delta`` or without a limit on a risk.
         CalibrationError: if no policy keeps every limit (empirical mode), ``max_cost`` or ``max_ms`` (certified mode: none
             that can be certified); for fewer than 10 samples or groups in certified mode; if ``temperatures`` were fitted
             on samples of this trace. PolicyError: if they are of another network.
@@ -97,7 +105,7 @@ def calibrate(
         "max_divergence": max_divergence,
     }
     spend: Any = {"max_cost": max_cost, "max_ms": max_ms, "percentile": percentile}
-    limits = check_limits(given, **spend, delta=delta, score=score, gate=gate)
+    limits = check_limits(given, **spend, delta=delta, score=score, gate=gate, folds=folds)
     require(temperature_scaling, bool, "temperature_scaling")
     _check_equal_groups(trace, delta, equal_groups)
     budgets = list_budgets(trace, **spend)
@@ -105,6 +113,7 @@ def calibrate(
     if delta is not None and trace.groups is None:
         _warn_of_families(trace)
     first, second = _split_samples(len(trace), delta, seed) if groups is None else split_groups(groups, PATH_SHARE)
+    parts = None if folds is None else split_folds(trace, folds, seed)
     risks = list_risks(trace, limits, first if delta is None else second)
     spent = [] if delta is None else _list_promised(budgets, len(trace), bool(risks))
     if groups is not None:
@@ -112,11 +121,9 @@ def calibrate(
     fitted, fitted_on = _choose_temperatures(trace, first, temperature_scaling, temperatures)
     unset = Policy.never(trace.num_exits, score=score, temperatures=fitted, network=trace.network)
     unset = replace(unset, gate=choose_gate(trace, unset, first, risks) if gate else None)
-    scores, certification = score_early_exits(trace, unset), None
+    scores, certification, held_out = score_early_exits(trace, unset), None, None
     if delta is None:
-        levels = quantise(scores)
-        best = find_cheapest(levels, risks, trace.cost, budgets) if risks else find_safest(levels, trace, budgets)
-        thresholds = levels.thresholds(best.cuts)
+        thresholds, held_out = _search(scores, risks, trace, budgets, parts)
     else:
         harm = trace.cost if risks else measure_harm(trace)
         thresholds, certification = certify(scores, [*risks, *spent], harm, first, second, delta)
@@ -124,8 +131,19 @@ def calibrate(
     asked = limits | {name: spend[name] for name in ("max_cost", "max_ms") if spend[name] is not None}
     named = trace.num_groups if trace.num_groups < len(trace) else None
     record = Calibration(asked, len(trace), seed=seed, fitted_on=fitted_on, certification=certification, groups=named)
-    record = replace(record, percentile=percentile, timing=trace.timing)
+    record = replace(record, percentile=percentile, timing=trace.timing, folds=folds, held_out=held_out)
     return _record(trace, replace(unset, thresholds=thresholds), record, risks, scores)
+
+
+def _search(
+    scores: Tensor, risks: Sequence[Risk], trace: Trace, budgets: Sequence[Budget], folds: Tensor | None
+) -> tuple[tuple[float, ...], dict[str, float] | None]:
+    """Thresholds in empirical mode, and with folds what held-out samples lost."""
+    if folds is not None:
+        return find_held_out(scores, risks, trace.cost, budgets, folds)
+    levels = quantise(scores)
+    best = find_cheapest(levels, risks, trace.cost, budgets) if risks else find_safest(levels, trace, budgets)
+    return levels.thresholds(best.cuts), None
 
 
 def _list_promised(budgets: Sequence[Budget], count: int, beside_risks: bool) -> list[Risk]:
