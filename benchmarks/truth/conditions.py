@@ -26,7 +26,7 @@ LOSSES: dict[str, xl.EGTLoss | None] = {
     "paper": xl.EGTLoss(target="attention", reach="network"),
     CONTROL: PermutedLoss(),
 }
-LESS = {"paper": 3, CONTROL: 3}  # seeds at most, of what is there to compare with
+FEWER = {"paper", CONTROL}  # to compare with: three seeds on scenes, one elsewhere
 TITLES = {
     PLAIN: "plain network",
     WITHOUT: "without EGT",

@@ -7,20 +7,18 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.truth.conditions import LESS, LOSSES
+from benchmarks.truth.conditions import LOSSES
 from benchmarks.truth.measure import run
 from benchmarks.truth.runs import TRUTH
-from benchmarks.truth.tasks import SEEDS, TASKS
+from benchmarks.truth.tasks import SEEDS, TASKS, count_seeds
 from exitlens.model.malloc import keep_memory
 
 
 def list_runs() -> Iterator[tuple[str, str, int]]:
     """Seed by seed, so that what is there after any time is complete for some seeds."""
     for seed in range(max(SEEDS.values())):
-        for task, seeds in SEEDS.items():
-            for condition in LOSSES:
-                if seed < min(seeds, LESS.get(condition, seeds)):
-                    yield task, condition, seed
+        for task in SEEDS:
+            yield from ((task, condition, seed) for condition in LOSSES if seed < count_seeds(task, condition))
 
 
 def do(task: str, condition: str, seed: int) -> str:

@@ -8,8 +8,8 @@ from statistics import mean
 from benchmarks.promises import Promise
 from benchmarks.store import Tree
 from benchmarks.study.report.figures import interval
-from benchmarks.truth.conditions import CONTROL, EGT, LESS, PLAIN, WITHOUT
-from benchmarks.truth.tasks import SEEDS
+from benchmarks.truth.conditions import CONTROL, EGT, PLAIN, WITHOUT
+from benchmarks.truth.tasks import SEEDS, count_seeds
 
 LEAST_SHARE = {"scenes": 0.9, "pictures": 0.8, "vit": 0.7, "reviews": 0.7}  # of early exits beyond FROM
 LEAST_SKILL = {"scenes": 0.92, "pictures": 0.85, "reviews": 0.9}
@@ -25,7 +25,7 @@ def list_promises(runs: Runs) -> Iterator[Promise]:
         if all(name in runs for one in names for name in one):
             ours, without, plain = ([runs[name] for name in one] for one in names)
             yield from _of_task(task, ours, without, plain)
-            control = [f"{task}/{CONTROL}-{seed}" for seed in range(min(seeds, LESS[CONTROL]))]
+            control = [f"{task}/{CONTROL}-{seed}" for seed in range(count_seeds(task, CONTROL))]
             if all(name in runs for name in control):
                 yield from _of_control(task, ours, [runs[name] for name in control])
 
@@ -69,8 +69,10 @@ def _of_control(task: str, ours: list[Tree], control: list[Tree]) -> Iterator[Pr
     share = [mean(gains) for gains in shares if gains]
     for name, values in (("skill", skill), ("faithfulness share", share)):
         what = f"{task}: {name} of the early exits, over the control's with targets of other samples"
-        if values:
+        if len(values) > 1:
             yield _lower_end(f"{task}|control|{name}", what, values, 0)
+        elif values:
+            yield Promise(f"truth|{task}|control|{name}", what, values[0], ">=", 0, note="(one seed)")
 
 
 def _of_scenes(ours: list[Tree], without: list[Tree]) -> Iterator[Promise]:

@@ -15,6 +15,7 @@ import exitlens as xl
 from benchmarks import reviews as review_files
 from benchmarks.pictures.train import BACKBONE, FIT, find_weights, load_pictures, open_folder
 from benchmarks.study.data import DATA as DATA_OF_STUDY
+from benchmarks.truth.conditions import FEWER
 from exitlens.data.splits import SampleSet
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.small import SmallResNet
@@ -117,6 +118,11 @@ TASKS: dict[str, Callable[[int], Task]] = {
     "reviews": reviews,
 }
 SEEDS = {"scenes": 5, "small": 5, "digits": 5, "fashion": 3, "pictures": 3, "vit": 3, "reviews": 3}
+
+
+def count_seeds(task: str, condition: str) -> int:
+    """How many networks of a condition are trained on a task."""
+    return SEEDS[task] if condition not in FEWER else 3 if task == "scenes" else 1
 
 
 def build_network(task: Task, seed: int, *, exits: bool) -> xl.ExitNet:

@@ -51,6 +51,12 @@ def test_the_control_has_to_lose():
     assert found["truth|scenes|control|skill"].is_kept
 
 
+def test_one_control_has_no_interval():
+    runs = _make_runs("vit", 3) | {"vit/permuted-0": _run((0.5, 0.35, 1.0), [0.1, 0.01], [0.8, 0.9, 0.9])}
+    found = {one.key: one for one in list_promises(runs)}["truth|vit|control|skill"]
+    assert (found.measured, found.note) == (pytest.approx(0.68), "(one seed)")
+
+
 def test_seeds_without_a_share_are_left_out_and_said():
     runs = _make_runs("digits", 5)
     for seed in range(5):
