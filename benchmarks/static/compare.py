@@ -15,6 +15,11 @@ Runs = Mapping[str, Tree]
 Pick = Callable[[Tree], float]
 
 
+def find_timed_seeds(runs: Runs, task: str) -> list[int]:
+    """Seeds of which ours and its times are there; what a static network takes does not depend on its weights."""
+    return [s for s in range(SEEDS[task]) if all(f"{task}/{name}-{s}" in runs for name in (ADAPTIVE, TIME))]
+
+
 def find_whole_seeds(runs: Runs, task: str) -> list[int]:
     """Seeds of which everything is there: ours, all static networks, and the times of them all."""
     whole = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.promises import Promise
 from benchmarks.static.candidates import RIVALS
-from benchmarks.static.compare import Runs, find_whole_seeds, list_differences, list_tests, of_test
+from benchmarks.static.compare import Runs, find_timed_seeds, find_whole_seeds, list_differences, list_tests, of_test
 from benchmarks.static.runs import ADAPTIVE, TIME
 from benchmarks.static.tasks import SEEDS
 from benchmarks.study.report.figures import interval
@@ -18,9 +18,9 @@ BARS = {"scenes": {"agreeing": AGREE, "disagreeing": DISAGREE}, "pictures": {"te
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    """Those of the tasks of which all runs are there."""
+    """Those of the tasks of which all runs are there that they are about."""
     for task in SPEED:
-        seeds = find_whole_seeds(runs, task)
+        seeds = find_timed_seeds(runs, task)
         if len(seeds) == SEEDS[task]:
             yield from _list_speeds(runs, task, seeds)
             yield from _list_early(runs, task, seeds) if task == "pictures" else ()

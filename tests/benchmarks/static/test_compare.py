@@ -97,6 +97,7 @@ def test_promises_once_everything_is_there():
     others = {name: ms for name, ms in runs["scenes/time-3"]["ms"].items() if name != "width-50"}
     runs["scenes/time-3"] = {**runs["scenes/time-3"], "ms": others}  # timed before that network was one of them
     assert compare.find_whole_seeds(runs, "scenes") == [0, 1, 2]
+    assert 3 in compare.find_timed_seeds(runs, "scenes")
 
 
 def test_ours_is_compared_with_the_full_network_where_it_takes_longer():

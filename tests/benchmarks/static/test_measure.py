@@ -103,7 +103,7 @@ def test_ours_and_a_static_network_are_measured_on_every_test_set(task, tmp_path
 
 def test_the_fast_policy_is_held_to_the_full_networks_accuracy(task, tmp_path, monkeypatch):
     limits = []
-    monkeypatch.setattr(measure.xl, "calibrate", lambda trace, max_accuracy_drop: limits.append(max_accuracy_drop))
+    monkeypatch.setattr(measure.xl, "calibrate", lambda trace, max_accuracy_drop, folds: limits.append(max_accuracy_drop))
     labels = task.validation.labels
     for answers in ((labels + 1) % 4, labels):  # a full network that is always wrong, and one that never is
         monkeypatch.setattr(measure, "answer", lambda net, data, answers=answers: answers)
