@@ -51,6 +51,9 @@ def test_a_record_with_folds_has_a_format_of_its_own():
     found = record.to_dict()
     assert (found["format"], found["folds"], list(found["held_out"])) == (5, 4, ["max_disagreement"])
     assert xl.Calibration.from_dict(json.loads(json.dumps(found, allow_nan=False))) == record
+    for damage in ({"held_out": [1]}, {"held_out": None}, {"folds": "many"}):
+        with pytest.raises(xl.PolicyError, match="damaged record"):
+            xl.Calibration.from_dict(found | damage)
 
 
 def test_a_former_record_is_read_by_its_former_names():

@@ -165,6 +165,9 @@ class Calibration:
             if (reference := found.get("reference")) is not None:
                 edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
                 found["reference"] = DriftReference(edges, counts, float(reference["confidence"]))
+            if found.get("folds") is not None:
+                found["folds"] = int(found["folds"])
+                found["held_out"] = {str(name): float(lost) for name, lost in found["held_out"].items()}
             if (timing := found.get("timing")) is not None:
                 found["timing"] = Timing.from_dict(timing)
             if (certification := found.get("certification")) is not None:

@@ -20,10 +20,11 @@ def write_certificate(record: Calibration | None, network: str) -> str:
     limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
     tested = record.certification
     if tested is None and record.folds is not None:
+        drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
         return (
-            f"Nothing is promised for new data, but the limits ({limits}) were kept by samples that did not choose: the "
-            f"{record.samples:,} samples in {record.folds} folds, each routed by what the others chose "
-            f"({_list_held_out(record)}). Calibrate with delta=0.1 for a certificate."
+            f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
+            f"{record.folds} folds, each routed by what the others chose ({_list_held_out(record)}): new data lose about as "
+            "much on average, after one calibration more and after another less. Calibrate with delta=0.1 for a certificate."
         )
     if tested is None:
         return (

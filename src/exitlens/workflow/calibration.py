@@ -51,7 +51,7 @@ def calibrate(
 
     Without ``delta`` (empirical mode) the limits hold on these samples, and new ones lose more: the search finds what is
     good on its own samples partly by chance. With ``folds`` the limits are made stricter until they hold on samples that did
-    not choose (cross-validation): a good guess for new data, no promise. With ``delta`` (**certified mode**) they hold for
+    not choose (cross-validation): right for new data on average. With ``delta`` (**certified mode**) they hold for
     the data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at most
     its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913; docs/guarantees.md).
     ``policy.calibration`` records what was promised and by which tests; ``policy.certificate()`` says it in two sentences.

@@ -7,7 +7,7 @@ import torch
 import exitlens as xl
 from exitlens.functional.risk import Risk, accuracy_drop, select_exits
 from exitlens.functional.thresholds.holdout import find_held_out, split_folds
-from tests.conftest import random_trace
+from tests.conftest import random_trace, timed_trace
 
 
 def lose(trace: xl.Trace, policy: xl.Policy) -> float:
@@ -109,6 +109,25 @@ def test_what_it_refuses(given, message):
 
 
 def test_limits_that_no_policy_keeps_within_the_cost():
-    message = r"keeps {'max_disagreement': 0.0} on samples that did not choose it within max_cost 0.21"
+    message = r"keeps {'max_disagreement': 0.0} on held-out samples within max_cost 0.21"
     with pytest.raises(xl.CalibrationError, match=message):
         xl.calibrate(random_trace(300), max_disagreement=0.0, max_cost=0.21, folds=3)
+
+
+@pytest.mark.parametrize("limit", [0.13, 0.15, 0.2, 0.25, 0.3])
+def test_a_looser_limit_is_not_refused_for_its_time(limit):
+    """The cheapest step may take too long for one sample in ten where one before it does not."""
+    record = xl.calibrate(timed_trace(200, seed=11), max_accuracy_drop=limit, max_ms=5.0, percentile=90, folds=5).calibration
+    assert record.held_out["max_accuracy_drop"] <= limit
+
+
+def test_policies_that_a_budget_asks_for_are_proposed():
+    """None may go to the final exit, which takes too long."""
+    policy = xl.calibrate(timed_trace(400), max_accuracy_drop=0.2, max_ms=5.0, percentile=100, folds=5)
+    assert policy.thresholds[1] == 0
+
+
+@pytest.mark.parametrize(("samples", "seed", "limit"), [(100, 1, 0.2), (400, 0, 0.01)])
+def test_the_samples_keep_the_limit_themselves_too(samples, seed, limit):
+    trace = random_trace(samples, seed=seed)
+    assert lose(trace, xl.calibrate(trace, max_accuracy_drop=limit, folds=5)) <= limit + 1e-6

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from exitlens.functional.grouping.groups import count_groups
-from exitlens.functional.risk import Risk, select_exits
+from exitlens.functional.risk import Budget, Risk, select_exits
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.thresholds.pvalues import (
     SAFE,
@@ -33,7 +33,7 @@ from exitlens.functional.thresholds.pvalues import (
     hoeffding_bentkus,
     paired,
 )
-from exitlens.functional.thresholds.search import Cuts, average_cost, find_frontier, mix_cuts, quantise
+from exitlens.functional.thresholds.search import Cuts, average_cost, find_frontier, is_within, mix_cuts, quantise
 from exitlens.types.calibrations import Certification, RiskTest
 
 Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting"]
@@ -72,10 +72,13 @@ class Candidate:
     smoothed_losses: tuple[float, ...]
 
 
-def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
+def find_candidates(
+    index: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget] = ()
+) -> list[Candidate]:  # (N,K-1) levels, (K,) or (N,K)
     """Threshold vectors worth testing: frontiers of the first part's risks and of their sum, with steps between neighbours.
 
-    Never-exit, which needs no test, is left out.
+    Never-exit, which needs no test, is left out. With budgets there are frontiers of their prices, too, and only what keeps
+    them.
     """
     smoothed_losses = [smooth_losses(index, risk.column().clamp_min(0)) for risk in risks]
     pairs = list(zip(smoothed_losses, risks, strict=True))
@@ -83,13 +86,17 @@ def find_candidates(index: Tensor, risks: Sequence[Risk], cost: Tensor) -> list[
     scaled = torch.stack([losses / max(risk.limit, 1e-3) for losses, risk in pairs]).sum(0)
     tops = index.amax(0).tolist()
     found: dict[Cuts, None] = {}
-    for column in [scaled] if len(risks) == 1 else [*whole, scaled]:
+    columns = [scaled] if len(risks) == 1 else [*whole, scaled]
+    for column, price in product(columns, [cost, *(1e-3 * cost + budget.prices for budget in budgets)]):
         # never-exit is beaten by whatever loses nothing here, but the path has to start next to it
-        ordered = [*(point.cuts for point in find_frontier(index, column, cost)), (math.inf,) * index.shape[1]]
+        ordered = [*(point.cuts for point in find_frontier(index, column, price)), (math.inf,) * index.shape[1]]
         found |= dict.fromkeys(ordered)
         for one, other in pairwise(ordered):
             found |= dict.fromkeys(mix_cuts(one, other, step / STEPS, tops) for step in range(1, STEPS))
-    return [_rate(cuts, index, risks, smoothed_losses, cost) for cuts in found if any(cut != math.inf for cut in cuts)]
+    for last in (budget.last_free for budget in budgets if budget.last_free is not None):  # none goes beyond this exit
+        found |= dict.fromkeys((*cuts[:last], *(0.0,) * (index.shape[1] - last)) for cuts in list(found))
+    early = [cuts for cuts in found if any(cut != math.inf for cut in cuts) and is_within(index, cuts, budgets)]
+    return [_rate(cuts, index, risks, smoothed_losses, cost) for cuts in early]
 
 
 def smooth_losses(index: Tensor, column: Tensor) -> Tensor:  # (N,K-1), (N,K) -> (N,K)

@@ -57,54 +57,57 @@ def find_held_out(
     """The cheapest thresholds of the path under which held-out samples keep the limits, and by name what these lose.
 
     Means of held-out samples along the path are noisy; one step counts as kept if its means and their isotonic regression
-    over all steps are within the limits.
+    over all steps are within the limits, and the means of all samples, too.
 
     Args:
         scores: ``(N,K-1)`` of the early exits.
         cost: ``(K,)``. folds: ``(N,)`` from :func:`split_folds`.
 
     Raises:
-        CalibrationError: where that costs more than a budget.
+        CalibrationError: where no step keeps the budgets, too.
     """
-    path = _propose(scores, risks, cost, len(scores))
-    means = _lose_held_out(path, scores, risks, cost, folds)  # (steps, risks)
-    kept = torch.ones(len(means), dtype=torch.bool)
+    path = _propose(scores, risks, cost, budgets, len(scores))
+    means = _lose_held_out(path, scores, risks, cost, budgets, folds)  # (steps, risks)
+    routed = [find_first_firing(scores, thresholds) for thresholds in path.thresholds]
+    kept = torch.tensor([all(budget.keeps(exits) for budget in budgets) for exits in routed])
     for column, risk in zip(means.T, risks, strict=True):
-        smooth = torch.as_tensor(isotonic_regression(column.numpy()).x.copy())
-        kept &= (column <= risk.limit + 1e-12) & (smooth <= risk.limit + 1e-12)
-    step = int(kept.nonzero()[-1])  # never-exit, where the path starts, loses nothing
-    exits = find_first_firing(scores, path.thresholds[step])
-    if spent := [budget.asked for budget in budgets if not budget.keeps(exits)]:
-        limits = {risk.name: risk.limit for risk in risks}
+        smooth = isotonic_regression(column.numpy()).x.copy()
+        own = torch.tensor([risk.mean(exits) for exits in routed], dtype=torch.float64)
+        kept &= torch.stack([column, torch.as_tensor(smooth), own]).amax(0) <= risk.limit + 1e-12
+    if not kept.any():  # never-exit, where the path starts, loses nothing, but it may take too long
+        limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
         raise CalibrationError(
-            f"limits: no policy found keeps {limits} on samples that did not choose it within {' and '.join(spent)}: raise "
-            "one of the limits, or leave folds out"
+            f"limits: no policy found keeps {limits} on held-out samples within {spent}: raise one of the limits, or leave "
+            "folds out"
         )
+    step = int(kept.nonzero()[-1])
     return path.thresholds[step], {risk.name: mean for risk, mean in zip(risks, means[step].tolist(), strict=True)}
 
 
-def _lose_held_out(path: Path, scores: Tensor, risks: Sequence[Risk], cost: Tensor, folds: Tensor) -> Tensor:
-    """At every step of the path, the risks of samples routed by what the other folds propose: (steps, risks) float64."""
+def _lose_held_out(
+    path: Path, scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], folds: Tensor
+) -> Tensor:  # -> (steps, risks) float64
+    """At every step of the path, the risks of samples routed by what the other folds propose."""
     exits = torch.empty(len(path.losses), len(scores), dtype=torch.int64)
     for fold in folds.unique().tolist():
         held, rest = (where.nonzero()[:, 0] for where in (folds == fold, folds != fold))
-        theirs = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, len(scores))
+        theirs = _propose(scores[rest], [risk.at(rest) for risk in risks], cost, budgets, len(scores))
         for step, loss in enumerate(path.losses):
             exits[step, held] = find_first_firing(scores[held], theirs.at(loss))
     return torch.tensor([[risk.mean(one) for risk in risks] for one in exits], dtype=torch.float64)
 
 
-def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, count: int) -> Path:
-    """The path of these samples; it starts with never-exit. Limits on classes that none of them has are left out.
+def _propose(scores: Tensor, risks: Sequence[Risk], cost: Tensor, budgets: Sequence[Budget], count: int) -> Path:
+    """The path of these samples within the budgets; it starts with never-exit, which need not keep them.
 
-    A smoothed loss counts the share of samples that leave early as one more sample: of ``count``, so that the paths of parts
-    compare with that of the whole.
+    Limits on classes that none of the samples has are left out. A smoothed loss counts the share of samples that leave early
+    as one more sample: of ``count``, so that the paths of parts compare with that of the whole.
     """
     levels = quantise(scores)
     there = [risk for risk in risks if risk.rows is None or bool(risk.rows.any())]
     limits = [risk.limit for risk in there]
     path = Path([(math.inf,) * scores.shape[1]], [-math.inf])
-    for one in order_path(find_candidates(levels.index, there, cost), limits) if there else ():
+    for one in order_path(find_candidates(levels.index, there, cost, budgets), limits) if there else ():
         early = (find_first_firing(levels.index, one.cuts) < len(cost) - 1).double().mean().item()
         less = early / len(scores) - early / count
         loss = max((h - less) / max(limit, LEAST) for h, limit in zip(one.smoothed_losses, limits, strict=True))

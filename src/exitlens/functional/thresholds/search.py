@@ -169,7 +169,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
         return all(risk.mean(exits) <= risk.limit + 1e-12 for risk in risks)
 
     def keeps_all(cuts: Cuts) -> bool:
-        return _is_within(levels, cuts, budgets) and keeps_risks(cuts)
+        return is_within(levels.index, cuts, budgets) and keeps_risks(cuts)
 
     columns = [risk.column() for risk in risks if risk.rows is None]
     if len(risks) > 1 or not columns:
@@ -181,7 +181,7 @@ def find_cheapest(levels: Levels, risks: Sequence[Risk], cost: Tensor, budgets: 
     for price in prices if budgets else ():  # near the limits it may take a refined policy to keep the budgets, too
         points = [evaluate_cuts(levels.index, columns[0], price, cuts) for cuts in kept]
         kept.append(refine(levels, columns[0], price, min(points, key=lambda p: p.cost), keeps_risks).cuts)
-    points = [evaluate_cuts(levels.index, columns[0], cost, cuts) for cuts in kept if _is_within(levels, cuts, budgets)]
+    points = [evaluate_cuts(levels.index, columns[0], cost, cuts) for cuts in kept if is_within(levels.index, cuts, budgets)]
     if not points:
         limits, spent = {risk.name: risk.limit for risk in risks}, " and ".join(budget.asked for budget in budgets)
         raise CalibrationError(f"limits: no policy found keeps {limits} within {spent}: raise one of the limits")
@@ -197,10 +197,10 @@ def find_safest(levels: Levels, trace: Trace, budgets: Sequence[Budget]) -> Poin
         frontier = [point.cuts for point in find_frontier(levels.index, risk, price)]
         cuts |= dict.fromkeys(frontier)
         for one, other in pairwise(frontier):  # the frontier has corners only: between them is more room to use
-            if _is_within(levels, one, budgets) and not _is_within(levels, other, budgets):
+            if is_within(levels.index, one, budgets) and not is_within(levels.index, other, budgets):
                 cuts |= {mix_cuts(one, other, step / STEPS, tops): None for step in range(1, STEPS)}
     cuts |= dict.fromkeys([(0.0,) * (trace.num_exits - 1), *_find_truncated(levels, risk, trace.cost, budgets)])
-    points = [evaluate_cuts(levels.index, risk, trace.cost, one) for one in cuts if _is_within(levels, one, budgets)]
+    points = [evaluate_cuts(levels.index, risk, trace.cost, one) for one in cuts if is_within(levels.index, one, budgets)]
     return min(points, key=lambda p: p.risk)
 
 
@@ -213,8 +213,9 @@ def _find_truncated(levels: Levels, risk: Tensor, cost: Tensor, budgets: Sequenc
     return found
 
 
-def _is_within(levels: Levels, cuts: Cuts, budgets: Sequence[Budget]) -> bool:
-    exits = find_first_firing(levels.index, cuts)
+def is_within(index: Tensor, cuts: Cuts, budgets: Sequence[Budget]) -> bool:  # (N,K-1) levels
+    """Whether a policy keeps the budgets."""
+    exits = find_first_firing(index, cuts)
     return all(budget.keeps(exits) for budget in budgets)
 
 
