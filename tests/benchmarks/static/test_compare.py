@@ -42,6 +42,7 @@ def make_runs(seeds, ours=(0.92, 0.7, 0.68)):
         own["agreeing"]["exit_accuracy"] = [0.8, 0.9]
         runs[f"scenes/adaptive-{seed}"] = {"tests": own, "full": full, "fast": fast}
         times = {"ms": ms, "adaptive_ms": adaptive_ms, "fast_ms": [1.25, 1, 2], "full_over_fast": [3.2, 3, 4]}
+        times["full_over_adaptive"] = {"agreeing": [2.6, 2, 3]}
         runs[f"scenes/time-{seed}"] = {
             **times,
             "chosen": chosen,
@@ -89,6 +90,8 @@ def test_promises_once_everything_is_there():
     assert found["static|speed|scenes"].measured == pytest.approx(3.2)
     assert found["static|lost|scenes"].measured == pytest.approx(0.5)
     assert not found["static|lost|scenes"].is_kept
+    assert found["static|speed|scenes|own"].measured == pytest.approx(2.6)
+    assert found["static|lost|scenes|own"].measured == pytest.approx(-2.0)  # 0.9 of the final exit, 0.92 routed
     assert {one.bar for one in found.values()} == {0.5, 5.0, 2.7, 0.3}
     runs = make_runs(5)
     del runs["scenes/time-4"]
@@ -146,6 +149,7 @@ def test_an_exit_of_a_time_is_the_best_of_those_that_take_no_longer():
         runs[f"pictures/adaptive-{seed}"] = {"tests": own, "full": full, "fast": fast}
         ms = {key: [1.0, 1, 1] for key in [*list_candidates("pictures", seed), "full"]}
         times = {"ms": ms, "adaptive_ms": {"test": [0.9, 1, 1]}, "fast_ms": [0.9, 1, 1], "full_over_fast": [2.1, 2, 3]}
+        times["full_over_adaptive"] = {"test": [2.1, 2, 3]}
         runs[f"pictures/time-{seed}"] = {**times, "exit_share": {"a": [0.3, 0, 1], "b": [0.45, 0, 1], "c": [1.1, 1, 2]}}
     found = {one.key: one.measured for one in list_promises(runs)}
     assert found["static|early|pictures|0.25"] == 0
