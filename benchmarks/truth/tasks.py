@@ -117,7 +117,7 @@ TASKS: dict[str, Callable[[int], Task]] = {
     "vit": vit,
     "reviews": reviews,
 }
-SEEDS = {"scenes": 5, "small": 5, "digits": 5, "fashion": 3, "pictures": 3, "vit": 3, "reviews": 3}
+SEEDS = {"scenes": 5, "small": 3, "digits": 3, "fashion": 3, "pictures": 3, "vit": 3, "reviews": 3}
 
 
 def count_seeds(task: str, condition: str) -> int:
