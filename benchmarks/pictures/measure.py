@@ -22,7 +22,7 @@ SAMPLES = 256  # for the maps
 
 def measure_network(kind: str, seed: int, folder: Path, runs: Path, trained: Path) -> dict[str, Any]:
     """Measures one network, trained if it was not; its answers to the test pictures stay in ``runs``."""
-    out = runs / f"{kind}-{seed}"
+    (out := runs / f"{kind}-{seed}").mkdir(parents=True, exist_ok=True)
     net, result = train(kind, seed, folder, trained / "fit")
     test = load_pictures(folder, "test")
     trace = xl.collect(net, test.images)

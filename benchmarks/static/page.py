@@ -51,7 +51,7 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
     words = [f"{test} {_write_interval(values)}" for test, values in differences]
     fast_one = compare.list_differences(runs, task, seeds, rival, tests[0], fast=True)
     return [
-        f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, test sets {', '.join(tests)} one after the other.",
+        f"Means over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}{_name_tests(tests)}.",
         "",
         *table(head, rows),
         "",
@@ -60,6 +60,10 @@ def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:
         f"Ours minus the rival, points of accuracy: {'; '.join(words)}. {_write_winners(differences)} "
         f"At 0.3 points below the full network: {tests[0]} {_write_interval(fast_one)}.",
     ]
+
+
+def _name_tests(tests: Sequence[str]) -> str:
+    return f", test sets {', '.join(tests)} one after the other" if len(tests) > 1 else ""
 
 
 def _write_exits(runs: Runs, task: str, seeds: Sequence[int], test: str) -> str:
