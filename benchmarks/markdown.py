@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -42,3 +42,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def say_what_is_missing(names: Sequence[str], there: Container[str], command: str) -> list[str]:
+    """A line for a page whose runs are not all there; no line where they are."""
+    count = sum(name in there for name in names)
+    if count == len(names):
+        return []
+    return [f"**Not complete**: {count} of {len(names)} runs are there; `{command}` goes on.", ""]

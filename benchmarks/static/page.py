@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from benchmarks.markdown import ROOT, fill, table
+from benchmarks.markdown import ROOT, fill, say_what_is_missing, table
 from benchmarks.promises import add_reasons
 from benchmarks.static import compare
 from benchmarks.static.candidates import CANDIDATES, FAMILIES, RIVALS, list_families
@@ -150,19 +150,11 @@ def write_networks(runs: Runs, task: str) -> list[str]:
     return table(head, rows) if rows else []
 
 
-def write_state(runs: Runs) -> list[str]:
-    """What is missing, if anything is."""
-    names = ["{}/{}-{}".format(*one) for timed in (False, True) for one in list_runs(timed)]
-    left = [name for name in names if name not in runs]
-    if not left:
-        return []
-    return [f"**Not complete**: {len(names) - len(left)} of {len(names)} runs are there; `make static` goes on.", ""]
-
-
 def main() -> None:
     STATIC.fold()
     runs = STATIC.read()
-    lines = [*write_state(runs), *(line for task in SEEDS for line in write_task(runs, task))]
+    names = ["{}/{}-{}".format(*one) for timed in (False, True) for one in list_runs(timed)]
+    lines = [*say_what_is_missing(names, runs, "make static"), *(line for task in SEEDS for line in write_task(runs, task))]
     fill("static", [*lines, *write_promises(list(add_reasons(list_promises(runs))))])
     print(f"wrote the tables of {ROOT / 'docs' / 'static.md'}")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import mean
 
-from benchmarks.markdown import ROOT, fill, table
+from benchmarks.markdown import ROOT, fill, say_what_is_missing, table
 from benchmarks.promises import Promise, add_reasons
 from benchmarks.store import Tree
 from benchmarks.truth.conditions import LOSSES, TITLES
+from benchmarks.truth.jobs import list_runs
 from benchmarks.truth.promises import list_promises
 from benchmarks.truth.runs import TRUTH
 from benchmarks.truth.tasks import SEEDS
@@ -71,7 +72,8 @@ def write_promises(promises: list[Promise]) -> list[str]:
 def main() -> None:
     TRUTH.fold()
     runs = TRUTH.read()
-    lines = [line for task in SEEDS for line in write_task(runs, task)]
+    missing = say_what_is_missing(["{}/{}-{}".format(*one) for one in list_runs()], runs, "make truth")
+    lines = [*missing, *(line for task in SEEDS for line in write_task(runs, task))]
     fill("truth", [*lines, *write_promises(list(add_reasons(list_promises(runs))))])
     print(f"wrote the tables of {ROOT / 'docs' / 'truth.md'}")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.markdown import fill, table
+from benchmarks.markdown import fill, say_what_is_missing, table
 
 
 def test_marked_parts_of_pages_are_replaced(tmp_path):
@@ -28,3 +28,11 @@ def test_half_a_pair_of_markers_is_an_error(tmp_path, text):
 
 def test_tables():
     assert table(["a", "b"], [["1", "2"]]) == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
+
+
+def test_a_page_says_which_runs_are_missing():
+    assert say_what_is_missing(["a", "b"], {"a": 1}, "make x") == [
+        "**Not complete**: 1 of 2 runs are there; `make x` goes on.",
+        "",
+    ]
+    assert say_what_is_missing(["a"], {"a": 1, "c": 2}, "make x") == []
