@@ -25,7 +25,7 @@ def find_whole_seeds(runs: Runs, task: str) -> list[int]:
     whole = []
     for seed in range(SEEDS[task]):
         names = list_candidates(task, seed)
-        if all(f"{task}/{name}-{seed}" in runs for name in (ADAPTIVE, TIME, *names)):
+        if names and all(f"{task}/{name}-{seed}" in runs for name in (ADAPTIVE, TIME, *names)):
             whole += [seed] if names.keys() <= runs[f"{task}/{TIME}-{seed}"]["ms"].keys() else []
     return whole
 
