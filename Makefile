@@ -81,6 +81,8 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.training.page
 	$(BIN)/python -m benchmarks.pictures.page
 	$(BIN)/python -m benchmarks.relevance.page
+	$(BIN)/python -m benchmarks.truth.page
+	$(BIN)/python -m benchmarks.static.page
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
