@@ -47,20 +47,20 @@ def _list_speeds(runs: Runs, task: str, seeds: Sequence[int]) -> Iterator[Promis
         "": (
             [one["full_over_fast"][0] for one in times],
             [pick(one["full"]) - pick(one["fast"]) for one in ours],
-            "full network",
+            "the full network",
         ),
         "|own": (
             [one["full_over_adaptive"][first][0] for one in times],
             [one["tests"][first]["exit_accuracy"][-1] - pick(one) for one in ours],
-            "own final exit",
+            "our own final exit",
         ),
     }
     for key, (ratios, lost, held_to) in found.items():
         ratio, half = interval(ratios)
-        what = f"{task}: times as fast as the full network, batch 64, held to the {held_to}"
+        what = f"{task}: times as fast as the full network, batch 64, held to {held_to}"
         yield Promise(f"static|speed|{task}{key}", what, ratio, ">=", SPEED[task], half)
         points, half = interval([100 * one for one in lost])
-        what = f"{task}: points lost at that speed to the {held_to}, {first}"
+        what = f"{task}: points lost at that speed to {held_to}, {first}"
         yield Promise(f"static|lost|{task}{key}", what, points, "<=", LOST, half)
 
 

@@ -56,7 +56,7 @@ def calibrate(
     ] = False,
     folds: Annotated[
         int | None,
-        of_limits(help="Make limits stricter until samples keep them that did not choose: so many parts, such as 5."),
+        of_limits(help="Held-out samples keep the limits, too (cross-validation): so many parts, such as 5."),
     ] = None,
     gate: Annotated[
         bool, of_limits("--gate", help="Exits also need a trusted attention map (with --max-divergence).")
@@ -79,7 +79,7 @@ def calibrate(
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
 
-    The limits hold on these samples; with --folds on others, as a guess; with --delta for sure: see docs/guarantees.md.
+    The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate: docs/guarantees.md.
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
     from exitlens.functional.risk import check_limits
@@ -110,9 +110,8 @@ def calibrate(
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
-    asked: Any = (
-        limits | {"delta": delta, "gate": gate, "equal_groups": equal_groups, "score": score} | spend | {"folds": folds}
-    )
+    rules = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "folds": folds, "score": score}
+    asked: Any = limits | rules | spend
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
         policy = xl.calibrate(trace, **asked)

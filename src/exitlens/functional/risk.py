@@ -239,7 +239,7 @@ def check_limits(
     if gate and "max_divergence" not in limits:
         raise InputError("gate: it lowers the divergence of early answers: give max_divergence, too")
     if folds is not None and (delta is not None or not limits):
-        why = "they make limits on risks stricter: give one" if delta is None else "delta promises more: give one of the two"
+        why = "they are about limits on risks: give one" if delta is None else "delta promises more: give one of the two"
         raise InputError(f"folds: {why}, or leave folds out")
     if folds is not None and (isinstance(folds, bool) or not isinstance(folds, int) or folds < 2):
         raise InputError(f"folds: expected an integer of 2 or more, such as 5, got {folds!r}")

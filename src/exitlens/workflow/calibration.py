@@ -50,10 +50,11 @@ def calibrate(
     that keeps all, or an error if there is none.
 
     Without ``delta`` (empirical mode) the limits hold on these samples, and new ones lose more: the search finds what is
-    good on its own samples partly by chance. With ``folds`` the limits are made stricter until they hold on samples that did
-    not choose (cross-validation): right for new data on average. With ``delta`` (**certified mode**) they hold for
-    the data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at most
-    its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913; docs/guarantees.md).
+    good on its own samples partly by chance. With ``folds`` they also hold on held-out samples, each routed by what the
+    others chose (cross-validation): about right for new data, on average. With ``delta`` (**certified mode**) they hold
+    for the data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at
+    most its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913;
+    docs/guarantees.md).
     ``policy.calibration`` records what was promised and by which tests; ``policy.certificate()`` says it in two sentences.
     Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
 
@@ -85,8 +86,8 @@ def calibrate(
             group counts as its size, so that the promise is about new samples, as reports measure it; a group larger than
             all that proposed the path counts as the largest of them.
         folds: parts of the samples (or groups); each in turn is routed by thresholds that the others choose, and over all of
-            them the limits hold on average. 5 or 10 are usual; the search takes that many times as long, or several times
-            that. Temperatures and gate are fitted on all samples.
+            them the limits hold on average. 5 or 10 are usual; the search is made once more for each.
+            Temperatures and gate are fitted on all samples.
         seed: of the split into samples (or groups) that propose the path and those that test it, or into folds.
 
     Raises:

@@ -99,7 +99,7 @@ def test_a_class_that_one_fold_holds_alone():
         ({"folds": 2.0}, "folds: expected an integer"),
         ({"folds": 301}, "folds: got 301 for 300 samples"),
         ({"folds": 5, "delta": 0.1}, "folds: delta promises more"),
-        ({"folds": 5, "max_accuracy_drop": None, "max_cost": 0.5}, "folds: they make limits on risks stricter"),
+        ({"folds": 5, "max_accuracy_drop": None, "max_cost": 0.5}, "folds: they are about limits on risks"),
         ({"folds": 5, "seed": -1}, "seed"),
     ],
 )

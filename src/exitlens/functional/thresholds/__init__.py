@@ -1,1 +1,1 @@
-"""Choosing thresholds: the search, and the tests behind a certificate."""
+"""Choosing thresholds: the search, cross-validation, and the tests behind a certificate."""

@@ -44,6 +44,7 @@ TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
 }
 STEPS = 8  # from one vector of the frontier to the next
 PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/guarantees.md)
+LEAST = 1e-6  # of a limit, where losses are over it
 FEWEST = 10  # samples to start from; what so few can certify is nothing, and the policy says how many it takes
 
 
@@ -147,7 +148,7 @@ def order_path(pool: Sequence[Candidate], limits: Sequence[float], most: int = 6
     often end it. Candidates that are likely above their limit are left out.
     """
     likely = [i for i, one in enumerate(pool) if max(approximate_p_values(one, limits)) < 0.9]
-    loss = {i: max(h / max(limit, 1e-6) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
+    loss = {i: max(h / max(limit, LEAST) for h, limit in zip(pool[i].smoothed_losses, limits, strict=True)) for i in likely}
     kept: list[tuple[float, int]] = []
     for i in sorted(likely, key=lambda i: (pool[i].cost, loss[i])):  # cheapest first
         if not kept or loss[i] < kept[-1][0]:

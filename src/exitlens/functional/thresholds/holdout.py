@@ -20,11 +20,9 @@ from exitlens.errors import CalibrationError, InputError
 from exitlens.functional.grouping.groups import shuffle_groups
 from exitlens.functional.risk import Budget, Risk
 from exitlens.functional.routing import find_first_firing
-from exitlens.functional.thresholds.certification import find_candidates, order_path
+from exitlens.functional.thresholds.certification import LEAST, find_candidates, order_path
 from exitlens.functional.thresholds.search import quantise
 from exitlens.types import Trace
-
-LEAST = 1e-6  # of a limit, where losses are over it
 
 
 class Path(NamedTuple):
