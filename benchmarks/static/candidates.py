@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import exitlens as xl
 from benchmarks.truth.tasks import Task
 from exitlens.model.backbones.small import SmallResNet
+from exitlens.types.inputs import Inputs, split_rows
 
 STEM, WIDTHS = 32, (48, 96, 128, 128)  # SmallResNet's own
 
@@ -40,11 +41,11 @@ class Candidate:
         net.describe(classes=tuple(task.train.classes), preprocess=task.train.preprocess)
         return net
 
-    def build_timed(self, task: Task, images: Tensor) -> tuple[xl.ExitNet, Tensor]:
+    def build_timed(self, task: Task, inputs: Inputs) -> tuple[xl.ExitNet, Inputs]:
         """What its time is measured with: images that are small already cost it nothing to make small."""
         if not self.pixels:
-            return self.make(task), images
-        return _attach(task, task.build(), images := shrink(images, self.pixels)), images
+            return self.make(task), inputs
+        return _attach(task, task.build(), inputs := shrink(_of_images(inputs), self.pixels)), inputs
 
 
 class Resized(nn.Module):
@@ -67,7 +68,7 @@ def shrink(x: Tensor, pixels: int) -> Tensor:  # (B,C,H,W) -> (B,C,pixels,pixels
 def make_narrow(task: Task, width: float) -> xl.ExitNet:
     """Our small network with fewer channels (in steps of 8) and its own classifier."""
     stem, *widths = (8 * round(channels * width / 8) for channels in (STEM, *WIDTHS))
-    channels = _take_example(task).shape[1]
+    channels = _of_images(_take_example(task)).shape[1]
     return _attach(task, SmallResNet(len(task.train.classes), channels, stem, widths))
 
 
@@ -83,13 +84,16 @@ def make_cut(task: Task, name: str) -> xl.ExitNet:
     return xl.ExitNet([net.stage(0)], [net.head(0)], net.cost[:1].clone(), net.head_share, info, net.input_spec)
 
 
-def _attach(task: Task, backbone: nn.Module, images: Tensor | None = None) -> xl.ExitNet:
-    example = _take_example(task) if images is None else images[:1]
+def _attach(task: Task, backbone: nn.Module, inputs: Inputs | None = None) -> xl.ExitNet:
+    example = _take_example(task) if inputs is None else split_rows(inputs, 1)[0]
     return xl.attach(backbone, [], len(task.train.classes), example, final="keep")
 
 
-def _take_example(task: Task) -> Tensor:
-    inputs = task.train.subset(torch.arange(1)).inputs
+def _take_example(task: Task) -> Inputs:
+    return task.train.subset(torch.arange(1)).inputs
+
+
+def _of_images(inputs: Inputs) -> Tensor:
     assert isinstance(inputs, Tensor)
     return inputs
 
@@ -114,11 +118,12 @@ def _list_sizes(*sizes: int) -> dict[str, Candidate]:
 
 _SMALL = {**_list_widths(33, 50, 71), **_list_cuts("layer1", "layer2")}
 CANDIDATES: dict[str, dict[str, Candidate]] = {
-    "scenes": _SMALL,
+    **dict.fromkeys(("scenes", "small", "digits", "fashion"), _SMALL),
     "pictures": {**_list_sizes(64, 96, 112), **_list_cuts("blocks.2.0", "blocks.4.0", "blocks.5.1")},
-    "fashion": _SMALL,
+    "vit": _list_cuts("blocks.1", "blocks.3"),
+    "reviews": _list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
 }
-RIVALS = {"scenes": "cut", "pictures": "cut", "fashion": "cut"}  # by validation data of seed 0
+RIVALS = dict.fromkeys(CANDIDATES, "cut")  # by validation data of seed 0
 ONCE = {"fashion"}  # tasks whose static networks are trained with the first seed only
 FAMILIES = {"width": "narrower", "cut": "cut early", "pixels": "smaller images"}
 

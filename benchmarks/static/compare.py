@@ -7,9 +7,9 @@ from itertools import pairwise
 
 from benchmarks.static.candidates import list_candidates, list_families
 from benchmarks.static.runs import ADAPTIVE, TIME
-from benchmarks.static.tasks import SEEDS
 from benchmarks.static.timing import FULL
 from benchmarks.store import Tree
+from benchmarks.truth.tasks import SEEDS
 
 Runs = Mapping[str, Tree]
 Pick = Callable[[Tree], float]

@@ -11,7 +11,7 @@ from torch import Tensor
 import exitlens as xl
 from exitlens.functional.losses import distillation_loss
 from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.inputs import set_channels_last
+from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 
 TEMPERATURE, WEIGHT = 2.0, 1.0
 
@@ -27,11 +27,11 @@ class Teacher:
         self.net = net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.logits: Tensor | None = None
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Answers ``(B,C,H,W)`` in float32 and gives it back as it is."""
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """Answers a batch in float32 and gives it back as it is."""
         with torch.no_grad():
-            self.logits = self.net(set_channels_last(images))[-1].logits
-        return images
+            self.logits = self.net(map_inputs(inputs, set_channels_last))[-1].logits
+        return inputs
 
 
 def make_loss(teacher: Teacher) -> xl.EGTLoss:

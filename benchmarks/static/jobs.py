@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from benchmarks.static.candidates import CANDIDATES, list_candidates
 from benchmarks.static.measure import measure_adaptive, measure_candidate
 from benchmarks.static.runs import ADAPTIVE, TIME, Place
-from benchmarks.static.tasks import SEEDS, open_task
 from benchmarks.static.timing import measure_times
+from benchmarks.truth.tasks import SEEDS, TASKS, Task
 
 
 def list_runs(timed: bool = False) -> Iterator[tuple[str, str, int]]:
@@ -19,6 +20,16 @@ def list_runs(timed: bool = False) -> Iterator[tuple[str, str, int]]:
             if seed < seeds:
                 names = (TIME,) if timed else (ADAPTIVE, *list_candidates(task, seed))
                 yield from ((task, name, seed) for name in names)
+
+
+def open_task(name: str, seed: int, most: int = 0) -> Task:
+    """A task; with ``most``, its first samples for one epoch: to see that all of it runs."""
+    task = TASKS[name](seed)
+    if not most:
+        return task
+    tests = {key: data.first(most) for key, data in task.tests.items()}
+    sets = {"train": task.train.first(most), "validation": task.validation.first(most), "tests": tests}
+    return replace(task, **sets, how={**task.how, "epochs": 1})  # type: ignore[arg-type]
 
 
 def do(task: str, name: str, seed: int, place: Place) -> str:

@@ -16,10 +16,10 @@ from benchmarks.static.compare import Pick, Runs, of_test
 from benchmarks.static.jobs import list_runs
 from benchmarks.static.promises import list_promises
 from benchmarks.static.runs import ADAPTIVE, STATIC, TIME
-from benchmarks.static.tasks import SEEDS, TITLES
 from benchmarks.static.timing import FULL
 from benchmarks.study.report.figures import interval
-from benchmarks.truth.page import write_promises
+from benchmarks.truth.page import TASK_TITLES, write_promises
+from benchmarks.truth.tasks import SEEDS
 
 
 def write_task(runs: Runs, task: str) -> list[str]:
@@ -29,7 +29,7 @@ def write_task(runs: Runs, task: str) -> list[str]:
         return []
     lines = [*write_equal_time(runs, task, seeds), ""] if seeds else []
     folded = ["<details><summary>Every static network</summary>", "", *networks, "", "</details>", ""]
-    return [f"**{TITLES[task]}**", "", *lines, *folded]
+    return [f"**{TASK_TITLES[task]}**", "", *lines, *folded]
 
 
 def write_equal_time(runs: Runs, task: str, seeds: Sequence[int]) -> list[str]:

@@ -8,8 +8,8 @@ from benchmarks.promises import Promise
 from benchmarks.static.candidates import RIVALS
 from benchmarks.static.compare import Runs, find_timed_seeds, find_whole_seeds, list_differences, list_tests, of_test
 from benchmarks.static.runs import ADAPTIVE, TIME
-from benchmarks.static.tasks import SEEDS
 from benchmarks.study.report.figures import interval
+from benchmarks.truth.tasks import SEEDS
 
 AGREE, DISAGREE, LOST = 0.5, 5.0, 0.3  # points
 EARLY = ((0.25, 0.75), (0.5, 0.92))  # pictures: time up to which an exit stands, and the share of the final accuracy it has

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import exitlens as xl
 from benchmarks.static.candidates import Candidate
@@ -19,6 +18,7 @@ from exitlens.delivery.bench.benchmark import answer_at
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.model.timing.machine import describe_machine
 from exitlens.model.timing.timer import Times, Work, interleave
+from exitlens.types.inputs import Inputs, split_rows
 
 BATCH, SAMPLES, ROUNDS, SECONDS = 64, 512, 7, 60.0
 FULL, OURS, FAST, EXIT = "full", "ours, ", "fast", "exit "  # names of what is timed; ours has one for each test set
@@ -66,31 +66,32 @@ def _make_works(
     task: Task, candidates: Mapping[str, Candidate], seed: int, trained: Path, samples: int, seconds: float
 ) -> dict[str, Work]:
     net, _, policy, fast, _ = adapt(task, seed, trained)
-    inputs = {test: _draw(data, samples) for test, data in task.tests.items()}
-    first = next(iter(inputs.values()))
-    net.tune(first[:BATCH], precision="float32", policy=policy, seconds=seconds)
+    drawn = {test: _draw(data, samples) for test, data in task.tests.items()}
+    batches = {test: split_rows(inputs, BATCH) for test, inputs in drawn.items()}
+    first = next(iter(batches.values()))
+    net.tune(first[0], precision="float32", policy=policy, seconds=seconds)
     works: dict[str, Work] = {}
-    for test, images in inputs.items():
+    for test, inputs in batches.items():
         run = partial(xl.predict, net, policy=policy)
-        works[OURS + test] = time_calls(run, images.split(BATCH), net.tuning.keep_memory)
+        works[OURS + test] = time_calls(run, inputs, net.tuning.keep_memory)
     twin = copy.deepcopy(net)
-    twin.tune(first[:BATCH], precision="float32", policy=fast, seconds=seconds)
-    works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first.split(BATCH), twin.tuning.keep_memory)
+    twin.tune(first[0], precision="float32", policy=fast, seconds=seconds)
+    works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first, twin.tuning.keep_memory)
     works |= {
-        f"{EXIT}{k}": time_calls(partial(answer_at, twin, k), first.split(BATCH), twin.tuning.keep_memory)
-        for k in range(net.num_exits)
+        f"{EXIT}{k}": time_calls(partial(answer_at, twin, k), first, twin.tuning.keep_memory) for k in range(net.num_exits)
     }
-    others = {FULL: (build_network(task, seed, exits=False), first)}
-    others |= {name: one.build_timed(task, first) for name, one in candidates.items()}
-    for name, (other, images) in others.items():
-        other.eval().tune(images[:BATCH], precision="float32", seconds=seconds)
-        works[name] = time_calls(partial(answer_at, other, 0), images.split(BATCH), other.tuning.keep_memory)
+    whole = next(iter(drawn.values()))
+    others = {FULL: (build_network(task, seed, exits=False), whole)}
+    others |= {name: one.build_timed(task, whole) for name, one in candidates.items()}
+    for name, (other, inputs) in others.items():
+        own = split_rows(inputs, BATCH)
+        other.eval().tune(own[0], precision="float32", seconds=seconds)
+        works[name] = time_calls(partial(answer_at, other, 0), own, other.tuning.keep_memory)
     return works
 
 
-def _draw(data: Any, samples: int) -> Tensor:
+def _draw(data: Any, samples: int) -> Inputs:
     """So many samples in random order, repeated if there are fewer."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    inputs = data.subset(order[torch.arange(samples) % len(order)]).inputs
-    assert isinstance(inputs, Tensor)
+    inputs: Inputs = data.subset(order[torch.arange(samples) % len(order)]).inputs
     return inputs

@@ -7,7 +7,7 @@ from benchmarks.static.candidates import CANDIDATES, ONCE, RIVALS, list_candidat
 from benchmarks.static.page import write_equal_time, write_networks, write_task
 from benchmarks.static.promises import list_promises
 from benchmarks.static.runs import STATIC
-from benchmarks.static.tasks import SEEDS
+from benchmarks.truth.tasks import SEEDS
 
 TESTS = ("agreeing", "disagreeing", "unseen")
 CHOSEN = dict(RIVALS)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks.static import jobs, measure, tasks, timing
+from benchmarks.static import jobs, measure, timing
 from benchmarks.static.candidates import (
     CANDIDATES,
     FAMILIES,
+    RIVALS,
     Candidate,
     list_candidates,
     make_cut,
@@ -20,7 +21,8 @@ from benchmarks.static.candidates import (
 from benchmarks.static.distil import Teacher, make_loss
 from benchmarks.store import Store
 from benchmarks.study.runs import LAYOUT
-from benchmarks.truth.tasks import TASKS, Task, build_network
+from benchmarks.truth.page import TASK_TITLES
+from benchmarks.truth.tasks import SEEDS, TASKS, Task, build_network
 from exitlens.model.timing.timer import Times
 from tests.conftest import TinyNet
 
@@ -32,7 +34,7 @@ def task(tiny_set):
 
 
 def test_names():
-    assert set(tasks.SEEDS) == set(tasks.TITLES) == set(CANDIDATES)
+    assert set(SEEDS) == set(TASK_TITLES) == set(CANDIDATES) == set(RIVALS)
     assert all(one.family in FAMILIES for candidates in CANDIDATES.values() for one in candidates.values())
     trained, timed = list(jobs.list_runs()), list(jobs.list_runs(timed=True))
     assert len(set(trained)) == len(trained)
@@ -41,7 +43,7 @@ def test_names():
         "adaptive",
         *list_candidates("scenes", 1),
     }
-    assert len(timed) == sum(tasks.SEEDS.values())
+    assert len(timed) == sum(SEEDS.values())
 
 
 def test_a_narrow_network(task):
@@ -147,7 +149,7 @@ def test_what_is_timed_can_be_kept(task, tmp_path):
 
 def test_a_task_cut_short(monkeypatch, task):
     monkeypatch.setitem(TASKS, "scenes", lambda seed: task)
-    short = tasks.open_task("scenes", 0, most=8)
+    short = jobs.open_task("scenes", 0, most=8)
     assert len(short.train) == len(short.tests["test"]) == 8
     assert short.how == {"epochs": 1, "batch_size": 16}
-    assert tasks.open_task("scenes", 0) is task
+    assert jobs.open_task("scenes", 0) is task
