@@ -27,12 +27,13 @@ from exitlens.types.inputs import Inputs
 from tests.ranks import call
 
 torch.set_num_threads(1)
+LONGEST = ("study/test_jobs.py", "test_main.py", "explorer/test_browser.py", "demo/test_demo.py", "test_photos.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that both workers have short ones left to share at the end."""
+    """Files with slow tests come first, the longest at the head, so that workers have short ones left to share at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (not item.path.as_posix().endswith(LONGEST), item.path not in slow))
 
 
 class TinyNet(nn.Module):

@@ -25,6 +25,7 @@ from benchmarks.truth.page import TASK_TITLES
 from benchmarks.truth.tasks import SEEDS, TASKS, Task, build_network
 from exitlens.model.timing.timer import Times
 from tests.conftest import TinyNet
+from tests.texts import LENGTH, make_bert
 
 
 @pytest.fixture
@@ -122,6 +123,21 @@ def test_answers_are_rated_by_labels_and_by_the_full_network(tiny_set):
     answers[:8] = (answers[:8] + 1) % 4
     found = measure.rate(answers, tiny_set, tiny_set.labels.new_zeros(32))
     assert found == {"samples": 32, "accuracy": 0.75, "agreement": 0.25}
+
+
+def test_texts_are_trained_and_timed(tmp_path):
+    texts = ["good good word", "bad word here", "a good one", "bad bad bad"] * 4
+    preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), LENGTH)
+    data = xl.TextSet(texts, torch.tensor([1, 0, 1, 0] * 4), ("no", "yes"), preprocess)
+    at = ("bert.encoder.layer.0",)
+    how = {"epochs": 1, "batch_size": 8}
+    task = Task(data, data, {"test": data}, partial(make_bert, num_labels=2), at, how)
+    candidates = {"short": Candidate("cut", "short", partial(make_cut, name=at[0]))}
+    one = measure.measure_candidate(task, candidates["short"], 0, tmp_path, tmp_path / "run")
+    assert 0 < one["cost"] < 1
+    found = timing.measure_times(task, candidates, 0, tmp_path, quick=True)
+    assert set(found["ms"]) == {"full", "short"}
+    assert found["chosen"]["cut"]["test"] in {"full", "short"}
 
 
 def test_the_nearest_static_network_that_is_not_faster_is_named():

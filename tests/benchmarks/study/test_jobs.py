@@ -19,7 +19,6 @@ JOBS = (
     "sweep/kl-1",
     "scenes/plain-0",
     "scenes/static-10-0",
-    "small/both-0",
     "scenes/egt-0",
     "digits/frozen-0",
     "scenes/egt-kl-0",
