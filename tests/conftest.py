@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,18 @@ def backbone() -> nn.Module:
 
 
 def make_net(final: str = "head") -> xl.ExitNet:
-    """A tiny network whose exits disagree: random heads with some spread, so that routing has something to do."""
+    """A tiny network whose exits disagree: random heads with some spread, so that routing has something to do.
+
+    Built once in a process, and copied.
+    """
+    built = _build_net(final)
+    net = copy.deepcopy(built)
+    net.__dict__["_source"] = copy.deepcopy(built.__dict__["_source"])
+    return net
+
+
+@cache
+def _build_net(final: str) -> xl.ExitNet:
     torch.manual_seed(1)
     net = xl.attach(TinyNet(), ["a", "b"], 4, torch.zeros(1, 3, 16, 16), final=final).eval()
     for k in range(net.num_exits - (final == "keep")):
