@@ -123,7 +123,7 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "vit": _list_cuts("blocks.1", "blocks.3"),
     "reviews": _list_cuts("bert.encoder.layer.0", "bert.encoder.layer.2"),
 }
-RIVALS = dict.fromkeys(CANDIDATES, "cut")  # by validation data of seed 0
+RIVALS = {**dict.fromkeys(CANDIDATES, "cut"), "digits": "width"}  # by validation data of seed 0
 ONCE = {"fashion", "vit"}  # tasks whose static networks are trained with the first seed only
 FAMILIES = {"width": "narrower", "cut": "cut early", "pixels": "smaller images"}
 
