@@ -34,8 +34,9 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
+    "export.edge": "export",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
-    "ExitlensError "
+    "ExitlensError ExportError "
     "InputError MissingExtraError OutputError OutputExistsError PolicyError ReachWarning StreamError TrainingError "
     "WeightsWarning",
     "functional.drift": "Drift Monitor",

@@ -26,6 +26,7 @@ from exitlens.errors import DistributedError as DistributedError
 from exitlens.errors import DriftWarning as DriftWarning
 from exitlens.errors import EngineError as EngineError
 from exitlens.errors import ExitlensError as ExitlensError
+from exitlens.errors import ExportError as ExportError
 from exitlens.errors import InputError as InputError
 from exitlens.errors import MissingExtraError as MissingExtraError
 from exitlens.errors import OutputError as OutputError
@@ -35,6 +36,7 @@ from exitlens.errors import ReachWarning as ReachWarning
 from exitlens.errors import StreamError as StreamError
 from exitlens.errors import TrainingError as TrainingError
 from exitlens.errors import WeightsWarning as WeightsWarning
+from exitlens.export.edge import export as export
 from exitlens.functional.drift import Drift as Drift
 from exitlens.functional.drift import Monitor as Monitor
 from exitlens.functional.losses import EGTLoss as EGTLoss

@@ -1,0 +1,142 @@
+"""export: a network with its policy as a directory of ONNX files that answers without PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import exitlens
+from exitlens.errors import ExportError, OutputExistsError, require
+from exitlens.export.onnx import BATCHES, compare_segment, import_onnx, open_file, write_segment
+from exitlens.export.segments import ATTENTION, LOGITS, Segment, cut_segments
+from exitlens.io import read_json, replace_directory, write_json, write_manifest
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.verify import draw_inputs
+from exitlens.model.network import ExitNet
+from exitlens.types import Policy
+from exitlens.types.inputs import list_tensors
+from exitlens.workflow.inference.predict import predict
+
+FORMAT = 1
+MANIFEST, POLICY, GOLDEN = "manifest.json", "policy.json", "golden.npz"
+GOLDEN_SAMPLES = 4
+
+
+def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes an edge bundle: ONNX files, the policy, and all that ``exitlens_runtime.load`` needs; no PyTorch there.
+
+    Each exit that can answer has a file with everything since the exit before (opset 18, float32, any number of samples).
+    Each is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
+
+    Args:
+        net: in float32.
+        policy: of this network; exits that it never lets fire are not in the files, so a policy that uses other exits needs
+            another export. Thresholds and temperatures can be exchanged without one.
+        directory: a new directory; it appears complete or not at all.
+        overwrite: replace an existing edge bundle.
+
+    Raises:
+        ExportError: where the network cannot be written so, or the files do not give the same; MissingExtraError: without
+            the extra ``onnx``; OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
+    """
+    require(net, ExitNet, "net")
+    require(policy, Policy, "policy", "see exitlens.calibrate")
+    require(directory, str | Path, "directory")
+    import_onnx()
+    if next(net.head(0).parameters()).dtype != torch.float32:
+        raise ExportError("net: expected float32, which edge bundles are in: net.float(), and calibrate a policy for it")
+    policy.check(net.num_exits, net.fingerprint() if policy.network else "")
+    target = Path(directory).resolve()
+    own = check_target(target, overwrite)
+    with replace_directory(target, own) as temporary:
+        _write(temporary, net, policy)
+    return target
+
+
+def check_target(target: Path, overwrite: bool) -> set[str]:
+    """Names of the files that may be replaced; raises :class:`OutputExistsError` if there is anything else to replace."""
+    if not target.exists():
+        return set()
+    manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else None
+    is_ours = isinstance(manifest, dict) and "segments" in manifest
+    if not (overwrite and is_ours):
+        hint = "pass overwrite=True" if is_ours else "it is no edge bundle"
+        raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
+    assert isinstance(manifest, dict)
+    return {MANIFEST, *manifest.get("sha256", ())}
+
+
+def _write(directory: Path, net: ExitNet, policy: Policy) -> None:
+    segments, examples = cut_segments(net, policy), {batch: draw_for(net, batch) for batch in sorted(BATCHES)}
+    names, entries = name_inputs(net), list[dict[str, Any]]()
+    for place, segment in enumerate(segments):
+        path = directory / f"stage_{place}.onnx"
+        with torch.inference_mode():
+            crossing = len(segment(*examples[2])) - 2
+        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(0 if segment.is_last else crossing))]
+        write_segment(segment, tuple(t.clone() for t in examples[2]), path, names, outputs)
+        session = open_file(path)
+        examples = {
+            n: compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:] for n, each in examples.items()
+        }
+        entries.append({"file": path.name, "exit": segment.exit, "inputs": names, "outputs": outputs})
+        names = outputs[2:]
+    write_json(directory / POLICY, policy.to_dict())
+    write_golden(directory / GOLDEN, net, policy, segments)
+    files = [directory / entry["file"] for entry in entries] + [directory / POLICY, directory / GOLDEN]
+    write_manifest(directory / MANIFEST, files, describe(net) | {"segments": entries})
+
+
+def name_inputs(net: ExitNet) -> list[str]:
+    """Of the tensors that the first stage takes."""
+    return list(net.input_spec.names) or [net.info.modality.plural]
+
+
+def draw_for(net: ExitNet, batch: int) -> Activations:
+    """Random inputs that the network takes."""
+    spec, example = net.input_spec, list_tensors(net.info.example(torch.zeros(())))
+    vocabulary = spec.vocabulary if len(spec.vocabulary) == len(example) else (None,) * len(example)
+    return draw_inputs(spec.names, example, vocabulary, batch)
+
+
+def describe(net: ExitNet) -> dict[str, Any]:
+    """What a runtime has to know of the network, JSON-ready."""
+    info, spec = net.info, net.input_spec
+    examples = list_tensors(info.example(torch.zeros(())))
+    return {
+        "format": FORMAT,
+        "exitlens": exitlens.__version__,
+        "network": net.fingerprint(),
+        "precision": "float32",
+        "num_exits": net.num_exits,
+        "num_classes": info.num_classes,
+        "classes": list(info.classes),
+        "modality": info.modality.name,
+        "inputs": [
+            {"name": name, "dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape[1:])}
+            for name, t in zip(name_inputs(net), examples, strict=True)
+        ],
+        "vocabulary": list(spec.vocabulary),
+        "prefix": spec.prefix,
+        "preprocess": None if info.preprocess is None else info.preprocess.to_dict(),
+        "map_offsets": [list(one) for one in net.map_offsets],
+        "cost": net.cost.tolist(),
+    }
+
+
+def write_golden(path: Path, net: ExitNet, policy: Policy, segments: list[Segment]) -> None:
+    """Inputs, logits and attention of every exit in the files, and the exits and labels of the library."""
+    activations = draw_for(net, GOLDEN_SAMPLES)
+    values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
+    found = predict(net, dict(values) if net.input_spec.names else activations[0], policy)
+    with torch.inference_mode():
+        for segment in segments:
+            logits, attention, *rest = segment(*activations)
+            values |= {f"{LOGITS}_{segment.exit}": logits, f"{ATTENTION}_{segment.exit}": attention}
+            activations = tuple(rest)
+    values |= {"exits": found.exits, "labels": found.labels}
+    np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]
