@@ -1,4 +1,4 @@
-"""The whole cascade as one ONNX file: nested ``If``, in which later stages run on the samples that stay, and only if any do."""
+"""The whole cascade as one ONNX file: nested ``If``, in which later stages run on the samples that stay, if any do."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class Part:
     inputs: Sequence[str]
     outputs: Sequence[str]
     map_shape: Sequence[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the directory."""
+        names = {"inputs": list(self.inputs), "outputs": list(self.outputs), "map_shape": list(self.map_shape)}
+        return {"file": self.path.name, "exit": self.exit} | names
 
 
 @dataclass
@@ -101,14 +106,17 @@ class _Builder:
 
     def describe(self, place: int) -> list[Any]:
         """What the graph from a stage on gives: answers, then the maps of this exit and of later ones."""
-        make, kinds, rows = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto, f"rows_{place}" if place else "rows"
+        make, kinds, rows = (
+            self.onnx.helper.make_tensor_value_info,
+            self.onnx.TensorProto,
+            f"rows_{place}" if place else "rows",
+        )
         end = f"_from_{place}" if place else ""
         types = (kinds.INT64, kinds.INT64, kinds.FLOAT)
         answers = [make(f"{name}{end}", kind, [rows]) for name, kind in zip(ANSWERS[:3], types, strict=True)]
         answers.append(make(f"{ANSWERS[3]}{end}", kinds.FLOAT, [rows, self.classes]))
-        for part in self.parts[place:]:
-            answers.append(make(f"{ATTENTION}_{part.exit}{end}", kinds.FLOAT, [rows, *part.map_shape]))
-        return answers
+        later = self.parts[place:]
+        return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in later]
 
     def build(self, place: int, sources: dict[str, str]) -> tuple[_Block, list[str]]:
         """The graph from stage ``place`` on; ``sources``: what its inputs are called outside.
@@ -169,7 +177,7 @@ class _Builder:
         return [labels, exits, score, p]
 
     def _go_on(self, place: int, answers: Sequence[str], rows: str, crossing: dict[str, str]) -> Any:
-        """The branch in which samples stay: they run through the rest, and their answers take the place of the early ones."""
+        """The branch in which samples stay: they run through the rest, whose answers take the place of the early ones."""
         gathered = {name: f"kept_{place}_{name}" for name in crossing}
         block, found = self.build(place + 1, gathered)
         first = [self.onnx.helper.make_node("Gather", [crossing[n], rows], [gathered[n]], axis=0) for n in crossing]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import exitlens
 from exitlens.errors import ExportError, OutputExistsError, require
+from exitlens.export.cascade import Part, write_cascade
 from exitlens.export.onnx import BATCHES, compare_segment, import_onnx, open_file, write_segment
 from exitlens.export.segments import ATTENTION, LOGITS, Segment, cut_segments
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
@@ -22,7 +23,7 @@ from exitlens.types.inputs import list_tensors
 from exitlens.workflow.inference.predict import predict
 
 FORMAT = 1
-MANIFEST, POLICY, GOLDEN = "manifest.json", "policy.json", "golden.npz"
+MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
 GOLDEN_SAMPLES = 4
 
 
@@ -72,23 +73,26 @@ def check_target(target: Path, overwrite: bool) -> set[str]:
 
 def _write(directory: Path, net: ExitNet, policy: Policy) -> None:
     segments, examples = cut_segments(net, policy), {batch: draw_for(net, batch) for batch in sorted(BATCHES)}
-    names, entries = name_inputs(net), list[dict[str, Any]]()
+    names, parts = name_inputs(net), list[Part]()
     for place, segment in enumerate(segments):
         path = directory / f"stage_{place}.onnx"
         with torch.inference_mode():
-            crossing = len(segment(*examples[2])) - 2
-        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(0 if segment.is_last else crossing))]
+            _, attention, *crossing = segment(*examples[2])
+        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
         write_segment(segment, tuple(t.clone() for t in examples[2]), path, names, outputs)
         session = open_file(path)
         examples = {
             n: compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:] for n, each in examples.items()
         }
-        entries.append({"file": path.name, "exit": segment.exit, "inputs": names, "outputs": outputs})
+        parts.append(Part(path, segment.exit, names, outputs, attention.shape[1:]))
         names = outputs[2:]
+    files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
     write_json(directory / POLICY, policy.to_dict())
     write_golden(directory / GOLDEN, net, policy, segments)
-    files = [directory / entry["file"] for entry in entries] + [directory / POLICY, directory / GOLDEN]
-    write_manifest(directory / MANIFEST, files, describe(net) | {"segments": entries})
+    if policy.gate is None:
+        write_cascade(directory / CASCADE, parts, policy)
+        files.append(directory / CASCADE)
+    write_manifest(directory / MANIFEST, files, describe(net) | {"segments": [part.to_dict() for part in parts]})
 
 
 def name_inputs(net: ExitNet) -> list[str]:
