@@ -34,7 +34,7 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
-    "export.edge": "export",
+    "edge.export": "export",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
     "ExitlensError ExportError "
     "InputError MissingExtraError OutputError OutputExistsError PolicyError ReachWarning StreamError TrainingError "

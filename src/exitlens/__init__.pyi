@@ -17,6 +17,7 @@ from exitlens.data.texts import read_texts as read_texts
 from exitlens.data.texts import word_tokenizer as word_tokenizer
 from exitlens.delivery.bundle import load as load
 from exitlens.delivery.bundle import save as save
+from exitlens.edge.export import export as export
 from exitlens.errors import AttachError as AttachError
 from exitlens.errors import BundleError as BundleError
 from exitlens.errors import CalibrationError as CalibrationError
@@ -36,7 +37,6 @@ from exitlens.errors import ReachWarning as ReachWarning
 from exitlens.errors import StreamError as StreamError
 from exitlens.errors import TrainingError as TrainingError
 from exitlens.errors import WeightsWarning as WeightsWarning
-from exitlens.export.edge import export as export
 from exitlens.functional.drift import Drift as Drift
 from exitlens.functional.drift import Monitor as Monitor
 from exitlens.functional.losses import EGTLoss as EGTLoss

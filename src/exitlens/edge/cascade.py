@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from exitlens.errors import ExportError
-from exitlens.export.onnx import OPSET, import_onnx
-from exitlens.export.segments import ATTENTION, LOGITS
+from exitlens.edge.onnx import OPSET, import_onnx
+from exitlens.edge.segments import ATTENTION, LOGITS
 from exitlens.types import Policy
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"

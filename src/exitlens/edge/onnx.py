@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ExportError, import_extra
-from exitlens.export.segments import Segment
+from exitlens.edge.segments import Segment
 from exitlens.model.cutting.stage import Activations
 
 OPSET = 18

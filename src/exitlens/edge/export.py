@@ -11,9 +11,9 @@ from torch import Tensor
 
 import exitlens
 from exitlens.errors import ExportError, OutputExistsError, require
-from exitlens.export.cascade import Part, write_cascade
-from exitlens.export.onnx import BATCHES, compare_segment, import_onnx, open_file, write_segment
-from exitlens.export.segments import ATTENTION, LOGITS, Segment, cut_segments
+from exitlens.edge.cascade import Part, write_cascade
+from exitlens.edge.onnx import BATCHES, compare_segment, import_onnx, open_file, write_segment
+from exitlens.edge.segments import ATTENTION, LOGITS, Segment, cut_segments
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.verify import draw_inputs
