@@ -31,7 +31,7 @@ LONGEST = ("study/test_jobs.py", "test_main.py", "explorer/test_browser.py", "de
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, the longest at the head, so that workers have short ones left to share at the end."""
+    """Files with slow tests come first, the longest at the head, so that short ones are left to share at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.path.as_posix().endswith(LONGEST), item.path not in slow))
 
