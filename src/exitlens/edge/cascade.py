@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from exitlens.errors import ExportError
 from exitlens.edge.onnx import OPSET, import_onnx
 from exitlens.edge.segments import ATTENTION, LOGITS
+from exitlens.errors import ExportError
+from exitlens.functional.maps import make_shift
 from exitlens.types import Policy
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
@@ -28,6 +29,7 @@ class Part:
         path: of the ONNX file. exit: whose head it has.
         inputs, outputs: names of its tensors; logits and attention first among the outputs.
         map_shape: of the exit's attention, without the batch axis.
+        offset: how far the map lies off its cells, for each axis.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class Part:
     inputs: Sequence[str]
     outputs: Sequence[str]
     map_shape: Sequence[int]
+    offset: Sequence[float] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the directory."""
@@ -70,9 +73,9 @@ def write_cascade(path: Path, parts: Sequence[Part], policy: Policy, name: str =
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
     outputs have a row for each sample: ``labels``, ``exits``, ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in
-    the file, ``attention_K`` ``(B,*S)``, which is 0 for samples that another exit answered (not placed in the image). The
-    score is the policy's. The weights of a stage are in the branch that runs it: outside, ONNX Runtime does not find the
-    fast layouts.
+    the file, ``attention_K`` ``(B,*S)``, placed in the image, which is 0 for samples that another exit answered. The score
+    is the policy's. The weights of a stage are in the branch that runs it: outside, ONNX Runtime does not find the fast
+    layouts.
 
     Raises:
         ExportError: for a policy with a gate, which the file cannot hold.
@@ -125,15 +128,17 @@ class _Builder:
         """
         part, block = self.parts[place], _Block(self.onnx, f"from_{place}_")
         known = self._inline(block, place, sources)
-        answers = self._rate(block, part.exit, known[LOGITS])
+        answers, maps = self._rate(block, part.exit, known[LOGITS]), _move(block, known[ATTENTION], part)
         if place == len(self.parts) - 1:
-            return block, [*answers, known[ATTENTION]]
+            return block, [*answers, maps]
         zero, one = block.hold([0], np.int64), block.hold([1], np.int64)
         limit = block.add("Gather", THRESHOLDS, block.hold(part.exit, np.int64), axis=0)
         stays = block.add("Not", block.add("GreaterOrEqual", answers[2], limit))
         rows = block.add("Squeeze", block.add("NonZero", stays), zero)  # (n,)
         some = block.add("Squeeze", block.add("Greater", block.add("Shape", rows), zero), zero)
-        own = block.add("Where", block.add("Unsqueeze", stays, one), block.hold(0, np.float32), self._flatten(block, known))
+        own = block.add(
+            "Where", block.add("Unsqueeze", stays, one), block.hold(0, np.float32), block.add("Flatten", maps, axis=1)
+        )
         own = block.add("Reshape", own, block.hold([-1, *part.map_shape], np.int64))
         crossing = {name: known[name] for name in part.outputs[2:]}
         names = [*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in self.parts[place + 1 :])]
@@ -142,9 +147,6 @@ class _Builder:
         ends = self._end(place, answers)
         block.nodes.append(self.onnx.helper.make_node("If", [some], goal, then_branch=goes_on, else_branch=ends))
         return block, [*goal[:4], own, *goal[4:]]
-
-    def _flatten(self, block: _Block, known: dict[str, str]) -> str:
-        return block.add("Flatten", known[ATTENTION], axis=1)
 
     def _inline(self, block: _Block, place: int, sources: dict[str, str]) -> dict[str, str]:
         """Adds the nodes and weights of a stage; returns what its tensors are called here."""
@@ -209,6 +211,19 @@ class _Builder:
             one.name = block.add("Identity", value, name=f"{block.prefix}out_{name}_{one.name}")
             outputs.append(one)
         return self.onnx.helper.make_graph(block.nodes, f"{name}_{place}", [], outputs, block.constants)
+
+
+def _move(block: _Block, maps: str, part: Part) -> str:
+    """Maps placed in the image, as :func:`exitlens.functional.maps.place` does."""
+    axes = len(part.map_shape)
+    for axis, by in enumerate(part.offset):
+        if not by:
+            continue
+        shift = block.hold(make_shift(part.map_shape[axis], by).numpy(), np.float32)
+        order = [0, *(i + 1 for i in range(axes) if i != axis), axis + 1]
+        last = block.add("MatMul", block.add("Transpose", maps, perm=order), shift)
+        maps = block.add("Transpose", last, perm=[order.index(i) for i in range(axes + 1)])
+    return maps
 
 
 def _rename(node: Any, renamed: dict[str, str]) -> None:

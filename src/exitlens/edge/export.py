@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import exitlens
-from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.edge.cascade import Part, write_cascade
 from exitlens.edge.onnx import BATCHES, compare_segment, import_onnx, open_file, write_segment
 from exitlens.edge.segments import ATTENTION, LOGITS, Segment, cut_segments
+from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.verify import draw_inputs
@@ -84,7 +84,7 @@ def _write(directory: Path, net: ExitNet, policy: Policy) -> None:
         examples = {
             n: compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:] for n, each in examples.items()
         }
-        parts.append(Part(path, segment.exit, names, outputs, attention.shape[1:]))
+        parts.append(Part(path, segment.exit, names, outputs, attention.shape[1:], net.map_offsets[segment.exit]))
         names = outputs[2:]
     files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
     write_json(directory / POLICY, policy.to_dict())

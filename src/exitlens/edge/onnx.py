@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.errors import ExportError, import_extra
 from exitlens.edge.segments import Segment
+from exitlens.errors import ExportError, import_extra
 from exitlens.model.cutting.stage import Activations
 
 OPSET = 18
