@@ -12,17 +12,17 @@
 from __future__ import annotations
 
 from exitlens_runtime.bundle import load
-from exitlens_runtime.errors import BundleError, InputError, PolicyError, BackendError, ExitlensRuntimeError
+from exitlens_runtime.errors import BackendError, BundleError, ExitlensRuntimeError, InputError, PolicyError
 from exitlens_runtime.network import EdgeNetwork, Prediction
 
 __version__ = "0.1.0"
 __all__ = [
+    "BackendError",
     "BundleError",
     "EdgeNetwork",
+    "ExitlensRuntimeError",
     "InputError",
     "PolicyError",
     "Prediction",
-    "ExitlensRuntimeError",
-    "BackendError",
     "load",
 ]

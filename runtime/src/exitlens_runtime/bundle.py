@@ -38,11 +38,14 @@ def load(
     """
     source = Path(directory)
     manifest = read_manifest(source)
-    given = read_json(source / POLICY) if policy is None else policy if isinstance(policy, Mapping) else read_json(Path(policy))
+    given = (
+        read_json(source / POLICY) if policy is None else policy if isinstance(policy, Mapping) else read_json(Path(policy))
+    )
     chosen, count = Policy.from_dict(given), threads or count_threads()
     try:
         sessions = {
-            int(one["exit"]): Session(source / one["file"], count, one["inputs"], one["outputs"]) for one in manifest["segments"]
+            int(one["exit"]): Session(source / one["file"], count, one["inputs"], one["outputs"])
+            for one in manifest["segments"]
         }
         net = EdgeNetwork(manifest, sessions, chosen)
     except (KeyError, TypeError, ValueError) as error:
@@ -96,6 +99,6 @@ def check_golden(net: EdgeNetwork, path: Path) -> None:
         off = np.abs(found - known).max()
         if not off <= TOLERANCE * max(np.abs(known).max(), 1.0):
             raise BundleError(
-                f"{path}: {name} is off by {off:.2g} here: this processor or ONNX Runtime computes something else than where "
-                "it was exported: pass check=False to use it all the same"
+                f"{path}: {name} is off by {off:.2g}: this processor or ONNX Runtime computes something else than where it was "
+                "exported: pass check=False to use it all the same"
             )

@@ -95,7 +95,9 @@ class EdgeNetwork:
             raise PolicyError(f"policy: it was calibrated for network {policy.network}, this is {own}: calibrate one for it")
         missing = [k for k in range(self.num_exits) if policy.needs(k) and k not in self._sessions]
         if missing:
-            raise PolicyError(f"policy: it uses exits {missing}, the bundle has {list(self._sessions)}: export with this policy")
+            raise PolicyError(
+                f"policy: it uses exits {missing}, the bundle has {list(self._sessions)}: export with this policy"
+            )
         return policy
 
     def predict(self, inputs: Inputs, *, attention: bool = False) -> Prediction:
@@ -146,7 +148,9 @@ class EdgeNetwork:
                 trust = None
                 if decision.estimates is not None:
                     trust = np.stack([decision.estimates, np.full(len(where), math.nan, np.float32)], 1)[leave]
-                self._answer(found, k, where[leave], decision.scores[leave], p[leave], maps[leave] if attention else None, trust)
+                self._answer(
+                    found, k, where[leave], decision.scores[leave], p[leave], maps[leave] if attention else None, trust
+                )
                 previous = (k, maps) if policy.gate is not None else None
                 if not stay.any():
                     return
@@ -198,6 +202,21 @@ class EdgeNetwork:
             found = self.predict(batch, attention=attention)
             yield Prediction(**{**vars(found), "index": np.arange(count, count + len(found))})
             count += len(found)
+
+    def predict_texts(self, texts: Sequence[str], *, attention: bool = False) -> Prediction:
+        """Answers texts; raises :class:`InputError` for a network that takes none."""
+        if not isinstance(self.preprocess, TextPreprocess):
+            raise InputError("texts: this network takes none, or its bundle does not say how they become inputs")
+        encoded = self.preprocess.encode(texts)
+        return self.predict({name: encoded[name] for name in self.input_names if name in encoded}, attention=attention)
+
+    def give_reason(self, found: Prediction, i: int) -> str:
+        """Why sample ``i`` was answered where it was, in a few words."""
+        k, score = int(found.exits[i]), float(found.confidence[i])
+        name = self.policy.score.replace("_", " ")
+        if k == self.num_exits - 1:
+            return f"no earlier exit was sure enough; {name} {score:.3f}"
+        return f"{name} {score:.3f} >= {self.policy.thresholds[k]:.3f}"
 
     def predict_files(
         self, paths: Sequence[str | Path], *, attention: bool = False, batch_size: int = 32

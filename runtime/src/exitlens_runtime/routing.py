@@ -70,7 +70,9 @@ class Policy:
         if any(math.isnan(t) or t == -math.inf for t in self.thresholds):
             raise PolicyError(f"policy: expected thresholds that are numbers, got {self.thresholds}")
         gate = self.gate
-        if gate is not None and not (len(gate.limits) == len(gate.weights) == count and all(len(w) == 4 for w in gate.weights)):
+        if gate is not None and not (
+            len(gate.limits) == len(gate.weights) == count and all(len(w) == 4 for w in gate.weights)
+        ):
             raise PolicyError(f"policy: expected a gate with 4 weights and a limit for each of {count} early exits")
 
     def needs(self, k: int) -> bool:
