@@ -12,7 +12,7 @@ from torch import Tensor
 import exitlens
 from exitlens.edge.cascade import Part, write_cascade
 from exitlens.edge.onnx import BATCHES, compare_segment, import_onnx, open_file, write_segment
-from exitlens.edge.segments import ATTENTION, LOGITS, Segment, cut_segments
+from exitlens.edge.segments import ATTENTION, LOGITS, cut_segments
 from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
 from exitlens.model.cutting.stage import Activations
@@ -44,6 +44,16 @@ def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bo
         ExportError: where the network cannot be written so, or the files do not give the same; MissingExtraError: without
             the extra ``onnx``; OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
     """
+    check_arguments(net, policy, directory)
+    target = Path(directory).resolve()
+    own = check_target(target, overwrite)
+    with replace_directory(target, own) as temporary:
+        _write(temporary, net, policy)
+    return target
+
+
+def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None:
+    """Raises an error of ours unless this is a network, a policy of it and a directory, and ONNX files can be written."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
@@ -51,11 +61,6 @@ def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bo
     if next(net.head(0).parameters()).dtype != torch.float32:
         raise ExportError("net: expected float32, which edge bundles are in: net.float(), and calibrate a policy for it")
     policy.check(net.num_exits, net.fingerprint() if policy.network else "")
-    target = Path(directory).resolve()
-    own = check_target(target, overwrite)
-    with replace_directory(target, own) as temporary:
-        _write(temporary, net, policy)
-    return target
 
 
 def check_target(target: Path, overwrite: bool) -> set[str]:
@@ -72,27 +77,31 @@ def check_target(target: Path, overwrite: bool) -> set[str]:
 
 
 def _write(directory: Path, net: ExitNet, policy: Policy) -> None:
-    segments, examples = cut_segments(net, policy), {batch: draw_for(net, batch) for batch in sorted(BATCHES)}
-    names, parts = name_inputs(net), list[Part]()
-    for place, segment in enumerate(segments):
+    parts = write_stages(directory, net, policy)
+    files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
+    write_json(directory / POLICY, policy.to_dict())
+    write_golden(directory / GOLDEN, net, policy)
+    if policy.gate is None:
+        write_cascade(directory / CASCADE, parts, policy)
+        files.append(directory / CASCADE)
+    write_manifest(directory / MANIFEST, files, describe(net) | {"segments": [part.to_dict() for part in parts]})
+
+
+def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Part]:
+    """A file for each exit that can answer, compared with the network."""
+    examples, names, parts = {batch: draw_for(net, batch) for batch in BATCHES}, name_inputs(net), list[Part]()
+    for place, segment in enumerate(cut_segments(net, policy)):
         path = directory / f"stage_{place}.onnx"
         with torch.inference_mode():
             _, attention, *crossing = segment(*examples[2])
         outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
         write_segment(segment, tuple(t.clone() for t in examples[2]), path, names, outputs)
         session = open_file(path)
-        examples = {
-            n: compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:] for n, each in examples.items()
-        }
+        for batch, each in examples.items():
+            examples[batch] = compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:]
         parts.append(Part(path, segment.exit, names, outputs, attention.shape[1:], net.map_offsets[segment.exit]))
         names = outputs[2:]
-    files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
-    write_json(directory / POLICY, policy.to_dict())
-    write_golden(directory / GOLDEN, net, policy, segments)
-    if policy.gate is None:
-        write_cascade(directory / CASCADE, parts, policy)
-        files.append(directory / CASCADE)
-    write_manifest(directory / MANIFEST, files, describe(net) | {"segments": [part.to_dict() for part in parts]})
+    return parts
 
 
 def name_inputs(net: ExitNet) -> list[str]:
@@ -132,13 +141,13 @@ def describe(net: ExitNet) -> dict[str, Any]:
     }
 
 
-def write_golden(path: Path, net: ExitNet, policy: Policy, segments: list[Segment]) -> None:
+def write_golden(path: Path, net: ExitNet, policy: Policy) -> None:
     """Inputs, logits and attention of every exit in the files, and the exits and labels of the library."""
     activations = draw_for(net, GOLDEN_SAMPLES)
     values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
     found = predict(net, dict(values) if net.input_spec.names else activations[0], policy)
     with torch.inference_mode():
-        for segment in segments:
+        for segment in cut_segments(net, policy):
             logits, attention, *rest = segment(*activations)
             values |= {f"{LOGITS}_{segment.exit}": logits, f"{ATTENTION}_{segment.exit}": attention}
             activations = tuple(rest)
