@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
-from exitlens.edge.onnx import open_file
+from exitlens.model.engine.onnx.files import open_file
 from tests.conftest import make_net
 
 pytest.importorskip("onnxruntime")

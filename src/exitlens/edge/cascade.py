@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from exitlens.edge.onnx import OPSET, import_onnx
-from exitlens.edge.segments import ATTENTION, LOGITS
 from exitlens.errors import ExportError
 from exitlens.functional.maps import make_shift
+from exitlens.model.engine.onnx.files import OPSET, import_onnx
+from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
 from exitlens.types import Policy
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import exitlens
 from exitlens.edge.cascade import Part, write_cascade
-from exitlens.edge.onnx import BATCHES, compare_segment, import_onnx, open_file, write_segment
-from exitlens.edge.segments import ATTENTION, LOGITS, cut_segments
 from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.cutting.verify import draw_inputs
+from exitlens.model.engine.onnx.files import BATCHES, import_onnx, write_segments
+from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, cut_segments
+from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import list_tensors
@@ -89,19 +90,14 @@ def _write(directory: Path, net: ExitNet, policy: Policy) -> None:
 
 def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Part]:
     """A file for each exit that can answer, compared with the network."""
-    examples, names, parts = {batch: draw_for(net, batch) for batch in BATCHES}, name_inputs(net), list[Part]()
-    for place, segment in enumerate(cut_segments(net, policy)):
-        path = directory / f"stage_{place}.onnx"
-        with torch.inference_mode():
-            _, attention, *crossing = segment(*examples[2])
-        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
-        write_segment(segment, tuple(t.clone() for t in examples[2]), path, names, outputs)
-        session = open_file(path)
-        for batch, each in examples.items():
-            examples[batch] = compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:]
-        parts.append(Part(path, segment.exit, names, outputs, attention.shape[1:], net.map_offsets[segment.exit]))
-        names = outputs[2:]
-    return parts
+    examples = {batch: draw_for(net, batch) for batch in BATCHES}
+    written = write_segments(directory, cut_segments(*list_parts(net), policy), examples, name_inputs(net))
+    return [Part(*one, net.map_offsets[one.exit]) for one in written]
+
+
+def list_parts(net: ExitNet) -> tuple[list[Stage], list[ExitHead]]:
+    """Stages and heads."""
+    return [net.stage(k) for k in range(net.num_exits)], [net.head(k) for k in range(net.num_exits)]
 
 
 def name_inputs(net: ExitNet) -> list[str]:
@@ -147,7 +143,7 @@ def write_golden(path: Path, net: ExitNet, policy: Policy) -> None:
     values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
     found = predict(net, dict(values) if net.input_spec.names else activations[0], policy)
     with torch.inference_mode():
-        for segment in cut_segments(net, policy):
+        for segment in cut_segments(*list_parts(net), policy):
             logits, attention, *rest = segment(*activations)
             values |= {f"{LOGITS}_{segment.exit}": logits, f"{ATTENTION}_{segment.exit}": attention}
             activations = tuple(rest)

@@ -116,7 +116,7 @@ class Session:
                 if source.modules != snapshot.modules:
                     self._modules, self._suggested, self._engine = [], None, None
                     return self.find_engine()
-            engine = Engine.prepare(*self.parts, self.tuning)
+            engine = prepare_engine(*self.parts, self.tuning, self._example)
             if engine.tuning.precision != "float32":
                 engine.try_out(self._example())
             self._engine = engine, snapshot
@@ -165,6 +165,17 @@ class Session:
             if module.training:
                 return True
         return False
+
+
+def prepare_engine(
+    stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Callable[[], Activations]
+) -> Engine:
+    """An engine on copies, of the tuning's backend; ``example`` gives one sample as the first stage takes it."""
+    if tuning.backend == "torch":
+        return Engine.prepare(stages, heads, tuning)
+    from exitlens.model.engine.onnx.engine import OnnxEngine  # of an optional package
+
+    return OnnxEngine.write(stages, heads, tuning, example())
 
 
 class EngineContext:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.functional.routing import needs_head
-from exitlens.model.cutting.stage import Activations
+from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.prepare import prepare_graph, prepare_head
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
-from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 
 LOGITS, ATTENTION = "logits", "attention"
@@ -39,17 +38,17 @@ class Segment(nn.Module):
         return found if self.is_last else (*found, *activations)
 
 
-def cut_segments(net: ExitNet, policy: Policy) -> list[Segment]:
+def cut_segments(stages: Sequence[Stage], heads: Sequence[ExitHead], policy: Policy) -> list[Segment]:
     """Copies of the network's parts in float32, batch normalisation folded: one segment for each exit that can answer.
 
     Stages whose exit can never fire are part of the segment after them: of a file all outputs are computed, wanted or not.
     """
     segments, bodies, tuning = list[Segment](), list[fx.GraphModule](), Tuning(folded=True)
     with torch.inference_mode(False):
-        for k in range(net.num_exits):
-            bodies.append(prepare_graph(net.stage(k).evaluation, tuning).float())
+        for k, (stage, head) in enumerate(zip(stages, heads, strict=True)):
+            bodies.append(prepare_graph(stage.evaluation, tuning).float())
             if needs_head(policy, k):
-                head = prepare_head(net.head(k), tuning).float()
-                segments.append(Segment(bodies, head, k, k == net.num_exits - 1).eval())
+                own = prepare_head(head, tuning).float()
+                segments.append(Segment(bodies, own, k, k == len(heads) - 1).eval())
                 bodies = []
     return segments

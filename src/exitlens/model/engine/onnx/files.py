@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.edge.segments import Segment
 from exitlens.errors import ExportError, import_extra
 from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, Segment
 
 OPSET = 18
 BATCHES = (1, 2, 3, 17, 64)  # at which files are compared with their segments
@@ -25,6 +25,40 @@ def import_onnx() -> Any:
     import_extra("onnxscript", "onnx", "writing ONNX files")
     import_extra("onnxruntime", "onnx", "comparing ONNX files with the network")
     return import_extra("onnx", "onnx", "writing ONNX files")
+
+
+class Written(NamedTuple):
+    """A file that was written: the exit whose head it has, names of its tensors, the shape of the exit's map."""
+
+    path: Path
+    exit: int
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    map_shape: Sequence[int]
+
+
+def write_segments(
+    directory: Path, segments: Sequence[Segment], examples: Mapping[int, Activations], names: Sequence[str]
+) -> list[Written]:
+    """Writes ``stage_0.onnx`` and so on, and compares each with its segment.
+
+    Args:
+        examples: by their number, samples as the first stage takes them, 2 among the numbers.
+        names: of the first stage's tensors.
+    """
+    found, now = list[Written](), dict(examples)
+    for place, segment in enumerate(segments):
+        path = directory / f"stage_{place}.onnx"
+        with torch.inference_mode():
+            _, attention, *crossing = segment(*now[2])
+        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
+        write_segment(segment, tuple(t.clone() for t in now[2]), path, names, outputs)
+        session = open_file(path)
+        for batch, each in now.items():
+            now[batch] = compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:]
+        found.append(Written(path, segment.exit, names, outputs, tuple(attention.shape[1:])))
+        names = outputs[2:]
+    return found
 
 
 def write_segment(
