@@ -7,24 +7,24 @@ import shutil
 import subprocess
 import sys
 
-import exitlens_runtime as er
 import numpy as np
 import pytest
 import torch
-from exitlens_runtime import routing
-from exitlens_runtime.cli import draw, list_files, main
-from exitlens_runtime.placing import place
-from exitlens_runtime.reading import Preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import exitlens as xl
+import exitlens_runtime as er
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import place as place_in_torch
 from exitlens.functional.maps import regrid
 from exitlens.functional.routing import needs_head, route
 from exitlens.functional.scores import score
+from exitlens_runtime import routing
+from exitlens_runtime.cli import draw, list_files, main
+from exitlens_runtime.placing import place
+from exitlens_runtime.reading import Preprocess
 from tests.conftest import make_net
 from tests.texts import make_text_net, make_texts
 
