@@ -99,6 +99,6 @@ def check_golden(net: EdgeNetwork, path: Path) -> None:
         off = np.abs(found - known).max()
         if not off <= TOLERANCE * max(np.abs(known).max(), 1.0):
             raise BundleError(
-                f"{path}: {name} is off by {off:.2g}: this processor or ONNX Runtime computes something else than where it was "
-                "exported: pass check=False to use it all the same"
+                f"{path}: {name} is off by {off:.2g}: this processor or ONNX Runtime computes something else than where it "
+                "was exported: pass check=False to use it all the same"
             )

@@ -175,7 +175,7 @@ class EdgeNetwork:
 
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Logits ``logits_K`` and attention ``attention_K`` of every exit K in the bundle, not placed in the image."""
-        tensors, found = dict(inputs), {}
+        tensors, found = dict(inputs), dict[str, Array]()
         for k, session in self._sessions.items():
             logits, maps, *crossing = session.run(tensors)
             found |= {f"logits_{k}": logits, f"attention_{k}": maps}

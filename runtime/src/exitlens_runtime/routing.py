@@ -117,7 +117,7 @@ def find_divergence(a: Array, b: Array) -> Array:  # (B,*S), (B,*S') -> (B,)
     p, q = (_normalise(regrid(x, size)) for x in (a, b))
     middle = (p + q) / 2
     found = (_find_kl(p, middle) + _find_kl(q, middle)) / np.float32(2 * math.log(2))
-    return np.clip(found, 0, 1)  # type: ignore[no-any-return]
+    return np.clip(found, 0, 1)
 
 
 def _normalise(x: Array) -> Array:  # (B,*S) -> (B,S)

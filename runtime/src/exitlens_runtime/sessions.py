@@ -63,8 +63,9 @@ class Session:
 
 def _view(value: Any) -> Array:
     """A tensor of ONNX Runtime as an array over the same memory where it can be shared."""
-    inner = getattr(value, "_ortvalue", None)
-    return np.from_dlpack(inner) if hasattr(inner, "__dlpack__") else value.numpy()  # type: ignore[no-any-return]
+    inner: Any = getattr(value, "_ortvalue", None)
+    found: Array = np.from_dlpack(inner) if hasattr(inner, "__dlpack__") else value.numpy()
+    return found
 
 
 def count_threads() -> int:

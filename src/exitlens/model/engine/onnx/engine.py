@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from exitlens.errors import EngineError, ExportError, import_extra
 from exitlens.functional.scores import probabilities, score_of
@@ -68,7 +69,7 @@ class OnnxEngine(Engine):
         known = {one.name for one in session.get_inputs()}
         pairs = zip(file.inputs, activations, strict=True)
         feed = {name: self._make(t.contiguous()) for name, t in pairs if name in known}
-        return [torch.from_dlpack(one._ortvalue) for one in session.run_with_ort_values(file.outputs, feed)]
+        return [from_dlpack(one._ortvalue) for one in session.run_with_ort_values(file.outputs, feed)]
 
     def advance(self, k: int, activations: Activations) -> Activations:
         """Stage k alone."""
