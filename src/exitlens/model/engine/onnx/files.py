@@ -91,11 +91,12 @@ def write_segment(
             assert program is not None
             program.save(path)
     except Exception as error:  # torch.export and the ONNX exporter raise errors of many kinds
-        raise ExportError(f"net: exit {segment.exit} cannot be written as ONNX ({_shorten(error)})") from error
+        raise ExportError(f"net: exit {segment.exit} cannot be written as ONNX ({shorten(error)})") from error
     check_batch_is_free(path, segment.exit)
 
 
-def _shorten(error: Exception) -> str:
+def shorten(error: Exception) -> str:
+    """Kind and first line of an error of somebody else's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
@@ -118,7 +119,7 @@ def open_file(path: Path, threads: int = 1) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ExportError(f"{path.name}: ONNX Runtime cannot open what was written ({_shorten(error)})") from error
+        raise ExportError(f"{path.name}: ONNX Runtime cannot open what was written ({shorten(error)})") from error
 
 
 def compare_segment(segment: Segment, session: Any, activations: Mapping[str, Tensor]) -> Activations:
@@ -128,7 +129,7 @@ def compare_segment(segment: Segment, session: Any, activations: Mapping[str, Te
     try:
         found = session.run(None, {one.name: activations[one.name].numpy() for one in session.get_inputs()})
     except Exception as error:
-        raise ExportError(f"net: exit {segment.exit}: its ONNX file does not run ({_shorten(error)})") from error
+        raise ExportError(f"net: exit {segment.exit}: its ONNX file does not run ({shorten(error)})") from error
     names = [one.name for one in session.get_outputs()]
     for name, ours, theirs in zip(names, expected, found, strict=True):
         _compare(f"exit {segment.exit}, {name}, {len(ours)} samples", ours, theirs)
