@@ -18,6 +18,9 @@ from exitlens.data.texts import word_tokenizer as word_tokenizer
 from exitlens.delivery.bundle import load as load
 from exitlens.delivery.bundle import save as save
 from exitlens.edge.export import export as export
+from exitlens.edge.int8 import Int8Report as Int8Report
+from exitlens.edge.int8 import export_int8 as export_int8
+from exitlens.edge.web import export_web as export_web
 from exitlens.errors import AttachError as AttachError
 from exitlens.errors import BundleError as BundleError
 from exitlens.errors import CalibrationError as CalibrationError

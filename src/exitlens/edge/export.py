@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bo
     target = Path(directory).resolve()
     own = check_target(target, overwrite)
     with replace_directory(target, own) as temporary:
-        _write(temporary, net, policy)
+        write_bundle(temporary, net, policy, write_stages(temporary, net, policy))
     return target
 
 
@@ -61,7 +62,9 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
     import_onnx()
     if next(net.head(0).parameters()).dtype != torch.float32:
         raise ExportError("net: expected float32, which edge bundles are in: net.float(), and calibrate a policy for it")
-    policy.check(net.num_exits, net.fingerprint() if policy.network else "")
+    if net.is_tuned and net.tuning.precision != "float32":
+        raise ExportError(f"net: it is tuned to {net.tuning.precision}: set net.tuning = Tuning(), and calibrate again")
+    policy.check(net.num_exits, net.identity() if policy.network else "")
 
 
 def check_target(target: Path, overwrite: bool) -> set[str]:
@@ -77,11 +80,11 @@ def check_target(target: Path, overwrite: bool) -> set[str]:
     return {MANIFEST, *manifest.get("sha256", ())}
 
 
-def _write(directory: Path, net: ExitNet, policy: Policy) -> None:
-    parts = write_stages(directory, net, policy)
+def write_bundle(directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Part]) -> None:
+    """Everything beside the files of the stages; ``net`` answers as these files do."""
     files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
     write_json(directory / POLICY, policy.to_dict())
-    write_golden(directory / GOLDEN, net, policy)
+    write_golden(directory / GOLDEN, net, policy, [part.exit for part in parts])
     if policy.gate is None:
         write_cascade(directory / CASCADE, parts, policy)
         files.append(directory / CASCADE)
@@ -119,8 +122,8 @@ def describe(net: ExitNet) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "exitlens": exitlens.__version__,
-        "network": net.fingerprint(),
-        "precision": "float32",
+        "network": net.identity(),
+        "precision": net.tuning.precision,
         "num_exits": net.num_exits,
         "num_classes": info.num_classes,
         "classes": list(info.classes),
@@ -137,15 +140,14 @@ def describe(net: ExitNet) -> dict[str, Any]:
     }
 
 
-def write_golden(path: Path, net: ExitNet, policy: Policy) -> None:
-    """Inputs, logits and attention of every exit in the files, and the exits and labels of the library."""
+def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int]) -> None:
+    """Inputs, logits and attention of the exits in the files, and the exits and labels that the library chooses."""
     activations = draw_for(net, GOLDEN_SAMPLES)
     values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
     found = predict(net, dict(values) if net.input_spec.names else activations[0], policy)
-    with torch.inference_mode():
-        for segment in cut_segments(*list_parts(net), policy):
-            logits, attention, *rest = segment(*activations)
-            values |= {f"{LOGITS}_{segment.exit}": logits, f"{ATTENTION}_{segment.exit}": attention}
-            activations = tuple(rest)
+    with net.open_engine() as engine:
+        outputs = engine.compute_outputs(engine.enter(activations))
+    for k in exits:
+        values |= {f"{LOGITS}_{k}": outputs[k][0], f"{ATTENTION}_{k}": outputs[k][1]}
     values |= {"exits": found.exits, "labels": found.labels}
     np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]

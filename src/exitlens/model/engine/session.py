@@ -68,7 +68,12 @@ class Session:
     @property
     def precision(self) -> str:
         """Of the tuning, without trying anything out: no suggestion changes it."""
-        return "float32" if self._tuning is None else self._tuning.precision
+        return "float32" if self._tuning is None else self._tuning.numbers
+
+    def adopt(self, engine: Engine) -> None:
+        """Answers by this engine from now on, until the weights change."""
+        with self._lock:
+            self._tuning, self._engine = engine.tuning, (engine, self.weights.current())
 
     def _suggest(self) -> Tuning:
         """The tuning of a network for which none was set; found once, by trying it out."""
@@ -173,6 +178,8 @@ def prepare_engine(
     """An engine on copies, of the tuning's backend; ``example`` gives one sample as the first stage takes it."""
     if tuning.backend == "torch":
         return Engine.prepare(stages, heads, tuning)
+    if tuning.precision == "int8":
+        raise EngineError("tuning: int8 files were made of other weights, by samples: call exitlens.export_int8 again")
     from exitlens.model.engine.onnx.engine import OnnxEngine  # of an optional package
 
     return OnnxEngine.write(stages, heads, tuning, example())

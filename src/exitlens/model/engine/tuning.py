@@ -12,7 +12,7 @@ from torch import Tensor
 from exitlens.errors import InputError, require
 from exitlens.types.inputs import set_channels_last
 
-PRECISIONS, BACKENDS = ("float32", "bfloat16"), ("torch", "onnx")
+PRECISIONS, BACKENDS = ("float32", "bfloat16", "int8"), ("torch", "onnx")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Tuning:
     Args:
         micro_batch: samples that run through a stage together; 0: all that there are.
         channels_last: images and convolution weights in that memory format.
-        precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay).
+        precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay);
+            ``int8`` is what :func:`exitlens.export_int8` makes.
         backend: ``torch``, or ``onnx``: stages with their heads run in ONNX Runtime, on the CPU and in float32 (needs the
             extra ``onnx``).
         folded: batch normalisation folded into the convolutions before it (arXiv 1712.05877, section 3.2).
@@ -55,15 +56,20 @@ class Tuning:
         for name, known in (("precision", PRECISIONS), ("backend", BACKENDS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        if self.backend == "onnx" and (self.precision != "float32" or self.channels_last):
-            raise InputError(
-                "backend: 'onnx' has its own memory formats and runs in float32: leave precision and channels_last"
-            )
+        if (self.backend, self.precision) in (("torch", "int8"), ("onnx", "bfloat16")):
+            raise InputError(f"backend: {self.backend!r} does not run in {self.precision}")
+        if self.backend == "onnx" and self.channels_last:
+            raise InputError("backend: 'onnx' has its own memory formats: leave channels_last out")
 
     @property
     def changes_weights(self) -> bool:
         """Whether it needs a copy of the weights in another form."""
         return self.channels_last or self.folded or self.precision != "float32" or self.backend != "torch"
+
+    @property
+    def numbers(self) -> str:
+        """Names the precision, and of int8 also the files: others were quantised by other samples, and say other things."""
+        return f"int8-{self.measured.get('files', '')}" if self.precision == "int8" else self.precision
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -48,19 +48,22 @@ def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]
         reader = _Reader(iter([{name: value for name, value in feed.items() if name in known} for feed in feeds]))
         path = directory / file.path.name
         try:
+            prepared = directory / f".{file.path.name}"
+            tools.shape_inference.quant_pre_process(str(file.path), str(prepared), skip_symbolic_shape=True)
             tools.quantize_static(
-                str(file.path),
+                str(prepared),
                 str(path),
                 reader,
                 quant_format=tools.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=tools.QuantType.QUInt8,
                 weight_type=tools.QuantType.QInt8,
-                nodes_to_quantize=list_quantised(file.path),
+                nodes_to_quantize=list_quantised(prepared),
                 extra_options={"QuantizeBias": True},
             )
         except Exception as error:  # of many kinds
             raise ExportError(f"net: exit {file.exit} cannot be quantised ({shorten(error)})") from error
+        prepared.unlink()
         session, outputs = open_file(path), list(file.outputs[2:])
         if outputs:
             runs = [session.run(outputs, {n: v for n, v in feed.items() if n in known}) for feed in feeds]
@@ -80,5 +83,3 @@ def list_quantised(path: Path) -> list[str]:
         if node.op_type == "Conv" or is_linear:
             names.append(node.name)
     return names
-
-
