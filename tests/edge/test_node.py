@@ -28,7 +28,8 @@ for (const thresholds of given.thresholds) {
     thresholds: new ort.Tensor('float32', Float32Array.from(thresholds.map((t) => t ?? Infinity)), [thresholds.length]),
     temperatures: new ort.Tensor('float32', new Float32Array(thresholds.length + 1).fill(1), [thresholds.length + 1]),
   });
-  found.push({labels: Array.from(o.labels.data, Number), exits: Array.from(o.exits.data, Number), scores: Array.from(o.scores.data)});
+  const list = (tensor) => Array.from(tensor.data, Number);
+  found.push({labels: list(o.labels), exits: list(o.exits), scores: list(o.scores)});
 }
 console.log(JSON.stringify(found));
 """
