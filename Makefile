@@ -28,6 +28,7 @@ lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict runtime/src
 
 backbones: $(VENV)/.installed  ## try every backbone: docs/backbones.md
 	$(BIN)/python -m benchmarks.backbones
@@ -90,9 +91,9 @@ check-results: $(VENV)/.installed  ## every promise beside its committed figure
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml runtime/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -e runtime
 	touch $@
 
 $(VENV)/.benchmark: $(VENV)/.installed

@@ -19,7 +19,7 @@ ROOMS = (  # by level: a file imports from its own room and from those on lower 
     {"modalities"},
     {"data", "model"},
     {"workflow"},
-    {"delivery"},
+    {"delivery", "edge"},
     {"cli", "__main__", "ray"},
 )
 INNER = {  # rooms inside rooms, likewise; files that stand in the outer room itself are above or below as they need

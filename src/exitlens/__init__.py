@@ -34,8 +34,11 @@ _MODULES = {
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
     "delivery.bundle": "load save",
+    "edge.export": "export",
+    "edge.int8": "export_int8 Int8Report",
+    "edge.web": "export_web",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
-    "ExitlensError "
+    "ExitlensError ExportError "
     "InputError MissingExtraError OutputError OutputExistsError PolicyError ReachWarning StreamError TrainingError "
     "WeightsWarning",
     "functional.drift": "Drift Monitor",

@@ -17,6 +17,10 @@ from exitlens.data.texts import read_texts as read_texts
 from exitlens.data.texts import word_tokenizer as word_tokenizer
 from exitlens.delivery.bundle import load as load
 from exitlens.delivery.bundle import save as save
+from exitlens.edge.export import export as export
+from exitlens.edge.int8 import Int8Report as Int8Report
+from exitlens.edge.int8 import export_int8 as export_int8
+from exitlens.edge.web import export_web as export_web
 from exitlens.errors import AttachError as AttachError
 from exitlens.errors import BundleError as BundleError
 from exitlens.errors import CalibrationError as CalibrationError
@@ -26,6 +30,7 @@ from exitlens.errors import DistributedError as DistributedError
 from exitlens.errors import DriftWarning as DriftWarning
 from exitlens.errors import EngineError as EngineError
 from exitlens.errors import ExitlensError as ExitlensError
+from exitlens.errors import ExportError as ExportError
 from exitlens.errors import InputError as InputError
 from exitlens.errors import MissingExtraError as MissingExtraError
 from exitlens.errors import OutputError as OutputError

@@ -55,6 +55,10 @@ class EngineError(ExitlensError):
     """The network cannot be run in the way that was asked for: compiled, tuned."""
 
 
+class ExportError(ExitlensError):
+    """A network cannot be written in a form that other runtimes read."""
+
+
 class StreamError(ExitlensError):
     """A stream of inputs broke off; what came before was answered."""
 

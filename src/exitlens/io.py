@@ -6,9 +6,10 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,39 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replace_directory(target: Path, own: Collection[str]) -> Iterator[Path]:
+    """Gives a temporary directory: what is written there takes the place of ``target``, complete or not at all.
+
+    Files in an existing ``target`` stay, but for those of the names in ``own``. Raises :class:`BundleError` where it cannot
+    be written.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        _swap(temporary, target, own)
+    except (OSError, OutputError) as error:
+        raise BundleError(f"directory: {target} cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path, own: Collection[str]) -> None:
+    """Nothing is lost half-way."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
+    target.rename(old)
+    new.rename(target)
+    for path in old.iterdir():
+        if path.name not in own:
+            path.rename(target / path.name)
+    shutil.rmtree(old.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with replace_atomically(path) as temporary:
@@ -44,6 +78,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Inverse of :func:`write_json`; raises :class:`BundleError` for what is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error}): copy the bundle again") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], name: str = "out") -> None:

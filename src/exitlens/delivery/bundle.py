@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitlens.errors import BundleError, ExitlensError, InputError, OutputError, OutputExistsError, ReachWarning, require
-from exitlens.io import read_tensors, write_manifest, write_tensors
+from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, ReachWarning, require
+from exitlens.io import read_json, read_tensors, replace_directory, write_manifest, write_tensors
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
@@ -51,16 +49,8 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
         hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
         raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with replace_directory(target, (WEIGHTS, NETWORK, POLICY, MANIFEST)) as temporary:
         _write_files(temporary, net, policy, fingerprint)
-        _swap(temporary, target)
-    except (OSError, OutputError) as error:
-        raise BundleError(f"directory: {target} cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -72,20 +62,6 @@ def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerpri
     _write_json(directory / NETWORK, net.info.to_dict() | facts)
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
     write_manifest(directory / MANIFEST, [directory / name for name in (WEIGHTS, NETWORK, POLICY)], {"format": FORMAT})
-
-
-def _swap(new: Path, target: Path) -> None:
-    """Puts ``new`` in the place of ``target``; other files that lie in ``target`` stay, and nothing is lost half-way."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
-    target.rename(old)
-    new.rename(target)
-    for path in old.iterdir():
-        if path.name not in (WEIGHTS, NETWORK, POLICY, MANIFEST):
-            path.rename(target / path.name)
-    shutil.rmtree(old.parent)
 
 
 def find_bundle(path: Path) -> Path:
@@ -110,7 +86,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     require(backbone, nn.Module | None, "backbone", "the plain module that exits were attached to")
     source = find_bundle(Path(directory))
     form = _verify_files(source)
-    values, policy_values = _read_json(source / NETWORK), _read_json(source / POLICY)
+    values, policy_values = read_json(source / NETWORK), read_json(source / POLICY)
     if form <= OTHER_NECKS and values.get("head") == "context":
         raise BundleError(f"{source}: of an earlier exitlens, whose context heads had other layers: train it again")
     try:
@@ -142,7 +118,7 @@ def _read_tuning(values: dict[str, Any] | None, form: int) -> Tuning | None:
 
 def _verify_files(source: Path) -> int:
     """The bundle's format; raises :class:`BundleError` unless its files are those that its manifest lists."""
-    manifest = _read_json(source / MANIFEST)
+    manifest = read_json(source / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"{source / MANIFEST}: expected checksums: copy the bundle again")
     form = manifest.get("format")
@@ -181,10 +157,3 @@ def _write_json(path: Path, value: Any) -> None:
     except (TypeError, ValueError) as error:
         raise InputError(f"{path.name}: it holds a value that JSON cannot ({error}); see policy.calibration") from error
     path.write_text(text + "\n")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise BundleError(f"{path}: not valid JSON ({error}): copy the bundle again") from error

@@ -88,12 +88,12 @@ def place(x: Tensor, offset: Sequence[float]) -> Tensor:  # (...,*S) -> (...,*S)
     """
     for axis, by in enumerate(offset, x.ndim - len(offset)):
         if by:
-            x = (x.movedim(axis, -1) @ _make_shift(x.shape[axis], by).to(x)).movedim(-1, axis)
+            x = (x.movedim(axis, -1) @ make_shift(x.shape[axis], by).to(x)).movedim(-1, axis)
     return x
 
 
-def _make_shift(count: int, by: float) -> Tensor:  # -> (count,count), rows sum to 1
-    """How much of each cell comes to lie on each other."""
+def make_shift(count: int, by: float) -> Tensor:  # -> (count,count), rows sum to 1
+    """How much of each cell comes to lie on each other, when all move by so many cells: ``x @`` it moves the last axis."""
     goal = (torch.arange(count, dtype=torch.float64) + by).clamp(0, count - 1)
     return (1 - (goal[:, None] - torch.arange(count)).abs()).clamp_min(0)
 

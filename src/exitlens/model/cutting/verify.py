@@ -198,17 +198,23 @@ _MEND = (
 
 
 def make_random_inputs(pieces: Pieces, batch: int) -> tuple[Tensor, ...]:
+    """As :func:`draw_inputs`, for a traced backbone."""
+    example = pieces.traced.example
+    return draw_inputs(list_input_names(example), list_tensors(example), count_embedding_rows(pieces.traced), batch)
+
+
+def draw_inputs(
+    names: Sequence[str], tensors: Sequence[Tensor], vocabulary: Sequence[int | None], batch: int
+) -> tuple[Tensor, ...]:
     """Normal noise for images, random tokens below what the embedding knows, masks with padding of different lengths."""
     rng = torch.Generator().manual_seed(batch)
-    example = pieces.traced.example
-    names, vocabulary = list_input_names(example) or ("",), count_embedding_rows(pieces.traced)
     made = []
-    for name, tensor, known in zip(names, list_tensors(example), vocabulary, strict=True):
+    for name, tensor, known in zip(names or ("",), tensors, vocabulary, strict=True):
         shape = (batch, *tensor.shape[1:])
         if tensor.is_floating_point():
             made.append(torch.randn(shape, generator=rng).to(tensor))
         elif name == MASK:
-            lengths = tensor.shape[1] - torch.arange(batch) * (tensor.shape[1] // 4)
+            lengths = tensor.shape[1] - torch.arange(batch) % 4 * (tensor.shape[1] // 4)
             made.append((torch.arange(tensor.shape[1]) < lengths[:, None]).to(tensor))
         else:
             made.append(torch.randint(0, known or int(tensor.max()) + 1, shape, generator=rng).to(tensor))

@@ -68,7 +68,12 @@ class Session:
     @property
     def precision(self) -> str:
         """Of the tuning, without trying anything out: no suggestion changes it."""
-        return "float32" if self._tuning is None else self._tuning.precision
+        return "float32" if self._tuning is None else self._tuning.numbers
+
+    def adopt(self, engine: Engine) -> None:
+        """Answers by this engine from now on, until the weights change."""
+        with self._lock:
+            self._tuning, self._engine = engine.tuning, (engine, self.weights.current())
 
     def _suggest(self) -> Tuning:
         """The tuning of a network for which none was set; found once, by trying it out."""
@@ -116,7 +121,7 @@ class Session:
                 if source.modules != snapshot.modules:
                     self._modules, self._suggested, self._engine = [], None, None
                     return self.find_engine()
-            engine = Engine.prepare(*self.parts, self.tuning)
+            engine = prepare_engine(*self.parts, self.tuning, self._example)
             if engine.tuning.precision != "float32":
                 engine.try_out(self._example())
             self._engine = engine, snapshot
@@ -165,6 +170,19 @@ class Session:
             if module.training:
                 return True
         return False
+
+
+def prepare_engine(
+    stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Callable[[], Activations]
+) -> Engine:
+    """An engine on copies, of the tuning's backend; ``example`` gives one sample as the first stage takes it."""
+    if tuning.backend == "torch":
+        return Engine.prepare(stages, heads, tuning)
+    if tuning.precision == "int8":
+        raise EngineError("tuning: int8 files were made of other weights, by samples: call exitlens.export_int8 again")
+    from exitlens.model.engine.onnx.engine import OnnxEngine  # of an optional package
+
+    return OnnxEngine.write(stages, heads, tuning, example())
 
 
 class EngineContext:

@@ -12,7 +12,7 @@ from torch import Tensor
 from exitlens.errors import InputError, require
 from exitlens.types.inputs import set_channels_last
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS, BACKENDS = ("float32", "bfloat16", "int8"), ("torch", "onnx")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class Tuning:
     Args:
         micro_batch: samples that run through a stage together; 0: all that there are.
         channels_last: images and convolution weights in that memory format.
-        precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay).
+        precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay);
+            ``int8`` is what :func:`exitlens.export_int8` makes.
+        backend: ``torch``, or ``onnx``: stages with their heads run in ONNX Runtime, on the CPU and in float32 (needs the
+            extra ``onnx``).
         folded: batch normalisation folded into the convolutions before it (arXiv 1712.05877, section 3.2).
         threads: of PyTorch while it answers, if the process has that many; 0: as they are.
         keep_memory: from the first answer on the process keeps the memory it has used (:mod:`exitlens.model.malloc`).
@@ -37,6 +40,7 @@ class Tuning:
     channels_last: bool = False
     precision: str = "float32"
     folded: bool = False
+    backend: str = "torch"
     threads: int = 0
     keep_memory: bool = False
     measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -49,13 +53,23 @@ class Tuning:
         for name in ("channels_last", "folded", "keep_memory"):
             require(getattr(self, name), bool, name)
         require(self.measured, Mapping, "measured")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision: expected one of {PRECISIONS}, got {self.precision!r}")
+        for name, known in (("precision", PRECISIONS), ("backend", BACKENDS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
+        if (self.backend, self.precision) in (("torch", "int8"), ("onnx", "bfloat16")):
+            raise InputError(f"backend: {self.backend!r} does not run in {self.precision}")
+        if self.backend == "onnx" and self.channels_last:
+            raise InputError("backend: 'onnx' has its own memory formats: leave channels_last out")
 
     @property
     def changes_weights(self) -> bool:
         """Whether it needs a copy of the weights in another form."""
-        return self.channels_last or self.folded or self.precision != "float32"
+        return self.channels_last or self.folded or self.precision != "float32" or self.backend != "torch"
+
+    @property
+    def numbers(self) -> str:
+        """Names the precision, and of int8 also the files: others were quantised by other samples, and say other things."""
+        return f"int8-{self.measured.get('files', '')}" if self.precision == "int8" else self.precision
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

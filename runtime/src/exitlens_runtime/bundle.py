@@ -1,0 +1,104 @@
+"""load: an edge bundle, checked before anything of it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exitlens_runtime.errors import BundleError
+from exitlens_runtime.network import EdgeNetwork
+from exitlens_runtime.routing import Array, Policy
+from exitlens_runtime.sessions import Session, count_threads
+
+FORMAT = 1
+MANIFEST, POLICY, GOLDEN = "manifest.json", "policy.json", "golden.npz"
+TOLERANCE = 1e-4  # of the largest absolute value
+
+
+def load(
+    directory: str | Path, *, policy: str | Path | Mapping[str, Any] | None = None, threads: int = 0, check: bool = True
+) -> EdgeNetwork:
+    """Opens what ``exitlens export`` wrote.
+
+    Args:
+        directory: the edge bundle.
+        policy: another policy of the same network: a file ``policy.json`` or its contents. It may use the exits that are in
+            the bundle.
+        threads: of ONNX Runtime; 0: all processors.
+        check: run the samples that came with the bundle and compare with what the library answered.
+
+    Raises:
+        BundleError: a missing, altered or truncated file, a newer format, or other answers than the library's;
+        PolicyError: a policy of another network; BackendError: ONNX Runtime is missing, too old or cannot run a file.
+    """
+    source = Path(directory)
+    manifest = read_manifest(source)
+    given = (
+        read_json(source / POLICY) if policy is None else policy if isinstance(policy, Mapping) else read_json(Path(policy))
+    )
+    chosen, count = Policy.from_dict(given), threads or count_threads()
+    try:
+        sessions = {
+            int(one["exit"]): Session(source / one["file"], count, one["inputs"], one["outputs"])
+            for one in manifest["segments"]
+        }
+        net = EdgeNetwork(manifest, sessions, chosen)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{source / MANIFEST}: expected what exitlens wrote ({error!r}): export again") from error
+    if check:
+        check_golden(net, source / GOLDEN)
+    return net
+
+
+def read_manifest(source: Path) -> dict[str, Any]:
+    """The manifest, once every file is what it says."""
+    if not (source / MANIFEST).is_file():
+        raise BundleError(f"{source}: no edge bundle (no {MANIFEST}): give a directory that exitlens export wrote")
+    manifest = read_json(source / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict) or "segments" not in manifest:
+        raise BundleError(f"{source / MANIFEST}: not of an edge bundle: give a directory that exitlens export wrote")
+    form = manifest.get("format")
+    if not isinstance(form, int) or not 1 <= form <= FORMAT:
+        raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens-runtime")
+    for name, checksum in manifest["sha256"].items():
+        path = source / name
+        if Path(name).name != name or not path.is_file():
+            raise BundleError(f"{path}: missing: copy the bundle again from where it was exported")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != checksum:
+            raise BundleError(f"{path}: altered or truncated (its checksum differs): copy the bundle again")
+    return manifest
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; raises :class:`BundleError` where it is missing or none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read as JSON ({error}): copy the bundle again") from error
+
+
+def check_golden(net: EdgeNetwork, path: Path) -> None:
+    """Raises :class:`BundleError` unless the network answers here what the library answered where it was exported."""
+    try:
+        with np.load(path) as file:
+            golden: dict[str, Array] = dict(file)
+        inputs = {name: golden[name] for name in net.input_names}
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}): copy the bundle again") from error
+    for name, found in net.compute_outputs(inputs).items():
+        known = golden.get(name)
+        if known is None:
+            raise BundleError(f"{path}: it lacks {name}: export again")
+        off = np.abs(found - known).max()
+        if not off <= TOLERANCE * max(np.abs(known).max(), 1.0):
+            raise BundleError(
+                f"{path}: {name} is off by {off:.2g}: this processor or ONNX Runtime computes something else than where it "
+                "was exported: pass check=False to use it all the same"
+            )

@@ -1,0 +1,254 @@
+"""The network: each sample leaves at the first exit that is sure, and later files run on those that stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exitlens_runtime.errors import InputError, PolicyError
+from exitlens_runtime.placing import place
+from exitlens_runtime.reading import Preprocess, TextPreprocess, read_preprocess
+from exitlens_runtime.routing import Array, Policy, decide, find_divergence, find_probabilities, find_score
+from exitlens_runtime.sessions import Session
+
+Inputs = Array | Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers in the order of the input: the fields of ``exitlens.Prediction``, as NumPy arrays.
+
+    Attributes:
+        labels: ``(B,)`` predicted class. exits: ``(B,)`` the exit that answered.
+        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
+        probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
+        attention: per sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
+        index: ``(B,)`` the samples' places in the batch, or in the stream.
+        divergence_estimate, last_divergence: ``(B,)`` where the policy has a gate, as in the library.
+    """
+
+    labels: Array
+    exits: Array
+    confidence: Array
+    probabilities: Array
+    attention: tuple[Array, ...] | None = None
+    index: Array | None = None
+    divergence_estimate: Array | None = None
+    last_divergence: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class _Open:
+    """Answers of a batch that are filled in exit by exit."""
+
+    exits: Array
+    scores: Array
+    p: Array
+    maps: list[Array | None]
+    trust: Array | None  # (B,2): estimate and last divergence
+
+
+class EdgeNetwork:
+    """What :func:`exitlens_runtime.load` gives. Threads may share it.
+
+    Attributes:
+        classes: names, in label order; empty where the network has none.
+        num_exits: K, the final exit included. policy: when each answers.
+        cost: ``(K,)`` multiply-accumulates up to each exit over the plain backbone's.
+        manifest: all that the bundle says of itself.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any], sessions: Mapping[int, Session], policy: Policy) -> None:
+        self.manifest, self._sessions = manifest, dict(sorted(sessions.items()))
+        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.num_exits, self.num_classes = int(manifest["num_exits"]), int(manifest["num_classes"])
+        self.cost = np.asarray(manifest["cost"])
+        self.preprocess: Preprocess | TextPreprocess | None = read_preprocess(manifest["preprocess"])
+        self._inputs = [(one["name"], np.dtype(one["dtype"]), tuple(one["shape"])) for one in manifest["inputs"]]
+        self._vocabulary = manifest["vocabulary"]
+        self._offsets = manifest["map_offsets"]
+        self.policy = self._check(policy)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Of the tensors that it takes."""
+        return [name for name, _, _ in self._inputs]
+
+    def with_policy(self, policy: Policy | Mapping[str, Any]) -> EdgeNetwork:
+        """The same network under another policy; nothing is opened again."""
+        chosen = policy if isinstance(policy, Policy) else Policy.from_dict(policy)
+        return EdgeNetwork(self.manifest, self._sessions, chosen)
+
+    def _check(self, policy: Policy) -> Policy:
+        if len(policy.temperatures) != self.num_exits:
+            raise PolicyError(f"policy: it is for {len(policy.temperatures)} exits, the network has {self.num_exits}")
+        own = self.manifest["network"]
+        if policy.network and policy.network != own:
+            raise PolicyError(f"policy: it was calibrated for network {policy.network}, this is {own}: calibrate one for it")
+        missing = [k for k in range(self.num_exits) if policy.needs(k) and k not in self._sessions]
+        if missing:
+            raise PolicyError(
+                f"policy: it uses exits {missing}, the bundle has {list(self._sessions)}: export with this policy"
+            )
+        return policy
+
+    def predict(self, inputs: Inputs, *, attention: bool = False) -> Prediction:
+        """Answers each sample of a batch at the first exit whose score reaches its threshold.
+
+        Args:
+            inputs: as the network takes them: ``float32`` ``(B,C,H,W)``, normalised, or arrays by name.
+            attention: also give the attention map of the exit that answered.
+
+        Raises:
+            InputError: for inputs that the network cannot take; nothing runs then.
+        """
+        tensors = self.check(inputs)
+        count = len(next(iter(tensors.values())))
+        found = _Open(
+            np.zeros(count, np.int64),
+            np.zeros(count, np.float32),
+            np.zeros((count, self.num_classes), np.float32),
+            [None] * count,
+            None if self.policy.gate is None else np.full((count, 2), math.nan, np.float32),
+        )
+        self._route(tensors, attention, found)
+        if not np.isfinite(found.p).all():
+            raise InputError("inputs: the answers are NaN or infinite for these: the network is damaged, export it again")
+        estimates, last = (None, None) if found.trust is None else (found.trust[:, 0], found.trust[:, 1])
+        maps = tuple(one for one in found.maps if one is not None) if attention else None
+        index = np.arange(count)
+        return Prediction(found.p.argmax(1), found.exits, found.scores, found.p, maps, index, estimates, last)
+
+    def _route(self, tensors: dict[str, Array], attention: bool, found: _Open) -> None:
+        where, policy = np.arange(len(found.exits)), self.policy
+        previous: tuple[int, Array] | None = None  # an exit, and its maps where the policy has a gate
+        for k, session in self._sessions.items():
+            logits, maps, *crossing = session.run(tensors)
+            p = find_probabilities(logits, policy.temperatures[k])
+            before = previous[1] if previous is not None and previous[0] == k - 1 else None
+            if k == self.num_exits - 1:
+                trust = None
+                if found.trust is not None:
+                    far = np.full(len(where), math.nan, np.float32) if before is None else find_divergence(before, maps)
+                    trust = np.stack([np.zeros(len(where), np.float32), far], 1)
+                self._answer(found, k, where, find_score(p, policy.score), p, maps if attention else None, trust)
+                return
+            stay = np.ones(len(where), bool)
+            if policy.needs(k):
+                decision = decide(policy, k, p, maps, before)
+                leave, stay = decision.fired, ~decision.fired
+                trust = None
+                if decision.estimates is not None:
+                    trust = np.stack([decision.estimates, np.full(len(where), math.nan, np.float32)], 1)[leave]
+                self._answer(
+                    found, k, where[leave], decision.scores[leave], p[leave], maps[leave] if attention else None, trust
+                )
+                previous = (k, maps) if policy.gate is not None else None
+                if not stay.any():
+                    return
+            names = session.outputs[2:]
+            if stay.all():
+                tensors = dict(zip(names, crossing, strict=True))
+            else:
+                rows = np.flatnonzero(stay)
+                where = where[rows]
+                previous = None if previous is None else (previous[0], previous[1][rows])
+                tensors = {name: x.take(rows, 0) for name, x in zip(names, crossing, strict=True)}
+
+    def _answer(
+        self, found: _Open, k: int, where: Array, scores: Array, p: Array, maps: Array | None, trust: Array | None
+    ) -> None:
+        found.exits[where], found.scores[where], found.p[where] = k, scores, p
+        if found.trust is not None and trust is not None:
+            found.trust[where] = trust
+        if maps is not None:
+            for i, one in zip(where.tolist(), place(maps, self._offsets[k]), strict=True):
+                found.maps[i] = one
+
+    def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Logits ``logits_K`` and attention ``attention_K`` of every exit K in the bundle, not placed in the image."""
+        tensors, found = dict(inputs), dict[str, Array]()
+        for k, session in self._sessions.items():
+            logits, maps, *crossing = session.run(tensors)
+            found |= {f"logits_{k}": logits, f"attention_{k}": maps}
+            tensors = dict(zip(session.outputs[2:], crossing, strict=True))
+        return found
+
+    def check(self, inputs: Inputs) -> dict[str, Array]:
+        """The tensors by name, contiguous; raises :class:`InputError` for what the network cannot take."""
+        given: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {self._inputs[0][0]: inputs}
+        if set(given) != set(self.input_names):
+            raise InputError(f"inputs: expected arrays named {self.input_names}, got {sorted(given)}")
+        tensors: dict[str, Array] = {}
+        for (name, dtype, shape), rows in zip(self._inputs, self._vocabulary, strict=True):
+            tensors[name] = _check_array(given[name], name, dtype, shape, rows)
+        counts = {len(one) for one in tensors.values()}
+        if len(counts) != 1:
+            raise InputError(f"inputs: expected as many rows in each array, got {sorted(counts)}")
+        return tensors
+
+    def predict_stream(self, batches: Iterable[Inputs], *, attention: bool = False) -> Iterator[Prediction]:
+        """A prediction for each batch, as they come."""
+        count = 0
+        for batch in batches:
+            found = self.predict(batch, attention=attention)
+            yield Prediction(**{**vars(found), "index": np.arange(count, count + len(found))})
+            count += len(found)
+
+    def predict_texts(self, texts: Sequence[str], *, attention: bool = False) -> Prediction:
+        """Answers texts; raises :class:`InputError` for a network that takes none."""
+        if not isinstance(self.preprocess, TextPreprocess):
+            raise InputError("texts: this network takes none, or its bundle does not say how they become inputs")
+        encoded = self.preprocess.encode(texts)
+        return self.predict({name: encoded[name] for name in self.input_names if name in encoded}, attention=attention)
+
+    def give_reason(self, found: Prediction, i: int) -> str:
+        """Why sample ``i`` was answered where it was, in a few words."""
+        k, score = int(found.exits[i]), float(found.confidence[i])
+        name = self.policy.score.replace("_", " ")
+        if k == self.num_exits - 1:
+            return f"no earlier exit was sure enough; {name} {score:.3f}"
+        return f"{name} {score:.3f} >= {self.policy.thresholds[k]:.3f}"
+
+    def predict_files(
+        self, paths: Sequence[str | Path], *, attention: bool = False, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """Answers image files, a prediction for each batch of them, in order.
+
+        Raises:
+            InputError: for a file that cannot be read, or a network that does not say how files become inputs.
+        """
+        if not isinstance(self.preprocess, Preprocess):
+            raise InputError("paths: the bundle does not say how image files become inputs: pass arrays to predict")
+        own = self.preprocess
+        parts = (paths[at : at + batch_size] for at in range(0, len(paths), batch_size))
+        return self.predict_stream((np.stack([own.read(Path(p)) for p in part]) for part in parts), attention=attention)
+
+
+def _check_array(value: Any, name: str, dtype: np.dtype[Any], shape: Sequence[int], rows: int | None) -> Array:
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+    wanted = ",".join(("B", *map(str, shape)))
+    if value.shape[1:] != tuple(shape) or value.ndim != len(shape) + 1:
+        hint = f" (add the batch axis: {name}[None])" if value.shape == tuple(shape) else ""
+        raise InputError(f"{name}: expected ({wanted}), got {value.shape}{hint}")
+    if len(value) == 0:
+        raise InputError(f"{name}: the batch is empty: pass at least one sample")
+    is_float = np.issubdtype(dtype, np.floating)
+    if is_float and value.dtype != dtype:
+        raise InputError(f"{name}: expected {dtype}, got {value.dtype}: convert with {name}.astype(numpy.{dtype})")
+    if not is_float and not np.issubdtype(value.dtype, np.integer) and value.dtype != bool:
+        raise InputError(f"{name}: expected integers, got {value.dtype}")
+    if is_float and not np.isfinite(value).all():
+        raise InputError(f"{name}: expected finite values, got NaN or Inf: check how these samples are read")
+    if rows is not None and (value.min() < 0 or value.max() >= rows):
+        raise InputError(f"{name}: expected tokens in [0, {rows}), got {value.min()} to {value.max()}")
+    return np.ascontiguousarray(value, dtype)

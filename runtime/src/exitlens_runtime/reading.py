@@ -1,0 +1,108 @@
+"""How image files and texts become inputs: what the library's preprocessing does, without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exitlens_runtime.errors import BundleError, InputError
+from exitlens_runtime.routing import Array
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats that run nothing to be read
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def read(self, path: Path) -> Array:  # -> (C,H,W) float32
+        """An image file; raises :class:`InputError` for one that is missing, broken, no image or too large."""
+        from PIL import Image, ImageOps  # a moment that networks without files need not wait
+
+        channels = len(self.mean)
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+                ImageOps.exif_transpose(image, in_place=True)
+                picture = _make_eight_bit(image).convert("L" if channels == 1 else "RGB")
+        except InputError:
+            raise
+        except Exception as error:  # Pillow raises many kinds for hostile files
+            raise InputError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+        if picture.size != (self.size[1], self.size[0]):
+            picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture, np.float32)
+        return self.normalise(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+    def normalise(self, pixels: Array) -> Array:  # (C,H,W), 0 to 255 -> (C,H,W) float32
+        """Scales pixels to [0, 1] and standardises each channel."""
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)
+
+
+def _make_eight_bit(image: Any) -> Any:
+    """16-bit grey scaled to 8 bits; other modes with more than 8 bits have no agreed range."""
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode!r} has no agreed range of values: convert it to 8 or 16 bits first")
+    return image
+
+
+@dataclass(frozen=True)
+class TextPreprocess:
+    """Token ids, truncated to ``length`` and padded to it at the end; needs the extra ``text``."""
+
+    tokenizer: str
+    length: int
+
+    @cached_property
+    def _encoder(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise InputError(
+                "texts: reading them needs the package 'tokenizers': run pip install 'exitlens-runtime[text]'"
+            ) from error
+        encoder = Tokenizer.from_str(self.tokenizer)
+        encoder.enable_truncation(self.length)
+        names = ((encoder.padding or {}).get("pad_token", ""), *PADDING_TOKENS)
+        token = next((name for name in names if encoder.token_to_id(name) is not None), "")
+        encoder.enable_padding(length=self.length, pad_id=encoder.token_to_id(token) or 0, pad_token=token)
+        return encoder
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Array]:
+        """The texts as ``input_ids`` and ``attention_mask`` ``(B,N)``."""
+        if isinstance(texts, str) or not texts or not all(isinstance(one, str) for one in texts):
+            raise InputError(f"texts: expected a list of one text or more, got {texts!r:.60}")
+        found = self._encoder.encode_batch(list(texts))
+        values = {"input_ids": [one.ids for one in found], "attention_mask": [one.attention_mask for one in found]}
+        return {name: np.array(rows, np.int64) for name, rows in values.items()}
+
+
+PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
+
+
+def read_preprocess(values: Mapping[str, Any] | None) -> Preprocess | TextPreprocess | None:
+    """What the manifest says."""
+    if values is None:
+        return None
+    if "tokenizer" in values:
+        return TextPreprocess(str(values["tokenizer"]), int(values["length"]))
+    if not {"size", "mean", "std"} <= set(values):
+        raise BundleError(f"manifest: preprocessing of a kind that this version does not know: {sorted(values)}")
+    height, width = values["size"]
+    return Preprocess((int(height), int(width)), tuple(map(float, values["mean"])), tuple(map(float, values["std"])))

@@ -1,0 +1,173 @@
+"""Whether an exit fires: the same rule as ``exitlens.functional.routing``, held to it by a test, in NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from exitlens_runtime.errors import PolicyError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SCORES = ("max_probability", "entropy", "margin")
+_EPS = np.float32(1e-12)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Which maps of early exits are trusted: a linear estimate of their divergence from the final map, and its limit.
+
+    Attributes:
+        weights: for each early exit, of confidence, entropy of the map, its change since the exit before, and 1.
+        limits: the largest estimate that is trusted; infinite: any.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    limits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When each early exit answers: exit k fires at ``score >= thresholds[k]``; the final exit always answers.
+
+    Attributes:
+        thresholds: K-1 numbers; infinite means never. score: one of :data:`SCORES`. temperatures: K positive numbers.
+        network: fingerprint of the network it was chosen for; empty fits any.
+        gate: of explanations, or ``None``.
+    """
+
+    thresholds: tuple[float, ...]
+    score: str
+    temperatures: tuple[float, ...]
+    network: str = ""
+    gate: Gate | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Policy:
+        """What ``exitlens.Policy.to_dict`` gave; raises :class:`PolicyError` for anything else."""
+        try:
+            thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
+            temperatures = tuple(float(t) for t in values["temperatures"])
+            gate, given = None, values.get("gate")
+            if given is not None:
+                limits = tuple(math.inf if t == "none" else float(t) for t in given["limits"])
+                gate = Gate(tuple(tuple(map(float, row)) for row in given["weights"]), limits)
+            policy = cls(thresholds, str(values["score"]), temperatures, str(values.get("network", "")), gate)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PolicyError(f"policy: expected what exitlens wrote as policy.json ({error!r})") from error
+        policy._check()
+        return policy
+
+    def _check(self) -> None:
+        count = len(self.thresholds)
+        if self.score not in SCORES:
+            raise PolicyError(f"policy: expected a score of {SCORES}, got {self.score!r}")
+        if len(self.temperatures) != count + 1 or not all(0 < t < math.inf for t in self.temperatures):
+            raise PolicyError(f"policy: expected {count + 1} positive temperatures, got {self.temperatures}")
+        if any(math.isnan(t) or t == -math.inf for t in self.thresholds):
+            raise PolicyError(f"policy: expected thresholds that are numbers, got {self.thresholds}")
+        gate = self.gate
+        if gate is not None and not (
+            len(gate.limits) == len(gate.weights) == count and all(len(w) == 4 for w in gate.weights)
+        ):
+            raise PolicyError(f"policy: expected a gate with 4 weights and a limit for each of {count} early exits")
+
+    def needs(self, k: int) -> bool:
+        """Whether the head of exit k is computed: it can fire, or a gate of a later exit that can needs its map."""
+        if k == len(self.thresholds):
+            return True
+        later = self.thresholds[k : k + 1] if self.gate is None else self.thresholds[k:]
+        return any(t != math.inf for t in later)
+
+
+def find_probabilities(logits: Array, temperature: float) -> Array:  # (B,C) -> (B,C)
+    """Softmax of ``logits / temperature`` in float32."""
+    x = logits.astype(np.float32, copy=False)
+    if temperature != 1.0:
+        x = x / np.float32(temperature)
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
+    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability."""
+    if kind == "max_probability":
+        return p.max(-1)  # type: ignore[no-any-return]
+    if kind == "entropy":
+        nats = (p * np.log(np.where(p > 0, p, 1))).sum(-1)
+        return np.maximum(1 + nats / np.float32(math.log(p.shape[-1])), 0)  # type: ignore[no-any-return]
+    two = np.partition(p, -2, axis=-1)[..., -2:]
+    return two[..., 1] - two[..., 0]  # type: ignore[no-any-return]
+
+
+def find_gate_features(attention: Array, previous: Array | None) -> Array:  # (B,*S), (B,*S') -> (B,2)
+    """Each map's entropy relative to a uniform map's, and its divergence from the exit before's (0 at the first)."""
+    flat = attention.reshape(len(attention), -1).astype(np.float32, copy=False)
+    entropy = -(flat * np.log(np.where(flat > 0, flat, 1))).sum(1) / math.log(max(flat.shape[1], 2))
+    change = np.zeros_like(entropy) if previous is None else find_divergence(previous, attention)
+    return np.stack([entropy, change], 1).astype(np.float32)
+
+
+def find_divergence(a: Array, b: Array) -> Array:  # (B,*S), (B,*S') -> (B,)
+    """Jensen-Shannon divergence over ln 2 of two batches of maps, on the coarser of their grids (per axis)."""
+    size = tuple(min(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
+    p, q = (_normalise(regrid(x, size)) for x in (a, b))
+    middle = (p + q) / 2
+    found = (_find_kl(p, middle) + _find_kl(q, middle)) / np.float32(2 * math.log(2))
+    return np.clip(found, 0, 1)
+
+
+def _normalise(x: Array) -> Array:  # (B,*S) -> (B,S)
+    flat = np.maximum(x.reshape(len(x), -1), 0)
+    total = flat.sum(1, keepdims=True)
+    uniform = np.full_like(flat, 1 / flat.shape[1])
+    return np.where(total > _EPS, flat / np.maximum(total, _EPS), uniform)
+
+
+def _find_kl(p: Array, q: Array) -> Array:
+    terms = p * np.log(np.maximum(p, _EPS)) - p * np.log(np.maximum(q, _EPS))
+    return np.maximum(terms.sum(1), 0)  # type: ignore[no-any-return]
+
+
+def regrid(x: Array, size: Sequence[int]) -> Array:  # (B,*S) -> (B,*size)
+    """Averages maps over the areas of a coarser grid, as PyTorch's adaptive average pooling does."""
+    x = x.astype(np.float32, copy=False)
+    for axis, new in enumerate(size, 1):
+        old = x.shape[axis]
+        if new == old:
+            continue
+        share = np.zeros((old, new), np.float32)
+        for i in range(new):
+            low, high = i * old // new, -((-(i + 1) * old) // new)
+            share[low:high, i] = 1 / (high - low)
+        x = np.moveaxis(np.moveaxis(x, axis, -1) @ share, -1, axis)
+    return x
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an early exit decides about each sample of a batch.
+
+    Attributes:
+        scores: ``(B,)``, 0 where the gate does not trust the map. fired: ``(B,)`` bool.
+        estimates: ``(B,)`` of the map's divergence from the final one; ``None`` without a gate.
+    """
+
+    scores: Array
+    fired: Array
+    estimates: Array | None
+
+
+def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array | None) -> Decision:
+    """The decision of early exit k from probabilities ``(B,C)``, its map ``(B,*S)`` and the map of the exit before."""
+    scores, estimates, gate = find_score(p, policy.score), None, policy.gate
+    if gate is not None:
+        features = find_gate_features(attention, previous)
+        sure, entropy, change, constant = (np.float32(w) for w in gate.weights[k])
+        found = sure * p.max(1) + entropy * features[:, 0] + change * features[:, 1] + constant
+        estimates = np.clip(found, 0, 1)
+        scores = np.where(estimates <= np.float32(gate.limits[k]), scores, np.float32(0))
+    return Decision(scores, scores >= np.float32(policy.thresholds[k]), estimates)

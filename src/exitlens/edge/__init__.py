@@ -1,0 +1,1 @@
+"""From a network and its policy to files that run without PyTorch."""

@@ -1,0 +1,236 @@
+"""The whole cascade as one ONNX file: nested ``If``, in which later stages run on the samples that stay, if any do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exitlens.errors import ExportError
+from exitlens.functional.maps import make_shift
+from exitlens.model.engine.onnx.files import OPSET, import_onnx
+from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
+from exitlens.types import Policy
+
+THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
+ANSWERS = ("labels", "exits", "scores", "probabilities")
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stage file in the cascade.
+
+    Attributes:
+        path: of the ONNX file. exit: whose head it has.
+        inputs, outputs: names of its tensors; logits and attention first among the outputs.
+        map_shape: of the exit's attention, without the batch axis.
+        offset: how far the map lies off its cells, for each axis.
+    """
+
+    path: Path
+    exit: int
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    map_shape: Sequence[int]
+    offset: Sequence[float] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the directory."""
+        names = {"inputs": list(self.inputs), "outputs": list(self.outputs), "map_shape": list(self.map_shape)}
+        return {"file": self.path.name, "exit": self.exit} | names
+
+
+@dataclass
+class _Block:
+    """Nodes and constants of one graph, under names that no other graph uses."""
+
+    onnx: Any
+    prefix: str
+    nodes: list[Any] = field(default_factory=list)
+    constants: list[Any] = field(default_factory=list)
+
+    def add(self, kind: str, *inputs: str, name: str = "", count: int = 1, **attributes: Any) -> str:
+        """A node; returns the name of its first output."""
+        first = name or f"{self.prefix}{kind}_{len(self.nodes)}"
+        names = [first, *(f"{first}_{i}" for i in range(1, count))]
+        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, **attributes))
+        return first
+
+    def hold(self, values: Any, dtype: Any) -> str:
+        """A constant; returns its name."""
+        name = f"{self.prefix}constant_{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+
+def write_cascade(path: Path, parts: Sequence[Part], policy: Policy, name: str = "cascade") -> None:
+    """Writes one file that decides for itself.
+
+    Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
+    outputs have a row for each sample: ``labels``, ``exits``, ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in
+    the file, ``attention_K`` ``(B,*S)``, placed in the image, which is 0 for samples that another exit answered. The score
+    is the policy's. The weights of a stage are in the branch that runs it: outside, ONNX Runtime does not find the fast
+    layouts.
+
+    Raises:
+        ExportError: for a policy with a gate, which the file cannot hold.
+    """
+    if policy.gate is not None:
+        raise ExportError("policy: a cascade in one file has no gate: calibrate without, or use the files of the stages")
+    onnx = import_onnx()
+    helper, kinds = onnx.helper, onnx.TensorProto
+    models = [onnx.load(part.path) for part in parts]
+    inputs = [one for one in models[0].graph.input if one.name in parts[0].inputs]
+    inputs.append(helper.make_tensor_value_info(THRESHOLDS, kinds.FLOAT, [policy.num_exits - 1]))
+    inputs.append(helper.make_tensor_value_info(TEMPERATURES, kinds.FLOAT, [policy.num_exits]))
+    builder = _Builder(onnx, parts, models, policy.score)
+    block, outputs = builder.build(0, {one: one for one in parts[0].inputs})
+    for output, value in zip(builder.describe(0), outputs, strict=True):
+        block.add("Identity", value, name=output.name)
+    graph = helper.make_graph(block.nodes, name, inputs, builder.describe(0), block.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="exitlens")
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+class _Builder:
+    """Makes the graph of a stage and of all after it."""
+
+    def __init__(self, onnx: Any, parts: Sequence[Part], models: Sequence[Any], score: str) -> None:
+        self.onnx, self.parts, self.models, self.score = onnx, parts, models, score
+        shape = models[0].graph.output[0].type.tensor_type.shape.dim
+        self.classes = int(shape[1].dim_value)
+
+    def describe(self, place: int) -> list[Any]:
+        """What the graph from a stage on gives: answers, then the maps of this exit and of later ones."""
+        make, kinds, rows = (
+            self.onnx.helper.make_tensor_value_info,
+            self.onnx.TensorProto,
+            f"rows_{place}" if place else "rows",
+        )
+        end = f"_from_{place}" if place else ""
+        types = (kinds.INT64, kinds.INT64, kinds.FLOAT)
+        answers = [make(f"{name}{end}", kind, [rows]) for name, kind in zip(ANSWERS[:3], types, strict=True)]
+        answers.append(make(f"{ANSWERS[3]}{end}", kinds.FLOAT, [rows, self.classes]))
+        later = self.parts[place:]
+        return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in later]
+
+    def build(self, place: int, sources: dict[str, str]) -> tuple[_Block, list[str]]:
+        """The graph from stage ``place`` on; ``sources``: what its inputs are called outside.
+
+        Returns the block, and the names of what it gives, as :meth:`describe` lists them.
+        """
+        part, block = self.parts[place], _Block(self.onnx, f"from_{place}_")
+        known = self._inline(block, place, sources)
+        answers, maps = self._rate(block, part.exit, known[LOGITS]), _move(block, known[ATTENTION], part)
+        if place == len(self.parts) - 1:
+            return block, [*answers, maps]
+        zero, one = block.hold([0], np.int64), block.hold([1], np.int64)
+        limit = block.add("Gather", THRESHOLDS, block.hold(part.exit, np.int64), axis=0)
+        stays = block.add("Not", block.add("GreaterOrEqual", answers[2], limit))
+        rows = block.add("Squeeze", block.add("NonZero", stays), zero)  # (n,)
+        some = block.add("Squeeze", block.add("Greater", block.add("Shape", rows), zero), zero)
+        own = block.add(
+            "Where", block.add("Unsqueeze", stays, one), block.hold(0, np.float32), block.add("Flatten", maps, axis=1)
+        )
+        own = block.add("Reshape", own, block.hold([-1, *part.map_shape], np.int64))
+        crossing = {name: known[name] for name in part.outputs[2:]}
+        names = [*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in self.parts[place + 1 :])]
+        goal = [f"{block.prefix}merged_{name}" for name in names]
+        goes_on = self._go_on(place, answers, rows, crossing)
+        ends = self._end(place, answers)
+        block.nodes.append(self.onnx.helper.make_node("If", [some], goal, then_branch=goes_on, else_branch=ends))
+        return block, [*goal[:4], own, *goal[4:]]
+
+    def _inline(self, block: _Block, place: int, sources: dict[str, str]) -> dict[str, str]:
+        """Adds the nodes and weights of a stage; returns what its tensors are called here."""
+        part, graph = self.parts[place], self.onnx.compose.add_prefix_graph(self.models[place].graph, f"stage_{place}_")
+        renamed = {f"stage_{place}_{name}": source for name, source in sources.items()}
+        for node in graph.node:
+            _rename(node, renamed)
+        block.nodes.extend(graph.node)
+        block.constants.extend(graph.initializer)
+        return {name: f"stage_{place}_{name}" for name in part.outputs}
+
+    def _rate(self, block: _Block, exit_: int, logits: str) -> list[str]:
+        """Labels, exits, scores and probabilities of an exit."""
+        axis = block.hold([1], np.int64)
+        temperature = block.add("Gather", TEMPERATURES, block.hold(exit_, np.int64), axis=0)
+        p = block.add("Softmax", block.add("Div", logits, temperature), axis=1)
+        if self.score == "max_probability":
+            score = block.add("ReduceMax", p, axis, keepdims=0)
+        elif self.score == "entropy":
+            logs = block.add("Log", block.add("Max", p, block.hold(1e-38, np.float32)))
+            nats = block.add("ReduceSum", block.add("Mul", p, logs), axis, keepdims=0)
+            share = block.add("Div", nats, block.hold(math.log(self.classes), np.float32))
+            score = block.add("Relu", block.add("Add", share, block.hold(1, np.float32)))
+        else:
+            two = block.add("TopK", p, block.hold([2], np.int64), count=2, axis=1)
+            first, second = (block.add("Gather", two, block.hold(i, np.int64), axis=1) for i in range(2))
+            score = block.add("Sub", first, second)
+        labels = block.add("ArgMax", p, axis=1, keepdims=0)
+        exits = block.add("Expand", block.hold([exit_], np.int64), block.add("Shape", labels))
+        return [labels, exits, score, p]
+
+    def _go_on(self, place: int, answers: Sequence[str], rows: str, crossing: dict[str, str]) -> Any:
+        """The branch in which samples stay: they run through the rest, whose answers take the place of the early ones."""
+        gathered = {name: f"kept_{place}_{name}" for name in crossing}
+        block, found = self.build(place + 1, gathered)
+        first = [self.onnx.helper.make_node("Gather", [crossing[n], rows], [gathered[n]], axis=0) for n in crossing]
+        block.nodes[:0] = first
+        where = block.add("Unsqueeze", rows, block.hold([1], np.int64))  # (n,1)
+        merged = [block.add("ScatterND", old, where, new) for old, new in zip(answers, found, strict=False)]
+        count = block.add("Shape", answers[0])
+        for part, new in zip(self.parts[place + 1 :], found[4:], strict=True):
+            merged.append(block.add("ScatterND", self._make_empty(block, count, part), where, new))
+        return self._close(block, merged, place, "goes_on")
+
+    def _end(self, place: int, answers: Sequence[str]) -> Any:
+        """The branch in which all have left."""
+        block = _Block(self.onnx, f"end_{place}_")
+        count = block.add("Shape", answers[0])
+        same = [block.add("Identity", one) for one in answers]
+        return self._close(block, same + [self._make_empty(block, count, p) for p in self.parts[place + 1 :]], place, "ends")
+
+    def _make_empty(self, block: _Block, count: str, part: Part) -> str:
+        """Maps of 0 for ``count`` samples."""
+        size = block.add("Concat", count, block.hold(list(part.map_shape), np.int64), axis=0)
+        return block.add("ConstantOfShape", size, value=self.onnx.numpy_helper.from_array(np.zeros(1, np.float32)))
+
+    def _close(self, block: _Block, values: Sequence[str], place: int, name: str) -> Any:
+        described = self.describe(place)
+        del described[4]  # this exit's own map, which the branches do not change
+        outputs = []
+        for one, value in zip(described, values, strict=True):
+            one.name = block.add("Identity", value, name=f"{block.prefix}out_{name}_{one.name}")
+            outputs.append(one)
+        return self.onnx.helper.make_graph(block.nodes, f"{name}_{place}", [], outputs, block.constants)
+
+
+def _move(block: _Block, maps: str, part: Part) -> str:
+    """Maps placed in the image, as :func:`exitlens.functional.maps.place` does."""
+    axes = len(part.map_shape)
+    for axis, by in enumerate(part.offset):
+        if not by:
+            continue
+        shift = block.hold(make_shift(part.map_shape[axis], by).numpy(), np.float32)
+        order = [0, *(i + 1 for i in range(axes) if i != axis), axis + 1]
+        last = block.add("MatMul", block.add("Transpose", maps, perm=order), shift)
+        maps = block.add("Transpose", last, perm=[order.index(i) for i in range(axes + 1)])
+    return maps
+
+
+def _rename(node: Any, renamed: dict[str, str]) -> None:
+    """Replaces names among a node's inputs, and among those of the graphs inside it."""
+    for i, name in enumerate(node.input):
+        node.input[i] = renamed.get(name, name)
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for one in inner.node:
+                _rename(one, renamed)

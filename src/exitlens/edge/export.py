@@ -1,0 +1,153 @@
+"""export: a network with its policy as a directory of ONNX files that answers without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import exitlens
+from exitlens.edge.cascade import Part, write_cascade
+from exitlens.errors import ExportError, OutputExistsError, require
+from exitlens.io import read_json, replace_directory, write_json, write_manifest
+from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.cutting.verify import draw_inputs
+from exitlens.model.engine.onnx.files import BATCHES, import_onnx, write_segments
+from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, cut_segments
+from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.model.network import ExitNet
+from exitlens.types import Policy
+from exitlens.types.inputs import list_tensors
+from exitlens.workflow.inference.predict import predict
+
+FORMAT = 1
+MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
+GOLDEN_SAMPLES = 4
+
+
+def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes an edge bundle: ONNX files, the policy, and all that ``exitlens_runtime.load`` needs; no PyTorch there.
+
+    Each exit that can answer has a file with everything since the exit before (opset 18, float32, any number of samples).
+    Each is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
+
+    Args:
+        net: in float32.
+        policy: of this network; exits that it never lets fire are not in the files, so a policy that uses other exits needs
+            another export. Thresholds and temperatures can be exchanged without one.
+        directory: a new directory; it appears complete or not at all.
+        overwrite: replace an existing edge bundle.
+
+    Raises:
+        ExportError: where the network cannot be written so, or the files do not give the same; MissingExtraError: without
+            the extra ``onnx``; OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
+    """
+    check_arguments(net, policy, directory)
+    target = Path(directory).resolve()
+    own = check_target(target, overwrite)
+    with replace_directory(target, own) as temporary:
+        write_bundle(temporary, net, policy, write_stages(temporary, net, policy))
+    return target
+
+
+def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None:
+    """Raises an error of ours unless this is a network, a policy of it and a directory, and ONNX files can be written."""
+    require(net, ExitNet, "net")
+    require(policy, Policy, "policy", "see exitlens.calibrate")
+    require(directory, str | Path, "directory")
+    import_onnx()
+    if next(net.head(0).parameters()).dtype != torch.float32:
+        raise ExportError("net: expected float32, which edge bundles are in: net.float(), and calibrate a policy for it")
+    if net.is_tuned and net.tuning.precision != "float32":
+        raise ExportError(f"net: it is tuned to {net.tuning.precision}: set net.tuning = Tuning(), and calibrate again")
+    policy.check(net.num_exits, net.identity() if policy.network else "")
+
+
+def check_target(target: Path, overwrite: bool) -> set[str]:
+    """Names of the files that may be replaced; raises :class:`OutputExistsError` if there is anything else to replace."""
+    if not target.exists():
+        return set()
+    manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else None
+    is_ours = isinstance(manifest, dict) and "segments" in manifest
+    if not (overwrite and is_ours):
+        hint = "pass overwrite=True" if is_ours else "it is no edge bundle"
+        raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
+    assert isinstance(manifest, dict)
+    return {MANIFEST, *manifest.get("sha256", ())}
+
+
+def write_bundle(directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Part]) -> None:
+    """Everything beside the files of the stages; ``net`` answers as these files do."""
+    files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
+    write_json(directory / POLICY, policy.to_dict())
+    write_golden(directory / GOLDEN, net, policy, [part.exit for part in parts])
+    if policy.gate is None:
+        write_cascade(directory / CASCADE, parts, policy)
+        files.append(directory / CASCADE)
+    write_manifest(directory / MANIFEST, files, describe(net) | {"segments": [part.to_dict() for part in parts]})
+
+
+def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Part]:
+    """A file for each exit that can answer, compared with the network."""
+    examples = {batch: draw_for(net, batch) for batch in BATCHES}
+    written = write_segments(directory, cut_segments(*list_parts(net), policy), examples, name_inputs(net))
+    return [Part(*one, net.map_offsets[one.exit]) for one in written]
+
+
+def list_parts(net: ExitNet) -> tuple[list[Stage], list[ExitHead]]:
+    """Stages and heads."""
+    return [net.stage(k) for k in range(net.num_exits)], [net.head(k) for k in range(net.num_exits)]
+
+
+def name_inputs(net: ExitNet) -> list[str]:
+    """Of the tensors that the first stage takes."""
+    return list(net.input_spec.names) or [net.info.modality.plural]
+
+
+def draw_for(net: ExitNet, batch: int) -> Activations:
+    """Random inputs that the network takes."""
+    spec, example = net.input_spec, list_tensors(net.info.example(torch.zeros(())))
+    vocabulary = spec.vocabulary if len(spec.vocabulary) == len(example) else (None,) * len(example)
+    return draw_inputs(spec.names, example, vocabulary, batch)
+
+
+def describe(net: ExitNet) -> dict[str, Any]:
+    """What a runtime has to know of the network, JSON-ready."""
+    info, spec = net.info, net.input_spec
+    examples = list_tensors(info.example(torch.zeros(())))
+    return {
+        "format": FORMAT,
+        "exitlens": exitlens.__version__,
+        "network": net.identity(),
+        "precision": net.tuning.precision,
+        "num_exits": net.num_exits,
+        "num_classes": info.num_classes,
+        "classes": list(info.classes),
+        "modality": info.modality.name,
+        "inputs": [
+            {"name": name, "dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape[1:])}
+            for name, t in zip(name_inputs(net), examples, strict=True)
+        ],
+        "vocabulary": list(spec.vocabulary),
+        "prefix": spec.prefix,
+        "preprocess": None if info.preprocess is None else info.preprocess.to_dict(),
+        "map_offsets": [list(one) for one in net.map_offsets],
+        "cost": net.cost.tolist(),
+    }
+
+
+def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int]) -> None:
+    """Inputs, logits and attention of the exits in the files, and the exits and labels that the library chooses."""
+    activations = draw_for(net, GOLDEN_SAMPLES)
+    values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
+    found = predict(net, dict(values) if net.input_spec.names else activations[0], policy)
+    with net.open_engine() as engine:
+        outputs = engine.compute_outputs(engine.enter(activations))
+    for k in exits:
+        values |= {f"{LOGITS}_{k}": outputs[k][0], f"{ATTENTION}_{k}": outputs[k][1]}
+    values |= {"exits": found.exits, "labels": found.labels}
+    np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]

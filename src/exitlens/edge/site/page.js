@@ -1,0 +1,125 @@
+// Runs cascade.onnx on pictures: the network decides here where each is answered.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const MAX_PIXELS = 100e6;
+let network, session, shown = [];
+
+function say(text, bad = false) {
+  byId("status").textContent = text;
+  byId("status").className = bad ? "bad" : "";
+}
+
+async function start() {
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmPaths = new URL(".", location.href).href;
+  network = await (await fetch("network.json")).json();
+  const started = performance.now();
+  session = await ort.InferenceSession.create("cascade.onnx", { executionProviders: ["wasm"] });
+  byId("about").textContent = `${network.classes.length || network.num_classes} classes, ${network.num_exits} exits, ` +
+    `${network.preprocess.size.join(" x ")} pixels. The network was loaded in ${Math.round(performance.now() - started)} ms.`;
+  document.body.dataset.ready = "true";
+}
+
+async function run(input, thresholds) {
+  const shape = [1, network.preprocess.mean.length, ...network.preprocess.size];
+  const feeds = {
+    [network.input]: new ort.Tensor("float32", input, shape),
+    thresholds: new ort.Tensor("float32", Float32Array.from(thresholds), [thresholds.length]),
+    temperatures: new ort.Tensor("float32", Float32Array.from(network.temperatures), [network.num_exits]),
+  };
+  const found = await session.run(feeds), exit = Number(found.exits.data[0]), map = found[`attention_${exit}`];
+  return { label: Number(found.labels.data[0]), exit, score: found.scores.data[0], map: map.data, grid: map.dims.slice(1) };
+}
+
+const limits = () => network.thresholds.map((t) => (t === "never" ? Infinity : t));
+const nameExit = (k) => (k === network.num_exits - 1 ? "the final exit" : `exit ${k}`);
+const nameLabel = (i) => network.classes[i] ?? String(i);
+
+async function answer(file) {
+  if (file.type && !file.type.startsWith("image/")) throw new Error("not a picture");
+  const { input, canvas } = await readPicture(file, network.preprocess);
+  if (canvas.width * canvas.height > MAX_PIXELS) throw new Error("too large");
+  const started = performance.now();
+  const found = await run(input, limits());
+  return { name: file.name, input, canvas, ms: performance.now() - started, ...found };
+}
+
+function giveReason(one) {
+  const score = network.score.replace("_", " "), value = one.score.toFixed(3);
+  if (one.exit === network.num_exits - 1) return `No earlier exit was sure enough. ${score} ${value}, ${one.ms.toFixed(1)} ms.`;
+  return `Its ${score} of ${value} reached ${nameExit(one.exit)}'s threshold of ${limits()[one.exit].toFixed(3)}. ${one.ms.toFixed(1)} ms.`;
+}
+
+async function show(one) {
+  byId("answer").hidden = false;
+  byId("title").textContent = `${one.name}: ${nameLabel(one.label)}, answered by ${nameExit(one.exit)}`;
+  byId("reason").textContent = giveReason(one);
+  const figures = [];
+  for (const k of network.exits) {
+    const alone = limits().map((_, i) => (i === k ? 0 : Infinity));
+    figures.push(draw(one, k, await run(one.input, alone)));
+  }
+  byId("exits").replaceChildren(...figures);
+}
+
+function draw(one, k, view) {
+  const figure = document.createElement("figure"), canvas = document.createElement("canvas"), words = document.createElement("figcaption");
+  figure.className = k === one.exit ? "answered" : k > one.exit ? "later" : "";
+  figure.dataset.exit = k;
+  const width = 320, height = Math.round((width * one.canvas.height) / one.canvas.width);
+  Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d"), [rows, columns] = view.grid, top = Math.max(...view.map);
+  context.drawImage(one.canvas, 0, 0, width, height);
+  for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++) {
+    context.fillStyle = `rgba(10, 12, 20, ${(0.82 * (1 - view.map[y * columns + x] / top)).toFixed(3)})`;
+    const [left, upper] = [Math.round((x * width) / columns), Math.round((y * height) / rows)];
+    context.fillRect(left, upper, Math.round(((x + 1) * width) / columns) - left, Math.round(((y + 1) * height) / rows) - upper);
+  }
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `Where ${nameExit(k)} looked`);
+  words.textContent = `${nameExit(k)}: ${nameLabel(view.label)}, ${network.score.replace("_", " ")} ${view.score.toFixed(3)}`;
+  figure.append(canvas, words);
+  return figure;
+}
+
+function addRow(one) {
+  const row = document.createElement("tr");
+  row.tabIndex = 0;
+  for (const text of [one.name, nameLabel(one.label), one.exit, one.score.toFixed(4), one.ms.toFixed(1)]) row.insertCell().textContent = text;
+  row.onclick = () => show(one);
+  row.onkeydown = (event) => event.key === "Enter" && show(one);
+  byId("rows").append(row);
+}
+
+async function take(files) {
+  const bad = [];
+  document.body.dataset.busy = "true";
+  byId("rows").replaceChildren();
+  shown = [];
+  for (const [i, file] of [...files].entries()) {
+    say(`${i + 1} of ${files.length}…`);
+    try {
+      const one = await answer(file);
+      shown.push(one);
+      addRow(one);
+      if (shown.length === 1) await show(one);
+    } catch (error) {
+      bad.push(`${file.name} cannot be read as a picture (${error.message})`);
+    }
+  }
+  byId("list").hidden = shown.length < 2;
+  byId("answer").hidden = shown.length === 0;
+  say(bad.join("; "), bad.length > 0);
+  delete document.body.dataset.busy;
+}
+
+byId("files").onchange = (event) => take(event.target.files);
+byId("drop").ondragover = (event) => { event.preventDefault(); byId("drop").classList.add("over"); };
+byId("drop").ondragleave = () => byId("drop").classList.remove("over");
+byId("drop").ondrop = (event) => { event.preventDefault(); byId("drop").classList.remove("over"); take(event.dataTransfer.files); };
+start().catch((error) => {
+  const hint = location.protocol === "file:" ? "Browsers load it only from a server: run python -m http.server in this folder." : error.message;
+  byId("about").textContent = "The network cannot be loaded.";
+  say(hint, true);
+});

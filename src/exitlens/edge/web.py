@@ -1,0 +1,107 @@
+"""A static folder with one page: the network decides in the browser, and no request leaves it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from exitlens.edge.cascade import Part, write_cascade
+from exitlens.edge.export import CASCADE, MANIFEST, check_arguments, check_target, name_inputs, write_stages
+from exitlens.errors import ExportError, require
+from exitlens.io import replace_directory, write_json, write_manifest
+from exitlens.model.network import ExitNet
+from exitlens.types import Policy, Preprocess
+
+VERSION = "1.30.0"  # of onnxruntime-web
+FILES = {  # of its folder dist, with their SHA-256
+    "ort.wasm.min.js": "faece07e84faa9001f5104bbe4e5c70861d06cb2376a0dea1fa0ad33a67adc81",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+PAGE = ("index.html", "page.css", "page.js", "pixels.js")
+NETWORK = "network.json"
+
+
+def export_web(
+    net: ExitNet, policy: Policy, directory: str | Path, *, ort: str | Path | None = None, overwrite: bool = False
+) -> Path:
+    """Writes a folder for any web server: a page that takes pictures, the network, and ONNX Runtime's WebAssembly.
+
+    Args:
+        net: of images, in float32, which says how files become inputs (``net.describe(preprocess=...)``).
+        policy: of this network, without a gate.
+        directory: a new directory; it appears complete or not at all.
+        ort: a folder with the files of ``onnxruntime-web`` (its ``dist``); by default ``npm`` fetches the package.
+        overwrite: replace what an earlier export wrote.
+
+    Raises:
+        ExportError: where the network or policy does not fit, or the files of onnxruntime-web are missing or others; and
+            what :func:`exitlens.export` raises.
+    """
+    require(ort, str | Path | None, "ort")
+    check_arguments(net, policy, directory)
+    if not isinstance(net.info.preprocess, Preprocess):
+        raise ExportError("net: the page needs to know how pictures become inputs: net.describe(preprocess=...) first")
+    target = Path(directory).resolve()
+    own = check_target(target, overwrite)
+    with tempfile.TemporaryDirectory() as folder, replace_directory(target, own) as temporary:
+        found = find_runtime(Path(folder)) if ort is None else Path(ort)
+        for name in FILES:
+            shutil.copyfile(_check_file(found / name), temporary / name)
+        for name in PAGE:
+            (temporary / name).write_bytes(resources.files("exitlens.edge").joinpath("site", name).read_bytes())
+        parts = write_stages(Path(folder), net, policy)
+        write_cascade(temporary / CASCADE, parts, policy)
+        write_json(temporary / NETWORK, describe_for_page(net, policy, parts))
+        files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK)]
+        write_manifest(
+            temporary / MANIFEST, files, {"segments": [part.exit for part in parts], "network": net.fingerprint()}
+        )
+    return target
+
+
+def describe_for_page(net: ExitNet, policy: Policy, parts: Sequence[Part]) -> dict[str, Any]:
+    """What the page has to know, JSON-ready."""
+    values, preprocess = policy.to_dict(), net.info.preprocess
+    assert preprocess is not None
+    return {
+        "input": name_inputs(net)[0],
+        "classes": list(net.info.classes),
+        "num_classes": net.info.num_classes,
+        "num_exits": net.num_exits,
+        "exits": [part.exit for part in parts],
+        "preprocess": preprocess.to_dict(),
+        **{name: values[name] for name in ("thresholds", "temperatures", "score")},
+    }
+
+
+def find_runtime(folder: Path) -> Path:
+    """The files of ``onnxruntime-web``, fetched by npm into ``folder``; raises :class:`ExportError` where that fails."""
+    mend = f"give a folder with its files (--ort): `npm pack onnxruntime-web@{VERSION}`, unpacked, package/dist"
+    try:
+        words = ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(folder)]
+        subprocess.run(words, check=True, capture_output=True, text=True, cwd=folder)
+        with tarfile.open(next(folder.glob("onnxruntime-web-*.tgz"))) as archive:
+            archive.extractall(folder, filter="data")
+    except FileNotFoundError as error:
+        raise ExportError(f"ort: npm is not installed, which fetches onnxruntime-web: {mend}") from error
+    except (subprocess.CalledProcessError, StopIteration, tarfile.TarError, OSError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        raise ExportError(f"ort: npm cannot fetch onnxruntime-web ({said.strip()[-200:]}): {mend}") from error
+    return folder / "package" / "dist"
+
+
+def _check_file(path: Path) -> Path:
+    """The file, if it is the one that the page was tried with."""
+    if not path.is_file():
+        raise ExportError(f"ort: {path} is missing: expected the folder dist of onnxruntime-web {VERSION}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != FILES[path.name]:
+        raise ExportError(f"ort: {path} is not of onnxruntime-web {VERSION} (its checksum differs)")
+    return path

@@ -1,0 +1,146 @@
+"""A segment as an ONNX file for any number of samples, compared with the segment before it is used."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.errors import ExportError, import_extra
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, Segment
+
+OPSET = 18
+BATCHES = (1, 2, 3, 17, 64)  # at which files are compared with their segments
+TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
+
+
+def import_onnx() -> Any:
+    """The package ``onnx``, with those that writing needs; raises :class:`MissingExtraError`."""
+    import_extra("onnxscript", "onnx", "writing ONNX files")
+    import_extra("onnxruntime", "onnx", "comparing ONNX files with the network")
+    return import_extra("onnx", "onnx", "writing ONNX files")
+
+
+class Written(NamedTuple):
+    """A file that was written: the exit whose head it has, names of its tensors, the shape of the exit's map."""
+
+    path: Path
+    exit: int
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    map_shape: Sequence[int]
+
+
+def write_segments(
+    directory: Path, segments: Sequence[Segment], examples: Mapping[int, Activations], names: Sequence[str]
+) -> list[Written]:
+    """Writes ``stage_0.onnx`` and so on, and compares each with its segment.
+
+    Args:
+        examples: by their number, samples as the first stage takes them, 2 among the numbers.
+        names: of the first stage's tensors.
+    """
+    found, now = list[Written](), dict(examples)
+    for place, segment in enumerate(segments):
+        path = directory / f"stage_{place}.onnx"
+        with torch.inference_mode():
+            _, attention, *crossing = segment(*now[2])
+        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
+        write_segment(segment, tuple(t.clone() for t in now[2]), path, names, outputs)
+        session = open_file(path)
+        for batch, each in now.items():
+            now[batch] = compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:]
+        found.append(Written(path, segment.exit, names, outputs, tuple(attention.shape[1:])))
+        names = outputs[2:]
+    return found
+
+
+def write_segment(
+    segment: Segment, activations: Activations, path: Path, inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
+    """Writes a file for any number of samples.
+
+    Args:
+        activations: an example of two samples or more (of one, torch.export would take the batch to be 1 for ever).
+        inputs, outputs: names of the tensors.
+
+    Raises:
+        ExportError: where PyTorch cannot export the segment, or only for one number of samples.
+    """
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in activations)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                segment,
+                activations,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=(dynamic,),
+                optimize=True,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(path)
+    except Exception as error:  # torch.export and the ONNX exporter raise errors of many kinds
+        raise ExportError(f"net: exit {segment.exit} cannot be written as ONNX ({shorten(error)})") from error
+    check_batch_is_free(path, segment.exit)
+
+
+def shorten(error: Exception) -> str:
+    """Kind and first line of an error of somebody else's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def check_batch_is_free(path: Path, exit_: int) -> None:
+    """Raises :class:`ExportError` unless every input and output takes any number of samples."""
+    graph = import_onnx().load(path, load_external_data=False).graph
+    for value in (*graph.input, *graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if not dimensions or not dimensions[0].dim_param:
+            raise ExportError(f"net: exit {exit_}: the number of samples of {value.name!r} is fixed in its ONNX file")
+
+
+def open_file(path: Path, threads: int = 1) -> Any:
+    """A session of ONNX Runtime on the processor."""
+    runtime = import_extra("onnxruntime", "onnx", "running ONNX files")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"{path.name}: ONNX Runtime cannot open what was written ({shorten(error)})") from error
+
+
+def compare_segment(segment: Segment, session: Any, activations: Mapping[str, Tensor]) -> Activations:
+    """What the segment gives; raises :class:`ExportError` unless the file gives the same."""
+    with torch.inference_mode():
+        expected: Activations = segment(*activations.values())
+    try:
+        found = session.run(None, {one.name: activations[one.name].numpy() for one in session.get_inputs()})
+    except Exception as error:
+        raise ExportError(f"net: exit {segment.exit}: its ONNX file does not run ({shorten(error)})") from error
+    names = [one.name for one in session.get_outputs()]
+    for name, ours, theirs in zip(names, expected, found, strict=True):
+        _compare(f"exit {segment.exit}, {name}, {len(ours)} samples", ours, theirs)
+    return expected
+
+
+def _compare(what: str, ours: Tensor, theirs: np.ndarray[Any, Any]) -> None:
+    other = torch.from_numpy(theirs)
+    if ours.shape != other.shape:
+        raise ExportError(f"net: {what}: the ONNX file gives {tuple(other.shape)}, the network {tuple(ours.shape)}")
+    off = (ours.double() - other.double()).abs().max().item() if ours.numel() else 0.0
+    allowed = TOLERANCE * max(ours.double().abs().max().item(), 1.0) if ours.numel() else 0.0
+    if not off <= allowed:
+        raise ExportError(f"net: {what}: the ONNX file is off by {off:.2g}, {allowed:.2g} is allowed")

@@ -1,0 +1,85 @@
+"""The cascade in one file answers as the library does, whatever the thresholds, and later stages run only if needed."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import exitlens as xl
+from exitlens.model.engine.onnx.files import open_file
+from tests.conftest import make_net
+
+pytest.importorskip("onnxruntime")
+SCORES = ("max_probability", "entropy", "margin")
+
+
+@pytest.fixture(scope="module")
+def cascades(tmp_path_factory):
+    """A network, and a session for each score."""
+    net, root = make_net(), tmp_path_factory.mktemp("cascade")
+    paths = {score: xl.export(net, xl.Policy((0.5, 0.5), score), root / score) for score in SCORES}
+    return net, {score: open_file(path / "cascade.onnx") for score, path in paths.items()}
+
+
+def answer(session, images, policy):
+    feed = {"images": images.numpy(), "thresholds": np.array(policy.thresholds, np.float32)}
+    feed["temperatures"] = np.array(policy.temperatures, np.float32)
+    return dict(zip([one.name for one in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+thresholds = st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9, 2.0, math.inf])
+
+
+@given(
+    first=thresholds,
+    second=thresholds,
+    score=st.sampled_from(SCORES),
+    hot=st.sampled_from([0.5, 1.0, 3.0]),
+    n=st.integers(1, 9),
+)
+@settings(deadline=None, max_examples=40)
+def test_answers_are_those_of_predict(cascades, first, second, score, hot, n):
+    net, sessions = cascades
+    images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))
+    policy = xl.Policy((first, second), score, (hot, 1.0, 2.0))
+    expected, found = xl.predict(net, images, policy, attention=True), answer(sessions[score], images, policy)
+    near = (expected.confidence[:, None] - torch.tensor([first, second])).abs().amin(1) < 1e-5
+    assert near.any() or found["exits"].tolist() == expected.exits.tolist()
+    assert near.any() or found["labels"].tolist() == expected.labels.tolist()
+    if not near.any():
+        assert np.allclose(found["scores"], expected.confidence.numpy(), atol=1e-5)
+        assert np.allclose(found["probabilities"], expected.probabilities.numpy(), atol=1e-5)
+        for i, k in enumerate(expected.exits.tolist()):
+            assert np.abs(found[f"attention_{k}"][i] - expected.attention[i].numpy()).max() < 1e-4
+            assert all(not found[f"attention_{j}"][i].any() for j in range(3) if j != k)
+
+
+def test_later_stages_do_not_run_when_all_have_left(cascades, tmp_path):
+    """A profile of ONNX Runtime lists what ran."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net, _ = cascades
+    path = xl.export(net, xl.Policy((0.5, 0.5)), tmp_path / "e") / "cascade.onnx"
+    ran = {}
+    for name, threshold in (("leave", 0.0), ("stay", 2.0)):
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / name)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        answer(session, torch.zeros(2, 3, 16, 16), xl.Policy((threshold, threshold)))
+        events = json.loads(Path(session.end_profiling()).read_text())
+        ran[name] = sum(
+            one.get("args", {}).get("op_name") in ("Conv", "FusedConv") for one in events if one["cat"] == "Node"
+        )
+    assert 0 < ran["leave"] < ran["stay"]
+
+
+def test_a_gate_is_refused(net, tmp_path):
+    from exitlens.edge.cascade import write_cascade
+
+    gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
+    with pytest.raises(xl.ExportError, match="gate"):
+        write_cascade(tmp_path / "c.onnx", [], xl.Policy((0.5, 0.5), gate=gate))

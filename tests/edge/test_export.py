@@ -1,0 +1,147 @@
+"""Edge bundles: what is in them, that they appear whole, and that they answer as the library does."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.edge import export as verb
+from exitlens.edge.export import draw_for, list_parts, name_inputs
+from exitlens.model.engine.onnx.files import open_file
+from exitlens.model.engine.onnx.segments import cut_segments
+from tests.conftest import make_net
+from tests.texts import make_text_net
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory):
+    """The tiny network and its bundle."""
+    net = make_net()
+    policy = xl.Policy((0.8, 0.7), network=net.fingerprint())
+    return net, policy, xl.export(net, policy, tmp_path_factory.mktemp("edge") / "out")
+
+
+def test_the_manifest_says_what_a_runtime_needs(edge):
+    net, policy, path = edge
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert {p.name for p in path.iterdir()} == {*manifest["sha256"], "manifest.json"}
+    for name, checksum in manifest["sha256"].items():
+        assert hashlib.sha256((path / name).read_bytes()).hexdigest() == checksum
+    assert manifest["format"] == 1
+    assert manifest["network"] == net.fingerprint()
+    assert manifest["inputs"] == [{"name": "images", "dtype": "float32", "shape": [3, 16, 16]}]
+    assert [one["exit"] for one in manifest["segments"]] == [0, 1, 2]
+    assert manifest["segments"][0]["outputs"] == ["logits", "attention", *manifest["segments"][1]["inputs"]]
+    assert xl.Policy.from_dict(json.loads((path / "policy.json").read_text())) == policy
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 40])
+def test_the_files_give_the_outputs_of_every_exit(edge, images, batch):
+    net, _, path = edge
+    values, names = (images[:batch].numpy(),), ["images"]
+    with torch.no_grad():
+        expected = net(images[:batch])
+    for k, out in enumerate(expected):
+        session = open_file(path / f"stage_{k}.onnx")
+        logits, attention, *values = session.run(None, dict(zip(names, values, strict=True)))
+        names = [one.name for one in session.get_outputs()][2:]
+        assert torch.allclose(out.logits, torch.from_numpy(logits), atol=1e-5)
+        assert torch.allclose(out.attention, torch.from_numpy(attention), atol=1e-6)
+
+
+def test_stages_whose_exit_never_fires_are_in_the_file_after_them(net, tmp_path):
+    path = xl.export(net, xl.Policy((float("inf"), 0.7)), tmp_path / "e")
+    assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
+    assert not (path / "stage_2.onnx").exists()
+    never = cut_segments(*list_parts(net), xl.Policy.never(3))
+    assert [(one.exit, one.is_last, len(one.bodies)) for one in never] == [(2, True, 3)]
+
+
+def test_a_gate_needs_the_maps_of_exits_before_and_has_no_single_file(net, tmp_path):
+    gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
+    path = xl.export(net, xl.Policy((float("inf"), 0.7), gate=gate), tmp_path / "e")
+    assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [0, 1, 2]
+    assert not (path / "cascade.onnx").exists()
+
+
+def test_golden_samples_are_the_librarys_answers(edge):
+    net, policy, path = edge
+    golden = np.load(path / "golden.npz")
+    found = xl.predict(net, torch.from_numpy(golden["images"]), policy)
+    assert found.exits.tolist() == golden["exits"].tolist()
+    assert found.labels.tolist() == golden["labels"].tolist()
+    outputs = net(torch.from_numpy(golden["images"]))
+    assert torch.allclose(outputs[1].logits, torch.from_numpy(golden["logits_1"]), atol=1e-5)
+
+
+def test_texts(tmp_path):
+    net = make_text_net()
+    path = xl.export(net, xl.Policy((0.5,) * (net.num_exits - 1)), tmp_path / "e")
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert [(one["name"], one["dtype"]) for one in manifest["inputs"]] == [
+        ("input_ids", "int64"),
+        ("attention_mask", "int64"),
+    ]
+    assert manifest["modality"] == "text"
+    assert manifest["vocabulary"][0] > 0
+    session = open_file(path / "stage_0.onnx")
+    inputs = draw_for(net, 3)
+    logits = session.run(["logits"], dict(zip(name_inputs(net), (t.numpy() for t in inputs), strict=True)))[0]
+    expected = net(dict(zip(net.input_spec.names, inputs, strict=True)))[0].logits
+    assert torch.allclose(expected, torch.from_numpy(logits), atol=1e-4)
+
+
+def test_a_network_in_training_mode_is_exported_as_it_answers_and_left_so(net, tmp_path):
+    net.train()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    xl.export(net, xl.Policy((0.8, 0.7)), tmp_path / "e")
+    assert net.training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_what_cannot_be_exported_says_so_and_leaves_nothing(net, tmp_path, monkeypatch):
+    target = tmp_path / "e"
+    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+        xl.export(net, xl.Policy((0.8, 0.7), network="another"), target)
+    trained = xl.Policy((0.8, 0.7), network=net.fingerprint())
+    with torch.no_grad():
+        net.head(0).attend.weight.add_(1)
+    with pytest.raises(xl.PolicyError, match="calibrate"):
+        xl.export(net, trained, target)
+    with pytest.raises(xl.PolicyError, match="3 exits"):
+        xl.export(net, xl.Policy((0.8,)), target)
+    with pytest.raises(xl.ExportError, match="float32"):
+        xl.export(make_net().double(), xl.Policy((0.8, 0.7)), target)
+    with pytest.raises(xl.InputError, match="policy"):
+        xl.export(net, None, target)
+    monkeypatch.setattr(verb, "write_golden", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(xl.BundleError, match="disk full"):
+        xl.export(net, xl.Policy((0.8, 0.7)), target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_an_edge_bundle_is_replaced(edge, tmp_path):
+    net, policy, _ = edge
+    target = tmp_path / "e"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(xl.OutputExistsError, match="no edge bundle"):
+        xl.export(net, policy, target, overwrite=True)
+    xl.export(net, policy, tmp_path / "f")
+    with pytest.raises(xl.OutputExistsError, match="overwrite=True"):
+        xl.export(net, policy, tmp_path / "f")
+    (tmp_path / "f" / "note.txt").write_text("mine")
+    xl.export(net, xl.Policy.never(3), tmp_path / "f", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "f").iterdir()) == [
+        "cascade.onnx",
+        "golden.npz",
+        "manifest.json",
+        "note.txt",
+        "policy.json",
+        "stage_0.onnx",
+    ]

@@ -1,0 +1,88 @@
+"""int8 bundles: their policy is chosen and certified on what the files say, and policies of one are refused by the other."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import exitlens as xl
+import exitlens_runtime as er
+from exitlens.edge.int8 import repeat_request
+from tests.conftest import make_net
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A network, its policy, the report and the labelled samples."""
+    net, rng = make_net(), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (300, 3, 16, 16), generator=rng).to(torch.uint8)
+    samples = xl.ImageSet(images, torch.arange(300) % 4, ("w", "x", "y", "z"))
+    labels = net(samples.inputs)[-1].logits.argmax(1)
+    samples = xl.ImageSet(images, labels, ("w", "x", "y", "z"))
+    policy = xl.calibrate(xl.collect(net, samples), max_disagreement=0.3, max_accuracy_drop=0.3, delta=0.2, seed=3)
+    out = tmp_path_factory.mktemp("int8") / "out"
+    return net, policy, xl.export_int8(net, policy, out, samples.first(64), samples), samples
+
+
+def test_the_policy_is_chosen_on_what_the_files_say(made):
+    net, policy, found, samples = made
+    record = found.policy.calibration
+    assert record.limits == policy.calibration.limits
+    assert (record.certification.delta, record.seed) == (0.2, 3)
+    assert record.data != policy.calibration.data
+    assert found.policy.network.startswith(f"{net.fingerprint()}-int8-")
+    runtime = er.load(found.directory, threads=1)
+    answers = runtime.predict(samples.inputs.numpy())
+    shares = torch.from_numpy(answers.exits).bincount(minlength=3) / 300
+    assert shares.tolist() == pytest.approx(found.exit_shares[1], abs=1e-6)
+    right = (torch.from_numpy(answers.labels) == samples.labels).double().mean().item()
+    assert right == pytest.approx(found.accuracy[1])
+    assert min(found.agreement) > 0.9
+    manifest = json.loads((found.directory / "manifest.json").read_text())
+    assert manifest["precision"] == "int8"
+    assert manifest["network"] == found.policy.network
+
+
+def test_weights_take_a_quarter(made, tmp_path):
+    import onnx
+
+    _, _, found, _ = made
+    graph = onnx.load(found.directory / "stage_1.onnx").graph
+    kinds = {one.data_type for one in graph.initializer if len(one.dims) == 4}
+    assert kinds == {onnx.TensorProto.INT8}
+
+
+def test_policies_of_one_precision_are_refused_by_the_other(made, tmp_path):
+    net, policy, found, _ = made
+    with pytest.raises(er.PolicyError, match="calibrated for network"):
+        er.load(found.directory, policy=policy.to_dict())
+    with pytest.raises(xl.PolicyError, match="calibrated for network"):
+        xl.predict(net, torch.zeros(1, 3, 16, 16), found.policy)
+    plain = xl.export(net, policy, tmp_path / "float")
+    with pytest.raises(er.PolicyError, match="calibrated for network"):
+        er.load(plain, policy=found.policy.to_dict())
+
+
+def test_the_network_itself_is_as_it_was(made):
+    net, policy, _, samples = made
+    assert net.tuning.precision == "float32"
+    assert xl.predict(net, samples.first(4).inputs, policy).labels.shape == (4,)
+
+
+def test_requests_are_repeated_as_they_were(made):
+    _, policy, _, _ = made
+    asked = repeat_request(policy)
+    assert asked["max_accuracy_drop"] == asked["max_disagreement"] == 0.3
+    with pytest.raises(xl.InputError, match="by hand"):
+        repeat_request(xl.Policy((0.5, 0.5)))
+
+
+def test_nothing_is_left_where_it_fails(made, tmp_path):
+    net, policy, _, samples = made
+    with pytest.raises(xl.InputError, match="samples"):
+        xl.export_int8(net, policy, tmp_path / "e", [torch.zeros(2, 1, 16, 16)], samples)
+    assert not list(tmp_path.iterdir())
+    shutil.rmtree(tmp_path)

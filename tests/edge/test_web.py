@@ -1,0 +1,116 @@
+"""The page: what is in its folder, and that it answers in a browser as the library does."""
+
+import functools
+import hashlib
+import http.server
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import exitlens as xl
+from exitlens.edge import web
+from tests.conftest import make_net
+
+pytest.importorskip("onnxruntime")
+
+
+def describe(net):
+    net.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    return net
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A folder with files of the right names, and checksums to match."""
+    folder = tmp_path / "dist"
+    folder.mkdir()
+    for name in web.FILES:
+        (folder / name).write_text(name)
+        monkeypatch.setitem(web.FILES, name, hashlib.sha256(name.encode()).hexdigest())
+    return folder
+
+
+def test_what_is_in_the_folder(fake, tmp_path):
+    net, policy = describe(make_net()), xl.Policy((0.8, float("inf")))
+    path = xl.export_web(net, policy, tmp_path / "site", ort=fake)
+    network = json.loads((path / "network.json").read_text())
+    assert network["thresholds"] == [0.8, "never"]
+    assert network["exits"] == [0, 2]
+    assert network["input"] == "images"
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert {p.name for p in path.iterdir()} == {*manifest["sha256"], "manifest.json"}
+    with pytest.raises(xl.OutputExistsError, match="overwrite"):
+        xl.export_web(net, policy, path, ort=fake)
+    xl.export_web(net, policy, path, ort=fake, overwrite=True)
+
+
+def test_other_or_missing_files_are_refused(fake, tmp_path, monkeypatch):
+    net, policy = describe(make_net()), xl.Policy((0.8, 0.8))
+    (fake / "ort.wasm.min.js").write_text("another version")
+    with pytest.raises(xl.ExportError, match="checksum"):
+        xl.export_web(net, policy, tmp_path / "site", ort=fake)
+    (fake / "ort.wasm.min.js").unlink()
+    with pytest.raises(xl.ExportError, match="missing"):
+        xl.export_web(net, policy, tmp_path / "site", ort=fake)
+    with pytest.raises(xl.ExportError, match="how pictures become inputs"):
+        xl.export_web(make_net(), policy, tmp_path / "site", ort=fake)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(xl.ExportError, match="npm is not installed"):
+        xl.export_web(net, policy, tmp_path / "site")
+    assert {p.name for p in tmp_path.iterdir()} == {"dist"}
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A served page of the tiny network; without a browser or npm's files the test is skipped."""
+    pytest.importorskip("playwright")
+    if shutil.which("chromium") is None or shutil.which("npm") is None:
+        pytest.skip("no Chromium or npm")
+    net, policy = describe(make_net()), xl.Policy((0.8, 0.7))
+    try:
+        path = xl.export_web(net, policy, tmp_path / "site")
+    except xl.ExportError as error:
+        pytest.skip(f"npm has no onnxruntime-web: {error}")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(path))
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield net, policy, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    net, policy, url = site
+    rng, paths = np.random.default_rng(0), []
+    for i in range(30):
+        size = (16, 16) if i % 3 else (int(rng.integers(8, 60)), int(rng.integers(8, 60)))
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(paths[-1])
+    inputs = torch.stack([net.info.preprocess.normalise(xl.read_image(path, (16, 16), 3)) for path in paths])
+    expected = xl.predict(net, inputs, policy)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        page, asked = browser.new_page(), []
+        page.on("request", lambda one: asked.append(one.url))
+        page.goto(url)
+        page.wait_for_selector("body[data-ready]", timeout=60000)
+        (tmp_path / "x.png").write_text("no picture")
+        page.set_input_files("#files", [str(path) for path in [*paths, tmp_path / "x.png"]])
+        page.wait_for_selector("body:not([data-busy]) #rows tr:nth-child(30)", timeout=60000)
+        rows = page.evaluate("[...document.querySelectorAll('#rows tr')].map(r => [...r.cells].map(c => c.textContent))")
+        assert "x.png cannot be read as a picture" in page.inner_text("#status")
+        assert page.locator("figure").count() == 3
+        assert page.locator("figure.answered").get_attribute("data-exit") == rows[0][2]
+        browser.close()
+    assert all(one.startswith((url, "data:", "blob:")) for one in asked)
+    assert [row[1] for row in rows] == ["wxyz"[i] for i in expected.labels.tolist()]
+    assert [int(row[2]) for row in rows] == expected.exits.tolist()
+    assert [float(row[3]) for row in rows] == pytest.approx(expected.confidence.tolist(), abs=0.02)
