@@ -27,8 +27,7 @@ test-all: $(VENV)/.installed  ## all tests, with branch coverage
 lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict src
-	$(BIN)/mypy --strict runtime/src
+	$(BIN)/mypy --strict src runtime/src
 
 backbones: $(VENV)/.installed  ## try every backbone: docs/backbones.md
 	$(BIN)/python -m benchmarks.backbones
