@@ -1,10 +1,14 @@
-"""Files are written once; see tests/exported.py."""
+"""The tiny network as an edge bundle; files are written once, see tests/exported.py."""
 
 import pytest
 
+import exitlens as xl
+import exitlens_runtime as er
 from exitlens.edge import export
+from tests.conftest import make_net
 from tests.exported import write_once
 
+NET = make_net()
 _write = write_once(export.write_segments)
 
 
@@ -13,3 +17,16 @@ def _write_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "write_segments", _write)
         yield
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory):
+    """A bundle of a network that reads files."""
+    NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    return xl.export(NET, xl.Policy((0.8, 0.7)), tmp_path_factory.mktemp("edge") / "out")
+
+
+@pytest.fixture(scope="module")
+def runtime(edge):
+    """What the runtime makes of it."""
+    return er.load(edge, threads=1)

@@ -1,0 +1,36 @@
+"""The command line, and that neither torch nor the library is needed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import exitlens_runtime as er
+from exitlens_runtime.cli import draw, list_files, main
+
+
+def test_the_command_line(edge, tmp_path, capsys):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    main([str(edge), str(tmp_path), "--explain"])
+    said = capsys.readouterr().out
+    assert "a.png: " in said
+    assert "at exit" in said
+    main([str(edge), str(tmp_path / "a.png"), "--json"])
+    row = json.loads(capsys.readouterr().out)
+    assert set(row) == {"input", "label", "exit", "confidence", "reason"}
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path), "a.png"])
+    assert stop.value.code == 2
+    assert "no edge bundle" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(er.InputError, match="found none"):
+        list_files([str(tmp_path / "empty")])
+    assert draw([[0.0, 1.0], [0.5, 0.2]]) == ["    @@", "  ++::"]
+
+
+def test_it_needs_neither_torch_nor_the_library(edge):
+    code = f"import sys, exitlens_runtime as er; er.load({str(edge)!r}); print(*{{'torch', 'exitlens'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not found.stdout.split()

@@ -1,0 +1,71 @@
+"""The decision rule is the library's."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import exitlens as xl
+from exitlens.functional.gating import compute_gate_features
+from exitlens.functional.maps import place as place_in_torch
+from exitlens.functional.maps import regrid
+from exitlens.functional.routing import needs_head, route
+from exitlens.functional.scores import score
+from exitlens_runtime import routing
+from exitlens_runtime.placing import place
+
+
+def make_policy(policy):
+    return routing.Policy.from_dict(policy.to_dict())
+
+
+thresholds = st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.5, math.inf])
+
+
+@given(
+    seed=st.integers(0, 99),
+    limits=st.tuples(thresholds, thresholds),
+    kind=st.sampled_from(routing.SCORES),
+    hot=st.sampled_from([0.3, 1.0, 4.0]),
+    gated=st.booleans(),
+)
+@settings(deadline=None, max_examples=100)
+def test_the_decision_rule_is_the_librarys(seed, limits, kind, hot, gated):
+    rng = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(30, 3, 5, generator=rng)
+    maps = [torch.rand(30, size, size, generator=rng).flatten(1).softmax(1).view(30, size, size) for size in (6, 4, 3)]
+    gate = xl.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.4, 0.3)) if gated else None
+    policy = xl.Policy(limits, kind, (hot, 1.0, 1.0), gate=gate)
+    features = torch.stack([compute_gate_features(maps[0], None), compute_gate_features(maps[1], maps[0])], 1)
+    trace = xl.Trace(
+        logits, torch.zeros(30, dtype=torch.long), torch.zeros(30, 3), torch.arange(1.0, 4), gate_features=features
+    )
+    expected, own = route(trace, policy), make_policy(policy)
+    found = np.full(30, 2)
+    for k in (1, 0):
+        p = routing.find_probabilities(logits[:, k].numpy(), own.temperatures[k])
+        before = maps[k - 1].numpy() if k else None
+        decided = routing.decide(own, k, p, maps[k].numpy(), before)
+        found[decided.fired] = k
+    assert [own.needs(k) for k in range(3)] == [needs_head(policy, k) for k in range(3)]
+    assert found.tolist() == expected.tolist()
+
+
+@given(seed=st.integers(0, 99), kind=st.sampled_from(routing.SCORES), hot=st.sampled_from([0.1, 1.0, 7.0]))
+@settings(deadline=None, max_examples=50)
+def test_scores_are_the_librarys(seed, kind, hot):
+    logits = 20 * torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+    p = routing.find_probabilities(logits.numpy(), hot)
+    assert np.allclose(routing.find_score(p, kind), score(logits, kind, hot).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (5, 7), (9, 4)])
+def test_maps_are_averaged_and_placed_as_in_the_library(size):
+    maps = torch.rand(3, 9, 8, generator=torch.Generator().manual_seed(0))
+    small = tuple(map(min, size, (9, 8)))
+    assert np.allclose(routing.regrid(maps.numpy(), small), regrid(maps, small).numpy(), atol=1e-6)
+    for offset in ((0.0, 0.0), (0.5, 0.25), (-1.5, 0.0)):
+        assert np.allclose(place(maps.numpy(), offset), place_in_torch(maps, offset).numpy(), atol=1e-6)
