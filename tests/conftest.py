@@ -25,6 +25,7 @@ import exitlens as xl
 from exitlens.delivery import bundle
 from exitlens.model.malloc import keep_memory
 from exitlens.types.inputs import Inputs
+from tests.exported import write_once
 from tests.ranks import call
 
 torch.set_num_threads(1)
@@ -67,9 +68,10 @@ def backbone() -> nn.Module:
 def make_net(final: str = "head") -> xl.ExitNet:
     """A tiny network whose exits disagree: random heads with some spread, so that routing has something to do.
 
-    Built once in a process, and copied.
+    Built once in a process, and copied. The random state afterwards is always the same.
     """
     built = _build_net(final)
+    torch.manual_seed(1)
     net = copy.deepcopy(built)
     net.__dict__["_source"] = copy.deepcopy(built.__dict__["_source"])
     return net
@@ -170,6 +172,17 @@ def shared(tmp_path_factory) -> Path:
     """A directory that all workers of one test run have in common."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="module")
+def files_written_once(shared):
+    """ONNX files are copied where they were written before."""
+    export, engine = pytest.importorskip("exitlens.edge.export"), pytest.importorskip("exitlens.model.engine.onnx.engine")
+    (shared / "onnx").mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (export, engine):
+            patch.setattr(module, "write_segments", write_once(shared / "onnx"))
+        yield
 
 
 @pytest.fixture(scope="session")

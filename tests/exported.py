@@ -1,27 +1,21 @@
-"""ONNX files of equal segments are written once in a process and copied: PyTorch's exporter takes a second for each."""
+"""ONNX files of equal segments are written once in a test run and copied: PyTorch's exporter takes a second for each."""
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 import shutil
-import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from exitlens.model.engine.onnx import files
 
-KEPT: dict[str, tuple[Path, list[files.Written]]] = {}
 
-
-@cache
-def _open_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="exitlens-tests-")
-
-
-def write_once(write: Callable[..., list[files.Written]]) -> Callable[..., list[files.Written]]:
-    """``write_segments`` with a memory."""
+def write_once(folder: Path) -> Callable[..., list[files.Written]]:
+    """``write_segments`` with a memory in ``folder``, which all workers of a run have in common."""
 
     def write_or_copy(directory: Path, segments: Any, examples: Any, names: Any) -> list[files.Written]:
         digest = hashlib.sha256(repr((list(names), [(one.exit, len(one.bodies)) for one in segments])).encode())
@@ -30,12 +24,13 @@ def write_once(write: Callable[..., list[files.Written]]) -> Callable[..., list[
             for name, value in segment.state_dict().items():
                 digest.update(name.encode() + value.numpy().tobytes())
             digest.update("".join(body.code for body in segment.bodies).encode())
-        key = digest.hexdigest()
-        if key not in KEPT:
-            folder = Path(_open_folder().name) / key
-            folder.mkdir()
-            KEPT[key] = folder, write(folder, segments, examples, names)
-        _, written = KEPT[key]
+        kept = folder / digest.hexdigest()
+        with FileLock(kept.with_suffix(".lock")):
+            if not (kept / "written").exists():
+                kept.mkdir(exist_ok=True)
+                (kept / "written").write_bytes(pickle.dumps(write(kept, segments, examples, names)))
+        written: list[files.Written] = pickle.loads((kept / "written").read_bytes())
         return [one._replace(path=Path(shutil.copy(one.path, directory))) for one in written]
 
+    write = files.write_segments
     return write_or_copy

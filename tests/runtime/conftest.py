@@ -4,19 +4,14 @@ import pytest
 
 import exitlens as xl
 import exitlens_runtime as er
-from exitlens.edge import export
 from tests.conftest import make_net
-from tests.exported import write_once
 
 NET = make_net()
-_write = write_once(export.write_segments)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _write_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "write_segments", _write)
-        yield
+def _written_once(files_written_once):
+    """For every test here."""
 
 
 @pytest.fixture(scope="module")

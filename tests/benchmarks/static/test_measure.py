@@ -1,6 +1,7 @@
 """Ours and static networks on a tiny task, trained for an epoch."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,8 +25,9 @@ from benchmarks.study.runs import LAYOUT
 from benchmarks.truth.page import TASK_TITLES
 from benchmarks.truth.tasks import SEEDS, TASKS, Task, build_network
 from exitlens.model.timing.timer import Times
+from exitlens.types.inputs import split_rows
 from tests.conftest import TinyNet
-from tests.texts import LENGTH, make_bert
+from tests.texts import make_bert, make_text_net, make_texts
 
 
 @pytest.fixture
@@ -125,19 +127,26 @@ def test_answers_are_rated_by_labels_and_by_the_full_network(tiny_set):
     assert found == {"samples": 32, "accuracy": 0.75, "agreement": 0.25}
 
 
-def test_texts_are_trained_and_timed(tmp_path):
-    texts = ["good good word", "bad word here", "a good one", "bad bad bad"] * 4
-    preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), LENGTH)
-    data = xl.TextSet(texts, torch.tensor([1, 0, 1, 0] * 4), ("no", "yes"), preprocess)
-    at = ("bert.encoder.layer.0",)
-    how = {"epochs": 1, "batch_size": 8}
-    task = Task(data, data, {"test": data}, partial(make_bert, num_labels=2), at, how)
-    candidates = {"short": Candidate("cut", "short", partial(make_cut, name=at[0]))}
-    one = measure.measure_candidate(task, candidates["short"], 0, tmp_path, tmp_path / "run")
-    assert 0 < one["cost"] < 1
-    found = timing.measure_times(task, candidates, 0, tmp_path, quick=True)
-    assert set(found["ms"]) == {"full", "short"}
-    assert found["chosen"]["cut"]["test"] in {"full", "short"}
+def test_inputs_by_name(tmp_path):
+    """Texts: a teacher sees the batch that its student gets, and what is timed comes in batches."""
+    net, inputs = make_text_net(), make_texts(5)
+    teacher = Teacher(net)
+    assert teacher(inputs) is inputs
+    assert torch.equal(teacher.logits, net(inputs)[-1].logits)
+
+    class Texts:
+        def __len__(self):
+            return 5
+
+        def subset(self, rows):
+            return SimpleNamespace(inputs={name: value[rows] for name, value in inputs.items()})
+
+    batches = split_rows(timing._draw(Texts(), 7), 4)
+    assert [len(one["input_ids"]) for one in batches] == [4, 3]
+    task = Task(Texts(), Texts(), {}, make_bert, ())
+    task.train.classes = ("a", "b", "c")
+    short = make_cut(task, "bert.encoder.layer.0").eval()
+    assert short(inputs)[0].logits.shape == (5, 3)
 
 
 def test_the_nearest_static_network_that_is_not_faster_is_named():

@@ -73,7 +73,7 @@ def test_texts():
 
 
 def test_what_it_cannot_run(monkeypatch, images):
-    with pytest.raises(xl.InputError, match="float32"):
+    with pytest.raises(xl.InputError, match="bfloat16"):
         xl.Tuning(backend="onnx", precision="bfloat16")
     with pytest.raises(xl.InputError, match="backend"):
         xl.Tuning(backend="tensorflow")
