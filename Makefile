@@ -19,7 +19,7 @@ test: $(VENV)/.installed  ## the quick tests, in random order
 	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed  ## the tests marked slow
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $$(grep -rl --include='*.py' 'mark\.slow' tests)
 
 test-all: $(VENV)/.installed  ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered
