@@ -1,14 +1,13 @@
 """int8 bundles: their policy is chosen and certified on what the files say, and policies of one are refused by the other."""
 
 import json
-import shutil
 
 import pytest
 import torch
 
 import exitlens as xl
 import exitlens_runtime as er
-from exitlens.edge.int8 import repeat_request
+from exitlens.edge.int8 import _take_batches, repeat_request
 from tests.conftest import make_net
 
 pytest.importorskip("onnxruntime")
@@ -84,5 +83,13 @@ def test_nothing_is_left_where_it_fails(made, tmp_path):
     net, policy, _, samples = made
     with pytest.raises(xl.InputError, match="samples"):
         xl.export_int8(net, policy, tmp_path / "e", [torch.zeros(2, 1, 16, 16)], samples)
+    with pytest.raises(xl.InputError, match="samples: they are empty"):
+        xl.export_int8(net, policy, tmp_path / "e", [], samples)
     assert not list(tmp_path.iterdir())
-    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("size", [8, 32, 100])
+def test_batches_of_any_size_are_all_taken(made, size):
+    net, _, _, samples = made
+    taken = list(_take_batches(net, list(samples.inputs.split(size))))
+    assert sum(len(one) for (one,) in taken) == 300 // size * size

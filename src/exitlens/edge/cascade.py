@@ -12,37 +12,13 @@ import numpy as np
 
 from exitlens.errors import ExportError
 from exitlens.functional.maps import make_shift
-from exitlens.model.engine.onnx.files import OPSET, import_onnx
+from exitlens.model.engine.onnx.files import OPSET, Written, import_onnx
 from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
 from exitlens.types import Policy
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
 ANSWERS = ("labels", "exits", "scores", "probabilities")
 IR_VERSION = 10
-
-
-@dataclass(frozen=True)
-class Part:
-    """One stage file in the cascade.
-
-    Attributes:
-        path: of the ONNX file. exit: whose head it has.
-        inputs, outputs: names of its tensors; logits and attention first among the outputs.
-        map_shape: of the exit's attention, without the batch axis.
-        offset: how far the map lies off its cells, for each axis.
-    """
-
-    path: Path
-    exit: int
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    map_shape: Sequence[int]
-    offset: Sequence[float] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the directory."""
-        names = {"inputs": list(self.inputs), "outputs": list(self.outputs), "map_shape": list(self.map_shape)}
-        return {"file": self.path.name, "exit": self.exit} | names
 
 
 @dataclass
@@ -68,7 +44,7 @@ class _Block:
         return name
 
 
-def write_cascade(path: Path, parts: Sequence[Part], policy: Policy, name: str = "cascade") -> None:
+def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: str = "cascade") -> None:
     """Writes one file that decides for itself.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
@@ -102,7 +78,7 @@ def write_cascade(path: Path, parts: Sequence[Part], policy: Policy, name: str =
 class _Builder:
     """Makes the graph of a stage and of all after it."""
 
-    def __init__(self, onnx: Any, parts: Sequence[Part], models: Sequence[Any], score: str) -> None:
+    def __init__(self, onnx: Any, parts: Sequence[Written], models: Sequence[Any], score: str) -> None:
         self.onnx, self.parts, self.models, self.score = onnx, parts, models, score
         shape = models[0].graph.output[0].type.tensor_type.shape.dim
         self.classes = int(shape[1].dim_value)
@@ -198,7 +174,7 @@ class _Builder:
         same = [block.add("Identity", one) for one in answers]
         return self._close(block, same + [self._make_empty(block, count, p) for p in self.parts[place + 1 :]], place, "ends")
 
-    def _make_empty(self, block: _Block, count: str, part: Part) -> str:
+    def _make_empty(self, block: _Block, count: str, part: Written) -> str:
         """Maps of 0 for ``count`` samples."""
         size = block.add("Concat", count, block.hold(list(part.map_shape), np.int64), axis=0)
         return block.add("ConstantOfShape", size, value=self.onnx.numpy_helper.from_array(np.zeros(1, np.float32)))
@@ -213,7 +189,7 @@ class _Builder:
         return self.onnx.helper.make_graph(block.nodes, f"{name}_{place}", [], outputs, block.constants)
 
 
-def _move(block: _Block, maps: str, part: Part) -> str:
+def _move(block: _Block, maps: str, part: Written) -> str:
     """Maps placed in the image, as :func:`exitlens.functional.maps.place` does."""
     axes = len(part.map_shape)
     for axis, by in enumerate(part.offset):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import exitlens
-from exitlens.edge.cascade import Part, write_cascade
+from exitlens.edge.cascade import write_cascade
 from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.cutting.verify import draw_inputs
-from exitlens.model.engine.onnx.files import BATCHES, import_onnx, write_segments
+from exitlens.model.engine.onnx.files import BATCHES, Written, import_onnx, write_segments
 from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, cut_segments
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.network import ExitNet
@@ -80,7 +80,7 @@ def check_target(target: Path, overwrite: bool) -> set[str]:
     return {MANIFEST, *manifest.get("sha256", ())}
 
 
-def write_bundle(directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Part]) -> None:
+def write_bundle(directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
     """Everything beside the files of the stages; ``net`` answers as these files do."""
     files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
     write_json(directory / POLICY, policy.to_dict())
@@ -91,11 +91,11 @@ def write_bundle(directory: Path, net: ExitNet, policy: Policy, parts: Sequence[
     write_manifest(directory / MANIFEST, files, describe(net) | {"segments": [part.to_dict() for part in parts]})
 
 
-def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Part]:
+def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]:
     """A file for each exit that can answer, compared with the network."""
     examples = {batch: draw_for(net, batch) for batch in BATCHES}
     written = write_segments(directory, cut_segments(*list_parts(net), policy), examples, name_inputs(net))
-    return [Part(*one, net.map_offsets[one.exit]) for one in written]
+    return [one._replace(offset=net.map_offsets[one.exit]) for one in written]
 
 
 def list_parts(net: ExitNet) -> tuple[list[Stage], list[ExitHead]]:

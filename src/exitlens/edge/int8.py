@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.edge.cascade import Part
 from exitlens.edge.export import check_arguments, check_target, list_parts, name_inputs, write_bundle, write_stages
 from exitlens.errors import InputError
 from exitlens.functional.routing import route
@@ -110,31 +109,33 @@ def repeat_request(policy: Policy) -> dict[str, Any]:
     return {**record.limits, **how}
 
 
-def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list[Part]]:
+def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list[Written]]:
     """A copy of the network that answers by int8 files in ``directory``, and these."""
     names, every = name_inputs(net), Policy((0.0,) * (net.num_exits - 1))
     with tempfile.TemporaryDirectory() as folder:
         parts = write_stages(Path(folder), net, every)
-        plain = [Written(part.path, part.exit, part.inputs, part.outputs, part.map_shape) for part in parts]
         batches = [dict(zip(names, one, strict=True)) for one in _take_batches(net, samples)]
-        files = quantise_files(plain, batches, directory)
+        files = quantise_files(parts, batches, directory)
     digest = hashlib.sha256(b"".join(file.path.read_bytes() for file in files)).hexdigest()[:8]
     tuning = Tuning(backend="onnx", precision="int8", measured={"files": digest})
     twin = copy.deepcopy(net).eval()
     base = Engine.prepare(*list_parts(net), Tuning())
     twin._session.adopt(OnnxEngine(base.stages, base.heads, tuning, files))
-    return twin, [Part(*one, part.offset) for one, part in zip(files, parts, strict=True)]
+    return twin, files
 
 
 def _take_batches(net: ExitNet, samples: Any) -> Iterator[tuple[Tensor, ...]]:
-    count = 0
+    size = count = 0
     for batch in iterate_inputs(samples, BATCH):
         tensors = net.check_input(batch, "samples")
-        if len(tensors[0]) == BATCH or count == 0:  # calibration of ONNX Runtime wants batches of one size
+        size = size or len(tensors[0])
+        if len(tensors[0]) == size:  # ONNX Runtime wants batches of one size; a last one may be smaller
             yield tensors
         count += len(tensors[0])
         if count >= SAMPLES:
             return
+    if not count:
+        raise InputError("samples: they are empty: pass some that are like those to come")
 
 
 def _report(directory: Path, policy: Policy, chosen: Policy, before: Trace, after: Trace) -> Int8Report:

@@ -12,10 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from exitlens.edge.cascade import Part, write_cascade
+from exitlens.edge.cascade import write_cascade
 from exitlens.edge.export import CASCADE, MANIFEST, check_arguments, check_target, name_inputs, write_stages
 from exitlens.errors import ExportError, require
 from exitlens.io import replace_directory, write_json, write_manifest
+from exitlens.model.engine.onnx.files import Written
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess
 
@@ -67,7 +68,7 @@ def export_web(
     return target
 
 
-def describe_for_page(net: ExitNet, policy: Policy, parts: Sequence[Part]) -> dict[str, Any]:
+def describe_for_page(net: ExitNet, policy: Policy, parts: Sequence[Written]) -> dict[str, Any]:
     """What the page has to know, JSON-ready."""
     values, preprocess = policy.to_dict(), net.info.preprocess
     assert preprocess is not None

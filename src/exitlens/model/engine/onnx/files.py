@@ -28,13 +28,26 @@ def import_onnx() -> Any:
 
 
 class Written(NamedTuple):
-    """A file that was written: the exit whose head it has, names of its tensors, the shape of the exit's map."""
+    """A file that was written.
+
+    Attributes:
+        exit: whose head it has.
+        inputs, outputs: names of its tensors; logits and attention first among the outputs.
+        map_shape: of the exit's attention, without the batch axis.
+        offset: how far the map lies off its cells, for each axis.
+    """
 
     path: Path
     exit: int
     inputs: Sequence[str]
     outputs: Sequence[str]
     map_shape: Sequence[int]
+    offset: Sequence[float] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the directory."""
+        names = {"inputs": list(self.inputs), "outputs": list(self.outputs), "map_shape": list(self.map_shape)}
+        return {"file": self.path.name, "exit": self.exit} | names
 
 
 def write_segments(
