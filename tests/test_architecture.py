@@ -11,6 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "exitlens"
 FILES = sorted(SOURCE.rglob("*.py"))
+RUNTIME = sorted((SOURCE.parent.parent / "runtime" / "src").rglob("*.py"))
 MODULES = {".".join(("exitlens", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES}
 ROOMS = (  # by level: a file imports from its own room and from those on lower levels
     {"errors", "io", "display", "launch", "progress", "ranks"},
@@ -73,15 +74,26 @@ def test_a_file_is_short_states_its_purpose_and_imports_from_below(path):
             assert other <= mine, f"imports {module}"
 
 
+@pytest.mark.parametrize("path", RUNTIME, ids=lambda p: p.name)
+def test_the_runtime_stands_by_itself(path):
+    """No file of it is long, and none knows the library or PyTorch."""
+    assert ast.get_docstring(parse(path))
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+    for node in ast.walk(parse(path)):
+        names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not {name.split(".")[0] for name in names} & {"exitlens", "torch", "onnx"}
+
+
 def test_functions_are_short():
     long = {}
-    for path in FILES:
+    for path in (*FILES, *RUNTIME):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.FunctionDef):
                 first = node.body[ast.get_docstring(node) is not None and len(node.body) > 1]
                 lines = node.end_lineno - first.lineno + 1
                 if lines > LONGEST_FUNCTION:
-                    long[f"{path.relative_to(SOURCE)}: {node.name}"] = lines
+                    long[f"{path}: {node.name}"] = lines
     assert not long
 
 

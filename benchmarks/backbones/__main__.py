@@ -16,8 +16,9 @@ import warnings
 import torch
 
 import exitlens as xl
-from benchmarks.backbones.attempt import Row, passes, try_backbone
+from benchmarks.backbones.attempt import Row, attach, passes, try_backbone
 from benchmarks.backbones.catalogue import BACKBONES
+from benchmarks.backbones.edge import try_edge
 from benchmarks.backbones.page import write_page
 from benchmarks.store import RESULTS, write_atomically
 
@@ -33,11 +34,13 @@ def main() -> None:
     torch.set_num_threads(1)
     part, parts = (int(word) for word in sys.argv[1:3]) if len(sys.argv) > 2 else (0, 1)
     for _, source, size in BACKBONES[part::parts]:
-        if source in read_kept():
+        row = read_kept().get(source, {})
+        if "error" in row or "edge" in row:
             continue
         started = time.perf_counter()
         try:
-            row = try_backbone(source, size)
+            row |= {} if row else try_backbone(source, size)
+            row |= try_edge(attach(source, row["cuts"], size))
         except xl.ExitlensError as error:
             row = {"error": f"{type(error).__name__}: {error}"}
         except Exception as error:

@@ -6,6 +6,7 @@ import copy
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def try_backbone(source: str, size: int) -> Row:
     row["bundle"] = compare_bundle(exits.eval(), x, None if exits.info.source else build(source)) == 0
     row["export"], row["compile"] = compile_stages(exits, x, net.head(net.num_exits - 1))
     return row
+
+
+def attach(source: str, cuts: Sequence[str], size: int) -> xl.ExitNet:
+    """A backbone with exits after the same parts as before."""
+    plain = build(source)
+    return xl.attach(plain, list(cuts), 5, make_inputs(plain, size))
 
 
 def compare_outputs(plain: nn.Module, net: xl.ExitNet, x: Inputs) -> Row:
@@ -124,5 +131,5 @@ def passes(row: Row) -> bool:
         exact
         and row["head_share"] <= 0.05
         and row["padding_attention"] == 0
-        and all(row[name] for name in ("egt_step", "bundle", "export", "compile"))
+        and all(row[name] for name in ("egt_step", "bundle", "export", "compile", "edge"))
     )

@@ -83,3 +83,20 @@ def test_a_gate_is_refused(net, tmp_path):
     gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
     with pytest.raises(xl.ExportError, match="gate"):
         write_cascade(tmp_path / "c.onnx", [], xl.Policy((0.5, 0.5), gate=gate))
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.6), (0.0, 0.0), (math.inf, 0.5), (math.inf, math.inf)])
+def test_openvino_answers_the_same(cascades, tmp_path, limits):
+    openvino = pytest.importorskip("openvino")
+    net = cascades[0]
+    path = xl.export(net, xl.Policy((0.5, 0.5)), tmp_path / "e") / "cascade.onnx"
+    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for n in (1, 9):
+        images = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))
+        feed = {"images": images.numpy(), "thresholds": np.array(limits, np.float32), "temperatures": np.ones(3, np.float32)}
+        found, expected = model(feed), xl.predict(net, images, xl.Policy(limits), attention=True)
+        assert found["labels"].tolist() == expected.labels.tolist()
+        assert found["exits"].tolist() == expected.exits.tolist()
+        assert np.allclose(found["scores"], expected.confidence.numpy(), atol=1e-5)
+        for i, k in enumerate(expected.exits.tolist()):
+            assert np.abs(found[f"attention_{k}"][i] - expected.attention[i].numpy()).max() < 1e-4

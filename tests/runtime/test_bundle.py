@@ -42,13 +42,17 @@ def test_damaged_bundles(copied, tmp_path):
         er.load(copied)
 
 
-def test_other_answers_than_the_librarys_are_noticed(copied):
+@pytest.mark.parametrize(
+    ("name", "change_by", "words"),
+    [("logits_1", 0.1, "logits_1 is off"), ("exits", 1, "other exits"), ("labels", 1, "other labels")],
+)
+def test_other_answers_than_the_librarys_are_noticed(copied, name, change_by, words):
     golden = dict(np.load(copied / "golden.npz"))
-    np.savez(copied / "golden.npz", **(golden | {"logits_1": golden["logits_1"] + 0.1}))
+    np.savez(copied / "golden.npz", **(golden | {name: golden[name] + change_by}))
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["sha256"]["golden.npz"] = hashlib.sha256((copied / "golden.npz").read_bytes()).hexdigest()
     change(copied / "manifest.json", **manifest)
-    with pytest.raises(er.BundleError, match="logits_1 is off"):
+    with pytest.raises(er.BundleError, match=words):
         er.load(copied)
     er.load(copied, check=False)
 

@@ -11,9 +11,10 @@
 
 from __future__ import annotations
 
+from exitlens_runtime.answers import Prediction
 from exitlens_runtime.bundle import load
 from exitlens_runtime.errors import BackendError, BundleError, ExitlensRuntimeError, InputError, PolicyError
-from exitlens_runtime.network import EdgeNetwork, Prediction
+from exitlens_runtime.network import EdgeNetwork
 
 __version__ = "0.1.0"
 __all__ = [

@@ -10,18 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from exitlens_runtime.errors import BundleError
+from exitlens_runtime.errors import BundleError, ExitlensRuntimeError
 from exitlens_runtime.network import EdgeNetwork
 from exitlens_runtime.routing import Array, Policy
-from exitlens_runtime.sessions import Session, count_threads
+from exitlens_runtime.sessions import count_threads, open_session
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN = "manifest.json", "policy.json", "golden.npz"
 TOLERANCE = 1e-4  # of the largest absolute value
+NEAR = 1e-3  # of a threshold, either exit may answer
+OTHERWISE = (
+    "this processor or backend computes something else than where it was exported: pass check=False to use it all the same"
+)
 
 
 def load(
-    directory: str | Path, *, policy: str | Path | Mapping[str, Any] | None = None, threads: int = 0, check: bool = True
+    directory: str | Path,
+    *,
+    policy: str | Path | Mapping[str, Any] | None = None,
+    backend: str = "onnxruntime",
+    threads: int = 0,
+    check: bool = True,
 ) -> EdgeNetwork:
     """Opens what ``exitlens export`` wrote.
 
@@ -29,12 +38,14 @@ def load(
         directory: the edge bundle.
         policy: another policy of the same network: a file ``policy.json`` or its contents. It may use the exits that are in
             the bundle.
-        threads: of ONNX Runtime; 0: all processors.
+        backend: what runs the files: ``onnxruntime``, or ``openvino`` (the extra ``openvino``).
+        threads: that one call uses; 0: all processors.
         check: run the samples that came with the bundle and compare with what the library answered.
 
     Raises:
         BundleError: a missing, altered or truncated file, a newer format, or other answers than the library's;
-        PolicyError: a policy of another network; BackendError: ONNX Runtime is missing, too old or cannot run a file.
+        PolicyError: a policy of another network; BackendError: the backend is missing, too old or cannot run a
+        file.
     """
     source = Path(directory)
     manifest = read_manifest(source)
@@ -44,10 +55,12 @@ def load(
     chosen, count = Policy.from_dict(given), threads or count_threads()
     try:
         sessions = {
-            int(one["exit"]): Session(source / one["file"], count, one["inputs"], one["outputs"])
+            int(one["exit"]): open_session(backend, source / one["file"], count, one["inputs"], one["outputs"])
             for one in manifest["segments"]
         }
         net = EdgeNetwork(manifest, sessions, chosen)
+    except ExitlensRuntimeError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{source / MANIFEST}: expected what exitlens wrote ({error!r}): export again") from error
     if check:
@@ -85,11 +98,15 @@ def read_json(path: Path) -> Any:
 
 
 def check_golden(net: EdgeNetwork, path: Path) -> None:
-    """Raises :class:`BundleError` unless the network answers here what the library answered where it was exported."""
+    """Raises :class:`BundleError` unless the network says here what the library said where it was exported.
+
+    Logits and maps of every exit, and the exits and labels that the bundle's own policy leads to.
+    """
     try:
         with np.load(path) as file:
             golden: dict[str, Array] = dict(file)
         inputs = {name: golden[name] for name in net.input_names}
+        labels, exits = golden["labels"], golden["exits"]
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(f"{path}: cannot be read ({error}): copy the bundle again") from error
     for name, found in net.compute_outputs(inputs).items():
@@ -98,7 +115,11 @@ def check_golden(net: EdgeNetwork, path: Path) -> None:
             raise BundleError(f"{path}: it lacks {name}: export again")
         off = np.abs(found - known).max()
         if not off <= TOLERANCE * max(np.abs(known).max(), 1.0):
-            raise BundleError(
-                f"{path}: {name} is off by {off:.2g}: this processor or ONNX Runtime computes something else than where it "
-                "was exported: pass check=False to use it all the same"
-            )
+            raise BundleError(f"{path}: {name} is off by {off:.2g}: {OTHERWISE}")
+    own = Policy.from_dict(read_json(path.parent / POLICY))
+    early, late = (net.with_policy(own.shift(by)).predict(inputs) for by in (-NEAR, NEAR))
+    if not ((early.exits <= exits) & (exits <= late.exits)).all():
+        raise BundleError(f"{path}: other exits answer than in the library: {OTHERWISE}")
+    sure = early.exits == late.exits
+    if not (early.labels == labels)[sure].all():
+        raise BundleError(f"{path}: other labels than the library's: {OTHERWISE}")

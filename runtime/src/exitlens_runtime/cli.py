@@ -11,6 +11,7 @@ from typing import Any
 
 from exitlens_runtime.errors import ExitlensRuntimeError, InputError
 from exitlens_runtime.reading import FORMATS
+from exitlens_runtime.sessions import BACKENDS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--policy", type=Path, help="another policy.json of the same network")
     parser.add_argument("--explain", action="store_true", help="show where the exit that answered looked")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each sample")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime (default: all processors)")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what runs the files")
+    parser.add_argument("--threads", type=int, default=0, help="that one call uses (default: all processors)")
     given = parser.parse_args(arguments)
     try:
         _run(given)
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(given: argparse.Namespace) -> None:
     from exitlens_runtime.bundle import load
 
-    net = load(given.bundle, policy=given.policy, threads=given.threads)
+    net = load(given.bundle, policy=given.policy, backend=given.backend, threads=given.threads)
     if given.text:
         names, predictions = list(given.inputs), iter([net.predict_texts(given.inputs, attention=given.explain)])
     else:

@@ -4,56 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from exitlens_runtime.answers import Answers, Prediction
 from exitlens_runtime.errors import InputError, PolicyError
-from exitlens_runtime.placing import place
 from exitlens_runtime.reading import Preprocess, TextPreprocess, read_preprocess
 from exitlens_runtime.routing import Array, Policy, decide, find_divergence, find_probabilities, find_score
 from exitlens_runtime.sessions import Session
 
 Inputs = Array | Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Answers in the order of the input: the fields of ``exitlens.Prediction``, as NumPy arrays.
-
-    Attributes:
-        labels: ``(B,)`` predicted class. exits: ``(B,)`` the exit that answered.
-        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
-        probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
-        attention: per sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
-        index: ``(B,)`` the samples' places in the batch, or in the stream.
-        divergence_estimate, last_divergence: ``(B,)`` where the policy has a gate, as in the library.
-    """
-
-    labels: Array
-    exits: Array
-    confidence: Array
-    probabilities: Array
-    attention: tuple[Array, ...] | None = None
-    index: Array | None = None
-    divergence_estimate: Array | None = None
-    last_divergence: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass
-class _Open:
-    """Answers of a batch that are filled in exit by exit."""
-
-    exits: Array
-    scores: Array
-    p: Array
-    maps: list[Array | None]
-    trust: Array | None  # (B,2): estimate and last divergence
 
 
 class EdgeNetwork:
@@ -112,66 +74,36 @@ class EdgeNetwork:
         """
         tensors = self.check(inputs)
         count = len(next(iter(tensors.values())))
-        found = _Open(
-            np.zeros(count, np.int64),
-            np.zeros(count, np.float32),
-            np.zeros((count, self.num_classes), np.float32),
-            [None] * count,
-            None if self.policy.gate is None else np.full((count, 2), math.nan, np.float32),
-        )
-        self._route(tensors, attention, found)
-        if not np.isfinite(found.p).all():
+        answers = Answers(count, self.num_classes, attention, self.policy.gate is not None)
+        self._route(tensors, answers)
+        if not np.isfinite(answers.p).all():
             raise InputError("inputs: the answers are NaN or infinite for these: the network is damaged, export it again")
-        estimates, last = (None, None) if found.trust is None else (found.trust[:, 0], found.trust[:, 1])
-        maps = tuple(one for one in found.maps if one is not None) if attention else None
-        index = np.arange(count)
-        return Prediction(found.p.argmax(1), found.exits, found.scores, found.p, maps, index, estimates, last)
+        return answers.close()
 
-    def _route(self, tensors: dict[str, Array], attention: bool, found: _Open) -> None:
-        where, policy = np.arange(len(found.exits)), self.policy
-        previous: tuple[int, Array] | None = None  # an exit, and its maps where the policy has a gate
+    def _route(self, tensors: dict[str, Array], answers: Answers) -> None:
+        """Runs one file after the other on the samples that are left."""
+        where, policy = np.arange(answers.count), self.policy
+        previous: tuple[int, Array] | None = None  # the exit before, and its maps
         for k, session in self._sessions.items():
             logits, maps, *crossing = session.run(tensors)
             p = find_probabilities(logits, policy.temperatures[k])
             before = previous[1] if previous is not None and previous[0] == k - 1 else None
             if k == self.num_exits - 1:
-                trust = None
-                if found.trust is not None:
-                    far = np.full(len(where), math.nan, np.float32) if before is None else find_divergence(before, maps)
-                    trust = np.stack([np.zeros(len(where), np.float32), far], 1)
-                self._answer(found, k, where, find_score(p, policy.score), p, maps if attention else None, trust)
+                answers.fill(k, where, p, find_score(p, policy.score), maps, self._offsets[k], 0.0)
+                if answers.gated and before is not None:
+                    answers.last[where] = find_divergence(before, maps)
                 return
-            stay = np.ones(len(where), bool)
             if policy.needs(k):
                 decision = decide(policy, k, p, maps, before)
-                leave, stay = decision.fired, ~decision.fired
-                trust = None
-                if decision.estimates is not None:
-                    trust = np.stack([decision.estimates, np.full(len(where), math.nan, np.float32)], 1)[leave]
-                self._answer(
-                    found, k, where[leave], decision.scores[leave], p[leave], maps[leave] if attention else None, trust
-                )
-                previous = (k, maps) if policy.gate is not None else None
-                if not stay.any():
+                leave, rows = np.flatnonzero(decision.fired), np.flatnonzero(~decision.fired)
+                trust = math.nan if decision.estimates is None else decision.estimates[leave]
+                answers.fill(k, where[leave], p[leave], decision.scores[leave], maps[leave], self._offsets[k], trust)
+                if len(rows) == 0:
                     return
-            names = session.outputs[2:]
-            if stay.all():
-                tensors = dict(zip(names, crossing, strict=True))
-            else:
-                rows = np.flatnonzero(stay)
-                where = where[rows]
-                previous = None if previous is None else (previous[0], previous[1][rows])
-                tensors = {name: x.take(rows, 0) for name, x in zip(names, crossing, strict=True)}
-
-    def _answer(
-        self, found: _Open, k: int, where: Array, scores: Array, p: Array, maps: Array | None, trust: Array | None
-    ) -> None:
-        found.exits[where], found.scores[where], found.p[where] = k, scores, p
-        if found.trust is not None and trust is not None:
-            found.trust[where] = trust
-        if maps is not None:
-            for i, one in zip(where.tolist(), place(maps, self._offsets[k]), strict=True):
-                found.maps[i] = one
+                if len(rows) < len(where):
+                    where, maps, crossing = where[rows], maps[rows], [x.take(rows, 0) for x in crossing]
+                previous = k, maps
+            tensors = dict(zip(session.outputs[2:], crossing, strict=True))
 
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Logits ``logits_K`` and attention ``attention_K`` of every exit K in the bundle, not placed in the image."""

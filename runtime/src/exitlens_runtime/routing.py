@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,11 @@ class Policy:
             len(gate.limits) == len(gate.weights) == count and all(len(w) == 4 for w in gate.weights)
         ):
             raise PolicyError(f"policy: expected a gate with 4 weights and a limit for each of {count} early exits")
+
+    def shift(self, by: float) -> Policy:
+        """A policy that is more willing to answer early (below 0) or less, by so much in thresholds and limits."""
+        gate = None if self.gate is None else Gate(self.gate.weights, tuple(limit - by for limit in self.gate.limits))
+        return replace(self, thresholds=tuple(t + by for t in self.thresholds), gate=gate)
 
     def needs(self, k: int) -> bool:
         """Whether the head of exit k is computed: it can fire, or a gate of a later exit that can needs its map."""

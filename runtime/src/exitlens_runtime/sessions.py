@@ -1,18 +1,21 @@
-"""ONNX Runtime: one session for each file of an edge bundle, fed without copies."""
+"""What runs the files of an edge bundle: a session of ONNX Runtime or OpenVINO for each, fed without copies."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from exitlens_runtime.errors import BackendError
+from exitlens_runtime.errors import BackendError, InputError
 from exitlens_runtime.routing import Array
 
 OLDEST = (1, 23)
+BACKENDS = ("onnxruntime", "openvino")
 
 
 def import_onnxruntime() -> Any:
@@ -27,13 +30,45 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-class Session:
+class Session(Protocol):
     """One ONNX file, open.
 
+    Attributes:
+        outputs: names of the tensors that :meth:`run` gives.
+    """
+
+    outputs: list[str]
+
+    def run(self, tensors: Mapping[str, Array]) -> list[Array]:
+        """Every output, in the order of :attr:`outputs`."""
+
+
+def open_session(backend: str, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
+    """Opens a file.
+
     Args:
-        path: of the file.
-        threads: that one call uses; idle ones sleep instead of waiting for work, so that sessions do not take each other's.
-        inputs, outputs: names of the tensors.
+        backend: one of :data:`BACKENDS`.
+        threads: that one call uses.
+        inputs, outputs: names of the tensors, as the manifest has them.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend: expected one of {BACKENDS}, got {backend!r}")
+    kind = OnnxRuntimeSession if backend == "onnxruntime" else OpenVinoSession
+    return kind(path, threads, inputs, outputs)
+
+
+def _select(path: Path, known: set[str], given: set[str], inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
+    """The inputs that the file reads; raises :class:`BackendError` where its tensors are not those of the manifest."""
+    if not known <= set(inputs) or given != set(outputs):
+        raise BackendError(f"{path}: its inputs and outputs are not those of the manifest: export again")
+    return [name for name in inputs if name in known]
+
+
+class OnnxRuntimeSession:
+    """A file in ONNX Runtime.
+
+    Idle threads sleep instead of waiting for work: otherwise those of one session take the others' cores, and one pool for
+    all sessions, which Python cannot keep from waiting so, takes twice the time where another process has a core.
     """
 
     def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -46,10 +81,8 @@ class Session:
         except Exception as error:  # its errors have no common base
             raise BackendError(f"{path}: ONNX Runtime cannot open it ({error})") from error
         self._make, self.path, self.outputs = runtime.OrtValue.ortvalue_from_numpy, path, list(outputs)
-        known = {one.name for one in self._session.get_inputs()}
-        if not known <= set(inputs) or {one.name for one in self._session.get_outputs()} != set(outputs):
-            raise BackendError(f"{path}: its inputs and outputs are not those of the manifest: export again")
-        self._inputs = [name for name in inputs if name in known]
+        known, given = ({one.name for one in some} for some in (self._session.get_inputs(), self._session.get_outputs()))
+        self._inputs = _select(path, known, given, inputs, outputs)
 
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
         """Every output, in the order of :attr:`outputs`."""
@@ -59,6 +92,38 @@ class Session:
         except Exception as error:
             raise BackendError(f"{self.path}: ONNX Runtime cannot run it ({error})") from error
         return [_view(one) for one in found]
+
+
+class OpenVinoSession:
+    """A file in OpenVINO, in float32: what it would choose by itself may be less exact, and decide otherwise."""
+
+    def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        try:
+            openvino: Any = import_module("openvino")
+        except ImportError as error:
+            raise BackendError(
+                f"openvino cannot be imported ({error}): run pip install 'exitlens-runtime[openvino]'"
+            ) from error
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        try:
+            self._model = openvino.Core().compile_model(str(path), "CPU", settings)
+        except Exception as error:  # its errors have no common base
+            raise BackendError(f"{path}: OpenVINO cannot open it ({error})") from error
+        known, given = ({one.any_name for one in some} for some in (self._model.inputs, self._model.outputs))
+        self._inputs = _select(path, known, given, inputs, outputs)
+        self._places = [next(i for i, one in enumerate(self._model.outputs) if name in one.names) for name in outputs]
+        self.path, self.outputs, self._own = path, list(outputs), threading.local()  # a request is for one thread
+
+    def run(self, tensors: Mapping[str, Array]) -> list[Array]:
+        """Every output, in the order of :attr:`outputs`; what crosses the cut is good until the thread's next call."""
+        try:
+            request = self._own.__dict__.setdefault("request", None) or self._model.create_infer_request()
+            self._own.request = request
+            found = request.infer({name: tensors[name] for name in self._inputs}, share_inputs=True, share_outputs=True)
+        except Exception as error:
+            raise BackendError(f"{self.path}: OpenVINO cannot run it ({error})") from error
+        logits, attention, *crossing = (found[i] for i in self._places)
+        return [logits.copy(), attention.copy(), *crossing]
 
 
 def _view(value: Any) -> Array:

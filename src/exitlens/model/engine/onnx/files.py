@@ -67,6 +67,7 @@ def write_segments(
         outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
         write_segment(segment, tuple(t.clone() for t in now[2]), path, names, outputs)
         session = open_file(path)
+        compare_empty(segment, session, dict(zip(names, now[2], strict=True)))
         for batch, each in now.items():
             now[batch] = compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:]
         found.append(Written(path, segment.exit, names, outputs, tuple(attention.shape[1:])))
@@ -147,6 +148,18 @@ def compare_segment(segment: Segment, session: Any, activations: Mapping[str, Te
     for name, ours, theirs in zip(names, expected, found, strict=True):
         _compare(f"exit {segment.exit}, {name}, {len(ours)} samples", ours, theirs)
     return expected
+
+
+def compare_empty(segment: Segment, session: Any, activations: Mapping[str, Tensor]) -> None:
+    """Raises :class:`ExportError` where segment and file both take a batch of 0 samples, and give other shapes."""
+    none = {name: t[:0] for name, t in activations.items()}
+    try:
+        with torch.inference_mode():
+            segment(*none.values())
+        session.run(None, {one.name: none[one.name].numpy() for one in session.get_inputs()})
+    except Exception:  # not every network takes it; nothing here asks one to
+        return
+    compare_segment(segment, session, none)
 
 
 def _compare(what: str, ours: Tensor, theirs: np.ndarray[Any, Any]) -> None:
