@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import exitlens_runtime
 import numpy as np
 import torch
 from torch import nn
 
 import exitlens as xl
+import exitlens_runtime
 from exitlens.edge.export import draw_for, name_inputs
 
 SAMPLES, BATCH = 24, 8

@@ -6,7 +6,20 @@ from benchmarks.backbones.attempt import Row, passes
 from benchmarks.backbones.catalogue import BACKBONES
 from benchmarks.markdown import ROOT, table
 
-HEAD = ("family", "source", "trace", "exits after", "eval", "train", "gradient", "step", "bundle", "export", "compile", "edge")
+HEAD = (
+    "family",
+    "source",
+    "trace",
+    "exits after",
+    "eval",
+    "train",
+    "gradient",
+    "step",
+    "bundle",
+    "export",
+    "compile",
+    "edge",
+)
 GAPS, CHECKS = ("eval_gap", "train_gap", "gradient_gap"), ("egt_step", "bundle", "export", "compile", "edge")
 WORDS = """# Backbones
 

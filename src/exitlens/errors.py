@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from types import UnionType
 from typing import Any
 
@@ -115,6 +116,11 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise MissingExtraError(module.rpartition(".")[2], extra, purpose) from error
+
+
+def is_installed(*modules: str) -> bool:
+    """Whether all these modules of optional dependencies can be imported; none is."""
+    return all(find_spec(module) is not None for module in modules)
 
 
 def require(value: object, kind: type | UnionType, name: str, hint: str = "") -> None:

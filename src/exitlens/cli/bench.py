@@ -63,6 +63,7 @@ def tune(
     precision: Annotated[
         str, Option(help="auto (bfloat16 where it is faster and keeps the decisions), float32 or bfloat16.")
     ] = "auto",
+    backend: Annotated[str, Option(help="auto (ONNX Runtime where it is installed and faster), torch or onnx.")] = "auto",
     samples: Annotated[int, Option(min=1, help="Calibration samples to judge bfloat16 by.")] = 1024,
     json_: Json = False,
 ) -> None:
@@ -75,16 +76,18 @@ def tune(
     net, policy = xl.load(bundle)
     before = net.tuning.precision
     example = _draw_inputs(bundle, net, "calibration", samples, data, root)
-    found = net.tune(example, policy=policy, precision=precision)  # type: ignore[arg-type]
+    found = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
     kept = policy if found.precision == before else None
     xl.save(net, kept, find_bundle(bundle), overwrite=True)
-    rows = [["micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
+    rows = [["backend", "micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
     for tried in found.measured["ms_per_sample"]:
         chosen = "*" if all(tried[name] == value for name, value in found.to_dict().items() if name in tried) else ""
         words = ["channels_last" if tried["channels_last"] else "as it is", tried["precision"]]
         flags = ["yes" if tried[name] else "no" for name in ("folded", "keep_memory")]
         threads = str(tried["threads"] or "all")
-        rows.append([f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"])
+        rows.append(
+            [tried["backend"], f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"]
+        )
     show(json_, found.to_dict() | {"policy_kept": kept is policy}, "settings tried; * is stored with the bundle", rows)
     if kept is not policy and not json_:
         console.print(f"it runs in {found.precision} now, its policy was for {before}: calibrate again")

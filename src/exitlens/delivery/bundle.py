@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from exitlens.io import read_json, read_tensors, replace_directory, write_manife
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.model.engine.onnx.engine import OnnxEngine
+from exitlens.model.engine.onnx.files import Written
+from exitlens.model.engine.onnx.running import Home
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
@@ -29,6 +33,8 @@ WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "pol
 
 def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Writes a bundle: weights, how the network is built, the policy, and a checksum of each.
+
+    A network that is tuned to ``backend="onnx"`` takes its ONNX files along.
 
     Args:
         net: any network; one around a module of your own is loaded with ``load(directory, backbone=...)``.
@@ -49,7 +55,7 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
         hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
         raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
-    with replace_directory(target, (WEIGHTS, NETWORK, POLICY, MANIFEST)) as temporary:
+    with replace_directory(target, _list_own(target)) as temporary:
         _write_files(temporary, net, policy, fingerprint)
     return target
 
@@ -61,7 +67,25 @@ def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerpri
     facts["dtype"] = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
     _write_json(directory / NETWORK, net.info.to_dict() | facts)
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
-    write_manifest(directory / MANIFEST, [directory / name for name in (WEIGHTS, NETWORK, POLICY)], {"format": FORMAT})
+    parts = _copy_onnx(directory, net)
+    files = [directory / name for name in (WEIGHTS, NETWORK, POLICY)] + [part.path for part in parts]
+    write_manifest(directory / MANIFEST, files, {"format": FORMAT, "onnx": [part.to_dict() for part in parts]})
+
+
+def _copy_onnx(directory: Path, net: ExitNet) -> list[Written]:
+    """The files that it answers by; none where it answers by PyTorch."""
+    if not net.is_tuned or (net.tuning.backend, net.tuning.precision) != ("onnx", "float32"):
+        return []
+    with net.open_engine() as engine:
+        files = engine.files if isinstance(engine, OnnxEngine) else ()
+    return [one._replace(path=Path(shutil.copy(one.path, directory))) for one in files]
+
+
+def _list_own(target: Path) -> set[str]:
+    """Names that files of a bundle have there."""
+    manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
+    known = manifest.get("sha256") if isinstance(manifest, dict) else None
+    return {WEIGHTS, NETWORK, POLICY, MANIFEST, *(known if isinstance(known, dict) else ())}
 
 
 def find_bundle(path: Path) -> Path:
@@ -85,7 +109,8 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     require(directory, str | Path, "directory")
     require(backbone, nn.Module | None, "backbone", "the plain module that exits were attached to")
     source = find_bundle(Path(directory))
-    form = _verify_files(source)
+    manifest = _verify_files(source)
+    form = manifest["format"]
     values, policy_values = read_json(source / NETWORK), read_json(source / POLICY)
     if form <= OTHER_NECKS and values.get("head") == "context":
         raise BundleError(f"{source}: of an earlier exitlens, whose context heads had other layers: train it again")
@@ -104,9 +129,23 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
         raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
     if tuning is not None:
         net.tuning = tuning
+    if manifest.get("onnx"):
+        net._session.keep_files(_keep_onnx(source, manifest["onnx"]))
     if policy is not None:
         policy.check(net.num_exits, net.identity())
     return net.eval(), policy
+
+
+def _keep_onnx(source: Path, described: Any) -> tuple[list[Written], Home]:
+    """Copies of the ONNX files, which stay when the bundle is replaced."""
+    home = Home()
+    try:
+        parts = [Written.from_dict(one, home.path) for one in described]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{source / MANIFEST}: its ONNX files are not described as exitlens does ({error!r})") from error
+    for part in parts:
+        shutil.copy(source / part.path.name, part.path)
+    return parts, home
 
 
 def _read_tuning(values: dict[str, Any] | None, form: int) -> Tuning | None:
@@ -116,20 +155,20 @@ def _read_tuning(values: dict[str, Any] | None, form: int) -> Tuning | None:
     return None if unset else tuning
 
 
-def _verify_files(source: Path) -> int:
-    """The bundle's format; raises :class:`BundleError` unless its files are those that its manifest lists."""
+def _verify_files(source: Path) -> dict[str, Any]:
+    """The manifest; raises :class:`BundleError` unless the bundle's files are those that it lists."""
     manifest = read_json(source / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"{source / MANIFEST}: expected checksums: copy the bundle again")
     form = manifest.get("format")
     if not isinstance(form, int) or not 1 <= form <= FORMAT:
         raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens")
-    for name in (WEIGHTS, NETWORK, POLICY):
-        if not (source / name).is_file():
+    for name in (WEIGHTS, NETWORK, POLICY, *(set(manifest["sha256"]) - {WEIGHTS, NETWORK, POLICY})):
+        if Path(name).name != name or not (source / name).is_file():
             raise BundleError(f"{source / name}: missing: copy the bundle again from where it was saved")
         if _checksum(source / name) != manifest["sha256"].get(name):
             raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
-    return form
+    return manifest
 
 
 def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:

@@ -160,8 +160,7 @@ class ExitNet(nn.Module):
     def walk(self, inputs: Inputs) -> Iterator[ExitOutput]:
         """Yields one exit's output after the other; stage k+1 runs only when exit k+1 is asked for.
 
-        Raises:
-            InputError: for inputs that the network cannot take (checked at the call, before any stage runs).
+        Raises :class:`InputError` for inputs that the network cannot take (checked at the call, before any stage runs).
         """
         return self._walk(self.check_input(inputs))
 
@@ -247,26 +246,27 @@ class ExitNet(nn.Module):
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
         min_agreement: float = 0.99,
         seconds: float = 4.0,
+        backend: Literal["auto", "torch", "onnx"] = "auto",
     ) -> Tuning:
         """Finds the fastest :class:`~exitlens.model.engine.tuning.Tuning` on this machine by measuring, sets and returns it.
 
-        Memory format, precision, micro-batch and threads are tried in turn. :func:`exitlens.save` stores the result.
-        Calibrate after tuning: :func:`exitlens.collect` then records what the tuned network says. A policy of the float32
-        network is refused by one that was tuned to bfloat16, and the other way round.
+        Backend, memory format, precision, micro-batch and threads are tried in turn, and stored by :func:`exitlens.save`.
+        Calibrate after tuning: :func:`exitlens.collect` then records what the tuned network says. A policy of a network in
+        float32 is refused by one in bfloat16, and the other way round.
 
         Args:
-            example: inputs like those to come, of all kinds; 300 or more where bfloat16 is to be judged by them.
+            example: inputs like those to come, of all kinds; 300 or more to judge bfloat16 by.
             policy: whose answers bfloat16 has to keep, beside the labels of every exit.
             precision: ``auto`` takes bfloat16 if it is faster and keeps the decisions; the others are taken as they are.
             min_agreement: share of decisions that bfloat16 has to keep, with 95 % confidence (exact binomial bound).
-            seconds: to measure for, about; large networks take longer.
+            seconds: to measure for, about; large networks take longer, and writing them as ONNX some seconds more.
+            backend: ``auto`` tries ONNX Runtime, too, if the extra ``onnx`` is installed; the others are taken as they are.
 
-        Raises:
-            InputError: for arguments that do not fit, or a network that does not run in the precision asked for.
+        Raises InputError or EngineError for arguments that do not fit, or a network that does not run as was asked for.
         """
         self._check_policy(policy)
         activations = self.check_input(example, "example")
-        self.tuning = tune(*self._session.parts, activations, policy, precision, min_agreement, seconds)
+        self._session.adopt(tune(*self._session.parts, activations, policy, precision, min_agreement, seconds, backend))
         return self.tuning
 
     def _check_policy(self, policy: Policy | None) -> None:

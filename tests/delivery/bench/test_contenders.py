@@ -3,7 +3,15 @@ import torch
 
 import exitlens as xl
 from exitlens.delivery.bench.benchmark import MIXED, list_exit_shares
-from exitlens.delivery.bench.contenders import Planned, StepTimes, compare_adaptive, plan_exits, split_whole_batches
+from exitlens.delivery.bench.contenders import (
+    Plain,
+    Planned,
+    StepTimes,
+    compare_adaptive,
+    measure_router_share,
+    plan_exits,
+    split_whole_batches,
+)
 from tests.conftest import TinyNet, make_net
 
 
@@ -54,3 +62,14 @@ def test_timing_leaves_the_networks_alone(images):
     assert (speed.batch_size, speed.images, speed.rounds) == (8, 40, 1)
     assert plain.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_on_onnx_runtime_both_sides_are(images):
+    pytest.importorskip("onnxruntime")
+    plain, net = TinyNet().eval(), make_net()
+    net.tuning = xl.Tuning(micro_batch=4, backend="onnx")
+    rival = Plain(plain, images, net.tuning)
+    assert torch.allclose(rival.body(images)[0], plain(images), atol=1e-5)
+    rival(images)
+    plan = plan_exits((0.5, 0.25, 0.25), 16)
+    assert 0 < measure_router_share(Planned(net, plan), images[:16])() < 1

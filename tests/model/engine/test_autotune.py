@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.model.engine.session import prepare_engine
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
@@ -14,7 +15,7 @@ POLICY = spread_policy(with_statistics(make_net()), IMAGES)
 def test_tune_measures_and_sets_what_was_fastest():
     net = with_statistics(make_net())
     expected = xl.predict(net, IMAGES, POLICY)
-    found = net.tune(IMAGES, policy=POLICY, seconds=0.05)
+    found = net.tune(IMAGES, policy=POLICY, seconds=0.05, backend="torch")
     assert net.tuning is found
     assert found.micro_batch > 0
     tried = found.measured["ms_per_sample"]
@@ -29,10 +30,10 @@ def test_tune_measures_and_sets_what_was_fastest():
 
 def test_tune_takes_bfloat16_only_with_enough_samples_and_where_decisions_are_kept():
     net = make_net()
-    net.tune(IMAGES, seconds=0.01)  # 70 without a difference show no more than 95.8 %
+    net.tune(IMAGES, seconds=0.01, backend="torch")  # 70 without a difference show no more than 95.8 %
     assert net.tuning.precision == "float32"
     assert not any(row["precision"] == "bfloat16" for row in net.tuning.measured["ms_per_sample"])
-    net.tune(IMAGES, min_agreement=0.5, seconds=0.01)
+    net.tune(IMAGES, min_agreement=0.5, seconds=0.01, backend="torch")
     assert any(row["precision"] == "bfloat16" for row in net.tuning.measured["ms_per_sample"])
     alike = IMAGES[:1] + 1e-4 * torch.randn(70, 3, 16, 16)
     with torch.no_grad():
@@ -41,19 +42,57 @@ def test_tune_takes_bfloat16_only_with_enough_samples_and_where_decisions_are_ke
             linear.weight[1:] = 0
             linear.bias[1] = out.logits[:, 0].median()
             linear.bias[2:] = -1e4
-    net.tune(alike, seconds=0.01)
+    net.tune(alike, seconds=0.01, backend="torch")
     assert net.tuning.measured["bfloat16_agreement"] < 0.99
     assert net.tuning.precision == "float32"
-    net.tune(IMAGES[:2], precision="bfloat16", seconds=0.01)
+    net.tune(IMAGES[:2], precision="bfloat16", seconds=0.01, backend="torch")
     assert net.tuning.precision == "bfloat16"
-    net.tune(IMAGES, precision="float32", seconds=0.01)
+    net.tune(IMAGES, precision="float32", seconds=0.01, backend="torch")
     assert "bfloat16_agreement" not in net.tuning.measured
+
+
+@pytest.fixture(scope="module")
+def written_once(files_written_once):
+    """ONNX files, in this module."""
+
+
+@pytest.mark.usefixtures("written_once")
+def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    net = with_statistics(make_net())
+    expected = xl.predict(net, IMAGES, POLICY)
+    assert {row["backend"] for row in net.tune(IMAGES, seconds=0.01).measured["ms_per_sample"]} == {"torch", "onnx"}
+    found = net.tune(IMAGES, seconds=0.01, backend="onnx")
+    assert {row["backend"] for row in found.measured["ms_per_sample"]} == {found.backend} == {"onnx"}
+    monkeypatch.setattr("exitlens.model.engine.onnx.engine.write_segments", None)  # it is not written again
+    assert xl.predict(net, IMAGES, POLICY).exits.tolist() == expected.exits.tolist()
+
+
+def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
+    net = make_net()
+    with pytest.raises(xl.EngineError, match="float32 on the CPU"):
+        net.tune(IMAGES, precision="bfloat16", seconds=0.01, backend="onnx")
+    monkeypatch.setattr("exitlens.model.engine.autotune.prepare_engine", _refuse_onnx)
+    found = net.tune(IMAGES, precision="float32", seconds=0.01)
+    assert found.backend == "torch"
+    assert "an odd layer" in found.measured["onnx"]
+    with pytest.raises(xl.EngineError, match="an odd layer"):
+        net.tune(IMAGES, seconds=0.01, backend="onnx")
+    monkeypatch.setattr("exitlens.model.engine.autotune.is_installed", lambda *names: False)
+    assert "onnx" not in net.tune(IMAGES, precision="float32", seconds=0.01).measured
+
+
+def _refuse_onnx(stages, heads, tuning, example):
+    if tuning.backend == "onnx":
+        raise xl.EngineError("an odd layer")
+    return prepare_engine(stages, heads, tuning, example)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"precision": "half"}, "precision"),
+        ({"backend": "tensorrt"}, "backend"),
         ({"min_agreement": 0.0}, "min_agreement"),
         ({"seconds": 0}, "seconds"),
         ({"policy": xl.Policy((0.5,))}, "exits"),

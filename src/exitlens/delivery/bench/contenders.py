@@ -8,17 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from exitlens.delivery.bench.timing import Speed, compare, time_calls
 from exitlens.errors import InputError
-from exitlens.functional.scores import probabilities, score_of
 from exitlens.model._torch_compat import mark_any_count
 from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
-from exitlens.model.engine.engine import Engine, StepOutput
+from exitlens.model.engine.engine import Engine, Step
+from exitlens.model.engine.onnx.running import OnnxFile
 from exitlens.model.engine.prepare import prepare_graph
 from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.router import Router
@@ -61,8 +61,9 @@ class Plain:
 
     def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
         body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
-        self.tuning = replace(tuning, channels_last=True) if compiled and list_tensors(example)[0].ndim == 4 else tuning
-        self.body: Callable[..., Any] = prepare_graph(body, self.tuning)
+        images = list_tensors(example)[0].ndim == 4
+        self.tuning = replace(tuning, channels_last=images or tuning.channels_last, backend="torch") if compiled else tuning
+        self.body: Callable[..., Any] = _prepare_body(body, example, self.tuning)
         self.compiled = compiled
         if compiled:
             self._compile(list_tensors(example))
@@ -85,6 +86,27 @@ class Plain:
                 output = self.body(*self.tuning.convert(part))
                 logits.append(pick_logits(output[0] if isinstance(output, tuple | list) else output).float())
             (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
+
+
+def _prepare_body(body: fx.GraphModule, example: Inputs, tuning: Tuning) -> Callable[..., Any]:
+    """The backbone's graph in a tuning's formats, or as an ONNX file."""
+    if tuning.backend == "torch":
+        return prepare_graph(body, tuning)
+    folded = _Logits(prepare_graph(body, Tuning(folded=True)).float()).eval()
+    written = OnnxFile.write(folded, tuple(t[:1] for t in list_tensors(example)), "the plain backbone")
+    return lambda *activations: written(activations)
+
+
+class _Logits(nn.Module):
+    """A graph whose output is a tuple of its logits alone."""
+
+    def __init__(self, body: fx.GraphModule) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, *activations: Tensor) -> tuple[Tensor]:
+        output = self.body(*activations)
+        return (pick_logits(output[0] if isinstance(output, tuple | list) else output),)
 
 
 class Planned:
@@ -136,7 +158,7 @@ class _Clocked(Engine):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.stages, engine.heads, engine.tuning, shared=engine.shared)
-        self.spent = 0.0
+        self.inner, self.spent = engine, 0.0
 
     def enter(self, activations: Activations) -> Activations:
         started = time.perf_counter()
@@ -144,15 +166,11 @@ class _Clocked(Engine):
         self.spent += time.perf_counter() - started
         return activations
 
-    def answer(
-        self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
-    ) -> StepOutput:
+    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
         started = time.perf_counter()
-        activations = self.stages[k](*activations)
-        logits = self.heads[k].classify(*activations)
+        found = self.inner.run_step(k, activations, attention)
         self.spent += time.perf_counter() - started
-        p = probabilities(logits, temperature)
-        return StepOutput(activations, p, score_of(p, score), None)
+        return found
 
 
 def measure_router_share(planned: Planned, inputs: Inputs) -> Callable[[], float]:

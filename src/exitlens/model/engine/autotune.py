@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.errors import ExitlensError, InputError
+from exitlens.errors import EngineError, ExitlensError, InputError, is_installed
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
 from exitlens.functional.thresholds.pvalues import upper_bound
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.process import apply_tuning
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model.engine.session import prepare_engine
+from exitlens.model.engine.tuning import BACKENDS, Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.malloc import can_keep_memory, keep_memory
 from exitlens.types import Policy
@@ -36,15 +37,22 @@ def tune(
     precision: str,
     min_agreement: float,
     seconds: float,
-) -> Tuning:
-    """See :meth:`~exitlens.model.network.ExitNet.tune`; ``activations`` is its example as the first stage takes it."""
+    backend: str = "auto",
+) -> Engine:
+    """The fastest engine; see :meth:`~exitlens.model.network.ExitNet.tune`.
+
+    ``activations`` is its example as the first stage takes it.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"backend: expected 'auto' or one of {BACKENDS}, got {backend!r}")
     if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
     if not 0 < min_agreement <= 1 or not seconds > 0:
         raise InputError(f"min_agreement, seconds: expected a share in (0, 1] and a time, got {min_agreement}, {seconds}")
     facts: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
     meter = _Meter(stages, heads, activations, seconds / 4)
-    best = meter.find_fastest(_list_formats(meter, policy, precision, min_agreement, facts))
+    formats = [] if backend == "onnx" else _list_formats(meter, policy, precision, min_agreement, facts)
+    best = meter.find_fastest(formats + _list_onnx(meter, backend, precision, facts))
     if can_keep_memory() and activations[0].device.type == "cpu":  # first, since it changes which micro-batch is best
         best = meter.find_fastest([replace(best, keep_memory=True), best])
     sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
@@ -53,7 +61,28 @@ def tune(
         best = meter.find_fastest([best, replace(best, threads=1)])
     times = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.found.items()]
     facts["ms_per_sample"] = [{name: value for name, value in row.items() if name != "measured"} for row in times]
-    return replace(best, measured=facts)
+    return meter.close(replace(best, measured=facts))
+
+
+def _list_onnx(meter: _Meter, backend: str, precision: str, facts: dict[str, Any]) -> list[Tuning]:
+    """ONNX Runtime, where the network runs in it; why it does not is an error if it was asked for, else one of ``facts``."""
+    if backend == "torch" or (backend == "auto" and not is_installed("onnxruntime", "onnx", "onnxscript")):
+        return []
+    tuning = Tuning(micro_batch=FEW, backend="onnx")
+    try:
+        if precision == "bfloat16" or not all(_is_plain(t) for t in (*meter.given, *meter.heads[0].parameters())):
+            raise EngineError("backend: 'onnx' is for networks in float32 on the CPU: leave it at 'auto'")
+        meter.open(tuning)
+    except EngineError as error:
+        if backend == "onnx":
+            raise
+        facts["onnx"] = str(error)
+        return []
+    return [tuning]
+
+
+def _is_plain(t: Tensor) -> bool:
+    return t.device.type == "cpu" and (t.dtype is torch.float32 or not t.is_floating_point())
 
 
 def _list_formats(
@@ -86,7 +115,7 @@ class _Meter:
         rows = torch.arange(MICRO_BATCHES[-1]) % len(given[0])
         self.activations = tuple(t[rows.to(t.device)] for t in given)
         self.found: dict[Tuning, float] = {}  # seconds a sample
-        self.engines: dict[tuple[bool, bool, str], Engine] = {}  # one copy of the weights for each form
+        self.engines: dict[tuple[bool, bool, str, str], Engine] = {}  # one copy of the weights for each form
 
     def find_fastest(self, tunings: Sequence[Tuning], stop_early: bool = False) -> Tuning:
         """The first tuning (the simplest come first) whose time a sample is within ``NEARLY`` of the lowest.
@@ -108,9 +137,22 @@ class _Meter:
         limit = NEARLY * min(self.found[tuning] for tuning in runs)
         return next(tuning for tuning in runs if self.found[tuning] <= limit)
 
+    def open(self, tuning: Tuning) -> Engine:
+        """The engine of a tuning's form."""
+        form = tuning.channels_last, tuning.folded, tuning.precision, tuning.backend
+        if form not in self.engines:
+            example = tuple(t[:1] for t in self.given)
+            self.engines[form] = prepare_engine(self.stages, self.heads, tuning, lambda: example)
+        return self.engines[form]
+
+    def close(self, tuning: Tuning) -> Engine:
+        """The engine that was chosen."""
+        engine = self.open(tuning)
+        engine.tuning = tuning
+        return engine
+
     def _run(self, tuning: Tuning) -> Callable[[], float]:
-        form = tuning.channels_last, tuning.folded, tuning.precision
-        engine = self.engines.setdefault(form, self.engines.get(form) or Engine.prepare(self.stages, self.heads, tuning))
+        engine = self.open(tuning)
         count = max(FEW, tuning.micro_batch)
 
         def once() -> float:

@@ -15,7 +15,7 @@ from exitlens.errors import EngineError
 from exitlens.functional.routing import needs_head
 from exitlens.model._torch_compat import LARGE_BATCH, give_own_code, mark_any_count
 from exitlens.model.cutting.stage import Activations
-from exitlens.model.engine.engine import Engine, StepOutput, take_step
+from exitlens.model.engine.engine import Engine, StepOutput, run_step, score_step
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import Policy
@@ -59,7 +59,7 @@ class CompiledEngine(Engine):
         stage, head = self.stages[k], self.heads[k]
 
         def answer(activations: Activations, temperature: Tensor) -> StepOutput:
-            return take_step(stage, head, activations, temperature, score, attention)
+            return score_step(*run_step(stage, head, activations, attention), temperature, score)
 
         if temperature not in self._temperatures:
             self._temperatures[temperature] = torch.tensor(temperature, dtype=torch.float64)

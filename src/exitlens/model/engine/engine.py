@@ -17,6 +17,8 @@ from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import ExitOutput
 
+Step = tuple[Activations, Tensor, Tensor | None]
+
 
 class StepOutput(NamedTuple):
     """What a stage with its head gives.
@@ -69,7 +71,11 @@ class Engine:
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
         """Stage k and the head of exit k, with the policy's temperature and score; ``attention``: also the map."""
-        return take_step(self.stages[k], self.heads[k], activations, temperature, score, attention)
+        return score_step(*self.run_step(k, activations, attention), temperature, score)
+
+    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
+        """Stage k and the head of exit k: what the next stage takes, logits, and the map if it is asked for."""
+        return run_step(self.stages[k], self.heads[k], activations, attention)
 
     def try_out(self, activations: Activations) -> None:
         """Runs all once; raises :class:`EngineError` where the precision does not fit the graph."""
@@ -105,16 +111,15 @@ class Engine:
         return self.heads[k].classify(*activations)
 
 
-def take_step(
-    stage: Callable[..., Any],
-    head: ExitHead,
-    activations: Activations,
-    temperature: float | Tensor,
-    score: str,
-    attention: bool,
-) -> StepOutput:
-    """A stage, its head, and the score of the head's logits."""
+def run_step(stage: Callable[..., Any], head: ExitHead, activations: Activations, attention: bool) -> Step:
+    """A stage and its head: what the next stage takes, logits, and the map if it is asked for."""
     activations = stage(*activations)
-    logits, maps = head.with_attention(*activations) if attention else (head.classify(*activations), None)
+    return activations, *(head.with_attention(*activations) if attention else (head.classify(*activations), None))
+
+
+def score_step(
+    activations: Activations, logits: Tensor, maps: Tensor | None, temperature: float | Tensor, score: str
+) -> StepOutput:
+    """What a step gave, with its probabilities and scores."""
     p = probabilities(logits, temperature)
     return StepOutput(activations, p, score_of(p, score), maps)

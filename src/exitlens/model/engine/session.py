@@ -38,6 +38,7 @@ class Session:
         self._lock = threading.RLock()
         self._compiling = threading.Lock()  # one compilation at a time, while others answer
         self._engine: tuple[Engine, Snapshot] | None = None  # on copies of the weights, and what the weights were then
+        self._kept: tuple[Any, Snapshot] | None = None  # files of an earlier engine, and what the weights are that they have
         self._suggested: tuple[Tuning, tuple[Any, ...]] | None = None  # and the device and dtype that it is for
         self._users = 0  # answers that need evaluation mode now
         self._modes: list[tuple[nn.Module, bool]] = []  # before the first of them
@@ -74,6 +75,11 @@ class Session:
         """Answers by this engine from now on, until the weights change."""
         with self._lock:
             self._tuning, self._engine = engine.tuning, (engine, self.weights.current())
+
+    def keep_files(self, files: Any) -> None:
+        """Files that ``backend="onnx"`` answers by, as long as the weights are what they are now."""
+        with self._lock:
+            self._kept = files, self.weights.current()
 
     def _suggest(self) -> Tuning:
         """The tuning of a network for which none was set; found once, by trying it out."""
@@ -121,7 +127,8 @@ class Session:
                 if source.modules != snapshot.modules:
                     self._modules, self._suggested, self._engine = [], None, None
                     return self.find_engine()
-            engine = prepare_engine(*self.parts, self.tuning, self._example)
+            kept = None if self._kept is None or self._kept[1] is not snapshot else self._kept[0]
+            engine = prepare_engine(*self.parts, self.tuning, self._example, kept)
             if engine.tuning.precision != "float32":
                 engine.try_out(self._example())
             self._engine = engine, snapshot
@@ -131,7 +138,7 @@ class Session:
         """See :meth:`~exitlens.model.network.ExitNet.compile`; other threads answer as before until it is done."""
         with self._compiling:
             snapshot, given, activations = self.weights.current(), self._tuning, self._example()
-            tuning = self.tuning
+            tuning = replace(self.tuning, backend="torch")
             # convolutions in another format would be compiled again for large batches
             images = any(t.ndim == 4 for t in activations)
             engine = CompiledEngine.prepare(*self.parts, replace(tuning, channels_last=True) if images else tuning)
@@ -173,15 +180,24 @@ class Session:
 
 
 def prepare_engine(
-    stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Callable[[], Activations]
+    stages: Sequence[Stage],
+    heads: Sequence[ExitHead],
+    tuning: Tuning,
+    example: Callable[[], Activations],
+    kept: Any = None,
 ) -> Engine:
-    """An engine on copies, of the tuning's backend; ``example`` gives one sample as the first stage takes it."""
+    """An engine on copies, of the tuning's backend.
+
+    ``example`` gives one sample as the first stage takes it; ``kept``: ONNX files of these weights, and their home.
+    """
     if tuning.backend == "torch":
         return Engine.prepare(stages, heads, tuning)
     if tuning.precision == "int8":
         raise EngineError("tuning: int8 files were made of other weights, by samples: call exitlens.export_int8 again")
     from exitlens.model.engine.onnx.engine import OnnxEngine  # of an optional package
 
+    if kept is not None:
+        return OnnxEngine.adopt(stages, heads, tuning, example(), kept)
     return OnnxEngine.write(stages, heads, tuning, example())
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exitlens.errors import ExportError, import_extra
 from exitlens.model.cutting.stage import Activations
@@ -49,6 +49,12 @@ class Written(NamedTuple):
         names = {"inputs": list(self.inputs), "outputs": list(self.outputs), "map_shape": list(self.map_shape)}
         return {"file": self.path.name, "exit": self.exit} | names
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], directory: Path) -> Written:
+        """Inverse of :meth:`to_dict`; raises :class:`KeyError` or :class:`TypeError` for anything else."""
+        own = {name: tuple(values[name]) for name in ("inputs", "outputs", "map_shape")}
+        return cls(directory / str(values["file"]), int(values["exit"]), **own)
+
 
 def write_segments(
     directory: Path, segments: Sequence[Segment], examples: Mapping[int, Activations], names: Sequence[str]
@@ -65,34 +71,37 @@ def write_segments(
         with torch.inference_mode():
             _, attention, *crossing = segment(*now[2])
         outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
-        write_segment(segment, tuple(t.clone() for t in now[2]), path, names, outputs)
+        what = f"exit {segment.exit}"
+        write_module(segment, tuple(t.clone() for t in now[2]), path, names, outputs, what)
         session = open_file(path)
-        compare_empty(segment, session, dict(zip(names, now[2], strict=True)))
+        compare_empty(segment, session, dict(zip(names, now[2], strict=True)), what)
         for batch, each in now.items():
-            now[batch] = compare_segment(segment, session, dict(zip(names, each, strict=True)))[2:]
+            now[batch] = compare_module(segment, session, dict(zip(names, each, strict=True)), what)[2:]
         found.append(Written(path, segment.exit, names, outputs, tuple(attention.shape[1:])))
         names = outputs[2:]
     return found
 
 
-def write_segment(
-    segment: Segment, activations: Activations, path: Path, inputs: Sequence[str], outputs: Sequence[str]
+def write_module(
+    module: nn.Module, activations: Activations, path: Path, inputs: Sequence[str], outputs: Sequence[str], what: str
 ) -> None:
     """Writes a file for any number of samples.
 
     Args:
+        module: tensors -> a tuple of tensors.
         activations: an example of two samples or more (of one, torch.export would take the batch to be 1 for ever).
         inputs, outputs: names of the tensors.
+        what: names the module in errors.
 
     Raises:
-        ExportError: where PyTorch cannot export the segment, or only for one number of samples.
+        ExportError: where PyTorch cannot export the module, or only for one number of samples.
     """
     dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in activations)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                segment,
+                module,
                 activations,
                 input_names=list(inputs),
                 output_names=list(outputs),
@@ -105,8 +114,8 @@ def write_segment(
             assert program is not None
             program.save(path)
     except Exception as error:  # torch.export and the ONNX exporter raise errors of many kinds
-        raise ExportError(f"net: exit {segment.exit} cannot be written as ONNX ({shorten(error)})") from error
-    check_batch_is_free(path, segment.exit)
+        raise ExportError(f"net: {what} cannot be written as ONNX ({shorten(error)})") from error
+    check_batch_is_free(path, what)
 
 
 def shorten(error: Exception) -> str:
@@ -115,13 +124,13 @@ def shorten(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
-def check_batch_is_free(path: Path, exit_: int) -> None:
+def check_batch_is_free(path: Path, what: str) -> None:
     """Raises :class:`ExportError` unless every input and output takes any number of samples."""
     graph = import_onnx().load(path, load_external_data=False).graph
     for value in (*graph.input, *graph.output):
         dimensions = value.type.tensor_type.shape.dim
         if not dimensions or not dimensions[0].dim_param:
-            raise ExportError(f"net: exit {exit_}: the number of samples of {value.name!r} is fixed in its ONNX file")
+            raise ExportError(f"net: {what}: the number of samples of {value.name!r} is fixed in its ONNX file")
 
 
 def open_file(path: Path, threads: int = 1) -> Any:
@@ -136,37 +145,44 @@ def open_file(path: Path, threads: int = 1) -> Any:
         raise ExportError(f"{path.name}: ONNX Runtime cannot open what was written ({shorten(error)})") from error
 
 
-def compare_segment(segment: Segment, session: Any, activations: Mapping[str, Tensor]) -> Activations:
-    """What the segment gives; raises :class:`ExportError` unless the file gives the same."""
+def compare_module(module: nn.Module, session: Any, activations: Mapping[str, Tensor], what: str) -> Activations:
+    """What the module gives; raises :class:`ExportError` unless the file gives the same."""
     with torch.inference_mode():
-        expected: Activations = segment(*activations.values())
+        expected: Activations = module(*activations.values())
     try:
         found = session.run(None, {one.name: activations[one.name].numpy() for one in session.get_inputs()})
     except Exception as error:
-        raise ExportError(f"net: exit {segment.exit}: its ONNX file does not run ({shorten(error)})") from error
+        raise ExportError(f"net: {what}: its ONNX file does not run ({shorten(error)})") from error
     names = [one.name for one in session.get_outputs()]
     for name, ours, theirs in zip(names, expected, found, strict=True):
-        _compare(f"exit {segment.exit}, {name}, {len(ours)} samples", ours, theirs)
+        _compare(f"{what}, {name}, {len(ours)} samples", ours, theirs)
     return expected
 
 
-def compare_empty(segment: Segment, session: Any, activations: Mapping[str, Tensor]) -> None:
-    """Raises :class:`ExportError` where segment and file both take a batch of 0 samples, and give other shapes."""
+def compare_empty(module: nn.Module, session: Any, activations: Mapping[str, Tensor], what: str) -> None:
+    """Raises :class:`ExportError` where module and file both take a batch of 0 samples, and give other shapes."""
     none = {name: t[:0] for name, t in activations.items()}
     try:
         with torch.inference_mode():
-            segment(*none.values())
+            module(*none.values())
         session.run(None, {one.name: none[one.name].numpy() for one in session.get_inputs()})
     except Exception:  # not every network takes it; nothing here asks one to
         return
-    compare_segment(segment, session, none)
+    compare_module(module, session, none, what)
 
 
 def _compare(what: str, ours: Tensor, theirs: np.ndarray[Any, Any]) -> None:
     other = torch.from_numpy(theirs)
     if ours.shape != other.shape:
         raise ExportError(f"net: {what}: the ONNX file gives {tuple(other.shape)}, the network {tuple(ours.shape)}")
-    off = (ours.double() - other.double()).abs().max().item() if ours.numel() else 0.0
-    allowed = TOLERANCE * max(ours.double().abs().max().item(), 1.0) if ours.numel() else 0.0
-    if not off <= allowed:
-        raise ExportError(f"net: {what}: the ONNX file is off by {off:.2g}, {allowed:.2g} is allowed")
+    if not is_close(other, ours):
+        off = (ours.double() - other.double()).abs().max().item()
+        raise ExportError(f"net: {what}: the ONNX file is off by {off:.2g}, {TOLERANCE:.0e} of the largest value is allowed")
+
+
+def is_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether tensors are the same but for rounding."""
+    if found.shape != expected.shape or not expected.numel():
+        return found.shape == expected.shape
+    allowed = TOLERANCE * max(expected.double().abs().max().item(), 1.0)
+    return bool((found.double() - expected.double()).abs().max().item() <= allowed)

@@ -1,0 +1,53 @@
+"""A module as an ONNX file: it gives what the module gives, on as many threads as PyTorch has, and its errors are ours."""
+
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.engine.onnx.running import Home, OnnxFile
+
+pytest.importorskip("onnxruntime")
+
+
+class Two(nn.Module):
+    """Two tensors in, two out; the second input is not used."""
+
+    def forward(self, x, unused):
+        return 2 * x, x.sum(1)
+
+
+@pytest.fixture(scope="module")
+def written():
+    return OnnxFile.write(Two(), (torch.zeros(1, 3), torch.zeros(1, 2)), "a module")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 50])
+def test_it_gives_what_the_module_gives(written, batch):
+    x = torch.randn(batch, 3)
+    doubled, total = written((x, torch.zeros(batch, 2)))
+    assert torch.equal(doubled, 2 * x)
+    assert torch.allclose(total, x.sum(1))
+    transposed = torch.randn(3, batch).T  # rows are not contiguous
+    assert torch.equal(written((transposed, torch.zeros(batch, 2)))[0], 2 * transposed)
+
+
+def test_files_go_with_what_holds_them(written):
+    home = Home()
+    path = home.path
+    assert path.is_dir()
+    del home
+    assert not path.exists()
+    assert written.path.is_file()
+
+
+def test_errors_are_ours(written):
+    with pytest.raises(xl.EngineError, match=r"cannot run module\.onnx"):
+        written((torch.zeros(1, 4, 4), torch.zeros(1, 2)))
+
+    class Odd(nn.Module):
+        def forward(self, x):
+            return (x if float(x.sum()) > 0 else -x,)
+
+    with pytest.raises(xl.ExportError, match="an odd one cannot be written as ONNX"):
+        OnnxFile.write(Odd(), (torch.zeros(1, 3),), "an odd one")
