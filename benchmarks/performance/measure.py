@@ -21,7 +21,7 @@ SIZES = (1, 8, 32, 128)
 def measure_network(network: Network, threads: int, quick: bool) -> dict[str, Any]:
     """Batches of all sizes against the plain backbone and earlyon, bfloat16, and for some networks decisions and a stream."""
     plain, net, images, policy = network.build()
-    tuning = net.tune(images[:64], precision="float32", policy=policy)
+    tuning = net.tune(images[:64], precision="float32", policy=policy, backend="torch")
     found: dict[str, Any] = {
         "network": {"source": network.source, "pixels": network.pixels, "exits": net.info.at, "cost": net.cost.tolist()},
         "machine": describe_machine(threads),
@@ -60,7 +60,7 @@ def time_batches(bench: Bench, network: Network, threads: int, quick: bool) -> d
 def time_bfloat16(plain: nn.Module, net: xl.ExitNet, images: Tensor, quick: bool) -> dict[str, Any]:
     """The same in bfloat16, at batch 32: what is gained where the decisions allow it."""
     twin = copy.deepcopy(net)
-    twin.tune(images[:64], precision="bfloat16")
+    twin.tune(images[:64], precision="bfloat16", backend="torch")
     keep = (AS_IS, TUNED, "exits, nobody leaves", f"exits, {MIXED}")
     found = Bench(plain, twin, images).run(32, rounds=2 if quick else 5, memory=False, keep=lambda name: name in keep)
     tuning = name_tunings(twin.tuning.to_dict())

@@ -69,13 +69,13 @@ def _make_works(
     drawn = {test: _draw(data, samples) for test, data in task.tests.items()}
     batches = {test: split_rows(inputs, BATCH) for test, inputs in drawn.items()}
     first = next(iter(batches.values()))
-    net.tune(first[0], precision="float32", policy=policy, seconds=seconds)
+    net.tune(first[0], precision="float32", policy=policy, seconds=seconds, backend="torch")
     works: dict[str, Work] = {}
     for test, inputs in batches.items():
         run = partial(xl.predict, net, policy=policy)
         works[OURS + test] = time_calls(run, inputs, net.tuning.keep_memory)
     twin = copy.deepcopy(net)
-    twin.tune(first[0], precision="float32", policy=fast, seconds=seconds)
+    twin.tune(first[0], precision="float32", policy=fast, seconds=seconds, backend="torch")
     works[FAST] = time_calls(partial(xl.predict, twin, policy=fast), first, twin.tuning.keep_memory)
     works |= {
         f"{EXIT}{k}": time_calls(partial(answer_at, twin, k), first, twin.tuning.keep_memory) for k in range(net.num_exits)
@@ -85,7 +85,7 @@ def _make_works(
     others |= {name: one.build_timed(task, whole) for name, one in candidates.items()}
     for name, (other, inputs) in others.items():
         own = split_rows(inputs, BATCH)
-        other.eval().tune(own[0], precision="float32", seconds=seconds)
+        other.eval().tune(own[0], precision="float32", seconds=seconds, backend="torch")
         works[name] = time_calls(partial(answer_at, other, 0), own, other.tuning.keep_memory)
     return works
 

@@ -60,13 +60,17 @@ class Plain:
     """The backbone with the same tuning as the network with exits."""
 
     def __init__(self, backbone: nn.Module, example: Inputs, tuning: Tuning, compiled: bool = False) -> None:
-        body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
         images = list_tensors(example)[0].ndim == 4
         self.tuning = replace(tuning, channels_last=images or tuning.channels_last, backend="torch") if compiled else tuning
-        self.body: Callable[..., Any] = _prepare_body(body, example, self.tuning)
-        self.compiled = compiled
+        self.body, self.compiled = self._prepare(backbone, example), compiled
         if compiled:
             self._compile(list_tensors(example))
+
+    def _prepare(self, backbone: nn.Module, example: Inputs) -> Callable[..., Any]:
+        if self.tuning.backend == "onnx":
+            written = write_plain(backbone, example)
+            return lambda *activations: written(activations)
+        return prepare_graph(trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable(), self.tuning)
 
     def _compile(self, tensors: Activations) -> None:
         self.body = torch.compile(self.body, options={"freezing": True})
@@ -88,13 +92,11 @@ class Plain:
             (torch.cat(logits) if len(logits) > 1 else logits[0]).softmax(1).max(1)
 
 
-def _prepare_body(body: fx.GraphModule, example: Inputs, tuning: Tuning) -> Callable[..., Any]:
-    """The backbone's graph in a tuning's formats, or as an ONNX file."""
-    if tuning.backend == "torch":
-        return prepare_graph(body, tuning)
+def write_plain(backbone: nn.Module, example: Inputs) -> OnnxFile:
+    """The plain backbone, batch normalisation folded, as an ONNX file that gives logits."""
+    body = trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable()
     folded = _Logits(prepare_graph(body, Tuning(folded=True)).float()).eval()
-    written = OnnxFile.write(folded, tuple(t[:1] for t in list_tensors(example)), "the plain backbone")
-    return lambda *activations: written(activations)
+    return OnnxFile.write(folded, tuple(t[:1] for t in list_tensors(example)), "the plain backbone")
 
 
 class _Logits(nn.Module):
