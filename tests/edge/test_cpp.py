@@ -1,0 +1,98 @@
+"""examples/cpp/cascade.cpp: the command in docs/edge.md compiles it, and it answers as the library does."""
+
+import math
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import exitlens as xl
+from tests.conftest import make_net
+
+pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[2]
+HEADER = "onnxruntime_cxx_api.h"
+
+
+def run(*words):
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True)
+
+
+def test_docs_show_lines_of_the_example():
+    shown = re.search(r"```cpp\n(.*?)```", (ROOT / "docs/edge.md").read_text(), re.DOTALL)[1]
+    lines = {line.strip() for line in (ROOT / "examples/cpp/cascade.cpp").read_text().splitlines()}
+    assert {line.strip() for line in shown.splitlines()} <= lines
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The example, compiled as docs/edge.md says, and without a warning."""
+    command = re.search(r"^g\+\+ .*$", (ROOT / "docs/edge.md").read_text(), re.MULTILINE)[0]
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    included = [Path(word[2:]) for word in shlex.split(command) if word.startswith("-I")]
+    if not any((folder / HEADER).exists() for folder in included):
+        pytest.skip(f"{HEADER} is not in {included[0]}: apt install libonnxruntime-dev")
+    folder = tmp_path_factory.mktemp("cpp")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    words = [*shlex.split(command), "-Wall", "-Wextra", "-Werror"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "cascade"
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory):
+    return xl.export(make_net(), xl.Policy((0.8, 0.7)), tmp_path_factory.mktemp("edge") / "e")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thresholds", [(0.8, 0.7), (0.0, 0.0), (math.inf, 0.5), (math.inf, math.inf)])
+@pytest.mark.parametrize("samples", [1, 7])
+def test_answers_are_the_librarys(program, tmp_path, samples, thresholds):
+    net, policy = make_net(), xl.Policy(thresholds, temperatures=(0.5, 1.0, 2.0))
+    images = torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images.numpy().tofile(tmp_path / "images.f32")
+    done = run(program, xl.export(net, policy, tmp_path / "e"), tmp_path / "images.f32", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = xl.predict(net, images, policy)
+    labels, exits, scores = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+    assert list(map(int, labels)) == expected.labels.tolist()
+    assert list(map(int, exits)) == expected.exits.tolist()
+    assert list(map(float, scores)) == pytest.approx(expected.confidence.tolist(), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("images.f32", b"12345", "5 bytes; a sample takes 3072"),
+        ("images.f32", b"", "0 bytes"),
+        ("e/policy.json", b'{"temperatures": [1, 1, 1]}', "thresholds: expected a list of numbers"),
+        ("e/policy.json", b'{"thresholds": [0.5, "often"]}', "thresholds: expected a list of numbers"),
+        ("e/policy.json", b'{"thresholds": [0.5], "temperatures": [1, 1, 1]}', "thresholds"),
+        ("e/cascade.onnx", b"x", "cascade.onnx"),
+    ],
+)
+def test_says_in_one_line_what_is_wrong(program, edge, tmp_path, name, content, told):
+    shutil.copytree(edge, tmp_path / "e")
+    torch.zeros(1, 3, 16, 16).numpy().tofile(tmp_path / "images.f32")
+    (tmp_path / name).write_bytes(content)
+    done = run(program, tmp_path / "e", tmp_path / "images.f32")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("cascade: ")
+    assert told in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "told"), [((), "usage: cascade EDGE_DIR"), (("nowhere", "x"), "nowhere"), (("e", "x", "0"), "THREADS")]
+)
+def test_says_what_is_wrong_with_arguments(program, words, told):
+    done = run(program, *words)
+    assert done.returncode == 2
+    assert told in done.stderr
