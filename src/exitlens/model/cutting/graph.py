@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError
-from exitlens.model._torch_compat import is_mutating_operation, use_fake_tensors
+from exitlens.model._torch_compat import is_fake, is_mutating_operation, use_fake_tensors
 from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
@@ -200,12 +200,32 @@ def _describe(node: fx.Node) -> tuple[Any, ...]:
     return node.op, node.name, node.target, repr(node.args), repr(node.kwargs)
 
 
-class _Recorder(fx.Interpreter):
+class Interpreter(fx.Interpreter):
+    """Runs a graph; fake tensors go round the normalisations, whose own way to an equal shape is long."""
+
+    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module returns."""
+        if len(args) == 1 and not kwargs and is_fake(args[0]) and _keeps_shape(self.fetch_attr(str(target)), args[0]):
+            return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
+
+
+def _keeps_shape(module: nn.Module, x: Tensor) -> bool:
+    """Whether it is a plain batch normalisation that takes ``x``."""
+    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        return False
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    module._check_input_dim(x)
+    known = [t for t in (module.weight, module.bias, module.running_mean, module.running_var) if t is not None]
+    plain = not module._forward_hooks and not module._forward_pre_hooks
+    return plain and x.shape[1] == module.num_features and all(t.dtype == x.dtype for t in known)
+
+
+class _Recorder(Interpreter):
     """Runs a graph and keeps every tensor's shape and dtype, and every integer."""
 
-    def __init__(self, module: fx.GraphModule, fake: bool = False) -> None:
+    def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self._fake = fake
         self.shapes = dict[fx.Node, tuple[int, ...]]()
         self.integers, self.dtypes = dict[fx.Node, int](), dict[fx.Node, torch.dtype]()
 
@@ -217,23 +237,6 @@ class _Recorder(fx.Interpreter):
             self.integers[n] = int(value)
         return value
 
-    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a module; of fake tensors, a normalisation gives another of the same shape: its own way there is long."""
-        if self._fake and len(args) == 1 and not kwargs and _keeps_shape(self.fetch_attr(str(target)), args[0]):
-            return torch.empty_like(args[0])
-        return super().call_module(target, args, kwargs)
-
-
-def _keeps_shape(module: nn.Module, x: Any) -> bool:
-    """Whether it is a plain batch normalisation that takes ``x``."""
-    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or not isinstance(x, Tensor):
-        return False
-    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-    module._check_input_dim(x)
-    known = [t for t in (module.weight, module.bias, module.running_mean, module.running_var) if t is not None]
-    plain = not module._forward_hooks and not module._forward_pre_hooks
-    return plain and x.shape[1] == module.num_features and all(t.dtype == x.dtype for t in known)
-
 
 def _record(module: fx.GraphModule, example: Inputs, *counts: int) -> list[_Recorder]:
     """Runs a graph in evaluation mode, without computing if its operations allow it (fake tensors): once for each count."""
@@ -243,7 +246,7 @@ def _record(module: fx.GraphModule, example: Inputs, *counts: int) -> list[_Reco
         for count in counts:
             tensors = [torch.cat([t] * max(counts))[:count] for t in list_tensors(example)]
             try:
-                recorder = _Recorder(module, fake=True)
+                recorder = _Recorder(module)
                 with fake:
                     recorder.run(*[fake.from_tensor(t) for t in tensors])
             except Exception:  # an operation without a fake implementation, or a wrong example: a real run tells
