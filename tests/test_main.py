@@ -55,7 +55,7 @@ def whole(folder, tmp_path_factory) -> Path:
     """A run of two processes that nothing happened to; without torchrun, so that they need not import everything again."""
     out = tmp_path_factory.mktemp("whole") / "run"
     with open_pair(out.parent, seconds=600) as pair:
-        (code, printed, told), second = pair.run(call_launched, [*fit(folder, out)[2:], "--json"])
+        (code, printed, told), second = pair.run(call_launched, [*fit(folder, out)[2:], "--json"], 0, "whole")
     assert code == 0, told
     assert second[:2] == (0, "")
     assert json.loads(printed)["epochs"] == 4
