@@ -29,7 +29,10 @@ from tests.exported import write_once
 from tests.ranks import call
 
 torch.set_num_threads(1)
-LONGEST = ("study/test_jobs.py", "test_main.py", "explorer/test_browser.py", "demo/test_demo.py", "test_photos.py")
+LONGEST = (
+    *("study/test_jobs.py", "test_main.py", "explorer/test_browser.py", "demo/test_demo.py", "test_photos.py"),
+    *("test_ray.py", "engine/test_compile.py", "workflow/test_gated.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -105,9 +105,9 @@ def call(words: list[str]) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def call_launched(rank: int, words: list[str], restarts: int = 0) -> tuple[int, str, str]:
+def call_launched(rank: int, words: list[str], restarts: int = 0, launch_name: str = "another") -> tuple[int, str, str]:
     """The same in a rank of a :class:`Pair`, with what ``torchrun`` says to a process that it starts."""
-    told = {"RUN_ID": "another", "RESTART_COUNT": str(restarts)}
+    told = {"RUN_ID": launch_name, "RESTART_COUNT": str(restarts)}
     os.environ |= {f"TORCHELASTIC_{name}": value for name, value in told.items()}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return call(words)

@@ -27,10 +27,6 @@ def fit(folder: Path, out: Path, **more: object) -> list[str]:
     return ["-m", "exitlens", "fit", *(word for name, value in words.items() for word in (f"--{name}", str(value)))]
 
 
-def run(words: list[str], **how: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(launch(words, **how), check=False, capture_output=True, text=True, env=one_thread(), timeout=900)
-
-
 def find_rank(parent: int, rank: int) -> int | None:
     """The process that torchrun started as that rank."""
     for line in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -56,12 +52,13 @@ def kill_during_training(words: list[str], out: Path, rank: int) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory) -> Path:
-    """A run of two processes that nothing happened to."""
+    """A run of two processes that nothing happened to; without torchrun, so that they need not import everything again."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = run([*fit(folder, out), "--json"])
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1  # one process alone prints
-    assert json.loads(done.stdout)["epochs"] == 4
+    with open_pair(out.parent, seconds=600) as pair:
+        (code, printed, told), second = pair.run(call_launched, [*fit(folder, out)[2:], "--json"], 0, "whole")
+    assert code == 0, told
+    assert second[:2] == (0, "")
+    assert json.loads(printed)["epochs"] == 4
     return out
 
 
@@ -69,8 +66,10 @@ def whole(folder, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_of_which_a_process_is_killed_goes_on_by_itself_and_ends_the_same(whole, folder, tmp_path, rank):
     out = tmp_path / "run"
-    done = kill_during_training(fit(folder, out), out, rank)
+    done = kill_during_training([*fit(folder, out), "--json"], out, rank)
     assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1  # one process alone prints
+    assert json.loads(done.stdout)["epochs"] == 4
     assert "exitcode: -9" in done.stderr
     state, note = read_tensors(out / "last.safetensors")
     expected, _ = read_tensors(whole / "last.safetensors")

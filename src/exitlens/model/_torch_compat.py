@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 LARGE_BATCH = 16  # use_mkldnn in PyTorch's Convolution.cpp asks for this, so steps are compiled for fewer and for more rows
 
@@ -41,6 +41,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def use_fake_tensors() -> FakeTensorMode:
     """A context whose tensors have a shape and a dtype but no values; the parameters they meet may be real."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(value: Any) -> bool:
+    """Whether it is such a tensor."""
+    return isinstance(value, FakeTensor)
 
 
 def is_mutating_operation(target: Any) -> bool | None:

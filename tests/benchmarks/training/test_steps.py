@@ -1,18 +1,21 @@
 """That steps with EGT and without are timed on the same network, and what they promise."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from benchmarks.study.data import cut_splits
 from benchmarks.training.page import STEPS, list_steps
 from benchmarks.training.promises import list_promises
 from benchmarks.training.steps import measure
-from benchmarks.truth.tasks import TASKS
+from benchmarks.truth import tasks
 from exitlens.model.backbones.small import SmallResNet
 
 
-def test_both_kinds_of_steps_are_timed():
-    task = TASKS["small"](0)
+def test_both_kinds_of_steps_are_timed(monkeypatch):
+    monkeypatch.setattr(tasks, "DATA_OF_STUDY", {"small": partial(cut_splits, "small", most=64)})
+    task = tasks.TASKS["small"](0)
     how = {**task.how, "batch_size": 8, "amp": False}
     found = measure(replace(task, how=how, build=lambda: SmallResNet(10, 3, 8, (8, 8, 8, 8))), rounds=2)
     assert (found["batch_size"], found["every"]) == (8, 1)

@@ -8,6 +8,8 @@ from exitlens.model.cutting.macs import count_node_macs
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
 
+IMAGE = torch.zeros(1, 3, 16, 16)
+
 
 class Mixed(nn.Module):
     """A size, a table that depends on no data, a mask of another dtype, an operation in place and a random one."""
@@ -136,3 +138,66 @@ def test_auxiliary_outputs_stay_in_the_graph_but_are_no_logits():
     traced = trace(Named().eval(), False, torch.zeros(1, 3, 16, 16))
     assert traced.values.logits.name == "fc"
     assert set(traced.runnable()(torch.zeros(2, 3, 16, 16))) == {"logits", "aux"}
+
+
+def test_both_modes_of_one_graph_are_run_once():
+    net = TinyNet()
+    training, evaluation, alone = (trace(net, mode, IMAGE) for mode in (True, False, False))
+    evaluation.share_values(training)
+    assert "values" not in vars(evaluation)  # nothing has run yet
+    assert training.values.logits in training.nodes
+    evaluation.share_values(training)
+    assert "values" in vars(evaluation)
+    for name in ("shapes", "dtypes"):
+        found, expected = getattr(evaluation.values, name), getattr(alone.values, name)
+        assert {n.name: v for n, v in found.items()} == {n.name: v for n, v in expected.items()}
+    for name in ("batched", "sizes", "dataless"):
+        found, expected = getattr(evaluation.values, name), getattr(alone.values, name)
+        assert {n.name for n in found} == {n.name for n in expected}
+        assert found <= set(evaluation.nodes)
+    assert evaluation.values.logits is find(evaluation, "fc")
+
+
+class OtherInTraining(TinyNet):
+    def forward(self, x):
+        return super().forward(x * 2 if self.training else x)
+
+
+class Dropping(TinyNet):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.1, self.training))
+
+
+class Constant(TinyNet):
+    def forward(self, x):
+        return super().forward(x + (torch.ones(1) if self.training else torch.ones(1, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("network", [OtherInTraining, Dropping, Constant])
+def test_other_graphs_share_nothing(network):
+    net = network()
+    training, evaluation = (trace(net, mode, IMAGE) for mode in (True, False))
+    assert training.values.shapes
+    evaluation.share_values(training)
+    assert "values" not in vars(evaluation)
+    assert evaluation.values.shapes.keys() <= set(evaluation.nodes)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(nn.BatchNorm1d(3), (1, 3)), (nn.BatchNorm2d(3), (1, 3, 4, 5)), (nn.BatchNorm3d(3), (1, 3, 4, 5, 6))]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_normalisation_keeps_shape_and_dtype(norm, shape, dtype):
+    net = nn.Sequential(norm, nn.Flatten(), nn.LazyLinear(2)).to(dtype).eval()
+    net(torch.zeros(shape, dtype=dtype))
+    traced = trace(net, False, torch.zeros(shape, dtype=dtype))
+    real = run_graph(traced.runnable(), [torch.zeros(2, *shape[1:], dtype=dtype)])
+    assert {n.name: v for n, v in traced.values.shapes.items()} == {n.name: v for n, v in real.shapes.items()}
+    assert {n.name: v for n, v in traced.values.dtypes.items()} == {n.name: v for n, v in real.dtypes.items()}
+
+
+def test_a_normalisation_of_other_channels_or_axes_is_refused_as_when_it_runs():
+    for norm in (nn.BatchNorm2d(5), nn.BatchNorm1d(3)):
+        net = nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+        with pytest.raises(xl.AttachError, match="the backbone fails on an input of shape"):
+            trace(net, False, IMAGE).values  # noqa: B018

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError
-from exitlens.model._torch_compat import is_mutating_operation, use_fake_tensors
+from exitlens.model._torch_compat import is_fake, is_mutating_operation, use_fake_tensors
 from exitlens.model.cutting.logits import pick_logits
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
@@ -74,7 +74,7 @@ class TracedBackbone:
         """What running the graph shows; raises :class:`AttachError` if the example does not fit or no logits come out."""
         module = self.runnable()
         with preserve_state(self.backbone):  # fake tensors or not, some operations write to its buffers
-            two, three = (_record(module, self.example, count) for count in (2, 3))
+            two, three = _record(module, self.example, 2, 3)
         dataless: set[fx.Node] = set()
         batched = {n for n, shape in two.shapes.items() if shape[:1] == (2,) and three.shapes.get(n) == (3, *shape[1:])}
         sizes = {n for n, value in two.integers.items() if value == 2 and three.integers.get(n) == 3}
@@ -83,6 +83,20 @@ class TracedBackbone:
             if node.op == "get_attr" or node in sizes or (repeatable and dataless.issuperset(node.all_input_nodes)):
                 dataless.add(node)
         return NodeValues(two.shapes, two.dtypes, batched, sizes, dataless, self._find_logits(two.shapes))
+
+    def share_values(self, other: TracedBackbone) -> None:
+        """Takes over what running the other mode's graph has shown, if that graph is this one, node by node.
+
+        Graphs run in evaluation mode, of whichever mode they are.
+        """
+        if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
+            return
+        if list(map(_describe, self.nodes)) != list(map(_describe, other.nodes)):
+            return
+        mine, theirs = dict(zip(other.nodes, self.nodes, strict=True)), other.values
+        shapes, dtypes = {mine[n]: v for n, v in theirs.shapes.items()}, {mine[n]: v for n, v in theirs.dtypes.items()}
+        batched, sizes, dataless = ({mine[n] for n in known} for known in (theirs.batched, theirs.sizes, theirs.dataless))
+        self.values = NodeValues(shapes, dtypes, batched, sizes, dataless, mine[theirs.logits])
 
     def _find_logits(self, shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Node:
         returned: Any = self.nodes[-1].args[0]
@@ -182,7 +196,32 @@ def find_name(node: fx.Node, outputs: Mapping[str, fx.Node]) -> str | None:
     return min(names, key=lambda name: (name.count("."), len(name))) if names else None
 
 
-class _Recorder(fx.Interpreter):
+def _describe(node: fx.Node) -> tuple[Any, ...]:
+    return node.op, node.name, node.target, repr(node.args), repr(node.kwargs)
+
+
+class Interpreter(fx.Interpreter):
+    """Runs a graph; fake tensors go round the normalisations, whose own way to an equal shape is long."""
+
+    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module returns."""
+        if len(args) == 1 and not kwargs and is_fake(args[0]) and _keeps_shape(self.fetch_attr(str(target)), args[0]):
+            return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
+
+
+def _keeps_shape(module: nn.Module, x: Tensor) -> bool:
+    """Whether it is a plain batch normalisation that takes ``x``."""
+    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        return False
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    module._check_input_dim(x)
+    known = [t for t in (module.weight, module.bias, module.running_mean, module.running_var) if t is not None]
+    plain = not module._forward_hooks and not module._forward_pre_hooks
+    return plain and x.shape[1] == module.num_features and all(t.dtype == x.dtype for t in known)
+
+
+class _Recorder(Interpreter):
     """Runs a graph and keeps every tensor's shape and dtype, and every integer."""
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -199,17 +238,21 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _record(module: fx.GraphModule, example: Inputs, count: int) -> _Recorder:
-    """Runs a graph in evaluation mode, without computing if its operations allow it (fake tensors)."""
-    tensors = [torch.cat([t] * 3)[:count] for t in list_tensors(example)]
+def _record(module: fx.GraphModule, example: Inputs, *counts: int) -> list[_Recorder]:
+    """Runs a graph in evaluation mode, without computing if its operations allow it (fake tensors): once for each count."""
+    recorders = list[_Recorder]()
+    fake = use_fake_tensors()
     with switch_mode(module, False), torch.no_grad():
-        try:
-            recorder = _Recorder(module)
-            with use_fake_tensors() as fake:
-                recorder.run(*[fake.from_tensor(t) for t in tensors])
-            return recorder
-        except Exception:  # an operation without a fake implementation, or an example that does not fit: a real run tells
-            return run_graph(module, tensors)
+        for count in counts:
+            tensors = [torch.cat([t] * max(counts))[:count] for t in list_tensors(example)]
+            try:
+                recorder = _Recorder(module)
+                with fake:
+                    recorder.run(*[fake.from_tensor(t) for t in tensors])
+            except Exception:  # an operation without a fake implementation, or a wrong example: a real run tells
+                recorder = run_graph(module, tensors)
+            recorders.append(recorder)
+    return recorders
 
 
 def run_graph(module: fx.GraphModule, tensors: Sequence[Tensor]) -> _Recorder:

@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.model._torch_compat import use_fake_tensors
+from exitlens.model.cutting.graph import Interpreter
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
 
@@ -26,7 +27,7 @@ def count_macs(run: Callable[..., Any], *args: Any) -> tuple[int, Any]:
     return int(counter.get_total_flops()) // 2, out
 
 
-class _Counter(fx.Interpreter):
+class _Counter(Interpreter):
     """Runs a graph and keeps the multiply-accumulates of every node."""
 
     def __init__(self, module: fx.GraphModule) -> None:

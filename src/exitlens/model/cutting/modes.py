@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+_CONTAINERS = (dict, list, set)
+
 
 @contextmanager
 def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
@@ -52,7 +54,7 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
 
 def _copy_containers(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
     """The lists, dicts and sets among attributes, each with a copy of what it holds: parameters and buffers are, too."""
-    return [(one, copy.copy(one)) for one in attributes.values() if isinstance(one, dict | list | set)]
+    return [(one, copy.copy(one) if one else ()) for one in attributes.values() if isinstance(one, _CONTAINERS)]
 
 
 @contextmanager

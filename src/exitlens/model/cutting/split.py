@@ -112,6 +112,7 @@ def split(
         training = trace(backbone, True, example, export)
         training_cuts = _cut(training, at, layout, least_side)
         evaluation = trace(backbone, False, example, export)
+        evaluation.share_values(training)
         cuts = _cut(evaluation, at, layout, least_side)
     if training_cuts.widths != cuts.widths:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
