@@ -51,7 +51,7 @@ def force_shares(net: xl.ExitNet, images: Tensor, shares: tuple[float, ...] = SH
     """A policy by which these images leave in these shares: thresholds in the middle of the gaps between their scores."""
     with net.open_engine() as engine:
         logits = [one for one, _ in engine.compute_outputs(engine.enter(net.check_input(images)))]
-    temperatures = tuple(max(float(one.std(0).mean()), 1e-6) for one in logits)
+    temperatures = tuple(max(float(one.std()), 1e-6) for one in logits)
     left, thresholds, owed = torch.arange(len(images)), list[float](), 0.0
     for one, share, temperature in zip(logits, shares[:-1], temperatures, strict=False):
         owed += share * len(images)

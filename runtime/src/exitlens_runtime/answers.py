@@ -55,14 +55,16 @@ class Answers:
     def __post_init__(self) -> None:
         self.exits, self.scores = np.zeros(self.count, np.int64), np.zeros(self.count, np.float32)
         self.p = np.zeros((self.count, self.classes), np.float32)
-        self.maps = [None] * self.count
-        self.estimates, self.last = (np.full(self.count, math.nan, np.float32) for _ in range(2))
+        self.maps = [None] * self.count if self.attention else []
+        self.estimates, self.last = (np.full(self.count if self.gated else 0, math.nan, np.float32) for _ in range(2))
 
     def fill(
-        self, k: int, where: Array, p: Array, scores: Array, maps: Array, offset: Sequence[float], trust: Array | float
+        self, k: int, where: Array, p: Array, scores: Array, maps: Array, offset: Sequence[float], trust: Array | None
     ) -> None:
         """The samples ``where`` are answered at exit k; ``trust``: what the gate estimates of their maps."""
-        self.exits[where], self.scores[where], self.p[where], self.estimates[where] = k, scores, p, trust
+        self.exits[where], self.scores[where], self.p[where] = k, scores, p
+        if trust is not None:
+            self.estimates[where] = trust
         if self.attention:
             for i, one in zip(where.tolist(), place(maps, offset), strict=True):
                 self.maps[i] = one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ class EdgeNetwork:
         self._vocabulary = manifest["vocabulary"]
         self._offsets = manifest["map_offsets"]
         self.policy = self._check(policy)
+        self._needed = [policy.needs(k) for k in range(self.num_exits)]  # asked for at every answer
 
     @property
     def input_names(self) -> list[str]:
@@ -89,20 +89,22 @@ class EdgeNetwork:
             p = find_probabilities(logits, policy.temperatures[k])
             before = previous[1] if previous is not None and previous[0] == k - 1 else None
             if k == self.num_exits - 1:
-                answers.fill(k, where, p, find_score(p, policy.score), maps, self._offsets[k], 0.0)
-                if answers.gated and before is not None:
+                trust = np.zeros(len(where), np.float32) if answers.gated else None
+                answers.fill(k, where, p, find_score(p, policy.score), maps, self._offsets[k], trust)
+                if before is not None:
                     answers.last[where] = find_divergence(before, maps)
                 return
-            if policy.needs(k):
-                decision = decide(policy, k, p, maps, before)
-                leave, rows = np.flatnonzero(decision.fired), np.flatnonzero(~decision.fired)
-                trust = math.nan if decision.estimates is None else decision.estimates[leave]
-                answers.fill(k, where[leave], p[leave], decision.scores[leave], maps[leave], self._offsets[k], trust)
-                if len(rows) == 0:
+            if self._needed[k]:
+                scores, fired, trust = decide(policy, k, p, maps, before)
+                if fired.all():
+                    answers.fill(k, where, p, scores, maps, self._offsets[k], trust)
                     return
-                if len(rows) < len(where):
+                if fired.any():
+                    own = None if trust is None else trust[fired]
+                    answers.fill(k, where[fired], p[fired], scores[fired], maps[fired], self._offsets[k], own)
+                    rows = np.flatnonzero(~fired)
                     where, maps, crossing = where[rows], maps[rows], [x.take(rows, 0) for x in crossing]
-                previous = k, maps
+                previous = (k, maps) if answers.gated else None
             tensors = dict(zip(session.outputs[2:], crossing, strict=True))
 
     def compute_outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -152,8 +152,7 @@ def regrid(x: Array, size: Sequence[int]) -> Array:  # (B,*S) -> (B,*size)
     return x
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What an early exit decides about each sample of a batch.
 
     Attributes:

@@ -9,8 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from exitlens_runtime.errors import BackendError, InputError
 from exitlens_runtime.routing import Array
 
