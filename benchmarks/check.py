@@ -16,6 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmarks.demo.promises import list_promises as list_demo_promises
+from benchmarks.edge.promises import list_promises as list_edge
+from benchmarks.edge.runs import EDGE
 from benchmarks.guarantees.promises import list_promises as list_guarantees
 from benchmarks.loading.promises import list_promises as list_loading
 from benchmarks.performance.promises import list_explorer_promises, list_memory_promises
@@ -41,6 +43,7 @@ from benchmarks.truth.promises import list_promises as list_truth
 from benchmarks.truth.runs import TRUTH
 
 BY_RUN = (
+    (EDGE, list_edge),
     (GUARANTEES, list_guarantees),
     (LOADING, list_loading),
     (PROCESSES, list_processes),

@@ -8,7 +8,7 @@ import pytest
 
 import exitlens as xl
 import exitlens_runtime as er
-from exitlens_runtime.sessions import BACKENDS, open_session
+from exitlens_runtime.sessions import BACKENDS, make_options, open_session
 from tests.runtime.conftest import NET
 
 
@@ -60,3 +60,14 @@ def test_what_cannot_be_opened_or_run(edge, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(er.BackendError, match=r"pip install 'exitlens-runtime\[openvino\]'"):
         er.load(edge, backend="openvino")
+
+
+@pytest.mark.parametrize(("version", "spins"), [("1.23.2", "0"), ("1.26.0", "1"), ("2.0.0", "1")])
+def test_threads_wait_shortly_or_not_at_all(monkeypatch, version, spins):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    options = make_options(onnxruntime, 3)
+    assert options.intra_op_num_threads == 3
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
+    if spins == "1":
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "10"

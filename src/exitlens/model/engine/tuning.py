@@ -28,7 +28,7 @@ class Tuning:
         backend: ``torch``, or ``onnx``: stages with their heads run in ONNX Runtime, on the CPU and in float32 (needs the
             extra ``onnx``).
         folded: batch normalisation folded into the convolutions before it (arXiv 1712.05877, section 3.2).
-        threads: of PyTorch while it answers, if the process has that many; 0: as they are.
+        threads: that it answers with, if PyTorch has that many in this process; 0: as many as it has.
         keep_memory: from the first answer on the process keeps the memory it has used (:mod:`exitlens.model.malloc`).
         measured: what the choice rests on, for the record.
 

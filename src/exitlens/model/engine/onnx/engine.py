@@ -13,6 +13,7 @@ from exitlens.model.engine.engine import Engine, Step
 from exitlens.model.engine.onnx.files import Written, import_onnx, is_close, write_segments
 from exitlens.model.engine.onnx.running import COMPARED, Home, OnnxFile, draw_like
 from exitlens.model.engine.onnx.segments import cut_segments
+from exitlens.model.engine.process import count_threads
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import Policy
@@ -80,7 +81,7 @@ class OnnxEngine(Engine):
 
     def _run(self, k: int, activations: Activations) -> list[Tensor]:
         """Logits, attention and what crosses the cut."""
-        return self._opened[k](activations)
+        return self._opened[k](activations, count_threads(self.tuning))
 
     def advance(self, k: int, activations: Activations) -> Activations:
         """Stage k alone."""

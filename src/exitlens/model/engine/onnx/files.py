@@ -17,6 +17,7 @@ from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, Segment
 
 OPSET = 18
 BATCHES = (1, 2, 3, 17, 64)  # at which files are compared with their segments
+SHORT_SPIN = (1, 26)  # the first ONNX Runtime whose threads may wait for a time that one sets
 TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
 
 
@@ -134,11 +135,14 @@ def check_batch_is_free(path: Path, what: str) -> None:
 
 
 def open_file(path: Path, threads: int = 1) -> Any:
-    """A session of ONNX Runtime on the processor."""
+    """A session of ONNX Runtime on the processor, whose threads wait as those of exitlens-runtime do (its sessions.py)."""
     runtime = import_extra("onnxruntime", "onnx", "running ONNX files")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    is_short = tuple(int(part) for part in runtime.__version__.split(".")[:2]) >= SHORT_SPIN
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if is_short else "0")
+    if is_short:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "10")
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -29,7 +29,7 @@ class Home:
 
 
 class OnnxFile:
-    """A file on as many threads as PyTorch has when it is called. Threads may share it.
+    """A file, with a session for every number of threads that it is called with. Threads may share it.
 
     Args:
         path: of the file.
@@ -66,9 +66,8 @@ class OnnxFile:
             compare_module(module, session, dict(zip(names, each, strict=True)), what)
         return cls(path, names, outputs, home)
 
-    def __call__(self, activations: Activations) -> list[Tensor]:
+    def __call__(self, activations: Activations, threads: int) -> list[Tensor]:
         """Every output; raises :class:`EngineError` where ONNX Runtime cannot run it."""
-        threads = torch.get_num_threads()
         if threads not in self._sessions:
             session = open_file(self.path, threads)
             self._sessions[threads] = session, frozenset(one.name for one in session.get_inputs())
