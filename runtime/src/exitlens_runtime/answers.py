@@ -56,7 +56,8 @@ class Answers:
         self.exits, self.scores = np.zeros(self.count, np.int64), np.zeros(self.count, np.float32)
         self.p = np.zeros((self.count, self.classes), np.float32)
         self.maps = [None] * self.count if self.attention else []
-        self.estimates, self.last = (np.full(self.count if self.gated else 0, math.nan, np.float32) for _ in range(2))
+        if self.gated:
+            self.estimates, self.last = (np.full(self.count, math.nan, np.float32) for _ in range(2))
 
     def fill(
         self, k: int, where: Array, p: Array, scores: Array, maps: Array, offset: Sequence[float], trust: Array | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class EdgeNetwork:
         self.cost = np.asarray(manifest["cost"])
         self.preprocess: Preprocess | TextPreprocess | None = read_preprocess(manifest["preprocess"])
         self._inputs = [(one["name"], np.dtype(one["dtype"]), tuple(one["shape"])) for one in manifest["inputs"]]
+        self._names = set(self.input_names)
         self._vocabulary = manifest["vocabulary"]
         self._offsets = manifest["map_offsets"]
         self.policy = self._check(policy)
@@ -76,7 +78,7 @@ class EdgeNetwork:
         count = len(next(iter(tensors.values())))
         answers = Answers(count, self.num_classes, attention, self.policy.gate is not None)
         self._route(tensors, answers)
-        if not np.isfinite(answers.p).all():
+        if not math.isfinite(answers.p.sum()):
             raise InputError("inputs: the answers are NaN or infinite for these: the network is damaged, export it again")
         return answers.close()
 
@@ -96,10 +98,11 @@ class EdgeNetwork:
                 return
             if self._needed[k]:
                 scores, fired, trust = decide(policy, k, p, maps, before)
-                if fired.all():
+                leaving = np.count_nonzero(fired)
+                if leaving == len(where):
                     answers.fill(k, where, p, scores, maps, self._offsets[k], trust)
                     return
-                if fired.any():
+                if leaving:
                     own = None if trust is None else trust[fired]
                     answers.fill(k, where[fired], p[fired], scores[fired], maps[fired], self._offsets[k], own)
                     rows = np.flatnonzero(~fired)
@@ -119,7 +122,7 @@ class EdgeNetwork:
     def check(self, inputs: Inputs) -> dict[str, Array]:
         """The tensors by name, contiguous; raises :class:`InputError` for what the network cannot take."""
         given: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {self._inputs[0][0]: inputs}
-        if set(given) != set(self.input_names):
+        if given.keys() != self._names:
             raise InputError(f"inputs: expected arrays named {self.input_names}, got {sorted(given)}")
         tensors: dict[str, Array] = {}
         for (name, dtype, shape), rows in zip(self._inputs, self._vocabulary, strict=True):
@@ -167,19 +170,19 @@ class EdgeNetwork:
         return self.predict_stream((np.stack([own.read(Path(p)) for p in part]) for part in parts), attention=attention)
 
 
-def _check_array(value: Any, name: str, dtype: np.dtype[Any], shape: Sequence[int], rows: int | None) -> Array:
+def _check_array(value: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], rows: int | None) -> Array:
     if not isinstance(value, np.ndarray):
         raise InputError(f"{name}: expected a NumPy array, got {type(value).__name__}")
-    wanted = ",".join(("B", *map(str, shape)))
-    if value.shape[1:] != tuple(shape) or value.ndim != len(shape) + 1:
-        hint = f" (add the batch axis: {name}[None])" if value.shape == tuple(shape) else ""
+    if value.shape[1:] != shape or value.ndim != len(shape) + 1:
+        wanted = ",".join(("B", *map(str, shape)))
+        hint = f" (add the batch axis: {name}[None])" if value.shape == shape else ""
         raise InputError(f"{name}: expected ({wanted}), got {value.shape}{hint}")
     if len(value) == 0:
         raise InputError(f"{name}: the batch is empty: pass at least one sample")
-    is_float = np.issubdtype(dtype, np.floating)
+    is_float = dtype.kind == "f"
     if is_float and value.dtype != dtype:
         raise InputError(f"{name}: expected {dtype}, got {value.dtype}: convert with {name}.astype(numpy.{dtype})")
-    if not is_float and not np.issubdtype(value.dtype, np.integer) and value.dtype != bool:
+    if not is_float and value.dtype.kind not in "iub":
         raise InputError(f"{name}: expected integers, got {value.dtype}")
     if is_float and not np.isfinite(value).all():
         raise InputError(f"{name}: expected finite values, got NaN or Inf: check how these samples are read")
