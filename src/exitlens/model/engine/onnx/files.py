@@ -120,7 +120,9 @@ def write_module(
 
 
 def shorten(error: Exception) -> str:
-    """Kind and first line of an error of somebody else's."""
+    """Kind and first line of an error of somebody else's: of the one that caused it, where there is one."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 

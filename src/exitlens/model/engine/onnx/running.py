@@ -55,6 +55,7 @@ class OnnxFile:
             ExportError: where the module cannot be written as ONNX, or the file gives something else.
         """
         import_onnx()
+        module = _Spread(module).eval()
         home, names = Home(), [f"input_{i}" for i in range(len(example))]
         given = {n: tuple(draw_like(t, n) for t in example) for n in COMPARED}
         with torch.inference_mode():
@@ -82,6 +83,17 @@ class OnnxFile:
                 "PyTorch"
             ) from error
         return [from_dlpack(one._ortvalue) for one in found]
+
+
+class _Spread(nn.Module):
+    """A module whose tensors come one after the other, as the exporter is told."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.inner(*tensors)
 
 
 def draw_like(t: Tensor, count: int) -> Tensor:
