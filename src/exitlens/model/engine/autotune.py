@@ -52,16 +52,22 @@ def tune(
     facts: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
     meter = _Meter(stages, heads, activations, seconds / 4)
     formats = [] if backend == "onnx" else _list_formats(meter, policy, precision, min_agreement, facts)
-    best = meter.find_fastest(formats + _list_onnx(meter, backend, precision, facts))
-    if can_keep_memory() and activations[0].device.type == "cpu":  # first, since it changes which micro-batch is best
-        best = meter.find_fastest([replace(best, keep_memory=True), best])
-    sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
-    best = meter.find_fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
-    if torch.get_num_threads() > 1:
-        best = meter.find_fastest([best, replace(best, threads=1)])
+    kinds = [kind for kind in (_list_onnx(meter, backend, precision, facts), formats) if kind]
+    best = meter.find_fastest([_tune_kind(meter, kind) for kind in kinds])  # the first of equals: better at single samples
     times = [tuning.to_dict() | {"ms": round(1000 * s, 4)} for tuning, s in meter.found.items()]
     facts["ms_per_sample"] = [{name: value for name, value in row.items() if name != "measured"} for row in times]
     return meter.close(replace(best, measured=facts))
+
+
+def _tune_kind(meter: _Meter, formats: list[Tuning]) -> Tuning:
+    """The fastest in one backend."""
+    best = meter.find_fastest(formats)
+    if best.backend == "torch" and can_keep_memory() and meter.given[0].device.type == "cpu":
+        # first, since it changes which micro-batch is best
+        best = meter.find_fastest([replace(best, keep_memory=True), best])
+    sizes = [replace(best, micro_batch=size) for size in MICRO_BATCHES]
+    best = meter.find_fastest(sizes, stop_early=True)  # of nearly equal ones the smallest: survivors fill it sooner
+    return meter.find_fastest([best, replace(best, threads=1)]) if torch.get_num_threads() > 1 else best
 
 
 def _list_onnx(meter: _Meter, backend: str, precision: str, facts: dict[str, Any]) -> list[Tuning]:
