@@ -24,6 +24,7 @@ from exitlens.model.engine.onnx.files import open_file
 from exitlens.model.timing.machine import describe_machine
 from exitlens.model.timing.timer import Times, Work, interleave, interval
 from exitlens_runtime.routing import find_probabilities
+from exitlens_runtime.sessions import open_openvino
 
 Answer = Callable[[Any], object]
 TORCH, PLAIN, RUNTIME, CASCADE = "exits, PyTorch", "plain, ONNX Runtime", "runtime", "cascade"
@@ -46,10 +47,8 @@ class Cascade:
             names = [one.name for one in session.get_outputs()]
             self._run = lambda feed: dict(zip(names, session.run(None, feed), strict=True))
         else:
-            import openvino
-
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-            model = openvino.Core().compile_model(str(path), "CPU", settings)
+            model = open_openvino().compile_model(str(path), "CPU", settings)
             names = [next(iter(one.names)) for one in model.outputs]
             self._run = lambda feed: dict(zip(names, (one.copy() for one in model(feed).values()), strict=True))
 

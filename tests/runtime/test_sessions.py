@@ -8,6 +8,7 @@ import pytest
 
 import exitlens as xl
 import exitlens_runtime as er
+from exitlens_runtime import sessions
 from exitlens_runtime.sessions import BACKENDS, make_options, open_session
 from tests.runtime.conftest import NET
 
@@ -58,6 +59,7 @@ def test_what_cannot_be_opened_or_run(edge, tmp_path, monkeypatch):
         with pytest.raises(er.BackendError, match=r"stage_0\.onnx.* cannot run it"):
             session.run({"images": np.zeros((1, 5), np.float32)})
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(sessions, "open_openvino", sessions.open_openvino.__wrapped__)
     with pytest.raises(er.BackendError, match=r"pip install 'exitlens-runtime\[openvino\]'"):
         er.load(edge, backend="openvino")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ def make_options(runtime: Any, threads: int) -> Any:
     small operation.
     """
     options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 4  # what fails is raised
     is_short = read_version(runtime) >= SHORT_SPIN
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if is_short else "0")
     if is_short:
@@ -105,19 +106,23 @@ class OnnxRuntimeSession:
         return found
 
 
+@cache
+def open_openvino() -> Any:
+    """OpenVINO's core: one for the process, since it unloads the code that its threads run when the last one is gone."""
+    try:
+        return import_module("openvino").Core()
+    except ImportError as error:
+        raise BackendError(f"openvino cannot be imported ({error}): run pip install 'exitlens-runtime[openvino]'") from error
+
+
 class OpenVinoSession:
     """A file in OpenVINO, in float32: what it would choose by itself may be less exact, and decide otherwise."""
 
     def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        try:
-            openvino: Any = import_module("openvino")
-        except ImportError as error:
-            raise BackendError(
-                f"openvino cannot be imported ({error}): run pip install 'exitlens-runtime[openvino]'"
-            ) from error
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        core = open_openvino()
         try:
-            self._model = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._model = core.compile_model(str(path), "CPU", settings)
         except Exception as error:  # its errors have no common base
             raise BackendError(f"{path}: OpenVINO cannot open it ({error})") from error
         known, given = ({one.any_name for one in some} for some in (self._model.inputs, self._model.outputs))

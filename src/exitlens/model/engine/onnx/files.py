@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,7 +142,7 @@ def open_file(path: Path, threads: int = 1) -> Any:
     """A session of ONNX Runtime on the processor, whose threads wait as those of exitlens-runtime do (its sessions.py)."""
     runtime = import_extra("onnxruntime", "onnx", "running ONNX files")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 4  # what fails is raised
     is_short = tuple(int(part) for part in runtime.__version__.split(".")[:2]) >= SHORT_SPIN
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if is_short else "0")
     if is_short:
@@ -169,7 +171,7 @@ def compare_empty(module: nn.Module, session: Any, activations: Mapping[str, Ten
     """Raises :class:`ExportError` where module and file both take a batch of 0 samples, and give other shapes."""
     none = {name: t[:0] for name, t in activations.items()}
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), redirect_stderr(StringIO()):  # where torch.fx writes what fails
             module(*none.values())
         session.run(None, {one.name: none[one.name].numpy() for one in session.get_inputs()})
     except Exception:  # not every network takes it; nothing here asks one to
