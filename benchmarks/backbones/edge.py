@@ -15,6 +15,7 @@ import exitlens_runtime
 from exitlens.edge.export import draw_for, name_inputs
 
 SAMPLES, BATCH = 24, 8
+PASSES, SPREAD = 12, 1e-3  # at most so many to learn batch statistics by, until logits differ so much between samples
 
 
 def try_edge(net: xl.ExitNet) -> dict[str, Any]:
@@ -57,10 +58,23 @@ def wake(net: xl.ExitNet) -> None:
         for k in range(net.num_exits):
             attend = net.head(k).attend.weight
             nn.init.normal_(attend, std=attend[0].numel() ** -0.5)
-        net.train()
         activations = draw_for(net, SAMPLES)
-        net(dict(zip(net.input_spec.names, activations, strict=True)) if net.input_spec.names else activations[0])
+        given = dict(zip(net.input_spec.names, activations, strict=True)) if net.input_spec.names else activations[0]
+        if not _learn_statistics(net, given):
+            for module in net.modules():  # weights so small that nothing of the inputs is left
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
+            _learn_statistics(net, given)
     net.eval()
+
+
+def _learn_statistics(net: xl.ExitNet, given: Any) -> bool:
+    """Whether logits of all exits differ between samples, after as many passes as that takes."""
+    for _ in range(PASSES):  # graphs may have another momentum written into them
+        net.train()(given)
+        if all(float(out.logits.std(0).mean()) > SPREAD for out in net.eval()(given)):
+            return True
+    return False
 
 
 def choose_policy(net: xl.ExitNet, given: Any) -> xl.Policy:

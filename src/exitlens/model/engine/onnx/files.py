@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from exitlens.errors import ExportError, import_extra
 from exitlens.model.cutting.stage import Activations
@@ -101,7 +103,7 @@ def write_module(
     """
     dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in activations)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _FlatAttention():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -119,6 +121,17 @@ def write_module(
     except Exception as error:  # torch.export and the ONNX exporter raise errors of many kinds
         raise ExportError(f"net: {what} cannot be written as ONNX ({shorten(error)})") from error
     check_batch_is_free(path, what)
+
+
+class _FlatAttention(TorchFunctionMode):
+    """Attention over more than one axis of groups (windows) as over one: the exporter knows tensors of four axes only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not functional.scaled_dot_product_attention or not args or args[0].ndim <= 4 or len(args) > 3 or kwargs:
+            return func(*args, **kwargs)
+        query, key, value = (t.flatten(0, -4) for t in args)
+        return func(query, key, value).unflatten(0, args[0].shape[:-3])
 
 
 def shorten(error: Exception) -> str:
