@@ -51,3 +51,13 @@ def test_errors_are_ours(written):
 
     with pytest.raises(xl.ExportError, match="an odd one cannot be written as ONNX"):
         OnnxFile.write(Odd(), (torch.zeros(1, 3),), "an odd one")
+
+
+def test_attention_over_windows_of_several_axes():
+    class Windows(nn.Module):
+        def forward(self, x):
+            groups = x.reshape(x.shape[0], 3, 2, 4, 8)
+            return (nn.functional.scaled_dot_product_attention(groups, groups, groups, dropout_p=0.0).flatten(1),)
+
+    module, x = torch.fx.symbolic_trace(Windows()), torch.randn(5, 192)
+    assert torch.allclose(OnnxFile.write(module, (x[:1],), "windows")((x,), 1)[0], module(x)[0], atol=1e-5)

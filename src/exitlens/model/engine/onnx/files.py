@@ -128,10 +128,11 @@ class _FlatAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not functional.scaled_dot_product_attention or not args or args[0].ndim <= 4 or len(args) > 3 or kwargs:
+        masked = (args[3] if len(args) > 3 else kwargs.get("attn_mask")) is not None
+        if func is not functional.scaled_dot_product_attention or len(args) < 3 or args[0].ndim <= 4 or masked:
             return func(*args, **kwargs)
-        query, key, value = (t.flatten(0, -4) for t in args)
-        return func(query, key, value).unflatten(0, args[0].shape[:-3])
+        query, key, value = (t.flatten(0, -4) for t in args[:3])
+        return func(query, key, value, *args[3:], **kwargs).unflatten(0, args[0].shape[:-3])
 
 
 def shorten(error: Exception) -> str:
