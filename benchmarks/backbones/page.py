@@ -30,7 +30,7 @@ and between gradients relative to the largest gradient; batch-norm statistics af
 *trace*: by torch.fx (any image size) or torch.export (the example's size); *step*: one training step with EGT, all \
 gradients finite; *bundle*: saved, loaded, same logits; *export*: every stage and head through `torch.export` with a \
 dynamic batch; *compile*: every stage through `torch.compile(fullgraph=True)` with a dynamic batch (front end); *edge*: \
-exported as ONNX files, each compared with the network at batches of 0 (where both take it), 1, 2, 3, 17 and 64, then 24 samples \
+exported as ONNX files, each compared with the network at batches of 1, 2, 3, 17 and 64, then 24 samples \
 answered by exitlens-runtime: the same labels and exits, maps within 1e-4. *heads*: MACs \
 of all heads over the backbone's. Texts have 32 tokens, a quarter of the second one padding, which must get attention \
 0, exactly. To pass, eval must be 0, and train, gradient and statistics at most 1e-5."""

@@ -33,8 +33,7 @@ def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bo
     """Writes an edge bundle: ONNX files, the policy, and all that ``exitlens_runtime.load`` needs; no PyTorch there.
 
     Each exit that can answer has a file with everything since the exit before (opset 18, float32, any number of samples).
-    Each is compared with the network at batches of 1, 2, 3, 17 and 64, and of 0 where both take it, before the directory
-    appears.
+    Each is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
 
     Args:
         net: in float32.

@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.backbones import page
 from benchmarks.backbones.__main__ import read_kept
-from benchmarks.backbones.attempt import passes, try_backbone
+from benchmarks.backbones.attempt import attach, passes, try_backbone
+from benchmarks.backbones.edge import try_edge
 from benchmarks.backbones.page import write_page
 from benchmarks.markdown import ROOT
 
@@ -19,6 +20,8 @@ def test_the_committed_page_is_made_from_the_committed_results(tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_small_backbone_passes_everything():
     row = try_backbone("small", 40)
+    row |= try_edge(attach("small", row["cuts"], 40))
     assert passes(row)
+    assert not passes({**row, "edge": False})
     assert not passes({**row, "eval_gap": 1e-9})
     assert not passes({"error": "refused"})
