@@ -36,7 +36,7 @@ def try_edge(net: xl.ExitNet) -> dict[str, Any]:
                 batch = {n: t[at : at + BATCH].numpy() for n, t in zip(names, activations, strict=True)}
                 found.append(edge.predict(batch, attention=True))
         except (xl.ExitlensError, exitlens_runtime.ExitlensRuntimeError) as error:
-            return {"edge": False, "edge_error": str(error)[:300]}
+            return {"edge": False, "edge_error": str(error).replace(f"{folder}/edge/", "")[:300]}
     same = (np.concatenate([f.exits for f in found]) == expected.exits.numpy()) & (
         np.concatenate([f.labels for f in found]) == expected.labels.numpy()
     )
