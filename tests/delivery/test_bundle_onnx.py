@@ -95,3 +95,16 @@ def test_compiling_leaves_onnx_runtime(bundle, images):
     policy = xl.Policy((0.0, 0.0))
     expected = xl.predict(make_net(), images, policy).probabilities
     assert torch.allclose(xl.predict(back, images, policy).probabilities, expected, atol=1e-5)
+
+
+def test_a_bundle_writes_no_file_outside_of_its_own_copy(bundle, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (bundle / "victim").write_text("theirs")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for name in (str(victim), "../victim", "victim"):
+        manifest["onnx"][0]["file"] = name
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(xl.BundleError, match="no checksum"):
+            xl.load(bundle, backbone=TinyNet())
+    assert victim.read_text() == "mine"

@@ -80,3 +80,13 @@ def test_an_old_onnx_runtime_is_refused(edge, monkeypatch):
     monkeypatch.setattr(onnxruntime, "__version__", "1.22.1")
     with pytest.raises(er.BackendError, match=r"1\.23 or newer, got 1\.22\.1"):
         er.load(edge)
+
+
+def test_files_outside_of_the_bundle_are_not_opened(copied):
+    shutil.copy(copied / "stage_0.onnx", copied.parent / "out.onnx")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    for name in ("../out.onnx", str(copied.parent / "out.onnx"), None):
+        manifest["segments"][0]["file"] = name
+        change(copied / "manifest.json", **manifest)
+        with pytest.raises(er.BundleError, match="without a checksum"):
+            er.load(copied)

@@ -78,6 +78,9 @@ def read_manifest(source: Path) -> dict[str, Any]:
     form = manifest.get("format")
     if not isinstance(form, int) or not 1 <= form <= FORMAT:
         raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens-runtime")
+    named = [one.get("file") if isinstance(one, dict) else None for one in manifest["segments"]]
+    if not all(isinstance(name, str) and name in manifest["sha256"] for name in named):
+        raise BundleError(f"{source / MANIFEST}: it names files without a checksum ({named}): export again")
     for name, checksum in manifest["sha256"].items():
         path = source / name
         if Path(name).name != name or not path.is_file():

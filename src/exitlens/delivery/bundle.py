@@ -130,17 +130,20 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if tuning is not None:
         net.tuning = tuning
     if manifest.get("onnx"):
-        net._session.keep_files(_keep_onnx(source, manifest["onnx"]))
+        net._session.keep_files(_keep_onnx(source, manifest))
     if policy is not None:
         policy.check(net.num_exits, net.identity())
     return net.eval(), policy
 
 
-def _keep_onnx(source: Path, described: Any) -> tuple[list[Written], Home]:
-    """Copies of the ONNX files, which stay when the bundle is replaced."""
+def _keep_onnx(source: Path, manifest: dict[str, Any]) -> tuple[list[Written], Home]:
+    """Copies of the ONNX files, which stay when the bundle is replaced; of files with a checksum in the manifest alone."""
     home = Home()
     try:
-        parts = [Written.from_dict(one, home.path) for one in described]
+        parts = [Written.from_dict(one, home.path) for one in manifest["onnx"]]
+        unknown = {str(one["file"]) for one in manifest["onnx"]} - set(manifest["sha256"])  # whose names are plain
+        if unknown:
+            raise ValueError(f"no checksum for {sorted(unknown)}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{source / MANIFEST}: its ONNX files are not described as exitlens does ({error!r})") from error
     for part in parts:
