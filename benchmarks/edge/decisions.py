@@ -28,10 +28,10 @@ def compare_decisions(count: int = COUNT) -> dict[str, Any]:
     assert policy is not None
     images = make_scenes(net, count, seed=11)
     expected = [xl.predict(net, batch, policy, attention=True) for batch in images.split(250)]
-    labels, exits, scores = (torch.cat([getattr(p, n) for p in expected]).numpy() for n in ("labels", "exits", "confidence"))
+    labels, exits = (torch.cat([getattr(p, n) for p in expected]).numpy() for n in ("labels", "exits"))
     maps = [one.numpy() for p in expected for one in p.attention or ()]
     near = find_near(net, policy, images)
-    found: dict[str, Any] = {"samples": count, "near": int(near.sum()), "mean_confidence": float(scores.mean())}
+    found: dict[str, Any] = {"samples": count, "near": int(near.sum())}
     with tempfile.TemporaryDirectory() as folder:
         edge = xl.export(net, policy, Path(folder) / "edge")
         for name, answer in make_answers(edge, policy).items():

@@ -92,6 +92,7 @@ def test_compiling_leaves_onnx_runtime(bundle, images):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda step, **_: step)
         back.compile()
+    assert back.tuning.backend == "torch"
     policy = xl.Policy((0.0, 0.0))
     expected = xl.predict(make_net(), images, policy).probabilities
     assert torch.allclose(xl.predict(back, images, policy).probabilities, expected, atol=1e-5)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
+from exitlens.edge import cascade
 from exitlens.model.engine.onnx.files import open_file
 from exitlens_runtime.sessions import open_openvino
 from tests.conftest import make_net
@@ -84,6 +85,25 @@ def test_a_gate_is_refused(net, tmp_path):
     gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
     with pytest.raises(xl.ExportError, match="gate"):
         write_cascade(tmp_path / "c.onnx", [], xl.Policy((0.5, 0.5), gate=gate))
+
+
+@pytest.mark.parametrize("name", ["labels", "exits", "scores", "maps"])
+def test_a_cascade_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path, name):
+    rate, move = cascade._Builder._rate, cascade._move
+
+    def spoil(self, block, exit_, logits):
+        found = rate(self, block, exit_, logits)
+        place = ("labels", "exits", "scores").index(name)
+        found[place] = block.add("Add", found[place], block.hold(1, np.float32 if name == "scores" else np.int64))
+        return found
+
+    if name == "maps":
+        monkeypatch.setattr(cascade, "_move", lambda block, *a: block.add("Mul", move(block, *a), block.hold(2, np.float32)))
+    else:
+        monkeypatch.setattr(cascade._Builder, "_rate", spoil)
+    with pytest.raises(xl.ExportError, match=f"other {name}"):
+        xl.export(make_net(), xl.Policy((0.5, 0.5)), tmp_path / "e")
+    assert not (tmp_path / "e").exists()
 
 
 @pytest.mark.parametrize("limits", [(0.5, 0.6), (0.0, 0.0), (math.inf, 0.5), (math.inf, math.inf)])

@@ -75,6 +75,18 @@ def test_policies(edge, runtime, tmp_path):
         small.with_policy(other)
 
 
+def test_bad_arguments(edge, runtime, tmp_path):
+    (tmp_path / "p.json").write_text("{")
+    for path in (tmp_path / "none.json", tmp_path / "p.json", tmp_path):
+        with pytest.raises(er.PolicyError, match="cannot be read"):
+            er.load(edge, policy=path)
+    for threads in (-1, 2.5):
+        with pytest.raises(er.InputError, match="threads"):
+            er.load(edge, threads=threads)
+    with pytest.raises(er.InputError, match="list of files"):
+        runtime.predict_files("a.png")
+
+
 def test_an_old_onnx_runtime_is_refused(edge, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnxruntime, "__version__", "1.22.1")

@@ -25,13 +25,14 @@ def test_answers_are_those_of_predict(runtime, images, batch, limits):
     assert found.index.tolist() == list(range(batch))
 
 
-@pytest.mark.parametrize("limits", [(0.6, 0.5), (0.6, math.inf), (math.inf, 0.5)])
+@pytest.mark.parametrize("limits", [(0.6, 0.5), (0.6, math.inf), (math.inf, 0.5), (0.0, 0.0)])
 def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
     policy = xl.Policy(limits, gate=xl.Gate(((-0.3, 0.5, 0.4, 0.2), (0.1, 0.2, 0.9, 0.0)), (0.5, 0.3)))
     found = er.load(xl.export(NET, policy, tmp_path / "e"), threads=1).predict(images.numpy())
     expected = xl.predict(NET, images, policy)
     assert found.exits.tolist() == expected.exits.tolist()
     for ours, theirs in (
+        (found.confidence, expected.confidence),
         (found.divergence_estimate, expected.divergence_estimate),
         (found.last_divergence, expected.last_divergence),
     ):
@@ -50,6 +51,11 @@ def test_texts(tmp_path):
         found.predict_texts(["a word"])
     with pytest.raises(er.InputError, match="tokens in"):
         found.predict({name: t.numpy() * 10**6 for name, t in inputs.items()})
+
+
+def test_a_policy_is_exchanged_by_another_network(runtime):
+    with pytest.raises(AttributeError):
+        runtime.policy = runtime.policy
 
 
 def test_bad_arrays(runtime, images):

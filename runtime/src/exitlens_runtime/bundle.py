@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from exitlens_runtime.errors import BundleError, ExitlensRuntimeError
+from exitlens_runtime.errors import BundleError, ExitlensRuntimeError, InputError, PolicyError
 from exitlens_runtime.network import EdgeNetwork
 from exitlens_runtime.routing import Array, Policy
 from exitlens_runtime.sessions import count_threads, open_session
@@ -49,10 +49,9 @@ def load(
     """
     source = Path(directory)
     manifest = read_manifest(source)
-    given = (
-        read_json(source / POLICY) if policy is None else policy if isinstance(policy, Mapping) else read_json(Path(policy))
-    )
-    chosen, count = Policy.from_dict(given), threads or count_threads()
+    if not isinstance(threads, int) or threads < 0:
+        raise InputError(f"threads: expected an integer of 0 or more, got {threads!r}")
+    chosen, count = _read_policy(source, policy), threads or count_threads()
     try:
         sessions = {
             int(one["exit"]): open_session(backend, source / one["file"], count, one["inputs"], one["outputs"])
@@ -66,6 +65,15 @@ def load(
     if check:
         check_golden(net, source / GOLDEN)
     return net
+
+
+def _read_policy(source: Path, policy: str | Path | Mapping[str, Any] | None) -> Policy:
+    if policy is None or isinstance(policy, Mapping):
+        return Policy.from_dict(read_json(source / POLICY) if policy is None else policy)
+    try:
+        return Policy.from_dict(json.loads(Path(policy).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"policy: {policy} cannot be read ({error}): give a policy.json that exitlens wrote") from error
 
 
 def read_manifest(source: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class EdgeNetwork:
 
     Attributes:
         classes: names, in label order; empty where the network has none.
-        num_exits: K, the final exit included. policy: when each answers.
+        num_exits: K, the final exit included.
         cost: ``(K,)`` multiply-accumulates up to each exit over the plain backbone's.
         manifest: all that the bundle says of itself.
     """
@@ -38,8 +38,13 @@ class EdgeNetwork:
         self._names = set(self.input_names)
         self._vocabulary = manifest["vocabulary"]
         self._offsets = manifest["map_offsets"]
-        self.policy = self._check(policy)
+        self._policy = self._check(policy)
         self._needed = [policy.needs(k) for k in range(self.num_exits)]  # asked for at every answer
+
+    @property
+    def policy(self) -> Policy:
+        """When each exit answers; :meth:`with_policy` takes another."""
+        return self._policy
 
     @property
     def input_names(self) -> list[str]:
@@ -165,6 +170,8 @@ class EdgeNetwork:
         """
         if not isinstance(self.preprocess, Preprocess):
             raise InputError("paths: the bundle does not say how image files become inputs: pass arrays to predict")
+        if isinstance(paths, str | Path):
+            raise InputError(f"paths: expected a list of files, got {paths!r}: put it in brackets")
         own = self.preprocess
         parts = (paths[at : at + batch_size] for at in range(0, len(paths), batch_size))
         return self.predict_stream((np.stack([own.read(Path(p)) for p in part]) for part in parts), attention=attention)

@@ -157,7 +157,7 @@ class Decision(NamedTuple):
     """What an early exit decides about each sample of a batch.
 
     Attributes:
-        scores: ``(B,)``, 0 where the gate does not trust the map. fired: ``(B,)`` bool.
+        scores: ``(B,)``. fired: ``(B,)`` bool: where the gate does not trust the map, as with a score of 0.
         estimates: ``(B,)`` of the map's divergence from the final one; ``None`` without a gate.
     """
 
@@ -169,10 +169,11 @@ class Decision(NamedTuple):
 def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array | None) -> Decision:
     """The decision of early exit k from probabilities ``(B,C)``, its map ``(B,*S)`` and the map of the exit before."""
     scores, estimates, gate = find_score(p, policy.score), None, policy.gate
+    trusted = scores
     if gate is not None:
         features = find_gate_features(attention, previous)
         sure, entropy, change, constant = (np.float32(w) for w in gate.weights[k])
         found = sure * p.max(1) + entropy * features[:, 0] + change * features[:, 1] + constant
         estimates = np.clip(found, 0, 1)
-        scores = np.where(estimates <= np.float32(gate.limits[k]), scores, np.float32(0))
-    return Decision(scores, scores >= np.float32(policy.thresholds[k]), estimates)
+        trusted = np.where(estimates <= np.float32(gate.limits[k]), scores, np.float32(0))
+    return Decision(scores, trusted >= np.float32(policy.thresholds[k]), estimates)

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitlens.errors import BundleError, ExitlensError, InputError, OutputExistsError, ReachWarning, require
+from exitlens.errors import (
+    BundleError,
+    ExitlensError,
+    InputError,
+    MissingExtraError,
+    OutputExistsError,
+    ReachWarning,
+    require,
+)
 from exitlens.io import read_json, read_tensors, replace_directory, write_manifest, write_tensors
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
@@ -76,8 +84,11 @@ def _copy_onnx(directory: Path, net: ExitNet) -> list[Written]:
     """The files that it answers by; none where it answers by PyTorch."""
     if not net.is_tuned or (net.tuning.backend, net.tuning.precision) != ("onnx", "float32"):
         return []
-    with net.open_engine() as engine:
-        files = engine.files if isinstance(engine, OnnxEngine) else ()
+    try:
+        engine = net._session.find_engine()
+    except MissingExtraError:  # of a bundle that came from another machine; where it is installed they are written again
+        return []
+    files = engine.files if isinstance(engine, OnnxEngine) else ()
     return [one._replace(path=Path(shutil.copy(one.path, directory))) for one in files]
 
 

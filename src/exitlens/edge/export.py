@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,24 @@ import torch
 from torch import Tensor
 
 import exitlens
-from exitlens.edge.cascade import write_cascade
+from exitlens.edge.cascade import TEMPERATURES, THRESHOLDS, write_cascade
 from exitlens.errors import ExportError, OutputExistsError, require
+from exitlens.functional.scores import score
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.cutting.verify import draw_inputs
-from exitlens.model.engine.onnx.files import BATCHES, Written, import_onnx, write_segments
+from exitlens.model.engine.onnx.files import BATCHES, Written, import_onnx, open_file, write_segments
 from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, cut_segments
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy
-from exitlens.types.inputs import list_tensors
+from exitlens.types import Policy, Prediction
+from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.workflow.inference.predict import predict
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
-GOLDEN_SAMPLES = 4
+GOLDEN_SAMPLES, CASCADE_SAMPLES = 4, 17
+NEAR = 1e-3  # of a threshold, rounding may decide; and what scores and maps may differ by
 
 
 def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -86,7 +89,7 @@ def write_bundle(directory: Path, net: ExitNet, policy: Policy, parts: Sequence[
     write_json(directory / POLICY, policy.to_dict())
     write_golden(directory / GOLDEN, net, policy, [part.exit for part in parts])
     if policy.gate is None:
-        write_cascade(directory / CASCADE, parts, policy)
+        write_checked_cascade(directory / CASCADE, net, policy, parts)
         files.append(directory / CASCADE)
     write_manifest(directory / MANIFEST, files, describe(net) | {"segments": [part.to_dict() for part in parts]})
 
@@ -96,6 +99,53 @@ def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]
     examples = {batch: draw_for(net, batch) for batch in BATCHES}
     written = write_segments(directory, cut_segments(*list_parts(net), policy), examples, name_inputs(net))
     return [one._replace(offset=net.map_offsets[one.exit]) for one in written]
+
+
+def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
+    """The cascade in one file, once it answers as the network does: by this policy, and by one that parts the samples.
+
+    Raises:
+        ExportError: for another label, exit, score or map; samples near a threshold, where rounding decides, are left out.
+    """
+    write_cascade(path, parts, policy)
+    activations, early = draw_for(net, CASCADE_SAMPLES), range(net.num_exits - 1)
+    with net.open_engine() as engine:
+        logits = [one for one, _ in engine.compute_outputs(engine.enter(activations))]
+    scores = torch.stack([score(logits[k], policy.score, policy.temperatures[k]) for k in early])
+    known = {part.exit for part in parts}
+    middle = scores.sort(1).values[:, CASCADE_SAMPLES // 2 : CASCADE_SAMPLES // 2 + 2].mean(1).tolist()
+    halves = tuple(middle[k] if k in known else math.inf for k in early)
+    session = open_file(path)
+    names = [one.name for one in session.get_outputs()]
+    feed: dict[str, Any] = {n: t.numpy() for n, t in zip(name_inputs(net), activations, strict=True)}
+    feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
+    for thresholds in (policy.thresholds, halves):
+        expected = predict(
+            net, _name(net, activations), Policy(thresholds, policy.score, policy.temperatures), attention=True
+        )
+        found = dict(zip(names, session.run(None, feed | {THRESHOLDS: np.array(thresholds, np.float32)}), strict=True))
+        near = ((scores - torch.tensor(thresholds)[:, None]).abs() < NEAR).any(0)
+        _compare_answers(found, expected, ~near)
+
+
+def _compare_answers(found: Mapping[str, Any], expected: Prediction, sure: Tensor) -> None:
+    for name, value in (("labels", expected.labels), ("exits", expected.exits), ("scores", expected.confidence)):
+        off = (torch.from_numpy(found[name])[sure] - value[sure]).abs()
+        if off.numel() and not off.max() < NEAR:
+            raise ExportError(
+                f"net: the cascade in one file gives other {name} than the network: report this, with the backbone"
+            )
+    for i in sure.nonzero().flatten().tolist():
+        own = torch.from_numpy(found[f"{ATTENTION}_{int(expected.exits[i])}"][i])
+        if not (own - expected.attention[i]).abs().max() < NEAR:  # type: ignore[index]
+            raise ExportError(
+                "net: the cascade in one file gives other maps than the network: report this, with the backbone"
+            )
+
+
+def _name(net: ExitNet, activations: Activations) -> Inputs:
+    """What the first stage takes, as the network itself takes it."""
+    return dict(zip(net.input_spec.names, activations, strict=True)) if net.input_spec.names else activations[0]
 
 
 def list_parts(net: ExitNet) -> tuple[list[Stage], list[ExitHead]]:
@@ -144,7 +194,7 @@ def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int])
     """Inputs, logits and attention of the exits in the files, and the exits and labels that the library chooses."""
     activations = draw_for(net, GOLDEN_SAMPLES)
     values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
-    found = predict(net, dict(values) if net.input_spec.names else activations[0], policy)
+    found = predict(net, _name(net, activations), policy)
     with net.open_engine() as engine:
         outputs = engine.compute_outputs(engine.enter(activations))
     for k in exits:

@@ -12,8 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from exitlens.edge.cascade import write_cascade
-from exitlens.edge.export import CASCADE, MANIFEST, check_arguments, check_target, name_inputs, write_stages
+from exitlens.edge.export import (
+    CASCADE,
+    MANIFEST,
+    check_arguments,
+    check_target,
+    name_inputs,
+    write_checked_cascade,
+    write_stages,
+)
 from exitlens.errors import ExportError, require
 from exitlens.io import replace_directory, write_json, write_manifest
 from exitlens.model.engine.onnx.files import Written
@@ -59,7 +66,7 @@ def export_web(
         for name in PAGE:
             (temporary / name).write_bytes(resources.files("exitlens.edge").joinpath("site", name).read_bytes())
         parts = write_stages(Path(folder), net, policy)
-        write_cascade(temporary / CASCADE, parts, policy)
+        write_checked_cascade(temporary / CASCADE, net, policy, parts)
         write_json(temporary / NETWORK, describe_for_page(net, policy, parts))
         files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK)]
         write_manifest(

@@ -1,7 +1,7 @@
 """The tables, and what is promised, from figures that are made up and from those that are committed."""
 
 from benchmarks.edge.__main__ import list_runs
-from benchmarks.edge.page import SPEED, write_promises, write_speed
+from benchmarks.edge.page import SPEED, write_decisions, write_promises, write_speed
 from benchmarks.edge.promises import list_promises
 from benchmarks.edge.runs import EDGE
 
@@ -40,6 +40,7 @@ def test_tables():
     assert len([line for line in lines if line.startswith("| resnet50")]) == 2
     assert lines[2].count("|") == len(SPEED) + 1
     assert any("missed" in line for line in write_promises(RUNS))
+    assert list(write_decisions(RUNS["decisions"]))[-1] == "| runtime | 1 | 0 | 1e-06 |"
 
 
 def test_every_run_is_there():

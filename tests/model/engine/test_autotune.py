@@ -70,7 +70,7 @@ def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
 
 def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
     net = make_net()
-    with pytest.raises(xl.EngineError, match="float32 on the CPU"):
+    with pytest.raises(xl.EngineError, match="does not run in bfloat16"):
         net.tune(IMAGES, precision="bfloat16", seconds=0.01, backend="onnx")
     monkeypatch.setattr("exitlens.model.engine.autotune.prepare_engine", _refuse_onnx)
     found = net.tune(IMAGES, precision="float32", seconds=0.01)
@@ -78,6 +78,12 @@ def test_networks_that_onnx_runtime_cannot_run(monkeypatch):
     assert "an odd layer" in found.measured["onnx"]
     with pytest.raises(xl.EngineError, match="an odd layer"):
         net.tune(IMAGES, seconds=0.01, backend="onnx")
+    missing = xl.MissingExtraError("onnxruntime", "onnx", "backend='onnx'")
+    monkeypatch.setattr(
+        "exitlens.model.engine.autotune.prepare_engine",
+        lambda *a: (_ for _ in ()).throw(missing) if a[2].backend == "onnx" else prepare_engine(*a),
+    )
+    assert "onnxruntime" in net.tune(IMAGES, precision="float32", seconds=0.01).measured["onnx"]
     monkeypatch.setattr("exitlens.model.engine.autotune.is_installed", lambda *names: False)
     assert "onnx" not in net.tune(IMAGES, precision="float32", seconds=0.01).measured
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exitlens.model.engine import process
-from exitlens.model.engine.process import ThreadLimit, apply_tuning, count_threads
+from exitlens.model.engine.process import ThreadLimit, apply_tuning
 from exitlens.model.engine.tuning import Tuning
 
 
@@ -39,18 +39,6 @@ def test_a_limit_holds_for_a_while_and_never_raises(four):
     with pytest.raises(ZeroDivisionError), apply_tuning(Tuning(threads=1)):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 4
-
-
-def test_another_backend_has_the_threads_and_pytorch_one(four):
-    for threads, expected in ((0, 4), (2, 2), (9, 4)):
-        tuning = Tuning(backend="onnx", threads=threads)
-        with apply_tuning(tuning):
-            assert (torch.get_num_threads(), count_threads(tuning)) == (1, expected)
-            with apply_tuning(tuning):  # within another
-                assert count_threads(tuning) == expected
-    with apply_tuning(Tuning(threads=2)), apply_tuning(Tuning(backend="onnx")):
-        assert count_threads(Tuning(backend="onnx")) == 2
-    assert torch.get_num_threads() == count_threads(Tuning(backend="onnx")) == 4
 
 
 def test_threads_that_overlap_leave_the_process_as_it_was(four):

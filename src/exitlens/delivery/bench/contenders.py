@@ -20,7 +20,7 @@ from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Engine, Step
 from exitlens.model.engine.onnx.running import OnnxFile
 from exitlens.model.engine.prepare import prepare_graph
-from exitlens.model.engine.process import apply_tuning, count_threads
+from exitlens.model.engine.process import apply_tuning
 from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.malloc import keep_memory
@@ -69,7 +69,7 @@ class Plain:
     def _prepare(self, backbone: nn.Module, example: Inputs) -> Callable[..., Any]:
         if self.tuning.backend == "onnx":
             written = write_plain(backbone, example)
-            return lambda *activations: written(activations, count_threads(self.tuning))
+            return lambda *activations: written(activations)
         return prepare_graph(trace(backbone, False, map_inputs(example, lambda t: t[:1])).runnable(), self.tuning)
 
     def _compile(self, tensors: Activations) -> None:

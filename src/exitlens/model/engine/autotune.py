@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.errors import EngineError, ExitlensError, InputError, is_installed
+from exitlens.errors import EngineError, ExitlensError, InputError, MissingExtraError, is_installed
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.scores import score
 from exitlens.functional.thresholds.pvalues import upper_bound
@@ -76,19 +76,15 @@ def _list_onnx(meter: _Meter, backend: str, precision: str, facts: dict[str, Any
         return []
     tuning = Tuning(micro_batch=FEW, backend="onnx")
     try:
-        if precision == "bfloat16" or not all(_is_plain(t) for t in (*meter.given, *meter.heads[0].parameters())):
-            raise EngineError("backend: 'onnx' is for networks in float32 on the CPU: leave it at 'auto'")
+        if precision == "bfloat16":
+            raise EngineError("backend: 'onnx' does not run in bfloat16: leave one of the two at 'auto'")
         meter.open(tuning)
-    except EngineError as error:
+    except (EngineError, MissingExtraError) as error:  # an installed package may still fail to load
         if backend == "onnx":
             raise
         facts["onnx"] = str(error)
         return []
     return [tuning]
-
-
-def _is_plain(t: Tensor) -> bool:
-    return t.device.type == "cpu" and (t.dtype is torch.float32 or not t.is_floating_point())
 
 
 def _list_formats(

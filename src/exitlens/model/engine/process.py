@@ -3,10 +3,10 @@
 ====================================  =============================================  ============================
 state                                 changed by                                     until
 ====================================  =============================================  ============================
-PyTorch's number of threads           answers with ``Tuning.threads``, or in ONNX    the answer is given
+PyTorch's number of threads           answers with ``Tuning.threads``                the answer is given
 training mode of a network's modules  answers by its own weights, the first answer   the last of them is given
 memory that malloc keeps              answers with ``Tuning.keep_memory``            the process ends
-filters of ``warnings``               ``net.compile``, ``attach``                    it returns
+filters of ``warnings``               ``net.compile``, ``attach``, writing ONNX      it returns
 mkldnn, fast path of attention        ``attach`` (it counts multiply-accumulates)    it returns
 standard error, a logger's level      ``attach``, where it uses ``torch.export``     it returns
 random state                          ``attach`` (weights of new heads), commands    the process ends
@@ -33,20 +33,10 @@ from exitlens.model.malloc import keep_memory
 
 
 def apply_tuning(tuning: Tuning) -> AbstractContextManager[Any]:
-    """The tuning's threads for a while, never more than the caller has; memory is kept from now on, if it says so.
-
-    Where ONNX Runtime answers, PyTorch has one thread: its idle ones wait busily and take the others' cores.
-    """
+    """The tuning's threads for a while, never more than the caller has; memory is kept from now on, if it says so."""
     if tuning.keep_memory:
         keep_memory()
-    limit = 1 if tuning.backend == "onnx" else tuning.threads
-    return _THREAD_LIMIT.apply(limit) if limit else nullcontext()
-
-
-def count_threads(tuning: Tuning) -> int:
-    """What another backend may use while :func:`apply_tuning` holds: the tuning's threads, no more than the caller has."""
-    own = _THREAD_LIMIT.find_own()
-    return min(own, tuning.threads) if tuning.threads else own
+    return _THREAD_LIMIT.apply(tuning.threads) if tuning.threads else nullcontext()
 
 
 class ThreadLimit:
@@ -73,12 +63,6 @@ class ThreadLimit:
                 with self._lock:
                     self._limits.remove(count)
                     torch.set_num_threads(own)
-                    self._known.lowered.pop()
-
-    def find_own(self) -> int:
-        """The caller's own number, whether it is lowered now or not."""
-        lowered: list[int] = getattr(self._known, "lowered", [])
-        return lowered[-1] if lowered else torch.get_num_threads()
 
     def _enter(self, count: int) -> int:
         with self._lock:
@@ -89,7 +73,6 @@ class ThreadLimit:
                 own = self._usual
             self._known.marked = True
             if own > count:
-                self._known.__dict__.setdefault("lowered", []).append(own)
                 self._limits.append(count)
                 torch.set_num_threads(count)
             return own

@@ -138,6 +138,8 @@ class Session:
         """See :meth:`~exitlens.model.network.ExitNet.compile`; other threads answer as before until it is done."""
         with self._compiling:
             snapshot, given, activations = self.weights.current(), self._tuning, self._example()
+            if self.precision.startswith("int8"):
+                raise EngineError("compile: this network answers by int8 files, which PyTorch cannot compile")
             tuning = replace(self.tuning, backend="torch")
             # convolutions in another format would be compiled again for large batches
             images = any(t.ndim == 4 for t in activations)
@@ -147,6 +149,7 @@ class Session:
                 seconds = dict(track(steps, "compiling", total=len(self._heads)) if progress else steps)
             with self._lock:
                 if self._tuning is given:
+                    self._tuning = None if given is None else tuning
                     self._engine = engine, snapshot
             return seconds
 

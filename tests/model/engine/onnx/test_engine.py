@@ -72,6 +72,14 @@ def test_texts():
     assert torch.allclose(found.probabilities, expected.probabilities, atol=1e-4)
 
 
+def test_another_precision_is_refused_before_anything_is_written(monkeypatch, images):
+    monkeypatch.setattr(onnx_engine, "write_segments", None)
+    net = make_net().double()
+    net.tuning = ONNX
+    with pytest.raises(xl.EngineError, match=r"float32 on the CPU.*net\.tuning = Tuning\(\)"):
+        xl.predict(net, images.double(), xl.Policy((0.5, 0.5)))
+
+
 def test_what_it_cannot_run(monkeypatch, images):
     with pytest.raises(xl.InputError, match="bfloat16"):
         xl.Tuning(backend="onnx", precision="bfloat16")

@@ -1,4 +1,6 @@
-"""A module as an ONNX file: it gives what the module gives, on any number of threads, and its errors are ours."""
+"""A module as an ONNX file: it gives what the module gives, on as many threads as PyTorch has, and its errors are ours."""
+
+import multiprocessing
 
 import pytest
 import torch
@@ -25,11 +27,11 @@ def written():
 @pytest.mark.parametrize("batch", [1, 2, 50])
 def test_it_gives_what_the_module_gives(written, batch):
     x = torch.randn(batch, 3)
-    doubled, total = written((x, torch.zeros(batch, 2)), 1)
+    doubled, total = written((x, torch.zeros(batch, 2)))
     assert torch.equal(doubled, 2 * x)
     assert torch.allclose(total, x.sum(1))
     transposed = torch.randn(3, batch).T  # rows are not contiguous
-    assert torch.equal(written((transposed, torch.zeros(batch, 2)), 2)[0], 2 * transposed)
+    assert torch.equal(written((transposed, torch.zeros(batch, 2)))[0], 2 * transposed)
 
 
 def test_files_go_with_what_holds_them(written):
@@ -41,9 +43,29 @@ def test_files_go_with_what_holds_them(written):
     assert written.path.is_file()
 
 
+def test_a_forked_process_leaves_the_files():
+    home = Home()
+    process = multiprocessing.get_context("fork").Process(target=_end, args=(home,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert home.path.is_dir()
+    home.finalizer()
+    assert not home.path.exists()
+
+
+def _end(home):
+    home.finalizer()  # as at the end of a process
+
+
+def test_tensors_of_a_training_graph_are_taken(written):
+    x = torch.randn(2, 3, requires_grad=True)
+    assert torch.equal(written((x, torch.zeros(2, 2)))[0], 2 * x)
+
+
 def test_errors_are_ours(written):
     with pytest.raises(xl.EngineError, match=r"cannot run module\.onnx"):
-        written((torch.zeros(1, 4, 4), torch.zeros(1, 2)), 1)
+        written((torch.zeros(1, 4, 4), torch.zeros(1, 2)))
 
     class Odd(nn.Module):
         def forward(self, x):
@@ -65,4 +87,4 @@ def test_attention_over_windows_of_several_axes():
         node.target = target  # as torch.fx and torch.export write it
         module.recompile()
         found = OnnxFile.write(module, (x[:1],), "windows")
-        assert torch.allclose(found((x,), 1)[0], module(x)[0], atol=1e-5)
+        assert torch.allclose(found((x,))[0], module(x)[0], atol=1e-5)

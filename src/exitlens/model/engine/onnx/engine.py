@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from exitlens.errors import EngineError, ExportError
@@ -13,7 +14,6 @@ from exitlens.model.engine.engine import Engine, Step
 from exitlens.model.engine.onnx.files import Written, import_onnx, is_close, write_segments
 from exitlens.model.engine.onnx.running import COMPARED, Home, OnnxFile, draw_like
 from exitlens.model.engine.onnx.segments import cut_segments
-from exitlens.model.engine.process import count_threads
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import Policy
@@ -48,6 +48,7 @@ class OnnxEngine(Engine):
             EngineError: where the network cannot be written as ONNX, or the files give something else.
         """
         import_onnx()
+        check_plain(heads, example)
         base, home = Engine.prepare(stages, heads, tuning), Home()
         examples = {n: tuple(draw_like(t, n) for t in example) for n in COMPARED}
         try:
@@ -69,6 +70,7 @@ class OnnxEngine(Engine):
         kept: tuple[Sequence[Written], Home],
     ) -> Self:
         """An engine on files that :meth:`write` made before; on new ones where those do not give the same here."""
+        check_plain(heads, example)
         base = Engine.prepare(stages, heads, tuning)
         engine, given = cls(base.stages, base.heads, tuning, *kept), tuple(draw_like(t, 2) for t in example)
         try:
@@ -81,7 +83,7 @@ class OnnxEngine(Engine):
 
     def _run(self, k: int, activations: Activations) -> list[Tensor]:
         """Logits, attention and what crosses the cut."""
-        return self._opened[k](activations, count_threads(self.tuning))
+        return self._opened[k](activations)
 
     def advance(self, k: int, activations: Activations) -> Activations:
         """Stage k alone."""
@@ -106,3 +108,13 @@ class OnnxEngine(Engine):
         for i in range(k):
             activations = self.advance(i, activations)
         return self._run(k, activations)[0]
+
+
+def check_plain(heads: Sequence[ExitHead], example: Activations) -> None:
+    """Raises :class:`EngineError` unless the network is in float32 on the CPU."""
+    for t in (*example, *heads[0].parameters()):
+        if t.device.type != "cpu" or (t.is_floating_point() and t.dtype is not torch.float32):
+            raise EngineError(
+                f"tuning: backend='onnx' is for networks in float32 on the CPU, this one is in {t.dtype} on {t.device}: set "
+                "net.tuning = Tuning() to use PyTorch"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -25,11 +26,17 @@ class Home:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="exitlens-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self.finalizer = weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(path: Path, process: int) -> None:
+    """Removes a directory in the process that made it, not in one that was forked from it."""
+    if os.getpid() == process:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class OnnxFile:
-    """A file, with a session for every number of threads that it is called with. Threads may share it.
+    """A file, on as many threads as PyTorch has when it is called. Threads may share it.
 
     Args:
         path: of the file.
@@ -40,7 +47,9 @@ class OnnxFile:
     def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str], home: Home | None = None) -> None:
         self.path, self.inputs, self.outputs, self.home = path, inputs, outputs, home
         self._sessions = dict[int, tuple[Any, frozenset[str]]]()
-        self._make = import_extra("onnxruntime", "onnx", "backend='onnx'").OrtValue.from_dlpack
+        self._make = import_extra(
+            "onnxruntime", "onnx", "backend='onnx' (net.tuning = exitlens.Tuning() goes without)"
+        ).OrtValue.from_dlpack
 
     @classmethod
     def write(cls, module: nn.Module, example: Activations, what: str) -> Self:
@@ -67,14 +76,15 @@ class OnnxFile:
             compare_module(module, session, dict(zip(names, each, strict=True)), what)
         return cls(path, names, outputs, home)
 
-    def __call__(self, activations: Activations, threads: int) -> list[Tensor]:
+    def __call__(self, activations: Activations) -> list[Tensor]:
         """Every output; raises :class:`EngineError` where ONNX Runtime cannot run it."""
+        threads = torch.get_num_threads()
         if threads not in self._sessions:
             session = open_file(self.path, threads)
             self._sessions[threads] = session, frozenset(one.name for one in session.get_inputs())
         session, known = self._sessions[threads]
         pairs = zip(self.inputs, activations, strict=True)
-        feed = {name: self._make(t.contiguous()) for name, t in pairs if name in known}
+        feed = {name: self._make(t.detach().contiguous()) for name, t in pairs if name in known}
         try:
             found = session.run_with_ort_values(self.outputs, feed)
         except Exception as error:  # its errors have no common base
