@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,3 +146,13 @@ def test_only_an_edge_bundle_is_replaced(edge, tmp_path):
         "policy.json",
         "stage_0.onnx",
     ]
+
+
+def test_golden_samples_leave_at_every_exit(edge):
+    net, policy, path = edge
+    golden = np.load(path / "golden.npz")
+    parting = replace(policy, thresholds=tuple(golden["parting"].tolist()), gate=None)
+    found = xl.predict(net, torch.from_numpy(golden["images"]), parting)
+    assert found.exits.tolist() == golden["parted_exits"].tolist()
+    assert found.labels.tolist() == golden["parted_labels"].tolist()
+    assert set(golden["parted_exits"].tolist()) == {0, 1, 2}

@@ -44,7 +44,12 @@ def test_damaged_bundles(copied, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "change_by", "words"),
-    [("logits_1", 0.1, "logits_1 is off"), ("exits", 1, "other exits"), ("labels", 1, "other labels")],
+    [
+        ("logits_1", 0.1, "logits_1 is off"),
+        ("exits", 1, "other exits"),
+        ("labels", 1, "other labels"),
+        ("parted_exits", 1, "other exits"),
+    ],
 )
 def test_other_answers_than_the_librarys_are_noticed(copied, name, change_by, words):
     golden = dict(np.load(copied / "golden.npz"))

@@ -27,6 +27,8 @@ def test_the_command_line(edge, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(er.InputError, match="found none"):
         list_files([str(tmp_path / "empty")])
+    with pytest.raises(er.InputError, match="empty name"):
+        list_files([""])
     assert draw([[0.0, 1.0], [0.5, 0.2]]) == ["    @@", "  ++::"]
 
 

@@ -71,3 +71,8 @@ def test_bad_arrays(runtime, images):
     ):
         with pytest.raises(er.InputError, match=words):
             runtime.predict(value)
+
+
+def test_values_that_overflow_are_named_as_the_cause(runtime, images):
+    with np.errstate(all="ignore"), pytest.raises(er.InputError, match="huge values overflow"):
+        runtime.predict(np.full_like(images[:2].numpy(), 3e38))

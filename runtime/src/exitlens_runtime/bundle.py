@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def read_json(path: Path) -> Any:
 def check_golden(net: EdgeNetwork, path: Path) -> None:
     """Raises :class:`BundleError` unless the network says here what the library said where it was exported.
 
-    Logits and maps of every exit, and the exits and labels that the bundle's own policy leads to.
+    Logits and maps of every exit, and the exits and labels that the bundle's own policy leads to, and one
+    under which some samples leave at every exit.
     """
     try:
         with np.load(path) as file:
@@ -128,7 +130,17 @@ def check_golden(net: EdgeNetwork, path: Path) -> None:
         if not off <= TOLERANCE * max(np.abs(known).max(), 1.0):
             raise BundleError(f"{path}: {name} is off by {off:.2g}: {OTHERWISE}")
     own = Policy.from_dict(read_json(path.parent / POLICY))
-    early, late = (net.with_policy(own.shift(by)).predict(inputs) for by in (-NEAR, NEAR))
+    _check_answers(net, own, inputs, (exits, labels), path)
+    if "parting" in golden:
+        parting = replace(own, thresholds=tuple(golden["parting"].tolist()), gate=None)
+        _check_answers(net, parting, inputs, (golden["parted_exits"], golden["parted_labels"]), path)
+
+
+def _check_answers(
+    net: EdgeNetwork, policy: Policy, inputs: dict[str, Array], known: tuple[Array, Array], path: Path
+) -> None:
+    exits, labels = known
+    early, late = (net.with_policy(policy.shift(by)).predict(inputs) for by in (-NEAR, NEAR))
     if not ((early.exits <= exits) & (exits <= late.exits)).all():
         raise BundleError(f"{path}: other exits answer than in the library: {OTHERWISE}")
     sure = early.exits == late.exits

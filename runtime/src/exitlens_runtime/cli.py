@@ -63,6 +63,8 @@ def list_files(inputs: Sequence[str]) -> list[str]:
     found: list[str] = []
     suffixes = {f".{name.lower()}" for name in FORMATS} | {".jpg", ".tif", ".pgm"}
     for one in inputs:
+        if not one:
+            raise InputError("FILE: expected files or folders, got an empty name (an unset variable?): name one")
         path = Path(one)
         if not path.is_dir():
             found.append(one)

@@ -84,7 +84,10 @@ class EdgeNetwork:
         answers = Answers(count, self.num_classes, attention, self.policy.gate is not None)
         self._route(tensors, answers)
         if not math.isfinite(answers.p.sum()):
-            raise InputError("inputs: the answers are NaN or infinite for these: the network is damaged, export it again")
+            raise InputError(
+                "inputs: the answers are NaN or infinite for these: check that they are normalised (huge values overflow), "
+                "else export the network again"
+            )
         return answers.close()
 
     def _route(self, tensors: dict[str, Array], answers: Answers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from exitlens.workflow.inference.predict import predict
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
-GOLDEN_SAMPLES, CASCADE_SAMPLES = 4, 17
+GOLDEN_SAMPLES, CASCADE_SAMPLES = 8, 17
 NEAR = 1e-3  # of a threshold, rounding may decide; and what scores and maps may differ by
 
 
@@ -108,24 +109,29 @@ def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Seque
         ExportError: for another label, exit, score or map; samples near a threshold, where rounding decides, are left out.
     """
     write_cascade(path, parts, policy)
-    activations, early = draw_for(net, CASCADE_SAMPLES), range(net.num_exits - 1)
-    with net.open_engine() as engine:
-        logits = [one for one, _ in engine.compute_outputs(engine.enter(activations))]
-    scores = torch.stack([score(logits[k], policy.score, policy.temperatures[k]) for k in early])
-    known = {part.exit for part in parts}
-    middle = scores.sort(1).values[:, CASCADE_SAMPLES // 2 : CASCADE_SAMPLES // 2 + 2].mean(1).tolist()
-    halves = tuple(middle[k] if k in known else math.inf for k in early)
+    activations = draw_for(net, CASCADE_SAMPLES)
+    scores, parting = part_samples(net, policy, activations, [part.exit for part in parts])
     session = open_file(path)
     names = [one.name for one in session.get_outputs()]
     feed: dict[str, Any] = {n: t.numpy() for n, t in zip(name_inputs(net), activations, strict=True)}
     feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
-    for thresholds in (policy.thresholds, halves):
-        expected = predict(
-            net, _name(net, activations), Policy(thresholds, policy.score, policy.temperatures), attention=True
-        )
+    for thresholds in (policy.thresholds, parting.thresholds):
+        expected = predict(net, _name(net, activations), replace(parting, thresholds=thresholds), attention=True)
         found = dict(zip(names, session.run(None, feed | {THRESHOLDS: np.array(thresholds, np.float32)}), strict=True))
         near = ((scores - torch.tensor(thresholds)[:, None]).abs() < NEAR).any(0)
         _compare_answers(found, expected, ~near)
+
+
+def part_samples(net: ExitNet, policy: Policy, activations: Activations, exits: Sequence[int]) -> tuple[Tensor, Policy]:
+    """Scores ``(K-1,B)``, and a policy whose thresholds half of the samples reach, where an exit is in the files."""
+    early = range(net.num_exits - 1)
+    with net.open_engine() as engine:
+        logits = [one for one, _ in engine.compute_outputs(engine.enter(activations))]
+    scores = torch.stack([score(logits[k], policy.score, policy.temperatures[k]) for k in early])
+    half = scores.shape[1] // 2
+    middle = scores.sort(1).values[:, half : half + 2].mean(1).tolist()
+    thresholds = tuple(middle[k] if k in exits else math.inf for k in early)
+    return scores, Policy(thresholds, policy.score, policy.temperatures)
 
 
 def _compare_answers(found: Mapping[str, Any], expected: Prediction, sure: Tensor) -> None:
@@ -191,13 +197,18 @@ def describe(net: ExitNet) -> dict[str, Any]:
 
 
 def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int]) -> None:
-    """Inputs, logits and attention of the exits in the files, and the exits and labels that the library chooses."""
+    """Inputs, logits and attention of the exits in the files, and the exits and labels that the library chooses.
+
+    By the policy, and (``parting``: its thresholds) by one under which some samples leave at every exit.
+    """
     activations = draw_for(net, GOLDEN_SAMPLES)
     values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
-    found = predict(net, _name(net, activations), policy)
+    _, parting = part_samples(net, policy, activations, exits)
+    found, parted = (predict(net, _name(net, activations), one) for one in (policy, parting))
     with net.open_engine() as engine:
         outputs = engine.compute_outputs(engine.enter(activations))
     for k in exits:
         values |= {f"{LOGITS}_{k}": outputs[k][0], f"{ATTENTION}_{k}": outputs[k][1]}
     values |= {"exits": found.exits, "labels": found.labels}
+    values |= {"parting": torch.tensor(parting.thresholds), "parted_exits": parted.exits, "parted_labels": parted.labels}
     np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]
