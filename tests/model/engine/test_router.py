@@ -12,7 +12,7 @@ from torch import nn
 import exitlens as xl
 from exitlens.functional.routing import find_first_firing
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.router import Router, gather
+from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import make_net
 
@@ -105,19 +105,40 @@ def test_survivors_of_several_micro_batches_run_together():
 def test_a_rule_can_force_who_leaves():
     running, _ = engine(3)
     plan = torch.tensor([2, 0, 1, 0, 2])
-    router = Router(running, xl.Policy((9.0, 9.0)), rule=lambda k, scores, where: plan[where] == k)
+    router = Router(running, xl.Policy((9.0, 9.0)), rule=lambda batch, fired: plan[batch.where] == batch.exit)
     left = router.feed(torch.arange(5), (torch.full((5, 3), 0.6), torch.arange(5))) + router.flush()
     assert {i: part.exit for part in left for i in part.where.tolist()} == dict(enumerate(plan.tolist()))
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gather_keeps_the_memory_format(memory_format):
-    x = torch.randn(6, 3, 4, 5).contiguous(memory_format=memory_format)
-    rows = torch.tensor([4, 0, 5])
-    found = gather(x, rows)
-    assert torch.equal(found, x[rows])
-    assert found.is_contiguous(memory_format=memory_format)
-    assert torch.equal(gather(x[:, 0, 0], rows), x[rows, 0, 0])
+def test_stages_run_one_at_a_time_on_those_that_wait():
+    running, ran = engine(3)
+    router = Router(running, xl.Policy((0.6, 0.6)), micro_batch=4)
+    scores = torch.full((6, 3), 0.5)
+    scores[1, 0] = scores[2, 1] = 0.9
+    router.admit(torch.arange(2), (scores[:2], torch.arange(2)), 5.0)
+    router.admit(torch.arange(2, 6), (scores[2:], torch.arange(2, 6)), 7.0)
+    assert router.list_waiting() == [(6, 5.0), (0, math.inf), (0, math.inf)]
+    assert [part.where.tolist() for part in router.run_stage(0)] == [[1]]  # all: fewer than two micro-batches
+    assert router.list_waiting()[1] == (5, 5.0)
+    router.discard(torch.tensor([3, 4]))
+    assert [part.where.tolist() for part in router.run_stage(1)] == [[2]]
+    assert [part.where.tolist() for part in router.run_stage(2)] == [[0, 5]]
+    assert router.waiting == 0
+    assert [len(calls[0]) for calls in ran] == [6, 3, 2]
+
+
+def test_a_rule_sees_what_an_exit_would_answer_and_needs_every_head():
+    running, _ = engine(3)
+    seen = []
+
+    def rule(batch, fired):
+        seen.append((batch.exit, batch.where.tolist(), fired.tolist(), len(batch.probabilities)))
+        return fired | (batch.exit == 1)
+
+    router = Router(running, xl.Policy((math.inf, math.inf)), rule=rule, all_heads=True)
+    left = router.run(torch.arange(2), (torch.full((2, 3), 0.6), torch.arange(2)))
+    assert [part.exit for part in left] == [1]
+    assert seen == [(0, [0, 1], [False, False], 2), (1, [0, 1], [False, False], 2)]
 
 
 def test_images_of_another_size_do_not_wait_for_each_other():

@@ -147,10 +147,10 @@ class Planned:
         size, rule = self.net.tuning.micro_batch, None
         if self.whole:
             last = int(self.plan[start : start + count].max())
-            size, rule = 0, lambda k, _, where: (where >= 0) & (k == last)  # the whole batch takes one decision
+            size, rule = 0, lambda batch, _: (batch.where >= 0) & (batch.exit == last)  # the whole batch takes one decision
         elif not self.constant:
             leaves = [rows[start : start + count] for rows in self.leaves]
-            rule = lambda k, _, where: leaves[k].index_select(0, where)  # noqa: E731
+            rule = lambda batch, _: leaves[batch.exit].index_select(0, batch.where)  # noqa: E731
         router = Router(engine, self.policy, self.attention, size, rule)
         merge_routed(self.net, router.run(torch.arange(count), activations))
 

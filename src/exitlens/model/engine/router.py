@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,9 +16,8 @@ from exitlens.functional.routing import decide, needs_head
 from exitlens.functional.similarity import divergence
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.pools import Pool, gather
 from exitlens.types import Policy
-
-Rule = Callable[[int, Tensor, Tensor], Tensor]  # exit, scores (B,), places (B,) -> (B,) bool: which samples leave
 
 
 class RoutedBatch(NamedTuple):
@@ -44,75 +42,9 @@ class RoutedBatch(NamedTuple):
         return RoutedBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
 
 
-@dataclass
-class _Buffer:
-    """Rows that were gathered one after the other into memory for ``capacity`` of them: each is copied once."""
-
-    tensors: Activations  # rows of memory first, images as (B,H,W,C) where they are channels_last
-    last: tuple[bool, ...]  # which are
-    used: int
-
-    @classmethod
-    def like(cls, activations: Activations, capacity: int) -> _Buffer:
-        last = _find_channels_last(activations)
-        rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(activations, last, strict=True))
-        return cls(tuple(t.new_empty(capacity, *t.shape[1:]) for t in rows), last, 0)
-
-    def fits(self, activations: Activations, count: int) -> bool:
-        """Whether ``count`` rows of ``activations`` can be added."""
-        return self.last == _find_channels_last(activations) and self.used + count <= len(self.tensors[0])
-
-    def gather(self, activations: Activations, rows: Tensor) -> None:
-        """Adds rows of ``activations``."""
-        end = self.used + len(rows)
-        for t, mine, is_last in zip(activations, self.tensors, self.last, strict=True):
-            torch.index_select(t.permute(0, 2, 3, 1) if is_last else t, 0, rows, out=mine[self.used : end])
-        self.used = end
-
-    def rows(self) -> Activations:
-        """What was gathered, in the memory format that it had."""
-        used = (t[: self.used] for t in self.tensors)
-        return tuple(t.permute(0, 3, 1, 2) if is_last else t for t, is_last in zip(used, self.last, strict=True))
-
-
-def _find_channels_last(activations: Activations) -> tuple[bool, ...]:
-    return tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
-
-
-@dataclass
-class _Pool:
-    """Samples that wait for one stage, in the order in which they came."""
-
-    places: list[Tensor] = field(default_factory=list)
-    pieces: list[Activations | _Buffer] = field(default_factory=list)
-    count: int = 0
-    since: float = float("inf")  # when the sample came in that waits longest
-
-    def add(self, where: Tensor, activations: Activations, stay: Tensor | None, since: float, capacity: int) -> None:
-        """Takes in all rows of ``activations``, or those that ``stay``."""
-        if stay is None:
-            self.pieces.append(activations)
-        else:
-            buffer = self.pieces[-1] if self.pieces else None
-            if not isinstance(buffer, _Buffer) or not buffer.fits(activations, len(stay)):
-                buffer = _Buffer.like(activations, max(capacity, len(stay)))
-                self.pieces.append(buffer)
-            buffer.gather(activations, stay)
-        self.places.append(where)
-        self.count += len(where)
-        self.since = min(self.since, since)
-
-    def take(self, size: int) -> tuple[Tensor, Activations, float]:
-        """All that wait, if they are fewer than two micro-batches of ``size`` (0: however many), else one."""
-        pieces = [piece.rows() if isinstance(piece, _Buffer) else piece for piece in self.pieces]
-        since, count = self.since, self.count
-        where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
-        activations = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
-        self.places, self.pieces, self.count, self.since = [], [], 0, float("inf")
-        if size and count >= 2 * size:
-            self.add(where[size:], tuple(t[size:] for t in activations), None, since, 0)
-            where, activations = where[:size], tuple(t[:size] for t in activations)
-        return where, activations, since
+Rule = Callable[
+    [RoutedBatch, Tensor], Tensor
+]  # what an exit would answer, whom the policy lets leave (B,) -> who leaves (B,)
 
 
 class Router:
@@ -125,22 +57,29 @@ class Router:
     Args:
         attention: keep the attention maps of the exits that answer.
         micro_batch: samples that run together; 0: all that there are.
-        rule: which samples leave at an exit, in place of the policy's decision: benchmarks force exit shares with it.
+        rule: which samples leave at an exit, once the policy has decided: a request's own limits, forced exit shares.
+        all_heads: compute the heads of exits that the policy never lets fire, too, so that the rule may.
     """
 
     def __init__(
-        self, engine: Engine, policy: Policy, attention: bool = False, micro_batch: int = 0, rule: Rule | None = None
+        self,
+        engine: Engine,
+        policy: Policy,
+        attention: bool = False,
+        micro_batch: int = 0,
+        rule: Rule | None = None,
+        all_heads: bool = False,
     ) -> None:
         self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
         self.rule = rule
-        self._needed = [needs_head(policy, k) for k in range(policy.num_exits)]
-        self._pools: list[_Pool] = []  # one for each stage, once samples wait
+        self._needed = [all_heads or needs_head(policy, k) for k in range(policy.num_exits)]
+        self._pools: list[Pool] = []  # one for each stage, once samples wait
         self._shapes: tuple[torch.Size, ...] = ()
         self._routed: list[RoutedBatch] = []
 
     def feed(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
         """Takes samples in at their places ``(B,)`` and runs whatever fills micro-batches; returns what that answered."""
-        self._pools = self._pools or [_Pool() for _ in self.policy.temperatures]
+        self._open_pools()
         shapes = tuple(t.shape[1:] for t in activations)
         if self.waiting and shapes != self._shapes:  # images of another size run apart
             self._run_all()
@@ -151,6 +90,28 @@ class Router:
             if self.micro_batch:
                 self._run_full()
         return self.take_routed()
+
+    def _open_pools(self) -> None:
+        self._pools = self._pools or [Pool() for _ in self.policy.temperatures]
+
+    def admit(self, where: Tensor, activations: Activations, since: float) -> None:
+        """Takes in samples of one size, which wait before stage 0 until :meth:`run_stage`; ``since``: when they came."""
+        self._open_pools()
+        self._pools[0].add(where, activations, None, since, 0)
+
+    def run_stage(self, k: int) -> list[RoutedBatch]:
+        """Runs stage k on a micro-batch of those that wait for it, or all if they are fewer than two; what that answered."""
+        self._run(k)
+        return self.take_routed()
+
+    def list_waiting(self) -> list[tuple[int, float]]:
+        """For each stage how many samples wait for it, and since when the oldest has been there (``time.monotonic``)."""
+        return [(pool.count, pool.since) for pool in self._pools]
+
+    def discard(self, gone: Tensor) -> None:
+        """Forgets the samples at these places ``(n,)``, wherever they wait."""
+        for pool in self._pools:
+            pool.discard(gone)
 
     def flush(self) -> list[RoutedBatch]:
         """Runs all that waits, to the end."""
@@ -232,7 +193,7 @@ class Router:
         if decision.estimates is not None and maps is not None:
             batch = batch._replace(trust=torch.stack([decision.estimates, torch.full_like(scores, math.nan)], 1))
             activations = (*activations, maps)
-        fired = decision.fired if self.rule is None else self.rule(k, decision.scores, where)
+        fired = decision.fired if self.rule is None else self.rule(batch, decision.fired)
         return _part(batch, fired, activations, routed)
 
 
@@ -259,10 +220,3 @@ def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
     if previous is not None:
         measured = divergence(*on_common_grid(previous.float(), maps.float()))
     return torch.stack([torch.zeros_like(measured), measured], 1)
-
-
-def gather(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of ``x`` in the memory format of ``x``."""
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)  # whole rows of memory, copied once
-    return x.index_select(0, rows)
