@@ -68,6 +68,19 @@ class BundleError(ExitlensError):
     """A bundle directory is incomplete, altered or of another version."""
 
 
+class RequestError(ExitlensError):
+    """A request to a server cannot be answered as it was sent; the message is for who sent it.
+
+    Attributes:
+        status: of the answer over HTTP.
+        retry_after: seconds after which to try again, where that may help.
+    """
+
+    def __init__(self, message: str, status: int = 400, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+
+
 class OutputExistsError(ExitlensError):
     """The output exists already and nothing may be overwritten."""
 

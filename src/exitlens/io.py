@@ -110,6 +110,20 @@ def write_manifest(path: Path, files: Sequence[Path], facts: Mapping[str, Any]) 
     write_json(path, {**facts, "sha256": sums})
 
 
+def verify_checksums(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises :class:`BundleError` unless every file that a manifest lists is there and as it was written."""
+    sums = manifest.get("sha256")
+    if not isinstance(sums, dict):
+        raise BundleError(f"{directory}: its manifest has no checksums: copy it again")
+    for name, known in sums.items():
+        path = directory / name
+        if Path(name).name != name or not path.is_file():
+            raise BundleError(f"{path}: missing: copy it again from where it was written")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != known:
+                raise BundleError(f"{path}: altered or truncated (its checksum differs): copy it again")
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inverse of :func:`write_tensors`; raises :class:`BundleError` if it is missing, truncated or not of this form."""
     if not path.is_file():

@@ -71,9 +71,11 @@ def read_image(
     return to_pixels(open_picture(path, channels, max_pixels), size, channels)
 
 
-def decode_image(content: bytes, name: str, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
+def decode_image(
+    content: bytes, name: str, size: tuple[int, int] | None, channels: int, max_pixels: int = MAX_PIXELS
+) -> Tensor:  # -> (C,H,W) uint8
     """As :func:`read_image`, of the bytes of a file that errors call ``name``."""
-    return to_pixels(open_picture(io.BytesIO(content), channels, name=name), size, channels)
+    return to_pixels(open_picture(io.BytesIO(content), channels, max_pixels, name=name), size, channels)
 
 
 def to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8

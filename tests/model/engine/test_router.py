@@ -120,6 +120,7 @@ def test_stages_run_one_at_a_time_on_those_that_wait():
     assert router.list_waiting() == [(6, 5.0), (0, math.inf), (0, math.inf)]
     assert [part.where.tolist() for part in router.run_stage(0)] == [[1]]  # all: fewer than two micro-batches
     assert router.list_waiting()[1] == (5, 5.0)
+    assert router.list_places() == [0, 2, 3, 4, 5]
     router.discard(torch.tensor([3, 4]))
     assert [part.where.tolist() for part in router.run_stage(1)] == [[2]]
     assert [part.where.tolist() for part in router.run_stage(2)] == [[0, 5]]
@@ -135,7 +136,7 @@ def test_a_rule_sees_what_an_exit_would_answer_and_needs_every_head():
         seen.append((batch.exit, batch.where.tolist(), fired.tolist(), len(batch.probabilities)))
         return fired | (batch.exit == 1)
 
-    router = Router(running, xl.Policy((math.inf, math.inf)), rule=rule, all_heads=True)
+    router = Router(running, xl.Policy((math.inf, math.inf)), rule=rule, heads=(0, 1))
     left = router.run(torch.arange(2), (torch.full((2, 3), 0.6), torch.arange(2)))
     assert [part.exit for part in left] == [1]
     assert seen == [(0, [0, 1], [False, False], 2), (1, [0, 1], [False, False], 2)]

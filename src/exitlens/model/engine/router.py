@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ class Router:
         attention: keep the attention maps of the exits that answer.
         micro_batch: samples that run together; 0: all that there are.
         rule: which samples leave at an exit, once the policy has decided: a request's own limits, forced exit shares.
-        all_heads: compute the heads of exits that the policy never lets fire, too, so that the rule may.
+        heads: exits whose heads are computed even where the policy never lets them fire, so that the rule may.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Router:
         attention: bool = False,
         micro_batch: int = 0,
         rule: Rule | None = None,
-        all_heads: bool = False,
+        heads: Collection[int] = (),
     ) -> None:
         self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
         self.rule = rule
-        self._needed = [all_heads or needs_head(policy, k) for k in range(policy.num_exits)]
+        self._needed = [k in heads or needs_head(policy, k) for k in range(policy.num_exits)]
         self._pools: list[Pool] = []  # one for each stage, once samples wait
         self._shapes: tuple[torch.Size, ...] = ()
         self._routed: list[RoutedBatch] = []
@@ -107,6 +107,10 @@ class Router:
     def list_waiting(self) -> list[tuple[int, float]]:
         """For each stage how many samples wait for it, and since when the oldest has been there (``time.monotonic``)."""
         return [(pool.count, pool.since) for pool in self._pools]
+
+    def list_places(self) -> list[int]:
+        """The places of all samples that wait."""
+        return [place for pool in self._pools for places in pool.places for place in places.tolist()]
 
     def discard(self, gone: Tensor) -> None:
         """Forgets the samples at these places ``(n,)``, wherever they wait."""

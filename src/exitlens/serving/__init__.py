@@ -1,0 +1,1 @@
+"""Answers requests: models in memory, samples of all requests in one router, and the routes that lead there."""

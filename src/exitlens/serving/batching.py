@@ -1,0 +1,166 @@
+"""A thread for each model, which takes in requests and hands out each answer as soon as there is one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from exitlens.errors import RequestError
+from exitlens.model.engine.engine import Engine
+from exitlens.serving.cascade import Cascade
+from exitlens.serving.models import ServedModel
+from exitlens.serving.scheduling import Pace
+from exitlens.serving.tickets import Ticket
+
+LOG = logging.getLogger("exitlens.serving")
+PATIENCE = 1.0  # seconds of waiting for a request after which the thread looks around
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Who is told what happens; each is called on the batcher's thread.
+
+    Attributes:
+        deliver: requests that are answered, after every step that answered any.
+        step: stage, samples and seconds of a step.
+        idle: called when nothing waits; true: there is more to do when nothing waits.
+    """
+
+    deliver: Callable[[list[Ticket]], None]
+    step: Callable[[int, int, float], None] = lambda *_: None
+    idle: Callable[[Engine], bool] = lambda _: False
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests share the network.
+
+    Attributes:
+        size: samples that run through a stage together.
+        max_delay: seconds that a sample waits for company before a later stage, while there is other work.
+        max_waiting: samples that may be on their way.
+        max_wait: seconds of work that may be before a new request, by the pace so far.
+        threads: that PyTorch computes with; 0: as many as the process has.
+    """
+
+    size: int = 32
+    max_delay: float = 0.02
+    max_waiting: int = 1024
+    max_wait: float = 1.0
+    threads: int = 0
+
+
+class Batcher:
+    """Answers the requests of one model, on a thread of its own."""
+
+    def __init__(self, model: ServedModel, hooks: Hooks, batching: Batching) -> None:
+        self.model, self.hooks, self.batching, self.pace = model, hooks, batching, Pace()
+        self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._lock, self._taken, self._ended = threading.Lock(), 0, 0
+        self._ready, self._closing, self._failed = threading.Event(), False, list[BaseException]()
+        self._thread = threading.Thread(target=self._work, name=f"exitlens-{model.name}", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._ready.is_set() and self._thread.is_alive() and not self._closing
+
+    @property
+    def waiting(self) -> int:
+        """Samples without an answer."""
+        return self._taken - self._ended
+
+    def start(self) -> None:
+        """Opens the engine and runs every stage once; raises what that raises."""
+        self._thread.start()
+        self._ready.wait()
+        if self._failed:
+            raise self._failed[0]
+
+    def submit(self, ticket: Ticket) -> None:
+        """Takes a request in, from any thread; raises :class:`RequestError` (429, 503) where there is no room."""
+        with self._lock:
+            if not self.is_alive:
+                raise RequestError(f"{self.model.name}: it is being replaced or shut down: try again", 503, 1.0)
+            self.check_room(len(ticket))
+            self._taken += len(ticket)
+            self._inbox.put(ticket)
+
+    def check_room(self, count: int) -> None:
+        """Raises :class:`RequestError` (429) unless ``count`` more samples find room, in number and in time."""
+        waiting = self.waiting
+        ahead = waiting * self.pace.seconds_each
+        if waiting and (waiting + count > self.batching.max_waiting or ahead > self.batching.max_wait):
+            raise RequestError(
+                f"{self.model.name}: {waiting} samples wait already, about {ahead:.2g} s of work: try again later",
+                429,
+                max(1.0, math.ceil(ahead)),
+            )
+
+    def close(self) -> None:
+        """Takes no more, answers what was taken in, and ends."""
+        with self._lock:
+            self._closing = True
+            self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # On its thread:
+
+    def _work(self) -> None:
+        own = self.batching
+        try:
+            if own.threads:
+                torch.set_num_threads(own.threads)
+            with self.model.open_engine() as engine:
+                cascade = Cascade(self.model, engine, self.pace, own.size, own.max_delay, self.hooks.step)
+                self._warm_up(engine)
+                self._ready.set()
+                self._loop(engine, cascade)
+        except BaseException as error:  # told to whoever starts it
+            self._failed.append(error)
+            if self._ready.is_set():
+                LOG.exception("%s: it has stopped", self.model.name)
+        finally:
+            self._ready.set()
+
+    def _warm_up(self, engine: Engine) -> None:
+        for count in (1, self.batching.size):
+            activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
+            for k in sorted(self.model.exits):
+                activations, *_ = engine.answer(k, activations, 1.0, "max_probability", True)
+
+    def _loop(self, engine: Engine, cascade: Cascade) -> None:
+        more = False
+        try:
+            while self._take_in(cascade, more):
+                if not cascade.is_empty:
+                    self._hand_out(cascade.advance())
+                else:
+                    more = self.hooks.idle(engine)
+        finally:
+            self._closing = True
+            self._hand_out(cascade.fail_all())
+
+    def _take_in(self, cascade: Cascade, more: bool) -> bool:
+        """Whatever came; waits for it if there is nothing else to do. False: it was closed, and all is answered."""
+        wait = cascade.is_empty and not more and not self._closing
+        while True:
+            try:
+                ticket = self._inbox.get(block=wait, timeout=PATIENCE if wait else None)
+            except queue.Empty:
+                return not (self._closing and cascade.is_empty)
+            wait = False
+            if ticket is not None:
+                cascade.admit(ticket)
+
+    def _hand_out(self, done: list[Ticket]) -> None:
+        if done:
+            self._ended += sum(map(len, done))
+            self.hooks.deliver(done)

@@ -1,0 +1,139 @@
+"""An edge bundle as something to serve: its ONNX files in place of stages and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.edge.export import FORMAT, GOLDEN, MANIFEST, POLICY
+from exitlens.errors import BundleError, ExitlensError
+from exitlens.io import read_json, verify_checksums
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine, Step
+from exitlens.model.engine.onnx.files import is_close
+from exitlens.model.engine.onnx.running import OnnxFile
+from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
+from exitlens.model.engine.tuning import Tuning
+from exitlens.model.info import NetworkInfo
+from exitlens.model.input_spec import InputSpec
+from exitlens.serving.tickets import DEFAULT
+from exitlens.types import Policy, Preprocess, TextPreprocess
+
+
+class EdgeParts(NamedTuple):
+    """What a bundle says of its network; see :class:`~exitlens.serving.models.ServedModel`."""
+
+    info: NetworkInfo
+    spec: InputSpec
+    cost: tuple[float, ...]
+    policies: Mapping[str, Policy]
+    open_engine: Callable[[], AbstractContextManager[Engine]]
+    exits: frozenset[int]
+
+
+class EdgeEngine(Engine):
+    """Answers by the files of an edge bundle; an exit that has none is only passed."""
+
+    def __init__(self, files: Mapping[int, OnnxFile]) -> None:
+        super().__init__((), (), Tuning(backend="onnx"))
+        self.files = dict(files)
+
+    def advance(self, k: int, activations: Activations) -> Activations:
+        """Stage k alone; nothing where it is part of a later file."""
+        return tuple(self.files[k](activations)[2:]) if k in self.files else activations
+
+    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
+        """Stage k and the head of exit k."""
+        logits, maps, *crossing = self.files[k](activations)
+        return tuple(crossing), logits, maps if attention else None
+
+    def compute_outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
+        """Logits and attention of every exit that has a file."""
+        found = []
+        for file in self.files.values():
+            logits, maps, *crossing = file(activations)
+            found.append((logits, maps))
+            activations = tuple(crossing)
+        return found
+
+
+def open_edge(source: Path) -> EdgeParts:
+    """What ``exitlens export`` wrote; raises :class:`BundleError` for anything else, :class:`PolicyError` for its policy."""
+    manifest = read_json(source / MANIFEST)
+    form = manifest.get("format")
+    if not isinstance(form, int) or not 1 <= form <= FORMAT:
+        raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens")
+    verify_checksums(source, manifest)
+    try:
+        info, spec = read_network(manifest)
+        named = [str(one["file"]) for one in manifest["segments"]]
+        if not set(named) <= set(manifest["sha256"]):  # whose names are plain
+            raise ValueError(f"no checksum for some of {named}")
+        files = {
+            int(one["exit"]): OnnxFile(source / name, one["inputs"], one["outputs"])
+            for one, name in zip(manifest["segments"], named, strict=True)
+        }
+        cost = tuple(map(float, manifest["cost"]))
+        policy = Policy.from_dict(read_json(source / POLICY))
+    except ExitlensError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{source / MANIFEST}: expected what exitlens export writes ({error!r}): export again") from error
+    policy.check(len(cost), str(manifest["network"]) if policy.network else "")
+    check_golden(source / GOLDEN, EdgeEngine(files), manifest)
+    return EdgeParts(info, spec, cost, {DEFAULT: policy}, lambda: _open(files), frozenset(files))
+
+
+@contextmanager
+def _open(files: Mapping[int, OnnxFile]) -> Iterator[Engine]:
+    engine = EdgeEngine(files)
+    with engine.mode():
+        yield engine
+
+
+def read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
+    """How the network was made, as far as an edge bundle says it, and what it takes."""
+    names = tuple(str(one["name"]) for one in manifest["inputs"])
+    shape, kinds = tuple(manifest["inputs"][0]["shape"]), [str(one["dtype"]) for one in manifest["inputs"]]
+    tokens = tuple(kinds) if kinds[0].startswith("int") else ()
+    names = names if tokens or len(names) > 1 else ()
+    described = manifest["preprocess"]
+    kind = TextPreprocess if tokens else Preprocess
+    info = NetworkInfo(
+        at=("",) * (int(manifest["num_exits"]) - 1),
+        num_classes=int(manifest["num_classes"]),
+        final="head",
+        input_shape=shape,
+        classes=tuple(manifest["classes"]),
+        preprocess=None if described is None else kind.from_dict(described),
+        inputs=names,
+        dtypes=tokens,
+        map_offsets=tuple(map(tuple, manifest["map_offsets"])),
+    )
+    dtypes = tuple(getattr(torch, one) for one in kinds)
+    return info, InputSpec(names, shape, True, tuple(manifest["vocabulary"]), int(manifest["prefix"]), dtypes)
+
+
+def check_golden(path: Path, engine: EdgeEngine, manifest: Mapping[str, Any]) -> None:
+    """Raises :class:`BundleError` unless the files say here what the library said where they were written."""
+    try:
+        with np.load(path) as file:
+            golden = {name: torch.from_numpy(file[name]) for name in file.files}
+        given = tuple(golden[one["name"]] for one in manifest["inputs"])
+        with engine.mode():
+            outputs = engine.compute_outputs(given)
+        pairs = [
+            (values, golden[f"{name}_{k}"])
+            for k, found in zip(engine.files, outputs, strict=True)
+            for name, values in zip((LOGITS, ATTENTION), found, strict=True)
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}): copy the bundle again") from error
+    if not all(is_close(values, known) for values, known in pairs):
+        raise BundleError(f"{path}: this machine computes something else than where it was exported: export it here")

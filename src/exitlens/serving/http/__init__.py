@@ -1,0 +1,1 @@
+"""What comes over HTTP: the protocol, the routes and what guards them."""

@@ -1,0 +1,163 @@
+"""What is served: a bundle of the library or an edge bundle, as one thing that checks inputs and opens an engine."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.delivery.bundle import MANIFEST, find_bundle, load
+from exitlens.errors import PolicyError, RequestError
+from exitlens.io import read_json
+from exitlens.modalities.image import decode_image
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
+from exitlens.model.info import NetworkInfo
+from exitlens.model.input_spec import InputSpec
+from exitlens.model.network import ExitNet
+from exitlens.serving.edge_bundle import open_edge
+from exitlens.serving.tickets import DEFAULT, Array
+from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.types.inputs import Inputs, list_tensors
+
+INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # what requests call a network's one tensor, encoded files, and texts
+
+
+class InputTensor(NamedTuple):
+    """A tensor that the network takes: its name in requests, its type, and the shape of one sample."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version of a model.
+
+    Attributes:
+        name: in requests. version: names the contents of the bundle. directory: that it was read from.
+        info, spec: how the network was made, and what it takes. cost: ``(K,)``, of the plain backbone's.
+        policies: by name; ``default`` is the bundle's own.
+        open_engine: the context in which its engine answers. exits: those that it has heads of.
+        net: the network, where PyTorch has it: explanations with evidence need it.
+    """
+
+    name: str
+    version: str
+    directory: Path
+    info: NetworkInfo
+    spec: InputSpec
+    cost: tuple[float, ...]
+    policies: Mapping[str, Policy]
+    open_engine: Callable[[], AbstractContextManager[Engine]]
+    exits: frozenset[int]
+    net: ExitNet | None
+
+    @property
+    def num_exits(self) -> int:
+        """K, the final exit included."""
+        return len(self.cost)
+
+    @property
+    def inputs(self) -> list[InputTensor]:
+        """What a request may give as arrays."""
+        names = self.spec.names or (INPUTS,)
+        kinds = [np.dtype(str(t.dtype).removeprefix("torch.")) for t in self.make_example()]
+        shapes = [tuple(t.shape[1:]) for t in self.make_example()]
+        return [InputTensor(*one) for one in zip(names, kinds, shapes, strict=True)]
+
+    def make_example(self) -> Activations:
+        """One sample, as the first stage takes it."""
+        like = torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
+        return list_tensors(self.info.example(like))
+
+    def find_policy(self, name: str) -> Policy:
+        """A policy by its name; raises :class:`RequestError`."""
+        if name not in self.policies:
+            raise RequestError(f"policy: expected one of {sorted(self.policies)}, got {name!r:.60}")
+        return self.policies[name]
+
+    def find_last_exit(self, max_cost: float) -> int:
+        """The deepest exit that costs no more; raises :class:`RequestError` where none does."""
+        known = sorted(self.exits)
+        if not max_cost >= self.cost[known[0]]:
+            least = math.ceil(1000 * self.cost[known[0]]) / 1000
+            raise RequestError(f"max_cost: expected {least} (exit {known[0]}) or more, got {max_cost}")
+        return max(k for k in known if self.cost[k] <= max_cost)
+
+    def check_arrays(self, arrays: Mapping[str, Array]) -> Activations:
+        """The tensors that the first stage takes; raises :class:`InputError` or :class:`RequestError` for others."""
+        wanted = self.inputs
+        if arrays.keys() != {one.name for one in wanted}:
+            raise RequestError(f"inputs: expected tensors named {[one.name for one in wanted]}, got {sorted(arrays)}")
+        tensors = {one.name: _check_array(arrays[one.name], one) for one in wanted}
+        return self.check_tensors(tensors if self.spec.names else tensors[INPUTS])
+
+    def check_tensors(self, inputs: Inputs) -> Activations:
+        """The tensors that the first stage takes, with finite values and known tokens; raises :class:`InputError`."""
+        like = torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
+        return self.spec.check(inputs, INPUTS, like)
+
+    def read_images(self, files: Sequence[bytes], max_pixels: int) -> Activations:
+        """Encoded image files as inputs; raises :class:`RequestError` or :class:`DataError` for bad ones."""
+        preprocess = self.info.preprocess
+        if not isinstance(preprocess, Preprocess):
+            raise RequestError(f"image: {self.name} takes {self._name_inputs()}, no image files")
+        channels = len(preprocess.mean)
+        pixels = [decode_image(one, f"{IMAGE}[{i}]", preprocess.size, channels, max_pixels) for i, one in enumerate(files)]
+        return self.check_tensors(preprocess.normalise(torch.stack(pixels)))
+
+    def read_texts(self, texts: Sequence[str]) -> Activations:
+        """Texts as inputs; raises :class:`RequestError` or :class:`InputError` for bad ones."""
+        preprocess = self.info.preprocess
+        if not isinstance(preprocess, TextPreprocess):
+            raise RequestError(f"text: {self.name} takes {self._name_inputs()}, no texts")
+        if any(not one.strip() for one in texts):
+            raise RequestError("text: expected texts, got an empty one")
+        encoded = preprocess.encode(texts)
+        return self.check_tensors({name: encoded[name] for name in self.spec.names if name in encoded})
+
+    def _name_inputs(self) -> list[str]:
+        return [one.name for one in self.inputs]
+
+
+def _check_array(value: Array, wanted: InputTensor) -> Tensor:
+    if value.dtype != wanted.dtype:
+        raise RequestError(f"{wanted.name}: expected {wanted.dtype}, got {value.dtype}")
+    if value.shape[1:] != wanted.shape or value.ndim != len(wanted.shape) + 1:
+        raise RequestError(f"{wanted.name}: expected (B,{','.join(map(str, wanted.shape))}), got {value.shape}")
+    return torch.from_numpy(value if value.flags.writeable else value.copy())
+
+
+def open_bundle(name: str, directory: Path) -> ServedModel:
+    """A bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` if it has no policy."""
+    source = find_bundle(directory)
+    version = hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
+    manifest = read_json(source / MANIFEST)
+    if isinstance(manifest, dict) and "segments" in manifest:
+        parts = open_edge(source)
+        return ServedModel(name, version, directory, *parts, None)
+    net, policy = load(source)
+    if policy is None:
+        raise PolicyError(f"bundle: {directory} has no policy yet: run exitlens calibrate --bundle {directory}")
+    return replace(wrap_network(name, net, {DEFAULT: policy}), version=version, directory=directory)
+
+
+def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
+    """A network in memory, its policies by name, ``default`` among them; raises :class:`PolicyError` where one does not fit."""
+    if DEFAULT not in policies:
+        raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
+    for policy in policies.values():
+        policy.check(net.num_exits, net.identity() if policy.network else "")
+    every, cost = frozenset(range(net.num_exits)), tuple(net.cost.tolist())
+    version = net.fingerprint()[:12]
+    return ServedModel(name, version, Path(), net.info, net.input_spec, cost, dict(policies), net.open_engine, every, net)

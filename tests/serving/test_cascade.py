@@ -1,0 +1,141 @@
+"""Samples of many requests in one router: each is answered as predict would, and within its own terms."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.serving.cascade import Cascade
+from exitlens.serving.scheduling import Pace
+from exitlens.serving.tickets import Terms, Ticket
+from tests.serving.conftest import POLICIES
+
+
+def run(model, tickets, size=4, max_delay=math.inf):
+    """All tickets through one cascade; the steps and the order in which requests ended."""
+    steps, done = [], []
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), size, max_delay, lambda *step: steps.append(step[:2]))
+        for ticket in tickets:
+            cascade.admit(ticket)
+        while not cascade.is_empty:
+            done += cascade.advance()
+    return steps, done
+
+
+def make_ticket(model, images, **terms):
+    return Ticket(model.check_tensors(images), Terms(**terms), model.info.num_classes)
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_requests_are_answered_as_predict_does(model, images, size):
+    parts = [(images[:1], "default"), (images[1:8], "default"), (images[8:9], "fast"), (images[9:20], "full")]
+    tickets = [make_ticket(model, x, policy=name, attention=name != "full") for x, name in parts]
+    _, done = run(model, tickets, size)
+    assert set(done) == set(tickets)
+    for (x, name), ticket in zip(parts, tickets, strict=True):
+        pred = xl.predict(model.net, x, POLICIES[name], attention=True)
+        assert ticket.error is None
+        assert not ticket.limited.any()
+        assert ticket.labels.tolist() == pred.labels.tolist()
+        assert ticket.exits.tolist() == pred.exits.tolist()
+        assert np.allclose(ticket.confidence, pred.confidence, atol=1e-6)
+        assert np.allclose(ticket.probabilities, pred.probabilities, atol=1e-6)
+        pairs = zip(ticket.maps, pred.attention, strict=True) if ticket.maps else []
+        assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in pairs)
+
+
+def test_who_leaves_early_does_not_wait_for_the_others(model, images):
+    exits = xl.predict(model.net, images, POLICIES["default"]).exits.tolist()
+    early, deep = exits.index(0), exits.index(2)
+    tickets = [make_ticket(model, images[i : i + 1]) for i in (deep, early)]
+    steps, done = run(model, tickets)
+    assert done == tickets[::-1]
+    assert steps == [(0, 2), (1, 1), (2, 1)]
+
+
+def test_the_last_exit_that_a_request_may_pay_for(model, images):
+    assert [model.find_last_exit(cost) for cost in (model.cost[0], model.cost[1] + 1e-6, 9)] == [0, 1, 2]
+    with pytest.raises(xl.RequestError, match=r"max_cost: expected .* or more"):
+        model.find_last_exit(model.cost[0] / 2)
+    ticket = make_ticket(model, images, policy="full", last_exit=1)
+    run(model, [ticket])
+    assert set(ticket.exits.tolist()) == {1}
+    assert ticket.limited.all()
+
+
+def test_more_confidence_than_the_policy_asks_for(model, images):
+    own = xl.predict(model.net, images, POLICIES["default"])
+    ticket = make_ticket(model, images, min_confidence=0.9)
+    run(model, [ticket])
+    higher = xl.predict(model.net, images, xl.Policy((0.9, 0.9)))
+    assert ticket.exits.tolist() == higher.exits.tolist() != own.exits.tolist()
+    assert not ticket.limited.any()
+
+
+def test_deadlines(model, images):
+    soon = make_ticket(model, images[:3], policy="full", deadline=time.monotonic() + 30)
+    past = make_ticket(model, images[:2], policy="full", deadline=time.monotonic() - 1)
+    _, done = run(model, [soon, past])
+    assert done[0] is past
+    assert past.error.status == 504
+    assert soon.exits.tolist() == [2, 2, 2]
+    assert not soon.limited.any()
+
+
+def test_when_time_runs_out_the_last_answer_that_there_is_goes_out(model, images, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
+    ticket = make_ticket(model, images[:3], policy="full", deadline=1.0, attention=True)
+    other = make_ticket(model, images[3:4], policy="full")
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), 4, 0.02)
+        cascade.admit(ticket)
+        cascade.admit(other)
+        assert cascade.advance() == []  # stage 0
+        now[0] = 0.9999
+        assert cascade.advance() == [ticket]
+        while not cascade.is_empty:
+            assert cascade.advance() in ([], [other])
+    assert ticket.exits.tolist() == [0, 0, 0]
+    assert ticket.limited.all()
+    assert all(one is not None for one in ticket.maps)
+    assert other.exits.tolist() == [2]
+
+
+def test_exits_answer_when_the_next_stage_would_come_too_late(model, images):
+    pace = Pace()
+    pace.observe(1, 1, 60.0)
+    ticket = make_ticket(model, images[:1], policy="full", deadline=time.monotonic() + 30)
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, pace, 4, 0.02)
+        cascade.admit(ticket)
+        assert cascade.advance() == [ticket]
+    assert ticket.exits.tolist() == [0]
+    assert ticket.limited.all()
+
+
+def test_a_stage_that_raises_ends_its_samples_alone(model, images, monkeypatch):
+    tickets = [make_ticket(model, images[:2], policy=name) for name in ("full", "fast")]
+    with model.open_engine() as engine:
+        cascade, answer = Cascade(model, engine, Pace(), 4, 0.02), engine.answer
+        fail = lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory"))  # noqa: E731
+        monkeypatch.setattr(engine, "advance", fail)
+        for ticket in tickets:
+            cascade.admit(ticket)
+        done = cascade.advance() + cascade.advance()
+        assert engine.answer == answer
+    assert set(done) == set(tickets)
+    assert tickets[0].error.status == 500
+    assert tickets[1].exits.tolist() == [0, 0]
+
+
+def test_answers_that_are_not_numbers_end_their_request_alone(model, images):
+    bad, good = make_ticket(model, images[:2]), make_ticket(model, images[2:4])
+    bad.activations = (torch.full_like(bad.activations[0], 3e38),)
+    run(model, [bad, good])
+    assert good.error is None
+    assert bad.error is None or bad.error.status == 422
