@@ -68,6 +68,18 @@ class BundleError(ExitlensError):
     """A bundle directory is incomplete, altered or of another version."""
 
 
+class RequestError(ExitlensError):
+    """A request to a server cannot be answered as it was sent; the message is for who sent it.
+
+    Attributes:
+        status: of the answer over HTTP.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class OutputExistsError(ExitlensError):
     """The output exists already and nothing may be overwritten."""
 

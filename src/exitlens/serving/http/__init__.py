@@ -1,0 +1,1 @@
+"""Answers requests over HTTP, in the Open Inference Protocol."""
