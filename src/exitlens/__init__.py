@@ -39,8 +39,8 @@ _MODULES = {
     "edge.web": "export_web",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
     "ExitlensError ExportError "
-    "InputError MissingExtraError OutputError OutputExistsError PolicyError ReachWarning StreamError TrainingError "
-    "WeightsWarning",
+    "InputError MissingExtraError OutputError OutputExistsError PolicyError ReachWarning RequestError StreamError "
+    "TrainingError WeightsWarning",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",

@@ -37,6 +37,7 @@ from exitlens.errors import OutputError as OutputError
 from exitlens.errors import OutputExistsError as OutputExistsError
 from exitlens.errors import PolicyError as PolicyError
 from exitlens.errors import ReachWarning as ReachWarning
+from exitlens.errors import RequestError as RequestError
 from exitlens.errors import StreamError as StreamError
 from exitlens.errors import TrainingError as TrainingError
 from exitlens.errors import WeightsWarning as WeightsWarning

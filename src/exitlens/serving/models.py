@@ -28,6 +28,7 @@ from exitlens.serving.tickets import DEFAULT, Array
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, list_tensors
 
+TINY = 1e-6  # of a cost, rounding
 INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # what requests call a network's one tensor, encoded files, and texts
 
 
@@ -89,10 +90,10 @@ class ServedModel:
     def find_last_exit(self, max_cost: float) -> int:
         """The deepest exit that costs no more; raises :class:`RequestError` where none does."""
         known = sorted(self.exits)
-        if not max_cost >= self.cost[known[0]]:
+        if not max_cost >= self.cost[known[0]] - TINY:
             least = math.ceil(1000 * self.cost[known[0]]) / 1000
             raise RequestError(f"max_cost: expected {least} (exit {known[0]}) or more, got {max_cost}")
-        return max(k for k in known if self.cost[k] <= max_cost)
+        return max(k for k in known if self.cost[k] <= max_cost + TINY)
 
     def check_arrays(self, arrays: Mapping[str, Array]) -> Activations:
         """The tensors that the first stage takes; raises :class:`InputError` or :class:`RequestError` for others."""
@@ -153,7 +154,7 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
 
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
-    """A network in memory, its policies by name, ``default`` among them; raises :class:`PolicyError` where one does not fit."""
+    """A network in memory, its policies by name, one of them ``default``; raises :class:`PolicyError` for misfits."""
     if DEFAULT not in policies:
         raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
     for policy in policies.values():

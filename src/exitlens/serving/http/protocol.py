@@ -1,0 +1,273 @@
+"""The Open Inference Protocol over HTTP, version 2, with binary tensor data: requests are read, responses are written.
+
+Pure functions of bytes and arrays; who receives them and answers is another's task.
+Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's extension for binary tensor data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from reprlib import repr as shorten
+from typing import Any, NamedTuple
+
+from exitlens.errors import InputError, RequestError, suggest
+from exitlens.serving.http.fields import (
+    HEADER_LENGTH,
+    Parameter,
+    check_fields,
+    read_list,
+    read_object,
+    read_parameters,
+    read_text,
+    take_flag,
+)
+from exitlens.serving.http.tensors import (
+    DATATYPES,
+    Array,
+    name_datatype,
+    read_binary_data,
+    read_json_data,
+    write_binary_data,
+    write_json_data,
+)
+
+_MOST_DIMENSIONS = 32  # that every NumPy has
+_REQUEST = ("id", "inputs", "model_name", "outputs", "parameters")  # KServe's client names the model as well
+_INPUT = ("name", "shape", "datatype", "parameters", "data")
+_OUTPUT = ("name", "parameters")
+
+
+@dataclass(frozen=True, eq=False)
+class NamedTensor:
+    """An input of a request.
+
+    Attributes:
+        data: of ``shape``; BYTES are an array of objects, which are ``bytes``. Often a read-only view of the body.
+        parameters: those that say something else than where the data are.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Array
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output that a request asks for, as binary data or in JSON; other parameters are for who answers to judge."""
+
+    name: str
+    binary: bool
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class InferRequest:
+    """A request for inference.
+
+    Attributes:
+        id: which the response repeats; empty: none.
+        inputs: by name, in their order.
+        outputs: empty: all that are given by default.
+        parameters: all but ``binary_data_output``; which of them can be met is for who answers to judge.
+        binary_output: outputs that are not named come as binary data.
+        model_name: as the body has it, which few clients send; empty: none. The address of the request counts.
+    """
+
+    id: str
+    inputs: Mapping[str, NamedTensor]
+    outputs: tuple[RequestedOutput, ...]
+    parameters: Mapping[str, Parameter]
+    binary_output: bool
+    model_name: str = ""
+
+
+class TensorMetadata(NamedTuple):
+    """An input or output of a model, for :func:`describe_model`; a dimension of any size is -1."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+
+
+class _Rest:
+    """What comes after the JSON in a body, taken piece by piece."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view, self._start = view, 0
+
+    def take(self, size: object, where: str) -> memoryview:
+        place, left = f"{where}.parameters.binary_data_size", len(self._view) - self._start
+        if type(size) is not int or size < 0:
+            raise RequestError(f"{place}: expected a number of bytes, got {shorten(size)}: send that of the tensor")
+        if size > left:
+            raise RequestError(
+                f"{place}: expected at most the {left} bytes that are left of the body, got {shorten(size)}: send the "
+                f"data after the JSON, in the order of the inputs, and the length of the JSON as {HEADER_LENGTH}"
+            )
+        self._start += size
+        return self._view[self._start - size : self._start]
+
+    def finish(self) -> None:
+        if left := len(self._view) - self._start:
+            raise RequestError(
+                f"body: expected its end after the last tensor, got {left} bytes more: give each input its size"
+            )
+
+
+def read_infer(body: bytes | memoryview, header_length: int | None, *, max_elements: int) -> InferRequest:
+    """A request for inference.
+
+    Args:
+        body: the JSON, and the binary data of the inputs behind it, of which the tensors are views where they are aligned.
+        header_length: bytes of the JSON; ``None``: all.
+        max_elements: that the inputs may have together; a dimension of 0 counts as 1.
+
+    Raises:
+        RequestError: for all that is malformed, with the place in the request; its status is 413 for too many elements.
+    """
+    view = memoryview(body).cast("B")
+    length = len(view) if header_length is None else header_length
+    if not 0 < length <= len(view):
+        raise RequestError(
+            f"{HEADER_LENGTH}: expected the length of the JSON, 1 to {len(view)} bytes of this body, got {length}: "
+            "send it before any binary data (a body without JSON is not supported)"
+        )
+    request, rest = read_object(view[:length], header_length), _Rest(view[length:])
+    check_fields(request, _REQUEST, "request")
+    parameters = read_parameters(request, "")
+    binary = take_flag(parameters, "binary_data_output", False, "")
+    inputs = _read_inputs(request, rest, max_elements)
+    rest.finish()
+    return InferRequest(
+        read_text(request, "id", "", ""),
+        inputs,
+        _read_outputs(request, binary),
+        parameters,
+        binary,
+        read_text(request, "model_name", "", ""),
+    )
+
+
+def _read_inputs(request: Mapping[str, Any], rest: _Rest, max_elements: int) -> dict[str, NamedTensor]:
+    inputs: dict[str, NamedTensor] = {}
+    for i, entry in enumerate(read_list(request, "inputs")):
+        where = f"inputs[{i}]"
+        check_fields(entry, _INPUT, where)
+        name = read_text(entry, "name", None, f"{where}.")
+        if name in inputs:
+            raise RequestError(f"{where}.name: {shorten(name)} was there before: send each input once")
+        shape = _read_shape(entry, max_elements, where)
+        max_elements -= math.prod(size or 1 for size in shape)
+        inputs[name] = _read_tensor(entry, name, shape, rest, where)
+    if not inputs:
+        raise RequestError("inputs: expected one input or more, got none: send the model's inputs (its metadata name them)")
+    return inputs
+
+
+def _read_shape(entry: Mapping[str, Any], most: int, where: str) -> tuple[int, ...]:
+    found = entry.get("shape")
+    if not isinstance(found, list) or len(found) > _MOST_DIMENSIONS or not all(type(n) is int and n >= 0 for n in found):
+        raise RequestError(
+            f"{where}.shape: expected an array of at most {_MOST_DIMENSIONS} integers from 0 on, got {shorten(found)}: "
+            "send the sizes of all dimensions, the batch among them"
+        )
+    if math.prod(size or 1 for size in found) > most:
+        raise RequestError(
+            f"{where}.shape: expected at most the {most} elements that the request may still have, got {shorten(found)}: "
+            "send fewer samples at a time",
+            status=413,
+        )
+    return tuple(found)
+
+
+def _read_tensor(entry: Mapping[str, Any], name: str, shape: tuple[int, ...], rest: _Rest, where: str) -> NamedTensor:
+    datatype = entry.get("datatype")
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        hint = suggest(datatype[:20], DATATYPES) if isinstance(datatype, str) else ""
+        raise RequestError(f"{where}.datatype: expected one of {', '.join(DATATYPES)}, got {shorten(datatype)}.{hint}")
+    parameters = read_parameters(entry, f"{where}.")
+    if ("data" in entry) == ("binary_data_size" in parameters):
+        got = "both" if "data" in entry else "neither"
+        raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}: send one of them")
+    if "data" in entry:
+        array = read_json_data(entry["data"], datatype, shape, where)
+    else:
+        array = read_binary_data(rest.take(parameters.pop("binary_data_size"), where), datatype, shape, where)
+    return NamedTensor(name, datatype, shape, array, parameters)
+
+
+def _read_outputs(request: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...]:
+    outputs: dict[str, RequestedOutput] = {}
+    for i, entry in enumerate(read_list(request, "outputs")):
+        where = f"outputs[{i}]"
+        check_fields(entry, _OUTPUT, where)
+        name, parameters = read_text(entry, "name", None, f"{where}."), read_parameters(entry, f"{where}.")
+        if name in outputs:
+            raise RequestError(f"{where}.name: {shorten(name)} was there before: ask for each output once")
+        outputs[name] = RequestedOutput(name, take_flag(parameters, "binary_data", binary, f"{where}."), parameters)
+    return tuple(outputs.values())
+
+
+def write_infer(
+    model: str,
+    version: str,
+    id: str,
+    outputs: Sequence[tuple[str, Array]],
+    *,
+    binary: Container[str] = (),
+    parameters: Mapping[str, Parameter] | None = None,
+) -> tuple[bytes, int | None]:
+    """The body of a response, and the length of the JSON in it for its header; ``None``: the body is all JSON.
+
+    Args:
+        model, version, id: left out where they are empty, but for the model's name.
+        outputs: names and arrays of the protocol's types; strings, bytes and objects that are one of them become BYTES.
+        binary: names of the outputs that come as binary data behind the JSON.
+        parameters: of the response.
+
+    Raises:
+        InputError: a ``ValueError``; for an array of another type, and for what JSON cannot hold, as NaN.
+    """
+    entries, blobs = [], []
+    for name, array in outputs:
+        where = f"outputs: {name!r}"
+        entry: dict[str, Any] = {"name": name, "datatype": name_datatype(array, where), "shape": list(array.shape)}
+        if name in binary:
+            blobs.append(write_binary_data(array, where))
+            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            entry["data"] = write_json_data(array, where)
+        entries.append(entry)
+    response: dict[str, Any] = {
+        "model_name": model,
+        "model_version": version,
+        "id": id,
+        "parameters": dict(parameters or {}),
+    }
+    response = {name: value for name, value in response.items() if value or name == "model_name"} | {"outputs": entries}
+    try:
+        header = json.dumps(response, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"parameters: expected finite numbers, strings, true or false, got others ({error})") from error
+    return b"".join([header, *blobs]), len(header) if blobs else None
+
+
+def describe_server(version: str, extensions: Iterable[str]) -> dict[str, Any]:
+    """The metadata of the server, for JSON; "binary_tensor_data" is the extension that this file reads and writes."""
+    return {"name": "exitlens", "version": version, "extensions": list(extensions)}
+
+
+def describe_model(
+    name: str, versions: Iterable[str], platform: str, inputs: Iterable[TensorMetadata], outputs: Iterable[TensorMetadata]
+) -> dict[str, Any]:
+    """The metadata of a model, for JSON."""
+    tensors = {
+        side: [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in found]
+        for side, found in (("inputs", inputs), ("outputs", outputs))
+    }
+    return {"name": name, "versions": list(versions), "platform": platform, **tensors}
