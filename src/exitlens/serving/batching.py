@@ -22,6 +22,10 @@ LOG = logging.getLogger("exitlens.serving")
 PATIENCE = 1.0  # seconds of waiting for a request after which the thread looks around
 
 
+class ClosedError(RequestError):
+    """The batcher takes no more: another may have taken its place."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Who is told what happens; each is called on the batcher's thread.
@@ -84,10 +88,10 @@ class Batcher:
             raise self._failed[0]
 
     def submit(self, ticket: Ticket) -> None:
-        """Takes a request in, from any thread; raises :class:`RequestError` (429, 503) where there is no room."""
+        """Takes a request in, from any thread; raises :class:`ClosedError`, or :class:`RequestError` (429) without room."""
         with self._lock:
             if not self.is_alive:
-                raise RequestError(f"{self.model.name}: it is being replaced or shut down: try again", 503, 1.0)
+                raise ClosedError(f"{self.model.name}: it is being replaced or shut down: try again", 503, 1.0)
             self.check_room(len(ticket))
             self._taken += len(ticket)
             self._inbox.put(ticket)

@@ -81,6 +81,10 @@ class ServedModel:
         like = torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
         return list_tensors(self.info.example(like))
 
+    def name_class(self, label: int) -> str:
+        """Of a label; its number where classes have no names."""
+        return self.info.classes[label] if self.info.classes else str(label)
+
     def find_policy(self, name: str) -> Policy:
         """A policy by its name; raises :class:`RequestError`."""
         if name not in self.policies:
@@ -142,7 +146,7 @@ def _check_array(value: Array, wanted: InputTensor) -> Tensor:
 def open_bundle(name: str, directory: Path) -> ServedModel:
     """A bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` if it has no policy."""
     source = find_bundle(directory)
-    version = hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
+    version = read_version(source)
     manifest = read_json(source / MANIFEST)
     if isinstance(manifest, dict) and "segments" in manifest:
         parts = open_edge(source)
@@ -151,6 +155,11 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
     if policy is None:
         raise PolicyError(f"bundle: {directory} has no policy yet: run exitlens calibrate --bundle {directory}")
     return replace(wrap_network(name, net, {DEFAULT: policy}), version=version, directory=directory)
+
+
+def read_version(source: Path) -> str:
+    """Names the contents of a bundle."""
+    return hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
 
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:

@@ -1,0 +1,172 @@
+"""Models by name: each takes requests, and is replaced by a new version of its bundle without losing any."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from exitlens.delivery.bundle import find_bundle
+from exitlens.errors import ExitlensError, InputError, RequestError
+from exitlens.model.cutting.stage import Activations
+from exitlens.serving.batching import Batcher, Batching, ClosedError, Hooks
+from exitlens.serving.metrics import Metrics
+from exitlens.serving.models import ServedModel, open_bundle, read_version
+from exitlens.serving.tickets import Terms, Ticket
+from exitlens.serving.watching import Watch, Watching
+
+LOG = logging.getLogger("exitlens.serving")
+Prepare = Callable[[ServedModel], Awaitable[tuple[Activations, Terms]]]
+
+
+class Endpoint:
+    """One version of a model, which takes requests."""
+
+    def __init__(self, model: ServedModel, batching: Batching, watching: Watching, metrics: Metrics) -> None:
+        self.model, self.metrics = model, metrics
+        self.watch = Watch(model, metrics, watching)
+        self.batcher = Batcher(model, Hooks(self._deliver, self._count_step, self.watch.run_idle), batching)
+        self.batcher.start()
+        metrics.set_version(model.name, model.version)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers, and is to."""
+        drifting = self.watch.is_drifting and self.watch.watching.unready_on_drift
+        return self.batcher.is_alive and not drifting
+
+    async def answer(self, activations: Activations, terms: Terms) -> Ticket:
+        """The answers to a request; raises :class:`RequestError` where there is no room, or no answer."""
+        ticket = Ticket(activations, terms, self.model.info.num_classes, asyncio.get_running_loop().create_future())
+        self.batcher.submit(ticket)
+        self.watch.expect(ticket)
+        await ticket.receiver
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
+
+    # On the batcher's thread:
+
+    def _deliver(self, done: list[Ticket]) -> None:
+        done[0].receiver.get_loop().call_soon_threadsafe(_finish, done)
+        good = [ticket for ticket in done if ticket.error is None]
+        exits = [k for ticket in good for k in ticket.exits.tolist()]
+        seconds = [ticket.done - ticket.since for ticket in good for _ in range(len(ticket))]
+        self.metrics.observe_answers(self.model.name, exits, seconds)
+        self.watch.see(done)
+
+    def _count_step(self, stage: int, count: int, seconds: float) -> None:
+        self.metrics.observe_step(self.model.name, stage, count, seconds)
+        self.metrics.set_waiting(self.model.name, self.batcher.waiting)
+
+
+def _finish(done: list[Ticket]) -> None:
+    for ticket in done:
+        if not ticket.receiver.done():
+            ticket.receiver.set_result(None)
+
+
+class Repository:
+    """Models by name.
+
+    Args:
+        directories: of bundles, by the names of the models.
+        models: networks in memory, for programs that serve their own; these are not read again.
+
+    Raises:
+        BundleError, PolicyError: for a bundle that cannot be read or has no policy.
+    """
+
+    def __init__(
+        self,
+        directories: Mapping[str, Path],
+        batching: Batching | None = None,
+        watching: Watching | None = None,
+        metrics: Metrics | None = None,
+        models: Mapping[str, ServedModel] | None = None,
+    ) -> None:
+        self.batching, self.watching = batching or Batching(), watching or Watching()
+        self.metrics = Metrics() if metrics is None else metrics
+        self._directories = dict(directories)
+        self._read = {name: _find_version(path) for name, path in directories.items()}  # tried, whether or not it could be
+        self._closing = False
+        opened = {name: open_bundle(name, path) for name, path in directories.items()} | dict(models or {})
+        if not opened:
+            raise InputError("models: expected one or more")
+        self._endpoints = {name: self._open(model) for name, model in opened.items()}
+
+    def _open(self, model: ServedModel) -> Endpoint:
+        return Endpoint(model, self.batching, self.watching, self.metrics)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models."""
+        return list(self._endpoints)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model is."""
+        return not self._closing and all(one.is_ready for one in self._endpoints.values())
+
+    def find(self, name: str = "", version: str = "") -> Endpoint:
+        """A model by its name (which may be left out if there is one only); raises :class:`RequestError` (404)."""
+        if not name and len(self._endpoints) == 1:
+            name = next(iter(self._endpoints))
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            raise RequestError(f"model: expected one of {self.names}, got {name!r:.60}", 404)
+        if version and version != endpoint.model.version:
+            raise RequestError(f"version: {name} has version {endpoint.model.version}, not {version!r:.60}", 404)
+        return endpoint
+
+    async def answer(self, name: str, version: str, prepare: Prepare) -> tuple[ServedModel, Ticket]:
+        """The answers to a request, by the version that is there when it is read; raises what keeps it from them.
+
+        ``prepare`` makes a model's inputs and terms of the request: again where the model is replaced meanwhile.
+        """
+        while True:
+            endpoint = self.find(name, version)
+            activations, terms = await prepare(endpoint.model)
+            try:
+                return endpoint.model, await endpoint.answer(activations, terms)
+            except ClosedError:
+                if self.find(name, version) is endpoint:
+                    raise
+
+    def reload(self) -> list[str]:
+        """Replaces the models whose bundles have changed, and returns their names; blocks for as long as that takes.
+
+        A bundle that cannot be read, or has no policy, is logged once, and the version before goes on answering.
+        """
+        replaced = []
+        for name, path in self._directories.items():
+            version = _find_version(path)
+            if not version or version == self._read[name]:
+                continue
+            self._read[name] = version
+            try:
+                fresh = self._open(open_bundle(name, path))
+            except ExitlensError as error:
+                LOG.error("%s: the new version is not used: %s", name, error)
+                continue
+            before, self._endpoints[name] = self._endpoints[name], fresh
+            LOG.warning("%s: version %s replaces %s", name, fresh.model.version, before.model.version)
+            threading.Thread(target=before.batcher.close, daemon=True).start()
+            replaced.append(name)
+        return replaced
+
+    def close(self) -> None:
+        """Not ready any more; answers what was taken in, and ends."""
+        self._closing = True
+        for endpoint in self._endpoints.values():
+            endpoint.batcher.close()
+
+
+def _find_version(directory: Path) -> str:
+    """Of the bundle that is there now; empty where there is none."""
+    try:
+        return read_version(find_bundle(directory))
+    except (ExitlensError, OSError):
+        return ""

@@ -1,0 +1,138 @@
+"""Looks after live answers: whether samples drift, and what the final exit would have said of a share of them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import warnings
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from exitlens.errors import DriftWarning, InputError, PolicyError
+from exitlens.functional.drift import Monitor
+from exitlens.functional.maps import on_common_grid
+from exitlens.functional.similarity import divergence
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
+from exitlens.serving.metrics import Metrics
+from exitlens.serving.models import ServedModel
+from exitlens.serving.tickets import DEFAULT, Ticket
+from exitlens.types import Prediction
+
+LOG = logging.getLogger("exitlens.serving")
+KEPT = 64  # samples of the shadow that may wait for idle time
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is looked at.
+
+    Attributes:
+        drift: watch whether samples still look like those of the calibration.
+        drift_rate: samples a second that the drift watch looks at, at most; each costs some 20 us.
+        shadow: share of the samples that are run to the final exit in idle time, too.
+        unready_on_drift: a model whose samples drift is not ready any more.
+    """
+
+    drift: bool = True
+    drift_rate: float = 200.0
+    shadow: float = 0.0
+    unready_on_drift: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shadow <= 1 or not self.drift_rate > 0:
+            raise InputError(
+                f"shadow, drift_rate: expected a share in [0, 1] and a rate, got {self.shadow}, {self.drift_rate}"
+            )
+
+
+class _Shadowed(NamedTuple):
+    activations: Activations
+    exit: int
+    label: int
+
+
+class Watch:
+    """Of one version of a model. Only answers under the bundle's own policy count, which the calibration is about."""
+
+    def __init__(self, model: ServedModel, metrics: Metrics, watching: Watching) -> None:
+        self.model, self.metrics, self.watching = model, metrics, watching
+        self.monitor = self._open_monitor() if watching.drift else None
+        self._pending: deque[Ticket] = deque()  # in the order in which they came, since who leaves early is answered first
+        self._shadowed: deque[_Shadowed] = deque(maxlen=KEPT)
+        self._room, self._last = watching.drift_rate, time.monotonic()
+        self._random = random.Random(0)
+        self.is_drifting = False
+
+    def _open_monitor(self) -> Monitor | None:
+        policy = self.model.policies[DEFAULT]
+        if policy.calibration is not None and policy.calibration.groups is not None:
+            LOG.info("%s: no drift watch: the calibration counted groups, which requests do not name", self.model.name)
+            return None
+        try:
+            return Monitor(policy)
+        except PolicyError as error:
+            LOG.info("%s: no drift watch: %s", self.model.name, error)
+            return None
+
+    def expect(self, ticket: Ticket) -> None:
+        """A request came; called in their order."""
+        if ticket.terms.policy != DEFAULT or ticket.terms.changes_policy:
+            return
+        if self.monitor is not None and self._has_room(len(ticket)):
+            self._pending.append(ticket)
+
+    def _has_room(self, count: int) -> bool:
+        now, rate = time.monotonic(), self.watching.drift_rate
+        self._room = min(rate, self._room + rate * (now - self._last))
+        self._last = now
+        if self._room < 1:  # a large request may overdraw it
+            return False
+        self._room -= count
+        return True
+
+    def see(self, done: list[Ticket]) -> None:
+        """Requests ended."""
+        if self.watching.shadow:
+            self._choose_shadowed(done)
+        while self._pending and not self._pending[0].left:
+            ticket = self._pending.popleft()
+            if ticket.error is None:
+                self._count(ticket)
+
+    def _count(self, ticket: Ticket) -> None:
+        assert self.monitor is not None
+        values = (torch.from_numpy(x) for x in (ticket.labels, ticket.exits, ticket.confidence, ticket.probabilities))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DriftWarning)  # it is logged
+            found = self.monitor.update(Prediction(*values))
+        if found.alarm and not self.is_drifting:
+            LOG.warning("%s: %s", self.model.name, found.summary)
+        self.is_drifting = found.alarm
+        self.metrics.set_drift(self.model.name, found.evidence, found.alarm)
+
+    def _choose_shadowed(self, done: list[Ticket]) -> None:
+        for ticket in done:
+            if ticket.error is None and not ticket.terms.changes_policy and self._random.random() < self.watching.shadow:
+                row = self._random.randrange(len(ticket))
+                given = tuple(t[row : row + 1].clone() for t in ticket.activations)
+                self._shadowed.append(_Shadowed(given, int(ticket.exits[row]), int(ticket.labels[row])))
+
+    def run_idle(self, engine: Engine) -> bool:
+        """Runs a sample of the shadow to the final exit; true: there are more."""
+        if not self._shadowed:
+            return False
+        one = self._shadowed.popleft()
+        outputs = dict(zip(sorted(self.model.exits), engine.compute_outputs(engine.enter(one.activations)), strict=True))
+        logits, final = outputs[self.model.num_exits - 1]
+        away = divergence(*on_common_grid(outputs[one.exit][1].float(), final.float())).item()
+        self.metrics.observe_shadow(self.model.name, one.exit, int(logits.argmax()) == one.label, away)
+        return bool(self._shadowed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of drift, JSON-ready."""
+        return {} if self.monitor is None else self.monitor.state().to_dict()

@@ -1,0 +1,61 @@
+"""uvicorn's configuration of one process that serves: its models, its app, and its limits on connections."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from typing import Any
+
+from uvicorn.config import STARTUP_FAILURE, Config
+
+from exitlens.errors import ExitlensError
+from exitlens.serving.http.app import make_app
+from exitlens.serving.http.connections import make_protocol
+from exitlens.serving.http.guard import write_log
+from exitlens.serving.metrics import Metrics
+from exitlens.serving.repository import Repository
+from exitlens.serving.server import SWITCH_SECONDS, Settings
+
+
+class WorkerConfig(Config):
+    """Picklable, because workers get it before they open their models."""
+
+    def __init__(self, settings: Settings) -> None:
+        limits = settings.limits
+        super().__init__(
+            _no_app,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            lifespan="on",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            log_level="warning",
+            ws="none",
+            limit_concurrency=limits.max_connections,
+            timeout_graceful_shutdown=int(limits.request_seconds) + 1,
+            ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),
+            ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
+        )
+        self.settings = settings
+
+    def load(self) -> None:
+        """Opens the models; in a worker, a bundle that cannot be served ends all of them with a message."""
+        sys.setswitchinterval(SWITCH_SECONDS)
+        own, metrics = self.settings, Metrics()
+        try:
+            repository = Repository(own.bundles, own.batching, own.watching, metrics)
+        except ExitlensError as error:
+            if multiprocessing.parent_process() is None:
+                raise
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(STARTUP_FAILURE)
+        log = write_log if own.access_log else None
+        self.app: Any = make_app(repository, own.limits, log=log, reload_seconds=own.reload_seconds)
+        super().load()
+        self.http_protocol_class = make_protocol(own.limits, metrics)  # type: ignore[assignment]
+
+
+async def _no_app(*_: Any) -> None:
+    """In place of the app until it is made."""
