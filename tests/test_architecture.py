@@ -21,6 +21,7 @@ ROOMS = (  # by level: a file imports from its own room and from those on lower 
     {"data", "model"},
     {"workflow"},
     {"delivery", "edge"},
+    {"serving"},
     {"cli", "__main__", "ray"},
 )
 INNER = {  # rooms inside rooms, likewise; files that stand in the outer room itself are above or below as they need

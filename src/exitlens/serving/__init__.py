@@ -1,0 +1,1 @@
+"""Answers over HTTP on one machine: batches that form themselves, limits, metrics."""

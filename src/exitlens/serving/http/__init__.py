@@ -1,0 +1,1 @@
+"""What stands between the network socket and the answers: connections, limits, routes."""
