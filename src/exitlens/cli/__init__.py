@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 from typer import Context
 
-from exitlens.cli import app, bench, demo, export, fit, judge, predict  # registers their verbs
+from exitlens.cli import app, bench, demo, export, fit, judge, predict, serve  # registers their verbs
 from exitlens.cli.options import literal, verbs
 from exitlens.errors import DataWarning, ExitlensError, InputError
 from exitlens.launch import is_launched, read_rank
 
-__all__ = ["app", "bench", "demo", "export", "fit", "judge", "main", "predict", "verbs"]
+__all__ = ["app", "bench", "demo", "export", "fit", "judge", "main", "predict", "serve", "verbs"]
 
 
 SHARED = ("fit", "calibrate", "evaluate")  # verbs that several processes can share

@@ -31,7 +31,7 @@ OUTPUTS: Mapping[str, tuple[str, str, Writer]] = {  # type, what it is, and how 
     "probabilities": ("FP32", "of every class, at the exit that answered", lambda _, t: t.probabilities),
     "exit": ("INT64", "that answered", lambda _, t: t.exits),
     "confidence": ("FP32", "the policy's score at that exit", lambda _, t: t.confidence),
-    "cost": ("FP32", "as a fraction of the plain backbone's", lambda m, t: np.take(np.float32(m.cost), t.exits)),
+    "cost": ("FP32", "as a fraction of the plain backbone's", lambda m, t: np.array(m.cost, np.float32)[t.exits]),
     "class": ("BYTES", "name of the class", lambda m, t: _write_texts(m.name_class(label) for label in t.labels.tolist())),
     "limited": ("BOOL", "the request's own limits ended it, not the policy", lambda _, t: t.limited),
     "reason": (

@@ -101,4 +101,3 @@ def make_config(settings: Settings) -> Config:
     from exitlens.serving.workers import WorkerConfig
 
     return WorkerConfig(settings)
-

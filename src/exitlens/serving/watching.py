@@ -106,10 +106,11 @@ class Watch:
 
     def _count(self, ticket: Ticket) -> None:
         assert self.monitor is not None
-        values = (torch.from_numpy(x) for x in (ticket.labels, ticket.exits, ticket.confidence, ticket.probabilities))
+        arrays = ticket.labels, ticket.exits, ticket.confidence, ticket.probabilities
+        labels, exits, confidence, p = map(torch.from_numpy, arrays)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DriftWarning)  # it is logged
-            found = self.monitor.update(Prediction(*values))
+            found = self.monitor.update(Prediction(labels, exits, confidence, p))
         if found.alarm and not self.is_drifting:
             LOG.warning("%s: %s", self.model.name, found.summary)
         self.is_drifting = found.alarm

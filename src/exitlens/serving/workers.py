@@ -54,7 +54,7 @@ class WorkerConfig(Config):
         log = write_log if own.access_log else None
         self.app: Any = make_app(repository, own.limits, log=log, reload_seconds=own.reload_seconds)
         super().load()
-        self.http_protocol_class = make_protocol(own.limits, metrics)  # type: ignore[assignment]
+        self.http_protocol_class = make_protocol(own.limits, metrics)
 
 
 async def _no_app(*_: Any) -> None:

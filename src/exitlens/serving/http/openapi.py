@@ -76,8 +76,7 @@ def _make_object(fields: dict[str, tuple[str, str]]) -> dict[str, Any]:
 def _list_people(models: Sequence[str]) -> dict[str, Any]:
     named = {"name": "model", "in": "query", "schema": {"type": "string", "enum": list(models)}}
     terms = [
-        {"name": name, "in": "query", "schema": {"type": kind}, "description": text}
-        for name, (kind, text) in _TERMS.items()
+        {"name": name, "in": "query", "schema": {"type": kind}, "description": text} for name, (kind, text) in _TERMS.items()
     ]
     file = {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}, "text": {"type": "string"}}}
     body = {
@@ -95,11 +94,11 @@ def _list_people(models: Sequence[str]) -> dict[str, Any]:
     return {
         "/classify": {"post": _make_operation("Classify an image file or a text", _refer("Answer"), **shared)},
         "/explain": {
-            "post": _make_operation(
-                "Where every exit looked", picture, parameters=[named, exit_, *terms], requestBody=body
-            )
+            "post": _make_operation("Where every exit looked", picture, parameters=[named, exit_, *terms], requestBody=body)
         },
-        "/models": {"get": _make_operation("Models, their policies, and what they promise", {_JSON: {"schema": {"type": "object"}}})},
+        "/models": {
+            "get": _make_operation("Models, their policies, and what they promise", {_JSON: {"schema": {"type": "object"}}})
+        },
         "/metrics": {"get": _make_operation("Metrics for Prometheus", {"text/plain": {"schema": {"type": "string"}}})},
     }
 

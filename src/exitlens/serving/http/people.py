@@ -144,7 +144,9 @@ def _read_body(body: bytes, kind: str, given: dict[str, Any]) -> Sample:
     except (ValueError, RecursionError) as error:
         raise RequestError(f"body: expected JSON, got something else ({error})") from error
     if not isinstance(values, dict) or not isinstance(values.get("text"), str):
-        raise RequestError('body: expected {"text": "..."}, with parameters beside it; images come as they are, or as a form')
+        raise RequestError(
+            'body: expected {"text": "..."}, with parameters beside it; images come as they are, or as a form'
+        )
     text: str = values.pop("text")
     given |= values
     return text

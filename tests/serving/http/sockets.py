@@ -1,0 +1,64 @@
+"""A server on this machine's own network, and a client that speaks to it byte by byte."""
+
+import asyncio
+import socket
+import threading
+import time
+from contextlib import closing, contextmanager
+
+import uvicorn
+
+
+@contextmanager
+def serve(app, **options):
+    """Runs uvicorn in a thread; gives its port."""
+    config = uvicorn.Config(
+        app, **{"lifespan": "off", "ws": "none", "loop": "asyncio", "log_config": None, "access_log": False, **options}
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(10)
+
+
+@contextmanager
+def connect(port, receive_buffer=None):
+    """A connection that gives up after seconds rather than hang."""
+    with closing(socket.socket()) as client:
+        if receive_buffer is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        client.settimeout(5)
+        client.connect(("127.0.0.1", port))
+        yield client
+
+
+def read_all(client):
+    """All bytes until the server closes the connection, and the seconds until then."""
+    start, found = time.perf_counter(), bytearray()
+    while True:
+        try:
+            part = client.recv(1 << 16)
+        except ConnectionResetError:
+            part = b""
+        if not part:
+            return bytes(found), time.perf_counter() - start
+        found += part
+
+
+def read_answer(client):
+    """One answer with a Content-Length, on a connection that stays open: its status, its head, its body."""
+    found = bytearray()
+    while b"\r\n\r\n" not in found:
+        part = client.recv(1 << 16)
+        assert part, "closed by the server"
+        found += part
+    head, _, body = bytes(found).partition(b"\r\n\r\n")
+    size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while len(body) < size:
+        body += client.recv(1 << 16)
+    return int(head.split()[1]), head.lower(), body

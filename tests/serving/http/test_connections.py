@@ -1,0 +1,255 @@
+"""No client holds a connection for ever, or makes the server keep a head of any size; others go on as before."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from exitlens.errors import is_installed
+from exitlens.serving.http import connections
+from exitlens.serving.http.connections import make_protocol
+from exitlens.serving.limits import Limits
+from exitlens.serving.metrics import Metrics
+from tests.serving.http.sockets import connect, read_all, read_answer, serve
+
+LIMITS = Limits(max_header_bytes=2000, header_seconds=0.3, write_seconds=0.3, max_connections=5)
+LARGE = b"x" * 8_000_000
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+async def app(scope, receive, send):
+    body = LARGE if scope["path"] == "/large" else b"ok"
+    if scope["path"] == "/read":
+        while (await receive()).get("more_body"):
+            pass
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.7)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(params=["httptools", "h11"])
+def kind(request, monkeypatch):
+    monkeypatch.setattr(connections, "is_installed", lambda *names: request.param == "httptools" and is_installed(*names))
+    return request.param
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def port(kind, metrics):
+    with serve(app, http=make_protocol(LIMITS, metrics)) as port:
+        yield port
+
+
+def count_rejected(metrics):
+    families = text_string_to_metric_families(metrics.render()[0].decode())
+    return {
+        sample.labels["reason"]: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "exitlens_rejected_total"
+    }
+
+
+def status(answer):
+    return int(answer.split()[1]) if answer else None
+
+
+def test_the_protocol_is_the_one_that_is_installed(kind):
+    names = {one.__name__ for one in make_protocol(LIMITS).__mro__}
+    assert ("HttpToolsProtocol" in names) == (kind == "httptools")
+    assert ("H11Protocol" in names) == (kind == "h11")
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET / HT", b"GET / HTTP/1.1\r\nhost: a\r\nx-"])
+def test_a_head_that_does_not_come_is_not_waited_for(kind, port, metrics, sent):
+    with connect(port) as client:
+        client.sendall(sent)
+        answer, seconds = read_all(client)
+    if kind == "h11" and sent == b"\r\n":  # which takes no empty line
+        assert status(answer) == 400
+        return
+    assert 0.2 < seconds < 3
+    assert status(answer) == (408 if sent else None)
+    assert count_rejected(metrics) == {"header_seconds": 1}
+
+
+def drip(client, piece):
+    """Sends a piece again and again; the seconds until the server has closed."""
+    start = time.perf_counter()
+    try:
+        while time.perf_counter() < start + 4:
+            client.sendall(piece)
+            time.sleep(0.05)
+    except OSError:
+        pass
+    return time.perf_counter() - start
+
+
+def test_a_head_that_drips_does_not_renew_its_time(port):
+    with connect(port) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        assert drip(client, b"x: y\r\n") < 3
+
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        pytest.param(GET, b"\r\n", id="empty lines"),
+        pytest.param(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n", b"z", id="body nobody waits for"),
+    ],
+)
+def test_a_drip_after_an_answer_has_no_more_time(port, first, piece):
+    with connect(port) as client:
+        client.sendall(first)
+        assert read_answer(client)[0] == 200
+        assert drip(client, piece) < 3
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 2100 + b"\r\n\r\n", id="one header"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 500 + b"\r\n", id="many headers"),
+        pytest.param(b"GET /" + b"y" * 2100 + b" HTTP/1.1\r\nhost: a\r\n\r\n", id="path"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 200_000, id="without an end"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 3000, id="without an end, short"),
+    ],
+)
+@pytest.mark.parametrize("is_second", [False, True])
+def test_a_large_head_is_refused_at_once(port, metrics, head, is_second):
+    with connect(port) as client:
+        if is_second:
+            client.sendall(GET)
+            assert read_answer(client)[0] == 200
+        client.sendall(head)
+        answer, _ = read_all(client)
+    assert status(answer) == 431
+    assert answer.endswith(b'send fewer or shorter ones"}')
+    assert count_rejected(metrics) == {"header_bytes": 1}
+
+
+def test_a_large_head_that_comes_in_pieces_is_refused(port):
+    with connect(port) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"GET / HTTP/1.1\r\nx: ")
+        for _ in range(5):
+            time.sleep(0.01)
+            client.sendall(b"y" * 500)
+        assert status(read_all(client)[0]) == 431
+
+
+def test_a_head_just_below_the_limit_passes_and_bodies_are_not_counted(port, metrics):
+    with connect(port) as client:
+        for _ in range(3):
+            client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 1900 + b"\r\n\r\n")
+            assert read_answer(client)[0] == 200
+            client.sendall(b"POST /read HTTP/1.1\r\nhost: a\r\ncontent-length: 300000\r\n\r\n" + b"z" * 300_000)
+            assert read_answer(client)[0] == 200
+    assert not count_rejected(metrics)
+
+
+def test_a_body_and_a_part_of_the_next_head_in_one_piece_are_not_a_large_head(port):
+    post = b"POST /read HTTP/1.1\r\nhost: a\r\ncontent-length: 30000\r\n\r\n" + b"z" * 30_000
+    with connect(port) as client:
+        client.sendall(post + GET[:10])
+        assert read_answer(client)[0] == 200
+        client.sendall(GET[10:])
+        assert read_answer(client)[0] == 200
+
+
+def test_an_answer_may_take_longer_than_a_head_and_idle_connections_stay(port):
+    with connect(port) as client:
+        client.sendall(GET.replace(b"/ ", b"/slow "))
+        assert read_answer(client)[0] == 200
+        time.sleep(0.5)
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+
+
+def test_pipelined_requests_are_answered_in_order(port):
+    with connect(port) as client:
+        client.sendall(GET.replace(b"/ ", b"/slow ") + GET + GET.replace(b"a\r\n", b"a\r\nconnection: close\r\n"))
+        answer, _ = read_all(client)
+    assert answer.count(b"HTTP/1.1 200") == 3
+
+
+def test_garbage_is_a_bad_request(port):
+    with connect(port) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert status(read_all(client)[0]) == 400
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut_off(port, metrics):
+    with connect(port, receive_buffer=4096) as client:
+        client.sendall(GET.replace(b"/ ", b"/large "))
+        time.sleep(1.2)
+        answer, _ = read_all(client)
+    assert len(answer) < len(LARGE)
+    assert count_rejected(metrics) == {"write_seconds": 1}
+
+
+def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(port, metrics):
+    size = 0
+    with connect(port, receive_buffer=1 << 18) as client:
+        client.sendall(GET.replace(b"/ ", b"/large ").replace(b"a\r\n", b"a\r\nconnection: close\r\n"))
+        while part := client.recv(1 << 20):
+            size += len(part)
+            time.sleep(0.02)
+    assert size > len(LARGE)
+    assert not count_rejected(metrics)
+
+
+def test_more_connections_than_allowed_are_closed_and_room_is_given_back(port, metrics):
+    clients = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(5)]
+    try:
+        for _ in range(2):
+            for one in clients:
+                one.sendall(GET)
+                assert read_answer(one)[0] == 200
+            with connect(port) as client:
+                assert status(read_all(client)[0]) == 503
+        assert count_rejected(metrics) == {"connections": 2}
+    finally:
+        for one in clients:
+            one.close()
+    for _ in range(50):
+        with connect(port) as client:
+            client.sendall(GET)
+            if client.recv(1 << 16).startswith(b"HTTP/1.1 200"):
+                return
+        time.sleep(0.05)
+    raise AssertionError("no room was given back")
+
+
+def test_the_same_on_uvloop():
+    pytest.importorskip("uvloop")
+    import uvloop
+
+    from tests.serving.http import sockets
+
+    metrics = Metrics()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sockets.asyncio, "run", uvloop.run)
+        with serve(app, http=make_protocol(LIMITS, metrics)) as port:
+            with connect(port) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 200_000)
+                assert status(read_all(client)[0]) == 431
+            with connect(port) as client:
+                client.sendall(b"GET / HT")
+                assert status(read_all(client)[0]) == 408
+            with connect(port, receive_buffer=4096) as client:
+                client.sendall(GET.replace(b"/ ", b"/large "))
+                time.sleep(1.0)
+                assert len(read_all(client)[0]) < len(LARGE)
+            with connect(port) as client:
+                for _ in range(3):
+                    client.sendall(GET)
+                    assert read_answer(client)[0] == 200
+    assert count_rejected(metrics) == {"header_bytes": 1, "header_seconds": 1, "write_seconds": 1}
