@@ -33,7 +33,7 @@ _MODULES = {
     "data.splits": "split_set",
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",
-    "delivery.bundle": "load save",
+    "delivery.bundle": "load load_policies save",
     "edge.export": "export",
     "edge.int8": "export_int8 Int8Report",
     "edge.web": "export_web",

@@ -16,6 +16,7 @@ from exitlens.data.texts import TextSet as TextSet
 from exitlens.data.texts import read_texts as read_texts
 from exitlens.data.texts import word_tokenizer as word_tokenizer
 from exitlens.delivery.bundle import load as load
+from exitlens.delivery.bundle import load_policies as load_policies
 from exitlens.delivery.bundle import save as save
 from exitlens.edge.export import export as export
 from exitlens.edge.int8 import Int8Report as Int8Report

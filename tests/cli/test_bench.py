@@ -33,6 +33,27 @@ def test_tune_stores_what_it_found(trained, tmp_path, call):
     assert policy is None
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_tune_keeps_policies_of_the_same_precision(trained, tmp_path, call, monkeypatch, precision):
+    bundle = shutil.copytree(trained / "bundle", tmp_path / "bundle")
+    net, own = xl.load(bundle)
+    xl.save(net, own, bundle, policies={"fast": own}, overwrite=True)
+    shutil.copy(trained / "data.json", tmp_path / "data.json")
+    measured = {"ms_per_sample": []}
+
+    def tune(net, *_, **__):
+        net.tuning = xl.Tuning(precision=precision, measured=measured)
+        return net.tuning
+
+    monkeypatch.setattr(xl.ExitNet, "tune", tune)
+    code, shown, err = call("tune", "--bundle", tmp_path)
+    assert code == 0, err
+    left_out = "it runs in bfloat16 now, its policies (default, fast) were for float32: calibrate again"
+    assert (left_out in " ".join(shown.split())) == (precision == "bfloat16")
+    assert xl.load_policies(bundle) == ({"default": own, "fast": own} if precision == "float32" else {})
+    assert json.loads(call("tune", "--bundle", tmp_path, "--json")[1])["policy_kept"]
+
+
 def test_inspect_marks_what_cost_and_time_would_choose(call):
     words = ("inspect", "--backbone", "small", "--size", "40")
     found = json.loads(call(*words, "--exits", "2", "--json")[1])

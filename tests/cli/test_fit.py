@@ -30,6 +30,25 @@ def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, ca
     assert xl.load(tmp_path / "r")[0].info.at == at
 
 
+def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path, call):
+    words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "r", "--epochs")
+    assert call(*words, "1", "--json")[0] == 0
+    net, _ = xl.load(tmp_path / "r")
+    own = xl.Policy((0.5,) * (net.num_exits - 1), network=net.identity())
+    xl.save(net, own, tmp_path / "r" / "bundle", policies={"fast": own}, overwrite=True)
+    code, out, _ = call(*words, "1", "--resume")  # there is nothing left to train
+    assert code == 0
+    assert "left out" not in out
+    assert xl.load_policies(tmp_path / "r") == {"default": own, "fast": own}
+    (tmp_path / "r" / "settings.json").write_text(
+        (tmp_path / "r" / "settings.json").read_text().replace('"epochs": 1', '"epochs": 2')
+    )
+    code, out, err = call(*words, "2", "--resume")
+    assert code == 0, err
+    assert "policies left out, which were chosen for the network as it was before: default, fast" in " ".join(out.split())
+    assert xl.load_policies(tmp_path / "r") == {}
+
+
 def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
     words = ("fit", "--data", folder, "--size", "32", "--out", tmp_path / "n", "--placement")
     assert "only with a number in at" in call(*words, "time", "--exits", "layer1")[2]

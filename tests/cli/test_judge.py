@@ -76,6 +76,36 @@ def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
     assert "equal_groups: this trace names no groups" in " ".join(err.split())
 
 
+def test_policies_by_name(again, folder, call):
+    own = xl.load(again)[1]
+    words = ("calibrate", "--bundle", again, "--data", folder, "--json")
+    code, shown, err = call(*words, "--max-cost", "0.3", "--name", "fast")
+    assert code == 0, err
+    fast = xl.load_policies(again)["fast"]
+    assert json.loads(shown)["thresholds"] == fast.to_dict()["thresholds"]
+    assert xl.load_policies(again) == {"default": own, "fast": fast}
+    assert call(*words, "--max-disagreement", "0.0")[0] == 0  # a new one of its own, and the other stays
+    strict = xl.load_policies(again)["default"]
+    assert xl.load_policies(again) == {"default": strict, "fast": fast}
+    assert strict != own
+    net, costs = xl.load(again)[0], []
+    xl.save(net, xl.Policy.never(net.num_exits), again, policies={"fast": fast}, overwrite=True)
+    for name in ("", "default", "fast"):
+        code, shown, err = call("evaluate", "--bundle", again, "--data", folder, "--policy", name, "--json")
+        assert code == 0, err
+        costs.append(json.loads(shown)["cost"])
+    assert costs[0] == costs[1] > costs[2]
+    code, shown, err = call("predict", "--bundle", again, "--data", folder, "--policy", "fast", "--json")
+    assert code == 0, err
+    assert min(row["exit"] for row in json.loads(shown)["predictions"]) < net.num_exits - 1
+    code, shown, _ = call("explain", "--bundle", again, "--image", next(folder.rglob("*.png")), "--policy", "fast", "--json")
+    assert code == 0
+    assert [one["threshold"] for one in json.loads(shown)["exits"]][:1] == [fast.to_dict()["thresholds"][0]]
+    code, _, err = call("evaluate", "--bundle", again, "--data", folder, "--policy", "slow")
+    assert code == 2
+    assert "none named 'slow', but ['default', 'fast']" in " ".join(err.split())
+
+
 def test_class_folders_without_images(again, tmp_path, call):
     (tmp_path / "empty").mkdir()
     code, _, err = call("calibrate", "--bundle", again, "--data", tmp_path / "empty", "--max-accuracy-drop", "0.1")
@@ -113,6 +143,8 @@ def test_what_it_refuses(again, folder, call, words, message):
         ((), "limits: expected at least one"),
         (("--max-divergence", "2"), "max_divergence: expected a number in [0, 1]"),
         (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
+        (("--max-cost", "1", "--name", "Fast"), "name: expected names of 1 to 40 characters"),
+        (("--max-cost", "1", "--name", "default"), "name: 'default' is what the bundle's own policy is called"),
         (("--max-ms", "5"), "max_ms: it is about measured time: give --cost time, too"),
         (("--percentile", "5", "--max-cost", "1"), "percentile: it says how many"),
         (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),

@@ -8,9 +8,12 @@ from exitlens.data.sources import DataSource, open_source
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.run_directory import (
     describe_origin,
+    load_calibrated,
+    load_named,
     load_samples,
     read_source,
     replace_policy,
+    save_trained,
     shorten_names,
     write_source,
 )
@@ -51,6 +54,51 @@ def test_run_directories(tmp_path):
     (run / "data.json").unlink()
     with pytest.raises(xl.DataError, match="pass --data"):
         read_source(run)
+
+
+@pytest.fixture
+def small():
+    return xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40))
+
+
+def test_a_policy_is_replaced_and_the_others_stay(small, tmp_path):
+    own, fast, other = xl.Policy((0.5,)), xl.Policy((0.1,)), xl.Policy((0.9,))
+    xl.save(small, own, tmp_path / "bundle", policies={"fast": fast})
+    replace_policy(tmp_path, other, "certified")
+    assert xl.load_policies(tmp_path) == {"default": own, "fast": fast, "certified": other}
+    replace_policy(tmp_path, other, "fast")
+    replace_policy(tmp_path, fast)
+    assert xl.load_policies(tmp_path) == {"default": fast, "fast": other, "certified": other}
+    assert load_named(tmp_path) == {"fast": other, "certified": other}
+
+
+def test_a_policy_is_loaded_by_name(small, tmp_path):
+    xl.save(small, None, tmp_path / "bundle")
+    with pytest.raises(xl.PolicyError, match=r"has no policy yet: run exitlens calibrate --bundle \S+$"):
+        load_calibrated(tmp_path)
+    replace_policy(tmp_path, xl.Policy((0.1,)), "fast")
+    with pytest.raises(xl.PolicyError, match=r"no policy of its own, but \['fast'\] by name: run exitlens calibrate"):
+        load_calibrated(tmp_path)
+    with pytest.raises(xl.PolicyError, match=r"none named 'slow', but \['fast'\]: run exitlens .* --name slow$"):
+        load_calibrated(tmp_path, "slow")
+    assert load_calibrated(tmp_path, "fast")[1] == xl.Policy((0.1,))
+    replace_policy(tmp_path, xl.Policy((0.5,)))
+    assert load_calibrated(tmp_path)[1] == load_calibrated(tmp_path, "default")[1] == xl.Policy((0.5,))
+
+
+def test_of_a_network_that_was_trained_on_the_policies_are_left_out(small, tmp_path):
+    bundle = tmp_path / "bundle"
+    assert save_trained(small, bundle, overwrite=False) == []
+    own, by_hand = xl.Policy((0.5,), network=small.identity()), xl.Policy((0.1,))
+    xl.save(small, own, bundle, policies={"fast": own, "mine": by_hand}, overwrite=True)
+    assert save_trained(small, bundle, overwrite=True) == ["mine"]  # nobody says for which weights it was made
+    assert xl.load_policies(bundle) == {"default": own, "fast": own}
+    with torch.no_grad():
+        small.head(0).classifier.weight.mul_(-1)
+    assert save_trained(small, bundle, overwrite=True) == ["default", "fast"]
+    assert xl.load_policies(bundle) == {}
+    with pytest.raises(xl.OutputExistsError, match="overwrite"):
+        save_trained(small, bundle, overwrite=False)
 
 
 def test_records_of_data_from_before_groups_are_read(tmp_path):

@@ -63,6 +63,26 @@ def test_stages_whose_exit_never_fires_are_in_the_file_after_them(net, tmp_path)
     assert [(one.exit, one.is_last, len(one.bodies)) for one in never] == [(2, True, 3)]
 
 
+def test_every_exit_that_one_of_the_policies_lets_fire_is_in_the_files(net, tmp_path, images):
+    never = float("inf")
+    own, named = xl.Policy((never, 0.7)), {"first": xl.Policy((0.8, never)), "last": xl.Policy.never(3)}
+    path = xl.export(net, own, tmp_path / "e", policies=named)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert [one["exit"] for one in manifest["segments"]] == [0, 1, 2]
+    assert "policies.json" in manifest["sha256"]
+    assert {
+        name: xl.Policy.from_dict(one) for name, one in json.loads((path / "policies.json").read_text()).items()
+    } == named
+    session = open_file(path / "cascade.onnx")
+    for policy in (own, *named.values()):
+        feed = {"images": images.numpy(), "thresholds": np.array(policy.thresholds, np.float32)}
+        exits = session.run(["exits"], feed | {"temperatures": np.array(policy.temperatures, np.float32)})[0]
+        assert exits.tolist() == xl.predict(net, images, policy).exits.tolist()
+    xl.export(net, own, path, overwrite=True)
+    assert not (path / "policies.json").exists()
+    assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
+
+
 def test_a_gate_needs_the_maps_of_exits_before_and_has_no_single_file(net, tmp_path):
     gate = xl.Gate(((0.0, 0.0, 0.0, 0.1),) * 2, (0.5, 0.5))
     path = xl.export(net, xl.Policy((float("inf"), 0.7), gate=gate), tmp_path / "e")
@@ -120,6 +140,10 @@ def test_what_cannot_be_exported_says_so_and_leaves_nothing(net, tmp_path, monke
         xl.export(make_net().double(), xl.Policy((0.8, 0.7)), target)
     with pytest.raises(xl.InputError, match="policy"):
         xl.export(net, None, target)
+    with pytest.raises(xl.PolicyError, match="policies, fast: it was calibrated for network another"):
+        xl.export(net, xl.Policy((0.8, 0.7)), target, policies={"fast": xl.Policy((0.8, 0.7), network="another")})
+    with pytest.raises(xl.InputError, match="policies: 'default' is"):
+        xl.export(net, xl.Policy((0.8, 0.7)), target, policies={"default": xl.Policy((0.8, 0.7))})
     monkeypatch.setattr(verb, "write_golden", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(xl.BundleError, match="disk full"):
         xl.export(net, xl.Policy((0.8, 0.7)), target)

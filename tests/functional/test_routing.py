@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
-from exitlens.functional.routing import decide, find_first_firing, fires, needs_head, score_early_exits
+from exitlens.functional.routing import cover, decide, find_first_firing, fires, needs_head, score_early_exits
 from tests.conftest import random_trace
 
 
@@ -47,6 +47,16 @@ def test_route_refuses_another_number_of_exits_or_network():
 
 
 GATE = xl.Gate(((0.0, 1.0, 0.0, 0.0),) * 2, (0.5, 0.2))  # the estimate is the first gate feature
+
+
+def test_heads_that_several_policies_need():
+    never, late = math.inf, xl.Policy((math.inf, math.inf, 0.5))
+    assert cover([late]).thresholds == (never, never, 0.0)
+    assert cover([late, xl.Policy((0.9, never, never), "margin")]).thresholds == (0.0, never, 0.0)
+    assert cover([xl.Policy.never(4)]).thresholds == (never,) * 3
+    gated = xl.Policy((never, 0.5, never), gate=xl.Gate(((0.0,) * 4,) * 3, (1.0,) * 3))
+    assert cover([xl.Policy.never(4), gated]).thresholds == (0.0, 0.0, never)  # a gate needs the maps before
+    assert cover([xl.Policy(())]).thresholds == ()
 
 
 def test_a_decision_by_hand():

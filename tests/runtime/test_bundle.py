@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import exitlens as xl
 import exitlens_runtime as er
@@ -78,6 +79,68 @@ def test_policies(edge, runtime, tmp_path):
     small = er.load(xl.export(NET, xl.Policy((math.inf, 0.5)), tmp_path / "e"))
     with pytest.raises(er.PolicyError, match="export with this policy"):
         small.with_policy(other)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A bundle with three policies; that named first uses an exit that its own does not."""
+    named = {"first": xl.Policy((0.6, math.inf), "margin"), "last": xl.Policy.never(3)}
+    return xl.export(NET, xl.Policy((math.inf, 0.5)), tmp_path_factory.mktemp("several") / "e", policies=named)
+
+
+def test_policies_by_name(several, tmp_path, monkeypatch):
+    net, images = er.load(several, threads=1), np.random.default_rng(0).normal(size=(32, 3, 16, 16)).astype(np.float32)
+    assert list(net.policies) == ["default", "first", "last"]
+    assert net.policy == net.policies["default"]
+    for name, policy in net.policies.items():
+        theirs = er.load(several, policy=name, threads=1)
+        assert theirs.policy == policy
+        assert theirs.policies == net.policies
+        found = net.with_policy(name).predict(images)
+        expected = xl.predict(NET, torch.from_numpy(images), xl.Policy(policy.thresholds, policy.score))
+        assert found.exits.tolist() == theirs.predict(images).exits.tolist() == expected.exits.tolist()
+        assert found.labels.tolist() == expected.labels.tolist()
+    for ask in (lambda: er.load(several, policy="fast"), lambda: net.with_policy("fast")):
+        with pytest.raises(er.PolicyError, match=r"\['default', 'first', 'last'\], none named 'fast'"):
+            ask()
+    monkeypatch.chdir(tmp_path)
+    for file in ("fast", "last"):
+        (tmp_path / file).write_text(json.dumps(xl.Policy((0.25, 0.25)).to_dict()))
+    assert er.load(several, policy="fast").policy.thresholds == (0.25, 0.25)  # no policy is named so: the file
+    assert er.load(several, policy="last").policy == net.policies["last"]
+    assert er.load(several, policy="./last").policy.thresholds == (0.25, 0.25)
+    assert er.load(several, policy=tmp_path / "last").policy.thresholds == (0.25, 0.25)
+
+
+def test_bundles_without_names_have_their_own(runtime):
+    assert runtime.policies == {"default": runtime.policy}
+    assert runtime.with_policy(xl.Policy((0.5, 0.5)).to_dict()).policies == runtime.policies
+
+
+def test_damaged_named_policies(several, tmp_path):
+    path = shutil.copytree(several, tmp_path / "copy")
+    raw = (path / "policies.json").read_text()
+    (path / "policies.json").write_text(raw.replace("0.6", "0.1"))
+    with pytest.raises(er.BundleError, match=r"policies\.json: altered"):
+        er.load(path)
+    own = xl.Policy((0.5, 0.5))
+    for values, kind, words in (
+        ([1], er.BundleError, r"policies\.json: expected policies by names"),
+        ({"default": own.to_dict()}, er.BundleError, r"policies\.json: expected policies by names"),
+        ({"a/b": own.to_dict()}, er.BundleError, r"policies\.json: expected policies by names"),
+        ({"fast": 3}, er.PolicyError, r"policies\.json, fast: policy: expected what exitlens wrote"),
+        ({"fast": xl.Policy((0.5,)).to_dict()}, er.PolicyError, r"policies\.json, fast: policy: it is for 2 exits"),
+        ({"fast": xl.Policy((0.5, 0.5), network="x").to_dict()}, er.PolicyError, r"policies\.json, fast: .*network x"),
+    ):
+        (path / "policies.json").write_text(json.dumps(values))
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["sha256"]["policies.json"] = hashlib.sha256((path / "policies.json").read_bytes()).hexdigest()
+        change(path / "manifest.json", **manifest)
+        with pytest.raises(kind, match=words):
+            er.load(path)
+    (path / "policies.json").unlink()
+    with pytest.raises(er.BundleError, match=r"policies\.json: missing"):
+        er.load(path)
 
 
 def test_bad_arguments(edge, runtime, tmp_path):

@@ -7,8 +7,10 @@ import sys
 import pytest
 from PIL import Image
 
+import exitlens as xl
 import exitlens_runtime as er
 from exitlens_runtime.cli import draw, list_files, main
+from tests.runtime.conftest import NET
 
 
 def test_the_command_line(edge, tmp_path, capsys):
@@ -30,6 +32,19 @@ def test_the_command_line(edge, tmp_path, capsys):
     with pytest.raises(er.InputError, match="empty name"):
         list_files([""])
     assert draw([[0.0, 1.0], [0.5, 0.2]]) == ["    @@", "  ++::"]
+
+
+def test_a_policy_by_name(tmp_path, capsys):
+    NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
+    edge = xl.export(NET, xl.Policy((0.0, 0.0)), tmp_path / "e", policies={"last": xl.Policy.never(3)})
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    (tmp_path / "p.json").write_text((edge / "policy.json").read_text())
+    for words, answered in (((), 0), (("--policy", "last"), 2), (("--policy", str(tmp_path / "p.json")), 0)):
+        main([str(edge), str(tmp_path / "a.png"), "--json", *words])
+        assert json.loads(capsys.readouterr().out)["exit"] == answered
+    with pytest.raises(SystemExit):
+        main([str(edge), str(tmp_path / "a.png"), "--policy", "fast"])
+    assert "none named 'fast'" in capsys.readouterr().err
 
 
 def test_it_needs_neither_torch_nor_the_library(edge):

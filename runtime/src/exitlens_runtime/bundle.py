@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from exitlens_runtime.sessions import count_threads, open_session
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN = "manifest.json", "policy.json", "golden.npz"
+POLICIES, DEFAULT = "policies.json", "default"  # those with a name, and what the bundle's own is called among them
+NAME = re.compile("[a-z0-9_-]{1,40}")
 TOLERANCE = 1e-4  # of the largest absolute value
 NEAR = 1e-3  # of a threshold, either exit may answer
 OTHERWISE = (
@@ -37,40 +40,64 @@ def load(
 
     Args:
         directory: the edge bundle.
-        policy: another policy of the same network: a file ``policy.json`` or its contents. It may use the exits that are in
-            the bundle.
+        policy: in place of the bundle's own: the name of one that is in it, or another policy of the same network: a file
+            ``policy.json`` or its contents. It may use the exits that are in the bundle.
         backend: what runs the files: ``onnxruntime``, or ``openvino`` (the extra ``openvino``).
         threads: that one call uses; 0: all processors.
         check: run the samples that came with the bundle and compare with what the library answered.
 
     Raises:
         BundleError: a missing, altered or truncated file, a newer format, or other answers than the library's;
-        PolicyError: a policy of another network; BackendError: the backend is missing, too old or cannot run a
-        file.
+        PolicyError: a policy of another network, or a name that none has; BackendError: the backend is missing, too old or
+        cannot run a file.
     """
     source = Path(directory)
     manifest = read_manifest(source)
     if not isinstance(threads, int) or threads < 0:
         raise InputError(f"threads: expected an integer of 0 or more, got {threads!r}")
-    chosen, count = _read_policy(source, policy), threads or count_threads()
+    policies, count = read_policies(source, manifest), threads or count_threads()
+    chosen = _choose_policy(policies, policy)
     try:
         sessions = {
             int(one["exit"]): open_session(backend, source / one["file"], count, one["inputs"], one["outputs"])
             for one in manifest["segments"]
         }
-        net = EdgeNetwork(manifest, sessions, chosen)
+        net = EdgeNetwork(manifest, sessions, chosen, policies)
     except ExitlensRuntimeError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{source / MANIFEST}: expected what exitlens wrote ({error!r}): export again") from error
+    for name in policies:
+        try:
+            net.with_policy(name)
+        except PolicyError as error:
+            raise PolicyError(f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}: {error}") from error
     if check:
         check_golden(net, source / GOLDEN)
     return net
 
 
-def _read_policy(source: Path, policy: str | Path | Mapping[str, Any] | None) -> Policy:
+def read_policies(source: Path, manifest: Mapping[str, Any]) -> dict[str, Policy]:
+    """By name: ``default``, the bundle's own, then the others; raises an error of ours for an entry that is no policy."""
+    found = {DEFAULT: Policy.from_dict(read_json(source / POLICY))}
+    named = read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
+    if not isinstance(named, dict) or any(name == DEFAULT or not NAME.fullmatch(name) for name in named):
+        raise BundleError(f"{source / POLICIES}: expected policies by names a-z, 0-9, _ and -: export again")
+    for name, values in named.items():
+        try:
+            found[name] = Policy.from_dict(values)
+        except PolicyError as error:
+            raise PolicyError(f"{source / POLICIES}, {name}: {error}") from error
+    return found
+
+
+def _choose_policy(policies: Mapping[str, Policy], policy: str | Path | Mapping[str, Any] | None) -> Policy:
     if policy is None or isinstance(policy, Mapping):
-        return Policy.from_dict(read_json(source / POLICY) if policy is None else policy)
+        return policies[DEFAULT] if policy is None else Policy.from_dict(policy)
+    if isinstance(policy, str) and policy in policies:
+        return policies[policy]
+    if isinstance(policy, str) and NAME.fullmatch(policy) and not Path(policy).exists():
+        raise PolicyError(f"policy: the bundle has {list(policies)}, none named {policy!r}: give one of these, or a file")
     try:
         return Policy.from_dict(json.loads(Path(policy).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path, help="what exitlens export wrote")
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="image files, folders of them, or (with --text) texts")
     parser.add_argument("--text", action="store_true", help="the inputs are texts")
-    parser.add_argument("--policy", type=Path, help="another policy.json of the same network")
+    parser.add_argument("--policy", help="one of the bundle's policies by name, or another policy.json of the same network")
     parser.add_argument("--explain", action="store_true", help="show where the exit that answered looked")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each sample")
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what runs the files")

@@ -26,9 +26,17 @@ class EdgeNetwork:
         num_exits: K, the final exit included.
         cost: ``(K,)`` multiply-accumulates up to each exit over the plain backbone's.
         manifest: all that the bundle says of itself.
+        policies: those of the bundle by name; ``default`` is its own.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], sessions: Mapping[int, Session], policy: Policy) -> None:
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        sessions: Mapping[int, Session],
+        policy: Policy,
+        policies: Mapping[str, Policy] | None = None,
+    ) -> None:
+        self.policies = dict(policies or {})
         self.manifest, self._sessions = manifest, dict(sorted(sessions.items()))
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.num_exits, self.num_classes = int(manifest["num_exits"]), int(manifest["num_classes"])
@@ -51,10 +59,13 @@ class EdgeNetwork:
         """Of the tensors that it takes."""
         return [name for name, _, _ in self._inputs]
 
-    def with_policy(self, policy: Policy | Mapping[str, Any]) -> EdgeNetwork:
-        """The same network under another policy; nothing is opened again."""
-        chosen = policy if isinstance(policy, Policy) else Policy.from_dict(policy)
-        return EdgeNetwork(self.manifest, self._sessions, chosen)
+    def with_policy(self, policy: str | Policy | Mapping[str, Any]) -> EdgeNetwork:
+        """The same network under another policy, or the one of that name; nothing is opened again."""
+        if isinstance(policy, str) and policy not in self.policies:
+            raise PolicyError(f"policy: the bundle has {list(self.policies)}, none named {policy!r}: give one of these")
+        known = self.policies[policy] if isinstance(policy, str) else policy
+        chosen = known if isinstance(known, Policy) else Policy.from_dict(known)
+        return EdgeNetwork(self.manifest, self._sessions, chosen, self.policies)
 
     def _check(self, policy: Policy) -> Policy:
         if len(policy.temperatures) != self.num_exits:

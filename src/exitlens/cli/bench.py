@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, Root, console, show, verbs
+from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, PolicyName, Root, console, show, verbs
 
 if TYPE_CHECKING:
     from exitlens.data.splits import Split
@@ -69,16 +69,18 @@ def tune(
 ) -> None:
     """Find how the network runs fastest on this machine (a few seconds), and store that in the bundle.
 
-    Where that changes the precision, the policy is left out: calibrate again, on what the network says now.
+    Where that changes the precision, the policies are left out: calibrate again, on what the network says now.
     """
     from exitlens.delivery.bundle import find_bundle
+    from exitlens.delivery.run_directory import load_named
 
-    net, policy = xl.load(bundle)
+    (net, policy), named = xl.load(bundle), load_named(bundle)
     before = net.tuning.precision
     example = _draw_inputs(bundle, net, "calibration", samples, data, root)
     found = net.tune(example, policy=policy, precision=precision, backend=backend)  # type: ignore[arg-type]
-    kept = policy if found.precision == before else None
-    xl.save(net, kept, find_bundle(bundle), overwrite=True)
+    left = [] if found.precision == before else [*([] if policy is None else ["default"]), *named]
+    kept = (None, {}) if left else (policy, named)
+    xl.save(net, kept[0], find_bundle(bundle), policies=kept[1], overwrite=True)
     rows = [["backend", "micro-batch", "memory format", "precision", "folded", "threads", "memory kept", "ms/sample"]]
     for tried in found.measured["ms_per_sample"]:
         chosen = "*" if all(tried[name] == value for name, value in found.to_dict().items() if name in tried) else ""
@@ -88,9 +90,10 @@ def tune(
         rows.append(
             [tried["backend"], f"{tried['micro_batch']}{chosen}", *words, flags[0], threads, flags[1], f"{tried['ms']:.3f}"]
         )
-    show(json_, found.to_dict() | {"policy_kept": kept is policy}, "settings tried; * is stored with the bundle", rows)
-    if kept is not policy and not json_:
-        console.print(f"it runs in {found.precision} now, its policy was for {before}: calibrate again")
+    show(json_, found.to_dict() | {"policy_kept": not left}, "settings tried; * is stored with the bundle", rows)
+    if left and not json_:
+        names = "its policy was" if left == ["default"] else f"its policies ({', '.join(left)}) were"
+        console.print(f"it runs in {found.precision} now, {names} for {before}: calibrate again", highlight=False)
 
 
 @verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
@@ -106,6 +109,7 @@ def bench(
     compiled: Annotated[bool, Option("--compile", help="Also compiled stages and backbone (a minute, needs g++).")] = False,
     out: Annotated[Path | None, Option(help="Also write everything to this new JSON file.")] = None,
     json_: Json = False,
+    name: PolicyName = "",
 ) -> None:
     """Time adaptive inference against the plain backbone, in turn, in one process, with the ideal saving beside it."""
     from exitlens.delivery.bench.benchmark import Bench, tabulate
@@ -118,7 +122,7 @@ def bench(
     sizes = _parse_numbers(batch_sizes)
     if out is not None and out.exists():
         raise xl.OutputExistsError(f"out: {out} exists: choose another file")
-    net, policy = load_calibrated(bundle)
+    net, policy = load_calibrated(bundle, name)
     if not net.info.source:
         raise xl.BundleError(
             "bundle: it is around a module of your own: time it in Python, with exitlens.delivery.bench.benchmark"

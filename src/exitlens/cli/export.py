@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 import exitlens as xl
-from exitlens.cli.options import Bundle, Json, console, literal, name_exits, of_data, show, verbs, wait
+from exitlens.cli.options import Bundle, Json, PolicyName, console, literal, name_exits, of_data, show, verbs, wait
 
 
 @verbs.command(epilog="Example: `exitlens export --bundle runs/x --out edge`")
@@ -25,12 +25,14 @@ def export(
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an edge bundle that is there.")] = False,
     json_: Json = False,
+    name: PolicyName = "",
 ) -> None:
     """Write an edge bundle: ONNX files that answer without PyTorch (`pip install exitlens-runtime`).
 
+    The bundle's policies with a name go along (not with --int8 or --web); --policy names the one to answer by at first.
     With --int8 activations are measured on training data or on --data, and thresholds chosen on the calibration split.
     """
-    from exitlens.delivery.run_directory import load_calibrated
+    from exitlens.delivery.run_directory import load_calibrated, load_named
 
     if ort is not None and not web:
         raise xl.InputError("ort: it is for the page: give --web, too")
@@ -38,7 +40,9 @@ def export(
         raise xl.InputError("data: activations are measured for int8 only: give --int8, too")
     if int8 and web:
         raise xl.InputError("int8: the page runs in float32: leave --int8 or --web out")
-    net, policy = load_calibrated(bundle)
+    (net, policy), named = load_calibrated(bundle, name), load_named(bundle)
+    if (int8 or web) and (left := [one for one in named if one != name]) and not json_:
+        console.print(literal(f"without the policies {', '.join(left)}: it has one alone (--policy)"), highlight=False)
     if int8:
         _export_int8(net, policy, bundle, out, data, overwrite, json_)
         return
@@ -48,7 +52,7 @@ def export(
 
             directory = export_web(net, policy, out, ort=ort, overwrite=overwrite)
         else:
-            directory = xl.export(net, policy, out, overwrite=overwrite)
+            directory = xl.export(net, policy, out, policies=named, overwrite=overwrite)
     files = sorted(directory.iterdir())
     rows = [["file", "MB"], *([path.name, f"{path.stat().st_size / 1e6:.2f}"] for path in files)]
     sizes = {path.name: path.stat().st_size for path in files}

@@ -135,7 +135,7 @@ def fit(
 ) -> None:
     """Train a network with exits on your images or texts."""
     from exitlens.data.sources import open_source
-    from exitlens.delivery.run_directory import read_kept_policy, read_recorded_exits, record_source
+    from exitlens.delivery.run_directory import read_recorded_exits, record_source, save_trained
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
     weights = bool(pretrained or init_weights)
@@ -164,7 +164,9 @@ def fit(
     aims |= {"target": egt_target, "reach": egt_reach, "every": egt_every}
     with record_source(out, source, resume=resume, ranks=ranks):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
-    ranks.share(lambda: xl.save(net, read_kept_policy(out / "bundle", net), out / "bundle", overwrite=resume))
+    left = ranks.share(lambda: save_trained(net, out / "bundle", overwrite=resume))
+    if left:
+        say(f"policies left out, which were chosen for the network as it was before: {', '.join(left)}; calibrate again")
     _show_result(net, result, out, list_bad(train, validation), json_)
 
 

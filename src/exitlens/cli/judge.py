@@ -76,6 +76,7 @@ def calibrate(
     trace_dir: options.TraceDir = None,
     cost: options.Cost = "macs",
     timed_batch: options.TimedBatch = None,
+    name: Annotated[str, Option(help="Store it under this name beside the others (default: as the bundle's own).")] = "",
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
 
@@ -83,6 +84,7 @@ def calibrate(
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
     from exitlens.functional.risk import check_limits
+    from exitlens.types.named_policies import check_name
 
     limits = {
         "max_accuracy_drop": max_accuracy_drop,
@@ -95,6 +97,8 @@ def calibrate(
         names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost", "max_ms"))
         raise xl.InputError(f"limits: expected at least one of {names}")
     check_limits(limits, **spend, delta=delta, score=score, gate=gate, folds=folds)  # before anything is collected
+    if name:
+        check_name(name, "name")
     if max_ms is not None and cost != "time":
         raise xl.InputError("max_ms: it is about measured time: give --cost time, too")
     if unlabelled:
@@ -115,7 +119,7 @@ def calibrate(
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
         policy = xl.calibrate(trace, **asked)
-    replace_policy(bundle, policy)
+    replace_policy(bundle, policy, name)
     notes = [str(one.message) for one in told if one.category is xl.DataWarning]
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
 
@@ -163,11 +167,12 @@ def evaluate(
     cost: options.Cost = "macs",
     timed_batch: options.TimedBatch = None,
     json_: Json = False,
+    name: options.PolicyName = "",
 ) -> None:
     """Test the policy on the run's test split: accuracy, cost and consistency of every exit."""
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
-    net, policy = load_calibrated(bundle)
+    net, policy = load_calibrated(bundle, name)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         samples = load_samples(bundle, net, "test", data, root, **reading)

@@ -35,6 +35,7 @@ of_more = partial(Option, rich_help_panel="More about training")
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
 Bundle = Annotated[Path, Option(help="Run directory of `exitlens fit`, or a bundle.")]
+PolicyName = Annotated[str, Option("--policy", help="Which of the bundle's policies, by name (default: its own).")]
 Compare = Annotated[Path | None, Option(help="A second run or bundle to show beside the first.")]
 Data = Annotated[
     str,

@@ -16,6 +16,7 @@ from exitlens.cli.options import (
     Bundle,
     InputColumns,
     Json,
+    PolicyName,
     SkipBad,
     Workers,
     console,
@@ -57,6 +58,7 @@ def predict(
     ] = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
+    name: PolicyName = "",
 ) -> None:
     """Answer each image or text at the first exit that is sure enough.
 
@@ -72,7 +74,7 @@ def predict(
         raise xl.InputError("resume: it continues a file: name that file by --out")
     if resume and monitor:
         raise xl.InputError("monitor: it has to see the samples from the first on: leave --resume out, or watch another run")
-    net, policy = load_calibrated(bundle)
+    net, policy = load_calibrated(bundle, name)
     watch = start_watch(policy, monitor, group_by)
     file = None if out is None else PredictionFile(out, describe_origin(net, policy, data, columns), resume=resume)
     before = [] if file is None else file.rows
@@ -134,6 +136,7 @@ def explain(
         bool,
         Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text)."),
     ] = False,
+    name: PolicyName = "",
 ) -> None:
     """Show which exit answered, why, and where every exit looked."""
     from exitlens.delivery.run_directory import load_calibrated
@@ -146,7 +149,7 @@ def explain(
         raise xl.InputError("relevance: it is for one sample: pass --image or --text, or leave it out")
     if not data and (skip_bad or columns):
         raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
-    net, policy = load_calibrated(bundle)
+    net, policy = load_calibrated(bundle, name)
     if data and out is not None:
         reading = {"columns": columns, "skip_bad": skip_bad, "workers": workers}
         _explain_many(net, policy, data, out, reading, json_)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,28 @@ from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.engine.onnx.engine import OnnxEngine
 from exitlens.model.engine.onnx.files import Written
 from exitlens.model.engine.onnx.running import Home
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
+from exitlens.types.named_policies import DEFAULT, check_fit, check_name, check_named
 
 # In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers,
 # and up to format 3 every network had a tuning: one with everything off, and nothing measured, stood for none.
 FORMAT, OTHER_NECKS, ALWAYS_TUNED = 4, 2, 3
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
+POLICIES = "policies.json"  # only where there are any with a name; readers of before them pass it over
 
 
-def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrite: bool = False) -> Path:
-    """Writes a bundle: weights, how the network is built, the policy, and a checksum of each.
+def save(
+    net: ExitNet,
+    policy: Policy | None,
+    directory: str | Path,
+    *,
+    policies: Mapping[str, Policy] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a bundle: weights, how the network is built, the policies, and a checksum of each.
 
     A network that is tuned to ``backend="onnx"`` takes its ONNX files along.
 
@@ -48,10 +58,13 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
         net: any network; one around a module of your own is loaded with ``load(directory, backbone=...)``.
         policy: of this network, or ``None``.
         directory: a new directory; it appears complete or not at all.
-        overwrite: replace an existing bundle.
+        policies: further ones of this network by name, which :func:`load_policies` reads. A name has 1 to 40 characters
+            a-z, 0-9, _ and -; ``default`` is what ``policy`` is called.
+        overwrite: replace an existing bundle, with all its policies.
 
     Raises:
-        OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
+        OutputExistsError: if the directory exists; PolicyError: for a policy of another network; InputError: for a name
+            that no policy may have.
     """
     require(net, ExitNet, "net")
     require(policy, Policy | None, "policy", "see exitlens.calibrate")
@@ -60,23 +73,30 @@ def save(net: ExitNet, policy: Policy | None, directory: str | Path, *, overwrit
     fingerprint = net.fingerprint()
     if policy is not None:
         policy.check(net.num_exits, net.identity())
+    named = {} if policies is None else policies
+    check_named(named, net.num_exits, net.identity())
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
         hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
         raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
     with replace_directory(target, _list_own(target)) as temporary:
-        _write_files(temporary, net, policy, fingerprint)
+        _write_files(temporary, net, policy, named, fingerprint)
     return target
 
 
-def _write_files(directory: Path, net: ExitNet, policy: Policy | None, fingerprint: str) -> None:
+def _write_files(
+    directory: Path, net: ExitNet, policy: Policy | None, named: Mapping[str, Policy], fingerprint: str
+) -> None:
     write_tensors(directory / WEIGHTS, unique_state(net), {})
     facts: dict[str, Any] = {"fingerprint": fingerprint, "channels_last": net.is_channels_last}
     facts["tuning"] = net.tuning.to_dict() if net.is_tuned else None
     facts["dtype"] = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
     _write_json(directory / NETWORK, net.info.to_dict() | facts)
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
+    if named:
+        _write_json(directory / POLICIES, {name: one.to_dict() for name, one in named.items()})
     parts = _copy_onnx(directory, net)
-    files = [directory / name for name in (WEIGHTS, NETWORK, POLICY)] + [part.path for part in parts]
+    names = (WEIGHTS, NETWORK, POLICY, *([POLICIES] if named else []))
+    files = [directory / name for name in names] + [part.path for part in parts]
     write_manifest(directory / MANIFEST, files, {"format": FORMAT, "onnx": [part.to_dict() for part in parts]})
 
 
@@ -96,7 +116,7 @@ def _list_own(target: Path) -> set[str]:
     """Names that files of a bundle have there."""
     manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
     known = manifest.get("sha256") if isinstance(manifest, dict) else None
-    return {WEIGHTS, NETWORK, POLICY, MANIFEST, *(known if isinstance(known, dict) else ())}
+    return {WEIGHTS, NETWORK, POLICY, POLICIES, MANIFEST, *(known if isinstance(known, dict) else ())}
 
 
 def find_bundle(path: Path) -> Path:
@@ -145,6 +165,58 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if policy is not None:
         policy.check(net.num_exits, net.identity())
     return net.eval(), policy
+
+
+def load_policies(directory: str | Path) -> dict[str, Policy]:
+    """Reads the policies of a bundle, without building its network.
+
+    Args:
+        directory: what :func:`save` wrote, or the run directory that holds it.
+
+    Returns:
+        By name: ``default``, which :func:`load` gives, if there is one; then the others in the order they were saved in.
+
+    Raises:
+        BundleError: a missing, altered or truncated file, another format version, or an entry that is no policy;
+            PolicyError: a policy of another network. Both name the file and the entry.
+    """
+    require(directory, str | Path, "directory")
+    source = find_bundle(Path(directory))
+    manifest = _verify_files(source)
+    own, named = read_json(source / POLICY), {}
+    if POLICIES in manifest["sha256"]:
+        named = read_json(source / POLICIES)
+        if not isinstance(named, dict):
+            raise BundleError(f"{source / POLICIES}: expected policies by name, got {type(named).__name__}: save it again")
+    num_exits, network = _read_identity(source, manifest["format"])
+    policies = {} if own is None else {DEFAULT: _read_policy(own, f"{source / POLICY}, {DEFAULT}")}
+    for name, values in named.items():
+        try:
+            check_name(name, str(source / POLICIES))
+        except InputError as error:
+            raise BundleError(str(error)) from error
+        policies[name] = _read_policy(values, f"{source / POLICIES}, {name}")
+    for name, policy in policies.items():
+        check_fit(policy, num_exits, network, f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}")
+    return policies
+
+
+def _read_policy(values: Any, place: str) -> Policy:
+    try:
+        return Policy.from_dict(values)
+    except (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise BundleError(f"{place}: expected a policy as exitlens writes it ({error!r}): save it again") from error
+
+
+def _read_identity(source: Path, form: int) -> tuple[int, str]:
+    """How many exits the network has, and what policies name it by."""
+    values = read_json(source / NETWORK)
+    try:
+        tuning = _read_tuning(values.get("tuning"), form)
+        precision = "float32" if tuning is None else tuning.numbers
+        return len(values["at"]) + 1, name_network(values["fingerprint"], precision)
+    except (ExitlensError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}): save it again") from error
 
 
 def _keep_onnx(source: Path, manifest: dict[str, Any]) -> tuple[list[Written], Home]:

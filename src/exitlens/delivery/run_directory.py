@@ -20,13 +20,14 @@ from exitlens.data.sources import NAMES, DataSource, open_source
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import ImageStream, TextStream
 from exitlens.data.texts import RawTexts
-from exitlens.delivery.bundle import MANIFEST, find_bundle, load, save
+from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, save
 from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import write_json
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, Ranks
 from exitlens.types import Policy, Preprocess, Preprocessing, TextPreprocess
+from exitlens.types.named_policies import DEFAULT
 from exitlens.workflow.training.run import SETTINGS
 
 DATA = "data.json"
@@ -97,20 +98,37 @@ def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str
     return (",".join(names), "cost") if str(len(names)) == (exits or "3") else (exits, placement)
 
 
-def load_calibrated(path: Path) -> tuple[ExitNet, Policy]:
-    """Loads the network and policy of a run or bundle; raises :class:`PolicyError` if it has no policy yet."""
+def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
+    """Loads the network and a policy of a run or bundle: its own, or the one of that name.
+
+    Raises :class:`PolicyError` if it has no such policy.
+    """
     net, policy = load(path)
-    if policy is None:
-        raise PolicyError(f"bundle: {path} has no policy yet: run exitlens calibrate --bundle {path}")
-    return net, policy
+    policies = load_policies(path) if name or policy is None else {DEFAULT: policy}
+    if (found := policies.get(name or DEFAULT)) is not None:
+        return net, found
+    words = f"run exitlens calibrate --bundle {path}"
+    if name not in ("", DEFAULT):
+        raise PolicyError(f"policy: {path} has none named {name!r}, but {list(policies)}: {words} --name {name}")
+    others = f" of its own, but {list(policies)} by name" if policies else " yet"
+    raise PolicyError(f"bundle: {path} has no policy{others}: {words}")
 
 
-def read_kept_policy(directory: Path, net: ExitNet) -> Policy | None:
-    """Reads the policy of an existing bundle, if it is of the same network."""
-    if not (directory / MANIFEST).is_file():
-        return None
-    policy: Policy | None = load(directory)[1] if net.info.source else None
-    return policy if policy is not None and policy.network == net.identity() else None
+def load_named(path: Path) -> dict[str, Policy]:
+    """The policies of a run or bundle beside its own, by name."""
+    return {name: policy for name, policy in load_policies(path).items() if name != DEFAULT}
+
+
+def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]:
+    """Saves a network where a bundle of it may be, with those of that bundle's policies that were chosen for it as it is.
+
+    Returns the names of those that are left out: of other weights, or another precision.
+    """
+    known = load_policies(directory) if (directory / MANIFEST).is_file() else {}
+    kept = {name: policy for name, policy in known.items() if policy.network == net.identity()}
+    left = [name for name in known if name not in kept]
+    save(net, kept.pop(DEFAULT, None), directory, policies=kept, overwrite=overwrite)
+    return left
 
 
 def require_preprocess(net: ExitNet, kind: type[P]) -> P:
@@ -237,7 +255,8 @@ def _hash_numbered(data: str, columns: str) -> str:
     return "" if kind is None or named else hash_source(data, kind)
 
 
-def replace_policy(directory: Path, policy: Policy) -> None:
-    """Replaces the policy of a run or bundle."""
-    net, _ = load(directory)
-    save(net, policy, find_bundle(directory), overwrite=True)
+def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
+    """Replaces the policy of a run or bundle, or the one of that name; the others stay."""
+    net, own = load(directory)
+    named = load_named(directory) | ({name: policy} if name else {})
+    save(net, own if name else policy, find_bundle(directory), policies=named, overwrite=True)

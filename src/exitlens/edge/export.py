@@ -15,6 +15,7 @@ from torch import Tensor
 import exitlens
 from exitlens.edge.cascade import TEMPERATURES, THRESHOLDS, write_cascade
 from exitlens.errors import ExportError, OutputExistsError, require
+from exitlens.functional.routing import cover
 from exitlens.functional.scores import score
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
 from exitlens.model.cutting.stage import Activations, Stage
@@ -25,36 +26,51 @@ from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors
+from exitlens.types.named_policies import check_named
 from exitlens.workflow.inference.predict import predict
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
+POLICIES = "policies.json"  # only where there are any with a name
 GOLDEN_SAMPLES, CASCADE_SAMPLES = 8, 17
 NEAR = 1e-3  # of a threshold, rounding may decide; and what scores and maps may differ by
 
 
-def export(net: ExitNet, policy: Policy, directory: str | Path, *, overwrite: bool = False) -> Path:
-    """Writes an edge bundle: ONNX files, the policy, and all that ``exitlens_runtime.load`` needs; no PyTorch there.
+def export(
+    net: ExitNet,
+    policy: Policy,
+    directory: str | Path,
+    *,
+    policies: Mapping[str, Policy] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes an edge bundle: ONNX files, the policies, and all that ``exitlens_runtime.load`` needs; no PyTorch there.
 
     Each exit that can answer has a file with everything since the exit before (opset 18, float32, any number of samples).
     Each is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
 
     Args:
         net: in float32.
-        policy: of this network; exits that it never lets fire are not in the files, so a policy that uses other exits needs
+        policy: of this network; exits that no policy here lets fire are not in the files, so one that uses other exits needs
             another export. Thresholds and temperatures can be exchanged without one.
         directory: a new directory; it appears complete or not at all.
+        policies: further ones by name, as in :func:`exitlens.save`; ``exitlens_runtime.load(dir, policy=name)`` takes one.
+            ``cascade.onnx`` has the score of ``policy``, so it takes their thresholds where they use that, and no gate.
         overwrite: replace an existing edge bundle.
 
     Raises:
         ExportError: where the network cannot be written so, or the files do not give the same; MissingExtraError: without
-            the extra ``onnx``; OutputExistsError: if the directory exists; PolicyError: for a policy of another network.
+            the extra ``onnx``; OutputExistsError: if the directory exists; PolicyError: for a policy of another network;
+            InputError: for a name that no policy may have.
     """
     check_arguments(net, policy, directory)
+    named = {} if policies is None else policies
+    check_named(named, net.num_exits, net.identity())
     target = Path(directory).resolve()
-    own = check_target(target, overwrite)
+    own = check_target(target, overwrite) | {POLICIES}
     with replace_directory(target, own) as temporary:
-        write_bundle(temporary, net, policy, write_stages(temporary, net, policy))
+        parts = write_stages(temporary, net, cover([policy, *named.values()]))
+        write_bundle(temporary, net, policy, parts, named)
     return target
 
 
@@ -84,10 +100,15 @@ def check_target(target: Path, overwrite: bool) -> set[str]:
     return {MANIFEST, *manifest.get("sha256", ())}
 
 
-def write_bundle(directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
+def write_bundle(
+    directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Written], named: Mapping[str, Policy] | None = None
+) -> None:
     """Everything beside the files of the stages; ``net`` answers as these files do."""
     files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
     write_json(directory / POLICY, policy.to_dict())
+    if named:
+        write_json(directory / POLICIES, {name: one.to_dict() for name, one in named.items()})
+        files.append(directory / POLICIES)
     write_golden(directory / GOLDEN, net, policy, [part.exit for part in parts])
     if policy.gate is None:
         write_checked_cascade(directory / CASCADE, net, policy, parts)

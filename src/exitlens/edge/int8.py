@@ -67,7 +67,8 @@ def export_int8(
     """Writes an edge bundle whose convolutions and linear layers run in int8, and calibrates its policy again.
 
     Scores move with the weights, so the policy of the float32 network is void: a trace is collected from the quantised
-    files, and a policy chosen on it under the limits that the old one was asked for, certified if that one was.
+    files, and a policy chosen on it under the limits that the old one was asked for, certified if that one was. Policies
+    that the float32 network has by name are void, too: this bundle has none.
 
     Args:
         net: in float32.

@@ -75,6 +75,12 @@ def needs_head(policy: Policy, k: int) -> bool:
     return any(t != math.inf for t in (policy.thresholds[k : k + 1] if policy.gate is None else policy.thresholds[k:]))
 
 
+def cover(policies: Sequence[Policy]) -> Policy:
+    """A policy for which every head is computed that one of these needs: what to cut a network by, not to answer by."""
+    early = range(policies[0].num_exits - 1)
+    return Policy(tuple(0.0 if any(needs_head(one, k) for one in policies) else math.inf for k in early))
+
+
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
     """The policy's score at every early exit of every sample in the trace, 0 where its gate does not trust the map.
 

@@ -16,7 +16,7 @@ from exitlens.functional.relevance import class_score, gradient_x_input
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.session import EngineContext, Session
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
@@ -190,8 +190,7 @@ class ExitNet(nn.Module):
 
     def identity(self) -> str:
         """What policies and traces name the network by: the fingerprint, and the precision where tuning changed it."""
-        precision = self._session.precision
-        return self.cached_fingerprint() + ("" if precision == "float32" else f"-{precision}")
+        return name_network(self.cached_fingerprint(), self._session.precision)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As ``torch.nn.Module.load_state_dict``; forgets the fingerprint."""

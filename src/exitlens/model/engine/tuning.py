@@ -15,6 +15,11 @@ from exitlens.types.inputs import set_channels_last
 PRECISIONS, BACKENDS = ("float32", "bfloat16", "int8"), ("torch", "onnx")
 
 
+def name_network(fingerprint: str, precision: str) -> str:
+    """What policies and traces name a network by: the fingerprint, and the precision where tuning changed it."""
+    return fingerprint + ("" if precision == "float32" else f"-{precision}")
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What :meth:`~exitlens.model.network.ExitNet.tune` found, what you set by hand (``net.tuning = Tuning(...)``),
