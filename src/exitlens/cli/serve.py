@@ -64,8 +64,8 @@ def serve(
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
     from exitlens.serving.batching import Batching
     from exitlens.serving.limits import Limits
-    from exitlens.serving.server import Settings
     from exitlens.serving.server import serve as run
+    from exitlens.serving.settings import Settings
     from exitlens.serving.watching import Watching
 
     settings = Settings(

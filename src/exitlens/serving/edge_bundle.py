@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.edge.export import FORMAT, GOLDEN, MANIFEST, POLICY
-from exitlens.errors import BundleError, ExitlensError
+from exitlens.edge.export import FORMAT, GOLDEN, MANIFEST, POLICIES, POLICY
+from exitlens.errors import BundleError, ExitlensError, PolicyError
+from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine, Step
@@ -22,8 +23,8 @@ from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
-from exitlens.serving.tickets import DEFAULT
 from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.types.named_policies import DEFAULT, check_fit
 
 
 class EdgeParts(NamedTuple):
@@ -72,22 +73,28 @@ def open_edge(source: Path) -> EdgeParts:
     verify_checksums(source, manifest)
     try:
         info, spec = read_network(manifest)
-        named = [str(one["file"]) for one in manifest["segments"]]
-        if not set(named) <= set(manifest["sha256"]):  # whose names are plain
-            raise ValueError(f"no checksum for some of {named}")
+        paths = [str(one["file"]) for one in manifest["segments"]]
+        if not set(paths) <= set(manifest["sha256"]):  # whose names are plain
+            raise ValueError(f"no checksum for some of {paths}")
         files = {
             int(one["exit"]): OnnxFile(source / name, one["inputs"], one["outputs"])
-            for one, name in zip(manifest["segments"], named, strict=True)
+            for one, name in zip(manifest["segments"], paths, strict=True)
         }
         cost = tuple(map(float, manifest["cost"]))
-        policy = Policy.from_dict(read_json(source / POLICY))
+        named = {DEFAULT: read_json(source / POLICY)}
+        named |= read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
+        policies = {name: Policy.from_dict(values) for name, values in named.items()}
     except ExitlensError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{source / MANIFEST}: expected what exitlens export writes ({error!r}): export again") from error
-    policy.check(len(cost), str(manifest["network"]) if policy.network else "")
+    for name, policy in policies.items():
+        check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", name)
+        missing = [k for k in range(len(cost)) if needs_head(policy, k) and k not in files]
+        if missing:
+            raise PolicyError(f"{name}: it uses exits {missing}, the bundle has {sorted(files)}: export with this policy")
     check_golden(source / GOLDEN, EdgeEngine(files), manifest)
-    return EdgeParts(info, spec, cost, {DEFAULT: policy}, lambda: _open(files), frozenset(files))
+    return EdgeParts(info, spec, cost, policies, lambda: _open(files), frozenset(files))
 
 
 @contextmanager

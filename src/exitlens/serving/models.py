@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.delivery.bundle import MANIFEST, find_bundle, load
+from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies
 from exitlens.errors import PolicyError, RequestError
 from exitlens.io import read_json
 from exitlens.modalities.image import decode_image
@@ -24,9 +24,10 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
 from exitlens.model.network import ExitNet
 from exitlens.serving.edge_bundle import open_edge
-from exitlens.serving.tickets import DEFAULT, Array
+from exitlens.serving.tickets import Array
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, list_tensors
+from exitlens.types.named_policies import DEFAULT
 
 TINY = 1e-6  # of a cost, rounding
 INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # what requests call a network's one tensor, encoded files, and texts
@@ -151,10 +152,10 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
     if isinstance(manifest, dict) and "segments" in manifest:
         parts = open_edge(source)
         return ServedModel(name, version, directory, *parts, None)
-    net, policy = load(source)
-    if policy is None:
+    policies = load_policies(source)
+    if DEFAULT not in policies:
         raise PolicyError(f"bundle: {directory} has no policy yet: run exitlens calibrate --bundle {directory}")
-    return replace(wrap_network(name, net, {DEFAULT: policy}), version=version, directory=directory)
+    return replace(wrap_network(name, load(source)[0], policies), version=version, directory=directory)
 
 
 def read_version(source: Path) -> str:

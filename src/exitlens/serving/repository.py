@@ -146,6 +146,8 @@ class Repository:
             if not version or version == self._read[name]:
                 continue
             self._read[name] = version
+            if version == self._endpoints[name].model.version:
+                continue
             try:
                 fresh = self._open(open_bundle(name, path))
             except ExitlensError as error:

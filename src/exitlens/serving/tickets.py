@@ -12,8 +12,8 @@ from torch import Tensor
 
 from exitlens.errors import RequestError
 from exitlens.model.cutting.stage import Activations
+from exitlens.types.named_policies import DEFAULT
 
-DEFAULT = "default"  # the name of a bundle's own policy
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

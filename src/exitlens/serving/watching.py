@@ -20,8 +20,9 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel
-from exitlens.serving.tickets import DEFAULT, Ticket
+from exitlens.serving.tickets import Ticket
 from exitlens.types import Prediction
+from exitlens.types.named_policies import DEFAULT
 
 LOG = logging.getLogger("exitlens.serving")
 KEPT = 64  # samples of the shadow that may wait for idle time

@@ -14,7 +14,9 @@ from exitlens.serving.http.connections import make_protocol
 from exitlens.serving.http.guard import write_log
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.repository import Repository
-from exitlens.serving.server import SWITCH_SECONDS, Settings
+from exitlens.serving.settings import Settings
+
+SWITCH_SECONDS = 0.0005  # after which a thread makes way: the network's and the connections' take turns
 
 
 class WorkerConfig(Config):

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -55,3 +57,24 @@ def test_arguments_that_the_example_lacks():
         trace(Two(), False, X)
     named = {"x": torch.ones(1, 4), "scale": torch.ones(1, 4)}
     assert [n.name for n in trace(Two(), False, named).inputs] == ["x", "scale"]
+
+
+def test_other_threads_go_on_while_a_backbone_is_traced():
+    net, plain, stop, failed = TinyNet().eval(), torch.randn(2, 3, 16, 16), threading.Event(), []
+    expected = net(plain)
+
+    def run():
+        while not stop.is_set():
+            try:
+                assert torch.equal(net(plain), expected)
+            except Exception as error:
+                failed.append(error)
+
+    with torch.no_grad():
+        thread = threading.Thread(target=run)
+        thread.start()
+        for _ in range(30):
+            trace(TinyNet(), False, torch.zeros(1, 3, 16, 16))
+        stop.set()
+        thread.join()
+    assert not failed

@@ -22,7 +22,7 @@ def serve(app, **options):
         try:
             yield listener.getsockname()[1]
         finally:
-            server.should_exit = server.force_exit = True
+            server.should_exit, server.force_exit = True, options.get("lifespan") != "on"
             thread.join(10)
 
 

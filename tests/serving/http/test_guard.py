@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 
-from exitlens.errors import ExitlensError, InputError
+from exitlens.errors import BundleError, InputError, RequestError
 from exitlens.serving.http.guard import Guard, Limits, write_log
 from exitlens.serving.metrics import Metrics
 from tests.serving.http.sockets import connect, read_all, read_answer, serve
@@ -18,8 +18,8 @@ QUICK = Limits(max_body_bytes=1000, body_seconds=0.2, request_seconds=0.3)
 LATE = "late"
 
 
-class BusyError(ExitlensError):
-    status, retry_after = 503, 0.2
+def make_busy():
+    return RequestError("busy", 503, 0.2)
 
 
 async def echo(scope, receive, send):
@@ -201,12 +201,13 @@ def test_errors_of_ours_are_told_with_their_status():
     status, head, body = ask(raising(InputError("image: expected RGB")))
     assert (status, body) == (400, {"error": "image: expected RGB"})
     assert b"connection" not in head
-    status, head, body = ask(raising(BusyError("busy")))
+    status, head, body = ask(raising(make_busy()))
     assert (status, head[b"retry-after"], body) == (503, b"1", {"error": "busy"})
 
 
-def test_other_errors_are_told_to_the_log_only(caplog):
-    sent, (record,) = call(raising(ValueError("secret /etc/path")))
+@pytest.mark.parametrize("kind", [ValueError, BundleError])  # which names files of the server
+def test_other_errors_are_told_to_the_log_only(caplog, kind):
+    sent, (record,) = call(raising(kind("secret /etc/path")))
     status, head, body = read_sent(sent)
     assert status == record["status"] == 500
     assert json.loads(body) == {"error": "internal error", "request_id": head[b"x-request-id"].decode()}
@@ -346,7 +347,7 @@ def test_inside_starlette_the_guard_sees_errors_before_anyone_answers_them(caplo
     from starlette.routing import Route
 
     def fail(request):
-        raise BusyError("busy")
+        raise make_busy()
 
     app = Starlette(routes=[Route("/", fail)], middleware=[Middleware(Guard, limits=QUICK)])
     with serve(app) as port, connect(port) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 from collections import Counter
 from typing import Any
 
@@ -25,7 +26,7 @@ class FxTracer(fx.Tracer):
 
     def __init__(self, example: Inputs, leaf: str | None = None) -> None:
         super().__init__()
-        self.example, self.leaf = example, leaf
+        self.example, self.leaf, self.thread = example, leaf, threading.get_ident()
         self.outputs: dict[str, fx.Node] = {}
         self.calls: Counter[str] = Counter()
         self.running: list[str] = []  # the modules that are being traced; after an error, those it came from
@@ -45,8 +46,16 @@ class FxTracer(fx.Tracer):
         reach = max(map(names.index, wanted)) + 1
         return root_fn, [self.root, *(proxies.get(name, parameters[name].default) for name in names[:reach])]
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """What a module's attribute is in the graph; torch.fx asks for modules of other threads, too, which keep theirs."""
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Traces the call and remembers where the module has its output."""
+        """Traces the call and remembers where the module has its output; other threads' calls run as they are."""
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         name = self.path_of_module(m)
         self.running.append(name)
         out = super().call_module(m, forward, args, kwargs)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
-from exitlens.errors import ExitlensError
+from exitlens.errors import DataError, ExitlensError, InputError, RequestError
 from exitlens.serving.limits import Limits as Limits  # callers may take it from here
 from exitlens.serving.metrics import Metrics
 
@@ -58,9 +58,9 @@ class Guard:
     - ``model``: the name of a model that is served, never the unchecked text of a client,
     - ``log``: already there, a dict; whatever a route adds to it stands in the access log.
 
-    An :class:`ExitlensError` that a route raises becomes ``{"error": message}`` with its ``status`` (400 without one) and,
-    if it has ``retry_after`` (seconds), the header ``Retry-After``. Any other error becomes a 500 that says no more than the
-    request's id; its traceback is logged by ``exitlens.serving``.
+    A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
+    ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
+    error becomes a 500 that says no more than the request's id; its traceback is logged by ``exitlens.serving``.
 
     Args:
         app: what it guards.
@@ -138,13 +138,14 @@ class Guard:
             message = f"no answer within {self.limits.request_seconds:g} seconds"
             exchange.note(_RefusedError(504, "request_seconds", message))
             return
-        if isinstance(error, ExitlensError):
+        is_theirs = isinstance(error, RequestError | InputError | DataError)  # others may tell of the server's own files
+        if is_theirs:
             status, content = getattr(error, "status", 400), {"error": str(error)}
             if (seconds := getattr(error, "retry_after", None)) is not None:
                 headers.append((b"retry-after", b"%d" % max(0, math.ceil(seconds))))
         else:
             status, content = 500, {"error": "internal error", "request_id": exchange.request_id}
-        if exchange.status or not isinstance(error, ExitlensError):
+        if exchange.status or not is_theirs:
             _logger.error("request %s failed", exchange.request_id, exc_info=error)
         if not exchange.status:
             await exchange.answer(status, content, headers)

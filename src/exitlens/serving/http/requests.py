@@ -17,7 +17,8 @@ from exitlens.serving.answers import name_promise
 from exitlens.serving.limits import Limits
 from exitlens.serving.models import ServedModel
 from exitlens.serving.repository import Repository
-from exitlens.serving.tickets import DEFAULT, Terms, Ticket
+from exitlens.serving.tickets import Terms, Ticket
+from exitlens.types.named_policies import DEFAULT
 
 TERMS = ("policy", "max_cost", "min_confidence", "deadline_ms")
 T = TypeVar("T")

@@ -1,0 +1,43 @@
+"""A server with the tiny network on this machine's own network."""
+
+import asyncio
+import io
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from PIL import Image
+
+from exitlens.serving.http.app import make_app
+from exitlens.serving.limits import Limits
+from exitlens.serving.repository import Repository
+from tests.serving.http.sockets import serve
+
+
+@contextmanager
+def open_client(app, **headers):
+    """A client of a server that runs the app."""
+    with serve(app, lifespan="on") as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+        client.port = port
+        yield client
+
+
+@pytest.fixture
+def client(model):
+    with open_client(make_app(Repository({}, models={"tiny": model}), Limits(max_batch=40))) as found:
+        yield found
+
+
+def encode(picture, kind="PNG"):
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def picture():
+    return encode(Image.new("RGB", (24, 20), (200, 30, 90)))
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)

@@ -1,0 +1,117 @@
+"""The app: metrics, description, page, log, token, and that requests outlive a replaced bundle."""
+
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+import exitlens as xl
+from exitlens.serving.http.app import make_app
+from exitlens.serving.limits import Limits
+from exitlens.serving.models import wrap_network
+from exitlens.serving.repository import Repository
+from tests.serving.http.conftest import open_client
+
+
+def test_metrics_count_what_was_answered(client, picture):
+    for policy in ("fast", "fast", "full"):
+        client.post(f"/classify?policy={policy}", content=picture)
+    client.post("/classify", content=b"none")
+    found = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+    }
+    tiny = ("model", "tiny")
+    assert found["exitlens_answers_total", ("exit", "0"), tiny] == 2
+    assert found["exitlens_answers_total", ("exit", "2"), tiny] == 1
+    assert found["exitlens_requests_total", tiny, ("route", "/classify"), ("status", "200")] == 3
+    assert found["exitlens_requests_total", tiny, ("route", "/classify"), ("status", "400")] == 1
+
+
+def test_the_description_is_openapi(client):
+    validate = pytest.importorskip("openapi_spec_validator").validate
+    described = client.get("/openapi.json").json()
+    validate(described)
+    for path, verbs in described["paths"].items():
+        for verb in verbs:
+            answer = client.request(verb, path.replace("{name}", "tiny").replace("{version}", "1"))
+            assert answer.status_code != 405, path
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http:" not in page.text.replace("http://HOST", "").replace("http://127.0.0.1", "")
+
+
+def test_a_log_line_says_who_answered_how(model, picture):
+    lines = []
+    with open_client(make_app(Repository({}, models={"tiny": model}), log=lines.append)) as client:
+        client.post("/classify?policy=full", content=picture, headers={"X-Request-ID": "mine"})
+    assert lines[0]["id"] == "mine"
+    assert {"model": "tiny", "policy": "full", "exits": [2], "samples": 1}.items() <= lines[0].items()
+
+
+def test_a_token(model, picture):
+    app = make_app(Repository({}, models={"tiny": model}), Limits(token="secret"))
+    with open_client(app) as client:
+        assert client.post("/classify", content=picture).status_code == 401
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/v2/health/ready").status_code == 200
+        sent = {"Authorization": "Bearer secret"}
+        assert client.post("/classify", content=picture, headers=sent).status_code == 200
+
+
+def save_small(directory, thresholds):
+    """A bundle of the small network; returns its network."""
+    torch.manual_seed(3)
+    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
+    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
+    xl.save(net, xl.Policy(thresholds), directory, overwrite=directory.exists())
+    return net
+
+
+def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
+    save_small(tmp_path / "b", (0.0, 0.0))
+    repository = Repository({"b": tmp_path / "b"})
+    first = repository.find("b").model.version
+    codes, stop = [], threading.Event()
+    with open_client(make_app(repository, reload_seconds=0.05)) as client:
+
+        def ask():
+            with httpx.Client(base_url=client.base_url) as own:
+                while not stop.is_set():
+                    answer = own.post("/classify", content=picture)
+                    codes.append((answer.status_code, answer.json().get("version"), answer.json().get("exit")))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for one in threads:
+            one.start()
+        time.sleep(0.1)
+        manifest = (tmp_path / "b" / "manifest.json").read_bytes()
+        (tmp_path / "b" / "manifest.json").write_text("{")  # half copied, perhaps
+        time.sleep(0.15)
+        assert client.get("/v2/health/ready").status_code == 200
+        (tmp_path / "b" / "manifest.json").write_bytes(manifest)
+        save_small(tmp_path / "b", (float("inf"), float("inf")))
+        until = time.monotonic() + 15
+        while repository.find("b").model.version == first and time.monotonic() < until:
+            assert client.get("/v2/health/ready").status_code == 200
+            time.sleep(0.02)
+        time.sleep(0.1)
+        stop.set()
+        for one in threads:
+            one.join()
+    second = repository.find("b").model.version
+    assert {code for code, *_ in codes} == {200}
+    assert {(version, exit_) for _, version, exit_ in codes} == {(first, 0), (second, 2)}
+
+
+def test_what_cannot_be_served(tmp_path, model):
+    with pytest.raises(xl.BundleError, match="holds none"):
+        Repository({"x": tmp_path})
+    with pytest.raises(xl.InputError, match="one or more"):
+        Repository({})
+    with pytest.raises(xl.PolicyError, match="default"):
+        wrap_network("x", model.net, {})
