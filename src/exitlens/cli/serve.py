@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +62,7 @@ def serve(
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
     from exitlens.serving.batching import Batching
     from exitlens.serving.limits import Limits
+    from exitlens.serving.names import name_bundles
     from exitlens.serving.server import serve as run
     from exitlens.serving.settings import Settings
     from exitlens.serving.watching import Watching
@@ -81,7 +80,6 @@ def serve(
             max_connections=max_connections,
             max_pixels=max_pixels,
             max_batch=max_batch,
-            max_waiting=max_waiting,
             token=read_token(token_file),
         ),
         reload_seconds,
@@ -90,23 +88,6 @@ def serve(
         tls_key,
     )
     run(settings)
-
-
-def name_bundles(given: Sequence[str]) -> dict[str, Path]:
-    """Directories by the names of their models: NAME=DIR, or the directory's own name."""
-    found: dict[str, Path] = {}
-    for one in given:
-        name, _, directory = one.rpartition("=")
-        path = Path(directory)
-        if not directory:
-            raise xl.InputError(f"bundle: expected DIR or NAME=DIR, got {one!r}")
-        name = name or path.resolve().name
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise xl.InputError(f"bundle: expected a name of letters, digits, '.', '_' and '-', got {name!r}: give NAME=DIR")
-        if name in found:
-            raise xl.InputError(f"bundle: two models are called {name}: give one another name by NAME=DIR")
-        found[name] = path
-    return found
 
 
 def read_token(path: Path | None) -> str:

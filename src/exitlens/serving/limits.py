@@ -18,7 +18,7 @@ class Limits:
         max_header_bytes: of all headers of a request. header_seconds: within which they must have come.
         write_seconds: for which a client may take none of its answer before the connection is dropped.
         max_connections: open at once.
-        max_pixels: of one image. max_batch: samples in one request. max_waiting: samples of all requests that wait.
+        max_pixels: of one image. max_batch: samples in one request.
         token: that clients must send as ``Authorization: Bearer``; empty: none.
 
     Raises:
@@ -34,7 +34,6 @@ class Limits:
     max_connections: int = 1000
     max_pixels: int = 50_000_000
     max_batch: int = 256
-    max_waiting: int = 1024
     token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:

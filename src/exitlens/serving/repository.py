@@ -106,6 +106,11 @@ class Repository:
         return list(self._endpoints)
 
     @property
+    def is_alive(self) -> bool:
+        """Whether every model answers."""
+        return self._closing or all(one.batcher.is_alive for one in self._endpoints.values())
+
+    @property
     def is_ready(self) -> bool:
         """Whether every model is."""
         return not self._closing and all(one.is_ready for one in self._endpoints.values())
