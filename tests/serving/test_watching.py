@@ -82,7 +82,10 @@ def test_the_shadow_compares_with_the_final_exit(model, images):
         mine = exits.exits == k
         for word, same in (("true", True), ("false", False)):
             expected = int((mine & (agree == same)).sum())
-            assert found.get(("exitlens_shadow_answers_total", ("agrees", word), ("exit", str(k)), ("model", "tiny")), 0) == expected
+            assert (
+                found.get(("exitlens_shadow_answers_total", ("agrees", word), ("exit", str(k)), ("model", "tiny")), 0)
+                == expected
+            )
 
 
 def test_settings():

@@ -33,7 +33,6 @@ class WorkerConfig(Config):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            log_level="warning",
             ws="none",
             limit_concurrency=limits.max_connections,
             timeout_graceful_shutdown=int(limits.request_seconds) + 1,

@@ -1,0 +1,110 @@
+"""The command as a process: it answers, drains on SIGTERM, and replaces a worker that was killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.serving.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    torch.manual_seed(3)
+    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
+    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
+    return xl.save(net, xl.Policy((0.5, 0.5)), tmp_path_factory.mktemp("served") / "b")
+
+
+@contextmanager
+def start(bundle, *options):
+    """The command in a process of its own; a client of it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "exitlens", "serve", "--bundle", str(bundle), "--port", str(port), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+                wait_until_ready(client, process)
+                yield client, process
+        finally:
+            process.kill()
+
+
+def wait_until_ready(client, process=None):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if client.get("/v2/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if process is not None and process.poll() is not None:
+            raise AssertionError(process.stderr.read())
+        time.sleep(0.1)
+    raise AssertionError("not ready within a minute")
+
+
+BODY = {"inputs": [{"name": "inputs", "shape": [1, 3, 28, 28], "datatype": "FP32", "data": [0.0] * (3 * 28 * 28)}]}
+
+
+@pytest.mark.slow
+def test_one_process(bundle):
+    with start(bundle) as (client, process):
+        found = client.post("/v2/models/b/infer", json=BODY).json()
+        assert found["outputs"][0]["name"] == "label"
+        process.send_signal(signal.SIGTERM)
+        said, errors = process.communicate(timeout=20)
+        assert process.returncode in (0, -signal.SIGTERM)
+        lines = [json.loads(line) for line in said.splitlines()]
+        assert lines[-1]["path"] == "/v2/models/b/infer"
+        assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(bundle):
+    with start(bundle, "--workers", "2", "--no-access-log") as (client, process):
+        workers = list_children(process.pid)
+        os.kill(workers[0], signal.SIGKILL)
+        answered, until = 0, time.monotonic() + 60
+        while time.monotonic() < until and (answered < 20 or len(set(list_children(process.pid)) - {*workers}) < 1):
+            try:  # a client that tries again
+                answered += client.post("/v2/models/b/infer", json=BODY).status_code == 200
+            except httpx.TransportError:
+                continue
+        assert answered >= 20
+        assert set(list_children(process.pid)) - {*workers}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+
+
+def list_children(pid):
+    """Worker processes (multiprocessing's resource tracker is none)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and "spawn_main" in (path / "cmdline").read_text():
+                found.append(int(path.name))
+    return found
+
+
+def test_settings(tmp_path):
+    for values, words in (
+        ({"bundles": {}}, "one or more"),
+        ({"bundles": {"a": tmp_path}, "workers": 0}, "workers"),
+        ({"bundles": {"a": tmp_path}, "tls_cert": tmp_path / "c"}, "both or none"),
+        ({"bundles": {"a": tmp_path}, "tls_cert": tmp_path / "c", "tls_key": tmp_path / "k"}, "is no file"),
+    ):
+        with pytest.raises(xl.InputError, match=words):
+            Settings(**values)
