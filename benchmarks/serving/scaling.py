@@ -64,13 +64,15 @@ def find_throughput(
     limit_s: float,
     *,
     samples: int = 40_000,
+    limits: float = 50.0,
     actual: Network | None = None,
     vary: Callable[[float], Phases] | None = None,
 ) -> Capacity:
     """The highest rate at which 99 % of the answers come within ``limit_s``.
 
     Args:
-        samples: of each simulation, a fifth of them to warm up.
+        samples: of each simulation at least, a fifth of them to warm up.
+        limits: how often ``limit_s`` passes in it at least: too much load by a few percent shows only after a while.
         actual: what comes, where that differs from what the machines were shared out for.
         vary: phases of a mean rate, for a load that varies, in place of an even one.
     """
@@ -79,7 +81,7 @@ def find_throughput(
     start = processors / float(taken.work(policy.max_batch).sum())  # that all processors could do if none ever waited
 
     def run_at(rate: float) -> Outcome:
-        phases = vary(rate) if vary else [(rate, samples / rate)]
+        phases = vary(rate) if vary else [(rate, max(samples / rate, limits * limit_s))]
         whole = sum(seconds for _, seconds in phases)
         return simulate(taken, machines, policy, phases, warmup=whole / 5, seed=next(seeds))
 

@@ -74,8 +74,9 @@ class Policy:
     """How batches are made, and what the way between machines costs.
 
     Attributes:
-        max_batch: samples. delay: seconds for which the first of a batch waits for others, while a processor is free.
-        patient: survivors wait as long as newcomers do for their batch; else they go on at once where a processor is free.
+        max_batch: samples. delay: seconds for which the first of a batch waits for others, where it came to a machine.
+        patience: the same for survivors of a stage before on the same machine.
+        eager: survivors go on at once where a processor is free and nothing else is due.
         choices: machines that are looked at for each sample; the one where least waits takes it.
         hop: seconds of the way from machine to machine. bandwidth: bytes a second on it. hop_cpu: seconds that a sample takes
             from the processor that sends it.
@@ -83,7 +84,8 @@ class Policy:
 
     max_batch: int = 16
     delay: float = 0.002
-    patient: bool = False
+    patience: float = 0.002
+    eager: bool = True
     choices: int = 2
     hop: float = 0.0
     bandwidth: float = float("inf")
@@ -133,27 +135,30 @@ class Outcome:
 class _Station:
     """A machine at work."""
 
-    def __init__(self, machine: Machine, stages: int) -> None:
-        self.holds = list(machine.stages)
+    def __init__(self, machine: Machine, stages: int, policy: Policy) -> None:
+        self.holds, self.policy = list(machine.stages), policy
+        self.waits = [policy.delay if k == self.holds[0] else policy.patience for k in range(stages)]
         self.queues: list[deque[tuple[int, float]]] = [deque() for _ in range(stages)]  # samples, and since when they wait
         self.free = list(range(machine.processors))
         self.last = [-1] * machine.processors  # the stage that each ran
         self.waiting, self.busy, self.look = 0, 0.0, -1.0
 
-    def choose(self, now: float, policy: Policy) -> int:
-        """The stage to run; -1: none yet.
-
-        The last one whose batch is full or has waited long enough; else survivors, unless they are to be patient.
-        """
+    def choose(self, now: float) -> int:
+        """The stage to run, the last whose batch is full or has waited long enough, else eager survivors; -1: none yet."""
         for stage in reversed(self.holds):
             queue = self.queues[stage]
-            if queue and (len(queue) >= policy.max_batch or now >= queue[0][1] + policy.delay):
+            if queue and (len(queue) >= self.policy.max_batch or now >= queue[0][1] + self.waits[stage]):
                 return stage
-        if not policy.patient:
+        if self.policy.eager:
             for stage in reversed(self.holds[1:]):
                 if self.queues[stage]:
                     return stage
         return -1
+
+    def find_next(self) -> float:
+        """When the first batch has waited long enough; infinite: nothing waits."""
+        first = (self.queues[k][0][1] + self.waits[k] for k in self.holds if self.queues[k])
+        return min(first, default=float("inf"))
 
 
 class Simulation:
@@ -163,7 +168,7 @@ class Simulation:
         self.network, self.policy, self.rng = network, policy, np.random.default_rng(seed)
         self.stages = len(network.ms)
         self.times = network.tabulate(policy.max_batch)
-        self.stations = [_Station(one, self.stages) for one in machines]
+        self.stations = [_Station(one, self.stages, policy) for one in machines]
         self.holders = [[i for i, one in enumerate(machines) if k in one.stages] for k in range(self.stages)]
         if not all(self.holders):
             raise ValueError("machines: expected every stage somewhere")
@@ -207,12 +212,12 @@ class Simulation:
         """Starts all batches that can start on a machine."""
         station, policy = self.stations[where], self.policy
         while station.free:
-            stage = station.choose(now, policy)
+            stage = station.choose(now)
             if stage < 0:
-                since = min((station.queues[k][0][1] for k in station.holds if station.queues[k]), default=None)
-                if since is not None and not now < station.look <= since + policy.delay:
-                    station.look = since + policy.delay
-                    self.push(station.look, LOOK, where, None)
+                due = station.find_next()
+                if due < float("inf") and not now < station.look <= due:
+                    station.look = due
+                    self.push(due, LOOK, where, None)
                 return
             queue, own = station.queues[stage], station.free.pop()
             batch = [queue.popleft()[0] for _ in range(min(len(queue), policy.max_batch))]

@@ -89,8 +89,8 @@ def test_what_stays_goes_on_at_once_where_nobody_else_waits_and_travels_where_th
     )
     assert here.latency == pytest.approx([0.003])
     assert there.latency == pytest.approx([0.003 + 0.004 + 0.001])
-    late = Simulation(network, [Machine([0, 1], 1)], Policy(2, 0.004, patient=True)).run(np.zeros(1))
-    assert late.latency == pytest.approx([0.011])
+    late = Simulation(network, [Machine([0, 1], 1)], Policy(2, 0.004, patience=0.005, eager=False)).run(np.zeros(1))
+    assert late.latency == pytest.approx([0.012])
     busy = Simulation(network, [Machine([0], 1), Machine([1], 1)], replace(policy, hop_cpu=0.01)).run(np.zeros(1))
     assert busy.latency == pytest.approx([0.018])
 
@@ -111,10 +111,10 @@ def test_choosing_among_two_shortens_the_tail():
 
 def test_pools_and_patience_gather_larger_batches_of_what_stays():
     eager = Policy(64, 0.002)
-    cases = ((make_replicas, eager), (make_replicas, replace(eager, patient=True)), (make_pools, eager))
+    cases = ((make_replicas, eager), (make_replicas, replace(eager, patience=0.01, eager=False)), (make_pools, eager))
     whole, patient, parted = (simulate(GPU, design(GPU, 12, 1), own, [(20_000.0, 0.5)]) for design, own in cases)
     assert parted.batches[2] > 1.5 * whole.batches[2]
-    assert patient.batches[2] > 1.1 * whole.batches[2]
+    assert patient.batches[2] > 1.5 * whole.batches[2]
 
 
 def test_processors_go_where_the_work_is():
