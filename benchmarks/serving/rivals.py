@@ -100,7 +100,7 @@ def start_litserve(
     backbone: Backbone,
     *,
     max_batch: int = 16,
-    delay: float = 0.002,
+    delay: float = 0.001,
     processors: Sequence[int] = (),
 ) -> AbstractContextManager[Server]:
     """LitServe: one process for HTTP, one for the network.
