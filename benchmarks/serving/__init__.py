@@ -1,0 +1,1 @@
+"""Serving: the load, what else serves, the other design of scaling, and a simulation of both."""
