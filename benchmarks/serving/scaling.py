@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.capacity import Capacity, find_capacity
-from benchmarks.serving.load import make_plan
+from benchmarks.serving.load.capacity import Capacity, find_capacity
+from benchmarks.serving.load.trials import make_plan
 from benchmarks.serving.simulate import Machine, Network, Outcome, Policy, Simulation
 
 Phases = Sequence[tuple[float, float]]  # rate and seconds, one after the other

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.requests import Array
+from benchmarks.serving.load.requests import Array
 
 ARRIVE, FREE, LOOK = 0, 1, 2  # what happens: a sample comes to a stage, a processor is done, a batch has waited long enough
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.serving.capacity import find_capacity, make_trials
-from benchmarks.serving.load import Plan, Spec, Trial, drive, make_plan
-from benchmarks.serving.requests import make_infer_request, make_raw_request, make_request
+from benchmarks.serving.load.capacity import find_capacity, make_trials
+from benchmarks.serving.load.requests import make_infer_request, make_raw_request, make_request
+from benchmarks.serving.load.trials import Plan, Spec, Trial, drive, make_plan
 
 
 class Server:

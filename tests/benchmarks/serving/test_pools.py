@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from benchmarks.serving.load import Plan, Spec, run_load
-from benchmarks.serving.pools import (
+from benchmarks.serving.load.trials import Plan, Spec, run_load
+from benchmarks.serving.rivals.pools import (
     HEADER,
     Answer,
     Layout,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.serving.load import Plan, Spec, run_load
-from benchmarks.serving.requests import make_raw_request
-from benchmarks.serving.rivals import PROXIES, Backbone, Labels, start_litserve, start_ray
-from benchmarks.serving.servers import is_running, start_server
+from benchmarks.serving.load.requests import make_raw_request
+from benchmarks.serving.load.trials import Plan, Spec, run_load
+from benchmarks.serving.rivals.plain import PROXIES, Backbone, Labels, start_litserve, start_ray
+from benchmarks.serving.rivals.servers import is_running, start_server
 from tests.conftest import TinyNet
 
 SAMPLES = np.random.default_rng(0).normal(size=(12, 3, 16, 16)).astype(np.float32)
@@ -72,7 +72,7 @@ def test_a_server_that_fails_says_why_and_one_that_does_not_end_is_ended(monkeyp
         start_server(f"{where}:serve_nothing", {"why": "no reason"}, path="/", probe=b""),
     ):
         pass
-    monkeypatch.setattr("benchmarks.serving.servers.STOPPING", 0.2)
+    monkeypatch.setattr("benchmarks.serving.rivals.servers.STOPPING", 0.2)
     with start_server(f"{where}:serve_without_end", {}, path="/", probe=b"", processors=[0]) as server:
         assert os.sched_getaffinity(server.process.pid) == {0}
         assert server.read_cpu_seconds() > 0

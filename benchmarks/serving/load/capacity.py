@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any, Protocol
 
-from benchmarks.serving.load import Spec, Trial, make_plan, run_load
+from benchmarks.serving.load.trials import Spec, Trial, make_plan, run_load
 
 BUSY = 0.85  # part of its time for which the load may compute before it is what limits
 

@@ -11,8 +11,8 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.serving.pools import HEADER, Answer, Sample, Stages
-from benchmarks.serving.rivals import Labels
+from benchmarks.serving.rivals.plain import Labels
+from benchmarks.serving.rivals.pools import HEADER, Answer, Sample, Stages
 
 STORE = 200_000_000  # bytes of memory that processes share
 

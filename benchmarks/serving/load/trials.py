@@ -2,7 +2,7 @@
 
 Latency counts from the time at which a request was due, not from when a connection was free to send it: a server that stalls
 answers for all who would have come meanwhile. The load runs in a process of its own, which can be given a processor:
-``python -m benchmarks.serving.load --spec spec.pickle --out trial.pickle``, or :func:`run_load`.
+``python -m benchmarks.serving.load.trials --spec spec.pickle --out trial.pickle``, or :func:`run_load`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.clients import Load
-from benchmarks.serving.requests import Array
+from benchmarks.serving.load.clients import Load
+from benchmarks.serving.load.requests import Array
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PATIENCE = 20.0  # seconds to connect, and for the process to start and end
 
 
@@ -48,7 +48,7 @@ class Spec:
     """A whole trial.
 
     Attributes:
-        requests: head and body of each, see :mod:`benchmarks.serving.requests`.
+        requests: head and body of each, see :mod:`benchmarks.serving.load.requests`.
         kinds: a word for each request, such as "early"; empty: none.
         warmup: seconds at the beginning that do not count in the summary.
         grace: seconds after the last request is due, at which everything ends.
@@ -207,7 +207,7 @@ def run_load(spec: Spec) -> Trial:
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "spec.pickle", Path(folder) / "trial.pickle"
         given.write_bytes(pickle.dumps(spec))
-        words = [sys.executable, "-m", "benchmarks.serving.load", "--spec", str(given), "--out", str(out)]
+        words = [sys.executable, "-m", "benchmarks.serving.load.trials", "--spec", str(given), "--out", str(out)]
         subprocess.run(words, env=make_environment(), check=True, timeout=last + spec.grace + 3 * PATIENCE)
         found: Trial = pickle.loads(out.read_bytes())
     return found
@@ -234,6 +234,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import benchmarks.serving.load as module  # so that what is pickled belongs to the module, not to __main__
+    import benchmarks.serving.load.trials as module  # so that what is pickled belongs to the module, not to __main__
 
     module.main()

@@ -9,7 +9,7 @@ import litserve
 import numpy as np
 from fastapi import Depends, Request
 
-from benchmarks.serving.rivals import Labels
+from benchmarks.serving.rivals.plain import Labels
 
 
 async def read_body(request: Request) -> bytes:

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.load import make_environment
+from benchmarks.serving.load.trials import make_environment
 
 STARTING, STOPPING = 90.0, 20.0  # seconds at most
 
@@ -101,7 +101,7 @@ def start_server(
     with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
         more = {name: value.format(folder=folder, port=port) for name, value in (environment or {}).items()}
         env = make_environment(PYTHONWARNINGS="ignore", **more)
-        words = [sys.executable, "-m", "benchmarks.serving.servers", given]
+        words = [sys.executable, "-m", "benchmarks.serving.rivals.servers", given]
         process = subprocess.Popen(words, env=env, stdout=said, stderr=said, start_new_session=True)
         server = Server(port, path, process)
         try:

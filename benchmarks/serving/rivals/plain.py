@@ -1,7 +1,7 @@
 """What one would take instead: the plain backbone behind LitServe or Ray Serve, with dynamic batching.
 
 ``with start_litserve(Backbone("plain.onnx", (3, 40, 40))) as server: ...``; requests are ``POST server.path``, the body
-the numbers of one sample as float32 (:func:`benchmarks.serving.requests.make_raw_request`), the answer ``{"label": 3}``.
+the numbers of one sample as float32 (:func:`benchmarks.serving.load.requests.make_raw_request`), the answer ``{"label": 3}``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.requests import Array
-from benchmarks.serving.servers import Server, start_server
+from benchmarks.serving.load.requests import Array
+from benchmarks.serving.rivals.servers import Server, start_server
 
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 PROXIES = {  # what takes the requests in front of Ray Serve's replicas
@@ -109,7 +109,7 @@ def start_litserve(
         delay: seconds for which it waits until a batch is full; at 0 its worker asks for requests without a pause.
     """
     settings = {"backbone": asdict(backbone), "max_batch": max_batch, "delay": delay}
-    serve = "benchmarks.serving.with_litserve:serve"
+    serve = "benchmarks.serving.rivals.with_litserve:serve"
     return start_server(serve, settings, path="/predict", probe=backbone.make_probe(), processors=processors)
 
 
@@ -129,7 +129,7 @@ def start_ray(
     """
     settings = {"backbone": asdict(backbone), "max_batch": max_batch, "delay": delay}
     return start_application(
-        "benchmarks.serving.with_ray:serve_backbone", settings, backbone.make_probe(), proxy, processors
+        "benchmarks.serving.rivals.with_ray:serve_backbone", settings, backbone.make_probe(), proxy, processors
     )
 
 

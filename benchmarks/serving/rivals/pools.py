@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.serving.requests import Array, make_raw_request
-from benchmarks.serving.rivals import start_application
-from benchmarks.serving.servers import Server
+from benchmarks.serving.load.requests import Array, make_raw_request
+from benchmarks.serving.rivals.plain import start_application
+from benchmarks.serving.rivals.servers import Server
 from exitlens_runtime.bundle import read_manifest
 from exitlens_runtime.sessions import open_session
 
@@ -122,4 +122,4 @@ def start_pools(
     shape = read_manifest(bundle)["inputs"][0]["shape"]
     settings: Mapping[str, Any] = {"bundle": str(bundle), **asdict(layout), "max_batch": max_batch, "delay": delay}
     probe = bytes(4 * int(np.prod(shape)))
-    return start_application("benchmarks.serving.with_ray:serve_pools", settings, probe, proxy, processors)
+    return start_application("benchmarks.serving.rivals.with_ray:serve_pools", settings, probe, proxy, processors)

@@ -1,0 +1,1 @@
+"""What else serves: other servers with the plain backbone, and pools of stages."""
