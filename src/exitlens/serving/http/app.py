@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from exitlens.serving.http.guard import Guard
-from exitlens.serving.http.infer import InferRoutes
+from exitlens.serving.http.infer import InferRoutes, Shortcut
 from exitlens.serving.http.openapi import describe_api
 from exitlens.serving.http.people import PeopleRoutes
 from exitlens.serving.http.requests import Service, note
@@ -43,6 +43,7 @@ def make_app(
         reload_seconds: how often bundles are looked at for a new version; 0: never.
     """
     service = Service(repository, limits or Limits())
+    infer = InferRoutes(service)
 
     @asynccontextmanager
     async def live(_: Starlette) -> AsyncIterator[None]:
@@ -57,11 +58,14 @@ def make_app(
 
     return Starlette(
         routes=[
-            *InferRoutes(service).list_routes(),
+            *infer.list_routes(),
             *PeopleRoutes(service).list_routes(),
             *_list_own(service),
         ],
-        middleware=[Middleware(Guard, limits=service.limits, metrics=repository.metrics, log=log)],
+        middleware=[
+            Middleware(Guard, limits=service.limits, metrics=repository.metrics, log=log),
+            Middleware(Shortcut, infer=infer.infer),
+        ],
         exception_handlers={HTTPException: _answer_unknown},
         lifespan=live,
     )

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import exitlens
 from exitlens.errors import RequestError, suggest
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.answers import DEFAULT_OUTPUTS, MAPS, OUTPUTS, shape_output
 from exitlens.serving.http.fields import HEADER_LENGTH
-from exitlens.serving.http.protocol import (
-    InferRequest,
-    TensorMetadata,
-    describe_model,
-    describe_server,
-    read_infer,
-    write_infer,
-)
+from exitlens.serving.http.metadata import TensorMetadata, describe_model, describe_server
+from exitlens.serving.http.protocol import InferRequest, read_infer, write_infer
 from exitlens.serving.http.requests import Service, describe_terms, note, note_answer, read_terms
 from exitlens.serving.http.tensors import name_datatype
 from exitlens.serving.models import IMAGE, TEXT, ServedModel
@@ -33,6 +29,26 @@ from exitlens.types import Preprocess, TextPreprocess
 PLATFORM = "exitlens"
 EXTENSIONS = ("binary_tensor_data",)
 QUICK_BYTES = 1 << 18  # a body that is read at once: longer ones, and text to parse, are read on another thread
+
+
+_INFER = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
+
+
+class Shortcut:
+    """ASGI middleware that leads requests for inference past all other routes: most requests are of this kind."""
+
+    def __init__(self, app: ASGIApp, infer: Callable[[Request], Awaitable[Response]]) -> None:
+        self.app, self.infer = app, infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        found = _INFER.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if found is None:
+            await self.app(scope, receive, send)
+            return
+        scope["path_params"] = {name: value for name, value in found.groupdict().items() if value}
+        response = await self.infer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class InferRoutes:
