@@ -56,7 +56,7 @@ class Guard:
 
     - ``route``: its template, such as ``/v2/models/{model}/infer``; without it the request counts as ``other``,
     - ``model``: the name of a model that is served, never the unchecked text of a client,
-    - ``log``: already there, a dict; whatever a route adds to it stands in the access log.
+    - ``log``: already there, a dict (``None`` without an access log); whatever a route adds to it stands in the access log.
 
     A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
     ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
@@ -86,7 +86,7 @@ class Guard:
         elif scope["type"] != "http":
             await self.app(scope, receive, send)
         else:
-            exchange = _Exchange(scope, receive, send, self.limits)
+            exchange = _Exchange(scope, receive, send, self.limits, None if self.log is None else {})
             try:
                 await self._answer(exchange)
             finally:
@@ -165,7 +165,7 @@ class Guard:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, facts: dict[str, Any] | None) -> None:
         self.start, self.scope, self.limits = time.perf_counter(), scope, limits
         self.expected = self.received = self.sent = 0
         self.status = 0  # of the answer that has begun
@@ -174,7 +174,7 @@ class _Exchange:
         self.patience = asyncio.timeout(limits.request_seconds)
         self.state: dict[str, Any] = scope.setdefault("state", {})
         self.request_id = self.state["request_id"] = _find_id(scope["headers"])
-        self.state["log"] = {}
+        self.state["log"] = facts
         self._receive, self._send = receive, send
         self._until: float | None = None
 
@@ -266,7 +266,7 @@ class _Exchange:
             "bytes_in": self.received,
             "bytes_out": self.sent,
             "client": client[0] if client else None,
-            **self.state["log"],
+            **(self.state["log"] or {}),
         }
 
 
