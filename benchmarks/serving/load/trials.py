@@ -80,6 +80,7 @@ class Trial:
         status: ``(N,)`` of HTTP; 0: no answer. retries: ``(N,)``. which: ``(N,)`` places in the list of requests.
         kinds: a word for each place, or empty. answers: bytes, or what ``parse`` made of them; empty unless wanted.
         cpu_seconds: of the load itself. wall_seconds: that it took.
+        started: what :func:`time.perf_counter` said at the start, on this machine in whatever process.
     """
 
     scheduled: Array
@@ -93,6 +94,7 @@ class Trial:
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
     warmup: float = 0.0
+    started: float = 0.0
 
     @property
     def latency(self) -> Array:
@@ -179,7 +181,7 @@ async def drive(spec: Spec) -> Trial:
     sent, finished = (np.array(one) - start for one in (load.sent, load.finished))
     own = (np.array(load.status, np.int16), np.array(load.retries, np.int16), spec.plan.which)
     answers = _parse(load.answers, spec.parse)
-    return Trial(spec.plan.due, sent, finished, *own, spec.kinds, answers, cpu, wall, spec.warmup)
+    return Trial(spec.plan.due, sent, finished, *own, spec.kinds, answers, cpu, wall, spec.warmup, start)
 
 
 def _parse(answers: Sequence[bytes], name: str) -> list[Any]:
