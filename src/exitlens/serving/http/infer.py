@@ -94,7 +94,7 @@ class InferRoutes:
         started = time.monotonic()
         note(request, "/v2/models/{name}/infer")
         name, version = _name(request)
-        self.service.repository.find(name, version)  # before the body is read
+        self.service.repository.find(name, version).batcher.check_room(1)  # before the body is read
         request.state.model = name
         body, length = await request.body(), _read_length(request)
         quick = length is not None and len(body) <= QUICK_BYTES
