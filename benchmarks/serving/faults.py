@@ -31,6 +31,7 @@ from exitlens.serving.models import read_version
 
 RATE, SECONDS = 100.0, 20.0  # requests a second, and for how long
 RETRIES = 5
+AGAIN = (500, 502, 503)  # which Ray's proxy answers for a replica that is gone
 POLL_SECONDS = 0.02
 READY = "/v2/health/ready"
 WORKER, REPLICA = "multiprocessing.spawn", "ray::ServeReplica"  # in the command lines of the processes
@@ -40,6 +41,7 @@ def kill_worker(rate: float = RATE, seconds: float = SECONDS) -> dict[str, Any]:
     """One of two workers is killed in the middle."""
     prepared = prepare("small")
     with start_ours(prepared.exits, prepared.samples[0], workers=2) as server:
+        wait_until_idle(server)  # when the second one is ready, too
         return _kill(server, prepared, WORKER, rate, seconds)
 
 
@@ -51,7 +53,7 @@ def kill_replica(rate: float = RATE, seconds: float = SECONDS, proxy: str = "pyt
         return {"skipped": "Ray Serve is not installed: pip install 'ray[serve]'"}
     prepared = prepare("small")
     with start_replicas(prepared, proxy) as server:
-        return _kill(server, prepared, REPLICA, rate, seconds)
+        return _kill(server, prepared, REPLICA, rate, seconds, again=AGAIN)
 
 
 def start_replicas(prepared: Prepared, proxy: str) -> AbstractContextManager[Server]:
@@ -74,15 +76,14 @@ def serve_replicas(settings: Mapping[str, Any]) -> None:
     run(app(settings["arguments"]), settings)
 
 
-def _kill(server: Server, prepared: Prepared, word: str, rate: float, seconds: float) -> dict[str, Any]:
-    wait_until_idle(server)
+def _kill(server: Server, prepared: Prepared, word: str, rate: float, seconds: float, **more: Any) -> dict[str, Any]:
     before, killed = list_processes(server, word), list[int]()
 
     def kill() -> None:
         killed.append(before[-1])
         os.kill(killed[0], signal.SIGKILL)
 
-    trial, ready = run_with(server, prepared, kill, rate, seconds)
+    trial, ready = run_with(server, prepared, kill, rate, seconds, **more)
     replaced = sorted(set(list_processes(server, word)) - {*before})
     return {**describe(trial, expect(prepared)), "ready_codes": ready, "killed": len(killed), "replaced": len(replaced)}
 

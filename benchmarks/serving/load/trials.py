@@ -52,7 +52,7 @@ class Spec:
         kinds: a word for each request, such as "early"; empty: none.
         warmup: seconds at the beginning that do not count in the summary.
         grace: seconds after the last request is due, at which everything ends.
-        retries: how often a request is sent again after its connection was reset.
+        retries: how often a request is sent again after its connection was reset, or an answer with a status in ``again``.
         parse: ``module:function`` that makes something of head and body of each answer, called after the trial; ``"bytes"``:
             keep them as they are; empty: nothing is kept.
         processors: that the process may use; empty: all.
@@ -67,6 +67,7 @@ class Spec:
     warmup: float = 0.0
     grace: float = 5.0
     retries: int = 0
+    again: Sequence[int] = ()
     parse: str = ""
     processors: Sequence[int] = ()
 
@@ -168,7 +169,7 @@ def make_plan(
 async def drive(spec: Spec) -> Trial:
     """The trial, in this event loop."""
     payloads = [spec.requests[i] for i in spec.plan.which.tolist()]
-    load = Load(spec.plan.due.tolist(), payloads, (spec.host, spec.port), bool(spec.parse), spec.retries)
+    load = Load(spec.plan.due.tolist(), payloads, (spec.host, spec.port), bool(spec.parse), spec.retries, spec.again)
     try:
         await asyncio.wait_for(asyncio.gather(*(load.connect() for _ in range(spec.connections))), PATIENCE)
         start, cpu = time.perf_counter() + 0.01, time.process_time()
