@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.delivery.bundle import load_policies
 from exitlens.serving.models import open_bundle, wrap_network
 from tests.texts import make_text_net
 
@@ -27,6 +28,22 @@ def test_a_bundle_with_its_policies(bundle):
     assert len(model.version) == 12
     assert open_bundle("b", bundle).version == model.version
     assert model.name_class(2) == "2"
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_not_served_as_either(bundle, tmp_path, monkeypatch):
+    net, own = xl.load(bundle)
+    copy = xl.save(net, own, tmp_path / "b")
+
+    def load_and_replace(source):
+        found = load_policies(source)
+        xl.save(net, xl.Policy((0.1, 0.1)), copy, overwrite=True)
+        return found
+
+    monkeypatch.setattr("exitlens.serving.models.load_policies", load_and_replace)
+    with pytest.raises(xl.BundleError, match="replaced while it was read"):
+        open_bundle("b", copy)
+    monkeypatch.undo()
+    assert open_bundle("b", copy).find_policy("default").thresholds == (0.1, 0.1)
 
 
 def test_bundles_that_cannot_be_served(tmp_path):

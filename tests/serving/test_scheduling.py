@@ -39,6 +39,14 @@ def test_the_pace_is_learnt():
     assert pace.forecast_longest() == 7.0
     pace.observe_answers(4, 2.0)
     assert pace.seconds_each == 0.5
-    for _ in range(100):
+    for _ in range(1000):
         pace.observe_answers(2, 4.0)
     assert pace.seconds_each == pytest.approx(2.0)
+
+
+def test_the_pace_of_answers_is_that_of_all_not_of_the_last_step():
+    pace = Pace()
+    for _ in range(30):
+        pace.observe_answers(16, 1.0)  # those that leave early, and the few that need the rest of the network
+        pace.observe_answers(4, 9.0)
+    assert pace.seconds_each == pytest.approx(0.5, rel=0.1)

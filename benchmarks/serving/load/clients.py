@@ -105,11 +105,20 @@ class Load:
         retries: how often each was sent again. answers: head and body, empty unless ``keep``.
     """
 
-    def __init__(self, due: Sequence[float], payloads: Sequence[bytes], address: tuple[str, int], keep: bool, retries: int):
+    def __init__(
+        self,
+        due: Sequence[float],
+        payloads: Sequence[bytes],
+        address: tuple[str, int],
+        keep: bool,
+        retries: int,
+        again: Sequence[int] = (),
+    ):
         count = len(due)
         self.due, self.payloads, self.address, self.keep, self.most = list(due), payloads, address, keep, retries
         self.sent, self.finished, self.status, self.retries = [NEVER] * count, [NEVER] * count, [0] * count, [0] * count
         self.answers: list[bytes] = [b""] * count if keep else []
+        self.again = frozenset(again)
         self.idle, self.waiting, self.everyone = deque[Connection](), deque[int](), set[Connection]()
         self.next, self.open, self.over, self.tasks = 0, count, False, set[asyncio.Task[None]]()
         self.done, self.loop = asyncio.Event(), asyncio.get_running_loop()
@@ -165,6 +174,11 @@ class Load:
     def finish(self, connection: Connection, status: int, answer: bytes) -> None:
         """An answer is complete: the connection takes the request that has waited longest."""
         number, connection.now = connection.now, -1
+        if status in self.again and self.retries[number] < self.most:
+            self.retries[number] += 1
+            self.waiting.appendleft(number)
+            self._reuse(connection)
+            return
         self.finished[number], self.status[number] = time.perf_counter(), status
         if self.keep:
             self.answers[number] = answer

@@ -52,7 +52,7 @@ class Spec:
         kinds: a word for each request, such as "early"; empty: none.
         warmup: seconds at the beginning that do not count in the summary.
         grace: seconds after the last request is due, at which everything ends.
-        retries: how often a request is sent again after its connection was reset.
+        retries: how often a request is sent again after its connection was reset, or an answer with a status in ``again``.
         parse: ``module:function`` that makes something of head and body of each answer, called after the trial; ``"bytes"``:
             keep them as they are; empty: nothing is kept.
         processors: that the process may use; empty: all.
@@ -67,6 +67,7 @@ class Spec:
     warmup: float = 0.0
     grace: float = 5.0
     retries: int = 0
+    again: Sequence[int] = ()
     parse: str = ""
     processors: Sequence[int] = ()
 
@@ -80,6 +81,7 @@ class Trial:
         status: ``(N,)`` of HTTP; 0: no answer. retries: ``(N,)``. which: ``(N,)`` places in the list of requests.
         kinds: a word for each place, or empty. answers: bytes, or what ``parse`` made of them; empty unless wanted.
         cpu_seconds: of the load itself. wall_seconds: that it took.
+        started: what :func:`time.perf_counter` said at the start, on this machine in whatever process.
     """
 
     scheduled: Array
@@ -93,6 +95,7 @@ class Trial:
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
     warmup: float = 0.0
+    started: float = 0.0
 
     @property
     def latency(self) -> Array:
@@ -166,7 +169,7 @@ def make_plan(
 async def drive(spec: Spec) -> Trial:
     """The trial, in this event loop."""
     payloads = [spec.requests[i] for i in spec.plan.which.tolist()]
-    load = Load(spec.plan.due.tolist(), payloads, (spec.host, spec.port), bool(spec.parse), spec.retries)
+    load = Load(spec.plan.due.tolist(), payloads, (spec.host, spec.port), bool(spec.parse), spec.retries, spec.again)
     try:
         await asyncio.wait_for(asyncio.gather(*(load.connect() for _ in range(spec.connections))), PATIENCE)
         start, cpu = time.perf_counter() + 0.01, time.process_time()
@@ -179,7 +182,7 @@ async def drive(spec: Spec) -> Trial:
     sent, finished = (np.array(one) - start for one in (load.sent, load.finished))
     own = (np.array(load.status, np.int16), np.array(load.retries, np.int16), spec.plan.which)
     answers = _parse(load.answers, spec.parse)
-    return Trial(spec.plan.due, sent, finished, *own, spec.kinds, answers, cpu, wall, spec.warmup)
+    return Trial(spec.plan.due, sent, finished, *own, spec.kinds, answers, cpu, wall, spec.warmup, start)
 
 
 def _parse(answers: Sequence[bytes], name: str) -> list[Any]:

@@ -48,7 +48,9 @@ class Cascade:
         self._routers: list[Router] = []
         self._known: dict[tuple[str, bool], int] = {}
         self._entered: dict[tuple[int, int], float] = {}  # by router and stage: since when somebody waits there
-        self._next, self._worked, self._with_maps = 0, 0.0, 0
+        self._next, self._with_maps = 0, 0
+        self._worked = 0.0  # seconds since the last answer in which somebody waited
+        self._ended: float | None = None  # when the last step ended, if somebody has waited since then
 
     @property
     def is_empty(self) -> bool:
@@ -112,7 +114,8 @@ class Cascade:
                 self._entered.pop((pool.router, k), None)
             else:
                 self._entered.setdefault((pool.router, k), ended)
-        self._worked += ended - started
+        self._worked += ended - (started if self._ended is None else self._ended)
+        self._ended = ended
         self.pace.observe(pool.stage, count, ended - started)
         for part in routed:
             self._assign(part)
@@ -169,6 +172,8 @@ class Cascade:
     def _close(self) -> list[Ticket]:
         """The requests that ended since the last call."""
         done, self._done = self._done, []
+        if self.is_empty:
+            self._ended = None
         ended = time.monotonic()
         for ticket in done:
             ticket.done = ended

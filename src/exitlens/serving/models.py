@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies
-from exitlens.errors import PolicyError, RequestError
+from exitlens.errors import BundleError, PolicyError, RequestError
 from exitlens.io import read_json
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.stage import Activations
@@ -152,19 +152,28 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
     """A bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` if it has no policy."""
     source = find_bundle(directory)
     version = read_version(source)
+    found = _open(name, source, directory)
+    if read_version(source) != version:  # parts of it may be of either
+        raise BundleError(f"{directory}: it was replaced while it was read: try again")
+    return replace(found, version=version, directory=directory)
+
+
+def _open(name: str, source: Path, directory: Path) -> ServedModel:
     manifest = read_json(source / MANIFEST)
     if isinstance(manifest, dict) and "segments" in manifest:
-        parts = open_edge(source)
-        return ServedModel(name, version, directory, *parts, None)
+        return ServedModel(name, "", directory, *open_edge(source), None)
     policies = load_policies(source)
     if DEFAULT not in policies:
         raise PolicyError(f"bundle: {directory} has no policy yet: run exitlens calibrate --bundle {directory}")
-    return replace(wrap_network(name, load(source)[0], policies), version=version, directory=directory)
+    return wrap_network(name, load(source)[0], policies)
 
 
 def read_version(source: Path) -> str:
-    """Names the contents of a bundle."""
-    return hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
+    """Names the contents of a bundle; raises :class:`BundleError` where there is none."""
+    try:
+        return hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise BundleError(f"{source / MANIFEST}: cannot be read ({error}): write the bundle again") from error
 
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:

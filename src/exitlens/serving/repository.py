@@ -90,7 +90,7 @@ class Repository:
         self.batching, self.watching = batching or Batching(), watching or Watching()
         self.metrics = Metrics() if metrics is None else metrics
         self._directories = dict(directories)
-        self._read = {name: _find_version(path) for name, path in directories.items()}  # tried, whether or not it could be
+        self._read = {name: _find_state(path) for name, path in directories.items()}  # tried, whether or not it could be
         self._closing = False
         opened = {name: open_bundle(name, path) for name, path in directories.items()} | dict(models or {})
         if not opened:
@@ -143,15 +143,16 @@ class Repository:
     def reload(self) -> list[str]:
         """Replaces the models whose bundles have changed, and returns their names; blocks for as long as that takes.
 
-        A bundle that cannot be read, or has no policy, is logged once, and the version before goes on answering.
+        A bundle that cannot be read, or has no policy, is logged and tried again when its files have changed, as they do
+        while they are copied; the version before goes on answering.
         """
         replaced = []
         for name, path in self._directories.items():
-            version = _find_version(path)
-            if not version or version == self._read[name]:
+            state = _find_state(path)
+            if state is None or state == self._read[name]:
                 continue
-            self._read[name] = version
-            if version == self._endpoints[name].model.version:
+            self._read[name] = state
+            if state[0] == self._endpoints[name].model.version:
                 continue
             try:
                 fresh = self._open(open_bundle(name, path))
@@ -171,9 +172,11 @@ class Repository:
             endpoint.batcher.close()
 
 
-def _find_version(directory: Path) -> str:
-    """Of the bundle that is there now; empty where there is none."""
+def _find_state(directory: Path) -> tuple[str, frozenset[tuple[str, int, int]]] | None:
+    """The version of the bundle that is there now, with facts about its files; ``None`` where there is none."""
     try:
-        return read_version(find_bundle(directory))
+        source = find_bundle(directory)
+        facts = [(path.name, path.stat()) for path in source.iterdir()]
+        return read_version(source), frozenset((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts)
     except (ExitlensError, OSError):
-        return ""
+        return None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 KEPT = 0.9  # of an average, at every new observation
+KEPT_ANSWERS = 0.995  # of what is known about answers, at every new one: samples that leave late come seldom
 
 
 class Pool(NamedTuple):
@@ -45,12 +46,12 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], float] = {}
-        self._each = 0.0  # seconds of work for a sample, until it is answered
+        self._worked = self._answered = 0.0  # seconds and samples, those of long ago for less
 
     @property
     def seconds_each(self) -> float:
         """Of work for each sample that is answered; 0 before the first."""
-        return self._each
+        return self._worked / self._answered if self._answered else 0.0
 
     def observe(self, stage: int, count: int, seconds: float) -> None:
         """A stage ran on ``count`` samples."""
@@ -59,11 +60,11 @@ class Pace:
         self._seconds[key] = KEPT * before + (1 - KEPT) * seconds
 
     def observe_answers(self, count: int, seconds: float) -> None:
-        """``count`` samples were answered by ``seconds`` of work, those that others needed included."""
+        """``count`` samples were answered in ``seconds``, those that others needed and all that came between included."""
         if count:
-            each = seconds / count
-            share = KEPT**count if self._each else 0.0
-            self._each = share * self._each + (1 - share) * each
+            share = KEPT_ANSWERS**count
+            self._worked = share * self._worked + seconds
+            self._answered = share * self._answered + count
 
     def forecast(self, stage: int, count: int) -> float:
         """Seconds that a stage will take on ``count`` samples, by the nearest number that was seen; 0 if none was."""

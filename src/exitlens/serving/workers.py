@@ -17,6 +17,7 @@ from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Settings
 
 SWITCH_SECONDS = 0.0005  # after which a thread makes way: the network's and the connections' take turns
+KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connection, so that they are the ones to close it
 
 
 class WorkerConfig(Config):
@@ -34,6 +35,7 @@ class WorkerConfig(Config):
             proxy_headers=False,
             server_header=False,
             ws="none",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             limit_concurrency=limits.max_connections,
             timeout_graceful_shutdown=int(limits.request_seconds) + 1,
             ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),

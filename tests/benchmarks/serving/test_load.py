@@ -147,6 +147,10 @@ def test_lost_connections_are_retried_or_count_as_failures():
 def test_other_answers_and_a_hard_end():
     refused, _ = put_load(every(0.001, 5), server=Server(status=503))
     assert refused.status.tolist() == [503] * 5
+    again, server = put_load(every(0.001, 5), server=Server(status=503), retries=2, again=(503,))
+    assert again.status.tolist() == [503] * 5
+    assert again.retries.tolist() == [2] * 5
+    assert len(server.bodies) == 15
     assert refused.failures == 5
     assert refused.rate == 0
     late, _ = put_load(every(0.001, 5), server=Server(seconds=5.0), grace=0.1)

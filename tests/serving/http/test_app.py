@@ -115,3 +115,34 @@ def test_what_cannot_be_served(tmp_path, model):
         Repository({})
     with pytest.raises(xl.PolicyError, match="default"):
         wrap_network("x", model.net, {})
+
+
+def test_a_bundle_that_is_copied_file_by_file_is_served_once_it_is_whole(tmp_path, caplog):
+    save_small(tmp_path / "b", (0.0, 0.0))
+    save_small(tmp_path / "new", (0.5, 0.5))
+    repository = Repository({"b": tmp_path / "b"})
+    try:
+        for name in ("manifest.json", "policy.json"):
+            assert repository.find("b").model.policies["default"].thresholds == (0.0, 0.0)
+            (tmp_path / "b" / name).write_bytes((tmp_path / "new" / name).read_bytes())
+            assert repository.reload() == ([] if name == "manifest.json" else ["b"])
+            assert repository.reload() == []
+        assert repository.find("b").model.policies["default"].thresholds == (0.5, 0.5)
+        assert caplog.text.count("is not used") == 1
+    finally:
+        repository.close()
+
+
+@pytest.mark.parametrize("path", ["/classify", "/v2/models/tiny/infer"])
+def test_without_room_a_request_is_refused_before_it_is_read(model, monkeypatch, path):
+    repository = Repository({}, models={"tiny": model})
+
+    def refuse(count):
+        raise xl.RequestError(f"no room for {count}", 429, 2.0)
+
+    with open_client(make_app(repository)) as client:
+        monkeypatch.setattr(repository.find("tiny").batcher, "check_room", refuse)
+        for _ in range(2):  # over the same connection
+            answer = client.post(path, content=bytes(1 << 20))
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+            assert answer.json() == {"error": "no room for 1"}

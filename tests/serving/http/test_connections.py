@@ -1,6 +1,7 @@
 """No client holds a connection for ever, or makes the server keep a head of any size; others go on as before."""
 
 import asyncio
+import json
 import socket
 import time
 
@@ -253,3 +254,49 @@ def test_the_same_on_uvloop():
                     client.sendall(GET)
                     assert read_answer(client)[0] == 200
     assert count_rejected(metrics) == {"header_bytes": 1, "header_seconds": 1, "write_seconds": 1}
+
+
+POST = b"POST /read HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00", id="TLS"),
+        pytest.param(b"GET / FTP/1.1\r\nhost: a\r\n\r\n", id="another protocol"),
+        pytest.param(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", id="length"),
+        pytest.param(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello", id="two lengths"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\nno colon\r\n\r\n", id="header"),
+        pytest.param(POST + b"zz\r\nab\r\n", id="chunk"),
+    ],
+)
+@pytest.mark.parametrize("is_second", [False, True])
+def test_what_is_no_http_is_refused_with_a_reason(port, metrics, sent, is_second):
+    with connect(port) as client:
+        if is_second:
+            client.sendall(GET)
+            assert read_answer(client)[0] == 200
+        client.sendall(sent)
+        answer, seconds = read_all(client)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert status(answer) == 400
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["error"].startswith("this is no valid HTTP/1.1")
+    assert seconds < 3
+    assert count_rejected(metrics) == {"http": 1}
+
+
+def test_a_chunk_that_comes_late_and_bad_is_refused_as_well(port):
+    with connect(port) as client:
+        client.sendall(POST + b"2\r\nab\r\n")
+        time.sleep(0.1)
+        client.sendall(b"zz\r\n")
+        assert status(read_all(client)[0]) == 400
+
+
+def test_no_refusal_is_taken_for_the_answer_to_the_request_before(port):
+    with connect(port) as client:
+        client.sendall(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n")
+        time.sleep(0.1)
+        client.sendall(b"GET / FTP/1.1\r\nhost: a\r\n\r\n")
+        assert status(read_all(client)[0]) in (None, 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ else:
 _LINGER = 1.0  # seconds for which a refused client may still send, so that it gets to the answer
 _PIECE = 2048  # bytes that h11 is given at a time, as it looks at the size of what is incomplete only
 _MESSAGES = {
+    400: "this is no valid HTTP/1.1",
     408: "the head of the request did not come in time",
     431: "the headers are too large: send fewer or shorter ones",
     503: "too many connections are open: try again later",
@@ -48,6 +50,12 @@ def make_protocol(limits: Limits, metrics: Metrics | None = None) -> type[asynci
     else:
         kinds = _H11, import_extra(f"{place}.h11_impl", "serve", "serving").H11Protocol
     return type("LimitedProtocol", kinds, {"limits": limits, "metrics": metrics})
+
+
+def _describe(error: BaseException | None) -> str:
+    """What a parser says; nothing where it was stopped by what called it."""
+    text = "" if error is None or error.__context__ is not None else str(error)
+    return f": {text:.200}" if text.isprintable() and text else ""
 
 
 class _Patience(_HttpToolsProtocol):
@@ -94,14 +102,24 @@ class _Patience(_HttpToolsProtocol):
             self._head_clock = self.loop.call_later(self.limits.header_seconds, self._end_head)
 
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.disconnected
+
+    def _refuse_unread(self, is_body: bool) -> None:
+        """Says what the parser of a request could not read; called while its error is handled.
+
+        A bad body ends the request that it belongs to, which has no other answer then.
+        """
+        if is_body and self._is_answering() and not self.cycle.response_started:
+            self.cycle.disconnected = True  # for the app it is as if the client had gone
+            self.cycle.message_event.set()
+        self.refuse(400, "http", _describe(sys.exception()))
 
     def _end_head(self) -> None:
         self._head_clock = None
         if not self.transport.is_closing() and not self._is_refused:
             self.refuse(408 if self._has_begun else 0, "header_seconds")
 
-    def refuse(self, status: int, reason: str) -> None:
+    def refuse(self, status: int, reason: str, why: str = "") -> None:
         """Closes the connection, with an answer if there is a status and no answer to another request is on its way.
 
         What the client still sends is read for a moment and thrown away: closed at once, the connection would be reset, and
@@ -115,7 +133,7 @@ class _Patience(_HttpToolsProtocol):
         if not status or self._is_answering():
             self.transport.close()
             return
-        body = b'{"error": "%s"}' % _MESSAGES[status].encode()
+        body = json.dumps({"error": f"{_MESSAGES[status]}{why}"}).encode()
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
@@ -211,8 +229,8 @@ class _HttpTools(_Patience):
         """Answers what the parser could not read, or what was too large for it."""
         if self._found > self.limits.max_header_bytes:
             self.refuse(431, "header_bytes")
-        elif not self._is_refused:
-            super().send_400_response(msg)
+        else:  # the body of a request that others wait before has to wait for its turn, too
+            self._refuse_unread(self._is_inside and not self._is_in_head and not self.pipeline)
 
 
 class _H11(_Patience):
@@ -235,4 +253,4 @@ class _H11(_Patience):
         if getattr(sys.exception(), "error_status_hint", 400) == 431:
             self.refuse(431, "header_bytes")
         else:
-            super().send_400_response(msg)
+            self._refuse_unread(True)  # as it reads no further request before this one is answered

@@ -52,7 +52,7 @@ class InferApp:
         started, state, at = time.monotonic(), scope["state"], scope["path_params"]
         name, version = at["name"], at.get("version", "")
         state["route"] = "/v2/models/{name}/infer"
-        self.service.repository.find(name, version)  # before the body is read
+        self.service.repository.find(name, version).batcher.check_room(1)  # before the body is read
         state["model"] = name
         body, length = await _read_body(receive), _read_length(scope)
         quick = length is not None and len(body) <= QUICK_BYTES

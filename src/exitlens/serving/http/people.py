@@ -75,6 +75,8 @@ class PeopleRoutes:
 
     async def _ask(self, request: Request, several: bool) -> _Asked:
         given: dict[str, Any] = dict(request.query_params)
+        if "model" in given or len(self.service.repository.names) == 1:  # else the form may say it
+            self.service.repository.find(given.get("model", "")).batcher.check_room(1)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             samples = await _read_form(request, given, self.service.limits.max_batch)

@@ -1,0 +1,1 @@
+"""Requests that a server has to refuse."""
