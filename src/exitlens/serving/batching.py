@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from exitlens.errors import RequestError
+from exitlens.errors import InputError, RequestError
 from exitlens.model.engine.engine import Engine
 from exitlens.serving.cascade import Cascade
 from exitlens.serving.models import ServedModel
@@ -51,6 +51,9 @@ class Batching:
         max_waiting: samples that may be on their way.
         max_wait: seconds of work that may be before a new request, by the pace so far.
         threads: that PyTorch computes with; 0: as many as the process has.
+
+    Raises:
+        InputError: for numbers that are none of these.
     """
 
     size: int = 32
@@ -58,6 +61,16 @@ class Batching:
     max_waiting: int = 1024
     max_wait: float = 1.0
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("max_waiting", 1), ("threads", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name}: expected a whole number of {least} or more, got {value!r}")
+        for name in ("max_delay", "max_wait"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise InputError(f"{name}: expected 0 seconds or more, got {value!r}")
 
 
 class Batcher:
