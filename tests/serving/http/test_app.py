@@ -115,3 +115,13 @@ def test_what_cannot_be_served(tmp_path, model):
         Repository({})
     with pytest.raises(xl.PolicyError, match="default"):
         wrap_network("x", model.net, {})
+
+
+def test_a_model_whose_thread_has_ended_is_neither_ready_nor_live(model):
+    repository = Repository({}, models={"tiny": model})
+    with open_client(make_app(repository)) as client:
+        assert client.get("/v2/health/live").json() == {"live": True}
+        repository.find("tiny").batcher.close()
+        for path in ("live", "ready"):
+            assert client.get(f"/v2/health/{path}").status_code == 503
+        assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 400
