@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from exitlens.errors import is_installed
 from exitlens.serving.http import connections
 from exitlens.serving.http.connections import make_protocol
+from exitlens.serving.http.guard import Guard
 from exitlens.serving.limits import Limits
 from exitlens.serving.metrics import Metrics
 from tests.serving.http.sockets import connect, read_all, read_answer, serve
@@ -253,3 +255,29 @@ def test_the_same_on_uvloop():
                     client.sendall(GET)
                     assert read_answer(client)[0] == 200
     assert count_rejected(metrics) == {"header_bytes": 1, "header_seconds": 1, "write_seconds": 1}
+
+
+def test_a_client_that_goes_ends_its_route(kind, metrics):
+    seen, gone = threading.Event(), threading.Event()
+
+    async def wait(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        seen.set()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            gone.set()
+            raise
+
+    lines = []
+    guarded = Guard(wait, LIMITS, log=lines.append)
+    with serve(guarded, http=make_protocol(LIMITS, metrics)) as port, connect(port) as client:
+        client.sendall(GET)
+        assert seen.wait(10)
+        client.close()
+        assert gone.wait(10)
+        until = time.monotonic() + 10
+        while not lines and time.monotonic() < until:
+            time.sleep(0.01)
+    assert [one["status"] for one in lines] == [499]
