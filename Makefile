@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth static edge study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth static edge serving study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -69,6 +69,11 @@ edge: demo $(VENV)/.benchmark  ## exported networks: decisions, times, sizes, in
 	$(BIN)/python -m benchmarks.edge.page
 	$(BIN)/python -m benchmarks.check
 
+serving: demo $(VENV)/.benchmark  ## the server under load, beside others, in faults and under attack (an hour, nothing else running): docs/serving.md
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving.page
+	$(BIN)/python -m benchmarks.check
+
 bench-traces: $(VENV)/.benchmark  ## compact traces: how exact, and what a million samples take (minutes, 1 GB of disk): docs/traces.md
 	$(BIN)/python -m benchmarks.traces
 	$(BIN)/python -m benchmarks.check
@@ -89,6 +94,7 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.truth.page
 	$(BIN)/python -m benchmarks.static.page
 	$(BIN)/python -m benchmarks.edge.page
+	$(BIN)/python -m benchmarks.serving.page
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check

@@ -29,6 +29,8 @@ from benchmarks.processes.promises import list_promises as list_processes
 from benchmarks.promises import Promise, add_reasons, read_known_misses
 from benchmarks.relevance.promises import list_promises as list_relevance
 from benchmarks.relevance.runs import RELEVANCE
+from benchmarks.serving.promises import list_promises as list_serving
+from benchmarks.serving.runs import SERVING
 from benchmarks.static.promises import list_promises as list_static
 from benchmarks.static.runs import STATIC
 from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
@@ -48,6 +50,7 @@ BY_RUN = (
     (LOADING, list_loading),
     (PROCESSES, list_processes),
     (RELEVANCE, list_relevance),
+    (SERVING, list_serving),
     (TRACES, list_traces),
     (TRAINING, list_training),
 )

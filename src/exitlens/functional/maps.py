@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,7 +16,7 @@ EPS = 1e-12
 
 def all_finite(x: Tensor) -> bool:
     """Whether no element is NaN or infinite; one sum tells, but for sums that overflow, which are looked at again."""
-    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def as_distribution(x: Tensor) -> Tensor:  # (B,*S) -> (B,*S)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,18 +70,22 @@ class ServedModel:
         """K, the final exit included."""
         return len(self.cost)
 
-    @property
-    def inputs(self) -> list[InputTensor]:
+    @cached_property
+    def inputs(self) -> tuple[InputTensor, ...]:
         """What a request may give as arrays."""
         names = self.spec.names or (INPUTS,)
         kinds = [np.dtype(str(t.dtype).removeprefix("torch.")) for t in self.make_example()]
         shapes = [tuple(t.shape[1:]) for t in self.make_example()]
-        return [InputTensor(*one) for one in zip(names, kinds, shapes, strict=True)]
+        return tuple(InputTensor(*one) for one in zip(names, kinds, shapes, strict=True))
+
+    @cached_property
+    def _like(self) -> Tensor:
+        """A tensor of the network's type, where it is."""
+        return torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
 
     def make_example(self) -> Activations:
         """One sample, as the first stage takes it."""
-        like = torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
-        return list_tensors(self.info.example(like))
+        return list_tensors(self.info.example(self._like))
 
     def name_class(self, label: int) -> str:
         """Of a label; its number where classes have no names."""
@@ -110,8 +115,7 @@ class ServedModel:
 
     def check_tensors(self, inputs: Inputs) -> Activations:
         """The tensors that the first stage takes, with finite values and known tokens; raises :class:`InputError`."""
-        like = torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
-        return self.spec.check(inputs, INPUTS, like)
+        return self.spec.check(inputs, INPUTS, self._like)
 
     def read_images(self, files: Sequence[bytes], max_pixels: int) -> Activations:
         """Encoded image files as inputs; raises :class:`RequestError` or :class:`DataError` for bad ones."""

@@ -29,7 +29,8 @@ async def echo(scope, receive, send):
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
     scope["state"].update(route="/echo/{name}", model="photos")
-    scope["state"]["log"].update(exits=[0, 2])
+    if scope["state"]["log"] is not None:
+        scope["state"]["log"].update(exits=[0, 2])
     await answer(send, b"%d" % size)
 
 

@@ -18,9 +18,6 @@ import exitlens as xl
 from exitlens.serving.http.protocol import (
     NamedTensor,
     RequestedOutput,
-    TensorMetadata,
-    describe_model,
-    describe_server,
     read_infer,
     write_infer,
 )
@@ -317,6 +314,18 @@ class TestRefusals:
             str(error).encode()
 
 
+def test_short_json_before_binary_data_is_read_once():
+    data = struct.pack("<2f", 1.0, 2.0), struct.pack("<2f", 3.0, 4.0)
+    one, other = (read(binary(8), behind=each) for each in data)
+    assert [one.inputs["image"].data.tolist(), other.inputs["image"].data.tolist()] == [[1.0, 2.0], [3.0, 4.0]]
+    one.parameters["mine"] = 1  # does not reach the next
+    assert read(binary(8), behind=data[0]).parameters == {}
+    with pytest.raises(xl.RequestError, match=r"413|fewer samples"):
+        read(binary(8), behind=data[0], most=1)
+    with pytest.raises(xl.RequestError, match="left of the body"):
+        read(binary(8), behind=data[0][:4])
+
+
 class TestWriting:
     def test_json(self):
         outputs = [("label", np.array([3, -1])), ("score", np.array([[0.5], [2]], np.float32)), ("sure", np.array([True]))]
@@ -377,21 +386,6 @@ class TestWriting:
     def test_every_datatype_has_its_dtype_whatever_numpy_calls_it(self):
         assert {name_datatype(np.empty(1, dtype), "x") for dtype in (np.intc, np.int32, "<i4", ">i4")} == {"INT32"}
         assert {name_datatype(np.empty(1, dtype), "x") for dtype in (np.longlong, np.int64, ">i8")} == {"INT64"}
-
-    def test_metadata(self):
-        assert describe_server("0.1", ["binary_tensor_data"]) == {
-            "name": "exitlens",
-            "version": "0.1",
-            "extensions": ["binary_tensor_data"],
-        }
-        found = describe_model("m", ["1"], "exitlens", [TensorMetadata("image", "FP32", (-1, 3, 40, 40))], [])
-        assert json.loads(json.dumps(found)) == {
-            "name": "m",
-            "versions": ["1"],
-            "platform": "exitlens",
-            "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 40, 40]}],
-            "outputs": [],
-        }
 
 
 @st.composite

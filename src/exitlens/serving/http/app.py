@@ -17,9 +17,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from exitlens.serving.http.guard import Guard
-from exitlens.serving.http.infer import InferRoutes
+from exitlens.serving.http.infer import InferApp, Shortcut
 from exitlens.serving.http.openapi import describe_api
 from exitlens.serving.http.people import PeopleRoutes
+from exitlens.serving.http.protocol_routes import ProtocolRoutes
 from exitlens.serving.http.requests import Service, note
 from exitlens.serving.limits import Limits
 from exitlens.serving.repository import Repository
@@ -43,6 +44,7 @@ def make_app(
         reload_seconds: how often bundles are looked at for a new version; 0: never.
     """
     service = Service(repository, limits or Limits())
+    infer = InferApp(service)
 
     @asynccontextmanager
     async def live(_: Starlette) -> AsyncIterator[None]:
@@ -57,11 +59,14 @@ def make_app(
 
     return Starlette(
         routes=[
-            *InferRoutes(service).list_routes(),
+            *ProtocolRoutes(service, infer).list_routes(),
             *PeopleRoutes(service).list_routes(),
             *_list_own(service),
         ],
-        middleware=[Middleware(Guard, limits=service.limits, metrics=repository.metrics, log=log)],
+        middleware=[
+            Middleware(Guard, limits=service.limits, metrics=repository.metrics, log=log),
+            Middleware(Shortcut, infer=infer),
+        ],
         exception_handlers={HTTPException: _answer_unknown},
         lifespan=live,
     )

@@ -7,9 +7,9 @@ import hmac
 import json
 import logging
 import math
+import random
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
@@ -56,7 +56,7 @@ class Guard:
 
     - ``route``: its template, such as ``/v2/models/{model}/infer``; without it the request counts as ``other``,
     - ``model``: the name of a model that is served, never the unchecked text of a client,
-    - ``log``: already there, a dict; whatever a route adds to it stands in the access log.
+    - ``log``: already there, a dict (``None`` without an access log); whatever a route adds to it stands in the access log.
 
     Whoever sees the client go calls ``scope["state"]["leave"]``, as long as it is there: the route is cancelled.
 
@@ -88,7 +88,7 @@ class Guard:
         elif scope["type"] != "http":
             await self.app(scope, receive, send)
         else:
-            exchange = _Exchange(scope, receive, send, self.limits)
+            exchange = _Exchange(scope, receive, send, self.limits, None if self.log is None else {})
             try:
                 await self._answer(exchange)
             finally:
@@ -172,7 +172,7 @@ class Guard:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, facts: dict[str, Any] | None) -> None:
         self.start, self.scope, self.limits = time.perf_counter(), scope, limits
         self.expected = self.received = self.sent = 0
         self.status = 0  # of the answer that has begun
@@ -181,7 +181,7 @@ class _Exchange:
         self.patience = asyncio.timeout(limits.request_seconds)
         self.state: dict[str, Any] = scope.setdefault("state", {})
         self.request_id = self.state["request_id"] = _find_id(scope["headers"])
-        self.state["log"] = {}
+        self.state["log"] = facts
         self.state["leave"] = self._leave
         self.task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         self._receive, self._send = receive, send
@@ -281,7 +281,7 @@ class _Exchange:
             "bytes_in": self.received,
             "bytes_out": self.sent,
             "client": client[0] if client else None,
-            **self.state["log"],
+            **(self.state["log"] or {}),
         }
 
 
@@ -290,5 +290,7 @@ def _find_id(headers: Iterable[Header]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and 0 < len(value) <= _LONGEST_ID and value.isascii():
             text = value.decode()
-            return text if text.isprintable() else uuid.uuid4().hex
-    return uuid.uuid4().hex
+            if text.isprintable():
+                return text
+            break
+    return f"{random.getrandbits(128):032x}"  # which asks nothing of the system

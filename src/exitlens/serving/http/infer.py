@@ -1,103 +1,60 @@
-"""Routes of the Open Inference Protocol, version 2."""
+"""Inference by the Open Inference Protocol: a request in, answers out."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import numpy as np
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-import exitlens
 from exitlens.errors import RequestError, suggest
 from exitlens.model.cutting.stage import Activations
-from exitlens.serving.answers import DEFAULT_OUTPUTS, MAPS, OUTPUTS, shape_output
+from exitlens.serving.answers import DEFAULT_OUTPUTS, MAPS, OUTPUTS
 from exitlens.serving.http.fields import HEADER_LENGTH
-from exitlens.serving.http.protocol import (
-    InferRequest,
-    TensorMetadata,
-    describe_model,
-    describe_server,
-    read_infer,
-    write_infer,
-)
-from exitlens.serving.http.requests import Service, describe_terms, note, note_answer, read_terms
-from exitlens.serving.http.tensors import name_datatype
+from exitlens.serving.http.protocol import InferRequest, read_infer, write_infer
+from exitlens.serving.http.requests import Service, describe_terms, note_answer, read_terms
 from exitlens.serving.models import IMAGE, TEXT, ServedModel
 from exitlens.serving.tickets import Terms, Ticket
-from exitlens.types import Preprocess, TextPreprocess
+from exitlens.types import TextPreprocess
 
-PLATFORM = "exitlens"
-EXTENSIONS = ("binary_tensor_data",)
 QUICK_BYTES = 1 << 18  # a body that is read at once: longer ones, and text to parse, are read on another thread
+_PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
+_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
+_KINDS = ((b"content-type", b"application/json"), (b"content-type", b"application/octet-stream"))
 
 
-class InferRoutes:
-    """The protocol's routes."""
+class Shortcut:
+    """ASGI middleware that leads requests for inference past all other routes: most requests are of this kind."""
+
+    def __init__(self, app: ASGIApp, infer: ASGIApp) -> None:
+        self.app, self.infer = app, infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        found = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if found is None:
+            await self.app(scope, receive, send)
+            return
+        scope["path_params"] = {name: value for name, value in found.groupdict().items() if value}
+        await self.infer(scope, receive, send)
+
+
+class InferApp:
+    """``POST /v2/models/{name}/infer``, with ``/versions/{version}`` or without, as an ASGI app."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def list_routes(self) -> list[Route]:
-        """For the app."""
-        routes = [
-            Route("/v2", self.describe_server),
-            Route("/v2/health/live", self.tell_live),
-            Route("/v2/health/ready", self.tell_ready),
-        ]
-        for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-            routes += [
-                Route(path, self.describe_model),
-                Route(f"{path}/ready", self.tell_model_ready),
-                Route(f"{path}/infer", self.infer, methods=["POST"]),
-            ]
-        return routes
-
-    async def describe_server(self, request: Request) -> Response:
-        """GET /v2."""
-        note(request, "/v2")
-        return JSONResponse(describe_server(exitlens.__version__, EXTENSIONS))
-
-    async def tell_live(self, request: Request) -> Response:
-        """GET /v2/health/live: 200, or 503 once the thread of a model has ended, which nothing but a restart mends."""
-        note(request, "/v2/health/live")
-        alive = self.service.repository.is_alive
-        return JSONResponse({"live": alive}, 200 if alive else 503)
-
-    async def tell_ready(self, request: Request) -> Response:
-        """GET /v2/health/ready: 200, or 503 while any model is not ready."""
-        note(request, "/v2/health/ready")
-        ready = self.service.repository.is_ready
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
-
-    async def tell_model_ready(self, request: Request) -> Response:
-        """GET /v2/models/{name}/ready."""
-        note(request, "/v2/models/{name}/ready")
-        endpoint = self.service.repository.find(*_name(request))
-        return JSONResponse({"name": endpoint.model.name, "ready": endpoint.is_ready}, 200 if endpoint.is_ready else 503)
-
-    async def describe_model(self, request: Request) -> Response:
-        """GET /v2/models/{name}."""
-        note(request, "/v2/models/{name}")
-        model = self.service.repository.find(*_name(request)).model
-        inputs = [TensorMetadata(x.name, name_datatype(np.empty(0, x.dtype), x.name), (-1, *x.shape)) for x in model.inputs]
-        if model.info.preprocess is not None:
-            other = IMAGE if isinstance(model.info.preprocess, Preprocess) else TEXT
-            inputs.append(TensorMetadata(other, "BYTES", (-1,)))
-        outputs = [TensorMetadata(name, kind, shape_output(model, name)) for name, (kind, *_) in OUTPUTS.items()]
-        return JSONResponse(describe_model(model.name, [model.version], PLATFORM, inputs, outputs))
-
-    async def infer(self, request: Request) -> Response:
-        """POST /v2/models/{name}/infer."""
-        started = time.monotonic()
-        note(request, "/v2/models/{name}/infer")
-        name, version = _name(request)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        started, state, at = time.monotonic(), scope["state"], scope["path_params"]
+        name, version = at["name"], at.get("version", "")
+        state["route"] = "/v2/models/{name}/infer"
         self.service.repository.find(name, version)  # before the body is read
-        request.state.model = name
-        body, length = await request.body(), _read_length(request)
+        state["model"] = name
+        body, length = await _read_body(receive), _read_length(scope)
         quick = length is not None and len(body) <= QUICK_BYTES
         given = self._read(body, length) if quick else await self.service.run_aside(self._read, body, length)
         wanted = _list_wanted(given)
@@ -110,8 +67,8 @@ class InferRoutes:
             return await self.service.run_aside(self._make_inputs, model, given), terms
 
         model, ticket = await self.service.repository.answer(name, version, prepare)
-        note_answer(request, model, ticket)
-        return _respond(model, ticket, given, wanted)
+        note_answer(state, model, ticket)
+        await _respond(model, ticket, given, wanted, send)
 
     def _read(self, body: bytes, length: int | None) -> InferRequest:
         """The request, which may have as many numbers as the body has bytes at most."""
@@ -131,15 +88,22 @@ class InferRoutes:
         return model.check_arrays({name: one.data for name, one in given.inputs.items()})
 
 
-def _name(request: Request) -> tuple[str, str]:
-    return request.path_params["name"], request.path_params.get("version", "")
+async def _read_body(receive: Receive) -> bytes:
+    parts = list[bytes]()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _read_length(request: Request) -> int | None:
-    text = request.headers.get(HEADER_LENGTH)
+def _read_length(scope: Scope) -> int | None:
+    text = next((value for name, value in scope["headers"] if name == _HEADER_LENGTH), None)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
+    if not (text.isdigit() and len(text) < 16):
         raise RequestError(f"{HEADER_LENGTH}: expected a number of bytes, got {text!r:.60}")
     return int(text)
 
@@ -170,12 +134,14 @@ def _decode(text: bytes) -> str:
         raise RequestError(f"{TEXT}: expected UTF-8, got other bytes ({error.reason})") from error
 
 
-def _respond(model: ServedModel, ticket: Ticket, given: InferRequest, wanted: Iterable[str]) -> Response:
+async def _respond(model: ServedModel, ticket: Ticket, given: InferRequest, wanted: Iterable[str], send: Send) -> None:
     outputs = [(name, OUTPUTS[name][2](model, ticket)) for name in wanted]
     everything = {name for name, _ in outputs} if given.binary_output else set()
     binary = {one.name for one in given.outputs if one.binary} if given.outputs else everything
-    said: dict[str, Any] = describe_terms(model, ticket.terms)
+    said = describe_terms(model, ticket.terms)
     body, length = write_infer(model.name, model.version, given.id, outputs, binary=binary, parameters=said)
-    if length is None:
-        return Response(body, media_type="application/json")
-    return Response(body, headers={HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
+    headers = [_KINDS[length is not None], (b"content-length", b"%d" % len(body))]
+    if length is not None:
+        headers.append((_HEADER_LENGTH, b"%d" % length))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -99,7 +99,7 @@ class PeopleRoutes:
 
         request.state.model = self.service.repository.find(name, version).model.name
         model, ticket = await self.service.repository.answer(name, version, prepare)
-        note_answer(request, model, ticket)
+        note_answer(request.scope["state"], model, ticket)
         return model, ticket
 
     def _read(self, model: ServedModel, samples: Sequence[Sample]) -> Activations:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from reprlib import repr as shorten
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from exitlens.serving.http.tensors import (
     write_json_data,
 )
 
+_SHORT = 4096  # bytes of JSON that is remembered
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _MOST_DIMENSIONS = 32  # that every NumPy has
 _REQUEST = ("id", "inputs", "model_name", "outputs", "parameters")  # KServe's client names the model as well
 _INPUT = ("name", "shape", "datatype", "parameters", "data")
@@ -86,14 +89,6 @@ class InferRequest:
     model_name: str = ""
 
 
-class TensorMetadata(NamedTuple):
-    """An input or output of a model, for :func:`describe_model`; a dimension of any size is -1."""
-
-    name: str
-    datatype: str
-    shape: Sequence[int]
-
-
 class _Rest:
     """What comes after the JSON in a body, taken piece by piece."""
 
@@ -137,24 +132,62 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
             f"{HEADER_LENGTH}: expected the length of the JSON, 1 to {len(view)} bytes of this body, got {length}: "
             "send it before any binary data (a body without JSON is not supported)"
         )
-    request, rest = read_object(view[:length], header_length), _Rest(view[length:])
+    head = _recall_head(bytes(view[:length]), max_elements) if length < min(len(view), _SHORT) else None
+    head = head or _read_head(view[:length], header_length, max_elements)
+    rest = _Rest(view[length:])
+    inputs = {one.name: one.fill(rest) for one in head.inputs}
+    rest.finish()
+    return InferRequest(head.id, inputs, head.outputs, dict(head.parameters), head.binary, head.model_name)
+
+
+class _Sketch(NamedTuple):
+    """An input as the JSON describes it: with data, or with the number of bytes that they have behind it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: Mapping[str, Parameter]
+    size: object
+    data: Array | None
+    where: str
+
+    def fill(self, rest: _Rest) -> NamedTensor:
+        data = self.data
+        if data is None:
+            data = read_binary_data(rest.take(self.size, self.where), self.datatype, self.shape, self.where)
+        return NamedTensor(self.name, self.datatype, self.shape, data, dict(self.parameters))
+
+
+class _Head(NamedTuple):
+    """All that the JSON says."""
+
+    id: str
+    inputs: tuple[_Sketch, ...]
+    outputs: tuple[RequestedOutput, ...]
+    parameters: Mapping[str, Parameter]
+    binary: bool
+    model_name: str
+
+
+@lru_cache(256)
+def _recall_head(text: bytes, max_elements: int) -> _Head | None:
+    """What short JSON before binary data says, which is the same in most requests of a client; ``None``: not kept."""
+    head = _read_head(memoryview(text), len(text), max_elements)
+    return head if all(one.data is None for one in head.inputs) else None
+
+
+def _read_head(text: memoryview, header_length: int | None, max_elements: int) -> _Head:
+    request = read_object(text, header_length)
     check_fields(request, _REQUEST, "request")
     parameters = read_parameters(request, "")
     binary = take_flag(parameters, "binary_data_output", False, "")
-    inputs = _read_inputs(request, rest, max_elements)
-    rest.finish()
-    return InferRequest(
-        read_text(request, "id", "", ""),
-        inputs,
-        _read_outputs(request, binary),
-        parameters,
-        binary,
-        read_text(request, "model_name", "", ""),
-    )
+    id_, model = (read_text(request, name, "", "") for name in ("id", "model_name"))
+    inputs = tuple(_read_inputs(request, max_elements).values())
+    return _Head(id_, inputs, _read_outputs(request, binary), parameters, binary, model)
 
 
-def _read_inputs(request: Mapping[str, Any], rest: _Rest, max_elements: int) -> dict[str, NamedTensor]:
-    inputs: dict[str, NamedTensor] = {}
+def _read_inputs(request: Mapping[str, Any], max_elements: int) -> dict[str, _Sketch]:
+    inputs: dict[str, _Sketch] = {}
     for i, entry in enumerate(read_list(request, "inputs")):
         where = f"inputs[{i}]"
         check_fields(entry, _INPUT, where)
@@ -163,7 +196,7 @@ def _read_inputs(request: Mapping[str, Any], rest: _Rest, max_elements: int) -> 
             raise RequestError(f"{where}.name: {shorten(name)} was there before: send each input once")
         shape = _read_shape(entry, max_elements, where)
         max_elements -= math.prod(size or 1 for size in shape)
-        inputs[name] = _read_tensor(entry, name, shape, rest, where)
+        inputs[name] = _read_tensor(entry, name, shape, where)
     if not inputs:
         raise RequestError("inputs: expected one input or more, got none: send the model's inputs (its metadata name them)")
     return inputs
@@ -185,7 +218,7 @@ def _read_shape(entry: Mapping[str, Any], most: int, where: str) -> tuple[int, .
     return tuple(found)
 
 
-def _read_tensor(entry: Mapping[str, Any], name: str, shape: tuple[int, ...], rest: _Rest, where: str) -> NamedTensor:
+def _read_tensor(entry: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> _Sketch:
     datatype = entry.get("datatype")
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         hint = suggest(datatype[:20], DATATYPES) if isinstance(datatype, str) else ""
@@ -194,11 +227,8 @@ def _read_tensor(entry: Mapping[str, Any], name: str, shape: tuple[int, ...], re
     if ("data" in entry) == ("binary_data_size" in parameters):
         got = "both" if "data" in entry else "neither"
         raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}: send one of them")
-    if "data" in entry:
-        array = read_json_data(entry["data"], datatype, shape, where)
-    else:
-        array = read_binary_data(rest.take(parameters.pop("binary_data_size"), where), datatype, shape, where)
-    return NamedTensor(name, datatype, shape, array, parameters)
+    data = read_json_data(entry["data"], datatype, shape, where) if "data" in entry else None
+    return _Sketch(name, datatype, shape, parameters, parameters.pop("binary_data_size", None), data, where)
 
 
 def _read_outputs(request: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...]:
@@ -251,23 +281,7 @@ def write_infer(
     }
     response = {name: value for name, value in response.items() if value or name == "model_name"} | {"outputs": entries}
     try:
-        header = json.dumps(response, allow_nan=False, separators=(",", ":")).encode()
+        header = _ENCODER.encode(response).encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"parameters: expected finite numbers, strings, true or false, got others ({error})") from error
     return b"".join([header, *blobs]), len(header) if blobs else None
-
-
-def describe_server(version: str, extensions: Iterable[str]) -> dict[str, Any]:
-    """The metadata of the server, for JSON; "binary_tensor_data" is the extension that this file reads and writes."""
-    return {"name": "exitlens", "version": version, "extensions": list(extensions)}
-
-
-def describe_model(
-    name: str, versions: Iterable[str], platform: str, inputs: Iterable[TensorMetadata], outputs: Iterable[TensorMetadata]
-) -> dict[str, Any]:
-    """The metadata of a model, for JSON."""
-    tensors = {
-        side: [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in found]
-        for side, found in (("inputs", inputs), ("outputs", outputs))
-    }
-    return {"name": name, "versions": list(versions), "platform": platform, **tensors}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,16 +86,17 @@ def note(request: Request, route: str) -> None:
     request.state.route = route
 
 
-def note_answer(request: Request, model: ServedModel, ticket: Ticket) -> None:
-    """Tells the access log who answered."""
-    request.state.log |= {
-        "model": model.name,
-        "version": model.version,
-        "policy": ticket.terms.policy,
-        "exits": ticket.exits[:16].tolist(),
-        "samples": len(ticket),
-        "answer_ms": round(1000 * (ticket.done - ticket.since), 3),
-    }
+def note_answer(state: MutableMapping[str, Any], model: ServedModel, ticket: Ticket) -> None:
+    """Tells the access log, if there is one, who answered."""
+    if state["log"] is not None:
+        state["log"] |= {
+            "model": model.name,
+            "version": model.version,
+            "policy": ticket.terms.policy,
+            "exits": ticket.exits[:16].tolist(),
+            "samples": len(ticket),
+            "answer_ms": round(1000 * (ticket.done - ticket.since), 3),
+        }
 
 
 def describe_terms(model: ServedModel, terms: Terms) -> dict[str, str]:
