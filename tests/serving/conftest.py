@@ -1,6 +1,7 @@
 """The tiny network, as it is served."""
 
 import pytest
+import torch
 
 import exitlens as xl
 from exitlens.serving.models import wrap_network
@@ -15,3 +16,11 @@ def model():
     net = make_net()
     net.describe(preprocess=xl.Preprocess((16, 16)), classes=("ant", "bee", "cat", "dog"))
     return wrap_network("tiny", net, POLICIES)
+
+
+def save_small(directory, seed=3):
+    """A bundle of the small network."""
+    torch.manual_seed(seed)
+    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
+    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
+    return xl.save(net, xl.Policy((0.5, 0.5)), directory)

@@ -142,3 +142,53 @@ def test_threads_of_its_own(model, images):
     desk.batcher.close()
     assert seen[0] == 1
     assert before == torch.get_num_threads()
+
+
+def test_a_batcher_that_breaks_ends_every_request_that_waits(model, images, monkeypatch):
+    desk = Desk(model)
+    go = hold(desk, monkeypatch)
+    tickets = [desk.send(images[:1], policy="full")]
+    time.sleep(0.05)  # it is inside a stage, the others wait at the door
+    tickets += [desk.send(images[i : i + 1], policy="full") for i in range(3)]
+
+    def fail(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("exitlens.serving.cascade.Cascade._close", fail, raising=True)
+    monkeypatch.setattr("exitlens.serving.cascade.Cascade.fail_all", lambda _: tickets[:1])
+    go.set()
+    assert all(one.receiver.wait(10) for one in tickets)
+    assert all("it has stopped" in str(one.error) for one in tickets[1:])
+    assert not desk.batcher.is_alive
+    with pytest.raises(ClosedError):
+        desk.send(images[:1])
+
+
+def test_who_is_told_may_fail(model, images, caplog):
+    def fail(*_):
+        raise RuntimeError("no disk")
+
+    desk = Desk(model, step=fail, idle=fail)
+    for i in range(3):
+        assert desk.send(images[i : i + 1]).receiver.wait(10)
+    assert desk.batcher.is_alive
+    desk.batcher.close()
+    assert "no disk" in caplog.text
+
+
+def test_what_nobody_waits_for_is_not_run_on(model, images, monkeypatch):
+    steps = []
+    desk = Desk(model, Batching(size=4), step=lambda stage, count, _: steps.append((stage, count)))
+    go = hold(desk, monkeypatch)
+    ticket = desk.send(images[:4], policy="full")
+    time.sleep(0.05)
+    desk.batcher.abandon(ticket)
+    go.set()
+    assert ticket.receiver.wait(10)
+    other = desk.send(images[:1])
+    assert other.receiver.wait(10)
+    assert desk.batcher.waiting == 0
+    assert [stage for stage, count in steps if count == 4] == [0]
+    desk.batcher.abandon(other)  # too late, and of no consequence
+    assert desk.send(images[:1]).receiver.wait(10)
+    desk.batcher.close()

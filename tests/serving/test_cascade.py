@@ -139,3 +139,43 @@ def test_answers_that_are_not_numbers_end_their_request_alone(model, images):
     run(model, [bad, good])
     assert good.error is None
     assert bad.error is None or bad.error.status == 422
+
+
+def test_who_left_before_a_stage_failed_is_answered(model, images, monkeypatch):
+    exits = xl.predict(model.net, images, POLICIES["default"]).exits.tolist()
+    early, deep = exits.index(0), exits.index(2)
+    tickets = [make_ticket(model, images[i : i + 1]) for i in (early, deep)]
+
+    def fail(*_):
+        raise MemoryError
+
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), 4, math.inf)
+        for one in tickets:
+            cascade.admit(one)
+        with monkeypatch.context() as patch:  # those that stay find no room
+            patch.setattr("exitlens.model.engine.pools.Buffer.gather", fail)
+            assert set(cascade.advance()) == set(tickets)
+        assert tickets[0].error is None
+        assert tickets[0].exits.tolist() == [0]
+        assert tickets[1].error.status == 500
+        again = make_ticket(model, images[:8])
+        cascade.admit(again)
+        while not cascade.is_empty:
+            cascade.advance()
+    assert again.exits.tolist() == exits[:8]
+
+
+def test_a_stage_that_was_emptied_waits_for_company_anew(model, images):
+    deep = xl.predict(model.net, images, POLICIES["default"]).exits.tolist().index(2)
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), 4, math.inf)
+        ticket = make_ticket(model, images[deep : deep + 1])
+        cascade.admit(ticket)
+        assert not cascade.advance()
+        assert list(cascade._entered) == [(0, 1)]
+        cascade.abandon(ticket)
+        assert not cascade._entered
+        assert not cascade.is_empty  # until it is told
+        assert cascade.advance() == [ticket]
+        assert cascade.is_empty

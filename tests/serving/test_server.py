@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +96,3 @@ def list_children(pid):
             if parent == pid and "spawn_main" in (path / "cmdline").read_text():
                 found.append(int(path.name))
     return found
-
-
-def test_settings(tmp_path):
-    for values, words in (
-        ({"bundles": {}}, "one or more"),
-        ({"bundles": {"a": tmp_path}, "workers": 0}, "workers"),
-        ({"bundles": {"a": tmp_path}, "tls_cert": tmp_path / "c"}, "both or none"),
-        ({"bundles": {"a": tmp_path}, "tls_cert": tmp_path / "c", "tls_key": tmp_path / "k"}, "is no file"),
-    ):
-        with pytest.raises(xl.InputError, match=words):
-            Settings(**values)

@@ -91,3 +91,12 @@ def test_the_shadow_compares_with_the_final_exit(model, images):
 def test_settings():
     with pytest.raises(xl.InputError, match="shadow"):
         Watching(shadow=1.5)
+
+
+def test_the_shadow_takes_its_share_of_samples_and_only_of_the_own_policy(model, images):
+    watch = Watch(model, Metrics(), Watching(shadow=0.5))
+    for policy, few, many in (("fast", 0, 0), ("default", 12, 28)):
+        ticket = Ticket(model.check_tensors(images[:40]), Terms(policy=policy), 4)
+        run(model, [ticket])
+        watch.see([ticket])
+        assert few <= len(watch._shadowed) <= many

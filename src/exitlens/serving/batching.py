@@ -8,16 +8,18 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
-from exitlens.errors import RequestError
+from exitlens.errors import InputError, RequestError
 from exitlens.model.engine.engine import Engine
 from exitlens.serving.cascade import Cascade
 from exitlens.serving.models import ServedModel
 from exitlens.serving.scheduling import Pace
 from exitlens.serving.tickets import Ticket
 
+T = TypeVar("T")
 LOG = logging.getLogger("exitlens.serving")
 PATIENCE = 1.0  # seconds of waiting for a request after which the thread looks around
 
@@ -51,6 +53,9 @@ class Batching:
         max_waiting: samples that may be on their way.
         max_wait: seconds of work that may be before a new request, by the pace so far.
         threads: that PyTorch computes with; 0: as many as the process has.
+
+    Raises:
+        InputError: for numbers that are none of these.
     """
 
     size: int = 32
@@ -58,6 +63,16 @@ class Batching:
     max_waiting: int = 1024
     max_wait: float = 1.0
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("max_waiting", 1), ("threads", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name}: expected a whole number of {least} or more, got {value!r}")
+        for name in ("max_delay", "max_wait"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise InputError(f"{name}: expected 0 seconds or more, got {value!r}")
 
 
 class Batcher:
@@ -96,6 +111,10 @@ class Batcher:
             self._taken += len(ticket)
             self._inbox.put(ticket)
 
+    def abandon(self, ticket: Ticket) -> None:
+        """Says, from any thread, that nobody waits for a request any more: what is left of its work is not done."""
+        self._inbox.put(ticket)
+
     def check_room(self, count: int) -> None:
         """Raises :class:`RequestError` (429) unless ``count`` more samples find room, in number and in time."""
         waiting = self.waiting
@@ -123,7 +142,7 @@ class Batcher:
             if own.threads:
                 torch.set_num_threads(own.threads)
             with self.model.open_engine() as engine:
-                cascade = Cascade(self.model, engine, self.pace, own.size, own.max_delay, self.hooks.step)
+                cascade = Cascade(self.model, engine, self.pace, own.size, own.max_delay, self._tell_step)
                 self._warm_up(engine)
                 self._ready.set()
                 self._loop(engine, cascade)
@@ -147,10 +166,21 @@ class Batcher:
                 if not cascade.is_empty:
                     self._hand_out(cascade.advance())
                 else:
-                    more = self.hooks.idle(engine)
+                    more = bool(self._tell(self.hooks.idle, engine))
         finally:
-            self._closing = True
-            self._hand_out(cascade.fail_all())
+            with self._lock:
+                self._closing = True
+            self._hand_out(cascade.fail_all() + self._fail_rest())
+
+    def _fail_rest(self) -> list[Ticket]:
+        """Ends what came, but was not taken in any more."""
+        lost = []
+        while not self._inbox.empty():
+            ticket = self._inbox.get()
+            if ticket is not None and ticket.is_new:
+                ticket.fail(RequestError(f"{self.model.name}: it has stopped: the server's log says more", 500))
+                lost.append(ticket)
+        return lost
 
     def _take_in(self, cascade: Cascade, more: bool) -> bool:
         """Whatever came; waits for it if there is nothing else to do. False: it was closed, and all is answered."""
@@ -161,10 +191,23 @@ class Batcher:
             except queue.Empty:
                 return not (self._closing and cascade.is_empty)
             wait = False
-            if ticket is not None:
+            if ticket is not None and ticket.is_new:
                 cascade.admit(ticket)
+            elif ticket is not None:
+                cascade.abandon(ticket)
 
     def _hand_out(self, done: list[Ticket]) -> None:
         if done:
             self._ended += sum(map(len, done))
-            self.hooks.deliver(done)
+            self._tell(self.hooks.deliver, done)
+
+    def _tell_step(self, *step: Any) -> None:
+        self._tell(self.hooks.step, *step)
+
+    def _tell(self, hook: Callable[..., T], *args: Any) -> T | None:
+        """What a hook returns; one that raises ends no request but those that it keeps."""
+        try:
+            return hook(*args)
+        except Exception:
+            LOG.exception("%s: who was to be told of it failed", self.model.name)
+            return None

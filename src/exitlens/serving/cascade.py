@@ -54,8 +54,8 @@ class Cascade:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody waits."""
-        return not self._open
+        """Whether nobody waits, and all that ended is told."""
+        return not (self._open or self._done)
 
     def admit(self, ticket: Ticket) -> None:
         """Takes a request in."""
@@ -106,14 +106,13 @@ class Cascade:
             routed = router.run_stage(pool.stage)
         except Exception:
             LOG.exception("%s: stage %d failed", self.model.name, pool.stage)
+            for part in router.take_routed():  # who had left before it failed
+                self._assign(part)
             self._fail_missing()
+            self._note_waiting(pool.router)
             return
         ended = time.monotonic()
-        for k, (left, _) in enumerate(router.list_waiting()):
-            if not left:
-                self._entered.pop((pool.router, k), None)
-            else:
-                self._entered.setdefault((pool.router, k), ended)
+        self._note_waiting(pool.router)
         self._worked += ended - (started if self._ended is None else self._ended)
         self._ended = ended
         self.pace.observe(pool.stage, count, ended - started)
@@ -124,6 +123,15 @@ class Cascade:
             self.pace.observe_answers(answered, self._worked)
             self._worked = 0.0
         self.on_step(pool.stage, count, ended - started)
+
+    def _note_waiting(self, at: int) -> None:
+        """Since when somebody waits for each stage of a router."""
+        now = time.monotonic()
+        for k, (left, _) in enumerate(self._routers[at].list_waiting()):
+            if not left:
+                self._entered.pop((at, k), None)
+            else:
+                self._entered.setdefault((at, k), now)
 
     def _assign(self, part: RoutedBatch) -> None:
         for place, answer in zip(part.where.tolist(), self._read(part), strict=True):
@@ -190,6 +198,11 @@ class Cascade:
         lost = dict.fromkeys(ticket for place, ticket in self._open.items() if place not in left)
         self._fail(lost, "the network failed on these samples, or on others in their batch")
 
+    def abandon(self, ticket: Ticket) -> None:
+        """Ends a request that nobody waits for; what it has not run yet is left."""
+        if ticket.left:
+            self._fail([ticket], "nobody waits for it any more")
+
     def fail_all(self) -> list[Ticket]:
         """Ends every request that waits."""
         self._fail(dict.fromkeys(self._open.values()), "it has stopped")
@@ -207,5 +220,6 @@ class Cascade:
         return [place for place in range(ticket.first, ticket.first + len(ticket)) if self._open.pop(place, None)]
 
     def _discard(self, gone: list[int]) -> None:
-        for router in self._routers if gone else ():
+        for at, router in enumerate(self._routers if gone else ()):
             router.discard(torch.tensor(gone))
+            self._note_waiting(at)

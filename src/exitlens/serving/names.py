@@ -10,10 +10,15 @@ from exitlens.errors import InputError
 
 
 def name_bundles(given: Sequence[str]) -> dict[str, Path]:
-    """Directories by the names of their models: NAME=DIR, or the directory's own name; raises :class:`InputError`."""
+    """Directories by the names of their models: NAME=DIR, or the directory's own name; raises :class:`InputError`.
+
+    What is before the first ``=`` is the name: a directory with that sign in its path needs one.
+    """
     found: dict[str, Path] = {}
     for one in given:
-        name, _, directory = one.rpartition("=")
+        name, is_named, directory = one.partition("=")
+        if not is_named:
+            name, directory = "", one
         path = Path(directory)
         if not directory:
             raise InputError(f"bundle: expected DIR or NAME=DIR, got {one!r}")

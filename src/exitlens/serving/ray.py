@@ -23,26 +23,36 @@ from exitlens.serving.watching import Watching
 
 _PARTS = {"batching": Batching, "watching": Watching, "limits": Limits}
 _OWN = {"bundle": "", "cpus": 1, "replicas": 0, "min_replicas": 1, "max_replicas": 4, "reload_seconds": 2.0}
-_OPENED: list[Any] = []  # the app of the replica in this process
+_LEAST = {"cpus": 1, "replicas": 0, "min_replicas": 0, "max_replicas": 1, "reload_seconds": 0}
+_OF_CONNECTIONS = ("max_header_bytes", "header_seconds", "write_seconds", "max_connections")  # which Ray's proxy holds
+_OPENED: list[Any] = []  # the app of the replica in this process: Ray gives every replica one of its own
 
 
 class _Late:
-    """The app, which is made where the replica is."""
+    """The app, which is made where the replica is. The request's id is left to Ray, which names it in every answer."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await _OPENED[0](scope, receive, send)
+        async def send_on(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                others = [one for one in message.get("headers", ()) if bytes(one[0]).lower() != b"x-request-id"]
+                message = {**message, "headers": others}
+            await send(message)
+
+        await _OPENED[0](scope, receive, send_on if scope["type"] == "http" else send)
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
     """The application that ``serve run`` and a configuration's ``import_path`` name.
 
-    A replica is ready when its models are; it is asked for at most twice a micro-batch of samples at a time, and queues as
-    many more: what is beyond that gets 503 from Ray, or 429 with ``Retry-After`` from the replica.
+    A replica is ready when its models are, and has at most two micro-batches of requests (16 or more) at a time. Others
+    wait at Ray's proxies, at each as many as ``max_waiting``; what is beyond that gets 503 from the proxy, and what finds a
+    replica with too many samples 429 with ``Retry-After`` from there. ``/metrics`` tells of the replica that answers it.
 
     Args:
         arguments: ``bundle`` (DIR or NAME=DIR, several parted by commas); ``cpus`` of a replica, which are its threads, too;
             ``replicas``, or ``min_replicas`` and ``max_replicas`` to scale between by the requests that are under way;
-            ``reload_seconds``; and whatever :class:`Batching`, :class:`Watching` and :class:`Limits` have.
+            ``reload_seconds``; and whatever :class:`Batching`, :class:`Watching` and :class:`Limits` have, but for limits on
+            connections, which Ray's proxies hold.
 
     Raises:
         InputError: for an unknown argument or a bad value. MissingExtraError: without the extra ``ray``.
@@ -82,29 +92,38 @@ class Replica:
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments as text or values -> the deployment's own, and the parts of a server by name; raises :class:`InputError`."""
-    owners = {one.name: (part, kind, one) for part, kind in _PARTS.items() for one in fields(kind)}
+    owners = {one.name: part for part, kind in _PARTS.items() for one in fields(kind) if one.name not in _OF_CONNECTIONS}
     own, parts = dict[str, Any](_OWN), {part: dict[str, Any]() for part in _PARTS}
     for name, value in arguments.items():
         if name in own:
             own[name] = _convert(name, value, type(_OWN[name]))
         elif name in owners:
-            part, kind, _ = owners[name]
-            parts[part][name] = _convert(name, value, type(getattr(kind(), name)))
+            part = owners[name]
+            parts[part][name] = _convert(name, value, type(getattr(_PARTS[part](), name)))
         else:
             known = [*own, *owners]
             raise InputError(f"arguments: expected some of {', '.join(known)}, got {name!r:.60}.{suggest(name[:20], known)}")
     if not own["bundle"]:
         raise InputError("bundle: expected DIR or NAME=DIR: serve run exitlens.serving.ray:app bundle=runs/x")
-    name_bundles(str(own["bundle"]).split(","))
-    parts["batching"].setdefault("threads", max(1, int(own["cpus"])))
+    name_bundles(own["bundle"].split(","))
+    for name, least in _LEAST.items():
+        if not own[name] >= least:
+            raise InputError(f"{name}: expected {least} or more, got {own[name]}")
+    if own["min_replicas"] > own["max_replicas"]:
+        raise InputError(f"min_replicas: expected max_replicas ({own['max_replicas']}) or less, got {own['min_replicas']}")
+    parts["batching"].setdefault("threads", own["cpus"])
     return own, {part: kind(**parts[part]) for part, kind in _PARTS.items()}
 
 
 def _convert(name: str, value: Any, kind: type) -> Any:
+    """A value of the type that is wanted, also from text; raises :class:`InputError` rather than round or guess."""
     words = {"true": True, "false": False}
     try:
         if kind is bool:
             return value if isinstance(value, bool) else words[str(value).lower()]
-        return kind(value)
-    except (TypeError, ValueError, KeyError) as error:
+        found = kind(value)
+        if isinstance(value, bool) or (not isinstance(value, str) and (kind is str or found != value)):
+            raise ValueError
+        return found
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InputError(f"{name}: expected {kind.__name__}, got {value!r:.60}") from error

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
@@ -42,7 +44,11 @@ class Endpoint:
         ticket = Ticket(activations, terms, self.model.info.num_classes, asyncio.get_running_loop().create_future())
         self.batcher.submit(ticket)
         self.watch.expect(ticket)
-        await ticket.receiver
+        try:
+            await ticket.receiver
+        except asyncio.CancelledError:  # the client has gone, or its time is up
+            self.batcher.abandon(ticket)
+            raise
         if ticket.error is not None:
             raise ticket.error
         return ticket
@@ -50,7 +56,10 @@ class Endpoint:
     # On the batcher's thread:
 
     def _deliver(self, done: list[Ticket]) -> None:
-        done[0].receiver.get_loop().call_soon_threadsafe(_finish, done)
+        for loop in {ticket.receiver.get_loop() for ticket in done}:
+            with suppress(RuntimeError):  # it is closed: nobody waits there
+                loop.call_soon_threadsafe(_finish, [ticket for ticket in done if ticket.receiver.get_loop() is loop])
+        self.metrics.set_waiting(self.model.name, self.batcher.waiting)
         good = [ticket for ticket in done if ticket.error is None]
         exits = [k for ticket in good for k in ticket.exits.tolist()]
         seconds = [ticket.done - ticket.since for ticket in good for _ in range(len(ticket))]
@@ -90,8 +99,8 @@ class Repository:
         self.batching, self.watching = batching or Batching(), watching or Watching()
         self.metrics = Metrics() if metrics is None else metrics
         self._directories = dict(directories)
-        self._read = {name: _find_state(path) for name, path in directories.items()}  # tried, whether or not it could be
-        self._closing = False
+        self._read = {name: _look(path) for name, path in directories.items()}  # tried, whether or not it could be
+        self._closing, self._lock = False, threading.Lock()
         opened = {name: open_bundle(name, path) for name, path in directories.items()} | dict(models or {})
         if not opened:
             raise InputError("models: expected one or more")
@@ -143,23 +152,27 @@ class Repository:
     def reload(self) -> list[str]:
         """Replaces the models whose bundles have changed, and returns their names; blocks for as long as that takes.
 
-        A bundle that cannot be read, or has no policy, is logged and tried again when its files have changed, as they do
-        while they are copied; the version before goes on answering.
+        A bundle that cannot be read, or has no policy, is logged, and the version before goes on answering. It is tried
+        again when its files change, as those of a bundle do that is still being copied.
         """
         replaced = []
         for name, path in self._directories.items():
-            state = _find_state(path)
-            if state is None or state == self._read[name]:
+            seen = _look(path)
+            if not seen or seen == self._read[name]:
                 continue
-            self._read[name] = state
-            if state[0] == self._endpoints[name].model.version:
+            self._read[name] = seen
+            if seen[0] == self._endpoints[name].model.version:
                 continue
             try:
                 fresh = self._open(open_bundle(name, path))
             except ExitlensError as error:
                 LOG.error("%s: the new version is not used: %s", name, error)
                 continue
-            before, self._endpoints[name] = self._endpoints[name], fresh
+            with self._lock:
+                if self._closing:
+                    fresh.batcher.close()
+                    break
+                before, self._endpoints[name] = self._endpoints[name], fresh
             LOG.warning("%s: version %s replaces %s", name, fresh.model.version, before.model.version)
             threading.Thread(target=before.batcher.close, daemon=True).start()
             replaced.append(name)
@@ -167,16 +180,17 @@ class Repository:
 
     def close(self) -> None:
         """Not ready any more; answers what was taken in, and ends."""
-        self._closing = True
+        with self._lock:
+            self._closing = True
         for endpoint in self._endpoints.values():
             endpoint.batcher.close()
 
 
-def _find_state(directory: Path) -> tuple[str, frozenset[tuple[str, int, int]]] | None:
-    """The version of the bundle that is there now, with facts about its files; ``None`` where there is none."""
+def _look(directory: Path) -> tuple[Any, ...]:
+    """The version of the bundle that is there now, and how its files look; empty where there is none."""
     try:
         source = find_bundle(directory)
-        facts = [(path.name, path.stat()) for path in source.iterdir()]
-        return read_version(source), frozenset((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts)
+        files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.iterdir())
+        return read_version(source), files
     except (ExitlensError, OSError):
-        return None
+        return ()

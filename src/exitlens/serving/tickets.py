@@ -85,6 +85,11 @@ class Ticket:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nobody has taken it in, or ended it."""
+        return self.first < 0 and self.left > 0
+
     def answer(self, row: int, exit_: int, label: int, score: float, probabilities: Array, attention: Tensor | None) -> None:
         """Sets the answer of one sample."""
         self.labels[row], self.exits[row], self.confidence[row] = label, exit_, score

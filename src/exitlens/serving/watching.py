@@ -82,9 +82,7 @@ class Watch:
 
     def expect(self, ticket: Ticket) -> None:
         """A request came; called in their order."""
-        if ticket.terms.policy != DEFAULT or ticket.terms.changes_policy:
-            return
-        if self.monitor is not None and self._has_room(len(ticket)):
+        if self.monitor is not None and _is_own(ticket) and self._has_room(len(ticket)):
             self._pending.append(ticket)
 
     def _has_room(self, count: int) -> bool:
@@ -119,8 +117,8 @@ class Watch:
 
     def _choose_shadowed(self, done: list[Ticket]) -> None:
         for ticket in done:
-            if ticket.error is None and not ticket.terms.changes_policy and self._random.random() < self.watching.shadow:
-                row = self._random.randrange(len(ticket))
+            rows = range(len(ticket)) if ticket.error is None and _is_own(ticket) else ()
+            for row in (row for row in rows if self._random.random() < self.watching.shadow):
                 given = tuple(t[row : row + 1].clone() for t in ticket.activations)
                 self._shadowed.append(_Shadowed(given, int(ticket.exits[row]), int(ticket.labels[row])))
 
@@ -138,3 +136,8 @@ class Watch:
     def to_dict(self) -> dict[str, Any]:
         """What is known of drift, JSON-ready."""
         return {} if self.monitor is None else self.monitor.state().to_dict()
+
+
+def _is_own(ticket: Ticket) -> bool:
+    """Whether the bundle's own policy answers, and nothing else."""
+    return ticket.terms.policy == DEFAULT and not ticket.terms.changes_policy

@@ -36,7 +36,6 @@ class WorkerConfig(Config):
             server_header=False,
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            limit_concurrency=limits.max_connections,
             timeout_graceful_shutdown=int(limits.request_seconds) + 1,
             ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),
             ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),

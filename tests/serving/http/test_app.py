@@ -146,3 +146,13 @@ def test_without_room_a_request_is_refused_before_it_is_read(model, monkeypatch,
             answer = client.post(path, content=bytes(1 << 20))
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
             assert answer.json() == {"error": "no room for 1"}
+
+
+def test_a_model_whose_thread_has_ended_is_neither_ready_nor_live(model):
+    repository = Repository({}, models={"tiny": model})
+    with open_client(make_app(repository)) as client:
+        assert client.get("/v2/health/live").json() == {"live": True}
+        repository.find("tiny").batcher.close()
+        for path in ("live", "ready"):
+            assert client.get(f"/v2/health/{path}").status_code == 503
+        assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 400

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from exitlens.errors import is_installed
 from exitlens.serving.http import connections
 from exitlens.serving.http.connections import make_protocol
+from exitlens.serving.http.guard import Guard
 from exitlens.serving.limits import Limits
 from exitlens.serving.metrics import Metrics
 from tests.serving.http.sockets import connect, read_all, read_answer, serve
@@ -300,3 +302,29 @@ def test_no_refusal_is_taken_for_the_answer_to_the_request_before(port):
         time.sleep(0.1)
         client.sendall(b"GET / FTP/1.1\r\nhost: a\r\n\r\n")
         assert status(read_all(client)[0]) in (None, 200)
+
+
+def test_a_client_that_goes_ends_its_route(kind, metrics):
+    seen, gone = threading.Event(), threading.Event()
+
+    async def wait(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        seen.set()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            gone.set()
+            raise
+
+    lines = []
+    guarded = Guard(wait, LIMITS, log=lines.append)
+    with serve(guarded, http=make_protocol(LIMITS, metrics)) as port, connect(port) as client:
+        client.sendall(GET)
+        assert seen.wait(10)
+        client.close()
+        assert gone.wait(10)
+        until = time.monotonic() + 10
+        while not lines and time.monotonic() < until:
+            time.sleep(0.01)
+    assert [one["status"] for one in lines] == [499]

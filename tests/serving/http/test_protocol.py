@@ -320,7 +320,7 @@ def test_short_json_before_binary_data_is_read_once():
     assert [one.inputs["image"].data.tolist(), other.inputs["image"].data.tolist()] == [[1.0, 2.0], [3.0, 4.0]]
     one.parameters["mine"] = 1  # does not reach the next
     assert read(binary(8), behind=data[0]).parameters == {}
-    with pytest.raises(xl.RequestError, match="413|fewer samples"):
+    with pytest.raises(xl.RequestError, match=r"413|fewer samples"):
         read(binary(8), behind=data[0], most=1)
     with pytest.raises(xl.RequestError, match="left of the body"):
         read(binary(8), behind=data[0][:4])

@@ -79,12 +79,15 @@ class _Patience(_HttpToolsProtocol):
             self.refuse(503, "connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops all clocks."""
+        """Stops all clocks, and whatever is under way for the client."""
         for clock in (self._head_clock, self._write_clock, self.timeout_keep_alive_task):
             if clock is not None:
                 clock.cancel()
         self._head_clock = self._write_clock = None
         super().connection_lost(exc)
+        leave = self.cycle.scope.get("state", {}).get("leave") if self._is_answering() else None
+        if leave is not None:
+            leave()
 
     def data_received(self, data: bytes) -> None:
         """Reads on; a request that began stops the clock of its head, a part of a head starts it."""

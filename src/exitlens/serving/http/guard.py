@@ -58,6 +58,8 @@ class Guard:
     - ``model``: the name of a model that is served, never the unchecked text of a client,
     - ``log``: already there, a dict (``None`` without an access log); whatever a route adds to it stands in the access log.
 
+    Whoever sees the client go calls ``scope["state"]["leave"]``, as long as it is there: the route is cancelled.
+
     A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
     ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
     error becomes a 500 that says no more than the request's id; its traceback is logged by ``exitlens.serving``.
@@ -90,6 +92,7 @@ class Guard:
             try:
                 await self._answer(exchange)
             finally:
+                exchange.state.pop("leave", None)
                 self._record(exchange)
 
     async def _answer(self, exchange: _Exchange) -> None:
@@ -99,6 +102,10 @@ class Guard:
                 await self.app(exchange.scope, exchange.receive, exchange.send)
             if not (exchange.status or exchange.refusal or exchange.is_abandoned):
                 raise RuntimeError("the route gave no answer")
+        except asyncio.CancelledError:
+            if not exchange.has_left:
+                raise
+            exchange.task.uncancel()
         except Exception as error:
             if not isinstance(error, _RefusedError):
                 await self._answer_error(exchange, error)
@@ -170,13 +177,21 @@ class _Exchange:
         self.expected = self.received = self.sent = 0
         self.status = 0  # of the answer that has begun
         self.refusal: _RefusedError | None = None
-        self.is_whole = self.is_abandoned = False
+        self.is_whole = self.is_abandoned = self.has_left = False
         self.patience = asyncio.timeout(limits.request_seconds)
         self.state: dict[str, Any] = scope.setdefault("state", {})
         self.request_id = self.state["request_id"] = _find_id(scope["headers"])
         self.state["log"] = facts
+        self.state["leave"] = self._leave
+        self.task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         self._receive, self._send = receive, send
         self._until: float | None = None
+
+    def _leave(self) -> None:
+        """Nobody is there to answer: ends what runs for that, unless an answer has begun."""
+        if not (self.status or self.has_left or self.refusal):
+            self.is_abandoned = self.has_left = True
+            self.task.cancel()
 
     def note(self, refusal: _RefusedError) -> _RefusedError:
         """Whatever the app makes of the refusal that it gets raised, the client will be told of it."""

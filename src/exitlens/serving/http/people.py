@@ -24,6 +24,7 @@ from exitlens.types import Explanation, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs
 from exitlens.workflow.explanation import explain_batch
 
+QUICK_BYTES = 1 << 16  # of JSON that is read at once: more is read on another thread
 TOP = 5  # classes in an answer
 Sample = bytes | str
 
@@ -81,7 +82,11 @@ class PeopleRoutes:
         if kind == "multipart/form-data":
             samples = await _read_form(request, given, self.service.limits.max_batch)
         else:
-            samples = [_read_body(await request.body(), kind, given)]
+            body = await request.body()
+            quick = kind != "application/json" or len(body) <= QUICK_BYTES
+            samples = [
+                _read_body(body, kind, given) if quick else await self.service.run_aside(_read_body, body, kind, given)
+            ]
         if len(samples) > 1 and not several:
             raise RequestError(f"file: expected one, got {len(samples)}: send one request for each")
         self.service.check_count(len(samples))

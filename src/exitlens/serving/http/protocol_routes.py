@@ -47,9 +47,10 @@ class ProtocolRoutes:
         return JSONResponse(describe_server(exitlens.__version__, EXTENSIONS))
 
     async def tell_live(self, request: Request) -> Response:
-        """GET /v2/health/live: 200 as long as the process answers."""
+        """GET /v2/health/live: 200, or 503 once the thread of a model has ended, which nothing but a restart mends."""
         note(request, "/v2/health/live")
-        return JSONResponse({"live": True})
+        alive = self.service.repository.is_alive
+        return JSONResponse({"live": alive}, 200 if alive else 503)
 
     async def tell_ready(self, request: Request) -> Response:
         """GET /v2/health/ready: 200, or 503 while any model is not ready."""

@@ -73,7 +73,7 @@ def read_number(given: Mapping[str, Any], name: str, low: float, high: float) ->
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high or number == math.inf:
         limit = "or more" if high == math.inf else f"to {high:g}"

@@ -1,0 +1,59 @@
+"""Answers as arrays, why each was given, and what is promised about it."""
+
+import math
+
+import numpy as np
+import torch
+
+import exitlens as xl
+from exitlens.serving.answers import OUTPUTS, give_reason, name_promise, shape_output
+from exitlens.serving.tickets import Terms, Ticket
+from tests.serving.conftest import POLICIES
+from tests.serving.test_cascade import make_ticket, run
+
+
+def test_every_output_has_the_shape_and_type_that_are_described(model, images):
+    ticket = make_ticket(model, images[:6], attention=True)
+    run(model, [ticket])
+    kinds = {"INT64": "i", "FP32": "f", "BYTES": "O", "BOOL": "b"}
+    for name, (kind, _, write) in OUTPUTS.items():
+        found, shape = write(model, ticket), shape_output(model, name)
+        assert found.dtype.kind == kinds[kind], name
+        assert len(found) == 6
+        assert len(found.shape) == len(shape), name
+        assert all(wanted in (-1, size) for wanted, size in zip(shape, found.shape, strict=True)), name
+    assert OUTPUTS["class"][2](model, ticket).tolist() == [model.info.classes[i] for i in ticket.labels]
+    assert np.allclose(OUTPUTS["cost"][2](model, ticket), [model.cost[k] for k in ticket.exits])
+
+
+def test_maps_of_different_sizes_are_padded_and_their_sizes_told(model):
+    ticket = Ticket((torch.zeros(2, 3, 16, 16),), Terms(attention=True), 4)
+    ticket.maps = [torch.ones(1, 2), torch.ones(3, 1)]
+    assert OUTPUTS["attention"][2](model, ticket).tolist() == [[[1, 1], [0, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]]
+    assert OUTPUTS["attention_shape"][2](model, ticket).tolist() == [[1, 2], [3, 1]]
+
+
+def test_reasons(model):
+    def tell(exit_, score, limited=False, **terms):
+        ticket = Ticket((torch.zeros(1, 3, 16, 16),), Terms(**terms), 4)
+        ticket.answer(0, exit_, 0, score, np.zeros(4, np.float32), None)
+        ticket.limited[0] = limited
+        return give_reason(model, ticket, 0)
+
+    assert tell(0, 0.9) == "max probability 0.900 >= 0.800"
+    assert tell(0, 0.95, min_confidence=0.93) == "max probability 0.950 >= 0.930"
+    assert tell(2, 0.4).startswith("no earlier exit was sure enough")
+    assert "max_cost" in tell(1, 0.4, True, last_exit=1)
+    assert "deadline_ms" in tell(0, 0.4, True, last_exit=1, deadline=3.0)
+
+
+def test_promises():
+    by_hand = POLICIES["default"]
+    assert name_promise(by_hand, Terms()) == "none: thresholds were set by hand"
+    for terms, word in (
+        (Terms(last_exit=1, deadline=1.0), "max_cost"),
+        (Terms(min_confidence=0.5), "min_confidence"),
+        (Terms(deadline=1.0), "deadline_ms"),
+    ):
+        assert name_promise(by_hand, terms) == f"none: the policy's own was made without {word}"
+    assert name_promise(xl.Policy.never(3), Terms(deadline=math.inf)).startswith("none")

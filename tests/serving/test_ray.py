@@ -1,0 +1,265 @@
+"""Ray Serve: its arguments, and the same answers behind its proxy, under load, and when a replica is killed."""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import exitlens as xl
+from exitlens.serving.batching import Batching
+from exitlens.serving.limits import Limits
+from exitlens.serving.ray import app, read_arguments
+from exitlens.serving.watching import Watching
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "serving" / "serve.yaml"
+
+
+def test_arguments_as_text_and_as_values():
+    text = {"bundle": "a=x,y", "cpus": "2", "size": "8", "max_wait": "0.5", "drift": "False", "max_batch": "9"}
+    values = {"bundle": "a=x,y", "cpus": 2, "size": 8, "max_wait": 0.5, "drift": False, "max_batch": 9.0}
+    assert read_arguments(text) == read_arguments(values)
+    own, parts = read_arguments(text)
+    assert (own["bundle"], own["cpus"], own["replicas"]) == ("a=x,y", 2, 0)
+    assert parts == {
+        "batching": Batching(size=8, max_wait=0.5, threads=2),
+        "watching": Watching(drift=False),
+        "limits": Limits(max_batch=9),
+    }
+    assert read_arguments({"bundle": "x", "cpus": 4, "threads": 1})[1]["batching"].threads == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "bundle: expected DIR or NAME=DIR"),
+        ({"bundle": "a,,b"}, "expected DIR or NAME=DIR, got ''"),
+        ({"bundle": "x", "sise": 3}, "got 'sise'.*size"),
+        ({"bundle": "x", "max_connections": 3}, "got 'max_connections'"),  # Ray's proxy has its own
+        ({"bundle": "x", "cpus": "many"}, "cpus: expected int, got 'many'"),
+        ({"bundle": "x", "cpus": 0.5}, "cpus: expected int, got 0.5"),
+        ({"bundle": "x", "cpus": 0}, "cpus: expected 1 or more"),
+        ({"bundle": "x", "cpus": True}, "cpus: expected int, got True"),
+        ({"bundle": 3}, "bundle: expected str, got 3"),
+        ({"bundle": "x", "drift": "no"}, "drift: expected bool, got 'no'"),
+        ({"bundle": "x", "size": float("inf")}, "size: expected int, got inf"),
+        ({"bundle": "x", "max_wait": None}, "max_wait: expected float, got None"),
+        ({"bundle": "x", "replicas": -1}, "replicas: expected 0 or more"),
+        ({"bundle": "x", "min_replicas": 5}, "min_replicas: expected max_replicas"),
+        ({"bundle": "x", "reload_seconds": "nan"}, "reload_seconds: expected 0 or more"),
+        ({"bundle": "x", "max_batch": 0}, "max_batch: expected a whole number"),
+        ({"bundle": "x", "shadow": 2}, "shadow"),
+    ],
+)
+def test_arguments_that_are_refused(given, words):
+    with pytest.raises(xl.InputError, match=words):
+        read_arguments(given)
+
+
+def test_the_example_is_accepted():
+    application = yaml.safe_load(EXAMPLE.read_text())["applications"][0]
+    own, parts = read_arguments(application["args"])
+    (deployment,) = application["deployments"]
+    assert deployment["max_ongoing_requests"] >= 2 * parts["batching"].size
+    assert deployment["graceful_shutdown_timeout_s"] > parts["limits"].request_seconds
+    assert yaml.safe_load(EXAMPLE.read_text())["http_options"]["request_timeout_s"] > parts["limits"].request_seconds
+    assert own["bundle"] == "/models/demo"
+
+
+@pytest.mark.slow
+def test_ray_accepts_the_example_and_the_deployment():
+    pytest.importorskip("ray.serve")
+    check = """
+import sys, yaml
+from ray.serve.schema import ServeDeploySchema
+from exitlens.serving.ray import app
+described = ServeDeploySchema(**yaml.safe_load(open(sys.argv[1])))
+(one,) = described.applications
+assert one.import_path == "exitlens.serving.ray:app"
+built = app(one.args)
+for arguments in ({"bundle": "x", "replicas": 3}, {"bundle": "x", "min_replicas": 2, "max_replicas": 5}):
+    app(arguments)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", check, str(EXAMPLE)], check=True, timeout=120)
+
+
+DRIVER = """
+import json, sys
+import ray
+from ray import serve
+from exitlens.serving.ray import app
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+for line in sys.stdin:
+    name, arguments = json.loads(line)
+    serve.run(app(arguments), name=name, route_prefix="/")
+    print("ready", flush=True)
+serve.shutdown()
+ray.shutdown()
+"""  # in a process of its own: warnings are errors here, and a local Ray stays for as long as its process
+
+
+class Local:
+    """A local Ray, and a client of what it serves."""
+
+    def __init__(self, process, client):
+        self.process, self.client, self.name = process, client, f"tested-{uuid.uuid4().hex[:8]}"
+
+    def deploy(self, arguments):
+        self.process.stdin.write(json.dumps([self.name, arguments]) + "\n")
+        self.process.stdin.flush()
+        while (line := self.process.stdout.readline()) != "ready\n":  # Ray says things there, too
+            assert line, "it failed; standard error says why"
+
+    def list_replicas(self):
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if f"ServeReplica:{self.name}:" in (path / "cmdline").read_text():
+                    found.append(int(path.name))
+        return found
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    torch.manual_seed(3)
+    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
+    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
+    return xl.save(net, xl.Policy((0.35, 0.36)), tmp_path_factory.mktemp("served") / "b")
+
+
+@pytest.fixture(scope="module")
+def local():
+    pytest.importorskip("ray.serve")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", DRIVER, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield Local(process, client)
+        process.stdin.close()
+
+
+def write_body(images):
+    tensor = {"name": "inputs", "shape": list(images.shape), "datatype": "FP32", "data": images.flatten().tolist()}
+    return {"inputs": [tensor]}
+
+
+def read_output(response, name):
+    return next(one["data"] for one in response.json()["outputs"] if one["name"] == name)
+
+
+@pytest.mark.slow
+def test_the_same_routes_and_answers_behind_rays_proxy(local, bundle):
+    local.deploy({"bundle": f"x={bundle}", "replicas": 1})
+    client, (net, policy) = local.client, xl.load(bundle)
+    images = torch.randn(12, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    expected = xl.predict(net, images, policy)
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    found = client.post("/v2/models/x/infer", json=write_body(images), headers={"x-request-id": "mine"})
+    assert found.status_code == 200, found.text
+    assert read_output(found, "label") == expected.labels.tolist()
+    assert read_output(found, "exit") == expected.exits.tolist()
+    assert found.headers.get_list("x-request-id") == ["mine"]
+    assert len(client.get("/models").headers.get_list("x-request-id")) == 1
+    check_binary(client.base_url.port, images, expected)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 30, 90)).save(file, "PNG")
+    answer = client.post("/classify", content=file.getvalue(), headers={"content-type": "image/png"}).json()
+    pixels = torch.tensor([200, 30, 90], dtype=torch.uint8)[:, None, None].expand(3, 28, 28)
+    own = xl.predict(net, net.info.preprocess.normalise(pixels[None]), policy)
+    assert (answer["label"], answer["exit"]) == (own.labels.item(), own.exits.item())
+    assert client.post("/explain", content=file.getvalue()).headers["content-type"] == "image/png"
+    assert client.post("/v2/models/y/infer", json={}).status_code == 404
+    assert client.post("/v2/models/x/infer", content=b"{").status_code == 400
+    assert 'exitlens_answers_total{exit="' in client.get("/metrics").text
+
+
+def check_binary(port, images, expected):
+    http = pytest.importorskip("tritonclient.http")
+    with http.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        assert client.is_model_ready("x")
+        given = http.InferInput("inputs", list(images.shape), "FP32")
+        given.set_data_from_numpy(images.numpy(), binary_data=True)
+        found = client.infer("x", [given])
+    assert found.as_numpy("label").tolist() == expected.labels.tolist()
+    assert np.allclose(found.as_numpy("probabilities"), expected.probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_finds_no_room_is_told_so(local, bundle):
+    local.deploy({"bundle": f"x={bundle}", "replicas": 1, "size": 1, "max_waiting": 4, "max_wait": 0.01})
+    body = json.dumps(write_body(torch.randn(16, 3, 28, 28)))
+    with ThreadPoolExecutor(48) as pool:
+        found = list(pool.map(lambda _: local.client.post("/v2/models/x/infer", content=body), range(144)))
+    counts = {status: sum(one.status_code == status for one in found) for status in {one.status_code for one in found}}
+    assert set(counts) <= {200, 429, 503}, counts
+    assert counts[200] >= 1
+    assert counts.get(429, 0) + counts.get(503, 0) >= 1
+    assert all(int(one.headers["retry-after"]) >= 1 for one in found if one.status_code == 429)
+    assert local.client.post("/v2/models/x/infer", content=body).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_killed_is_replaced_and_who_retries_loses_nothing(local, bundle):
+    local.deploy({"bundle": f"x={bundle}", "replicas": 2})
+    before = local.list_replicas()
+    assert len(before) == 2
+    net, policy = xl.load(bundle)
+    images = torch.randn(64, 3, 28, 28, generator=torch.Generator().manual_seed(2))
+    expected, until = xl.predict(net, images, policy).labels.tolist(), time.monotonic() + 60
+
+    def ask(i):
+        while time.monotonic() < until:
+            with suppress(httpx.TransportError):
+                found = local.client.post("/v2/models/x/infer", json=write_body(images[i : i + 1]))
+                if found.status_code == 200:
+                    return read_output(found, "label")[0]
+            time.sleep(0.05)
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(ask, range(64))
+        os.kill(before[0], signal.SIGKILL)
+        assert list(answers) == expected
+    while len(local.list_replicas()) < 2 or before[0] in local.list_replicas():
+        assert time.monotonic() < until, "not replaced"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_what_was_taken_in_is_answered_before_a_replica_ends(local, bundle):
+    local.deploy({"bundle": f"x={bundle}", "replicas": 1, "size": 1, "max_wait": 60, "max_waiting": 10_000})
+    (before,) = local.list_replicas()
+    body = json.dumps(write_body(torch.randn(128, 3, 28, 28)))
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(local.client.post, "/v2/models/x/infer", content=body) for _ in range(8)]
+        time.sleep(0.2)  # they are on their way
+        local.deploy({"bundle": f"x={bundle}", "replicas": 1, "size": 2, "max_wait": 60, "max_waiting": 10_000})
+        assert {one.result().status_code for one in asked} == {200}
+    until = time.monotonic() + 60
+    while before in local.list_replicas():
+        assert time.monotonic() < until, "it does not end"
+        time.sleep(0.2)
+    assert local.client.post("/v2/models/x/infer", content=body).status_code == 200
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[.*ray"):
+        app({"bundle": "x"})
