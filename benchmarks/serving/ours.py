@@ -21,7 +21,7 @@ OUTPUTS = ("label", "exit", "confidence")
 
 def serve(settings: Mapping[str, Any]) -> None:
     """In the server's process."""
-    from exitlens.serving.batching import Batching
+    from exitlens.serving.batching.batcher import Batching
     from exitlens.serving.limits import Limits
     from exitlens.serving.server import serve as run
     from exitlens.serving.settings import Settings

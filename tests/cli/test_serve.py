@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from exitlens.serving.batching import Batching
+from exitlens.serving.batching.batcher import Batching
 from exitlens.serving.limits import Limits
 from exitlens.serving.settings import Settings
 from exitlens.serving.watching import Watching

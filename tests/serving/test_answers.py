@@ -7,9 +7,9 @@ import torch
 
 import exitlens as xl
 from exitlens.serving.answers import OUTPUTS, give_reason, name_promise, shape_output
-from exitlens.serving.tickets import Terms, Ticket
+from exitlens.serving.batching.tickets import Terms, Ticket
+from tests.serving.batching.test_cascade import make_ticket, run
 from tests.serving.conftest import POLICIES
-from tests.serving.test_cascade import make_ticket, run
 
 
 def test_every_output_has_the_shape_and_type_that_are_described(model, images):

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 import exitlens as xl
-from exitlens.serving.batching import Batching
+from exitlens.serving.batching.batcher import Batching
 from exitlens.serving.limits import Limits
 from exitlens.serving.ray import app, read_arguments
 from exitlens.serving.watching import Watching

@@ -3,7 +3,7 @@
 import pytest
 
 import exitlens as xl
-from exitlens.serving.batching import Batching
+from exitlens.serving.batching.batcher import Batching
 from exitlens.serving.settings import Settings
 
 

@@ -60,7 +60,7 @@ def serve(
     ] = 0.0,
 ) -> None:
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
-    from exitlens.serving.batching import Batching
+    from exitlens.serving.batching.batcher import Batching
     from exitlens.serving.limits import Limits
     from exitlens.serving.names import name_bundles
     from exitlens.serving.server import serve as run

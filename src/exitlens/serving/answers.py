@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from exitlens.serving.batching.tickets import Array, Terms, Ticket
 from exitlens.serving.models import ServedModel
-from exitlens.serving.tickets import Array, Terms, Ticket
 from exitlens.types import Policy
 from exitlens.types.words import tell_apart
 

@@ -24,8 +24,8 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
 from exitlens.model.network import ExitNet
+from exitlens.serving.batching.tickets import Array
 from exitlens.serving.edge_bundle import open_edge
-from exitlens.serving.tickets import Array
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, list_tensors
 from exitlens.types.named_policies import DEFAULT

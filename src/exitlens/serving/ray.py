@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from exitlens.errors import InputError, import_extra, suggest
-from exitlens.serving.batching import Batching
+from exitlens.serving.batching.batcher import Batching
 from exitlens.serving.http.app import make_app
 from exitlens.serving.limits import Limits
 from exitlens.serving.names import name_bundles

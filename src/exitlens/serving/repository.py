@@ -13,10 +13,10 @@ from typing import Any
 from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
 from exitlens.model.cutting.stage import Activations
-from exitlens.serving.batching import Batcher, Batching, ClosedError, Hooks
+from exitlens.serving.batching.batcher import Batcher, Batching, ClosedError, Hooks
+from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel, open_bundle, read_version
-from exitlens.serving.tickets import Terms, Ticket
 from exitlens.serving.watching import Watch, Watching
 
 LOG = logging.getLogger("exitlens.serving")

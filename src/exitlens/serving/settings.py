@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exitlens.errors import InputError
-from exitlens.serving.batching import Batching
+from exitlens.serving.batching.batcher import Batching
 from exitlens.serving.limits import Limits
 from exitlens.serving.watching import Watching
 

@@ -84,8 +84,8 @@ class _Patience(_HttpToolsProtocol):
             if clock is not None:
                 clock.cancel()
         self._head_clock = self._write_clock = None
-        super().connection_lost(exc)
         leave = self.cycle.scope.get("state", {}).get("leave") if self._is_answering() else None
+        super().connection_lost(exc)
         if leave is not None:
             leave()
 

@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from exitlens.errors import RequestError, suggest
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.answers import DEFAULT_OUTPUTS, MAPS, OUTPUTS
+from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.http.fields import HEADER_LENGTH
 from exitlens.serving.http.protocol import InferRequest, read_infer, write_infer
 from exitlens.serving.http.requests import Service, describe_terms, note_answer, read_terms
 from exitlens.serving.models import IMAGE, TEXT, ServedModel
-from exitlens.serving.tickets import Terms, Ticket
 from exitlens.types import TextPreprocess
 
 QUICK_BYTES = 1 << 18  # a body that is read at once: longer ones, and text to parse, are read on another thread

@@ -17,9 +17,9 @@ from exitlens.delivery.explanations.pictures import draw_image, draw_overlay, dr
 from exitlens.errors import RequestError
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.answers import give_reason
+from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.http.requests import Service, describe_terms, note, note_answer, read_terms
 from exitlens.serving.models import ServedModel
-from exitlens.serving.tickets import Terms, Ticket
 from exitlens.types import Explanation, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs
 from exitlens.workflow.explanation import explain_batch

@@ -14,10 +14,10 @@ import torch
 
 from exitlens.errors import InputError, RequestError
 from exitlens.model.engine.engine import Engine
-from exitlens.serving.cascade import Cascade
+from exitlens.serving.batching.cascade import Cascade
+from exitlens.serving.batching.scheduling import Pace
+from exitlens.serving.batching.tickets import Ticket
 from exitlens.serving.models import ServedModel
-from exitlens.serving.scheduling import Pace
-from exitlens.serving.tickets import Ticket
 
 T = TypeVar("T")
 LOG = logging.getLogger("exitlens.serving")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.batching import Batcher, Batching, ClosedError, Hooks
-from exitlens.serving.tickets import Terms, Ticket
+from exitlens.serving.batching.batcher import Batcher, Batching, ClosedError, Hooks
+from exitlens.serving.batching.tickets import Terms, Ticket
 from tests.serving.conftest import POLICIES
 
 
@@ -154,8 +154,8 @@ def test_a_batcher_that_breaks_ends_every_request_that_waits(model, images, monk
     def fail(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("exitlens.serving.cascade.Cascade._close", fail, raising=True)
-    monkeypatch.setattr("exitlens.serving.cascade.Cascade.fail_all", lambda _: tickets[:1])
+    monkeypatch.setattr("exitlens.serving.batching.cascade.Cascade._close", fail, raising=True)
+    monkeypatch.setattr("exitlens.serving.batching.cascade.Cascade.fail_all", lambda _: tickets[:1])
     go.set()
     assert all(one.receiver.wait(10) for one in tickets)
     assert all("it has stopped" in str(one.error) for one in tickets[1:])

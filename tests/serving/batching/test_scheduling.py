@@ -2,7 +2,7 @@
 
 import pytest
 
-from exitlens.serving.scheduling import Pace, Pool, choose_pool
+from exitlens.serving.batching.scheduling import Pace, Pool, choose_pool
 
 ARRIVALS, MIDDLE, DEEP = Pool(0, 0, 40, 9.0), Pool(0, 1, 5, 9.9), Pool(0, 2, 3, 9.8)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.cascade import Cascade
-from exitlens.serving.scheduling import Pace
-from exitlens.serving.tickets import Terms, Ticket
+from exitlens.serving.batching.cascade import Cascade
+from exitlens.serving.batching.scheduling import Pace
+from exitlens.serving.batching.tickets import Terms, Ticket
 from tests.serving.conftest import POLICIES
 
 
@@ -88,7 +88,7 @@ def test_deadlines(model, images):
 
 def test_when_time_runs_out_the_last_answer_that_there_is_goes_out(model, images, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("exitlens.serving.batching.cascade.time.monotonic", lambda: now[0])
     ticket = make_ticket(model, images[:3], policy="full", deadline=1.0, attention=True)
     other = make_ticket(model, images[3:4], policy="full")
     with model.open_engine() as engine:

@@ -14,9 +14,9 @@ from torch import Tensor
 from exitlens.errors import RequestError
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
+from exitlens.serving.batching.scheduling import Pace, Pool, choose_pool
+from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.models import ServedModel
-from exitlens.serving.scheduling import Pace, Pool, choose_pool
-from exitlens.serving.tickets import Terms, Ticket
 
 LOG = logging.getLogger("exitlens.serving")
 MARGIN = 0.002  # seconds before a deadline at which its answer goes out

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.tickets import Terms, Ticket
+from exitlens.serving.batching.tickets import Terms, Ticket
 
 
 def make(count=2, **terms):
