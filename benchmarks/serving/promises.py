@@ -46,33 +46,36 @@ def _of_leavers(name: str, found: Mapping[str, Any]) -> Iterator[Promise]:
 
 
 def _of_answers(_: str, found: Mapping[str, Any]) -> Iterator[Promise]:
-    what = f"{found['samples']:,} images from 32 connections"
-    yield Promise("serving|answers", f"{what}: other labels or exits than predict's", found["others"], "<=", 0)
+    what = f"{found['samples']:,} images from {found['connections']} connections"
+    others = found["differing"] - found["differing_near"] + found["unanswered"]
+    yield Promise("serving|answers", f"{what}: other labels or exits than predict's, or no answer", others, "<=", 0)
     yield Promise("serving|scores", f"{what}: furthest score", found["score_gap"], "<=", 1e-5)
 
 
 def _of_faults(name: str, found: Mapping[str, Any]) -> Iterator[Promise]:
-    for key in ("lost", "wrong", "unready"):
-        if key in found:
-            yield Promise(f"serving|{name}|{key}", f"{name.replace('_', ' ')}: {key}", found[key], "<=", 0)
+    at = name.replace("_", " ")
+    for key in ("lost", "wrong"):
+        yield Promise(f"serving|{name}|{key}", f"{at}, under load: requests {key}", found[key], "<=", 0)
+    if name != "terminate":
+        unready = sum(count for code, count in found["ready_codes"].items() if code != "200")
+        yield Promise(f"serving|{name}|ready", f"{at}: looks at readiness that found it unready", unready, "<=", 0)
 
 
 def _of_overload(name: str, found: Mapping[str, Any]) -> Iterator[Promise]:
-    at = f"{name}, three times as much as it bears for a minute"
-    yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes more", found["memory_growth_mb"], "<=", 200)
-    yield Promise(
-        f"serving|overload|{name}|p99", f"{at}: p99 of the accepted over the limit", found["p99_over_limit"], "<=", 2
-    )
-    yield Promise(
-        f"serving|overload|{name}|other", f"{at}: neither answered nor refused by 429 or 503", found["others"], "<=", 0
-    )
-    yield Promise(
-        f"serving|overload|{name}|recovery", f"{at}: seconds until all is well again", found["recovery_s"], "<=", 2
-    )
+    at, over, memory = f"{name}, three times as much as it bears for a minute", found["overload"], found["memory_mb"]
+    grown, late = memory["peak"] - memory["before"], over["accepted_p99_ms"] / found["limit_ms"]
+    recovery = found["recovery_seconds"]
+    yield Promise(f"serving|overload|{name}|memory", f"{at}: megabytes more", grown, "<=", 200)
+    yield Promise(f"serving|overload|{name}|p99", f"{at}: p99 of the accepted over the limit", late, "<=", 2)
+    yield Promise(f"serving|overload|{name}|other", f"{at}: neither answered nor refused", over["others"], "<=", 0)
+    well = 99.0 if recovery is None else recovery
+    yield Promise(f"serving|overload|{name}|recovery", f"{at}: seconds until all is well again", well, "<=", 2)
 
 
 def _of_hostile(_: str, found: Mapping[str, Any]) -> Iterator[Promise]:
-    yield Promise(
-        "serving|hostile|bad", "1,000 hostile requests: without a 4xx that says why", found["not_refused"], "<=", 0
-    )
-    yield Promise("serving|hostile|good", "good requests beside them: lost or wrong", found["good_disturbed"], "<=", 0)
+    refused = sum(count for code, count in found["by_outcome"].items() if code.startswith("4") or code == "closed")
+    what = f"{found['count']:,} hostile requests: neither a 4xx with its reason nor, where they end it themselves, closed"
+    without = found["count"] - refused + len(found["kinds_without_reason"])
+    yield Promise("serving|hostile|bad", what, without, "<=", 0)
+    good = found["beside_failures"] + found["beside_wrong"]
+    yield Promise("serving|hostile|good", "good requests beside them: lost or wrong", good, "<=", 0)
