@@ -23,7 +23,7 @@ from benchmarks.serving.rivals.servers import Server
 SERVER, LOAD = (0,), (1,)  # processors
 CONNECTIONS = 64
 START = {"small": 200.0, "resnet50": 10.0}  # requests a second
-SECONDS = {"small": 4.0, "resnet50": 10.0}  # of a trial
+SECONDS = {"small": 4.0, "resnet50": 7.0}  # of a trial
 
 
 def measure_throughput(name: str, size: int = 1) -> dict[str, Any]:

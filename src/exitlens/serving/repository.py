@@ -124,6 +124,11 @@ class Repository:
         """Whether every model is."""
         return not self._closing and all(one.is_ready for one in self._endpoints.values())
 
+    def note_lag(self, seconds: float) -> None:
+        """How long requests have waited for their turn before any of this was asked: it counts when room is looked for."""
+        for endpoint in self._endpoints.values():
+            endpoint.batcher.lag = seconds
+
     def find(self, name: str = "", version: str = "") -> Endpoint:
         """A model by its name (which may be left out if there is one only); raises :class:`RequestError` (404)."""
         if not name and len(self._endpoints) == 1:

@@ -7,6 +7,8 @@ import httpx
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 import exitlens as xl
 from exitlens.serving.http.app import make_app
@@ -156,3 +158,25 @@ def test_a_model_whose_thread_has_ended_is_neither_ready_nor_live(model):
         for path in ("live", "ready"):
             assert client.get(f"/v2/health/{path}").status_code == 503
         assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 400
+
+
+def test_what_the_event_loop_is_late_counts_when_room_is_looked_for(model, picture):
+    repository = Repository({}, models={"tiny": model})
+
+    async def hold(_):
+        time.sleep(0.3)
+        return PlainTextResponse("held")
+
+    app = make_app(repository)
+    app.router.routes.append(Route("/hold", hold))
+    with open_client(app) as client:
+        batcher = repository.find("tiny").batcher
+        assert client.get("/hold").status_code == 200
+        until, seen = time.monotonic() + 5, [batcher.lag]
+        while seen[-1] < 0.15 and time.monotonic() < until:
+            seen.append(batcher.lag)
+        assert 0.15 < max(seen) < 3
+        while batcher.lag > 0.05 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert batcher.lag <= 0.05
+        assert client.post("/classify", content=picture).status_code == 200

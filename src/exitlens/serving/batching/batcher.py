@@ -80,6 +80,7 @@ class Batcher:
 
     def __init__(self, model: ServedModel, hooks: Hooks, batching: Batching) -> None:
         self.model, self.hooks, self.batching, self.pace = model, hooks, batching, Pace()
+        self.lag = 0.0  # seconds that requests have waited before they came here
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock, self._taken, self._ended = threading.Lock(), 0, 0
         self._ready, self._closing, self._failed = threading.Event(), False, list[BaseException]()
@@ -118,7 +119,7 @@ class Batcher:
     def check_room(self, count: int) -> None:
         """Raises :class:`RequestError` (429) unless ``count`` more samples find room, in number and in time."""
         waiting = self.waiting
-        ahead = waiting * self.pace.seconds_each
+        ahead = waiting * self.pace.seconds_each + self.lag
         if waiting and (waiting + count > self.batching.max_waiting or ahead > self.batching.max_wait):
             raise RequestError(
                 f"{self.model.name}: {waiting} samples wait already, about {ahead:.2g} s of work: try again later",

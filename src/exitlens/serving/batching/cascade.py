@@ -20,6 +20,7 @@ from exitlens.serving.models import ServedModel
 
 LOG = logging.getLogger("exitlens.serving")
 MARGIN = 0.002  # seconds before a deadline at which its answer goes out
+URGENT, URGENT_SECONDS = 4, 0.05  # steps, as long as they get, and seconds before a deadline from which on it goes first
 
 
 class Cascade:
@@ -92,12 +93,17 @@ class Cascade:
         return self._close()
 
     def _list_pools(self) -> list[Pool]:
-        found, urgent = [], bool(self._urgent)
+        found, urgent = [], self._is_urgent()
         for at, router in enumerate(self._routers):
             for k, (count, _) in enumerate(router.list_waiting()):
                 if count:
                     found.append(Pool(at, k, count, self._entered.get((at, k), 0.0), urgent and router.rule is not None))
         return found
+
+    def _is_urgent(self) -> bool:
+        """Whether a deadline is so near that its samples have to go first."""
+        soon = time.monotonic() + URGENT * self.pace.forecast_longest() + URGENT_SECONDS
+        return any(ticket.terms.deadline < soon for ticket in self._urgent.values())
 
     def _run(self, pool: Pool) -> None:
         router, started = self._routers[pool.router], time.monotonic()
@@ -113,6 +119,9 @@ class Cascade:
             return
         ended = time.monotonic()
         self._note_waiting(pool.router)
+        following = pool.router, pool.stage + 1
+        if pool.stage and following in self._entered:  # who has waited for company before goes on with whoever is there
+            self._entered[following] = min(self._entered[following], pool.entered)
         self._worked += ended - (started if self._ended is None else self._ended)
         self._ended = ended
         self.pace.observe(pool.stage, count, ended - started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
@@ -26,6 +27,7 @@ from exitlens.serving.limits import Limits
 from exitlens.serving.repository import Repository
 
 LOG = logging.getLogger("exitlens.serving")
+TICK, FADING = 0.02, 0.8  # seconds between looks at the event loop's lag, and what is left of it at the next
 
 
 def make_app(
@@ -48,9 +50,11 @@ def make_app(
 
     @asynccontextmanager
     async def live(_: Starlette) -> AsyncIterator[None]:
-        task = asyncio.create_task(_reload(service, reload_seconds)) if reload_seconds else None
+        tasks = [asyncio.create_task(_note_lag(service))]
+        if reload_seconds:
+            tasks.append(asyncio.create_task(_reload(service, reload_seconds)))
         yield
-        if task is not None:
+        for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -70,6 +74,16 @@ def make_app(
         exception_handlers={HTTPException: _answer_unknown},
         lifespan=live,
     )
+
+
+async def _note_lag(service: Service) -> None:
+    """Measures how late the event loop is: that long a request has waited before it is seen."""
+    lag = 0.0
+    while True:
+        started = time.monotonic()
+        await asyncio.sleep(TICK)
+        lag = max(time.monotonic() - started - TICK, FADING * lag)
+        service.repository.note_lag(lag)
 
 
 async def _reload(service: Service, seconds: float) -> None:
