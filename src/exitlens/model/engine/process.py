@@ -12,6 +12,8 @@ standard error, a logger's level      ``attach``, where it uses ``torch.export``
 random state                          ``attach`` (weights of new heads), commands    the process ends
 threads, processors, standard error   ``exitlens bench``, ``exitlens demo``          it returns
 ``GRADIO_*``, ``HF_HUB_OFFLINE``      ``exitlens app``                               the process ends
+Python's switch interval              ``exitlens serve``                             the process ends
+``PROMETHEUS_MULTIPROC_DIR``          ``exitlens serve``                             the process ends
 ====================================  =============================================  ============================
 
 docs/process.md says more of each. Threads may answer by one network at the same time: the first three rows are counted, so
