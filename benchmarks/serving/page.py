@@ -50,9 +50,10 @@ def write_promises(runs: Mapping[str, Any]) -> Iterator[str]:
 
 def write_designs(runs: Mapping[str, Any]) -> Iterator[str]:
     """Replicas and pools."""
-    rows = [[DESIGNS[name], f"{one['requests_a_second']:.0f}"] for name, one in runs["designs"].items()]
-    yield from table(["on two cores, with the load on the same ones", "requests a second in time"], rows)
-    yield ""
+    rows = [[DESIGNS[name], f"{one['requests_a_second']:.0f}"] for name, one in runs.get("designs", {}).items()]
+    if rows:
+        yield from table(["on two cores, with the load on the same ones", "requests a second in time"], rows)
+        yield ""
     rows = []
     for run, found in runs.items():
         kind, _, name = run.partition("-")
@@ -60,6 +61,8 @@ def write_designs(runs: Mapping[str, Any]) -> Iterator[str]:
             for case, rates in found.items():
                 if case not in ("ms", "crossing", "million"):
                     rows.append([name, case, f"{rates['replicas']:,.0f}", f"{rates['pools']:,.0f}"])
+    if not rows:
+        return
     yield "Simulated, 8 machines of 4 cores, requests a second in time:"
     yield ""
     yield from table(["network", "if", "replicas", "pools"], rows)
