@@ -24,8 +24,12 @@ RUNS = {
         "beside_failures": 1,
         "beside_wrong": 0,
     },
-    "simulated-small": {"ms": {}, "these times": {"replicas": 10.0, "pools": 8.0}, "million": {"machines": 9, "rate": 1.0, "cores": 4, "headroom": 0.7}},
-}  # fmt: skip
+    "simulated-small": {
+        "ms": {},
+        "these times": {"replicas": 10.0, "pools": 8.0},
+        "million": {"machines": 9, "rate": 1.0, "cores": 4, "headroom": 0.7},
+    },
+}
 
 
 def test_promises_are_read_off_the_runs():
