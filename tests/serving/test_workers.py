@@ -1,6 +1,8 @@
 """uvicorn's configuration of one process: it opens the models, and lets in as many connections as it says."""
 
 import asyncio
+import io
+import logging
 import socket
 import sys
 import threading
@@ -13,6 +15,7 @@ import exitlens as xl
 from exitlens.serving.limits import Limits
 from exitlens.serving.server import make_config
 from exitlens.serving.settings import Settings
+from exitlens.serving.workers import WorkerConfig
 from tests.serving.conftest import save_small
 
 
@@ -42,3 +45,18 @@ def test_the_last_connection_that_is_allowed_is_served(tmp_path):
 def test_a_bundle_that_cannot_be_served_is_told_at_once(tmp_path):
     with pytest.raises(xl.BundleError, match="bundle"):
         make_config(Settings({"b": tmp_path})).load()
+
+
+def test_what_others_set_up_of_logging_stays(tmp_path, capsys):
+    stream = io.StringIO()
+    other = logging.StreamHandler(stream)
+    logging.getLogger("mine").addHandler(other)
+    closed = []
+    other.close = lambda: closed.append(True)
+    config = WorkerConfig(Settings({"a": tmp_path}))
+    with pytest.raises(xl.BundleError):
+        config.load()
+    assert not closed
+    logging.getLogger("exitlens.serving").warning("seen once")
+    assert capsys.readouterr().err.count("seen once") == 1
+    logging.getLogger("mine").removeHandler(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sys
 from typing import Any
@@ -35,6 +36,7 @@ class WorkerConfig(Config):
             proxy_headers=False,
             server_header=False,
             ws="none",
+            log_config=None,  # uvicorn's own would close what other code has set up
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(limits.request_seconds) + 1,
             ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),
@@ -45,6 +47,7 @@ class WorkerConfig(Config):
     def load(self) -> None:
         """Opens the models; in a worker, a bundle that cannot be served ends all of them with a message."""
         sys.setswitchinterval(SWITCH_SECONDS)
+        speak()
         own, metrics = self.settings, Metrics()
         try:
             repository = Repository(own.bundles, own.batching, own.watching, metrics)
@@ -57,6 +60,23 @@ class WorkerConfig(Config):
         self.app: Any = make_app(repository, own.limits, log=log, reload_seconds=own.reload_seconds)
         super().load()
         self.http_protocol_class = make_protocol(own.limits, metrics)
+
+
+class Speaker(logging.Handler):
+    """Writes a line for each record to whatever standard error is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one."""
+        sys.stderr.write(f"{record.levelname}: {self.format(record)}\n")
+
+
+def speak() -> None:
+    """Lets uvicorn, and warnings of the server's own, be seen on standard error."""
+    for name, level in (("uvicorn", logging.INFO), ("exitlens.serving", logging.WARNING)):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.setLevel(level)
+            logger.addHandler(Speaker())
 
 
 async def _no_app(*_: Any) -> None:
