@@ -14,6 +14,7 @@ from typing import Any
 os.environ.setdefault("MPLCONFIGDIR", "/tmp/exitlens-matplotlib")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported; tests need no network
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,11 @@ LONGEST = (
     *("study/test_jobs.py", "test_main.py", "explorer/test_browser.py", "demo/test_demo.py", "test_photos.py"),
     *("test_ray.py", "engine/test_compile.py", "workflow/test_gated.py"),
 )
+
+if "CI" not in os.environ:  # where Hypothesis has a profile of its own
+    busy = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+    hypothesis.settings.register_profile("busy", **busy)
+    hypothesis.settings.load_profile("busy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
