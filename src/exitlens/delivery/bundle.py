@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -22,7 +21,7 @@ from exitlens.errors import (
     ReachWarning,
     require,
 )
-from exitlens.io import read_json, read_tensors, replace_directory, write_manifest, write_tensors
+from exitlens.io import read_json, read_tensors, replace_directory, verify_checksums, write_manifest, write_tensors
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
@@ -249,11 +248,7 @@ def _verify_files(source: Path) -> dict[str, Any]:
     form = manifest.get("format")
     if not isinstance(form, int) or not 1 <= form <= FORMAT:
         raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens")
-    for name in (WEIGHTS, NETWORK, POLICY, *(set(manifest["sha256"]) - {WEIGHTS, NETWORK, POLICY})):
-        if Path(name).name != name or not (source / name).is_file():
-            raise BundleError(f"{source / name}: missing: copy the bundle again from where it was saved")
-        if _checksum(source / name) != manifest["sha256"].get(name):
-            raise BundleError(f"{source / name}: altered or truncated (its checksum differs): copy the bundle again")
+    verify_checksums(source, {"sha256": dict.fromkeys((WEIGHTS, NETWORK, POLICY)) | manifest["sha256"]})
     return manifest
 
 
@@ -270,10 +265,6 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
         net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout, head=info.head)
     net.info = info
     return net
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_json(path: Path, value: Any) -> None:

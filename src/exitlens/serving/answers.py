@@ -76,7 +76,9 @@ def name_promise(policy: Policy, terms: Terms) -> str:
         names = [name for name, is_given in given.items() if is_given] or ["deadline_ms"]
         return f"none: the policy's own was made without {names[0]}"
     record = policy.calibration
-    if record is None or policy.is_changed:
+    if record is None:
         return "none: thresholds were set by hand"
+    if policy.is_changed:
+        return "none: the policy was changed since it was calibrated"
     tested = record.certification
     return "certified" if tested is not None and not tested.reason else "calibrated"

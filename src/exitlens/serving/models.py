@@ -47,7 +47,7 @@ class ServedModel:
     """One version of a model.
 
     Attributes:
-        name: in requests. version: names the contents of the bundle. directory: that it was read from.
+        name: in requests. version: names the contents of the bundle.
         info, spec: how the network was made, and what it takes. cost: ``(K,)``, of the plain backbone's.
         policies: by name; ``default`` is the bundle's own.
         open_engine: the context in which its engine answers. exits: those that it has heads of.
@@ -56,7 +56,6 @@ class ServedModel:
 
     name: str
     version: str
-    directory: Path
     info: NetworkInfo
     spec: InputSpec
     cost: tuple[float, ...]
@@ -155,13 +154,13 @@ def open_bundle(name: str, directory: Path) -> ServedModel:
     found = _open(name, source, directory)
     if read_version(source) != version:  # parts of it may be of either
         raise BundleError(f"{directory}: it was replaced while it was read: try again")
-    return replace(found, version=version, directory=directory)
+    return replace(found, version=version)
 
 
 def _open(name: str, source: Path, directory: Path) -> ServedModel:
     manifest = read_json(source / MANIFEST)
     if isinstance(manifest, dict) and "segments" in manifest:
-        return ServedModel(name, "", directory, *open_edge(source), None)
+        return ServedModel(name, "", *open_edge(source), None)
     policies = load_policies(source)
     if DEFAULT not in policies:
         raise PolicyError(f"bundle: {directory} has no policy yet: run exitlens calibrate --bundle {directory}")
@@ -184,4 +183,4 @@ def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> Ser
         policy.check(net.num_exits, net.identity() if policy.network else "")
     every, cost = frozenset(range(net.num_exits)), tuple(net.cost.tolist())
     version = net.fingerprint()[:12]
-    return ServedModel(name, version, Path(), net.info, net.input_spec, cost, dict(policies), net.open_engine, every, net)
+    return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, every, net)

@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exitlens.errors import import_extra
+from exitlens.serving.metrics import SHARED
 from exitlens.serving.settings import Settings
 
 if TYPE_CHECKING:
     from uvicorn import Config
-
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def serve(settings: Settings) -> None:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -34,7 +34,7 @@ class Watching:
 
     Attributes:
         drift: watch whether samples still look like those of the calibration.
-        drift_rate: samples a second that the drift watch looks at, at most; each costs some 20 us.
+        drift_rate: samples a second that the drift watch looks at, at most.
         shadow: share of the samples that are run to the final exit in idle time, too.
         unready_on_drift: a model whose samples drift is not ready any more.
     """
@@ -132,10 +132,6 @@ class Watch:
         away = divergence(*on_common_grid(outputs[one.exit][1].float(), final.float())).item()
         self.metrics.observe_shadow(self.model.name, one.exit, int(logits.argmax()) == one.label, away)
         return bool(self._shadowed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is known of drift, JSON-ready."""
-        return {} if self.monitor is None else self.monitor.state().to_dict()
 
 
 def _is_own(ticket: Ticket) -> bool:

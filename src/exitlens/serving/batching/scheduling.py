@@ -13,7 +13,8 @@ class Pool(NamedTuple):
     """Samples that wait for one stage.
 
     Attributes:
-        router: which it belongs to. stage: k. samples: that wait. entered: when it was last empty (``time.monotonic``).
+        router: which it belongs to. stage: k. samples: that wait. entered: since when the first of
+            them waits for company (``time.monotonic``).
         urgent: some of them have a deadline.
     """
 
