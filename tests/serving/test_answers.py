@@ -1,6 +1,7 @@
 """Answers as arrays, why each was given, and what is promised about it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -57,3 +58,7 @@ def test_promises():
     ):
         assert name_promise(by_hand, terms) == f"none: the policy's own was made without {word}"
     assert name_promise(xl.Policy.never(3), Terms(deadline=math.inf)).startswith("none")
+    calibrated = replace(by_hand, calibration=xl.Calibration({}, 10, rule=by_hand.rule()))
+    assert name_promise(calibrated, Terms()) == "calibrated"
+    changed = replace(calibrated, thresholds=(0.1, 0.1))
+    assert name_promise(changed, Terms()) == "none: the policy was changed since it was calibrated"
