@@ -13,12 +13,26 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.modalities.base import Modality
 from exitlens.modalities.image import IMAGE
+from exitlens.modalities.series import SERIES
 from exitlens.modalities.text import TEXT
+from exitlens.modalities.vector import VECTOR
+from exitlens.modalities.volume import VOLUME
 from exitlens.types.inputs import list_input_names
 
-__all__ = ["IMAGE", "MODALITIES", "TEXT", "Modality", "find_modality", "find_reader", "recognise_example"]
+__all__ = [
+    "IMAGE",
+    "MODALITIES",
+    "SERIES",
+    "TEXT",
+    "VECTOR",
+    "VOLUME",
+    "Modality",
+    "find_modality",
+    "find_reader",
+    "recognise_example",
+]
 
-MODALITIES: tuple[Modality, ...] = (IMAGE, TEXT)
+MODALITIES: tuple[Modality, ...] = (IMAGE, TEXT, SERIES, VOLUME, VECTOR)
 
 
 def find_modality(names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype] = ()) -> Modality:
