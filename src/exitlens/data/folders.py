@@ -88,7 +88,7 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
     reader = ImageFiles(Path(), map(str, files), preprocess)
     found = next(decode_batches(reader, [range(len(files))], reader.shape))
     check_bad([reason for _, reason in found.bad], len(files), skip_bad)
-    return preprocess.normalise(found.pixels), FolderReport(reader, dict(found.bad))
+    return preprocess.normalise(found.values), FolderReport(reader, dict(found.bad))
 
 
 def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:

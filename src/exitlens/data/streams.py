@@ -113,7 +113,7 @@ class ImageStream(_Stream):
             good = [part[place] for place in found.good if stop is None or part[place] < stop]
             self.bad += [reason for _, reason in found.bad[: None if self._skip_bad else 1]]
             rows += good
-            held = torch.cat([held, found.pixels[: len(good)]])
+            held = torch.cat([held, found.values[: len(good)]])
             while len(held) >= self._batch_size:
                 yield self._close(self.preprocess.normalise(held[: self._batch_size]), rows[: self._batch_size])
                 held, rows = held[self._batch_size :], rows[self._batch_size :]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.modalities.base import Modality
+from exitlens.modalities.files.series import read_series
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.scaling import SeriesPreprocess
 
@@ -44,8 +45,6 @@ class SeriesModality(Modality):
 
     def read(self, source: Path | str, preprocess: SeriesPreprocess) -> Inputs:
         """A file of one series, normalised."""
-        from exitlens.modalities.files.series import read_series
-
         return preprocess.normalise(read_series(Path(source), preprocess))[None]
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,T), (B,t) bool -> (B,C,T)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.modalities.base import Modality
+from exitlens.modalities.files.vector import read_vector
 from exitlens.types.inputs import Groups, InputFormat, Inputs
 from exitlens.types.scaling import VectorPreprocess
 
@@ -48,8 +49,6 @@ class VectorModality(Modality):
 
     def read(self, source: Path | str, preprocess: VectorPreprocess) -> Inputs:
         """A file of one vector, normalised."""
-        from exitlens.modalities.files.vector import read_vector
-
         return preprocess.normalise(read_vector(Path(source), preprocess))[None]
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,G) -> (B,G)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.modalities.base import Modality
+from exitlens.modalities.files.volume import read_volume
 from exitlens.types.inputs import Inputs
 from exitlens.types.scaling import VolumePreprocess
 
@@ -30,8 +31,6 @@ class VolumeModality(Modality):
 
     def read(self, source: Path | str, preprocess: VolumePreprocess) -> Inputs:
         """A file of one volume, normalised."""
-        from exitlens.modalities.files.volume import read_volume
-
         return preprocess.normalise(read_volume(Path(source), preprocess))[None]
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,D,H,W), (B,d,h,w) bool -> (B,C,D,H,W)

@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from exitlens.data.lazy import LazyImages
+from exitlens.data.lazy import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import faithfulness as measures
@@ -128,7 +128,7 @@ def faithfulness(
     modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net, seed)
     with show_progress(progress) as bar, net.open_engine() as engine:
-        held = data.load() if isinstance(data, LazyImages) else data
+        held = data.load() if isinstance(data, LazySet) else data
         batches = _Batches(held, bar, "judging the maps", PASSES)
         logits, attention = _run(net, engine, batches)
         placed = [net.info.place(k, one) for k, one in enumerate(attention)]

@@ -43,7 +43,7 @@ def _processes():
 def _decode(reader, count=2, size=4, **how):
     plan = [list(range(at, min(at + size, len(reader)))) for at in range(0, len(reader), size)]
     return [
-        (found.pixels[:, 0, 0, 0].tolist(), found.good, found.bad)
+        (found.values[:, 0, 0, 0].tolist(), found.good, found.bad)
         for found in decode_batches(reader, plan, SHAPE, count, **how)
     ]
 
