@@ -147,7 +147,9 @@ def _read_csv(content: Iterable[str], path: Path, keys: tuple[str, ...]) -> Iter
         head = [name.strip() for name in next(rows, (0, list(keys)))[1]]
         missing = [key for key in keys if key not in head]
         if missing:
-            raise DataError(f"data: {path} has no column {missing[0]!r}, it has {head}: name the columns in its first line")
+            raise DataError(
+                f"data: {path} has no column {missing[0]!r}, it has {head}: name columns in its first line, or by --columns"
+            )
         for line, row in rows:
             wrong = f"{len(row)} fields, the first line has {len(head)}: put texts with commas in quotes"
             yield line, dict(zip(head, row, strict=True)) if len(row) == len(head) else wrong

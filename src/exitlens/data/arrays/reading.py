@@ -17,7 +17,7 @@ from exitlens.data.formats.shards import open_shards
 from exitlens.data.formats.tables import open_table
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
-from exitlens.types import SeriesPreprocess, VectorPreprocess
+from exitlens.types import ArrayPreprocess, SeriesPreprocess, VectorPreprocess
 
 
 def find_samples(name: str, kind: Format, columns: str, reserved: Sequence[str] = ()) -> Modality:
@@ -62,7 +62,7 @@ def read_array_parts(
         DataError: data that cannot be read; InputError: words that this format has no use for.
     """
     if kind == "arrays":
-        return _read_array_folder(Path(name), reading, how, classes, skip_bad), _describe_size(how)
+        return _read_array_folder(Path(name), reading, how, classes, skip_bad)
     if how.mel is not None:
         raise InputError(f"mel: it is for folders of sounds, {name} is none: leave it out")
     found = _read_ts_files(Path(name), reading) if kind == "series" else _read_numbers(name, kind, reading, how)
@@ -72,9 +72,9 @@ def read_array_parts(
     return sets._replace(columns=columns), arranged.note
 
 
-def _describe_size(how: ArrayReading) -> str:
-    known = how.known
-    length = known.length if isinstance(known, SeriesPreprocess) else how.size if known is None else 0
+def _describe_length(known: ArrayPreprocess) -> str:
+    """A line on series that may not be as they were; none where all are."""
+    length = known.length if isinstance(known, SeriesPreprocess) else 0
     return f"series: longer ones are cut to {length} steps, shorter ones filled with zeros, at the end" if length else ""
 
 
@@ -90,14 +90,16 @@ def _find_folder_kind(root: Path) -> Modality:
     raise DataError(f"data: {root} has no file that can be read as a series or a volume ({', '.join(suffixes)})")
 
 
-def _read_array_folder(root: Path, reading: Reading, how: ArrayReading, classes: Sequence[str], skip_bad: bool) -> Parts:
+def _read_array_folder(
+    root: Path, reading: Reading, how: ArrayReading, classes: Sequence[str], skip_bad: bool
+) -> tuple[Parts, str]:
     kind = _find_folder_kind(root)
     preprocess = how.known if how.known is not None else describe_files(list_first(root, SUFFIXES[kind]), kind, how)
 
     def load(path: Path, own: tuple[str, ...]) -> LazyArrays:
         return load_arrays(path, preprocess, classes=own, skip_bad=skip_bad)
 
-    return read_folder(root, reading, load, classes)
+    return read_folder(root, reading, load, classes), _describe_length(preprocess)
 
 
 def _read_ts_files(path: Path, reading: Reading) -> tuple[Mapping[str, RawPart], Sequence[str], str]:

@@ -92,8 +92,9 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
     if not named:
         image = _pick_image(free, shown, origin)
     if not label:
-        lone_is_label = bool(image or series or features) or (not text and _are_numbers(free))
-        label = _pick_label({n: k for n, k in free.items() if n != image}, lone_is_label, shown, origin)
+        label = "" if named or image else _find_lone_label(free)
+        rest = {name: kind for name, kind in free.items() if name != image}
+        label = label or _pick_label(rest, bool(image or series or features), shown, origin)
     if named or image:
         return Columns(image, text, label, series, features)
     rest = {name: kind for name, kind in free.items() if name != label}
@@ -107,11 +108,15 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
     return Columns("", _pick(strings, TEXT_NAMES) or _refuse("image or text", strings, shown, origin), label)
 
 
-def _are_numbers(kinds: Mapping[str, Kind]) -> bool:
-    """Whether a lone column of words can only be the label: beside lists, or numbers none of which could be it."""
-    strings = [name.lower() for name, kind in kinds.items() if kind == "string"]
+def _find_lone_label(kinds: Mapping[str, Kind]) -> str:
+    """The only column of words, where it has to be the label: beside lists, numbers none of which could be it, or three."""
+    strings = [name for name, kind in kinds.items() if kind == "string"]
     found = set(kinds.values())
-    return len(strings) == 1 and strings[0] not in TEXT_NAMES and ("list" in found or found == {"string", "float"})
+    usual = any(name.lower() in LABEL_NAMES for name in kinds if name not in strings)
+    if len(strings) != 1 or strings[0].lower() in TEXT_NAMES or "class" in found or usual:
+        return ""
+    numbers = found <= {"string", "float", "integer"} and "float" in found and (len(kinds) > 3 or "integer" not in found)
+    return strings[0] if numbers or "list" in found else ""
 
 
 def find_array_inputs(
