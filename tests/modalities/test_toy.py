@@ -102,7 +102,7 @@ def make_series(count: int, seed: int) -> SeriesSet:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setattr(modalities, "MODALITIES", (*modalities.MODALITIES, SERIES))
+    monkeypatch.setattr(modalities, "MODALITIES", (SERIES, *modalities.MODALITIES))
 
 
 def attach() -> xl.ExitNet:
