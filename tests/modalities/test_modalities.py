@@ -12,17 +12,21 @@ def test_a_modality_follows_from_names_shape_and_dtypes():
     assert find_modality((), (3, 8, 9), (torch.float16,)) is IMAGE
     assert find_modality((), (7,), (torch.int64,)) is TEXT
     assert find_modality((), (3, 8)) is SERIES
-    assert find_modality((), (3, 8, 8, 8)) is VOLUME
-    assert find_modality((), (3,)) is VECTOR
-    with pytest.raises(xl.InputError, match=r"\(3, 8, 1, 1, 1\)"):
-        find_modality((), (3, 8, 1, 1, 1))
+    assert find_modality((), (1, 8, 8, 8)) is VOLUME
+    assert find_modality((), (5,)) is VECTOR
+    several = find_modality(("image", "vector"), (3, 8, 8), (), ((3, 8, 8), (5,)))
+    assert several.parts == (("image", IMAGE), ("vector", VECTOR))
+    with pytest.raises(xl.InputError, match=r"\(1, 2, 3, 4, 5\)"):
+        find_modality((), (1, 2, 3, 4, 5))
 
 
 def test_examples_are_recognised():
     assert recognise_example(torch.zeros(1, 3, 8, 8)) is IMAGE
     assert recognise_example(make_texts()) is TEXT
+    assert recognise_example(torch.zeros(2, 3, 8)) is SERIES
+    assert recognise_example({"a": torch.zeros(2, 3, 8), "b": torch.zeros(2, 4, dtype=torch.int64)}).parts[1][1] is TEXT
     with pytest.raises(xl.InputError, match="example"):
-        recognise_example(torch.zeros(2, 3, 8, 1, 1, 1))
+        recognise_example(torch.zeros(2))
 
 
 class Reader(torch.nn.Module):

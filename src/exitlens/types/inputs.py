@@ -12,6 +12,7 @@ from torch import Tensor
 from exitlens.errors import InputError
 
 Inputs = Tensor | Mapping[str, Tensor]
+Groups = tuple[tuple[str, tuple[int, ...]], ...]  # names of groups of features, and which features they have
 MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
 
@@ -21,11 +22,14 @@ class InputFormat:
 
     Attributes:
         names: of the tensors; empty for one tensor alone.
-        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text.
+        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text; of several inputs, of the first.
         exact_size: samples of another size do not fit (texts never do).
         vocabulary: for every tensor, the number of tokens that its embedding knows, or ``None``.
         prefix: tokens in front of a text that get no attention.
         dtypes: of the tensors that the network was traced with; tokens and masks are converted to them.
+        channels_last: of a series: a sample is ``(T,C)``, not ``(C,T)``.
+        groups: of a vector: the groups of features that maps lie on, by name.
+        shapes: of several inputs: of a sample of each; empty where all have ``shape``.
     """
 
     names: tuple[str, ...]
@@ -34,11 +38,22 @@ class InputFormat:
     vocabulary: tuple[int | None, ...] = (None,)
     prefix: int = 0
     dtypes: tuple[torch.dtype, ...] = ()
+    channels_last: bool = False
+    groups: Groups = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:
     """Names of the tensors; none for a single tensor."""
     return () if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def list_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    """Of a sample of each of several inputs, if some are floats: tokens and their mask are one input."""
+    tensors = list_tensors(inputs)
+    has_floats = any(t.is_floating_point() for t in tensors)
+    several = not isinstance(inputs, Tensor) and has_floats
+    return tuple(tuple(t.shape[1:]) for t in tensors) if several else ()
 
 
 def list_tensors(inputs: Inputs) -> tuple[Tensor, ...]:

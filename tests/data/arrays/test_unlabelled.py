@@ -39,7 +39,7 @@ def test_one_file_and_bad_ones(series_folder):
     stream, batches = read(OWN, series_folder, skip_bad=True)
     assert sum(map(len, batches)) == 23
     assert len(stream.bad) == 1
-    with pytest.raises(xl.DataError, match=r"no file or folder .*none: give a file of one series"):
+    with pytest.raises(xl.DataError, match=r"no file or folder .*none: give a file of a series"):
         read(OWN, series_folder / "none")
     with pytest.raises(xl.InputError, match=r"columns: .*without columns: leave them out"):
         read(OWN, series_folder, columns="series=a")

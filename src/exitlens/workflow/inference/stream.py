@@ -24,6 +24,7 @@ from exitlens.data.streams import ImageStream
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
+from exitlens.model.heads.maps import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import ArrayPreprocess, Policy, Prediction, Preprocess
 from exitlens.types.inputs import Inputs, count_rows
@@ -67,6 +68,8 @@ def predict_stream(
         StreamError: when the iterator raises, after the answers of all samples before.
     """
     check_policy(net, policy)
+    if attention:
+        require_maps(net.heads, "attention=True")
     stream = _Stream(net, policy, attention, order, max_delay_ms)
     return _run(stream, _open_source(net, batches, batch_size), batch_size, progress)
 

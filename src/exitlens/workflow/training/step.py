@@ -260,8 +260,11 @@ def floats(terms: LossTerms) -> dict[str, float]:
 
 @contextmanager
 def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
-    """Weights in channels_last while it trains, if asked for, and then in the memory format that they had."""
-    changes = channels_last and not net.is_channels_last
+    """Weights in channels_last while it trains, if asked for, and then in the memory format that they had.
+
+    The weights of volumes, which have an axis more, stay as they are.
+    """
+    changes = channels_last and not net.is_channels_last and all(p.ndim < 5 for p in net.parameters())
     if changes:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
