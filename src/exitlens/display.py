@@ -108,13 +108,18 @@ def shade_names(names: Sequence[str], attention: Tensor) -> list[tuple[str, str,
     return found
 
 
-def names_html(names: Sequence[str], attention: Tensor, label: str) -> str:
-    """Names (tokens, groups of features), darker where there is more attention, as a paragraph that begins with a label."""
+def caption(drawn: str, text: str) -> str:
+    """A drawing with a caption above it."""
+    return f'<figure style="margin:0"><figcaption style="font-size:0.85em">{escape(text)}</figcaption>{drawn}</figure>'
+
+
+def names_html(names: Sequence[str], attention: Tensor) -> str:
+    """Names (tokens, groups of features), darker where there is more attention."""
     spans = [
         f'<span style="{style};padding:2px 4px;border-radius:3px" title="{share} of the attention">{escape(name)}</span>'
         for name, share, style in shade_names(names, attention)
     ]
-    return f'<p style="line-height:2;margin:4px 0">{escape(label)}: {" ".join(spans)}</p>'
+    return f'<p style="line-height:2;margin:0">{" ".join(spans)}</p>'
 
 
 def pick_exit_colour(k: int, count: int) -> str:

@@ -127,22 +127,19 @@ class Explanation:
             return ""
         drawn = ""
         for view in self.exits:
-            label = f"where exit {view.exit} looked: {self.name(view.label)}"
-            drawn += self._draw(view.attention, view.evidence, label)
+            drawn += self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}")
         if self.relevance is not None:
-            drawn += self._draw(
-                self.speaks_for, self.relevance, f"where the answer depends on the input: {self.name(self.label)}"
-            )
+            drawn += self._draw(self.speaks_for, self.relevance, f"what the answer depends on: {self.name(self.label)}")
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
 
     def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
         assert self.draw_map is not None
-        drawn = self.draw_map(self.image, self.preprocess, attention, evidence, label)
-        if drawn or not self.tokens or attention.numel() < len(self.tokens):
-            return drawn
-        from exitlens.display import names_html
+        from exitlens.display import caption, names_html
 
-        return names_html(self.tokens, attention, label)
+        drawn = self.draw_map(self.image, self.preprocess, attention, evidence, label)
+        if not drawn and 0 < len(self.tokens) <= attention.numel():
+            drawn = names_html(self.tokens, attention)
+        return caption(drawn, label) if drawn else ""
 
     @property
     def speaks_for(self) -> Tensor:
