@@ -9,10 +9,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from exitlens.delivery.explanations.pages import write_explanation
 from exitlens.delivery.pages import load_template
 from exitlens.display import pick_shade, scale_attention, shade_names
-from exitlens.errors import OutputExistsError
-from exitlens.io import write_json, write_text
 from exitlens.types import Explanation
 from exitlens.types.words import exit_name
 
@@ -46,14 +45,7 @@ def _shade_line(why: Explanation, attention: Tensor, colour: bool) -> Text:
 
 def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
     """Writes ``NAME.html`` (shaded tokens) and ``NAME.json``, which must not exist, into a directory; returns both paths."""
-    page, values = directory / f"{name}.html", directory / f"{name}.json"
-    for path in (page, values):
-        if path.exists():
-            raise OutputExistsError(f"out: {path} exists: choose another directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(page, render_tokens(why.reason, [("", why)]))
-    write_json(values, why.to_dict())
-    return [page, values]
+    return write_explanation(why, directory, name, render_tokens)
 
 
 def render_tokens(title: str, whys: Iterable[tuple[str, Explanation]]) -> str:
