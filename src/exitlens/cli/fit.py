@@ -91,7 +91,9 @@ def fit(
         of_network("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included."),
     ] = False,
     epochs: Annotated[int, of_training(help="Passes over the training data.")] = 8,
-    egt_weight: Annotated[float, of_training(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
+    egt_weight: Annotated[
+        float | None, of_training(help="Of the attention-consistency loss (0: off); 1 where exits have maps.")
+    ] = None,
     egt_target: Annotated[
         str | None,
         of_more(
@@ -142,6 +144,7 @@ def fit(
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_recorded_exits, record_source, save_trained
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
+    from exitlens.model.heads.maps import have_maps
 
     weights = bool(pretrained or init_weights)
     size = size or choose_size(backbone, weights)
@@ -166,9 +169,13 @@ def fit(
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     how |= {"cache_features": cache_features}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
+    if egt_weight is None and not have_maps(net.heads):
+        say("exits: they have no maps, so classification alone is trained; --groups names what maps could lie on")
+        egt_weight = 0.0
+    weight = options.EGT_WEIGHT if egt_weight is None else egt_weight
     aims |= {"target": egt_target, "reach": egt_reach, "every": egt_every}
     with record_source(out, source, resume=resume, ranks=ranks):
-        result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
+        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight, **aims), out_dir=out, ranks=ranks, **how)
     left = ranks.share(lambda: save_trained(net, out / "bundle", overwrite=resume))
     if left:
         say(f"policies left out, which were chosen for the network as it was before: {', '.join(left)}; calibrate again")

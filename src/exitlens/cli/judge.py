@@ -234,11 +234,10 @@ def report(
         raise xl.OutputExistsError(f"out: {out} exists: choose another file")
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
-    require_preprocess(net, xl.Preprocess)  # refuses texts
+    require_preprocess(net, net.input_spec.modality.preprocess)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         images = load_samples(run, net, "test", data, root, **reading)
-    assert isinstance(images, xl.ImageSet | xl.LazyImages)
     given = {"--compare": compare, "--data": data, "--columns": columns, "--group-by": group_by, "--root": root}
     given |= {
         "--out": out,
@@ -258,5 +257,5 @@ def report(
     for path, one in found.items():
         rows.append([path, f"{100 * (one.accuracy or 0):.1f}", f"{one.cost:.3f}", f"{one.divergence:.3f}"])
     values = {"out": str(out), "runs": {path: one.to_dict() for path, one in found.items()}, "bad": bad}
-    show(json_, values, f"{len(images) - len(bad)} test images: {out}", rows)
+    show(json_, values, f"{len(images) - len(bad)} test {images.modality.plural}: {out}", rows)
     show_skipped(json_, bad)

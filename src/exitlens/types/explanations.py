@@ -127,19 +127,21 @@ class Explanation:
             return ""
         drawn = ""
         for view in self.exits:
-            drawn += self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}")
+            drawn += _caption(self.draw_exit(view), f"where exit {view.exit} looked: {self.name(view.label)}")
         if self.relevance is not None:
-            drawn += self._draw(self.speaks_for, self.relevance, f"what the answer depends on: {self.name(self.label)}")
+            label = f"what the answer depends on: {self.name(self.label)}"
+            drawn += _caption(self._draw(self.speaks_for, self.relevance, label), label)
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
 
-    def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
-        assert self.draw_map is not None
-        from exitlens.display import caption, names_html
+    def draw_exit(self, view: ExitView) -> str:
+        """An exit's map over the sample, or over the names of its locations, as HTML; empty where it cannot be drawn."""
+        return self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}")
 
-        drawn = self.draw_map(self.image, self.preprocess, attention, evidence, label)
-        if not drawn and 0 < len(self.tokens) <= attention.numel():
-            drawn = names_html(self.tokens, attention)
-        return caption(drawn, label) if drawn else ""
+    def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
+        from exitlens.display import names_html
+
+        drawn = "" if self.draw_map is None else self.draw_map(self.image, self.preprocess, attention, evidence, label)
+        return names_html(self.tokens, attention) if not drawn and 0 < len(self.tokens) <= attention.numel() else drawn
 
     @property
     def speaks_for(self) -> Tensor:
@@ -225,3 +227,9 @@ class Explanation:
             "top_locations": top,
             "evidence_elsewhere": view.evidence.sum().item() - sum(one["evidence"] for one in top),
         }
+
+
+def _caption(drawn: str, text: str) -> str:
+    from exitlens.display import caption
+
+    return caption(drawn, text) if drawn else ""
