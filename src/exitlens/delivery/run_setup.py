@@ -154,7 +154,7 @@ def _choose_scaling(backbone: str, source: DataSource, normalise: str, weights: 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
     """Raises :class:`InputError` for a text classifier given images, the reverse, or texts longer than it has positions."""
     reads = find_reader(plain.forward)
-    if reads is not train.modality:
+    if reads is not train.modality and not is_array(train.modality):
         raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
     most = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
     if isinstance(train, TextSet) and isinstance(most, int) and 0 < most < train.preprocess.length:
@@ -209,7 +209,8 @@ def build_network(
     example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first that can be read
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
-    plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary, say=say)
+    build: dict[str, Any] = {"vocabulary": vocabulary, "say": say, "modality": train.modality}
+    plain = build_backbone(backbone, len(train.classes), channels, pretrained, **build)
     _check_reads(plain, backbone, train)
     if weights is not None:
         report = load_weights(plain, weights, strict=strict_weights)
@@ -220,4 +221,6 @@ def build_network(
     how["head"] = head or train.modality.head
     net = attach(plain, at, len(train.classes), example, **how)
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
+    if is_array(train.modality):
+        return net
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
