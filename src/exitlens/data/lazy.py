@@ -97,7 +97,7 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
         return self.reader.name(int(self.rows[index]))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        found = next(self.decode([self.rows[index : index + 1].tolist()]))
+        found = next(self.decode([[int(self.rows[index])]]))
         self.check(found, skip=False)
         return self.preprocess.normalise(found.values[0]), self.labels[index]
 

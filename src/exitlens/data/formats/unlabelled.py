@@ -72,6 +72,8 @@ def list_unlabelled(
     kind = find_unlabelled_format(name, columns, group_by)
     if kind == "shards":
         return _list_shards(name, wanted, columns, group_by, skip_bad)
+    if kind in ("numbers", "series", "arrays"):
+        raise InputError(f"data: {name} holds series, volumes or vectors, the network takes {wanted}s: give some of these")
     if kind not in (None, "folder", "texts"):
         return _list_table(open_table(name, kind), wanted, columns, group_by, skip_bad)
     if wanted == "image" and kind == "texts":
