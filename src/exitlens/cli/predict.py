@@ -144,9 +144,7 @@ def explain(
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.InputError(
-            "image, text, data: expected one of --image FILE (or --file), --text TEXT (not empty) and --data DATA"
-        )
+        raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA")
     if data and out is None:
         raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
     if data and relevance:
