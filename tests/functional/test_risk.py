@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import Risk, accuracy_drop, check_limits, disagreement, list_budgets, list_risks, select_exits
+from exitlens.functional.limits import check_limits
+from exitlens.functional.risk import Risk, accuracy_drop, disagreement, list_budgets, list_risks, select_exits
 from tests.conftest import random_trace, timed_trace
 
 GIVEN = {"max_accuracy_drop": None, "max_divergence": 0.2}

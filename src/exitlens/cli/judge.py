@@ -83,7 +83,7 @@ def calibrate(
     The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate: docs/guarantees.md.
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
-    from exitlens.functional.risk import check_limits
+    from exitlens.functional.limits import check_limits
     from exitlens.types.named_policies import check_name
 
     limits = {

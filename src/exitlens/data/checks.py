@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import DataError, InputError, require, suggest
+from exitlens.types.tasks import check_truth
 
 
 def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
-    """The labels as ``(N,)`` ``int64``.
+    """The labels as ``(N,)`` ``int64``, or, of several labels a sample, as ``(N,C)`` bool.
 
     Args:
-        labels: ``(N,)`` integers.
+        labels: ``(N,)`` integers, or ``(N,C)`` of 0 and 1 (integers or bool).
         count: N.
         classes: their names, in label order.
         kind: name of one sample, for the message.
@@ -23,6 +24,11 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
         InputError: for another type, shape or number, or for values that are no class.
     """
     require(labels, Tensor, "labels")
+    if labels.ndim == 2:
+        if len(classes) < 2:
+            raise InputError(f"classes: expected the names of 2 labels or more, got {tuple(classes)}")
+        check_truth(labels, count, len(classes))
+        return labels.bool()
     if labels.ndim != 1 or labels.is_floating_point():
         raise InputError(f"labels: expected (N,) integers, got {tuple(labels.shape)} {labels.dtype}")
     if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):

@@ -33,7 +33,7 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         reader: gives the pixels of M images.
-        labels: ``(M,)`` ``int64``.
+        labels: ``(M,)`` ``int64``; of several labels ``(M,C)`` of 0 and 1.
         classes: class names, in label order.
         preprocess: how pixels become network input.
         groups: optional ``(M,)`` ``int64``: images with the same number belong together.

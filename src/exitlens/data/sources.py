@@ -186,10 +186,12 @@ def describe_parts(parts: Parts, source: DataSource, found: Mapping[Split, Sampl
 
 def describe_classes(part: SampleSet) -> str:
     """How many samples and classes a split has, and of how many samples each class."""
-    counts = part.labels.bincount(minlength=len(part.classes))
+    several = part.labels.ndim == 2
+    counts = part.labels.sum(0) if several else part.labels.bincount(minlength=len(part.classes))
     least, most = int(counts.min()), int(counts.max())
     each = f"{least} each" if least == most else f"{least} to {most} each"
-    return f"{len(part):,} {part.modality.plural} of {len(part.classes)} classes ({each})"
+    what = f"with {len(part.classes)} labels, any number to a sample" if several else f"of {len(part.classes)} classes"
+    return f"{len(part):,} {part.modality.plural} {what} ({each})"
 
 
 def open_source(

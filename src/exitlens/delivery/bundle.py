@@ -71,9 +71,9 @@ def save(
     target = Path(directory).resolve()
     fingerprint = net.fingerprint()
     if policy is not None:
-        policy.check(net.num_exits, net.identity())
+        policy.check(net.num_exits, net.identity(), net.info.task)
     named = {} if policies is None else policies
-    check_named(named, net.num_exits, net.identity())
+    check_named(named, net.num_exits, net.identity(), net.info.task)
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
         hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
         raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
@@ -162,7 +162,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if manifest.get("onnx"):
         net._session.keep_files(_keep_onnx(source, manifest))
     if policy is not None:
-        policy.check(net.num_exits, net.identity())
+        policy.check(net.num_exits, net.identity(), net.info.task)
     return net.eval(), policy
 
 

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from exitlens.errors import InputError
 from exitlens.functional.maps import place
 from exitlens.modalities import Modality, find_modality
 from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types import Preprocessing
 from exitlens.types.inputs import MASK, Inputs
+from exitlens.types.tasks import TASKS, Task
 
 _OFFSETS = ("map_offsets", "feature_offsets")
 Final = Literal["head", "keep"]
@@ -40,6 +42,11 @@ class NetworkInfo:
     head: HeadKind = "evidence"  # bundles of before it was recorded have these
     map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map, in cells; empty: none lies off its cells
     feature_offsets: tuple[tuple[float, ...], ...] = ()  # likewise of its features, which a neck may bring to another grid
+    task: Task = "classes"  # what it answers: one class for a sample, or (multilabel) any number of labels
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
 
     @property
     def modality(self) -> Modality:
@@ -52,8 +59,10 @@ class NetworkInfo:
         return self.modality.count_channels(self.input_shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; without map offsets where there are none, as in bundles of before they were recorded."""
+        """JSON-ready; without map offsets where there are none and without the usual task, as in bundles of before these."""
         values = asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
+        if self.task == "classes":
+            del values["task"]
         return {name: value for name, value in values.items() if name not in _OFFSETS or value}
 
     def place(self, k: int, maps: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from exitlens.types.calibrations import Calibration
 from exitlens.types.compact import CompactLogits
 from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
-from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
+from exitlens.types.policies import GATE_FEATURES, Gate, Policy
 from exitlens.types.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -16,6 +16,7 @@ from exitlens.types.preprocessing import (
     TextPreprocess,
     import_tokenizers,
 )
+from exitlens.types.tasks import SCORES
 from exitlens.types.timings import Timing
 from exitlens.types.traces import Trace
 

@@ -23,6 +23,7 @@ from exitlens.model.timing.exit_times import measure_exits
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import CompactLogits, Timing, Trace
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import check_truth
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -118,11 +119,16 @@ class _Recorder:
     def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
         self._net, self._folder = net, None if folder is None else _make_folder(folder)
         self._store = RowStore(self._folder)
+        if compact and net.info.task == "multilabel":
+            raise InputError("compact: of several labels all logits are needed: leave it out")
+        compact = False if net.info.task == "multilabel" else compact
         self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
 
     def add(self, seen: _Observed) -> None:
         """Takes in a batch."""
+        if seen.labels is not None:
+            check_truth(seen.labels, len(seen.logits), seen.logits.shape[2], self._net.info.task, "loader, labels")
         self._logits.add(seen.logits, seen.labels)
         self._ids.append(seen.groups)
         if seen.gate_features is not None:
@@ -146,6 +152,7 @@ class _Recorder:
             network=self._net.identity(),
             gate_features=self._store.take("gate_features") if self._net.num_exits > 1 else None,
             groups=_join_groups(groups, self._ids),
+            task=self._net.info.task,
         )
         if self._folder is None:
             return trace
