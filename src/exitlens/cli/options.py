@@ -46,7 +46,11 @@ Data = Annotated[
 ]
 OtherData = Annotated[str, of_data("--data", help="In place of the run's own: labelled data, as for fit.")]
 Columns = Annotated[
-    str, of_data(help="Columns of the data: image=NAME,label=NAME or text=NAME,label=NAME (default: found by type).")
+    str,
+    of_data(
+        help="Columns of the data: image=NAME,label=NAME or text=NAME,label=NAME (default: found by type); label=A|B|C: "
+        "columns of 0 and 1, of which any number may be 1."
+    ),
 ]
 InputColumns = Annotated[
     str,

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from exitlens.data.checks import check_bad
+from exitlens.data.checks import SEPARATOR, check_bad
 from exitlens.data.loading.packed import PackedStrings
 from exitlens.errors import DataError
 
@@ -25,13 +25,15 @@ class Columns(NamedTuple):
 
     Attributes:
         texts: the values of the first key.
-        words: those of the others, by key; equal ones are one object.
+        words: those of the others, by key; equal ones are one object. Of a JSON list, its values with ``;`` between.
         lines: of the file, from 1.
+        listed: keys that had lists.
     """
 
     texts: PackedStrings
     words: Mapping[str, Sequence[str]]
     lines: Sequence[int]
+    listed: frozenset[str] = frozenset()
 
 
 @contextmanager
@@ -44,11 +46,17 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
         raise DataError(f"data: {path} cannot be read ({type(error).__name__}): give a file of texts") from error
 
 
-def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: list[str] | None = None) -> Columns:
+def read_columns(
+    path: Path,
+    keys: tuple[str, ...],
+    skip_bad: bool,
+    skipped: list[str] | None = None,
+    empty: Collection[str] = (),
+) -> Columns:
     """The values of ``keys`` (the text first) of every row; raises for rows without, unless skipped.
 
     The file is read line by line, and a million rows take little more than the bytes of their texts.
-    ``skipped`` gets what is wrong with rows that are.
+    ``skipped`` gets what is wrong with rows that are; values of the keys ``empty`` may be empty.
     """
     kinds = TABLES if len(keys) > 1 else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
@@ -56,14 +64,15 @@ def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: lis
     is_csv = path.suffix.lower() == ".csv"
     texts, lines, bad = PackedStrings(), array("q"), list[str]()
     words: dict[str, list[str]] = {key: [] for key in keys[1:]}
-    known: dict[str, str] = {}  # one object for all equal words
+    known, listed = dict[str, str](), set[str]()  # one object for all equal words
     with open_file(path) as file:  # bytes that are not UTF-8 become surrogates
         content = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if is_csv else "\n")
         for line, values in _read_csv(content, path, keys) if is_csv else _read_lines(content, path.suffix.lower()):
-            fields = values if isinstance(values, str) else _pick_fields(values, keys)
+            fields = values if isinstance(values, str) else _pick_fields(values, keys, empty)
             if isinstance(fields, str):
                 bad.append(f"{path}, line {line}: {fields}")
                 continue
+            listed |= {key for key in keys if isinstance(values, Mapping) and isinstance(values[key], list)}
             texts.append(fields[keys[0]])
             lines.append(line)
             for key, found in words.items():
@@ -73,7 +82,7 @@ def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: lis
         skipped += bad
     if not texts:
         raise DataError(f"data: {path} holds no texts: give a file of one or more")
-    return Columns(texts, words, lines)
+    return Columns(texts, words, lines, frozenset(listed))
 
 
 def _read_csv(content: Iterable[str], path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
@@ -105,14 +114,17 @@ def _parse_json(text: str) -> Row:
     return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
 
 
-def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...]) -> dict[str, str] | str:
+def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...], empty: Collection[str]) -> dict[str, str] | str:
     """The values of ``keys`` without white space around them, or what is wrong with them."""
     found = {}
     for key in keys:
         value = values.get(key)
-        if type(value) is int and key != keys[0]:
+        is_list = isinstance(value, list) and key != keys[0]
+        if isinstance(value, list) and is_list and all(isinstance(one, str | int) for one in value):
+            value = SEPARATOR.join(map(str, value))
+        elif isinstance(value, int) and key != keys[0]:
             value = str(value)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not (value.strip() or is_list or key in empty):
             return f"{key}: expected a string that is not empty, got {value!r:.60}"
         try:
             value.encode()

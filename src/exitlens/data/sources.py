@@ -21,6 +21,7 @@ from exitlens.data.texts import RawTexts, TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
 from exitlens.modalities import IMAGE, TEXT, Modality
 from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess
+from exitlens.types.tasks import TASKS
 
 NAMES = ("scenes", "fashion", "reviews")
 TORCHVISION = "torchvision:"
@@ -54,9 +55,12 @@ class DataSource:
             texts; of tables and shards, names, sizes and both ends of the files); a later difference is an error, because
             the splits would no longer be disjoint from what was trained on.
         columns: which columns to read, ``"image=NAME,label=NAME"`` or ``"text=NAME,label=NAME"``; by default found by type.
+            ``label=A|B|C`` are columns of 0 and 1, one for each label.
         group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
             in it belong together, and are never in different splits.
         split_by: a column that names the split of each sample.
+        task: ``multilabel``: the words of a label column have ``;`` between them, and a sample has any number of them. Lists
+            of labels, and several columns of 0 and 1 (``label=A|B|C``), say so themselves.
     """
 
     name: str
@@ -68,6 +72,7 @@ class DataSource:
     columns: str = ""
     group_by: str = ""
     split_by: str = ""
+    task: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -139,7 +144,7 @@ class DataSource:
         return Loaded(found, describe_parts(parts, self, found))
 
     def _reading(self) -> Reading:
-        return Reading(self.columns, self.group_by, self.split_by)
+        return Reading(self.columns, self.group_by, self.split_by, self.task)
 
     def _load_named(self, split: Split, text: TextPreprocess | None, image: Preprocess | None) -> SampleSet:
         if self.name == "reviews":
@@ -204,6 +209,7 @@ def open_source(
     columns: str = "",
     group_by: str = "",
     split_by: str = "",
+    task: str = "",
 ) -> DataSource:
     """A :class:`DataSource` for a name, checked as far as can be without reading images or texts.
 
@@ -211,6 +217,8 @@ def open_source(
         InputError, DataError: a name that is neither known nor of files, or words that are no columns.
     """
     parse_columns(columns)
+    if task not in ("", *TASKS):
+        raise InputError(f"task: expected one of {TASKS}, or nothing where the data tell, got {task!r}")
     contents = ""
     if name.startswith(TORCHVISION):
         if not root:
@@ -222,6 +230,7 @@ def open_source(
             known = f"{', '.join(NAMES)}, {TORCHVISION}NAME, {HUB}NAME, {files}"
             raise DataError(f"data: no folder {name}; it can also be {known}.{suggest(name, NAMES)}")
         contents = hash_source(name, kind)
-    if (name in NAMES or name.startswith(TORCHVISION)) and (columns or group_by or split_by):
-        raise InputError(f"columns, group_by, split_by: they are for data from files, {name} has no columns: leave them out")
-    return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by)
+    if (name in NAMES or name.startswith(TORCHVISION)) and (columns or group_by or split_by or task == "multilabel"):
+        words = "columns, group_by, split_by, task"
+        raise InputError(f"{words}: they are for data from files, {name} has one column of classes: leave them out")
+    return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by, task)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from exitlens.errors import DataError, InputError, suggest
 
-Kind = Literal["image", "class", "integer", "string", "bytes", "other"]
+Kind = Literal["image", "class", "integer", "string", "list", "bytes", "other"]  # list: of classes, integers or strings
 ROLES = ("image", "text", "label")
 KEY = "key"  # what names a row, where there are no labels
 IMAGE_NAMES = (
@@ -28,26 +28,42 @@ LABEL_NAMES = ("label", "labels", "class", "target", "category", "y", "cls")
 
 
 class Columns(NamedTuple):
-    """Names of columns: ``image`` or ``text`` is empty."""
+    """Names of columns: ``image`` or ``text`` is empty; several of labels, of 0 and 1, stand in ``label`` as ``a|b``."""
 
     image: str
     text: str
     label: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns of labels: one of words, or several of 0 and 1."""
+        return split_labels(self.label)
 
     def __str__(self) -> str:
         sample = f"images from {self.image!r}" if self.image else f"texts from {self.text!r}"
         return f"{sample}, labels from {self.label!r}"
 
 
+def split_labels(label: str) -> tuple[str, ...]:
+    """The columns that ``label=a|b`` names."""
+    return tuple(part.strip() for part in label.split("|"))
+
+
 def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, str]:
-    """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``); raises :class:`InputError` for anything else."""
+    """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``); raises :class:`InputError` for anything else.
+
+    ``label=A|B|C`` names several columns, of 0 and 1.
+    """
     found: dict[str, str] = {}
     for word in filter(None, (part.strip() for part in words.split(","))):
         role, _, name = (part.strip() for part in word.partition("="))
         if role not in roles or not name or role in found:
             last = f"{roles[-1]}=NAME"
             raise InputError(f"columns: expected image=NAME or text=NAME, and {last}, with commas between, got {words!r}")
-        found[role] = name
+        parts = split_labels(name) if role == "label" else (name,)
+        if not all(parts) or len(set(parts)) < len(parts):
+            raise InputError(f"columns: expected several different columns of labels as label=A|B|C, got {words!r}")
+        found[role] = "|".join(parts)
     if {"image", "text"} <= found.keys():
         raise InputError(f"columns: expected image=NAME or text=NAME, got both in {words!r}")
     return found
@@ -119,11 +135,12 @@ def _list_kinds(kinds: Mapping[str, Kind]) -> str:
 
 def _find_free(kinds: Mapping[str, Kind], words: Mapping[str, str], origin: str, reserved: Iterable[str]) -> dict[str, Kind]:
     """The columns that nobody named; raises :class:`DataError` for a named one that is not there."""
-    for role, name in words.items():
+    named = [(role, part) for role, name in words.items() for part in (split_labels(name) if role == "label" else (name,))]
+    for role, name in named:
         if name not in kinds:
             shown = _list_kinds(kinds)
             raise DataError(f"data: {origin} has no column {name!r} for the {role}s; it has {shown}.{suggest(name, kinds)}")
-    return {name: kind for name, kind in kinds.items() if name not in {*reserved, *words.values()}}
+    return {name: kind for name, kind in kinds.items() if name not in {*reserved, *(name for _, name in named)}}
 
 
 def _pick(names: Iterable[str], usual: tuple[str, ...]) -> str:
@@ -147,10 +164,10 @@ def _pick_label(kinds: Mapping[str, Kind], of_images: bool, shown: str, origin: 
     classes = [name for name, kind in kinds.items() if kind == "class"]
     if classes:
         return _pick(classes, LABEL_NAMES) or _refuse("label", classes, shown, origin)
-    plain = [name for name, kind in kinds.items() if kind in ("integer", "string")]
+    plain = [name for name, kind in kinds.items() if kind in ("integer", "string", "list")]
     usual = [name for name in plain if name.lower() in LABEL_NAMES]
     if not usual and not of_images:
-        plain = [name for name in plain if kinds[name] == "integer"]  # a lone string is the text
+        plain = [name for name in plain if kinds[name] in ("integer", "list")]  # a lone string is the text
     return _pick(usual or plain, LABEL_NAMES) or _refuse("label", plain, shown, origin)
 
 

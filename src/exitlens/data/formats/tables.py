@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from exitlens.data.checks import SEPARATOR, join_flags
 from exitlens.data.formats.columns import Columns, Kind, find_columns
 from exitlens.data.formats.detect import HUB, Format
 from exitlens.data.formats.files import stamp_files
@@ -98,8 +99,14 @@ class Table:
 
     def class_names(self, columns: Columns) -> tuple[str, ...]:
         """Of a label column that knows them; otherwise none."""
+        if len(columns.labels) > 1:
+            return columns.labels
         feature = next(iter(self.parts.values())).features[columns.label]
-        return tuple(map(str, getattr(feature, "names", ()) or ()))
+        return tuple(map(str, getattr(_find_inner(feature) or feature, "names", ()) or ()))
+
+    def gives_labels(self, columns: Columns) -> bool:
+        """Whether the columns themselves say that a sample has any number of labels."""
+        return len(columns.labels) > 1 or self.kinds[columns.label] == "list"
 
     def list_rows(self, given: str, group_by: str = "", split_by: str = "") -> dict[str, Rows]:
         """Labels, groups and contents of every part, by its name.
@@ -145,12 +152,17 @@ class Table:
         names = RowNames([(f"{origin} ", len(data))])
         return Rows(
             name=lambda i: names[i],
-            labels=self.read_words(data, columns.label),
+            labels=self._read_labels(data, columns, lambda i: names[i]),
             images=None if raw is None else lambda preprocess: TableImages(raw, names, preprocess, self.root),
             texts=self.read_words(data, columns.text) if columns.text else None,
             groups=groups,
             splits=self.read_words(data, split_by) if split_by else None,
         )
+
+    def _read_labels(self, data: Any, columns: Columns, name: Callable[[int], str]) -> list[str | None]:
+        if len(columns.labels) == 1:
+            return self.read_words(data, columns.label)
+        return join_flags({label: self.read_words(data, label) for label in columns.labels}, name)
 
     def join(self, column: str) -> Any:
         """A column of all parts, one after the other, with images as they are stored; nothing is read.
@@ -177,7 +189,8 @@ class Table:
 
     def iterate_words(self, data: Any, column: str) -> Iterator[str | None]:
         """As :meth:`read_words`, in constant memory."""
-        names = getattr(data.features[column], "names", None) or ()
+        feature = data.features[column]
+        names = getattr(_find_inner(feature) or feature, "names", None) or ()
         for chunk in data.data.column(column).chunks:
             for at in range(0, len(chunk), _ROWS):
                 yield from (to_word(value, names) for value in chunk.slice(at, _ROWS).to_pylist())
@@ -206,7 +219,13 @@ class Table:
 
 
 def to_word(value: object, names: Sequence[str] = ()) -> str | None:
-    """A value as a word: the name of a class, a whole number without a point; ``None`` where there is none (NaN, too)."""
+    """A value as a word: the name of a class, a whole number without a point; ``None`` where there is none (NaN, too).
+
+    Of a list, its values' words with :data:`~exitlens.data.checks.SEPARATOR` between.
+    """
+    if isinstance(value, list | tuple):
+        words = [to_word(one, names) for one in value]
+        return None if None in words else SEPARATOR.join(word or "" for word in words)
     if names and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
     if isinstance(value, float) and value.is_integer():
@@ -219,12 +238,23 @@ def _classify(package: Any, feature: Any) -> Kind:
         return "image"
     if isinstance(feature, package.ClassLabel):
         return "class"
+    inner = _find_inner(feature)
+    if inner is not None:
+        return "list" if _classify(package, inner) in ("class", "integer", "string") else "other"
     dtype = str(getattr(feature, "dtype", "")) if isinstance(feature, package.Value) else ""
     if dtype.startswith(("int", "uint", "bool")):
         return "integer"
     if dtype in ("string", "large_string"):
         return "string"
     return "bytes" if dtype in ("binary", "large_binary") else "other"
+
+
+def _find_inner(feature: Any) -> Any:
+    """What the values of a column of lists are; ``None`` for other columns."""
+    if isinstance(feature, list):
+        return feature[0]
+    found = getattr(feature, "feature", None)
+    return None if isinstance(found, dict) else found
 
 
 class TableImages(EncodedImages):

@@ -85,7 +85,7 @@ def _describe_view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
             "name": exit_name(view.exit, why.num_exits),
             "colour": pick_exit_colour(view.exit, why.num_exits),
             "heat": data_uri(draw_heat(view.attention)),
-            "label": why.name(view.label),
+            "label": why.name_answer(view),
             "rule": _explain_rule(view, view.exit == why.num_exits - 1),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,

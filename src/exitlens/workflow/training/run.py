@@ -228,7 +228,7 @@ class TrainingRun:
             if labels is None:
                 raise InputError("train: expected batches of (images, labels), got images only")
             if type(self.loss) is EGTLoss:  # users' own may take other labels
-                check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task, "train labels")
+                check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
             yield self.augment(images) if self.augment else images, labels
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
