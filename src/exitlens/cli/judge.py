@@ -88,7 +88,7 @@ def calibrate(
     The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate: docs/guarantees.md.
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
-    from exitlens.functional.limits import check_limits
+    from exitlens.functional.limits import NEED_LABELS, check_limits
     from exitlens.types.named_policies import check_name
 
     limits = {
@@ -107,8 +107,7 @@ def calibrate(
         check_name(name, "name")
     if max_ms is not None and cost != "time":
         raise xl.InputError("max_ms: it is about measured time: give --cost time, too")
-    if unlabelled:
-        _check_unlabelled(data, root, [max_accuracy_drop, max_class_accuracy_drop, max_false_negative_drop])
+    _check_unlabelled(unlabelled, data, root, [limits[name] for name in NEED_LABELS])
     net, _ = xl.load(bundle)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
@@ -130,8 +129,10 @@ def calibrate(
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
 
 
-def _check_unlabelled(data: str, root: str, accuracy: list[float | None]) -> None:
+def _check_unlabelled(unlabelled: str, data: str, root: str, accuracy: list[float | None]) -> None:
     """Raises :class:`InputError` for what --unlabelled does not go with."""
+    if not unlabelled:
+        return
     if data or root:
         raise xl.InputError("data, unlabelled: expected one of them (--root goes with --data)")
     if any(limit is not None for limit in accuracy):

@@ -51,12 +51,13 @@ def read_columns(
     keys: tuple[str, ...],
     skip_bad: bool,
     skipped: list[str] | None = None,
-    empty: Collection[str] = (),
+    labels: Collection[str] = (),
 ) -> Columns:
     """The values of ``keys`` (the text first) of every row; raises for rows without, unless skipped.
 
     The file is read line by line, and a million rows take little more than the bytes of their texts.
-    ``skipped`` gets what is wrong with rows that are; values of the keys ``empty`` may be empty.
+    ``skipped`` gets what is wrong with rows that are; ``labels``: keys of several labels, whose values may be
+    empty, or true and false.
     """
     kinds = TABLES if len(keys) > 1 else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
@@ -68,7 +69,7 @@ def read_columns(
     with open_file(path) as file:  # bytes that are not UTF-8 become surrogates
         content = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if is_csv else "\n")
         for line, values in _read_csv(content, path, keys) if is_csv else _read_lines(content, path.suffix.lower()):
-            fields = values if isinstance(values, str) else _pick_fields(values, keys, empty)
+            fields = values if isinstance(values, str) else _pick_fields(values, keys, labels)
             if isinstance(fields, str):
                 bad.append(f"{path}, line {line}: {fields}")
                 continue
@@ -114,7 +115,7 @@ def _parse_json(text: str) -> Row:
     return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
 
 
-def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...], empty: Collection[str]) -> dict[str, str] | str:
+def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...], labels: Collection[str]) -> dict[str, str] | str:
     """The values of ``keys`` without white space around them, or what is wrong with them."""
     found = {}
     for key in keys:
@@ -122,9 +123,9 @@ def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...], empty: Col
         is_list = isinstance(value, list) and key != keys[0]
         if isinstance(value, list) and is_list and all(isinstance(one, str | int) for one in value):
             value = SEPARATOR.join(map(str, value))
-        elif isinstance(value, int) and key != keys[0]:
-            value = str(value)
-        if not isinstance(value, str) or not (value.strip() or is_list or key in empty):
+        elif type(value) is int or (isinstance(value, bool) and key in labels):
+            value = value if key == keys[0] else str(value)
+        if not isinstance(value, str) or not (value.strip() or is_list or key in labels):
             return f"{key}: expected a string that is not empty, got {value!r:.60}"
         try:
             value.encode()

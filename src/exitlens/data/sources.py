@@ -232,5 +232,5 @@ def open_source(
         contents = hash_source(name, kind)
     if (name in NAMES or name.startswith(TORCHVISION)) and (columns or group_by or split_by or task == "multilabel"):
         words = "columns, group_by, split_by, task"
-        raise InputError(f"{words}: they are for data from files, {name} has one column of classes: leave them out")
+        raise InputError(f"{words}: they are for data from files, {name} has no columns: leave them out")
     return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by, task)

@@ -245,7 +245,18 @@ def test_a_data_set_of_the_hub(make_table, hf, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "word"), [(0.125, "0.125"), (3.0, "3"), (-2, "-2"), (float("nan"), None), (float("inf"), None), ([1], None)]
+    ("value", "word"),
+    [
+        (0.125, "0.125"),
+        (3.0, "3"),
+        (-2, "-2"),
+        (float("nan"), None),
+        (float("inf"), None),
+        ([1], "1"),
+        (["b", "a"], "b;a"),
+        ([], ""),
+        ([None], None),
+    ],
 )
 def test_values_as_words(value, word):
     assert to_word(value) == word

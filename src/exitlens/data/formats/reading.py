@@ -96,8 +96,8 @@ def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> tuple[dict[str,
         raise InputError(f"columns: {path} holds texts: give text=NAME and label=NAME")
     text, labels = given.get("text", "text"), split_labels(given.get("label", "label"))
     extra = [column for column in (reading.group_by, reading.split_by) if column]
-    empty = labels if reading.task == "multilabel" and len(labels) == 1 else ()
-    columns = read_columns(path, tuple(dict.fromkeys((text, *labels, *extra))), skip_bad, empty=empty)
+    loose = labels if reading.task == "multilabel" or len(labels) > 1 else ()
+    columns = read_columns(path, tuple(dict.fromkeys((text, *labels, *extra))), skip_bad, labels=loose)
     values: dict[str, Sequence[str]] = {text: columns.texts, **columns.words}
 
     def name(i: int) -> str:
