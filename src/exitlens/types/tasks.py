@@ -68,6 +68,13 @@ def name_labels(present: Tensor, classes: tuple[str, ...], separator: str = ";")
     return separator.join(classes[c] if classes else str(c) for c in present.nonzero().flatten().tolist())
 
 
+def name_answers(answers: Tensor, classes: tuple[str, ...]) -> list[str]:  # (B,) or (B,C) bool
+    """What each sample is said to be, by :func:`name_labels` where it may have several labels."""
+    if answers.ndim == 2:
+        return [name_labels(present, classes) for present in answers]
+    return [classes[i] if classes else str(i) for i in answers.tolist()]
+
+
 def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = None, name: str = "labels") -> None:
     """Raises :class:`InputError` unless the labels are those of a batch.
 

@@ -14,7 +14,7 @@ from exitlens.errors import InputError, MissingExtraError
 from exitlens.io import replace_atomically
 from exitlens.model.network import ExitNet
 from exitlens.types import Prediction
-from exitlens.types.tasks import name_labels
+from exitlens.types.tasks import name_answers
 
 
 class Row(NamedTuple):
@@ -35,10 +35,7 @@ def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: ImageStr
     count = 0
     for pred in predictions:
         names = map(str, samples.files[count : count + len(pred)])
-        if net.info.task == "multilabel":
-            labels = [name_labels(present, net.info.classes) for present in pred.labels]
-        else:
-            labels = [net.info.classes[i] if net.info.classes else str(i) for i in pred.labels.tolist()]
+        labels = name_answers(pred.labels, net.info.classes)
         sure = [round(value, 6) for value in pred.confidence.tolist()]
         estimates: list[float | None] = [None] * len(pred)
         if pred.divergence_estimate is not None:

@@ -15,6 +15,7 @@ from exitlens.delivery.explanations.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.types import ExitView
+from exitlens.types.tasks import name_answers
 from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.explanation import explain_batch
 
@@ -40,7 +41,7 @@ def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, Images]) -> li
         for i in pick_images(subjects[0], data, IMAGES):
             chosen = data.subset(torch.tensor([i]))
             shown = draw_image(chosen.inputs[0], data.preprocess)
-            truth = data.classes[int(chosen.labels[0])]
+            truth = name_answers(chosen.labels[:1], data.classes)[0] or "none of the labels"
             views = [_describe_view(s, chosen.inputs) for s in subjects]
             rows.append(GalleryRow(data_uri(shown, photo=True), f"{shown.width} / {shown.height}", truth, condition, views))
     return rows
