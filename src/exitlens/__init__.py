@@ -54,7 +54,7 @@ _MODULES = {
     "model.network": "ExitNet",
     "model.relevance": "compute_relevance",
     "ranks": "Ranks",
-    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
+    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate LabelView Location LossTerms Policy Prediction "
     "Preprocess TextPreprocess Timing Trace",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",

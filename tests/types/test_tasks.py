@@ -45,8 +45,16 @@ def test_answers_by_hand():
     [
         (torch.tensor([[0, 2], [1, 0]]), None, "y: expected 0 and 1 .*, got 2 among them"),
         (torch.tensor([[0, -1], [1, 0]]), "multilabel", "got -1 among them"),
-        (torch.rand(2, 2), None, r"y: expected \(2,2\) integers or bool, got \(2, 2\) torch.float32"),
-        (torch.zeros(2, 3).long(), None, r"y: expected \(2,2\) integers or bool, got \(2, 3\)"),
+        (
+            torch.rand(2, 2),
+            None,
+            r"y: expected \(2,\) integers, or of several labels \(2,2\) integers or bool, got \(2, 2\) torch.float32",
+        ),
+        (
+            torch.zeros(2, 3).long(),
+            None,
+            r"y: expected \(2,\) integers, or of several labels \(2,2\) integers or bool, got \(2, 3\)",
+        ),
         (torch.zeros(2, 2).long(), "classes", r"answers one class a sample: expected \(2,\) integers"),
         (torch.zeros(2).long(), "multilabel", r"answers several labels a sample: expected \(2,2\) of 0 and 1"),
         (torch.tensor([0, 2]), "classes", r"y: expected values in \[0, 2\)"),

@@ -5,7 +5,7 @@ Plotting is imported only where a value shows itself in a notebook.
 
 from exitlens.types.calibrations import Calibration
 from exitlens.types.compact import CompactLogits
-from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
+from exitlens.types.explanations import SCHEMA, ExitView, Explanation, LabelView, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
 from exitlens.types.policies import GATE_FEATURES, Gate, Policy
 from exitlens.types.preprocessing import (
@@ -32,6 +32,7 @@ __all__ = [
     "ExitView",
     "Explanation",
     "Gate",
+    "LabelView",
     "Location",
     "LossTerms",
     "Policy",

@@ -97,7 +97,9 @@ def check_truth(labels: Tensor, batch: int, classes: int, task: Task | None = No
         check_labels(labels, batch, classes, name)
         return
     if labels.shape != (batch, classes) or labels.is_floating_point() or labels.is_complex():
-        raise InputError(f"{name}: expected ({batch},{classes}) integers or bool, got {tuple(labels.shape)} {labels.dtype}")
+        either = "" if task == "multilabel" else f"({batch},) integers, or of several labels "
+        got = f"{tuple(labels.shape)} {labels.dtype}"
+        raise InputError(f"{name}: expected {either}({batch},{classes}) integers or bool, got {got}")
     if labels.device.type == "cpu":
         check_binary(labels, name)
 

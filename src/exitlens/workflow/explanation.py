@@ -19,8 +19,7 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
 from exitlens.model.relevance import Recording, compute_relevance
-from exitlens.types import ExitOutput, ExitView, Explanation, Policy
-from exitlens.types.explanations import LabelView
+from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
 from exitlens.types.tasks import read_answers
 
