@@ -48,6 +48,12 @@ def fit(
     columns: options.Columns = "",
     group_by: options.GroupBy = "",
     split_by: options.SplitBy = "",
+    task: Annotated[
+        str,
+        of_data(
+            help="`multilabel`: a sample has any number of labels, a;b in one column (lists and columns of 0 and 1 say so)."
+        ),
+    ] = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
@@ -148,7 +154,7 @@ def fit(
 
     weights = bool(pretrained or init_weights)
     size = size or choose_size(backbone, weights)
-    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel}
+    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel, "task": task}
     say = partial(_say, json_)
     ranks, resume = _join(out, resume)
     with wait(json_, "listing the data"), ranks.together():
@@ -193,9 +199,14 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
         "seconds": result.seconds,
         "bad": bad,
     }
-    rows = [["exit", "validation accuracy %", "attention CC with final"]]
-    for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
-        rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
+    several = "f1" in last
+    if several:
+        values["f1"] = last["f1"]
+    head = ["validation accuracy %", *(["micro-F1"] if several else []), "attention CC with final"]
+    rows = [["exit", *head]]
+    f1 = [[f"{value:.3f}"] for value in last["f1"]] if several else [[] for _ in last["accuracy"]]
+    for name, accuracy, marks, cc in zip(name_exits(net), last["accuracy"], f1, [*last["cc"], None], strict=True):
+        rows.append([name, f"{100 * accuracy:.1f}", *marks, "" if cc is None else f"{cc:.2f}"])
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
     show_skipped(json_, bad)
 

@@ -36,7 +36,7 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         reader: gives M samples, as they are before they are normalised.
-        labels: ``(M,)`` ``int64``.
+        labels: ``(M,)`` ``int64``; of several labels ``(M,C)`` of 0 and 1.
         classes: class names, in label order.
         preprocess: how samples become network input.
         groups: optional ``(M,)`` ``int64``: samples with the same number belong together.

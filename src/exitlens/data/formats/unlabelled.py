@@ -15,7 +15,8 @@ from exitlens.data.formats.columns import KEY, ROLES, check_wanted, find_inputs,
 from exitlens.data.formats.detect import find_unlabelled_format
 from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.shards import open_shards
-from exitlens.data.formats.tables import Table, TableImages, open_table, to_word
+from exitlens.data.formats.table_values import TableImages, to_word
+from exitlens.data.formats.tables import Table, open_table
 from exitlens.data.formats.tars import ShardImages
 from exitlens.data.loading.listing import list_images, list_names
 from exitlens.data.loading.names import RowNames

@@ -31,6 +31,7 @@ from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.model.timing.timer import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples
+from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
@@ -111,8 +112,10 @@ class Explorer:
         net, policy = load(path)
         if policy is None:  # start with the first run's thresholds, if they fit
             like = self.runs[0].policy if self.runs else None
-            fits = like is not None and like.num_exits == net.num_exits
-            policy = Policy(like.thresholds, like.score) if like and fits else Policy((0.9,) * (net.num_exits - 1))
+            task = net.info.task
+            fits = like is not None and (like.num_exits, like.task) == (net.num_exits, task)
+            usual = Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[task])
+            policy = Policy(like.thresholds, like.score) if like and fits else usual
         return LoadedRun(name, path, net, policy, read_shares(path, net.cached_fingerprint(), net.num_exits))
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -133,8 +136,8 @@ class Explorer:
         assert isinstance(data, ImageSet | LazyImages)
         chosen = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
         chosen = chosen.load() if isinstance(chosen, LazyImages) else chosen
-        pairs = zip(chosen.images, chosen.labels.tolist(), strict=True)
-        return [Example(from_pixels(pixels), chosen.classes[i]) for pixels, i in pairs]
+        pairs = zip(chosen.images, name_answers(chosen.labels, chosen.classes), strict=True)
+        return [Example(from_pixels(pixels), name) for pixels, name in pairs]
 
     def read(self, path: Path) -> Image.Image:
         """An uploaded file as a picture; for what is none, or too large, a :class:`DataError` without the file's path."""

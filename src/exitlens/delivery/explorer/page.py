@@ -77,7 +77,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         "others": [(why.name(i), view.probabilities[i].item()) for i in others],
         "rule": _explain_rule(view, view.exit == why.num_exits - 1),
         "agreement": _describe_agreement(view, view.exit == why.num_exits - 1),
-        "alt": f"Where {name} looked for its answer {why.name(view.label)}",
+        "alt": f"Where {name} looked for its answer {why.name_answer(view)}",
         "heat": data_uri(draw_heat(view.attention), small=False) if with_map else "",
         "tokens": [] if with_map else shade_tokens(why, view.attention),
     }
@@ -91,7 +91,7 @@ def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[
     name = exit_name(view.exit, why.num_exits)
     return {
         "depends": data_uri(draw_heat(speaks_for), small=False) if with_map else "",
-        "depends_alt": f"What the answer {why.name(view.label)} of {name} depends on",
+        "depends_alt": f"What the answer {why.name_answer(view)} of {name} depends on",
         "depends_tokens": [] if with_map else shade_tokens(why, speaks_for),
     }
 

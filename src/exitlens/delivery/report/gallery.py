@@ -17,6 +17,7 @@ from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.types import ExitView, Preprocess
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import name_answers
 from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.explanation import explain_batch
 
@@ -41,7 +42,8 @@ def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, SampleSet]) ->
     for condition, data in sets.items():
         for i in pick_images(subjects[0], data, IMAGES):
             chosen = data.subset(torch.tensor([i]))
-            inputs, truth, source, shape = chosen.inputs, data.classes[int(chosen.labels[0])], "", ""
+            inputs, source, shape = chosen.inputs, "", ""
+            truth = name_answers(chosen.labels[:1], data.classes)[0] or "none of the labels"
             if isinstance(data.preprocess, Preprocess) and isinstance(inputs, Tensor):
                 shown = draw_image(inputs[0], data.preprocess)
                 source, shape = data_uri(shown, photo=True), f"{shown.width} / {shown.height}"
@@ -91,7 +93,7 @@ def _describe_view(subject: Subject, inputs: Inputs, is_drawn: bool) -> Mapping[
             "colour": pick_exit_colour(view.exit, why.num_exits),
             "heat": "" if is_drawn else data_uri(draw_heat(view.attention)),
             "drawn": why.draw_exit(view) if is_drawn else "",
-            "label": why.name(view.label),
+            "label": why.name_answer(view),
             "rule": _explain_rule(view, view.exit == why.num_exits - 1),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,
