@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.guarantees.promises import pool_worst
-from benchmarks.markdown import fill, table
+from benchmarks.markdown import fill, say_what_is_missing, table
 from benchmarks.store import GUARANTEES
 
 Sets = dict[str, dict[str, dict[str, float]]]
@@ -45,7 +45,10 @@ def write_violations() -> list[str]:
 
 
 def write_labels() -> list[str]:
-    found = GUARANTEES.read()["labels"]
+    runs = GUARANTEES.read()
+    if missing := say_what_is_missing(["labels"], runs, "python -m benchmarks.guarantees --only labels"):
+        return missing
+    found = runs["labels"]
     sets, title = found["sets"], f"a third of {found['draws']:,} draws"
     rows = [[f"labels {k}, {title}", *_worst(sets, f"population {k}, ", LABEL_RISKS)] for k in (0, 1, 2)]
     every = [", ".join(f"{pool_worst(sets, risk, delta):.3f}" for delta in DELTAS) for risk in LABEL_RISKS]
