@@ -55,9 +55,13 @@ def fit(
     size: Annotated[
         int,
         of_data(
-            help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64).",
+            help="Pixels of an image's sides (default 64; large networks 128 or their own), tokens of a text (64), steps of "
+            "a series or voxels of a volume's sides (as they come).",
             show_default=False,
         ),
+    ] = 0,
+    mel: Annotated[
+        int, of_data(min=0, help="Of sounds: bands of the log-mel spectrogram to train on, such as 64 (0: the waveform).")
     ] = 0,
     backbone: Annotated[str, of_network(help=options.BACKBONES)] = "small",
     exits: Annotated[
@@ -133,14 +137,14 @@ def fit(
     clip_norm: Annotated[float | None, of_more(help="Largest norm of the gradient.")] = None,
     ema: Annotated[float | None, of_more(help="Keep a moving average of the weights with this decay a step, 0.999.")] = None,
 ) -> None:
-    """Train a network with exits on your images or texts."""
+    """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_recorded_exits, record_source, save_trained
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
     weights = bool(pretrained or init_weights)
     size = size or choose_size(backbone, weights)
-    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by}
+    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel}
     say = partial(_say, json_)
     ranks, resume = _join(out, resume)
     with wait(json_, "listing the data"), ranks.together():

@@ -39,8 +39,8 @@ def predict(
     data: Annotated[
         str,
         of_data(
-            help="An image, a folder of images at any depth, a .csv, .jsonl or .txt of texts, Parquet or a saved data set, "
-            "tar shards, or hf:NAME; no labels are needed."
+            help="An image, sound, series or volume, a folder of them at any depth, a .csv, .jsonl or .txt of texts, a .csv "
+            "of numbers, a .ts file, Parquet or a saved data set, tar shards, or hf:NAME; no labels are needed."
         ),
     ],
     out: Annotated[Path | None, Option(help="New file, a row for each sample: .csv, .jsonl or .parquet.")] = None,
@@ -60,7 +60,7 @@ def predict(
     workers: Workers = None,
     name: PolicyName = "",
 ) -> None:
-    """Answer each image or text at the first exit that is sure enough.
+    """Answer each sample at the first exit that is sure enough.
 
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """

@@ -6,6 +6,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -104,10 +105,15 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
         """Batches of these rows of the reader, not yet normalised; the caller has each of them checked (:meth:`check`)."""
         return decode_batches(self.reader, plan, self.shape, workers, dtype=self.dtype)
 
+    @property
+    def samples_at_once(self) -> int:
+        """How many to decode in a batch that a network does not need: few, where they are large."""
+        return max(1, min(LOADED_AT_ONCE, LOADED_BYTES // max(1, prod(self.shape) * self.dtype.itemsize)))
+
     def read_raw(self) -> tuple[Tensor, list[int]]:
         """All samples ``(n,*shape)`` as the reader gives them, and their places in the set, but for those skipped as bad."""
         values, kept, bad = torch.empty(len(self), *self.shape, dtype=self.dtype), list[int](), list[str]()
-        at_once = max(1, min(LOADED_AT_ONCE, LOADED_BYTES // max(1, values[:1].nbytes)))
+        at_once = self.samples_at_once
         plan = [part.tolist() for part in self.rows.split(at_once)]
         workers = choose_workers(self.workers, len(plan))
         for number, found in enumerate(self.decode(plan, workers)):

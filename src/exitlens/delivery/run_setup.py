@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from exitlens.data.arrays.reading import is_array
 from exitlens.data.batches import iterate_inputs
 from exitlens.data.lazy import set_reading
 from exitlens.data.sources import DataSource
@@ -117,7 +118,8 @@ def load_training_sets(
         weights: whether the backbone starts from weights.
         say: is given lines on where the splits come from, and on how images and texts become inputs.
     """
-    how = _choose_texts if source.modality is TEXT else _choose_pixels
+    modality = source.modality
+    how = _choose_texts if modality is TEXT else _choose_scaling if is_array(modality) else _choose_pixels
     preprocess, line = how(backbone, source, normalise, weights)
     found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
     if say is not None:
@@ -141,6 +143,12 @@ def _choose_texts(backbone: str, source: DataSource, normalise: str, weights: bo
         return TextPreprocess(own, source.size or TEXT_LENGTH), f"texts: tokens by the tokenizer of {backbone}"
     unknown = f"texts: no tokenizer comes with {backbone}: the words of the data get numbers that its weights do not know"
     return None, unknown if weights else ""
+
+
+def _choose_scaling(backbone: str, source: DataSource, normalise: str, weights: bool) -> tuple[None, str]:
+    if normalise:
+        raise InputError(f"normalise: it is for images, {source.name} has {source.modality.plural}: leave it out")
+    return None, ""
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.errors import DataError, import_extra
+from exitlens.errors import DataError, import_extra, is_installed
 from exitlens.modalities.files.arrays import check_count, check_finite, open_regular, read_npy
 from exitlens.modalities.files.audio import SOUND_FILES, make_spectrogram, read_sound
 from exitlens.types.scaling import MelSpectrogram, SeriesPreprocess
@@ -205,6 +205,20 @@ def _read_parquet(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
     if not columns:
         raise DataError(f"{name}: it has no columns of numbers: give one for each channel")
     return np.stack(columns, 1), tuple(kept)
+
+
+def list_columns(path: Path) -> dict[str, bool]:
+    """Of a Parquet file, whether each column has numbers or says when; empty where it cannot be read, or without pyarrow."""
+    if not is_installed("pyarrow"):
+        return {}
+    schema = import_extra("pyarrow.parquet", "parquet", f"reading {path}").read_schema
+    try:
+        found = schema(path)
+    except Exception:  # pyarrow raises many kinds; whoever reads the file says what is wrong
+        return {}
+    return {
+        name: _is_numeric(str(kind)) or name.lower() in CLOCKS for name, kind in zip(found.names, found.types, strict=True)
+    }
 
 
 def _is_numeric(kind: str) -> bool:
