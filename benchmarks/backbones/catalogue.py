@@ -126,7 +126,8 @@ _IMAGES_AND_TEXTS = [  # family, source, pixels a side (tokens of a text)
     ("MaxViT (timm)", "timm:maxvit_rmlp_pico_rw_256", 256),
 ]
 FIRST, LAST = (3, 128), (128, 3)  # series with channels first and last
-CLIP, SCAN = (3, 8, 48, 48), (1, 24, 32, 32)  # volumes
+SHORT = (32, 3)  # of recurrent layers, which are exported step by step
+CLIP, SCAN = (3, 8, 32, 32), (1, 16, 24, 24)  # volumes
 IMAGE_AND_VECTOR = {"image": (3, 48, 48), "vector": (12,)}
 SERIES_AND_VECTOR = {"series": (3, 128), "vector": (12,)}
 INSIDE = ("modules_.1", "modules_.2", "modules_.4")  # residual connections: what goes around crosses, too
@@ -150,10 +151,10 @@ _OTHERS = [
     Backbone("Transformer", "Transformer, class token", LAST, _make(sequential.Transformer, 3, steps=128, class_token=True)),
     Backbone("Patches", "PatchTransformer", FIRST, _make(sequential.PatchTransformer, 3, steps=128)),
     Backbone("Patches", "UnfoldedPatches", FIRST, _make(sequential.UnfoldedPatches, 3, steps=128)),
-    Backbone("GRU", "GRU", LAST, _make(sequential.Recurrent, 3, kind=nn.GRU)),
-    Backbone("LSTM", "LSTM, mean", LAST, _make(sequential.Recurrent, 3, kind=nn.LSTM, use_mean=True)),
-    Backbone("GRU", "GRU, both ways", LAST, _make(sequential.Recurrent, 3, kind=nn.GRU, both_ways=True, use_mean=True)),
-    Backbone("Convolutions, then LSTM", "ConvolutionsThenLSTM", FIRST, _make(sequential.ConvolutionsThenLSTM, 3)),
+    Backbone("GRU", "GRU", SHORT, _make(sequential.Recurrent, 3, kind=nn.GRU)),
+    Backbone("LSTM", "LSTM, mean", SHORT, _make(sequential.Recurrent, 3, kind=nn.LSTM, use_mean=True)),
+    Backbone("GRU", "GRU, both ways", SHORT, _make(sequential.Recurrent, 3, kind=nn.GRU, both_ways=True, use_mean=True)),
+    Backbone("Convolutions, then LSTM", "ConvolutionsThenLSTM", (3, 64), _make(sequential.ConvolutionsThenLSTM, 3)),
     Backbone("wav2vec 2.0", "Wav2Vec2", (1, 1600), partial(sequential.OfTransformers, "Wav2Vec2", CLASSES)),
     Backbone("HuBERT", "Hubert", (1, 1600), partial(sequential.OfTransformers, "Hubert", CLASSES)),
     Backbone("ResNet", "ResNet3d", SCAN, _make(volumes.ResNet3d, 1)),

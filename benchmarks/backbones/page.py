@@ -29,12 +29,13 @@ the largest absolute ones between staged and plain logits with the same seed (dr
 and between gradients relative to the largest gradient; batch-norm statistics after a training pass are compared too. \
 *trace*: by torch.fx (any size) or torch.export (the example's size); *step*: one training step with EGT, all \
 gradients finite; *bundle*: saved, loaded, same logits; *export*: every stage and head through `torch.export` with a \
-dynamic batch; *compile*: every stage through `torch.compile(fullgraph=True)` with a dynamic batch (front end, recurrent layers with PyTorch's switch for them); *edge*: \
+dynamic batch; *compile*: every stage through `torch.compile(fullgraph=True)` with a dynamic batch (front end; recurrent layers, which \
+torch.compile leaves alone, stay outside of the graph); *edge*: \
 exported as ONNX files, each compared with the network at batches of 1, 2, 3, 17 and 64, then 24 samples \
 answered by exitlens-runtime: the same labels and exits, maps within 1e-4. *heads*: MACs \
 of all heads over the backbone's. Texts have 32 tokens, a quarter of the second one padding, which must get attention \
 0, exactly. Networks without `:` in the source are of `benchmarks/backbones/networks` or torchvision's for \
-videos, on series of 128 steps (`(B,C,T)` or `(B,T,C)`), waveforms of 1,600, volumes of 8x48x48 or 24x32x32, vectors of 32 features. \
+videos, on series of 128 steps (`(B,C,T)` or `(B,T,C)`), waveforms of 1,600, volumes of 8x32x32 or 16x24x24, vectors of 32 features. \
 To pass, eval must be 0, and train, gradient and statistics at most 1e-5."""
 
 

@@ -18,10 +18,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = (features, *(width,) * 4)
         self.layers = nn.Sequential(
-            *(
-                nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(0.1))
-                for a, b in pairwise(sizes)
-            )
+            *(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(0.1)) for a, b in pairwise(sizes))
         )
         self.classifier = nn.Linear(width, classes)
 

@@ -34,13 +34,13 @@ class ConvolutionsThenLSTM(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = make_block(channels, width, 5), make_block(width, width, 5, 2)
         self.lstm1, self.lstm2 = (nn.LSTM(width, width, batch_first=True) for _ in range(2))
-        self.dropout, self.classifier = nn.Dropout(0.2), nn.Linear(width, classes)
+        self.between, self.dropout, self.classifier = nn.Dropout(0.2), nn.Dropout(0.2), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,C,T) -> (B,classes)
         x = self.conv2(self.conv1(x)).transpose(1, 2)
         x, _ = self.lstm1(x)
-        x, (last, _) = self.lstm2(self.dropout(x))
-        return self.classifier(self.dropout(last[-1]))
+        x, _ = self.lstm2(self.between(x))
+        return self.classifier(self.dropout(x[:, -1]))
 
 
 def make_layers(width: int, count: int, norm_first: bool = True) -> nn.ModuleList:

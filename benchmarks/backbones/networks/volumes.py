@@ -32,7 +32,7 @@ class ResNet3d(nn.Module):
 
 
 def make_mvit() -> nn.Module:
-    """torchvision's MViT of four blocks, for volumes of 8x48x48."""
+    """torchvision's MViT of four blocks, for volumes of 8x32x32."""
     from torchvision.models.video import MViT
     from torchvision.models.video.mvit import MSBlockConfig
 
@@ -42,4 +42,4 @@ def make_mvit() -> nn.Module:
         MSBlockConfig(2, 192, 192, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 2, 2]),
         MSBlockConfig(2, 192, 192, [3, 3, 3], [1, 2, 2], [3, 3, 3], [1, 1, 1]),
     ]
-    return MViT((48, 48), 8, blocks, False, False, False, 0.0, num_classes=5)
+    return MViT((32, 32), 8, blocks, False, False, False, 0.0, num_classes=5)

@@ -245,6 +245,9 @@ def _record(module: fx.GraphModule, example: Inputs, *counts: int) -> list[_Reco
     with switch_mode(module, False), torch.no_grad():
         for count in counts:
             tensors = [torch.cat([t] * max(counts))[:count] for t in list_tensors(example)]
+            if is_recurrent(module):
+                recorders.append(run_graph(module, tensors))
+                continue
             try:
                 recorder = _Recorder(module)
                 with fake:
@@ -253,6 +256,14 @@ def _record(module: fx.GraphModule, example: Inputs, *counts: int) -> list[_Reco
                 recorder = run_graph(module, tensors)
             recorders.append(recorder)
     return recorders
+
+
+def is_recurrent(module: fx.GraphModule) -> bool:
+    """Whether it has recurrent layers, which take fake tensors longer than real ones: step by step, each operation alone."""
+    names = (get_callee_name(node) for node in module.graph.nodes if node.op == "call_function")
+    return any(isinstance(m, nn.RNNBase) for m in module.modules()) or any(
+        n.startswith(("gru", "lstm", "rnn_")) for n in names
+    )
 
 
 def run_graph(module: fx.GraphModule, tensors: Sequence[Tensor]) -> _Recorder:
