@@ -10,7 +10,7 @@ from statistics import mean
 
 from benchmarks.markdown import ROOT, fill, say_what_is_missing, table
 from benchmarks.promises import add_reasons
-from benchmarks.series.__main__ import list_runs
+from benchmarks.series.jobs import list_runs
 from benchmarks.series.measure import EGT, LOSSES, PLAIN, WITHOUT
 from benchmarks.series.promises import find_seeds, list_promises
 from benchmarks.series.runs import SERIES
@@ -72,12 +72,16 @@ def _join(values: list[list[float | None]], digits: int, scale: float = 1) -> st
     return " / ".join(f"{mean(column):.{digits}f}" if column else "none" for column in columns)
 
 
-def main() -> None:
-    SERIES.fold()
-    runs = SERIES.read()
+def write_part(runs: Runs) -> list[str]:
+    """All that stands between the markers."""
     missing = say_what_is_missing(["{}/{}-{}".format(*one) for one in list_runs()], runs, "make series")
     promises = write_promises(list(add_reasons(list_promises(runs))))
-    fill("series", [*missing, *write_answers(runs), *write_maps(runs), *promises])
+    return [*missing, *write_answers(runs), *write_maps(runs), *promises]
+
+
+def main() -> None:
+    SERIES.fold()
+    fill("series", write_part(SERIES.read()))
     print(f"wrote the tables of {ROOT / 'docs' / 'series.md'}")
 
 
