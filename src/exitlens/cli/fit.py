@@ -70,6 +70,7 @@ def fit(
     placement: Annotated[
         str, of_network(help="Place a number of exits at equal shares of cost or of measured time.")
     ] = "cost",
+    groups: Annotated[str, of_network(help="Of a vector's features, for maps: blood=age|pressure,heart=rate.")] = "",
     head: Annotated[
         str, of_network(help="context (a neck before heads; the default for images and texts), evidence or average.")
     ] = "",
@@ -155,7 +156,7 @@ def fit(
         exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
     start |= {"strict_weights": strict_weights, "say": say}
-    build = partial(build_network, backbone, train=train, seed=seed, head=head, **start)
+    build = partial(build_network, backbone, train=train, seed=seed, head=head, groups=groups, **start)
     net = _build_alike(ranks, build, exits, placement)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     how |= {"recipe": recipe or ("pretrained" if weights else "scratch"), "layer_decay": layer_decay}

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from array import array
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -95,20 +96,23 @@ def iterate_csv(path: Path, keys: tuple[str, ...] = ()) -> Generator[tuple[int, 
 
 
 def peek_kinds(path: Path) -> dict[str, Kind]:
-    """What each column of a CSV file holds, by its first rows: a column that has other things later is refused there."""
-    found: dict[str, Kind] = {}
+    """What each column of a CSV file holds: what nine in ten of its first fields are, or words; empty ones do not count."""
+    found: dict[str, Counter[Kind]] = {}
     with closing(iterate_csv(path)) as rows:
         for _, row in islice(rows, _PEEKED):
             for name, field in row.items() if isinstance(row, Mapping) else ():
-                kind = classify_field(str(field))
-                known = {kind, found.get(name, kind)} - {"other"}
-                found[name] = known.pop() if len(known) == 1 else _widen(known)
-    return found
+                found.setdefault(name, Counter())[classify_field(str(field))] += 1
+    return {name: _sum_up(counts) for name, counts in found.items()}
 
 
-def _widen(kinds: set[Kind]) -> Kind:
-    """What holds all of these, none of which is ``other``; of none, ``other``."""
-    return "other" if not kinds else "float" if kinds == {"integer", "float"} else "string"
+def _sum_up(counts: Counter[Kind]) -> Kind:
+    del counts["other"]
+    most: float = 0.9 * counts.total()
+    if not counts or counts["integer"] >= most:
+        return "integer" if counts else "other"
+    if counts["integer"] + counts["float"] >= most:
+        return "float"
+    return "list" if counts["list"] >= most else "string"
 
 
 def classify_field(field: str) -> Kind:

@@ -137,9 +137,9 @@ def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Seque
     names = [one.name for one in session.get_outputs()]
     feed: dict[str, Any] = {n: t.numpy() for n, t in zip(name_inputs(net), activations, strict=True)}
     feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
+    has_maps = have_maps(net.heads)
     for thresholds in (policy.thresholds, parting.thresholds):
-        own = replace(parting, thresholds=thresholds)
-        expected = predict(net, _name(net, activations), own, attention=have_maps(net.heads))
+        expected = predict(net, _name(net, activations), replace(parting, thresholds=thresholds), attention=has_maps)
         found = dict(zip(names, session.run(None, feed | {THRESHOLDS: np.array(thresholds, np.float32)}), strict=True))
         near = ((scores - torch.tensor(thresholds)[:, None]).abs() < NEAR).any(0)
         _compare_answers(found, expected, ~near)
@@ -164,9 +164,9 @@ def _compare_answers(found: Mapping[str, Any], expected: Prediction, sure: Tenso
             raise ExportError(
                 f"net: the cascade in one file gives other {name} than the network: report this, with the backbone"
             )
-    for i in sure.nonzero().flatten().tolist() if expected.attention is not None else ():
+    for i in sure.nonzero().flatten().tolist() if expected.attention else ():
         own = torch.from_numpy(found[f"{ATTENTION}_{int(expected.exits[i])}"][i])
-        if not (own - expected.attention[i]).abs().max() < NEAR:
+        if not (own - expected.attention[i]).abs().max() < NEAR:  # type: ignore[index]
             raise ExportError(
                 "net: the cascade in one file gives other maps than the network: report this, with the backbone"
             )

@@ -67,4 +67,4 @@ def draw_volume(values: Tensor, attention: Tensor, evidence: Tensor, label: str)
         base = to_picture(picture[None])
         base = base.resize((SIDE, max(1, round(SIDE * base.height / base.width))))
         drawn.append(map_svg(base, weight, adds, said, str(SIDE)))
-    return "".join(drawn)
+    return f'<div style="display:flex;gap:3px">{"".join(drawn)}</div>'

@@ -85,9 +85,10 @@ def attach(
     """
     _check_words(final, head, layout, placement)
     shape = _check_arguments(backbone, at, num_classes, example, placement)
-    channels = recognise_example(example).count_channels(shape)
+    modality = recognise_example(example)
+    channels = modality.count_channels(shape)
     named = check_groups(groups, shape, list_tensors(example)[0])
-    module = build_backbone(backbone, num_classes, channels) if isinstance(backbone, str) else backbone
+    module = build_backbone(backbone, num_classes, channels, modality=modality) if isinstance(backbone, str) else backbone
     check_backbone(module)
     example = map_inputs(example, lambda t: t[:1].detach())
     with preserve_state(module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exitlens.errors import InputError
 
@@ -74,6 +74,11 @@ def count_rows(inputs: Inputs) -> int:
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     """Batches of at most ``size`` samples, in order."""
     return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
+
+
+def can_be_channels_last(module: nn.Module) -> bool:
+    """Whether its weights can be in the memory format ``channels_last``, which those of volumes, of five axes, cannot."""
+    return all(p.ndim < 5 for p in module.parameters())
 
 
 def set_channels_last(tensor: Tensor) -> Tensor:

@@ -161,4 +161,4 @@ def _check_values(values: Tensor, preprocess: ArrayPreprocess, kind: Modality) -
 def _check_shape(shape: tuple[int, ...], preprocess: ArrayPreprocess, kind: Modality, name: str, start: str = "") -> None:
     if len(shape) != len(kind.axes) or shape[0] != len(preprocess.mean):
         expected = ",".join((str(len(preprocess.mean)), *kind.axes[1:]))
-        raise InputError(f"{name}: expected ({start}{expected}) of {kind.plural}, got {start and 'N,'}{shape}")
+        raise InputError(f"{name}: expected ({start}{expected}) of {kind.plural}, got ({start}{','.join(map(str, shape))})")

@@ -92,7 +92,9 @@ def _holds_numbers(path: Path, columns: str, reserved: Sequence[str]) -> bool:
     try:
         chosen = find_columns(kinds, ",".join(map("=".join, words.items())), str(path), [*reserved, key])
     except DataError:  # numbers alone are numbers, even if no label is found
-        return "string" not in {kind for name, kind in kinds.items() if name not in (*reserved, key, words.get("label"))}
+        return bool(kinds) and "string" not in {
+            kind for name, kind in kinds.items() if name not in (*reserved, key, words.get("label"))
+        }
     return bool(chosen.series or chosen.features)
 
 
