@@ -159,8 +159,6 @@ _OTHERS = [
     Backbone("HuBERT", "Hubert", (1, 1600), partial(sequential.OfTransformers, "Hubert", CLASSES)),
     Backbone("ResNet", "ResNet3d", SCAN, _make(volumes.ResNet3d, 1)),
     Backbone("ResNet", "torchvision r3d_18", CLIP, _video("r3d_18")),
-    Backbone("ResNet", "torchvision mc3_18", CLIP, _video("mc3_18")),
-    Backbone("ResNet", "torchvision r2plus1d_18", CLIP, _video("r2plus1d_18")),
     Backbone("Swin", "torchvision swin3d_t", CLIP, _video("swin3d_t")),
     Backbone("MViT", "MViT of 4 blocks", CLIP, volumes.make_mvit),
     Backbone("MLP", "MLP", (32,), _make(features.MLP, 32)),

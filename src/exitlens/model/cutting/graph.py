@@ -201,13 +201,25 @@ def _describe(node: fx.Node) -> tuple[Any, ...]:
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a graph; fake tensors go round the normalisations, whose own way to an equal shape is long."""
+    """Runs a graph; fake tensors go round the normalisations, whose own way to an equal shape is long.
+
+    Functions get lists that they may write to, as they do where the graph's code runs.
+    """
+
+    def call_function(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the function returns."""
+        thawed = {name: _thaw(value) for name, value in kwargs.items()}
+        return super().call_function(target, tuple(map(_thaw, args)), thawed)
 
     def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the module returns."""
         if len(args) == 1 and not kwargs and is_fake(args[0]) and _keeps_shape(self.fetch_attr(str(target)), args[0]):
             return torch.empty_like(args[0])
         return super().call_module(target, args, kwargs)
+
+
+def _thaw(value: Any) -> Any:
+    return [_thaw(one) for one in value] if isinstance(value, list) else value
 
 
 def _keeps_shape(module: nn.Module, x: Tensor) -> bool:
