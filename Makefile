@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth static edge serving study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth series static edge serving study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -56,6 +56,11 @@ bench-relevance: demo $(VENV)/.benchmark  ## relevance maps beside captum's, pyt
 truth: $(VENV)/.benchmark  ## do maps agree and are they true, on seven tasks (resumable, hours; needs openclipart-png, dataset-fashion-mnist): docs/truth.md
 	$(BIN)/python -m benchmarks.truth
 	$(BIN)/python -m benchmarks.truth.page
+	$(BIN)/python -m benchmarks.check
+
+series: $(VENV)/.benchmark  ## small networks of series: answers, cost and maps (resumable, half an hour): docs/series.md
+	$(BIN)/python -m benchmarks.series
+	$(BIN)/python -m benchmarks.series.page
 	$(BIN)/python -m benchmarks.check
 
 static: $(VENV)/.benchmark  ## ours against smaller static networks of equal time, distilled (resumable, hours; the times want an idle machine): docs/static.md

@@ -86,10 +86,11 @@ def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = 
     channels = None
     if kind is None and size and len(shape) == len(size) + 2 and (len(size) != 2 or len(set(shape[1:])) == 1):
         channels = find_channel_axis(traced, node)
-    length = 0 if size or takes_vector(traced) else traced.shape_of(traced.inputs[0])[1]
+    first = 0 if size else traced.shape_of(traced.inputs[0])[1]
+    length, features = (0, first) if takes_vector(traced) else (first, 0)
     if kind is None and length and len(shape) == 3 and shape[1] == shape[2] == length:
         kind = None if maps else "tokens"  # as many channels as tokens
-    return find_layout(traced.name_of(node) or node.name, shape, size, grids, kind, length, channels)
+    return find_layout(traced.name_of(node) or node.name, shape, size, grids, kind, length, channels, features)
 
 
 def find_input_locations(traced: TracedBackbone) -> tuple[int, ...]:
