@@ -177,6 +177,11 @@ class Explanation:
         """An exit's map over the sample, or over the names of its locations, as HTML; empty where it cannot be drawn."""
         return self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name_answer(view)}")
 
+    def draw_relevance(self, relevance: Tensor) -> str:
+        """What speaks for an answer, by relevance ``(*S)``, drawn as an exit's map is."""
+        positive = relevance.clamp_min(0)
+        return self._draw(positive / positive.sum().clamp_min(1e-30), relevance, "what the answer depends on")
+
     def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
         from exitlens.display import names_html
 
