@@ -53,7 +53,8 @@ class ExitRow:
 
     def format_cells(self) -> list[str]:
         """For people: milliseconds if known, cost, accuracy, agreement, share, and the map's CC with its null and skill."""
-        cc = [f"{self.consistency.get('cc', {}).get(name, math.nan):.2f}" for name in ("value", "null", "skill")]
+        agreed = self.consistency.get("cc", {})
+        cc = [f"{agreed[name]:.2f}" if name in agreed else "-" for name in ("value", "null", "skill")]
         spent = [*([] if self.ms is None else [format_ms(self.ms)]), f"{self.cost:.3f}"]
         return [*spent, _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *cc]
 
@@ -149,9 +150,11 @@ class Report:
     def _summary(self) -> str:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
+        has_maps = any(row.consistency for row in self.exits) or self.divergence > 0
+        maps = f"divergence {self.divergence:.3f}" if has_maps else "no maps"
         return (
             f"routed: {kind}accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
-            f"divergence {self.divergence:.3f}, {self.samples} samples{timed}{labels}"
+            f"{maps}, {self.samples} samples{timed}{labels}"
         )
 
     def __repr__(self) -> str:
