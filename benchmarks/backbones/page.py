@@ -35,7 +35,8 @@ exported as ONNX files, each compared with the network at batches of 1, 2, 3, 17
 answered by exitlens-runtime: the same labels and exits, maps within 1e-4. *heads*: MACs \
 of all heads over the backbone's. Texts have 32 tokens, a quarter of the second one padding, which must get attention \
 0, exactly. Networks without `:` in the source are of `benchmarks/backbones/networks` or torchvision's for \
-videos, on series of 128 steps (`(B,C,T)` or `(B,T,C)`), waveforms of 1,600, volumes of 8x32x32 or 16x24x24, vectors of 32 features. \
+videos, on series of 128 steps (`(B,C,T)` or `(B,T,C)`; 32 or 64 where there \
+are recurrent layers), waveforms of 1,600, volumes of 8x32x32 or 16x24x24, vectors of 32 features. \
 To pass, eval must be 0, and train, gradient and statistics at most 1e-5."""
 
 

@@ -9,9 +9,7 @@ import torch
 
 from benchmarks.series.measure import EGT, PLAIN, WITHOUT, run
 from benchmarks.series.runs import SERIES
-from benchmarks.series.tasks import ARCHIVE, MOTIFS, load_task
-
-SEEDS = 5
+from benchmarks.series.tasks import ARCHIVE, MOTIFS, SEEDS, load_task
 
 
 def list_runs() -> Iterator[tuple[str, str, int]]:

@@ -76,7 +76,8 @@ def write_part(runs: Runs) -> list[str]:
     """All that stands between the markers."""
     missing = say_what_is_missing(["{}/{}-{}".format(*one) for one in list_runs()], runs, "make series")
     promises = write_promises(list(add_reasons(list_promises(runs))))
-    return [*missing, *write_answers(runs), *write_maps(runs), *promises]
+    lines = [*missing, *write_answers(runs), *write_maps(runs), *promises]
+    return lines if promises else lines[:-1]
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from benchmarks.promises import Promise
-from benchmarks.series.tasks import ARCHIVE, MOTIFS
+from benchmarks.series.tasks import ARCHIVE, MOTIFS, SEEDS
 from benchmarks.store import Tree
 from benchmarks.study.report.figures import interval
 
@@ -14,10 +14,10 @@ Runs = Mapping[str, Tree]
 
 
 def list_promises(runs: Runs) -> Iterator[Promise]:
-    """Those of the tasks of which there are two seeds or more."""
+    """Those of the tasks of which all seeds are there."""
     for task in (MOTIFS, *ARCHIVE):
         seeds = find_seeds(runs, task)
-        if len(seeds) > 1:
+        if len(seeds) == SEEDS:
             ours, plain = ([runs[f"{task}/{condition}-{seed}"] for seed in seeds] for condition in ("egt", "plain"))
             yield from _of_answers(task, ours, plain)
             if task == MOTIFS:

@@ -16,6 +16,7 @@ from exitlens.data.arrays.scaling import measure_scaling
 from exitlens.data.arrays.ts import read_ts
 
 MOTIFS = "motifs"
+SEEDS = 5
 UPDATES, BATCH = 320, 16  # of the weights, at least
 AGREEMENT = 0.9  # of motifs' training series: how often the level says the class, too
 ARCHIVE = {  # every set of aeon 1.6 for classification with series of equal length up to 200 steps

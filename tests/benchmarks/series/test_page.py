@@ -1,6 +1,7 @@
 """The page about series and its promises, on figures made up."""
 
 from benchmarks.markdown import ROOT, fill
+from benchmarks.series import promises
 from benchmarks.series.page import ANSWERS, MAPS, ROUTED, write_answers, write_maps, write_part
 from benchmarks.series.promises import find_seeds, list_promises
 from benchmarks.series.runs import SERIES
@@ -45,9 +46,11 @@ def test_a_row_for_every_loss():
     assert write_maps({}) == []
 
 
-def test_promises_are_judged_from_two_seeds_on():
+def test_promises_are_judged_when_all_seeds_are_there(monkeypatch):
     assert find_seeds(RUNS, "motifs") == [0, 1]
     assert find_seeds(RUNS, "gunpoint") == [0]
+    assert list(list_promises(RUNS)) == []
+    monkeypatch.setattr(promises, "SEEDS", 2)
     judged = {one.key: one for one in list_promises(RUNS)}
     assert {key.split("|")[1] for key in judged} == {"motifs", "energy", "gain"}
     assert judged["series|motifs|final"].is_kept  # -1.5 points with an interval of 6.4
