@@ -169,3 +169,22 @@ def test_the_cost_of_recurrent_layers_is_told_without_going_through_fake_steps()
     """Steps times gates times (inputs + state)."""
     (point,) = xl.exit_points(Recurrent().eval(), LAST, runs=0)
     assert (point.name, point.macs, point.shape) == ("one", STEPS * 3 * 6 * (2 + 6), (STEPS, 6))
+
+
+class LastState(torch.nn.Module):
+    """Reads the last state of its last layer, not its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.GRU(2, 8, batch_first=True), torch.nn.GRU(8, 8, batch_first=True)
+        self.fc = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        x, _ = self.first(x)
+        _, state = self.last(x)
+        return self.fc(state[-1])
+
+
+def test_a_last_state_without_outputs_is_no_place_for_the_final_exit():
+    with pytest.raises(xl.AttachError, match=r"recurrent layer 'last' only the last state is read.*Mend: read its outputs"):
+        xl.attach(LastState(), [], 3, torch.zeros(1, 16, 2))

@@ -167,9 +167,19 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
         return _find_last_vector(traced)
     if not maps:
         raise AttachError("backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to")
-    if large and any(_is_pooling(traced, user) for user in large[-1].users):
-        return large[-1]
-    return maps[-1]
+    found = large[-1] if large and any(_is_pooling(traced, user) for user in large[-1].users) else maps[-1]
+    _check_last_state(traced, found)
+    return found
+
+
+def _check_last_state(traced: TracedBackbone, features: fx.Node) -> None:
+    """Raises :class:`AttachError` if a recurrent layer comes behind the last features: of it only the last state is read."""
+    for node in traced.nodes[traced.position(features) + 1 :]:
+        if isinstance(traced.module_of(node), nn.RNNBase) or get_callee_name(node).split(".")[0] in ("gru", "lstm"):
+            raise AttachError(
+                f"backbone: of the recurrent layer {traced.name_of(node) or node.name!r} only the last state is read, which "
+                "has no steps to attend to. Mend: read its outputs, x, _ = layer(x), and then x[:, -1]"
+            )
 
 
 def _find_last_vector(traced: TracedBackbone) -> fx.Node:
