@@ -1,0 +1,64 @@
+"""One network: trains it as benchmarks.truth does, and measures it on the films' test part and on other texts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+import exitlens as xl
+from benchmarks.texts.data import OTHERS, load_films, load_lexicon, load_others, measure_lengths
+from benchmarks.texts.lexicon import mark_words
+from benchmarks.texts.maps import agree_by_length, collect_maps, delete_tokens, match_lengths, point_at_words
+from benchmarks.texts.runs import name_run
+from benchmarks.texts.transfer import BATCH_SIZE, certify, measure_set
+from benchmarks.truth.conditions import TITLES
+from benchmarks.truth.measure import train
+from benchmarks.truth.runs import TRUTH
+from benchmarks.truth.tasks import Task
+
+SAMPLES, OTHER_SAMPLES = 500, 1500  # for deletion; of each other set
+HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
+
+
+def measure_network(task: Task, condition: str, seed: int) -> dict[str, Any]:
+    """Trains a network, or goes on training it, and measures it."""
+    name = name_run(condition, seed)
+    net, done = train(task, condition, seed, TRUTH.runs / name)
+    started = time.perf_counter()
+    test = next(iter(task.tests.values()))
+    assert isinstance(test, xl.TextSet)
+    trace = xl.collect(net, test, batch_size=BATCH_SIZE)
+    found: dict[str, Any] = {"title": TITLES[condition], "epochs": len(done.history), "train_seconds": round(done.seconds)}
+    found |= measure_lengths(test.texts, test.preprocess)
+    found |= {"validation": done.history[-1]["accuracy"], "cost": net.cost.tolist(), "texts": len(test)}
+    never = xl.Policy.never(net.num_exits)
+    found["accuracy"] = [row.accuracy for row in xl.evaluate(trace, never).exits]
+    policy = certify(xl.collect(net, load_films("calibration", test.preprocess), batch_size=BATCH_SIZE))
+    found["certified"] = policy.thresholds != never.thresholds
+    found["maps"] = measure_maps(net, test)
+    sets = {"films": test}
+    sets |= {other: load_others(other, test.classes, test.preprocess).first(OTHER_SAMPLES) for other in OTHERS}
+    found["sets"] = {name: measure_set(net, policy, data) for name, data in sets.items()}
+    shares = zip(found["cost"], found["sets"]["films"]["exit_shares"], strict=True)
+    found["early"] = sum(share for cost, share in shares if cost <= HALF)
+    return found | {"measure_seconds": round(time.perf_counter() - started)}
+
+
+def measure_maps(net: xl.ExitNet, test: xl.TextSet) -> dict[str, Any]:
+    """Words that maps lie on, agreement against texts of the same length, and what deletion does."""
+    answers, attention, relevance = collect_maps(net, test)
+    masks = mark_words(test.texts, load_lexicon(), test.preprocess)
+    lengths = test.attention_mask.sum(1)
+    locations = torch.stack([one != 0 for one in attention]).any(0)
+    partner = match_lengths(lengths)
+    found = {
+        "attention": point_at_words(attention, masks, locations, partner),
+        "relevance": point_at_words([relevance], masks, locations, partner),
+        "agreement": agree_by_length(attention, partner),
+    }
+    checks = xl.faithfulness(net, test, samples=SAMPLES, oracle_samples=0).to_dict()
+    kept = ("deletion", "deletion_random", "insertion", "insertion_random", "randomised_cc")
+    others = delete_tokens(net, test, answers, attention, partner, SAMPLES)
+    return found | {"deletion": {name: checks[name] for name in kept} | others}

@@ -1,0 +1,56 @@
+"""Maps of texts, by hand and on a tiny network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import exitlens as xl
+from benchmarks.texts.maps import agree_by_length, collect_maps, delete_tokens, match_lengths, point_at_words
+from tests.texts import make_text_net
+
+
+def test_partners_have_the_same_length_and_are_others():
+    lengths = torch.tensor([3, 5, 3, 3, 7, 5])
+    partner = match_lengths(lengths)
+    assert partner[4] == -1
+    rows = torch.tensor([0, 1, 2, 3, 5])
+    assert torch.equal(lengths[partner[rows]], lengths[rows])
+    assert bool((partner[rows] != rows).all())
+    assert sorted(partner[rows].tolist()) == rows.tolist()
+
+
+def test_pointing_beside_chance_and_the_maps_of_others():
+    maps = torch.tensor([[0.0, 0.7, 0.2, 0.1], [0.0, 0.1, 0.8, 0.1], [0.0, 0.5, 0.5, 0.0]])
+    masks = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    locations = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 0]]).bool()
+    found = point_at_words([maps], masks, locations, torch.tensor([1, 0, -1]))
+    assert (found["texts"], found["matched_texts"]) == (2, 2)  # the third has no such word
+    assert found["pointing"] == [0.5]
+    assert found["matched"] == [0.5]  # the first would point at 2, the second at 1
+    assert found["energy"][0] == pytest.approx((0.7 + 0.1) / 2)
+    assert found["random"] == pytest.approx(1 / 3)
+
+
+def test_agreement_is_that_with_the_final_map():
+    maps = torch.rand(4, 6)
+    found = agree_by_length([maps, maps], torch.tensor([1, 0, 3, 2]))
+    assert found["cc"][0] == pytest.approx(1, abs=1e-5)
+    assert found["null"][0] < 1
+
+
+def test_maps_and_deletion_of_a_network():
+    pytest.importorskip("transformers")
+    net = make_text_net()
+    words = [f"w{i}" for i in range(30)]
+    preprocess = xl.TextPreprocess(xl.word_tokenizer(words), 10)
+    texts = [" ".join(words[i : i + 2 + i % 3]) for i in range(12)]
+    data = xl.TextSet(texts, torch.arange(12) % 3, ("a", "b", "c"), preprocess)
+    answers, attention, relevance = collect_maps(net, data)
+    assert len(answers) == len(attention) == 3
+    assert all(one.shape == (12, 10) and torch.allclose(one.sum(1), torch.ones(12)) for one in (*attention, relevance))
+    partner = match_lengths(data.attention_mask.sum(1))
+    assert bool((partner >= 0).all())
+    own = delete_tokens(net, data, answers, attention, torch.arange(12), 12)["deletion_matched"]  # each by its own map
+    drops = xl.faithfulness(net, data, oracle_samples=0).deletion
+    assert own == pytest.approx(drops, abs=1e-5)
