@@ -27,7 +27,7 @@ def find_source() -> Path:
 
 
 @cache
-def load_lexicon() -> frozenset[str]:
+def load_lexicon() -> dict[str, float]:
     return read_lexicon(find_source())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +16,13 @@ from exitlens.types.preprocessing import TextPreprocess, import_tokenizers
 FILE = "vader_lexicon.txt"
 
 
-def read_lexicon(source: Path) -> frozenset[str]:
-    """The words of VADER's lexicon (7,500, ten raters each), in a source distribution or in the file itself; lower case."""
-    lines = read_member(source, FILE).split("\n")
-    return frozenset(line.split("\t")[0].strip().lower() for line in lines if line.strip())
+def read_lexicon(source: Path) -> dict[str, float]:
+    """The words of VADER's lexicon (7,500, in lower case) and the mean of ten ratings of each, from a source distribution or the file itself."""
+    rows = [line.split("\t") for line in read_member(source, FILE).split("\n") if line.strip()]
+    return {row[0].strip().lower(): float(row[1]) for row in rows}
 
 
-def find_words(text: str, lexicon: frozenset[str]) -> list[tuple[int, int]]:
+def find_words(text: str, lexicon: Container[str]) -> list[tuple[int, int]]:
     """Where words of a lexicon begin and end, in characters: as they stand between blanks, or without the marks around them."""
     found = []
     for word in re.finditer(r"\S+", text):
@@ -35,7 +35,12 @@ def find_words(text: str, lexicon: frozenset[str]) -> list[tuple[int, int]]:
     return found
 
 
-def mark_words(texts: Sequence[str], lexicon: frozenset[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
+def add_up(text: str, lexicon: Mapping[str, float]) -> float:
+    """The sum of the ratings of a text's words; 0 where it has none."""
+    return sum(lexicon[text[start:end].lower()] for start, end in find_words(text, lexicon))
+
+
+def mark_words(texts: Sequence[str], lexicon: Container[str], preprocess: TextPreprocess) -> Tensor:  # -> (N,L) bool
     """Which tokens of each text belong to a word of the lexicon, all pieces of it."""
     tokenizer = import_tokenizers().Tokenizer.from_str(preprocess.tokenizer)
     tokenizer.enable_truncation(preprocess.length)

@@ -9,7 +9,7 @@ import torch
 
 import exitlens as xl
 from benchmarks.texts.data import OTHERS, load_films, load_lexicon, load_others, measure_lengths
-from benchmarks.texts.lexicon import mark_words
+from benchmarks.texts.lexicon import add_up, mark_words
 from benchmarks.texts.maps import agree_by_length, collect_maps, delete_tokens, match_lengths, point_at_words
 from benchmarks.texts.runs import name_run
 from benchmarks.texts.transfer import BATCH_SIZE, certify, measure_set
@@ -18,7 +18,7 @@ from benchmarks.truth.measure import train
 from benchmarks.truth.runs import TRUTH
 from benchmarks.truth.tasks import Task
 
-SAMPLES, OTHER_SAMPLES = 500, 1500  # for deletion; of each other set
+SAMPLES, OTHER_SAMPLES = 500, 1000  # for deletion; of each other set
 HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
 
 
@@ -49,12 +49,16 @@ def measure_network(task: Task, condition: str, seed: int) -> dict[str, Any]:
 def measure_maps(net: xl.ExitNet, test: xl.TextSet) -> dict[str, Any]:
     """Words that maps lie on, agreement against texts of the same length, and what deletion does."""
     answers, attention, relevance = collect_maps(net, test)
-    masks = mark_words(test.texts, load_lexicon(), test.preprocess)
+    lexicon = load_lexicon()
+    masks = mark_words(test.texts, lexicon, test.preprocess)
+    signs = 2 * (test.labels == test.classes.index("positive")).int() - 1
+    carried = signs * torch.tensor([add_up(text, lexicon) for text in test.texts]) > 0
     lengths = test.attention_mask.sum(1)
     locations = torch.stack([one != 0 for one in attention]).any(0)
     partner = match_lengths(lengths)
     found = {
         "attention": point_at_words(attention, masks, locations, partner),
+        "carried": point_at_words(attention, masks & carried[:, None], locations, partner),
         "relevance": point_at_words([relevance], masks, locations, partner),
         "agreement": agree_by_length(attention, partner),
     }

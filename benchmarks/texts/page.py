@@ -63,19 +63,21 @@ def write_maps(runs: Runs) -> list[str]:
             cells += [average(maps, _over_matched)]
             cells += [average(maps, lambda one: one["attention"]["pointing"])]
             cells += [average(maps, lambda one: one["attention"]["matched"])]
+            cells += [average(maps, lambda one: one["carried"]["pointing"])]
             cells += [average(maps, lambda one: one["attention"]["energy"])]
             cells += [average(maps, lambda one: one["relevance"]["pointing"]), average(maps, _skill)]
             rows.append([TITLES[condition], *cells])
     first = next((one for condition in CONDITIONS for one in find_runs(runs, condition)), None)
     if first is None:
         return []
-    words = first["maps"]["attention"]
-    head = ["", "deletion over random", "over maps of other texts", "largest token on a rated word", "of another text's map"]
+    words, carried = (first["maps"][name] for name in ("attention", "carried"))
     note = (
         f"{words['texts']:,} of {first['texts']:,} test texts have a rated word; a random token of theirs is on one in "
-        f"{100 * words['random']:.0f} %."
+        f"{100 * words['random']:.0f} %. Of {carried['texts']:,} the ratings add up to the sign of the text's own (*carried*)."
     )
-    return [note, "", *table([*head, "share of the map on rated words", "of the final answer's relevance", "skill"], rows)]
+    head = ["", "deletion over random", "over maps of other texts", "largest token on a rated word", "of another text's map"]
+    more = ["carried: on a rated word", "share of the map on rated words", "of the final answer's relevance", "skill"]
+    return [note, "", *table([*head, *more], rows)]
 
 
 def _over_matched(maps: Tree) -> list[float]:

@@ -30,10 +30,10 @@ def test_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "TRUTH", measure.TRUTH.__class__(tmp_path / "x.csv", tmp_path))
     monkeypatch.setattr(measure, "load_films", lambda split, preprocess: data)
     monkeypatch.setattr(measure, "load_others", lambda name, classes, preprocess: data.subset(torch.arange(30)))
-    monkeypatch.setattr(measure, "load_lexicon", lambda: frozenset({"good", "bad"}))
+    monkeypatch.setattr(measure, "load_lexicon", lambda: {"good": 1.9, "bad": -2.5})
     found = measure.measure_network(task, "egt", 0)
     assert list(flatten(json.loads(json.dumps(found))))
     assert len(found["accuracy"]) == 3
     assert set(found["sets"]) == {"films", *OTHERS}
-    assert found["maps"]["attention"]["texts"] == 60
+    assert found["maps"]["attention"]["texts"] == found["maps"]["carried"]["texts"] == 60
     assert 0 <= found["early"] <= 1
