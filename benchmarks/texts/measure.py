@@ -10,9 +10,9 @@ import torch
 import exitlens as xl
 from benchmarks.texts.data import OTHERS, load_films, load_lexicon, load_others, measure_lengths
 from benchmarks.texts.lexicon import add_up, mark_words
-from benchmarks.texts.maps import agree_by_length, collect_maps, delete_tokens, match_lengths, point_at_words
+from benchmarks.texts.maps import BATCH_SIZE, agree_by_length, collect_maps, delete_tokens, match_lengths, point_at_words
 from benchmarks.texts.runs import name_run
-from benchmarks.texts.transfer import BATCH_SIZE, certify, measure_set
+from benchmarks.texts.transfer import certify, measure_set
 from benchmarks.truth.conditions import TITLES
 from benchmarks.truth.measure import train
 from benchmarks.truth.runs import TRUTH
@@ -29,18 +29,18 @@ def measure_network(task: Task, condition: str, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     test = next(iter(task.tests.values()))
     assert isinstance(test, xl.TextSet)
-    trace = xl.collect(net, test, batch_size=BATCH_SIZE)
+    parts = {"films": test, "calibration": load_films("calibration", test.preprocess)}
+    parts |= {name: load_others(name, test.classes, test.preprocess).first(OTHER_SAMPLES) for name in OTHERS}
+    traces = {name: xl.collect(net, data, batch_size=BATCH_SIZE) for name, data in parts.items()}
     found: dict[str, Any] = {"title": TITLES[condition], "epochs": len(done.history), "train_seconds": round(done.seconds)}
     found |= measure_lengths(test.texts, test.preprocess)
     found |= {"validation": done.history[-1]["accuracy"], "cost": net.cost.tolist(), "texts": len(test)}
     never = xl.Policy.never(net.num_exits)
-    found["accuracy"] = [row.accuracy for row in xl.evaluate(trace, never).exits]
-    policy = certify(xl.collect(net, load_films("calibration", test.preprocess), batch_size=BATCH_SIZE))
+    found["accuracy"] = [row.accuracy for row in xl.evaluate(traces["films"], never).exits]
+    policy = certify(traces.pop("calibration"))
     found["certified"] = policy.thresholds != never.thresholds
     found["maps"] = measure_maps(net, test)
-    sets = {"films": test}
-    sets |= {other: load_others(other, test.classes, test.preprocess).first(OTHER_SAMPLES) for other in OTHERS}
-    found["sets"] = {name: measure_set(net, policy, data) for name, data in sets.items()}
+    found["sets"] = {name: measure_set(policy, trace) for name, trace in traces.items()}
     shares = zip(found["cost"], found["sets"]["films"]["exit_shares"], strict=True)
     found["early"] = sum(share for cost, share in shares if cost <= HALF)
     return found | {"measure_seconds": round(time.perf_counter() - started)}

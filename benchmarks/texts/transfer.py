@@ -13,7 +13,6 @@ import exitlens as xl
 from benchmarks.guarantees.drift import answer_on_paper
 
 ORDERS = 50
-BATCH_SIZE = 250
 LIMIT, DELTA = 0.01, 0.1  # points lost at most, and how likely that promise may be wrong
 
 
@@ -22,13 +21,12 @@ def certify(calibration: xl.Trace) -> xl.Policy:
     return xl.calibrate(calibration, max_accuracy_drop=LIMIT, delta=DELTA)
 
 
-def measure_set(net: xl.ExitNet, policy: xl.Policy, data: xl.TextSet) -> dict[str, Any]:
-    """Accuracy of every exit and of the policy, what it costs, where texts leave; and the drift watch."""
-    trace = xl.collect(net, data, batch_size=BATCH_SIZE)
+def measure_set(policy: xl.Policy, trace: xl.Trace) -> dict[str, Any]:
+    """Accuracy of every exit and of the policy on some texts, what it costs, where they leave; and the drift watch."""
     report = xl.evaluate(trace, policy)
     return {
-        "texts": len(data),
-        "positive": data.labels.float().mean().item(),
+        "texts": len(trace),
+        "positive": trace.require_labels("labels").float().mean().item(),
         "accuracy": [row.accuracy for row in report.exits],
         "routed": report.accuracy,
         "drop": report.accuracy_drop,
