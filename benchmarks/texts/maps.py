@@ -14,7 +14,7 @@ from exitlens.functional.maps import as_distribution
 from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
 from exitlens.model.perturbation import perturb
-from exitlens.types.inputs import draw_samples
+from exitlens.types.inputs import MASK, Inputs, draw_samples
 
 BATCH_SIZE = 250
 FRACTION = 0.2  # of the tokens are deleted
@@ -66,6 +66,23 @@ def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, par
         found[name] = [measure(one[some], masks[some]).mean().item() for one in maps]
         found[null] = [measure(one[partner[both]], masks[both]).mean().item() for one in maps]
     return found
+
+
+def occlude_tokens(net: xl.ExitNet, data: xl.TextSet) -> Tensor:  # -> (N,L)
+    """Drop in the probability of exit 0's answer when each token alone is masked out; 0 for padding and the class token."""
+    modality, inputs = net.input_spec.modality, data.inputs
+    with net.open_engine() as engine, torch.inference_mode():
+
+        def answer(given: Inputs) -> Tensor:  # -> (N,C)
+            return probabilities(engine.compute_logits(0, engine.enter(net.check_input(given))))
+
+        plain = answer(inputs)
+        chosen, drops = plain.argmax(1, keepdim=True), torch.zeros(inputs[MASK].shape)
+        for i in range(1, drops.shape[1]):
+            cells = torch.zeros_like(inputs[MASK], dtype=torch.bool)
+            cells[:, i] = inputs[MASK][:, i] > 0
+            drops[:, i] = (plain - answer(modality.delete(inputs, cells))).gather(1, chosen).squeeze(1) * cells[:, i]
+    return drops
 
 
 def agree_by_length(maps: Sequence[Tensor], partner: Tensor) -> dict[str, list[float]]:

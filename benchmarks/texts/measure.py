@@ -10,15 +10,24 @@ import torch
 import exitlens as xl
 from benchmarks.texts.data import OTHERS, load_films, load_lexicon, load_others, measure_lengths
 from benchmarks.texts.lexicon import add_up, mark_words
-from benchmarks.texts.maps import BATCH_SIZE, agree_by_length, collect_maps, delete_tokens, match_lengths, point_at_words
+from benchmarks.texts.maps import (
+    BATCH_SIZE,
+    agree_by_length,
+    collect_maps,
+    delete_tokens,
+    match_lengths,
+    occlude_tokens,
+    point_at_words,
+)
 from benchmarks.texts.runs import name_run
 from benchmarks.texts.transfer import certify, measure_set
 from benchmarks.truth.conditions import TITLES
 from benchmarks.truth.measure import train
 from benchmarks.truth.runs import TRUTH
 from benchmarks.truth.tasks import Task
+from exitlens.functional.faithfulness import pointing_game
 
-SAMPLES, OTHER_SAMPLES = 500, 1000  # for deletion; of each other set
+SAMPLES, ORACLE, OTHER_SAMPLES = 500, 300, 1000  # for deletion; of exit 0 alone; of each other set
 HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
 
 
@@ -56,12 +65,16 @@ def measure_maps(net: xl.ExitNet, test: xl.TextSet) -> dict[str, Any]:
     lengths = test.attention_mask.sum(1)
     locations = torch.stack([one != 0 for one in attention]).any(0)
     partner = match_lengths(lengths)
-    found = {
+    found: dict[str, Any] = {
         "attention": point_at_words(attention, masks, locations, partner),
         "carried": point_at_words(attention, masks & carried[:, None], locations, partner),
         "relevance": point_at_words([relevance], masks, locations, partner),
         "agreement": agree_by_length(attention, partner),
     }
+    rows = (masks & locations).any(1).nonzero().squeeze(1)[:ORACLE]  # of random order
+    judged = {"oracle": [occlude_tokens(net, test.subset(rows))], "beside_oracle": [one[rows] for one in attention]}
+    for name, maps in judged.items():
+        found[name] = {"texts": len(rows), "pointing": [pointing_game(one, masks[rows]).mean().item() for one in maps]}
     checks = xl.faithfulness(net, test, samples=SAMPLES, oracle_samples=0).to_dict()
     kept = ("deletion", "deletion_random", "insertion", "insertion_random", "randomised_cc")
     others = delete_tokens(net, test, answers, attention, partner, SAMPLES)

@@ -73,11 +73,19 @@ def write_maps(runs: Runs) -> list[str]:
     words, carried = (first["maps"][name] for name in ("attention", "carried"))
     note = (
         f"{words['texts']:,} of {first['texts']:,} test texts have a rated word; a random token of theirs is on one in "
-        f"{100 * words['random']:.0f} %. Of {carried['texts']:,} the ratings add up to the sign of the text's own (*carried*)."
+        f"{100 * words['random']:.0f} %. Of {carried['texts']:,} the ratings add up to the sign of the text's own (*carried*). "
+        f"Masking out every token of {first['maps']['oracle']['texts']} such texts in turn, the one that exit 0's answer (with EGT) "
+        f"depends on most is on a rated word in {_join(runs, 'oracle')} %; the largest of exit 0's map, on the same texts, in "
+        f"{_join(runs, 'beside_oracle')} %."
     )
     head = ["", "deletion over random", "over maps of other texts", "largest token on a rated word", "of another text's map"]
     more = ["carried: on a rated word", "share of the map on rated words", "of the final answer's relevance", "skill"]
     return [note, "", *table([*head, *more], rows)]
+
+
+def _join(runs: Runs, of: str) -> str:
+    """By seed, of the networks with EGT."""
+    return ", ".join(f"{100 * one['maps'][of]['pointing'][0]:.0f}" for one in find_runs(runs, EGT))
 
 
 def _over_matched(maps: Tree) -> list[float]:

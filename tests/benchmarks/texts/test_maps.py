@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from benchmarks.texts.maps import agree_by_length, collect_maps, delete_tokens, match_lengths, point_at_words
+from benchmarks.texts.maps import agree_by_length, collect_maps, delete_tokens, match_lengths, occlude_tokens, point_at_words
 from tests.texts import make_text_net
 
 
@@ -39,13 +39,17 @@ def test_agreement_is_that_with_the_final_map():
     assert found["null"][0] < 1
 
 
-def test_maps_and_deletion_of_a_network():
+@pytest.fixture
+def data():
     pytest.importorskip("transformers")
-    net = make_text_net()
     words = [f"w{i}" for i in range(30)]
     preprocess = xl.TextPreprocess(xl.word_tokenizer(words), 10)
     texts = [" ".join(words[i : i + 2 + i % 3]) for i in range(12)]
-    data = xl.TextSet(texts, torch.arange(12) % 3, ("a", "b", "c"), preprocess)
+    return xl.TextSet(texts, torch.arange(12) % 3, ("a", "b", "c"), preprocess)
+
+
+def test_maps_and_deletion_of_a_network(data):
+    net = make_text_net()
     answers, attention, relevance = collect_maps(net, data)
     assert len(answers) == len(attention) == 3
     assert all(one.shape == (12, 10) and torch.allclose(one.sum(1), torch.ones(12)) for one in (*attention, relevance))
@@ -54,3 +58,16 @@ def test_maps_and_deletion_of_a_network():
     own = delete_tokens(net, data, answers, attention, torch.arange(12), 12)["deletion_matched"]  # each by its own map
     drops = xl.faithfulness(net, data, oracle_samples=0).deletion
     assert own == pytest.approx(drops, abs=1e-5)
+
+
+def test_each_token_alone_is_masked_out(data):
+    net = make_text_net()
+    drops = occlude_tokens(net, data)
+    assert not bool(drops[data.attention_mask == 0].any())
+    assert not bool(drops[:, 0].any())
+    inputs = {name: one[3:4].clone() for name, one in data.inputs.items()}
+    before = net(inputs)[0].logits.softmax(1)
+    inputs["attention_mask"][:, 2] = 0
+    after = net(inputs)[0].logits.softmax(1)
+    answer = int(before.argmax())
+    assert drops[3, 2].item() == pytest.approx((before - after)[0, answer].item(), abs=1e-6)

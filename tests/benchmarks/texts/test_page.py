@@ -33,6 +33,8 @@ def _make_run(condition: str) -> dict[str, Any]:
     maps = {
         "attention": words,
         "carried": {**words, "texts": 700},
+        "oracle": {"texts": 300, "pointing": [0.55]},
+        "beside_oracle": {"texts": 300, "pointing": [0.53, 0.6]},
         "relevance": {**words, "pointing": [0.9]},
         "agreement": {"cc": [0.55], "null": [0.1]},
         "deletion": deletion,
@@ -55,9 +57,8 @@ def test_a_row_for_each_condition():
     assert "| without EGT | 0.50 / 1.04 | 80.0 / 90.0 |" in answers
     assert "0.60 (0.5), 0.60 (0.5), 0.60 (0.5) | 70, 70, 70 |" in answers
     maps = "\n".join(write_maps(_make_runs(1)))
-    assert (
-        "1,000 of 1,500 test texts have a rated word; a random token of theirs is on one in 10 %. Of 700 the ratings" in maps
-    )
+    assert "a random token of theirs is on one in 10 %. Of 700 the ratings add up" in maps
+    assert "on a rated word in 55 %; the largest of exit 0's map, on the same texts, in 53 %." in maps
     assert (
         "| EGT (the defaults) | 0.30 / 0.40 | 0.25 / 0.40 | 0.70 / 0.60 | 0.10 / 0.10 | 0.70 / 0.60 | 0.40 / 0.40 | 0.90 |"
         in maps
