@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from exitlens.functional.faithfulness import energy_in_mask, pointing_game
+from exitlens.functional.faithfulness import draw_random_map, energy_in_mask, pointing_game
 from exitlens.functional.maps import as_distribution
 from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
 from exitlens.model.perturbation import perturb
-from exitlens.types.inputs import MASK, Inputs, draw_samples
+from exitlens.types.inputs import MASK, Inputs
 
 BATCH_SIZE = 250
 FRACTION = 0.2  # of the tokens are deleted
@@ -32,19 +32,22 @@ def match_lengths(lengths: Tensor, seed: int = 0) -> Tensor:  # (N,) integers ->
     return partner
 
 
-def collect_maps(net: xl.ExitNet, data: xl.TextSet) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Probabilities ``(N,C)`` and attention ``(N,L)`` of every exit; relevance ``(N,L)`` of the final answers, what speaks for them."""
+def collect_maps(net: xl.ExitNet, data: xl.TextSet) -> tuple[list[Tensor], list[Tensor]]:
+    """Probabilities ``(N,C)`` and attention ``(N,L)`` of every exit."""
     answers: list[list[Tensor]] = [[] for _ in range(net.num_exits)]
     attention: list[list[Tensor]] = [[] for _ in answers]
-    relevance = []
     for rows in torch.arange(len(data)).split(BATCH_SIZE):
-        inputs = data.subset(rows).inputs
         with torch.inference_mode():
-            for k, out in enumerate(net(inputs)):
+            for k, out in enumerate(net(data.subset(rows).inputs)):
                 answers[k].append(probabilities(out.logits))
                 attention[k].append(out.attention.float())
-        relevance.append(as_distribution(xl.compute_relevance(net, inputs).clamp_min(0)))
-    return [torch.cat(one) for one in answers], [torch.cat(one) for one in attention], torch.cat(relevance)
+    return [torch.cat(one) for one in answers], [torch.cat(one) for one in attention]
+
+
+def find_relevance(net: xl.ExitNet, data: xl.TextSet) -> Tensor:  # -> (N,L)
+    """What speaks for the final exit's answers, as a distribution over the tokens."""
+    parts = (data.subset(rows).inputs for rows in torch.arange(len(data)).split(BATCH_SIZE))
+    return as_distribution(torch.cat([xl.compute_relevance(net, one) for one in parts]).clamp_min(0))
 
 
 def point_at_words(maps: Sequence[Tensor], masks: Tensor, locations: Tensor, partner: Tensor) -> dict[str, Any]:
@@ -93,18 +96,27 @@ def agree_by_length(maps: Sequence[Tensor], partner: Tensor) -> dict[str, list[f
 
 
 def delete_tokens(
-    net: xl.ExitNet, data: xl.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor, samples: int
+    net: xl.ExitNet, data: xl.TextSet, answers: Sequence[Tensor], maps: Sequence[Tensor], partner: Tensor
 ) -> dict[str, list[float]]:
-    """Drop in the probability of each exit's answer without the top 20 % of the tokens of another text's map of its length.
+    """Drop in the probability of each exit's answer without the top 20 % of the tokens of some map.
 
-    Over at most so many samples, drawn as :func:`exitlens.faithfulness` draws them, that have a partner.
+    Args:
+        answers: ``(N,C)`` probabilities of every exit. maps: ``(N,L)`` of every exit.
+        partner: of :func:`match_lengths`; texts without one are left out.
+
+    Returns:
+        Means: ``deletion`` by the exit's own map, ``deletion_random`` by a random one, ``deletion_matched`` by that of another
+        text of the same length.
     """
-    rows = draw_samples(len(data), samples).sort().values
-    rows = rows[partner[rows] >= 0]
+    rows = (partner >= 0).nonzero().squeeze(1)
     some = data.subset(rows)
     chunks = [slice(int(part[0]), int(part[-1]) + 1) for part in torch.arange(len(rows)).split(BATCH_SIZE)]
     batches = [(part, some.subset(torch.arange(part.start, part.stop)).inputs) for part in chunks]
+    own, others = [one[rows] for one in maps], [one[partner[rows]] for one in maps]
+    judged = {"deletion": own, "deletion_random": [draw_random_map(one) for one in own], "deletion_matched": others}
+    found = {}
     with net.open_engine() as engine, torch.inference_mode():
-        how = net, engine, batches, [p[rows] for p in answers]
-        drops, _ = perturb(*how, [one[partner[rows]] for one in maps], FRACTION)
-    return {"deletion_matched": [one.mean().item() for one in drops]}
+        for name, shown in judged.items():
+            drops, _ = perturb(net, engine, batches, [p[rows] for p in answers], shown, FRACTION)
+            found[name] = [one.mean().item() for one in drops]
+    return found

@@ -15,6 +15,7 @@ from benchmarks.texts.maps import (
     agree_by_length,
     collect_maps,
     delete_tokens,
+    find_relevance,
     match_lengths,
     occlude_tokens,
     point_at_words,
@@ -27,7 +28,7 @@ from benchmarks.truth.runs import TRUTH
 from benchmarks.truth.tasks import Task
 from exitlens.functional.faithfulness import pointing_game
 
-SAMPLES, ORACLE, OTHER_SAMPLES = 500, 300, 1000  # for deletion; of exit 0 alone; of each other set
+SAMPLES, ORACLE, OTHER_SAMPLES = 400, 300, 1000  # for deletion and relevance; for the oracle; of each other set
 HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way
 
 
@@ -57,25 +58,23 @@ def measure_network(task: Task, condition: str, seed: int) -> dict[str, Any]:
 
 def measure_maps(net: xl.ExitNet, test: xl.TextSet) -> dict[str, Any]:
     """Words that maps lie on, agreement against texts of the same length, and what deletion does."""
-    answers, attention, relevance = collect_maps(net, test)
-    lexicon = load_lexicon()
+    (answers, attention), lexicon = collect_maps(net, test), load_lexicon()
     masks = mark_words(test.texts, lexicon, test.preprocess)
     signs = 2 * (test.labels == test.classes.index("positive")).int() - 1
     carried = signs * torch.tensor([add_up(text, lexicon) for text in test.texts]) > 0
-    lengths = test.attention_mask.sum(1)
     locations = torch.stack([one != 0 for one in attention]).any(0)
-    partner = match_lengths(lengths)
+    partner = match_lengths(locations.sum(1))
     found: dict[str, Any] = {
         "attention": point_at_words(attention, masks, locations, partner),
         "carried": point_at_words(attention, masks & carried[:, None], locations, partner),
-        "relevance": point_at_words([relevance], masks, locations, partner),
         "agreement": agree_by_length(attention, partner),
     }
-    rows = (masks & locations).any(1).nonzero().squeeze(1)[:ORACLE]  # of random order
+    rows = (masks & locations).any(1).nonzero().squeeze(1)[:ORACLE]  # texts are in random order
     judged = {"oracle": [occlude_tokens(net, test.subset(rows))], "beside_oracle": [one[rows] for one in attention]}
     for name, maps in judged.items():
         found[name] = {"texts": len(rows), "pointing": [pointing_game(one, masks[rows]).mean().item() for one in maps]}
-    checks = xl.faithfulness(net, test, samples=SAMPLES, oracle_samples=0).to_dict()
-    kept = ("deletion", "deletion_random", "insertion", "insertion_random", "randomised_cc")
-    others = delete_tokens(net, test, answers, attention, partner, SAMPLES)
-    return found | {"deletion": {name: checks[name] for name in kept} | others}
+    few = test.first(SAMPLES)
+    locations, partner = locations[:SAMPLES], match_lengths(locations[:SAMPLES].sum(1))
+    found["relevance"] = point_at_words([find_relevance(net, few)], masks[:SAMPLES], locations, partner)
+    how = [one[:SAMPLES] for one in answers], [one[:SAMPLES] for one in attention]
+    return found | {"deletion": delete_tokens(net, few, *how, partner)}

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import exitlens as xl
-from benchmarks.texts.maps import agree_by_length, collect_maps, delete_tokens, match_lengths, occlude_tokens, point_at_words
+from benchmarks.texts.maps import (
+    agree_by_length,
+    collect_maps,
+    delete_tokens,
+    find_relevance,
+    match_lengths,
+    occlude_tokens,
+    point_at_words,
+)
+from exitlens.functional.maps import as_distribution
 from tests.texts import make_text_net
 
 
@@ -50,14 +59,19 @@ def data():
 
 def test_maps_and_deletion_of_a_network(data):
     net = make_text_net()
-    answers, attention, relevance = collect_maps(net, data)
+    answers, attention = collect_maps(net, data)
     assert len(answers) == len(attention) == 3
-    assert all(one.shape == (12, 10) and torch.allclose(one.sum(1), torch.ones(12)) for one in (*attention, relevance))
+    assert all(one.shape == (12, 10) and torch.allclose(one.sum(1), torch.ones(12)) for one in attention)
+    relevance = find_relevance(net, data)
+    assert torch.equal(relevance, as_distribution(xl.compute_relevance(net, data.inputs).clamp_min(0)))
     partner = match_lengths(data.attention_mask.sum(1))
     assert bool((partner >= 0).all())
-    own = delete_tokens(net, data, answers, attention, torch.arange(12), 12)["deletion_matched"]  # each by its own map
-    drops = xl.faithfulness(net, data, oracle_samples=0).deletion
-    assert own == pytest.approx(drops, abs=1e-5)
+    found = delete_tokens(net, data, answers, attention, partner)
+    checks = xl.faithfulness(net, data, oracle_samples=0)
+    assert found["deletion"] == pytest.approx(checks.deletion, abs=1e-5)
+    assert found["deletion_random"] == pytest.approx(checks.deletion_random, abs=1e-5)
+    itself = delete_tokens(net, data, answers, attention, torch.arange(12))
+    assert itself["deletion_matched"] == itself["deletion"]
 
 
 def test_each_token_alone_is_masked_out(data):
