@@ -59,7 +59,7 @@ def write_maps(runs: Runs) -> list[str]:
     for condition in CONDITIONS:
         if found := find_runs(runs, condition):
             maps = [one["maps"] for one in found]
-            cells = [average(found, lambda one: [measure_deletion(one, k) for k in range(len(one["cost"]))])]
+            cells = [average(maps, _over_random)]
             cells += [average(maps, _over_matched)]
             cells += [average(maps, lambda one: one["attention"]["pointing"])]
             cells += [average(maps, lambda one: one["attention"]["matched"])]
@@ -86,6 +86,10 @@ def write_maps(runs: Runs) -> list[str]:
 def _join(runs: Runs, of: str) -> str:
     """By seed, of the networks with EGT."""
     return ", ".join(f"{100 * one['maps'][of]['pointing'][0]:.0f}" for one in find_runs(runs, EGT))
+
+
+def _over_random(maps: Tree) -> list[float]:
+    return [measure_deletion(maps["deletion"], k) for k in range(len(maps["deletion"]["deletion"]))]
 
 
 def _over_matched(maps: Tree) -> list[float]:
@@ -120,11 +124,11 @@ def main() -> None:
     TEXTS.fold()
     runs = TEXTS.read()
     missing = say_what_is_missing(list(list_runs()), runs, "python -m benchmarks.texts")
-    plain = read_plain(TRUTH.read())
-    fill("texts-answers", [*missing, *write_answers(runs, plain)])
+    truth = TRUTH.read()
+    fill("texts-answers", [*missing, *write_answers(runs, read_plain(truth))])
     fill("texts-maps", write_maps(runs))
     fill("texts-transfer", write_transfer(runs))
-    fill("texts-promises", write_promises(list(add_reasons(list_promises(runs, plain)))))
+    fill("texts-promises", write_promises(list(add_reasons(list_promises(runs, truth)))))
     print(f"wrote the tables of {ROOT / 'docs' / 'texts.md'}")
 
 

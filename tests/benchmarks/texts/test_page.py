@@ -49,6 +49,12 @@ def _make_runs(seeds: int = len(SEEDS)) -> dict[str, Any]:
     return {name: grow(flatten(one)) for name, one in runs.items()}
 
 
+def _make_truth() -> dict[str, Any]:
+    truth = {name: {"attention": one["maps"]["deletion"]} for name, one in _make_runs().items()}
+    plain = {"tests": {"test": {"accuracy": [PLAIN[0]]}}}
+    return truth | {name_run("plain", seed): plain for seed in SEEDS}
+
+
 def test_a_row_for_each_condition():
     assert set(list_runs()) == set(_make_runs())
     answers = "\n".join(write_answers(_make_runs(), PLAIN))
@@ -74,11 +80,11 @@ def test_other_texts_and_their_alarms():
 def test_nothing_yet():
     assert write_maps({}) == write_transfer({}) == []
     assert len(write_answers({}, [])) == 2
-    assert not list(list_promises(_make_runs(2), PLAIN))
+    assert not list(list_promises(_make_runs(2), _make_truth()))
 
 
 def test_promises():
-    found = {one.key: one for one in list_promises(_make_runs(), PLAIN)}
+    found = {one.key: one for one in list_promises(_make_runs(), _make_truth())}
     assert found["texts|final"].measured == pytest.approx(-0.1)
     assert found["texts|early"].measured == pytest.approx(0.7)
     assert found["texts|deletion|0"].measured == pytest.approx(0.2)
@@ -92,3 +98,14 @@ def test_promises():
 def test_plain_networks_are_those_of_truth():
     truth = {name_run("plain", seed): {"tests": {"test": {"accuracy": [0.8 + seed / 10]}}} for seed in (0, 1)}
     assert read_plain(truth) == pytest.approx([0.8, 0.9])
+
+
+def test_differences_are_of_the_seeds_that_have_both():
+    runs = _make_runs()
+    del runs[name_run("without", 2)]
+    found = {one.key: one for one in list_promises(runs, _make_truth())}
+    assert "(2 of 3 seeds)" in found["texts|pointing|attention|gain"].what
+    del runs[name_run("without", 1)]
+    assert next(one for one in list_promises(runs, _make_truth()) if one.key.endswith("gain")).half is None
+    del runs[name_run("egt", 2)]
+    assert not list(list_promises(runs, _make_truth()))
