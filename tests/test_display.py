@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.display import choose_text_colour, contrast, html_table, map_svg, pick_exit_colour
+from exitlens.display import choose_text_colour, contrast, html_table, map_svg, names_html, pick_exit_colour, shade_names
 from tests.conftest import random_trace
 
 
@@ -101,3 +101,10 @@ def test_colours_of_exits_are_seen_on_white_and_black_and_carry_text():
         assert contrast(colour, "#ffffff") >= 3  # WCAG 1.4.11, graphics
         assert contrast(colour, "#14181c") >= 3
         assert contrast(colour, choose_text_colour(colour)) >= 4.5
+
+
+def test_names_are_darker_where_there_is_more_attention():
+    shaded = shade_names(("a", "b<"), torch.tensor([0.75, 0.25]))
+    assert shaded[0] == ("a", "0.750", "background: rgb(0,114,178); color: #fff")
+    assert shaded[1][1:] == ("0.250", "background: rgb(170,208,229); color: #000")
+    assert "b&lt;</span>" in names_html(("a", "b<"), torch.tensor([0.75, 0.25]))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -192,3 +195,32 @@ def test_neighbours_of_one_kind_travel_together(monkeypatch):
     tensors = [torch.zeros(size, dtype=kind) for size, kind in kinds]
     assert list(module.fill_buckets(tensors)) == [[0, 1], [2], [3, 4]]
     assert list(module.fill_buckets([])) == []
+
+
+LATE = """
+import os, threading
+from pathlib import Path
+from exitlens.ranks import find_ranks, leave
+
+def work(rank):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    find_ranks().gather(rank)
+    import torch.distributed.nn.functional  # as attach does; its defaults are the group that there is
+    leave()
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in names), names
+
+child = os.fork()
+work(1 if child else 0)
+assert not child or os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_no_thread_outlives_the_group():
+    """At the interpreter's end it would ask for a Python that is gone, and end the process by SIGABRT."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", LATE], env=os.environ | where, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

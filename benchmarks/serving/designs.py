@@ -30,9 +30,9 @@ def compare_designs(name: str = "small") -> dict[str, Any]:
     """Requests a second in time on two cores: our workers, and on Ray Serve replicas of the whole network and pools."""
     prepared, found = prepare(name), dict[str, Any]()
     sample, wait = prepared.samples[0], {"max_wait": 10.0, "max_waiting": 4096}
-    with start_ours(prepared.exits, sample, processors=BOTH, workers=2, batching=wait) as server:
+    edge = _export(prepared.exits)  # the same files for all
+    with start_ours(edge, sample, processors=BOTH, workers=2, batching=wait) as server:
         found["workers"] = _measure(name, server.port, make_requests(prepared))
-    edge = _export(prepared.exits)
     leaves = prepared.leaves.tolist()
     for design, layout in (("replicas", WHOLE), ("pools", POOLS)):
         with start_pools(edge, layout, processors=BOTH) as server:
@@ -50,9 +50,9 @@ def _measure(name: str, port: int, requests: list[bytes]) -> dict[str, Any]:
 def _export(bundle: Path) -> Path:
     target = bundle.parent / "edge"
     if not target.exists():
-        net, _ = xl.load(bundle)
+        net, policy = xl.load(bundle)
         net.tuning = xl.Tuning()
-        xl.export(net, xl.Policy((0.5,) * (net.num_exits - 1)), target)
+        xl.export(net, policy, target)
     return target
 
 

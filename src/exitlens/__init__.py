@@ -24,6 +24,10 @@ __version__ = "0.1.0"
 # Public names by module. Each is imported when it is first used, so that `import exitlens` does not wait for PyTorch;
 # type checkers and editors read __init__.pyi, and a test holds the two together.
 _MODULES = {
+    "data.arrays.blobs": "load_blobs make_blobs",
+    "data.arrays.files": "load_arrays",
+    "data.arrays.motifs": "load_motifs make_motifs",
+    "data.arrays.sets": "ArraySet LazyArrays",
     "data.fashion": "load_fashion load_scenes",
     "data.folders": "load_folder load_torchvision load_unlabelled",
     "data.images": "ImageSet",
@@ -54,8 +58,9 @@ _MODULES = {
     "model.network": "ExitNet",
     "model.relevance": "compute_relevance",
     "ranks": "Ranks",
-    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms Policy Prediction "
-    "Preprocess TextPreprocess Timing Trace",
+    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate Location LossTerms "
+    "MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
+    "VolumePreprocess",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
     "workflow.evaluation": "evaluate Report",

@@ -1,5 +1,12 @@
 """Types of the public names for checkers and editors; __init__.py imports them when they are first used."""
 
+from exitlens.data.arrays.blobs import load_blobs as load_blobs
+from exitlens.data.arrays.blobs import make_blobs as make_blobs
+from exitlens.data.arrays.files import load_arrays as load_arrays
+from exitlens.data.arrays.motifs import load_motifs as load_motifs
+from exitlens.data.arrays.motifs import make_motifs as make_motifs
+from exitlens.data.arrays.sets import ArraySet as ArraySet
+from exitlens.data.arrays.sets import LazyArrays as LazyArrays
 from exitlens.data.fashion import load_fashion as load_fashion
 from exitlens.data.fashion import load_scenes as load_scenes
 from exitlens.data.folders import load_folder as load_folder
@@ -65,12 +72,16 @@ from exitlens.types import Explanation as Explanation
 from exitlens.types import Gate as Gate
 from exitlens.types import Location as Location
 from exitlens.types import LossTerms as LossTerms
+from exitlens.types import MelSpectrogram as MelSpectrogram
 from exitlens.types import Policy as Policy
 from exitlens.types import Prediction as Prediction
 from exitlens.types import Preprocess as Preprocess
+from exitlens.types import SeriesPreprocess as SeriesPreprocess
 from exitlens.types import TextPreprocess as TextPreprocess
 from exitlens.types import Timing as Timing
 from exitlens.types import Trace as Trace
+from exitlens.types import VectorPreprocess as VectorPreprocess
+from exitlens.types import VolumePreprocess as VolumePreprocess
 from exitlens.workflow.calibration import calibrate as calibrate
 from exitlens.workflow.collection import collect as collect
 from exitlens.workflow.evaluation import Report as Report

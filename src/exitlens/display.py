@@ -17,6 +17,8 @@ COLOURS = "inferno"  # perceptually uniform, legible in grey and to colour-blind
 # Of exits: Okabe and Ito's (made darker or lighter where they are faint on white or black) and three more, then over again.
 EARLY = ("#0072B2", "#CC8200", "#009E73", "#C2679B", "#2F9ADB", "#D55E00", "#8A73D6", "#A0522D", "#7A8B00", "#00868B")
 FINAL = "#767676"
+SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
+DARK = 0.93  # shades from which white stands out better than black: either has a contrast of 4.5 or more
 QUOTES = {'"': "&quot;"}
 
 
@@ -83,6 +85,41 @@ def shades(attention: Tensor) -> Tensor:  # (h,w) -> (h,w) in [0, 1]
     A map that looks everywhere alike is pale, not bright everywhere.
     """
     return (attention / max(attention.max().item(), 3 / attention.numel())).clamp(0, 1).cpu()
+
+
+def scale_attention(attention: Tensor, count: int) -> list[float]:
+    """Divides the attention to the first ``count`` locations by the largest."""
+    shown = attention.flatten()[:count]
+    return [float(v) for v in shown / attention.max().clamp_min(1e-12)]
+
+
+def pick_shade(shade: float) -> tuple[str, str]:
+    """Colours of background and text of a name, by how dark it is in [0, 1]."""
+    r, g, b = (round(255 + (c - 255) * shade) for c in SHADE)
+    return f"rgb({r},{g},{b})", "#fff" if shade > DARK else "#000"
+
+
+def shade_names(names: Sequence[str], attention: Tensor) -> list[tuple[str, str, str]]:
+    """Each name with its share of the attention and the CSS style that shows it."""
+    found = []
+    for name, share, shade in zip(names, attention.flatten(), scale_attention(attention, len(names)), strict=False):
+        background, text = pick_shade(shade)
+        found.append((name, f"{float(share):.3f}", f"background: {background}; color: {text}"))
+    return found
+
+
+def caption(drawn: str, text: str) -> str:
+    """A drawing with a caption above it."""
+    return f'<figure style="margin:0"><figcaption style="font-size:0.85em">{escape(text)}</figcaption>{drawn}</figure>'
+
+
+def names_html(names: Sequence[str], attention: Tensor) -> str:
+    """Names (tokens, groups of features), darker where there is more attention."""
+    spans = [
+        f'<span style="{style};padding:2px 4px;border-radius:3px" title="{share} of the attention">{escape(name)}</span>'
+        for name, share, style in shade_names(names, attention)
+    ]
+    return f'<p style="line-height:2;margin:0">{" ".join(spans)}</p>'
 
 
 def pick_exit_colour(k: int, count: int) -> str:

@@ -8,6 +8,7 @@ them raise. Nobody waits for a rank that gave up.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -233,6 +234,9 @@ def _join() -> None:
     if torch.cuda.is_available() and torch.cuda.device_count() > local:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
+    # defaults of its functions are the group that there is when it is imported: that group would outlive leave(), and its
+    # threads could ask for Python when there is none any more, which ends the process by SIGABRT
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))  # type: ignore[attr-defined]
         # torchrun keeps one store over all its restarts: without a prefix, processes could read where those before them were

@@ -1,7 +1,7 @@
 import pytest
 
 import exitlens as xl
-from exitlens.data.rows import open_file, read_columns
+from exitlens.data.rows import classify_field, iterate_csv, open_file, peek_kinds, read_columns
 
 
 def _write(folder, name, content):
@@ -34,3 +34,37 @@ def test_equal_labels_are_one_object(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(xl.DataError, match="cannot be read"), open_file(tmp_path / "none.csv"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("", "other"),
+        ("3", "integer"),
+        (" -3 ", "integer"),
+        ("2.5", "float"),
+        ("nan", "float"),
+        ("1e5", "float"),
+        ("word", "string"),
+        ("two words", "string"),
+        ("1 2", "list"),
+        ("1;2.5;nan", "list"),
+        ("[1, 2]", "list"),
+        ("[[1], [2]]", "list"),
+        ("[1", "string"),
+        ("2020-01-01 10:00", "string"),
+    ],
+)
+def test_kinds_of_fields(field, kind):
+    assert classify_field(field) == kind
+
+
+def test_columns_are_what_most_of_their_first_fields_are(tmp_path):
+    rows = [f"{i},{i if i % 7 else i / 2},word,{i},," for i in range(30)]
+    rows[5] = "x,1,2,3,,"
+    (tmp_path / "x.csv").write_text("a,b,c,d,e,f\n" + "\n".join(rows) + "\nragged\n")
+    kinds = peek_kinds(tmp_path / "x.csv")
+    assert kinds == {"a": "integer", "b": "float", "c": "string", "d": "integer", "e": "other", "f": "other"}
+    assert [line for line, _ in iterate_csv(tmp_path / "x.csv", ("a",))] == list(range(2, 33))
+    with pytest.raises(xl.DataError, match=r"no column 'z', it has .*: name columns in its first line, or by --columns"):
+        list(iterate_csv(tmp_path / "x.csv", ("z",)))

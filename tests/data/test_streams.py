@@ -71,7 +71,7 @@ def test_bad_files(folder, skip_bad):
 
 def test_one_bad_image(folder):
     (folder / "0.png").write_text("not an image")
-    with pytest.raises(xl.DataError, match="give another image"):
+    with pytest.raises(xl.DataError, match="give another one"):
         list(ImageStream([folder / "0.png"], PREPROCESS, 4))
 
 
@@ -133,5 +133,5 @@ def test_counts_that_do_not_fit(folder):
     files = list_images(folder)
     with pytest.raises(xl.InputError, match="groups: expected 10, one per sample; got 1"):
         ImageStream(files, PREPROCESS, 4, groups=["a"])
-    with pytest.raises(xl.InputError, match="reader: expected 10 images, one per name; got 1"):
+    with pytest.raises(xl.InputError, match="reader: expected 10 samples, one per name; got 1"):
         ImageStream(files, PREPROCESS, 4, reader=ImageFiles(Path(), ["x"], PREPROCESS))

@@ -1,4 +1,4 @@
-"""A modality of the test's own, series (B,C,T), goes through every verb: it is one class, and one entry in MODALITIES."""
+"""A modality of the test's own, spectra (B,C,T), goes through every verb: it is one class, and one entry in MODALITIES."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Scale:
 
 
 class Series(Modality):
-    """What ``modalities/series.py`` would hold."""
+    """What ``modalities/spectrum.py`` would hold."""
 
-    name, plural, axes = "series", "series", ("C", "T")
-    expected = "a float tensor (B,C,T) of series"
+    name, plural, axes = "spectrum", "spectra", ("C", "T")
+    expected = "a float tensor (B,C,T) of spectra"
     preprocess, reader = Scale, "numpy.loadtxt"
 
     def make_example(self, channels=3, size=0):
@@ -102,7 +102,7 @@ def make_series(count: int, seed: int) -> SeriesSet:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setattr(modalities, "MODALITIES", (*modalities.MODALITIES, SERIES))
+    monkeypatch.setattr(modalities, "MODALITIES", (SERIES, *modalities.MODALITIES))  # before the library's own
 
 
 def attach() -> xl.ExitNet:

@@ -68,19 +68,20 @@ def test_a_network_traced_for_one_size_says_so():
 @pytest.mark.parametrize(
     "example",
     [
-        torch.zeros(3, 8, 8),
+        torch.zeros(3),
+        torch.zeros(1, 3, 8, 8, 8, 8),
         torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
         torch.zeros(0, 3, 8, 8),
-        torch.zeros(1, 8),
         {},
-        {"x": torch.zeros(1, 3, 8, 8)},
+        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(2, 3)},
+        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(1)},
         {"ids": torch.zeros(1, 8, dtype=torch.long), "mask": torch.zeros(1, 9, dtype=torch.long)},
         {"ids": [1, 2]},
         "image",
         None,
     ],
 )
-def test_examples_that_are_neither_images_nor_texts(example):
+def test_examples_of_no_known_kind(example):
     with pytest.raises(xl.InputError, match="example: expected a float tensor"):
         check_example(example)
 

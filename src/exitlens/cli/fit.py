@@ -55,9 +55,13 @@ def fit(
     size: Annotated[
         int,
         of_data(
-            help="Pixels of an image's sides (default 64; large networks 128 or their own) or tokens of a text (64).",
+            help="Pixels of an image's sides (default 64; large networks 128 or their own), tokens of a text (64), steps of "
+            "a series or voxels of a volume's sides (as they come).",
             show_default=False,
         ),
+    ] = 0,
+    mel: Annotated[
+        int, of_data(min=0, help="Of sounds: bands of the log-mel spectrogram to train on, such as 64 (0: the waveform).")
     ] = 0,
     backbone: Annotated[str, of_network(help=options.BACKBONES)] = "small",
     exits: Annotated[
@@ -66,6 +70,7 @@ def fit(
     placement: Annotated[
         str, of_network(help="Place a number of exits at equal shares of cost or of measured time.")
     ] = "cost",
+    groups: Annotated[str, of_network(help="Of a vector's features, for maps: blood=age|pressure,heart=rate.")] = "",
     head: Annotated[
         str, of_network(help="context (a neck before heads; the default for images and texts), evidence or average.")
     ] = "",
@@ -133,14 +138,14 @@ def fit(
     clip_norm: Annotated[float | None, of_more(help="Largest norm of the gradient.")] = None,
     ema: Annotated[float | None, of_more(help="Keep a moving average of the weights with this decay a step, 0.999.")] = None,
 ) -> None:
-    """Train a network with exits on your images or texts."""
+    """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_recorded_exits, record_source, save_trained
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
 
     weights = bool(pretrained or init_weights)
     size = size or choose_size(backbone, weights)
-    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by}
+    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel}
     say = partial(_say, json_)
     ranks, resume = _join(out, resume)
     with wait(json_, "listing the data"), ranks.together():
@@ -151,7 +156,7 @@ def fit(
         exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
     start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
     start |= {"strict_weights": strict_weights, "say": say}
-    build = partial(build_network, backbone, train=train, seed=seed, head=head, **start)
+    build = partial(build_network, backbone, train=train, seed=seed, head=head, groups=groups, **start)
     net = _build_alike(ranks, build, exits, placement)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     how |= {"recipe": recipe or ("pretrained" if weights else "scratch"), "layer_decay": layer_decay}

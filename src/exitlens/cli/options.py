@@ -40,19 +40,24 @@ Compare = Annotated[Path | None, Option(help="A second run or bundle to show bes
 Data = Annotated[
     str,
     of_data(
-        help="A folder class/image.png, a .csv or .jsonl of texts, Parquet or a saved data set, tar shards, hf:NAME, "
-        "torchvision:NAME, `scenes`, `fashion` or `reviews`."
+        help="A folder class/image.png (or .wav, .npy, .nii.gz and so on), a .csv or .jsonl of texts, a .csv of numbers, "
+        "a .ts file, Parquet or a saved data set, tar shards, hf:NAME, torchvision:NAME, `scenes`, `fashion`, `reviews`, "
+        "`motifs` or `blobs`."
     ),
 ]
 OtherData = Annotated[str, of_data("--data", help="In place of the run's own: labelled data, as for fit.")]
 Columns = Annotated[
-    str, of_data(help="Columns of the data: image=NAME,label=NAME or text=NAME,label=NAME (default: found by type).")
+    str,
+    of_data(
+        help="Columns of the data: image=NAME,label=NAME, or text=NAME, series=NAME or features=A|B in place of the image "
+        "(default: found by type)."
+    ),
 ]
 InputColumns = Annotated[
     str,
     of_data(
-        help="Columns of the data: image=NAME or text=NAME (default: found by type), and key=NAME, which names the samples "
-        "(default: the row's number)."
+        help="Columns of the data: image=NAME, text=NAME, series=NAME or features=A|B (default: found by type), and "
+        "key=NAME, which names the samples (default: the row's number)."
     ),
 ]
 GroupBy = Annotated[
@@ -79,9 +84,9 @@ TimedBatch = Annotated[
 EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, of_data(help="Folder of torchvision's files.")]
-SkipBad = Annotated[bool, of_data("--skip-bad", help="Leave out images and rows that cannot be read.")]
+SkipBad = Annotated[bool, of_data("--skip-bad", help="Leave out files and rows that cannot be read.")]
 Workers = Annotated[
-    int | None, of_data(min=0, help="Processes that decode images (0: this one; default: one for each core, at most 8).")
+    int | None, of_data(min=0, help="Processes that decode files (0: this one; default: one for each core, at most 8).")
 ]
 Cache = Annotated[Path | None, of_data(help="Directory for decoded, resized images, to be found there the next time.")]
 SHOWN = 20  # rows of a table, names of skipped files

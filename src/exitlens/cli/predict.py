@@ -39,8 +39,8 @@ def predict(
     data: Annotated[
         str,
         of_data(
-            help="An image, a folder of images at any depth, a .csv, .jsonl or .txt of texts, Parquet or a saved data set, "
-            "tar shards, or hf:NAME; no labels are needed."
+            help="An image, sound, series or volume, a folder of them at any depth, a .csv, .jsonl or .txt of texts, a .csv "
+            "of numbers, a .ts file, Parquet or a saved data set, tar shards, or hf:NAME; no labels are needed."
         ),
     ],
     out: Annotated[Path | None, Option(help="New file, a row for each sample: .csv, .jsonl or .parquet.")] = None,
@@ -60,7 +60,7 @@ def predict(
     workers: Workers = None,
     name: PolicyName = "",
 ) -> None:
-    """Answer each image or text at the first exit that is sure enough.
+    """Answer each sample at the first exit that is sure enough.
 
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
@@ -121,7 +121,9 @@ def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: x
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
 def explain(
-    image: Annotated[Path | None, Option(help="An image file.")] = None,
+    image: Annotated[
+        Path | None, Option("--image", "--file", help="A file: an image, a series, a volume or a vector.")
+    ] = None,
     text: Annotated[str, Option(help="A text, for a network that takes texts.")] = "",
     bundle: Bundle = Path("runs/demo"),
     out: Annotated[Path | None, Option(help="Directory for overlays (PNG, SVG) or page (HTML), and answer (JSON).")] = None,
@@ -142,7 +144,9 @@ def explain(
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA")
+        raise xl.InputError(
+            "image, text, data: expected one of --image FILE (or --file), --text TEXT (not empty) and --data DATA"
+        )
     if data and out is None:
         raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
     if data and relevance:
@@ -174,13 +178,17 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
 
 
 def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool, relevance: bool) -> None:
+    from exitlens.delivery.explanations.pages import write_explanation
     from exitlens.delivery.explanations.pictures import save_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
-    preprocess = require_preprocess(net, xl.Preprocess)
-    why = xl.explain(net, net.input_spec.modality.read(image, preprocess), policy, relevance=relevance)
-    if out is not None:
+    own = net.input_spec.modality
+    preprocess: Any = require_preprocess(net, xl.Preprocess if own.preprocess is xl.TextPreprocess else own.preprocess)
+    why = xl.explain(net, own.read(image, preprocess), policy, relevance=relevance)
+    if out is not None and isinstance(preprocess, xl.Preprocess):
         save_explanation(why, out, preprocess, image.stem)
+    elif out is not None:
+        write_explanation(why, out, image.stem)
     show(json_, why.to_dict(), why.reason, _tabulate(why))
 
 
@@ -199,7 +207,15 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
             guess, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
             cells.append("" if view.estimate is None else f"{guess} (limit {limit.replace('inf', 'none')})")
         mark = "answered" if view.exit == why.answered else ""
-        rows.append([exit_name(view.exit, why.num_exits), why.name(view.label), *cells, f"{view.cc:.2f}", mark])
+        rows.append(
+            [
+                exit_name(view.exit, why.num_exits),
+                why.name(view.label),
+                *cells,
+                "" if view.cc is None else f"{view.cc:.2f}",
+                mark,
+            ]
+        )
     return rows
 
 

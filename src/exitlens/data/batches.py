@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset
 
 from exitlens.data.checks import check_bad
-from exitlens.data.lazy import LazyImages
-from exitlens.data.loading.workers import choose_workers, decode_batches
+from exitlens.data.lazy import LazySet
+from exitlens.data.loading.workers import choose_workers
 from exitlens.data.sampling import draw_order
 from exitlens.errors import InputError
 from exitlens.ranks import ALONE, Ranks
@@ -70,7 +70,7 @@ def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | Non
 def _split(source: Any, batch_size: int, workers: int | None = None, name: str = "data") -> Iterable[Any]:
     if isinstance(source, Tensor) or _is_inputs(source):
         return split_rows(source, batch_size)
-    if isinstance(source, LazyImages):
+    if isinstance(source, LazySet):
         return LazyLoader(source, plan_in_order(len(source), batch_size), workers)
     if isinstance(source, Dataset):
         return _load_in_order(source, batch_size, workers or 0)
@@ -97,16 +97,16 @@ def _load_in_order(data: Dataset[Any], batch_size: int, workers: int) -> Iterato
 class LazyLoader:
     """The batches of a lazy set, decoded in processes of their own, the same whatever their number.
 
-    A batch of which no image can be read is left out.
+    A batch of which no sample can be read is left out.
 
     Args:
         data: the set.
-        plan: indices of the images of every batch.
+        plan: indices of the samples of every batch.
         workers: processes, by default those of the set.
-        least: batches that hold fewer images, because others cannot be read, are left out.
+        least: batches that hold fewer samples, because others cannot be read, are left out.
     """
 
-    def __init__(self, data: LazyImages, plan: Plan, workers: int | None = None, least: int = 1) -> None:
+    def __init__(self, data: LazySet, plan: Plan, workers: int | None = None, least: int = 1) -> None:
         self.data, self.plan, self.least = data, plan, least
         self.workers = choose_workers(data.workers if workers is None else workers, len(plan))
 
@@ -117,14 +117,14 @@ class LazyLoader:
         data, bad, some = self.data, list[str](), False
         indices = [torch.as_tensor(part) for part in self.plan]
         rows = [data.rows[part].tolist() for part in indices]
-        for part, found in zip(indices, decode_batches(data.reader, rows, data.shape, self.workers), strict=True):
+        for part, found in zip(indices, data.decode(rows, self.workers), strict=True):
             data.check(found)
             bad += [reason for _, reason in found.bad]
             if len(found.good) < min(self.least, len(part)) or not found.good:
                 continue
             some, kept = True, part[found.good]
             groups = None if data.groups is None else data.groups[kept]
-            yield Batch(data.preprocess.normalise(found.pixels), data.labels[kept], groups)
+            yield Batch(data.preprocess.normalise(found.values), data.labels[kept], groups)
         if not some:
             check_bad(bad, len(bad), skip_bad=True)
 
@@ -185,8 +185,8 @@ def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -
 
 
 def share_bad(source: Any, ranks: Ranks) -> None:
-    """Lets every rank know which images of a lazy set the others could not read."""
-    if isinstance(source, LazyImages) and ranks.size > 1:
+    """Lets every rank know which samples of a lazy set the others could not read."""
+    if isinstance(source, LazySet) and ranks.size > 1:
         for found in ranks.gather(source.unreadable):
             source.unreadable |= found
 
@@ -231,7 +231,7 @@ def make_epoch_loader(
 ) -> Loader:
     """One epoch in an order that depends on ``seed`` only, see :func:`plan_epoch`."""
     plan = plan_epoch(data, batch_size, seed, balanced, ranks)
-    if isinstance(data, LazyImages):
+    if isinstance(data, LazySet):
         return LazyLoader(data, plan, workers, least=2)  # batch normalisation may need two
     generator = torch.Generator().manual_seed(ranks.vary_seed(seed))
     return DataLoader(data, batch_sampler=plan, num_workers=workers or 0, generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from exitlens.data.checks import check_bad
 from exitlens.data.images import ImageSet
 from exitlens.data.lazy import LazyImages
-from exitlens.data.loading.listing import list_images, list_names
+from exitlens.data.loading.listing import EXTENSIONS, list_images, list_names
+from exitlens.data.loading.packed import PackedStrings
 from exitlens.data.loading.readers import ImageFiles
 from exitlens.data.loading.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
@@ -60,26 +62,42 @@ def load_folder(
     Raises:
         DataError: no classes, one class, a folder that is no known class, or a class without an image.
     """
-    root = Path(folder)
+    found = list_class_files(Path(folder), classes)
+    reader = ImageFiles(Path(folder), found.names, preprocess)
+    data = LazyImages(reader, found.labels, found.classes, preprocess, skip_bad=skip_bad)
+    return data, FolderReport(reader, data.unreadable)
+
+
+class ClassFiles(NamedTuple):
+    """Files in class folders: their names relative to the root, labels ``(N,)`` and the classes' names."""
+
+    names: PackedStrings
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+def list_class_files(
+    root: Path, classes: Sequence[str] = (), suffixes: tuple[str, ...] = EXTENSIONS, kind: str = "image"
+) -> ClassFiles:
+    """Lists ``root/class/name.png``, by default of images; arguments and errors as of :func:`load_folder`."""
     if not root.is_dir():
-        raise DataError(f"data: no folder {root}: give a folder with one subfolder of images per class")
+        raise DataError(f"data: no folder {root}: give a folder with one subfolder of {kind} files per class")
+    usual = f"class/name{suffixes[0]}"
     present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     names = tuple(classes) or tuple(present)
     if len(names) < 2:
-        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: folder/class/name.png")
+        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: folder/{usual}")
     unknown = [name for name in present if name not in names]
     if unknown:
         raise DataError(f"data: {root} has the class {unknown[0]!r}, the network has not.{suggest(unknown[0], names)}")
-    files = {name: list_names(root / name) for name in present}
+    files = {name: list_names(root / name, suffixes, kind) for name in present}
     if not files:
         raise DataError(
-            f"data: {root} has no image in a class folder ({', '.join(names[:3])}, ...): expected folder/class/name.png"
+            f"data: {root} has no {kind} in a class folder ({', '.join(names[:3])}, ...): expected folder/{usual}"
         )
     numbers, counts = [names.index(name) for name in files], [len(found) for found in files.values()]
     labels = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))
-    reader = ImageFiles(root, (f"{name}/{file}" for name, found in files.items() for file in found), preprocess)
-    data = LazyImages(reader, labels, names, preprocess, skip_bad=skip_bad)
-    return data, FolderReport(reader, data.unreadable)
+    return ClassFiles(PackedStrings(f"{name}/{file}" for name, found in files.items() for file in found), labels, names)
 
 
 def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> tuple[Tensor, FolderReport]:
@@ -88,7 +106,7 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
     reader = ImageFiles(Path(), map(str, files), preprocess)
     found = next(decode_batches(reader, [range(len(files))], reader.shape))
     check_bad([reason for _, reason in found.bad], len(files), skip_bad)
-    return preprocess.normalise(found.pixels), FolderReport(reader, dict(found.bad))
+    return preprocess.normalise(found.values), FolderReport(reader, dict(found.bad))
 
 
 def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:

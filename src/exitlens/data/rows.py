@@ -6,18 +6,22 @@ import csv
 import io
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exitlens.data.checks import check_bad
+from exitlens.data.formats.columns import Kind
 from exitlens.data.loading.packed import PackedStrings
 from exitlens.errors import DataError
 
 Row = Mapping[str, object] | str  # a string says what is wrong with the row
 
 TABLES = (".csv", ".jsonl")
+_PEEKED = 50  # rows that tell what a column holds
 
 
 class Columns(NamedTuple):
@@ -57,8 +61,8 @@ def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: lis
     texts, lines, bad = PackedStrings(), array("q"), list[str]()
     words: dict[str, list[str]] = {key: [] for key in keys[1:]}
     known: dict[str, str] = {}  # one object for all equal words
-    with open_file(path) as file:  # bytes that are not UTF-8 become surrogates
-        content = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if is_csv else "\n")
+    with open_file(path) as file:
+        content = _decode(file, "" if is_csv else "\n")
         for line, values in _read_csv(content, path, keys) if is_csv else _read_lines(content, path.suffix.lower()):
             fields = values if isinstance(values, str) else _pick_fields(values, keys)
             if isinstance(fields, str):
@@ -76,6 +80,70 @@ def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: lis
     return Columns(texts, words, lines)
 
 
+def _decode(file: io.BufferedReader, newline: str) -> io.TextIOWrapper:
+    """Bytes that are not UTF-8 become surrogates."""
+    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
+
+
+def iterate_csv(path: Path, keys: tuple[str, ...] = ()) -> Generator[tuple[int, Row], None, None]:
+    """The rows of a CSV file by line, from its second: their fields by column, or what is wrong with them.
+
+    Raises:
+        DataError: a file that cannot be read, is broken, or lacks one of the columns ``keys``.
+    """
+    with open_file(path) as file, _decode(file, "") as content:
+        yield from _read_csv(content, path, keys)
+
+
+def peek_kinds(path: Path) -> dict[str, Kind]:
+    """What each column of a CSV file holds: what nine in ten of its first fields are, or words; empty ones do not count."""
+    found: dict[str, Counter[Kind]] = {}
+    with closing(iterate_csv(path)) as rows:
+        for _, row in islice(rows, _PEEKED):
+            for name, field in row.items() if isinstance(row, Mapping) else ():
+                found.setdefault(name, Counter())[classify_field(str(field))] += 1
+    return {name: _sum_up(counts) for name, counts in found.items()}
+
+
+def _sum_up(counts: Counter[Kind]) -> Kind:
+    del counts["other"]
+    most: float = 0.9 * counts.total()
+    if not counts or counts["integer"] >= most:
+        return "integer" if counts else "other"
+    if counts["integer"] + counts["float"] >= most:
+        return "float"
+    return "list" if counts["list"] >= most else "string"
+
+
+def classify_field(field: str) -> Kind:
+    """What a field of a CSV file is: a number, numbers, words, or nothing (``other``)."""
+    if not field.strip():
+        return "other"
+    if parse_numbers(field) is not None:
+        return "list"
+    try:
+        float(field)
+    except ValueError:
+        return "string"
+    return "integer" if field.strip().lstrip("+-").isdecimal() else "float"
+
+
+def parse_numbers(field: str) -> list[Any] | None:
+    """Numbers in one field: a JSON list (or one of lists), or two numbers or more with spaces or semicolons between."""
+    text = field.strip()
+    if text.startswith("["):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, list) else None
+    words = text.replace(";", " ").split()
+    try:
+        return [float(word) for word in words] if len(words) > 1 else None
+    except ValueError:
+        return None
+
+
 def _read_csv(content: Iterable[str], path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
     reader = csv.reader(content, strict=True)
     try:
@@ -83,7 +151,9 @@ def _read_csv(content: Iterable[str], path: Path, keys: tuple[str, ...]) -> Iter
         head = [name.strip() for name in next(rows, (0, list(keys)))[1]]
         missing = [key for key in keys if key not in head]
         if missing:
-            raise DataError(f"data: {path} has no column {missing[0]!r}, it has {head}: name the columns in its first line")
+            raise DataError(
+                f"data: {path} has no column {missing[0]!r}, it has {head}: name columns in its first line, or by --columns"
+            )
         for line, row in rows:
             wrong = f"{len(row)} fields, the first line has {len(head)}: put texts with commas in quotes"
             yield line, dict(zip(head, row, strict=True)) if len(row) == len(head) else wrong

@@ -6,23 +6,40 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from exitlens.data.arrays.blobs import load_blobs
+from exitlens.data.arrays.motifs import load_motifs
+from exitlens.data.arrays.raw import ArrayReading
+from exitlens.data.arrays.reading import find_samples, is_array, read_array_parts
+from exitlens.data.arrays.scaling import measure_scaling
+from exitlens.data.arrays.sets import ArraySet
 from exitlens.data.fashion import load_fashion, load_scenes
 from exitlens.data.folders import load_torchvision
 from exitlens.data.formats.columns import parse_columns
 from exitlens.data.formats.detect import HUB, Format, find_format
 from exitlens.data.formats.labelled import Parts
 from exitlens.data.formats.named_parts import plan_splits, take_split
-from exitlens.data.formats.reading import Reading, hash_source, holds_texts, read_parts
+from exitlens.data.formats.reading import Reading, hash_source, read_parts
 from exitlens.data.images import ImageSet
 from exitlens.data.reviews import load_reviews
 from exitlens.data.rows import TABLES
 from exitlens.data.splits import SPLITS, SampleSet, Split, split_set
 from exitlens.data.texts import RawTexts, TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
-from exitlens.modalities import IMAGE, TEXT, Modality
-from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess
+from exitlens.modalities import IMAGE, MODALITIES, SERIES, TEXT, VOLUME, Modality
+from exitlens.types import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ArrayPreprocess,
+    MelSpectrogram,
+    Preprocess,
+    Preprocessing,
+    SeriesPreprocess,
+    TextPreprocess,
+    VolumePreprocess,
+)
 
-NAMES = ("scenes", "fashion", "reviews")
+NAMES = ("scenes", "fashion", "reviews", "motifs", "blobs")
+_MODALITIES: dict[str, Modality] = {"reviews": TEXT, "motifs": SERIES, "blobs": VOLUME}  # others are images
 TORCHVISION = "torchvision:"
 
 
@@ -35,28 +52,34 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where images or texts come from and how they are split; the same values give the same splits.
+    """Where samples come from and how they are split; the same values give the same splits.
 
     A source that comes in named parts keeps them: ``train``, ``validation`` (``val``, ``valid``, ``dev``), ``calibration``
     and ``test`` are subfolders, splits of a data set, or in the names of shards; what is missing is cut from ``train``.
 
     Attributes:
         name: of images ``scenes``, ``fashion``, ``torchvision:NAME``, or a folder ``class/image``; of texts ``reviews``, or
-            a ``.csv`` or ``.jsonl`` file of texts and labels; of either ``hf:NAME`` or ``hf:NAME:CONFIG`` (the hub of
-            Hugging Face), a folder that ``datasets`` saved, Parquet or Arrow (a file, or a folder of them), a folder of
-            images with ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
+            a ``.csv`` or ``.jsonl`` file of texts and labels; of series ``motifs``, a ``.ts`` file (or a folder with
+            ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``); of volumes ``blobs``; of either a folder ``class/file``; of vectors a
+            ``.csv`` file of numbers and labels; of several kinds ``hf:NAME`` or ``hf:NAME:CONFIG`` (the hub of Hugging
+            Face), a folder that ``datasets`` saved, Parquet or Arrow (a file, or a folder of them), a folder of images with
+            ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
         root: folder of torchvision's files.
         size: pixels (height and width) of scenes (0: 40) and of other images (0: 64); tokens of reviews (0: 32) and of
-            other texts (0: 64).
-        seed: of scenes and reviews, and of random splits.
-        background_agreement: of scenes; of reviews, how often the shop is one of the class's own (``shop_agreement``).
+            other texts (0: 64); steps of motifs (0: 128) and other series, voxels of the sides of blobs (0: 20) and other
+            volumes (0: as they come, of files).
+        seed: of what is generated, and of random splits.
+        background_agreement: of scenes; of reviews, how often the shop is one of the class's own (``shop_agreement``); of
+            motifs and blobs likewise (``offset_agreement``).
         contents: SHA-256 over what decides the splits when it was first read (file names of a folder, bytes of a file of
             texts; of tables and shards, names, sizes and both ends of the files); a later difference is an error, because
             the splits would no longer be disjoint from what was trained on.
-        columns: which columns to read, ``"image=NAME,label=NAME"`` or ``"text=NAME,label=NAME"``; by default found by type.
+        columns: which columns to read, ``"image=NAME,label=NAME"``, or ``text=NAME``, ``series=NAME`` or ``features=A|B`` in
+            place of the image; by default found by type.
         group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
             in it belong together, and are never in different splits.
         split_by: a column that names the split of each sample.
+        mel: of sounds, bands of the log-mel spectrogram that networks take (0: the waveform).
     """
 
     name: str
@@ -68,6 +91,7 @@ class DataSource:
     columns: str = ""
     group_by: str = ""
     split_by: str = ""
+    mel: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -76,19 +100,26 @@ class DataSource:
     @property
     def format(self) -> Format | None:
         """Of files; ``None`` for bundled, generated and torchvision's data."""
-        return None if self.name in NAMES or self.name.startswith(TORCHVISION) else find_format(self.name) or "folder"
+        if self.name in NAMES or self.name.startswith(TORCHVISION):
+            return None
+        return find_format(self.name, self.columns, self._reserved) or "folder"
+
+    @property
+    def _reserved(self) -> tuple[str, ...]:
+        return self.group_by, self.split_by
 
     @property
     def modality(self) -> Modality:
         """What kind of samples it gives."""
-        if self.format is None:
-            return TEXT if self.name == "reviews" else IMAGE
-        return TEXT if holds_texts(self.name, self.format, self.columns) else IMAGE
+        kind = self.format
+        if kind is None:
+            return _MODALITIES.get(self.name, IMAGE)
+        return find_samples(self.name, kind, self.columns, self._reserved)
 
     def load(
         self, split: Split, *, classes: Sequence[str] = (), skip_bad: bool = False, preprocess: Preprocessing | None = None
     ) -> SampleSet:
-        """The images or texts of one split.
+        """The samples of one split.
 
         Args:
             split: ``train``, ``validation``, ``calibration`` or ``test``.
@@ -96,7 +127,9 @@ class DataSource:
             skip_bad: leave out images that cannot be read, and rows without text, label or group.
             preprocess: of an existing network. For texts tokenizer and length, in place of ``size``; by default the words
                 of a file's training split make the tokenizer; reviews have masks with their own tokenizer only. For images
-                of files size, mean and std (by default ImageNet's), for others mean and std (by default 0.5 and 0.25).
+                of files size, mean and std (by default ImageNet's), for others mean and std (by default 0.5 and 0.25). For
+                series, volumes and vectors of files channels, length or size, rate, mean and std, by default as they are in
+                the training split.
 
         Raises:
             InputError, DataError: an unknown split or source, or data that cannot be read.
@@ -115,40 +148,70 @@ class DataSource:
         if unknown := [split for split in splits if split not in SPLITS]:
             raise InputError(f"split: expected one of {SPLITS}, got {unknown[0]!r}")
         kind = self.format
-        text = preprocess if isinstance(preprocess, TextPreprocess) else None
-        image = preprocess if isinstance(preprocess, Preprocess) else None
-        if preprocess is not None and (self.modality is TEXT) != (text is not None):
-            kinds = ("images", "texts") if text is None else ("texts", "images")
-            raise InputError(f"preprocess: it is for {kinds[0]}, and {self.name} gives {kinds[1]}: leave it out")
-        if kind is None:
-            return Loaded({split: self._load_named(split, text, image) for split in splits}, ())
-        if self.contents and hash_source(self.name, kind) != self.contents:
+        if kind is not None and self.contents and hash_source(self.name, kind) != self.contents:
             raise DataError(f"data: the files of {self.name} are not those of training: the splits would mix; train again")
+        modality = self.modality
+        if preprocess is not None and not isinstance(preprocess, modality.preprocess):
+            theirs = next((one.plural for one in MODALITIES if isinstance(preprocess, one.preprocess)), "others")
+            raise InputError(f"preprocess: it is for {theirs}, and {self.name} gives {modality.plural}: leave it out")
+        if self.mel and (kind is None or modality is not SERIES):
+            raise InputError(f"mel: it is for sounds, {self.name} has {modality.plural}: leave it out")
+        if kind is None:
+            return Loaded({split: self._load_named(split, preprocess) for split in splits}, ())
+        if is_array(modality):
+            return self._load_arrays(splits, kind, classes, skip_bad, preprocess)
+        image = preprocess if isinstance(preprocess, Preprocess) else None
         pixels = image or Preprocess((self.size or 64,) * 2, IMAGENET_MEAN, IMAGENET_STD)
         parts = read_parts(self.name, kind, self._reading(), pixels, classes, skip_bad)
-
-        def take(split: Split) -> Any:
-            return take_split(parts.sets, split, self.seed, self.name, parts.group_names)
-
-        found = {split: take(split) for split in splits}
+        found = {split: self._take(parts, split) for split in splits}
         if any(isinstance(part, RawTexts) for part in found.values()):
+            text = preprocess if isinstance(preprocess, TextPreprocess) else None
             if text is None:
-                words = found["train"] if "train" in found else take("train")
+                words = found["train"] if "train" in found else self._take(parts, "train")
                 text = TextPreprocess(word_tokenizer(words.texts), self.size or 64)
             found = {split: part.encode(text) for split, part in found.items()}
         return Loaded(found, describe_parts(parts, self, found))
 
+    def _load_arrays(
+        self, splits: Collection[Split], kind: Format, classes: Sequence[str], skip_bad: bool, known: Preprocessing | None
+    ) -> Loaded:
+        """Mean and standard deviation of the training split make the inputs of all, unless a network's are known."""
+        assert known is None or isinstance(known, ArrayPreprocess)
+        how = ArrayReading(self.size, MelSpectrogram(self.mel) if self.mel else None, known)
+        parts, note = read_array_parts(self.name, kind, self._reading(), how, classes, skip_bad)
+        found = {split: self._take(parts, split) for split in splits}
+        if known is None:
+            own = measure_scaling(found["train"] if "train" in found else self._take(parts, "train"), self.seed)
+            found = {split: part.scaled(own) for split, part in found.items()}
+        return Loaded(found, (*describe_parts(parts, self, found), *filter(None, [note])))
+
+    def _take(self, parts: Parts, split: Split) -> Any:
+        return take_split(parts.sets, split, self.seed, self.name, parts.group_names)
+
     def _reading(self) -> Reading:
         return Reading(self.columns, self.group_by, self.split_by)
 
-    def _load_named(self, split: Split, text: TextPreprocess | None, image: Preprocess | None) -> SampleSet:
+    def _load_named(self, split: Split, preprocess: Preprocessing | None) -> SampleSet:
         if self.name == "reviews":
-            return self._load_reviews(split, text)
+            return self._load_reviews(split, preprocess if isinstance(preprocess, TextPreprocess) else None)
+        if self.name in ("motifs", "blobs"):
+            return self._load_generated(split, preprocess)
         data = self._load_images(split)
-        if image is None:
+        if not isinstance(preprocess, Preprocess):
             return data
-        how = image.fit_to(data.preprocess.size, data.images.shape[1])
+        how = preprocess.fit_to(data.preprocess.size, data.images.shape[1])
         return ImageSet(data.images, data.labels, data.classes, data.masks, how, data.groups)
+
+    def _load_generated(self, split: Split, preprocess: Preprocessing | None) -> ArraySet:
+        how: dict[str, Any] = {"offset_agreement": self.background_agreement, "seed": self.seed}
+        if isinstance(preprocess, SeriesPreprocess):
+            how["length"] = preprocess.length or self.size or 128
+        elif isinstance(preprocess, VolumePreprocess):
+            how["size"] = preprocess.size[0]
+        elif self.size:
+            how["length" if self.name == "motifs" else "size"] = self.size
+        data = load_motifs(split, **how) if self.name == "motifs" else load_blobs(split, **how)
+        return data if preprocess is None else data.scaled(preprocess)  # type: ignore[arg-type]
 
     def _load_images(self, split: Split) -> ImageSet:
         if self.name == "scenes":
@@ -202,8 +265,9 @@ def open_source(
     columns: str = "",
     group_by: str = "",
     split_by: str = "",
+    mel: int = 0,
 ) -> DataSource:
-    """A :class:`DataSource` for a name, checked as far as can be without reading images or texts.
+    """A :class:`DataSource` for a name, checked as far as can be without reading samples.
 
     Raises:
         InputError, DataError: a name that is neither known nor of files, or words that are no columns.
@@ -214,12 +278,12 @@ def open_source(
         if not root:
             raise InputError(f"root: {name} needs the folder that holds its files")
     elif name not in NAMES:
-        kind = find_format(name)
+        kind = find_format(name, columns, (group_by, split_by))
         if kind is None:
-            files = f"a {' or '.join(TABLES)} file of texts, Parquet or .tar files"
+            files = f"a {' or '.join(TABLES)} file of texts or numbers, Parquet, .ts or .tar files"
             known = f"{', '.join(NAMES)}, {TORCHVISION}NAME, {HUB}NAME, {files}"
             raise DataError(f"data: no folder {name}; it can also be {known}.{suggest(name, NAMES)}")
         contents = hash_source(name, kind)
     if (name in NAMES or name.startswith(TORCHVISION)) and (columns or group_by or split_by):
         raise InputError(f"columns, group_by, split_by: they are for data from files, {name} has no columns: leave them out")
-    return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by)
+    return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by, mel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,8 +40,11 @@ class Splittable(Protocol):
 class SampleSet(Splittable, Protocol):
     """Labelled samples of one kind, in memory or on disk; item ``i`` is ``(inputs, label)`` without the batch axis."""
 
-    modality: ClassVar[Modality]
     masks: Tensor | None  # (N,*S) bool: which locations carry the answer
+
+    @property
+    def modality(self) -> Modality:
+        """What kind of samples they are."""
 
     @property
     def inputs(self) -> Inputs:

@@ -58,7 +58,73 @@ class _Stream:
         return Batch(inputs, None, torch.tensor([self._numbers[self._groups[row]] for row in rows]))
 
 
-class ImageStream(_Stream):
+class DecodedStream(_Stream):
+    """Samples as normalised batches, decoded while they are asked for; every batch but the last is full.
+
+    Args:
+        names: N of them, of what ``reader`` gives, in the order of the answers.
+        preprocess: how samples become inputs.
+        batch_size: samples in a batch.
+        skip_bad: as of :class:`ImageStream`, like ``workers``, ``rows``, ``groups`` and ``bad``.
+        reader: gives N samples.
+        shape: of each.
+        dtype: of each.
+
+    Attributes:
+        preprocess: as given.
+        files: names of the samples in the batches so far, in order.
+        groups: their groups, or ``None``.
+        bad: what could not be read so far, each with the reason.
+        total: how many samples there are to read, and what is known to be bad.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[Any],
+        preprocess: Any,
+        batch_size: int,
+        skip_bad: bool = False,
+        workers: int | None = None,
+        *,
+        reader: Reader,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        rows: Sequence[int] | None = None,
+        groups: Sequence[Any] | None = None,
+        bad: Sequence[str] = (),
+    ) -> None:
+        super().__init__(names, batch_size, rows, groups, bad)
+        if len(reader) != len(names):
+            raise InputError(f"reader: expected {len(names)} samples, one per name; got {len(reader)}")
+        self.preprocess = preprocess
+        self._reader, self._shape, self._dtype, self._skip_bad = reader, tuple(shape), dtype, skip_bad
+        self._workers = choose_workers(workers, len(self))
+
+    def __iter__(self) -> Iterator[Any]:
+        self._restart()
+        plan = [self._rows[at : at + self._batch_size] for at in range(0, len(self._rows), self._batch_size)]
+        held = torch.empty(0, *self._shape, dtype=self._dtype)  # read, but too few for a batch
+        rows: list[int] = []
+        decoded = decode_batches(self._reader, plan, self._shape, self._workers, dtype=self._dtype)
+        for part, found in zip(plan, decoded, strict=True):
+            stop = found.bad[0][0] if found.bad and not self._skip_bad else None  # nothing after this row is used
+            good = [part[place] for place in found.good if stop is None or part[place] < stop]
+            self.bad += [reason for _, reason in found.bad[: None if self._skip_bad else 1]]
+            rows += good
+            held = torch.cat([held, found.values[: len(good)]])
+            while len(held) >= self._batch_size:
+                yield self._close(self.preprocess.normalise(held[: self._batch_size]), rows[: self._batch_size])
+                held, rows = held[self._batch_size :], rows[self._batch_size :]
+            if stop is not None:
+                break
+        if rows:
+            yield self._close(self.preprocess.normalise(held), rows)
+        if len(self.bad) > len(self._known) and not self._skip_bad:
+            mend = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
+            raise DataError(f"data: {self.bad[-1]}: {mend if len(self._names) > 1 else 'give another one'}")
+
+
+class ImageStream(DecodedStream):
     """Image files as normalised batches ``(B,C,H,W)``, read while they are asked for; every batch but the last is full.
 
     Args:
@@ -95,35 +161,10 @@ class ImageStream(_Stream):
         bad: Sequence[str] = (),
     ) -> None:
         require(preprocess, Preprocess, "preprocess")
-        super().__init__(files, batch_size, rows, groups, bad)
-        self._reader = ImageFiles(Path(), map(str, files), preprocess) if reader is None else reader
-        if len(self._reader) != len(files):
-            raise InputError(f"reader: expected {len(files)} images, one per name; got {len(self._reader)}")
-        self.preprocess, self._skip_bad = preprocess, skip_bad
-        self._workers = choose_workers(workers, len(self))
-
-    def __iter__(self) -> Iterator[Any]:
-        self._restart()
-        plan = [self._rows[at : at + self._batch_size] for at in range(0, len(self._rows), self._batch_size)]
-        shape = (len(self.preprocess.mean), *self.preprocess.size)
-        held = torch.empty(0, *shape, dtype=torch.uint8)  # read, but too few for a batch
-        rows: list[int] = []
-        for part, found in zip(plan, decode_batches(self._reader, plan, shape, self._workers), strict=True):
-            stop = found.bad[0][0] if found.bad and not self._skip_bad else None  # nothing after this row is used
-            good = [part[place] for place in found.good if stop is None or part[place] < stop]
-            self.bad += [reason for _, reason in found.bad[: None if self._skip_bad else 1]]
-            rows += good
-            held = torch.cat([held, found.pixels[: len(good)]])
-            while len(held) >= self._batch_size:
-                yield self._close(self.preprocess.normalise(held[: self._batch_size]), rows[: self._batch_size])
-                held, rows = held[self._batch_size :], rows[self._batch_size :]
-            if stop is not None:
-                break
-        if rows:
-            yield self._close(self.preprocess.normalise(held), rows)
-        if len(self.bad) > len(self._known) and not self._skip_bad:
-            mend = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
-            raise DataError(f"data: {self.bad[-1]}: {mend if len(self._names) > 1 else 'give another image'}")
+        own = ImageFiles(Path(), map(str, files), preprocess) if reader is None else reader
+        rest: Any = {"dtype": torch.uint8, "rows": rows, "groups": groups, "bad": bad}
+        shape = (len(preprocess.mean), *preprocess.size)
+        super().__init__(files, preprocess, batch_size, skip_bad, workers, reader=own, shape=shape, **rest)
 
 
 class TextStream(_Stream):

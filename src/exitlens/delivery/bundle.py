@@ -262,7 +262,8 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
     example = info.example(next(backbone.parameters()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
-        net = attach(backbone, info.at, info.num_classes, example, final=info.final, layout=info.layout, head=info.head)
+        how: dict[str, Any] = {"final": info.final, "layout": info.layout, "head": info.head}
+        net = attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **how)
     net.info = info
     return net
 

@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from exitlens.data.arrays.raw import ArrayReading
+from exitlens.data.arrays.reading import find_samples, is_array, read_array_parts
+from exitlens.data.arrays.unlabelled import stream_arrays
 from exitlens.data.formats.columns import KEY, ROLES, parse_columns
 from exitlens.data.formats.detect import Format, find_format, find_unlabelled_format
 from exitlens.data.formats.named_parts import take_split
-from exitlens.data.formats.reading import Reading, hash_source, holds_texts, read_parts
+from exitlens.data.formats.reading import Reading, hash_source, read_parts
 from exitlens.data.formats.unlabelled import list_unlabelled
 from exitlens.data.lazy import set_reading
 from exitlens.data.loading.cache import PixelCache
 from exitlens.data.sources import NAMES, DataSource, open_source
 from exitlens.data.splits import SampleSet, Split
-from exitlens.data.streams import ImageStream, TextStream
+from exitlens.data.streams import DecodedStream, ImageStream, TextStream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, save
 from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
@@ -26,7 +29,7 @@ from exitlens.io import write_json
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, Ranks
-from exitlens.types import Policy, Preprocess, Preprocessing, TextPreprocess
+from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.types.named_policies import DEFAULT
 from exitlens.workflow.training.run import SETTINGS
 
@@ -172,7 +175,7 @@ def load_samples(
     """
     if not data and (columns or group_by):
         raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
-    if data and data not in NAMES and (kind := find_format(data)) is not None:
+    if data and data not in NAMES and (kind := find_format(data, columns, [group_by])) is not None:
         found = _load_files(net, split, data, kind, Reading(columns, group_by), skip_bad)
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1]) if data else read_source(path)
@@ -182,14 +185,20 @@ def load_samples(
 
 
 def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Reading, skip_bad: bool) -> SampleSet:
-    texts = require_preprocess(net, TextPreprocess) if holds_texts(data, kind, reading.columns) else None
-    pixels = require_preprocess(net, Preprocess) if texts is None else Preprocess((1, 1))
-    parts = read_parts(data, kind, reading, pixels, net.info.classes, skip_bad)
+    modality = find_samples(data, kind, reading.columns, [reading.group_by])
+    preprocess = require_preprocess(net, modality.preprocess)
+    if is_array(modality):
+        assert isinstance(preprocess, ArrayPreprocess)
+        how = ArrayReading(known=preprocess)
+        parts, _ = read_array_parts(data, kind, reading, how, net.info.classes, skip_bad)
+    else:
+        pixels = preprocess if isinstance(preprocess, Preprocess) else Preprocess((1, 1))
+        parts = read_parts(data, kind, reading, pixels, net.info.classes, skip_bad)
     only = len(parts.sets) == 1
     found = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
     if isinstance(found, RawTexts):
-        assert texts is not None
-        return found.encode(texts)
+        assert isinstance(preprocess, TextPreprocess)
+        return found.encode(preprocess)
     return found
 
 
@@ -204,12 +213,13 @@ def stream_samples(
     workers: int | None = None,
     cache: Path | None = None,
     without: Collection[str] = (),
-) -> ImageStream | TextStream:
-    """Streams the images or texts of a source without labels, in batches.
+) -> DecodedStream | TextStream:
+    """Streams the samples of a source without labels, in batches.
 
     Args:
         net: the network that takes them.
-        data: a folder, a file of texts, a table or shards, see :func:`~exitlens.data.formats.unlabelled.list_unlabelled`.
+        data: a folder, a file of texts, a table or shards, see :func:`~exitlens.data.formats.unlabelled.list_unlabelled` and
+            :func:`~exitlens.data.arrays.unlabelled.stream_arrays`.
         batch_size: samples in a batch.
         columns: of tables, texts and shards.
         group_by: a column, or a regular expression on file names.
@@ -218,7 +228,15 @@ def stream_samples(
         cache: directory for decoded pixels.
         without: names of samples to leave out.
     """
-    if net.input_spec.modality is TEXT:
+    modality = net.input_spec.modality
+    if is_array(modality):
+        preprocess = require_preprocess(net, modality.preprocess)
+        assert isinstance(preprocess, ArrayPreprocess)
+        if cache is not None:
+            raise InputError(f"cache: it is for images, these data are {modality.plural}: leave it out")
+        how: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "without": without}
+        return stream_arrays(preprocess, data, batch_size=batch_size, **how)
+    if modality is TEXT:
         texts = require_preprocess(net, TextPreprocess)
         found = list_unlabelled(data, "text", columns, group_by, skip_bad=skip_bad).leave_out(without)
         if cache is not None:
@@ -251,7 +269,7 @@ def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") 
 def _hash_numbered(data: str, columns: str) -> str:
     """Tells other contents of a file whose rows are named by their number; empty where names say which sample it is."""
     kind = find_unlabelled_format(data, columns, "")
-    named = kind in (None, "folder", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))
+    named = kind in (None, "folder", "arrays", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))
     return "" if kind is None or named else hash_source(data, kind)
 
 

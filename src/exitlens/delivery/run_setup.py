@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from exitlens.data.arrays.reading import is_array
 from exitlens.data.batches import iterate_inputs
 from exitlens.data.lazy import set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
-from exitlens.errors import InputError, import_extra
+from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import TEXT, find_reader
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import build_backbone
@@ -24,8 +25,8 @@ from exitlens.model.backbones.normalisation import HALF, PROCESSOR, Normalisatio
 from exitlens.model.backbones.transformers import TOKENIZER, read_tokenizer
 from exitlens.model.backbones.weights import load_weights
 from exitlens.model.network import ExitNet
-from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, TextPreprocess
-from exitlens.types.inputs import list_tensors
+from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
+from exitlens.types.inputs import can_be_channels_last, list_tensors
 
 TEXT_LENGTH = 64
 BAD_AT_START = 100
@@ -117,7 +118,8 @@ def load_training_sets(
         weights: whether the backbone starts from weights.
         say: is given lines on where the splits come from, and on how images and texts become inputs.
     """
-    how = _choose_texts if source.modality is TEXT else _choose_pixels
+    modality = source.modality
+    how = _choose_texts if modality is TEXT else _choose_scaling if is_array(modality) else _choose_pixels
     preprocess, line = how(backbone, source, normalise, weights)
     found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
     if say is not None:
@@ -143,9 +145,15 @@ def _choose_texts(backbone: str, source: DataSource, normalise: str, weights: bo
     return None, unknown if weights else ""
 
 
+def _choose_scaling(backbone: str, source: DataSource, normalise: str, weights: bool) -> tuple[None, str]:
+    if normalise:
+        raise InputError(f"normalise: it is for images, {source.name} has {source.modality.plural}: leave it out")
+    return None, ""
+
+
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
     """Raises :class:`InputError` for a text classifier given images, the reverse, or texts longer than it has positions."""
-    reads = find_reader(plain.forward)
+    reads = train.modality if backbone == "small" else find_reader(plain.forward)
     if reads is not train.modality:
         raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
     most = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
@@ -174,6 +182,7 @@ def build_network(
     strict_weights: bool = False,
     placement: str = "cost",
     head: str = "",
+    groups: str = "",
     say: Say | None = None,
 ) -> ExitNet:
     """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format.
@@ -189,7 +198,8 @@ def build_network(
         weights: start from a local state dict.
         strict_weights: every tensor of it has to fit, the classifier too.
         placement: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
-        head: kind of exit heads, see :func:`attach`; empty means ``context`` for images and ``evidence`` for texts.
+        head: kind of exit heads, see :func:`attach`; empty means ``context``, and ``evidence`` for vectors.
+        groups: of a vector's features: ``"blood=age|pressure,heart=rate"``, see :func:`read_groups`.
         say: called with a line on what was loaded of given weights, and for each kind of tensor that was not.
 
     Raises:
@@ -201,7 +211,8 @@ def build_network(
     example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first that can be read
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
-    plain = build_backbone(backbone, len(train.classes), channels, pretrained, vocabulary=vocabulary, say=say)
+    more: dict[str, Any] = {"vocabulary": vocabulary, "say": say, "modality": train.modality}
+    plain = build_backbone(backbone, len(train.classes), channels, pretrained, **more)
     _check_reads(plain, backbone, train)
     if weights is not None:
         report = load_weights(plain, weights, strict=strict_weights)
@@ -210,6 +221,29 @@ def build_network(
     at = _choose_exits(plain, exits, placement)
     how: dict[str, Any] = {"final": "keep" if keep_final else "head", "placement": placement}
     how["head"] = head or train.modality.head
+    how["groups"] = read_groups(groups, train.preprocess) if groups else None
     net = attach(plain, at, len(train.classes), example, **how)
     net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
+
+
+def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:
+    """Groups of a vector's features from words such as ``"blood=age|pressure,heart=rate"``: the columns of each, by name.
+
+    Raises:
+        InputError: for words that are no groups, or features that the data do not have.
+    """
+    names = preprocess.names if isinstance(preprocess, VectorPreprocess) else ()
+    if not names:
+        raise InputError("groups: the data are no vectors of features with names: leave them out")
+    found = dict[str, list[int]]()
+    for part in filter(None, map(str.strip, words.split(","))):
+        name, equals, members = part.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"groups: expected NAME=FEATURE|FEATURE,..., got {part!r:.60}")
+        wanted = [one.strip() for one in members.split("|")]
+        for one in wanted:
+            if one not in names:
+                raise InputError(f"groups: the data have no feature {one!r}.{suggest(one, names)}")
+        found[name.strip()] = [names.index(one) for one in wanted]
+    return found

@@ -162,6 +162,8 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
         elif name == "max_disagreement":
             risks.append(Risk(name, disagreement(trace), limit, "binary"))
         elif name == "max_divergence":
+            if trace.num_exits > 1 and not trace.has_maps:
+                raise InputError("max_divergence: the network's exits have no maps that could differ: leave it out")
             risks.append(Risk(name, trace.divergence.clamp(0, 1), limit, "unit"))
         else:
             labels, drop = trace.require_labels(name), accuracy_drop(trace)

@@ -13,25 +13,42 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.modalities.base import Modality
 from exitlens.modalities.image import IMAGE
+from exitlens.modalities.series import SERIES
+from exitlens.modalities.several import SeveralInputs
 from exitlens.modalities.text import TEXT
-from exitlens.types.inputs import list_input_names
+from exitlens.modalities.vector import VECTOR
+from exitlens.modalities.volume import VOLUME
+from exitlens.types.inputs import list_input_names, list_shapes
 
-__all__ = ["IMAGE", "MODALITIES", "TEXT", "Modality", "find_modality", "find_reader", "recognise_example"]
+__all__ = [
+    "IMAGE", "MODALITIES", "SERIES", "TEXT", "VECTOR", "VOLUME", "Modality", "SeveralInputs",
+    "find_modality", "find_reader", "recognise_example",
+]  # fmt: skip
 
-MODALITIES: tuple[Modality, ...] = (IMAGE, TEXT)
+MODALITIES: tuple[Modality, ...] = (IMAGE, TEXT, SERIES, VOLUME, VECTOR)
 
 
-def find_modality(names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype] = ()) -> Modality:
+def find_modality(
+    names: Sequence[str],
+    shape: Sequence[int],
+    dtypes: Sequence[torch.dtype] = (),
+    shapes: Sequence[Sequence[int]] = (),
+) -> Modality:
     """The kind of input that a network takes.
 
     Args:
         names: of its tensors; empty for one tensor alone.
-        shape: of one sample.
+        shape: of one sample; of several inputs, of the first.
         dtypes: of its tensors; empty for floats in the network's own.
+        shapes: of a sample of each of several inputs; empty where all have ``shape``.
 
     Raises:
         InputError: if there is none such.
     """
+    if shapes and len(shapes) == len(names):
+        kinds = dtypes or [torch.float32] * len(names)
+        parts = [find_modality((), one, (kind,)) for one, kind in zip(shapes, kinds, strict=True)]
+        return SeveralInputs(tuple(zip(names, parts, strict=True)))
     for modality in MODALITIES:
         if modality.fits(names, shape, dtypes):
             return modality
@@ -41,11 +58,16 @@ def find_modality(names: Sequence[str], shape: Sequence[int], dtypes: Sequence[t
 def recognise_example(example: Any) -> Modality:
     """The kind of an example; raises :class:`InputError` unless it is a batch of one or more samples of a known kind."""
     tensors: list[Any] = list(example.values()) if isinstance(example, Mapping) else [example]
-    if tensors and all(isinstance(t, Tensor) and t.ndim > 1 and len(t) and t.shape == tensors[0].shape for t in tensors):
+    if tensors and all(isinstance(t, Tensor) and t.ndim > 1 and len(t) and len(t) == len(tensors[0]) for t in tensors):
+        names, dtypes, shapes = list_input_names(example), [t.dtype for t in tensors], list_shapes(example)
+        same = all(t.shape == tensors[0].shape for t in tensors)
         with suppress(InputError):
-            return find_modality(list_input_names(example), tensors[0].shape[1:], [t.dtype for t in tensors])
+            if shapes or same:
+                return find_modality(names, tensors[0].shape[1:], dtypes, shapes)
     seen = ", ".join(f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__ for t in tensors)
-    raise InputError(f"example: expected {', or '.join(m.expected for m in MODALITIES)}; got {seen}")
+    raise InputError(
+        f"example: expected {', or '.join(m.expected for m in MODALITIES)}; or several of these by name; got {seen}"
+    )
 
 
 def find_reader(forward: Callable[..., Any]) -> Modality:

@@ -30,6 +30,7 @@ class Modality(ABC):
         argument: of a backbone's ``forward`` by which it is known to take this kind; empty if none tells.
         needed_to_delete: name of the tensor that deletion works on, if it needs one of its own.
         head: the kind of exit head that new networks get.
+        grid: on which maps are judged, unless somebody says otherwise.
     """
 
     name: ClassVar[str]
@@ -42,10 +43,15 @@ class Modality(ABC):
     argument: ClassVar[str] = ""
     needed_to_delete: ClassVar[str] = ""
     head: ClassVar[Literal["evidence", "context"]] = "evidence"
+    grid: ClassVar[tuple[int, ...]] = (5, 5)
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
         """Whether tensors of these names and dtypes, and this shape of a sample, are of this kind (no dtypes: floats)."""
         return not names and len(shape) == len(self.axes) and all(dtype.is_floating_point for dtype in dtypes)
+
+    def adapt(self, given: InputFormat) -> Modality:
+        """The same kind for the inputs of one network, where there is more to know than the kind."""
+        return self
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
         """The tensors of a batch, in the order in which the first stage takes them.
@@ -62,9 +68,10 @@ class Modality(ABC):
         if not isinstance(inputs, Tensor):
             raise InputError(f"{name}: expected a torch.Tensor, got {type(inputs).__name__}")
         got, shape = tuple(inputs.shape[1:]), given.shape
-        if inputs.ndim != len(shape) + 1 or got[0] != shape[0]:
+        fixed = {i for i, axis in enumerate(self.axes) if axis in ("C", "F")}
+        if inputs.ndim != len(shape) + 1 or any(got[i] != shape[i] for i in fixed):
             hint = f" (add the batch axis: {self.plural}[None])" if inputs.ndim == len(shape) else ""
-            wanted = ",".join(("B", str(shape[0]), *self.axes[1:]))
+            wanted = ",".join(("B", *(str(shape[i]) if i in fixed else axis for i, axis in enumerate(self.axes))))
             raise InputError(f"{name}: expected ({wanted}), got {tuple(inputs.shape)}{hint}")
         if len(inputs) == 0:
             raise InputError(f"{name}: the batch is empty: pass at least one {self.name}")
@@ -77,8 +84,10 @@ class Modality(ABC):
             )
         if given.exact_size and got != shape:
             raise InputError(f"{name}: this network takes {shape} only, got {got}: resize the {self.plural}")
-        if min(got[1:], default=1) * 2 < min(shape[1:], default=1):
-            raise InputError(f"{name}: {got[1:]} is far below the network's {shape[1:]}")
+        axis = self.axes.index("C") if "C" in self.axes else 0
+        sizes, own = (one[:axis] + one[axis + 1 :] for one in (got, shape))
+        if min(sizes, default=1) * 2 < min(own, default=1):
+            raise InputError(f"{name}: {sizes} is far below the network's {own}")
         if not all_finite(inputs):
             raise InputError(f"{name}: expected finite values, got NaN or Inf: check the loading of these {self.plural}")
         return (inputs,)
@@ -94,6 +103,10 @@ class Modality(ABC):
     @abstractmethod
     def read(self, source: Path | str, preprocess: Any) -> Inputs:
         """A sample (its file, or the text itself) as a batch of one, through an object of :attr:`preprocess`."""
+
+    def choose_grid(self) -> tuple[int, ...]:
+        """On which maps are judged, unless somebody says otherwise."""
+        return self.grid
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
         """Maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""

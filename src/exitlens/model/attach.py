@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from exitlens.errors import AttachError, InputError, TraceMismatchError
 from exitlens.modalities import recognise_example
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.transformers import read_config
-from exitlens.model.cutting.boundaries import count_embedding_rows
+from exitlens.model.cutting.boundaries import count_embedding_rows, has_channels_last, takes_vector
 from exitlens.model.cutting.macs import count_macs
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import Placement, check_placement, place_exits
@@ -23,13 +23,14 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.verify import check_backbone, make_random_inputs, verify
 from exitlens.model.geometry.exits import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
+from exitlens.model.heads.group_neck import check_groups, fit_group_neck
 from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, fit_neck
 from exitlens.model.heads.token_necks import fit_token_neck
 from exitlens.model.info import Final, NetworkInfo
 from exitlens.model.input_spec import InputSpec, check_example
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.network import ExitNet
-from exitlens.types.inputs import Inputs, list_input_names, list_tensors, map_inputs
+from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 
 
 def attach(
@@ -42,6 +43,7 @@ def attach(
     layout: Kind | None = None,
     placement: Placement = "cost",
     head: HeadKind = "evidence",
+    groups: Mapping[str, Sequence[int]] | None = None,
 ) -> ExitNet:
     """Attaches exits to a backbone; its weights are shared, not copied.
 
@@ -51,8 +53,10 @@ def attach(
         at: names of the modules after which the early exits stand, in the order of execution; or how many early exits
             to place (see ``placement``, and :func:`~exitlens.model.cutting.placement.place_exits`).
         num_classes: ``C`` of every exit.
-        example: images ``(B,C,H,W)`` of the size the network will see, or tokens ``(B,N)``, alone or by name
-            (``{"input_ids": ..., "attention_mask": ...}``); one sample is enough.
+        example: images ``(B,C,H,W)`` of the size the network will see, series ``(B,C,T)`` or ``(B,T,C)``, volumes
+            ``(B,C,D,H,W)``, vectors ``(B,F)``, or tokens ``(B,N)``, alone or by name
+            (``{"input_ids": ..., "attention_mask": ...}``); one sample is enough. Several inputs come by name, the one that
+            maps are to lie on first.
         final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
             classifier, so that its outputs stay those of the plain backbone.
         layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default found out from the shapes.
@@ -66,6 +70,9 @@ def attach(
             which the final head reads, too; heads on tokens, of texts or images, read those of the first exit beside their
             own.
             ``"average"``: average pooling, for comparison.
+        groups: of a vector's features, the columns of each group by name: exits attend to the groups, and beside its hidden
+            features an exit reads the vector itself (:class:`~exitlens.model.heads.group_neck.GroupNeck`). Without groups
+            the exits of a multi-layer perceptron have no maps, as hidden units are no locations.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
@@ -78,28 +85,32 @@ def attach(
     """
     _check_words(final, head, layout, placement)
     shape = _check_arguments(backbone, at, num_classes, example, placement)
-    channels = recognise_example(example).count_channels(shape)
-    module = build_backbone(backbone, num_classes, channels) if isinstance(backbone, str) else backbone
+    modality = recognise_example(example)
+    channels = modality.count_channels(shape)
+    named = check_groups(groups, shape, list_tensors(example)[0])
+    module = build_backbone(backbone, num_classes, channels, modality=modality) if isinstance(backbone, str) else backbone
     check_backbone(module)
     example = map_inputs(example, lambda t: t[:1].detach())
     with preserve_state(module):
         at = place_exits(module, example, at, layout, placement=placement) if isinstance(at, int) else at
-        pieces = _split_and_verify(module, at, example, layout, LEAST_SIDE if head == "context" and final == "head" else 0)
-        if at and math.prod(pieces.sizes[-1]) == 1:
+        least_side = LEAST_SIDE if head == "context" and final == "head" else 0
+        pieces = _split_and_verify(module, at, example, layout, least_side, bool(named))
+        if at and math.prod(pieces.sizes[-1]) == 1 and not takes_vector(pieces.traced):
             raise AttachError(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
                 "to agree with: use larger images, or a backbone that shrinks them less"
             )
         plain = _count_plain_macs(pieces)
-        heads = _make_heads(pieces, num_classes, final, head, plain)
+        heads = _make_heads(pieces, num_classes, final, head, plain, named)
         cost, head_share = _measure_cost(pieces, heads, final, plain)
         geometry = find_map_geometry(pieces, heads)
-    config, spec = read_config(module), _specify_inputs(pieces, shape)
+    config, spec = read_config(module), _specify_inputs(pieces, shape, named)
     source = backbone if isinstance(backbone, str) else "hf:" if config else ""
     exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
     info = NetworkInfo(
-        exits, num_classes, final, shape, source, layout=layout, inputs=spec.names, dtypes=dtypes, config=config, head=head
-    )
+        exits, num_classes, final, shape, source, layout=layout, inputs=spec.names, dtypes=dtypes, config=config, head=head,
+        input_shapes=spec.shapes, groups=named,
+    )  # fmt: skip
     if any(any(one.offset + one.feature_offset) for one in geometry):
         maps, features = tuple(one.offset for one in geometry), tuple(one.feature_offset for one in geometry)
         info = replace(info, map_offsets=maps, feature_offsets=features)
@@ -138,33 +149,41 @@ def _check_arguments(
     return check_example(example)
 
 
-def _split_and_verify(module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, least_side: int) -> Pieces:
+def _split_and_verify(
+    module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, least_side: int, carry_input: bool
+) -> Pieces:
     """The pieces, proved equal to the plain backbone: by torch.fx, or where those are not equal, by torch.export."""
-    pieces = split(module, at, example, layout, least_side=least_side)
+    more: dict[str, Any] = {"least_side": least_side, "carry_input": carry_input}
+    pieces = split(module, at, example, layout, **more)
     try:
         verify(pieces)
     except TraceMismatchError as mismatch:
         if pieces.exact_size:  # torch.export it was
             raise
         try:
-            pieces = split(module, at, example, layout, export=True, least_side=least_side)
+            pieces = split(module, at, example, layout, export=True, **more)
             verify(pieces)
         except AttachError:
             raise mismatch from None
     return pieces
 
 
-def _specify_inputs(pieces: Pieces, shape: tuple[int, ...]) -> InputSpec:
+def _specify_inputs(pieces: Pieces, shape: tuple[int, ...], groups: Groups) -> InputSpec:
     example, vocabulary = pieces.traced.example, tuple(count_embedding_rows(pieces.traced))
     last = pieces.layouts[-1]
     prefix = last.prefix if last.grid is None else 0
-    dtypes = tuple(t.dtype for t in list_tensors(example) if not t.is_floating_point())
-    return InputSpec(list_input_names(example), shape, pieces.exact_size, vocabulary, prefix, dtypes)
+    shapes, tensors = list_shapes(example), list_tensors(example)
+    dtypes = tuple(t.dtype for t in tensors if not t.is_floating_point() or len({t.dtype for t in tensors}) > 1)
+    more: dict[str, Any] = {"channels_last": has_channels_last(pieces.traced), "groups": groups, "shapes": shapes}
+    return InputSpec(list_input_names(example), shape, pieces.exact_size, vocabulary, prefix, dtypes, **more)
 
 
-def _make_heads(pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int) -> list[ExitHead]:
+def _make_heads(
+    pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int, groups: Groups
+) -> list[ExitHead]:
     like = next(pieces.traced.backbone.parameters())
-    heads = [_make_head(kind, pieces, k, num_classes, plain).to(like.device, like.dtype) for k in range(len(pieces.stages))]
+    made = [_make_head(kind, pieces, k, num_classes, plain, groups) for k in range(len(pieces.stages))]
+    heads = [head.to(like.device, like.dtype) for head in made]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]
         if outputs != num_classes:
@@ -178,13 +197,17 @@ def _make_heads(pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, 
     return heads
 
 
-def _make_head(kind: HeadKind, pieces: Pieces, k: int, num_classes: int, plain: int) -> ExitHead:
+def _make_head(kind: HeadKind, pieces: Pieces, k: int, num_classes: int, plain: int, groups: Groups) -> ExitHead:
     channels, layout, size, last = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], len(pieces.stages) - 1
     if kind == "average":
         return AverageHead(channels, num_classes, layout)
-    if kind == "evidence":
+    if groups and pieces.lateral is not None:
+        beside, neck_budget = pieces.lateral, NECK_SHARE * plain / (last + 1)
+        of_groups = fit_group_neck(channels, beside.channels, groups, neck_budget)
+        return EvidenceHead(channels, num_classes, layout, of_groups, beside.layout)
+    if kind == "evidence" or math.prod(size) == 1:
         return EvidenceHead(channels, num_classes, layout)
-    lateral, is_plane = pieces.lateral, len(size) == 2
+    lateral, is_plane = pieces.lateral, len(size) >= 2
     final_has_none = is_plane and lateral is None  # its own features are fine enough
     if k == last and final_has_none:
         return EvidenceHead(channels, num_classes, layout)
@@ -192,9 +215,9 @@ def _make_head(kind: HeadKind, pieces: Pieces, k: int, num_classes: int, plain: 
     grid = pieces.sizes[-1] if lateral is None else lateral.size
     if lateral is not None and not lateral.carried[k]:
         lateral = None
-    more, beside = (0, None) if lateral is None else (lateral.channels, lateral.layout)
+    more, lies = (0, None) if lateral is None else (lateral.channels, lateral.layout)
     neck = fit_neck(channels, size, grid, budget, more) if is_plane else fit_token_neck(channels, size[0], budget, more)
-    return EvidenceHead(channels, num_classes, layout, neck, beside)
+    return EvidenceHead(channels, num_classes, layout, neck, lies)
 
 
 def _is_exact(pieces: Pieces, name: str, head: ExitHead) -> bool:

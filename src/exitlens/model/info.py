@@ -13,9 +13,9 @@ from exitlens.modalities import Modality, find_modality
 from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types import Preprocessing
-from exitlens.types.inputs import MASK, Inputs
+from exitlens.types.inputs import MASK, Groups, Inputs
 
-_OFFSETS = ("map_offsets", "feature_offsets")
+_SELDOM = ("map_offsets", "feature_offsets", "input_shapes", "groups")
 Final = Literal["head", "keep"]
 
 
@@ -29,7 +29,7 @@ class NetworkInfo:
     at: tuple[str, ...]
     num_classes: int
     final: Final
-    input_shape: tuple[int, ...]  # (C,H,W) of an image, (N,) of a text
+    input_shape: tuple[int, ...]  # (C,H,W) of an image, (N,) of a text; of several inputs, of the first
     source: str = ""
     classes: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
@@ -40,11 +40,14 @@ class NetworkInfo:
     head: HeadKind = "evidence"  # bundles of before it was recorded have these
     map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map, in cells; empty: none lies off its cells
     feature_offsets: tuple[tuple[float, ...], ...] = ()  # likewise of its features, which a neck may bring to another grid
+    input_shapes: tuple[tuple[int, ...], ...] = ()  # of several inputs of different kinds, of each
+    groups: Groups = ()  # of a vector: the groups of features that maps lie on
 
     @property
     def modality(self) -> Modality:
         """The kind of its inputs."""
-        return find_modality(self.inputs, self.input_shape, [getattr(torch, name) for name in self.dtypes])
+        dtypes = [getattr(torch, name) for name in self.dtypes]
+        return find_modality(self.inputs, self.input_shape, dtypes, self.input_shapes)
 
     @property
     def channels(self) -> int:
@@ -52,9 +55,9 @@ class NetworkInfo:
         return self.modality.count_channels(self.input_shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; without map offsets where there are none, as in bundles of before they were recorded."""
+        """JSON-ready; without what most networks have none of, as in bundles of before it was recorded."""
         values = asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
-        return {name: value for name, value in values.items() if name not in _OFFSETS or value}
+        return {name: value for name, value in values.items() if name not in _SELDOM or value}
 
     def place(self, k: int, maps: Tensor) -> Tensor:
         """Maps ``(...,*S)`` of exit k, moved to where their locations lie in the image.
@@ -70,8 +73,10 @@ class NetworkInfo:
 
     def example(self, like: Tensor) -> Inputs:
         """An example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
-        dtypes = [getattr(torch, name) for name in self.dtypes] or [like.dtype]
-        zeros = [torch.zeros(1, *self.input_shape, dtype=dtype, device=like.device) for dtype in dtypes]
+        dtypes = [getattr(torch, name) for name in self.dtypes] or [like.dtype] * max(1, len(self.inputs))
+        shapes = self.input_shapes or [self.input_shape] * len(dtypes)
+        both = zip(shapes, dtypes, strict=True)
+        zeros = [torch.zeros(1, *shape, dtype=dtype, device=like.device) for shape, dtype in both]
         named = dict(zip(self.inputs, zeros, strict=False))
         if MASK in named:
             named[MASK] = torch.ones_like(named[MASK])
@@ -83,8 +88,9 @@ class NetworkInfo:
         fields = dict(values)
         for name in ("at", "input_shape", "classes", "inputs", "dtypes"):
             fields[name] = tuple(fields[name])
-        for name in _OFFSETS:
+        for name in _SELDOM:
             fields[name] = tuple(map(tuple, fields.get(name, ())))
+        fields["groups"] = tuple((name, tuple(members)) for name, members in fields["groups"])
         described = fields.pop("preprocess")
         info = cls(**fields)
         return info if described is None else replace(info, preprocess=info.modality.preprocess.from_dict(described))

@@ -16,7 +16,7 @@ class InputSpec(InputFormat):
     @property
     def modality(self) -> Modality:
         """Their kind."""
-        return find_modality(self.names, self.shape, self.dtypes)
+        return find_modality(self.names, self.shape, self.dtypes, self.shapes).adapt(self)
 
     def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
         """The tensors, in the order that the first stage takes them; see :meth:`exitlens.modalities.base.Modality.check`."""

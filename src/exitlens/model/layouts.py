@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from exitlens.errors import AttachError
 
-Kind = Literal["nchw", "nhwc", "tokens"]
-KINDS: tuple[Kind, ...] = ("nchw", "nhwc", "tokens")
+Kind = Literal["nchw", "nhwc", "tokens", "vector"]
+KINDS: tuple[Kind, ...] = ("nchw", "nhwc", "tokens", "vector")
 MAX_PREFIX = 8  # class, distillation and register tokens
 
 
@@ -21,24 +22,27 @@ class Layout:
     """One exit's feature layout.
 
     Attributes:
-        kind: ``nchw`` ``(B,D,H,W)`` (or ``(B,D,*S)``), ``nhwc`` ``(B,H,W,D)``, or ``tokens`` ``(B,prefix+N,D)``.
+        kind: ``nchw`` ``(B,D,H,W)`` (or ``(B,D,*S)``), ``nhwc`` ``(B,H,W,D)`` (or ``(B,*S,D)``), or ``tokens``
+            ``(B,prefix+N,D)``; ``vector`` ``(B,D)``, which has one location, and so no map.
         prefix: number of class, distillation and register tokens in front, which are no locations.
-        grid: ``(H,W)`` of the tokens of an image, without the prefix. With ``None`` the tokens stay a sequence of all
-            positions, in which the prefix gets no attention.
+        grid: ``(H,W)`` (or ``S``) of the tokens of an image, series or volume, without the prefix. With ``None`` the tokens
+            stay a sequence of all positions, in which the prefix gets no attention.
         masked: the network's inputs have a padding mask; padding gets no attention.
     """
 
     kind: Kind = "nchw"
     prefix: int = 0
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
     masked: bool = False
 
     def canonical(self, features: Tensor) -> Tensor:
         """Features in this layout -> ``(B,D,*S)``; a view, not a copy."""
         if self.kind == "nchw":
             return features
+        if self.kind == "vector":
+            return features[..., None]
         if self.kind == "nhwc":
-            return features.permute(0, 3, 1, 2)
+            return features.movedim(-1, 1)
         if self.grid is None:
             return features.transpose(1, 2)
         grid: Tensor = features[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
@@ -57,14 +61,16 @@ class Layout:
 
     def channels(self, shape: Sequence[int]) -> int:
         """``D`` of features of this shape."""
-        return shape[1] if self.kind == "nchw" else shape[-1]
+        return shape[1] if self.kind in ("nchw", "vector") else shape[-1]
 
     def size(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The locations ``S`` of features of this shape."""
         if self.kind == "nchw":
             return tuple(shape[2:])
+        if self.kind == "vector":
+            return (1,)
         if self.kind == "nhwc":
-            return tuple(shape[1:3])
+            return tuple(shape[1:-1])
         return self.grid or (shape[1],)
 
 
@@ -72,32 +78,47 @@ def find_layout(
     name: str,
     shape: Sequence[int],
     image: Sequence[int],
-    grids: Sequence[tuple[int, int]],
+    grids: Sequence[tuple[int, ...]],
     kind: Kind | None = None,
     length: int = 0,
+    channels: int | None = None,
 ) -> Layout:
     """The layout of the features after module ``name``, told from their shape.
 
     Args:
         shape: of the features, batch first.
-        image: ``(H,W)`` of the input, or however many axes follow its channels; empty for a sequence.
-        grids: ``(H,W)`` of the outputs of earlier convolutions; the tokens are one of these grids, and no map is larger.
+        image: ``(H,W)`` of the input, or however many axes of locations it has; empty for a sequence or a vector.
+        grids: ``(H,W)`` (or ``S``) of the outputs of earlier convolutions; the tokens are one of these grids, and no map is
+            larger.
         kind: what the user says it is; then only the details are found out.
-        length: of the sequence, in tokens.
+        length: of the sequence, in tokens; 0: it is a vector.
+        channels: the axis that holds channels, by the layers before; ``None``: they do not tell.
 
     Raises :class:`AttachError` if the shape fits no layout, or more than one.
     """
     seen = f"after {name!r} the features are {tuple(shape)}"
+    if not image and length == 0:
+        return _find_vector_layout(seen, shape, kind)
     if not image:
         return _find_sequence_layout(f"{seen} for {length} tokens", shape, length, kind)
-    if len(image) != 2:
-        return _find_grid_layout(seen, shape, image)
+    if len(image) == 1:
+        return _find_series_layout(f"{seen} for a series of {image[0]}", shape, image[0], grids, kind, channels)
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(name, shape, image, grids)
-    if len(shape) != 4:
-        raise AttachError(f"at: {seen}: expected a map of 4 axes or tokens of 3: put the exit earlier")
+    if len(shape) != len(image) + 2:
+        raise AttachError(f"at: {seen}: expected a map of {len(image) + 2} axes or tokens of 3: put the exit earlier")
     if kind is not None:
         return Layout(kind)
+    if len(image) == 2 and channels != 1:
+        return _find_plane_layout(seen, shape, image, grids)
+    found = Layout("nhwc" if channels == len(shape) - 1 else "nchw")
+    if any(mine > theirs for mine, theirs in zip(found.size(shape), image, strict=True)):
+        raise AttachError(f"at: {seen} for an input of {tuple(image)}: no map of it: put the exit elsewhere")
+    return found
+
+
+def _find_plane_layout(seen: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, ...]]) -> Layout:
+    """Features of an image, four axes: channels first or last, whichever leaves a map of its aspect."""
     aspect, (highest, widest) = image[0] / image[1], grids[-1] if grids else image
 
     def fits(height: int, width: int) -> bool:  # the image's aspect ratio, with odd sizes rounded
@@ -112,6 +133,37 @@ def find_layout(
     return Layout("nchw" if first else "nhwc")
 
 
+def _find_series_layout(
+    seen: str, shape: Sequence[int], length: int, grids: Sequence[tuple[int, ...]], kind: Kind | None, channels: int | None
+) -> Layout:
+    """Features of a series: ``(B,D,T)`` of convolutions (kind ``nchw``), or ``(B,prefix+T,D)`` of other layers."""
+    if len(shape) != 3:
+        raise AttachError(f"at: {seen}: expected (B,D,T) or (B,T,D): put the exit elsewhere")
+    fits = [size <= length + MAX_PREFIX for size in (shape[2], shape[1])]
+    if kind is None and channels is None and sum(size == length for size in shape[1:]) == 1:
+        channels = 1 if shape[2] == length else 2
+    if kind is None and channels is None:
+        raise AttachError(f"layout: {seen}: could be either: pass layout='nchw' (B,D,T) or 'tokens' (B,T,D)")
+    kind = kind or ("nchw" if channels == 1 else "tokens")
+    if not fits[0 if kind == "nchw" else 1]:
+        raise AttachError(f"at: {seen}, which has more locations than the series: put the exit elsewhere")
+    if kind == "nchw":
+        return Layout("nchw")
+    for size in (length, *(grid[0] for grid in reversed(grids) if len(grid) == 1)):
+        if 0 < shape[1] - size <= MAX_PREFIX:
+            return Layout("tokens", shape[1] - size, (size,))
+        if shape[1] == size:
+            break
+    return Layout("tokens")
+
+
+def _find_vector_layout(seen: str, shape: Sequence[int], kind: Kind | None) -> Layout:
+    """Features of a vector: ``(B,D)`` without locations, or ``(B,N,D)`` with a token for each feature."""
+    if len(shape) not in (2, 3) or ((len(shape) == 2) != (kind in (None, "vector")) and kind is not None):
+        raise AttachError(f"at: {seen}: expected (B,D), or tokens (B,N,D): put the exit elsewhere")
+    return Layout("vector" if len(shape) == 2 else kind or "tokens")
+
+
 def _find_sequence_layout(seen: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
     """Features of a sequence: ``(B,N,D)`` tokens, or ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
     if len(shape) != 3 or length not in shape[1:]:
@@ -123,21 +175,13 @@ def _find_sequence_layout(seen: str, shape: Sequence[int], length: int, kind: Ki
     return Layout("tokens" if shape[1] == length else "nchw")
 
 
-def _find_grid_layout(seen: str, shape: Sequence[int], size: Sequence[int]) -> Layout:
-    """Features ``(B,D,*S)`` of an input whose channels come before another number of axes than two."""
-    if len(shape) != len(size) + 2 or any(mine > theirs for mine, theirs in zip(shape[2:], size, strict=True)):
-        wanted = "expected (B,D) and up to as many locations"
-        raise AttachError(f"at: {seen} for an input of {tuple(size)}: {wanted}: put the exit elsewhere")
-    return Layout("nchw")
-
-
-def _find_token_layout(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, int]]) -> Layout:
+def _find_token_layout(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, ...]]) -> Layout:
     count = shape[1]
     for grid in reversed(grids):  # the patch embedding is the last map before the tokens
-        prefix = count - grid[0] * grid[1]
-        if 0 <= prefix <= MAX_PREFIX:
+        prefix = count - math.prod(grid)
+        if len(shape) == 3 and len(grid) == len(image) and 0 <= prefix <= MAX_PREFIX:
             return Layout("tokens", prefix, grid)
-    for prefix in range(MAX_PREFIX + 1):
+    for prefix in range(MAX_PREFIX + 1 if len(image) == 2 else 0):
         for height in range(1, count - prefix + 1):
             width = (count - prefix) // height
             if height * width == count - prefix and abs(height / width - image[0] / image[1]) < 1e-6:

@@ -16,6 +16,13 @@ from exitlens.types.preprocessing import (
     TextPreprocess,
     import_tokenizers,
 )
+from exitlens.types.scaling import (
+    ArrayPreprocess,
+    MelSpectrogram,
+    SeriesPreprocess,
+    VectorPreprocess,
+    VolumePreprocess,
+)
 from exitlens.types.timings import Timing
 from exitlens.types.traces import Trace
 
@@ -25,6 +32,7 @@ __all__ = [
     "IMAGENET_STD",
     "SCHEMA",
     "SCORES",
+    "ArrayPreprocess",
     "Calibration",
     "CompactLogits",
     "ExitOutput",
@@ -33,12 +41,16 @@ __all__ = [
     "Gate",
     "Location",
     "LossTerms",
+    "MelSpectrogram",
     "Policy",
     "Prediction",
     "Preprocess",
     "Preprocessing",
+    "SeriesPreprocess",
     "TextPreprocess",
     "Timing",
     "Trace",
+    "VectorPreprocess",
+    "VolumePreprocess",
     "import_tokenizers",
 ]

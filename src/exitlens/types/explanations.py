@@ -122,17 +122,24 @@ class Explanation:
         return html_table(head, rows, self.reason) + self._maps()
 
     def _maps(self) -> str:
-        """Every exit's map over the sample, where it can be drawn."""
+        """Every exit's map over the sample, or over the names of its locations, where it can be drawn."""
         if self.draw_map is None:
             return ""
         drawn = ""
         for view in self.exits:
-            label = f"where exit {view.exit} looked: {self.name(view.label)}"
-            drawn += self.draw_map(self.image, self.preprocess, view.attention, view.evidence, label)
+            drawn += self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}")
         if self.relevance is not None:
-            label = f"where the answer depends on the image: {self.name(self.label)}"
-            drawn += self.draw_map(self.image, self.preprocess, self.speaks_for, self.relevance, label)
+            drawn += self._draw(self.speaks_for, self.relevance, f"what the answer depends on: {self.name(self.label)}")
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
+
+    def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
+        assert self.draw_map is not None
+        from exitlens.display import caption, names_html
+
+        drawn = self.draw_map(self.image, self.preprocess, attention, evidence, label)
+        if not drawn and 0 < len(self.tokens) <= attention.numel():
+            drawn = names_html(self.tokens, attention)
+        return caption(drawn, label) if drawn else ""
 
     @property
     def speaks_for(self) -> Tensor:
@@ -185,8 +192,8 @@ class Explanation:
                 )
         if view.exit == last or self.final is None:
             return sentence
-        said = self.name(self.final.label)
-        return f"{sentence} The final exit says {said}; the two attention maps correlate at {view.cc:.2f}."
+        said = f"{sentence} The final exit says {self.name(self.final.label)}"
+        return f"{said}." if view.cc is None else f"{said}; the two attention maps correlate at {view.cc:.2f}."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with maps as nested lists; its ``schema`` is :data:`SCHEMA`."""

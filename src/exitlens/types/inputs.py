@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exitlens.errors import InputError
 
 Inputs = Tensor | Mapping[str, Tensor]
+Groups = tuple[tuple[str, tuple[int, ...]], ...]  # names of groups of features, and which features they have
 MASK = "attention_mask"  # (B,N): 1 for a token, 0 for padding
 
 
@@ -21,11 +22,14 @@ class InputFormat:
 
     Attributes:
         names: of the tensors; empty for one tensor alone.
-        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text.
+        shape: of one sample: ``(C,H,W)`` of an image, ``(N,)`` of a text; of several inputs, of the first.
         exact_size: samples of another size do not fit (texts never do).
         vocabulary: for every tensor, the number of tokens that its embedding knows, or ``None``.
         prefix: tokens in front of a text that get no attention.
         dtypes: of the tensors that the network was traced with; tokens and masks are converted to them.
+        channels_last: of a series: a sample is ``(T,C)``, not ``(C,T)``.
+        groups: of a vector: the groups of features that maps lie on, by name.
+        shapes: of several inputs: of a sample of each; empty where all have ``shape``.
     """
 
     names: tuple[str, ...]
@@ -34,11 +38,22 @@ class InputFormat:
     vocabulary: tuple[int | None, ...] = (None,)
     prefix: int = 0
     dtypes: tuple[torch.dtype, ...] = ()
+    channels_last: bool = False
+    groups: Groups = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 def list_input_names(inputs: Inputs) -> tuple[str, ...]:
     """Names of the tensors; none for a single tensor."""
     return () if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def list_shapes(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    """Of a sample of each of several inputs, if some are floats: tokens and their mask are one input."""
+    tensors = list_tensors(inputs)
+    has_floats = any(t.is_floating_point() for t in tensors)
+    several = not isinstance(inputs, Tensor) and has_floats
+    return tuple(tuple(t.shape[1:]) for t in tensors) if several else ()
 
 
 def list_tensors(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -59,6 +74,11 @@ def count_rows(inputs: Inputs) -> int:
 def split_rows(inputs: Inputs, size: int) -> list[Inputs]:
     """Batches of at most ``size`` samples, in order."""
     return [map_inputs(inputs, itemgetter(slice(at, at + size))) for at in range(0, count_rows(inputs), size)]
+
+
+def can_be_channels_last(module: nn.Module) -> bool:
+    """Whether its weights can be in the memory format ``channels_last``, which those of volumes, of five axes, cannot."""
+    return all(p.ndim < 5 for p in module.parameters())
 
 
 def set_channels_last(tensor: Tensor) -> Tensor:

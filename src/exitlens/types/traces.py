@@ -107,6 +107,11 @@ class Trace:
         return self.logits.shape[1]
 
     @property
+    def has_maps(self) -> bool:
+        """Whether the exits had maps to compare; else all divergences are 0, and no measure says more."""
+        return bool(self.similarity) or bool(self.divergence.any())
+
+    @property
     def num_groups(self) -> int:
         """How many independent groups there are: N where no groups were named."""
         return len(self) if self.groups is None else len(self.groups.unique())

@@ -18,6 +18,7 @@ from exitlens.functional.grouping.groups import number_groups
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, transplant, uniform
 from exitlens.io import RowStore
+from exitlens.model.heads.maps import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing.exit_times import measure_exits
 from exitlens.ranks import Ranks, find_ranks
@@ -73,7 +74,8 @@ def collect(
             one that a single process makes. The first one alone measures time.
 
     Returns:
-        A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls.
+        A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls; of a
+        network whose exits have no maps, without them.
 
     Raises:
         InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, no sample at all, or another
@@ -120,11 +122,14 @@ class _Recorder:
         self._store = RowStore(self._folder)
         self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
+        self._has_maps = have_maps(net.heads)
 
     def add(self, seen: _Observed) -> None:
         """Takes in a batch."""
         self._logits.add(seen.logits, seen.labels)
         self._ids.append(seen.groups)
+        if not self._has_maps:
+            return
         if seen.gate_features is not None:
             self._store.add("gate_features", seen.gate_features)
         shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
@@ -137,14 +142,17 @@ class _Recorder:
         """The trace of all batches."""
         if not self._ids:
             raise InputError("loader: it gave no batch: pass at least one image")
-        count = self._logits.count
+        count, kept = self._logits.count, self._logits.finish()
+        agreement: dict[str, Any] = {"divergence": torch.zeros(count, self._net.num_exits)}
+        if self._has_maps:
+            agreement = _compare_maps(self._store, self._shapes, pair_samples(count, seed), progress)
         trace = Trace(
-            **self._logits.finish(),
-            **_compare_maps(self._store, self._shapes, pair_samples(count, seed), progress),
+            **kept,
+            **agreement,
             cost=self._net.cost if timing is None else torch.tensor(timing.cost),
             timing=timing,
             network=self._net.identity(),
-            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 else None,
+            gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
             groups=_join_groups(groups, self._ids),
         )
         if self._folder is None:

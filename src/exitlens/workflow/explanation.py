@@ -17,6 +17,7 @@ from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
+from exitlens.model.heads.maps import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.relevance import Recording, compute_relevance
 from exitlens.types import ExitOutput, ExitView, Explanation, Policy
@@ -134,8 +135,9 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
     attention, evidence = (net.info.place(k, maps.float()) for maps in (one.out.attention, one.out.evidence))
     estimates = None if decision is None else decision.estimates
     labels = one.p.argmax(1)
-    to_final = _agreement(one.out, seen[-1].out) if len(seen) == net.num_exits else None
-    to_previous = _agreement(one.out, seen[k - 1].out) if k else None
+    compares = have_maps(net.heads)
+    to_final = _agreement(one.out, seen[-1].out) if compares and len(seen) == net.num_exits else None
+    to_previous = _agreement(one.out, seen[k - 1].out) if compares and k else None
 
     def view(i: int, with_final: bool) -> ExitView:
         label = int(labels[i])

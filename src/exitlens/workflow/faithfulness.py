@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from exitlens.data.lazy import LazyImages
+from exitlens.data.lazy import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import faithfulness as measures
@@ -20,6 +20,7 @@ from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import EvidenceHead
+from exitlens.model.heads.maps import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.perturbation import occlude, perturb
 from exitlens.model.relevance import compute_relevance_of_exits
@@ -60,7 +61,7 @@ class Faithfulness:
     randomised_cc: tuple[float | None, ...]
     energy_in_mask: tuple[float, ...] | None
     pointing_game: tuple[float, ...] | None
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     samples: int
     oracle_samples: int = 0
     deletion_oracle: tuple[float, ...] | None = None
@@ -81,7 +82,7 @@ def faithfulness(
     *,
     samples: int = 1000,
     fraction: float = 0.2,
-    grid: tuple[int, int] = (5, 5),
+    grid: tuple[int, ...] | None = None,
     seed: int = 0,
     oracle_samples: int = 200,
     of: Of = "attention",
@@ -89,8 +90,9 @@ def faithfulness(
 ) -> Faithfulness:
     """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
 
-    Deleted cells take the image's mean colour; deleted tokens of a text are masked out (arXiv 1911.03429). Maps of images
-    are placed (``net.map_offsets``) and averaged to ``grid`` first, so that fine and coarse maps delete the same area.
+    Deleted cells take the image's mean colour (of series and volumes the mean of each channel; features of a vector become
+    0); deleted tokens of a text are masked out (arXiv 1911.03429). Maps are placed (``net.map_offsets``) and averaged to
+    ``grid`` first, so that fine and coarse maps delete the same area.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
@@ -99,7 +101,8 @@ def faithfulness(
             measures are taken too. The pixels of the samples used are held in memory, as floats those of one batch.
         samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.
-        grid: evaluation grid; an exit with a coarser map is judged on its own.
+        grid: evaluation grid, by default (5, 5) of images, (16,) of series and (3, 3, 3) of volumes; an exit with a coarser
+            map is judged on its own.
         seed: of that draw, the random cells and the randomised heads.
         oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
             cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
@@ -108,10 +111,13 @@ def faithfulness(
         progress: show a progress bar.
     """
     require(net, ExitNet, "net")
+    require_maps(net.heads, "faithfulness")
     if not hasattr(data, "subset") or not hasattr(data, "inputs"):
         raise InputError(f"data: expected an ImageSet or a TextSet, got {type(data).__name__}")
+    modality = net.input_spec.modality
+    grid = modality.choose_grid() if grid is None else grid
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
-        raise InputError(f"grid: expected positive integers such as (5, 5), got {grid!r}")
+        raise InputError(f"grid: expected positive integers such as {modality.choose_grid()}, got {grid!r}")
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
     if not isinstance(oracle_samples, int) or oracle_samples < 0:
@@ -119,11 +125,10 @@ def faithfulness(
     if of not in OF:
         raise InputError(f"of: expected one of {OF}, got {of!r}")
     data = data.subset(draw_samples(len(data), samples, seed).sort().values)
-    modality = net.input_spec.modality
     modality.check_deletion(net.input_spec)
     heads = _randomise_heads(net, seed)
     with show_progress(progress) as bar, net.open_engine() as engine:
-        held = data.load() if isinstance(data, LazyImages) else data
+        held = data.load() if isinstance(data, LazySet) else data
         batches = _Batches(held, bar, "judging the maps", PASSES)
         logits, attention = _run(net, engine, batches)
         placed = [net.info.place(k, one) for k, one in enumerate(attention)]

@@ -1,7 +1,7 @@
 import pytest
 
 import exitlens as xl
-from exitlens.data.formats.columns import Columns, find_columns, find_inputs, parse_columns
+from exitlens.data.formats.columns import Columns, find_array_inputs, find_columns, find_inputs, parse_columns
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,13 @@ from exitlens.data.formats.columns import Columns, find_columns, find_inputs, pa
         ({"text": "string", "label": "integer", "id": "string"}, Columns("", "text", "label")),
         ({"review": "string", "stars": "integer"}, Columns("", "review", "stars")),
         ({"words": "string", "label": "class"}, Columns("", "words", "label")),
+        ({"values": "list", "label": "integer", "id": "string"}, Columns("", "", "label", "values")),
+        ({"a": "list", "signal": "list", "kind": "string"}, Columns("", "", "kind", "signal")),
+        ({"text": "string", "ids": "list", "label": "integer"}, Columns("", "text", "label")),
+        ({"a": "float", "b": "integer", "y": "integer"}, Columns("", "", "y", "", ("a", "b"))),
+        ({"a": "float", "b": "float", "species": "string"}, Columns("", "", "species", "", ("a", "b"))),
+        ({"a": "float", "b": "float", "c": "integer", "name": "string"}, Columns("", "", "name", "", ("a", "b", "c"))),
+        ({"tweet": "string", "score": "float", "stars": "integer"}, Columns("", "tweet", "stars")),
     ],
 )
 def test_columns_are_found_by_type_and_usual_name(kinds, expected):
@@ -28,6 +35,35 @@ def test_named_columns_come_first_and_reserved_ones_are_not_guessed():
     kinds = {"image": "image", "patient": "string", "grade": "integer"}
     assert find_columns(kinds, "", "x", reserved=["patient"]).label == "grade"
     assert str(find_columns(kinds, "", "x", reserved=["patient"])) == "images from 'image', labels from 'grade'"
+
+
+def test_named_series_and_features():
+    kinds = {"a": "float", "b": "integer", "id": "string", "x": "list", "z": "list"}
+    found = find_columns(kinds, "features=b|a,label=id", "x")
+    assert found == Columns("", "", "id", "", ("b", "a"))
+    assert str(found) == "vectors of 2 features (b, a), labels from 'id'"
+    many = {f"f{i}": "float" for i in range(9)} | {"label": "integer"}
+    assert str(find_columns(many, "", "x")) == "vectors of 9 features (f0, f1, f2, ..., f8), labels from 'label'"
+    found = find_columns(kinds, "series=z,label=b", "x")
+    assert str(found) == "series from 'z', labels from 'b'"
+    with pytest.raises(xl.DataError, match=r"no column 'c' for the features; it has a"):
+        find_columns(kinds, "features=a|c,label=id", "x")
+    with pytest.raises(xl.InputError, match=r"expected different features with \| between, got 'a\|a'"):
+        find_columns(kinds, "features=a|a,label=id", "x")
+    with pytest.raises(xl.DataError, match=r"several columns could hold the series \(q, z\)"):
+        find_columns({"q": "list", "z": "list", "label": "class"}, "", "x")
+
+
+def test_arrays_without_labels():
+    kinds = {"b": "float", "a": "integer", "label": "integer", "id": "string", "s": "list"}
+    assert find_array_inputs(kinds, "key=id", "x", "features") == (("b", "a"), "id")
+    assert find_array_inputs(kinds, "", "x", "features", ("a",)) == (("a",), "")
+    assert find_array_inputs(kinds, "features=label|b", "x", "features") == (("label", "b"), "")
+    assert find_array_inputs(kinds, "", "x", "series") == (("s",), "")
+    with pytest.raises(xl.DataError, match="no column is known to hold the features: name them by --columns features="):
+        find_array_inputs({"id": "string"}, "", "x", "features")
+    with pytest.raises(xl.InputError, match="the network takes series: give series=NAME in place of image=s"):
+        find_array_inputs(kinds, "image=s", "x", "series")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +81,9 @@ def test_unclear_columns_are_refused_with_what_is_there(kinds, given, message):
         find_columns(kinds, given, "x")
 
 
-@pytest.mark.parametrize("words", ["image", "image=", "picture=a", "image=a,image=b", "image=a,text=b", "=a"])
+@pytest.mark.parametrize(
+    "words", ["image", "image=", "picture=a", "image=a,image=b", "image=a,text=b", "text=a,series=b", "=a"]
+)
 def test_words_that_name_no_columns(words):
     with pytest.raises(xl.InputError, match=r"columns: expected image=NAME"):
         parse_columns(words)

@@ -43,7 +43,7 @@ def _processes():
 def _decode(reader, count=2, size=4, **how):
     plan = [list(range(at, min(at + size, len(reader)))) for at in range(0, len(reader), size)]
     return [
-        (found.pixels[:, 0, 0, 0].tolist(), found.good, found.bad)
+        (found.values[:, 0, 0, 0].tolist(), found.good, found.bad)
         for found in decode_batches(reader, plan, SHAPE, count, **how)
     ]
 
@@ -149,3 +149,17 @@ def test_how_many_processes(monkeypatch):
     assert choose_workers(None, 100) == 0
     with pytest.raises(xl.InputError, match="this is win32"):
         choose_workers(2, 100)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_floats_of_any_shape(count):
+    class Ramps(Numbers):
+        def read(self, index):
+            return index + torch.arange(6.0).view(2, 3) / 10
+
+    plan = [[3, 1], [0, 5], [2]]
+    found = [one.values.clone() for one in decode_batches(Ramps(), plan, (2, 3), count, dtype=torch.float32)]
+    for rows, values in zip(plan, found, strict=True):
+        assert values.equal(torch.stack([Ramps().read(row) for row in rows]))
+    with pytest.raises(xl.InputError, match=r"expected \(2, 3\) uint8 of number 3, got \(2, 3\) torch.float32"):
+        list(decode_batches(Ramps(), plan, (2, 3), count))

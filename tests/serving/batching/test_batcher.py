@@ -83,7 +83,7 @@ def test_room_is_limited_in_number(model, images, monkeypatch):
 
 def test_room_is_limited_in_time(model, images, monkeypatch):
     desk = Desk(model, Batching(size=4, max_wait=2.0))
-    desk.batcher.pace.observe_answers(1, 1.0)
+    desk.batcher.pace.observe_work(1, 1.0)
     go = hold(desk, monkeypatch)
     tickets = [desk.send(images[:1], policy="full") for _ in range(3)]
     with pytest.raises(xl.RequestError, match="about 3 s of work"):

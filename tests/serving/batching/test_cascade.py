@@ -118,6 +118,29 @@ def test_exits_answer_when_the_next_stage_would_come_too_late(model, images):
     assert ticket.limited.all()
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_first_answers_of_a_burst_do_not_seem_to_have_cost_the_work_for_all(model, images, monkeypatch, size):
+    now, pace = [0.0], Pace()
+    monkeypatch.setattr("exitlens.serving.batching.cascade.time.monotonic", lambda: now[0])
+    stages = np.diff([0.0, *model.cost]) / model.cost[-1]  # seconds of a sample there: one for all of them
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, pace, size, math.inf)
+        cascade.admit(make_ticket(model, images, policy="full"))
+        (router,) = cascade._routers
+        run_stage = router.run_stage
+
+        def take_time(k):
+            before = router.list_waiting()[k][0]
+            routed = run_stage(k)
+            now[0] += stages[k] * (before - router.list_waiting()[k][0])
+            return routed
+
+        monkeypatch.setattr(router, "run_stage", take_time)
+        while not cascade.is_empty:
+            cascade.advance()
+            assert pace.seconds_each == pytest.approx(1.0)
+
+
 def test_a_stage_that_raises_ends_its_samples_alone(model, images, monkeypatch):
     tickets = [make_ticket(model, images[:2], policy=name) for name in ("full", "fast")]
     with model.open_engine() as engine:

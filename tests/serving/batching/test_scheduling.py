@@ -37,16 +37,16 @@ def test_the_pace_is_learnt():
     pace.observe(0, 1, 2.0)
     assert pace.forecast(0, 1) == pytest.approx(1.1)
     assert pace.forecast_longest() == 7.0
-    pace.observe_answers(4, 2.0)
+    pace.observe_work(4, 2.0)
     assert pace.seconds_each == 0.5
     for _ in range(1000):
-        pace.observe_answers(2, 4.0)
+        pace.observe_work(2, 4.0)
     assert pace.seconds_each == pytest.approx(2.0)
 
 
 def test_the_pace_of_answers_is_that_of_all_not_of_the_last_step():
     pace = Pace()
     for _ in range(30):
-        pace.observe_answers(16, 1.0)  # those that leave early, and the few that need the rest of the network
-        pace.observe_answers(4, 9.0)
+        pace.observe_work(16, 1.0)  # those that leave early, and the few that need the rest of the network
+        pace.observe_work(4, 9.0)
     assert pace.seconds_each == pytest.approx(0.5, rel=0.1)

@@ -1,14 +1,16 @@
-"""Which columns of a table hold the images or texts and their labels, found by type and by usual names."""
+"""Which columns of a table hold the samples and their labels, found by type and by usual names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from exitlens.errors import DataError, InputError, suggest
 
-Kind = Literal["image", "class", "integer", "string", "bytes", "other"]
-ROLES = ("image", "text", "label")
+Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", "other"]  # list: of numbers
+SAMPLES = ("image", "text", "series", "features")
+ROLES = (*SAMPLES, "label")
+MEND = "image=NAME,label=NAME (or text=NAME, series=NAME, features=A|B)"
 KEY = "key"  # what names a row, where there are no labels
 IMAGE_NAMES = (
     "image",
@@ -23,33 +25,50 @@ IMAGE_NAMES = (
     "path",
     "filepath",
 )
+SERIES_NAMES = ("series", "signal", "values", "x", "data", "audio")
 TEXT_NAMES = ("text", "txt", "sentence", "review", "content", "document", "comment", "body")
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "y", "cls")
 
 
 class Columns(NamedTuple):
-    """Names of columns: ``image`` or ``text`` is empty."""
+    """Names of columns: of the four kinds of samples, one is not empty."""
 
     image: str
     text: str
     label: str
+    series: str = ""
+    features: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        sample = f"images from {self.image!r}" if self.image else f"texts from {self.text!r}"
+        if self.features:
+            count = len(self.features)
+            shown = ", ".join(self.features) if count < 8 else f"{', '.join(self.features[:3])}, ..., {self.features[-1]}"
+            return f"vectors of {count} features ({shown}), labels from {self.label!r}"
+        kinds = {"images": self.image, "texts": self.text, "series": self.series}
+        sample = next(f"{kind} from {name!r}" for kind, name in kinds.items() if name)
         return f"{sample}, labels from {self.label!r}"
 
 
+def split_features(word: str) -> tuple[str, ...]:
+    """The names in ``a|b|c``; raises :class:`InputError` where one comes twice."""
+    names = tuple(filter(None, map(str.strip, word.split("|"))))
+    if len(set(names)) < len(names):
+        raise InputError(f"columns: expected different features with | between, got {word!r}")
+    return names
+
+
 def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, str]:
-    """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``); raises :class:`InputError` for anything else."""
+    """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``, ``series=NAME``, ``features=A|B``); else :class:`InputError`."""
     found: dict[str, str] = {}
     for word in filter(None, (part.strip() for part in words.split(","))):
         role, _, name = (part.strip() for part in word.partition("="))
         if role not in roles or not name or role in found:
             last = f"{roles[-1]}=NAME"
-            raise InputError(f"columns: expected image=NAME or text=NAME, and {last}, with commas between, got {words!r}")
+            kinds = "image=NAME, text=NAME, series=NAME or features=A|B"
+            raise InputError(f"columns: expected {kinds}, and {last}, with commas between, got {words!r}")
         found[role] = name
-    if {"image", "text"} <= found.keys():
-        raise InputError(f"columns: expected image=NAME or text=NAME, got both in {words!r}")
+    if len(found.keys() & set(SAMPLES)) > 1:
+        raise InputError(f"columns: expected image=NAME, text=NAME, series=NAME or features=A|B, got several: {words!r}")
     return found
 
 
@@ -67,15 +86,72 @@ def find_columns(kinds: Mapping[str, Kind], given: str, origin: str, reserved: I
     """
     words, shown = parse_columns(given), _list_kinds(kinds)
     free = _find_free(kinds, words, origin, reserved)
-    image, text, label = (words.get(role, "") for role in ROLES)
-    if not image and not text:
+    image, text, series, label = (words.get(role, "") for role in ("image", "text", "series", "label"))
+    features = split_features(words.get("features", ""))
+    named = bool(image or text or series or features)
+    if not named:
         image = _pick_image(free, shown, origin)
     if not label:
-        label = _pick_label({n: k for n, k in free.items() if n != image}, bool(image), shown, origin)
-    if not image and not text:
-        strings = [name for name, kind in free.items() if kind == "string" and name != label]
-        text = _pick(strings, TEXT_NAMES) or _refuse("image or text", strings, shown, origin)
-    return Columns(image, text, label)
+        label = "" if named or image else _find_lone_label(free)
+        rest = {name: kind for name, kind in free.items() if name != image}
+        label = label or _pick_label(rest, bool(image or series or features), shown, origin)
+    if named or image:
+        return Columns(image, text, label, series, features)
+    rest = {name: kind for name, kind in free.items() if name != label}
+    strings, lists, numbers = (
+        [n for n, k in rest.items() if k in kind] for kind in (("string",), ("list",), ("integer", "float"))
+    )
+    if lists and not any(name.lower() in TEXT_NAMES for name in strings):
+        return Columns("", "", label, _pick(lists, SERIES_NAMES) or _refuse("series", lists, shown, origin))
+    if numbers and not strings and len(numbers) == len(rest):
+        return Columns("", "", label, "", tuple(numbers))
+    return Columns("", _pick(strings, TEXT_NAMES) or _refuse("image or text", strings, shown, origin), label)
+
+
+def _find_lone_label(kinds: Mapping[str, Kind]) -> str:
+    """The only column of words, where it has to be the label: beside lists, numbers none of which could be it, or three."""
+    strings = [name for name, kind in kinds.items() if kind == "string"]
+    found = set(kinds.values())
+    usual = any(name.lower() in LABEL_NAMES for name in kinds if name not in strings)
+    if len(strings) != 1 or strings[0].lower() in TEXT_NAMES or "class" in found or usual:
+        return ""
+    numbers = found <= {"string", "float", "integer"} and "float" in found and (len(kinds) > 3 or "integer" not in found)
+    return strings[0] if numbers or "list" in found else ""
+
+
+def find_array_inputs(
+    kinds: Mapping[str, Kind],
+    given: str,
+    origin: str,
+    wanted: Literal["series", "features"],
+    names: Sequence[str] = (),
+    reserved: Iterable[str] = (),
+) -> tuple[tuple[str, ...], str]:
+    """The columns of a series (or of features) to read without labels, and the one of keys, if that is given.
+
+    Args:
+        kinds: what each column holds.
+        given: of ``--columns``: ``series=NAME`` or ``features=A|B``, and ``key=NAME``; ``label=NAME`` is known to be none.
+        origin: the source's name, for errors.
+        wanted: what the network takes.
+        names: of the network's features, which are taken where all are there.
+        reserved: columns with other uses, which are not guessed.
+
+    Raises:
+        InputError: a column of what the network does not take; DataError: as :func:`find_columns`.
+    """
+    words, shown = parse_columns(given, (*ROLES, KEY)), _list_kinds(kinds)
+    check_wanted(words, wanted)
+    free, key = _find_free(kinds, words, origin, reserved), words.get(KEY, "")
+    if wanted in words:
+        return split_features(words[wanted]), key
+    if wanted == "series":
+        lists = [name for name, kind in free.items() if kind == "list"]
+        return (_pick(lists, SERIES_NAMES) or _refuse("series", lists, shown, origin, "series=NAME"),), key
+    if names and set(names) <= free.keys():
+        return tuple(names), key
+    numbers = [n for n, k in free.items() if k in ("integer", "float") and n.lower() not in LABEL_NAMES]
+    return tuple(numbers) or (_refuse("features", [], shown, origin, "features=A|B"),), key
 
 
 def find_inputs(
@@ -106,11 +182,12 @@ def find_inputs(
     return _pick(texts, TEXT_NAMES) or _refuse("text", texts, shown, origin, "text=NAME"), key
 
 
-def check_wanted(words: Mapping[str, str], wanted: Literal["image", "text"]) -> None:
-    """Raises :class:`InputError` where columns of images are given for a network of texts, or the reverse."""
-    other = "text" if wanted == "image" else "image"
-    if other in words:
-        raise InputError(f"columns: the network takes {wanted}s: give {wanted}=NAME in place of {other}={words[other]}")
+def check_wanted(words: Mapping[str, str], wanted: str) -> None:
+    """Raises :class:`InputError` where columns of images are given for a network of texts, and so on."""
+    for other in SAMPLES:
+        if other in words and other != wanted:
+            kind = {"series": "series", "features": "vectors"}.get(wanted, f"{wanted}s")
+            raise InputError(f"columns: the network takes {kind}: give {wanted}=NAME in place of {other}={words[other]}")
 
 
 def _list_kinds(kinds: Mapping[str, Kind]) -> str:
@@ -119,11 +196,12 @@ def _list_kinds(kinds: Mapping[str, Kind]) -> str:
 
 def _find_free(kinds: Mapping[str, Kind], words: Mapping[str, str], origin: str, reserved: Iterable[str]) -> dict[str, Kind]:
     """The columns that nobody named; raises :class:`DataError` for a named one that is not there."""
-    for role, name in words.items():
+    named = {name: role for role, word in words.items() for name in (split_features(word) if role == "features" else [word])}
+    for name, role in named.items():
         if name not in kinds:
-            shown = _list_kinds(kinds)
-            raise DataError(f"data: {origin} has no column {name!r} for the {role}s; it has {shown}.{suggest(name, kinds)}")
-    return {name: kind for name, kind in kinds.items() if name not in {*reserved, *words.values()}}
+            shown, roles = _list_kinds(kinds), role if role.endswith("s") else f"{role}s"
+            raise DataError(f"data: {origin} has no column {name!r} for the {roles}; it has {shown}.{suggest(name, kinds)}")
+    return {name: kind for name, kind in kinds.items() if name not in {*reserved, *named}}
 
 
 def _pick(names: Iterable[str], usual: tuple[str, ...]) -> str:
@@ -143,18 +221,18 @@ def _pick_image(kinds: Mapping[str, Kind], shown: str, origin: str) -> str:
     return _pick(paths, IMAGE_NAMES)
 
 
-def _pick_label(kinds: Mapping[str, Kind], of_images: bool, shown: str, origin: str) -> str:
+def _pick_label(kinds: Mapping[str, Kind], lone_is_label: bool, shown: str, origin: str) -> str:
     classes = [name for name, kind in kinds.items() if kind == "class"]
     if classes:
         return _pick(classes, LABEL_NAMES) or _refuse("label", classes, shown, origin)
     plain = [name for name, kind in kinds.items() if kind in ("integer", "string")]
     usual = [name for name in plain if name.lower() in LABEL_NAMES]
-    if not usual and not of_images:
+    if not usual and not lone_is_label:
         plain = [name for name in plain if kinds[name] == "integer"]  # a lone string is the text
     return _pick(usual or plain, LABEL_NAMES) or _refuse("label", plain, shown, origin)
 
 
-def _refuse(role: str, found: list[str], shown: str, origin: str, mend: str = "image=NAME,label=NAME (or text=NAME)") -> str:
+def _refuse(role: str, found: list[str], shown: str, origin: str, mend: str = MEND) -> str:
     unclear = (
         f"several columns could hold the {role} ({', '.join(found)})" if found else f"no column is known to hold the {role}"
     )

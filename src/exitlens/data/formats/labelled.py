@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exitlens.data.arrays.sets import Arrays, ArraySet
 from exitlens.data.checks import check_bad, number_labels
 from exitlens.data.formats.groups import number_groups
 from exitlens.data.formats.named_parts import name_split
@@ -16,7 +17,7 @@ from exitlens.data.loading.packed import PackedStrings
 from exitlens.data.loading.readers import Reader
 from exitlens.data.texts import RawTexts
 from exitlens.errors import DataError
-from exitlens.types import Preprocess
+from exitlens.types import ArrayPreprocess, Preprocess
 
 
 class Rows(NamedTuple):
@@ -26,7 +27,9 @@ class Rows(NamedTuple):
         name: what errors call row ``i``.
         labels: class names.
         images: gives a reader of the images, or
-        texts: the texts.
+        texts: the texts, or
+        arrays: ``(N,*S)`` ``float32`` series or vectors, anything in rows with a fault.
+        faults: what is wrong with the sample of every row, empty where nothing is; none: nothing is with any.
         groups: names of the groups, if there are any.
         splits: names of the splits, if a column has them.
     """
@@ -35,14 +38,19 @@ class Rows(NamedTuple):
     labels: Sequence[str | None]
     images: Callable[[Preprocess], Reader] | None = None
     texts: Sequence[str | None] | None = None
+    arrays: Tensor | None = None
+    faults: Sequence[str] = ()
     groups: Sequence[str | None] | None = None
     splits: Sequence[str | None] | None = None
+
+
+Found = LazyImages | RawTexts | Arrays
 
 
 class Parts(NamedTuple):
     """A source's parts by name, names of its groups by number, parts that have no labels, and the columns read, in words."""
 
-    sets: Mapping[str, LazyImages | RawTexts]
+    sets: Mapping[str, Found]
     group_names: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     columns: str = ""
@@ -51,18 +59,18 @@ class Parts(NamedTuple):
 def make_sets(
     parts: Mapping[str, Rows],
     origin: str,
-    preprocess: Preprocess,
+    preprocess: Preprocess | ArrayPreprocess,
     *,
     classes: Sequence[str] = (),
     known: Sequence[str] = (),
     skip_bad: bool = False,
 ) -> Parts:
-    """Sets of images that are decoded when they are asked for, or of texts.
+    """Sets of images that are decoded when they are asked for, of texts, or of arrays.
 
     Args:
         parts: by name; where a column says the splits, only one.
         origin: the source's name, for errors.
-        preprocess: of images.
+        preprocess: of images or arrays.
         classes: of an existing network, in label order.
         known: of the source, in label order; by default those that occur, sorted.
         skip_bad: leave out rows without label, group or text, and images that cannot be read.
@@ -80,7 +88,7 @@ def make_sets(
     _, names = number_labels(every, classes or known, origin)
     groups = {name: [rows.groups[i] or "" for i in good[name]] for name, rows in parts.items() if rows.groups is not None}
     group_names = tuple(sorted({group for found in groups.values() for group in found}))
-    sets: dict[str, LazyImages | RawTexts] = {}
+    sets: dict[str, Found] = {}
     for name, rows in parts.items():
         numbers = number_labels(labels[name], names, origin)[0]
         ids = number_groups(groups[name], group_names).ids if name in groups else None
@@ -98,9 +106,10 @@ def _find_good(parts: Mapping[str, Rows], skip_bad: bool) -> dict[str, list[int]
         needed = {"label": rows.labels, "group": rows.groups, "split": rows.splits, "text": rows.texts}
         columns = {what: values for what, values in needed.items() if values is not None}
         for i in range(len(rows.labels)):
+            fault = rows.faults[i] if rows.faults else ""
             missing = [what for what, values in columns.items() if not values[i] or not values[i].strip()]  # type: ignore[union-attr]
-            if missing:
-                bad.append(f"{rows.name(i)}: no {missing[0]}")
+            if missing or fault:
+                bad.append(f"{rows.name(i)}: {fault or f'no {missing[0]}'}")
             else:
                 good[part].append(i)
     check_bad(bad, len(bad) + sum(map(len, good.values())), skip_bad, "rows")
@@ -113,9 +122,12 @@ def _make_set(
     labels: Tensor,
     groups: Tensor | None,
     classes: tuple[str, ...],
-    preprocess: Preprocess,
+    preprocess: Preprocess | ArrayPreprocess,
     skip_bad: bool,
-) -> LazyImages | RawTexts:
+) -> Found:
+    if rows.arrays is not None:
+        assert not isinstance(preprocess, Preprocess)
+        return ArraySet(rows.arrays[torch.tensor(good, dtype=torch.int64)], labels, classes, preprocess, groups=groups)
     if rows.images is None:
         texts = rows.texts or ()
         if isinstance(texts, PackedStrings):  # which have no white space around them
@@ -126,10 +138,11 @@ def _make_set(
         None if t is None else torch.zeros(total, dtype=torch.int64).index_copy(0, chosen, t) for t in (labels, groups)
     ]
     assert spread[0] is not None
+    assert isinstance(preprocess, Preprocess)
     return LazyImages(rows.images(preprocess), spread[0], classes, preprocess, spread[1], skip_bad).subset(chosen)
 
 
-def _divide(whole: LazyImages | RawTexts, words: Sequence[str | None], origin: str) -> dict[str, LazyImages | RawTexts]:
+def _divide(whole: Found, words: Sequence[str | None], origin: str) -> dict[str, Found]:
     """The parts that a column of split names says."""
     found = sorted({word or "" for word in words})
     unknown = [word for word in found if name_split(word) is None]

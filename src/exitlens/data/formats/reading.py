@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from exitlens.data.arrays.sets import LazyArrays
 from exitlens.data.folders import load_folder
 from exitlens.data.formats.columns import parse_columns
 from exitlens.data.formats.detect import METADATA, Format, list_folders
@@ -17,11 +19,14 @@ from exitlens.data.formats.named_parts import name_split
 from exitlens.data.formats.shards import open_shards
 from exitlens.data.formats.tables import open_table
 from exitlens.data.formats.tars import find_shards
+from exitlens.data.lazy import LazyImages
 from exitlens.data.loading.listing import hash_folder
 from exitlens.data.rows import open_file, read_columns
 from exitlens.data.splits import SPLITS
 from exitlens.errors import DataError, InputError
 from exitlens.types import Preprocess
+
+Lazy = TypeVar("Lazy", LazyImages, LazyArrays)
 
 
 class Reading(NamedTuple):
@@ -30,14 +35,6 @@ class Reading(NamedTuple):
     columns: str = ""
     group_by: str = ""
     split_by: str = ""
-
-
-def holds_texts(name: str, kind: Format, columns: str) -> bool:
-    """Whether the samples are texts; tables and shards are opened to see."""
-    if kind in ("texts", "folder"):
-        return kind == "texts"
-    found = open_shards(name) if kind == "shards" else open_table(name, kind)
-    return bool(found.find_columns(columns).text)
 
 
 def read_parts(
@@ -57,7 +54,8 @@ def read_parts(
         DataError: data that cannot be read; InputError: words that this format has no use for.
     """
     if kind == "folder":
-        return _read_folder(Path(name), reading, preprocess, classes, skip_bad)
+        read = partial(load_folder, preprocess=preprocess, skip_bad=skip_bad)
+        return read_folder(Path(name), reading, lambda path, own: read(path, classes=own)[0], classes)
     how: dict[str, Any] = {"classes": classes, "skip_bad": skip_bad}
     if kind == "texts":
         rows = _read_texts(Path(name), reading, skip_bad)
@@ -91,12 +89,25 @@ def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> dict[str, Rows]
     return {"": found}
 
 
-def _read_folder(root: Path, reading: Reading, preprocess: Preprocess, classes: Sequence[str], skip_bad: bool) -> Parts:
+def read_folder(
+    root: Path, reading: Reading, load: Callable[[Path, tuple[str, ...]], Lazy], classes: Sequence[str]
+) -> Parts:
+    """The sets of a folder of class folders, or of folders ``train``, ``test`` and so on that hold them.
+
+    Args:
+        root: the folder.
+        reading: groups, by a regular expression on file names; columns it has not.
+        load: makes a set of one folder, for these classes.
+        classes: of an existing network, in label order.
+
+    Raises:
+        InputError: where columns are asked for; DataError: what ``load`` raises.
+    """
     if reading.columns or reading.split_by:
         raise InputError(f"columns, split_by: {root} is a folder of class folders, without columns: leave them out")
     folders = _find_split_folders(root)
     classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
-    sets = {word: load_folder(path, preprocess, classes=classes, skip_bad=skip_bad)[0] for word, path in folders.items()}
+    sets = {word: load(path, classes) for word, path in folders.items()}
     if not reading.group_by:
         return Parts(sets)
     starts = {word: len(str(path)) + 1 for word, path in folders.items()}
@@ -123,10 +134,10 @@ def _find_split_folders(root: Path) -> dict[str, Path]:
 def hash_source(name: str, kind: Format) -> str:
     """SHA-256 over what decides the splits, without reading images; a change in it would mix them."""
     path = Path(name)
-    if kind == "texts":
+    if kind in ("texts", "numbers"):
         with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if kind == "folder":
+    if kind in ("folder", "arrays"):
         return hash_folder(path)
     if kind == "hub":
         return open_table(name, kind).hash()

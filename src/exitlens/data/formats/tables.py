@@ -224,7 +224,20 @@ def _classify(package: Any, feature: Any) -> Kind:
         return "integer"
     if dtype in ("string", "large_string"):
         return "string"
+    if dtype.startswith(("float", "double", "decimal")):
+        return "float"
+    if _lists_numbers(package, feature):
+        return "list"
     return "bytes" if dtype in ("binary", "large_binary") else "other"
+
+
+def _lists_numbers(package: Any, feature: Any) -> bool:
+    """Whether it is a list of numbers, or of lists of them: a series, or one for each channel."""
+    for _ in range(2):
+        feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+        if isinstance(feature, package.Value):
+            return str(feature.dtype).startswith(("int", "uint", "float", "double"))
+    return False
 
 
 class TableImages(EncodedImages):

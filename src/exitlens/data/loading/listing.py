@@ -12,18 +12,23 @@ from exitlens.errors import DataError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def list_names(folder: Path) -> list[str]:
-    """Names of image files at any depth below ``folder``, relative to it, sorted part by part; hidden ones are left out.
+def list_names(folder: Path, suffixes: tuple[str, ...] = EXTENSIONS, kind: str = "image") -> list[str]:
+    """Names of files at any depth below ``folder``, relative to it, sorted part by part; hidden ones are left out.
+
+    Args:
+        folder: where to look.
+        suffixes: of the files, by default of images.
+        kind: name of one, for the message.
 
     Raises:
-        DataError: if the folder cannot be listed or holds no image.
+        DataError: if the folder cannot be listed or holds no such file.
     """
     try:
-        found = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(EXTENSIONS)]
+        found = [name for name in _walk(str(folder), "", hidden=False) if name.lower().endswith(suffixes)]
     except OSError as error:
         raise DataError(f"data: {folder} cannot be listed ({type(error).__name__}: {error.strerror})") from error
     if not found:
-        raise DataError(f"data: no image files below {folder} (looked for {', '.join(EXTENSIONS)})")
+        raise DataError(f"data: no {kind} files below {folder} (looked for {', '.join(suffixes)})")
     return found
 
 

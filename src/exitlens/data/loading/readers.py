@@ -1,4 +1,4 @@
-"""Readers: where lazily read images come from. They are small, can be pickled, and decode one image at a time."""
+"""Readers: where lazily read samples come from. They are small, can be pickled, and decode one sample at a time."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ MAX_BYTES = 1_000_000_000  # of one file
 
 
 class Reader(Protocol):
-    """What :class:`~exitlens.data.lazy.LazyImages` needs to read its images; worker processes get a copy."""
+    """What a :class:`~exitlens.data.lazy.LazySet` needs to read its samples; worker processes get a copy."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Tensor:
-        """Image ``index`` as pixels ``(C,H,W)`` ``uint8``, all of one shape; :class:`DataError` naming it if it is bad."""
+        """Sample ``index``, all of one shape and dtype: pixels ``(C,H,W)`` ``uint8``, or other values ``float32``.
+
+        Raises :class:`DataError` naming it if it is bad.
+        """
 
     def name(self, index: int) -> str:
         """What errors call it: a path, or file and row."""

@@ -1,4 +1,4 @@
-"""Batches of images decoded in processes of their own, in order, without copies between them.
+"""Batches of samples decoded in processes of their own, in order, without copies between them.
 
 PyTorch's ``DataLoader`` does this, too, but tells a killed process by an exception from a signal handler, anywhere in the
 main thread, and a bad file by a traceback; and it sends floats, or needs room in ``/dev/shm``. Here every process decodes
@@ -28,23 +28,24 @@ from exitlens.errors import DataError, InputError
 from exitlens.launch import count_local
 
 DEPTH = 2  # batches that a process is ahead of what is taken from it
-TIMEOUT_S = 300.0  # for one image
+TIMEOUT_S = 300.0  # for one sample
 MOST_WORKERS = 8
 Plan = Sequence[Sequence[int]]  # rows of every batch
-Found = tuple[list[int], list[tuple[int, str]], str]  # places of good images, rows of bad ones with reasons, other trouble
+_KINDS: dict[torch.dtype, Any] = {torch.uint8: np.dtype(np.uint8), torch.float32: np.dtype(np.float32)}
+Found = tuple[list[int], list[tuple[int, str]], str]  # places of good ones, rows of bad ones with reasons, other trouble
 
 
 class Decoded(NamedTuple):
     """A batch of a plan.
 
     Attributes:
-        pixels: ``(b,C,H,W)`` ``uint8`` of the images that could be read; overwritten when the next batch is taken.
+        values: ``(b,*shape)`` of the samples that could be read; overwritten when the next batch is taken.
         good: their places in the plan's batch.
         bad: rows of the others, with reasons.
         trouble: what else the reader says is wrong.
     """
 
-    pixels: Tensor
+    values: Tensor
     good: list[int]
     bad: list[tuple[int, str]]
     trouble: str = ""
@@ -69,30 +70,34 @@ def choose_workers(workers: int | None, batches: int) -> int:
     if not isinstance(workers, int) or workers < 0:
         raise InputError(f"workers: expected an integer of 0 or more, got {workers!r}")
     if workers and not can_fork():
-        raise InputError(
-            f"workers: processes that decode images need Linux, this is {sys.platform}: leave workers out, or 0"
-        )
+        raise InputError(f"workers: processes that decode need Linux, this is {sys.platform}: leave workers out, or 0")
     return min(workers, batches) if batches > 1 else 0
 
 
 def decode_batches(
-    reader: Reader, plan: Plan, shape: tuple[int, int, int], workers: int = 0, timeout_s: float = TIMEOUT_S
+    reader: Reader,
+    plan: Plan,
+    shape: Sequence[int],
+    workers: int = 0,
+    timeout_s: float = TIMEOUT_S,
+    dtype: torch.dtype = torch.uint8,
 ) -> Iterator[Decoded]:
     """Decodes the batches of a plan, in order.
 
     Args:
-        reader: where the images come from.
+        reader: where the samples come from.
         plan: the rows of every batch.
-        shape: ``(C,H,W)`` of every image.
+        shape: of every sample: ``(C,H,W)`` of an image.
         workers: processes; 0: this one.
-        timeout_s: for one image, where there are processes.
+        timeout_s: for one sample, where there are processes.
+        dtype: of the samples: ``uint8`` of pixels, ``float32`` of other values.
 
     Raises:
-        DataError: for a process that was killed or hangs, or a reader that fails otherwise than by saying that one image is
+        DataError: for a process that was killed or hangs, or a reader that fails otherwise than by saying that one sample is
             bad; every process has ended then.
     """
     if workers == 0:
-        slot = np.empty((max(map(len, plan), default=0), *shape), np.uint8)
+        slot = np.empty((max(map(len, plan), default=0), *shape), _KINDS[dtype])
         for rows in plan:
             good, bad, trouble = _decode_into(reader, rows, slot)
             yield Decoded(torch.from_numpy(slot[: len(good)]), good, bad, trouble)
@@ -101,7 +106,7 @@ def decode_batches(
     pool: list[_Worker] = []
     try:
         for i in range(workers):
-            pool.append(_Worker(reader, plan[i::workers], shape, [other.connection for other in pool]))
+            pool.append(_Worker(reader, plan[i::workers], shape, _KINDS[dtype], [other.connection for other in pool]))
         for number in range(len(plan)):
             worker = pool[number % workers]
             good, bad, trouble = worker.receive(reader, timeout_s)
@@ -120,17 +125,16 @@ def _decode_into(reader: Reader, rows: Sequence[int], slot: Any, tell: Any = Non
         if tell is not None:
             tell[0], tell[1] = row, tell[1] + 1
         try:
-            pixels = reader.read(row)
+            values = reader.read(row)
         except DataError as error:
             bad.append((row, str(error)))
             continue
         except Exception as error:
             raise DataError(f"data: {reader.name(row)}: its reader failed ({type(error).__name__}: {error})") from error
-        if tuple(pixels.shape) != slot.shape[1:] or pixels.dtype != torch.uint8:
-            raise InputError(
-                f"reader: expected {slot.shape[1:]} uint8 of {reader.name(row)}, got {tuple(pixels.shape)} {pixels.dtype}"
-            )
-        slot[len(good)] = pixels.numpy()
+        if tuple(values.shape) != slot.shape[1:] or _KINDS.get(values.dtype) != slot.dtype:
+            seen = f"{tuple(values.shape)} {values.dtype}"
+            raise InputError(f"reader: expected {slot.shape[1:]} {slot.dtype} of {reader.name(row)}, got {seen}")
+        slot[len(good)] = values.numpy()
         good.append(place)
     return good, bad, getattr(reader, "trouble", "")
 
@@ -138,11 +142,12 @@ def _decode_into(reader: Reader, rows: Sequence[int], slot: Any, tell: Any = Non
 class _Worker:
     """A process that decodes every so-many-th batch into shared memory."""
 
-    def __init__(self, reader: Reader, plan: Plan, shape: tuple[int, int, int], inherited: list[Connection]) -> None:
+    def __init__(self, reader: Reader, plan: Plan, shape: Sequence[int], kind: Any, inherited: list[Connection]) -> None:
         context = multiprocessing.get_context("fork")
         size = max(map(len, plan))
-        pixels = mmap.mmap(-1, max(1, DEPTH * size * int(np.prod(shape))))
-        self._slots = np.frombuffer(pixels, np.uint8)[: DEPTH * size * int(np.prod(shape))].reshape(DEPTH, size, *shape)
+        count = DEPTH * size * int(np.prod(shape))
+        memory = mmap.mmap(-1, max(1, count) * kind.itemsize)
+        self._slots = np.frombuffer(memory, kind)[:count].reshape(DEPTH, size, *shape)
         self._told = np.frombuffer(mmap.mmap(-1, 16), np.int64)  # the row that is being read, and how many were before
         self.connection, theirs = context.Pipe()
         arguments = (reader, plan, self._slots, self._told, theirs, [*inherited, self.connection])
@@ -178,9 +183,9 @@ class _Worker:
         code = self._process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         why = ", as the system does when memory runs out: use fewer workers" if code == -signal.SIGKILL else ""
-        where = reader.name(int(self._told[0])) if self._told[1] else "its first image"
+        where = reader.name(int(self._told[0])) if self._told[1] else "its first sample"
         return (
-            f"data: a process that decodes images was ended {how}{why}. It was at {where}. Start again (a fit with "
+            f"data: a process that decodes was ended {how}{why}. It was at {where}. Start again (a fit with "
             "--resume goes on from its last epoch), or decode in the main process: --workers 0 (workers=0)"
         )
 

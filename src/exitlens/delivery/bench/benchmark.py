@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from exitlens.delivery.bench.contenders import AsIs, Plain, Planned, StepTimes, measure_router_share, plan_exits
 from exitlens.delivery.bench.timing import measure_peak_bytes, time_calls
+from exitlens.model.heads.maps import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing.timer import Times, Work, interleave, interval
 from exitlens.types import Policy
@@ -120,7 +121,8 @@ class Bench:
         works |= {f"exits, {name}": Planned(self.net, plan).work(inputs, size) for name, plan in plans.items()}
         last, nobody = MIXED if MIXED in plans else list(plans)[-1], plans["nobody leaves"]
         works[f"exits, {last}, whole batches"] = Planned(self.net, plans[last], whole_batches=True).work(inputs, size)
-        works["exits, nobody leaves, with attention"] = Planned(self.net, nobody, attention=True).work(inputs, size)
+        if have_maps(self.net.heads):
+            works["exits, nobody leaves, with attention"] = Planned(self.net, nobody, attention=True).work(inputs, size)
         if self.policy is not None:
             works["exits, policy"] = time_calls(partial(predict, self.net, policy=self.policy), batches, kept)
         if self.net.num_exits > 2:

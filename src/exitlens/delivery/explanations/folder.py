@@ -1,4 +1,4 @@
-"""Explanations of many samples as a table and a contact sheet (of texts, a page), the most remarkable first."""
+"""Explanations of many samples as a table and a contact sheet (of what is no picture, a page), the most remarkable first."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exitlens.delivery.explanations.pages import render_explanations
 from exitlens.delivery.explanations.pictures import draw_contact_sheet
 from exitlens.delivery.explanations.tokens import render_tokens
 from exitlens.errors import OutputExistsError
 from exitlens.io import write_manifest, write_text
 from exitlens.model.network import ExitNet
-from exitlens.types import SCHEMA, Explanation, Policy, Preprocess, TextPreprocess
+from exitlens.types import SCHEMA, Explanation, Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.workflow.explanation import explain_batch
 
-TABLE, SHEET, PAGE, MANIFEST = "explanations.csv", "contact_sheet.png", "tokens.html", "manifest.json"
+TABLE, SHEET, MANIFEST = "explanations.csv", "contact_sheet.png", "manifest.json"
+TOKENS, PAGE = "tokens.html", "explanations.html"
 SHOWN = 24  # samples on the contact sheet or page
 
 
@@ -78,12 +80,12 @@ def explain_folder(
     policy: Policy,
     samples: Iterable[Inputs],
     name: Callable[[int], str],
-    preprocess: Preprocess | TextPreprocess,
+    preprocess: Preprocessing,
     out: Path,
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Line]:
-    """Explains batches of samples and writes table, contact sheet (of texts, a page of tokens) and manifest.
+    """Explains batches of samples and writes table, contact sheet (of others than images, a page) and manifest.
 
     Of every sample the row of the table is held in memory, of the most remarkable ones the maps, too.
 
@@ -125,14 +127,15 @@ def explain_folder(
     return lines
 
 
-def name_sheet(preprocess: Preprocess | TextPreprocess) -> str:
+def name_sheet(preprocess: Preprocessing) -> str:
     """The file that shows the most remarkable samples."""
-    return PAGE if isinstance(preprocess, TextPreprocess) else SHEET
+    return SHEET if isinstance(preprocess, Preprocess) else TOKENS if isinstance(preprocess, TextPreprocess) else PAGE
 
 
-def _draw(path: Path, shown: Sequence[tuple[str, Explanation]], preprocess: Preprocess | TextPreprocess) -> None:
-    if isinstance(preprocess, TextPreprocess):
-        write_text(path, render_tokens("What deserves a look first", shown))
+def _draw(path: Path, shown: Sequence[tuple[str, Explanation]], preprocess: Preprocessing) -> None:
+    if not isinstance(preprocess, Preprocess):
+        render = render_tokens if isinstance(preprocess, TextPreprocess) else render_explanations
+        write_text(path, render("What deserves a look first", shown))
         return
     titles = [title for title, _ in shown]
     draw_contact_sheet({"": [why for _, why in shown]}, preprocess, titles=titles).save(path)

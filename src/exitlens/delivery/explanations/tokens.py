@@ -9,23 +9,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from exitlens.delivery.explanations.pages import write_explanation
 from exitlens.delivery.pages import load_template
-from exitlens.errors import OutputExistsError
-from exitlens.io import write_json, write_text
+from exitlens.display import pick_shade, scale_attention, shade_names
 from exitlens.types import Explanation
 from exitlens.types.words import exit_name
 
-_SHADE = (0, 114, 178)  # a blue that works in grey and for colour-blind readers
-_DARK = 0.93  # shades from which white stands out better than black: either has a contrast of 4.5 or more
-
-
 DEPENDS = "depends on"
-
-
-def scale_attention(attention: Tensor, count: int) -> list[float]:
-    """Divides the attention of the first ``count`` tokens by the largest."""
-    shown = attention.flatten()[:count]
-    return [float(v) for v in shown / attention.max().clamp_min(1e-12)]
 
 
 def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
@@ -45,8 +35,8 @@ def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
 def _shade_line(why: Explanation, attention: Tensor, colour: bool) -> Text:
     line = Text()
     for i, shade in enumerate(scale_attention(attention, len(why.tokens))):
-        r, g, b = _mix_colour(shade)
-        style = f"{'white' if shade > _DARK else 'black'} on rgb({r},{g},{b})" if colour else ""
+        background, text = pick_shade(shade)
+        style = f"{'white' if text == '#fff' else 'black'} on {background}" if colour else ""
         share = "" if colour else f"({100 * attention[i].item():.0f})"
         line.append(why.tokens[i] + share, style=style)
         line.append(" ")
@@ -55,14 +45,7 @@ def _shade_line(why: Explanation, attention: Tensor, colour: bool) -> Text:
 
 def write_tokens(why: Explanation, directory: Path, name: str) -> list[Path]:
     """Writes ``NAME.html`` (shaded tokens) and ``NAME.json``, which must not exist, into a directory; returns both paths."""
-    page, values = directory / f"{name}.html", directory / f"{name}.json"
-    for path in (page, values):
-        if path.exists():
-            raise OutputExistsError(f"out: {path} exists: choose another directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(page, render_tokens(why.reason, [("", why)]))
-    write_json(values, why.to_dict())
-    return [page, values]
+    return write_explanation(why, directory, name, render_tokens)
 
 
 def render_tokens(title: str, whys: Iterable[tuple[str, Explanation]]) -> str:
@@ -81,15 +64,4 @@ def _shade_relevance(why: Explanation) -> list[tuple[str, str, str]]:
 
 def shade_tokens(why: Explanation, attention: Tensor) -> list[tuple[str, str, str]]:
     """Each token with its share of an exit's attention and the CSS style that shows it."""
-    shown = zip(why.tokens, attention, scale_attention(attention, len(why.tokens)), strict=False)
-    found = []
-    for token, share, shade in shown:
-        r, g, b = _mix_colour(shade)
-        style = f"background: rgb({r},{g},{b}); color: {'#fff' if shade > _DARK else '#000'}"
-        found.append((token, f"{float(share):.3f}", style))
-    return found
-
-
-def _mix_colour(shade: float) -> tuple[int, int, int]:
-    r, g, b = (round(255 + (c - 255) * shade) for c in _SHADE)
-    return r, g, b
+    return shade_names(why.tokens, attention)

@@ -7,13 +7,15 @@ from typing import Any
 from torch import nn
 
 from exitlens.errors import InputError, import_extra, suggest
-from exitlens.modalities import find_reader
+from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.matching import Say, tell_misfits
-from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.backbones.small import build_small
 from exitlens.model.backbones.transformers import build_transformers
 from exitlens.model.backbones.weights import load_state
 from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
+
+_SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
 
 
 def build_backbone(
@@ -24,6 +26,7 @@ def build_backbone(
     config: dict[str, Any] | None = None,
     vocabulary: int | None = None,
     say: Say | None = None,
+    modality: Modality = IMAGE,
 ) -> nn.Module:
     """Builds a backbone from its source.
 
@@ -32,20 +35,25 @@ def build_backbone(
 
     Args:
         num_classes: outputs of the backbone's own classifier.
-        in_channels: channels of the images; torchvision's networks take 3.
+        in_channels: channels of the images, series or volumes, or features of vectors; torchvision's networks take 3.
         pretrained: load the library's default weights (needs network access unless they are cached). A classifier for
             another number of classes is made anew.
         config: of a transformers model, instead of what the name stands for (from a bundle).
         vocabulary: size of the vocabulary of a text classifier with random weights.
         say: called with a line for each kind of tensor that pretrained weights did not fit.
+        modality: what the backbone is for; ``small`` is there for images, series, volumes and vectors.
 
     Raises:
-        InputError: for a source that does not exist.
+        InputError: for a source that does not exist, or is not for that kind of input.
     """
     if source == "small":
         if pretrained:
             raise InputError("pretrained: 'small' has no pretrained weights: train it with exitlens fit")
-        return SmallResNet(num_classes, in_channels)
+        if modality not in _SMALL:
+            raise InputError(f"backbone: 'small' does not take {modality.plural}")
+        return build_small(num_classes, in_channels, len(modality.axes) - 1)
+    if modality not in (IMAGE, TEXT):
+        raise InputError(f"backbone: {source} does not take {modality.plural}: use 'small', or a module of your own")
     family, _, name = source.partition(":")
     if family == "timm" and name:
         return _build_timm(name, num_classes, in_channels, pretrained, say)
@@ -63,7 +71,7 @@ def build_backbone(
 
 def rebuild_backbone(info: NetworkInfo) -> nn.Module:
     """Builds the backbone that a network was attached to, with random weights, from what its bundle records."""
-    return build_backbone(info.source, info.num_classes, info.channels, config=info.config)
+    return build_backbone(info.source, info.num_classes, info.channels, config=info.config, modality=info.modality)
 
 
 def _build_torchvision(name: str, num_classes: int, pretrained: bool, say: Say | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Our own small residual network for images of 28 to 64 pixels."""
+"""Our own small networks: a residual one for images of 28 to 64 pixels, series and small volumes, and one for vectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_LAYERS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d),
+           2: (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+           3: (nn.Conv3d, nn.BatchNorm3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d)}  # fmt: skip
+_SIDES = {1: (9, 8), 2: (3, 4), 3: (3, 4)}  # of a convolution, and of one that halves the size: series have long patterns
 BLOCKS, STRIDES = (1, 1, 1, 3), (1, 2, 1, 1)  # of the groups: residual blocks, and the first block's stride
 
 
@@ -16,19 +20,21 @@ class ResidualBlock(nn.Module):
     A strided 3x3 convolution centres output ``i`` on input ``2i``, half a cell off the pair of inputs it replaces; after
     three of them, attention maps would lie half a cell off the object. A 4x4 convolution with stride 2 and an averaging
     shortcut (arXiv 1812.01187, ResNet-D) stay centred. The second convolution mixes channels only, which keeps the
-    receptive field small.
+    receptive field small. In series the kernels are longer.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, axes: int = 2) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 4 if stride == 2 else 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        convolve, norm, pool, _ = _LAYERS[axes]
+        side = _SIDES[axes][stride - 1]
+        self.conv1 = convolve(inputs, outputs, side, stride, (side - 1) // 2, bias=False)
+        self.norm1 = norm(outputs)
+        self.conv2 = convolve(outputs, outputs, 1, bias=False)
+        self.norm2 = norm(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride == 2 or inputs != outputs:
-            shrink: nn.Module = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
-            self.shortcut = nn.Sequential(shrink, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+            shrink: nn.Module = pool(2) if stride == 2 else nn.Identity()
+            self.shortcut = nn.Sequential(shrink, convolve(inputs, outputs, 1, bias=False), norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:  # (B,inputs,H,W) -> (B,outputs,H/stride,W/stride)
         """Residual sum, rectified."""
@@ -39,6 +45,8 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A residual network for images of 28 to 64 pixels (even sizes): a stem and four groups, ``layer1`` to ``layer4``.
 
+    With other ``axes`` the same for series of 64 steps and more, and for small volumes.
+
     Early groups see little of the image (small receptive fields) and are cheap; the last one is deep and sees most of it.
 
     Args:
@@ -46,6 +54,8 @@ class SmallResNet(nn.Module):
         in_channels: 1 for grey, 3 for colour.
         stem: channels after the stem (4x4, stride 2).
         widths: channels of the groups.
+        axes: of locations: 1 of series ``(B,C,T)``, 2 of images, 3 of volumes; their sizes should be even, as halving is
+            centred then.
     """
 
     def __init__(
@@ -54,19 +64,21 @@ class SmallResNet(nn.Module):
         in_channels: int = 3,
         stem: int = 32,
         widths: Sequence[int] = (48, 96, 128, 128),
+        axes: int = 2,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 4, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
-        )
+        convolve, norm, _, pool = _LAYERS[axes]
+        side = _SIDES[axes][1]
+        first = convolve(in_channels, stem, side, 2, (side - 1) // 2, bias=False)
+        self.stem = nn.Sequential(first, norm(stem), nn.ReLU(inplace=True))
         channels = stem
         for group, (width, count, stride) in enumerate(zip(widths, BLOCKS, STRIDES, strict=True), 1):
-            layers = [ResidualBlock(channels, width, stride)]
-            layers += [ResidualBlock(width, width, 1) for _ in range(count - 1)]
+            layers = [ResidualBlock(channels, width, stride, axes)]
+            layers += [ResidualBlock(width, width, 1, axes) for _ in range(count - 1)]
             self.add_module(f"layer{group}", nn.Sequential(*layers))
             channels = width
         self.groups = tuple(f"layer{group}" for group in range(1, len(widths) + 1))
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = pool(1)
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,in_channels,H,W) -> (B,num_classes)
@@ -75,3 +87,48 @@ class SmallResNet(nn.Module):
         for name in self.groups:
             x = self.get_submodule(name)(x)
         return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+class SmallMLP(nn.Module):
+    """A residual multi-layer perceptron for standardised vectors: an embedding and four blocks, ``layer1`` to ``layer4``.
+
+    Blocks are those of arXiv 2106.11959, section 3.2, with batch norm and dropout.
+
+    Args:
+        num_classes: ``C``.
+        features: ``F`` of the vectors ``(B,F)``.
+        width: hidden units.
+    """
+
+    def __init__(self, num_classes: int, features: int, width: int = 128) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, width)
+        for i in range(1, 5):
+            self.add_module(f"layer{i}", _VectorBlock(width))
+        self.norm = nn.BatchNorm1d(width)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,features) -> (B,num_classes)
+        """Logits."""
+        x = self.embed(x)
+        for i in range(1, 5):
+            x = self.get_submodule(f"layer{i}")(x)
+        return self.fc(F.relu(self.norm(x)))  # type: ignore[no-any-return]
+
+
+class _VectorBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,width) -> (B,width)
+        """Residual sum."""
+        hidden: Tensor = self.dropout(F.relu(self.up(self.norm(x))))
+        return x + self.down(hidden)  # type: ignore[no-any-return]
+
+
+def build_small(num_classes: int, channels: int, axes: int) -> nn.Module:
+    """Our small network for inputs of so many axes of locations; none: vectors."""
+    return SmallResNet(num_classes, channels, axes=axes) if axes else SmallMLP(num_classes, channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -10,15 +11,16 @@ from torch import fx, nn
 
 from exitlens.errors import AttachError, suggest
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
+from exitlens.model.geometry.axes import find_channel_axis, find_input_channel_axis
 from exitlens.model.layouts import Kind, Layout, find_layout
 from exitlens.types.inputs import MASK, list_tensors
 
 _POOLING = (
     *(nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.MaxPool1d),
     *(nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool2d),
-    *(nn.Dropout, nn.Dropout2d, nn.Identity),
+    *(nn.AdaptiveAvgPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.MaxPool3d),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity),
 )
-_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 class UncuttableError(AttachError):
@@ -77,30 +79,35 @@ def find_cut_nodes(traced: TracedBackbone, at: Sequence[str]) -> list[fx.Node]:
 def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> Layout:
     """The layout of the features at a node (see :func:`~exitlens.model.layouts.find_layout`)."""
     before = traced.nodes[: traced.position(node)]
-    maps = [traced.shape_of(n) for n in before if n in traced.values.batched and _is_convolution(traced, n)]
-    grids = [(s[2], s[3]) for s in maps if len(s) == 4 and s[2] * s[3] > 1]
-    size, shape = tuple(list_tensors(traced.example)[0].shape), traced.shape_of(node)
-    if kind is None and len(size) == 4 and _has_channels_first(traced, node):
-        kind = "nchw"
-    if kind is None and len(size) == 2 and len(shape) == 3 and shape[1] == shape[2] == size[1]:
-        convolved = any(_is_convolution(traced, n, "1d") for n in before)
-        kind = None if convolved else "tokens"  # as many channels as tokens
-    return find_layout(traced.name_of(node) or node.name, shape, size[2:], grids, kind, size[1])
+    size, shape = find_input_locations(traced), traced.shape_of(node)
+    count = max(len(size), 1)
+    maps = [traced.shape_of(n) for n in before if n in traced.values.batched and _is_convolution(traced, n, f"{count}d")]
+    grids = [tuple(s[2:]) for s in maps if len(s) == count + 2 and math.prod(s[2:]) > 1]
+    channels = None
+    if kind is None and size and len(shape) == len(size) + 2 and (len(size) != 2 or len(set(shape[1:])) == 1):
+        channels = find_channel_axis(traced, node)
+    length = 0 if size or takes_vector(traced) else traced.shape_of(traced.inputs[0])[1]
+    if kind is None and length and len(shape) == 3 and shape[1] == shape[2] == length:
+        kind = None if maps else "tokens"  # as many channels as tokens
+    return find_layout(traced.name_of(node) or node.name, shape, size, grids, kind, length, channels)
 
 
-def _has_channels_first(traced: TracedBackbone, node: fx.Node) -> bool:
-    """Whether a map as high and wide as it has channels has them first, told from the last 2-d layer before it."""
-    shape = traced.shape_of(node)
-    if len(shape) != 4 or len(set(shape[1:])) > 1:
-        return False
-    while node.op != "placeholder" and node.all_input_nodes and traced.shape_of(node) == shape:
-        module, name = traced.module_of(node), get_callee_name(node)
-        if isinstance(module, _CHANNELS_FIRST) or _is_convolution(traced, node) or "batch_norm" in name:
-            return True
-        if isinstance(module, nn.LayerNorm | nn.Linear) or any(w in name for w in ("permute", "transpose", "linear")):
-            return False
-        node = node.all_input_nodes[0]
-    return False
+def find_input_locations(traced: TracedBackbone) -> tuple[int, ...]:
+    """The locations of the first input: ``(H,W)`` of an image, ``(T,)`` of a series; none for tokens and vectors."""
+    shape = traced.shape_of(traced.inputs[0])
+    return shape[1:2] if has_channels_last(traced) else shape[2:]
+
+
+def has_channels_last(traced: TracedBackbone) -> bool:
+    """Whether the first input is a series ``(B,T,C)``, by the first layer that reads it."""
+    node = traced.inputs[0]
+    return len(traced.shape_of(node)) == 3 and find_input_channel_axis(traced, node) == 2
+
+
+def takes_vector(traced: TracedBackbone) -> bool:
+    """Whether the first input is a vector of features ``(B,F)``."""
+    first = list_tensors(traced.example)[0]
+    return first.ndim == 2 and first.is_floating_point()
 
 
 def check_cut(traced: TracedBackbone, node: fx.Node, kind: Kind | None = None) -> tuple[Layout, list[fx.Node]]:
@@ -149,16 +156,37 @@ def count_embedding_rows(traced: TracedBackbone) -> list[int | None]:
 
 
 def find_last_features(traced: TracedBackbone) -> fx.Node:
-    """The last map or tokens before the backbone's own pooling and classifier."""
-    values = traced.values
-    maps = [n for n in traced.nodes if n in values.batched and len(values.shapes[n]) in (3, 4) and n not in values.dataless]
+    """The last map or tokens before the backbone's own pooling and classifier; of a vector, what the classifier reads."""
+    values, most = traced.values, max(4, len(find_input_locations(traced)) + 2)
+    axes = range(3, most + 1)
+    maps = [n for n in traced.nodes if n in values.batched and len(values.shapes[n]) in axes and n not in values.dataless]
     maps = [n for n in maps if n.op != "placeholder" and not _only_reshapes(traced, n)]
     large = [n for n in maps if _count_locations(values.shapes[n]) > 1]
+    if not maps and takes_vector(traced):
+        return _find_last_vector(traced)
     if not maps:
         raise AttachError("backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to")
     if large and any(_is_pooling(traced, user) for user in large[-1].users):
         return large[-1]
     return maps[-1]
+
+
+def _find_last_vector(traced: TracedBackbone) -> fx.Node:
+    """What the last linear layer reads, before dropout."""
+    node = traced.values.logits
+    while node.op != "placeholder" and not (_is_linear(traced, node) and len(traced.shape_of(node)) == 2):
+        node = node.all_input_nodes[0]
+    node = node.all_input_nodes[0] if node.op != "placeholder" else node
+    while node.op != "placeholder" and _only_reshapes(traced, node):
+        node = node.all_input_nodes[0]
+    if node.op == "placeholder":
+        raise AttachError("backbone: it has no layer before its classifier: there is nothing to leave early from")
+    return node
+
+
+def _is_linear(traced: TracedBackbone, node: fx.Node) -> bool:
+    name = get_callee_name(node).split(".")[0]
+    return isinstance(traced.module_of(node), nn.Linear) or (node.op == "call_function" and name in ("linear", "addmm"))
 
 
 def find_lateral(traced: TracedBackbone, final: fx.Node, least_side: int, kind: Kind | None = None) -> fx.Node | None:
@@ -200,7 +228,7 @@ def reads_first_token(features: fx.Node) -> bool:
 
 def _is_convolution(traced: TracedBackbone, node: fx.Node, axes: str = "2d") -> bool:
     if node.op == "call_module":
-        return isinstance(traced.module_of(node), nn.Conv2d if axes == "2d" else nn.Conv1d)
+        return isinstance(traced.module_of(node), {"1d": nn.Conv1d, "2d": nn.Conv2d, "3d": nn.Conv3d}[axes])
     return node.op == "call_function" and f"conv{axes}" in get_callee_name(node)
 
 
@@ -212,7 +240,7 @@ def _is_pooling(traced: TracedBackbone, node: fx.Node) -> bool:
 
 
 def _count_locations(shape: tuple[int, ...]) -> int:
-    return shape[1] if len(shape) == 3 else min(shape[2] * shape[3], shape[1] * shape[2])  # channels first or last
+    return shape[1] if len(shape) == 3 else min(math.prod(shape[2:]), math.prod(shape[1:-1]))  # channels first or last
 
 
 def _only_reshapes(traced: TracedBackbone, node: fx.Node) -> bool:
@@ -223,5 +251,5 @@ def _only_reshapes(traced: TracedBackbone, node: fx.Node) -> bool:
     if name == "getitem" and isinstance(node.args[0], fx.Node) and node.args[0] not in traced.values.shapes:
         return False  # of a tuple: what a recurrent module has computed
     words = ["pool", "mean", "dropout", "flatten", "getitem", "getattr", "select", "slice"]
-    words += ["view", "reshape", "transpose", "permute"] if len(traced.shape_of(node)) != 4 else []
+    words += ["view", "reshape", "transpose", "permute"] if len(traced.shape_of(node)) < 4 else []
     return node.op == "get_attr" or any(word in name for word in words)

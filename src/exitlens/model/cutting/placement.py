@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from torch import fx, nn
 from exitlens.errors import AttachError, InputError
 from exitlens.model.backbones.build import build_backbone, make_example
 from exitlens.model.cutting import node_timing
-from exitlens.model.cutting.boundaries import check_cut, find_last_features
+from exitlens.model.cutting.boundaries import check_cut, find_last_features, takes_vector
 from exitlens.model.cutting.graph import TracedBackbone
 from exitlens.model.cutting.macs import count_node_macs
 from exitlens.model.cutting.modes import preserve_state
@@ -170,7 +170,7 @@ def _is_as_good(names: Sequence[str], chosen: Sequence[str], shares: Mapping[str
 
 def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement = "cost") -> list[str]:
     """What :func:`place_exits` chooses among the places; raises :class:`AttachError` if there are too few."""
-    followed = zip(points, [*points[1:], None], strict=True)
+    followed = zip_longest(points, points[1:])
     points = [p for p, following in followed if p.macs and not _is_superseded(p, following, placement)]
     if len(points) < count:
         names = [p.name for p in points]
@@ -203,13 +203,15 @@ def _list_token_and_mask_nodes(traced: TracedBackbone) -> set[fx.Node]:
     for node in traced.nodes:
         if node.op != "placeholder" and found.issuperset(node.all_input_nodes):
             found.add(node)
-    return found | {node for node in traced.inputs if len(traced.shape_of(node)) == 2}
+    tokens = {node for node in traced.inputs if len(traced.shape_of(node)) == 2 and not takes_vector(traced)}
+    return found | tokens
 
 
 def _can_hold_exit(traced: TracedBackbone, node: fx.Node, kind: Kind | None, ignored: set[fx.Node]) -> bool:
-    """Whether features with several locations are all that crosses there, tokens and masks (small integers) aside."""
+    """Whether features with several locations (of a vector: one) are all that crosses there, tokens and masks aside."""
     try:
         layout, crossing = check_cut(traced, node, kind)
     except AttachError:
         return False
-    return math.prod(layout.size(traced.shape_of(node))) > 1 and set(crossing) - ignored == {node}
+    has_locations = math.prod(layout.size(traced.shape_of(node))) > 1 or takes_vector(traced)
+    return has_locations and set(crossing) - ignored == {node}

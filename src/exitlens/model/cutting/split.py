@@ -21,15 +21,17 @@ from exitlens.model.cutting.boundaries import (
     find_mask,
     find_node_layout,
     reads_first_token,
+    takes_vector,
 )
 from exitlens.model.cutting.graph import TracedBackbone, get_callee_name
 from exitlens.model.cutting.modes import preserve_state
 from exitlens.model.cutting.stage import Stage
 from exitlens.model.cutting.trace import trace
 from exitlens.model.layouts import Kind, Layout
-from exitlens.types.inputs import Inputs
+from exitlens.types.inputs import Inputs, list_tensors
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _VIEWS = (  # beginnings of the names of what may return the same memory
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "movedim", "select", "slice", "getitem"),
     *("squeeze", "unsqueeze", "expand", "chunk", "split", "unbind", "narrow", "alias", "detach", "to", "contiguous"),
@@ -100,20 +102,22 @@ def split(
     layout: Kind | None = None,
     export: bool = False,
     least_side: int = 0,
+    carry_input: bool = False,
 ) -> Pieces:
     """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
     Where the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to
-    the end (:class:`Lateral`); of tokens on one grid, and of texts, it is those of the first exit.
+    the end (:class:`Lateral`); of tokens on one grid, and of texts, it is those of the first exit. With ``carry_input`` it
+    is the input itself.
 
     Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)
-        training_cuts = _cut(training, at, layout, least_side)
+        training_cuts = _cut(training, at, layout, least_side, carry_input)
         evaluation = trace(backbone, False, example, export)
         evaluation.share_values(training)
-        cuts = _cut(evaluation, at, layout, least_side)
+        cuts = _cut(evaluation, at, layout, least_side, carry_input)
     if training_cuts.widths != cuts.widths:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
     stages = [Stage(a, b) for a, b in zip(training_cuts.parts, cuts.parts, strict=True)]
@@ -133,14 +137,15 @@ def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) ->
     return Lateral(layout, layout.channels(shape), layout.size(shape), carried, node)
 
 
-def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int) -> _Cuts:
+def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int, carry_input: bool) -> _Cuts:
     final = find_last_features(traced)
     nodes = [*_find_early_nodes(traced, at, final), final]
-    lateral = find_lateral(traced, final, least_side, kind)
+    lateral = traced.inputs[0] if carry_input else find_lateral(traced, final, least_side, kind)
     lateral = _find_early_tokens(traced, nodes, kind) if least_side and lateral is None else lateral
     checked = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
     layouts, activations = [layout for layout, _ in checked], [crossing for _, crossing in checked]
-    if reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
+    is_text = not list_tensors(traced.example)[0].is_floating_point()
+    if is_text and reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
         layouts = [replace(layout, prefix=1) for layout in layouts]
     layouts = [replace(layout, masked=find_mask(traced) is not None) for layout in layouts]
     incoming, outgoing = [traced.inputs, *activations], [*activations, [traced.values.logits]]
@@ -242,10 +247,10 @@ def _make_part(
 def _find_pooled_linear(traced: TracedBackbone, final: fx.Node) -> str | None:
     """Name of the linear layer when all that follows ``final`` is global average pooling, flattening and that layer."""
     linear: str | None = None
-    pooled = False
+    pooled = takes_vector(traced)  # which has one location
     for node in traced.nodes[traced.position(final) + 1 : -1]:
         module = traced.module_of(node)
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+        if isinstance(module, _POOLS) and module.output_size in (1, (1,), (1, 1), (1, 1, 1)):
             pooled = True
         elif isinstance(module, nn.Linear) and linear is None and pooled:
             linear = str(node.target)

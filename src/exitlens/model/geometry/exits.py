@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from torch import fx
 
 from exitlens.errors import ReachWarning
+from exitlens.model.cutting.boundaries import find_input_locations, has_channels_last
 from exitlens.model.cutting.split import Pieces
 from exitlens.model.geometry.grids import Grid, Line, join
 from exitlens.model.geometry.walk import locate
 from exitlens.model.heads.exit_heads import EvidenceHead, ExitHead
-from exitlens.model.heads.necks import DEPTH, KERNEL, ContextNeck
+from exitlens.model.heads.necks import DEPTH, ContextNeck, find_kernel
 from exitlens.model.layouts import Layout
 
 LEAST_OFFSET = 0.2  # of a cell; less is not worth the blur, and random weights lean, too
@@ -45,10 +46,10 @@ def find_map_geometry(pieces: Pieces, heads: Sequence[ExitHead]) -> list[MapGeom
     compared. A neck shrinks by whole cells; where it adds enlarged features to an earlier map, both count equally, as they
     do wherever branches of a network are added.
     """
-    image = pieces.traced.shape_of(pieces.traced.inputs[0])[2:]
+    image = find_input_locations(pieces.traced)
     if not image:
         return []
-    found = locate(pieces.traced)
+    found = locate(pieces.traced, has_channels_last(pieces.traced))
     geometry = []
     for k, head in enumerate(heads):
         own = _find_feature_grid(found, pieces.nodes[k], pieces.layouts[k], pieces.sizes[k])
@@ -83,19 +84,27 @@ def _find_map_grid(pieces: Pieces, own: Grid, head: ExitHead, found: dict[fx.Nod
         pairs = zip(grid.lines, grid.sizes, lateral.size, strict=False)
         enlarged = tuple(line.resize(old, new, reads=1 if old == new else 2) for line, old, new in pairs)
         grid = join([Grid(grid.axes, enlarged, lateral.size if enlarged else ()), beside])
-    return Grid(grid.axes, tuple(_mix(line) for line in grid.lines), grid.sizes)
+    return Grid(grid.axes, tuple(_mix(line, find_kernel(len(grid.lines))) for line in grid.lines), grid.sizes)
 
 
-def _mix(line: Line) -> Line:
+def _mix(line: Line, kernel: int) -> Line:
     """What the neck's depthwise convolutions see."""
     for _ in range(DEPTH):
-        line = line.slide(KERNEL, before=KERNEL // 2)
+        line = line.slide(kernel, before=kernel // 2)
     return line
 
 
 def _find_feature_grid(found: dict[fx.Node, Grid], node: fx.Node, layout: Layout, size: Sequence[int]) -> Grid:
     """The grid of features with the axes of their canonical form; none where it does not fit how they lie in memory."""
-    grid, axes = found.get(node, Grid()), {"nchw": tuple(range(2, 2 + len(size))), "nhwc": (1, 2), "tokens": (1,)}
+    grid, axes = (
+        found.get(node, Grid()),
+        {
+            "nchw": tuple(range(2, 2 + len(size))),
+            "nhwc": tuple(range(1, 1 + len(size))),
+            "tokens": (1,),
+            "vector": (),
+        },
+    )
     fits = grid.axes == axes[layout.kind] and grid.sizes == tuple(size)
     return grid.move(range(2, 2 + len(size))) if fits else Grid()
 

@@ -24,16 +24,16 @@ _DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk
 _MULTIPLYING = ("mul", "imul")
 
 
-def locate(traced: TracedBackbone) -> dict[fx.Node, Grid]:
-    """Where the locations of every tensor lie that is computed from the image ``(B,C,*S)``.
+def locate(traced: TracedBackbone, channels_last: bool = False) -> dict[fx.Node, Grid]:
+    """Where the locations of every tensor lie that is computed from the image ``(B,C,*S)``, or a series ``(B,T,C)``.
 
     Convolutions, pooling, padding, resizing, slices and changes of layout are followed exactly; what works location by
     location keeps the place. Whatever mixes all locations (attention, linear layers over locations) has none:
     :data:`~exitlens.model.geometry.grids.NOWHERE`. So has what is not known here, and changes the shape.
     """
     image = traced.inputs[0]
-    sizes = traced.shape_of(image)[2:]
-    found = {image: Grid(tuple(range(2, 2 + len(sizes))), tuple(Line() for _ in sizes), sizes)}
+    first, sizes = (1, traced.shape_of(image)[1:-1]) if channels_last else (2, traced.shape_of(image)[2:])
+    found = {image: Grid(tuple(range(first, first + len(sizes))), tuple(Line() for _ in sizes), sizes)}
     for node in traced.nodes:
         if node in traced.values.shapes and node not in found:
             grid = _follow(traced, node, found)

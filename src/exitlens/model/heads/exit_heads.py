@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from exitlens.functional.maps import energy
 from exitlens.model.cutting.stage import Stage
+from exitlens.model.heads.group_neck import GroupNeck
 from exitlens.model.heads.necks import ContextNeck, find_spread
 from exitlens.model.heads.token_necks import TokenNeck
 from exitlens.model.layouts import Layout
@@ -35,6 +36,11 @@ class ExitHead(nn.Module, ABC):
     def bias(self) -> Tensor | None:
         """The part of the logits, ``(C,)``, that no location adds to."""
         return cast(nn.Linear, self.classifier).bias
+
+    @property
+    def has_map(self) -> bool:
+        """Whether it has several locations to attend to; hidden features of a vector are one."""
+        return self.layout.kind != "vector"
 
     @property
     def reads(self) -> int:
@@ -91,7 +97,7 @@ class EvidenceHead(ExitHead):
         channels: int,
         num_classes: int,
         layout: Layout | None = None,
-        neck: ContextNeck | TokenNeck | None = None,
+        neck: ContextNeck | TokenNeck | GroupNeck | None = None,
         lateral: Layout | None = None,
     ) -> None:
         super().__init__()
@@ -101,6 +107,11 @@ class EvidenceHead(ExitHead):
         self.classifier = nn.Linear(width + channels * self._keeps_features, num_classes)
         self.attend = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
+
+    @property
+    def has_map(self) -> bool:
+        """Whether it has several locations to attend to; groups of features are some."""
+        return super().has_map or self.neck is not None
 
     @property
     def reads(self) -> int:

@@ -50,7 +50,7 @@ class Cascade:
         self._known: dict[tuple[str, bool], int] = {}
         self._entered: dict[tuple[int, int], float] = {}  # by router and stage: since when somebody waits there
         self._next, self._with_maps = 0, 0
-        self._worked = 0.0  # seconds since the last answer in which somebody waited
+        self._shares = [cost / model.cost[-1] for cost in model.cost]  # of a sample's work, up to and including each exit
         self._ended: float | None = None  # when the last step ended, if somebody has waited since then
 
     @property
@@ -122,16 +122,17 @@ class Cascade:
         following = pool.router, pool.stage + 1
         if pool.stage and following in self._entered:  # who has waited for company before goes on with whoever is there
             self._entered[following] = min(self._entered[following], pool.entered)
-        self._worked += ended - (started if self._ended is None else self._ended)
-        self._ended = ended
+        worked, self._ended = ended - (started if self._ended is None else self._ended), ended
         self.pace.observe(pool.stage, count, ended - started)
+        self.pace.observe_work(self._count_work(pool.stage, count, routed), worked)
         for part in routed:
             self._assign(part)
-        answered = sum(len(part.where) for part in routed)
-        if answered:
-            self.pace.observe_answers(answered, self._worked)
-            self._worked = 0.0
         self.on_step(pool.stage, count, ended - started)
+
+    def _count_work(self, stage: int, count: int, routed: Iterable[RoutedBatch]) -> float:
+        """How many samples' work a step did: its share of all that went through, and what those who left need not do."""
+        done = self._shares[stage] - (self._shares[stage - 1] if stage else 0.0)
+        return count * done + sum(len(part.where) * (1 - self._shares[part.exit]) for part in routed)
 
     def _note_waiting(self, at: int) -> None:
         """Since when somebody waits for each stage of a router."""

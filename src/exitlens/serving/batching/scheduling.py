@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 KEPT = 0.9  # of an average, at every new observation
-KEPT_ANSWERS = 0.995  # of what is known about answers, at every new one: samples that leave late come seldom
+KEPT_WORK = 0.995  # of what is known about samples, at every new one: those that leave late come seldom
 
 
 class Pool(NamedTuple):
@@ -47,12 +47,12 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], float] = {}
-        self._worked = self._answered = 0.0  # seconds and samples, those of long ago for less
+        self._seconds_worked = self._samples = 0.0  # those of long ago for less
 
     @property
     def seconds_each(self) -> float:
-        """Of work for each sample that is answered; 0 before the first."""
-        return self._worked / self._answered if self._answered else 0.0
+        """Of work for each sample until it is answered; 0 before the first."""
+        return self._seconds_worked / self._samples if self._samples else 0.0
 
     def observe(self, stage: int, count: int, seconds: float) -> None:
         """A stage ran on ``count`` samples."""
@@ -60,12 +60,15 @@ class Pace:
         before = self._seconds.get(key, seconds)
         self._seconds[key] = KEPT * before + (1 - KEPT) * seconds
 
-    def observe_answers(self, count: int, seconds: float) -> None:
-        """``count`` samples were answered in ``seconds``, those that others needed and all that came between included."""
-        if count:
-            share = KEPT_ANSWERS**count
-            self._worked = share * self._worked + seconds
-            self._answered = share * self._answered + count
+    def observe_work(self, samples: float, seconds: float) -> None:
+        """So many samples' work was done in ``seconds``, all that came between included.
+
+        Samples on their way count by the share that is done: else those that are answered first, which all others were
+        before in a stage, would seem to have cost what all did.
+        """
+        share = KEPT_WORK**samples
+        self._seconds_worked = share * self._seconds_worked + seconds
+        self._samples = share * self._samples + samples
 
     def forecast(self, stage: int, count: int) -> float:
         """Seconds that a stage will take on ``count`` samples, by the nearest number that was seen; 0 if none was."""

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from exitlens.errors import InputError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.router import RoutedBatch, Router
+from exitlens.model.heads.maps import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs
@@ -38,6 +39,8 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         InputError: for inputs that the network cannot take; PolicyError: for a policy of another network.
     """
     check_policy(net, policy)
+    if attention:
+        require_maps(net.heads, "attention=True")
     if not isinstance(inputs, Tensor | Mapping):
         many = isinstance(inputs, str | Path | Dataset | Iterable)
         hint = ": call exitlens.predict_stream for a folder, a loader or several batches" if many else ""

@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from exitlens.data.arrays.unlabelled import stream_arrays
 from exitlens.data.batches import count_batches, iterate_inputs
 from exitlens.data.loading.listing import list_images
 from exitlens.data.loading.prefetch import Prefetch
@@ -23,8 +24,9 @@ from exitlens.data.streams import ImageStream
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
+from exitlens.model.heads.maps import require_maps
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Prediction, Preprocess
+from exitlens.types import ArrayPreprocess, Policy, Prediction, Preprocess
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.workflow.inference.predict import check_policy, merge_routed
 
@@ -66,12 +68,14 @@ def predict_stream(
         StreamError: when the iterator raises, after the answers of all samples before.
     """
     check_policy(net, policy)
+    if attention:
+        require_maps(net.heads, "attention=True")
     stream = _Stream(net, policy, attention, order, max_delay_ms)
     return _run(stream, _open_source(net, batches, batch_size), batch_size, progress)
 
 
 def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
-    """A folder as a stream of its images; anything else as it is."""
+    """A folder as a stream of its samples; anything else as it is."""
     if isinstance(batches, Tensor | Mapping):
         raise InputError(f"batches: expected several batches, got one {type(batches).__name__}: call exitlens.predict")
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):
@@ -80,6 +84,8 @@ def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
         raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
     if not isinstance(batches, str | Path):
         return batches
+    if isinstance(net.info.preprocess, ArrayPreprocess):
+        return stream_arrays(net.info.preprocess, str(batches), batch_size=batch_size)
     if not isinstance(net.info.preprocess, Preprocess):
         raise InputError("batches: the network does not say how files become inputs: net.describe(preprocess=...) first")
     return ImageStream(list_images(Path(batches)), net.info.preprocess, batch_size)

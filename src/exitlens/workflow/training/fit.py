@@ -15,6 +15,7 @@ from exitlens.errors import InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
+from exitlens.model.heads.maps import have_maps, require_maps
 from exitlens.model.malloc import hold_memory
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
@@ -161,7 +162,7 @@ def fit(
     directory = None if out_dir is None else Path(out_dir)
     with use_memory_format(net, channels_last), hold_memory():  # a fifth of ResNet-18's step is page faults without
         attends = net.has_attention and not settings.freeze_backbone
-        loss = (loss or EGTLoss()).for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
+        loss = _choose_loss(loss, net).for_network(attends, net.info.final == "keep", net.info.modality.name == "image")
         loss = _balance_loss(loss, train, net.num_exits, net.info.num_classes)
         augmentation = _build_augment(augment, net, train)
         if cache_features:  # refused before anything is written
@@ -183,6 +184,13 @@ def fit(
                 note(f"stopped: no better {monitor} on the validation data in {patience} epoch(s)")
         kept = run.finish(keep or ("last" if patience is None else "best"))
     return FitResult(run.history, run.best_epoch, run.seconds, directory, kept)
+
+
+def _choose_loss(loss: EGTLoss | None, net: ExitNet) -> EGTLoss:
+    """The loss that was given; by default EGT where the exits have maps, and classification alone where they have none."""
+    if loss is not None and loss.weight > 0:
+        require_maps(net.heads, "a loss with a weight above 0")
+    return loss or EGTLoss(weight=1.0 if have_maps(net.heads) else 0.0)
 
 
 def _moves_relevance(loss: EGTLoss, net: ExitNet) -> bool:

@@ -12,9 +12,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from exitlens.data.arrays.sets import ArraySet
 from exitlens.data.batches import count_batches, iterate_batches, plan_in_order
 from exitlens.data.images import ImageSet
-from exitlens.data.lazy import LazyImages
+from exitlens.data.lazy import LazySet
 from exitlens.data.texts import TextSet
 from exitlens.errors import DataError, InputError, require
 from exitlens.functional.losses import EGTLoss
@@ -28,7 +29,7 @@ from exitlens.workflow.training.features import FeatureCache, FeatureLoader, Roo
 from exitlens.workflow.training.step import TrainingSettings, enter_training_mode
 
 RELEVANCE = "relevance"  # its name among the features
-FIXED = (ImageSet, LazyImages, TextSet, TensorDataset)  # their samples are the same at every reading
+FIXED = (ImageSet, ArraySet, LazySet, TextSet, TensorDataset)  # their samples are the same at every reading
 
 
 def explain_no_cache(
@@ -268,7 +269,7 @@ def keep_features(
 def _find_places(data: Any, count: int, found: int) -> Tensor:
     """The rows of samples that were read in order; those that could not be read have none."""
     readable = torch.ones(count, dtype=torch.bool)
-    if isinstance(data, LazyImages):
+    if isinstance(data, LazySet):
         readable = torch.tensor([row not in data.unreadable for row in data.rows.tolist()], dtype=torch.bool)
     if int(readable.sum()) != found:
         raise DataError(f"train: {found} samples were read, expected {int(readable.sum())}: did files change meanwhile?")

@@ -18,7 +18,7 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.model.precision import use_half_precision
 from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.inputs import Inputs, count_rows, map_inputs, set_channels_last
+from exitlens.types.inputs import Inputs, can_be_channels_last, count_rows, map_inputs, set_channels_last
 from exitlens.workflow.training.monitor import MONITORS, Monitor
 from exitlens.workflow.training.recipe import BATCH_NORM, BatchNorm
 
@@ -261,7 +261,7 @@ def floats(terms: LossTerms) -> dict[str, float]:
 @contextmanager
 def use_memory_format(net: ExitNet, channels_last: bool) -> Iterator[None]:
     """Weights in channels_last while it trains, if asked for, and then in the memory format that they had."""
-    changes = channels_last and not net.is_channels_last
+    changes = channels_last and not net.is_channels_last and can_be_channels_last(net)
     if changes:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:

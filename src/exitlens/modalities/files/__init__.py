@@ -1,0 +1,1 @@
+"""Decoders of one file: series, sounds, volumes and vectors, none of which is trusted."""

@@ -1,0 +1,123 @@
+"""Every kind of input goes through every verb."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.types.inputs import map_inputs
+from tests.kinds import KINDS
+
+
+def attach(kind, head="evidence"):
+    torch.manual_seed(0)
+    example = kind.make(2).inputs
+    return xl.attach(kind.build(), ["first", "second"], 3, example, head=head, groups=kind.groups)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request):
+    """Its kind, the network, and data to test it on."""
+    kind = KINDS[request.param]
+    net, test = attach(kind), kind.make(60, 2)
+    xl.fit(net, kind.make(96, 1), test, epochs=5, batch_size=24, learning_rate=2e-2, amp=False, progress=False)
+    return kind, net, test
+
+
+def test_it_learns_and_leaves_early_as_on_paper(trained):
+    _, net, test = trained
+    trace = xl.collect(net, test)
+    policy = xl.calibrate(trace, max_accuracy_drop=0.1)
+    report = xl.evaluate(trace, policy)
+    assert report.accuracy > 0.5
+    pred = xl.predict(net, test.inputs, policy)
+    assert torch.equal(pred.exits, xl.route(trace, policy))
+    parts = [test.subset(torch.arange(at, at + 20)).inputs for at in range(0, 60, 20)]
+    streamed = torch.cat([one.labels for one in xl.predict_stream(net, parts, policy)])
+    assert torch.equal(streamed, pred.labels)
+
+
+def test_explanations(trained):
+    kind, net, test = trained
+    why = xl.explain(net, map_inputs(test.inputs, lambda t: t[:1]), xl.Policy((2.0, 2.0)))
+    assert [view.label for view in why.exits] == [out.logits.argmax().item() for out in net(test.first(1).inputs)]
+    for view, head in zip(why.exits, net.heads, strict=True):
+        assert view.attention.sum().item() == pytest.approx(1)
+        assert (view.evidence.sum() + head.bias[view.label]).item() == pytest.approx(view.logit, abs=1e-4)
+    if kind.groups:
+        assert why.exits[-1].attention.shape == (3,)
+        assert "says" in repr(why) or "says" in why._repr_html_()
+
+
+def test_maps_are_judged(trained):
+    kind, net, test = trained
+    if "vector" in kind.shapes or kind.groups or len(next(iter(kind.shapes.values()))) > 1:
+        found = xl.faithfulness(net, test, samples=24, oracle_samples=6)
+        assert len(found.deletion) == 3
+        assert found.deletion_oracle[-1] >= found.deletion_random[-1] - 0.05
+        return
+    with pytest.raises(xl.InputError, match="faithfulness needs attention maps"):
+        xl.faithfulness(net, test)
+
+
+def test_bundles_say_the_same(trained, tmp_path):
+    kind, net, test = trained
+    policy = xl.Policy((0.5, 0.5))
+    xl.save(net, policy, tmp_path / "b")
+    again, kept = xl.load(tmp_path / "b", backbone=kind.build())
+    assert (again.info, again.input_spec) == (net.info, net.input_spec)
+    expected = xl.predict(net, test.inputs, policy)
+    found = xl.predict(again, test.inputs, kept)
+    assert torch.equal(found.exits, expected.exits)
+    torch.testing.assert_close(found.probabilities, expected.probabilities)
+
+
+@pytest.mark.slow
+def test_edge_bundles_say_the_same(trained, tmp_path):
+    runtime = pytest.importorskip("exitlens_runtime")
+    _, net, test = trained
+    policy = xl.Policy((0.5, 0.5))
+    xl.export(net, policy, tmp_path / "edge")
+    found = runtime.load(tmp_path / "edge").predict(map_inputs(test.inputs, lambda t: t.numpy()))
+    expected = xl.predict(net, test.inputs, policy)
+    assert found.exits.tolist() == expected.exits.tolist()
+    assert np.allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["series", "series, time first", "volume", "several"])
+def test_context_heads(name):
+    kind = KINDS[name]
+    net = attach(kind, "context").eval()
+    for out, head in zip(net(kind.make(3).inputs), net.heads, strict=True):
+        torch.testing.assert_close(out.evidence.flatten(2).sum(2) + head.bias, out.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_without_maps_what_needs_them_is_refused():
+    kind = KINDS["vector"]
+    net, data = attach(kind), kind.make(30)
+    with pytest.raises(xl.InputError, match="a loss with a weight above 0 needs attention maps"):
+        xl.fit(net, data, data, epochs=1, loss=xl.EGTLoss(), progress=False)
+    trace = xl.collect(net, data)
+    assert not trace.has_maps
+    with pytest.raises(xl.InputError, match="max_divergence: the network's exits have no maps"):
+        xl.calibrate(trace, max_divergence=0.1)
+    for predict in (xl.predict, lambda *given, **more: list(xl.predict_stream(given[0], [given[1]], given[2], **more))):
+        with pytest.raises(xl.InputError, match="attention=True needs attention maps"):
+            predict(net, data.inputs, xl.Policy((0.5, 0.5)), attention=True)
+
+
+def test_groups_that_are_none():
+    kind = KINDS["vector"]
+    x = kind.make(2).inputs
+    for groups, said in (
+        ({"a": [0]}, "two groups or more"),
+        ({"a": [0, 8], "b": [1]}, "'a': expected columns from 0 to 7"),
+        ({"a": [0, 1], "b": [1]}, "column 1 is in two groups"),
+        ({"a": "01", "b": [1]}, "'a': expected columns"),
+    ):
+        with pytest.raises(xl.InputError, match=said):
+            xl.attach(kind.build(), ["first"], 3, x, groups=groups)
+    with pytest.raises(xl.InputError, match="they are for vectors"):
+        xl.attach(KINDS["series"].build(), ["first"], 3, torch.zeros(1, 2, 32), groups={"a": [0], "b": [1]})
