@@ -41,7 +41,7 @@ def list_promises(runs: Runs, truth: Runs) -> Iterator[Promise]:
         noticed = [one["sets"][name]["alarms"] / one["sets"][name]["orders"] for one in ours]
         yield _mean(f"drift|{name}", f"drift watch, films to {name}: orders with an alarm", noticed, 1)
     false = mean(one["sets"]["films"]["alarms"] / one["sets"]["films"]["orders"] for one in ours)
-    what = "drift watch, the films' own test part: orders with an alarm"
+    what = "texts: drift watch, the films' own test part: orders with an alarm"
     yield Promise("texts|drift|films", what, false, "<=", FALSE_ALARMS)
 
 
