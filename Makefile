@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts static edge serving study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -61,6 +61,11 @@ truth: $(VENV)/.benchmark  ## do maps agree and are they true, on seven tasks (r
 texts: $(VENV)/.benchmark  ## a pretrained MiniLM on film reviews, its words and other texts (resumable, an hour): docs/texts.md
 	$(BIN)/python -m benchmarks.texts
 	$(BIN)/python -m benchmarks.texts.page
+	$(BIN)/python -m benchmarks.check
+
+series: $(VENV)/.benchmark  ## small networks of series: answers, cost and maps (resumable, half an hour): docs/series.md
+	$(BIN)/python -m benchmarks.series
+	$(BIN)/python -m benchmarks.series.page
 	$(BIN)/python -m benchmarks.check
 
 static: $(VENV)/.benchmark  ## ours against smaller static networks of equal time, distilled (resumable, hours; the times want an idle machine): docs/static.md

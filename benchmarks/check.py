@@ -29,6 +29,8 @@ from benchmarks.processes.promises import list_promises as list_processes
 from benchmarks.promises import Promise, add_reasons, read_known_misses
 from benchmarks.relevance.promises import list_promises as list_relevance
 from benchmarks.relevance.runs import RELEVANCE
+from benchmarks.series.promises import list_promises as list_series
+from benchmarks.series.runs import SERIES
 from benchmarks.serving.promises import list_promises as list_serving
 from benchmarks.serving.runs import SERVING
 from benchmarks.static.promises import list_promises as list_static
@@ -77,6 +79,7 @@ def list_promises(folder: Path) -> Iterator[Promise]:
     if (folder / "explorer.json").exists():
         yield from list_explorer_promises(json.loads((folder / "explorer.json").read_text()))
     yield from list_pictures(open_store(PICTURES, folder).read())
+    yield from list_series(open_store(SERIES, folder).read())
     yield from list_truth(open_store(TRUTH, folder).read())
     yield from list_texts(open_store(TEXTS, folder).read(), open_store(TRUTH, folder).read())
     yield from list_static(open_store(STATIC, folder).read())

@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import exitlens as xl
-from benchmarks.backbones.catalogue import AUXILIARY, build
+from benchmarks.backbones.catalogue import CLASSES, Backbone
 from benchmarks.backbones.compiling import compile_stages
 from exitlens.model.backbones.build import make_example
 from exitlens.model.cutting.logits import pick_logits
@@ -25,8 +25,13 @@ Row = dict[str, Any]
 TOLERANCE = 1e-5
 
 
-def make_inputs(plain: nn.Module, size: int) -> Inputs:
+def make_inputs(chosen: Backbone, plain: nn.Module) -> Inputs:
     """Two samples: noise, or random tokens of which the second text has a quarter of padding."""
+    size = chosen.size
+    if isinstance(size, Mapping):
+        return {name: torch.randn(2, *shape) for name, shape in size.items()}
+    if isinstance(size, tuple):
+        return torch.randn(2, *size)
     zeros = make_example(plain, 3, size)
     if isinstance(zeros, torch.Tensor):
         return torch.randn(2, 3, size, size)
@@ -40,30 +45,30 @@ def compute_logits(module: nn.Module, x: Inputs) -> torch.Tensor:
     return pick_logits(module(x) if isinstance(x, torch.Tensor) else module(**x))
 
 
-def try_backbone(source: str, size: int) -> Row:
+def try_backbone(chosen: Backbone) -> Row:
     """Everything about one backbone."""
-    plain = build(source)
-    x = make_inputs(plain, size)
+    plain = chosen.build()
+    x = make_inputs(chosen, plain)
     started = time.perf_counter()
-    net = xl.attach(plain, 3, 5, x, final="keep")
+    net = xl.attach(plain, chosen.at, CLASSES, x, final="keep")
     row: Row = {"attach_seconds": time.perf_counter() - started, "cuts": list(net.info.at)}
     row["traced_by"] = "torch.export" if net.input_spec.exact_size else "torch.fx"
     row |= compare_outputs(plain, net, x)
     row["gradient_gap"] = compare_gradients(plain, net, x)
-    exits = xl.attach(build(source), list(net.info.at), 5, x)
-    if source not in AUXILIARY:
-        exits.describe(source=source)
+    exits = xl.attach(chosen.build(), list(net.info.at), CLASSES, x, groups=chosen.groups)
+    if chosen.make is None:
+        exits.describe(source=chosen.source)
     row["head_share"] = exits.head_share
     row |= train_one_step(exits, x)
-    row["bundle"] = compare_bundle(exits.eval(), x, None if exits.info.source else build(source)) == 0
-    row["export"], row["compile"] = compile_stages(exits, x, net.head(net.num_exits - 1))
+    row["bundle"] = compare_bundle(exits.eval(), x, None if exits.info.source else chosen.build()) == 0
+    row["export"], row["compile"] = compile_stages(exits, x, None if chosen.groups else net.head(net.num_exits - 1))
     return row
 
 
-def attach(source: str, cuts: Sequence[str], size: int) -> xl.ExitNet:
+def attach(chosen: Backbone, cuts: Sequence[str]) -> xl.ExitNet:
     """A backbone with exits after the same parts as before."""
-    plain = build(source)
-    return xl.attach(plain, list(cuts), 5, make_inputs(plain, size))
+    plain = chosen.build()
+    return xl.attach(plain, list(cuts), CLASSES, make_inputs(chosen, plain), groups=chosen.groups)
 
 
 def compare_outputs(plain: nn.Module, net: xl.ExitNet, x: Inputs) -> Row:
@@ -89,7 +94,8 @@ def train_one_step(net: xl.ExitNet, x: Inputs) -> Row:
     loss = xl.EGTLoss()(outs, torch.tensor([0, 4])).total
     loss.backward()
     finite = all(bool(torch.isfinite(p.grad).all()) for p in net.parameters() if p.grad is not None)
-    padding = torch.zeros(1) if isinstance(x, torch.Tensor) else outs[0].attention[x["attention_mask"] == 0]
+    mask = None if isinstance(x, torch.Tensor) else x.get("attention_mask")
+    padding = torch.zeros(1) if mask is None else outs[0].attention[mask == 0]
     return {"egt_step": bool(torch.isfinite(loss)) and finite, "padding_attention": padding.abs().max().item()}
 
 

@@ -13,16 +13,19 @@ from exitlens.types.inputs import Inputs, list_tensors, map_inputs
 Tensors = tuple[Tensor, ...]
 
 
-def compile_stages(net: xl.ExitNet, x: Inputs, kept: nn.Module) -> tuple[bool, bool]:
-    """Every stage and head through torch.export, and every stage through torch.compile's front end; a dynamic batch."""
-    kept.eval()
+def compile_stages(net: xl.ExitNet, x: Inputs, kept: nn.Module | None) -> tuple[bool, bool]:
+    """Every stage and head through torch.export, and every stage through torch.compile's front end; a dynamic batch.
+
+    ``kept``: the backbone's own classifier, where it reads what the final head reads.
+    """
     activations = list_tensors(map_inputs(x, lambda t: torch.cat([t, t])[:3]))
     exports = compiles = True
     for k, stage in enumerate(net.stages):
         torch._dynamo.reset()
         with torch.no_grad():
             after = stage(*activations)
-        heads = (net.head(k), kept) if k == net.num_exits - 1 else (net.head(k),)
+        is_kept = kept is not None and k == net.num_exits - 1
+        heads = (net.head(k), kept.eval()) if is_kept else (net.head(k),)
         exports &= export_stage(k, stage, heads, activations, after)
         compiles &= compile_stage(k, stage, activations, after)
         activations = after
@@ -45,11 +48,12 @@ def export_stage(k: int, stage: nn.Module, heads: Sequence[nn.Module], activatio
 
 
 def compile_stage(k: int, stage: nn.Module, activations: Tensors, after: Tensors) -> bool:
-    """Whether the whole stage is one graph, and the graph gives what it should."""
+    """Whether the whole stage but for recurrent layers is one graph, and the graph gives what it should."""
     try:
         for tensor in activations:
             torch._dynamo.mark_dynamic(tensor, 0)
-        graph = torch.compile(stage, backend="eager", fullgraph=True)
+        whole = not any(isinstance(module, nn.RNNBase) for module in stage.modules())  # these torch.compile leaves alone
+        graph = torch.compile(stage, backend="eager", fullgraph=whole)
         return _is_close(graph(*activations)[0], after[0])
     except Exception as error:
         print(f"   compile of stage {k}: {type(error).__name__}: {str(error)[:160]}")

@@ -13,6 +13,7 @@ from torch import nn
 import exitlens as xl
 import exitlens_runtime
 from exitlens.edge.export import draw_for, name_inputs
+from exitlens.model.heads.maps import have_maps
 
 SAMPLES, BATCH = 24, 8
 PASSES, SPREAD = 12, 1e-3  # at most so many to learn batch statistics by, until logits differ so much between samples
@@ -26,15 +27,15 @@ def try_edge(net: xl.ExitNet) -> dict[str, Any]:
     wake(net)
     activations, names = draw_for(net, SAMPLES), name_inputs(net)
     given = dict(zip(names, activations, strict=True)) if net.input_spec.names else activations[0]
-    policy = choose_policy(net, given)
-    expected = xl.predict(net, given, policy, attention=True)
+    policy, with_maps = choose_policy(net, given), have_maps(net.heads)
+    expected = xl.predict(net, given, policy, attention=with_maps)
     found = list[exitlens_runtime.Prediction]()
     with tempfile.TemporaryDirectory() as folder:
         try:
             edge = exitlens_runtime.load(xl.export(net, policy, Path(folder) / "edge"))
             for at in range(0, SAMPLES, BATCH):
                 batch = {n: t[at : at + BATCH].numpy() for n, t in zip(names, activations, strict=True)}
-                found.append(edge.predict(batch, attention=True))
+                found.append(edge.predict(batch, attention=with_maps))
         except (xl.ExitlensError, exitlens_runtime.ExitlensRuntimeError) as error:
             return {"edge": False, "edge_error": str(error).replace(f"{folder}/edge/", "")[:300]}
     same = (np.concatenate([f.exits for f in found]) == expected.exits.numpy()) & (
@@ -42,7 +43,8 @@ def try_edge(net: xl.ExitNet) -> dict[str, Any]:
     )
     maps = [m for f in found for m in f.attention or ()]
     ours = [m.numpy() for m in expected.attention or ()]
-    gap = max(float(np.abs(a - b).max()) for a, b, ok in zip(maps, ours, same, strict=True) if ok)
+    pairs = zip(maps, ours, same, strict=True) if with_maps else ()
+    gap = max((float(np.abs(a - b).max()) for a, b, ok in pairs if ok), default=0.0)
     if len(expected.exits.unique()) == 1:
         return {
             "edge": False,

@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.guarantees [--only PART ...] [--again] [--quick]
 
-Parts: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), groups (1,000 draws
+Parts: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), labels (1,000 draws of samples with several labels), groups (1,000 draws
 of correlated groups), watch-groups (the drift watch on such), families (the warning without groups), saving-NAME (against hindsight, RC-EENN's single threshold and
 CRC), gate-NAME, drift, time. What is there already is skipped. The networks
 are the demo's (runs/demo) and one on garments without backgrounds, trained here on first use (runs/guarantees, some minutes).
@@ -26,7 +26,7 @@ from benchmarks.guarantees.gate import measure_gate
 from benchmarks.guarantees.groups import count_on_groups, watch_on_groups
 from benchmarks.guarantees.savings import measure_savings
 from benchmarks.guarantees.traces import TRACES
-from benchmarks.guarantees.violations import count_on_splits, count_on_synthetic
+from benchmarks.guarantees.violations import count_on_labels, count_on_splits, count_on_synthetic
 from benchmarks.store import GUARANTEES
 
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "drift": measure_drift,
     **{f"splits-{name}": partial(count_on_splits, name) for name in TRACES},
     "synthetic": count_on_synthetic,
+    "labels": count_on_labels,
     "groups": count_on_groups,
     "watch-groups": watch_on_groups,
     "families": measure_families,

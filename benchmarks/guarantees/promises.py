@@ -13,10 +13,11 @@ BROKEN_DELTA = 0.1
 def list_promises(run: str, found: dict[str, Any]) -> Iterator[Promise]:
     """The promises that one run has figures for."""
     kind = run.partition("-")[0]
-    if kind in ("splits", "synthetic"):
+    if kind in ("splits", "synthetic", "labels"):
         yield from _of_violations(run, found["sets"])
     of_kind = {
         "synthetic": _of_broken,
+        "labels": _of_labels,
         "groups": _of_groups,
         "watch": _of_watched_groups,
         "families": _of_families,
@@ -49,6 +50,24 @@ def _of_broken(_: str, found: dict[str, Any]) -> Iterator[Promise]:
     most = max(row["violations"] for row in rows if row["delta"] == BROKEN_DELTA)
     what = f"one step too far, delta {BROKEN_DELTA}: promises broken (has to be caught)"
     yield Promise("broken", what, most, ">=", allow(BROKEN_DELTA, broken["draws"] / 3))
+
+
+def pool_worst(sets: dict[str, Any], risks: str, delta: float) -> float:
+    """The share of broken promises over the draws of all populations, at the worst limit."""
+    rows = [
+        row for label, one in sets.items() if label.endswith(f", {risks}") for row in one.values() if row["delta"] == delta
+    ]
+    limits = sorted({row["limit"] for row in rows})
+    at = [[row for row in rows if row["limit"] == limit] for limit in limits]
+    return max(sum(row["violations"] * row["draws"] for row in one) / sum(row["draws"] for row in one) for one in at)
+
+
+def _of_labels(_: str, found: dict[str, Any]) -> Iterator[Promise]:
+    sets, draws = found["sets"], found["draws"]
+    for risks in dict.fromkeys(label.partition(", ")[2] for label in sets):
+        for delta in (0.05, BROKEN_DELTA, 0.2):
+            what = f"labels: {risks}, delta {delta}: promises broken in {draws} calibrations"
+            yield Promise(f"labels|{risks}|{delta}", what, pool_worst(sets, risks, delta), "<=", allow(delta, draws))
 
 
 def _of_groups(_: str, found: dict[str, Any]) -> Iterator[Promise]:

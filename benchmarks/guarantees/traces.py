@@ -86,7 +86,8 @@ def train_garment_net(kind: str) -> xl.ExitNet:
 def recall_trace(name: str) -> xl.Trace:
     if name not in _TRACES:
         torch.set_num_threads(1)
-        _TRACES[name] = make_population(int(name.split("-")[1])) if name.startswith("synthetic") else load_trace(name)
+        make = {"synthetic": make_population, "labels": make_label_population}.get(name.split("-")[0])
+        _TRACES[name] = load_trace(name) if make is None else make(int(name.split("-")[1]))
     return _TRACES[name]
 
 
@@ -112,6 +113,29 @@ def make_population(kind: int, count: int = 20_000) -> xl.Trace:
     logits.scatter_(2, wrong.long()[..., None], (2 + 6 * sure)[..., None])
     divergence = (torch.rand(count, 3, generator=rng) * (1 - sure) * torch.tensor([0.6, 0.3, 0.0])).clamp(0, 1)
     return xl.Trace(logits, labels, divergence, torch.tensor([0.2, 0.5, 1.0]))
+
+
+def make_label_population(kind: int, count: int = 20_000) -> xl.Trace:
+    """As :func:`make_population`, of samples with any number of five labels, of which one is rare.
+
+    Kind 0: scores that tell right from wrong, fine, and errors of all kinds. Kind 1: five different scores an exit. Kind 2:
+    early exits that err by missing labels only, while the final exit misses some that they find.
+    """
+    rng = torch.Generator().manual_seed(200 + kind)
+    labels = torch.rand(count, 5, generator=rng) < torch.tensor([0.5, 0.4, 0.3, 0.2, 0.05])
+    sure = torch.rand(count, 3, generator=rng)
+    sure[:, 2] = 1
+    if kind == 1:
+        sure[:, :2] = (sure[:, :2] * 5).floor() / 5 + 0.1
+    rate = (1 - sure)[..., None] * 0.25  # of errors, for each label
+    rate[:, 2] = 0.04
+    err = torch.rand(count, 3, 5, generator=rng) < rate
+    if kind == 2:
+        err &= labels[:, None]
+    told = labels[:, None] ^ err
+    size = (0.3 + 5 * sure)[..., None] * (1 if kind == 1 else 0.6 + 0.8 * torch.rand(count, 3, 5, generator=rng))
+    divergence = (torch.rand(count, 3, generator=rng) * (1 - sure) * torch.tensor([0.6, 0.3, 0.0])).clamp(0, 1)
+    return xl.Trace(torch.where(told, size, -size), labels, divergence, torch.tensor([0.2, 0.5, 1.0]))
 
 
 def subset(trace: xl.Trace, rows: Tensor) -> xl.Trace:

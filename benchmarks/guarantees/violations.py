@@ -14,7 +14,7 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks.guarantees.traces import CALIBRATION, load_trace, recall_trace, run_in_parallel
-from exitlens.functional.risk import accuracy_drop, disagreement
+from exitlens.functional.risk import accuracy_drop, disagreement, false_negative_drop
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
 from exitlens.functional.thresholds.certification import (
@@ -34,7 +34,12 @@ SETS = {
     "divergence": ("divergence",),
     "all three": ("accuracy", "disagreement", "divergence"),
 }
-KINDS = {"accuracy": "ternary", "disagreement": "binary", "divergence": "unit"}
+LABEL_SETS = {  # of several labels a sample
+    "accuracy drop": ("accuracy",),
+    "missed labels": ("missed",),
+    "both": ("accuracy", "missed"),
+}
+KINDS = {"accuracy": "ternary", "disagreement": "binary", "divergence": "unit", "missed": "signed"}
 
 
 _VALUES: dict[int, dict[str, Tensor]] = {}  # by id of traces, which live as long as the process
@@ -43,6 +48,8 @@ _VALUES: dict[int, dict[str, Tensor]] = {}  # by id of traces, which live as lon
 def list_risks(trace: xl.Trace, names: Sequence[str], limit: float) -> list[Risk]:
     if id(trace) not in _VALUES:
         values = {"accuracy": accuracy_drop(trace), "disagreement": disagreement(trace), "divergence": trace.divergence}
+        if trace.task == "multilabel":
+            values["missed"] = false_negative_drop(trace)
         _VALUES[id(trace)] = values
     return [Risk(name, _VALUES[id(trace)][name], limit, KINDS[name]) for name in names]  # type: ignore[arg-type]
 
@@ -151,6 +158,29 @@ def count_one_draw(broken: bool, seed: int) -> dict[str, list[list[float]]]:
         f"population {kind}, {label}": judge(scores, trace, first, second, everyone, names, further=int(broken))
         for label, names in SETS.items()
     }
+
+
+def count_one_labels_draw(broken: bool, seed: int) -> dict[str, list[list[float]]]:
+    """As :func:`count_one_draw`, of samples with several labels each, with temperatures fitted on the first part."""
+    kind = seed % 3
+    trace = recall_trace(f"labels-{kind}")
+    rows = torch.randint(len(trace), (1000,), generator=torch.Generator().manual_seed(seed))
+    first, second = split_halves(rows)
+    assert trace.labels is not None
+    fitted = tuple(fit_temperature(trace.logits[first, k], trace.labels[first]) for k in range(trace.num_exits))
+    scores = score_early_exits(trace, xl.Policy.never(3, score="decided", temperatures=fitted))
+    everyone = torch.arange(len(trace))
+    return {
+        f"population {kind}, {label}": judge(scores, trace, first, second, everyone, names, further=int(broken))
+        for label, names in LABEL_SETS.items()
+    }
+
+
+def count_on_labels(quick: bool) -> dict[str, Any]:
+    count, further = (6, 6) if quick else (1000, 150)
+    sound = summarise(run_in_parallel(partial(count_one_labels_draw, False), range(count)))
+    broken = summarise(run_in_parallel(partial(count_one_labels_draw, True), range(further)))
+    return {"draws": count, "samples": 1000, "sets": sound, "broken": {"draws": further, "sets": broken}}
 
 
 def count_on_synthetic(quick: bool) -> dict[str, Any]:

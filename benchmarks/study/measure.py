@@ -19,9 +19,8 @@ from benchmarks.study.thresholds import fit_temperatures, follow_common_threshol
 from benchmarks.study.train import train
 from exitlens.functional import similarity
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import skill
+from exitlens.functional.similarity import pair_samples, skill
 from exitlens.model.cutting.macs import count_macs
-from exitlens.workflow.collection import pair_samples
 from exitlens.workflow.faithfulness import faithfulness
 
 LIMITS = (0.0, 0.002, 0.003, 0.005, 0.01)  # accuracy drops, chosen on calibration data

@@ -70,6 +70,7 @@ from exitlens.types import ExitOutput as ExitOutput
 from exitlens.types import ExitView as ExitView
 from exitlens.types import Explanation as Explanation
 from exitlens.types import Gate as Gate
+from exitlens.types import LabelView as LabelView
 from exitlens.types import Location as Location
 from exitlens.types import LossTerms as LossTerms
 from exitlens.types import MelSpectrogram as MelSpectrogram

@@ -17,6 +17,7 @@ from exitlens.modalities import TEXT
 from exitlens.modalities.image import decode_image, read_image, to_pixels
 from exitlens.types import Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import name_answers
 from exitlens.workflow.inference.predict import predict
 
 COLUMNS = ("label", "exit", "confidence", "cost", "error")  # that every answer has
@@ -106,8 +107,8 @@ class Predictor:
         label, exits = np.full(len(errors), "", dtype=object), np.full(len(errors), -1)
         confidence, cost = np.full(len(errors), np.nan), np.zeros(len(errors))
         if good:
-            found, classes = predict(self.net, self._join(samples), self.policy), self.net.info.classes
-            label[good] = [classes[i] if classes else str(i) for i in found.labels.tolist()]
+            found = predict(self.net, self._join(samples), self.policy)
+            label[good] = name_answers(found.labels, self.net.info.classes)
             exits[good], confidence[good] = found.exits.cpu().numpy(), found.confidence.cpu().numpy()
             cost[good] = self.net.cost[found.exits.cpu()].numpy()
         return dict(zip(COLUMNS, (label, exits, confidence, cost, errors), strict=True))

@@ -94,10 +94,16 @@ def test_an_explanation_shows_the_tokens(call, run, tmp_path):
     assert values["tokens"][:2] == ["[CLS]", "the"]
 
 
+def test_a_report_shows_the_tokens(call, run, tmp_path):
+    assert call("report", run, "--out", tmp_path / "r.html")[0] == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "easy texts are answered" in page
+    assert 'of the attention">[CLS]</span>' in page
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("report", "RUN", "--out", "r.html"), "takes texts"),
         (("explain", "--bundle", "RUN", "--text", " "), "not empty"),
         (("explain", "--bundle", "RUN"), "one of --image FILE, --text TEXT"),
         (("explain", "--bundle", "RUN", "--image", "x.png"), "takes texts"),

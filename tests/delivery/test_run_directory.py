@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +17,10 @@ from exitlens.delivery.run_directory import (
     replace_policy,
     save_trained,
     shorten_names,
+    stream_samples,
     write_source,
 )
+from exitlens.modalities import SERIES
 
 
 def test_names_of_runs_are_short_and_differ(tmp_path):
@@ -158,3 +162,40 @@ def test_rows_named_by_number_are_of_the_same_contents(net, tmp_path):
     path.write_text("text,id\nnew,c\none,a\ntwo,b\n")
     assert describe() != before
     assert describe_origin(net, policy, str(tmp_path))["contents"] == ""  # names of files
+
+
+@pytest.fixture
+def series(tmp_path):
+    """A network for series of two channels, and a folder of files for it."""
+    torch.manual_seed(0)
+    for label, name in enumerate(("calm", "wild")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(8):
+            np.save(tmp_path / "data" / name / f"{i}.npy", np.random.default_rng(i).normal(0, 1 + label, (2, 64)))
+    net = xl.attach(xl.build_backbone("small", 2, 2, modality=SERIES), 2, 2, torch.zeros(1, 2, 64))
+    net.describe(classes=("calm", "wild"), preprocess=xl.SeriesPreprocess((0.5, 0.0), (2.0, 1.0)))
+    return net.eval(), tmp_path / "data"
+
+
+def test_series_for_a_network_come_as_it_takes_them(series):
+    net, folder = series
+    data = load_samples(folder, net, "test", str(folder), workers=0)
+    assert (len(data), data.preprocess, data.classes) == (16, net.info.preprocess, ("calm", "wild"))
+    stream = stream_samples(net, str(folder), batch_size=5)
+    assert torch.cat(list(stream)).equal(data.inputs)
+    policy = xl.Policy((0.6, 0.6))
+    answers = list(xl.predict_stream(net, folder, policy, batch_size=5))
+    assert torch.cat([pred.labels for pred in answers]).equal(xl.predict(net, data.inputs, policy).labels)
+    assert describe_origin(net, policy, str(folder))["contents"] == ""  # their names say which they are
+    with pytest.raises(xl.InputError, match="cache: it is for images, these data are series"):
+        stream_samples(net, str(folder), batch_size=5, cache=folder)
+    (folder / "x.csv").write_text("text,label\nhello,calm\n")
+    with pytest.raises(xl.BundleError, match="its network takes series"):
+        load_samples(folder, net, "test", str(folder / "x.csv"))
+
+
+def test_generated_series_have_the_network_s_scale(series):
+    net, _ = series
+    data = load_samples(Path(), net, "validation", "motifs")
+    assert data.preprocess == net.info.preprocess
+    assert data.values.shape[2] == 64

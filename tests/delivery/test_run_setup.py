@@ -93,3 +93,15 @@ def test_texts_have_the_tokenizer_of_the_backbone_or_it_is_said(tmp_path):
         run_setup.load_training_sets("small", source, normalise="half")
     with pytest.raises(xl.InputError, match="reads texts, scenes has images"):
         run_setup.load_training_sets(f"hf:{tmp_path}", open_source("scenes"))
+
+
+def test_networks_for_series_and_volumes_are_built_from_their_data():
+    for name, size, axes in (("motifs", 64, 1), ("blobs", 16, 3)):
+        source = open_source(name, size=size)
+        train = source.load("validation").first(8)
+        net = run_setup.build_network("small", "", train)
+        assert net.num_exits == 4
+        assert len(net(train.inputs)[0].attention.shape) == 1 + axes
+        assert net.info.preprocess == train.preprocess
+        with pytest.raises(xl.InputError, match=f"normalise: it is for images, {name} has"):
+            run_setup.load_training_sets("small", source, normalise="half")

@@ -316,3 +316,31 @@ def test_target_and_reach_suit_the_network_unless_given():
     assert not xl.EGTLoss(weight=0.0, reach="heads").separates_maps
     with pytest.raises(xl.InputError, match="reach: expected one of"):
         xl.EGTLoss(reach="body")
+
+
+def test_labels_of_several_by_hand():
+    outs, _ = _outputs()
+    y = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    terms = xl.EGTLoss(weight=0.5, exit_weights=(1.0, 2.0), distill=0.1)(outs, y.bool())
+    each = [F.binary_cross_entropy_with_logits(out.logits, y.float()) for out in outs]
+    torch.testing.assert_close(terms.classification, ((each[0] + 2 * each[1]) / 2).detach())
+    terms.total.backward()
+    assert outs[0].attention.grad.abs().sum() > 0
+    assert terms.distillation > 0
+
+
+def test_evidence_of_several_labels_pulls_the_early_exit():
+    outs, _ = _outputs()
+    y = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    terms = xl.EGTLoss(of="evidence", distance="pearson")(outs, y)
+    terms.total.backward()
+    assert outs[0].evidence.grad.abs().sum() > 0
+    assert outs[1].evidence.grad is None
+
+
+def test_bad_label_matrices():
+    outs, _ = _outputs()
+    with pytest.raises(xl.InputError, match=r"labels: expected 0 and 1 .* got 2"):
+        xl.EGTLoss()(outs, torch.full((3, 5), 2))
+    with pytest.raises(xl.InputError, match=r"labels: .*several labels \(3,5\) integers or bool"):
+        xl.EGTLoss()(outs, torch.zeros(3, 4).long())

@@ -121,3 +121,9 @@ def test_a_map_that_is_not_moved_is_the_same_tensor():
     x = torch.rand(2, 3, 3)
     assert maps.place(x, (0.0, 0.0)) is x
     assert maps.place(x, ()) is x
+
+
+def test_evidence_of_several_labels_by_hand():
+    evidence = torch.arange(12.0).view(2, 3, 2)
+    labels = torch.tensor([[True, False, True], [False, False, False]])
+    assert maps.label_evidence(evidence, labels).tolist() == [[2.0, 3.0], [-8.0, -9.0]]

@@ -3,6 +3,7 @@ import torch
 
 from exitlens.functional.quality import (
     expected_calibration_error,
+    micro_f1,
     overthinking,
     risk_coverage,
 )
@@ -39,3 +40,12 @@ def test_overthinking_by_hand():
     correct = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]).bool()
     assert overthinking(correct) == pytest.approx((0.2, 0.4))
     assert overthinking(correct[:, :1]) == (0.0, 0.0)
+
+
+def test_micro_f1_equals_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = torch.Generator().manual_seed(0)
+    answers, labels = torch.rand(50, 4, generator=rng) < 0.4, torch.rand(50, 4, generator=rng) < 0.3
+    expected = metrics.f1_score(labels.numpy(), answers.numpy(), average="micro")
+    assert micro_f1(answers, labels) == pytest.approx(expected)
+    assert micro_f1(torch.zeros(3, 2).bool(), torch.zeros(3, 2).bool()) == 1

@@ -3,7 +3,7 @@ import torch
 
 import exitlens as xl
 from exitlens.functional.maps import as_distribution
-from exitlens.functional.relevance import class_score, gradient_x_input, mix_target
+from exitlens.functional.relevance import answer_score, choose_explained, class_score, gradient_x_input, mix_target
 
 
 def test_it_is_exact_where_the_score_is_linear():
@@ -64,3 +64,11 @@ def test_scores_are_centred_and_in_float32(dtype):
     found = class_score(logits, torch.tensor([0, 1]))
     assert found.dtype == torch.float32
     assert found.tolist() == [1.0, -1.0]
+
+
+def test_an_answer_of_several_labels_is_the_sum_of_their_logits():
+    logits = torch.tensor([[1.0, -2.0, 3.0], [-3.0, -1.0, -2.0]])
+    assert choose_explained(logits, "multilabel").tolist() == [[True, False, True], [False, True, False]]
+    assert answer_score(logits, "multilabel").tolist() == [4.0, -1.0]
+    assert answer_score(logits, "multilabel", torch.tensor([[False, True, False]] * 2)).tolist() == [-2.0, -1.0]
+    assert torch.equal(answer_score(logits, "classes"), class_score(logits, torch.tensor([2, 1])))

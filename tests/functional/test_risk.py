@@ -1,11 +1,20 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.risk import Risk, accuracy_drop, check_limits, disagreement, list_budgets, list_risks, select_exits
+from exitlens.functional.risk import (
+    Risk,
+    accuracy_drop,
+    disagreement,
+    false_negative_drop,
+    list_budgets,
+    list_risks,
+    predictions,
+    select_exits,
+)
 from tests.conftest import random_trace, timed_trace
-
-GIVEN = {"max_accuracy_drop": None, "max_divergence": 0.2}
 
 
 def test_risks_by_hand():
@@ -108,26 +117,35 @@ def test_a_budget_is_a_risk_of_every_sample():
     assert mean.mean(torch.tensor([0, 2, 2, 2])) == pytest.approx((2 / 10.5 + 3) / 4)
 
 
-def test_limits_that_were_given_come_back():
-    assert check_limits(GIVEN) == {"max_divergence": 0.2}
-    assert check_limits(GIVEN, max_cost=0.5, delta=0.1, score="margin", gate=True) == {"max_divergence": 0.2}
-    assert check_limits({"max_accuracy_drop": None}, max_cost=0.5) == {}
+def _labels_trace() -> xl.Trace:
+    """Two exits, three labels: the early exit misses one of two, adds one, and adds one to a sample without any."""
+    told = [[[1, 0, 0], [1, 1, 0]], [[1, 0, 1], [0, 0, 1]], [[0, 1, 0], [0, 0, 0]]]
+    truth = [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    return xl.Trace(torch.tensor(told) * 4.0 - 2, truth, torch.zeros(3, 2), torch.tensor([0.5, 1.0]))
 
 
-@pytest.mark.parametrize(
-    ("given", "how", "message"),
-    [
-        ({"a": None}, {}, "limits: expected at least one of a"),
-        ({"a": True}, {}, "a: expected a number"),
-        ({"a": float("nan")}, {}, "a: expected a number"),
-        ({"a": 0.1}, {"max_cost": -1}, "max_cost: expected a number"),
-        ({"a": 0.1}, {"score": "sure"}, "score: expected one of"),
-        ({"a": 0.1}, {"delta": 0}, "delta: expected a number between"),
-        ({"a": None}, {"max_cost": 0.5, "delta": 0.1}, "delta: it certifies limits on risks"),
-        ({"max_divergence": 0.1}, {"gate": 1}, "gate"),
-        ({"max_accuracy_drop": 0.1}, {"gate": True}, "give max_divergence, too"),
-    ],
-)
-def test_requests_that_cannot_be_met(given, how, message):
-    with pytest.raises(xl.InputError, match=message):
-        check_limits(given, **how)
+def test_risks_of_several_labels_by_hand():
+    trace = _labels_trace()
+    assert predictions(trace)[0].tolist() == [[True, False, False], [True, True, False]]
+    assert accuracy_drop(trace)[:, 0].tolist() == [1.0, 1.0, 1.0]
+    assert disagreement(trace)[:, 0].tolist() == [1.0, 1.0, 1.0]
+    assert false_negative_drop(trace)[:, 0].tolist() == [0.5, 0.0, 0.0]
+    swapped = replace(trace, logits=trace.logits.flip(1))
+    assert false_negative_drop(swapped)[:, 0].tolist() == [-0.5, 0.0, 0.0]
+    assert accuracy_drop(swapped)[:, 0].tolist() == [-1.0, -1.0, -1.0]
+
+
+def test_limits_on_several_labels_are_about_the_samples_that_have_each():
+    limits = {"max_false_negative_drop": 0.1, "max_class_accuracy_drop": 0.2}
+    missed, *classes = list_risks(_labels_trace(), limits, torch.arange(3))
+    assert missed.kind == "signed"
+    assert [one.name for one in classes] == [f"max_class_accuracy_drop, class {c}" for c in range(3)]
+    assert [one.mean(torch.zeros(3).long()) for one in classes] == [0.0, 1.0, 0.0]
+    assert classes[1].rows.tolist() == [True, False, False]
+
+
+def test_missed_labels_need_labels_of_several():
+    with pytest.raises(xl.InputError, match="max_false_negative_drop: it is for several labels"):
+        false_negative_drop(random_trace())
+    with pytest.raises(xl.InputError, match="labels: max_false_negative_drop needs them"):
+        false_negative_drop(random_trace(labelled=False))

@@ -57,3 +57,40 @@ def test_rating_by_hand():
     assert rating.squared_error.tolist() == pytest.approx([0, 0.5, 2])
     assert rating.confidence.tolist() == pytest.approx([1, 0.5, 1])
     assert rating.correct.tolist() == [1, 1, 0]
+
+
+def test_how_decided_several_labels_are():
+    logits = torch.log(torch.tensor([[0.9 / 0.1, 0.3 / 0.7, 1.0], [4.0, 1 / 9, 99.0]]))
+    assert score(logits, "decided").tolist() == pytest.approx([0.5, 0.8])
+    assert probabilities(logits, kind="decided")[0].tolist() == pytest.approx([0.9, 0.3, 0.5])
+    assert score(2 * logits, "decided", 2.0).tolist() == pytest.approx([0.5, 0.8])
+
+
+@given(st.integers(0, 500), st.floats(0.1, 10))
+@settings(max_examples=40, deadline=None)
+def test_an_undecided_label_keeps_a_sample_undecided(seed, temperature):
+    logits = 20 * torch.randn(16, 5, generator=torch.Generator().manual_seed(seed))
+    values = score(logits, "decided", temperature)
+    assert values.min() >= 0.5
+    assert values.max() <= 1
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(score(logits[:, order], "decided", temperature), values)
+    unsure = torch.cat([logits, torch.zeros(16, 1)], 1)
+    assert (score(unsure, "decided", temperature) == 0.5).all()
+
+
+def test_temperature_of_several_labels_equals_a_general_optimiser():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.rand(500, 4, generator=rng) < 0.3
+    logits = 3 * (torch.randn(500, 4, generator=rng) + 2 * labels.float() - 1)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    loss = lambda log_t: bce(logits.double() / math.exp(log_t), labels.double()).item()  # noqa: E731
+    best = minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-8})
+    assert fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-3)
+
+
+def test_every_label_is_rated():
+    rating = rate_probabilities(torch.tensor([[0.0, math.log(9.0)]]), torch.tensor([[True, False]]), 1.0)
+    assert rating.confidence.tolist() == pytest.approx([0.5, 0.9])
+    assert rating.correct.tolist() == [1, 0]
+    assert rating.squared_error.tolist() == pytest.approx([0.25, 0.81])

@@ -74,6 +74,6 @@ def test_bad_arrays(runtime, images):
 
 
 def test_values_that_overflow_are_named_as_the_cause(runtime, images, monkeypatch):
-    monkeypatch.setattr("exitlens_runtime.network.find_probabilities", lambda x, _: np.full_like(x, np.nan))
+    monkeypatch.setattr("exitlens_runtime.network.find_probabilities", lambda x, *_: np.full_like(x, np.nan))
     with pytest.raises(er.InputError, match="huge values overflow"):
         runtime.predict(images[:2].numpy())

@@ -20,6 +20,18 @@ def test_a_promise_by_hand():
     )
 
 
+def test_promises_about_several_labels():
+    limits = {"max_accuracy_drop": 0.02, "max_class_accuracy_drop": 0.1, "max_false_negative_drop": 0.01}
+    test = RiskTest("max_false_negative_drop", 0.01, "signed_betting", 60, 0.002, 0.03)
+    record = replace(RECORD, limits=limits, classes=(3, 3), certification=Certification(0.1, 40, 5, 3, (test,)))
+    text = write_certificate(record, "", "multilabel")
+    assert "gets all labels of a sample right at most 2 points less often than the full network" in text
+    assert "finds every label, where a sample has it, at most 10 points less often" in text
+    assert "misses at most 1 point more of the labels that a sample has than the full network, on average" in text
+    assert "false negative drop 0.0020 seen, betting bound on losses and gains" in text
+    assert "accurate" not in text
+
+
 def test_what_else_it_says():
     assert "set by hand" in write_certificate(None, "")
     empirical = write_certificate(replace(RECORD, certification=None), "")

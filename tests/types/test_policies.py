@@ -62,3 +62,14 @@ def test_a_record_of_0_1_0_without_limits_was_made_by_hand():
     del values["calibration"]
     for record in ({}, {"note": "by eye"}, None):
         assert xl.Policy.from_dict(values | {"chosen_by": record}) == xl.Policy((0.5,))
+
+
+def test_the_score_says_what_a_policy_is_for():
+    decided = xl.Policy((0.9,), "decided")
+    assert (decided.task, xl.Policy((0.9,)).task) == ("multilabel", "classes")
+    assert xl.Policy.from_dict(decided.to_dict()) == decided
+    decided.check(2, "", "multilabel")
+    with pytest.raises(xl.PolicyError, match="'decided' is for several labels a sample, the network or trace has one class"):
+        decided.check(2, "", "classes")
+    with pytest.raises(xl.PolicyError, match="by hand give score='decided'"):
+        xl.Policy((0.9,)).check(2, "", "multilabel")

@@ -59,6 +59,11 @@ def test_times_stay_with_the_trace(tmp_path):
         ({"cost": torch.tensor([0.5, 0.2, 1.0])}, "increasing"),
         ({"cost": torch.tensor([0.0, 0.2, 1.0])}, "positive"),
         ({"cost": torch.tensor([0.2, 1.0])}, "cost"),
+        ({"labels": torch.full((5, 4), 2)}, "labels: expected 0 and 1 .*, got 2 among them"),
+        ({"labels": torch.rand(5, 4)}, r"labels: expected \(5,4\) integers or bool"),
+        ({"labels": torch.zeros(5, 3).long()}, r"labels: expected \(5,4\) integers or bool, got \(5, 3\)"),
+        ({"task": "multilabel"}, r"labels: this network answers several labels a sample: expected \(5,4\)"),
+        ({"task": "ordinal"}, "task: expected one of"),
     ],
 )
 def test_bad_traces(changes, message):
@@ -172,3 +177,23 @@ def test_bad_compact_traces():
         replace(compact, logits=replace(compact.logits, top=compact.logits.top * math.nan))
     with pytest.raises(xl.InputError, match=r"sample_hashes: expected \(12,\)"):
         replace(compact, sample_hashes=compact.sample_hashes[:3])
+
+
+def test_a_label_matrix_makes_a_trace_of_several_labels(tmp_path):
+    labels = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1]])
+    trace = xl.Trace(**{**GOOD, "labels": labels})
+    assert trace.task == "multilabel"
+    assert trace.labels.dtype == torch.bool
+    assert torch.equal(trace.answers, trace.logits >= 0)
+    assert torch.equal(trace.correct, ((trace.logits >= 0) == labels[:, None].bool()).all(2))
+    assert "4 labels, any number to a sample" in repr(trace)
+    assert "<table" in trace._repr_html_()
+    trace.save(tmp_path / "t.safetensors")
+    again = xl.Trace.load(tmp_path / "t.safetensors")
+    assert again.task == trace.select(torch.arange(2)).task == "multilabel"
+    assert torch.equal(again.labels, trace.labels)
+    assert again.fingerprint() == trace.fingerprint()
+    unlabelled = replace(trace, labels=None)
+    assert unlabelled.task == "multilabel"
+    with pytest.raises(xl.InputError, match="compact=False"):
+        replace(unlabelled, logits=compress(trace.logits))

@@ -12,10 +12,9 @@ from exitlens.functional.compact.compress import compress
 from exitlens.functional.gating import estimate_trace, fit_gate, limit_gate
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.routing import score_early_exits
-from exitlens.functional.similarity import divergence, kl, pearson
+from exitlens.functional.similarity import divergence, kl, pair_samples, pearson
 from exitlens.types import CompactLogits
 from exitlens.workflow import collection
-from exitlens.workflow.collection import pair_samples
 from tests.conftest import TinyNet, make_net, make_timing
 from tests.ranks import open_pair
 

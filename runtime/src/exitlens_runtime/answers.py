@@ -17,9 +17,9 @@ class Prediction:
     """Answers in the order of the input: the fields of ``exitlens.Prediction``, as NumPy arrays.
 
     Attributes:
-        labels: ``(B,)`` predicted class. exits: ``(B,)`` the exit that answered.
+        labels: ``(B,)`` predicted class; of several labels ``(B,C)`` bool. exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
-        probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
+        probabilities: ``(B,C)`` softmax (of several labels sigmoid) of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image, or ``None``.
         index: ``(B,)`` the samples' places in the batch, or in the stream.
         divergence_estimate, last_divergence: ``(B,)`` where the policy has a gate, as in the library.
@@ -43,13 +43,14 @@ class Answers:
     """Answers of a batch of ``count`` samples that are filled in exit by exit.
 
     Attributes:
-        attention: whether maps are kept. gated: whether the policy has a gate.
+        attention: whether maps are kept. gated: whether the policy has a gate. several: labels, not one class.
     """
 
     count: int
     classes: int
     attention: bool
     gated: bool
+    several: bool = False
     maps: list[Array | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,4 +76,5 @@ class Answers:
         maps = tuple(one for one in self.maps if one is not None) if self.attention else None
         estimates, last = (self.estimates, self.last) if self.gated else (None, None)
         index = np.arange(self.count)
-        return Prediction(self.p.argmax(1), self.exits, self.scores, self.p, maps, index, estimates, last)
+        labels = self.p >= 0.5 if self.several else self.p.argmax(1)
+        return Prediction(labels, self.exits, self.scores, self.p, maps, index, estimates, last)

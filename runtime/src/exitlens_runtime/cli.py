@@ -49,8 +49,7 @@ def _run(given: argparse.Namespace) -> None:
     done = 0
     for found in predictions:
         for i in range(len(found)):
-            label = net.classes[found.labels[i]] if net.classes else str(found.labels[i])
-            row: dict[str, Any] = {"input": names[done], "label": label, "exit": int(found.exits[i])}
+            row: dict[str, Any] = {"input": names[done], "label": net.name_answer(found, i), "exit": int(found.exits[i])}
             row |= {"confidence": round(float(found.confidence[i]), 6), "reason": net.give_reason(found, i)}
             if found.attention is not None:
                 row["attention"] = found.attention[i].round(6).tolist()

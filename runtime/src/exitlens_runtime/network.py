@@ -12,7 +12,7 @@ import numpy as np
 from exitlens_runtime.answers import Answers, Prediction
 from exitlens_runtime.errors import InputError, PolicyError
 from exitlens_runtime.reading import Preprocess, TextPreprocess, read_preprocess
-from exitlens_runtime.routing import Array, Policy, decide, find_divergence, find_probabilities, find_score
+from exitlens_runtime.routing import DECIDED, Array, Policy, decide, find_divergence, find_probabilities, find_score
 from exitlens_runtime.sessions import Session
 
 Inputs = Array | Mapping[str, Array]
@@ -24,6 +24,7 @@ class EdgeNetwork:
     Attributes:
         classes: names, in label order; empty where the network has none.
         num_exits: K, the final exit included.
+        gives_labels: answers are any number of labels, not one class.
         cost: ``(K,)`` multiply-accumulates up to each exit over the plain backbone's.
         manifest: all that the bundle says of itself.
         policies: those of the bundle by name; ``default`` is its own.
@@ -40,6 +41,7 @@ class EdgeNetwork:
         self.manifest, self._sessions = manifest, dict(sorted(sessions.items()))
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.num_exits, self.num_classes = int(manifest["num_exits"]), int(manifest["num_classes"])
+        self.gives_labels = manifest.get("task") == "multilabel"
         self.cost = np.asarray(manifest["cost"])
         self.preprocess: Preprocess | TextPreprocess | None = read_preprocess(manifest["preprocess"])
         self._inputs = [(one["name"], np.dtype(one["dtype"]), tuple(one["shape"])) for one in manifest["inputs"]]
@@ -70,6 +72,9 @@ class EdgeNetwork:
     def _check(self, policy: Policy) -> Policy:
         if len(policy.temperatures) != self.num_exits:
             raise PolicyError(f"policy: it is for {len(policy.temperatures)} exits, the network has {self.num_exits}")
+        if (policy.score == DECIDED) != self.gives_labels:
+            answers = "several labels a sample" if self.gives_labels else "one class a sample"
+            raise PolicyError(f"policy: its score is {policy.score!r}, the network gives {answers}: calibrate one for it")
         own = self.manifest["network"]
         if policy.network and policy.network != own:
             raise PolicyError(f"policy: it was calibrated for network {policy.network}, this is {own}: calibrate one for it")
@@ -92,7 +97,7 @@ class EdgeNetwork:
         """
         tensors = self.check(inputs)
         count = len(next(iter(tensors.values())))
-        answers = Answers(count, self.num_classes, attention, self.policy.gate is not None)
+        answers = Answers(count, self.num_classes, attention, self.policy.gate is not None, self.gives_labels)
         self._route(tensors, answers)
         if not math.isfinite(answers.p.sum()):
             raise InputError(
@@ -107,7 +112,7 @@ class EdgeNetwork:
         previous: tuple[int, Array] | None = None  # the exit before, and its maps
         for k, session in self._sessions.items():
             logits, maps, *crossing = session.run(tensors)
-            p = find_probabilities(logits, policy.temperatures[k])
+            p = find_probabilities(logits, policy.temperatures[k], policy.score)
             before = previous[1] if previous is not None and previous[0] == k - 1 else None
             if k == self.num_exits - 1:
                 trust = np.zeros(len(where), np.float32) if answers.gated else None
@@ -165,6 +170,11 @@ class EdgeNetwork:
             raise InputError("texts: this network takes none, or its bundle does not say how they become inputs")
         encoded = self.preprocess.encode(texts)
         return self.predict({name: encoded[name] for name in self.input_names if name in encoded}, attention=attention)
+
+    def name_answer(self, found: Prediction, i: int) -> str:
+        """The class of sample ``i`` by name, or its labels with ``;`` between; numbers where the network has no names."""
+        told = np.flatnonzero(found.labels[i]).tolist() if self.gives_labels else [int(found.labels[i])]
+        return ";".join(self.classes[c] if self.classes else str(c) for c in told)
 
     def give_reason(self, found: Prediction, i: int) -> str:
         """Why sample ``i`` was answered where it was, in a few words."""

@@ -13,6 +13,7 @@ from exitlens_runtime.errors import PolicyError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("max_probability", "entropy", "margin")
+DECIDED = "decided"  # the score of networks that give several labels: probabilities are sigmoids
 _EPS = np.float32(1e-12)
 
 
@@ -34,7 +35,8 @@ class Policy:
     """When each early exit answers: exit k fires at ``score >= thresholds[k]``; the final exit always answers.
 
     Attributes:
-        thresholds: K-1 numbers; infinite means never. score: one of :data:`SCORES`. temperatures: K positive numbers.
+        thresholds: K-1 numbers; infinite means never. score: one of :data:`SCORES`, or :data:`DECIDED`.
+        temperatures: K positive numbers.
         network: fingerprint of the network it was chosen for; empty fits any.
         gate: of explanations, or ``None``.
     """
@@ -63,8 +65,8 @@ class Policy:
 
     def _check(self) -> None:
         count = len(self.thresholds)
-        if self.score not in SCORES:
-            raise PolicyError(f"policy: expected a score of {SCORES}, got {self.score!r}")
+        if self.score not in (*SCORES, DECIDED):
+            raise PolicyError(f"policy: expected a score of {(*SCORES, DECIDED)}, got {self.score!r}")
         if len(self.temperatures) != count + 1 or not all(0 < t < math.inf for t in self.temperatures):
             raise PolicyError(f"policy: expected {count + 1} positive temperatures, got {self.temperatures}")
         if any(math.isnan(t) or t == -math.inf for t in self.thresholds):
@@ -88,23 +90,31 @@ class Policy:
         return any(t != math.inf for t in later)
 
 
-def find_probabilities(logits: Array, temperature: float) -> Array:  # (B,C) -> (B,C)
-    """Softmax of ``logits / temperature`` in float32."""
+def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0]) -> Array:  # (B,C) -> (B,C)
+    """Softmax of ``logits / temperature`` in float32; for the score ``decided``, of several labels, the sigmoid."""
     x = logits.astype(np.float32, copy=False)
     if temperature != 1.0:
         x = x / np.float32(temperature)
+    if kind == DECIDED:
+        powers = np.exp(-np.abs(x))
+        return np.where(x >= 0, 1, powers) / (1 + powers)  # type: ignore[no-any-return]
     powers = np.exp(x - np.maximum.reduce(x, -1, keepdims=True))  # ufuncs themselves: methods of arrays take twice as long
     powers /= np.add.reduce(powers, -1, keepdims=True)
     return powers
 
 
 def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
-    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability."""
+    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
+
+    ``decided``, of several labels: the smallest of max(p, 1 - p).
+    """
     if kind == "max_probability":
         return np.maximum.reduce(p, -1)  # type: ignore[no-any-return]
     if kind == "entropy":
         nats = (p * np.log(np.where(p > 0, p, 1))).sum(-1)
         return np.maximum(1 + nats / np.float32(math.log(p.shape[-1])), 0)  # type: ignore[no-any-return]
+    if kind == DECIDED:
+        return np.minimum.reduce(np.maximum(p, 1 - p), -1)  # type: ignore[no-any-return]
     two = np.partition(p, -2, axis=-1)[..., -2:]
     return two[..., 1] - two[..., 0]  # type: ignore[no-any-return]
 
@@ -173,7 +183,8 @@ def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array |
     if gate is not None:
         features = find_gate_features(attention, previous)
         sure, entropy, change, constant = (np.float32(w) for w in gate.weights[k])
-        found = sure * p.max(1) + entropy * features[:, 0] + change * features[:, 1] + constant
+        confidence = scores if policy.score == DECIDED else p.max(1)
+        found = sure * confidence + entropy * features[:, 0] + change * features[:, 1] + constant
         estimates = np.clip(found, 0, 1)
         trusted = np.where(estimates <= np.float32(gate.limits[k]), scores, np.float32(0))
     return Decision(scores, trusted >= np.float32(policy.thresholds[k]), estimates)

@@ -48,6 +48,12 @@ def fit(
     columns: options.Columns = "",
     group_by: options.GroupBy = "",
     split_by: options.SplitBy = "",
+    task: Annotated[
+        str,
+        of_data(
+            help="`multilabel`: a sample has any number of labels, a;b in one column (lists and columns of 0 and 1 say so)."
+        ),
+    ] = "",
     root: Root = "",
     skip_bad: SkipBad = False,
     workers: Workers = None,
@@ -91,7 +97,9 @@ def fit(
         of_network("--strict-weights", help="Refuse weights of which a tensor does not fit, the classifier's included."),
     ] = False,
     epochs: Annotated[int, of_training(help="Passes over the training data.")] = 8,
-    egt_weight: Annotated[float, of_training(help="Of the attention-consistency loss (0: off).")] = options.EGT_WEIGHT,
+    egt_weight: Annotated[
+        float | None, of_training(help="Of the attention-consistency loss (0: off); 1 where exits have maps.")
+    ] = None,
     egt_target: Annotated[
         str | None,
         of_more(
@@ -142,10 +150,11 @@ def fit(
     from exitlens.data.sources import open_source
     from exitlens.delivery.run_directory import read_recorded_exits, record_source, save_trained
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
+    from exitlens.model.heads.maps import have_maps
 
     weights = bool(pretrained or init_weights)
     size = size or choose_size(backbone, weights)
-    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel}
+    reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel, "task": task}
     say = partial(_say, json_)
     ranks, resume = _join(out, resume)
     with wait(json_, "listing the data"), ranks.together():
@@ -166,9 +175,13 @@ def fit(
     how |= {"accumulate": accumulate, "clip_norm": clip_norm, "ema": ema, "workers": workers}
     how |= {"cache_features": cache_features}
     aims: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": _read_class_weights(class_weights)}
+    if egt_weight is None and not have_maps(net.heads):
+        say("exits: they have no maps, so classification alone is trained; --groups names what maps could lie on")
+        egt_weight = 0.0
+    weight = options.EGT_WEIGHT if egt_weight is None else egt_weight
     aims |= {"target": egt_target, "reach": egt_reach, "every": egt_every}
     with record_source(out, source, resume=resume, ranks=ranks):
-        result = xl.fit(net, train, validation, loss=xl.EGTLoss(egt_weight, **aims), out_dir=out, ranks=ranks, **how)
+        result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight, **aims), out_dir=out, ranks=ranks, **how)
     left = ranks.share(lambda: save_trained(net, out / "bundle", overwrite=resume))
     if left:
         say(f"policies left out, which were chosen for the network as it was before: {', '.join(left)}; calibrate again")
@@ -186,9 +199,14 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
         "seconds": result.seconds,
         "bad": bad,
     }
-    rows = [["exit", "validation accuracy %", "attention CC with final"]]
-    for name, accuracy, cc in zip(name_exits(net), last["accuracy"], [*last["cc"], None], strict=True):
-        rows.append([name, f"{100 * accuracy:.1f}", "" if cc is None else f"{cc:.2f}"])
+    several = "f1" in last
+    if several:
+        values["f1"] = last["f1"]
+    head = ["validation accuracy %", *(["micro-F1"] if several else []), "attention CC with final"]
+    rows = [["exit", *head]]
+    f1 = [[f"{value:.3f}"] for value in last["f1"]] if several else [[] for _ in last["accuracy"]]
+    for name, accuracy, marks, cc in zip(name_exits(net), last["accuracy"], f1, [*last["cc"], None], strict=True):
+        rows.append([name, f"{100 * accuracy:.1f}", *marks, "" if cc is None else f"{cc:.2f}"])
     show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
     show_skipped(json_, bad)
 

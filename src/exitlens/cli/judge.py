@@ -39,6 +39,9 @@ def calibrate(
     json_: Json = False,
     max_accuracy_drop: Annotated[float | None, of_limits(help="Accuracy that may be lost, 0.01 is one point.")] = None,
     max_class_accuracy_drop: Annotated[float | None, of_limits(help="The same, in every class.")] = None,
+    max_false_negative_drop: Annotated[
+        float | None, of_limits(help="Of several labels: share of a sample's that may be missed more, on average.")
+    ] = None,
     max_disagreement: Annotated[float | None, of_limits(help="Share of answers that may differ from the final's.")] = None,
     max_divergence: Annotated[float | None, of_limits(help="Mean divergence of the attention maps, in [0, 1].")] = None,
     max_cost: Annotated[float | None, of_limits(help="Mean cost, as a fraction of the plain backbone.")] = None,
@@ -61,7 +64,9 @@ def calibrate(
     gate: Annotated[
         bool, of_limits("--gate", help="Exits also need a trusted attention map (with --max-divergence).")
     ] = False,
-    score: Annotated[str, of_limits(help="max_probability, entropy or margin.")] = "max_probability",
+    score: Annotated[
+        str, of_limits(help="max_probability (the default), entropy or margin; of several labels decided.")
+    ] = "",
     data: OtherData = "",
     unlabelled: Annotated[
         str, of_data(help="Images or texts without labels, as for predict: for disagreement and divergence.")
@@ -83,12 +88,13 @@ def calibrate(
     The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate: docs/guarantees.md.
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
-    from exitlens.functional.risk import check_limits
+    from exitlens.functional.limits import NEED_LABELS, check_limits
     from exitlens.types.named_policies import check_name
 
     limits = {
         "max_accuracy_drop": max_accuracy_drop,
         "max_class_accuracy_drop": max_class_accuracy_drop,
+        "max_false_negative_drop": max_false_negative_drop,
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
@@ -96,13 +102,12 @@ def calibrate(
     if all(value is None for value in (*limits.values(), max_cost, max_ms)):
         names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost", "max_ms"))
         raise xl.InputError(f"limits: expected at least one of {names}")
-    check_limits(limits, **spend, delta=delta, score=score, gate=gate, folds=folds)  # before anything is collected
+    check_limits(limits, **spend, delta=delta, score=score or None, gate=gate, folds=folds)  # before anything is collected
     if name:
         check_name(name, "name")
     if max_ms is not None and cost != "time":
         raise xl.InputError("max_ms: it is about measured time: give --cost time, too")
-    if unlabelled:
-        _check_unlabelled(data, root, [max_accuracy_drop, max_class_accuracy_drop])
+    _check_unlabelled(unlabelled, data, root, [limits[name] for name in NEED_LABELS])
     net, _ = xl.load(bundle)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
@@ -114,7 +119,7 @@ def calibrate(
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
-    rules = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "folds": folds, "score": score}
+    rules = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "folds": folds, "score": score or None}
     asked: Any = limits | rules | spend
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
@@ -124,8 +129,10 @@ def calibrate(
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
 
 
-def _check_unlabelled(data: str, root: str, accuracy: list[float | None]) -> None:
+def _check_unlabelled(unlabelled: str, data: str, root: str, accuracy: list[float | None]) -> None:
     """Raises :class:`InputError` for what --unlabelled does not go with."""
+    if not unlabelled:
+        return
     if data or root:
         raise xl.InputError("data, unlabelled: expected one of them (--root goes with --data)")
     if any(limit is not None for limit in accuracy):
@@ -192,7 +199,8 @@ def _show_classes(found: xl.Report, names: Sequence[str]) -> None:
     """A table of the worst classes, where there are labels."""
     worst = found.list_worst_classes()
     if worst:
-        rows = [["class", "samples", "accuracy %", "final exit's %"]]
+        kind = "accuracy %" if found.labels is None else "found %"
+        rows = [["class", "samples", kind, "final exit's %"]]
         for row in worst:
             name = names[row.label] if names else str(row.label)
             rows.append([name, str(row.samples), f"{100 * row.accuracy:.1f}", f"{100 * row.final_accuracy:.1f}"])
@@ -234,11 +242,10 @@ def report(
         raise xl.OutputExistsError(f"out: {out} exists: choose another file")
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
-    require_preprocess(net, xl.Preprocess)  # refuses texts
+    require_preprocess(net, net.input_spec.modality.preprocess)
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         images = load_samples(run, net, "test", data, root, **reading)
-    assert isinstance(images, xl.ImageSet | xl.LazyImages)
     given = {"--compare": compare, "--data": data, "--columns": columns, "--group-by": group_by, "--root": root}
     given |= {
         "--out": out,
@@ -258,5 +265,5 @@ def report(
     for path, one in found.items():
         rows.append([path, f"{100 * (one.accuracy or 0):.1f}", f"{one.cost:.3f}", f"{one.divergence:.3f}"])
     values = {"out": str(out), "runs": {path: one.to_dict() for path, one in found.items()}, "bad": bad}
-    show(json_, values, f"{len(images) - len(bad)} test images: {out}", rows)
+    show(json_, values, f"{len(images) - len(bad)} test {images.modality.plural}: {out}", rows)
     show_skipped(json_, bad)

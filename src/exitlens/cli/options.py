@@ -50,7 +50,7 @@ Columns = Annotated[
     str,
     of_data(
         help="Columns of the data: image=NAME,label=NAME, or text=NAME, series=NAME or features=A|B in place of the image "
-        "(default: found by type)."
+        "(default: found by type); label=A|B|C: columns of 0 and 1, of which any number may be 1."
     ),
 ]
 InputColumns = Annotated[

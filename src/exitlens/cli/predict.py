@@ -144,9 +144,7 @@ def explain(
     from exitlens.delivery.run_directory import load_calibrated
 
     if sum((image is not None, bool(text.strip()), bool(data))) != 1:
-        raise xl.InputError(
-            "image, text, data: expected one of --image FILE (or --file), --text TEXT (not empty) and --data DATA"
-        )
+        raise xl.InputError("image, text, data: expected one of --image FILE, --text TEXT (not empty) and --data DATA")
     if data and out is None:
         raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
     if data and relevance:
@@ -207,15 +205,8 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
             guess, limit = tell_apart(view.estimate or 0.0, view.limit or 0.0)
             cells.append("" if view.estimate is None else f"{guess} (limit {limit.replace('inf', 'none')})")
         mark = "answered" if view.exit == why.answered else ""
-        rows.append(
-            [
-                exit_name(view.exit, why.num_exits),
-                why.name(view.label),
-                *cells,
-                "" if view.cc is None else f"{view.cc:.2f}",
-                mark,
-            ]
-        )
+        cells.append("" if view.cc is None else f"{view.cc:.2f}")
+        rows.append([exit_name(view.exit, why.num_exits), why.name_answer(view), *cells, mark])
     return rows
 
 

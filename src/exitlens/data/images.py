@@ -19,7 +19,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: ``(N,C,H,W)`` ``uint8``.
-        labels: ``(N,)`` ``int64``.
+        labels: ``(N,)`` ``int64``; of several labels ``(N,C)`` of 0 and 1.
         classes: class names, in label order.
         masks: optional ``(N,H,W)`` ``bool``: where the object is.
         preprocess: how pixels become network input; by default scaled to [-2, 2].

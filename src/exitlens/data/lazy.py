@@ -36,7 +36,7 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         reader: gives M samples, as they are before they are normalised.
-        labels: ``(M,)`` ``int64``.
+        labels: ``(M,)`` ``int64``; of several labels ``(M,C)`` of 0 and 1.
         classes: class names, in label order.
         preprocess: how samples become network input.
         groups: optional ``(M,)`` ``int64``: samples with the same number belong together.
@@ -97,7 +97,7 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
         return self.reader.name(int(self.rows[index]))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        found = next(self.decode([self.rows[index : index + 1].tolist()]))
+        found = next(self.decode([[int(self.rows[index])]]))
         self.check(found, skip=False)
         return self.preprocess.normalise(found.values[0]), self.labels[index]
 

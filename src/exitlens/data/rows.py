@@ -7,13 +7,13 @@ import io
 import json
 from array import array
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exitlens.data.checks import check_bad
+from exitlens.data.checks import SEPARATOR, check_bad
 from exitlens.data.formats.columns import Kind
 from exitlens.data.loading.packed import PackedStrings
 from exitlens.errors import DataError
@@ -29,13 +29,15 @@ class Columns(NamedTuple):
 
     Attributes:
         texts: the values of the first key.
-        words: those of the others, by key; equal ones are one object.
+        words: those of the others, by key; equal ones are one object. Of a JSON list, its values with ``;`` between.
         lines: of the file, from 1.
+        listed: keys that had lists.
     """
 
     texts: PackedStrings
     words: Mapping[str, Sequence[str]]
     lines: Sequence[int]
+    listed: frozenset[str] = frozenset()
 
 
 @contextmanager
@@ -48,11 +50,18 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
         raise DataError(f"data: {path} cannot be read ({type(error).__name__}): give a file of texts") from error
 
 
-def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: list[str] | None = None) -> Columns:
+def read_columns(
+    path: Path,
+    keys: tuple[str, ...],
+    skip_bad: bool,
+    skipped: list[str] | None = None,
+    labels: Collection[str] = (),
+) -> Columns:
     """The values of ``keys`` (the text first) of every row; raises for rows without, unless skipped.
 
     The file is read line by line, and a million rows take little more than the bytes of their texts.
-    ``skipped`` gets what is wrong with rows that are.
+    ``skipped`` gets what is wrong with rows that are; ``labels``: keys of several labels, whose values may be
+    empty, or true and false.
     """
     kinds = TABLES if len(keys) > 1 else (*TABLES, ".txt")
     if path.suffix.lower() not in kinds:
@@ -60,14 +69,15 @@ def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: lis
     is_csv = path.suffix.lower() == ".csv"
     texts, lines, bad = PackedStrings(), array("q"), list[str]()
     words: dict[str, list[str]] = {key: [] for key in keys[1:]}
-    known: dict[str, str] = {}  # one object for all equal words
+    known, listed = dict[str, str](), set[str]()  # one object for all equal words
     with open_file(path) as file:
         content = _decode(file, "" if is_csv else "\n")
         for line, values in _read_csv(content, path, keys) if is_csv else _read_lines(content, path.suffix.lower()):
-            fields = values if isinstance(values, str) else _pick_fields(values, keys)
+            fields = values if isinstance(values, str) else _pick_fields(values, keys, labels)
             if isinstance(fields, str):
                 bad.append(f"{path}, line {line}: {fields}")
                 continue
+            listed |= {key for key in keys if isinstance(values, Mapping) and isinstance(values[key], list)}
             texts.append(fields[keys[0]])
             lines.append(line)
             for key, found in words.items():
@@ -77,7 +87,7 @@ def read_columns(path: Path, keys: tuple[str, ...], skip_bad: bool, skipped: lis
         skipped += bad
     if not texts:
         raise DataError(f"data: {path} holds no texts: give a file of one or more")
-    return Columns(texts, words, lines)
+    return Columns(texts, words, lines, frozenset(listed))
 
 
 def _decode(file: io.BufferedReader, newline: str) -> io.TextIOWrapper:
@@ -175,14 +185,17 @@ def _parse_json(text: str) -> Row:
     return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
 
 
-def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...]) -> dict[str, str] | str:
+def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...], labels: Collection[str]) -> dict[str, str] | str:
     """The values of ``keys`` without white space around them, or what is wrong with them."""
     found = {}
     for key in keys:
         value = values.get(key)
-        if type(value) is int and key != keys[0]:
-            value = str(value)
-        if not isinstance(value, str) or not value.strip():
+        is_list = isinstance(value, list) and key != keys[0]
+        if isinstance(value, list) and is_list and all(isinstance(one, str | int) for one in value):
+            value = SEPARATOR.join(map(str, value))
+        elif type(value) is int or (isinstance(value, bool) and key in labels):
+            value = value if key == keys[0] else str(value)
+        if not isinstance(value, str) or not (value.strip() or is_list or key in labels):
             return f"{key}: expected a string that is not empty, got {value!r:.60}"
         try:
             value.encode()

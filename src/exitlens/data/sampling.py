@@ -26,6 +26,8 @@ def read_labels(data: Any, purpose: str) -> Tensor:
         labels = None if found is None else torch.as_tensor(found)
     except (TypeError, ValueError, RuntimeError):
         labels = None
+    if labels is not None and labels.ndim == 2:
+        raise InputError(f"{purpose}: it is for one class a sample, these data have several labels: leave it out")
     if labels is None or labels.shape != (len(data),) or labels.is_floating_point():
         raise InputError(f"{purpose}: needs the training labels: give a data set with .labels, (N,) integers, not a loader")
     return labels

@@ -37,6 +37,7 @@ from exitlens.types import (
     TextPreprocess,
     VolumePreprocess,
 )
+from exitlens.types.tasks import TASKS
 
 NAMES = ("scenes", "fashion", "reviews", "motifs", "blobs")
 _MODALITIES: dict[str, Modality] = {"reviews": TEXT, "motifs": SERIES, "blobs": VOLUME}  # others are images
@@ -75,11 +76,13 @@ class DataSource:
             texts; of tables and shards, names, sizes and both ends of the files); a later difference is an error, because
             the splits would no longer be disjoint from what was trained on.
         columns: which columns to read, ``"image=NAME,label=NAME"``, or ``text=NAME``, ``series=NAME`` or ``features=A|B`` in
-            place of the image; by default found by type.
+            place of the image; by default found by type. ``label=A|B|C`` are columns of 0 and 1, one for each label.
         group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
             in it belong together, and are never in different splits.
         split_by: a column that names the split of each sample.
         mel: of sounds, bands of the log-mel spectrogram that networks take (0: the waveform).
+        task: ``multilabel``: the words of a label column have ``;`` between them, and a sample has any number of them. Lists
+            of labels, and several columns of 0 and 1 (``label=A|B|C``), say so themselves.
     """
 
     name: str
@@ -92,6 +95,7 @@ class DataSource:
     group_by: str = ""
     split_by: str = ""
     mel: int = 0
+    task: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -189,7 +193,7 @@ class DataSource:
         return take_split(parts.sets, split, self.seed, self.name, parts.group_names)
 
     def _reading(self) -> Reading:
-        return Reading(self.columns, self.group_by, self.split_by)
+        return Reading(self.columns, self.group_by, self.split_by, self.task)
 
     def _load_named(self, split: Split, preprocess: Preprocessing | None) -> SampleSet:
         if self.name == "reviews":
@@ -249,10 +253,12 @@ def describe_parts(parts: Parts, source: DataSource, found: Mapping[Split, Sampl
 
 def describe_classes(part: SampleSet) -> str:
     """How many samples and classes a split has, and of how many samples each class."""
-    counts = part.labels.bincount(minlength=len(part.classes))
+    several = part.labels.ndim == 2
+    counts = part.labels.sum(0) if several else part.labels.bincount(minlength=len(part.classes))
     least, most = int(counts.min()), int(counts.max())
     each = f"{least} each" if least == most else f"{least} to {most} each"
-    return f"{len(part):,} {part.modality.plural} of {len(part.classes)} classes ({each})"
+    what = f"with {len(part.classes)} labels, any number to a sample" if several else f"of {len(part.classes)} classes"
+    return f"{len(part):,} {part.modality.plural} {what} ({each})"
 
 
 def open_source(
@@ -266,6 +272,7 @@ def open_source(
     group_by: str = "",
     split_by: str = "",
     mel: int = 0,
+    task: str = "",
 ) -> DataSource:
     """A :class:`DataSource` for a name, checked as far as can be without reading samples.
 
@@ -273,6 +280,8 @@ def open_source(
         InputError, DataError: a name that is neither known nor of files, or words that are no columns.
     """
     parse_columns(columns)
+    if task not in ("", *TASKS):
+        raise InputError(f"task: expected one of {TASKS}, or nothing where the data tell, got {task!r}")
     contents = ""
     if name.startswith(TORCHVISION):
         if not root:
@@ -284,6 +293,7 @@ def open_source(
             known = f"{', '.join(NAMES)}, {TORCHVISION}NAME, {HUB}NAME, {files}"
             raise DataError(f"data: no folder {name}; it can also be {known}.{suggest(name, NAMES)}")
         contents = hash_source(name, kind)
-    if (name in NAMES or name.startswith(TORCHVISION)) and (columns or group_by or split_by):
-        raise InputError(f"columns, group_by, split_by: they are for data from files, {name} has no columns: leave them out")
-    return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by, mel)
+    if (name in NAMES or name.startswith(TORCHVISION)) and (columns or group_by or split_by or task == "multilabel"):
+        words = "columns, group_by, split_by, task"
+        raise InputError(f"{words}: they are for data from files, {name} has no columns: leave them out")
+    return DataSource(name, root, size, seed, background_agreement, contents, columns, group_by, split_by, mel, task)

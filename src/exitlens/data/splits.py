@@ -23,7 +23,7 @@ class Splittable(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """``(N,)`` integers."""
+        """``(N,)`` integers; of several labels ``(N,C)`` bool."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,7 +69,8 @@ _Set = TypeVar("_Set", bound=Splittable)
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     """Disjoint random parts of a set with these shares of every class; the last part gets what is left over.
 
-    Where the set has ``groups``, every group goes into one part as a whole, see :func:`assign_groups`.
+    Where the set has ``groups``, every group goes into one part as a whole, see :func:`assign_groups`. Of several labels a
+    sample, the rarest of each sample's counts as its class, so that rare labels are spread over all parts.
 
     Raises:
         DataError: if a class has too few samples (groups) to give every part one.
@@ -77,18 +78,28 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise InputError(f"shares: expected positive numbers that sum to 1, got {list(shares)}")
     rng = torch.Generator().manual_seed(seed)
+    labels, classes = data.labels, data.classes
+    if labels.ndim == 2:
+        labels, classes = find_rarest(labels), (*classes, "none of the labels")
     if data.groups is not None and len(data.groups.unique()) < len(data.groups):
-        parts = assign_groups(data.labels, data.groups, data.classes, shares, rng)  # (N,)
+        parts = assign_groups(labels, data.groups, classes, shares, rng)  # (N,)
         return [data.subset((parts == i).nonzero().flatten()) for i in range(len(shares))]
     chosen: list[list[Tensor]] = [[] for _ in shares]
-    for label in range(len(data.classes)):
-        where = (data.labels == label).nonzero().flatten()
-        if 0 < len(where) < len(shares):
-            raise DataError(f"data: class {data.classes[label]!r} has {len(where)} sample(s), need {len(shares)} or more")
+    for label in range(len(classes)):
+        where = (labels == label).nonzero().flatten()
+        if 0 < len(where) < len(shares) and data.labels.ndim == 1:
+            raise DataError(f"data: class {classes[label]!r} has {len(where)} sample(s), need {len(shares)} or more")
         where = where[torch.randperm(len(where), generator=rng)]
         for part, found in zip(chosen, where.split(share_out(len(where), shares)), strict=True):
             part.append(found)
     return [data.subset(torch.cat(part).sort().values) for part in chosen]
+
+
+def find_rarest(labels: Tensor) -> Tensor:  # (N,C) bool -> (N,)
+    """Of each sample's labels the one that the fewest samples have; C for a sample without any."""
+    counts = torch.cat([labels.sum(0), torch.tensor([len(labels) + 1])])  # no label is as common as that
+    padded = torch.cat([labels, torch.ones(len(labels), 1, dtype=torch.bool)], 1)
+    return torch.where(padded, counts, len(labels) + 2).argmin(1)
 
 
 def share_out(count: int, shares: Sequence[float]) -> list[int]:

@@ -29,7 +29,7 @@ class TextSet(Dataset[TextItem]):
 
     Args:
         texts: N texts.
-        labels: ``(N,)`` ``int64``.
+        labels: ``(N,)`` ``int64``; of several labels ``(N,C)`` of 0 and 1.
         classes: class names, in label order.
         preprocess: how texts become token ids; its ``length`` is L.
         masks: optional ``(N,L)`` ``bool``: which tokens carry the answer.

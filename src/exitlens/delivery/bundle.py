@@ -33,6 +33,7 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.named_policies import DEFAULT, check_fit, check_name, check_named
+from exitlens.types.tasks import Task
 
 # In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers,
 # and up to format 3 every network had a tuning: one with everything off, and nothing measured, stood for none.
@@ -71,9 +72,9 @@ def save(
     target = Path(directory).resolve()
     fingerprint = net.fingerprint()
     if policy is not None:
-        policy.check(net.num_exits, net.identity())
+        policy.check(net.num_exits, net.identity(), net.info.task)
     named = {} if policies is None else policies
-    check_named(named, net.num_exits, net.identity())
+    check_named(named, net.num_exits, net.identity(), net.info.task)
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
         hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
         raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
@@ -162,7 +163,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if manifest.get("onnx"):
         net._session.keep_files(_keep_onnx(source, manifest))
     if policy is not None:
-        policy.check(net.num_exits, net.identity())
+        policy.check(net.num_exits, net.identity(), net.info.task)
     return net.eval(), policy
 
 
@@ -187,7 +188,7 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
         named = read_json(source / POLICIES)
         if not isinstance(named, dict):
             raise BundleError(f"{source / POLICIES}: expected policies by name, got {type(named).__name__}: save it again")
-    num_exits, network = _read_identity(source, manifest["format"])
+    num_exits, network, task = _read_identity(source, manifest["format"])
     policies = {} if own is None else {DEFAULT: _read_policy(own, f"{source / POLICY}, {DEFAULT}")}
     for name, values in named.items():
         try:
@@ -196,7 +197,7 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
             raise BundleError(str(error)) from error
         policies[name] = _read_policy(values, f"{source / POLICIES}, {name}")
     for name, policy in policies.items():
-        check_fit(policy, num_exits, network, f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}")
+        check_fit(policy, num_exits, network, f"{source / (POLICY if name == DEFAULT else POLICIES)}, {name}", task)
     return policies
 
 
@@ -207,13 +208,13 @@ def _read_policy(values: Any, place: str) -> Policy:
         raise BundleError(f"{place}: expected a policy as exitlens writes it ({error!r}): save it again") from error
 
 
-def _read_identity(source: Path, form: int) -> tuple[int, str]:
-    """How many exits the network has, and what policies name it by."""
+def _read_identity(source: Path, form: int) -> tuple[int, str, Task]:
+    """How many exits the network has, what policies name it by, and what it answers."""
     values = read_json(source / NETWORK)
     try:
         tuning = _read_tuning(values.get("tuning"), form)
         precision = "float32" if tuning is None else tuning.numbers
-        return len(values["at"]) + 1, name_network(values["fingerprint"], precision)
+        return len(values["at"]) + 1, name_network(values["fingerprint"], precision), values.get("task", "classes")
     except (ExitlensError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}): save it again") from error
 

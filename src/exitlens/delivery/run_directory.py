@@ -176,7 +176,7 @@ def load_samples(
     if not data and (columns or group_by):
         raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
     if data and data not in NAMES and (kind := find_format(data, columns, [group_by])) is not None:
-        found = _load_files(net, split, data, kind, Reading(columns, group_by), skip_bad)
+        found = _load_files(net, split, data, kind, Reading(columns, group_by, task=net.info.task), skip_bad)
     else:
         source = open_source(data, root=root, size=net.info.input_shape[-1]) if data else read_source(path)
         own = net.info.preprocess if isinstance(net.info.preprocess, source.modality.preprocess) else None

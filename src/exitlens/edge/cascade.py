@@ -15,6 +15,7 @@ from exitlens.functional.maps import make_shift
 from exitlens.model.engine.onnx.files import OPSET, Written, import_onnx
 from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
 from exitlens.types import Policy
+from exitlens.types.tasks import DECIDED
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
 ANSWERS = ("labels", "exits", "scores", "probabilities")
@@ -48,10 +49,10 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: st
     """Writes one file that decides for itself.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
-    outputs have a row for each sample: ``labels``, ``exits``, ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in
-    the file, ``attention_K`` ``(B,*S)``, placed in the image, which is 0 for samples that another exit answered. The score
-    is the policy's. The weights of a stage are in the branch that runs it: outside, ONNX Runtime does not find the fast
-    layouts.
+    outputs have a row for each sample: ``labels`` (``(B,)`` classes; of several labels ``(B,C)`` of 0 and 1), ``exits``,
+    ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in the file, ``attention_K`` ``(B,*S)``, placed in the image,
+    which is 0 for samples that another exit answered. The score is the policy's. The weights of a stage are in the branch
+    that runs it: outside, ONNX Runtime does not find the fast layouts.
 
     Raises:
         ExportError: for a policy with a gate, which the file cannot hold.
@@ -93,6 +94,8 @@ class _Builder:
         end = f"_from_{place}" if place else ""
         types = (kinds.INT64, kinds.INT64, kinds.FLOAT)
         answers = [make(f"{name}{end}", kind, [rows]) for name, kind in zip(ANSWERS[:3], types, strict=True)]
+        if self.score == DECIDED:
+            answers[0] = make(f"{ANSWERS[0]}{end}", kinds.INT64, [rows, self.classes])
         answers.append(make(f"{ANSWERS[3]}{end}", kinds.FLOAT, [rows, self.classes]))
         later = self.parts[place:]
         return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in later]
@@ -138,8 +141,12 @@ class _Builder:
         """Labels, exits, scores and probabilities of an exit."""
         axis = block.hold([1], np.int64)
         temperature = block.add("Gather", TEMPERATURES, block.hold(exit_, np.int64), axis=0)
-        p = block.add("Softmax", block.add("Div", logits, temperature), axis=1)
-        if self.score == "max_probability":
+        scaled = block.add("Div", logits, temperature)
+        p = block.add("Sigmoid", scaled) if self.score == DECIDED else block.add("Softmax", scaled, axis=1)
+        if self.score == DECIDED:
+            sure = block.add("Max", p, block.add("Sub", block.hold(1, np.float32), p))
+            score = block.add("ReduceMin", sure, axis, keepdims=0)
+        elif self.score == "max_probability":
             score = block.add("ReduceMax", p, axis, keepdims=0)
         elif self.score == "entropy":
             logs = block.add("Log", block.add("Max", p, block.hold(1e-38, np.float32)))
@@ -150,9 +157,15 @@ class _Builder:
             two = block.add("TopK", p, block.hold([2], np.int64), count=2, axis=1)
             first, second = (block.add("Gather", two, block.hold(i, np.int64), axis=1) for i in range(2))
             score = block.add("Sub", first, second)
-        labels = block.add("ArgMax", p, axis=1, keepdims=0)
-        exits = block.add("Expand", block.hold([exit_], np.int64), block.add("Shape", labels))
-        return [labels, exits, score, p]
+        exits = block.add("Expand", block.hold([exit_], np.int64), block.add("Shape", score))
+        return [self._choose(block, p), exits, score, p]
+
+    def _choose(self, block: _Block, p: str) -> str:
+        """The most probable class, or (0 or 1) whether each of several labels is there."""
+        if self.score != DECIDED:
+            return block.add("ArgMax", p, axis=1, keepdims=0)
+        there = block.add("GreaterOrEqual", p, block.hold(0.5, np.float32))
+        return block.add("Cast", there, to=self.onnx.TensorProto.INT64)
 
     def _go_on(self, place: int, answers: Sequence[str], rows: str, crossing: dict[str, str]) -> Any:
         """The branch in which samples stay: they run through the rest, whose answers take the place of the early ones."""
@@ -162,7 +175,7 @@ class _Builder:
         block.nodes[:0] = first
         where = block.add("Unsqueeze", rows, block.hold([1], np.int64))  # (n,1)
         merged = [block.add("ScatterND", old, where, new) for old, new in zip(answers, found, strict=False)]
-        count = block.add("Shape", answers[0])
+        count = block.add("Shape", answers[1])
         for part, new in zip(self.parts[place + 1 :], found[4:], strict=True):
             merged.append(block.add("ScatterND", self._make_empty(block, count, part), where, new))
         return self._close(block, merged, place, "goes_on")
@@ -170,7 +183,7 @@ class _Builder:
     def _end(self, place: int, answers: Sequence[str]) -> Any:
         """The branch in which all have left."""
         block = _Block(self.onnx, f"end_{place}_")
-        count = block.add("Shape", answers[0])
+        count = block.add("Shape", answers[1])
         same = [block.add("Identity", one) for one in answers]
         return self._close(block, same + [self._make_empty(block, count, p) for p in self.parts[place + 1 :]], place, "ends")
 

@@ -66,7 +66,7 @@ def export(
     """
     check_arguments(net, policy, directory)
     named = {} if policies is None else policies
-    check_named(named, net.num_exits, net.identity())
+    check_named(named, net.num_exits, net.identity(), net.info.task)
     target = Path(directory).resolve()
     own = check_target(target, overwrite) | {POLICIES}
     with replace_directory(target, own) as temporary:
@@ -85,7 +85,7 @@ def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None
         raise ExportError("net: expected float32, which edge bundles are in: net.float(), and calibrate a policy for it")
     if net.is_tuned and net.tuning.precision != "float32":
         raise ExportError(f"net: it is tuned to {net.tuning.precision}: set net.tuning = Tuning(), and calibrate again")
-    policy.check(net.num_exits, net.identity() if policy.network else "")
+    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
 
 
 def check_target(target: Path, overwrite: bool) -> set[str]:
@@ -158,7 +158,7 @@ def part_samples(net: ExitNet, policy: Policy, activations: Activations, exits: 
 
 
 def _compare_answers(found: Mapping[str, Any], expected: Prediction, sure: Tensor) -> None:
-    for name, value in (("labels", expected.labels), ("exits", expected.exits), ("scores", expected.confidence)):
+    for name, value in (("labels", expected.labels.long()), ("exits", expected.exits), ("scores", expected.confidence)):
         off = (torch.from_numpy(found[name])[sure] - value[sure]).abs()
         if off.numel() and not off.max() < NEAR:
             raise ExportError(
@@ -206,6 +206,7 @@ def describe(net: ExitNet) -> dict[str, Any]:
         "num_exits": net.num_exits,
         "num_classes": info.num_classes,
         "classes": list(info.classes),
+        **({} if info.task == "classes" else {"task": info.task}),
         "modality": info.modality.name,
         "inputs": [
             {"name": name, "dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape[1:])}

@@ -24,6 +24,7 @@ from exitlens.model.engine.onnx.quantise import quantise_files
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Trace
+from exitlens.types.tasks import are_same
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 
@@ -141,13 +142,13 @@ def _take_batches(net: ExitNet, samples: Any) -> Iterator[tuple[Tensor, ...]]:
 
 def _report(directory: Path, policy: Policy, chosen: Policy, before: Trace, after: Trace) -> Int8Report:
     pairs = ((before, policy), (after, chosen))
-    labels = [trace.logits.argmax(-1) for trace, _ in pairs]
+    labels = [trace.answers for trace, _ in pairs]
     exits = [route(trace, one) for trace, one in pairs]
     shares = [tuple((one.bincount(minlength=before.num_exits) / len(one)).tolist()) for one in exits]
-    same = tuple((labels[0] == labels[1]).double().mean(0).tolist())
+    same = tuple(are_same(labels[0], labels[1], before.task).double().mean(0).tolist())
     if before.labels is None:
         return Int8Report(directory, chosen, same, None, None, (shares[0], shares[1]))
-    right = [(one == before.labels[:, None]).double() for one in labels]
+    right = [trace.correct.double() for trace, _ in pairs]
     own = [tuple(one.mean(0).tolist()) for one in right]
     routed = [one.gather(1, taken[:, None]).mean().item() for one, taken in zip(right, exits, strict=True)]
     return Int8Report(directory, chosen, same, (own[0], own[1]), (routed[0], routed[1]), (shares[0], shares[1]))

@@ -57,6 +57,8 @@ def export_web(
     check_arguments(net, policy, directory)
     if not isinstance(net.info.preprocess, Preprocess):
         raise ExportError("net: the page needs to know how pictures become inputs: net.describe(preprocess=...) first")
+    if net.info.task == "multilabel":
+        raise ExportError("net: the page shows one class for a picture, this network gives several labels: use xl.export")
     target = Path(directory).resolve()
     own = check_target(target, overwrite)
     with tempfile.TemporaryDirectory() as folder, replace_directory(target, own) as temporary:

@@ -13,6 +13,7 @@ from exitlens.functional.maps import on_common_grid
 from exitlens.functional.scores import score
 from exitlens.functional.similarity import divergence
 from exitlens.types import Gate, Trace
+from exitlens.types.tasks import USUAL_SCORES
 
 RIDGE = 1e-4  # of the mean square of each gate feature
 SHARES = (1.0, 0.97, 0.93, 0.87, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the samples that a gate may trust, tried in turn
@@ -42,7 +43,7 @@ def estimate_trace(trace: Trace, temperatures: Sequence[float], gate: Gate) -> T
     """The gate's estimates at every early exit of every sample; see :func:`require_gate_features`."""
     gate_features, columns = require_gate_features(trace), []
     for k in range(trace.num_exits - 1):
-        confidence = score(trace.logits[:, k], temperature=temperatures[k])
+        confidence = score(trace.logits[:, k], USUAL_SCORES[trace.task], temperatures[k])
         columns.append(estimate(gate, k, confidence, gate_features[:, k]))
     return torch.stack(columns, 1) if columns else torch.empty(len(trace), 0)
 
@@ -58,7 +59,7 @@ def fit_gate(trace: Trace, rows: Tensor, temperatures: Sequence[float]) -> Gate:
     """A gate without limits, fitted by ridge regression to the divergences measured on the samples at ``rows`` ``(n,)``."""
     gate_features, weights = require_gate_features(trace)[rows].double(), []
     for k in range(trace.num_exits - 1):
-        confidence = score(trace.logits[rows, k], temperature=temperatures[k]).double()
+        confidence = score(trace.logits[rows, k], USUAL_SCORES[trace.task], temperatures[k]).double()
         columns = torch.stack([confidence, gate_features[:, k, 0], gate_features[:, k, 1]], 1)
         centre = columns.mean(0)
         x, y = columns - centre, trace.divergence[rows, k].double()

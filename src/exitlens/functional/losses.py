@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional import similarity
-from exitlens.functional.maps import class_evidence, energy, geometric_mean, on_common_grid, regrid
+from exitlens.functional.classification import classification_loss, distillation_loss
+from exitlens.functional.maps import class_evidence, energy, geometric_mean, label_evidence, on_common_grid, regrid
 from exitlens.functional.relevance import mix_target
 from exitlens.types import ExitOutput, LossTerms
-from exitlens.types.inputs import check_labels
+from exitlens.types.tasks import check_truth
 
 Of = Literal["attention", "evidence", "activation"]
 Distance = Literal["kl", "js", "cosine", "pearson", "mse"]
@@ -94,16 +94,6 @@ def _distance(target: Tensor, exit_map: Tensor, distance: Distance, signed: bool
     return (target - exit_map).square().flatten(1).sum(1)
 
 
-def distillation_loss(outputs: Sequence[ExitOutput], temperature: float = 2.0) -> Tensor:
-    """``T^2/(K-1) sum_k KL(softmax(final/T) ‖ softmax(exit k/T))``, final detached (Be Your Own Teacher, 1905.08094)."""
-    if len(outputs) < 2:
-        return outputs[0].logits.new_zeros(())
-    *students, teacher = (out.logits.float() / temperature for out in outputs)
-    target = teacher.detach().softmax(1)
-    terms = [F.kl_div(student.log_softmax(1), target, reduction="batchmean") for student in students]
-    return temperature**2 * torch.stack(terms).mean()
-
-
 @dataclass(frozen=True)
 class EGTLoss:
     """Explanation-Guided Training: cross-entropy at every exit plus attention consistency with the final exit.
@@ -116,7 +106,8 @@ class EGTLoss:
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
-        of: ``attention``, ``evidence`` (of the true class) or ``activation`` (channel energy; needs ``features``).
+        of: ``attention``, ``evidence`` (of the true class, or the mean of the true labels) or ``activation`` (channel
+            energy; needs ``features``).
         distance: ``kl``, ``js``, ``cosine``, ``pearson`` or ``mse``.
         target: what maps are pulled towards; by default what suits the network (:meth:`for_network`), outside of
             :func:`exitlens.fit` ``attention``. ``attention``: the early exits' towards the final exit's (the paper). The
@@ -133,10 +124,12 @@ class EGTLoss:
         every: of so many steps one asks for consistency, with so many times the weight (:meth:`at_step`; ``fit`` does); by
             default 2 for images and targets made of relevance, which costs a backward pass (subclasses: 1), else 1.
         distill: weight of the distillation of logits from the final exit (arXiv 1905.08094), with the same ramp.
-        label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567).
+        label_smoothing: share in [0, 1) of every label that is spread evenly over all classes (arXiv 1512.00567); of several
+            labels over yes and no.
         class_weights: C positive numbers: a sample's cross-entropy counts as much as its class's number says. The mean is
             over samples, not over weights as PyTorch's is, so that batches can be split and added. ``"balanced"`` is for
-            :func:`exitlens.fit`, which counts the training labels: N / (C * samples of the class).
+            :func:`exitlens.fit`, which counts the training labels: N / (C * samples of the class). Of several labels, the
+            numbers weigh the labels' terms, and there is no ``"balanced"``.
     """
 
     weight: float = 1.0
@@ -222,13 +215,14 @@ class EGTLoss:
 
         Args:
             outputs: of every exit, final last.
-            labels: ``(B,)`` integers in ``[0, C)``.
+            labels: ``(B,)`` integers in ``[0, C)``; of several labels ``(B,C)`` of 0 and 1, and then the classification term
+                is the mean of the labels' binary cross-entropies.
             progress: how much of training is done, in [0, 1]; sets the ramp.
             features: ``(B,D,*S)`` of every exit (``net.with_features``), for ``of="activation"`` only.
             relevance: ``(B,*S)`` signed (``net.with_relevance``), for the targets that are made of it.
         """
         self._check(outputs, labels, features, relevance)
-        labels = labels.long()
+        labels = labels if labels.ndim == 2 else labels.long()
         alpha = ramp(progress, self.ramp_share)
         classification = self.classify(outputs, labels)
         consistency = distillation = classification.new_zeros(())
@@ -236,7 +230,7 @@ class EGTLoss:
             maps = self._maps(outputs, labels, features)
             consistency = consistency_loss(maps, self.distance, self.of == "evidence", self.make_targets(maps, relevance))
         if self.distill > 0:
-            distillation = distillation_loss(outputs)
+            distillation = distillation_loss(outputs, several=labels.ndim == 2)
         total = classification + alpha * (self.weight * consistency + self.distill * distillation)
         return LossTerms(total, classification.detach(), consistency.detach(), distillation.detach())
 
@@ -244,14 +238,9 @@ class EGTLoss:
         """The classification term: the weighted mean of the exits' cross-entropies."""
         self.check_size(len(outputs), outputs[0].logits.shape[1])
         weights = self.exit_weights or (EARLY_WEIGHT,) * (len(outputs) - 1) + (1.0,)
-        terms = [w * self._cross_entropy(out.logits.float(), labels) for w, out in zip(weights, outputs, strict=True)]
+        how = self.label_smoothing, None if self.class_weights == "balanced" else self.class_weights
+        terms = [w * classification_loss(out.logits, labels, *how) for w, out in zip(weights, outputs, strict=True)]
         return torch.stack(terms).mean()
-
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.class_weights is None:
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
-        return (each * torch.tensor(self.class_weights, device=logits.device)[labels]).mean()
 
     def check_size(self, exits: int, classes: int) -> None:
         """Raises :class:`InputError` unless there is a weight for each of the ``exits`` and ``classes``, or none at all."""
@@ -271,13 +260,14 @@ class EGTLoss:
 
     def _maps(self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None) -> list[Tensor]:
         if self.of == "evidence":
-            return [class_evidence(out.evidence.float(), labels) for out in outputs]
+            choose = class_evidence if labels.ndim == 1 else label_evidence
+            return [choose(out.evidence.float(), labels) for out in outputs]
         return [energy(f) for f in features or ()] if self.of == "activation" else [out.attention.float() for out in outputs]
 
     def _check(
         self, outputs: Sequence[ExitOutput], labels: Tensor, features: Sequence[Tensor] | None, relevance: Tensor | None
     ) -> None:
-        check_labels(labels, *outputs[0].logits.shape)
+        check_truth(labels, *outputs[0].logits.shape)
         if self.of == "activation" and self.weight > 0 and (features is None or len(features) != len(outputs)):
             raise InputError("features: of='activation' needs every exit's features: outs, features = net.with_features(x)")
         if self.needs_relevance and (relevance is None or len(relevance) != len(labels)):

@@ -110,6 +110,14 @@ def class_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,
     return evidence.gather(1, index).squeeze(1) - evidence.mean(1)
 
 
+def label_evidence(evidence: Tensor, labels: Tensor) -> Tensor:  # (B,C,*S), (B,C) -> (B,*S)
+    """The mean evidence of a sample's labels, which compete with none; of a sample without any, less that of all labels."""
+    some = labels.any(1, keepdim=True)
+    weights = torch.where(some, labels.float(), -torch.ones_like(evidence.flatten(2)[..., 0]))  # (B,C)
+    weights = weights / weights.abs().sum(1, keepdim=True)
+    return torch.einsum("bc,bc...->b...", weights, evidence)
+
+
 def top_cells(x: Tensor, fraction: float, real: Tensor | None = None) -> Tensor:  # (B,*S) -> (B,*S) bool
     """True at the ``ceil(fraction * locations)`` largest cells of each map; ties go to the earlier cell.
 

@@ -1,4 +1,4 @@
-"""Quality of answers and confidences: calibration error, risk-coverage, overthinking, cost curves."""
+"""Quality of answers and confidences: calibration error, risk-coverage, overthinking, F1."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) 
     share = torch.zeros(len(counts), dtype=torch.float64, device=wrong.device).index_add_(0, group, wrong) / counts
     errors: Tensor = share[group].cumsum(0)
     return errors / torch.arange(1, len(wrong) + 1, device=wrong.device)
+
+
+def micro_f1(answers: Tensor, labels: Tensor) -> float:  # (N,C) bool each
+    """``2 TP / (2 TP + FP + FN)``, counted over all samples and labels together; 1 where nothing is told or there."""
+    told, there = int(answers.sum()), int(labels.sum())
+    return 2 * int((answers & labels).sum()) / (told + there) if told + there else 1.0
 
 
 def overthinking(correct: Tensor) -> tuple[float, float]:  # (N,K) bool

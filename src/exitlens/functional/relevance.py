@@ -7,6 +7,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional.maps import as_distribution, regrid
+from exitlens.types.tasks import Task, find_answers
 
 
 def class_score(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,)
@@ -16,6 +17,24 @@ def class_score(logits: Tensor, labels: Tensor) -> Tensor:  # (B,C), (B,) -> (B,
     """
     logits = logits.float()
     return logits.gather(1, labels[:, None].long()).squeeze(1) - logits.mean(1)
+
+
+def choose_explained(logits: Tensor, task: Task) -> Tensor:  # (B,C) -> (B,) int64, or (B,C) bool
+    """Whose logits an explanation is about: the answer's; of several labels the strongest one's, where none is told."""
+    if task == "classes":
+        return logits.argmax(1)
+    told = find_answers(logits, task)
+    strongest = torch.zeros_like(told).scatter_(1, logits.argmax(1, keepdim=True), True)
+    return torch.where(told.any(1, keepdim=True), told, strongest)
+
+
+def answer_score(logits: Tensor, task: Task, answers: Tensor | None = None) -> Tensor:  # (B,C) -> (B,)
+    """:func:`class_score` of the answers; of several labels the sum of their logits, which compete with none.
+
+    ``answers``: as :func:`choose_explained` gives them, by default for these logits.
+    """
+    answers = choose_explained(logits, task) if answers is None else answers
+    return class_score(logits, answers) if task == "classes" else (logits.float() * answers).sum(1)
 
 
 def gradient_x_input(scores: Tensor, *features: Tensor, retain_graph: bool = False) -> Tensor:

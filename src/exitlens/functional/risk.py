@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from exitlens.errors import CalibrationError, InputError, require
+from exitlens.errors import CalibrationError, InputError
 from exitlens.functional.grouping.groups import average_groups, weigh_samples
-from exitlens.types import SCORES, Trace
+from exitlens.types import Trace
+from exitlens.types.tasks import are_same
 from exitlens.types.timings import Timing, format_ms
 
 ROOM = 1e-6  # costs are float32
@@ -24,7 +25,7 @@ class Risk:
     Attributes:
         values: ``(N,K)``: what each sample loses at each exit; 0 at the final one, but for what is spent.
         limit: on the mean, in [0, 1].
-        kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1].
+        kind: ``binary``: 0 or 1; ``ternary``: -1, 0 or 1; ``unit``: in [0, 1]; ``signed``: in [-1, 1].
         rows: ``(N,)`` bool: the samples whose mean it is; ``None``: all.
         groups: ``(N,)`` in [0, G), numbered so that the order says nothing about the losses; ``None``: all samples are
             independent.
@@ -34,7 +35,7 @@ class Risk:
     name: str
     values: Tensor
     limit: float
-    kind: Literal["binary", "ternary", "unit"]
+    kind: Literal["binary", "ternary", "unit", "signed"]
     rows: Tensor | None = None
     groups: Tensor | None = None
     largest: int | None = None
@@ -130,22 +131,42 @@ class Budget:
         return Risk(self.name, values, self.limit, "binary" if bool(((values == 0) | (values == 1)).all()) else "unit")
 
 
-def predictions(trace: Trace) -> Tensor:  # -> (N,K)
-    """The class each exit answers (a temperature never changes it)."""
-    return trace.logits.argmax(-1)
+def predictions(trace: Trace) -> Tensor:  # -> (N,K), or (N,K,C) bool
+    """The class, or the labels, that each exit answers (a temperature never changes it)."""
+    return trace.answers
 
 
 def accuracy_drop(trace: Trace) -> Tensor:  # -> (N,K)
-    """``1[exit wrong] - 1[final wrong]``, in {-1, 0, 1}; its mean is the accuracy lost by answering at that exit."""
-    labels = trace.require_labels("accuracy_drop")
-    wrong = (predictions(trace) != labels[:, None]).float()
+    """``1[exit wrong] - 1[final wrong]``, in {-1, 0, 1}; its mean is the accuracy lost by answering at that exit.
+
+    Of several labels an answer is right if all of them are (subset accuracy).
+    """
+    trace.require_labels("accuracy_drop")
+    wrong = (~trace.correct).float()
     return wrong - wrong[:, -1:]
 
 
+def false_negatives(answers: Tensor, labels: Tensor) -> Tensor:  # (N,...,C), (N,...,C) bool -> (N,...)
+    """The share of a sample's labels that an answer lacks; 0 for a sample that has none."""
+    return (labels & ~answers).sum(-1).float() / labels.sum(-1).clamp_min(1)
+
+
+def false_negative_drop(trace: Trace) -> Tensor:  # -> (N,K)
+    """The share of a sample's labels that the exit misses less that which the final exit misses, in [-1, 1].
+
+    Raises :class:`InputError` for a trace of one class a sample.
+    """
+    labels = trace.require_labels("max_false_negative_drop")
+    if trace.task != "multilabel":
+        raise InputError("max_false_negative_drop: it is for several labels a sample, give max_accuracy_drop instead")
+    missed = false_negatives(trace.answers, labels[:, None])
+    return missed - missed[:, -1:]
+
+
 def disagreement(trace: Trace) -> Tensor:  # -> (N,K)
-    """``1[answer differs from the final exit's]``; needs no labels."""
-    answers = predictions(trace)
-    return (answers != answers[:, -1:]).float()
+    """``1[answer differs from the final exit's]``, of several labels in any of them; needs no labels of the data."""
+    answers = trace.answers
+    return (~are_same(answers, answers[:, -1:], trace.task)).float()
 
 
 def select_exits(values: Tensor, exits: Tensor) -> Tensor:  # (N,K), (N,) -> (N,)
@@ -165,11 +186,22 @@ def list_risks(trace: Trace, limits: Mapping[str, float], rows: Tensor) -> list[
             if trace.num_exits > 1 and not trace.has_maps:
                 raise InputError("max_divergence: the network's exits have no maps that could differ: leave it out")
             risks.append(Risk(name, trace.divergence.clamp(0, 1), limit, "unit"))
+        elif name == "max_false_negative_drop":
+            risks.append(Risk(name, false_negative_drop(trace), limit, "signed"))
         else:
-            labels, drop = trace.require_labels(name), accuracy_drop(trace)
-            classes = labels[rows].unique().tolist()
-            risks += [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
+            risks += _limit_classes(trace, name, limit, rows)
     return risks
+
+
+def _limit_classes(trace: Trace, name: str, limit: float, rows: Tensor) -> list[Risk]:
+    """Of the samples of each class; of several labels, whether those that have a label are told so."""
+    labels = trace.require_labels(name)
+    if trace.task == "classes":
+        drop, classes = accuracy_drop(trace), labels[rows].unique().tolist()
+        return [Risk(f"{name}, class {c}", drop, limit, "ternary", labels == c) for c in classes]
+    missed = (~trace.answers).float()
+    drops, there = missed - missed[:, -1:], labels[rows].any(0).nonzero().flatten().tolist()
+    return [Risk(f"{name}, class {c}", drops[..., c], limit, "ternary", labels[:, c]) for c in there]
 
 
 def list_budgets(trace: Trace, max_cost: float | None, max_ms: float | None, percentile: float | None) -> list[Budget]:
@@ -206,62 +238,3 @@ def _limit_time(timing: Timing, max_ms: float, percentile: float | None) -> Budg
         return Budget("mean time over the final exit's", f"max_ms {max_ms:g}", ms / ms[-1], max_ms / timing.ms[-1], True)
     asked = f"max_ms {max_ms:g} for {percentile:g} % of the samples"
     return Budget(f"share of samples slower than {max_ms:g} ms", asked, (ms > max_ms).double(), 1 - percentile / 100, True)
-
-
-def check_limits(
-    given: Mapping[str, float | None],
-    *,
-    max_cost: float | None = None,
-    max_ms: float | None = None,
-    percentile: float | None = None,
-    delta: float | None = None,
-    score: str = "max_probability",
-    gate: bool = False,
-    folds: int | None = None,
-) -> dict[str, float]:
-    """The limits that are not ``None``, checked with the other arguments of :func:`exitlens.calibrate`.
-
-    Needs no trace, so a bad request is refused (:class:`InputError`) before anything is collected.
-    """
-    limits = {name: value for name, value in given.items() if value is not None}
-    if not limits and max_cost is None and max_ms is None:
-        raise InputError(f"limits: expected at least one of {', '.join(given)}, max_cost or max_ms, got none")
-    for name, value in limits.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"{name}: expected a number in [0, 1] (0.01 is one per cent), got {value!r}")
-    _check_budgets(max_cost, max_ms, percentile, delta)
-    if score not in SCORES:
-        raise InputError(f"score: expected one of {SCORES}, got {score!r}")
-    if delta is not None:
-        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
-            raise InputError(f"delta: expected a number between 0 and 1 (0.1: the promise holds with 90 %), got {delta!r}")
-        if not limits and max_ms is None:
-            raise InputError("delta: it certifies limits on risks: give max_accuracy_drop or another one, beside max_cost")
-    require(gate, bool, "gate")
-    if gate and "max_divergence" not in limits:
-        raise InputError("gate: it lowers the divergence of early answers: give max_divergence, too")
-    if folds is not None and (delta is not None or not limits):
-        why = "they are about limits on risks: give one" if delta is None else "delta promises more: give one of the two"
-        raise InputError(f"folds: {why}, or leave folds out")
-    if folds is not None and (isinstance(folds, bool) or not isinstance(folds, int) or folds < 2):
-        raise InputError(f"folds: expected an integer of 2 or more, such as 5, got {folds!r}")
-    return limits
-
-
-def _check_budgets(max_cost: float | None, max_ms: float | None, percentile: float | None, delta: float | None) -> None:
-    if max_cost is not None and not (_is_number(max_cost) and 0 <= max_cost <= 1):
-        raise InputError(f"max_cost: expected a number in [0, 1] (0.01 is one per cent), got {max_cost!r}")
-    if max_ms is not None and not (_is_number(max_ms) and 0 < max_ms < float("inf")):
-        raise InputError(f"max_ms: expected milliseconds above 0, got {max_ms!r}")
-    if percentile is None:
-        return
-    if max_ms is None:
-        raise InputError("percentile: it says how many samples are to be answered within max_ms: give max_ms, too")
-    if not (_is_number(percentile) and 0 < percentile <= 100):
-        raise InputError(f"percentile: expected a number above 0, at most 100 (95: of 100 samples 95), got {percentile!r}")
-    if percentile == 100 and delta is not None:
-        raise InputError("percentile: that all samples are fast can never be shown from some: with delta, less than 100")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

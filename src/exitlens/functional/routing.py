@@ -11,8 +11,9 @@ from torch import Tensor
 
 from exitlens.errors import require
 from exitlens.functional.gating import estimate, mask_untrusted, require_gate_features
-from exitlens.functional.scores import score
+from exitlens.functional.scores import score, score_of
 from exitlens.types import Policy, Trace
+from exitlens.types.tasks import USUAL_SCORES
 
 
 def fires(scores: Tensor, threshold: float) -> Tensor:  # (B,) -> (B,) bool
@@ -52,11 +53,12 @@ def decide(policy: Policy, k: int, p: Tensor, scores: Tensor, gate_features: Ten
 
     A policy with a gate also needs the gate features ``(B,2)`` of the exit's map.
     """
-    return _decide(policy, k, scores, None if policy.gate is None else p.amax(1), gate_features)
+    confidence = None if policy.gate is None else score_of(p, USUAL_SCORES[policy.task])
+    return _decide(policy, k, scores, confidence, gate_features)
 
 
 def _decide(policy: Policy, k: int, scores: Tensor, confidence: Tensor | None, gate_features: Tensor | None) -> Decision:
-    """From the largest probability ``(B,)``, which a gate needs."""
+    """From the largest probability ``(B,)`` (of several labels: how decided they are), which a gate needs."""
     if policy.gate is None:
         return Decision(scores, None, policy.thresholds[k])
     assert confidence is not None, "a gate needs it"
@@ -78,7 +80,8 @@ def needs_head(policy: Policy, k: int) -> bool:
 def cover(policies: Sequence[Policy]) -> Policy:
     """A policy for which every head is computed that one of these needs: what to cut a network by, not to answer by."""
     early = range(policies[0].num_exits - 1)
-    return Policy(tuple(0.0 if any(needs_head(one, k) for one in policies) else math.inf for k in early))
+    thresholds = tuple(0.0 if any(needs_head(one, k) for one in policies) else math.inf for k in early)
+    return Policy(thresholds, policies[0].score)
 
 
 def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
@@ -93,7 +96,7 @@ def score_early_exits(trace: Trace, policy: Policy) -> Tensor:  # -> (N,K-1)
         logits, temperature = trace.logits[:, k], policy.temperatures[k]
         features = confidence = None
         if gate_features is not None:
-            features, confidence = gate_features[:, k], score(logits, temperature=temperature)
+            features, confidence = gate_features[:, k], score(logits, USUAL_SCORES[policy.task], temperature)
         columns.append(_decide(policy, k, score(logits, policy.score, temperature), confidence, features).scores)
     return torch.stack(columns, 1)
 
@@ -106,5 +109,5 @@ def route(trace: Trace, policy: Policy) -> Tensor:
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     require(policy, Policy, "policy", "see exitlens.calibrate")
-    policy.check(trace.num_exits, trace.network)
+    policy.check(trace.num_exits, trace.network, trace.task)
     return find_first_firing(score_early_exits(trace, policy), policy.thresholds)

@@ -12,27 +12,32 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional.compact.reading import compute_probabilities, fix_likelihood, score_compact
-from exitlens.types import SCORES
 from exitlens.types.compact import CompactLogits, Logits
+from exitlens.types.tasks import ALL_SCORES, DECIDED
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
     """How certain an exit is, from its logits divided by ``temperature`` (see :func:`score_of`)."""
     if isinstance(logits, CompactLogits):
         return score_compact(logits, kind, temperature)
-    return score_of(probabilities(logits, temperature), kind)
+    return score_of(probabilities(logits, temperature, kind), kind)
 
 
-def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:  # (B,C) -> (B,C)
-    """Softmax of ``logits / temperature`` in float32."""
+def probabilities(
+    logits: Tensor, temperature: float | Tensor = 1.0, kind: str = "max_probability"
+) -> Tensor:  # (B,C) -> (B,C)
+    """Softmax of ``logits / temperature`` in float32; for the score ``decided``, of several labels, the sigmoid."""
     logits = logits.float()
     if not isinstance(temperature, float) or temperature != 1.0:
         logits = logits / temperature
-    return logits.softmax(-1)
+    return logits.sigmoid() if kind == DECIDED else logits.softmax(-1)
 
 
 def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
-    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability."""
+    """``max_probability``; ``entropy``: 1 - H(p)/ln C; ``margin``: largest minus second largest probability.
+
+    ``decided``, of several labels: the smallest of max(p, 1 - p), in [1/2, 1].
+    """
     if kind == "max_probability":
         return p.amax(-1)
     if kind == "entropy":
@@ -41,15 +46,20 @@ def score_of(p: Tensor, kind: str) -> Tensor:  # (...,C) -> (...)
     if kind == "margin":
         first, second = p.topk(2, -1).values.unbind(-1)
         return first - second
-    raise InputError(f"score: expected one of {SCORES}, got {kind!r}")
+    if kind == DECIDED:
+        return torch.maximum(p, 1 - p).amin(-1)
+    raise InputError(f"score: expected one of {ALL_SCORES}, got {kind!r}")
 
 
 class Rating(NamedTuple):
     """How good the probabilities of samples with labels are.
 
+    Of several labels each of a sample's counts, so that there are N times C rows instead of N.
+
     Attributes:
-        confidence: ``(N,)`` the largest probability. correct: ``(N,)`` whether its class is the label: 0 or 1.
-        squared_error: ``(N,)`` squared distance of all probabilities from the one-hot label, in [0, 2].
+        confidence: ``(N,)`` the largest probability (of a label: max(p, 1 - p)).
+        correct: ``(N,)`` whether that is right: 0 or 1.
+        squared_error: ``(N,)`` squared distance of all probabilities from the one-hot label, in [0, 2]; of labels [0, 1].
     """
 
     confidence: Tensor
@@ -57,24 +67,30 @@ class Rating(NamedTuple):
     squared_error: Tensor
 
 
-def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,)
-    """What calibration error, Brier score and risk-coverage are made of."""
+def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Rating:  # (N,C), (N,) or (N,C)
+    """What calibration error and Brier score are made of, of one class also risk-coverage."""
     if isinstance(logits, CompactLogits):
         confidence, of_label, square = compute_probabilities(logits, temperature)
         return Rating(confidence, (logits.argmax() == labels).float(), square - 2 * of_label + 1)
+    if labels.ndim == 2:
+        each, truth = probabilities(logits, temperature, DECIDED).flatten(), labels.flatten()
+        right = (each >= 0.5) == truth.bool()
+        return Rating(torch.maximum(each, 1 - each), right.float(), (each - truth.float()).square())
     p = probabilities(logits, temperature)
     confidence, answer = p.max(1)
     target = torch.zeros_like(p).scatter_(1, labels[:, None], 1.0)
     return Rating(confidence, (answer == labels).float(), (p - target).square().sum(1))
 
 
-def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,), (n,)
+def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,) or (N,C), (n,)
     """:func:`fit_temperature` of every exit on the samples at ``rows``."""
     return tuple(fit_temperature(logits[rows, k], labels[rows]) for k in range(logits.shape[1]))
 
 
 def fit_temperature(logits: Logits, labels: Tensor, low: float = 0.05, high: float = 20.0) -> float:
     """The temperature that minimises the negative log-likelihood (arXiv 1706.04599), by golden-section search on log T.
+
+    Of several labels, ``(N,C)`` of 0 and 1, that is the mean binary cross-entropy of the sigmoids.
 
     The likelihood is unimodal in ``log T`` for logits of one exit, so the search needs no gradient and no start value.
     Clipped to ``[low, high]``: separable data would drive it to 0.
@@ -101,4 +117,7 @@ def _fix_labels(logits: Logits, labels: Tensor) -> Callable[[float], float]:
     if isinstance(logits, CompactLogits):
         return fix_likelihood(logits)
     exact = logits.double()
+    if labels.ndim == 2:
+        truth = labels.double()
+        return lambda temperature: F.binary_cross_entropy_with_logits(exact / temperature, truth).item()
     return lambda temperature: F.cross_entropy(exact / temperature, labels).item()

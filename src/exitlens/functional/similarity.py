@@ -80,3 +80,11 @@ def transplant(other: Tensor, maps: Tensor) -> Tensor:
 def skill(value: float, null: float) -> float:
     """``(m - null) / (1 - null)``: 0 is chance, 1 is perfect; NaN where the null is already perfect."""
     return (value - null) / (1 - null) if null < 1 else math.nan
+
+
+def pair_samples(count: int, seed: int) -> Tensor:
+    """For each image another one, drawn at random: a random cycle, so that no image is its own partner."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return partner

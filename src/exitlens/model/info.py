@@ -8,12 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from exitlens.errors import InputError
 from exitlens.functional.maps import place
 from exitlens.modalities import Modality, find_modality
 from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types import Preprocessing
 from exitlens.types.inputs import MASK, Groups, Inputs
+from exitlens.types.tasks import TASKS, Task
 
 _SELDOM = ("map_offsets", "feature_offsets", "input_shapes", "groups")
 Final = Literal["head", "keep"]
@@ -42,6 +44,11 @@ class NetworkInfo:
     feature_offsets: tuple[tuple[float, ...], ...] = ()  # likewise of its features, which a neck may bring to another grid
     input_shapes: tuple[tuple[int, ...], ...] = ()  # of several inputs of different kinds, of each
     groups: Groups = ()  # of a vector: the groups of features that maps lie on
+    task: Task = "classes"  # what it answers: one class for a sample, or (multilabel) any number of labels
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
 
     @property
     def modality(self) -> Modality:
@@ -57,6 +64,8 @@ class NetworkInfo:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; without what most networks have none of, as in bundles of before it was recorded."""
         values = asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
+        if self.task == "classes":
+            del values["task"]
         return {name: value for name, value in values.items() if name not in _SELDOM or value}
 
     def place(self, k: int, maps: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ def find_layout(
     kind: Kind | None = None,
     length: int = 0,
     channels: int | None = None,
+    features: int = 0,
 ) -> Layout:
     """The layout of the features after module ``name``, told from their shape.
 
@@ -93,12 +94,13 @@ def find_layout(
         kind: what the user says it is; then only the details are found out.
         length: of the sequence, in tokens; 0: it is a vector.
         channels: the axis that holds channels, by the layers before; ``None``: they do not tell.
+        features: of a vector: where each has a token, those in front are class tokens.
 
     Raises :class:`AttachError` if the shape fits no layout, or more than one.
     """
     seen = f"after {name!r} the features are {tuple(shape)}"
     if not image and length == 0:
-        return _find_vector_layout(seen, shape, kind)
+        return _find_vector_layout(seen, shape, kind, features)
     if not image:
         return _find_sequence_layout(f"{seen} for {length} tokens", shape, length, kind)
     if len(image) == 1:
@@ -157,10 +159,12 @@ def _find_series_layout(
     return Layout("tokens")
 
 
-def _find_vector_layout(seen: str, shape: Sequence[int], kind: Kind | None) -> Layout:
+def _find_vector_layout(seen: str, shape: Sequence[int], kind: Kind | None, features: int) -> Layout:
     """Features of a vector: ``(B,D)`` without locations, or ``(B,N,D)`` with a token for each feature."""
     if len(shape) not in (2, 3) or ((len(shape) == 2) != (kind in (None, "vector")) and kind is not None):
         raise AttachError(f"at: {seen}: expected (B,D), or tokens (B,N,D): put the exit elsewhere")
+    if len(shape) == 3 and kind in (None, "tokens") and 0 < shape[1] - features <= MAX_PREFIX and features > 1:
+        return Layout("tokens", shape[1] - features, (features,))
     return Layout("vector" if len(shape) == 2 else kind or "tokens")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.functional.relevance import class_score, gradient_x_input
+from exitlens.functional.relevance import answer_score, gradient_x_input
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.session import EngineContext, Session
@@ -23,6 +23,7 @@ from exitlens.model.input_spec import InputSpec
 from exitlens.model.mixing import Mixing, has_attention, open_inputs
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import USUAL_SCORES
 from exitlens.types.words import exit_name
 
 
@@ -149,7 +150,7 @@ class ExitNet(nn.Module):
             outputs.append(self._answer(k, activations, separate_maps))
         with mixing.fixed():
             logits = outputs[-1].logits
-            shares = gradient_x_input(class_score(logits, logits.argmax(1)), first, own, retain_graph=True)
+            shares = gradient_x_input(answer_score(logits, self.info.task), first, own, retain_graph=True)
         relevance = self.head(0).layout.canonical(shares).sum(1)
         return tuple(outputs), relevance if locate is None else relevance * locate
 
@@ -263,15 +264,15 @@ class ExitNet(nn.Module):
 
         Raises InputError or EngineError for arguments that do not fit, or a network that does not run as was asked for.
         """
-        self._check_policy(policy)
-        activations = self.check_input(example, "example")
+        policy, activations = self._choose_policy(policy), self.check_input(example, "example")
         self._session.adopt(tune(*self._session.parts, activations, policy, precision, min_agreement, seconds, backend))
         return self.tuning
 
-    def _check_policy(self, policy: Policy | None) -> None:
+    def _choose_policy(self, policy: Policy | None) -> Policy:
         require(policy, Policy | None, "policy", "see exitlens.calibrate")
-        if policy is not None:
-            policy.check(self.num_exits, self.identity() if policy.network else "")
+        chosen = policy or Policy((0.0,) * (self.num_exits - 1), USUAL_SCORES[self.info.task])
+        chosen.check(self.num_exits, self.identity() if chosen.network else "", self.info.task)
+        return chosen
 
     def compile(  # type: ignore[override]
         self, policy: Policy | None = None, *, attention: bool = False, progress: bool = False
@@ -291,9 +292,8 @@ class ExitNet(nn.Module):
 
         Raises :class:`EngineError` where PyTorch cannot compile on this machine (it needs a C++ compiler).
         """
-        self._check_policy(policy)
-        return self._session.compile(policy or Policy((0.0,) * (self.num_exits - 1)), attention, progress)
+        return self._session.compile(self._choose_policy(policy), attention, progress)
 
     def describe(self, **values: Any) -> None:
-        """Records class names, preprocessing or source in :attr:`info` (they travel with the bundle)."""
+        """Records class names, preprocessing, source or task in :attr:`info` (they travel with the bundle)."""
         self.info = replace(self.info, **values)

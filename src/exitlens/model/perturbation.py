@@ -12,6 +12,7 @@ from exitlens.functional.scores import probabilities
 from exitlens.model.engine.engine import Engine
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import USUAL_SCORES
 
 Rows = Iterable[tuple[slice, Inputs]]
 
@@ -82,11 +83,13 @@ def occlude(net: ExitNet, engine: Engine, batches: Rows, plain: Sequence[Tensor]
                 outputs = engine.compute_outputs(engine.enter(net.check_input(deleted)))
                 for k in judged:
                     whole = plain[k][rows]
-                    drop = (whole - probabilities(outputs[k][0])).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
+                    p = probabilities(outputs[k][0], kind=USUAL_SCORES[net.info.task])
+                    drop = (whole - p).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
                     found[k][rows].flatten(1)[:, cell] = drop * cells[:, cell]
     return found
 
 
 def _answer(net: ExitNet, engine: Engine, inputs: Inputs, k: int) -> Tensor:
     """Probabilities ``(B,C)`` at exit k."""
-    return probabilities(engine.compute_logits(k, engine.enter(net.check_input(inputs))))
+    logits = engine.compute_logits(k, engine.enter(net.check_input(inputs)))
+    return probabilities(logits, kind=USUAL_SCORES[net.info.task])

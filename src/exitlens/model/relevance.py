@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.relevance import class_score, gradient_x_input
+from exitlens.functional.relevance import answer_score, choose_explained, gradient_x_input
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.heads.exit_heads import ExitHead
@@ -45,7 +45,8 @@ def compute_relevance(
         net: used in evaluation mode, as it is without tuning, and given back in the mode it was in.
         inputs: B samples.
         exit: whose answer; by default the final exit's.
-        labels: ``(B,)`` classes; by default the exit's own answers.
+        labels: ``(B,)`` classes; by default the exit's own answers. Of several labels, one for each sample, by default all
+            that the exit tells (where it tells none, the strongest); it is then about the sum of their logits alone.
         at: the exit whose features the map is about, and whose grid it has: ``exit`` or one before it.
         method: ``gradient_x_input`` (arXiv 1605.01713), one backward pass. ``layer_cam``: only gradients that speak for the
             class, and only a positive sum (LayerCAM, IEEE TIP 2021, eq. 4-6). ``integrated_gradients``: gradient times
@@ -72,6 +73,8 @@ def compute_relevance(
     activations = net.check_input(inputs)
     if labels is not None:
         check_labels(labels, len(activations[0]), net.info.num_classes)
+        if net.info.task == "multilabel":
+            labels = labels[:, None] == torch.arange(net.info.num_classes, device=labels.device)
     with torch.inference_mode(False), switch_mode(net, False), torch.no_grad():
         activations = _leave_inference_mode(activations)
         for k in range(at + 1):
@@ -140,7 +143,7 @@ class Recording:
             scores = torch.zeros(len(of), device=of.device)
             for k in set(exits):
                 logits = self._logits[k]
-                scores = torch.where(of == k, class_score(logits, logits.argmax(1)), scores)
+                scores = torch.where(of == k, answer_score(logits, self._info.task), scores)
             relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
         return self._info.place_relevance(0, relevance if self._locations is None else relevance * self._locations)
 
@@ -172,8 +175,8 @@ def _score(
             activations = net.stage(k)(*activations)
     logits = net.head(exit).classify(*activations)
     if not labels:
-        labels.append(logits.argmax(1))
-    return class_score(logits, labels[0].repeat(copies))
+        labels.append(choose_explained(logits, net.info.task))
+    return answer_score(logits, net.info.task, labels[0].repeat(copies, *[1] * (labels[0].ndim - 1)))
 
 
 def _multiply(score: Score, features: Tensor) -> Tensor:

@@ -27,12 +27,16 @@ def _write_attention(model: ServedModel, ticket: Ticket) -> Array:
 
 
 OUTPUTS: Mapping[str, tuple[str, str, Writer]] = {  # type, what it is, and how it comes from the answers
-    "label": ("INT64", "number of the class", lambda _, t: t.labels),
+    "label": (
+        "INT64",
+        "number of the class; of several labels, whether each is there",
+        lambda _, t: t.labels.astype(np.int64),
+    ),
     "probabilities": ("FP32", "of every class, at the exit that answered", lambda _, t: t.probabilities),
     "exit": ("INT64", "that answered", lambda _, t: t.exits),
     "confidence": ("FP32", "the policy's score at that exit", lambda _, t: t.confidence),
     "cost": ("FP32", "as a fraction of the plain backbone's", lambda m, t: np.array(m.cost, np.float32)[t.exits]),
-    "class": ("BYTES", "name of the class", lambda m, t: _write_texts(m.name_class(label) for label in t.labels.tolist())),
+    "class": ("BYTES", "name of the class, or of the labels: a;b", lambda m, t: _write_texts(map(m.name_answer, t.labels))),
     "limited": ("BOOL", "the request's own limits ended it, not the policy", lambda _, t: t.limited),
     "reason": (
         "BYTES",
@@ -52,7 +56,12 @@ def _write_texts(texts: Any) -> Array:
 def shape_output(model: ServedModel, name: str) -> tuple[int, ...]:
     """Of an output, -1 where it depends on the request."""
     axes = len(model.spec.shape) - (0 if model.spec.names else 1)
-    more = {"probabilities": (model.info.num_classes,), "attention": (-1,) * axes, "attention_shape": (axes,)}
+    more = {
+        "label": (model.info.num_classes,) if model.gives_labels else (),
+        "probabilities": (model.info.num_classes,),
+        "attention": (-1,) * axes,
+        "attention_shape": (axes,),
+    }
     return (-1, *more.get(name, ()))
 
 

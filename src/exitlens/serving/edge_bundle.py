@@ -89,7 +89,7 @@ def open_edge(source: Path) -> EdgeParts:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{source / MANIFEST}: expected what exitlens export writes ({error!r}): export again") from error
     for name, policy in policies.items():
-        check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", name)
+        check_fit(policy, len(cost), str(manifest["network"]) if policy.network else "", name, info.task)
         missing = [k for k in range(len(cost)) if needs_head(policy, k) and k not in files]
         if missing:
             raise PolicyError(f"{name}: it uses exits {missing}, the bundle has {sorted(files)}: export with this policy")
@@ -122,6 +122,7 @@ def read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
         inputs=names,
         dtypes=tokens,
         map_offsets=tuple(map(tuple, manifest["map_offsets"])),
+        task=manifest.get("task", "classes"),
     )
     dtypes = tuple(getattr(torch, one) for one in kinds)
     return info, InputSpec(names, shape, True, tuple(manifest["vocabulary"]), int(manifest["prefix"]), dtypes)

@@ -90,6 +90,16 @@ class ServedModel:
         """Of a label; its number where classes have no names."""
         return self.info.classes[label] if self.info.classes else str(label)
 
+    def name_answer(self, label: Any) -> str:
+        """The class of a sample, or its labels (of ``(C,)`` bool) with ``;`` between."""
+        told = np.flatnonzero(label).tolist() if self.gives_labels else [int(label)]
+        return ";".join(map(self.name_class, told))
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether answers are any number of labels, not one class."""
+        return self.info.task == "multilabel"
+
     def find_policy(self, name: str) -> Policy:
         """A policy by its name; raises :class:`RequestError`."""
         if name not in self.policies:
@@ -180,7 +190,7 @@ def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> Ser
     if DEFAULT not in policies:
         raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
     for policy in policies.values():
-        policy.check(net.num_exits, net.identity() if policy.network else "")
+        policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
     every, cost = frozenset(range(net.num_exits)), tuple(net.cost.tolist())
     version = net.fingerprint()[:12]
     return ServedModel(name, version, net.info, net.input_spec, cost, dict(policies), net.open_engine, every, net)

@@ -41,7 +41,8 @@ class Endpoint:
 
     async def answer(self, activations: Activations, terms: Terms) -> Ticket:
         """The answers to a request; raises :class:`RequestError` where there is no room, or no answer."""
-        ticket = Ticket(activations, terms, self.model.info.num_classes, asyncio.get_running_loop().create_future())
+        future, model = asyncio.get_running_loop().create_future(), self.model
+        ticket = Ticket(activations, terms, model.info.num_classes, future, model.gives_labels)
         self.batcher.submit(ticket)
         self.watch.expect(ticket)
         try:

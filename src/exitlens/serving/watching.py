@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel
 from exitlens.types import Prediction
 from exitlens.types.named_policies import DEFAULT
+from exitlens.types.tasks import find_answers
 
 LOG = logging.getLogger("exitlens.serving")
 KEPT = 64  # samples of the shadow that may wait for idle time
@@ -54,7 +55,7 @@ class Watching:
 class _Shadowed(NamedTuple):
     activations: Activations
     exit: int
-    label: int
+    label: Any
 
 
 class Watch:
@@ -120,7 +121,7 @@ class Watch:
             rows = range(len(ticket)) if ticket.error is None and _is_own(ticket) else ()
             for row in (row for row in rows if self._random.random() < self.watching.shadow):
                 given = tuple(t[row : row + 1].clone() for t in ticket.activations)
-                self._shadowed.append(_Shadowed(given, int(ticket.exits[row]), int(ticket.labels[row])))
+                self._shadowed.append(_Shadowed(given, int(ticket.exits[row]), ticket.labels[row].tolist()))
 
     def run_idle(self, engine: Engine) -> bool:
         """Runs a sample of the shadow to the final exit; true: there are more."""
@@ -130,7 +131,8 @@ class Watch:
         outputs = dict(zip(sorted(self.model.exits), engine.compute_outputs(engine.enter(one.activations)), strict=True))
         logits, final = outputs[self.model.num_exits - 1]
         away = divergence(*on_common_grid(outputs[one.exit][1].float(), final.float())).item()
-        self.metrics.observe_shadow(self.model.name, one.exit, int(logits.argmax()) == one.label, away)
+        says = find_answers(logits[0], self.model.info.task).tolist()
+        self.metrics.observe_shadow(self.model.name, one.exit, says == one.label, away)
         return bool(self._shadowed)
 
 

@@ -5,9 +5,9 @@ Plotting is imported only where a value shows itself in a notebook.
 
 from exitlens.types.calibrations import Calibration
 from exitlens.types.compact import CompactLogits
-from exitlens.types.explanations import SCHEMA, ExitView, Explanation, Location
+from exitlens.types.explanations import SCHEMA, ExitView, Explanation, LabelView, Location
 from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
-from exitlens.types.policies import GATE_FEATURES, SCORES, Gate, Policy
+from exitlens.types.policies import GATE_FEATURES, Gate, Policy
 from exitlens.types.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,6 +23,7 @@ from exitlens.types.scaling import (
     VectorPreprocess,
     VolumePreprocess,
 )
+from exitlens.types.tasks import SCORES
 from exitlens.types.timings import Timing
 from exitlens.types.traces import Trace
 
@@ -39,6 +40,7 @@ __all__ = [
     "ExitView",
     "Explanation",
     "Gate",
+    "LabelView",
     "Location",
     "LossTerms",
     "MelSpectrogram",

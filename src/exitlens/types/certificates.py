@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exitlens.types.calibrations import Calibration, Certification, RiskTest
+from exitlens.types.tasks import Task
 
 _TESTS = {
     "binomial": "exact binomial test",
@@ -10,10 +11,11 @@ _TESTS = {
     "hoeffding_bentkus": "Hoeffding-Bentkus bound",
     "betting": "betting bound",
     "group_betting": "betting bound on means of groups",
+    "signed_betting": "betting bound on losses and gains",
 }
 
 
-def write_certificate(record: Calibration | None, network: str) -> str:
+def write_certificate(record: Calibration | None, network: str, task: Task = "classes") -> str:
     """Two sentences: the promise, and what it rests on."""
     if record is None:
         return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
@@ -38,9 +40,9 @@ def write_certificate(record: Calibration | None, network: str) -> str:
             "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
             f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}."
         )
-    promises = " and ".join(_promise(name, limit, record) for name, limit in record.limits.items() if name != "max_cost")
-    where = f" {network}" if network else ""
-    drawn, tests = _name_data(record, tested)
+    limited = [(name, limit) for name, limit in record.limits.items() if name != "max_cost"]
+    promises = " and ".join(_promise(*one, record, task) for one in limited)
+    where, (drawn, tests) = f" {network}" if network else "", _name_data(record, tested)
     text = (
         f"With {sure} confidence, on {drawn}, the network{where} under this policy {promises}. This was tested on {tests} "
         f"that did not propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost "
@@ -82,7 +84,7 @@ def _describe_limit(name: str, limit: float, record: Calibration) -> str:
     return f"{what} at most {limit:g} ms for {record.timing.where()}"
 
 
-def _promise(name: str, limit: float, record: Calibration) -> str:
+def _promise(name: str, limit: float, record: Calibration, task: Task) -> str:
     if name == "max_ms" and record.timing is not None:
         times = f"as measured: {record.timing.list_ms()}"
         if record.percentile is None:
@@ -91,13 +93,24 @@ def _promise(name: str, limit: float, record: Calibration) -> str:
     tested, known = record.classes or (0, 0)
     where = "every class" if tested == known else f"each of the {tested} classes of {known} that were tested"
     points = f"{100 * limit:.4g} point{'' if limit == 0.01 else 's'}"
+    if task == "multilabel" and "accuracy" in name:
+        return _promise_labels(name, points, where)
     return {
         "max_accuracy_drop": f"is at most {points} less accurate than the full network",
         "max_class_accuracy_drop": f"is at most {points} less accurate than the full network in {where}",
         "max_disagreement": f"gives another answer than the full network to at most {100 * limit:.4g} % of the samples",
+        "max_false_negative_drop": f"misses at most {points} more of the labels that a sample has than the full network, on "
+        "average",
         "max_divergence": "looks where the full network looks (mean Jensen-Shannon divergence of its attention maps at most "
         f"{limit:.4g})",
     }[name]
+
+
+def _promise_labels(name: str, points: str, where: str) -> str:
+    if name == "max_accuracy_drop":
+        return f"gets all labels of a sample right at most {points} less often than the full network"
+    label = where.replace("classes", "labels").replace("class", "label")
+    return f"finds {label}, where a sample has it, at most {points} less often than the full network"
 
 
 def _list_held_out(record: Calibration) -> str:

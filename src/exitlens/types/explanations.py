@@ -28,9 +28,35 @@ class Location(NamedTuple):
     evidence: float
 
 
+class LabelView(NamedTuple):
+    """One label that an exit tells, of several: its number and probability, and the evidence for it.
+
+    ``evidence`` is ``(h,w)``; its sum and ``bias`` are ``logit``, where the exit's evidence is exact.
+    """
+
+    label: int
+    probability: float
+    evidence: Tensor
+    logit: float
+    bias: float
+
+    @property
+    def speaks_for(self) -> Tensor:
+        """The positive part of the evidence, which sums to 1 (or is 0 everywhere)."""
+        positive = self.evidence.clamp_min(0)
+        return positive / positive.sum().clamp_min(1e-30)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return self._asdict() | {"evidence": self.evidence.tolist()}
+
+
 @dataclass(frozen=True, repr=False)
 class ExitView:
     """One exit's view of the image.
+
+    Where the network gives several labels, ``labels`` are those that the exit tells, each with its own evidence; ``label``
+    and what is about it are the strongest label's, told or not.
 
     Attributes:
         exit: k. label: its answer. confidence: the policy's score. threshold: what it had to reach (0 for the final
@@ -44,6 +70,7 @@ class ExitView:
         previous_divergence, previous_cc: the same against the exit before; ``None`` at exit 0.
         estimate, limit: of the divergence by the policy's gate, and what it allows (``math.inf``: everything); ``None``
             without a gate, and at the final exit.
+        labels: that it tells, of several, in label order; ``None`` where it gives one class.
     """
 
     exit: int
@@ -64,14 +91,23 @@ class ExitView:
     previous_cc: float | None = None
     estimate: float | None = None
     limit: float | None = None
+    labels: tuple[LabelView, ...] | None = None
 
     def __repr__(self) -> str:
         fires = "fires" if self.fired else "does not fire"
-        return f"ExitView(exit {self.exit}: class {self.label}, confidence {self.confidence:.3f}, {fires})"
+        said = f"class {self.label}" if self.labels is None else f"labels {list(self.answer)}"
+        return f"ExitView(exit {self.exit}: {said}, confidence {self.confidence:.3f}, {fires})"
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The class, or the labels, that it tells."""
+        return (self.label,) if self.labels is None else tuple(one.label for one in self.labels)
 
     @property
     def runner_up(self) -> int:
-        """The second most probable class."""
+        """The second most probable class; of several labels the least decided one."""
+        if self.labels is not None:
+            return int((self.probabilities - 0.5).abs().argmin())
         others = self.probabilities.clone()
         others[self.label] = -1
         return int(others.argmax())
@@ -116,9 +152,10 @@ class Explanation:
             runner_up = f"{self.name(view.runner_up)} {100 * view.probabilities[view.runner_up]:.0f} %"
             cc = "" if view.cc is None else f"{view.cc:.2f}"
             rows.append(
-                [name, self.name(view.label), f"{view.confidence:.3f}", format_threshold(view.threshold, 3), runner_up, cc]
+                [name, self.name_answer(view), f"{view.confidence:.3f}", format_threshold(view.threshold, 3), runner_up, cc]
             )
-        head = ["exit", "answer", "confidence", "threshold", "runner-up", "map's CC with final"]
+        second = "runner-up" if self.exits[0].labels is None else "least decided"
+        head = ["exit", "answer", "confidence", "threshold", second, "map's CC with final"]
         return html_table(head, rows, self.reason) + self._maps()
 
     def _maps(self) -> str:
@@ -127,19 +164,29 @@ class Explanation:
             return ""
         drawn = ""
         for view in self.exits:
-            drawn += self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name(view.label)}")
+            drawn += _caption(self.draw_exit(view), f"where exit {view.exit} looked: {self.name_answer(view)}")
+        for one in self.labels:
+            label = f"what speaks for {self.name(one.label)}"
+            drawn += _caption(self._draw(one.speaks_for, one.evidence, label), label)
         if self.relevance is not None:
-            drawn += self._draw(self.speaks_for, self.relevance, f"what the answer depends on: {self.name(self.label)}")
+            label = f"what the answer depends on: {self.name_answer()}"
+            drawn += _caption(self._draw(self.speaks_for, self.relevance, label), label)
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{drawn}</div>' if drawn else ""
 
-    def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
-        assert self.draw_map is not None
-        from exitlens.display import caption, names_html
+    def draw_exit(self, view: ExitView) -> str:
+        """An exit's map over the sample, or over the names of its locations, as HTML; empty where it cannot be drawn."""
+        return self._draw(view.attention, view.evidence, f"where exit {view.exit} looked: {self.name_answer(view)}")
 
-        drawn = self.draw_map(self.image, self.preprocess, attention, evidence, label)
-        if not drawn and 0 < len(self.tokens) <= attention.numel():
-            drawn = names_html(self.tokens, attention)
-        return caption(drawn, label) if drawn else ""
+    def draw_relevance(self, relevance: Tensor) -> str:
+        """What speaks for an answer, by relevance ``(*S)``, drawn as an exit's map is."""
+        positive = relevance.clamp_min(0)
+        return self._draw(positive / positive.sum().clamp_min(1e-30), relevance, "what the answer depends on")
+
+    def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
+        from exitlens.display import names_html
+
+        drawn = "" if self.draw_map is None else self.draw_map(self.image, self.preprocess, attention, evidence, label)
+        return names_html(self.tokens, attention) if not drawn and 0 < len(self.tokens) <= attention.numel() else drawn
 
     @property
     def speaks_for(self) -> Tensor:
@@ -151,8 +198,13 @@ class Explanation:
 
     @property
     def label(self) -> int:
-        """The class that the answering exit gives."""
+        """The class that the answering exit gives; of several labels the strongest."""
         return self.exits[self.answered].label
+
+    @property
+    def labels(self) -> tuple[LabelView, ...]:
+        """Of several labels those that the answering exit tells, each with its evidence; else none."""
+        return self.exits[self.answered].labels or ()
 
     @property
     def final(self) -> ExitView | None:
@@ -162,11 +214,16 @@ class Explanation:
     @property
     def disagrees(self) -> bool:
         """Whether an early exit answered and the final exit says something else."""
-        return self.final is not None and self.final.label != self.label
+        return self.final is not None and self.final.answer != self.exits[self.answered].answer
 
     def name(self, label: int) -> str:
         """The class's name, or its number where the network knows no names."""
         return self.classes[label] if label < len(self.classes) else f"class {label}"
+
+    def name_answer(self, view: ExitView | None = None) -> str:
+        """What an exit says in words; by default the one that answered."""
+        answer = (self.exits[self.answered] if view is None else view).answer
+        return ", ".join(map(self.name, answer)) or "none of the labels"
 
     @property
     def reason(self) -> str:
@@ -175,6 +232,8 @@ class Explanation:
         if view.exit == last:
             why = "no earlier exit could answer, so the final exit answered"
             confidence = f"with probability {100 * view.probabilities[view.label]:.1f} %"
+            if view.labels is not None:
+                confidence = f"each label decided with {100 * view.confidence:.1f} % or more"
         else:
             why = f"exit {view.exit} answered"
             confidence = "its confidence {} reached the threshold {}".format(*tell_apart(view.confidence, view.threshold))
@@ -182,7 +241,7 @@ class Explanation:
                 confidence += f" and its map is estimated to be near the final one (divergence {view.estimate:.3f})"
             if view.threshold == 0:
                 confidence = f"which answers everything under this policy (confidence {view.confidence:.3f})"
-        sentence = f"{self.name(view.label)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
+        sentence = f"{self.name_answer(view)}: {why}, {confidence}, at {100 * view.cost:.0f} % of the full network's cost."
         for one in self.exits[: self.answered]:
             if one.confidence >= one.threshold and one.estimate is not None and one.limit is not None:
                 guess, limit = tell_apart(one.estimate, one.limit)
@@ -192,7 +251,7 @@ class Explanation:
                 )
         if view.exit == last or self.final is None:
             return sentence
-        said = f"{sentence} The final exit says {self.name(self.final.label)}"
+        said = f"{sentence} The final exit says {self.name_answer(self.final)}"
         return f"{said}." if view.cc is None else f"{said}; the two attention maps correlate at {view.cc:.2f}."
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,7 +260,7 @@ class Explanation:
             "schema": SCHEMA,
             **({"tokens": list(self.tokens)} if self.tokens else {}),
             "label": self.label,
-            "label_name": self.name(self.label),
+            "label_name": self.name_answer(),
             "answered": self.answered,
             "final_ran": self.final is not None,
             "reason": self.reason,
@@ -211,12 +270,15 @@ class Explanation:
 
     def _row(self, view: ExitView) -> dict[str, Any]:
         row = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(view).items()}
+        labels = row.pop("labels")
+        if labels is not None:
+            row["labels"] = [one.to_dict() | {"label_name": self.name(one.label)} for one in labels]
         top: list[dict[str, Any]] = []
         for at, attention, evidence in view.top():
             token = {"token": self.tokens[at[0]]} if self.tokens and at[0] < len(self.tokens) else {}
             top.append({"at": list(at), "attention": attention, "evidence": evidence, **token})
         return row | {
-            "label_name": self.name(view.label),
+            "label_name": self.name_answer(view),
             "threshold": "never" if view.threshold == math.inf else view.threshold,
             "limit": "none" if view.limit == math.inf else view.limit,
             "runner_up": view.runner_up,
@@ -225,3 +287,9 @@ class Explanation:
             "top_locations": top,
             "evidence_elsewhere": view.evidence.sum().item() - sum(one["evidence"] for one in top),
         }
+
+
+def _caption(drawn: str, text: str) -> str:
+    from exitlens.display import caption
+
+    return caption(drawn, text) if drawn else ""

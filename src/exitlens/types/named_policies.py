@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from exitlens.errors import InputError, PolicyError, require
 from exitlens.types.policies import Policy
+from exitlens.types.tasks import Task
 
 DEFAULT = "default"  # what the policy that a bundle is saved with is called among those with a name
 _NAME = re.compile("[a-z0-9_-]{1,40}")
@@ -20,7 +21,7 @@ def check_name(name: object, argument: str) -> None:
         raise InputError(f"{argument}: {DEFAULT!r} is what the bundle's own policy is called: choose another name")
 
 
-def check_named(policies: Mapping[str, Policy], num_exits: int, network: str) -> None:
+def check_named(policies: Mapping[str, Policy], num_exits: int, network: str, task: Task | None = None) -> None:
     """Checks every name and policy.
 
     Raises:
@@ -31,12 +32,12 @@ def check_named(policies: Mapping[str, Policy], num_exits: int, network: str) ->
     for name, policy in policies.items():
         check_name(name, "policies")
         require(policy, Policy, f"policies, {name}", "see exitlens.calibrate")
-        check_fit(policy, num_exits, network, f"policies, {name}")
+        check_fit(policy, num_exits, network, f"policies, {name}", task)
 
 
-def check_fit(policy: Policy, num_exits: int, network: str, place: str) -> None:
+def check_fit(policy: Policy, num_exits: int, network: str, place: str, task: Task | None = None) -> None:
     """As :meth:`Policy.check`, with an error that says which policy it is: ``place``."""
     try:
-        policy.check(num_exits, network)
+        policy.check(num_exits, network, task)
     except PolicyError as error:
         raise PolicyError(f"{place}: {str(error).removeprefix('policy: ')}") from error

@@ -36,10 +36,10 @@ class Prediction:
     """Answers of adaptive inference, in the order of the input.
 
     Attributes:
-        labels: ``(B,)`` predicted class.
+        labels: ``(B,)`` predicted class; of several labels ``(B,C)`` bool: which of them a sample has.
         exits: ``(B,)`` the exit that answered.
         confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
-        probabilities: ``(B,C)`` softmax of the logits over the exit's temperature.
+        probabilities: ``(B,C)`` softmax (of several labels sigmoid) of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
         index: ``(B,)`` the samples' places in the batch, or in the stream.

@@ -12,9 +12,9 @@ from typing import Any
 from exitlens.errors import PolicyError
 from exitlens.types.calibrations import Calibration
 from exitlens.types.certificates import write_certificate
+from exitlens.types.tasks import ALL_SCORES, USUAL_SCORES, Task, task_of_score
 from exitlens.types.words import exit_name, format_threshold
 
-SCORES = ("max_probability", "entropy", "margin")
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
 
 
@@ -66,7 +66,9 @@ class Policy:
 
     Args:
         thresholds: K-1 numbers; ``math.inf`` means never.
-        score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2).
+        score: ``max_probability``, ``entropy`` (1 minus normalised entropy) or ``margin`` (top-1 minus top-2). ``decided``
+            is for networks that give several labels, and says that their probabilities are sigmoids: the smallest of
+            max(p, 1 - p) over the labels, so that an exit fires once each is outside of (1 - t, t).
         temperatures: K positive numbers that divide the logits first; by default all 1.
         network: fingerprint of the network it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.
@@ -90,8 +92,8 @@ class Policy:
         object.__setattr__(self, "temperatures", temperatures)
         if any(math.isnan(t) or t == -math.inf for t in thresholds):
             raise PolicyError(f"thresholds: expected numbers (math.inf: never, 0: always), got {thresholds}")
-        if self.score not in SCORES:
-            raise PolicyError(f"score: expected one of {SCORES}, got {self.score!r}")
+        if self.score not in ALL_SCORES:
+            raise PolicyError(f"score: expected one of {ALL_SCORES}, got {self.score!r}")
         if len(temperatures) != self.num_exits or not all(0 < t < math.inf for t in temperatures):
             raise PolicyError(f"temperatures: expected {self.num_exits} positive finite numbers, got {temperatures}")
         if self.gate is not None and (not isinstance(self.gate, Gate) or len(self.gate.limits) != len(thresholds)):
@@ -113,17 +115,28 @@ class Policy:
         """K, the final exit included."""
         return len(self.thresholds) + 1
 
+    @property
+    def task(self) -> Task:
+        """What the networks answer that it is for: one class, or several labels."""
+        return task_of_score(self.score)
+
     @classmethod
     def never(cls, num_exits: int, **values: Any) -> Policy:
         """The policy whose early exits never fire: every sample is answered by the final exit."""
         return cls((math.inf,) * (num_exits - 1), **values)
 
-    def check(self, num_exits: int, network: str = "") -> None:
-        """Raises :class:`PolicyError` unless the policy fits ``num_exits`` and, where both are known, the network."""
+    def check(self, num_exits: int, network: str = "", task: Task | None = None) -> None:
+        """Raises :class:`PolicyError` unless it fits ``num_exits`` and, where these are known, the network and its task."""
         if self.num_exits != num_exits:
             raise PolicyError(
                 f"policy: it has {len(self.thresholds)} thresholds for {self.num_exits} exits, the network or trace has "
                 f"{num_exits} exits: calibrate a policy for it"
+            )
+        if task is not None and task != self.task:
+            answers = {"classes": "one class a sample", "multilabel": "several labels a sample"}
+            raise PolicyError(
+                f"policy: its score {self.score!r} is for {answers[self.task]}, the network or trace has {answers[task]}: "
+                f"calibrate one for it, or by hand give score={USUAL_SCORES[task]!r}"
             )
         if self.network and network and self.network != network:
             raise PolicyError(
@@ -150,7 +163,7 @@ class Policy:
         if self.is_changed:
             return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
         try:
-            return write_certificate(self.calibration, self.network)
+            return write_certificate(self.calibration, self.network, self.task)
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"calibration: expected what calibrate wrote, {error} is wrong: calibrate again") from error
 

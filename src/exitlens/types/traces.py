@@ -14,6 +14,7 @@ from torch import Tensor
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
+from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 from exitlens.types.timings import Timing, format_ms
 from exitlens.types.words import exit_name
 
@@ -27,7 +28,8 @@ class Trace:
     Args:
         logits: ``(N,K,C)`` of every sample at every exit; with many classes and samples, in compact form
             (:class:`~exitlens.types.CompactLogits`, docs/traces.md), which everything that takes a trace can read.
-        labels: ``(N,)`` integers in ``[0, C)``, or ``None`` for unlabelled data.
+        labels: ``(N,)`` integers in ``[0, C)``; for a network that gives several labels ``(N,C)`` of 0 and 1 (integers or
+            bool; kept as bool); or ``None`` for unlabelled data.
         divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.
         cost: ``(K,)`` increasing: cumulative multiply-accumulates up to exit k's head over the plain backbone's; or measured
             time over that of the whole network.
@@ -40,6 +42,8 @@ class Trace:
         groups: ``(N,)`` integers: samples with the same id belong together (frames of one video, pictures of one patient),
             and only those of different groups are independent; ``None``: all samples are.
         timing: what a batch takes at each exit, where that was measured.
+        task: what the network answers: ``classes``, one for each sample, or ``multilabel``, any number of labels, which
+            labels ``(N,C)`` say by themselves. Probabilities of labels are sigmoids of the logits.
         sample_hashes: ``(N,)`` of logits that are not kept whole, to know the samples by (:meth:`hash_samples`).
 
     Raises:
@@ -58,6 +62,7 @@ class Trace:
     groups: Tensor | None = None
     sample_hashes: Tensor | None = None
     timing: Timing | None = None
+    task: Task = "classes"
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
@@ -70,15 +75,7 @@ class Trace:
         n, k, c = self.logits.shape
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
-        if self.labels is not None:
-            labels = _as_tensor(self.labels, "labels", f"({n},) integers")
-            if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
-                raise InputError(f"labels: expected ({n},) integers, got {tuple(labels.shape)} {labels.dtype}")
-            if labels.min() < 0 or labels.max() >= c:
-                raise InputError(f"labels: expected values in [0, {c}), got {int(labels.min())} to {int(labels.max())}")
-            object.__setattr__(self, "labels", labels.long())
-            if isinstance(self.logits, CompactLogits) and self.logits.label is None:
-                raise InputError("labels: these compact logits were made without labels: give both to exitlens.collect")
+        self._check_task(n, c)
         if self.groups is not None:
             groups = _as_tensor(self.groups, "groups", f"({n},) integers")
             if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
@@ -101,6 +98,20 @@ class Trace:
         if self.timing is not None and (not isinstance(self.timing, Timing) or len(self.timing.ms) != k):
             raise InputError(f"timing: expected a Timing of {k} exits, got {self.timing!r}")
 
+    def _check_task(self, n: int, c: int) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"task: expected one of {TASKS}, got {self.task!r}")
+        if self.labels is not None:
+            labels = _as_tensor(self.labels, "labels", f"({n},) integers, or ({n},{c}) of 0 and 1")
+            if labels.ndim == 2:
+                object.__setattr__(self, "task", "multilabel")
+            check_truth(labels, n, c, self.task)
+            object.__setattr__(self, "labels", labels.bool() if self.task == "multilabel" else labels.long())
+            if isinstance(self.logits, CompactLogits) and self.logits.label is None and labels.ndim == 1:
+                raise InputError("labels: these compact logits were made without labels: give both to exitlens.collect")
+        if self.task == "multilabel" and isinstance(self.logits, CompactLogits):
+            raise InputError("logits: of several labels all logits are needed: collect the trace with compact=False")
+
     @property
     def num_exits(self) -> int:
         """K, the final exit included."""
@@ -110,6 +121,16 @@ class Trace:
     def has_maps(self) -> bool:
         """Whether the exits had maps to compare; else all divergences are 0, and no measure says more."""
         return bool(self.similarity) or bool(self.divergence.any())
+
+    @property
+    def answers(self) -> Tensor:
+        """What each exit answers (a temperature never changes it): classes ``(N,K)``, or labels ``(N,K,C)`` bool."""
+        return self.logits.argmax(-1) if isinstance(self.logits, CompactLogits) else find_answers(self.logits, self.task)
+
+    @property
+    def correct(self) -> Tensor:
+        """``(N,K)`` bool: whether each exit's answer is right; of several labels, whether all are."""
+        return are_same(self.answers, self.require_labels("accuracy")[:, None], self.task)
 
     @property
     def num_groups(self) -> int:
@@ -125,17 +146,17 @@ class Trace:
         of = f" of network {self.network}" if self.network else ""
         groups = "" if self.groups is None else f" in {self.num_groups:,} groups"
         timed = "" if self.timing is None else f", {self.timing}"
-        return f"Trace({n:,} {kind} samples{groups}, {k} exits, {c} classes{of}{timed})"
+        what = "classes" if self.task == "classes" else "labels, any number to a sample"
+        return f"Trace({n:,} {kind} samples{groups}, {k} exits, {c} {what}{of}{timed})"
 
     def _repr_html_(self) -> str:
         from exitlens.display import html_table
 
-        answers = self.logits.argmax(2)
-        rows = []
+        answers, right, rows = self.answers, self.correct if self.labels is not None else None, []
         for i in range(self.num_exits):
-            right = "" if self.labels is None else f"{100 * (answers[:, i] == self.labels).float().mean():.1f} %"
-            agrees = f"{100 * (answers[:, i] == answers[:, -1]).float().mean():.1f} %"
-            cells = [f"{self.cost[i]:.3f}", right, agrees, f"{self.divergence[:, i].mean():.3f}"]
+            accuracy = "" if right is None else f"{100 * right[:, i].float().mean():.1f} %"
+            agrees = f"{100 * are_same(answers[:, i], answers[:, -1], self.task).float().mean():.1f} %"
+            cells = [f"{self.cost[i]:.3f}", accuracy, agrees, f"{self.divergence[:, i].mean():.3f}"]
             timed = [] if self.timing is None else [format_ms(self.timing.ms[i])]
             rows.append([exit_name(i, self.num_exits), *timed, *cells])
         timed = [] if self.timing is None else ["ms"]
@@ -148,14 +169,14 @@ class Trace:
         def pick(value: Any) -> Any:
             return {name: one[rows] for name, one in value.items()} if isinstance(value, Mapping) else value[rows]
 
-        kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing}
+        kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing, "task": self.task}
         values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in kept)
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
         tensors: dict[str, Tensor] = {}
-        for name in (one.name for one in fields(self) if one.name not in ("network", "timing")):
+        for name in (one.name for one in fields(self) if one.name not in ("network", "timing", "task")):
             value = getattr(self, name)
             parts = value.parts() if isinstance(value, CompactLogits) else value
             named = {f"{name}.{part}": one for part, one in parts.items()} if isinstance(parts, Mapping) else {name: parts}
@@ -165,6 +186,8 @@ class Trace:
         note: dict[str, Any] = {"format": FORMAT, "network": self.network, "num_classes": self.logits.shape[2]}
         if self.timing is not None:
             note["timing"] = self.timing.to_dict()
+        if self.task != "classes":
+            note["task"] = self.task
         write_tensors(Path(path), alone, note, "path")
 
     @classmethod
@@ -180,7 +203,7 @@ class Trace:
             raise InputError(f"path: expected what Trace.save wrote ({error})") from error
         if note.get("format") != FORMAT or not isinstance(note.get("num_classes"), int):
             raise InputError(f"path: expected what Trace.save wrote, {path} is not that, or of a later version of exitlens")
-        values: dict[str, Any] = {"network": note["network"], "labels": None}
+        values: dict[str, Any] = {"network": note["network"], "labels": None, "task": note.get("task", "classes")}
         for name, tensor in tensors.items():
             field_, _, part = name.partition(".")
             if part:

@@ -14,7 +14,8 @@ from exitlens.errors import CalibrationError, DataWarning, InputError, require
 from exitlens.functional.drift import summarize_reference
 from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
 from exitlens.functional.grouping.likeness import measure_likeness
-from exitlens.functional.risk import Budget, Risk, check_limits, list_budgets, list_risks, select_exits
+from exitlens.functional.limits import check_limits, require_positives
+from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures, score
 from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
@@ -22,6 +23,7 @@ from exitlens.functional.thresholds.holdout import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, Policy, Trace
 from exitlens.types.calibrations import Certification, DriftReference, SampleSketch
+from exitlens.types.tasks import choose_score
 
 
 def calibrate(
@@ -29,13 +31,14 @@ def calibrate(
     *,
     max_accuracy_drop: float | None = None,
     max_class_accuracy_drop: float | None = None,
+    max_false_negative_drop: float | None = None,
     max_disagreement: float | None = None,
     max_divergence: float | None = None,
     max_cost: float | None = None,
     max_ms: float | None = None,
     percentile: float | None = None,
     delta: float | None = None,
-    score: str = "max_probability",
+    score: str | None = None,
     temperature_scaling: bool = True,
     temperatures: Policy | None = None,
     gate: bool = False,
@@ -64,8 +67,12 @@ def calibrate(
 
     Args:
         trace: independent samples (or groups of them) of the data to come, not used for training or testing.
-        max_accuracy_drop: limit in [0, 1] on final accuracy minus routed accuracy; needs labels.
-        max_class_accuracy_drop: the same for the samples of every class; needs labels.
+        max_accuracy_drop: limit in [0, 1] on final accuracy minus routed accuracy; needs labels. Of several labels, an
+            answer is right if all of them are (subset accuracy).
+        max_class_accuracy_drop: the same for the samples of every class; needs labels. Of several labels, how much more
+            often each is missed in the samples that have it.
+        max_false_negative_drop: of several labels: limit in [0, 1] on the mean share of a sample's labels that the answer
+            lacks, less that which the final exit's lacks (0 for samples that have none); needs labels.
         max_disagreement: limit in [0, 1] on the share of answers that differ from the final exit's.
         max_divergence: limit in [0, 1] on the mean divergence of the attention map at the exit taken.
         max_cost: limit on the mean cost, as a fraction of the plain backbone's, on these samples.
@@ -75,7 +82,7 @@ def calibrate(
             mean time of a batch. The times are taken as they were measured; what is certified is which exits samples take.
         percentile: in (0, 100]: at least this many of 100 samples take an exit whose time is at most ``max_ms``.
         delta: in (0, 1): how likely the promise may be wrong; at least one limit on a risk, or ``max_ms``, is needed.
-        score: ``max_probability``, ``entropy`` or ``margin``.
+        score: ``max_probability`` (the default), ``entropy`` or ``margin``; of several labels ``decided``.
         temperature_scaling: first fit a temperature for each exit by NLL (needs labels; skipped without them). Certified
             mode fits on the samples that propose the path, which do not test it.
         temperatures: a policy whose temperatures, fitted on other data, are used instead.
@@ -95,18 +102,22 @@ def calibrate(
             for a trace without timing; ``percentile`` without it; ``equal_groups`` without groups or without ``delta``;
             ``folds`` with ``delta`` or without a limit on a risk.
         CalibrationError: if no policy keeps every limit (empirical mode), ``max_cost`` or ``max_ms`` (certified mode: none
-            that can be certified); for fewer than 10 samples or groups in certified mode; if ``temperatures`` were fitted
-            on samples of this trace. PolicyError: if they are of another network.
+            that can be certified); for fewer than 10 samples or groups in certified mode; for a limit that needs labels and
+            a label that no sample has; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of
+            another network.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     given = {
         "max_accuracy_drop": max_accuracy_drop,
         "max_class_accuracy_drop": max_class_accuracy_drop,
+        "max_false_negative_drop": max_false_negative_drop,
         "max_disagreement": max_disagreement,
         "max_divergence": max_divergence,
     }
     spend: Any = {"max_cost": max_cost, "max_ms": max_ms, "percentile": percentile}
     limits = check_limits(given, **spend, delta=delta, score=score, gate=gate, folds=folds)
+    score = choose_score(score, trace.task)
+    require_positives(trace, limits)
     require(temperature_scaling, bool, "temperature_scaling")
     _check_equal_groups(trace, delta, equal_groups)
     budgets = list_budgets(trace, **spend)
@@ -218,7 +229,7 @@ def _choose_temperatures(
     """A temperature for each exit, and the samples that they were fitted on."""
     if given is not None:
         require(given, Policy, "temperatures", "a policy whose temperatures were fitted on other data")
-        given.check(trace.num_exits, trace.network)
+        given.check(trace.num_exits, trace.network, trace.task)
         before = () if given.calibration is None else given.calibration.fitted_on
         if any(samples.overlaps(trace) for samples in before):
             raise CalibrationError(

@@ -16,7 +16,7 @@ from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.grouping.groups import number_groups
 from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import MEASURES, transplant, uniform
+from exitlens.functional.similarity import MEASURES, pair_samples, transplant, uniform
 from exitlens.io import RowStore
 from exitlens.model.heads.maps import have_maps
 from exitlens.model.network import ExitNet
@@ -24,6 +24,7 @@ from exitlens.model.timing.exit_times import measure_exits
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import CompactLogits, Timing, Trace
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import check_truth
 
 MANY_CLASSES, MANY_LOGITS = 100, 1 << 26  # from which on logits are kept in compact form
 ROWS = 1 << 15  # samples whose maps are compared at once
@@ -120,12 +121,17 @@ class _Recorder:
     def __init__(self, net: ExitNet, folder: Path | None, compact: bool | None) -> None:
         self._net, self._folder = net, None if folder is None else _make_folder(folder)
         self._store = RowStore(self._folder)
+        if compact and net.info.task == "multilabel":
+            raise InputError("compact: of several labels all logits are needed: leave it out")
+        compact = False if net.info.task == "multilabel" else compact
         self._logits, self._ids = _LogitRecorder(self._store, compact), list[Tensor | None]()
         self._shapes: list[tuple[int, ...]] = []
         self._has_maps = have_maps(net.heads)
 
     def add(self, seen: _Observed) -> None:
         """Takes in a batch."""
+        if seen.labels is not None:
+            check_truth(seen.labels, len(seen.logits), seen.logits.shape[2], self._net.info.task, "loader, labels")
         self._logits.add(seen.logits, seen.labels)
         self._ids.append(seen.groups)
         if not self._has_maps:
@@ -154,6 +160,7 @@ class _Recorder:
             network=self._net.identity(),
             gate_features=self._store.take("gate_features") if self._net.num_exits > 1 and self._has_maps else None,
             groups=_join_groups(groups, self._ids),
+            task=self._net.info.task,
         )
         if self._folder is None:
             return trace
@@ -288,11 +295,3 @@ def _compare_maps(store: RowStore, shapes: Sequence[tuple[int, ...]], partner: T
     divergence = found["similarity"]["divergence"].clone()
     divergence[:, -1] = 0
     return found | {"divergence": divergence}
-
-
-def pair_samples(count: int, seed: int) -> Tensor:
-    """For each image another one, drawn at random: a random cycle, so that no image is its own partner."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)
-    return partner

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import require
-from exitlens.functional.quality import expected_calibration_error, overthinking, risk_coverage
-from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
+from exitlens.functional.quality import expected_calibration_error, micro_f1, overthinking, risk_coverage
+from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.scores import rate_probabilities
+from exitlens.functional.scores import rate_probabilities, score
 from exitlens.functional.similarity import skill
 from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import Policy, Timing, Trace
+from exitlens.types.tasks import DECIDED
 from exitlens.types.timings import format_ms
 from exitlens.types.words import exit_name
 
@@ -31,7 +32,8 @@ class ExitRow:
     ``ms``: of a batch that leaves there, where the trace has measured times.
 
     ``calibration_error`` (15 bins), ``brier`` (in [0, 2]) and ``risk_coverage`` (area under the risk-coverage curve by
-    maximum probability: the mean error rate over all coverages) use the policy's temperatures.
+    maximum probability: the mean error rate over all coverages) use the policy's temperatures. Of several labels, the
+    first two are about every label of every sample (``brier`` in [0, 1]), and the curve is by how decided a sample is.
 
     ``consistency`` maps a measure to ``{"value", "null", "uniform", "skill"}``: the mean, the shuffled-image null, the
     uniform null, and the skill over the shuffled-image null (only for measures where more is closer).
@@ -51,14 +53,18 @@ class ExitRow:
 
     def format_cells(self) -> list[str]:
         """For people: milliseconds if known, cost, accuracy, agreement, share, and the map's CC with its null and skill."""
-        cc = [f"{self.consistency.get('cc', {}).get(name, math.nan):.2f}" for name in ("value", "null", "skill")]
+        agreed = self.consistency.get("cc", {})
+        cc = [f"{agreed[name]:.2f}" if name in agreed else "-" for name in ("value", "null", "skill")]
         spent = [*([] if self.ms is None else [format_ms(self.ms)]), f"{self.cost:.3f}"]
         return [*spent, _percent(self.accuracy), _percent(self.agreement), _percent(self.share), *cc]
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The samples of one class: how many, and how many of the routed and of the final exit's answers are right."""
+    """The samples of one class: how many, and how many of the routed and of the final exit's answers are right.
+
+    Of several labels: of the samples that have the label, in how many it is found.
+    """
 
     label: int
     samples: int
@@ -66,9 +72,33 @@ class ClassRow:
     final_accuracy: float
 
 
+@dataclass(frozen=True)
+class LabelReport:
+    """What there is to say of several labels beside subset accuracy (all labels of a sample right).
+
+    Attributes:
+        f1: micro-F1 of the routed answers. exit_f1: of every exit's.
+        false_negative_rate: mean over samples of the share of their labels that the routed answer lacks (0 for samples that
+            have none). exit_false_negative_rate: of every exit's answers.
+        false_negative_drop: of the routed answers, less the final exit's.
+    """
+
+    f1: float
+    false_negative_rate: float
+    false_negative_drop: float
+    exit_f1: tuple[float, ...]
+    exit_false_negative_rate: tuple[float, ...]
+
+    def __str__(self) -> str:
+        missed = f"false negatives {_percent(self.false_negative_rate)} (drop {_percent(self.false_negative_drop)})"
+        return f"micro-F1 {self.f1:.3f} (exits {' '.join(f'{value:.3f}' for value in self.exit_f1)}), {missed}"
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """What :func:`evaluate` found. Labels are needed for all accuracies; without them they are ``None``.
+
+    Of several labels, an answer is right if all of them are (subset accuracy).
 
     Attributes:
         accuracy: of the routed answers. accuracy_drop: final exit's accuracy minus that.
@@ -83,6 +113,7 @@ class Report:
         classes: one row per class that has samples, in label order; none without labels.
         ms: the mean over samples of what a batch takes at the exit that they take, where the trace has measured times.
         timing: these times, and the machine, batch size and spread that belong to them.
+        labels: what else there is to say of several labels; ``None`` for one class a sample, and without labels.
     """
 
     accuracy: float | None
@@ -98,6 +129,7 @@ class Report:
     classes: tuple[ClassRow, ...] = ()
     ms: float | None = None
     timing: Timing | None = None
+    labels: LabelReport | None = None
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
         """The classes of the lowest routed accuracy, the worst first; of equal ones those that lose most."""
@@ -117,9 +149,12 @@ class Report:
 
     def _summary(self) -> str:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
+        kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
+        has_maps = any(row.consistency for row in self.exits) or self.divergence > 0
+        maps = f"divergence {self.divergence:.3f}" if has_maps else "no maps"
         return (
-            f"routed: accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
-            f"divergence {self.divergence:.3f}, {self.samples} samples{timed}"
+            f"routed: {kind}accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
+            f"{maps}, {self.samples} samples{timed}{labels}"
         )
 
     def __repr__(self) -> str:
@@ -148,8 +183,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
     require(trace, Trace, "trace", "see exitlens.collect")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     exits = route(trace, policy)
-    answers = predictions(trace)
-    correct = None if trace.labels is None else (answers == trace.labels[:, None]).float()
+    correct = None if trace.labels is None else trace.correct.float()
     rows = tuple(_row(trace, policy, k, exits, correct) for k in range(trace.num_exits))
     return Report(
         accuracy=None if correct is None else select_exits(correct, exits).mean().item(),
@@ -164,16 +198,31 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         samples=len(trace),
         ms=None if trace.timing is None else torch.tensor(trace.timing.ms, dtype=torch.float64)[exits].mean().item(),
         timing=trace.timing,
-        classes=() if trace.labels is None or correct is None else _classes(trace.labels, correct, exits),
+        classes=() if trace.labels is None or correct is None else _classes(trace, trace.labels, correct, exits),
+        labels=None if trace.labels is None or trace.task != "multilabel" else _report_labels(trace, trace.labels, exits),
     )
 
 
-def _classes(labels: Tensor, correct: Tensor, exits: Tensor) -> tuple[ClassRow, ...]:
+def _report_labels(trace: Trace, labels: Tensor, exits: Tensor) -> LabelReport:
+    answers = trace.answers  # (N,K,C)
+    missed = false_negatives(answers, labels[:, None])  # (N,K)
+    rate, rates = select_exits(missed, exits).mean().item(), missed.mean(0).tolist()
+    routed = answers[torch.arange(len(trace)), exits]
+    each = tuple(micro_f1(one, labels) for one in answers.unbind(1))
+    return LabelReport(micro_f1(routed, labels), rate, rate - rates[-1], each, tuple(rates))
+
+
+def _classes(trace: Trace, labels: Tensor, correct: Tensor, exits: Tensor) -> tuple[ClassRow, ...]:
+    if trace.task == "multilabel":
+        answers, rows = trace.answers, torch.arange(len(trace))
+        told, final = ((labels & one).sum(0).tolist() for one in (answers[rows, exits], answers[:, -1]))
+        counted = enumerate(zip(labels.sum(0).tolist(), told, final, strict=True))
+        return tuple(ClassRow(c, n, one / n, other / n) for c, (n, one, other) in counted if n)
     right = torch.stack([select_exits(correct, exits), correct[:, -1]], 1)  # (N,2)
     present, place, counts = labels.unique(return_inverse=True, return_counts=True)
     means = right.new_zeros(len(present), 2).index_add_(0, place, right) / counts[:, None]
-    found = zip(present.tolist(), counts.tolist(), means.tolist(), strict=True)
-    return tuple(ClassRow(label, count, routed, final) for label, count, (routed, final) in found)
+    rated = zip(present.tolist(), counts.tolist(), means.tolist(), strict=True)
+    return tuple(ClassRow(label, count, routed, final) for label, count, (routed, final) in rated)
 
 
 def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | None) -> ExitRow:
@@ -182,7 +231,10 @@ def _row(trace: Trace, policy: Policy, k: int, exits: Tensor, correct: Tensor | 
     if trace.labels is not None and correct is not None:
         rated = rate_probabilities(trace.logits[:, k], trace.labels, policy.temperatures[k])
         error, brier = expected_calibration_error(rated.confidence, rated.correct), rated.squared_error.mean().item()
-        area = risk_coverage(rated.confidence, correct[:, k]).mean().item()
+        sure = rated.confidence
+        if trace.task == "multilabel":
+            sure = score(trace.logits[:, k], DECIDED, policy.temperatures[k])
+        area = risk_coverage(sure, correct[:, k]).mean().item()
     return ExitRow(
         exit=k,
         cost=trace.cost[k].item(),
@@ -212,6 +264,6 @@ def _curve(trace: Trace, policy: Policy) -> tuple[tuple[float, float], ...]:
     risk = disagreement(trace) if trace.labels is None else accuracy_drop(trace)
     best = 1.0
     if trace.labels is not None:
-        best = (predictions(trace)[:, -1] == trace.labels).float().mean().item()
+        best = trace.correct[:, -1].float().mean().item()
     index = quantise(score_early_exits(trace, policy)).index
     return tuple((point.cost, best - point.risk) for point in find_frontier(index, risk, trace.cost))

@@ -20,8 +20,9 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.maps import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.relevance import Recording, compute_relevance
-from exitlens.types import ExitOutput, ExitView, Explanation, Policy
+from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
+from exitlens.types.tasks import read_answers
 
 
 def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
@@ -59,7 +60,7 @@ def explain_batch(
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     tensors = net.check_input(images)
-    policy.check(net.num_exits, net.identity() if policy.network else "")
+    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
     with net.open_engine() as engine:
         records = relevance and engine.tuning.precision == "float32"
         recording = Recording(engine.stages, engine.heads, net) if records else None
@@ -111,7 +112,7 @@ def _look(engine: Engine, activations: Activations, policy: Policy, final: bool,
         out = ExitOutput(*(t.clone() for t in found))  # ordinary tensors
         if not all_finite(out.logits):
             raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
-        p = probabilities(out.logits, policy.temperatures[k])
+        p = probabilities(out.logits, policy.temperatures[k], policy.score)
         scores = score_of(p, policy.score)
         if k == len(policy.thresholds):
             seen.append(_Seen(out, p, scores, None))
@@ -160,9 +161,19 @@ def _column(net: ExitNet, policy: Policy, seen: Sequence[_Seen], k: int) -> Call
             previous_cc=None if to_previous is None else to_previous[1][i].item(),
             estimate=None if estimates is None else estimates[i].item(),
             limit=None if estimates is None or policy.gate is None else policy.gate.limits[k],
+            labels=_list_labels(one, head.bias, evidence, i) if policy.task == "multilabel" else None,
         )
 
     return view
+
+
+def _list_labels(one: _Seen, bias: Tensor | None, evidence: Tensor, i: int) -> tuple[LabelView, ...]:
+    """The labels that an exit tells of sample i, each with its evidence."""
+    found = []
+    for c in read_answers(one.p[i], "multilabel").nonzero().flatten().tolist():
+        constant = 0.0 if bias is None else bias[c].item()
+        found.append(LabelView(c, one.p[i, c].item(), evidence[i, c].clone(), one.out.logits[i, c].item(), constant))
+    return tuple(found)
 
 
 def _agreement(out: ExitOutput, other: ExitOutput) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from exitlens.model.perturbation import occlude, perturb
 from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, draw_samples
+from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE = 250
 PASSES, TINY = 4, 1e-9
@@ -135,7 +136,7 @@ def faithfulness(
         shown = placed if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
         maps = [modality.coarsen(one, grid) for one in shown]
         blind = [measures.draw_random_map(m, seed) for m in maps]
-        plain = [probabilities(one) for one in logits]
+        plain = [probabilities(one, kind=USUAL_SCORES[net.info.task]) for one in logits]
         mine = perturb(net, engine, batches, plain, maps, fraction)
         control = perturb(net, engine, batches, plain, blind, fraction)
         randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))

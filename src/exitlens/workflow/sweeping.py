@@ -11,11 +11,12 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.grouping.groups import shuffle_groups, split_groups
-from exitlens.functional.risk import accuracy_drop, disagreement, predictions, select_exits
+from exitlens.functional.risk import accuracy_drop, disagreement, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.thresholds.search import Cuts, find_frontier, quantise
-from exitlens.types import SCORES, Policy, Trace
+from exitlens.types import Policy, Trace
+from exitlens.types.tasks import choose_score
 
 PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
 
@@ -57,9 +58,7 @@ class CurvePoint:
     accuracy: float
 
 
-def sweep(
-    trace: Trace, *, score: str = "max_probability", level: float = 0.95, most: int = 60, seed: int = 0
-) -> list[SweepPoint]:
+def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: int = 60, seed: int = 0) -> list[SweepPoint]:
     """The frontier of accuracy, divergence and cost, cheapest first: what to ask of :func:`exitlens.calibrate`.
 
     Policies are found on one half of the samples and measured on the other, so no point flatters itself. The bands hold for
@@ -68,7 +67,7 @@ def sweep(
 
     Args:
         trace: labelled, or not: then agreement with the final exit takes the place of accuracy in the search.
-        score: ``max_probability``, ``entropy`` or ``margin``.
+        score: ``max_probability`` (the default), ``entropy`` or ``margin``; of several labels ``decided``.
         level: of the bands, in (0, 1).
         most: points, at most.
         seed: of the halves.
@@ -77,7 +76,8 @@ def sweep(
         InputError: for fewer than 10 samples (or groups), or arguments out of range.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
-    _check(trace, score, level)
+    score = choose_score(score, trace.task)
+    _check(trace, level)
     _check_count(most, "most")
     first, second = _split_halves(trace, seed)
     temperatures = () if trace.labels is None else fit_temperatures(trace.logits, trace.labels, first)
@@ -101,12 +101,10 @@ def _split_halves(trace: Trace, seed: int) -> tuple[Tensor, Tensor]:
     return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
-def _check(trace: Trace, score: str, level: float) -> None:
+def _check(trace: Trace, level: float) -> None:
     if trace.num_groups < 10:
         what = "samples" if trace.groups is None else "groups"
         raise InputError(f"trace: expected 10 {what} or more, got {trace.num_groups}: half of them find the policies")
-    if score not in SCORES:
-        raise InputError(f"score: expected one of {SCORES}, got {score!r}")
     if not isinstance(level, int | float) or not 0 < level < 1:
         raise InputError(f"level: expected a number between 0 and 1, got {level!r}")
 
@@ -132,7 +130,7 @@ def _measure_policies(trace: Trace, policies: Sequence[Policy], rows: Tensor, le
     measures = {"cost": trace.cost[None].expand(len(rows), -1), "agreement": 1 - disagreement(trace)[rows]}
     measures["divergence"] = trace.divergence[rows]
     if trace.labels is not None:
-        measures["accuracy"] = (predictions(trace) == trace.labels[:, None]).float()[rows]
+        measures["accuracy"] = trace.correct.float()[rows]
     groups = None if trace.groups is None or trace.num_groups == len(trace) else trace.groups[rows]
     bands = {
         name: _bands(torch.stack([select_exits(values, e) for e in exits]), level, groups)
@@ -163,11 +161,12 @@ def anytime(trace: Trace) -> list[CurvePoint]:
         InputError: for a trace without labels.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
-    correct = (predictions(trace) == trace.require_labels("anytime")[:, None]).double().mean(0)
+    trace.require_labels("anytime")
+    correct = trace.correct.double().mean(0)
     return [CurvePoint(cost, right) for cost, right in zip(trace.cost.tolist(), correct.tolist(), strict=True)]
 
 
-def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probability", points: int = 40) -> list[CurvePoint]:
+def budgeted_batch(validation: Trace, test: Trace, *, score: str | None = None, points: int = 40) -> list[CurvePoint]:
     """Accuracy at mean costs under MSDNet's protocol (arXiv 1703.09844, section 5.2), for comparison with papers.
 
     Exit k answers a share proportional to ``q^k`` of the samples, the surest of those that reach it; the thresholds
@@ -175,7 +174,8 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probabil
 
     Args:
         validation: chooses thresholds; needs no labels. test: labelled.
-        score: ``max_probability`` (MSDNet's), ``entropy`` or ``margin``; without temperatures.
+        score: ``max_probability`` (MSDNet's, the default), ``entropy`` or ``margin``; of several labels ``decided``;
+            without temperatures.
         points: values of ``q``, from almost all at the first exit to almost all at the last.
 
     Raises:
@@ -184,12 +184,13 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str = "max_probabil
     for name, one in (("validation", validation), ("test", test)):
         require(one, Trace, name, "see exitlens.collect")
     networks = {validation.network, test.network} - {""}
-    if validation.num_exits != test.num_exits or len(networks) > 1:
+    if (validation.num_exits, validation.task) != (test.num_exits, test.task) or len(networks) > 1:
         raise InputError("validation, test: expected traces of one network: collect both with it")
     _check_count(points, "points")
-    policy = Policy.never(test.num_exits, score=score)
+    test.require_labels("budgeted_batch")
+    policy = Policy.never(test.num_exits, score=choose_score(score, test.task))
     known, scores = score_early_exits(validation, policy), score_early_exits(test, policy)
-    correct, found = (predictions(test) == test.require_labels("budgeted_batch")[:, None]).double(), []
+    correct, found = test.correct.double(), []
     for q in torch.logspace(-1.5, 1.5, points).tolist():
         shares = torch.tensor([q**k for k in range(test.num_exits)], dtype=torch.float64)
         exits = find_first_firing(scores, _geometric(known, (shares / shares.sum()).tolist()))

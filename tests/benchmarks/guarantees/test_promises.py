@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.guarantees.promises import allow, list_promises
+from benchmarks.guarantees.promises import allow, list_promises, pool_worst
 
 
 def test_two_standard_errors_are_allowed():
@@ -15,6 +15,17 @@ def test_the_worst_limit_counts():
     promise = next(list_promises("splits-x", {"sets": sets}))
     assert promise.measured == 0.2
     assert not promise.is_kept
+
+
+def test_draws_of_all_populations_are_counted_together():
+    def rows(*broken: float) -> dict[str, dict[str, float]]:
+        pairs = zip((0.01, 0.02), broken, strict=True)
+        return {str(n): {"limit": n, "delta": d, "violations": v, "draws": 300} for n, v in pairs for d in (0.05, 0.1, 0.2)}
+
+    sets = {"population 0, missed labels": rows(0.1, 0.0), "population 1, missed labels": rows(0.0, 0.04)}
+    assert pool_worst(sets, "missed labels", 0.1) == pytest.approx(0.05)
+    found = list(list_promises("labels", {"sets": sets, "draws": 600}))
+    assert [promise.is_kept for promise in found[-3:]] == [True, True, True]
 
 
 def test_groups_that_are_not_named_have_to_break_promises():

@@ -3,7 +3,15 @@
 import itertools
 
 from benchmarks.guarantees.savings import choose_single_thresholds
-from benchmarks.guarantees.violations import DELTAS, LIMITS, SETS, count_one_draw, summarise
+from benchmarks.guarantees.violations import (
+    DELTAS,
+    LABEL_SETS,
+    LIMITS,
+    SETS,
+    count_one_draw,
+    count_one_labels_draw,
+    summarise,
+)
 from tests.conftest import random_trace
 
 
@@ -13,6 +21,12 @@ def test_a_draw_has_a_row_for_every_set_limit_and_delta():
     for rows in found.values():
         assert len(rows) == 12
         assert {tuple(row[:2]) for row in rows} == set(itertools.product(LIMITS, DELTAS))
+
+
+def test_a_draw_of_several_labels_likewise():
+    found = count_one_labels_draw(False, 1)
+    assert set(found) == {f"population 1, {label}" for label in LABEL_SETS}
+    assert all(len(rows) == 12 for rows in found.values())
 
 
 def test_outcomes_are_averaged_by_limit_and_delta():

@@ -69,6 +69,7 @@ def test_lazy_samples_are_the_same_whatever_the_number_of_processes(held):
     assert (lazy.modality, lazy.shape) == (SERIES, (2, 5))
     assert lazy.inputs.equal(held.inputs)
     assert lazy[39][0].equal(held[39][0])
+    assert lazy[-1][0].equal(held[39][0])
     assert lazy.subset(torch.tensor([7, 3])).load().groups.tolist() == [1, 0]
     assert pickle.loads(pickle.dumps(lazy.first(3))).inputs.equal(held.first(3).inputs)
     for workers in (0, 2):

@@ -8,7 +8,7 @@ import torch
 import exitlens as xl
 from exitlens.data.batches import iterate_batches
 from exitlens.data.formats.columns import Columns
-from exitlens.data.formats.tables import open_table, to_word
+from exitlens.data.formats.tables import open_table
 from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from tests.data.formats.conftest import PREPROCESS, encode
@@ -242,10 +242,3 @@ def test_a_data_set_of_the_hub(make_table, hf, monkeypatch):
     changed = DataSource(**source.to_dict() | {"contents": "0" * 16})
     with pytest.raises(xl.DataError, match="not those of training"):
         changed.load("test")
-
-
-@pytest.mark.parametrize(
-    ("value", "word"), [(0.125, "0.125"), (3.0, "3"), (-2, "-2"), (float("nan"), None), (float("inf"), None), ([1], None)]
-)
-def test_values_as_words(value, word):
-    assert to_word(value) == word

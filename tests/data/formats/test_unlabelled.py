@@ -129,6 +129,13 @@ def write(folder, name, content):
     return str(folder / name)
 
 
+def test_numbers_are_no_images(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,label\n1.5,2,x\n")
+    for wanted in ("image", "text"):
+        with pytest.raises(xl.InputError, match=f"holds series, volumes or vectors, the network takes {wanted}s"):
+            list_unlabelled(str(tmp_path / "x.csv"), wanted)
+
+
 def test_lines_of_files_of_texts(tmp_path):
     table = write(tmp_path, "a.csv", 'text,who,id\n"good, very good",ann,x\nbad,bob,y\n\n"two\nlines",ann,z\n')
     found = list_unlabelled(table, "text", group_by="who")

@@ -178,3 +178,29 @@ def test_candidates_hold_the_frontier_steps_between_and_never_not():
     assert all(any(cut != math.inf for cut in one.cuts) for one in pool)
     assert all(one.means[1] == pytest.approx(one.means[0] / 2) for one in pool)
     assert len({one.cuts for one in pool}) == len(pool)
+
+
+def test_losses_that_may_be_gains_are_tested_by_betting():
+    rng = torch.Generator().manual_seed(0)
+    index = torch.zeros(400, 1).long()
+    some = torch.where(torch.rand(400, generator=rng) < 0.03, torch.rand(400, generator=rng) - 0.5, 0.0)
+    one = risk_of(some, 0.05, "signed")
+    (test,) = choose_tests(index, [one], path_of(0.0), 400, 0.1)
+    assert test == "signed_betting"
+    assert p_value(some, one, test, 0.1) < 1e-3
+    assert p_value(some, one, "betting", 0.1) <= 1
+    lost = torch.full((400,), 0.06)
+    assert p_value(lost, risk_of(lost, 0.05, "signed"), test, 0.1) == 1
+    assert p_value(lost, risk_of(lost, 0.05, "signed"), "betting", 0.1) > 0.5
+
+
+@pytest.mark.parametrize("test", ["signed_betting", "betting"])
+def test_a_mean_at_the_limit_is_seldom_refused(test):
+    """Losses in [-1, 1] with mean 0.1: of 300 draws a tenth, but for chance, may have a p-value of 0.1 or less."""
+    rng = torch.Generator().manual_seed(1)
+    low = 0
+    for _ in range(300):
+        half = torch.rand(150, generator=rng) < 0.5
+        losses = torch.where(half, 0.2 + 0.8 * (torch.rand(150, generator=rng) - 0.5) * 2, 0.0)
+        low += p_value(losses, risk_of(losses, 0.1, "signed"), test, 0.1) <= 0.1
+    assert low / 300 <= 0.1 + 2 * math.sqrt(0.09 / 300)

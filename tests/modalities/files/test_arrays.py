@@ -1,5 +1,6 @@
 import io
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -38,6 +39,16 @@ def test_fortran_order(tmp_path):
     np.testing.assert_array_equal(read_npy(write(tmp_path / "x.npy", encode(values)), "x"), values)
 
 
+@given(st.data())
+def test_damaged_bytes_are_told_or_read(tmp_path_factory, data):
+    content = bytearray(encode(np.arange(6.0).reshape(2, 3)))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = write(tmp_path_factory.mktemp("npy") / "x.npy", bytes(content))
+    with suppress(xl.DataError):  # and no other
+        assert read_npy(path, "x").dtype == np.float32
+
+
 def pretend(shape, dtype="<f4"):
     """A header that promises more than there is."""
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
@@ -58,6 +69,7 @@ def pretend(shape, dtype="<f4"):
         (pretend("(2,)", "|O"), "it holds object, expected real numbers"),
         (pretend("(2,)", "<c8"), "it holds complex64, expected real numbers"),
         (pretend("'no shape'"), "no .npy file"),
+        (pretend("(2, "), "no .npy file"),
     ],
 )
 def test_hostile_files(tmp_path, content, message):

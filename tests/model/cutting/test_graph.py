@@ -30,6 +30,25 @@ class Mixed(nn.Module):
         return self.fc((x * large).mean((2, 3)))
 
 
+@torch.fx.wrap
+def shift(x, sizes):
+    """Writes to the list that it is given, as torchvision's attention in windows of volumes does."""
+    sizes[0] = 0
+    return x.roll(sizes, (2, 3))
+
+
+class Shifted(TinyNet):
+    def forward(self, x):
+        return super().forward(shift(x, [4, 2]))
+
+
+def test_functions_may_write_to_lists_that_they_are_given():
+    traced = trace(Shifted().eval(), False, IMAGE)
+    assert not traced.exported
+    assert traced.values.shapes[find(traced, "shift")] == (2, 3, 16, 16)
+    assert sum(count_node_macs(traced.runnable(), traced.example).values()) > 0
+
+
 @pytest.fixture
 def mixed():
     return trace(Mixed().eval(), False, torch.zeros(1, 3, 6, 5))

@@ -59,6 +59,29 @@ def test_arguments_that_the_example_lacks():
     assert [n.name for n in trace(Two(), False, named).inputs] == ["x", "scale"]
 
 
+class Counts(nn.Module):
+    """Asks how many samples there are as Python does, as class tokens are often repeated."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.fc = nn.Parameter(torch.ones(1, 1, 3)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        shape = x.shape
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.fc(tokens)[:, 0] * (len((1, 2)) + len(self.token) + len([shape]))
+
+
+@pytest.mark.parametrize("export", [False, True])
+def test_a_length_is_the_number_of_samples_of_any_batch(export):
+    network = Counts().eval()
+    traced = trace(network, False, torch.zeros(2, 4, 3), export=export)
+    assert traced.exported == export
+    x = torch.randn(5, 4, 3)
+    torch.testing.assert_close(traced.runnable()(x), network(x))
+    assert "len" not in globals()
+
+
 def test_other_threads_go_on_while_a_backbone_is_traced():
     net, plain, stop, failed = TinyNet().eval(), torch.randn(2, 3, 16, 16), threading.Event(), []
     expected = net(plain)

@@ -173,7 +173,7 @@ def _iterate_values(data: Any, column: str) -> Iterator[Any]:
 
 def _to_floats(data: Any, column: str, origin: str) -> Any:  # -> (N,) float32, NaN for nulls
     try:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(data.data.column(column).to_numpy(), dtype=np.float64).astype(np.float32)
     except (ValueError, TypeError) as error:
         raise DataError(
@@ -186,7 +186,7 @@ def _to_series(value: object, shown: str) -> Tensor | str:
     if not isinstance(value, list) or not value:
         return f"expected a list of numbers, got {shown:.40}"
     try:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             found = np.asarray(value, dtype=np.float64).astype(np.float32)
     except (ValueError, TypeError):
         return f"expected a list of numbers, or one for each channel with as many steps each, got {shown:.40}"

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 from exitlens.errors import DataError, InputError, suggest
 
-Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", "other"]  # list: of numbers
+Kind = Literal["image", "class", "integer", "float", "string", "bytes", "list", "words", "other"]
+# list: of numbers; words: a list of classes or strings
 SAMPLES = ("image", "text", "series", "features")
 ROLES = (*SAMPLES, "label")
 MEND = "image=NAME,label=NAME (or text=NAME, series=NAME, features=A|B)"
@@ -31,13 +32,18 @@ LABEL_NAMES = ("label", "labels", "class", "target", "category", "y", "cls")
 
 
 class Columns(NamedTuple):
-    """Names of columns: of the four kinds of samples, one is not empty."""
+    """Names of columns: of the four kinds of samples, one is not empty; labels of 0 and 1 stand in ``label`` as ``a|b``."""
 
     image: str
     text: str
     label: str
     series: str = ""
     features: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns of labels: one of words, or several of 0 and 1."""
+        return split_labels(self.label)
 
     def __str__(self) -> str:
         if self.features:
@@ -57,8 +63,16 @@ def split_features(word: str) -> tuple[str, ...]:
     return names
 
 
+def split_labels(label: str) -> tuple[str, ...]:
+    """The columns that ``label=a|b`` names."""
+    return tuple(part.strip() for part in label.split("|"))
+
+
 def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, str]:
-    """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``, ``series=NAME``, ``features=A|B``); else :class:`InputError`."""
+    """Reads ``"image=NAME,label=NAME"`` (or ``text=NAME``, ``series=NAME``, ``features=A|B``); else :class:`InputError`.
+
+    ``label=A|B|C`` names several columns, of 0 and 1.
+    """
     found: dict[str, str] = {}
     for word in filter(None, (part.strip() for part in words.split(","))):
         role, _, name = (part.strip() for part in word.partition("="))
@@ -66,7 +80,10 @@ def parse_columns(words: str, roles: tuple[str, ...] = ROLES) -> dict[str, str]:
             last = f"{roles[-1]}=NAME"
             kinds = "image=NAME, text=NAME, series=NAME or features=A|B"
             raise InputError(f"columns: expected {kinds}, and {last}, with commas between, got {words!r}")
-        found[role] = name
+        parts = split_labels(name) if role == "label" else (name,)
+        if not all(parts) or len(set(parts)) < len(parts):
+            raise InputError(f"columns: expected several different columns of labels as label=A|B|C, got {words!r}")
+        found[role] = "|".join(parts)
     if len(found.keys() & set(SAMPLES)) > 1:
         raise InputError(f"columns: expected image=NAME, text=NAME, series=NAME or features=A|B, got several: {words!r}")
     return found
@@ -196,7 +213,8 @@ def _list_kinds(kinds: Mapping[str, Kind]) -> str:
 
 def _find_free(kinds: Mapping[str, Kind], words: Mapping[str, str], origin: str, reserved: Iterable[str]) -> dict[str, Kind]:
     """The columns that nobody named; raises :class:`DataError` for a named one that is not there."""
-    named = {name: role for role, word in words.items() for name in (split_features(word) if role == "features" else [word])}
+    split = {"features": split_features, "label": split_labels}
+    named = {name: role for role, word in words.items() for name in (split[role](word) if role in split else (word,))}
     for name, role in named.items():
         if name not in kinds:
             shown, roles = _list_kinds(kinds), role if role.endswith("s") else f"{role}s"
@@ -225,10 +243,10 @@ def _pick_label(kinds: Mapping[str, Kind], lone_is_label: bool, shown: str, orig
     classes = [name for name, kind in kinds.items() if kind == "class"]
     if classes:
         return _pick(classes, LABEL_NAMES) or _refuse("label", classes, shown, origin)
-    plain = [name for name, kind in kinds.items() if kind in ("integer", "string")]
-    usual = [name for name in plain if name.lower() in LABEL_NAMES]
+    plain = [name for name, kind in kinds.items() if kind in ("integer", "string", "words")]
+    usual = [name for name, kind in kinds.items() if name.lower() in LABEL_NAMES and (name in plain or kind == "list")]
     if not usual and not lone_is_label:
-        plain = [name for name in plain if kinds[name] == "integer"]  # a lone string is the text
+        plain = [name for name in plain if kinds[name] in ("integer", "words")]  # a lone string is the text
     return _pick(usual or plain, LABEL_NAMES) or _refuse("label", plain, shown, origin)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from exitlens.data.arrays.sets import LazyArrays
+from exitlens.data.checks import join_flags
 from exitlens.data.folders import load_folder
-from exitlens.data.formats.columns import parse_columns
+from exitlens.data.formats.columns import parse_columns, split_labels
 from exitlens.data.formats.detect import METADATA, Format, list_folders
 from exitlens.data.formats.files import hash_files, list_files
 from exitlens.data.formats.groups import match_groups, number_groups
@@ -30,11 +31,23 @@ Lazy = TypeVar("Lazy", LazyImages, LazyArrays)
 
 
 class Reading(NamedTuple):
-    """Which columns to read, what makes the groups and what says the splits; empty words: nothing was said."""
+    """Which columns to read, what makes the groups and what says the splits; empty words: nothing was said.
+
+    ``task``: ``multilabel``: words of labels have ``;`` between them; ``classes``: one class a sample; empty: as data say.
+    """
 
     columns: str = ""
     group_by: str = ""
     split_by: str = ""
+    task: str = ""
+
+    def decide(self, found: bool, name: str) -> bool:
+        """Whether a sample has any number of labels, as was said, or as the data do: ``found``."""
+        if self.task == "classes" and found:
+            raise InputError(
+                f"task: {name} gives several labels a sample, the network one class: name one column of classes"
+            )
+        return found or self.task == "multilabel"
 
 
 def read_parts(
@@ -58,35 +71,45 @@ def read_parts(
         return read_folder(Path(name), reading, lambda path, own: read(path, classes=own)[0], classes)
     how: dict[str, Any] = {"classes": classes, "skip_bad": skip_bad}
     if kind == "texts":
-        rows = _read_texts(Path(name), reading, skip_bad)
-        known = sorted({label or "" for label in rows[""].labels})
-        return make_sets(rows, name, preprocess, known=known, **how)
+        rows, several = _read_texts(Path(name), reading, skip_bad)
+        known = split_labels(parse_columns(reading.columns).get("label", ""))
+        known = known if len(known) > 1 else () if several else tuple(sorted({label or "" for label in rows[""].labels}))
+        return make_sets(rows, name, preprocess, known=known, several=several, **how)
     if kind == "shards":
         shards = open_shards(name)
-        rows, columns = shards.list_rows(*reading, skip_bad=skip_bad), shards.find_columns(reading.columns, reading[1:])
+        rows, columns = shards.list_rows(*reading[:3], skip_bad=skip_bad), shards.find_columns(reading.columns, reading[1:3])
+        how |= {"several": reading.decide(len(columns.labels) > 1, name)}
+        how |= {"known": columns.labels if len(columns.labels) > 1 else ()}
         return make_sets(rows, name, preprocess, **how)._replace(columns=str(columns))
     table = open_table(name, kind)
-    rows, columns = table.list_rows(*reading), table.find_columns(reading.columns, reading[1:])
-    found = make_sets(rows, name, preprocess, known=table.class_names(columns), **how)
-    return found._replace(columns=str(columns))
+    rows, columns = table.list_rows(*reading[:3]), table.find_columns(reading.columns, reading[1:3])
+    how |= {"known": table.class_names(columns), "several": reading.decide(table.gives_labels(columns), name)}
+    return make_sets(rows, name, preprocess, **how)._replace(columns=str(columns))
 
 
-def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> dict[str, Rows]:
+def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> tuple[dict[str, Rows], bool]:
+    """The rows, and whether a sample has any number of labels."""
     given = parse_columns(reading.columns)
     if "image" in given:
         raise InputError(f"columns: {path} holds texts: give text=NAME and label=NAME")
-    text, label = given.get("text", "text"), given.get("label", "label")
+    text, labels = given.get("text", "text"), split_labels(given.get("label", "label"))
     extra = [column for column in (reading.group_by, reading.split_by) if column]
-    columns = read_columns(path, tuple(dict.fromkeys((text, label, *extra))), skip_bad)
+    loose = labels if reading.task == "multilabel" or len(labels) > 1 else ()
+    columns = read_columns(path, tuple(dict.fromkeys((text, *labels, *extra))), skip_bad, labels=loose)
     values: dict[str, Sequence[str]] = {text: columns.texts, **columns.words}
+
+    def name(i: int) -> str:
+        return f"{path}, line {columns.lines[i]}"
+
+    several = reading.decide(len(labels) > 1 or labels[0] in columns.listed, str(path))
     found = Rows(
-        name=lambda i: f"{path}, line {columns.lines[i]}",
-        labels=values[label],
+        name=name,
+        labels=values[labels[0]] if len(labels) == 1 else join_flags({one: values[one] for one in labels}, name),
         texts=columns.texts,
         groups=values.get(reading.group_by),
         splits=values.get(reading.split_by),
     )
-    return {"": found}
+    return {"": found}, several
 
 
 def read_folder(
@@ -105,6 +128,10 @@ def read_folder(
     """
     if reading.columns or reading.split_by:
         raise InputError(f"columns, split_by: {root} is a folder of class folders, without columns: leave them out")
+    if reading.task == "multilabel":
+        raise InputError(
+            f"task: {root} has one class for an image, its folder: for several labels give a table of the images"
+        )
     folders = _find_split_folders(root)
     classes = tuple(classes) or tuple(path.name for path in list_folders(folders.get("train", root)))
     sets = {word: load(path, classes) for word, path in folders.items()}

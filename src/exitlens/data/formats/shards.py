@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from exitlens.data.checks import join_flags
 from exitlens.data.formats.columns import Columns, Kind, find_columns
 from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.labelled import Rows
@@ -71,7 +72,7 @@ class Shards:
             self.refuse("split_by", split_by)
         if group_by and group_by not in self.kinds and not looks_like_pattern(group_by):
             self.refuse("group_by", group_by)
-        wanted = {columns.text, columns.label, group_by, split_by}
+        wanted = {columns.text, *columns.labels, group_by, split_by}
         index = self.index(frozenset(wanted & self.kinds.keys()), skip_bad)
         groups: Sequence[str | None] | None = index.values.get(group_by)
         if group_by and groups is None:
@@ -113,9 +114,13 @@ class Shards:
         def make_reader(preprocess: Preprocess) -> ShardImages:
             return ShardImages(self.paths, index.places[rows], [index.members[i] for i in rows], preprocess)
 
+        def name(i: int) -> str:
+            return f"{self.paths[index.places[rows[i], 0]]}/{index.members[rows[i]]}"
+
+        flags = {label: pick(index.values[label]) for label in columns.labels}
         return Rows(
-            name=lambda i: f"{self.paths[index.places[rows[i], 0]]}/{index.members[rows[i]]}",
-            labels=pick(index.values[columns.label]),
+            name=name,
+            labels=pick(index.values[columns.label]) if len(columns.labels) == 1 else join_flags(flags, name),
             images=None if columns.text else make_reader,
             texts=pick(index.values[columns.text]) if columns.text else None,
             groups=None if groups is None else pick(groups),

@@ -9,21 +9,20 @@ where).
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from exitlens.data.checks import join_flags
 from exitlens.data.formats.columns import Columns, Kind, find_columns
 from exitlens.data.formats.detect import HUB, Format
 from exitlens.data.formats.files import stamp_files
 from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.labelled import Rows
+from exitlens.data.formats.table_values import TableImages, classify, find_inner, to_word
 from exitlens.data.loading.names import RowNames
-from exitlens.data.loading.readers import EncodedImages, read_regular
-from exitlens.errors import DataError, ExitlensError, import_extra, suggest
-from exitlens.types import Preprocess
+from exitlens.errors import DataError, import_extra, suggest
 
 _ROWS = 1 << 14  # values that are read at once
 
@@ -90,7 +89,7 @@ class Table:
     def __init__(self, name: str, parts: Mapping[str, Any], package: Any) -> None:
         features = next(iter(parts.values())).features
         self.name, self.parts, self._package = name, parts, package
-        self.kinds: dict[str, Kind] = {column: _classify(package, feature) for column, feature in features.items()}
+        self.kinds: dict[str, Kind] = {column: classify(package, feature) for column, feature in features.items()}
 
     def find_columns(self, given: str, reserved: Sequence[str] = ()) -> Columns:
         """The columns of images or texts and labels, see :func:`~exitlens.data.formats.columns.find_columns`."""
@@ -98,8 +97,14 @@ class Table:
 
     def class_names(self, columns: Columns) -> tuple[str, ...]:
         """Of a label column that knows them; otherwise none."""
+        if len(columns.labels) > 1:
+            return columns.labels
         feature = next(iter(self.parts.values())).features[columns.label]
-        return tuple(map(str, getattr(feature, "names", ()) or ()))
+        return tuple(map(str, getattr(find_inner(feature) or feature, "names", ()) or ()))
+
+    def gives_labels(self, columns: Columns) -> bool:
+        """Whether the columns themselves say that a sample has any number of labels."""
+        return len(columns.labels) > 1 or self.kinds[columns.label] in ("list", "words")
 
     def list_rows(self, given: str, group_by: str = "", split_by: str = "") -> dict[str, Rows]:
         """Labels, groups and contents of every part, by its name.
@@ -145,12 +150,17 @@ class Table:
         names = RowNames([(f"{origin} ", len(data))])
         return Rows(
             name=lambda i: names[i],
-            labels=self.read_words(data, columns.label),
+            labels=self._read_labels(data, columns, lambda i: names[i]),
             images=None if raw is None else lambda preprocess: TableImages(raw, names, preprocess, self.root),
             texts=self.read_words(data, columns.text) if columns.text else None,
             groups=groups,
             splits=self.read_words(data, split_by) if split_by else None,
         )
+
+    def _read_labels(self, data: Any, columns: Columns, name: Callable[[int], str]) -> list[str | None]:
+        if len(columns.labels) == 1:
+            return self.read_words(data, columns.label)
+        return join_flags({label: self.read_words(data, label) for label in columns.labels}, name)
 
     def join(self, column: str) -> Any:
         """A column of all parts, one after the other, with images as they are stored; nothing is read.
@@ -177,7 +187,8 @@ class Table:
 
     def iterate_words(self, data: Any, column: str) -> Iterator[str | None]:
         """As :meth:`read_words`, in constant memory."""
-        names = getattr(data.features[column], "names", None) or ()
+        feature = data.features[column]
+        names = getattr(find_inner(feature) or feature, "names", None) or ()
         for chunk in data.data.column(column).chunks:
             for at in range(0, len(chunk), _ROWS):
                 yield from (to_word(value, names) for value in chunk.slice(at, _ROWS).to_pylist())
@@ -203,76 +214,3 @@ class Table:
             numbers = [name for name, kind in self.kinds.items() if kind in ("class", "integer")]
             facts += [str(data.data.column(name).to_pylist()) for name in numbers]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-
-
-def to_word(value: object, names: Sequence[str] = ()) -> str | None:
-    """A value as a word: the name of a class, a whole number without a point; ``None`` where there is none (NaN, too)."""
-    if names and isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)) else None
-
-
-def _classify(package: Any, feature: Any) -> Kind:
-    if isinstance(feature, package.Image) or (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()):
-        return "image"
-    if isinstance(feature, package.ClassLabel):
-        return "class"
-    dtype = str(getattr(feature, "dtype", "")) if isinstance(feature, package.Value) else ""
-    if dtype.startswith(("int", "uint", "bool")):
-        return "integer"
-    if dtype in ("string", "large_string"):
-        return "string"
-    if dtype.startswith(("float", "double", "decimal")):
-        return "float"
-    if _lists_numbers(package, feature):
-        return "list"
-    return "bytes" if dtype in ("binary", "large_binary") else "other"
-
-
-def _lists_numbers(package: Any, feature: Any) -> bool:
-    """Whether it is a list of numbers, or of lists of them: a series, or one for each channel."""
-    for _ in range(2):
-        feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-        if isinstance(feature, package.Value):
-            return str(feature.dtype).startswith(("int", "uint", "float", "double"))
-    return False
-
-
-class TableImages(EncodedImages):
-    """The images of a table's column: encoded bytes, or paths of files.
-
-    Args:
-        rows: a data set of one column, not decoded.
-        names: what errors call the rows.
-        preprocess: see :class:`EncodedImages`.
-        root: what paths are relative to.
-    """
-
-    def __init__(self, rows: Any, names: Sequence[str], preprocess: Preprocess, root: Path) -> None:
-        super().__init__(preprocess)
-        self._rows, self._names, self._root = rows, names, root
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def name(self, index: int) -> str:
-        """The source, part and number of the row, from 0."""
-        return self._names[index]
-
-    def read_bytes(self, index: int) -> bytes:
-        """See :meth:`EncodedImages.read_bytes`."""
-        try:
-            (value,) = self._rows[index].values()
-            path = value.get("path") if isinstance(value, dict) else value
-            content = value.get("bytes") if isinstance(value, dict) else value
-            if isinstance(content, bytes):
-                return content
-            if isinstance(path, str):
-                return read_regular(self._root / path, self.name(index))
-        except ExitlensError:
-            raise
-        except Exception as error:  # pyarrow's and the system's
-            raise DataError(f"{self.name(index)}: cannot be read ({type(error).__name__}: {error})") from error
-        raise DataError(f"{self.name(index)}: has no image")

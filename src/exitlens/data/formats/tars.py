@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from exitlens.data.checks import SEPARATOR
 from exitlens.data.formats.files import list_files
 from exitlens.data.loading.listing import EXTENSIONS
 from exitlens.data.loading.packed import PackedStrings, pack_strings
@@ -176,7 +177,10 @@ def _read_values(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: s
     except (ValueError, RecursionError):
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
-    return {str(key): str(value) for key, value in pairs if isinstance(value, str | int)}
+    values = {str(key): str(value) for key, value in pairs if isinstance(value, str | int)}
+    lists = {str(key): value for key, value in pairs if isinstance(value, list)}
+    plain = {key: value for key, value in lists.items() if all(isinstance(one, str | int) for one in value)}
+    return values | {key: SEPARATOR.join(map(str, value)) for key, value in plain.items()}
 
 
 class ShardImages(EncodedImages):

@@ -15,7 +15,8 @@ from exitlens.data.formats.columns import KEY, ROLES, check_wanted, find_inputs,
 from exitlens.data.formats.detect import find_unlabelled_format
 from exitlens.data.formats.groups import looks_like_pattern, match_groups
 from exitlens.data.formats.shards import open_shards
-from exitlens.data.formats.tables import Table, TableImages, open_table, to_word
+from exitlens.data.formats.table_values import TableImages, to_word
+from exitlens.data.formats.tables import Table, open_table
 from exitlens.data.formats.tars import ShardImages
 from exitlens.data.loading.listing import list_images, list_names
 from exitlens.data.loading.names import RowNames
@@ -72,6 +73,8 @@ def list_unlabelled(
     kind = find_unlabelled_format(name, columns, group_by)
     if kind == "shards":
         return _list_shards(name, wanted, columns, group_by, skip_bad)
+    if kind in ("numbers", "series", "arrays"):
+        raise InputError(f"data: {name} holds series, volumes or vectors, the network takes {wanted}s: give some of these")
     if kind not in (None, "folder", "texts"):
         return _list_table(open_table(name, kind), wanted, columns, group_by, skip_bad)
     if wanted == "image" and kind == "texts":

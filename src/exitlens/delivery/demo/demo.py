@@ -29,7 +29,6 @@ from exitlens.delivery.report.write import write_report
 from exitlens.delivery.run_directory import write_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
-from exitlens.functional.risk import predictions
 from exitlens.io import write_json
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.network import ExitNet
@@ -96,8 +95,7 @@ def _measure_subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], sett
 
 
 def _measure_accuracy(trace: Trace) -> float:
-    labels = trace.require_labels("accuracy")
-    return (predictions(trace)[:, -1] == labels).float().mean().item()
+    return trace.correct[:, -1].float().mean().item()
 
 
 def _list_measures(subject: Subject) -> dict[str, Any]:

@@ -62,11 +62,11 @@ def summarize_line(file: str, why: Explanation) -> Line:
     view, final = why.exits[why.answered], why.exits[-1]
     return Line(
         file,
-        why.name(why.label),
+        why.name_answer(),
         why.answered,
         round(view.confidence, 6),
         why.name(view.runner_up),
-        why.name(final.label),
+        why.name_answer(final),
         why.disagrees,
         round(view.divergence or 0.0, 6),
         round(view.cc or 0.0, 6),

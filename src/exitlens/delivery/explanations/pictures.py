@@ -56,7 +56,11 @@ def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image
     captions = ["input"]
     for view in explanation.exits:
         name = exit_name(view.exit, explanation.num_exits)
-        captions.append(f"{name}: {explanation.name(view.label)} {100 * view.probabilities[view.label]:.0f}%")
+        sure = f"{100 * view.probabilities[view.label]:.0f}%" if view.labels is None else f"({view.confidence:.2f})"
+        captions.append(f"{name}: {explanation.name_answer(view)} {sure}")
+    for one in explanation.labels:
+        tiles.append(draw_overlay(base, one.speaks_for))
+        captions.append(f"speaks for {explanation.name(one.label)} {100 * one.probability:.0f}%")
     if explanation.relevance is not None:
         tiles.append(draw_overlay(base, explanation.speaks_for))
         captions.append("what the answer depends on")
@@ -120,16 +124,21 @@ def save_explanation(
 ) -> list[Path]:
     """Writes every exit's overlay (PNG and SVG), a strip of them all, the answer (JSON) and a manifest; none may exist.
 
+    Of several labels, what speaks for each that the answering exit tells is drawn likewise.
     The relevance, where the explanation has it, is drawn as the exits are.
     """
     base = draw_image(explanation.image, preprocess, side=224)
     pictures, drawings = {f"{stem}_strip.png": draw_strip(explanation, preprocess)}, {}
     for view in explanation.exits:
         pictures[f"{stem}_exit{view.exit}.png"] = draw_overlay(base, view.attention)
-        label = f"Where exit {view.exit} looked for its answer {explanation.name(view.label)}"
+        label = f"Where exit {view.exit} looked for its answer {explanation.name_answer(view)}"
         drawings[f"{stem}_exit{view.exit}.svg"] = map_svg(base, view.attention, view.evidence, label) + "\n"
+    for one in explanation.labels:
+        label = f"What speaks for {explanation.name(one.label)}"
+        pictures[f"{stem}_label{one.label}.png"] = draw_overlay(base, one.speaks_for)
+        drawings[f"{stem}_label{one.label}.svg"] = map_svg(base, one.speaks_for, one.evidence, label) + "\n"
     if explanation.relevance is not None:
-        label = f"What the answer {explanation.name(explanation.label)} depends on"
+        label = f"What the answer {explanation.name_answer()} depends on"
         pictures[f"{stem}_relevance.png"] = draw_overlay(base, explanation.speaks_for)
         drawings[f"{stem}_relevance.svg"] = map_svg(base, explanation.speaks_for, explanation.relevance, label) + "\n"
     paths = [out / name for name in (*pictures, *drawings, f"{stem}.json", f"{stem}_manifest.json")]
@@ -142,6 +151,6 @@ def save_explanation(
     for name, text in drawings.items():
         write_text(out / name, text)
     write_json(out / f"{stem}.json", explanation.to_dict())
-    facts = {"schema": SCHEMA, "label": explanation.name(explanation.label), "answered": explanation.answered}
+    facts = {"schema": SCHEMA, "label": explanation.name_answer(), "answered": explanation.answered}
     write_manifest(paths[-1], paths[:-1], facts)
     return paths

@@ -15,7 +15,7 @@ from exitlens.display import pick_shade, scale_attention, shade_names
 from exitlens.types import Explanation
 from exitlens.types.words import exit_name
 
-DEPENDS = "depends on"
+DEPENDS, SPEAKS_FOR = "depends on", "speaks for"
 
 
 def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
@@ -25,9 +25,12 @@ def tabulate_tokens(why: Explanation, colour: bool = True) -> Table:
     for view in why.exits:
         line = _shade_line(why, view.attention, colour)
         name = exit_name(view.exit, len(why.exits)) + (" *" if view.exit == why.answered else "")
-        table.add_row(name, why.name(view.label), f"{view.confidence:.3f}", line)
+        table.add_row(name, why.name_answer(view), f"{view.confidence:.3f}", line)
+    for one in why.labels:
+        line = _shade_line(why, one.speaks_for, colour)
+        table.add_row(SPEAKS_FOR, why.name(one.label), f"{one.probability:.3f}", line)
     if why.relevance is not None:
-        table.add_row(DEPENDS, why.name(why.label), "", _shade_line(why, why.speaks_for, colour))
+        table.add_row(DEPENDS, why.name_answer(), "", _shade_line(why, why.speaks_for, colour))
     table.caption = "* answered"
     return table
 
@@ -54,7 +57,7 @@ def render_tokens(title: str, whys: Iterable[tuple[str, Explanation]]) -> str:
         (heading, why, [(exit_name(v.exit, len(why.exits)), v, shade_tokens(why, v.attention)) for v in why.exits])
         for heading, why in whys
     ]
-    return load_template("tokens.html.j2").render(title=title, parts=parts, depends=_shade_relevance)
+    return load_template("tokens.html.j2").render(title=title, parts=parts, depends=_shade_relevance, shade=shade_tokens)
 
 
 def _shade_relevance(why: Explanation) -> list[tuple[str, str, str]]:

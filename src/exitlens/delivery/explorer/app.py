@@ -33,7 +33,10 @@ def build(explorer: Explorer) -> Any:
         gradio.HTML("<h1>Watch a network decide</h1>")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
-                wire = _add_text_inputs(gradio, view) if explorer.is_text else _add_image_inputs(gradio, view)
+                add = (
+                    _add_image_inputs if explorer.is_picture else _add_text_inputs if explorer.is_text else _add_file_inputs
+                )
+                wire = add(gradio, view)
                 label = "Relevance: what every answer depends on"
                 relevance = gradio.Checkbox(view.starts_with_relevance, label=label, elem_id="xl-relevance")
                 message = gradio.HTML(elem_id="xl-message")
@@ -67,6 +70,21 @@ def _add_text_inputs(gradio: Any, view: View) -> Wire:
             act(view.say, [text, *every], [shown, *outputs], **ONE)
         choice.change(view.choose, [choice, *every], [text, shown, *outputs], **ONE)
         page.load(view.start, every, [shown, text, *outputs])
+        return view.say_again, [shown, *every]
+
+    return wire
+
+
+def _add_file_inputs(gradio: Any, view: View) -> Wire:
+    """Samples that are neither pictures nor texts: a file of one, or an example."""
+    shown, choice = gradio.State(None), _add_hidden_box(gradio, "xl-choice")
+    upload = gradio.File(label=f"Drop or choose a file: a {view.explorer.modality.name}", elem_id="xl-upload", height=150)
+    gradio.HTML(view.example_buttons())
+
+    def wire(page: Any, every: list[Any], outputs: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
+        upload.upload(view.upload, [upload, *every], [shown, *outputs], **ONE)
+        choice.change(view.choose, [choice, *every], [shown, *outputs], **ONE)
+        page.load(view.start, every, [shown, *outputs])
         return view.say_again, [shown, *every]
 
     return wire

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from exitlens.data.fashion import load_scenes
 from exitlens.data.images import ImageSet
@@ -23,14 +24,16 @@ from exitlens.delivery.explorer.known import Share, read_shares
 from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
 from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError
-from exitlens.modalities import TEXT
+from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
+from exitlens.model.heads.maps import have_maps
 from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
 from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.model.timing.timer import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
-from exitlens.types.inputs import Inputs, draw_samples
+from exitlens.types.inputs import Inputs, draw_samples, list_tensors
+from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
@@ -39,6 +42,7 @@ from exitlens.workflow.inference.predict import predict
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the longer side of what is kept of it
 SAMPLES, EXAMPLES, TEXTS = 2000, 12, 6
 ROUNDS, PATIENCE = 5, 0.3  # how often an answer is timed at most; seconds after which no further round begins
+Shown = Image.Image | str | Tensor  # a picture, a text, or the input (without the batch axis) of another kind of network
 DISPLAY = 320  # pixels, the longer side of a picture
 SLOW_MS = 200  # relevance that takes longer is not shown until it is asked for
 
@@ -56,9 +60,9 @@ class LoadedRun:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture or text to start with, and the class of a picture."""
+    """What to start with, and its class, but of a text."""
 
-    shown: Image.Image | str
+    shown: Shown
     truth: str
 
 
@@ -81,7 +85,7 @@ class Explorer:
     """Bundles side by side, to read and ask; nothing is written.
 
     Args:
-        bundles: run directories or bundles, one or two, of images or of texts.
+        bundles: run directories or bundles, one or two, of one kind of input.
         data: a labelled folder, file or name, in place of the first run's test and calibration data.
         root: folder of torchvision's files.
 
@@ -97,11 +101,12 @@ class Explorer:
         for name, path in zip(shorten_names(paths), paths, strict=True):
             self.runs.append(self._load_run(name, path))
         kinds = [run.net.input_spec.modality for run in self.runs]
-        if len(set(kinds)) > 1:
+        if len({kind.name for kind in kinds}) > 1:
             raise InputError(f"bundle: one takes {kinds[0].plural} and the other {kinds[1].plural}: compare two of a kind")
-        self.is_text = kinds[0] is TEXT
-        for run in self.runs:
-            require_preprocess(run.net, kinds[0].preprocess)
+        self.is_text, self.is_picture, self.modality = kinds[0] is TEXT, kinds[0] is IMAGE, kinds[0]
+        known = [require_preprocess(run.net, kinds[0].preprocess) for run in self.runs]
+        if not (self.is_text or self.is_picture or known[0] == known[-1]):
+            raise InputError(f"bundle: the two make inputs of {kinds[0].plural} differently: compare equals")
         self._data, self._root = data, root
         self.kind = f"samples of {data}" if data else "calibration samples"
         self._traces: dict[int, Trace | str] = {}
@@ -111,8 +116,10 @@ class Explorer:
         net, policy = load(path)
         if policy is None:  # start with the first run's thresholds, if they fit
             like = self.runs[0].policy if self.runs else None
-            fits = like is not None and like.num_exits == net.num_exits
-            policy = Policy(like.thresholds, like.score) if like and fits else Policy((0.9,) * (net.num_exits - 1))
+            task = net.info.task
+            fits = like is not None and (like.num_exits, like.task) == (net.num_exits, task)
+            usual = Policy((0.9,) * (net.num_exits - 1), USUAL_SCORES[task])
+            policy = Policy(like.thresholds, like.score) if like and fits else usual
         return LoadedRun(name, path, net, policy, read_shares(path, net.cached_fingerprint(), net.num_exits))
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -125,28 +132,35 @@ class Explorer:
         except (ExitlensError, OSError):
             if self._data:
                 raise
-            if self.is_text:
+            if not self.is_picture:
                 return []
             data = load_scenes("test", limit=EXAMPLES)
         if isinstance(data, TextSet):
             return [Example(text, "") for text in data.texts[:TEXTS]]
-        assert isinstance(data, ImageSet | LazyImages)
+        if not isinstance(data, ImageSet | LazyImages):
+            few = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
+            named = zip(list_tensors(few.inputs)[0], name_answers(few.labels, few.classes), strict=True)
+            return [Example(sample, name) for sample, name in named]
         chosen = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
         chosen = chosen.load() if isinstance(chosen, LazyImages) else chosen
-        pairs = zip(chosen.images, chosen.labels.tolist(), strict=True)
-        return [Example(from_pixels(pixels), chosen.classes[i]) for pixels, i in pairs]
+        pairs = zip(chosen.images, name_answers(chosen.labels, chosen.classes), strict=True)
+        return [Example(from_pixels(pixels), name) for pixels, name in pairs]
 
-    def read(self, path: Path) -> Image.Image:
-        """An uploaded file as a picture; for what is none, or too large, a :class:`DataError` without the file's path."""
+    def read(self, path: Path) -> Image.Image | Tensor:
+        """An uploaded file; for one that cannot be read, or is too large, a :class:`DataError` without its path."""
         try:
+            if not self.is_picture:
+                return list_tensors(self.modality.read(path, self.runs[0].net.info.preprocess))[0][0]
             return open_picture(path, 3, MAX_PIXELS, LONGEST)
         except DataError as error:
             raise DataError(str(error).replace(str(path), path.name)) from error
         finally:
             release_memory()  # else every thread that once read a large file would keep its memory
 
-    def encode(self, run: LoadedRun, shown: Image.Image | str) -> Inputs:
-        """Turns a picture or text into the input of a run's network."""
+    def encode(self, run: LoadedRun, shown: Shown) -> Inputs:
+        """Turns what is shown into the input of a run's network."""
+        if isinstance(shown, Tensor):
+            return shown[None]
         if isinstance(shown, str):
             return require_preprocess(run.net, TextPreprocess).encode([shown])
         preprocess = require_preprocess(run.net, Preprocess)
@@ -159,9 +173,9 @@ class Explorer:
     # --- answers ----------------------------------------------------------------------------------------------------------
 
     def answer(
-        self, index: int, shown: Image.Image | str, thresholds: Sequence[float] | None = None, *, relevance: bool = False
+        self, index: int, shown: Shown, thresholds: Sequence[float] | None = None, *, relevance: bool = False
     ) -> Answer:
-        """A run's answer to a picture or text, under other ``thresholds`` than its policy's if given."""
+        """A run's answer to what is shown, under other ``thresholds`` than its policy's if given."""
         run = self.runs[index]
         policy = self.policy(index, thresholds)
         inputs = self.encode(run, shown)
@@ -172,13 +186,15 @@ class Explorer:
             for name, chosen in (("ours", policy), ("full", full))
         }
         times = interleave(works, rounds=1, seconds=PATIENCE, most=ROUNDS, warm_up=False)
-        maps = compute_relevance_of_exits(run.net, inputs) if relevance else ()
+        maps = compute_relevance_of_exits(run.net, inputs) if relevance and have_maps(run.net.heads) else ()
         taken = times.median_ms("ours"), times.median_ms("full"), len(times.rounds["ours"])
         return Answer(run, why, *taken, tuple(one[0] for one in maps))
 
     def is_relevance_slow(self) -> bool:
         """Whether the relevance of all exits of all runs takes so long that nobody should wait for it unasked."""
         works = {}
+        if not all(have_maps(run.net.heads) for run in self.runs):
+            return True
         for i, run in enumerate(self.runs):
             example = run.net.info.example(next(run.net.parameters()))
             works[str(i)] = time_calls(partial(compute_relevance_of_exits, run.net), [example])

@@ -16,7 +16,7 @@ from exitlens.delivery.explorer.known import Share
 from exitlens.delivery.pages import load_template
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.functional.maps import as_distribution
-from exitlens.types import ExitView, Explanation
+from exitlens.types import ExitView, Explanation, TextPreprocess
 from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.evaluation import Report
 
@@ -66,6 +66,7 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
     later = view.exit > why.answered
     held = "was not trusted" if view.confidence >= view.threshold else "was not sure enough"
     held = "does not answer under these thresholds" if view.threshold == math.inf else held
+    drawn = "" if with_map or isinstance(why.preprocess, TextPreprocess) else Markup(why.draw_exit(view))
     role = "answered" if view.exit == why.answered else "would say" if later else held
     return {
         "name": name,
@@ -77,22 +78,29 @@ def _describe_exit(why: Explanation, view: ExitView, with_map: bool) -> dict[str
         "others": [(why.name(i), view.probabilities[i].item()) for i in others],
         "rule": _explain_rule(view, view.exit == why.num_exits - 1),
         "agreement": _describe_agreement(view, view.exit == why.num_exits - 1),
-        "alt": f"Where {name} looked for its answer {why.name(view.label)}",
+        "alt": f"Where {name} looked for its answer {why.name_answer(view)}",
         "heat": data_uri(draw_heat(view.attention), small=False) if with_map else "",
-        "tokens": [] if with_map else shade_tokens(why, view.attention),
+        "drawn": drawn,
+        "tokens": [] if with_map or drawn else shade_tokens(why, view.attention),
     }
 
 
 def _describe_relevance(answer: Answer, view: ExitView, with_map: bool) -> dict[str, Any]:
     """What speaks for the exit's answer, drawn as its attention is; nothing where relevance was not asked for."""
     if not answer.relevance:
-        return {"depends": "", "depends_tokens": []}
+        return {"depends": "", "depends_drawn": "", "depends_tokens": []}
     why, speaks_for = answer.why, as_distribution(answer.relevance[view.exit][None])[0]
+    drawn = (
+        ""
+        if with_map or isinstance(why.preprocess, TextPreprocess)
+        else Markup(why.draw_relevance(answer.relevance[view.exit]))
+    )
     name = exit_name(view.exit, why.num_exits)
     return {
         "depends": data_uri(draw_heat(speaks_for), small=False) if with_map else "",
-        "depends_alt": f"What the answer {why.name(view.label)} of {name} depends on",
-        "depends_tokens": [] if with_map else shade_tokens(why, speaks_for),
+        "depends_alt": f"What the answer {why.name_answer(view)} of {name} depends on",
+        "depends_drawn": drawn,
+        "depends_tokens": [] if with_map or drawn else shade_tokens(why, speaks_for),
     }
 
 

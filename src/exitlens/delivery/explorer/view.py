@@ -12,8 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
+from torch import Tensor
 
-from exitlens.delivery.explorer.core import Explorer, cover
+from exitlens.delivery.explorer.core import Explorer, Shown, cover
 from exitlens.delivery.explorer.page import answer_page, routed_page
 from exitlens.display import data_uri
 from exitlens.errors import DataError, ExitlensError
@@ -34,10 +35,13 @@ class View:
         self.starts_with_relevance = not explorer.is_relevance_slow()
 
     def example_buttons(self) -> str:
-        """Buttons with the example images or texts."""
+        """Buttons with the examples: images, texts, or the classes of other samples."""
         button = Markup('<button type="button" data-example="{}">{}</button>')
         image = Markup('<img src="{}" alt="Example: {}">')
-        faces = [e.shown if isinstance(e.shown, str) else image.format(data_uri(e.shown), e.truth) for e in self.examples]
+        faces = []
+        for e in self.examples:
+            is_picture = isinstance(e.shown, Image.Image)
+            faces.append(image.format(data_uri(e.shown), e.truth) if is_picture else e.truth or e.shown)  # type: ignore[arg-type]
         rows = [button.format(i, face) for i, face in enumerate(faces)]
         return str(Markup('<div class="xl-examples">{}</div>').format(Markup("").join(rows)))
 
@@ -45,8 +49,10 @@ class View:
 
     def start(self, relevance: bool, *thresholds: float) -> list[Any]:
         """The page was opened: answers the first example."""
+        if not self.examples and not self.explorer.is_text:
+            return [None, *self._alert(f"Choose a file of {self.explorer.modality.plural}.")]
         shown = self.examples[0].shown if self.examples else "Write a text and press Enter."
-        return [shown, shown if isinstance(shown, str) else _draw_board(shown), *self._answer(shown, relevance, thresholds)]
+        return [shown, *_place(shown)[:1], *self._answer(shown, relevance, thresholds)]
 
     def start_routed(self, *thresholds: float) -> Any:
         """The page was opened: evaluates each network's thresholds."""
@@ -75,9 +81,10 @@ class View:
             return self._refuse(str(error))
         return self._open(picture, relevance, thresholds)
 
-    def say_again(self, text: str | None, relevance: bool, *thresholds: float) -> list[Any]:
-        """A threshold was moved under a text."""
-        return self._alert("Write a text first.") if text is None else self._answer(text, relevance, thresholds)
+    def say_again(self, text: str | Tensor | None, relevance: bool, *thresholds: float) -> list[Any]:
+        """A threshold was moved under a text, or a sample of another kind."""
+        wanted = "Write a text first." if self.explorer.is_text else "Choose a file first."
+        return self._alert(wanted) if text is None else self._answer(text, relevance, thresholds)
 
     def paint(self, shown: Image.Image | None, strokes: str, relevance: bool, *thresholds: float) -> list[Any]:
         """The brush or a threshold was moved."""
@@ -109,17 +116,18 @@ class View:
 
     # --- results ---
 
-    def _open(self, shown: Image.Image | str, relevance: bool, thresholds: Sequence[float]) -> list[Any]:
-        place = [shown] if isinstance(shown, str) else [_draw_board(shown), ""]
-        return [shown, *place, *self._answer(shown, relevance, thresholds)]
+    def _open(self, shown: Shown, relevance: bool, thresholds: Sequence[float]) -> list[Any]:
+        return [shown, *_place(shown), *self._answer(shown, relevance, thresholds)]
 
-    def _answer(self, shown: Image.Image | str, relevance: bool, thresholds: Sequence[float]) -> list[str]:
+    def _answer(self, shown: Shown, relevance: bool, thresholds: Sequence[float]) -> list[str]:
         pages = []
         try:
             for i, values in enumerate(self._split(thresholds)):
                 chosen = _read_sliders(values, self.explorer.runs[i].policy.thresholds)
                 answer = self.explorer.answer(i, shown, chosen, relevance=relevance)
-                pages.append(answer_page(answer, None if isinstance(shown, str) else shown, SIDE[len(self.explorer.runs)]))
+                pages.append(
+                    answer_page(answer, shown if isinstance(shown, Image.Image) else None, SIDE[len(self.explorer.runs)])
+                )
         except ExitlensError as error:
             return self._alert(str(error))
         return [*pages, ""]
@@ -130,11 +138,18 @@ class View:
         return [tuple(islice(rest, len(run.policy.thresholds))) for run in self.explorer.runs]
 
     def _refuse(self, reason: str) -> list[Any]:
-        return [None, "", "", *self._alert(reason)]
+        return [None, *(("", "") if self.explorer.is_picture else ()), *self._alert(reason)]
 
     def _alert(self, reason: str) -> list[Any]:
         alert = Markup('<p class="xl-error" role="alert">{}</p>').format(reason)
         return [*[""] * len(self.explorer.runs), str(alert)]
+
+
+def _place(shown: Shown) -> list[str]:
+    """What the page shows beside the answers: the text; a picture to paint on, and no strokes; nothing of other kinds."""
+    if isinstance(shown, Image.Image):
+        return [_draw_board(shown), ""]
+    return [shown] if isinstance(shown, str) else []
 
 
 def place_slider(threshold: float) -> float:

@@ -14,10 +14,11 @@ from exitlens.errors import InputError, MissingExtraError
 from exitlens.io import replace_atomically
 from exitlens.model.network import ExitNet
 from exitlens.types import Prediction
+from exitlens.types.tasks import name_answers
 
 
 class Row(NamedTuple):
-    """One answer: the file (or ``file:line``), the class, the exit that answered and its confidence.
+    """One answer: the file (or ``file:line``), the class (or ``a;b``, the labels), the exit and its confidence.
 
     Under a gated policy also the estimated divergence of that exit's attention map from the final one.
     """
@@ -34,7 +35,7 @@ def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: DecodedS
     count = 0
     for pred in predictions:
         names = map(str, samples.files[count : count + len(pred)])
-        labels = [net.info.classes[i] if net.info.classes else str(i) for i in pred.labels.tolist()]
+        labels = name_answers(pred.labels, net.info.classes)
         sure = [round(value, 6) for value in pred.confidence.tolist()]
         estimates: list[float | None] = [None] * len(pred)
         if pred.divergence_estimate is not None:

@@ -1,4 +1,4 @@
-"""The gallery of a report: test images, picked by rule, as every network sees them."""
+"""The gallery of a report: test images or other samples, picked by rule, as every network sees them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.data.lazy import Images, LazyImages
+from exitlens.data.lazy import LazySet
+from exitlens.data.splits import SampleSet
 from exitlens.delivery.explanations.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
-from exitlens.types import ExitView
+from exitlens.types import ExitView, Preprocess
+from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import name_answers
 from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.explanation import explain_batch
 
@@ -24,7 +27,7 @@ IMAGES = 6  # per condition
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """An image as every subject sees it."""
+    """A sample as every subject sees it; ``source`` and ``shape`` are of a picture, if it is one."""
 
     source: str
     shape: str
@@ -33,20 +36,23 @@ class GalleryRow:
     views: Sequence[Mapping[str, Any]]
 
 
-def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, Images]) -> list[GalleryRow]:
-    """Picks ``IMAGES`` images of each test set and explains them."""
+def build_gallery(subjects: Sequence[Subject], sets: Mapping[str, SampleSet]) -> list[GalleryRow]:
+    """Picks ``IMAGES`` samples of each test set and explains them."""
     rows = []
     for condition, data in sets.items():
         for i in pick_images(subjects[0], data, IMAGES):
             chosen = data.subset(torch.tensor([i]))
-            shown = draw_image(chosen.inputs[0], data.preprocess)
-            truth = data.classes[int(chosen.labels[0])]
-            views = [_describe_view(s, chosen.inputs) for s in subjects]
-            rows.append(GalleryRow(data_uri(shown, photo=True), f"{shown.width} / {shown.height}", truth, condition, views))
+            inputs, source, shape = chosen.inputs, "", ""
+            truth = name_answers(chosen.labels[:1], data.classes)[0] or "none of the labels"
+            if isinstance(data.preprocess, Preprocess) and isinstance(inputs, Tensor):
+                shown = draw_image(inputs[0], data.preprocess)
+                source, shape = data_uri(shown, photo=True), f"{shown.width} / {shown.height}"
+            views = [_describe_view(s, inputs, source == "") for s in subjects]
+            rows.append(GalleryRow(source, shape, truth, condition, views))
     return rows
 
 
-def pick_images(subject: Subject, data: Images, count: int) -> list[int]:
+def pick_images(subject: Subject, data: SampleSet, count: int) -> list[int]:
     """Indices of gallery images: of ``POOL`` drawn at random, the first that each exit answers, taking turns."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
     pool = order[:POOL]
@@ -59,9 +65,9 @@ def pick_images(subject: Subject, data: Images, count: int) -> list[int]:
     return pool[sorted(picked[:count], key=lambda i: answers[i].answered)].tolist()
 
 
-def _find_readable(data: Images, rows: Tensor) -> Tensor:
+def _find_readable(data: SampleSet, rows: Tensor) -> Tensor:
     """Which ``rows`` can be read, as a mask: bad images that are skipped have no answer."""
-    if not isinstance(data, LazyImages):
+    if not isinstance(data, LazySet):
         return torch.ones(len(rows), dtype=torch.bool)
     return torch.tensor([row not in data.unreadable for row in data.rows[rows].tolist()], dtype=torch.bool)
 
@@ -78,14 +84,16 @@ def _explain_rule(view: ExitView, is_final: bool) -> list[str]:
     return said
 
 
-def _describe_view(subject: Subject, image: Tensor) -> Mapping[str, Any]:
-    why = explain_batch(subject.net, image, subject.policy)[0]
+def _describe_view(subject: Subject, inputs: Inputs, is_drawn: bool) -> Mapping[str, Any]:
+    """One sample's exits: heat maps to lay over its picture, or drawings of their own."""
+    why = explain_batch(subject.net, inputs, subject.policy)[0]
     tiles = [
         {
             "name": exit_name(view.exit, why.num_exits),
             "colour": pick_exit_colour(view.exit, why.num_exits),
-            "heat": data_uri(draw_heat(view.attention)),
-            "label": why.name(view.label),
+            "heat": "" if is_drawn else data_uri(draw_heat(view.attention)),
+            "drawn": why.draw_exit(view) if is_drawn else "",
+            "label": why.name_answer(view),
             "rule": _explain_rule(view, view.exit == why.num_exits - 1),
             "answered": view.exit == why.answered,
             "reached": view.exit <= why.answered,

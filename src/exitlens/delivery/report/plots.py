@@ -108,17 +108,17 @@ def plot_exit_shares(series: Sequence[Series]) -> str:
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("share of the test images answered there (%)")
+        axes.set_xlabel("share of the test samples answered there (%)")
         _exit_legend(figure, count)
     said = "; ".join(f"{s.name}: {', '.join(_percent(v, 0) for v in s.report.exit_shares)}" for s in series)
-    return _svg(figure, f"Share of images answered by exit, first to final. {said}")
+    return _svg(figure, f"Share of samples answered by exit, first to final. {said}")
 
 
 def plot_consistency(series: Sequence[Series]) -> str:
     """Pearson CC of every early exit's map with the final map; a line across each bar is the shuffled-image null."""
     found = [(one.label, [row.consistency["cc"] for row in one.report.exits[:-1]]) for one in series]
     bars = [(name, [cc["value"] for cc in row], [cc["null"] for cc in row]) for name, row in found]
-    unit, control = "correlation with the final map", "null: another image's map"
+    unit, control = "correlation with the final map", "null: another sample's map"
     alt = "Correlation of early exits' attention maps with the final map"
     return _bars(bars, len(series[0].report.exits), unit, control, alt)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from exitlens.data.lazy import Images
+from exitlens.data.splits import SampleSet
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.errors import DataError, InputError
+from exitlens.model.heads.maps import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.workflow.collection import collect
@@ -53,7 +55,7 @@ class Provenance:
 
 def measure_subjects(
     paths: Sequence[Path],
-    images: Images,
+    images: SampleSet,
     *,
     progress: bool = False,
     cost: Literal["macs", "time"] = "macs",
@@ -86,13 +88,21 @@ def measure_subjects(
             net,
             policy,
             {CONDITION: evaluate(collect(net, images, cost=cost, progress=progress, timed_batch=timed_batch), policy)},
-            {CONDITION: faithfulness(net, images, progress=progress)},
+            {CONDITION: faithfulness(net, images, progress=progress)} if can_delete(net) else {},
         )
         for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True)
     ]
 
 
-def describe_provenance(paths: Sequence[Path], images: Images, command: Sequence[str], data: str = "") -> Provenance:
+def can_delete(net: ExitNet) -> bool:
+    """Whether its maps can be judged by deletion: it has some, and what there is to delete from."""
+    with suppress(InputError):
+        net.input_spec.modality.check_deletion(net.input_spec)
+        return have_maps(net.heads)
+    return False
+
+
+def describe_provenance(paths: Sequence[Path], images: SampleSet, command: Sequence[str], data: str = "") -> Provenance:
     """How the runs at ``paths`` were made, as far as they record it, and what they were tested on.
 
     ``command`` has the words of the command that writes the report, ``data`` is its ``--data``. Raises :class:`DataError`
@@ -112,5 +122,5 @@ def describe_provenance(paths: Sequence[Path], images: Images, command: Sequence
                 raise DataError(f"{record}: {what}: take it away, or train again") from error
             facts[f"{path}: training"] = ", ".join(f"{k} {v!s:.80}" for k, v in shown.items())
         seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
-    tested = f"{len(images):,} images: {data or f'the test split of {paths[0]}'}"
+    tested = f"{len(images):,} {images.modality.plural}: {data or f'the test split of {paths[0]}'}"
     return Provenance(shlex.join(command), tested, ", ".join(seeds), facts)

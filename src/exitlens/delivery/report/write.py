@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from exitlens.data.lazy import Images
+from exitlens.data.splits import SampleSet
 from exitlens.delivery.pages import load_template
 from exitlens.delivery.report import plots
 from exitlens.delivery.report.gallery import build_gallery
 from exitlens.delivery.report.subjects import Provenance, Subject
-from exitlens.delivery.report.summary import summarize
+from exitlens.delivery.report.summary import name_things, summarize
 from exitlens.display import pick_exit_colour
 from exitlens.errors import InputError, OutputExistsError
 from exitlens.io import write_text
@@ -23,7 +23,7 @@ from exitlens.types.words import exit_name
 def write_report(
     path: Path,
     subjects: Sequence[Subject],
-    images: Mapping[str, Images],
+    images: Mapping[str, SampleSet],
     made: Provenance,
     *,
     speed: Mapping[str, Any] | None = None,
@@ -35,7 +35,7 @@ def write_report(
     Args:
         path: of the HTML file.
         subjects: the network the report is about, then those to compare it with; all have equally many exits.
-        images: test images by condition; the gallery is picked from them.
+        images: test images, or other samples, by condition; the gallery is picked from them.
         made: where the numbers come from.
         speed: ``Speed.to_dict()`` with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1".
         plain_accuracy: accuracy of the plain backbone, trained without exits, under the main condition.
@@ -56,6 +56,7 @@ def write_report(
     main = next(iter(subjects[0].reports))
     series = [plots.Series(s.name, s.reports[main], s.faithfulness.get(main)) for s in subjects]
     page = load_template("report.html.j2").render(
+        **name_things(subjects[0].net),
         subjects=subjects,
         main=main,
         gated=any(s.policy.gate is not None for s in subjects),
@@ -69,7 +70,7 @@ def write_report(
         plain_accuracy=plain_accuracy,
         plot_cost=Markup(plots.plot_accuracy_cost(series, plain_accuracy)),
         plot_shares=Markup(plots.plot_exit_shares(series)),
-        plot_consistency=Markup(plots.plot_consistency(series)),
+        plot_consistency=Markup(plots.plot_consistency(series)) if series[0].report.exits[0].consistency else "",
         plot_deletion=Markup(plots.plot_deletion(series)) if series[0].faithfulness else "",
         gallery=build_gallery(subjects, images),
     )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from exitlens.functional.compact.reading import restore_logits
-from exitlens.functional.risk import predictions
 from exitlens.types import Trace
 
 MOST = 2000  # samples that are compared
@@ -47,7 +46,7 @@ def measure_likeness(trace: Trace) -> Likeness | None:
 
     Of the :data:`CLASSES` most frequent answers as many samples in a row as make :data:`MOST` in all.
     """
-    answers = predictions(trace)[:, -1]
+    answers = trace.logits[:, -1].argmax(-1)  # of several labels: the strongest
     counts = answers.bincount()
     classes = [c for c in counts.argsort(descending=True)[:CLASSES].tolist() if counts[c] >= FEWEST]
     sums, pairs = torch.zeros(MOST + 1, dtype=torch.float64), torch.zeros(MOST + 1, dtype=torch.float64)

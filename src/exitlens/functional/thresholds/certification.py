@@ -26,7 +26,6 @@ from exitlens.functional.routing import find_first_firing
 from exitlens.functional.thresholds.pvalues import (
     SAFE,
     SPARE,
-    Array,
     betting,
     binomial,
     group_betting,
@@ -36,11 +35,12 @@ from exitlens.functional.thresholds.pvalues import (
 from exitlens.functional.thresholds.search import Cuts, average_cost, find_frontier, is_within, mix_cuts, quantise
 from exitlens.types.calibrations import Certification, RiskTest
 
-Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting"]
+Test = Literal["binomial", "paired", "hoeffding_bentkus", "betting", "group_betting", "signed_betting"]
 TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
     "binary": ("binomial",),
     "ternary": ("paired", "betting"),
     "unit": ("hoeffding_bentkus", "betting"),
+    "signed": ("signed_betting", "betting"),
 }
 STEPS = 8  # from one vector of the frontier to the next
 PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/guarantees.md)
@@ -210,16 +210,16 @@ def _test_risk(risk: Risk, exits: Tensor, test: Test, delta: float) -> RiskTest:
 def p_value(losses: Tensor, risk: Risk, test: Test, delta: float) -> float:  # (n,), n > 0
     """The p-value of the null hypothesis "the mean of these losses is above the risk's limit"."""
     values, count = losses.double().numpy(), len(losses)
-    if test == "group_betting":
+    if test in ("group_betting", "signed_betting"):  # in random order, as betting needs it
         return group_betting(values, risk.limit, delta)
     if test == "paired":
         more, fewer, spare = (values > 0).sum(), (values < 0).sum(), min(SPARE, delta / 20)
         return float(paired(np.array([more]), np.array([fewer]), count, risk.limit, spare=spare)[0])
     if test == "betting":
-        low = -1.0 if risk.kind == "ternary" else 0.0
+        low = -1.0 if risk.kind in ("ternary", "signed") else 0.0
         return float(betting((values[None] - low) / (1 - low), (risk.limit - low) / (1 - low), delta)[0])
-    mean: Array = np.array([values.mean()])
-    return float((binomial if test == "binomial" else hoeffding_bentkus)(mean, count, risk.limit)[0])
+    exact = binomial if test == "binomial" else hoeffding_bentkus
+    return float(exact(np.array([values.mean()]), count, risk.limit)[0])
 
 
 def estimate_samples_needed(risks: Sequence[Risk], path: Sequence[Candidate], delta: float) -> int | None:

@@ -61,7 +61,7 @@ def read_npy(path: Path, name: str) -> Any:  # -> float32 array
         if left < count * dtype.itemsize:
             wanted = count * dtype.itemsize
             raise DataError(f"{name}: it is truncated: {left:,} of {wanted:,} bytes are there: copy it again")
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and refused as such
             values = np.fromfile(file, dtype, count).astype(np.float32, copy=False)
     return values.reshape(shape, order="F" if fortran else "C")
 
@@ -73,7 +73,7 @@ def _read_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, Any]
         version = form.read_magic(file)
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0  # 3.0 is 2.0 in UTF-8
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+    except Exception as error:  # numpy lets errors of Python's tokenizer and parser through
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{name}: it is no .npy file, or a damaged one ({said}): write it by numpy.save") from error
     if dtype.kind not in "biuf":

@@ -146,7 +146,7 @@ def _read_csv(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
             _explain_csv(path, head, named, name)
     if named and found.shape[1] != len(head):
         _explain_csv(path, head, named, name)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return found.astype(np.float32), tuple(head) if named else ()
 
 
@@ -195,16 +195,17 @@ def _read_parquet(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
                     raise DataError(f"{name}: its column {one!r} has {kind}, expected numbers: leave it out of the file")
             check_count((rows, len(names)), name)
             kept = [one for one, kind in zip(names, kinds, strict=True) if _is_numeric(kind)]
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 columns = [table.read([one]).column(0).to_numpy().astype(np.float32) for one in kept]
+            values = np.stack(columns, 1) if columns else None
         except DataError:
             raise
         except Exception as error:  # pyarrow raises many kinds
             said = str(error).splitlines()[0] if str(error) else ""
             raise DataError(f"{name}: cannot be read as Parquet ({type(error).__name__}: {said})") from error
-    if not columns:
+    if values is None:
         raise DataError(f"{name}: it has no columns of numbers: give one for each channel")
-    return np.stack(columns, 1), tuple(kept)
+    return values, tuple(kept)
 
 
 def list_columns(path: Path) -> dict[str, bool]:

@@ -86,10 +86,11 @@ def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = 
     channels = None
     if kind is None and size and len(shape) == len(size) + 2 and (len(size) != 2 or len(set(shape[1:])) == 1):
         channels = find_channel_axis(traced, node)
-    length = 0 if size or takes_vector(traced) else traced.shape_of(traced.inputs[0])[1]
+    first = 0 if size else traced.shape_of(traced.inputs[0])[1]
+    length, features = (0, first) if takes_vector(traced) else (first, 0)
     if kind is None and length and len(shape) == 3 and shape[1] == shape[2] == length:
         kind = None if maps else "tokens"  # as many channels as tokens
-    return find_layout(traced.name_of(node) or node.name, shape, size, grids, kind, length, channels)
+    return find_layout(traced.name_of(node) or node.name, shape, size, grids, kind, length, channels, features)
 
 
 def find_input_locations(traced: TracedBackbone) -> tuple[int, ...]:
@@ -166,9 +167,19 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
         return _find_last_vector(traced)
     if not maps:
         raise AttachError("backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to")
-    if large and any(_is_pooling(traced, user) for user in large[-1].users):
-        return large[-1]
-    return maps[-1]
+    found = large[-1] if large and any(_is_pooling(traced, user) for user in large[-1].users) else maps[-1]
+    _check_last_state(traced, found)
+    return found
+
+
+def _check_last_state(traced: TracedBackbone, features: fx.Node) -> None:
+    """Raises :class:`AttachError` if a recurrent layer comes behind the last features: of it only the last state is read."""
+    for node in traced.nodes[traced.position(features) + 1 :]:
+        if isinstance(traced.module_of(node), nn.RNNBase) or get_callee_name(node).split(".")[0] in ("gru", "lstm"):
+            raise AttachError(
+                f"backbone: of the recurrent layer {traced.name_of(node) or node.name!r} only the last state is read, which "
+                "has no steps to attend to. Mend: read its outputs, x, _ = layer(x), and then x[:, -1]"
+            )
 
 
 def _find_last_vector(traced: TracedBackbone) -> fx.Node:

@@ -201,13 +201,25 @@ def _describe(node: fx.Node) -> tuple[Any, ...]:
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a graph; fake tensors go round the normalisations, whose own way to an equal shape is long."""
+    """Runs a graph; fake tensors go round the normalisations, whose own way to an equal shape is long.
+
+    Functions get lists that they may write to, as they do where the graph's code runs.
+    """
+
+    def call_function(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the function returns."""
+        thawed = {name: _thaw(value) for name, value in kwargs.items()}
+        return super().call_function(target, tuple(map(_thaw, args)), thawed)
 
     def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the module returns."""
         if len(args) == 1 and not kwargs and is_fake(args[0]) and _keeps_shape(self.fetch_attr(str(target)), args[0]):
             return torch.empty_like(args[0])
         return super().call_module(target, args, kwargs)
+
+
+def _thaw(value: Any) -> Any:
+    return [_thaw(one) for one in value] if isinstance(value, list) else value
 
 
 def _keeps_shape(module: nn.Module, x: Tensor) -> bool:
@@ -245,6 +257,9 @@ def _record(module: fx.GraphModule, example: Inputs, *counts: int) -> list[_Reco
     with switch_mode(module, False), torch.no_grad():
         for count in counts:
             tensors = [torch.cat([t] * max(counts))[:count] for t in list_tensors(example)]
+            if is_recurrent(module):
+                recorders.append(run_graph(module, tensors))
+                continue
             try:
                 recorder = _Recorder(module)
                 with fake:
@@ -253,6 +268,14 @@ def _record(module: fx.GraphModule, example: Inputs, *counts: int) -> list[_Reco
                 recorder = run_graph(module, tensors)
             recorders.append(recorder)
     return recorders
+
+
+def is_recurrent(module: fx.GraphModule) -> bool:
+    """Whether it has recurrent layers, which take fake tensors longer than real ones: step by step, each operation alone."""
+    names = (get_callee_name(node) for node in module.graph.nodes if node.op == "call_function")
+    return any(isinstance(m, nn.RNNBase) for m in module.modules()) or any(
+        n.startswith(("gru", "lstm", "rnn_")) for n in names
+    )
 
 
 def run_graph(module: fx.GraphModule, tensors: Sequence[Tensor]) -> _Recorder:

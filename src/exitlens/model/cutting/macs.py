@@ -12,7 +12,7 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.model._torch_compat import use_fake_tensors
-from exitlens.model.cutting.graph import Interpreter
+from exitlens.model.cutting.graph import Interpreter, is_recurrent
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
 
@@ -45,6 +45,9 @@ def count_node_macs(module: fx.GraphModule, example: Inputs) -> dict[fx.Node, in
     """Multiply-accumulates of every node in evaluation mode, without computing if the operations allow it."""
     counter, tensors = _Counter(module), list_tensors(example)
     with disable_fused_kernels(), switch_mode(module, False), torch.no_grad():
+        if is_recurrent(module):
+            counter.run(*tensors)
+            return counter.macs
         try:
             with use_fake_tensors() as fake:
                 counter.run(*map(fake.from_tensor, tensors))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 _CONTAINERS = (dict, list, set)
 
@@ -74,3 +75,26 @@ def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for p in zero:
                 p.zero_()
+
+
+@contextmanager
+def read_lengths_as_sizes(module: nn.Module) -> Iterator[None]:
+    """For a while, ``len(x)`` in the forwards of a module is ``x.size(0)``, which tracers follow.
+
+    Python's own ``len`` has to be a number: torch.fx refuses it, and torch.export fixes the batch to the example's.
+    """
+    forwards = [inspect.unwrap(type(m).forward) for m in module.modules()]
+    spaces = {id(space): space for forward in forwards if "len" not in (space := getattr(forward, "__globals__", {}))}
+    mine = [space for space in spaces.values() if not space.get("__name__", "torch").startswith("torch.")]
+    for space in mine:
+        space["len"] = _find_length
+    try:
+        yield
+    finally:
+        for space in mine:
+            space.pop("len", None)
+
+
+def _find_length(value: Any) -> Any:
+    is_tensor = isinstance(value, Tensor) or (isinstance(value, fx.Proxy) and not isinstance(value, fx.proxy.Attribute))
+    return value.size(0) if is_tensor else len(value)

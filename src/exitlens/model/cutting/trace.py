@@ -11,6 +11,7 @@ from torch import nn
 
 from exitlens.errors import AttachError
 from exitlens.model.cutting.graph import TracedBackbone, find_name
+from exitlens.model.cutting.modes import read_lengths_as_sizes
 from exitlens.model.cutting.trace_export import trace_export
 from exitlens.model.cutting.trace_fx import FxTracer, trace_fx
 from exitlens.types.inputs import Inputs, list_input_names
@@ -22,6 +23,11 @@ def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = F
     Raises :class:`AttachError` if neither can follow the forward pass (control flow that depends on data, for example).
     """
     _check_forward(backbone, example)
+    with read_lengths_as_sizes(backbone):
+        return _trace(backbone, training, example, export)
+
+
+def _trace(backbone: nn.Module, training: bool, example: Inputs, export: bool) -> TracedBackbone:
     tracer = FxTracer(example)
     refused: Exception | None = None
     if not export:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -54,12 +55,16 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences torch.export, which prints its graph where it fails; the error says what matters."""
+    """Silences torch.export, which prints its graph where it fails; the error says what matters.
+
+    It also warns of the lists in which recurrent layers of PyTorch's own keep their weights.
+    """
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)
             yield
     finally:
         logger.setLevel(before)

@@ -23,6 +23,7 @@ from exitlens.model.engine.tuning import BACKENDS, Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.malloc import can_keep_memory, keep_memory
 from exitlens.types import Policy
+from exitlens.types.tasks import Task, are_same, find_answers
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = 8  # samples of a run, where the micro-batch is not larger
@@ -188,7 +189,8 @@ def _measure_agreement(meter: _Meter, like: Tuning, policy: Policy | None) -> fl
     except Exception:  # graphs made by torch.export may have the example's precision written into them
         return None
     full = _compute_logits(meter, replace(like, precision="float32"))
-    same = (half.argmax(2) == full.argmax(2)).float().mean(0).min().item()
+    task: Task = "classes" if policy is None else policy.task
+    same = are_same(find_answers(half, task), find_answers(full, task), task).float().mean(0).min().item()
     if policy is not None:
         same = min(same, (_decide(half, policy) == _decide(full, policy)).all(1).float().mean().item())
     return same
@@ -203,8 +205,9 @@ def _compute_logits(meter: _Meter, tuning: Tuning, size: int = 16) -> Tensor:  #
         return torch.cat(found).cpu()
 
 
-def _decide(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label
+def _decide(logits: Tensor, policy: Policy) -> Tensor:  # (N,K,C) -> (N,2): exit and label, or (N,1+C): exit and labels
     early = range(policy.num_exits - 1)
     scores = [score(logits[:, k], policy.score, policy.temperatures[k]) for k in early]
     exits = find_first_firing(torch.stack(scores, 1) if scores else logits.new_empty(len(logits), 0), policy.thresholds)
-    return torch.stack([exits, logits[torch.arange(len(logits)), exits].argmax(1)], 1)
+    answers = find_answers(logits[torch.arange(len(logits)), exits], policy.task)
+    return torch.cat([exits[:, None], answers.view(len(logits), -1).long()], 1)

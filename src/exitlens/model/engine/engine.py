@@ -25,7 +25,8 @@ class StepOutput(NamedTuple):
 
     Attributes:
         activations: what the next stage takes.
-        probabilities: ``(B,C)`` float32, softmax of the logits over the temperature. scores: ``(B,)``.
+        probabilities: ``(B,C)`` float32, softmax (of several labels sigmoid) of the logits over the temperature.
+        scores: ``(B,)``.
         attention: ``(B,*S)``, or ``None`` if it was not asked for.
     """
 
@@ -121,5 +122,5 @@ def score_step(
     activations: Activations, logits: Tensor, maps: Tensor | None, temperature: float | Tensor, score: str
 ) -> StepOutput:
     """What a step gave, with its probabilities and scores."""
-    p = probabilities(logits, temperature)
+    p = probabilities(logits, temperature, score)
     return StepOutput(activations, p, score_of(p, score), maps)

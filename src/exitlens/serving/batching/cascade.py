@@ -17,6 +17,7 @@ from exitlens.model.engine.router import RoutedBatch, Router
 from exitlens.serving.batching.scheduling import Pace, Pool, choose_pool
 from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.models import ServedModel
+from exitlens.types.tasks import read_answers
 
 LOG = logging.getLogger("exitlens.serving")
 MARGIN = 0.002  # seconds before a deadline at which its answer goes out
@@ -150,13 +151,15 @@ class Cascade:
             if not ticket.left:
                 self._done.append(ticket)
 
-    def _read(self, part: RoutedBatch) -> Iterator[tuple[int, int, float, Any, Tensor | None]]:
-        """Exit, label, score, probabilities and map of each sample."""
+    def _read(self, part: RoutedBatch) -> Iterator[tuple[int, Any, float, Any, Tensor | None]]:
+        """Exit, label (of several, which are there), score, probabilities and map of each sample."""
         p, k, maps = part.probabilities.cpu(), part.exit, part.attention
         placed: Iterable[Tensor | None] = [None] * len(p)
         if maps is not None:
             placed = self.model.info.place(k, maps.float()).cpu().unbind(0)
-        return zip([k] * len(p), p.argmax(1).tolist(), part.scores.tolist(), p.numpy(), placed, strict=True)
+        labels: Any = read_answers(p, self.model.info.task)
+        labels = labels.numpy() if self.model.gives_labels else labels.tolist()
+        return zip([k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, strict=True)
 
     def _leave(self, batch: RoutedBatch, fired: Tensor) -> Tensor:
         """Who leaves an exit by the requests' own terms."""

@@ -45,7 +45,8 @@ class Ticket:
     """The samples of one request, and what is known of their answers.
 
     Attributes:
-        labels, exits: ``(n,)`` int64. confidence: ``(n,)``. probabilities: ``(n,C)``. maps: of each sample, where asked for.
+        labels, exits: ``(n,)`` int64; of several labels ``(n,C)`` bool. confidence: ``(n,)``. probabilities: ``(n,C)``.
+        maps: of each sample, where asked for.
         limited: ``(n,)`` bool: the request's own limits ended it, not the policy.
         left: samples without an answer. error: why there is none. since, done: when it came and ended.
         first: place of the first sample.
@@ -69,10 +70,13 @@ class Ticket:
         "terms",
     )
 
-    def __init__(self, activations: Activations, terms: Terms, num_classes: int, receiver: Any = None) -> None:
+    def __init__(
+        self, activations: Activations, terms: Terms, num_classes: int, receiver: Any = None, several: bool = False
+    ) -> None:
         count = len(activations[0])
         self.activations, self.terms, self.receiver = activations, terms, receiver
-        self.labels, self.exits = np.empty(count, np.int64), np.full(count, -1, np.int64)
+        self.labels: Array = np.empty((count, num_classes), np.bool_) if several else np.empty(count, np.int64)
+        self.exits = np.full(count, -1, np.int64)
         self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
         self.limited = np.zeros(count, np.bool_)
         self.maps: list[Tensor | None] = [None] * count if terms.attention else []
@@ -90,7 +94,7 @@ class Ticket:
         """Whether nobody has taken it in, or ended it."""
         return self.first < 0 and self.left > 0
 
-    def answer(self, row: int, exit_: int, label: int, score: float, probabilities: Array, attention: Tensor | None) -> None:
+    def answer(self, row: int, exit_: int, label: Any, score: float, probabilities: Array, attention: Tensor | None) -> None:
         """Sets the answer of one sample."""
         self.labels[row], self.exits[row], self.confidence[row] = label, exit_, score
         self.probabilities[row] = probabilities

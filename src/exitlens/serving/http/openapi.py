@@ -28,9 +28,9 @@ _TERMS = {
     "min_confidence": ("number", "Exits before the last answer only if they are as sure as this, too."),
     "deadline_ms": ("number", "The best answer there is after so many milliseconds, marked as limited."),
 }
-_ANSWER = {
-    "class": ("string", "Name of the class."),
-    "label": ("integer", "Number of the class."),
+_ANSWER: dict[str, tuple[Any, str]] = {
+    "class": ("string", "Name of the class; of several labels all that it has, with ; between."),
+    "label": (["integer", "array"], "Number of the class; of several labels the numbers of all that it has."),
     "confidence": ("number", "The policy's score at the exit that answered."),
     "exit": ("integer", "The exit that answered, from 0."),
     "exits": ("integer", "How many exits the network has."),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -178,8 +179,8 @@ def _write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
     p, k = ticket.probabilities[i], int(ticket.exits[i])
     best = p.argsort()[::-1][:TOP].tolist()
     return {
-        "class": model.name_class(int(ticket.labels[i])),
-        "label": int(ticket.labels[i]),
+        "class": model.name_answer(ticket.labels[i]),
+        "label": np.flatnonzero(ticket.labels[i]).tolist() if model.gives_labels else int(ticket.labels[i]),
         "confidence": float(ticket.confidence[i]),
         "exit": k,
         "exits": model.num_exits,

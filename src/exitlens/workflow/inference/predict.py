@@ -16,6 +16,7 @@ from exitlens.model.heads.maps import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import read_answers
 
 
 def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = False) -> Prediction:
@@ -33,7 +34,8 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         attention: also return the attention map of the exit that answered, placed in the image (see docs/method.md).
 
     Returns:
-        Labels, exits, scores and probabilities in the order of ``inputs``.
+        Labels (one class a sample, or of several labels whether each is there), exits, scores and probabilities in the order
+        of ``inputs``.
 
     Raises:
         InputError: for inputs that the network cannot take; PolicyError: for a policy of another network.
@@ -56,7 +58,7 @@ def check_policy(net: ExitNet, policy: Policy) -> None:
     """Raises :class:`InputError` or :class:`PolicyError` unless this is a network and a policy of it."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
-    policy.check(net.num_exits, net.identity() if policy.network else "")
+    policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
 
 
 def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
@@ -69,7 +71,9 @@ def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
         _check_answers(p)
         maps = None if rows is None else tuple(net.info.place(exit_, rows).unbind(0))
         estimates, last = (None, None) if trust is None else trust.unbind(1)
-        return Prediction(p.argmax(1), torch.full_like(where, exit_), scores, p, maps, where, estimates, last)
+        return Prediction(
+            read_answers(p, net.info.task), torch.full_like(where, exit_), scores, p, maps, where, estimates, last
+        )
     where, order = torch.cat([part.where for part in routed]).sort()
     p = torch.cat([part.probabilities for part in routed])[order]
     _check_answers(p)
@@ -82,7 +86,7 @@ def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
     scores = torch.cat([part.scores for part in routed])[order]
     known = [part.trust for part in routed if part.trust is not None]
     estimates, last = torch.cat(known)[order].unbind(1) if known else (None, None)
-    return Prediction(p.argmax(1), exits, scores, p, maps, where, estimates, last)
+    return Prediction(read_answers(p, net.info.task), exits, scores, p, maps, where, estimates, last)
 
 
 def _check_answers(p: Tensor) -> None:

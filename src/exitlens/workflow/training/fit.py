@@ -37,8 +37,8 @@ class FitResult:
     """What :func:`fit` did.
 
     Attributes:
-        history: one row an epoch: loss terms, validation accuracy per exit, validation CC with the final map per early
-            exit, seconds.
+        history: one row an epoch: loss terms, validation accuracy per exit (of several labels also micro-F1), validation CC
+            with the final map per early exit, seconds.
         best_epoch: the epoch (from 1) of the best ``monitor``. kept_epoch: the one whose weights the network has.
         seconds: time spent in epochs, resumed ones included.
         out_dir: where checkpoints and log are, or ``None``.
@@ -97,7 +97,8 @@ def fit(
 
     Args:
         net: trained in place; left in evaluation mode and in the memory format that it had.
-        train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is.
+        train: a ``Dataset`` of ``(image, label)``, batched and shuffled here; or a ``DataLoader``, used as it is. Where
+            labels are rows ``(C,)`` of 0 and 1, the network learns to give a sample any number of labels (``info.task``).
         val: the same, or an iterable of batches; chooses the best checkpoint and nothing else.
         loss: default ``EGTLoss()``, whose target, reach, sharpness and ``every`` are those for this kind of network
             (:meth:`~exitlens.functional.losses.EGTLoss.for_network`) where they are not given; label smoothing and class
@@ -169,7 +170,7 @@ def fit(
             explain_no_cache(train, settings, augmentation is not None, True, _moves_relevance(loss, net))
         run = TrainingRun(net, loss, settings, augmentation, workers, directory, ranks)
         with ranks.together():
-            check_validation(net, val)
+            net.describe(task=check_validation(net, val))
         shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)
         with run.opened(resume, train), common, show_progress(shown) as bar, open_tensorboard(events) as write_events:

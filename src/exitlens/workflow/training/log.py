@@ -18,7 +18,8 @@ def format_epoch(row: dict[str, Any], epochs: int) -> str:
     accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"])
     cc = " ".join(f"{c:.2f}" for c in row["cc"])
     agreement = f" | map CC with final {cc}" if cc else ""
-    return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f} | val accuracy {accuracy}{agreement}"
+    labels = f" | micro-F1 {' '.join(f'{value:.3f}' for value in row['f1'])}" if "f1" in row else ""
+    return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f} | val accuracy {accuracy}{labels}{agreement}"
 
 
 def write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
@@ -38,6 +39,7 @@ def flatten_row(row: dict[str, Any]) -> dict[str, float]:
     flat |= {f"loss_{name}": value for name, value in row["loss"].items()}
     flat |= {"val_loss": row["val_loss"]} if "val_loss" in row else {}
     flat |= {f"accuracy_exit{k}": value for k, value in enumerate(row["accuracy"])}
+    flat |= {f"f1_exit{k}": value for k, value in enumerate(row.get("f1", ()))}
     return flat | {f"cc_exit{k}": value for k, value in enumerate(row["cc"])}
 
 

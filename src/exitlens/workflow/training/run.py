@@ -27,6 +27,7 @@ from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, Ranks
 from exitlens.types import LossTerms
 from exitlens.types.inputs import Inputs
+from exitlens.types.tasks import check_truth
 from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
 from exitlens.workflow.training.distributed import (
     LAUNCH,
@@ -189,8 +190,7 @@ class TrainingRun:
                 share_bad(source, self.ranks)
         bar.remove_task(task)
         seconds = time.perf_counter() - started
-        row = {"epoch": epoch + 1, "loss": loss, "accuracy": found.accuracy, "cc": found.cc, "val_loss": found.loss}
-        return row | {"seconds": seconds}
+        return {"epoch": epoch + 1, "loss": loss, **found.to_row(), "seconds": seconds}
 
     def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
         """The mean of every loss term over the batches; of consistency over those that it was asked for."""
@@ -227,6 +227,8 @@ class TrainingRun:
             images, labels, _ = as_batch(batch, self.net.device, "train")
             if labels is None:
                 raise InputError("train: expected batches of (images, labels), got images only")
+            if type(self.loss) is EGTLoss:  # users' own may take other labels
+                check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
             yield self.augment(images) if self.augment else images, labels
 
     def _open_loader(self, train: Any, seed: int) -> Loader:

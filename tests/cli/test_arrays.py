@@ -1,0 +1,61 @@
+"""Series, volumes and vectors from the command line: fit on files, calibrate, evaluate, predict."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.arrays.conftest import TS
+
+
+def write_ts(path, count, seed):
+    """Noisy series of 32 steps; those of the class ``up`` rise."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.normal(size=32) * 0.2 + (i % 2) * np.linspace(-2, 2, 32) for i in range(count)]
+    head = TS[: TS.index("1,2,3")].replace("@dimensions 2", "@dimensions 1").replace("run Walk", "flat up")
+    path.write_text(head + "".join(f"{','.join(map(str, row))}:{('flat', 'up')[i % 2]}\n" for i, row in enumerate(rows)))
+
+
+@pytest.mark.slow
+def test_series_from_files_to_answers(call, tmp_path):
+    (tmp_path / "data").mkdir()
+    write_ts(tmp_path / "data" / "Made_TRAIN.ts", 80, 0)
+    write_ts(tmp_path / "data" / "Made_TEST.ts", 20, 1)
+    run = tmp_path / "run"
+    how = ("--exits", 2, "--epochs", 4, "--batch-size", 16, "--learning-rate", 0.01, "--workers", 0)
+    code, out, err = call("fit", "--data", tmp_path / "data", "--out", run, *how)
+    assert code == 0, err
+    assert "test: all of 'test'" in " ".join(out.split())
+    assert call("calibrate", "--bundle", run, "--max-accuracy-drop", 0.1)[0] == 0
+    code, out, err = call("evaluate", "--bundle", run, "--json")
+    assert json.loads(out)["accuracy"] > 0.8, err
+    code, out, err = call("predict", "--bundle", run, "--data", tmp_path / "data", "--out", tmp_path / "p.csv")
+    assert code == 0, err
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert len(rows) == 100
+    assert rows[0]["file"].endswith("Made_TEST.ts:9")
+    assert np.mean([row["label"] == ("flat", "up")[i % 2] for i, row in enumerate(rows)]) > 0.8
+    np.save(tmp_path / "one.npy", np.linspace(-2, 2, 32)[None])
+    code, out, err = call("predict", "--bundle", run, "--data", tmp_path / "one.npy", "--json")
+    assert json.loads(out)["predictions"][0]["label"] == "up", err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "motifs", "--mel", 8), "mel: it is for sounds, motifs has series"),
+        (("--data", "blobs", "--columns", "label=a"), "they are for data from files"),
+        (("--data", "motifs", "--backbone", "torchvision:resnet18"), "torchvision:resnet18 does not take series"),
+        (("--data", "FILE", "--columns", "features=a|z,label=c"), "no column 'z' for the features"),
+        (("--data", "FILE"), "several columns could hold the label"),
+    ],
+)
+def test_what_cannot_be_trained_on(words, message, call, tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
+    given = [tmp_path / "x.csv" if word == "FILE" else word for word in words]
+    code, _, err = call("fit", *given, "--out", tmp_path / "run")
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,185 @@
+"""Several labels a sample without PyTorch: edge bundle, cascade in one file, runtime, server."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import exitlens as xl
+import exitlens_runtime as er
+from exitlens.edge.int8 import export_int8
+from exitlens.functional.scores import score
+from exitlens.model.engine.onnx.files import open_file
+from exitlens.serving.answers import OUTPUTS, shape_output
+from exitlens.serving.batching.tickets import Terms, Ticket
+from exitlens.serving.http.app import make_app
+from exitlens.serving.metrics import Metrics
+from exitlens.serving.models import open_bundle, wrap_network
+from exitlens.serving.repository import Repository
+from exitlens.serving.watching import Watch, Watching
+from exitlens_runtime.cli import main
+from tests.conftest import make_net
+from tests.edge.test_cascade import answer
+from tests.serving.batching.test_cascade import run
+from tests.serving.test_metrics import read
+
+pytest.importorskip("onnxruntime")
+NAMES = ("w", "x", "y", "z")
+
+
+def make() -> xl.ExitNet:
+    """The tiny network, as one that gives each of several labels to half of all images."""
+    net, images = make_net(), torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        for k, out in enumerate(net(images)):
+            net.head(k).bias.sub_(out.logits.median(0).values)
+    net.describe(task="multilabel", classes=NAMES, preprocess=xl.Preprocess((16, 16)))
+    return net
+
+
+NET = make()
+
+
+def choose() -> xl.Policy:
+    """A policy under which some samples leave at every exit."""
+    images = torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    temperatures = (1.5, 1.0, 2.0)
+    sure = [score(NET(images)[k].logits, "decided", temperatures[k]).median().item() for k in range(2)]
+    return xl.Policy(tuple(sure), "decided", temperatures)
+
+
+POLICY = choose()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _written_once(files_written_once):
+    """For every test here."""
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory):
+    named = {"full": xl.Policy.never(3, score="decided")}
+    return xl.export(NET, POLICY, tmp_path_factory.mktemp("edge") / "out", policies=named)
+
+
+def check_same(found, expected):
+    assert np.asarray(found.exits).tolist() == expected.exits.tolist()
+    assert np.asarray(found.labels).tolist() == expected.labels.tolist()
+    assert np.allclose(found.confidence, expected.confidence, atol=1e-5)
+    assert np.allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_the_runtime_answers_as_the_library(edge, images):
+    net = er.load(edge, threads=1)
+    assert net.gives_labels
+    expected = xl.predict(NET, images, POLICY)
+    found = net.predict(images.numpy())
+    assert len(set(expected.exits.tolist())) == 3
+    check_same(found, expected)
+    assert net.name_answer(found, 0) == ";".join(NAMES[c] for c in expected.labels[0].nonzero().flatten().tolist())
+    assert "decided" in net.give_reason(found, 0)
+    with pytest.raises(er.PolicyError, match="the network gives several labels a sample"):
+        net.with_policy(xl.Policy((0.5, 0.5)).to_dict())
+
+
+def test_gates_take_how_decided_the_labels_are(images, tmp_path):
+    gate = xl.Gate(((-0.5, 0.5, 0.4, 0.3), (0.1, 0.2, 0.9, 0.0)), (0.25, 0.3))
+    gated = xl.Policy(POLICY.thresholds, "decided", POLICY.temperatures, gate=gate)
+    found = er.load(xl.export(NET, gated, tmp_path / "e"), threads=1).predict(images.numpy())
+    check_same(found, xl.predict(NET, images, gated))
+
+
+def test_a_network_of_one_class_refuses_the_score(tmp_path):
+    plain = er.load(xl.export(make_net(), xl.Policy((0.8, 0.7)), tmp_path / "e"))
+    with pytest.raises(er.PolicyError, match="its score is 'decided', the network gives one class a sample"):
+        plain.with_policy(POLICY.to_dict())
+    with pytest.raises(xl.PolicyError, match="several labels a sample, the network or trace has one class"):
+        xl.export(make_net(), POLICY, tmp_path / "f")
+
+
+@pytest.mark.parametrize("thresholds", [POLICY.thresholds, (0.0, 2.0), (math.inf, 0.55)])
+def test_the_cascade_in_one_file(edge, images, thresholds):
+    policy = xl.Policy(thresholds, "decided", POLICY.temperatures)
+    found, expected = answer(open_file(edge / "cascade.onnx"), images, policy), xl.predict(NET, images, policy)
+    assert found["exits"].tolist() == expected.exits.tolist()
+    assert found["labels"].astype(bool).tolist() == expected.labels.tolist()
+    assert np.allclose(found["scores"], expected.confidence, atol=1e-5)
+    assert np.allclose(found["probabilities"], expected.probabilities, atol=1e-5)
+
+
+def test_the_command_line_names_all_labels(edge, tmp_path, capsys):
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    main([str(edge), str(tmp_path / "a.png"), "--json"])
+    label = json.loads(capsys.readouterr().out)["label"]
+    assert set(filter(None, label.split(";"))) <= set(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["edge", "library"])
+def test_a_server_answers_with_labels(edge, images, kind):
+    model = open_bundle("m", edge) if kind == "edge" else wrap_network("m", copy.deepcopy(NET), {"default": POLICY})
+    ticket = make_several(model, images)
+    run(model, [ticket])
+    expected = xl.predict(NET, images, POLICY)
+    assert ticket.labels.tolist() == expected.labels.tolist()
+    assert ticket.exits.tolist() == expected.exits.tolist()
+    assert shape_output(model, "label") == (-1, 4)
+    written = OUTPUTS["label"][2](model, ticket)
+    assert written.dtype == np.int64
+    assert written.tolist() == expected.labels.long().tolist()
+    told = expected.labels[3].nonzero().flatten().tolist()
+    assert OUTPUTS["class"][2](model, ticket)[3] == ";".join(NAMES[c] for c in told)
+
+
+def make_several(model, images, **terms):
+    return Ticket(model.check_tensors(images), Terms(**terms), 4, several=model.gives_labels)
+
+
+def test_requests_with_terms_of_their_own(images):
+    model = wrap_network("m", copy.deepcopy(NET), {"default": POLICY})
+    ticket = make_several(model, images, last_exit=0)
+    run(model, [ticket])
+    assert set(ticket.exits.tolist()) == {0}
+    assert ticket.labels.tolist() == (NET(images)[0].logits >= 0).tolist()
+
+
+def test_the_shadow_compares_all_labels(images):
+    model, metrics = wrap_network("m", copy.deepcopy(NET), {"default": POLICY}), Metrics()
+    watch = Watch(model, metrics, Watching(drift=False, shadow=1.0))
+    ticket = make_several(model, images[:4])
+    run(model, [ticket])
+    watch.see([ticket])
+    with model.open_engine() as engine:
+        while watch.run_idle(engine):
+            pass
+    same = (torch.from_numpy(ticket.labels) == (NET(images[:4])[-1].logits >= 0)).all(1)
+    counts = read(metrics)
+    found = sum(n for key, n in counts.items() if key[0] == "exitlens_shadow_answers_total" and ("agrees", "true") in key)
+    assert found == same.sum()
+
+
+def test_people_get_names_and_numbers(images):
+    pytest.importorskip("starlette")
+    from tests.serving.http.conftest import encode, open_client
+
+    repository = Repository({}, models={"m": wrap_network("m", copy.deepcopy(NET), {"default": POLICY})})
+    with open_client(make_app(repository)) as client:
+        picture = encode(Image.new("RGB", (16, 16), (200, 30, 90)))
+        said = client.post("/classify", content=picture).json()
+        assert said["class"] == ";".join(NAMES[c] for c in said["label"])
+        why = client.post("/explain", content=picture, headers={"Accept": "application/json"}).json()
+        assert [one["label"] for one in why["exits"][why["answered"]]["labels"]] == said["label"]
+
+
+def test_int8_and_the_page(images, tmp_path):
+    labels = NET(images)[-1].logits >= 0
+    data = torch.utils.data.TensorDataset(images, labels.long())
+    policy = xl.calibrate(xl.collect(NET, data), max_false_negative_drop=0.5)
+    report = export_int8(NET, policy, tmp_path / "int8", images, data)
+    assert report.policy.score == "decided"
+    assert report.exit_accuracy[0][-1] == 1
+    with pytest.raises(xl.ExportError, match="the page shows one class"):
+        xl.export_web(NET, policy, tmp_path / "web")

@@ -1,0 +1,190 @@
+"""Networks of series, volumes, vectors and several inputs through attach: what is told of them, and that exits work."""
+
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.heads.maps import have_maps
+from exitlens.model.layouts import Layout
+from tests.model.kinds import (
+    MLP,
+    STEPS,
+    ConvSeries,
+    ConvVolume,
+    FeatureTokens,
+    Recurrent,
+    SeriesAndVector,
+    Tokens,
+    Transposed,
+)
+
+FIRST, LAST = torch.randn(3, 2, STEPS), torch.randn(3, STEPS, 2)
+VOLUME, VECTOR = torch.randn(3, 1, 8, 12, 16), torch.randn(3, 6)
+GROUPS = {"left": [0, 1], "right": [2, 4, 5]}
+WHOLE = Layout("tokens")
+CASES = {  # network, where, example, layout of exit 0, sizes of maps, channels last
+    "convolutions": (ConvSeries, ["a", "b"], FIRST, Layout("nchw"), [(24,), (12,), (12,)], False),
+    "transposed": (Transposed, ["net.a", "net.b"], LAST, Layout("nchw"), [(24,), (12,), (12,)], True),
+    "gru": (Recurrent, ["one"], LAST, WHOLE, [(24,), (24,)], True),
+    "lstm": (lambda: Recurrent(nn.LSTM), ["one"], LAST, WHOLE, [(24,), (24,)], True),
+    "square gru": (lambda: Recurrent(width=STEPS), ["one"], LAST, WHOLE, [(24,), (24,)], True),
+    "tokens": (Tokens, ["one"], LAST, WHOLE, [(24,), (24,)], True),
+    "square tokens": (lambda: Tokens(STEPS), ["one"], LAST, WHOLE, [(24,), (24,)], True),
+    "class token": (lambda: Tokens(class_token=True), ["one"], LAST, Layout("tokens", 1, (24,)), [(24,), (24,)], True),
+    "patches": (lambda: Tokens(patch=4), ["one"], FIRST, WHOLE, [(6,), (6,)], False),
+    "patches and class token": (
+        lambda: Tokens(patch=4, class_token=True),
+        ["one"],
+        FIRST,
+        Layout("tokens", 1, (6,)),
+        [(6,), (6,)],
+        False,
+    ),
+    "volume": (ConvVolume, ["a", "b"], VOLUME, Layout("nchw"), [(8, 12, 16), (4, 6, 8), (2, 3, 4)], False),
+    "feature tokens": (FeatureTokens, ["one"], VECTOR, WHOLE, [(6,), (6,)], False),
+    "feature and class tokens": (
+        lambda: FeatureTokens(class_token=True),
+        ["one"],
+        VECTOR,
+        Layout("tokens", 1, (6,)),
+        [(6,), (6,)],
+        False,
+    ),
+    "several": (
+        SeriesAndVector,
+        ["net.a", "net.b"],
+        {"series": FIRST, "vector": torch.randn(3, 5)},
+        Layout("nchw"),
+        [(24,), (12,), (12,)],
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kind_is_told_and_its_exits_work(name):
+    make, at, example, layout, sizes, channels_last = CASES[name]
+    torch.manual_seed(0)
+    backbone = make().eval()
+    net = xl.attach(backbone, at, 3, example).eval()
+    assert net.head(0).layout == layout
+    assert net.input_spec.channels_last == channels_last
+    outs = net(example)
+    assert [tuple(out.attention.shape[1:]) for out in outs] == sizes
+    for k, out in enumerate(outs):
+        torch.testing.assert_close(out.attention.flatten(1).sum(1), torch.ones(3))
+        total = out.evidence.flatten(2).sum(2) + net.head(k).bias
+        torch.testing.assert_close(total, out.logits, atol=1e-5, rtol=1e-4)
+    policy = xl.Policy((0.34,) * len(at))
+    pred = xl.predict(net, example, policy, attention=True)
+    assert pred.exits.tolist() == xl.route(xl.collect(net, [(example, torch.zeros(3).long())]), policy).tolist()
+    xl.EGTLoss()(net.train()(example), torch.tensor([0, 1, 2])).total.backward()
+    kept = xl.attach(backbone, at, 3, example, final="keep").eval()
+    plain = backbone(**example) if isinstance(example, dict) else backbone(example)
+    assert torch.equal(kept(example)[-1].logits, plain)
+
+
+@pytest.mark.parametrize("name", ["convolutions", "gru", "class token", "patches", "volume", "feature tokens", "several"])
+def test_context_heads_of_each_kind(name):
+    make, at, example, _, sizes, _ = CASES[name]
+    net = xl.attach(make().eval(), at, 3, example, head="context").eval()
+    outs = net(example)
+    assert len(outs) == len(sizes)
+    for k, out in enumerate(outs):
+        total = out.evidence.flatten(2).sum(2) + net.head(k).bias
+        torch.testing.assert_close(total, out.logits, atol=1e-5, rtol=1e-4)
+
+
+def test_hidden_units_are_no_locations_and_groups_are():
+    net = xl.attach(MLP(), ["a"], 3, VECTOR).eval()
+    assert not have_maps(net.heads)
+    assert net(VECTOR)[0].logits.shape == (3, 3)
+    with pytest.raises(xl.InputError, match=r"attention maps.*groups="):
+        xl.predict(net, VECTOR, xl.Policy((0.5,)), attention=True)
+    net = xl.attach(MLP(), ["a"], 3, VECTOR, groups=GROUPS).eval()
+    assert [tuple(out.attention.shape) for out in net(VECTOR)] == [(3, 2), (3, 2)]
+    assert net.info.groups == (("left", (0, 1)), ("right", (2, 4, 5)))
+
+
+def test_what_a_group_does_not_have_does_not_move_its_evidence():
+    """Beside the hidden features, a location reads the columns of its group only: column 3 is in none."""
+    torch.manual_seed(0)
+    net = xl.attach(MLP(), ["a"], 3, VECTOR, groups=GROUPS).eval()
+    neck, hidden = net.head(0).neck, torch.zeros(1, 12, 1)
+    one, other = torch.randn(1, 6, 1), torch.randn(1, 6, 1)
+    other[:, [0, 1]] = one[:, [0, 1]]
+    first, second = neck(hidden, one), neck(hidden, other)
+    assert torch.equal(first[..., 0], second[..., 0])
+    assert not torch.equal(first[..., 1], second[..., 1])
+
+
+class Guess(nn.Module):
+    """Nothing in it tells channels from steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, STEPS, STEPS))
+        self.mix, self.more = nn.ReLU(), nn.Sigmoid()
+        self.fc = nn.Linear(STEPS, 3)
+
+    def forward(self, x):
+        return self.fc(self.more(self.mix(x * self.scale) + x).mean(2))
+
+
+def test_a_square_that_no_layer_explains_is_asked_about():
+    x = torch.randn(2, STEPS, STEPS)
+    with pytest.raises(xl.AttachError, match=r"could be either: pass layout='nchw' \(B,D,T\) or 'tokens' \(B,T,D\)"):
+        xl.attach(Guess(), ["mix"], 3, x)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.zeros(2), r"example: expected .*\(B,C,T\)"),
+        (torch.zeros(2, 2, 24).long(), "example: expected"),
+        (torch.zeros(0, 2, 24), "example: expected"),
+        ({"x": torch.zeros(2, 2, 24), "y": torch.zeros(3, 5)}, "example: expected"),
+    ],
+)
+def test_examples_of_no_kind(example, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.attach(ConvSeries(), ["a"], 3, example)
+
+
+def test_inputs_that_do_not_fit_name_the_argument():
+    series, several = xl.attach(ConvSeries(), ["a"], 3, FIRST), CASES["several"]
+    with pytest.raises(xl.InputError, match=r"expected \(B,2,T\), got \(3, 24, 2\)"):
+        xl.predict(series.eval(), LAST, xl.Policy((0.5,)))
+    with pytest.raises(xl.InputError, match="add the batch axis"):
+        xl.predict(series, FIRST[0], xl.Policy((0.5,)))
+    net = xl.attach(several[0](), several[1], 3, several[2]).eval()
+    with pytest.raises(xl.InputError, match=r"expected a dict with \['series', 'vector'\]"):
+        xl.predict(net, FIRST, xl.Policy((0.5, 0.5)))
+    with pytest.raises(xl.InputError, match="3 samples of 'series', 2 of 'vector'"):
+        xl.predict(net, {"series": FIRST, "vector": torch.zeros(2, 5)}, xl.Policy((0.5, 0.5)))
+
+
+def test_the_cost_of_recurrent_layers_is_told_without_going_through_fake_steps():
+    """Steps times gates times (inputs + state)."""
+    (point,) = xl.exit_points(Recurrent().eval(), LAST, runs=0)
+    assert (point.name, point.macs, point.shape) == ("one", STEPS * 3 * 6 * (2 + 6), (STEPS, 6))
+
+
+class LastState(torch.nn.Module):
+    """Reads the last state of its last layer, not its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.GRU(2, 8, batch_first=True), torch.nn.GRU(8, 8, batch_first=True)
+        self.fc = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        x, _ = self.first(x)
+        _, state = self.last(x)
+        return self.fc(state[-1])
+
+
+def test_a_last_state_without_outputs_is_no_place_for_the_final_exit():
+    with pytest.raises(xl.AttachError, match=r"recurrent layer 'last' only the last state is read.*Mend: read its outputs"):
+        xl.attach(LastState(), [], 3, torch.zeros(1, 16, 2))
