@@ -11,7 +11,7 @@ import numpy as np
 
 from exitlens_runtime.answers import Answers, Prediction
 from exitlens_runtime.errors import InputError, PolicyError
-from exitlens_runtime.reading import Preprocess, TextPreprocess, read_preprocess
+from exitlens_runtime.reading import Preprocess, Scaling, TextPreprocess, read_preprocess
 from exitlens_runtime.routing import DECIDED, Array, Policy, decide, find_divergence, find_probabilities, find_score
 from exitlens_runtime.sessions import Session
 
@@ -43,7 +43,8 @@ class EdgeNetwork:
         self.num_exits, self.num_classes = int(manifest["num_exits"]), int(manifest["num_classes"])
         self.gives_labels = manifest.get("task") == "multilabel"
         self.cost = np.asarray(manifest["cost"])
-        self.preprocess: Preprocess | TextPreprocess | None = read_preprocess(manifest["preprocess"])
+        axes = len(manifest["inputs"][0]["shape"]) - 1
+        self.preprocess: Preprocess | TextPreprocess | Scaling | None = read_preprocess(manifest["preprocess"], axes)
         self._inputs = [(one["name"], np.dtype(one["dtype"]), tuple(one["shape"])) for one in manifest["inputs"]]
         self._names = set(self.input_names)
         self._vocabulary = manifest["vocabulary"]
@@ -193,7 +194,8 @@ class EdgeNetwork:
             InputError: for a file that cannot be read, or a network that does not say how files become inputs.
         """
         if not isinstance(self.preprocess, Preprocess):
-            raise InputError("paths: the bundle does not say how image files become inputs: pass arrays to predict")
+            mend = "" if self.preprocess is None else ", of raw ones preprocess.normalise(values)"
+            raise InputError(f"paths: the bundle does not say how image files become inputs: pass arrays to predict{mend}")
         if isinstance(paths, str | Path):
             raise InputError(f"paths: expected a list of files, got {paths!r}: put it in brackets")
         own = self.preprocess

@@ -93,15 +93,42 @@ class TextPreprocess:
         return {name: np.array(rows, np.int64) for name, rows in values.items()}
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Series, volumes and vectors in arrays: ``(x - mean) / std`` of each channel; files of these are not read here.
+
+    Attributes:
+        axes: of a sample, behind its channels: 1 of a series, 3 of a volume, 0 of a vector.
+        time_first: the network takes series as ``(T,C)``.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    axes: int
+    time_first: bool = False
+
+    def normalise(self, values: Array) -> Array:  # (...,C,*S) -> the same float32, or (...,T,C)
+        """Standardises each channel; raises :class:`InputError` for another number of them."""
+        values = np.asarray(values, np.float32)
+        if values.ndim <= self.axes or values.shape[-1 - self.axes] != len(self.mean):
+            raise InputError(f"values: expected {len(self.mean)} channels before {self.axes} axes, got {values.shape}")
+        mean, std = (np.asarray(one, np.float32).reshape(-1, *[1] * self.axes) for one in (self.mean, self.std))
+        found = (values - mean) / std
+        return np.ascontiguousarray(found.swapaxes(-1, -2) if self.time_first else found)
+
+
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
 
 
-def read_preprocess(values: Mapping[str, Any] | None) -> Preprocess | TextPreprocess | None:
-    """What the manifest says."""
+def read_preprocess(values: Mapping[str, Any] | None, axes: int) -> Preprocess | TextPreprocess | Scaling | None:
+    """What the manifest says; ``axes``: of a sample, without its channels."""
     if values is None:
         return None
     if "tokenizer" in values:
         return TextPreprocess(str(values["tokenizer"]), int(values["length"]))
+    if {"mean", "std"} <= set(values) and axes != 2:
+        mean, std = (tuple(map(float, values[name])) for name in ("mean", "std"))
+        return Scaling(mean, std, axes, bool(values.get("time_first", False)))
     if not {"size", "mean", "std"} <= set(values):
         raise BundleError(f"manifest: preprocessing of a kind that this version does not know: {sorted(values)}")
     height, width = values["size"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
-from exitlens.types import Policy, Preprocess, TextPreprocess
+from exitlens.types import Policy
 from exitlens.types.named_policies import DEFAULT, check_fit
 
 
@@ -111,21 +112,25 @@ def read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
     tokens = tuple(kinds) if kinds[0].startswith("int") else ()
     names = names if tokens or len(names) > 1 else ()
     described = manifest["preprocess"]
-    kind = TextPreprocess if tokens else Preprocess
+    several = len(names) > 1 and any(one.startswith("float") for one in kinds)
+    shapes = tuple(tuple(one["shape"]) for one in manifest["inputs"]) if several else ()
     info = NetworkInfo(
         at=("",) * (int(manifest["num_exits"]) - 1),
         num_classes=int(manifest["num_classes"]),
         final="head",
         input_shape=shape,
         classes=tuple(manifest["classes"]),
-        preprocess=None if described is None else kind.from_dict(described),
         inputs=names,
-        dtypes=tokens,
+        dtypes=tuple(kinds) if several else tokens,
+        input_shapes=shapes,
         map_offsets=tuple(map(tuple, manifest["map_offsets"])),
         task=manifest.get("task", "classes"),
     )
+    if described is not None:
+        info = replace(info, preprocess=info.modality.preprocess.from_dict(described))
     dtypes = tuple(getattr(torch, one) for one in kinds)
-    return info, InputSpec(names, shape, True, tuple(manifest["vocabulary"]), int(manifest["prefix"]), dtypes)
+    known = tuple(manifest["vocabulary"])
+    return info, InputSpec(names, shape, True, known, int(manifest["prefix"]), dtypes, shapes=shapes)
 
 
 def check_golden(path: Path, engine: EdgeEngine, manifest: Mapping[str, Any]) -> None:

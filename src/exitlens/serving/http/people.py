@@ -106,11 +106,10 @@ class PeopleRoutes:
         return model, ticket
 
     def _read(self, model: ServedModel, samples: Sequence[Sample]) -> Activations:
-        if model.info.preprocess is None:
-            plural = model.info.modality.plural
-            raise RequestError(
-                f"{model.name}: its bundle does not say how {plural} become inputs: use /v2/models/{model.name}/infer"
-            )
+        if not isinstance(model.info.preprocess, Preprocess | TextPreprocess):
+            plural, known = model.info.modality.plural, model.info.preprocess is not None
+            why = f"it takes {plural}" if known else f"its bundle does not say how {plural} become inputs"
+            raise RequestError(f"{model.name}: {why}: use /v2/models/{model.name}/infer")
         if isinstance(model.info.preprocess, TextPreprocess):
             return model.read_texts([_to_text(one) for one in samples])
         if any(isinstance(one, str) for one in samples):

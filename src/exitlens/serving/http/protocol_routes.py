@@ -14,7 +14,7 @@ from exitlens.serving.http.metadata import TensorMetadata, describe_model, descr
 from exitlens.serving.http.requests import Service, note
 from exitlens.serving.http.tensors import name_datatype
 from exitlens.serving.models import IMAGE, TEXT
-from exitlens.types import Preprocess
+from exitlens.types import Preprocess, TextPreprocess
 
 PLATFORM = "exitlens"
 EXTENSIONS = ("binary_tensor_data",)
@@ -69,9 +69,9 @@ class ProtocolRoutes:
         note(request, "/v2/models/{name}")
         model = self.service.repository.find(*_name(request)).model
         inputs = [TensorMetadata(x.name, name_datatype(np.empty(0, x.dtype), x.name), (-1, *x.shape)) for x in model.inputs]
-        if model.info.preprocess is not None:
-            other = IMAGE if isinstance(model.info.preprocess, Preprocess) else TEXT
-            inputs.append(TensorMetadata(other, "BYTES", (-1,)))
+        for kind, other in ((Preprocess, IMAGE), (TextPreprocess, TEXT)):
+            if isinstance(model.info.preprocess, kind):
+                inputs.append(TensorMetadata(other, "BYTES", (-1,)))
         outputs = [TensorMetadata(name, kind, shape_output(model, name)) for name, (kind, *_) in OUTPUTS.items()]
         return JSONResponse(describe_model(model.name, [model.version], PLATFORM, inputs, outputs))
 
