@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth series static edge serving study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -58,6 +58,11 @@ truth: $(VENV)/.benchmark  ## do maps agree and are they true, on seven tasks (r
 	$(BIN)/python -m benchmarks.truth.page
 	$(BIN)/python -m benchmarks.check
 
+texts: $(VENV)/.benchmark  ## a pretrained MiniLM on film reviews, its words and other texts (resumable, an hour): docs/texts.md
+	$(BIN)/python -m benchmarks.texts
+	$(BIN)/python -m benchmarks.texts.page
+	$(BIN)/python -m benchmarks.check
+
 series: $(VENV)/.benchmark  ## small networks of series: answers, cost and maps (resumable, half an hour): docs/series.md
 	$(BIN)/python -m benchmarks.series
 	$(BIN)/python -m benchmarks.series.page
@@ -97,6 +102,7 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.pictures.page
 	$(BIN)/python -m benchmarks.relevance.page
 	$(BIN)/python -m benchmarks.truth.page
+	$(BIN)/python -m benchmarks.texts.page
 	$(BIN)/python -m benchmarks.static.page
 	$(BIN)/python -m benchmarks.edge.page
 	$(BIN)/python -m benchmarks.serving.page

@@ -39,6 +39,8 @@ from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
 from benchmarks.study.conditions import find_missing
 from benchmarks.study.report.promises import list_promises as list_study
 from benchmarks.study.runs import STUDY
+from benchmarks.texts.promises import list_promises as list_texts
+from benchmarks.texts.runs import TEXTS
 from benchmarks.traces.promises import list_promises as list_traces
 from benchmarks.traces.runs import TRACES
 from benchmarks.training.promises import list_promises as list_training
@@ -79,6 +81,7 @@ def list_promises(folder: Path) -> Iterator[Promise]:
     yield from list_pictures(open_store(PICTURES, folder).read())
     yield from list_series(open_store(SERIES, folder).read())
     yield from list_truth(open_store(TRUTH, folder).read())
+    yield from list_texts(open_store(TEXTS, folder).read(), open_store(TRUTH, folder).read())
     yield from list_static(open_store(STATIC, folder).read())
     study = open_store(STUDY, folder)
     if study.path.exists() and not find_missing(study):

@@ -1,11 +1,13 @@
-"""Makes four files of sentences from film reviews, good or bad: OUT/train.csv, validation.csv, calibration.csv and test.csv.
+"""Makes files of sentences that people rated, good or bad: by default those of film reviews, as train.csv, validation.csv, calibration.csv, test.csv.
 
-Usage: python -m benchmarks.reviews OUT [--source FILE] [--least 0.5] [--seed 0]
+Usage: python -m benchmarks.reviews OUT [--set films] [--flat] [--source FILE] [--least 0.5] [--seed 0]
 
-The sentences are in the source distribution of vaderSentiment (MIT licence), 10,605 from rotten.tomatoes.com, each with the mean of some
-twenty people's ratings from -4 to 4. FILE is that distribution; without it, pip downloads it. Sentences whose mean is nearer to 0 than
---least are left out. Those that differ only in case, blanks and marks count as one. Which review a sentence is from is not recorded, so
-sentences of one review can be in two splits. A file's rows are in random order; the same arguments give the same files.
+The sentences are in the source distribution of vaderSentiment (MIT licence), each with the mean of some twenty people's ratings from
+-4 to 4: 10,605 of film reviews (rotten.tomatoes.com), 3,708 of product reviews, 5,190 of editorials, 4,200 tweets. FILE is that
+distribution; without it, pip downloads it. Sentences whose mean is nearer to 0 than --least are left out. Those that differ only in
+case, blanks and marks count as one. Sets of products and editorials say which sentences are of one review or article (column
+``group``); splits keep these together. Of films that is not recorded, so sentences of one review can be in two splits. A file's rows are
+in random order; the same arguments give the same files. With --flat, all are in one file, OUT/SET.csv.
 """
 
 from __future__ import annotations
@@ -26,16 +28,23 @@ import numpy as np
 
 PACKAGE = "vaderSentiment==3.3.2"
 INNER, RATINGS = "hutto_ICWSM_2014.tar.gz", "movieReviewSnippets_GroundTruth.txt"
+SETS = {
+    "films": RATINGS,
+    "products": "amazonReviewSnippets_GroundTruth.txt",
+    "editorials": "nytEditorialSnippets_GroundTruth.txt",
+    "tweets": "tweets_GroundTruth.txt",
+}
 LEAST = 0.5
-SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}  # of the sentences of each class
+SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}  # of the sentences, or groups, of each class
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence and what it is rated as, ``positive`` or ``negative``."""
+    """A sentence and what it is rated as, ``positive`` or ``negative``; ``group``: its review or article, where that is known."""
 
     text: str
     label: str
+    group: str = ""
 
     @property
     def key(self) -> str:
@@ -51,10 +60,10 @@ def download(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def read_ratings(source: Path) -> str:
-    """The text of the ratings in a source distribution, or in the file of ratings itself."""
+def read_member(source: Path, *names: str) -> str:
+    """The text of a file in a source distribution, named by the archives on the way to it; or of the file itself."""
     content = source.read_bytes()
-    for name in (INNER, RATINGS) if tarfile.is_tarfile(source) else ():
+    for name in names if tarfile.is_tarfile(source) else ():
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             member = next((one for one in archive if Path(one.name).name == name), None)
             file = None if member is None else archive.extractfile(member)
@@ -64,19 +73,26 @@ def read_ratings(source: Path) -> str:
     return content.decode("utf-8-sig")
 
 
+def read_ratings(source: Path, name: str = "films") -> str:
+    """The text of a set's ratings in a source distribution, or in the file of ratings itself."""
+    return read_member(source, INNER, SETS[name])
+
+
 def parse_ratings(content: str, least: float = LEAST) -> list[Sentence]:
     """The sentences whose rating is clear, each once; those that are rated both ways are left out.
 
     Args:
-        content: a line for each sentence: number, mean rating and text, separated by tabs.
+        content: a line for each sentence: number, mean rating and text, separated by tabs. The number is that of a review and
+            of the sentence in it (``12_3``), or of the sentence alone.
         least: distance from 0 that a clear rating has.
     """
     found: dict[str, Sentence | None] = {}
     for line in filter(str.strip, content.split("\n")):
-        _, rating, text = line.strip().split("\t", 2)
+        number, rating, text = line.strip().split("\t", 2)
         if abs(float(rating)) < least or not float(rating):
             continue
-        one = Sentence(" ".join(text.split()), "positive" if float(rating) > 0 else "negative")
+        label = "positive" if float(rating) > 0 else "negative"
+        one = Sentence(" ".join(text.split()), label, number.rpartition("_")[0])
         before = found.setdefault(one.key, one)
         if before is not None and before.label != one.label:
             found[one.key] = None
@@ -84,44 +100,59 @@ def parse_ratings(content: str, least: float = LEAST) -> list[Sentence]:
 
 
 def split_sentences(sentences: Sequence[Sentence], seed: int = 0) -> dict[str, list[Sentence]]:
-    """Shares of every class, in random order; a sentence's place in the order of its class is its own, whatever others there are."""
+    """Shares of every class, in random order; a sentence's place in the order of its class is its own, whatever others there are.
+
+    Groups are not taken apart: their shares are of all groups, and classes follow.
+    """
 
     def rank(one: Sentence) -> str:
-        return hashlib.sha256(f"{seed}|{one.key}".encode()).hexdigest()
+        return hash_key(f"group {one.group}" if one.group else one.key, str(seed))
 
     parts: dict[str, list[Sentence]] = {split: [] for split in SHARES}
-    for label in sorted({one.label for one in sentences}):
-        ranked = sorted((one for one in sentences if one.label == label), key=rank)
+    for label in sorted({"" if one.group else one.label for one in sentences}):
+        mine = [one for one in sentences if label in ("", one.label)]
+        ranked = sorted({rank(one) for one in mine})
         ends = np.rint(np.cumsum([0, *SHARES.values()]) * len(ranked)).astype(int)
         for split, start, end in zip(SHARES, ends, ends[1:], strict=False):
-            parts[split] += ranked[start:end]
-
-    def shuffle(one: Sentence) -> str:  # another order than that which decided the splits
-        return hashlib.sha256(f"order {seed}|{one.key}".encode()).hexdigest()
-
-    return {split: sorted(part, key=shuffle) for split, part in parts.items()}
+            chosen = set(ranked[start:end])
+            parts[split] += [one for one in mine if rank(one) in chosen]
+    return {split: shuffle(part, seed) for split, part in parts.items()}
 
 
-def write_files(out: Path, parts: dict[str, list[Sentence]]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for split, part in parts.items():
-        with (out / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["text", "label"])
-            writer.writerows([one.text, one.label] for one in part)
+def shuffle(sentences: Sequence[Sentence], seed: int = 0) -> list[Sentence]:
+    """In random order: another one than that which decides the splits."""
+    return sorted(sentences, key=lambda one: hash_key(one.key, f"order {seed}"))
+
+
+def hash_key(key: str, seed: str) -> str:
+    return hashlib.sha256(f"{seed}|{key}".encode()).hexdigest()
+
+
+def write_file(path: Path, sentences: Sequence[Sentence]) -> None:
+    """The column ``group`` is there where groups are known."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    has_groups = any(one.group for one in sentences)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["text", "label", "group"][: 2 + has_groups])
+        writer.writerows([one.text, one.label, one.group][: 2 + has_groups] for one in sentences)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--set", choices=list(SETS), default="films", help="whose sentences")
+    parser.add_argument("--flat", action="store_true", help="one file, not split")
     parser.add_argument("--source", type=Path, metavar="FILE", help=f"the source distribution of {PACKAGE}")
     parser.add_argument("--least", type=float, default=LEAST, help="distance from 0 that a mean rating has to have")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     with TemporaryDirectory() as folder:
-        content = read_ratings(given.source or download(Path(folder)))
-    parts = split_sentences(parse_ratings(content, given.least), given.seed)
-    write_files(given.out, parts)
+        content = read_ratings(given.source or download(Path(folder)), given.set)
+    sentences = parse_ratings(content, given.least)
+    parts = {given.set: shuffle(sentences, given.seed)} if given.flat else split_sentences(sentences, given.seed)
+    for split, part in parts.items():
+        write_file(given.out / f"{split}.csv", part)
     print(f"{given.out}: " + ", ".join(f"{len(part):,} sentences in {split}.csv" for split, part in parts.items()))
 
 

@@ -23,13 +23,7 @@ def watch_stream(changes_at: int | None, seed: int) -> int | None:
 
     def stream(trace: xl.Trace, count: int) -> xl.Drift:
         rows = torch.randint(len(trace), (count,), generator=rng)
-        some = subset(trace, rows)
-        exits = xl.route(some, policy)
-        scores = torch.stack(
-            [(some.logits[:, k] / policy.temperatures[k]).softmax(1).amax(1) for k in range(some.num_exits)], 1
-        )
-        p = some.logits[:, 0].softmax(1)
-        return watch.update(xl.Prediction(p.argmax(1), exits, select_exits(scores, exits), p))
+        return watch.update(answer_on_paper(subset(trace, rows), policy))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xl.DriftWarning)
@@ -40,6 +34,14 @@ def watch_stream(changes_at: int | None, seed: int) -> int | None:
         early = watch.state().since
         since = stream(after, 500).since
     return None if since is None or early is not None else since - changes_at
+
+
+def answer_on_paper(trace: xl.Trace, policy: xl.Policy) -> xl.Prediction:
+    """What a policy answers to the samples of a trace."""
+    exits = xl.route(trace, policy)
+    p = torch.stack([(trace.logits[:, k] / policy.temperatures[k]).softmax(1) for k in range(trace.num_exits)], 1)
+    chosen = p[torch.arange(len(p)), exits]
+    return xl.Prediction(chosen.argmax(1), exits, select_exits(p.amax(2), exits), chosen)
 
 
 def measure_drift(quick: bool) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from dataclasses import asdict
 
 import pytest
 
 import exitlens as xl
 from exitlens import cli
-from tests.texts import config_values
+from exitlens.workflow.training.recipe import RECIPES
+from tests.texts import config_values, make_bert
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
 
@@ -111,6 +113,22 @@ def test_what_a_network_of_texts_refuses(call, run, words, message):
     code, _, error = call(*[str(run) if word == "RUN" else word for word in words])
     assert code == 2
     assert message in error
+
+
+@pytest.mark.slow
+def test_pretrained_weights_bring_their_recipe_and_their_own_tokenizer(call, reviews, tmp_path):
+    tokenizer = xl.word_tokenizer(["the film was", *GOOD, *BAD])
+    size = xl.TextPreprocess(tokenizer, 12).vocabulary_size
+    make_bert(vocab_size=size, num_labels=2, max_position_embeddings=12).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(tokenizer)
+    words = ("fit", "--data", reviews, "--backbone", f"hf:{tmp_path / 'model'}", "--exits", 2, "--epochs", 1, "--size", 12)
+    code, out, err = call(*words, "--pretrained", "--out", tmp_path / "a")
+    assert code == 0, err
+    assert f"tokens by the tokenizer of hf:{tmp_path / 'model'}" in " ".join(out.split())
+    assert call(*words, "--out", tmp_path / "b")[0] == 0
+    for folder, recipe in (("a", RECIPES["pretrained"]), ("b", RECIPES["scratch"])):
+        settings = json.loads((tmp_path / folder / "settings.json").read_text())["settings"]
+        assert {name: settings[name] for name in asdict(recipe)} == asdict(recipe)
 
 
 @pytest.mark.slow

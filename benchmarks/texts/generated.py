@@ -1,6 +1,6 @@
 """A small BERT on generated reviews, without and with EGT: accuracy, consistency, faithfulness, speed.
 
-Usage: python -m benchmarks.texts [SEED ...]   (resumable: a run that is in benchmarks/results/texts.json is not trained
+Usage: python -m benchmarks.texts.generated [SEED ...]   (resumable: a run that is in benchmarks/results/texts.json is not trained
 again; default seeds 0 1 2; the table of means is written anew where a page has the marker of texts)
 
 The shop's name agrees with the class in 80 % of the training reviews (the shortcut); in the second test set it says nothing.
