@@ -19,8 +19,8 @@ def test_the_worst_limit_counts():
 
 def test_draws_of_all_populations_are_counted_together():
     def rows(*broken: float) -> dict[str, dict[str, float]]:
-        pairs = zip((0.01, 0.02), broken, strict=True)
-        return {f"{n}, {d}": {"limit": n, "delta": d, "violations": v, "draws": 300} for n, v in pairs for d in (0.05, 0.1, 0.2)}
+        pairs = [(n, v, d) for n, v in zip((0.01, 0.02), broken, strict=True) for d in (0.05, 0.1, 0.2)]
+        return {f"{n}, {d}": {"limit": n, "delta": d, "violations": v, "draws": 300} for n, v, d in pairs}
 
     sets = {"population 0, missed labels": rows(0.1, 0.0), "population 1, missed labels": rows(0.0, 0.04)}
     assert pool_worst(sets, "missed labels", 0.1) == pytest.approx(0.05)
