@@ -244,13 +244,14 @@ def test_a_replica_that_is_killed_is_replaced_and_who_retries_loses_nothing(loca
 
 @pytest.mark.slow
 def test_what_was_taken_in_is_answered_before_a_replica_ends(local, bundle):
-    local.deploy({"bundle": f"x={bundle}", "replicas": 1, "size": 1, "max_wait": 60, "max_waiting": 10_000})
+    how = {"bundle": f"x={bundle}", "replicas": 1, "max_wait": 600, "max_waiting": 10_000, "request_seconds": 120}
+    local.deploy(how | {"size": 1})  # one sample at a time, so that much is left to do
     (before,) = local.list_replicas()
-    body = json.dumps(write_body(torch.randn(128, 3, 28, 28)))
+    body = json.dumps(write_body(torch.randn(32, 3, 28, 28)))
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(local.client.post, "/v2/models/x/infer", content=body) for _ in range(8)]
         time.sleep(0.2)  # they are on their way
-        local.deploy({"bundle": f"x={bundle}", "replicas": 1, "size": 2, "max_wait": 60, "max_waiting": 10_000})
+        local.deploy(how | {"size": 2})
         assert {one.result().status_code for one in asked} == {200}
     until = time.monotonic() + 60
     while before in local.list_replicas():
