@@ -78,7 +78,7 @@ def fit(
     ] = "cost",
     groups: Annotated[str, of_network(help="Of a vector's features, for maps: blood=age|pressure,heart=rate.")] = "",
     head: Annotated[
-        str, of_network(help="context (a neck before heads; the default for images and texts), evidence or average.")
+        str, of_network(help="context (a neck before heads; the default but for vectors), evidence or average.")
     ] = "",
     keep_final: Annotated[
         bool, of_network("--keep-final", help="The backbone's own classifier stays the final exit.")
