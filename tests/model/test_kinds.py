@@ -188,3 +188,19 @@ class LastState(torch.nn.Module):
 def test_a_last_state_without_outputs_is_no_place_for_the_final_exit():
     with pytest.raises(xl.AttachError, match=r"recurrent layer 'last' only the last state is read.*Mend: read its outputs"):
         xl.attach(LastState(), [], 3, torch.zeros(1, 16, 2))
+
+
+class StepsFirst(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.fc = torch.nn.GRU(2, 8), torch.nn.GRU(8, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        x, _ = self.first(x.transpose(0, 1))
+        x, _ = self.last(x)
+        return self.fc(x[-1])
+
+
+def test_steps_before_samples_are_refused_with_the_mend():
+    with pytest.raises(xl.AttachError, match="batch_first=True"):
+        xl.attach(StepsFirst(), ["first"], 3, torch.zeros(1, 16, 2))

@@ -166,7 +166,11 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
     if not maps and takes_vector(traced):
         return _find_last_vector(traced)
     if not maps:
-        raise AttachError("backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to")
+        steps_first = any(len(s) == 3 and s[1] == 2 and n not in values.batched for n, s in values.shapes.items())
+        hint = ". Its layers have steps before samples, (T,B,C): give them batch_first=True" if steps_first else ""
+        raise AttachError(
+            f"backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to{hint}"
+        )
     found = large[-1] if large and any(_is_pooling(traced, user) for user in large[-1].users) else maps[-1]
     _check_last_state(traced, found)
     return found
