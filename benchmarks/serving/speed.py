@@ -23,7 +23,8 @@ from benchmarks.serving.rivals.servers import Server
 SERVER, LOAD = (0,), (1,)  # processors
 CONNECTIONS = 64
 START = {"small": 200.0, "resnet50": 10.0}  # requests a second
-SECONDS = {"small": 4.0, "resnet50": 7.0}  # of a trial
+SECONDS = {"small": 4.0, "resnet50": 10.0}  # of a trial
+SPREAD = 0.02  # of a rate, to both sides
 
 
 def measure_throughput(name: str, size: int = 1) -> dict[str, Any]:
@@ -36,7 +37,10 @@ def measure_throughput(name: str, size: int = 1) -> dict[str, Any]:
             )
             shares = ()
             capacity = find_capacity(
-                make_trials(spec, seconds=SECONDS[name], warmup=1.0, shares=shares), LIMITS[name], START[name] / size
+                make_trials(spec, seconds=SECONDS[name], warmup=1.0, shares=shares),
+                LIMITS[name],
+                START[name] / size,
+                spread=SPREAD,
             )
         found[server] = _describe(capacity, size)
         print(f"  {name}, {size} a request, {server}: {found[server]}", flush=True)
