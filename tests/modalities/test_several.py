@@ -45,11 +45,11 @@ def test_maps_lie_on_the_first():
     found = BOTH.delete(inputs, cells)
     assert found["vector"] is inputs["vector"]
     torch.testing.assert_close(found["image"], IMAGE.delete(inputs["image"], cells))
-    assert BOTH.choose_grid() == (5, 5)
+    assert BOTH.grid == (5, 5)
     assert BOTH.coarsen(torch.ones(1, 10, 10), (5, 5)).shape == (1, 5, 5)
     series = SeveralInputs((("series", SERIES), ("vector", VECTOR)))
     assert series.adapt(InputFormat(("series", "vector"), (9, 2), channels_last=True)).first is TIME_FIRST
-    assert series.choose_grid() == (16,)
+    assert series.grid == (16,)
 
 
 def test_a_file_holds_only_one():

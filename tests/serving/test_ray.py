@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -245,19 +246,28 @@ def test_a_replica_that_is_killed_is_replaced_and_who_retries_loses_nothing(loca
 @pytest.mark.slow
 def test_what_was_taken_in_is_answered_before_a_replica_ends(local, bundle):
     how = {"bundle": f"x={bundle}", "replicas": 1, "max_wait": 600, "max_waiting": 10_000, "request_seconds": 120}
-    local.deploy(how | {"size": 1})  # one sample at a time, so that much is left to do
+    local.deploy(how | {"size": 1})  # one sample at a time, so that much is left to do at any time
     (before,) = local.list_replicas()
-    body = json.dumps(write_body(torch.randn(32, 3, 28, 28)))
-    with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(local.client.post, "/v2/models/x/infer", content=body) for _ in range(8)]
-        time.sleep(0.2)  # they are on their way
-        local.deploy(how | {"size": 2})
-        assert {one.result().status_code for one in asked} == {200}
-    until = time.monotonic() + 60
-    while before in local.list_replicas():
-        assert time.monotonic() < until, "it does not end"
-        time.sleep(0.2)
-    assert local.client.post("/v2/models/x/infer", content=body).status_code == 200
+    body, over, until = json.dumps(write_body(torch.randn(32, 3, 28, 28))), threading.Event(), time.monotonic() + 90
+
+    def ask():
+        found = list[int]()
+        while not over.is_set():
+            found.append(local.client.post("/v2/models/x/infer", content=body).status_code)
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask) for _ in range(4)]
+        try:
+            local.deploy(how | {"size": 2})
+            while before in local.list_replicas():
+                assert time.monotonic() < until, "it does not end"
+                time.sleep(0.2)
+        finally:
+            over.set()
+        found = [status for one in asked for status in one.result()]
+    assert len(found) > 4
+    assert set(found) == {200}
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch):

@@ -43,7 +43,7 @@ class Modality(ABC):
     argument: ClassVar[str] = ""
     needed_to_delete: ClassVar[str] = ""
     head: ClassVar[Literal["evidence", "context"]] = "evidence"
-    grid: ClassVar[tuple[int, ...]] = (5, 5)
+    grid: tuple[int, ...] = (5, 5)
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
         """Whether tensors of these names and dtypes, and this shape of a sample, are of this kind (no dtypes: floats)."""
@@ -103,10 +103,6 @@ class Modality(ABC):
     @abstractmethod
     def read(self, source: Path | str, preprocess: Any) -> Inputs:
         """A sample (its file, or the text itself) as a batch of one, through an object of :attr:`preprocess`."""
-
-    def choose_grid(self) -> tuple[int, ...]:
-        """On which maps are judged, unless somebody says otherwise."""
-        return self.grid
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
         """Maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""

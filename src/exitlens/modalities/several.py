@@ -31,6 +31,7 @@ class SeveralInputs(Modality):
 
     def __init__(self, parts: tuple[tuple[str, Modality], ...]) -> None:
         self.parts = parts
+        self.grid = self.first.grid
 
     @property
     def first(self) -> Modality:
@@ -72,10 +73,6 @@ class SeveralInputs(Modality):
     def read(self, source: Path | str, preprocess: Any) -> Inputs:
         """A file holds one input only."""
         raise InputError(f"{source}: the network takes {[name for name, _ in self.parts]}: pass a dict of tensors")
-
-    def choose_grid(self) -> tuple[int, ...]:
-        """That of the first."""
-        return self.first.choose_grid()
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:
         """As the first does."""

@@ -103,7 +103,7 @@ class Report:
     Attributes:
         accuracy: of the routed answers. accuracy_drop: final exit's accuracy minus that.
         disagreement: share of routed answers that differ from the final exit's.
-        divergence: mean divergence of the map at the exit taken from the final map.
+        divergence: mean divergence of the map at the exit taken from the final map; 0 where exits have no maps.
         cost: mean cost in units of the plain backbone. exit_shares: per exit.
         overthinking: shares of samples that an early exit had right already and the final one has right too (wasteful) or
             wrong (destructive).

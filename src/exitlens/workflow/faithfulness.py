@@ -116,9 +116,9 @@ def faithfulness(
     if not hasattr(data, "subset") or not hasattr(data, "inputs"):
         raise InputError(f"data: expected an ImageSet or a TextSet, got {type(data).__name__}")
     modality = net.input_spec.modality
-    grid = modality.choose_grid() if grid is None else grid
+    grid = modality.grid if grid is None else grid
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
-        raise InputError(f"grid: expected positive integers such as {modality.choose_grid()}, got {grid!r}")
+        raise InputError(f"grid: expected positive integers such as {modality.grid}, got {grid!r}")
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
     if not isinstance(oracle_samples, int) or oracle_samples < 0:
