@@ -29,62 +29,62 @@ lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict src runtime/src
 
-backbones: $(VENV)/.installed  ## try every backbone: docs/backbones.md
+backbones: $(VENV)/.installed  ## try every backbone: docs/measured/backbones.md
 	$(BIN)/python -m benchmarks.backbones
 
-bench: demo $(VENV)/.benchmark  ## time everything against everything (an hour, nothing else running): docs/performance.md
+bench: demo $(VENV)/.benchmark  ## time everything against everything (an hour, nothing else running): docs/measured/performance.md
 	$(BIN)/python -m benchmarks.performance
 	$(BIN)/python -m benchmarks.performance.explorer
 	$(BIN)/python -m benchmarks.performance.page
 	$(BIN)/python -m benchmarks.check
 
-bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises over thousands of calibrations (an hour): docs/guarantees.md
+bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises over thousands of calibrations (an hour): docs/concepts/guarantees.md
 	$(BIN)/python -m benchmarks.guarantees
 	$(BIN)/python -m benchmarks.guarantees.page
 	$(BIN)/python -m benchmarks.check
 
-pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of drawings (resumable; needs openclipart-png): docs/pictures.md
+pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of drawings (resumable; needs openclipart-png): docs/measured/pictures.md
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.pictures.page
 	$(BIN)/python -m benchmarks.check
 
-bench-relevance: demo $(VENV)/.benchmark  ## relevance maps beside captum's, pytorch-grad-cam's and torchcam's (minutes, nothing else running): docs/relevance.md
+bench-relevance: demo $(VENV)/.benchmark  ## relevance maps beside captum's, pytorch-grad-cam's and torchcam's (minutes, nothing else running): docs/measured/relevance.md
 	$(BIN)/python -m benchmarks.relevance --again
 	$(BIN)/python -m benchmarks.relevance.page
 	$(BIN)/python -m benchmarks.check
 
-truth: $(VENV)/.benchmark  ## do maps agree and are they true, on seven tasks (resumable, hours; needs openclipart-png, dataset-fashion-mnist): docs/truth.md
+truth: $(VENV)/.benchmark  ## do maps agree and are they true, on seven tasks (resumable, hours; needs openclipart-png, dataset-fashion-mnist): docs/measured/truth.md
 	$(BIN)/python -m benchmarks.truth
 	$(BIN)/python -m benchmarks.truth.page
 	$(BIN)/python -m benchmarks.check
 
-texts: $(VENV)/.benchmark  ## a pretrained MiniLM on film reviews, its words and other texts (resumable, an hour): docs/texts.md
+texts: $(VENV)/.benchmark  ## a pretrained MiniLM on film reviews, its words and other texts (resumable, an hour): docs/measured/texts.md
 	$(BIN)/python -m benchmarks.texts
 	$(BIN)/python -m benchmarks.texts.page
 	$(BIN)/python -m benchmarks.check
 
-series: $(VENV)/.benchmark  ## small networks of series: answers, cost and maps (resumable, half an hour): docs/series.md
+series: $(VENV)/.benchmark  ## small networks of series: answers, cost and maps (resumable, half an hour): docs/measured/series.md
 	$(BIN)/python -m benchmarks.series
 	$(BIN)/python -m benchmarks.series.page
 	$(BIN)/python -m benchmarks.check
 
-static: $(VENV)/.benchmark  ## ours against smaller static networks of equal time, distilled (resumable, hours; the times want an idle machine): docs/static.md
+static: $(VENV)/.benchmark  ## ours against smaller static networks of equal time, distilled (resumable, hours; the times want an idle machine): docs/measured/static.md
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.static time
 	$(BIN)/python -m benchmarks.static.page
 	$(BIN)/python -m benchmarks.check
 
-edge: demo $(VENV)/.benchmark  ## exported networks: decisions, times, sizes, int8, the browser (half an hour, nothing else running): docs/edge.md
+edge: demo $(VENV)/.benchmark  ## exported networks: decisions, times, sizes, int8, the browser (half an hour, nothing else running): docs/guides/edge.md
 	$(BIN)/python -m benchmarks.edge
 	$(BIN)/python -m benchmarks.edge.page
 	$(BIN)/python -m benchmarks.check
 
-serving: demo $(VENV)/.benchmark  ## the server under load, beside others, in faults and under attack (an hour, nothing else running): docs/serving.md
+serving: demo $(VENV)/.benchmark  ## the server under load, beside others, in faults and under attack (an hour, nothing else running): docs/guides/serving.md
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving.page
 	$(BIN)/python -m benchmarks.check
 
-bench-traces: $(VENV)/.benchmark  ## compact traces: how exact, and what a million samples take (minutes, 1 GB of disk): docs/traces.md
+bench-traces: $(VENV)/.benchmark  ## compact traces: how exact, and what a million samples take (minutes, 1 GB of disk): docs/measured/traces.md
 	$(BIN)/python -m benchmarks.traces
 	$(BIN)/python -m benchmarks.check
 

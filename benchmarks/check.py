@@ -116,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = open_store(STUDY, args.results)
     left = find_missing(study) if study.path.exists() else []
     if left:
-        print(f"the study lacks {len(left)} runs: its promises are not judged yet (docs/results.md has them so far)")
+        print(
+            f"the study lacks {len(left)} runs: its promises are not judged yet (docs/measured/results.md has them so far)"
+        )
     promises = list(add_reasons(list_promises(args.results)))
     if not promises:
         print(f"no results in {args.results}: run make bench")

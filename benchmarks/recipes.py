@@ -4,7 +4,7 @@ Usage: python -m benchmarks.recipes pictures|reviews DATA [TRIAL ...] [--seed 0]
 
 pictures: EfficientNet-Lite0 with ImageNet weights, 96 pixels, on DATA of benchmarks.pictures.make (2 pictures of each training drawing).
 reviews: all-MiniLM-L6-v2 on DATA of benchmarks.reviews (the first 600 sentences of train.csv to train with, 400 of validation.csv to judge by).
-Nothing here sees calibration or test data. Trials that are there are skipped. docs/pretrained.md has the table.
+Nothing here sees calibration or test data. Trials that are there are skipped. docs/guides/pretrained.md has the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tries every backbone of the catalogue and writes docs/backbones.md: what is cut, how exactly, and what is refused and why.
+"""Tries every backbone of the catalogue and writes docs/measured/backbones.md: what is cut, how exactly, and what is refused and why.
 
 Usage: python -m benchmarks.backbones [PATTERN ...] [--part PART PARTS] [--again]
 

@@ -1,4 +1,4 @@
-"""Writes docs/backbones.md."""
+"""Writes docs/measured/backbones.md."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_page(found: dict[str, Row]) -> None:
         lines += ["Not exported:", "", *edge, ""]
     if refused := [f"- `{source}`: {row['error']}" for source, row in done if "error" in row]:
         lines += ["Refused:", "", *refused, ""]
-    (ROOT / "docs" / "backbones.md").write_text("\n".join(lines[:-1]) + "\n")
+    (ROOT / "docs" / "measured" / "backbones.md").write_text("\n".join(lines[:-1]) + "\n")
 
 
 def write_kind(kind: str, found: dict[str, Row]) -> list[str]:

@@ -89,7 +89,7 @@ def write_summary(result: dict[str, Any]) -> list[str]:
         *exits_table(result, SUMMARY),
         "",
         f"The plain backbone reaches {plain:.1f} %. Where backgrounds say nothing about the class, exit 0 has {before:.1f} without and "
-        f"{after:.1f} % with EGT, in one run ([more](docs/truth.md)). With thresholds certified (90 % confidence) to cost at most one point, batches of 64 run "
+        f"{after:.1f} % with EGT, in one run ([more](docs/measured/truth.md)). With thresholds certified (90 % confidence) to cost at most one point, batches of 64 run "
         f"**{timed['speedup']:.1f} times faster** than the plain backbone and lose {100 * timed['accuracy_drop']:.1f} points.",
     ]
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, nargs="*", metavar="FILE")
     args = parser.parse_args()
     shutil.copy(args.run / "result.json", RESULTS / "demo.json")
-    shutil.copy(args.run / "gallery.png", ROOT / "docs" / "gallery.png")
+    shutil.copy(args.run / "gallery.png", ROOT / "docs" / "measured" / "gallery.png")
     result = json.loads((RESULTS / "demo.json").read_text())
     fill("demo", write_part(result), args.page)
     fill("results", write_summary(result), args.page)

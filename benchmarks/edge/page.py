@@ -1,4 +1,4 @@
-"""Writes the tables of docs/edge.md from benchmarks/results/edge.csv: python -m benchmarks.edge.page."""
+"""Writes the tables of docs/guides/edge.md from benchmarks/results/edge.csv: python -m benchmarks.edge.page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast the thresholds of docs/static.md are where both sides run in ONNX Runtime.
+"""How fast the thresholds of docs/measured/static.md are where both sides run in ONNX Runtime.
 
 Exit shares and points lost are those that were measured there on test data, by networks that were trained (one for each seed);
 times need no training, so here the same networks answer with random weights, and as many samples leave at each exit.

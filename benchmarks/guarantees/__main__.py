@@ -1,4 +1,4 @@
-"""Checks every promise of docs/guarantees.md; what was found goes to benchmarks/results/guarantees.csv.
+"""Checks every promise of docs/concepts/guarantees.md; what was found goes to benchmarks/results/guarantees.csv.
 
 Usage: python -m benchmarks.guarantees [--only PART ...] [--again] [--quick]
 

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/guarantees.md from guarantees.csv.
+"""Writes the tables of docs/concepts/guarantees.md from guarantees.csv.
 
 Usage: python -m benchmarks.guarantees.page
 """

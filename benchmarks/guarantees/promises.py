@@ -1,4 +1,4 @@
-"""The promises of docs/guarantees.md."""
+"""The promises of docs/concepts/guarantees.md."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Usage: python -m benchmarks.performance [--only NETWORK-THREADS ...] [--again] [
 
 Every part runs in a process of its own, pinned to as many processors as it has threads; what is there already is skipped
 (``--again`` measures it again). Nothing else should run meanwhile. What was measured goes to benchmarks/results/performance.csv and
-from there, by benchmarks.performance.page, to docs/performance.md.
+from there, by benchmarks.performance.page, to docs/measured/performance.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes the tables and the chart of docs/performance.md, and the few lines about speed elsewhere, from performance.csv.
+"""Writes the tables and the chart of docs/measured/performance.md, and the few lines about speed elsewhere, from performance.csv.
 
 Usage: python -m benchmarks.performance.page
 """
@@ -146,7 +146,10 @@ def main() -> None:
         lines += write_section(name, threads, found)
     fill("performance", lines)
     fill("speed", summarise(runs))
-    plot_speed({name: found for (name, threads), found in runs.items() if threads == 2}, ROOT / "docs" / "performance.svg")
+    plot_speed(
+        {name: found for (name, threads), found in runs.items() if threads == 2},
+        ROOT / "docs" / "measured" / "performance.svg",
+    )
 
 
 if __name__ == "__main__":

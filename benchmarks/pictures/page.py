@@ -1,4 +1,4 @@
-"""Writes the tables of docs/pictures.md from pictures.csv.
+"""Writes the tables of docs/measured/pictures.md from pictures.csv.
 
 Usage: python -m benchmarks.pictures.page
 """

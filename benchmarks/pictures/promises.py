@@ -1,4 +1,4 @@
-"""The promises of docs/pictures.md."""
+"""The promises of docs/measured/pictures.md."""
 
 from __future__ import annotations
 

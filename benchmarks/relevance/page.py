@@ -1,4 +1,4 @@
-"""Writes the tables of docs/relevance.md from benchmarks/results/relevance.csv: python -m benchmarks.relevance.page."""
+"""Writes the tables of docs/measured/relevance.md from benchmarks/results/relevance.csv: python -m benchmarks.relevance.page."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from benchmarks.backbones.networks.convolutional import ResNet1d
 from benchmarks.series.tasks import Task
 
 EGT, WITHOUT, PLAIN = "egt", "without", "plain"
-SHARPNESS = 1.15  # chosen on validation data of another seed, see docs/series.md
+SHARPNESS = 1.15  # chosen on validation data of another seed, see docs/measured/series.md
 LOSSES: dict[str, xl.EGTLoss | None] = {
     PLAIN: None,
     WITHOUT: xl.EGTLoss(weight=0.0),

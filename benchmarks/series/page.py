@@ -1,4 +1,4 @@
-"""Writes the tables of docs/series.md from series.csv.
+"""Writes the tables of docs/measured/series.md from series.csv.
 
 Usage: python -m benchmarks.series.page
 """

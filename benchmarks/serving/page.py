@@ -1,4 +1,4 @@
-"""Writes the tables of docs/serving.md from benchmarks/results/serving.csv: python -m benchmarks.serving.page."""
+"""Writes the tables of docs/guides/serving.md from benchmarks/results/serving.csv: python -m benchmarks.serving.page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/static.md from static.csv.
+"""Writes the tables of docs/measured/static.md from static.csv.
 
 Usage: python -m benchmarks.static.page
 """

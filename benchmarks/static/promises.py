@@ -1,4 +1,4 @@
-"""The promises of docs/static.md: ours minus the static network of equal time, means over seeds, paired by seed."""
+"""The promises of docs/measured/static.md: ours minus the static network of equal time, means over seeds, paired by seed."""
 
 from __future__ import annotations
 

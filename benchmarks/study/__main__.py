@@ -5,7 +5,7 @@ Usage: python -m benchmarks.study [PATTERN ...] [--quick] [--csv FILE] [--runs D
 Runs are named DATA/CONDITION-SEED (``scenes/egt-0``) and, first, sweep/LOSS-ALPHA; what is there already is skipped, and a run
 that was stopped goes on from its last epoch. Patterns (``'scenes/*-0'``) choose runs. Two runs go side by side, one core each.
 What a run found waits under runs/study and is folded into benchmarks/results/study.csv at the end, or by ``make tables``, which
-makes docs/results.md of it. ``--quick`` goes through everything on 96 images for one epoch, one seed, into runs/study-quick.
+makes docs/measured/results.md of it. ``--quick`` goes through everything on 96 images for one epoch, one seed, into runs/study-quick.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Usage: python -m benchmarks.study.trials [NAME ...]
 
 Context heads unless said otherwise, scenes of the sweep's own seed, all of the training set, the study's epochs; judged on validation data only. Each run
 also says how accurate the exits would be if every exit answered with the average of all exits so far (Zero Time Waste, arXiv
-2106.05409, without its cascade). docs/results.md has the table. What was tried before this script is in
+2106.05409, without its cascade). docs/measured/results.md has the table. What was tried before this script is in
 benchmarks/results/trials.json.
 """
 

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/texts.md from texts.csv.
+"""Writes the tables of docs/measured/texts.md from texts.csv.
 
 Usage: python -m benchmarks.texts.page
 """

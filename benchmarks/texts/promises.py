@@ -1,4 +1,4 @@
-"""The promises of docs/texts.md: means over seeds, differences paired by seed."""
+"""The promises of docs/measured/texts.md: means over seeds, differences paired by seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Runs = Mapping[str, Tree]
 
 
 def list_promises(runs: Runs, truth: Runs) -> Iterator[Promise]:
-    """All, once the networks with EGT of all seeds are there, and those of ``truth`` (docs/truth.md) on the same texts."""
+    """All, once the networks with EGT of all seeds are there, and those of ``truth`` (docs/measured/truth.md) on the same texts."""
     names = [[name_run(condition, seed) for seed in SEEDS] for condition in (EGT, WITHOUT, PLAIN)]
     if not all(name in runs for name in names[0]) or not all(name in truth for one in names for name in one):
         return

@@ -1,4 +1,4 @@
-"""Checks every promise of docs/traces.md; what was found goes to benchmarks/results/traces.csv.
+"""Checks every promise of docs/measured/traces.md; what was found goes to benchmarks/results/traces.csv.
 
 Usage: python -m benchmarks.traces [--only PART ...] [--again] [--quick]
 

@@ -1,4 +1,4 @@
-"""The promises of docs/traces.md."""
+"""The promises of docs/measured/traces.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the table of docs/training.md from benchmarks/results/training.csv: python -m benchmarks.training.page."""
+"""Writes the table of docs/guides/training.md from benchmarks/results/training.csv: python -m benchmarks.training.page."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.training.steps [--only TASK ...] [--again]
 
 In turn in one process, on copies of one network; seconds that one thread computed for. What is there already is skipped (a
-minute each). Results: benchmarks/results/training.csv; table: docs/training.md.
+minute each). Results: benchmarks/results/training.csv; table: docs/guides/training.md.
 """
 
 from __future__ import annotations

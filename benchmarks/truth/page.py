@@ -1,4 +1,4 @@
-"""Writes the tables of docs/truth.md from truth.csv.
+"""Writes the tables of docs/measured/truth.md from truth.csv.
 
 Usage: python -m benchmarks.truth.page
 """

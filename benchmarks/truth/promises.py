@@ -1,4 +1,4 @@
-"""The promises of docs/truth.md, of means over seeds; differences are paired by seed."""
+"""The promises of docs/measured/truth.md, of means over seeds; differences are paired by seed."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Task:
 
 
 def _of_study(data: str, channels: int, seed: int) -> Task:
-    """One of the study's data sets (its docs/results/protocol.md), and our small network from scratch."""
+    """One of the study's data sets (its docs/measured/results/protocol.md), and our small network from scratch."""
     splits = DATA_OF_STUDY[data](seed)
     how = {"epochs": splits.epochs, "batch_size": splits.batch_size, "channels_last": True, "amp": True}
     validation = splits.validation.get("agreeing", splits.calibration)
@@ -81,7 +81,7 @@ def build_vit() -> nn.Module:
 
 
 def pictures(seed: int) -> Task:
-    """EfficientNet-Lite0 with ImageNet weights on pictures of drawings (docs/pictures.md); the seed is the training's."""
+    """EfficientNet-Lite0 with ImageNet weights on pictures of drawings (docs/measured/pictures.md); the seed is the training's."""
     train, validation, test = (load_pictures(open_folder(PICTURES), part) for part in ("train", "validation", "test"))
 
     def build() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Predictions on a cluster: a class for Ray Data's ``map_batches`` (extra ``ray``; docs/several_machines.md)."""
+"""Predictions on a cluster: a class for Ray Data's ``map_batches`` (extra ``ray``; docs/guides/several_machines.md)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from exitlens.workflow.training.recipe import follow_recipe
 
 
 def test_the_page_has_the_recipes_as_they_are():
-    page = (ROOT / "docs" / "pretrained.md").read_text()
+    page = (ROOT / "docs" / "guides" / "pretrained.md").read_text()
     assert "\n".join(list_values()) in page
     for kind in ("pictures", "reviews"):
         assert "\n".join(list_table(kind)) in page

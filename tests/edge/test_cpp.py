@@ -1,4 +1,4 @@
-"""examples/cpp/cascade.cpp: the command in docs/edge.md compiles it, and it answers as the library does."""
+"""examples/cpp/cascade.cpp: the command in docs/guides/edge.md compiles it, and it answers as the library does."""
 
 import math
 import re
@@ -23,15 +23,15 @@ def run(*words):
 
 
 def test_docs_show_lines_of_the_example():
-    shown = re.search(r"```cpp\n(.*?)```", (ROOT / "docs/edge.md").read_text(), re.DOTALL)[1]
+    shown = re.search(r"```cpp\n(.*?)```", (ROOT / "docs/guides/edge.md").read_text(), re.DOTALL)[1]
     lines = {line.strip() for line in (ROOT / "examples/cpp/cascade.cpp").read_text().splitlines()}
     assert {line.strip() for line in shown.splitlines()} <= lines
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """The example, compiled as docs/edge.md says, and without a warning."""
-    command = re.search(r"^g\+\+ .*$", (ROOT / "docs/edge.md").read_text(), re.MULTILINE)[0]
+    """The example, compiled as docs/guides/edge.md says, and without a warning."""
+    command = re.search(r"^g\+\+ .*$", (ROOT / "docs/guides/edge.md").read_text(), re.MULTILINE)[0]
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     included = [Path(word[2:]) for word in shlex.split(command) if word.startswith("-I")]

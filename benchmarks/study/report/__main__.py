@@ -1,4 +1,4 @@
-"""Writes docs/results.md, the pages and plots under docs/results, and a few lines elsewhere, from study.csv.
+"""Writes docs/measured/results.md, the pages and plots under docs/results, and a few lines elsewhere, from study.csv.
 
 Usage: python -m benchmarks.study.report [--docs DIR]
 """
@@ -117,7 +117,7 @@ def write_pages(store: Store, docs: Path) -> dict[str, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "measured")
     args = parser.parse_args()
     STUDY.fold()
     (args.docs / "results").mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ def check_processes(context: Context) -> None:
     if is_launched() and context.invoked_subcommand not in SHARED:
         raise InputError(
             f"torchrun: {', '.join(SHARED)} share their work among processes, {context.invoked_subcommand} runs in one: "
-            "start it without torchrun (docs/several_machines.md has predictions on many machines)"
+            "start it without torchrun (docs/guides/several_machines.md has predictions on many machines)"
         )
 
 

@@ -85,7 +85,8 @@ def calibrate(
 ) -> None:
     """Choose exit thresholds on the run's calibration split, and store them in the bundle.
 
-    The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate: docs/guarantees.md.
+    The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate
+    (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
     from exitlens.functional.limits import NEED_LABELS, check_limits

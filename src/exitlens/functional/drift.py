@@ -76,7 +76,8 @@ class Monitor:
     Memory is constant: samples are counted in cells, eight of the score at each exit.
 
     The order in which samples come matters: a folder sorted by class is not exchangeable. The thresholds were chosen on the
-    calibration samples, which therefore fit them a little better than new ones do; docs/guarantees.md says what that does.
+    calibration samples, which therefore fit them a little better than new ones do;
+    docs/concepts/guarantees.md says what that does.
 
     Samples of one group (see :class:`~exitlens.Trace`) are not exchangeable with those of another. With groups, only the
     first sample of each is counted, among the first ones of the calibration's groups: these are, if the samples of a group

@@ -1,4 +1,4 @@
-"""The Explanation-Guided Training loss (arXiv 2601.08891; docs/method.md) as a function of exit outputs."""
+"""The Explanation-Guided Training loss (arXiv 2601.08891; docs/concepts/method.md) as a function of exit outputs."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class EGTLoss:
     ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891.
     The paper's distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final
     map, and raise the weight over the whole training, so that the shared layers learn to classify first and the exits do
-    not follow a map that is still random. ``distill`` adds self-distillation of the logits. docs/results.md says how the
-    defaults were chosen.
+    not follow a map that is still random. ``distill`` adds self-distillation of the logits. docs/measured/results.md says
+    how the defaults were chosen.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
@@ -183,7 +183,8 @@ class EGTLoss:
         follow alone is less so. Networks that mix by attention (``attends``): ``product``, because there attention by itself
         says little of where an answer comes from. Where the final exit is the backbone's own classifier (``keeps_final``),
         its map cannot move, and the others follow it; so do maps other than attention. The reach is ``heads``: the backbone
-        is left to classification. Relevance for images (``of_images``) is asked every second step. docs/truth.md compares.
+        is left to classification. Relevance for images (``of_images``) is asked every second step
+        (docs/measured/truth.md compares).
         """
         follows = self.of != "attention" or (keeps_final and not attends)
         target = self.target or ("attention" if follows else "product" if attends else "mean")

@@ -1,8 +1,8 @@
 """Lets the process keep memory that it has used, where glibc would give large tensors back to the system every time.
 
 Memory that comes from the system again costs page faults, on CPUs up to as much as the arithmetic: with memory kept, a batch
-of 32 images takes half the time in ResNet-50 (docs/performance.md). PyTorch's tuning guide gets the same by preloading
-jemalloc or tcmalloc; this takes two settings of the C library that is there.
+of 32 images takes half the time in ResNet-50 (docs/measured/performance.md). PyTorch's tuning guide gets the same by
+preloading jemalloc or tcmalloc; this takes two settings of the C library that is there.
 """
 
 from __future__ import annotations

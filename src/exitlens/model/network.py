@@ -65,7 +65,7 @@ class ExitNet(nn.Module):
 
     @property
     def map_offsets(self) -> tuple[tuple[float, ...], ...]:
-        """How far every exit's map lies off its cells, in cells along each axis; see docs/method.md."""
+        """How far every exit's map lies off its cells, in cells along each axis; see docs/concepts/method.md."""
         return self.info.map_offsets or ((0.0,) * (len(self.info.input_shape) - 1),) * self.num_exits
 
     @property

@@ -56,7 +56,8 @@ def compute_relevance(
             arXiv 2402.05602, refines); by default in networks with attention, where plain gradients point elsewhere.
 
     Returns:
-        ``(B,*S)`` float32, signed (``layer_cam``: not negative), placed in the image (see docs/method.md); 0 at padding.
+        ``(B,*S)`` float32, signed (``layer_cam``: not negative), placed in the image (see docs/concepts/method.md);
+        0 at padding.
 
     Raises:
         InputError: for an exit, place or method that does not exist, and for inputs that the network cannot take.

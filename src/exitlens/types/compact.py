@@ -23,7 +23,8 @@ class CompactLogits:
     With ``x = z_max - z`` the distance of a logit from the largest, all of these are made of the largest logits, the
     label's, and the sum of ``exp(-x/T)`` (and of ``x exp(-x/T)``) over the others. As a function of ``x`` the exponential
     is interpolated at :data:`NODES` Chebyshev nodes in ``log x``, between the nearest and the farthest of the others. So
-    that sum is one over nodes (:meth:`nodes`), with weights for every temperature. docs/traces.md says how exact that is.
+    that sum is one over nodes (:meth:`nodes`), with weights for every temperature. docs/measured/traces.md
+    says how exact that is.
 
     Indexing works like that of the tensor that it stands for, but not along the classes: ``logits[rows]``, ``logits[:, k]``.
 

@@ -155,7 +155,7 @@ class Policy:
         return record is not None and bool(record.rule) and record.rule != self.rule()
 
     def certificate(self) -> str:
-        """What is promised about this policy, and what that rests on, in two sentences (docs/guarantees.md).
+        """What is promised about this policy, and what that rests on, in two sentences (docs/concepts/guarantees.md).
 
         Raises:
             PolicyError: where the calibration is not what :func:`exitlens.calibrate` wrote.

@@ -27,7 +27,7 @@ class Trace:
 
     Args:
         logits: ``(N,K,C)`` of every sample at every exit; with many classes and samples, in compact form
-            (:class:`~exitlens.types.CompactLogits`, docs/traces.md), which everything that takes a trace can read.
+            (:class:`~exitlens.types.CompactLogits`, docs/measured/traces.md), which everything that takes a trace can read.
         labels: ``(N,)`` integers in ``[0, C)``; for a network that gives several labels ``(N,C)`` of 0 and 1 (integers or
             bool; kept as bool); or ``None`` for unlabelled data.
         divergence: ``(N,K)`` in [0, 1]: Jensen-Shannon divergence of exit k's attention map from the final exit's.

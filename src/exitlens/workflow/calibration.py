@@ -57,7 +57,7 @@ def calibrate(
     others chose (cross-validation): about right for new data, on average. With ``delta`` (**certified mode**) they hold
     for the data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at
     most its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913;
-    docs/guarantees.md).
+    docs/concepts/guarantees.md).
     ``policy.calibration`` records what was promised and by which tests; ``policy.certificate()`` says it in two sentences.
     Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
 

@@ -75,8 +75,8 @@ def collect(
             one that a single process makes. The first one alone measures time.
 
     Returns:
-        A :class:`Trace` with, besides the logits, every consistency measure of docs/method.md and its two nulls; of a
-        network whose exits have no maps, without them.
+        A :class:`Trace` with, besides the logits, every consistency measure of docs/concepts/method.md and its two nulls; of
+        a network whose exits have no maps, without them.
 
     Raises:
         InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, no sample at all, or another

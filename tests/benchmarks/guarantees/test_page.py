@@ -12,6 +12,6 @@ from benchmarks.markdown import ROOT
 
 
 def test_the_committed_tables_are_made_from_the_committed_results():
-    page = (ROOT / "docs" / "guarantees.md").read_text()
+    page = (ROOT / "docs" / "concepts" / "guarantees.md").read_text()
     for lines in (write_violations(), write_savings(), write_gates(), write_drifts(), write_groups(), write_labels()):
         assert "\n".join(lines).strip() in page

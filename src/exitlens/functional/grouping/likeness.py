@@ -18,7 +18,7 @@ from exitlens.types import Trace
 MOST = 2000  # samples that are compared
 CLASSES = 20  # of which they come, the most frequent ones
 FEWEST = 10  # of a class: fewer are left out
-ALIKE, SURE = 0.45, 6.0  # where it is worth a warning (docs/guarantees.md says what was seen)
+ALIKE, SURE = 0.45, 6.0  # where it is worth a warning (docs/concepts/guarantees.md says what was seen)
 
 
 class Likeness(NamedTuple):

@@ -43,7 +43,7 @@ TESTS: dict[str, tuple[Test, ...]] = {  # by what the losses are
     "signed": ("signed_betting", "betting"),
 }
 STEPS = 8  # from one vector of the frontier to the next
-PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/guarantees.md)
+PATH_SHARE = 0.4  # of the samples propose the path; the others test it (docs/concepts/guarantees.md)
 LEAST = 1e-6  # of a limit, where losses are over it
 FEWEST = 10  # samples to start from; what so few can certify is nothing, and the policy says how many it takes
 

@@ -16,8 +16,8 @@ Python's switch interval              ``exitlens serve``                        
 ``PROMETHEUS_MULTIPROC_DIR``          ``exitlens serve``                             the process ends
 ====================================  =============================================  ============================
 
-docs/process.md says more of each. Threads may answer by one network at the same time: the first three rows are counted, so
-that no thread changes what another had; the rest belongs to calls that are made before threads start. One thing is PyTorch's
+docs/guides/process.md says more of each. Threads may answer by one network at the same time: the first three rows are counted,
+so that no thread changes what another had; the rest belongs to calls that are made before threads start. One thing is PyTorch's
 own: a thread that uses PyTorch first, and not by a network of ours, begins with the number of threads that was set last.
 """
 

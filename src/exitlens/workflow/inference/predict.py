@@ -31,7 +31,8 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
         inputs: ``(B,C,H,W)`` normalised floats, or texts as :meth:`~exitlens.types.TextPreprocess.encode` gives them; not
             changed. For a folder, a loader or other batches call :func:`exitlens.predict_stream`.
         policy: of this network (checked by fingerprint where the policy carries one).
-        attention: also return the attention map of the exit that answered, placed in the image (see docs/method.md).
+        attention: also return the attention map of the exit that answered, placed in the image
+            (see docs/concepts/method.md).
 
     Returns:
         Labels (one class a sample, or of several labels whether each is there), exits, scores and probabilities in the order

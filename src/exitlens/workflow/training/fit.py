@@ -93,7 +93,7 @@ def fit(
     numbers of an epoch depend on ``seed`` and the epoch only.
 
     Called in every process that ``torchrun`` starts, or of a process group that there is, it trains data-parallel: each
-    takes its rows of the same batches, and all end with the same weights (docs/several_machines.md).
+    takes its rows of the same batches, and all end with the same weights (docs/guides/several_machines.md).
 
     Args:
         net: trained in place; left in evaluation mode and in the memory format that it had.
@@ -107,7 +107,7 @@ def fit(
         out_dir: for ``last.safetensors``, ``best.safetensors``, ``log.csv``; nothing is written without it.
         batch_size: images a step.
         recipe: what the next six are where they are ``None``: ``"scratch"``, or ``"pretrained"`` for a backbone with
-            pretrained weights (:data:`~exitlens.workflow.training.recipe.RECIPES`; docs/pretrained.md).
+            pretrained weights (:data:`~exitlens.workflow.training.recipe.RECIPES`; docs/guides/pretrained.md).
         learning_rate: peak of the cycle.
         head_learning_rate: the same of the exits' heads, which are new where the backbone is not.
         layer_decay: factor of the backbone's learning rate from each block to the one before it; 1: all alike.

@@ -17,7 +17,7 @@ class Recipe:
     """Defaults of :func:`~exitlens.workflow.training.fit.fit`, which says what each means.
 
     A recipe is data: a further argument of ``fit`` whose best value depends on where the weights come from gets a field
-    here, of the argument's own name. docs/pretrained.md has the trials that chose the values.
+    here, of the argument's own name. docs/guides/pretrained.md has the trials that chose the values.
     """
 
     learning_rate: float

@@ -8,9 +8,9 @@ from benchmarks.study.runs import STUDY, study_store
 def test_the_committed_pages_are_made_from_the_committed_results(tmp_path):
     pages = write_pages(STUDY, tmp_path)
     for name, lines in pages.items():
-        assert (ROOT / "docs" / name).read_text() == "\n".join(lines).rstrip() + "\n", name
-    assert len((ROOT / "docs" / "results.md").read_text().splitlines()) <= 200
-    assert {path.stem for path in (ROOT / "docs" / "results").glob("*.svg")} == {
+        assert (ROOT / "docs" / "measured" / name).read_text() == "\n".join(lines).rstrip() + "\n", name
+    assert len((ROOT / "docs" / "measured" / "results.md").read_text().splitlines()) <= 200
+    assert {path.stem for path in (ROOT / "docs" / "measured" / "results").glob("*.svg")} == {
         path.stem for path in (tmp_path / "results").glob("*.svg")
     }
 
