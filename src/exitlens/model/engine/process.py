@@ -16,9 +16,10 @@ Python's switch interval              ``exitlens serve``                        
 ``PROMETHEUS_MULTIPROC_DIR``          ``exitlens serve``                             the process ends
 ====================================  =============================================  ============================
 
-docs/guides/process.md says more of each. Threads may answer by one network at the same time: the first three rows are counted,
-so that no thread changes what another had; the rest belongs to calls that are made before threads start. One thing is PyTorch's
-own: a thread that uses PyTorch first, and not by a network of ours, begins with the number of threads that was set last.
+docs/guides/process.md says more of each. Threads may answer by one network at the same time: the first three rows are
+counted, so that no thread changes what another had; the rest belongs to calls that are made before threads start. One
+thing is PyTorch's own: a thread that uses PyTorch first, and not by a network of ours, begins with the number of threads
+that was set last.
 """
 
 from __future__ import annotations
