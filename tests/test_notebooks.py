@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 import exitlens as xl
 
-NOTEBOOK = Path(__file__).parent.parent / "examples" / "tour.ipynb"
+NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebooks" / "tour.ipynb"
 
 
 def test_the_tour_is_committed_without_outputs_and_uses_names_that_exist():
