@@ -14,7 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 RUNTIME = sorted((SOURCE.parent.parent / "runtime" / "src").rglob("*.py"))
 MODULES = {".".join(("exitlens", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES}
 ROOMS = (  # by level: a file imports from its own room and from those on lower levels
-    {"errors", "io", "display", "launch", "progress", "ranks"},
+    {"errors", "io", "deprecation", "display", "launch", "progress", "ranks"},
     {"types"},
     {"functional"},
     {"modalities"},
