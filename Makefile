@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones clean
+.PHONY: help hooks architecture
+
+help:  ## these lines
+	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -110,7 +114,14 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
-clean:
+architecture: $(VENV)/.installed  ## the map of the rooms from the imports: docs/project/architecture.md
+	$(BIN)/python -m scripts.architecture
+
+hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pre-commit>=4'
+	$(BIN)/pre-commit install
+
+clean:  ## remove the environment, runs and caches
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(VENV)/.installed: pyproject.toml runtime/pyproject.toml
