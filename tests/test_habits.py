@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.check_notebooks import count_outputs, main
-
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = {name for line in re.findall(r"^\.PHONY:(.*)$", MAKEFILE, re.M) for name in line.split()}
@@ -96,20 +94,3 @@ def test_the_container_makes_the_environment():
     assert is_target(target)
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert f">={settings['image'].rpartition(':')[2]}" == tomllib.load(file)["project"]["requires-python"]
-
-
-def test_notebooks_with_outputs_are_told(tmp_path, capsys):
-    run, clean = tmp_path / "run.ipynb", tmp_path / "clean.ipynb"
-    cells = [{"cell_type": "markdown"}, {"outputs": [], "execution_count": None}, {"outputs": [{}]}, {"execution_count": 3}]
-    run.write_text(json.dumps({"cells": cells}))
-    clean.write_text(json.dumps({"cells": cells[:2]}))
-    assert (count_outputs(run), count_outputs(clean)) == (2, 0)
-    assert main([str(clean)]) == 0
-    assert main([str(clean), str(run)]) == 1
-    assert capsys.readouterr().out == f"{run}: 2 cells have outputs: clear all outputs and save it again\n"
-
-
-def test_every_notebook_is_committed_without_outputs():
-    notebooks = sorted((ROOT / "examples").rglob("*.ipynb"))
-    assert notebooks
-    assert not [path for path in notebooks if count_outputs(path)]
