@@ -30,12 +30,14 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", s
 .inner { fill: #1d5a96 }
 rect { fill: #eef3fb; stroke: #9db2d1 }
 .apart { stroke-dasharray: 5 4 }
+.ground { fill: #fff; stroke: none }
 path { stroke: #7d8590; stroke-width: 1.5; fill: none }
 marker path { fill: #7d8590; stroke: none }
 @media (prefers-color-scheme: dark) {
 text { fill: #e3eaf2 }
 .inner { fill: #8fc1f3 }
 rect { fill: #1c2736; stroke: #50698c }
+.ground { fill: #10161e }
 }
 """
 
@@ -202,6 +204,7 @@ def draw(rooms: Mapping[str, Room]) -> str:
         f"<style>{STYLE}</style>",
         '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
         '<path d="M0 0L8 4L0 8z"/></marker>',
+        f'<rect class="ground" width="{WIDTH}" height="{height:g}"/>',  # the page's own may be light under dark boxes
         *(draw_arrow(boxes[name], boxes[other]) for name, other in arrows),
         *(line for name, box in boxes.items() for line in draw_box(rooms[name], box)),
         *draw_box(runtime, apart, "apart"),
