@@ -1,4 +1,5 @@
 # Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,6 +15,18 @@ runs/demo/result.json: | $(VENV)/.installed
 
 app: demo  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
+
+.PHONY: help hooks architecture
+
+help:  ## list the targets
+	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+architecture: $(VENV)/.installed  ## the map of the rooms from the imports: docs/project/architecture.md
+	$(BIN)/python -m scripts.architecture
+
+hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pre-commit>=4'
+	$(BIN)/pre-commit install
 
 test: $(VENV)/.installed  ## the quick tests, in random order
 	$(PYTEST) -m "not slow"
@@ -110,7 +123,7 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
-clean:
+clean:  ## remove the environment, runs and caches
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(VENV)/.installed: pyproject.toml runtime/pyproject.toml
