@@ -27,7 +27,7 @@ test-all: $(VENV)/.installed  ## all tests, with branch coverage
 lint: $(VENV)/.installed  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict src runtime/src
+	$(BIN)/mypy --strict src runtime/src demo-data/src
 
 backbones: $(VENV)/.installed  ## try every backbone: docs/measured/backbones.md
 	$(BIN)/python -m benchmarks.backbones
@@ -113,9 +113,9 @@ check-results: $(VENV)/.installed  ## every promise beside its committed figure
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
-$(VENV)/.installed: pyproject.toml runtime/pyproject.toml
+$(VENV)/.installed: pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -e runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -e runtime -e demo-data
 	touch $@
 
 $(VENV)/.benchmark: $(VENV)/.installed
