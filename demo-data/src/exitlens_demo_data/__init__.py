@@ -4,4 +4,4 @@
 ``exitlens.load_scenes`` read them. Source and licence: ``LICENSE.fashion-mnist`` (MIT, Zalando SE).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
