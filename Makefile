@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones release-check compat clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -24,9 +24,10 @@ test-slow: $(VENV)/.installed  ## the tests marked slow
 test-all: $(VENV)/.installed  ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-lint: $(VENV)/.installed  ## format, lint and types
+lint: $(VENV)/.installed  ## format, lint, spelling and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy --strict src runtime/src demo-data/src
 
 backbones: $(VENV)/.installed  ## try every backbone: docs/measured/backbones.md
@@ -106,12 +107,20 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.static.page
 	$(BIN)/python -m benchmarks.edge.page
 	$(BIN)/python -m benchmarks.serving.page
+	$(BIN)/python -m benchmarks.compat.page
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
+release-check: $(VENV)/.release  ## build all distributions, look into them, install them afresh and run them (minutes, network): dist/
+	$(BIN)/python -m scripts.release
+
+compat: $(VENV)/.release  ## a quick set of tests with every supported version (resumable, an hour, network): docs/project/compatibility.md
+	$(BIN)/python -m benchmarks.compat
+	$(BIN)/python -m benchmarks.compat.page
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(VENV)/.installed: pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -120,4 +129,8 @@ $(VENV)/.installed: pyproject.toml runtime/pyproject.toml demo-data/pyproject.to
 
 $(VENV)/.benchmark: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[release]'
 	touch $@
