@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -15,15 +16,19 @@ from scripts.release.environments import Environment, StepError
 from scripts.release.versions import ROOT
 
 FEW = (("load_scenes(split)", "load_scenes(split, limit=96)"), ("epochs=8", "epochs=1, progress=False"))
+CONFIDENCE_GAP = 1e-3
 AFTERWARDS = """
 from PIL import Image
 from pathlib import Path
 import json
+net.describe(classes=test.classes, preprocess=test.preprocess)  # so that files can be read and answers have names
+xl.save(net, policy, "described")
 few = test.first(4)
 for i, pixels in enumerate(few.images):
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(f"{i}.png")
-labels = xl.predict(net, few.inputs, policy).labels
-Path("labels.json").write_text(json.dumps([test.classes[i] for i in labels.tolist()]))
+pred = xl.predict(net, few.inputs, policy)
+columns = ([test.classes[i] for i in pred.labels.tolist()], pred.exits.tolist(), pred.confidence.tolist())
+Path("answers.json").write_text(json.dumps(list(zip(*columns))))
 """
 
 
@@ -48,7 +53,7 @@ def run_library(environment: Environment, folder: Path, version: str) -> None:
         raise StepError(f"exitlens --version: expected {version}, got {' '.join(said)}")
     (folder / "example.py").write_text(write_example())
     environment.run("python", "-I", "example.py", cwd=folder)
-    environment.run("exitlens", "export", "--bundle", "bundle", "--out", "edge", cwd=folder)
+    environment.run("exitlens", "export", "--bundle", "described", "--out", "edge", cwd=folder)
 
 
 def run_runtime(environment: Environment, folder: Path, version: str) -> None:
@@ -63,12 +68,19 @@ def run_runtime(environment: Environment, folder: Path, version: str) -> None:
     strangers = {"torch", "exitlens"} & environment.list_installed().keys()
     if strangers:
         raise StepError(f"exitlens-runtime: expected to be installed without {sorted(strangers)}")
-    expected = json.loads((folder / "labels.json").read_text())
+    expected = json.loads((folder / "answers.json").read_text())
     names = [f"{i}.png" for i in range(len(expected))]
     lines = environment.run("exitlens-run", "edge", *names, "--json", cwd=folder).splitlines()
-    got = [json.loads(line)["label"] for line in lines]
-    if got != expected:
+    got = [[json.loads(line)[key] for key in ("label", "exit", "confidence")] for line in lines]
+    if not agree(got, expected):
         raise StepError(f"exitlens-run: expected the library's answers {expected}, got {got}")
+
+
+def agree(got: list[list[Any]], expected: list[list[Any]]) -> bool:
+    """Whether two lists of (label, exit, confidence) are the same, confidences up to rounding."""
+    pairs = list(zip(got, expected, strict=False))
+    alike = all(one[:2] == other[:2] and abs(one[2] - other[2]) < CONFIDENCE_GAP for one, other in pairs)
+    return len(got) == len(expected) and alike
 
 
 def list_requirements(wheel: Path, extras: Collection[str] = ()) -> list[str]:
