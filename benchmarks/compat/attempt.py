@@ -14,8 +14,13 @@ from scripts.release.versions import ROOT
 
 TESTS = {
     "private": ("tests/model/test_torch_compat.py",),
-    "cutting": ("tests/model/cutting", "tests/model/test_families.py"),
-    "backbones": ("tests/model/backbones",),
+    "cutting": tuple(
+        f"tests/model/cutting/test_{one}.py" for one in ("graph", "modes", "split", "trace_export", "trace_fx", "verify")
+    ),
+    "backbones": (
+        "tests/model/test_families.py",
+        *(f"tests/model/backbones/test_{one}.py" for one in ("build", "transformers")),
+    ),
     "onnx": ("tests/edge/test_export.py",),
 }
 SHOWN = ("torch", "torchvision", *CHOSEN, "numpy", "scipy", "pillow", "onnx", "onnxruntime", "onnxscript")

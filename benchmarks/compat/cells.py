@@ -13,7 +13,7 @@ from scripts.release.environments import VERSIONS
 from scripts.release.versions import ROOT
 
 COMPAT = Store(RESULTS / "compat.csv", Path("runs/compat"))
-TORCH = ("2.9", "2.10", "2.11", "2.12", "2.13", "2.14", "2.15")  # lowest supported to newest
+TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14", "2.15")  # lowest supported to newest
 EXTRAS = ("timm", "hf", "onnx")
 NEEDED_BY_TESTS = ("filelock", "hypothesis", "pytest")
 CHOSEN = ("timm", "transformers")

@@ -39,7 +39,7 @@ def test_the_report_of_tests(tmp_path):
 
 
 def test_every_check_is_run(pretended, tmp_path):
-    found = attempt(Cell("3.11", "2.9"), tmp_path)
+    found = attempt(Cell("3.11", "2.10"), tmp_path)
     assert found == {
         "installed": {"torch": "2.9.1"},
         "readme": {"tests": 1, "failed": 0},
@@ -54,10 +54,10 @@ def test_what_fails_is_kept(pretended, monkeypatch, tmp_path):
         raise StepError(f"python: exit code 1\nno such thing in {ROOT}/src")
 
     monkeypatch.setattr(Environment, "run", fail)
-    found = attempt(Cell("3.11", "2.9"), tmp_path)
+    found = attempt(Cell("3.11", "2.10"), tmp_path)
     assert found["readme"] == {"tests": 1, "failed": 1, "fault": "no such thing in ./src"}
     assert found["onnx"] == {"tests": 0, "failed": 1, "fault": "no such thing in ./src"}
     monkeypatch.setattr(Environment, "install", fail)
-    assert attempt(Cell("3.11", "2.9"), tmp_path) == {"fault": "no such thing in ./src"}
+    assert attempt(Cell("3.11", "2.10"), tmp_path) == {"fault": "no such thing in ./src"}
     assert module.SURROUNDINGS["PYTHONPATH"].endswith(str(ROOT))
     assert shorten(StepError("a\n\n b \n")) == "b"
