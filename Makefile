@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
 PYTHON ?= python3
+PYTHONS ?= # other interpreters than those on PATH, for release-check and compat
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -113,10 +114,10 @@ check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
 release-check: $(VENV)/.release  ## build all distributions, look into them, install them afresh and run them (minutes, network): dist/
-	$(BIN)/python -m scripts.release
+	$(BIN)/python -m scripts.release $(PYTHONS:%=--python %)
 
 compat: $(VENV)/.release  ## a quick set of tests with every supported version (resumable, an hour, network): docs/project/compatibility.md
-	$(BIN)/python -m benchmarks.compat
+	$(BIN)/python -m benchmarks.compat $(PYTHONS:%=--python %)
 	$(BIN)/python -m benchmarks.compat.page
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -99,12 +100,20 @@ def _find_faults(one: Distribution, dist: Path) -> Iterator[str]:
         for name in sorted(names)
         if any(part in f"/{name}" for part in UNWANTED)
     )
+    yield from (f"{wheel.name}: link to {target}, expected a whole address" for target in _list_links(wheel))
     strangers = {name for name in inside if not name.startswith((f"{one.package}/", f"{one.package}-"))}
     yield from (f"{wheel.name}: {name} is outside the package" for name in sorted(strangers))
     tracked = list_tracked(one)
     yield from (f"{sdist.name}: {name} is missing" for name in sorted(tracked - source))
     unknown = source - tracked - {"PKG-INFO", ".gitignore"} if tracked else set()
     yield from (f"{sdist.name}: {name} is not tracked by git" for name in sorted(unknown))
+
+
+def _list_links(wheel: Path) -> list[str]:
+    """Relative links of the description, which lead nowhere on a package index."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return [link for name in names for link in re.findall(r"\]\((?!https?:|#)([^)\s]+)", archive.read(name).decode())]
 
 
 def _list_wanted(one: Distribution) -> set[str]:

@@ -47,7 +47,13 @@ def test_nothing_is_wrong_with_what_is_whole(make, tmp_path):
 
 
 def test_every_fault_is_named(make):
-    inside = {"toy/__init__.py": "", **NOTES, "tests/test_toy.py": "", "toy/__pycache__/a.pyc": ""}
+    inside = {
+        "toy/__init__.py": "",
+        **NOTES,
+        "toy-1.2.3.dist-info/METADATA": "[a](https://b) [c](d.md)",
+        "tests/test_toy.py": "",
+        "toy/__pycache__/a.pyc": "",
+    }
     faults = make(inside, {"src/.mypy_cache/x": "y"}, largest=0.0)
     said = "\n".join(faults)
     assert "expected at most 0.0 MB" in said
@@ -55,7 +61,8 @@ def test_every_fault_is_named(make):
     assert "tests/test_toy.py is outside the package" in said
     assert "toy/__pycache__/a.pyc has no place there" in said
     assert "toy-1.2.3.tar.gz: src/.mypy_cache/x has no place there" in said
-    assert len(faults) == 5
+    assert "link to d.md, expected a whole address" in said
+    assert len(faults) == 6
 
 
 def test_a_source_archive_is_held_to_what_git_tracks(make, monkeypatch):
