@@ -1,4 +1,4 @@
-"""Says which notebooks were saved with outputs: ``python -m scripts.check_notebooks examples/tour.ipynb``."""
+"""Says which notebooks were saved with outputs: ``python -m scripts.check_notebooks examples/notebooks/tour.ipynb``."""
 
 from __future__ import annotations
 
