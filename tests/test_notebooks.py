@@ -51,7 +51,8 @@ assert dimmed.accuracy_drop > LIMIT
 assert len(rows) >= 20 and in_list > 3 * overall  # the list finds them
 assert min(without_egt[1:]) > without_egt[0] + 0.2  # exit 0 looks elsewhere
 assert on_kept.min() > 0.85 and on_moved[0] < 0.3 and on_moved[-1] > 0.75
-assert today.accuracy_drop < 0.05 and changed.accuracy_drop > 0.2 and repaired.accuracy_drop < 0.1
+assert today.accuracy_drop < 0.06 and changed.accuracy_drop > today.accuracy_drop + 0.1
+assert repaired.accuracy_drop < changed.accuracy_drop / 2
 assert today.cost < repaired.cost
 assert with_egt[0] > without_egt[0] + 0.1
 """,
