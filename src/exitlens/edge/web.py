@@ -52,6 +52,11 @@ def export_web(
     Raises:
         ExportError: where the network or policy does not fit, or the files of onnxruntime-web are missing or others; and
             what :func:`exitlens.export` raises.
+
+    Examples:
+        >>> xl.export_web(net, policy, "site", ort="package/dist")  # without ort=, npm fetches it
+        Traceback (most recent call last):
+        exitlens.errors.ExportError: ...
     """
     require(ort, str | Path | None, "ort")
     check_arguments(net, policy, directory)
