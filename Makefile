@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones docs clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -107,11 +107,16 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.edge.page
 	$(BIN)/python -m benchmarks.serving.page
 
+docs: $(VENV)/.docs  ## the documentation site, built without network and checked: build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m website.check build/site
+	$(PYTEST) -m "not slow" tests/website tests/test_readme.py
+
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(VENV)/.installed: pyproject.toml runtime/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -120,4 +125,9 @@ $(VENV)/.installed: pyproject.toml runtime/pyproject.toml
 
 $(VENV)/.benchmark: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m website.live_example
 	touch $@

@@ -39,12 +39,12 @@ def main() -> None:
     trace = xl.collect(net, test)
     print(xl.evaluate(trace, policy))
     given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "certificate.txt").write_text(policy.certificate() + "\n")
+    scenes = write_scenes(test, trace, policy, given.out)
     with tempfile.TemporaryDirectory() as folder:
-        written = xl.export_web(net, policy, Path(folder) / "web", ort=given.ort)
+        written = xl.export_web(net, policy, Path(folder) / "web", ort=given.ort, examples=scenes)
         for name in KEPT:
             shutil.copyfile(written / name, given.out / name)
-    (given.out / "certificate.txt").write_text(policy.certificate() + "\n")
-    write_scenes(test, trace, policy, given.out)
 
 
 def build(train: xl.ImageSet) -> xl.ExitNet:
@@ -55,19 +55,18 @@ def build(train: xl.ImageSet) -> xl.ExitNet:
     return net
 
 
-def write_scenes(test: xl.ImageSet, trace: xl.Trace, policy: xl.Policy, out: Path) -> None:
-    """The first test scenes, of as many classes as possible, that leave at the first exit, in between, and at the final one."""
-    exits, seen, number = xl.route(trace, policy), set(), 0
+def write_scenes(test: xl.ImageSet, trace: xl.Trace, policy: xl.Policy, out: Path) -> list[Path]:
+    """The first test scenes of six classes: two that leave at the first exit, two in between, two at the final one."""
+    exits, written, seen = xl.route(trace, policy), list[Path](), set[int]()
     for kind in (exits == 0, (exits > 0) & (exits < trace.num_exits - 1), exits == trace.num_exits - 1):
-        fresh: list[int] = []
+        wanted = len(written) + EACH
         for row in kind.nonzero().flatten().tolist():
-            if len(fresh) < EACH and int(test.labels[row]) not in seen:
-                fresh.append(row)
-                seen.add(int(test.labels[row]))
-        for row in fresh:
-            number += 1
-            name = test.classes[int(test.labels[row])].lower().replace(" ", "-").replace("/", "-")
-            Image.fromarray(test.images[row].permute(1, 2, 0).numpy()).save(out / f"{number}-{name}.png", optimize=True)
+            label = int(test.labels[row])
+            if len(written) < wanted and label not in seen:
+                seen.add(label)
+                written.append(out / f"{len(written) + 1}-{test.classes[label].lower().replace(' ', '-')}.png")
+                Image.fromarray(test.images[row].permute(1, 2, 0).numpy()).save(written[-1], optimize=True)
+    return written
 
 
 if __name__ == "__main__":

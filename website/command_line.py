@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import typer
+
 from exitlens.cli import verbs
 
 PLACE = "<!-- verbs -->"

@@ -1,24 +1,38 @@
-"""Turns the roles of docstrings (``:class:`exitlens.Policy```) into links of the reference, or into code where it has no entry."""
+"""Makes Markdown of docstrings.
+
+Roles (``:class:`exitlens.Policy```) become links of the reference, or code where there is no entry; several errors or
+attributes in a line become a line each.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import exitlens
 import griffe
 
+import exitlens
+
 ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`~?([\w.]+)`")
+SECTION = re.compile(r"^(Raises|Attributes):\n((?:^ .*\n|^\n(?= ))+)", re.M)
 
 
-class Roles(griffe.Extension):
+class ReadDocstrings(griffe.Extension):
     """Works on every docstring before it is parsed."""
 
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(_link, obj.docstring.value)
+            text = ROLE.sub(_link, obj.docstring.value)
+            obj.docstring.value = SECTION.sub(_part, text + "\n").removesuffix("\n")
 
 
 def _link(found: re.Match[str]) -> str:
     name = found[1].rsplit(".", 1)[-1]
     return f"[`{name}`][exitlens.{name}]" if name in exitlens.__all__ else f"`{name}`"
+
+
+def _part(found: re.Match[str]) -> str:
+    """``a: first. b: second.`` in lines of their own."""
+    begins = r"; (?=\w+Error: )" if found[1] == "Raises" else r"(?:\.|;) (?=[a-z_]+: )"
+    text = re.sub(r"\n {8}", " ", found[2])  # continued lines
+    return f"{found[1]}:\n" + re.sub(begins, ".\n    ", text)

@@ -1,8 +1,8 @@
 """Makes pages of the site out of Markdown that lies elsewhere in the repository, and mends links.
 
-Pages link as they do when they are read in the repository: by relative paths. Links to Markdown that the site has lead to its page,
-links to any other file of the repository lead to the file at the repository's address (``project.urls`` of pyproject.toml).
-A line ``<!-- README: Title -->`` stands for the README's section of that title.
+Pages link as they do when they are read in the repository: by relative paths. Links to Markdown that the site has lead to
+its page, links to any other file to that file at the repository's address (``project.urls`` of pyproject.toml). A line
+``<!-- README: Title -->`` stands for the README's section of that title.
 """
 
 from __future__ import annotations

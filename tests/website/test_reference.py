@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import exitlens_runtime
 import pytest
 import torch
 
 import exitlens as xl
+import exitlens_runtime
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {page.stem: page.read_text() for page in sorted(REFERENCE.glob("*.md"))}

@@ -20,6 +20,7 @@ async function start() {
   await run(new Float32Array(network.preprocess.mean.length * height * width), limits());  // the first run takes longer
   byId("about").textContent = `${network.classes.length || network.num_classes} classes, ${network.num_exits} exits, ` +
     `${network.preprocess.size.join(" x ")} pixels. The network was loaded in ${Math.round(performance.now() - started)} ms.`;
+  offer(network.examples ?? []);
   document.body.dataset.ready = "true";
 }
 
@@ -114,6 +115,19 @@ async function take(files) {
   byId("answer").hidden = shown.length === 0;
   say(bad.join("; "), bad.length > 0);
   delete document.body.dataset.busy;
+}
+
+// Pictures that came along, to click.
+function offer(names) {
+  const buttons = names.map((name) => {
+    const button = document.createElement("button"), picture = document.createElement("img");
+    Object.assign(picture, { src: encodeURIComponent(name), alt: `Answer ${name}` });
+    button.onclick = async () => take([new File([await (await fetch(encodeURIComponent(name))).blob()], name)]);
+    button.append(picture);
+    return button;
+  });
+  byId("examples").replaceChildren(...buttons);
+  byId("examples").hidden = names.length === 0;
 }
 
 byId("files").onchange = (event) => take(event.target.files);
