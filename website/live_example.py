@@ -46,8 +46,19 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     wanted = "with" if is_there() else "without"
+    markdown = markdown.replace("<!-- live: scenes -->", write_scenes())
     markdown = EITHER.sub(lambda found: found[2] if found[1] == wanted else "", markdown)
     return markdown.replace("<!-- live: certificate -->", (NETWORK / "certificate.txt").read_text().strip())
+
+
+def write_scenes() -> str:
+    """Buttons for the scenes, and the place where assets/live.js puts the network's page."""
+    scenes = [path.name for path in sorted(NETWORK.glob("*.png"))]
+    pictures = [f'<img src="live/{name}" alt="Scene {i}" width="72" height="72">' for i, name in enumerate(scenes, 1)]
+    buttons = [
+        f'<button type="button" data-scene="{name}">{img}</button>' for name, img in zip(scenes, pictures, strict=True)
+    ]
+    return f'<p class="scenes">{"".join(buttons)}</p>\n<div class="live" hidden></div>'
 
 
 def main() -> None:

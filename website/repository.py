@@ -24,7 +24,7 @@ MADE = {  # pages by their names on the site, of files by their names in the rep
     **{f"examples/{path.name}": f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.md"))},
 }
 HOMES = {made_of: page for page, made_of in MADE.items()} | {"README.md": "index.md"}
-ASSETS = ("site.css", "logo.svg", "iframe-worker.js")
+ASSETS = ("site.css", "logo.svg", "iframe-worker.js", "live.js")
 # Links and pictures; what stands in code is found first and left alone.
 LINK = re.compile(r"^```.*?^```|`[^`\n]+`|(?P<start>\]\()(?P<target>[^)\s]+)(?P<end>\))", re.M | re.S)
 SECTION = re.compile(r"^<!-- README: (.+) -->$", re.M)

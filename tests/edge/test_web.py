@@ -124,6 +124,10 @@ def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
         page.click("#examples button")
         page.wait_for_selector("body:not([data-busy]) #answer:not([hidden])", timeout=60000)
         assert page.inner_text("#title").startswith("a red one.png: ")
+        page.goto(f"{url}#a%20red%20one.png")  # as pages ask that show this one in a frame
+        page.reload()
+        page.wait_for_selector("body[data-ready]:not([data-busy]) #answer:not([hidden])", timeout=60000)
+        assert page.inner_text("#title").startswith("a red one.png: ")
         (tmp_path / "x.png").write_text("no picture")
         page.set_input_files("#files", [str(path) for path in [*paths, tmp_path / "x.png"]])
         page.wait_for_selector("body:not([data-busy]) #rows tr:nth-child(30)", timeout=60000)

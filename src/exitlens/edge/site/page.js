@@ -20,8 +20,8 @@ async function start() {
   await run(new Float32Array(network.preprocess.mean.length * height * width), limits());  // the first run takes longer
   byId("about").textContent = `${network.classes.length || network.num_classes} classes, ${network.num_exits} exits, ` +
     `${network.preprocess.size.join(" x ")} pixels. The network was loaded in ${Math.round(performance.now() - started)} ms.`;
-  offer(network.examples ?? []);
   document.body.dataset.ready = "true";
+  await offer(network.examples ?? []);
 }
 
 async function run(input, thresholds) {
@@ -117,17 +117,25 @@ async function take(files) {
   delete document.body.dataset.busy;
 }
 
-// Pictures that came along, to click.
+// Pictures that came along, to click. A page that shows this one in a frame asks for one of them by #name.
 function offer(names) {
   const buttons = names.map((name) => {
     const button = document.createElement("button"), picture = document.createElement("img");
     Object.assign(picture, { src: encodeURIComponent(name), alt: `Answer ${name}` });
-    button.onclick = async () => take([new File([await (await fetch(encodeURIComponent(name))).blob()], name)]);
+    button.onclick = () => answerExample(name);
     button.append(picture);
     return button;
   });
   byId("examples").replaceChildren(...buttons);
   byId("examples").hidden = names.length === 0;
+  window.onhashchange = () => names.includes(readHash()) && answerExample(readHash());
+  return window.onhashchange();
+}
+
+const readHash = () => decodeURIComponent(location.hash.slice(1));
+
+async function answerExample(name) {
+  await take([new File([await (await fetch(encodeURIComponent(name))).blob()], name)]);
 }
 
 byId("files").onchange = (event) => take(event.target.files);
