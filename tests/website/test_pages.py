@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from exitlens.cli import verbs
 from website.check import check_site
+from website.command_line import on_page_markdown, write_verbs
+from website.mending import on_post_page
 
 ROOT = Path(__file__).parents[2]
+GROUP: Any = typer.main.get_command(verbs)
 CONFIG = (ROOT / "mkdocs.yml").read_text()
 NAV = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", CONFIG[CONFIG.index("\nnav:") :], re.M)
 DOCS = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
@@ -54,6 +62,48 @@ def test_roles_become_links_and_lines_are_split():
     assert docstrings.SECTION.sub(docstrings._part, text) == (
         "Raises:\n    InputError: one, which goes on.\n    PolicyError: two.\n"
     )
+
+
+def test_every_verb_and_option_is_in_the_reference_of_the_command_line():
+    written = write_verbs()
+    for name, command in GROUP.commands.items():
+        section = written.split(f"## exitlens {name}\n")[1].split("\n## ")[0]
+        assert all(f"`{option}`" in section for one in command.params for option in one.opts if option.startswith("-"))
+    assert "| `--bundle` | " in written
+    assert on_page_markdown("a <!-- verbs --> b", page=None, config=None, files=None) == f"a {written} b"
+    assert on_page_markdown("nothing", page=None, config=None, files=None) == "nothing"
+
+
+def test_the_start_page_has_the_live_example_or_says_why_not(tmp_path, monkeypatch):
+    live = pytest.importorskip("website.live_example", reason="needs the extra docs")
+    monkeypatch.setenv("EXITLENS_ORT", str(tmp_path))
+    end = "<!-- end of live -->\n"
+    text = f"<!-- live: with -->\nA\n<!-- live: scenes -->\n{end}<!-- live: without -->\nB\n{end}"
+    assert live.on_page_markdown(text, page=None, config=None, files=None) == "B\n"
+    assert live.on_files([], config=None) == []
+    for name in live.FILES:
+        (tmp_path / name).write_text(name)
+        monkeypatch.setitem(live.FILES, name, sha256(name.encode()).hexdigest())
+    with_it = live.on_page_markdown(text, page=None, config=None, files=None)
+    assert with_it.startswith("A\n")
+    assert with_it.count("<button") == with_it.count("<img") == 6
+    assert "With 90 % confidence" in live.on_page_markdown("<!-- live: certificate -->", page=None, config=None, files=None)
+
+
+def test_the_live_example_is_small_and_whole():
+    network = json.loads((ROOT / "website" / "live" / "network.json").read_text())
+    files = {path.name: path.stat().st_size for path in (ROOT / "website" / "live").iterdir()}
+    assert len(network["examples"]) == 6
+    assert set(files) == {*network["examples"], "network.json", "cascade.onnx", "certificate.txt"}
+    assert sum(files.values()) < 1_500_000
+
+
+def test_what_is_missing_in_the_html_is_mended():
+    text = '<div data-md-component="search" role="dialog"><th></th><td>91.1 ± 0.3</td>'
+    found = on_post_page(text, page=None, config=None)
+    assert 'role="dialog" aria-label="Search"' in found
+    assert ">row</span></th>" in found
+    assert "91.1\u00a0±\u00a00.3" in found
 
 
 def test_what_is_wrong_with_a_site_is_told(tmp_path):
