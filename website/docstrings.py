@@ -1,7 +1,7 @@
 """Makes Markdown of docstrings.
 
-Roles (``:class:`exitlens.Policy```) become links of the reference, or code where there is no entry; several errors or
-attributes in a line become a line each.
+Roles (``:class:`exitlens.Policy```) become links of the reference, or code where there is no entry; so do names of pages
+(docs/...md). Several errors or attributes in a line become a line each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import griffe
 import exitlens
 
 ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`~?([\w.]+)`")
+PAGE = re.compile(r"(?<!`)docs/([\w/]+/)(\w+)\.md\b")
 SECTION = re.compile(r"^(Raises|Attributes):\n((?:^ .*\n|^\n(?= ))+)", re.M)
 
 
@@ -23,6 +24,7 @@ class ReadDocstrings(griffe.Extension):
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         if obj.docstring is not None:
             text = ROLE.sub(_link, obj.docstring.value)
+            text = PAGE.sub(r"[\2](../\1\2.md)", text)  # from reference/NAME.md
             obj.docstring.value = SECTION.sub(_part, text + "\n").removesuffix("\n")
 
 

@@ -64,7 +64,7 @@ def compute_relevance(
 
     Examples:
         >>> xl.compute_relevance(net, images).shape  # of the final exit's answer, on the grid of exit 0
-        torch.Size([8, 20, 20])
+        torch.Size([8, 10, 10])
     """
     require(net, ExitNet, "net")
     last = net.num_exits - 1
