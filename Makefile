@@ -1,10 +1,12 @@
 # Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
+PYTHONS ?= # other interpreters than those on PATH, for release-check and compat
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones docs clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones docs release-check compat clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -15,6 +17,18 @@ runs/demo/result.json: | $(VENV)/.installed
 app: demo  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
 
+.PHONY: help hooks architecture
+
+help:  ## list the targets
+	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+architecture: $(VENV)/.installed  ## the map of the rooms from the imports: docs/project/architecture.md
+	$(BIN)/python -m scripts.architecture
+
+hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pre-commit>=4'
+	$(BIN)/pre-commit install
+
 test: $(VENV)/.installed  ## the quick tests, in random order
 	$(PYTEST) -m "not slow"
 
@@ -24,10 +38,11 @@ test-slow: $(VENV)/.installed  ## the tests marked slow
 test-all: $(VENV)/.installed  ## all tests, with branch coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-lint: $(VENV)/.installed  ## format, lint and types
+lint: $(VENV)/.installed  ## format, lint, spelling and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict src runtime/src
+	$(BIN)/codespell
+	$(BIN)/mypy --strict src runtime/src demo-data/src
 
 backbones: $(VENV)/.installed  ## try every backbone: docs/measured/backbones.md
 	$(BIN)/python -m benchmarks.backbones
@@ -106,6 +121,7 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.static.page
 	$(BIN)/python -m benchmarks.edge.page
 	$(BIN)/python -m benchmarks.serving.page
+	$(BIN)/python -m benchmarks.compat.page
 
 docs: $(VENV)/.docs  ## the documentation site, built without network and checked: build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -115,12 +131,19 @@ docs: $(VENV)/.docs  ## the documentation site, built without network and checke
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
-clean:
-	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+release-check: $(VENV)/.release  ## build all distributions, look into them, install them afresh and run them (minutes, network): dist/
+	$(BIN)/python -m scripts.release $(PYTHONS:%=--python %)
 
-$(VENV)/.installed: pyproject.toml runtime/pyproject.toml
+compat: $(VENV)/.release  ## a quick set of tests with every supported version (resumable, an hour, network): docs/project/compatibility.md
+	$(BIN)/python -m benchmarks.compat $(PYTHONS:%=--python %)
+	$(BIN)/python -m benchmarks.compat.page
+
+clean:  ## remove the environment, runs, built packages and caches
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+
+$(VENV)/.installed: pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -e runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -e runtime -e demo-data
 	touch $@
 
 $(VENV)/.benchmark: $(VENV)/.installed
@@ -130,4 +153,8 @@ $(VENV)/.benchmark: $(VENV)/.installed
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/python -m website.live_example
+	touch $@
+
+$(VENV)/.release: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[release]'
 	touch $@

@@ -1,4 +1,4 @@
-"""Writes bundled scenes as files, for those who have no pictures of their own: python examples/write_scenes.py FOLDER.
+"""Writes scenes made of demo-data as files, for those without pictures: python examples/write_scenes.py FOLDER.
 
 Garments on coloured backgrounds, 3,000 in ten subfolders, one for each class (some seconds, 12 MB).
 """

@@ -1,6 +1,6 @@
-"""Builds the bundled Fashion-MNIST subset from the original four files and checks their SHA-256 first.
+"""Builds the Fashion-MNIST subset of demo-data from the original four files and checks their SHA-256 first.
 
-Usage: python scripts/build_fashion.py --root DIR [--out src/exitlens/data/assets]
+Usage: python scripts/build_fashion.py --root DIR [--out demo-data/src/exitlens_demo_data]
 
 DIR holds train-images-idx3-ubyte.gz and the other three: /usr/share/datasets/fashion-mnist after
 ``apt-get install dataset-fashion-mnist``, or FashionMNIST/raw of torchvision's download.
@@ -50,7 +50,7 @@ def draw(labels: np.ndarray, count: int, used: np.ndarray, rng: np.random.Genera
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("src/exitlens/data/assets"))
+    parser.add_argument("--out", type=Path, default=Path("demo-data/src/exitlens_demo_data"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -72,6 +73,12 @@ def _same_process_for_every_test() -> None:
 @pytest.fixture
 def backbone() -> nn.Module:
     return TinyNet()
+
+
+@pytest.fixture
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if exitlens-demo-data were not installed."""
+    monkeypatch.setitem(sys.modules, "exitlens_demo_data", None)
 
 
 def make_net(final: str = "head") -> xl.ExitNet:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from scripts.architecture import list_modules, parse, read_imports
+
 SOURCE = Path(__file__).parent.parent / "src" / "exitlens"
 FILES = sorted(SOURCE.rglob("*.py"))
 RUNTIME = sorted((SOURCE.parent.parent / "runtime" / "src").rglob("*.py"))
-MODULES = {".".join(("exitlens", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): p for p in FILES}
+MODULES = list_modules()
 ROOMS = (  # by level: a file imports from its own room and from those on lower levels
-    {"errors", "io", "display", "launch", "progress", "ranks"},
+    {"errors", "io", "deprecation", "display", "launch", "progress", "ranks"},
     {"types"},
     {"functional"},
     {"modalities"},
@@ -36,23 +37,6 @@ def level(room: str) -> int:
     return next(i for i, rooms in enumerate(ROOMS) if room in rooms)
 
 
-@cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
-@cache
-def imports(path: Path) -> frozenset[str]:
-    """All of ours that a file imports, inside functions and under TYPE_CHECKING, too."""
-    found = set()
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "exitlens":
-            found |= {name if (name := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("exitlens.")}
-    return frozenset(found - {"exitlens"})
-
-
 def rooms_of(module: str) -> list[str]:
     return module.split(".")[1:]
 
@@ -64,7 +48,7 @@ def test_a_file_is_short_states_its_purpose_and_imports_from_below(path):
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
     if own == ["__init__"]:
         return
-    for module in imports(path):
+    for module in read_imports(path):
         theirs = rooms_of(module)
         assert level(theirs[0]) <= level(own[0]), f"imports {module}"
         if {own[0], theirs[0]} == {"model", "data"}:
@@ -99,7 +83,7 @@ def test_functions_are_short():
 
 
 def test_nothing_imports_in_a_circle():
-    graph = {module: imports(path) & set(MODULES) for module, path in MODULES.items()}
+    graph = {module: read_imports(path) & set(MODULES) for module, path in MODULES.items()}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -114,7 +98,7 @@ def test_folders_are_small():
 
 def test_verbs_of_the_workflow_do_not_import_each_other():
     for path in (SOURCE / "workflow").glob("*.py"):
-        assert not {module for module in imports(path) if module.startswith("exitlens.workflow")}, path
+        assert not {module for module in read_imports(path) if module.startswith("exitlens.workflow")}, path
 
 
 def test_private_names_stay_in_their_file():
@@ -127,7 +111,7 @@ def test_private_names_stay_in_their_file():
 
 def test_private_files_are_for_their_own_package():
     for module, path in MODULES.items():
-        for other in imports(path):
+        for other in read_imports(path):
             *home, last = other.split(".")
             if last.startswith("_"):
                 assert module.split(".")[: len(home)] == home or rooms_of(module)[0] != home[1], f"{module} imports {other}"

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 MADE = {  # pages by their names on the site, of files by their names in the repository
     "project/contributing.md": "CONTRIBUTING.md",
     "project/changelog.md": "CHANGELOG.md",
+    "project/security.md": "SECURITY.md",
     **{f"examples/{path.name}": f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.md"))},
 }
 HOMES = {made_of: page for page, made_of in MADE.items()} | {"README.md": "index.md"}

@@ -19,7 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names by module. Each is imported when it is first used, so that `import exitlens` does not wait for PyTorch;
 # type checkers and editors read __init__.pyi, and a test holds the two together.
@@ -42,9 +42,8 @@ _MODULES = {
     "edge.int8": "export_int8 Int8Report",
     "edge.web": "export_web",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
-    "ExitlensError ExportError "
-    "InputError MissingExtraError OutputError OutputExistsError PolicyError ReachWarning RequestError StreamError "
-    "TrainingError WeightsWarning",
+    "ExitlensDeprecationWarning ExitlensError ExportError InputError MissingExtraError OutputError OutputExistsError "
+    "PolicyError ReachWarning RequestError StreamError TrainingError WeightsWarning",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",
     "functional.routing": "route",

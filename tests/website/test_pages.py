@@ -24,7 +24,9 @@ GROUP: Any = typer.main.get_command(verbs)
 CONFIG = (ROOT / "mkdocs.yml").read_text()
 NAV = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", CONFIG[CONFIG.index("\nnav:") :], re.M)
 DOCS = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
-MADE = {"project/contributing.md", "project/changelog.md"} | {f"examples/{p.name}" for p in (ROOT / "examples").glob("*.md")}
+MADE = {f"project/{name}.md" for name in ("contributing", "changelog", "security")} | {
+    f"examples/{p.name}" for p in (ROOT / "examples").glob("*.md")
+}
 
 
 def test_every_page_is_in_the_navigation_once():

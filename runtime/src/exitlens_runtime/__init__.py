@@ -16,7 +16,7 @@ from exitlens_runtime.bundle import load
 from exitlens_runtime.errors import BackendError, BundleError, ExitlensRuntimeError, InputError, PolicyError
 from exitlens_runtime.network import EdgeNetwork
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BackendError",
     "BundleError",

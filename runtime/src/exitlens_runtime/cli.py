@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import exitlens_runtime
 from exitlens_runtime.errors import ExitlensRuntimeError, InputError
 from exitlens_runtime.reading import FORMATS
 from exitlens_runtime.sessions import BACKENDS
@@ -18,6 +19,7 @@ from exitlens_runtime.sessions import BACKENDS
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a line for each sample; an error of ours becomes one line on standard error, with exit code 2."""
     parser = argparse.ArgumentParser(prog="exitlens-run", description="Answers with an edge bundle, without PyTorch.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {exitlens_runtime.__version__}")
     parser.add_argument("bundle", type=Path, help="what exitlens export wrote")
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="image files, folders of them, or (with --text) texts")
     parser.add_argument("--text", action="store_true", help="the inputs are texts")

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
-from typer import Context
+from typer import Context, Exit, Option
 
 from exitlens.cli import app, bench, demo, export, fit, judge, predict, serve  # registers their verbs
 from exitlens.cli.options import literal, verbs
@@ -27,8 +27,19 @@ __all__ = ["app", "bench", "demo", "export", "fit", "judge", "main", "predict", 
 SHARED = ("fit", "calibrate", "evaluate")  # verbs that several processes can share
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        import exitlens
+
+        print(f"exitlens {exitlens.__version__}")
+        raise Exit
+
+
 @verbs.callback()
-def check_processes(context: Context) -> None:
+def check_processes(
+    context: Context,
+    version: Annotated[bool, Option("--version", help="Show the version.", callback=_show_version, is_eager=True)] = False,
+) -> None:
     """Raises :class:`InputError` where ``torchrun`` started a verb that runs in one process."""
     if is_launched() and context.invoked_subcommand not in SHARED:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The verb that shows everything on bundled data: demo."""
+"""The verb that shows everything on the images of the extra ``demo``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The bundled, class-balanced subset of Fashion-MNIST (MIT licence; see ``assets/LICENSE.fashion-mnist``)."""
+"""A class-balanced subset of Fashion-MNIST, and scenes made of it; the images are those of the extra ``demo``.
+
+They are a distribution of their own, ``exitlens-demo-data`` (MIT licence, Zalando SE; see its ``LICENSE.fashion-mnist``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import io
 import json
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 import numpy as np
 import torch
@@ -15,7 +19,7 @@ from torch import Tensor
 from exitlens.data.images import ImageSet
 from exitlens.data.scenes import make_scenes
 from exitlens.data.splits import SPLITS, Split
-from exitlens.errors import DataError, InputError
+from exitlens.errors import DataError, InputError, import_extra
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _SEEDS = {"train": 11, "validation": 12, "calibration": 13, "test": 14}
@@ -29,20 +33,27 @@ def load_garments(split: Split) -> tuple[Tensor, Tensor]:
 
     Raises:
         InputError: for another split name.
-        DataError: if the bundled file is not the one that was built (checksum).
+        MissingExtraError: without the package of the images (extra ``demo``).
+        DataError: if a file is not the one that was built (checksum).
     """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
-    folder = files("exitlens.data") / "assets"
+    folder = _find_images()
     manifest = json.loads((folder / "fashion.json").read_text())
     entry, columns = manifest["splits"][split], manifest["columns"]
     raw = (folder / entry["file"]).read_bytes()
     if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
-        raise DataError(f"bundled file {entry['file']} is damaged (its checksum differs): install exitlens again")
+        raise DataError(
+            f"{entry['file']} of exitlens-demo-data is damaged (its checksum differs): install that package again"
+        )
     sheet = np.array(Image.open(io.BytesIO(raw)))
     rows = sheet.shape[0] // 28
     garments = sheet.reshape(rows, 28, columns, 28).transpose(0, 2, 1, 3).reshape(-1, 28, 28)
     return torch.from_numpy(garments.copy()), torch.tensor([int(digit) for digit in entry["labels"]])
+
+
+def _find_images() -> Traversable:
+    return files(import_extra("exitlens_demo_data", "demo", "a data set of garments (fashion, scenes)"))
 
 
 def load_fashion(split: Split) -> ImageSet:

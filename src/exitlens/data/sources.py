@@ -103,7 +103,7 @@ class DataSource:
 
     @property
     def format(self) -> Format | None:
-        """Of files; ``None`` for bundled, generated and torchvision's data."""
+        """Of files; ``None`` for the demo's, generated and torchvision's data."""
         if self.name in NAMES or self.name.startswith(TORCHVISION):
             return None
         return find_format(self.name, self.columns, self._reserved) or "folder"

@@ -82,6 +82,27 @@ def test_groups_and_splits_of_texts(suffix, tmp_path):
         open_source(str(path), columns="image=text").load("train")
 
 
+def test_files_of_texts_that_are_named_by_split(tmp_path):
+    pytest.importorskip("tokenizers")
+    for part, first in (("train", 0), ("dev", 40), ("test", 60)):
+        lines = [f"{part} {i},{'ab'[i % 2]},a{i // 2}" for i in range(first, first + 20)]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["text,label,author", *lines]))
+    source = open_source(str(tmp_path), group_by="author")
+    loaded = source.load_splits(SPLITS)
+    assert {split: len(part) for split, part in loaded.sets.items()} == {
+        "train": 18, "validation": 20, "calibration": 2, "test": 20
+    }  # fmt: skip
+    assert loaded.notes[0].startswith("splits: validation: all of 'dev'; test: all of 'test'; cut from 'train' by us")
+    with pytest.raises(xl.InputError, match=r"split_by: .* has a file for each split \(dev, test, train\)"):
+        open_source(str(tmp_path), split_by="author").load("train")
+    (tmp_path / "test.csv").write_text("text,label,author\nchanged,a,a99\n")
+    with pytest.raises(xl.DataError, match="are not those of training"):
+        source.load("test")
+    (tmp_path / "test.jsonl").write_text("{}")
+    with pytest.raises(xl.DataError, match="two files of one name"):
+        open_source(str(tmp_path))
+
+
 def test_texts_without_a_group_or_split(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("text,label,author\n" + "".join(f"t{i},{'ab'[i % 2]},{'' if i == 3 else i // 2}\n" for i in range(20)))

@@ -60,7 +60,7 @@ def test_examples_are_test_images_of_the_run(explorer):
     assert {one.truth for one in examples} <= {"dark", "bright"}
 
 
-def test_a_bundle_by_itself_shows_bundled_scenes(net, tmp_path):
+def test_a_bundle_by_itself_shows_scenes(net, tmp_path):
     backbone = xl.build_backbone("small", 2)
     small = xl.attach(backbone, ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
     small.describe(source="small", classes=("a", "b"), preprocess=xl.Preprocess((32, 32)))
@@ -70,6 +70,15 @@ def test_a_bundle_by_itself_shows_bundled_scenes(net, tmp_path):
     assert explorer.runs[0].policy.thresholds == (0.9,)
     assert explorer.evaluate(0, (0.9,)).startswith("There is no calibration data")
     assert "Thresholds chosen by hand" in View(_with_trace(explorer)).route(0)(0.9)
+
+
+def test_without_the_demos_images_it_shows_none(net, tmp_path, no_images):
+    small = xl.attach(xl.build_backbone("small", 2), ["layer1"], 2, torch.zeros(1, 3, 32, 32)).eval()
+    small.describe(source="small", classes=("a", "b"), preprocess=xl.Preprocess((32, 32)))
+    xl.save(small, None, tmp_path / "bundle")
+    explorer = Explorer([tmp_path])
+    assert explorer.examples() == []
+    assert View(explorer).examples == []
 
 
 def test_other_data_than_the_runs_own(folder, tmp_path):

@@ -11,6 +11,7 @@ from typing import Literal
 
 from exitlens.data.formats.columns import KEY, LABEL_NAMES, ROLES, SAMPLES, find_columns, parse_columns
 from exitlens.data.formats.groups import looks_like_pattern
+from exitlens.data.formats.named_parts import find_split_tables
 from exitlens.data.loading.listing import EXTENSIONS
 from exitlens.data.rows import TABLES, peek_kinds
 from exitlens.errors import DataError
@@ -36,9 +37,10 @@ _SUFFIXES: dict[str, Format] = {
 def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> Format | None:
     """The format of the source that a name means, if it is known; files of texts and tar files need not exist.
 
-    Of a folder: what ``datasets`` saved; images with metadata; images in two subfolders or more; ``.ts`` files; the first
-    Parquet, Arrow or tar file below it; series or volumes in two subfolders or more; and otherwise a folder of images. A CSV
-    file holds numbers where ``columns`` (of ``--columns``) say so, or its columns without the ``reserved`` ones do.
+    Of a folder: what ``datasets`` saved; images with metadata; images in two subfolders or more; texts in ``train.csv``
+    or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or tar file below it; series or volumes
+    in two subfolders or more; and otherwise a folder of images. A CSV file holds numbers where ``columns`` (of
+    ``--columns``) say so, or its columns without the ``reserved`` ones do.
     """
     if name.startswith(HUB):
         return "hub"
@@ -55,6 +57,8 @@ def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> F
         return "imagefolder"
     if sum(_first(folder, EXTENSIONS) != "" for folder in folders) >= 2:
         return "folder"
+    if find_split_tables(path, TABLES):
+        return "texts"
     if any(one.suffix.lower() == ".ts" and not one.name.startswith(".") for one in path.iterdir()):
         return "series"
     table = _SUFFIXES.get(_first(path, (".parquet", ".arrow", ".tar")))

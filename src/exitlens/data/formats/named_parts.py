@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import fsum
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
@@ -52,6 +53,21 @@ class SplitPlan(NamedTuple):
 def name_split(word: str) -> Split | None:
     """The split that a word such as ``val`` stands for, if any."""
     return _WORDS.get(word.strip().lower())
+
+
+def find_split_tables(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files ``train.csv``, ``test.csv`` and so on of a folder, by their names; none where no file is for training.
+
+    Raises:
+        DataError: two files of one name that differ in their suffix only.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and name_split(path.stem))
+    found = {path.stem: path for path in files}
+    if len(found) < len(files):
+        raise DataError(
+            f"data: {folder} has two files of one name among {[path.name for path in files]}: remove one of them"
+        )
+    return found if any(name_split(word) == "train" for word in found) else {}
 
 
 def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:

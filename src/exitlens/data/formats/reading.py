@@ -16,13 +16,13 @@ from exitlens.data.formats.detect import METADATA, Format, list_folders
 from exitlens.data.formats.files import hash_files, list_files
 from exitlens.data.formats.groups import match_groups, number_groups
 from exitlens.data.formats.labelled import Parts, Rows, make_sets
-from exitlens.data.formats.named_parts import name_split
+from exitlens.data.formats.named_parts import find_split_tables, name_split
 from exitlens.data.formats.shards import open_shards
 from exitlens.data.formats.tables import open_table
 from exitlens.data.formats.tars import find_shards
 from exitlens.data.lazy import LazyImages
 from exitlens.data.loading.listing import hash_folder
-from exitlens.data.rows import open_file, read_columns
+from exitlens.data.rows import TABLES, open_file, read_columns
 from exitlens.data.splits import SPLITS
 from exitlens.errors import DataError, InputError
 from exitlens.types import Preprocess
@@ -73,7 +73,8 @@ def read_parts(
     if kind == "texts":
         rows, several = _read_texts(Path(name), reading, skip_bad)
         known = split_labels(parse_columns(reading.columns).get("label", ""))
-        known = known if len(known) > 1 else () if several else tuple(sorted({label or "" for label in rows[""].labels}))
+        words = {label or "" for part in rows.values() for label in part.labels}
+        known = known if len(known) > 1 else () if several else tuple(sorted(words))
         return make_sets(rows, name, preprocess, known=known, several=several, **how)
     if kind == "shards":
         shards = open_shards(name)
@@ -88,7 +89,15 @@ def read_parts(
 
 
 def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> tuple[dict[str, Rows], bool]:
-    """The rows, and whether a sample has any number of labels."""
+    """The rows of a file, or of files that are named by split, and whether a sample has any number of labels."""
+    files = find_split_tables(path, TABLES) if path.is_dir() else {"": path}
+    if path.is_dir() and reading.split_by:
+        raise InputError(f"split_by: {path} has a file for each split ({', '.join(files)}): leave it out")
+    found = {word: _read_text_file(file, reading, skip_bad) for word, file in files.items()}
+    return {word: rows for word, (rows, _) in found.items()}, any(several for _, several in found.values())
+
+
+def _read_text_file(path: Path, reading: Reading, skip_bad: bool) -> tuple[Rows, bool]:
     given = parse_columns(reading.columns)
     if "image" in given:
         raise InputError(f"columns: {path} holds texts: give text=NAME and label=NAME")
@@ -109,7 +118,7 @@ def _read_texts(path: Path, reading: Reading, skip_bad: bool) -> tuple[dict[str,
         groups=values.get(reading.group_by),
         splits=values.get(reading.split_by),
     )
-    return {"": found}, several
+    return found, several
 
 
 def read_folder(
@@ -161,6 +170,8 @@ def _find_split_folders(root: Path) -> dict[str, Path]:
 def hash_source(name: str, kind: Format) -> str:
     """SHA-256 over what decides the splits, without reading images; a change in it would mix them."""
     path = Path(name)
+    if kind == "texts" and path.is_dir():
+        return hash_files(list(find_split_tables(path, TABLES).values()))
     if kind in ("texts", "numbers"):
         with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]

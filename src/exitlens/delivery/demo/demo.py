@@ -26,7 +26,7 @@ from exitlens.delivery.explanations.pictures import draw_contact_sheet
 from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
-from exitlens.delivery.run_directory import write_source
+from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import write_json
@@ -52,14 +52,15 @@ def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: 
 
     Raises:
         OutputExistsError: if ``out`` holds a finished demo, or is not empty and ``resume`` is not set.
+        MissingExtraError: without the images of the extra ``demo``; then ``out`` is not made.
     """
     if (out / RESULT).exists():
         raise OutputExistsError(f"out: {out} holds a finished demo: remove it, or choose another directory with --out")
     started = time.perf_counter()
     console = Console(quiet=quiet)
     source = DataSource("scenes", size=settings.size, seed=settings.seed)
-    write_source(out, source, resume=resume)
-    data = load_data(settings)
+    with record_source(out, source, resume=resume):
+        data = load_data(settings)
     console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone")
     nets = train_all(out, settings, quiet)
     plain_accuracy = _measure_accuracy(collect(nets["plain"], data["agreeing"]))

@@ -23,7 +23,7 @@ from exitlens.delivery.bundle import load
 from exitlens.delivery.explorer.known import Share, read_shares
 from exitlens.delivery.run_directory import load_samples, require_preprocess, shorten_names
 from exitlens.display import from_pixels
-from exitlens.errors import DataError, ExitlensError, InputError
+from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
 from exitlens.model.heads.maps import have_maps
@@ -125,7 +125,7 @@ class Explorer:
     # --- inputs -----------------------------------------------------------------------------------------------------------
 
     def examples(self) -> list[Example]:
-        """Test samples of the first run's data; where none was given or recorded, bundled scenes, or no text."""
+        """Test samples of the first run's data; where none was given or recorded, scenes if there are any, or none."""
         first = self.runs[0]
         try:
             data = self._load(first, first.net, "test")
@@ -134,7 +134,10 @@ class Explorer:
                 raise
             if not self.is_picture:
                 return []
-            data = load_scenes("test", limit=EXAMPLES)
+            try:
+                data = load_scenes("test", limit=EXAMPLES)
+            except MissingExtraError:
+                return []
         if isinstance(data, TextSet):
             return [Example(text, "") for text in data.texts[:TEXTS]]
         if not isinstance(data, ImageSet | LazyImages):

@@ -1,0 +1,1 @@
+"""Which versions of Python, PyTorch, timm and transformers exitlens works with: tried in fresh environments."""

@@ -1,0 +1,1 @@
+"""Whether a release can be made: builds the distributions, looks into them, installs them afresh and runs them."""

@@ -1,0 +1,158 @@
+"""Builds an sdist and a wheel of every distribution and looks into them: size, what has to be there, what must not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.release.versions import ROOT
+
+UNWANTED = ("__pycache__", ".pyc", ".egg-info", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One of those that are released together.
+
+    Attributes:
+        name: on the package index. package: as it is imported.
+        folder: with its pyproject.toml, from the root of the repository.
+        largest: what its wheel may have, in megabytes.
+    """
+
+    name: str
+    package: str
+    folder: str
+    largest: float
+
+    def find(self, dist: Path, suffix: str) -> Path:
+        """Its only archive in a folder.
+
+        Raises:
+            SystemExit: where there is none, or more than one.
+        """
+        found = sorted(dist.glob(f"{self.name.replace('-', '_')}-[0-9]*{suffix}"))
+        if len(found) != 1:
+            raise SystemExit(f"{dist}: expected one {self.name} archive *{suffix}, found {len(found)}")
+        return found[0]
+
+
+DISTRIBUTIONS = (
+    Distribution("exitlens", "exitlens", ".", 1.5),
+    Distribution("exitlens-runtime", "exitlens_runtime", "runtime", 0.1),
+    Distribution("exitlens-demo-data", "exitlens_demo_data", "demo-data", 8.0),
+)
+
+
+def build_all(dist: Path) -> None:
+    """Builds every distribution into a folder: an sdist, and from that the wheel.
+
+    Raises:
+        SystemExit: with what the build printed.
+    """
+    for one in DISTRIBUTIONS:
+        _run_tool("pyproject-build", "--outdir", str(dist), str(ROOT / one.folder))
+
+
+def check_metadata(dist: Path) -> None:
+    """``twine check --strict`` on everything, ``check-wheel-contents`` on the wheels, ``cffconvert`` on the citation.
+
+    Raises:
+        SystemExit: with what the first of them that finds a fault printed.
+    """
+    archives = sorted(str(path) for path in dist.iterdir())
+    _run_tool("twine", "check", "--strict", *archives)
+    _run_tool("check-wheel-contents", *[name for name in archives if name.endswith(".whl")])
+    _run_tool("cffconvert", "--validate", "-i", str(ROOT / "CITATION.cff"))
+
+
+def _run_tool(name: str, *words: str) -> None:
+    """One of those that the extra ``release`` installs beside this Python."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise SystemExit(f"{name} is not installed beside {sys.executable}: pip install -e '.[release]'")
+    done = subprocess.run([str(path), *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} {' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def find_faults(dist: Path) -> list[str]:
+    """What is wrong with the archives, a line for each fault."""
+    return [fault for one in DISTRIBUTIONS for fault in _find_faults(one, dist)]
+
+
+def _find_faults(one: Distribution, dist: Path) -> Iterator[str]:
+    wheel, sdist = one.find(dist, ".whl"), one.find(dist, ".tar.gz")
+    megabytes = wheel.stat().st_size / 1e6
+    if megabytes > one.largest:
+        yield f"{wheel.name}: expected at most {one.largest} MB, got {megabytes:.2f}"
+    inside, source = list_wheel(wheel), list_sdist(sdist)
+    yield from (f"{wheel.name}: {name} is missing" for name in sorted(_list_wanted(one) - inside))
+    yield from (
+        f"{archive.name}: {name} has no place there"
+        for archive, names in ((wheel, inside), (sdist, source))
+        for name in sorted(names)
+        if any(part in f"/{name}" for part in UNWANTED)
+    )
+    yield from (f"{wheel.name}: link to {target}, expected a whole address" for target in _list_links(wheel))
+    strangers = {name for name in inside if not name.startswith((f"{one.package}/", f"{one.package}-"))}
+    yield from (f"{wheel.name}: {name} is outside the package" for name in sorted(strangers))
+    tracked = list_tracked(one)
+    yield from (f"{sdist.name}: {name} is missing" for name in sorted(tracked - source))
+    unknown = source - tracked - {"PKG-INFO", ".gitignore"} if tracked else set()
+    yield from (f"{sdist.name}: {name} is not tracked by git" for name in sorted(unknown))
+
+
+def _list_links(wheel: Path) -> list[str]:
+    """Relative links of the description, which lead nowhere on a package index."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return [link for name in names for link in re.findall(r"\]\((?!https?:|#)([^)\s]+)", archive.read(name).decode())]
+
+
+def _list_wanted(one: Distribution) -> set[str]:
+    """What its wheel needs: all of the package's files in the tree, what marks it as typed, and the licences."""
+    base = ROOT / one.folder / "src"
+    files = {path.relative_to(base).as_posix() for path in (base / one.package).rglob("*") if path.is_file()}
+    wheel_of = f"{one.package}-{_read_version(base / one.package / '__init__.py')}.dist-info"
+    wanted = {name for name in files if not any(part in name for part in UNWANTED)}
+    return wanted | {f"{one.package}/py.typed", f"{wheel_of}/METADATA", f"{wheel_of}/licenses/LICENSE"}
+
+
+def _read_version(path: Path) -> str:
+    return path.read_text().partition('__version__ = "')[2].partition('"')[0]
+
+
+def list_tracked(one: Distribution) -> set[str]:
+    """Files of its folder that git tracks and a source archive has, from the folder; none outside a git repository."""
+    command = ["git", "-C", str(ROOT / one.folder), "ls-files", "-z", "."]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {name for name in done.stdout.split("\0") if name and not name.startswith(".")}
+
+
+def list_wheel(path: Path) -> set[str]:
+    """Names of its files."""
+    with zipfile.ZipFile(path) as wheel:
+        return {name for name in wheel.namelist() if not name.endswith("/")}
+
+
+def list_sdist(path: Path) -> set[str]:
+    """Names of its files, without the folder that all are in."""
+    with tarfile.open(path) as sdist:
+        return {member.name.partition("/")[2] for member in sdist if member.isfile()}
+
+
+def list_sizes(dist: Path) -> list[tuple[str, float, float | None]]:
+    """(archive, its megabytes, what it may have) of every distribution; sdists may have any."""
+    rows: list[tuple[str, float, float | None]] = []
+    for one in DISTRIBUTIONS:
+        for suffix, largest in ((".whl", one.largest), (".tar.gz", None)):
+            path = one.find(dist, suffix)
+            rows.append((path.name, path.stat().st_size / 1e6, largest))
+    return rows

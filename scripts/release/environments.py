@@ -1,0 +1,104 @@
+"""Fresh environments for any Python there is, filled by uv, and what runs in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+VERSIONS = ("3.11", "3.12", "3.13")
+LONGEST_SECONDS = 1800  # of one command, installing PyTorch included
+SAY_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
+SAY_INSTALLED = (
+    "import importlib.metadata as m, json; print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+)
+
+
+class StepError(Exception):
+    """A command failed; the message has its last lines."""
+
+
+def find_pythons(given: Iterable[Path] = ()) -> dict[str, Path]:
+    """An interpreter that runs, for each version: those that are given, else the first on PATH."""
+    found: dict[str, Path] = {}
+    for path in [*given, *_list_candidates()]:
+        version = _ask_version(path)
+        if version and version not in found:
+            found[version] = path
+    return dict(sorted(found.items()))
+
+
+def _list_candidates() -> Iterator[Path]:
+    yield Path(sys.executable)
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        yield from (path for version in VERSIONS if (path := Path(folder) / f"python{version}").is_file())
+
+
+def _ask_version(path: Path) -> str:
+    """Its version if it is one of ours and runs, else nothing: a name on PATH may be a shim of what is not there."""
+    try:
+        done = subprocess.run([str(path), "-c", SAY_VERSION], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() in VERSIONS else ""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment of its own in ``folder``."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path, python: Path) -> Environment:
+        """Makes it anew, empty."""
+        _call([*_UV, "venv", "--quiet", "--clear", "--python", str(python), str(folder)], folder.parent)
+        return cls(folder)
+
+    def install(self, requirements: Sequence[str], *, lowest: bool = False, links: Path | None = None) -> None:
+        """Installs wheels only: the newest, or the lowest versions that the requirements allow and that have a wheel.
+
+        Raises:
+            StepError: if they cannot be found together.
+        """
+        words = ["pip", "install", "--quiet", "--python", str(self.folder), "--only-binary", ":all:"]
+        words += ["--resolution", "lowest-direct" if lowest else "highest"]
+        words += ["--find-links", str(links)] if links else []
+        _call([*_UV, *words, *requirements], self.folder.parent)
+
+    def run(self, *words: str, cwd: Path, **variables: str) -> str:
+        """What one of its programs prints.
+
+        Raises:
+            StepError: if the program fails.
+        """
+        program, *rest = words
+        return _call([str(self.folder / "bin" / program), *rest], cwd, variables)
+
+    def list_installed(self) -> dict[str, str]:
+        """Versions by name of distribution."""
+        found: dict[str, str] = json.loads(self.run("python", "-I", "-c", SAY_INSTALLED, cwd=self.folder))
+        return found
+
+
+_UV = (sys.executable, "-m", "uv")
+_OURS = ("PYTHONPATH", "VIRTUAL_ENV")  # variables that would let the surroundings in
+
+
+def _call(words: Sequence[str], cwd: Path, variables: dict[str, str] | None = None) -> str:
+    usual = {name: value for name, value in os.environ.items() if name not in _OURS}
+    usual |= {"UV_PYTHON_DOWNLOADS": "never", **(variables or {})}
+    try:
+        done = subprocess.run(
+            words, cwd=cwd, env=usual, capture_output=True, text=True, check=False, timeout=LONGEST_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StepError(f"{Path(words[0]).name}: not done after {LONGEST_SECONDS} s") from error
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-12:]
+        raise StepError("\n".join([f"{Path(words[0]).name} {' '.join(words[1:4])} ...: exit code {done.returncode}", *last]))
+    return done.stdout

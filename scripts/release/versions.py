@@ -1,0 +1,46 @@
+"""The version, which stands in six places and is the same in all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NUMBER = r"(\d+\.\d+\.\d+)"
+PLACES = {  # file: what stands before the version there
+    "src/exitlens/__init__.py": r'^__version__ = "',
+    "runtime/src/exitlens_runtime/__init__.py": r'^__version__ = "',
+    "demo-data/src/exitlens_demo_data/__init__.py": r'^__version__ = "',
+    "pyproject.toml": r'^demo = \["exitlens-demo-data==',
+    "CITATION.cff": r"^version: ",
+    "CHANGELOG.md": r"^## \[",  # the newest that has a number
+}
+DATES = {"CITATION.cff": r'^date-released: "', "CHANGELOG.md": rf"^## \[{NUMBER[1:-1]}\] - "}
+
+
+def read_versions(root: Path = ROOT) -> dict[str, str]:
+    """The version in every place; empty where there is none."""
+    return {name: _find(root / name, before + NUMBER) for name, before in PLACES.items()}
+
+
+def read_dates(root: Path = ROOT) -> dict[str, str]:
+    """The day of the release in every place."""
+    return {name: _find(root / name, before + r"(\d{4}-\d\d-\d\d)") for name, before in DATES.items()}
+
+
+def read_version(root: Path = ROOT) -> str:
+    """The one version.
+
+    Raises:
+        SystemExit: where places differ, with all of them.
+    """
+    for found in (read_versions(root), read_dates(root)):
+        if len(set(found.values())) > 1 or "" in found.values():
+            places = ", ".join(f"{name}: {value or 'none'}" for name, value in found.items())
+            raise SystemExit(f"expected one version and one date in all places, found {places}: make them the same")
+    return read_versions(root)["CITATION.cff"]
+
+
+def _find(path: Path, pattern: str) -> str:
+    found = re.search(pattern, path.read_text(), re.M)
+    return found[1] if found else ""

@@ -1,0 +1,98 @@
+"""The files around the code: make says what it does, workflows, hooks and the container call what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+if not (ROOT / ".github").is_dir():
+    pytest.skip("a source distribution comes without these files", allow_module_level=True)
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = {name for line in re.findall(r"^\.PHONY:(.*)$", MAKEFILE, re.M) for name in line.split()}
+DESCRIBED = dict(re.findall(r"^([a-z][a-z-]*):.*?  ## (.+)$", MAKEFILE, re.M))
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+FORMS = sorted(path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config")
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
+
+
+def is_target(name: str) -> bool:
+    return re.search(rf"^{re.escape(name.replace('.venv', '$(VENV)'))}:", MAKEFILE, re.M) is not None
+
+
+def list_steps(workflow: Path) -> list[dict[str, object]]:
+    return [step for job in yaml.safe_load(workflow.read_text())["jobs"].values() for step in job.get("steps", ())]
+
+
+def test_every_target_says_what_it_does():
+    assert DESCRIBED.keys() == TARGETS
+
+
+@needs_make
+def test_make_alone_prints_every_target():
+    done = subprocess.run(["make", "-s"], cwd=ROOT, check=True, capture_output=True, text=True, env=_without_make())
+    assert {line.split()[0]: line.split(None, 1)[1] for line in done.stdout.splitlines()} == DESCRIBED
+
+
+def _without_make() -> dict[str, str]:
+    """The environment as it is where make did not start the tests."""
+    return {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+
+
+def test_targets_are_told_from_other_words():
+    assert is_target("lint")
+    assert is_target(".venv/.installed")
+    assert not is_target("lin")
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_call_targets_and_files_that_exist(workflow):
+    for step in list_steps(workflow):
+        for line in str(step.get("run", "")).splitlines():
+            for target in re.findall(r"\bmake ([\w./-]+)", line):
+                assert is_target(target), f"{workflow.name}: {line}"
+            for path in re.findall(r"(?:^|\s)(\.ci/\S+)", line):
+                assert (ROOT / path).stat().st_mode & 0o100, f"{workflow.name}: {line}"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
+def test_issue_forms_ask_something(form):
+    values = yaml.safe_load(form.read_text())
+    assert {"name", "description", "body"} <= values.keys()
+    asked = [field["id"] for field in values["body"] if field["type"] != "markdown"]
+    assert asked
+    assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize("name", ["dependabot.yml", "ISSUE_TEMPLATE/config.yml"])
+def test_other_settings_are_yaml(name):
+    assert yaml.safe_load((ROOT / ".github" / name).read_text())
+
+
+def test_hooks_use_the_projects_own_tools():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        dev = tomllib.load(file)["project"]["optional-dependencies"]["dev"]
+    installed = {re.split(r"[\[<>=~!;]", line)[0] for line in dev} | {"python"}
+    for repo in HOOKS:
+        assert repo["repo"] == "local"  # nothing from another host
+        for hook in repo["hooks"]:
+            assert hook["entry"].split()[0].removeprefix(".venv/bin/") in installed, hook["id"]
+
+
+def test_the_container_makes_the_environment():
+    settings = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    command, target = settings["postCreateCommand"].split()
+    assert command == "make"
+    assert is_target(target)
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert f">={settings['image'].rpartition(':')[2]}" == tomllib.load(file)["project"]["requires-python"]
