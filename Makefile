@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones release-check compat clean
+.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones docs release-check compat clean
 
 demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
@@ -123,6 +123,11 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 	$(BIN)/python -m benchmarks.serving.page
 	$(BIN)/python -m benchmarks.compat.page
 
+docs: $(VENV)/.docs  ## the documentation site, built without network and checked: build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m website.check build/site
+	$(PYTEST) -m "not slow" tests/website tests/test_readme.py
+
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check
 
@@ -134,7 +139,7 @@ compat: $(VENV)/.release  ## a quick set of tests with every supported version (
 	$(BIN)/python -m benchmarks.compat.page
 
 clean:  ## remove the environment, runs, built packages and caches
-	rm -rf $(VENV) runs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(VENV)/.installed: pyproject.toml runtime/pyproject.toml demo-data/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -143,6 +148,11 @@ $(VENV)/.installed: pyproject.toml runtime/pyproject.toml demo-data/pyproject.to
 
 $(VENV)/.benchmark: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[benchmark]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m website.live_example
 	touch $@
 
 $(VENV)/.release: $(VENV)/.installed

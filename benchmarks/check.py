@@ -33,6 +33,8 @@ from benchmarks.series.promises import list_promises as list_series
 from benchmarks.series.runs import SERIES
 from benchmarks.serving.promises import list_promises as list_serving
 from benchmarks.serving.runs import SERVING
+from benchmarks.site.promises import list_promises as list_site
+from benchmarks.site.runs import SITE
 from benchmarks.static.promises import list_promises as list_static
 from benchmarks.static.runs import STATIC
 from benchmarks.store import GUARANTEES, LOADING, PROCESSES, RESULTS, Store
@@ -55,6 +57,7 @@ BY_RUN = (
     (PROCESSES, list_processes),
     (RELEVANCE, list_relevance),
     (SERVING, list_serving),
+    (SITE, list_site),
     (TRACES, list_traces),
     (TRAINING, list_training),
 )

@@ -15,29 +15,65 @@ class ExitlensError(Exception):
 
     Attributes:
         is_told: every process that shares the work has raised it, so that the first one alone prints it.
+
+    Examples:
+        >>> try:
+        ...     xl.load("nothing")
+        ... except xl.ExitlensError as error:
+        ...     print(type(error).__name__)
+        BundleError
     """
 
     is_told = False
 
 
 class InputError(ExitlensError, ValueError):
-    """A value, tensor or array that a public function was given cannot be used."""
+    """A value, tensor or array that a public function was given cannot be used.
+
+    Examples:
+        >>> xl.predict(net, torch.zeros(1, 3, 40, 40).long(), policy)
+        Traceback (most recent call last):
+        exitlens.errors.InputError: inputs: expected floats, got torch.int64: normalise them first (...)
+    """
 
 
 class DataError(ExitlensError):
-    """A data set, folder or image file cannot be read or does not fit."""
+    """A data set, folder or image file cannot be read or does not fit.
+
+    Examples:
+        >>> xl.load_folder("empty", scenes.preprocess)
+        Traceback (most recent call last):
+        exitlens.errors.DataError: ...
+    """
 
 
 class AttachError(ExitlensError):
-    """A backbone cannot be cut, or the staged network does not equal the plain one."""
+    """A backbone cannot be cut, or the staged network does not equal the plain one.
+
+    Examples:
+        >>> xl.attach("small", at=["layer9"], num_classes=10, example=images[:1])
+        Traceback (most recent call last):
+        exitlens.errors.AttachError: ...
+    """
 
 
 class TrainingError(ExitlensError):
-    """Training cannot start, go on or be resumed."""
+    """Training cannot start, go on or be resumed.
+
+    Examples:
+        >>> xl.fit(net, scenes, scenes, epochs=1, resume=True, progress=False)
+        Traceback (most recent call last):
+        exitlens.errors.TrainingError: ...
+    """
 
 
 class DistributedError(ExitlensError):
-    """Processes that share the work have lost one another, or one of them failed in a way that is not ours."""
+    """Processes that share the work have lost one another, or one of them failed in a way that is not ours.
+
+    Examples:
+        >>> issubclass(xl.DistributedError, xl.ExitlensError)
+        True
+    """
 
 
 class TraceMismatchError(AttachError):
@@ -45,27 +81,66 @@ class TraceMismatchError(AttachError):
 
 
 class CalibrationError(ExitlensError):
-    """No policy can be chosen from this trace under these limits."""
+    """No policy can be chosen from this trace under these limits.
+
+    Examples:
+        >>> xl.calibrate(xl.collect(net, scenes.first(1)), max_accuracy_drop=0.01, delta=0.1)
+        Traceback (most recent call last):
+        exitlens.errors.CalibrationError: ...
+    """
 
 
 class PolicyError(ExitlensError):
-    """A policy does not fit the network or trace it is used with."""
+    """A policy does not fit the network or trace it is used with.
+
+    Examples:
+        >>> xl.predict(net, images, xl.Policy(thresholds=(0.9,)))
+        Traceback (most recent call last):
+        exitlens.errors.PolicyError: ...
+    """
 
 
 class EngineError(ExitlensError):
-    """The network cannot be run in the way that was asked for: compiled, tuned."""
+    """The network cannot be run in the way that was asked for: compiled, tuned.
+
+    Examples:
+        >>> issubclass(xl.EngineError, xl.ExitlensError)
+        True
+    """
 
 
 class ExportError(ExitlensError):
-    """A network cannot be written in a form that other runtimes read."""
+    """A network cannot be written in a form that other runtimes read.
+
+    Examples:
+        >>> xl.export_web(net, policy, "site", ort="nowhere")
+        Traceback (most recent call last):
+        exitlens.errors.ExportError: ...
+    """
 
 
 class StreamError(ExitlensError):
-    """A stream of inputs broke off; what came before was answered."""
+    """A stream of inputs broke off; what came before was answered.
+
+    Examples:
+        >>> def break_off():
+        ...     yield images
+        ...     raise OSError("the camera was unplugged")
+        >>> for pred in xl.predict_stream(net, break_off(), policy):
+        ...     print(len(pred))
+        Traceback (most recent call last):
+        exitlens.errors.StreamError: ...
+    """
 
 
 class BundleError(ExitlensError):
-    """A bundle directory is incomplete, altered or of another version."""
+    """A bundle directory is incomplete, altered or of another version.
+
+    Examples:
+        >>> xl.load("photos")
+        Traceback (most recent call last):
+        exitlens.errors.BundleError: ...
+    """
 
 
 class RequestError(ExitlensError):
@@ -74,6 +149,11 @@ class RequestError(ExitlensError):
     Attributes:
         status: of the answer over HTTP.
         retry_after: seconds after which to try again, where that may help.
+
+    Examples:
+        >>> error = xl.RequestError("deadline_ms: expected a positive number, got -1", status=400)
+        >>> error.status, error.retry_after
+        (400, None)
     """
 
     def __init__(self, message: str, status: int = 400, retry_after: float | None = None) -> None:
@@ -82,27 +162,59 @@ class RequestError(ExitlensError):
 
 
 class OutputExistsError(ExitlensError):
-    """The output exists already and nothing may be overwritten."""
+    """The output exists already and nothing may be overwritten.
+
+    Examples:
+        >>> path = xl.save(net, policy, "bundle")
+        >>> xl.save(net, policy, "bundle")
+        Traceback (most recent call last):
+        exitlens.errors.OutputExistsError: ...
+    """
 
 
 class OutputError(ExitlensError):
-    """An output cannot be read or written; what was written before is valid."""
+    """An output cannot be read or written; what was written before is valid.
+
+    Examples:
+        >>> issubclass(xl.OutputError, xl.ExitlensError)
+        True
+    """
 
 
 class DataWarning(UserWarning):
-    """The data can be used, but not as was asked for, or not for all that is done with them."""
+    """The data can be used, but not as was asked for, or not for all that is done with them.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("error", xl.DataWarning)  # stop, where data cannot be used as was asked for
+    """
 
 
 class DriftWarning(UserWarning):
-    """The samples that come no longer look like those that a policy was calibrated on."""
+    """The samples that come no longer look like those that a policy was calibrated on.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore", xl.DriftWarning)  # when you look at monitor.state() yourself
+    """
 
 
 class WeightsWarning(UserWarning):
-    """Parts of a backbone that pretrained weights were to set stay random, because the weights do not have them."""
+    """Parts of a backbone that pretrained weights were to set stay random, because the weights do not have them.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("error", xl.WeightsWarning)  # refuse weights that leave a part of the backbone random
+    """
 
 
 class ReachWarning(UserWarning):
-    """An exit can be attached, but its features see too little of the image to carry an answer."""
+    """An exit can be attached, but its features see too little of the image to carry an answer.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("error", xl.ReachWarning)  # refuse exits that see too little of the image
+    """
 
 
 class ExitlensDeprecationWarning(FutureWarning):
@@ -117,7 +229,12 @@ class ExitlensDeprecationWarning(FutureWarning):
 
 
 class MissingExtraError(ExitlensError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
+
+    Examples:
+        >>> str(xl.MissingExtraError("timm", extra="timm", purpose="backbone timm:resnet18"))
+        "backbone timm:resnet18 needs the package 'timm', which is not installed: run pip install 'exitlens[timm]'"
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(

@@ -37,6 +37,11 @@ class Ranks:
     Attributes:
         rank: the number of this process, from 0; rank 0 alone prints and writes.
         size: how many there are.
+
+    Examples:
+        >>> ranks = xl.Ranks(rank=1, size=4)  # fit, collect and calibrate make their own where torchrun started them
+        >>> ranks.is_first, list(range(8))[ranks.rows]
+        (False, [1, 5])
     """
 
     rank: int = 0

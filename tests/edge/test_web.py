@@ -49,6 +49,24 @@ def test_what_is_in_the_folder(fake, tmp_path):
     xl.export_web(net, policy, path, ort=fake, overwrite=True)
 
 
+def test_examples_go_along(fake, tmp_path):
+    net, policy = describe(make_net()), xl.Policy((0.8, 0.8))
+    Image.new("RGB", (9, 8)).save(tmp_path / "a b.png")
+    path = xl.export_web(net, policy, tmp_path / "site", ort=fake, examples=[tmp_path / "a b.png"])
+    assert json.loads((path / "network.json").read_text())["examples"] == ["a b.png"]
+    assert (path / "a b.png").read_bytes() == (tmp_path / "a b.png").read_bytes()
+    assert "a b.png" in json.loads((path / "manifest.json").read_text())["sha256"]
+    for examples, match in (
+        ("a b.png", "list of image files"),
+        ([tmp_path / "c.png"], "c.png is none"),
+        ([tmp_path / "a b.png"] * 2, "rename"),
+        ([path / "page.js"], "rename"),
+    ):
+        with pytest.raises(xl.InputError, match=match):
+            xl.export_web(net, policy, tmp_path / "other", ort=fake, examples=examples)
+    assert not (tmp_path / "other").exists()
+
+
 def test_other_or_missing_files_are_refused(fake, tmp_path, monkeypatch):
     net, policy = describe(make_net()), xl.Policy((0.8, 0.8))
     (fake / "ort.wasm.min.js").write_text("another version")
@@ -73,7 +91,8 @@ def site(tmp_path):
         pytest.skip("no Chromium or npm")
     net, policy = describe(make_net()), xl.Policy((0.8, 0.7))
     try:
-        path = xl.export_web(net, policy, tmp_path / "site")
+        Image.new("RGB", (20, 20), "red").save(tmp_path / "a red one.png")
+        path = xl.export_web(net, policy, tmp_path / "site", examples=[tmp_path / "a red one.png"])
     except xl.ExportError as error:
         pytest.skip(f"npm has no onnxruntime-web: {error}")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(path))
@@ -102,6 +121,13 @@ def test_answers_in_the_browser_are_the_librarys(site, tmp_path):
         page.on("request", lambda one: asked.append(one.url))
         page.goto(url)
         page.wait_for_selector("body[data-ready]", timeout=60000)
+        page.click("#examples button")
+        page.wait_for_selector("body:not([data-busy]) #answer:not([hidden])", timeout=60000)
+        assert page.inner_text("#title").startswith("a red one.png: ")
+        page.goto(f"{url}#a%20red%20one.png")  # as pages ask that show this one in a frame
+        page.reload()
+        page.wait_for_selector("body[data-ready]:not([data-busy]) #answer:not([hidden])", timeout=60000)
+        assert page.inner_text("#title").startswith("a red one.png: ")
         (tmp_path / "x.png").write_text("no picture")
         page.set_input_files("#files", [str(path) for path in [*paths, tmp_path / "x.png"]])
         page.wait_for_selector("body:not([data-busy]) #rows tr:nth-child(30)", timeout=60000)

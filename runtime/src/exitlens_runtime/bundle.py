@@ -47,9 +47,9 @@ def load(
         check: run the samples that came with the bundle and compare with what the library answered.
 
     Raises:
-        BundleError: a missing, altered or truncated file, a newer format, or other answers than the library's;
-        PolicyError: a policy of another network, or a name that none has; BackendError: the backend is missing, too old or
-        cannot run a file.
+        BundleError: a missing, altered or truncated file, a newer format, or other answers than the library's.
+        PolicyError: a policy of another network, or a name that none has.
+        BackendError: the backend is missing, too old or cannot run a file.
     """
     source = Path(directory)
     manifest = read_manifest(source)

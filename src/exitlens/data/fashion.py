@@ -57,7 +57,13 @@ def _find_images() -> Traversable:
 
 
 def load_fashion(split: Split) -> ImageSet:
-    """The garments of one split as grey ``(N,1,28,28)`` images on black."""
+    """The garments of one split as grey ``(N,1,28,28)`` images on black.
+
+    Examples:
+        >>> data = xl.load_fashion("validation")
+        >>> data.images.shape, data.classes[0]
+        (torch.Size([1000, 1, 28, 28]), 'T-shirt')
+    """
     garments, labels = load_garments(split)
     return ImageSet(garments[:, None], labels, CLASSES)
 
@@ -80,6 +86,10 @@ def load_scenes(
         size: height and width in pixels.
         palette: ``"standard"`` or ``"unseen"``.
         limit: only the first ``limit`` garments (for quick trials).
+
+    Examples:
+        >>> xl.load_scenes("test", limit=100).images.shape
+        torch.Size([100, 3, 40, 40])
     """
     garments, labels = load_garments(split)
     return make_scenes(

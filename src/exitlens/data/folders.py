@@ -61,6 +61,11 @@ def load_folder(
 
     Raises:
         DataError: no classes, one class, a folder that is no known class, or a class without an image.
+
+    Examples:
+        >>> data, report = xl.load_folder("photos", xl.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> len(data), data.classes
+        (4, ('cat', 'dog'))
     """
     found = list_class_files(Path(folder), classes)
     reader = ImageFiles(Path(folder), found.names, preprocess)
@@ -101,7 +106,13 @@ def list_class_files(
 
 
 def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> tuple[Tensor, FolderReport]:
-    """Reads every image below ``folder`` into memory, as normalised input ``(N,C,H,W)``, whatever the subfolders."""
+    """Reads every image below ``folder`` into memory, as normalised input ``(N,C,H,W)``, whatever the subfolders.
+
+    Examples:
+        >>> inputs, report = xl.load_unlabelled("photos", xl.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
+        >>> inputs.shape
+        torch.Size([4, 3, 40, 40])
+    """
     files = list_images(Path(folder))
     reader = ImageFiles(Path(), map(str, files), preprocess)
     found = next(decode_batches(reader, [range(len(files))], reader.shape))
@@ -114,6 +125,11 @@ def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
 
     Raises:
         InputError: for an unknown name; DataError: if the files are not below ``root``.
+
+    Examples:
+        >>> xl.load_torchvision("CIFAR10", "nowhere", train=True)
+        Traceback (most recent call last):
+        exitlens.errors.DataError: ...
     """
     from torchvision import datasets
 

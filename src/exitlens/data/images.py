@@ -24,6 +24,12 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         masks: optional ``(N,H,W)`` ``bool``: where the object is.
         preprocess: how pixels become network input; by default scaled to [-2, 2].
         groups: optional ``(N,)`` ``int64``: images with the same number belong together.
+
+    Examples:
+        >>> pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        >>> data = xl.ImageSet(pixels, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
+        >>> data.inputs.shape, data[0][0].min().item()
+        (torch.Size([4, 3, 32, 32]), -2.0)
     """
 
     modality: ClassVar[Modality] = IMAGE

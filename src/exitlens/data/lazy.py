@@ -155,6 +155,11 @@ class LazyImages(LazySet):
 
     Arguments and errors are those of :class:`LazySet`; ``reader`` gives pixels ``(C,H,W)`` ``uint8``, and ``preprocess`` is
     a :class:`~exitlens.types.Preprocess`.
+
+    Examples:
+        >>> lazy, _ = xl.load_folder("photos", scenes.preprocess)  # a LazyImages: the files are listed, nothing is decoded
+        >>> lazy.first(2).load().images.shape  # an ImageSet of the first two
+        torch.Size([2, 3, 40, 40])
     """
 
     dtype = torch.uint8

@@ -113,6 +113,10 @@ def make_reviews(count: int, *, shop_agreement: float, seed: int, length: int = 
             is one of the other class's four; so 0.5 makes shop and class independent. Nothing else depends on it.
         seed: of everything in the reviews.
         length: tokens of an input; reviews have 8 to 30, longer ones than ``length`` are cut.
+
+    Examples:
+        >>> xl.make_reviews(2, shop_agreement=0.5, seed=0).texts[0]
+        '...'
     """
     if not 0.0 <= shop_agreement <= 1.0:
         raise InputError(f"shop_agreement: expected a number in [0, 1], got {shop_agreement}")
@@ -145,6 +149,11 @@ def load_reviews(
         seed: one number for all splits; each split derives its own from it.
         length: tokens of an input.
         limit: only the first ``limit`` reviews (for quick trials).
+
+    Examples:
+        >>> data = xl.load_reviews("test", limit=3)
+        >>> len(data), data.classes
+        (3, ('negative', 'positive'))
     """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {SPLITS}, got {split!r}")

@@ -42,6 +42,12 @@ def make_scenes(
         size: height and width of a scene in pixels.
         scale: smallest and largest side of the garment as a fraction of ``size``.
         palette: ``"standard"``, or ``"unseen"`` for backgrounds that no training scene has.
+
+    Examples:
+        >>> garments = torch.full((2, 28, 28), 200, dtype=torch.uint8)
+        >>> data = xl.make_scenes(garments, torch.tensor([0, 1]), ("a", "b"), background_agreement=0.5, seed=0)
+        >>> data.images.shape, data.masks.shape
+        (torch.Size([2, 3, 40, 40]), torch.Size([2, 40, 40]))
     """
     if not 0.0 <= background_agreement <= 1.0:
         raise InputError(f"background_agreement: expected a number in [0, 1], got {background_agreement}")

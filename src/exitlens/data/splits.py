@@ -74,6 +74,11 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
 
     Raises:
         DataError: if a class has too few samples (groups) to give every part one.
+
+    Examples:
+        >>> train, test = xl.split_set(scenes, (0.75, 0.25))
+        >>> len(train) + len(test), set(test.labels.tolist()) == set(range(10))  # every class in every part
+        (64, True)
     """
     if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
         raise InputError(f"shares: expected positive numbers that sum to 1, got {list(shares)}")

@@ -145,6 +145,11 @@ class ImageStream(DecodedStream):
         groups: their groups, or ``None``.
         bad: what could not be read so far, each with the reason.
         total: how many images there are to read, and what is known to be bad.
+
+    Examples:
+        >>> stream = xl.ImageStream(sorted(Path("photos").rglob("*.png")), scenes.preprocess, batch_size=3)
+        >>> [len(batch) for batch in stream]
+        [3, 1]
     """
 
     def __init__(

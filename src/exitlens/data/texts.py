@@ -37,6 +37,13 @@ class TextSet(Dataset[TextItem]):
 
     Raises:
         InputError: where counts, shapes or values do not fit.
+
+    Examples:
+        >>> texts = ["a good lamp", "a bad lamp"]
+        >>> preprocess = xl.TextPreprocess(xl.word_tokenizer(texts), length=6)
+        >>> data = xl.TextSet(texts, torch.tensor([1, 0]), ("bad", "good"), preprocess)
+        >>> data[0][0]["input_ids"].shape, data.texts[0]
+        (torch.Size([6]), 'a good lamp')
     """
 
     modality: ClassVar[Modality] = TEXT
@@ -137,6 +144,11 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
 
     Raises:
         InputError: texts without a word; MissingExtraError: where ``tokenizers`` is not installed.
+
+    Examples:
+        >>> preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good lamp", "a bad lamp"]), length=6)
+        >>> preprocess.encode(["a good lamp"])["attention_mask"]  # [CLS] a good lamp [SEP], and one of padding
+        tensor([[1, 1, 1, 1, 1, 0]])
     """
     if isinstance(texts, str) or max_words < 1:
         raise InputError(f"texts, max_words: expected several texts and 1 word or more, got {texts!r:.60} and {max_words}")
@@ -173,6 +185,12 @@ def read_texts(
 
     Raises:
         DataError: a missing file or column, fewer than 2 classes, an unknown class, or rows that cannot be read.
+
+    Examples:
+        >>> _ = Path("reviews.csv").write_text("text,label\\ngood lamp,positive\\nbad lamp,negative\\n")
+        >>> texts, labels, classes = xl.read_texts("reviews.csv")
+        >>> texts[0], labels, classes
+        ('good lamp', tensor([1, 0]), ('negative', 'positive'))
     """
     rows = read_columns(Path(path), ("text", "label"), skip_bad)
     labels = rows.words["label"]

@@ -65,6 +65,11 @@ def save(
     Raises:
         OutputExistsError: if the directory exists; PolicyError: for a policy of another network; InputError: for a name
             that no policy may have.
+
+    Examples:
+        >>> path = xl.save(net, policy, "bundle")
+        >>> sorted(file.name for file in path.iterdir())
+        [...]
     """
     require(net, ExitNet, "net")
     require(policy, Policy | None, "policy", "see exitlens.calibrate")
@@ -136,6 +141,12 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
 
     Raises:
         BundleError: a missing, altered or truncated file, another format version, or a backbone that does not fit.
+
+    Examples:
+        >>> path = xl.save(net, policy, "bundle")
+        >>> same, policy = xl.load("bundle")
+        >>> torch.equal(same(images)[-1].logits, net(images)[-1].logits)
+        True
     """
     require(directory, str | Path, "directory")
     require(backbone, nn.Module | None, "backbone", "the plain module that exits were attached to")
@@ -179,6 +190,11 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
     Raises:
         BundleError: a missing, altered or truncated file, another format version, or an entry that is no policy;
             PolicyError: a policy of another network. Both name the file and the entry.
+
+    Examples:
+        >>> path = xl.save(net, policy, "bundle", policies={"last": xl.Policy.never(3)})
+        >>> list(xl.load_policies("bundle"))
+        ['default', 'last']
     """
     require(directory, str | Path, "directory")
     source = find_bundle(Path(directory))

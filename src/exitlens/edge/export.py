@@ -63,6 +63,10 @@ def export(
         ExportError: where the network cannot be written so, or the files do not give the same; MissingExtraError: without
             the extra ``onnx``; OutputExistsError: if the directory exists; PolicyError: for a policy of another network;
             InputError: for a name that no policy may have.
+
+    Examples:
+        >>> sorted(file.name for file in xl.export(net, policy, "edge").glob("*.onnx"))
+        ['cascade.onnx', 'stage_0.onnx', 'stage_1.onnx', 'stage_2.onnx']
     """
     check_arguments(net, policy, directory)
     named = {} if policies is None else policies

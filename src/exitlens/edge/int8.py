@@ -40,6 +40,11 @@ class Int8Report:
         agreement: for every exit the share of samples that it gives the same label in both.
         exit_accuracy: of every exit; ``None`` without labels. accuracy: routed, each by its own policy; likewise.
         exit_shares: of the samples, by the exit that answers.
+
+    Examples:
+        >>> report = xl.Int8Report(Path("int8"), policy, (0.99, 1.0, 1.0), None, None, ((0.5, 0.3, 0.2), (0.5, 0.3, 0.2)))
+        >>> report.to_dict()["agreement"]
+        (0.99, 1.0, 1.0)
     """
 
     directory: Path
@@ -83,6 +88,12 @@ def export_int8(
     Raises:
         ExportError: where the network cannot be quantised; and what :func:`exitlens.export` and :func:`exitlens.calibrate`
             raise.
+
+    Examples:
+        >>> policy = xl.calibrate(trace, max_disagreement=0.5)  # on the same limits int8 is calibrated
+        >>> report = xl.export_int8(net, policy, "int8", samples=scenes, calibration=scenes)
+        >>> len(report.agreement)
+        3
     """
     check_arguments(net, policy, directory)
     request = repeat_request(policy)

@@ -21,7 +21,7 @@ from exitlens.edge.export import (
     write_checked_cascade,
     write_stages,
 )
-from exitlens.errors import ExportError, require
+from exitlens.errors import ExportError, InputError, require
 from exitlens.io import replace_directory, write_json, write_manifest
 from exitlens.model.engine.onnx.files import Written
 from exitlens.model.network import ExitNet
@@ -38,7 +38,13 @@ NETWORK = "network.json"
 
 
 def export_web(
-    net: ExitNet, policy: Policy, directory: str | Path, *, ort: str | Path | None = None, overwrite: bool = False
+    net: ExitNet,
+    policy: Policy,
+    directory: str | Path,
+    *,
+    ort: str | Path | None = None,
+    examples: Sequence[str | Path] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Writes a folder for any web server: a page that takes pictures, the network, and ONNX Runtime's WebAssembly.
 
@@ -47,11 +53,18 @@ def export_web(
         policy: of this network, without a gate.
         directory: a new directory; it appears complete or not at all.
         ort: a folder with the files of ``onnxruntime-web`` (its ``dist``); by default ``npm`` fetches the package.
+        examples: image files to go along, which visitors can click; no two of one name.
         overwrite: replace what an earlier export wrote.
 
     Raises:
         ExportError: where the network or policy does not fit, or the files of onnxruntime-web are missing or others; and
             what :func:`exitlens.export` raises.
+        InputError: for examples that are no files, or have the name of another file of the folder.
+
+    Examples:
+        >>> xl.export_web(net, policy, "site", ort="package/dist")  # without ort=, npm fetches it
+        Traceback (most recent call last):
+        exitlens.errors.ExportError: ...
     """
     require(ort, str | Path | None, "ort")
     check_arguments(net, policy, directory)
@@ -59,25 +72,30 @@ def export_web(
         raise ExportError("net: the page needs to know how pictures become inputs: net.describe(preprocess=...) first")
     if net.info.task == "multilabel":
         raise ExportError("net: the page shows one class for a picture, this network gives several labels: use xl.export")
+    pictures = _check_examples(examples)
     target = Path(directory).resolve()
     own = check_target(target, overwrite)
     with tempfile.TemporaryDirectory() as folder, replace_directory(target, own) as temporary:
         found = find_runtime(Path(folder)) if ort is None else Path(ort)
         for name in FILES:
             shutil.copyfile(_check_file(found / name), temporary / name)
+        for picture in pictures:
+            shutil.copyfile(picture, temporary / picture.name)
         for name in PAGE:
             (temporary / name).write_bytes(resources.files("exitlens.edge").joinpath("site", name).read_bytes())
         parts = write_stages(Path(folder), net, policy)
         write_checked_cascade(temporary / CASCADE, net, policy, parts)
-        write_json(temporary / NETWORK, describe_for_page(net, policy, parts))
-        files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK)]
+        write_json(temporary / NETWORK, describe_for_page(net, policy, parts, pictures))
+        files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK, *(path.name for path in pictures))]
         write_manifest(
             temporary / MANIFEST, files, {"segments": [part.exit for part in parts], "network": net.fingerprint()}
         )
     return target
 
 
-def describe_for_page(net: ExitNet, policy: Policy, parts: Sequence[Written]) -> dict[str, Any]:
+def describe_for_page(
+    net: ExitNet, policy: Policy, parts: Sequence[Written], pictures: Sequence[Path] = ()
+) -> dict[str, Any]:
     """What the page has to know, JSON-ready."""
     values, preprocess = policy.to_dict(), net.info.preprocess
     assert preprocess is not None
@@ -88,6 +106,7 @@ def describe_for_page(net: ExitNet, policy: Policy, parts: Sequence[Written]) ->
         "num_exits": net.num_exits,
         "exits": [part.exit for part in parts],
         "preprocess": preprocess.to_dict(),
+        "examples": [picture.name for picture in pictures],
         **{name: values[name] for name in ("thresholds", "temperatures", "score")},
     }
 
@@ -106,6 +125,21 @@ def find_runtime(folder: Path) -> Path:
         said = getattr(error, "stderr", "") or str(error)
         raise ExportError(f"ort: npm cannot fetch onnxruntime-web ({said.strip()[-200:]}): {mend}") from error
     return folder / "package" / "dist"
+
+
+def _check_examples(examples: Sequence[str | Path]) -> list[Path]:
+    """The files, if each can lie in the folder beside all others."""
+    if isinstance(examples, str) or not isinstance(examples, Sequence):
+        raise InputError(f"examples: expected a list of image files, got {examples!r:.60}")
+    found = [Path(path) for path in examples]
+    taken = [*FILES, *PAGE, CASCADE, NETWORK, MANIFEST]
+    for path in found:
+        if not path.is_file():
+            raise InputError(f"examples: expected image files, {path} is none")
+        if path.name in taken:
+            raise InputError(f"examples: the folder has another file {path.name}: rename {path}")
+        taken.append(path.name)
+    return found
 
 
 def _check_file(path: Path) -> Path:

@@ -34,6 +34,11 @@ class Drift:
         evidence: how many times the bet against "nothing changed" has multiplied its stake, at most so far.
         alarm: whether that reached ``1 / false_alarm``. since: the sample at which it did.
         groups: how many came, where they are counted: shares and confidences are then of the first sample of each.
+
+    Examples:
+        >>> state = xl.Monitor(xl.calibrate(trace, max_disagreement=0.5)).state()
+        >>> state.alarm, state.samples
+        (False, 0)
     """
 
     samples: int
@@ -91,6 +96,11 @@ class Monitor:
     Raises:
         PolicyError: for a policy that was not calibrated on a trace, or was changed since.
         InputError: for ``false_alarm`` out of range.
+
+    Examples:
+        >>> monitor = xl.Monitor(xl.calibrate(trace, max_disagreement=0.5))
+        >>> monitor.update(xl.predict(net, images, policy)).samples
+        8
     """
 
     def __init__(self, policy: Policy, false_alarm: float = 0.05, seed: int = 0) -> None:

@@ -106,6 +106,10 @@ def route(trace: Trace, policy: Policy) -> Tensor:
 
     Raises:
         PolicyError: if the policy has another number of exits or was calibrated for another network.
+
+    Examples:
+        >>> xl.route(trace, xl.Policy(thresholds=(0.0, math.inf))).unique()  # 0: always fires at exit 0
+        tensor([0])
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     require(policy, Policy, "policy", "see exitlens.calibrate")

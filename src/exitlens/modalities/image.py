@@ -67,6 +67,11 @@ def read_image(
 
     Raises:
         DataError: as :func:`open_picture` does.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> xl.read_image(Path("photos/cat/0.png"), size=(32, 32), channels=3).shape
+        torch.Size([3, 32, 32])
     """
     return to_pixels(open_picture(path, channels, max_pixels), size, channels)
 

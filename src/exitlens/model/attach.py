@@ -82,6 +82,11 @@ def attach(
 
     Warns:
         ReachWarning: where the locations of an early exit see less than a quarter of the image's shorter side.
+
+    Examples:
+        >>> net = xl.attach("small", at=["layer2", "layer3"], num_classes=10, example=images[:1])
+        >>> [tuple(out.attention.shape) for out in net(images)]  # two early exits and the final one
+        [(8, 10, 10), (8, 10, 10), (8, 10, 10)]
     """
     _check_words(final, head, layout, placement)
     shape = _check_arguments(backbone, at, num_classes, example, placement)

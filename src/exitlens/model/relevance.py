@@ -61,6 +61,10 @@ def compute_relevance(
 
     Raises:
         InputError: for an exit, place or method that does not exist, and for inputs that the network cannot take.
+
+    Examples:
+        >>> xl.compute_relevance(net, images).shape  # of the final exit's answer, on the grid of exit 0
+        torch.Size([8, 10, 10])
     """
     require(net, ExitNet, "net")
     last = net.num_exits - 1

@@ -109,6 +109,10 @@ class Calibration:
         timing: what a batch took at each exit; ``None`` where that was not measured.
         folds: parts of the samples on which thresholds that the others chose keep the limits; ``None``: not asked for.
         held_out: by name, what the samples of all folds lost so, on average; of limits on every class, one for each.
+
+    Examples:
+        >>> xl.calibrate(trace, max_disagreement=0.5).calibration.limits
+        {'max_disagreement': 0.5}
     """
 
     limits: Mapping[str, float]

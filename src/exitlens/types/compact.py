@@ -33,6 +33,10 @@ class CompactLogits:
         label: ``(*S)`` the logit of the label; ``None`` without labels.
         span: ``(*S,2)`` distances of the nearest and of the farthest of the other logits.
         weights: ``(*S,n)`` of the nodes. num_classes: C.
+
+    Examples:
+        >>> xl.collect(net, scenes, compact=True).logits.shape
+        torch.Size([64, 3, 10])
     """
 
     top: Tensor

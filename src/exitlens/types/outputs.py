@@ -15,6 +15,11 @@ class ExitOutput(NamedTuple):
         logits: ``(B,C)``.
         attention: ``(B,*S)``, non-negative, sums to 1 over the locations ``S``.
         evidence: ``(B,C,*S)``; ``evidence.sum(S) + bias == logits`` where the head is exact (every evidence head is).
+
+    Examples:
+        >>> out = net(images)[0]
+        >>> out.logits.shape, out.attention.sum((1, 2)).allclose(torch.ones(8))
+        (torch.Size([8, 10]), True)
     """
 
     logits: Tensor
@@ -23,7 +28,13 @@ class ExitOutput(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """Scalars by name: ``total`` is what to call ``backward`` on; the others are detached parts for logging."""
+    """Scalars by name: ``total`` is what to call ``backward`` on; the others are detached parts for logging.
+
+    Examples:
+        >>> terms = xl.EGTLoss(weight=0.5)(net(images), labels)
+        >>> terms.total.requires_grad, terms.classification.requires_grad
+        (True, False)
+    """
 
     total: Tensor
     classification: Tensor
@@ -49,6 +60,11 @@ class Prediction:
             measured on the samples for which the final exit ran; NaN for the others.
 
     Its tensors were made in inference mode: clone them before using them in autograd.
+
+    Examples:
+        >>> pred = xl.predict(net, images, xl.Policy.never(3))
+        >>> pred.exits.tolist()  # all at the final exit
+        [2, 2, 2, 2, 2, 2, 2, 2]
     """
 
     labels: Tensor

@@ -31,6 +31,11 @@ class Gate:
 
     Raises:
         PolicyError: where the numbers do not fit.
+
+    Examples:
+        >>> gate = xl.Gate(weights=((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)), limits=(0.5, math.inf))
+        >>> xl.Policy(thresholds=(0.9, 0.9), gate=gate).gate.limits
+        (0.5, inf)
     """
 
     weights: tuple[tuple[float, ...], ...]
@@ -73,6 +78,11 @@ class Policy:
         network: fingerprint of the network it was chosen for; empty fits any.
         calibration: the record of how it was chosen; ``None`` for a policy made by hand.
         gate: lets exits fire only where their explanation can be trusted; ``None``: the score alone decides.
+
+    Examples:
+        >>> policy = xl.Policy(thresholds=(0.9, math.inf))  # exit 0 fires at 0.9 or more, exit 1 never
+        >>> policy.num_exits, xl.Policy.from_dict(policy.to_dict()) == policy
+        (3, True)
     """
 
     thresholds: tuple[float, ...]

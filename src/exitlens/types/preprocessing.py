@@ -30,7 +30,12 @@ class Preprocessing(Protocol):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pixels become network input: resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``."""
+    """How pixels become network input: resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``.
+
+    Examples:
+        >>> xl.Preprocess(size=(40, 40), mean=(0.5,) * 3, std=(0.25,) * 3).normalise(scenes.images[:2]).shape
+        torch.Size([2, 3, 40, 40])
+    """
 
     size: tuple[int, int]
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -86,6 +91,11 @@ class TextPreprocess:
     Raises:
         InputError: for a JSON that is no tokenizer, or a length that leaves no room for a text.
         MissingExtraError: where the package ``tokenizers`` is not installed.
+
+    Examples:
+        >>> preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good lamp"]), length=8)
+        >>> preprocess.encode(["a good lamp", "good"])["input_ids"].shape
+        torch.Size([2, 8])
     """
 
     tokenizer: str = field(repr=False)

@@ -26,6 +26,10 @@ class MelSpectrogram:
 
     Raises:
         InputError: for values that make no spectrogram.
+
+    Examples:
+        >>> mel = xl.MelSpectrogram(bands=40, high_hz=4000.0)
+        >>> scaling = xl.SeriesPreprocess(mean=(0.0,) * 40, std=(1.0,) * 40, rate=16000.0, mel=mel)
     """
 
     bands: int = 64
@@ -95,6 +99,11 @@ class SeriesPreprocess(_Scaling):
 
     Raises:
         InputError: for values that do not fit one another.
+
+    Examples:
+        >>> scaling = xl.SeriesPreprocess(mean=(1.0,), std=(2.0,))
+        >>> scaling.normalise(torch.tensor([[[1.0, 3.0, 5.0]]]))
+        tensor([[[0., 1., 2.]]])
     """
 
     length: int = 0
@@ -149,6 +158,11 @@ class VolumePreprocess(_Scaling):
 
     Raises:
         InputError: for values that do not fit one another.
+
+    Examples:
+        >>> scaling = xl.VolumePreprocess(mean=(0.0,), std=(2.0,), size=(8, 8, 8))
+        >>> scaling.normalise(torch.ones(1, 8, 8, 8)).mean()
+        tensor(0.5000)
     """
 
     size: tuple[int, int, int]
@@ -184,6 +198,11 @@ class VectorPreprocess(_Scaling):
 
     Raises:
         InputError: for values that do not fit one another.
+
+    Examples:
+        >>> scaling = xl.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0), names=("age", "dose"))
+        >>> scaling.normalise(torch.tensor([1.0, 20.0]))
+        tensor([1., 2.])
     """
 
     names: tuple[str, ...] = ()

@@ -25,6 +25,11 @@ class Timing:
 
     Raises:
         InputError: for times that are not positive, finite and increasing, or do not fit one another.
+
+    Examples:
+        >>> timing = xl.Timing(ms=(1.0, 2.5), low=(0.9, 2.4), high=(1.1, 2.6), whole_ms=2.4, batch_size=1, threads=2)
+        >>> timing.spread
+        (0.2..., 0.08...)
     """
 
     ms: tuple[float, ...]

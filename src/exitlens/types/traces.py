@@ -48,6 +48,12 @@ class Trace:
 
     Raises:
         InputError: where shapes, ranges or values do not fit.
+
+    Examples:
+        >>> logits = torch.tensor([[[2.0, 0.0], [3.0, 0.0]]])  # one sample, two exits, two classes
+        >>> hand = xl.Trace(logits, torch.tensor([0]), torch.zeros(1, 2), torch.tensor([0.4, 1.0]))
+        >>> hand.num_exits, hand.correct
+        (2, tensor([[True, True]]))
     """
 
     logits: Logits

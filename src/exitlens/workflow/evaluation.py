@@ -114,6 +114,11 @@ class Report:
         ms: the mean over samples of what a batch takes at the exit that they take, where the trace has measured times.
         timing: these times, and the machine, batch size and spread that belong to them.
         labels: what else there is to say of several labels; ``None`` for one class a sample, and without labels.
+
+    Examples:
+        >>> report = xl.evaluate(trace, policy)
+        >>> sum(report.exit_shares), report.exits[0].exit
+        (1.0, 0)
     """
 
     accuracy: float | None
@@ -179,6 +184,11 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
 
     Raises:
         PolicyError: if the policy does not fit the trace.
+
+    Examples:
+        >>> report = xl.evaluate(trace, policy)
+        >>> report.samples, len(report.exit_shares)
+        (64, 3)
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     require(policy, Policy, "policy", "see exitlens.calibrate")

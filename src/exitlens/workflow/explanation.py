@@ -41,6 +41,11 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, 
 
     Raises:
         InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
+
+    Examples:
+        >>> why = xl.explain(net, images[0], policy)
+        >>> len(why.exits), why.answered in (0, 1, 2)
+        (3, True)
     """
     require(net, ExitNet, "net")
     axes, names = len(net.input_spec.shape), net.input_spec.names
@@ -56,7 +61,12 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, 
 def explain_batch(
     net: ExitNet, images: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False
 ) -> Sequence[Explanation]:
-    """:func:`explain` for every sample of a batch, in one pass."""
+    """:func:`explain` for every sample of a batch, in one pass.
+
+    Examples:
+        >>> [len(why.exits) for why in xl.explain_batch(net, images[:2], policy)]
+        [3, 3]
+    """
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     tensors = net.check_input(images)

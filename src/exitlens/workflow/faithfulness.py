@@ -53,6 +53,11 @@ class Faithfulness:
             possible that the map reaches, 0 for a blind map. The oracle is a strong reference and not the best there can be,
             so a little more than 1 occurs. ``None`` at an exit where the oracle gains nothing over random cells.
         deletion_share_error, insertion_share_error: standard errors of these ratios, over images.
+
+    Examples:
+        >>> found = xl.faithfulness(net, scenes, samples=4, oracle_samples=0)
+        >>> found.grid, found.deletion_share is None
+        ((5, 5), True)
     """
 
     deletion: tuple[float, ...]
@@ -110,6 +115,11 @@ def faithfulness(
         of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
             (:func:`~exitlens.model.relevance.compute_relevance`).
         progress: show a progress bar.
+
+    Examples:
+        >>> found = xl.faithfulness(net, scenes, samples=8, oracle_samples=2)
+        >>> found.samples, len(found.deletion)
+        (8, 3)
     """
     require(net, ExitNet, "net")
     require_maps(net.heads, "faithfulness")

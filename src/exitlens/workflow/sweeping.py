@@ -23,7 +23,12 @@ PRICES = (0.0, 0.3, 1.0, 3.0)  # how many errors a divergence of 1 weighs
 
 @dataclass(frozen=True)
 class Band:
-    """A mean over samples, with its confidence band."""
+    """A mean over samples, with its confidence band.
+
+    Examples:
+        >>> xl.sweep(trace)[0].cost
+        Band(value=..., low=..., high=...)
+    """
 
     value: float
     low: float
@@ -37,6 +42,11 @@ class SweepPoint:
     Attributes:
         cost: mean, in units of the plain backbone. agreement: share of answers that are the final exit's.
         divergence: mean, of the map at the exit taken. accuracy: ``None`` without labels.
+
+    Examples:
+        >>> point = xl.sweep(trace)[0]
+        >>> point.policy.num_exits, point.accuracy.low <= point.accuracy.value <= point.accuracy.high
+        (3, True)
     """
 
     policy: Policy
@@ -52,7 +62,12 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of a paper's curve: mean cost and accuracy on the test data."""
+    """A point of a paper's curve: mean cost and accuracy on the test data.
+
+    Examples:
+        >>> xl.anytime(trace)[0]
+        CurvePoint(cost=..., accuracy=...)
+    """
 
     cost: float
     accuracy: float
@@ -74,6 +89,11 @@ def sweep(trace: Trace, *, score: str | None = None, level: float = 0.95, most: 
 
     Raises:
         InputError: for fewer than 10 samples (or groups), or arguments out of range.
+
+    Examples:
+        >>> points = xl.sweep(trace)
+        >>> points[0].cost.value <= points[-1].cost.value  # cheapest first
+        True
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     score = choose_score(score, trace.task)
@@ -159,6 +179,10 @@ def anytime(trace: Trace) -> list[CurvePoint]:
 
     Raises:
         InputError: for a trace without labels.
+
+    Examples:
+        >>> [round(point.cost, 2) for point in xl.anytime(trace)] == [round(cost, 2) for cost in trace.cost.tolist()]
+        True
     """
     require(trace, Trace, "trace", "see exitlens.collect")
     trace.require_labels("anytime")
@@ -180,6 +204,11 @@ def budgeted_batch(validation: Trace, test: Trace, *, score: str | None = None, 
 
     Raises:
         InputError: for traces of different networks, or a test trace without labels.
+
+    Examples:
+        >>> half = torch.arange(32)
+        >>> xl.budgeted_batch(trace.select(half), trace.select(half + 32), points=2)
+        [CurvePoint(cost=..., accuracy=...), ...]
     """
     for name, one in (("validation", validation), ("test", test)):
         require(one, Trace, name, "see exitlens.collect")

@@ -31,6 +31,11 @@ def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20
 
     Raises:
         InputError: for numbers out of range.
+
+    Examples:
+        >>> data = xl.make_blobs(3, offset_agreement=0.9, seed=0, size=16)
+        >>> data.values.shape, data.classes
+        (torch.Size([3, 1, 16, 16, 16]), ('ball', 'box', 'rod'))
     """
     check_generated(count, offset_agreement)
     if not isinstance(size, int) or size < _SMALLEST:
@@ -64,6 +69,10 @@ def load_blobs(
         seed: one number for all splits; each split derives its own from it.
         size: voxels of a side.
         limit: only the first ``limit`` volumes (for quick trials).
+
+    Examples:
+        >>> xl.load_blobs("test", limit=6).values.shape
+        torch.Size([6, 1, 20, 20, 20])
     """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {SPLITS}, got {split!r}")

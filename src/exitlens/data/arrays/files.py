@@ -133,6 +133,12 @@ def load_arrays(
 
     Raises:
         DataError: as :func:`~exitlens.data.folders.load_folder`; InputError: for vectors, which are rows of tables.
+
+    Examples:
+        >>> scaling = xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0))
+        >>> data = xl.load_arrays("recordings", scaling)  # recordings/CLASS/name.npy
+        >>> len(data), data.classes
+        (4, ('idle', 'running'))
     """
     kind = SERIES if isinstance(preprocess, SeriesPreprocess) else VOLUME
     if not isinstance(preprocess, kind.preprocess):

@@ -36,6 +36,11 @@ def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int =
 
     Raises:
         InputError: for numbers out of range.
+
+    Examples:
+        >>> data = xl.make_motifs(8, offset_agreement=0.25, seed=0, length=64)
+        >>> data.values.shape, data.masks.shape
+        (torch.Size([8, 2, 64]), torch.Size([8, 64]))
     """
     check_generated(count, offset_agreement)
     if not isinstance(length, int) or length < _SHORTEST:
@@ -69,6 +74,10 @@ def load_motifs(
         seed: one number for all splits; each split derives its own from it.
         length: steps T.
         limit: only the first ``limit`` series (for quick trials).
+
+    Examples:
+        >>> xl.load_motifs("test", limit=4).values.shape
+        torch.Size([4, 2, 128])
     """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {SPLITS}, got {split!r}")

@@ -38,6 +38,13 @@ class ArraySet(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         InputError: where counts, shapes or values do not fit; NaN and infinite values do not.
+
+    Examples:
+        >>> scaling = xl.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0))
+        >>> data = xl.ArraySet(torch.tensor([[1.0, 20.0], [0.0, 10.0]]), torch.tensor([0, 1]), ("no", "yes"), scaling)
+        >>> data.inputs
+        tensor([[1., 2.],
+                [0., 0.]])
     """
 
     def __init__(
@@ -102,6 +109,11 @@ class LazyArrays(LazySet):
         labels: as of :class:`~exitlens.data.lazy.LazySet`, like ``classes``, ``groups``, ``skip_bad`` and ``workers``.
         preprocess: as of :class:`ArraySet`.
         shape: of every sample: ``(C,T)``, ``(C,D,H,W)`` or ``(F,)``.
+
+    Examples:
+        >>> data = xl.load_arrays("recordings", xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0)))
+        >>> data.first(2).inputs.shape  # read now
+        torch.Size([2, 2, 64])
     """
 
     dtype = torch.float32

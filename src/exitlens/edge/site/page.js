@@ -21,6 +21,7 @@ async function start() {
   byId("about").textContent = `${network.classes.length || network.num_classes} classes, ${network.num_exits} exits, ` +
     `${network.preprocess.size.join(" x ")} pixels. The network was loaded in ${Math.round(performance.now() - started)} ms.`;
   document.body.dataset.ready = "true";
+  await offer(network.examples ?? []);
 }
 
 async function run(input, thresholds) {
@@ -114,6 +115,27 @@ async function take(files) {
   byId("answer").hidden = shown.length === 0;
   say(bad.join("; "), bad.length > 0);
   delete document.body.dataset.busy;
+}
+
+// Pictures that came along, to click. A page that shows this one in a frame asks for one of them by #name.
+function offer(names) {
+  const buttons = names.map((name) => {
+    const button = document.createElement("button"), picture = document.createElement("img");
+    Object.assign(picture, { src: encodeURIComponent(name), alt: `Answer ${name}` });
+    button.onclick = () => answerExample(name);
+    button.append(picture);
+    return button;
+  });
+  byId("examples").replaceChildren(...buttons);
+  byId("examples").hidden = names.length === 0;
+  window.onhashchange = () => names.includes(readHash()) && answerExample(readHash());
+  return window.onhashchange();
+}
+
+const readHash = () => decodeURIComponent(location.hash.slice(1));
+
+async function answerExample(name) {
+  await take([new File([await (await fetch(encodeURIComponent(name))).blob()], name)]);
 }
 
 byId("files").onchange = (event) => take(event.target.files);

@@ -45,6 +45,11 @@ def build_backbone(
 
     Raises:
         InputError: for a source that does not exist, or is not for that kind of input.
+
+    Examples:
+        >>> backbone = xl.build_backbone("small", num_classes=10)
+        >>> backbone(images).shape
+        torch.Size([8, 10])
     """
     if source == "small":
         if pretrained:

@@ -34,6 +34,11 @@ class WeightsReport:
         misshapen: the same, where the source has a tensor of another shape: ``name (its shape, in the source: shape)``.
         unused: tensors of the source that nothing took.
         seen_through: wrappers and prefixes that were looked through, in words.
+
+    Examples:
+        >>> report = xl.WeightsReport("weights.pth", loaded=("conv.weight",), unused=("head.bias",))
+        >>> report.is_whole
+        True
     """
 
     source: str

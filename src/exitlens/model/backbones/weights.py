@@ -47,6 +47,12 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
 
     Warns:
         WeightsWarning: where parts of the backbone other than the classifier stay random.
+
+    Examples:
+        >>> backbone = xl.build_backbone("small", num_classes=10)
+        >>> torch.save(backbone.state_dict(), "weights.pth")
+        >>> xl.load_weights(xl.build_backbone("small", num_classes=5), "weights.pth").anew  # another number of classes
+        ('fc.weight (5, 128), in the source (10, 128)', 'fc.bias (5,), in the source (10,)')
     """
     path = Path(path)
     if not path.is_file():

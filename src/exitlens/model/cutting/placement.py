@@ -40,6 +40,11 @@ class ExitPoint:
         macs: multiply-accumulates of one image up to there. cost: as a fraction of the whole backbone's.
         shape: of the features there without the batch axis, for the example's size.
         time_share: measured share of the backbone's time up to there, in [0, 1], on a batch of a few samples.
+
+    Examples:
+        >>> point = xl.exit_points("small", images[:1], runs=1)[0]
+        >>> point.name, point.shape, 0 < point.cost < 1
+        ('stem.0', (32, 20, 20), True)
     """
 
     name: str
@@ -68,6 +73,10 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
 
     Raises:
         AttachError: if the backbone cannot be traced, or fails on the example.
+
+    Examples:
+        >>> [point.name for point in xl.exit_points("small", images[:1], runs=1)][2:5]
+        ['stem', 'layer1', 'layer2']
     """
     backbone = build_backbone(backbone, 1000) if isinstance(backbone, str) else backbone
     if example is None:

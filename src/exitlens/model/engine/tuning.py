@@ -39,6 +39,11 @@ class Tuning:
 
     Raises:
         InputError: for numbers below 0 or an unknown precision.
+
+    Examples:
+        >>> net.tuning = xl.Tuning(micro_batch=8, channels_last=True)  # by hand; net.tune(images) measures
+        >>> net.tuning.micro_batch
+        8
     """
 
     micro_batch: int = 0

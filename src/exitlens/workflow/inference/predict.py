@@ -40,6 +40,11 @@ def predict(net: ExitNet, inputs: Inputs, policy: Policy, *, attention: bool = F
 
     Raises:
         InputError: for inputs that the network cannot take; PolicyError: for a policy of another network.
+
+    Examples:
+        >>> pred = xl.predict(net, images, policy, attention=True)
+        >>> pred.labels.shape, pred.exits.shape, len(pred.attention)
+        (torch.Size([8]), torch.Size([8]), 8)
     """
     check_policy(net, policy)
     if attention:

@@ -66,6 +66,12 @@ def predict_stream(
     Raises:
         InputError: for inputs that the network cannot take; PolicyError: for a policy of another network.
         StreamError: when the iterator raises, after the answers of all samples before.
+
+    Examples:
+        >>> for pred in xl.predict_stream(net, images.split(4), policy, max_delay_ms=100):
+        ...     print(len(pred))
+        4
+        4
     """
     check_policy(net, policy)
     if attention:

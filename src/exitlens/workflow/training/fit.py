@@ -42,6 +42,11 @@ class FitResult:
         best_epoch: the epoch (from 1) of the best ``monitor``. kept_epoch: the one whose weights the network has.
         seconds: time spent in epochs, resumed ones included.
         out_dir: where checkpoints and log are, or ``None``.
+
+    Examples:
+        >>> result = xl.fit(net, scenes, scenes.first(16), epochs=2, progress=False)
+        >>> [row["epoch"] for row in result.history]
+        [1, 2]
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -146,6 +151,11 @@ def fit(
     Raises:
         InputError, OutputExistsError, TrainingError: bad arguments, an existing run, a loss that is NaN or infinite.
         DistributedError: the other processes are lost. What one of them raises, all raise.
+
+    Examples:
+        >>> result = xl.fit(net, scenes, scenes.first(16), loss=xl.EGTLoss(), epochs=1, progress=False)
+        >>> result.best_epoch, sorted(result.history[0])[:2]
+        (1, [...])
     """
     given = dict(locals())  # settings have the names of the arguments
     require(net, ExitNet, "net", "attach exits to the backbone first")
