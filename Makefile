@@ -30,12 +30,12 @@ hooks: $(VENV)/.installed  ## from now on, lint before every commit (pre-commit)
 	$(BIN)/pre-commit install
 
 test: $(VENV)/.installed  ## the quick tests, in random order
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 test-slow: $(VENV)/.installed  ## the tests marked slow
 	$(PYTEST) -m slow $$(grep -rl --include='*.py' 'mark\.slow' tests)
 
-test-all: $(VENV)/.installed  ## all tests, with branch coverage
+test-all: $(VENV)/.installed  ## all tests, those marked long, too, with branch coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed  ## format, lint, spelling and types
@@ -126,7 +126,7 @@ tables: $(VENV)/.installed  ## the pages under docs from the committed results
 docs: $(VENV)/.docs  ## the documentation site, built without network and checked: build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python -m website.check build/site
-	$(PYTEST) -m "not slow" tests/website tests/test_readme.py
+	$(PYTEST) -m "not slow and not long" tests/website tests/test_readme.py
 
 check-results: $(VENV)/.installed  ## every promise beside its committed figure
 	$(BIN)/python -m benchmarks.check

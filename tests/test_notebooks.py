@@ -68,6 +68,7 @@ assert sum(counted) >= 66
 assert server.poll() is not None
 """,
 }
+QUICKEST = ("tour", "own_images")
 MAPS = {"tour": 4, "own_images": 8, "pretrained_vit": 10, "guarantees": 0, "spurious_background": 4, "serving": 0}
 
 
@@ -108,9 +109,10 @@ def test_it_says_what_to_install_and_links_to_what_is_there(name):
         assert (FOLDER / target).exists(), target
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the client's own libraries
-@pytest.mark.parametrize("name", TRUE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in QUICKEST else pytest.mark.long) for name in TRUE]
+)
 def test_it_runs_and_what_it_says_is_true(name, tmp_path, monkeypatch):
     for module in NEEDS.get(name, []):
         pytest.importorskip(module)
