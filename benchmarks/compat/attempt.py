@@ -23,6 +23,7 @@ TESTS = {
     ),
     "onnx": ("tests/edge/test_export.py",),
 }
+NEEDED_BY_TESTS = ("filelock", "hypothesis", "pytest")
 SHOWN = ("torch", "torchvision", *CHOSEN, "numpy", "scipy", "pillow", "onnx", "onnxruntime", "onnxscript")
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-m", "not slow", "-o", "filterwarnings=", "-o", "addopts=")
 PATHS = ("src", "runtime/src", "demo-data/src", ".")
@@ -39,6 +40,7 @@ def attempt(cell: Cell, python: Path) -> dict[str, Any]:
         try:
             environment = Environment.make(folder / "environment", python)
             environment.install(cell.list_requirements(), lowest=cell.is_lowest)
+            environment.install(NEEDED_BY_TESTS)  # the newest that go with the others
         except StepError as error:
             return {"fault": shorten(error)}
         versions = environment.list_installed()

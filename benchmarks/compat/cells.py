@@ -13,9 +13,8 @@ from scripts.release.environments import VERSIONS
 from scripts.release.versions import ROOT
 
 COMPAT = Store(RESULTS / "compat.csv", Path("runs/compat"))
-TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14", "2.15")  # lowest supported to newest
+TORCH = ("2.11", "2.12", "2.13", "2.14", "2.15")  # lowest supported to newest
 EXTRAS = ("timm", "hf", "onnx")
-NEEDED_BY_TESTS = ("filelock", "hypothesis", "pytest")
 CHOSEN = ("timm", "transformers")
 
 
@@ -46,7 +45,7 @@ class Cell:
     def list_requirements(self) -> list[str]:
         """For the installer."""
         pinned = [f"torch=={self.torch}.*", *(find_lowest(one) for one in self.lowest if one in CHOSEN)]
-        return [*list_dependencies(), *NEEDED_BY_TESTS, *pinned]
+        return [*list_dependencies(), *pinned]
 
 
 CELLS = (
@@ -56,7 +55,6 @@ CELLS = (
     Cell(VERSIONS[0], TORCH[-1], CHOSEN),
     *(Cell(VERSIONS[0], torch) for torch in TORCH[1:-1]),
     *(Cell(python, TORCH[0]) for python in VERSIONS[1:]),
-    *(Cell(VERSIONS[0], TORCH[-1], (one,)) for one in CHOSEN),
 )
 
 

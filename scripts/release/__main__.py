@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         said = {"version": version, "sizes": sizes, "faults": faults, "outcomes": [asdict(one) for one in outcomes]}
         given.json.write_text(json.dumps(said, indent=1) + "\n")
     failed = bool(faults) or any(one.fault for one in outcomes)
-    print("a release can be made" if not failed else "not ready for a release", os.linesep, end="")
+    print("not ready for a release" if failed else "a release can be made")
     raise SystemExit(failed)
 
 

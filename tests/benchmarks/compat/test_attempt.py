@@ -27,7 +27,7 @@ def pretended(monkeypatch):
         return ""
 
     monkeypatch.setattr(Environment, "make", classmethod(lambda cls, folder, python: cls(folder)))
-    monkeypatch.setattr(Environment, "install", lambda self, requirements, lowest: None)
+    monkeypatch.setattr(Environment, "install", lambda self, requirements, lowest=False: None)
     monkeypatch.setattr(Environment, "list_installed", lambda self: {"torch": "2.9.1", "rich": "14"})
     monkeypatch.setattr(Environment, "run", run)
     return asked
@@ -39,7 +39,7 @@ def test_the_report_of_tests(tmp_path):
 
 
 def test_every_check_is_run(pretended, tmp_path):
-    found = attempt(Cell("3.11", "2.10"), tmp_path)
+    found = attempt(Cell("3.11", "2.11"), tmp_path)
     assert found == {
         "installed": {"torch": "2.9.1"},
         "readme": {"tests": 1, "failed": 0},
@@ -54,10 +54,10 @@ def test_what_fails_is_kept(pretended, monkeypatch, tmp_path):
         raise StepError(f"python: exit code 1\nno such thing in {ROOT}/src")
 
     monkeypatch.setattr(Environment, "run", fail)
-    found = attempt(Cell("3.11", "2.10"), tmp_path)
+    found = attempt(Cell("3.11", "2.11"), tmp_path)
     assert found["readme"] == {"tests": 1, "failed": 1, "fault": "no such thing in ./src"}
     assert found["onnx"] == {"tests": 0, "failed": 1, "fault": "no such thing in ./src"}
     monkeypatch.setattr(Environment, "install", fail)
-    assert attempt(Cell("3.11", "2.10"), tmp_path) == {"fault": "no such thing in ./src"}
+    assert attempt(Cell("3.11", "2.11"), tmp_path) == {"fault": "no such thing in ./src"}
     assert module.SURROUNDINGS["PYTHONPATH"].endswith(str(ROOT))
     assert shorten(StepError("a\n\n b \n")) == "b"

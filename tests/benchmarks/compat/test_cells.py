@@ -31,5 +31,5 @@ def test_requirements_can_be_met_together():
             if one.name == "torch":
                 both &= one.specifier
         assert both.contains(f"{cell.torch}.1")
-    assert "timm==1.0.9" in Cell("3.11", "2.10", ("timm",)).list_requirements()
-    assert Cell("3.11", "2.10", ("all",)).is_lowest
+    assert "timm==1.0.9" in Cell("3.11", "2.11", ("timm",)).list_requirements()
+    assert Cell("3.11", "2.11", ("all",)).is_lowest

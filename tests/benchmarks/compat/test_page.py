@@ -29,7 +29,7 @@ def test_a_row_for_every_cell_run_or_not():
     assert rows[0][6:] == ["work", "5 pass", "5 pass", "5 pass", "**2 of 5 fail**"]
     assert rows[1][6:] == ["not installed"] * 5
     assert rows[2][6:] == ["not run"] * 5
-    assert "**Not complete**: 2 of 14 runs" in lines[0]
+    assert "**Not complete**: 2 of 11 runs" in lines[0]
     assert lines[-2:] == [
         f"- {CELLS[0].name}, export: `test_a: no`",
         f"- {CELLS[1].name}, installing: `no wheel of torch`",

@@ -56,7 +56,7 @@ def build_transformers(
     try:
         with _silence(transformers):
             made, notes = kind.from_pretrained(name, config=settings, ignore_mismatched_sizes=True, output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:  # the last: of transformers 4, where there is no file
         raise InputError(
             f"pretrained: the weights of hf:{name} cannot be loaded ({_first_line(error)}). Offline: copy the model's files "
             "(config.json and model.safetensors) into a directory and give hf:DIRECTORY, or train without --pretrained"
