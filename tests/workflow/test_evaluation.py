@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.workflow.evaluation import LabelReport
 from tests.conftest import random_trace, timed_trace
 
 
@@ -28,6 +29,22 @@ def test_report_by_hand():
     half = torch.tensor([0.1, 0.0]).softmax(0)[0].item()
     assert report.exits[0].brier == pytest.approx(2 * ((1 - p) ** 2 + half**2 + p**2) / 3)
     assert report.exits[0].risk_coverage == pytest.approx((0.5 + 0.5 + 2 / 3) / 3)  # two are equally sure, one is right
+
+
+def test_the_line_for_people_says_what_a_gain_is():
+    logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[3.0, 0.0], [3.0, 0.0]]])  # exit 0 is right twice, the final one once
+    trace = xl.Trace(logits, torch.tensor([0, 0]), torch.zeros(2, 2), torch.tensor([0.4, 1.0]))
+    last = repr(xl.evaluate(trace, xl.Policy((0.5,)))).splitlines()[-1]
+    assert last.startswith("routed: accuracy 100.0%, 50.0 points more accurate than the final exit, cost 0.400, ")
+    assert "accuracy 50.0%, drop 0.0%, cost" in repr(xl.evaluate(trace, xl.Policy.never(2)))
+    swapped = xl.Trace(logits.flip(1), torch.tensor([0, 0]), torch.zeros(2, 2), torch.tensor([0.4, 1.0]))
+    assert "accuracy 50.0%, drop 50.0%, cost" in repr(xl.evaluate(swapped, xl.Policy((0.5,))))
+
+
+def test_the_line_for_people_says_who_misses_more_labels():
+    few, many = (LabelReport(0.9, 0.1, drop, (0.9,), (0.1,)) for drop in (-0.02, 0.013))
+    assert "false negatives 10.0% (2.0 points fewer than the final exit)" in str(few)
+    assert "false negatives 10.0% (1.3 points more than the final exit)" in str(many)
 
 
 def test_a_report_has_milliseconds_where_the_trace_has():

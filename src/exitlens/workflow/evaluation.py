@@ -90,7 +90,7 @@ class LabelReport:
     exit_false_negative_rate: tuple[float, ...]
 
     def __str__(self) -> str:
-        missed = f"false negatives {_percent(self.false_negative_rate)} (drop {_percent(self.false_negative_drop)})"
+        missed = f"false negatives {_percent(self.false_negative_rate)} ({_describe_more(self.false_negative_drop)})"
         return f"micro-F1 {self.f1:.3f} (exits {' '.join(f'{value:.3f}' for value in self.exit_f1)}), {missed}"
 
 
@@ -158,8 +158,8 @@ class Report:
         has_maps = any(row.consistency for row in self.exits) or self.divergence > 0
         maps = f"divergence {self.divergence:.3f}" if has_maps else "no maps"
         return (
-            f"routed: {kind}accuracy {_percent(self.accuracy)}, drop {_percent(self.accuracy_drop)}, cost {self.cost:.3f}, "
-            f"{maps}, {self.samples} samples{timed}{labels}"
+            f"routed: {kind}accuracy {_percent(self.accuracy)}, {_describe_drop(self.accuracy_drop)}, "
+            f"cost {self.cost:.3f}, {maps}, {self.samples} samples{timed}{labels}"
         )
 
     def __repr__(self) -> str:
@@ -173,6 +173,18 @@ class Report:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def _describe_drop(drop: float | None) -> str:
+    """Accuracy lost against the final exit, or gained."""
+    if drop is None or drop > -0.0005:
+        return f"drop {_percent(None if drop is None else abs(drop))}"
+    return f"{-100 * drop:.1f} points more accurate than the final exit"
+
+
+def _describe_more(more: float) -> str:
+    """False negatives against the final exit's: so many points more, or fewer."""
+    return f"{abs(100 * more):.1f} points {'fewer' if more < -0.0005 else 'more'} than the final exit"
 
 
 def evaluate(trace: Trace, policy: Policy) -> Report:
