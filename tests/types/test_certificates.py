@@ -39,7 +39,7 @@ def test_what_else_it_says():
     held = replace(RECORD, certification=None, folds=5, held_out={"max_divergence": 0.0912})
     text = write_certificate(held, "")
     assert "hold on the 100 samples, and by cross-validation in 5 folds, each routed by" in text
-    assert "what the others chose (divergence 0.0912): new data" in text
+    assert "what the others chose (divergence 0.0912). Expect new data to lose about that much;" in text
     assert "hold on the 100 samples of 20 groups, and" in write_certificate(replace(held, groups=20), "")
     classes = {f"max_class_accuracy_drop, class {c}": c / 100 for c in range(9)}
     many = write_certificate(replace(held, held_out=classes), "")

@@ -22,12 +22,7 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
     limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
     tested = record.certification
     if tested is None and record.folds is not None:
-        drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
-        return (
-            f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
-            f"{record.folds} folds, each routed by what the others chose ({_list_held_out(record)}): new data lose about as "
-            "much on average, after one calibration more and after another less. Calibrate with delta=0.1 for a certificate."
-        )
+        return _describe_folds(record, limits)
     if tested is None:
         return (
             f"Nothing is promised for new data: the limits ({limits}) hold on the {record.samples:,} "
@@ -56,6 +51,15 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
     return (
         f"{text} But only {record.distinct_samples:,} of the samples are {once}: repeated samples are not independent "
         "draws, and the promise does not count for them."
+    )
+
+
+def _describe_folds(record: Calibration, limits: str) -> str:
+    drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
+    return (
+        f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
+        f"{record.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new data to lose "
+        "about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a certificate."
     )
 
 
