@@ -40,11 +40,16 @@ class InputError(ExitlensError, ValueError):
 class DataError(ExitlensError):
     """A data set, folder or image file cannot be read or does not fit.
 
+    Attributes:
+        is_skippable: it is about files or rows that ``skip_bad=True`` (``--skip-bad``) leaves out.
+
     Examples:
         >>> xl.load_folder("empty", scenes.preprocess)
         Traceback (most recent call last):
         exitlens.errors.DataError: ...
     """
+
+    is_skippable = False
 
 
 class AttachError(ExitlensError):

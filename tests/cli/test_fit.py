@@ -38,6 +38,7 @@ def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path,
     xl.save(net, own, tmp_path / "r" / "bundle", policies={"fast": own}, overwrite=True)
     code, out, _ = call(*words, "1", "--resume")  # there is nothing left to train
     assert code == 0
+    assert f"next: exitlens calibrate --bundle {tmp_path / 'r'} --max-accuracy-drop 0.02 --folds 5\n" in out
     assert "left out" not in out
     assert xl.load_policies(tmp_path / "r") == {"default": own, "fast": own}
     (tmp_path / "r" / "settings.json").write_text(
@@ -113,6 +114,18 @@ def test_bad_files_and_the_cache(folder, tmp_path, call):
     assert code == 0, err
     assert len(json.loads(shown)["bad"]) == 12
     assert "without 12 that cannot be read" in (tmp_path / "report.html").read_text()
+    bad_parts = set()
+    for verb in (["calibrate", "--max-accuracy-drop", "0.5"], ["evaluate"]):  # the run remembers it, for its own data
+        code, shown, err = call(*verb, "--bundle", out, "--json")
+        assert code == 0, err
+        bad_parts |= set(json.loads(shown)["bad"])
+    assert bad_parts
+    assert bad_parts <= set(json.loads(call("predict", "--bundle", out, "--data", own, "--json")[1])["bad"])
+    code, shown, err = call("explain", "--bundle", out, "--data", own, "--out", tmp_path / "why")
+    assert code == 0, err
+    assert "left out, because they cannot be read: 12" in shown
+    assert call("report", out, "--out", tmp_path / "own.html")[0] == 0
+    assert call(*words, "--resume")[0] == 0
 
 
 def test_groups_stay_together_and_come_along(folder, tmp_path, call):

@@ -234,3 +234,16 @@ def test_evaluate_shows_every_class(again, folder, call):
     found = json.loads(out)
     assert found["class_names"] == ["bright", "dark"]
     assert [(row["label"], row["samples"]) for row in found["classes"]] == [(0, 30), (1, 30)]
+
+
+@pytest.mark.parametrize("limit", ["1", "0"])
+def test_an_exit_that_answers_everything_is_told(again, folder, call, limit):
+    words = ("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", limit, "--max-divergence", "1")
+    code, shown, err = call(*words)
+    assert code == 0, err
+    told = [line for line in shown.splitlines() if line.startswith("exit 0 answers everything: ")]
+    assert len(told) == (limit == "1")
+    for line in told:
+        assert " % are right at exit 0, " in line
+        assert line.endswith("; longer training (fit --epochs) or more data may change that")
+    assert "Calibrate with --folds 5 for limits that other samples keep, or with --delta 0.1 for a certificate." in shown

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 import exitlens as xl
-from exitlens.cli.options import EGT_WEIGHT, console, literal, show, show_skipped
+from exitlens.cli.options import EGT_WEIGHT, as_options, console, literal, show, show_skipped, tell
 
 HELP = """
 import sys
@@ -64,7 +64,7 @@ def test_tables_show_text_as_it_is(capsys):
 def test_skipped_files_are_listed_up_to_twenty(capsys):
     show_skipped(False, [f"file {i}" for i in range(22)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "skipped file 0"
+    assert lines[:2] == ["left out, because they cannot be read: 22", "skipped file 0"]
     assert lines[-1] == "and 2 more (--json lists all)"
     show_skipped(True, ["file"])
     assert capsys.readouterr().out == ""
@@ -84,9 +84,37 @@ def test_a_warning_of_ours_is_one_line(call, monkeypatch):
     assert shown == ["another"]
 
 
-def test_names_of_files_are_never_cut_off_in_tables(capsys, monkeypatch):
-    monkeypatch.setattr(console, "width", 40)
-    path = "photos/some/deep/folder/with_a_long_name__17.png"
-    show(False, {}, "", [["file", "label", "confidence"], [path, "cat", "0.5"]])
-    shown = "".join(line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│"))
-    assert shown == path
+PATH = "photos/some/deep/folder/of/pictures/that/somebody/has/with_a_long_name__17.png"
+
+
+def _show_path(capsys):
+    show(False, {}, "", [["file", "label", "confidence"], [PATH, "cat", "0.5"], ["写真/猫.png", "cat", "0.5"]])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    return [line.split("│")[1].strip() for line in lines]
+
+
+def test_names_of_files_are_whole_in_tables_where_there_is_no_terminal(capsys):
+    assert _show_path(capsys) == [PATH, "写真/猫.png"]
+
+
+def test_names_of_files_keep_their_end_in_one_line_of_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(console, "width", 70)
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "_color_system", None)
+    long, short = _show_path(capsys)
+    assert long[0] == "…"
+    assert PATH.endswith(long[1:])
+    assert len(long) > 40
+    assert short == "写真/猫.png"
+
+
+def test_lines_are_not_wrapped_where_there_is_no_terminal(capsys):
+    line = "a line of many words " * 20
+    tell(line)
+    show(False, {}, line, [["a"], ["1"]])
+    assert capsys.readouterr().out.count(line) == 2
+
+
+def test_arguments_as_they_are_typed():
+    text = "Calibrate with folds=5 for limits, or with delta=0.1 for a certificate: my_delta=0.1."
+    assert as_options(text) == "Calibrate with --folds 5 for limits, or with --delta 0.1 for a certificate: my_delta=0.1."

@@ -61,6 +61,8 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"], "leave --resume out"),
         (["predict", "--data", folder, "--group-by", "x"], "pass --monitor, too"),
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
+        (["explain", "--image", tmp_path / "none.png"], r"expected a file, \S+none.png does not exist"),
+        (["explain", "--image", folder], "is a folder: pass it as --data"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
         (["explain", "--data", folder, "--out", tmp_path / "w", "--relevance"], "relevance: it is for one sample"),
@@ -178,7 +180,7 @@ def test_bad_images_on_the_way(trained, folder, tmp_path, call, skip_bad):
         assert code == 2
         assert "05[x].png: cannot be read as an image" in err
         assert "pass --skip-bad" in err
-        assert f"36 rows are in {tmp_path / 'p.csv'}: the same command with --resume goes on" in err
+        assert f"36 rows are in {tmp_path / 'p.csv'}: the same command with --resume --skip-bad goes on" in err
         code, out, _ = call(*words, "--resume", "--skip-bad", "--json")
         assert code == 0
         assert len(json.loads(out)["bad"]) == 1
@@ -289,3 +291,11 @@ def test_the_watch(trained, folder, call):
     assert sum(drift["exit_shares"]) == pytest.approx(1)
     code, shown, _ = call("predict", "--bundle", trained, "--data", folder, "--monitor")
     assert "drift" in shown
+
+
+def test_the_table_has_estimates_only_where_there_is_a_gate(trained, folder, tmp_path, call):
+    code, out, err = call("predict", "--bundle", trained, "--data", folder, "--out", tmp_path / "p.csv")
+    assert code == 0, err
+    assert "divergence_estimate" not in out
+    assert str(folder / "bright" / "00.png") in out  # in one piece
+    assert (tmp_path / "p.csv").read_text().startswith("file,label,exit,confidence,divergence_estimate\n")  # as ever

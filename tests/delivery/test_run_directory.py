@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +7,16 @@ import torch
 import exitlens as xl
 from exitlens.data.sources import DataSource, open_source
 from exitlens.delivery.bundle import find_bundle
+from exitlens.delivery.run_data import read_source, write_source
 from exitlens.delivery.run_directory import (
     describe_origin,
     load_calibrated,
     load_named,
     load_samples,
-    read_source,
     replace_policy,
     save_trained,
     shorten_names,
     stream_samples,
-    write_source,
 )
 from exitlens.modalities import SERIES
 
@@ -103,18 +101,6 @@ def test_of_a_network_that_was_trained_on_the_policies_are_left_out(small, tmp_p
     assert xl.load_policies(bundle) == {}
     with pytest.raises(xl.OutputExistsError, match="overwrite"):
         save_trained(small, bundle, overwrite=False)
-
-
-def test_records_of_data_from_before_groups_are_read(tmp_path):
-    source = DataSource("scenes", seed=3)
-    write_source(tmp_path / "run", source, resume=False)
-    path = tmp_path / "run" / "data.json"
-    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("columns", "group_by", "split_by")}
-    path.write_text(json.dumps(old))
-    write_source(tmp_path / "run", source, resume=True)
-    path.write_text(json.dumps(old))
-    with pytest.raises(xl.DataError, match="other data"):
-        write_source(tmp_path / "run", DataSource("scenes", seed=3, group_by="x"), resume=True)
 
 
 def test_other_data_in_parts_or_whole(trained, tmp_path, folder):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Option
 
-from exitlens.cli.options import Bundle, Compare, OtherData, Root, console, literal, verbs
+from exitlens.cli.options import Bundle, Compare, OtherData, Root, tell, verbs
 
 
 @verbs.command("app", epilog="Example: `exitlens app --bundle runs/demo --compare runs/demo/training/baseline`")
@@ -27,5 +27,5 @@ def explore(
     import_gradio()
     explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C, uploads are removed
-    console.print("Starting; Ctrl-C stops it.", highlight=False)
-    serve(explorer, port=port, ready=lambda address: console.print(literal(f"Open {address}"), highlight=False))
+    tell("Starting; Ctrl-C stops it.")
+    serve(explorer, port=port, ready=lambda address: tell(f"Open {address}"))

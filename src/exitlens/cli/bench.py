@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 import exitlens as xl
-from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, PolicyName, Root, console, show, verbs
+from exitlens.cli.options import BACKBONES, Bundle, Json, OtherData, PolicyName, Root, show, tell, verbs
 
 if TYPE_CHECKING:
     from exitlens.data.splits import Split
@@ -93,7 +93,7 @@ def tune(
     show(json_, found.to_dict() | {"policy_kept": not left}, "settings tried; * is stored with the bundle", rows)
     if left and not json_:
         names = "its policy was" if left == ["default"] else f"its policies ({', '.join(left)}) were"
-        console.print(f"it runs in {found.precision} now, {names} for {before}: calibrate again", highlight=False)
+        tell(f"it runs in {found.precision} now, {names} for {before}: calibrate again")
 
 
 @verbs.command(epilog="Example: `exitlens bench --bundle runs/demo --batch-sizes 1,32`")
@@ -141,7 +141,7 @@ def bench(
     for one in found:
         show(False, {}, f"calls of {one['batch']}: median of {one['rounds']} rounds", tabulate(one))
     state = "tuned" if net.is_tuned else "not tuned, runs as suits most networks of its kind: see exitlens tune"
-    console.print(f"{facts['threads']} threads; {state}")
+    tell(f"{facts['threads']} threads; {state}")
 
 
 def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: str, root: str) -> Inputs:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from typer import Option
 
-from exitlens.cli.options import Json, console, show, verbs
+from exitlens.cli.options import Json, console, show, tell, verbs
+from exitlens.progress import print_line
 
 
 @verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
@@ -43,5 +44,5 @@ def demo(
     for name in ("batch_1", "batch_64"):
         s = result["speed"][name]
         line = f"{name.replace('_', ' size ')}: [bold]{s['speedup']:.2f}x[/bold] faster than the plain backbone, "
-        console.print(line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
-    console.print(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")
+        print_line(console, line + f"{100 * s['accuracy_drop']:.2f} points less accurate, cost {s['cost']:.2f}")
+    tell(f"Report: {out / 'report.html'}   bundle: {out / 'bundle'}   {result['seconds']:.0f} s")

@@ -8,7 +8,20 @@ from typing import Annotated
 from typer import Option
 
 import exitlens as xl
-from exitlens.cli.options import Bundle, Json, PolicyName, console, literal, name_exits, of_data, show, verbs, wait
+from exitlens.cli.options import (
+    Bundle,
+    Json,
+    PolicyName,
+    as_options,
+    list_bad,
+    name_exits,
+    of_data,
+    show,
+    show_skipped,
+    tell,
+    verbs,
+    wait,
+)
 
 
 @verbs.command(epilog="Example: `exitlens export --bundle runs/x --out edge`")
@@ -42,7 +55,7 @@ def export(
         raise xl.InputError("int8: the page runs in float32: leave --int8 or --web out")
     (net, policy), named = load_calibrated(bundle, name), load_named(bundle)
     if (int8 or web) and (left := [one for one in named if one != name]) and not json_:
-        console.print(literal(f"without the policies {', '.join(left)}: it has one alone (--policy)"), highlight=False)
+        tell(f"without the policies {', '.join(left)}: it has one alone (--policy)")
     if int8:
         _export_int8(net, policy, bundle, out, data, overwrite, json_)
         return
@@ -74,4 +87,5 @@ def _export_int8(
             rows.append([f"{name}, {kind}", *(f"{100 * value:.1f}" for value in one)])
     show(json_, found.to_dict(), f"int8 edge bundle in {found.directory}, on the calibration samples", rows)
     if not json_:
-        console.print(literal(found.policy.certificate()), highlight=False)
+        tell(as_options(found.policy.certificate()))
+    show_skipped(json_, list_bad(samples, calibration))

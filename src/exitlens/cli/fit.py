@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from exitlens.cli.options import (
     of_training,
     show,
     show_skipped,
+    tell,
     verbs,
     wait,
 )
@@ -148,7 +150,8 @@ def fit(
 ) -> None:
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
-    from exitlens.delivery.run_directory import read_recorded_exits, record_source, save_trained
+    from exitlens.delivery.run_data import record_source
+    from exitlens.delivery.run_directory import read_recorded_exits, save_trained
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
     from exitlens.model.heads.maps import have_maps
 
@@ -156,7 +159,7 @@ def fit(
     size = size or choose_size(backbone, weights)
     reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel, "task": task}
     say = partial(_say, json_)
-    ranks, resume = _join(out, resume)
+    ranks, resume, skip_bad = _join(out, resume, skip_bad)
     with wait(json_, "listing the data"), ranks.together():
         source = open_source(data, root=root, size=size, seed=seed, **reading)
         images: dict[str, Any] = {"workers": workers, "cache": cache, "normalise": normalise, "weights": weights}
@@ -180,7 +183,7 @@ def fit(
         egt_weight = 0.0
     weight = options.EGT_WEIGHT if egt_weight is None else egt_weight
     aims |= {"target": egt_target, "reach": egt_reach, "every": egt_every}
-    with record_source(out, source, resume=resume, ranks=ranks):
+    with record_source(out, source, resume=resume, skip_bad=skip_bad, ranks=ranks):
         result = xl.fit(net, train, validation, loss=xl.EGTLoss(weight, **aims), out_dir=out, ranks=ranks, **how)
     left = ranks.share(lambda: save_trained(net, out / "bundle", overwrite=resume))
     if left:
@@ -207,17 +210,24 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
     f1 = [[f"{value:.3f}"] for value in last["f1"]] if several else [[] for _ in last["accuracy"]]
     for name, accuracy, marks, cc in zip(name_exits(net), last["accuracy"], f1, [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", *marks, "" if cc is None else f"{cc:.2f}"])
-    show(json_, values, f"{out}: next, exitlens calibrate --bundle {out} --max-accuracy-drop 0.01", rows)
+    show(json_, values, str(out), rows)
     show_skipped(json_, bad)
+    if not json_:
+        tell(f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5")
 
 
-def _join(out: Path, resume: bool) -> tuple[Ranks, bool]:
-    """The processes that share the run, and whether it goes on: asked for, or because ``torchrun`` started them again."""
+def _join(out: Path, resume: bool, skip_bad: bool) -> tuple[Ranks, bool, bool]:
+    """The processes that share the run, whether it goes on, and whether what cannot be read is left out.
+
+    It goes on if that is asked for, or if ``torchrun`` started the processes again; then it leaves out what it did before.
+    """
+    from exitlens.delivery.run_data import remembers_skipping
     from exitlens.ranks import find_ranks
     from exitlens.workflow.training.distributed import is_restarted
 
     ranks = find_ranks()
-    return ranks, ranks.share(lambda: resume or is_restarted(out))
+    resume = ranks.share(lambda: resume or is_restarted(out))
+    return ranks, resume, skip_bad or (resume and ranks.share(lambda: remembers_skipping(out)))
 
 
 def _build_alike(ranks: Ranks, build: Callable[..., xl.ExitNet], exits: str, placement: str) -> xl.ExitNet:

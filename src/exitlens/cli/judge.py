@@ -20,14 +20,14 @@ from exitlens.cli.options import (
     Root,
     SkipBad,
     Workers,
-    console,
+    as_options,
     list_bad,
-    literal,
     name_exits,
     of_data,
     of_limits,
     show,
     show_skipped,
+    tell,
     verbs,
     wait,
 )
@@ -113,7 +113,7 @@ def calibrate(
     reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
     with wait(json_, "listing the data"):
         samples: Any = (
-            stream_samples(net, unlabelled, batch_size=64, **reading)
+            stream_samples(net, unlabelled, batch_size=64, run=bundle, **reading)
             if unlabelled
             else load_samples(bundle, net, "calibration", data, root, **reading)
         )
@@ -154,10 +154,23 @@ def _show_policy(
     show(json_, policy.to_dict() | {"certificate": certificate, "warnings": notes, "bad": bad}, title, rows)
     if not json_ and gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
-        console.print(literal(f"gate, limits on the estimated divergence by exit: {kept}"), highlight=False)
-    for line in [] if json_ else [certificate, *(f"warning: {note}" for note in notes)]:
-        console.print(literal(line), highlight=False)
+        tell(f"gate, limits on the estimated divergence by exit: {kept}")
+    said = [_explain_exit_0(report), as_options(certificate), *(f"warning: {as_options(note)}" for note in notes)]
+    for line in [] if json_ else filter(None, said):
+        tell(line)
     show_skipped(json_, bad)
+
+
+def _explain_exit_0(report: xl.Report) -> str:
+    """Why the first exit answers everything, where it does."""
+    if report.exit_shares[0] < 1:
+        return ""
+    known = [row.accuracy for row in report.exits if row.accuracy is not None]
+    shown = f" ({100 * known[0]:.1f} % are right at exit 0, {100 * known[-1]:.1f} % at the final exit)" if known else ""
+    return (
+        f"exit 0 answers everything: on these samples no later exit is better by more than the limits allow{shown}; longer "
+        "training (fit --epochs) or more data may change that"
+    )
 
 
 @verbs.command(epilog="Example: `exitlens evaluate --bundle runs/x`")
@@ -191,7 +204,7 @@ def evaluate(
     if json_:
         show(True, found.to_dict() | {"class_names": net.info.classes, "bad": list_bad(samples)})
     else:
-        console.print(str(found), highlight=False)
+        tell(str(found))
         _show_classes(found, net.info.classes)
     show_skipped(json_, list_bad(samples))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from typer import Option, Typer
+
+from exitlens.progress import print_line
 
 if TYPE_CHECKING:
     from exitlens.model.network import ExitNet
@@ -90,6 +94,7 @@ Workers = Annotated[
 ]
 Cache = Annotated[Path | None, of_data(help="Directory for decoded, resized images, to be found there the next time.")]
 SHOWN = 20  # rows of a table, names of skipped files
+LEAST, UNBOUNDED = 30, 2000  # characters: of the name of a file in a table, of a table that no terminal shows
 
 
 def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
@@ -100,12 +105,39 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
     from rich.table import Table
 
     rows = rows or [["", "value"], *[[k, f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in values.items()]]
-    table = Table(title=literal(title) or None, title_justify="left")
-    for name in rows[0]:  # the end of a file's name is what tells it from others, so it is never cut off
-        table.add_column(literal(name), overflow="fold" if name == "file" else "ellipsis")
+    rows = [[_as_text(cell) for cell in row] for row in rows]
+    shown = console if console.is_terminal else Console(emoji=False, width=UNBOUNDED)
+    if title:
+        tell(title)
+    table = Table()
+    for number, name in enumerate(rows[0]):
+        table.add_column(escape(name), no_wrap=name == "file")
+        if name == "file":
+            room = max(LEAST, shown.width - 3 * len(rows[0]) - 1 - _measure(rows, number))
+            for row in rows[1:]:
+                row[number] = _keep_end(row[number], room)
     for row in rows[1:]:
-        table.add_row(*map(literal, row))
-    console.print(table)
+        table.add_row(*map(escape, row))
+    shown.print(table)
+
+
+def _measure(rows: Sequence[Sequence[str]], but: int) -> int:
+    """Characters that the columns of a table take, but for one."""
+    return sum(max(map(cell_len, column)) for number, column in enumerate(zip(*rows, strict=True)) if number != but)
+
+
+def _keep_end(name: str, room: int) -> str:
+    """The name, or what fits of its end, which tells it from others, after an ellipsis."""
+    if cell_len(name) <= room:
+        return name
+    while cell_len(name) >= room:
+        name = name[1:]
+    return f"…{name}"
+
+
+def tell(line: str) -> None:
+    """Prints text as it is: a line is wrapped to the width of a terminal, and stays a line where there is none."""
+    print_line(console, literal(line), highlight=False)
 
 
 def wait(as_json: bool, what: str) -> AbstractContextManager[object]:
@@ -115,10 +147,12 @@ def wait(as_json: bool, what: str) -> AbstractContextManager[object]:
 
 def show_skipped(as_json: bool, bad: Sequence[str]) -> None:
     """Prints what was left out, each with the reason; JSON has it among its values."""
+    if bad and not as_json:
+        tell(f"left out, because they cannot be read: {len(bad)}")
     for line in [] if as_json else [f"skipped {reason}" for reason in bad[:SHOWN]]:
-        console.print(literal(line), highlight=False)
+        tell(line)
     if len(bad) > SHOWN and not as_json:
-        console.print(f"and {len(bad) - SHOWN} more (--json lists all)", highlight=False)
+        tell(f"and {len(bad) - SHOWN} more (--json lists all)")
 
 
 def list_bad(*sets: object) -> list[str]:
@@ -128,7 +162,16 @@ def list_bad(*sets: object) -> list[str]:
 
 def literal(text: str) -> str:
     """Text to print unchanged: brackets are no markup, and bytes of file names that are not UTF-8 become ``\\udcXX``."""
-    return escape(text.encode("utf-8", "backslashreplace").decode())
+    return escape(_as_text(text))
+
+
+def _as_text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def as_options(text: str) -> str:
+    """A text with arguments as they are typed: ``--delta 0.1`` for ``delta=0.1``."""
+    return re.sub(r"(?<![\w-])(delta|folds)=([\d.]*\d)", r"--\1 \2", text)
 
 
 def name_exits(net: ExitNet) -> list[str]:

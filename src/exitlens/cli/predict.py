@@ -24,6 +24,7 @@ from exitlens.cli.options import (
     of_data,
     show,
     show_skipped,
+    tell,
     verbs,
     wait,
 )
@@ -81,7 +82,7 @@ def predict(
     done, shown = len(before), before[: None if json_ else SHOWN]
     if compiled:
         net.compile(policy, progress=not json_)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers}
+    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "run": bundle}
     with wait(json_, "listing the data"):
         samples = stream_samples(net, data, batch_size=batch_size, without={row.file for row in before}, **reading)
     answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
@@ -108,14 +109,16 @@ def predict(
 
 def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: xl.Drift | None, json_: bool) -> None:
     """Prints the first rows of ``done``; as JSON ``rows`` are all."""
-    shown = [[*rows[0]._fields] if rows else [], *[["" if v is None else str(v) for v in row] for row in rows[:SHOWN]]]
+    fields = rows[0]._fields if rows else ()
+    names = [name for name in fields if any(getattr(row, name) is not None for row in rows)]  # estimates: of gates only
+    shown = [names, *[["" if (v := getattr(row, name)) is None else str(v) for name in names] for row in rows[:SHOWN]]]
     resumed = f", {before} of them from before" if before else ""
     values = {"predictions": [row._asdict() for row in rows], "bad": bad}
     if drift is not None:
         values["drift"] = drift.to_dict()
     show(json_, values, f"{done} samples{resumed}, the first {min(SHOWN, done)}", shown)
     if drift is not None and not json_:
-        console.print(literal(drift.summary), highlight=False)
+        tell(drift.summary)
     show_skipped(json_, bad)
 
 
@@ -153,7 +156,7 @@ def explain(
         raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
-        reading = {"columns": columns, "skip_bad": skip_bad, "workers": workers}
+        reading = {"columns": columns, "run": bundle, "skip_bad": skip_bad, "workers": workers}
         _explain_many(net, policy, data, out, reading, json_)
     elif image is not None:
         _explain_image(net, policy, image, out, json_, relevance)
@@ -182,6 +185,9 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
 
     own = net.input_spec.modality
     preprocess: Any = require_preprocess(net, xl.Preprocess if own.preprocess is xl.TextPreprocess else own.preprocess)
+    if image.is_dir() or not image.exists():
+        found = "is a folder: pass it as --data" if image.is_dir() else "does not exist: check the path"
+        raise xl.DataError(f"image: expected a file, {image} {found}")
     why = xl.explain(net, own.read(image, preprocess), policy, relevance=relevance)
     if out is not None and isinstance(preprocess, xl.Preprocess):
         save_explanation(why, out, preprocess, image.stem)

@@ -136,4 +136,13 @@ def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files
     if bad and (not skip_bad or len(bad) == total):
         shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
         mend = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
-        raise DataError(f"data: {len(bad)} of {total} {kind} cannot be read{mend}:\n  {shown}")
+        error = DataError(f"data: {len(bad)} of {total} {kind} cannot be read{mend}:\n  {shown}")
+        error.is_skippable = bool(mend)
+        raise error
+
+
+def refuse_bad(reason: str, mend: str) -> DataError:
+    """The error about a sample that cannot be read, where others remain: ``mend`` it, or leave it out."""
+    error = DataError(f"data: {reason}: {mend}, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read")
+    error.is_skippable = True
+    return error

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.checks import check_bad, check_class_labels, check_groups
+from exitlens.data.checks import check_bad, check_class_labels, check_groups, refuse_bad
 from exitlens.data.images import ImageSet
 from exitlens.data.loading.cache import PixelCache
 from exitlens.data.loading.readers import EncodedImages, Reader
 from exitlens.data.loading.workers import Decoded, choose_workers, decode_batches
-from exitlens.errors import DataError, DataWarning, InputError, require
+from exitlens.errors import DataWarning, InputError, require
 from exitlens.modalities import IMAGE, Modality
 from exitlens.types import Preprocess
 
 LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # at most so many samples, and bytes of them, in a batch
-MEND = "repair it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read (a fit goes on with --resume)"
 
 
 class LazySet(Dataset[tuple[Tensor, Tensor]]):
@@ -147,7 +146,7 @@ class LazySet(Dataset[tuple[Tensor, Tensor]]):
             warnings.warn(found.trouble, DataWarning, stacklevel=2)
         self.unreadable |= dict(found.bad)
         if found.bad and not (skip and self.skip_bad):
-            raise DataError(f"data: {found.bad[0][1]}: {MEND}")
+            raise refuse_bad(found.bad[0][1], "repair it")
 
 
 class LazyImages(LazySet):

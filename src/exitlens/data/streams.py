@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from exitlens.data.batches import Batch
+from exitlens.data.checks import refuse_bad
 from exitlens.data.loading.names import Picked
 from exitlens.data.loading.readers import ImageFiles, Reader
 from exitlens.data.loading.workers import choose_workers, decode_batches
@@ -120,8 +121,9 @@ class DecodedStream(_Stream):
         if rows:
             yield self._close(self.preprocess.normalise(held), rows)
         if len(self.bad) > len(self._known) and not self._skip_bad:
-            mend = "remove it, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
-            raise DataError(f"data: {self.bad[-1]}: {mend if len(self._names) > 1 else 'give another one'}")
+            if len(self._names) == 1:
+                raise DataError(f"data: {self.bad[-1]}: give another one")
+            raise refuse_bad(self.bad[-1], "remove it")
 
 
 class ImageStream(DecodedStream):

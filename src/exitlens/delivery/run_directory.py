@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,21 +18,19 @@ from exitlens.data.formats.reading import Reading, hash_source, read_parts
 from exitlens.data.formats.unlabelled import list_unlabelled
 from exitlens.data.lazy import set_reading
 from exitlens.data.loading.cache import PixelCache
-from exitlens.data.sources import NAMES, DataSource, open_source
+from exitlens.data.sources import NAMES, open_source
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.streams import DecodedStream, ImageStream, TextStream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, save
-from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
-from exitlens.io import write_json
+from exitlens.delivery.run_data import read_source, remembers_skipping
+from exitlens.errors import BundleError, InputError, PolicyError
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
-from exitlens.ranks import ALONE, Ranks
 from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.types.named_policies import DEFAULT
 from exitlens.workflow.training.run import SETTINGS
 
-DATA = "data.json"
 P = TypeVar("P", bound=Preprocessing)
 
 
@@ -45,51 +42,6 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
         name = name or path.resolve().name
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
     return names
-
-
-def write_source(out: Path, source: DataSource, *, resume: bool) -> None:
-    """Records a run's data in its directory before training starts.
-
-    Raises:
-        OutputExistsError: if the directory is in use and ``resume`` is not set; DataError: if its run has other data.
-    """
-    path = out / DATA
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise OutputExistsError(f"out: {out} exists and is not empty: choose another directory, or pass --resume")
-    if path.exists() and _parse_source(path) != source:
-        raise DataError(
-            f"data: {path} was made with other data: pass the same files (none added or removed), or another --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, source.to_dict())
-
-
-@contextmanager
-def record_source(out: Path, source: DataSource, *, resume: bool, ranks: Ranks = ALONE) -> Iterator[None]:
-    """:func:`write_source`, undone if training fails before it writes anything: a corrected call can use ``out`` again."""
-    ranks.share(lambda: write_source(out, source, resume=resume))
-    try:
-        yield
-    except ExitlensError:
-        if ranks.is_first and [path.name for path in out.iterdir()] == [DATA]:
-            (out / DATA).unlink()
-            out.rmdir()
-        raise
-
-
-def read_source(path: Path) -> DataSource:
-    """Reads which data a run directory or bundle was trained on; without a readable record, raises :class:`DataError`."""
-    for candidate in (path / DATA, find_bundle(path).parent / DATA):
-        if candidate.is_file():
-            return _parse_source(candidate)
-    raise DataError(f"data: {path} does not say which data it was trained on: pass --data")
-
-
-def _parse_source(path: Path) -> DataSource:
-    try:
-        return DataSource(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}): pass --data") from error
 
 
 def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str]:
@@ -167,7 +119,7 @@ def load_samples(
         split: of the run's own data.
         data: other data, by name.
         root: folder of torchvision's files.
-        skip_bad: leave out what cannot be read.
+        skip_bad: leave out what cannot be read, which is done, too, of data of which the run left it out.
         columns: of other data from files: see :class:`~exitlens.data.sources.DataSource`.
         group_by: likewise.
         workers: processes that decode a lazy set, see :func:`set_reading`.
@@ -175,6 +127,7 @@ def load_samples(
     """
     if not data and (columns or group_by):
         raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
+    skip_bad = skip_bad or remembers_skipping(path, data)
     if data and data not in NAMES and (kind := find_format(data, columns, [group_by])) is not None:
         found = _load_files(net, split, data, kind, Reading(columns, group_by, task=net.info.task), skip_bad)
     else:
@@ -213,6 +166,7 @@ def stream_samples(
     workers: int | None = None,
     cache: Path | None = None,
     without: Collection[str] = (),
+    run: Path | None = None,
 ) -> DecodedStream | TextStream:
     """Streams the samples of a source without labels, in batches.
 
@@ -227,7 +181,9 @@ def stream_samples(
         workers: processes that decode images.
         cache: directory for decoded pixels.
         without: names of samples to leave out.
+        run: a run directory or bundle: if these are its own data and it left out what cannot be read, so does this.
     """
+    skip_bad = skip_bad or (run is not None and remembers_skipping(run, data))
     modality = net.input_spec.modality
     if is_array(modality):
         preprocess = require_preprocess(net, modality.preprocess)

@@ -19,7 +19,7 @@ from exitlens.delivery.predictions.row_formats import (
     read_parquet,
     write_parquet,
 )
-from exitlens.errors import ExitlensError, OutputError, OutputExistsError
+from exitlens.errors import DataError, ExitlensError, OutputError, OutputExistsError
 from exitlens.io import replace_atomically, write_json
 
 
@@ -61,6 +61,7 @@ class PredictionFile:
         self._ours = False  # this run, or the one it continues, wrote the lines
         self._sealed = False  # nothing records what made the rows
         self._finished = False
+        self._more = ""  # what the command needs beside --resume, not to stop at the same place
         try:
             if resume:
                 self._reopen()
@@ -114,7 +115,7 @@ class PredictionFile:
         """How many rows there are, and how to continue."""
         if self._sealed or not self.count:
             return f"no row was written to {self.path}"
-        return f"{self.count} rows are in {self._place}: the same command with --resume goes on"
+        return f"{self.count} rows are in {self._place}: the same command with --resume{self._more} goes on"
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +125,7 @@ class PredictionFile:
             return
         self._stop()
         if error is not None:
+            self._more = " --skip-bad" if isinstance(error, DataError) and error.is_skippable else ""
             error.add_note(self.note)
 
     def _check_new(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.heads.maps import have_maps, require_maps
 from exitlens.model.malloc import hold_memory
 from exitlens.model.network import ExitNet
-from exitlens.progress import show_progress
+from exitlens.progress import print_line, show_progress
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import Preprocess
 from exitlens.workflow.training.augmentation import Augmentation
@@ -184,7 +185,7 @@ def fit(
         shown, events = progress and ranks.is_first, directory if tensorboard and ranks.is_first else None
         common = use_common_statistics(net, ranks)
         with run.opened(resume, train), common, show_progress(shown) as bar, open_tensorboard(events) as write_events:
-            note: Callable[[str], None] = bar.console.print if shown else lambda line: None
+            note: Callable[[str], None] = partial(print_line, bar.console) if shown else lambda line: None
             _keep_features(run, train, val, cache_features, bar, note)
             while not run.is_over:
                 row = run.train_epoch(run.epochs_done, train, val, bar)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -23,6 +24,7 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.heads.exit_heads import ExitHead, KeptHead
 from exitlens.model.network import ExitNet
 from exitlens.model.precision import use_half_precision
+from exitlens.progress import print_line
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 from exitlens.workflow.training.features import FeatureCache, FeatureLoader, Room
@@ -262,7 +264,8 @@ def keep_features(
             return FrozenFeatures(heads, cached, None)
         return FrozenFeatures(heads, cached, read(val, False).open(plan_in_order(len(val), max(settings.batch_size, 64))))
     except OSError as error:
-        bar.console.print(f"features are not kept, every epoch runs the backbone again: no room for them ({error})")
+        line = f"features are not kept, every epoch runs the backbone again: no room for them ({error})"
+        print_line(bar.console, escape(line))
         return None
 
 
