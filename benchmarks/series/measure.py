@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,22 @@ KEPT = ("deletion_share", "deletion_share_error", "randomised_cc", "energy_in_ma
 
 def run(task: Task, condition: str, seed: int, folder: Path) -> dict[str, Any]:
     """Trains (or goes on training) and measures one network."""
-    loss, net = LOSSES[condition], build_network(task, condition, seed)
+    loss, net = choose_loss(task, condition), build_network(task, condition, seed)
     how: dict[str, Any] = {"epochs": task.epochs, "batch_size": task.batch_size, "seed": seed, "amp": False}
     more: dict[str, Any] = {"out_dir": folder / "fit", "resume": True, "progress": False}
-    done = xl.fit(net, task.train, task.validation, loss=loss or xl.EGTLoss(weight=0.0), **how, **more)
+    done = xl.fit(net, task.train, task.validation, loss=loss, **how, **more)
     started = time.perf_counter()
     found = measure(net, task)
     sizes = {"train": len(task.train), "validation": len(task.validation), "steps": task.train.values.shape[2]}
     sizes |= {"channels": task.train.values.shape[1], "classes": len(task.train.classes)}
     seconds = {"train_seconds": round(done.seconds), "measure_seconds": round(time.perf_counter() - started)}
     return {**sizes, **seconds, **found}
+
+
+def choose_loss(task: Task, condition: str) -> xl.EGTLoss:
+    """Of the plain network, which has one exit: classification."""
+    loss = LOSSES[condition] or xl.EGTLoss(weight=0.0)
+    return replace(loss, distill=task.distill) if condition == EGT else loss
 
 
 def build_network(task: Task, condition: str, seed: int) -> xl.ExitNet:

@@ -42,6 +42,27 @@ def test_unusual_images(tmp_path):
     assert xl.read_image(tmp_path / "palette.png", (8, 8), 3).shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_what_is_transparent_lies_on_white(mode, tmp_path):
+    drawing = np.zeros((4, 4, 4), np.uint8)  # black on black, but only the first row can be seen, the second by half
+    drawing[0, :, 3], drawing[1, :, 3] = 255, 128
+    picture, more = Image.fromarray(drawing, "RGBA"), {}
+    if mode == "P":
+        picture = picture.quantize(8, method=Image.Quantize.FASTOCTREE)
+    elif mode in ("RGB", "L"):  # one colour is transparent
+        pixels = np.full((4, 4, 3), 7, np.uint8)
+        pixels[0] = 0
+        picture, more = Image.fromarray(pixels).convert(mode), {"transparency": (7, 7, 7) if mode == "RGB" else 7}
+    else:
+        picture = picture.convert(mode)
+    picture.save(tmp_path / "x.png", **more)
+    for channels in (1, 3):
+        rows = xl.read_image(tmp_path / "x.png", (4, 4), channels).float().mean((0, 2))
+        assert rows[0] == 0
+        assert rows[2] == rows[3] == 255
+        assert rows[1] == (255 if more else pytest.approx(127, abs=2))
+
+
 def test_pictures_are_shrunk_on_request(tmp_path):
     whole = Image.effect_noise((900, 600), 40).convert("RGB")
     for name, mode in (("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.png", "P"), ("d.tiff", "CMYK")):

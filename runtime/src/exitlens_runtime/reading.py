@@ -33,9 +33,11 @@ class Preprocess:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}")
+                    raise InputError(
+                        f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}: make it smaller"
+                    )
                 ImageOps.exif_transpose(image, in_place=True)
-                picture = _make_eight_bit(image).convert("L" if channels == 1 else "RGB")
+                picture = _put_on_white(_make_eight_bit(image)).convert("L" if channels == 1 else "RGB")
         except InputError:
             raise
         except Exception as error:  # Pillow raises many kinds for hostile files
@@ -49,6 +51,17 @@ class Preprocess:
         """Scales pixels to [0, 1] and standardises each channel."""
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)
+
+
+def _put_on_white(image: Any) -> Any:
+    """A picture that is nowhere transparent."""
+    if not image.has_transparency_data:
+        return image
+    from PIL import Image
+
+    coloured, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+    white.paste(coloured, mask=coloured.getchannel("A"))
+    return white
 
 
 def _make_eight_bit(image: Any) -> Any:

@@ -96,8 +96,9 @@ def open_picture(
 ) -> Image.Image:
     """Decodes one image file, in grey (1 channel) or colour (3).
 
-    The orientation tag of cameras is followed; transparency is dropped, as torchvision's ImageFolder does; 16-bit grey is
-    scaled to 8 bits; of animations the first frame is taken.
+    The orientation tag of cameras is followed; what is transparent lies on white, as people see it (torchvision's
+    ImageFolder drops transparency, and drawings become black on black); 16-bit grey is scaled to 8 bits; of animations
+    the first frame is taken.
 
     Args:
         longest: pixels of the longer side at most: larger pictures are shrunk, as early as their format allows.
@@ -109,13 +110,14 @@ def open_picture(
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise DataError(f"{name or file}: {image.width} x {image.height} pixels is over the limit of {max_pixels:,}")
+                many = f"{image.width} x {image.height} pixels is over the limit of {max_pixels:,}"
+                raise DataError(f"{name or file}: {many}: make it smaller")
             if longest is not None:
                 image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
                 if image.mode in ("L", "RGB", "CMYK"):
                     image.thumbnail((longest, longest))
             ImageOps.exif_transpose(image, in_place=True)
-            picture = _eight_bit(image).convert("L" if channels == 1 else "RGB")
+            picture = _put_on_white(_eight_bit(image)).convert("L" if channels == 1 else "RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
@@ -124,6 +126,15 @@ def open_picture(
     if longest is not None:
         picture.thumbnail((longest, longest))
     return picture
+
+
+def _put_on_white(image: Image.Image) -> Image.Image:
+    """A picture that is nowhere transparent."""
+    if not image.has_transparency_data:
+        return image
+    coloured, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+    white.paste(coloured, mask=coloured.getchannel("A"))
+    return white
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -4,9 +4,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
+from PIL import Image
 
 import exitlens as xl
 from exitlens.data.loading import workers
@@ -60,6 +62,13 @@ def test_bad_images_are_missing_from_their_batch_and_told():
     found = _decode(Numbers(odd={5: _refuse, 8: _refuse, 9: _refuse, 10: _refuse, 11: _refuse}))
     assert found[1] == ([4, 6, 7], [0, 2, 3], [(5, "number: damaged")])
     assert found[2] == ([], [], [(row, "number: damaged") for row in range(8, 12)])
+
+
+def test_pillow_does_not_warn_of_pictures_within_our_limit():
+    def warn():
+        warnings.warn("huge", Image.DecompressionBombWarning, stacklevel=1)
+
+    assert [bad for *_, bad in _decode(Numbers(odd={5: warn}))] == [[]] * 8
 
 
 @pytest.mark.parametrize("count", [0, 2])

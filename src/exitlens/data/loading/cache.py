@@ -16,7 +16,7 @@ from torch import Tensor
 from exitlens.errors import OutputError
 
 Shape = tuple[int, int, int]  # (C,H,W)
-DECODER = b"1"  # to be counted up when the same file comes to give other pixels
+DECODER = b"2"  # to be counted up when the same file comes to give other pixels
 
 
 class PixelCache:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -209,6 +210,7 @@ def _work(reader: Reader, plan: Plan, slots: Any, told: Any, connection: Connect
     """Runs in the process. It ends when it is done, is told to, or finds that its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # readers have a limit of their own, and errors for it
     torch.set_num_threads(1)  # OpenMP's threads are not there after a fork
     parent = os.getppid()
     for other in inherited:  # else they would keep each other's pipes open

@@ -1,5 +1,5 @@
 // How a picture becomes a network's input: as the Python library reads it (Pillow's antialiased bilinear resizing,
-// grey by its weights, transparency dropped), then (x / 255 - mean) / std.
+// grey by its weights, what is transparent on white), then (x / 255 - mean) / std.
 "use strict";
 
 function toChannels(rgba, channels) {
@@ -68,6 +68,8 @@ async function readPicture(file, preprocess) {
   canvas.width = bitmap.width;
   canvas.height = bitmap.height;
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white";
+  context.fillRect(0, 0, bitmap.width, bitmap.height);
   context.drawImage(bitmap, 0, 0);
   const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
   const channels = preprocess.mean.length, [height, width] = preprocess.size;
