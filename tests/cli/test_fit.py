@@ -38,6 +38,7 @@ def test_policies_of_a_network_that_is_trained_on_are_left_out(folder, tmp_path,
     xl.save(net, own, tmp_path / "r" / "bundle", policies={"fast": own}, overwrite=True)
     code, out, _ = call(*words, "1", "--resume")  # there is nothing left to train
     assert code == 0
+    assert f"{tmp_path / 'r'}: the weights of epoch 1 of 1\n" in out
     assert f"next: exitlens calibrate --bundle {tmp_path / 'r'} --max-accuracy-drop 0.02 --folds 5\n" in out
     assert "left out" not in out
     assert xl.load_policies(tmp_path / "r") == {"default": own, "fast": own}

@@ -246,4 +246,5 @@ def test_an_exit_that_answers_everything_is_told(again, folder, call, limit):
     for line in told:
         assert " % are right at exit 0, " in line
         assert line.endswith("; longer training (fit --epochs) or more data may change that")
+    assert "exit 0 answers" not in call(*words, "--max-cost", "1")[1]  # a budget may be the reason
     assert "Calibrate with --folds 5 for limits that other samples keep, or with --delta 0.1 for a certificate." in shown

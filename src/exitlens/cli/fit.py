@@ -210,7 +210,7 @@ def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str
     f1 = [[f"{value:.3f}"] for value in last["f1"]] if several else [[] for _ in last["accuracy"]]
     for name, accuracy, marks, cc in zip(name_exits(net), last["accuracy"], f1, [*last["cc"], None], strict=True):
         rows.append([name, f"{100 * accuracy:.1f}", *marks, "" if cc is None else f"{cc:.2f}"])
-    show(json_, values, str(out), rows)
+    show(json_, values, f"{out}: the weights of epoch {result.kept_epoch} of {len(result.history)}", rows)
     show_skipped(json_, bad)
     if not json_:
         tell(f"next: exitlens calibrate --bundle {shlex.quote(str(out))} --max-accuracy-drop 0.02 --folds 5")

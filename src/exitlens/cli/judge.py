@@ -155,15 +155,16 @@ def _show_policy(
     if not json_ and gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         tell(f"gate, limits on the estimated divergence by exit: {kept}")
-    said = [_explain_exit_0(report), as_options(certificate), *(f"warning: {as_options(note)}" for note in notes)]
+    said = [_explain_exit_0(report, policy), as_options(certificate), *(f"warning: {as_options(note)}" for note in notes)]
     for line in [] if json_ else filter(None, said):
         tell(line)
     show_skipped(json_, bad)
 
 
-def _explain_exit_0(report: xl.Report) -> str:
-    """Why the first exit answers everything, where it does."""
-    if report.exit_shares[0] < 1:
+def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
+    """Why the first exit answers everything, where it does, and no budget of cost or time is the reason."""
+    limits = policy.calibration.limits if policy.calibration else {}
+    if report.exit_shares[0] < 1 or limits.keys() & {"max_cost", "max_ms"}:
         return ""
     known = [row.accuracy for row in report.exits if row.accuracy is not None]
     shown = f" ({100 * known[0]:.1f} % are right at exit 0, {100 * known[-1]:.1f} % at the final exit)" if known else ""
