@@ -83,7 +83,7 @@ def write_part(runs: Runs) -> list[str]:
 def main() -> None:
     SERIES.fold()
     fill("series", write_part(SERIES.read()))
-    print(f"wrote the tables of {ROOT / 'docs' / 'series.md'}")
+    print(f"wrote the tables of {ROOT / 'docs' / 'measured' / 'series.md'}")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def main() -> None:
     names = ["{}/{}-{}".format(*one) for timed in (False, True) for one in list_runs(timed)]
     lines = [*say_what_is_missing(names, runs, "make static"), *(line for task in SEEDS for line in write_task(runs, task))]
     fill("static", [*lines, *write_promises(list(add_reasons(list_promises(runs))))])
-    print(f"wrote the tables of {ROOT / 'docs' / 'static.md'}")
+    print(f"wrote the tables of {ROOT / 'docs' / 'measured' / 'static.md'}")
 
 
 if __name__ == "__main__":

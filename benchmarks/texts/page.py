@@ -129,7 +129,7 @@ def main() -> None:
     fill("texts-maps", write_maps(runs))
     fill("texts-transfer", write_transfer(runs))
     fill("texts-promises", write_promises(list(add_reasons(list_promises(runs, truth)))))
-    print(f"wrote the tables of {ROOT / 'docs' / 'texts.md'}")
+    print(f"wrote the tables of {ROOT / 'docs' / 'measured' / 'texts.md'}")
 
 
 if __name__ == "__main__":

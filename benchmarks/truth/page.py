@@ -75,7 +75,7 @@ def main() -> None:
     missing = say_what_is_missing(["{}/{}-{}".format(*one) for one in list_runs()], runs, "make truth")
     lines = [*missing, *(line for task in SEEDS for line in write_task(runs, task))]
     fill("truth", [*lines, *write_promises(list(add_reasons(list_promises(runs))))])
-    print(f"wrote the tables of {ROOT / 'docs' / 'truth.md'}")
+    print(f"wrote the tables of {ROOT / 'docs' / 'measured' / 'truth.md'}")
 
 
 if __name__ == "__main__":

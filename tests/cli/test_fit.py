@@ -133,7 +133,7 @@ def test_groups_stay_together_and_come_along(folder, tmp_path, call):
     words = ("--data", folder, "--group-by", r"\d(\d)\.png$")
     code, out, err = call("fit", *words, "--size", "32", "--epochs", "1", "--batch-size", "16", "--out", tmp_path / "r")
     assert code == 0, err
-    assert "splits: by us: 70% train, 10% validation, 10% calibration, 10% test" in out
+    assert "splits: by exitlens: 70% train, 10% validation, 10% calibration, 10% test" in out
     assert r"groups by '\d(\d)\.png$': 10, of which 7 in train, 1 in validation" in " ".join(out.split())
     assert "images of 2 classes (" in out
     assert "no two samples are in one group" not in out

@@ -24,9 +24,9 @@ def test_splits_of_a_source_are_found_by_what_others_call_them():
     assert plan.own == {"train": "train", "validation": "val"}
     assert plan.carved == ("calibration", "test")
     assert str(plan) == (
-        "validation: all of 'val'; cut from 'train' by us: 78% train, 11% calibration, 11% test; 'extra' is not used"
+        "validation: all of 'val'; cut from 'train' by exitlens: 78% train, 11% calibration, 11% test; 'extra' is not used"
     )
-    assert str(plan_splits([""], "x")) == "by us: 70% train, 10% validation, 10% calibration, 10% test"
+    assert str(plan_splits([""], "x")) == "by exitlens: 70% train, 10% validation, 10% calibration, 10% test"
     with pytest.raises(xl.DataError, match="has 'val' and 'dev' for one split"):
         plan_splits(["train", "val", "dev"], "x")
     with pytest.raises(xl.DataError, match="one of them has to be called train"):

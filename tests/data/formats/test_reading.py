@@ -51,7 +51,7 @@ def test_folders_of_splits(folder, tmp_path):
     loaded = source.load_splits(SPLITS)
     assert loaded.sets["validation"].groups.unique().tolist() == [10, 11]
     assert loaded.sets["train"].classes == ("ant", "bee")
-    assert loaded.notes[0].startswith("splits: validation: all of 'val'; cut from 'train' by us")
+    assert loaded.notes[0].startswith("splits: validation: all of 'val'; cut from 'train' by exitlens")
     assert sum(len(part) for part in loaded.sets.values()) == 48
     (tmp_path / "split" / "val" / "ant" / "animal00_99.png").write_bytes(encode(0))
     with pytest.raises(xl.DataError, match=r"has the group '00' in train and in val \(1 group"):
@@ -92,7 +92,7 @@ def test_files_of_texts_that_are_named_by_split(tmp_path):
     assert {split: len(part) for split, part in loaded.sets.items()} == {
         "train": 18, "validation": 20, "calibration": 2, "test": 20
     }  # fmt: skip
-    assert loaded.notes[0].startswith("splits: validation: all of 'dev'; test: all of 'test'; cut from 'train' by us")
+    assert loaded.notes[0].startswith("splits: validation: all of 'dev'; test: all of 'test'; cut from 'train' by exitlens")
     with pytest.raises(xl.InputError, match=r"split_by: .* has a file for each split \(dev, test, train\)"):
         open_source(str(tmp_path), split_by="author").load("train")
     (tmp_path / "test.csv").write_text("text,label,author\nchanged,a,a99\n")

@@ -87,7 +87,7 @@ def test_named_parts_stay_and_others_are_cut_from_train(make_table, hf, tmp_path
         loaded = open_source(str(tmp_path / name), size=8).load_splits(SPLITS)
         assert _numbers(loaded.sets["test"]) == list(range(40, 50))
         assert sorted(n for split in SPLITS[:3] for n in _numbers(loaded.sets[split])) == list(range(40))
-        assert loaded.notes[0].startswith("splits: test: all of 'test'; cut from 'train' by us: 78% train")
+        assert loaded.notes[0].startswith("splits: test: all of 'test'; cut from 'train' by exitlens: 78% train")
     shared = hf.DatasetDict({"train": make_table(40), "test": make_table(10, 38)})
     shared.save_to_disk(str(tmp_path / "shared"))
     with pytest.raises(xl.DataError, match="has the group 'p9' in train and in test"):

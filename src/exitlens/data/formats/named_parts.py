@@ -40,7 +40,9 @@ class SplitPlan(NamedTuple):
         words = [f"{split}: all of {name!r}" for split, name in self.own.items() if split != "train" or not self.carved]
         if self.carved:
             cut = ", ".join(f"{share:.0%} {split}" for split, share in self.shares().items())
-            words.append(f"cut from {self.own['train']!r} by us: {cut}" if self.own["train"] else f"by us: {cut}")
+            words.append(
+                f"cut from {self.own['train']!r} by exitlens: {cut}" if self.own["train"] else f"by exitlens: {cut}"
+            )
         return "; ".join([*words, *(f"{name!r} is not used" for name in self.unused)])
 
     def shares(self) -> dict[Split, float]:
