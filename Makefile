@@ -78,7 +78,7 @@ texts: $(VENV)/.benchmark  ## a pretrained MiniLM on film reviews, its words and
 	$(BIN)/python -m benchmarks.texts.page
 	$(BIN)/python -m benchmarks.check
 
-series: $(VENV)/.benchmark  ## small networks of series: answers, cost and maps (resumable, half an hour): docs/measured/series.md
+series: $(VENV)/.benchmark  ## small networks of series: answers, cost and maps (resumable, an hour): docs/measured/series.md
 	$(BIN)/python -m benchmarks.series
 	$(BIN)/python -m benchmarks.series.page
 	$(BIN)/python -m benchmarks.check

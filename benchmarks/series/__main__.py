@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.series [PATTERN ...] [--processes N]
 
 Runs are named TASK/CONDITION-SEED (``gunpoint/egt-0``); patterns choose some. What is there already is skipped, and a run that
-was stopped goes on from its last epoch. The data sets come with ``aeon`` (extra ``benchmark``). Half an hour on one core.
+was stopped goes on from its last epoch. The data sets come with ``aeon`` (extra ``benchmark``). An hour on one core.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ UPDATES, BATCH, DISTILL = (
     1280,
     16,
     1.0,
-)  # of the archive's sets: updates of the weights, at least; chosen by trials, see docs
+)  # of the archive's sets: updates of the weights, at least; chosen by trials.py
 AGREEMENT = 0.9  # of motifs' training series: how often the level says the class, too
 ARCHIVE = {  # every set of aeon 1.6 for classification with series of equal length up to 200 steps
     "basicmotions": "BasicMotions/BasicMotions",
@@ -48,9 +48,9 @@ class Task:
     distill: float = 0.0
 
 
-def load_task(name: str, seed: int) -> Task:
-    """The data of one run."""
-    return _load_motifs(seed) if name == MOTIFS else _load_archive(name, seed)
+def load_task(name: str, seed: int, updates: int = UPDATES, distill: float = DISTILL) -> Task:
+    """The data of one run, and how it is trained; ``updates`` and ``distill`` are of the archive's sets."""
+    return _load_motifs(seed) if name == MOTIFS else _load_archive(name, seed, updates, distill)
 
 
 def _load_motifs(seed: int) -> Task:
@@ -64,7 +64,7 @@ def _load_motifs(seed: int) -> Task:
     return Task(train, validation, tests, 12, 32)
 
 
-def _load_archive(name: str, seed: int) -> Task:
+def _load_archive(name: str, seed: int, updates: int, distill: float) -> Task:
     """All series of a set, half of each class to train with, a quarter each for validation and test, drawn anew by seed."""
     whole = read_archive(name)
     rng = torch.Generator().manual_seed(seed)
@@ -78,8 +78,8 @@ def _load_archive(name: str, seed: int) -> Task:
     train, validation, test = (whole.subset(torch.cat(rows)) for rows in parts)
     scaling = measure_scaling(train)
     train, validation, test = (one.scaled(scaling) for one in (train, validation, test))
-    epochs = math.ceil(UPDATES / math.ceil(len(train) / BATCH))
-    return Task(train, validation, {"test": test}, epochs, BATCH, DISTILL)
+    epochs = math.ceil(updates / math.ceil(len(train) / BATCH))
+    return Task(train, validation, {"test": test}, epochs, BATCH, distill)
 
 
 def read_archive(name: str) -> xl.ArraySet:

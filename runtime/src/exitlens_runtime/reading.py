@@ -33,9 +33,8 @@ class Preprocess:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise InputError(
-                        f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}: make it smaller"
-                    )
+                    many = f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}"
+                    raise InputError(f"{path}: {many} (make it smaller)")
                 ImageOps.exif_transpose(image, in_place=True)
                 picture = _put_on_white(_make_eight_bit(image)).convert("L" if channels == 1 else "RGB")
         except InputError:

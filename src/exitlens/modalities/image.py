@@ -111,7 +111,7 @@ def open_picture(
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 many = f"{image.width} x {image.height} pixels is over the limit of {max_pixels:,}"
-                raise DataError(f"{name or file}: {many}: make it smaller")
+                raise DataError(f"{name or file}: {many} (make it smaller)")
             if longest is not None:
                 image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
                 if image.mode in ("L", "RGB", "CMYK"):
