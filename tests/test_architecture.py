@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 RUNTIME = sorted((SOURCE.parent.parent / "runtime" / "src").rglob("*.py"))
 MODULES = list_modules()
 ROOMS = (  # by level: a file imports from its own room and from those on lower levels
-    {"errors", "io", "deprecation", "display", "launch", "progress", "ranks"},
+    {"errors", "io", "display", "launch", "progress", "ranks"},
     {"types"},
     {"functional"},
     {"modalities"},
@@ -25,12 +25,11 @@ ROOMS = (  # by level: a file imports from its own room and from those on lower 
     {"serving"},
     {"cli", "__main__", "ray"},
 )
-INNER = {  # rooms inside rooms, likewise; files that stand in the outer room itself are above or below as they need
+INNER = {  # the same for rooms inside rooms; files that stand in the outer room itself are above or below as they need
     "model": ({"backbones"}, {"cutting"}, {"engine"}),
     "workflow": ({"training", "inference"},),
     "delivery": ({"bench", "predictions", "explanations"}, {"report", "explorer"}, {"demo"}),
 }
-LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 300, 40, 14
 
 
 def level(room: str) -> int:
@@ -42,10 +41,9 @@ def rooms_of(module: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_a_file_is_short_states_its_purpose_and_imports_from_below(path):
+def test_a_file_states_its_purpose_and_imports_from_below(path):
     own = [part.removesuffix(".py") for part in path.relative_to(SOURCE).parts]
     assert ast.get_docstring(parse(path))
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
     if own == ["__init__"]:
         return
     for module in read_imports(path):
@@ -61,25 +59,12 @@ def test_a_file_is_short_states_its_purpose_and_imports_from_below(path):
 
 @pytest.mark.parametrize("path", RUNTIME, ids=lambda p: p.name)
 def test_the_runtime_stands_by_itself(path):
-    """No file of it is long, and none knows the library or PyTorch."""
+    """It imports neither the library nor PyTorch."""
     assert ast.get_docstring(parse(path))
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
     for node in ast.walk(parse(path)):
         names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not {name.split(".")[0] for name in names} & {"exitlens", "torch", "onnx"}
-
-
-def test_functions_are_short():
-    long = {}
-    for path in (*FILES, *RUNTIME):
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.FunctionDef):
-                first = node.body[ast.get_docstring(node) is not None and len(node.body) > 1]
-                lines = node.end_lineno - first.lineno + 1
-                if lines > LONGEST_FUNCTION:
-                    long[f"{path}: {node.name}"] = lines
-    assert not long
 
 
 def test_nothing_imports_in_a_circle():
@@ -88,12 +73,6 @@ def test_nothing_imports_in_a_circle():
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None
-
-
-def test_folders_are_small():
-    for folder in {path.parent for path in FILES}:
-        files = [path for path in folder.glob("*.py") if path.stem != "__init__"]
-        assert len(files) <= MOST_FILES, folder
 
 
 def test_verbs_of_the_workflow_do_not_import_each_other():

@@ -7,7 +7,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import exitlens as xl
 import exitlens_runtime.bundle
 from exitlens.delivery import bundle
 from exitlens.edge import export
@@ -62,7 +61,3 @@ def test_paths_that_guides_show_are_public():
                     shown |= {f"{node.module}.{alias.name}" for alias in node.names}
     assert shown
     assert not [name for name in shown if f"`{name}`" not in PAGE]
-
-
-def test_the_warning_is_named_as_it_is():
-    assert f"exitlens.{xl.ExitlensDeprecationWarning.__name__}" in PAGE

@@ -42,7 +42,7 @@ _MODULES = {
     "edge.int8": "export_int8 Int8Report",
     "edge.web": "export_web",
     "errors": "AttachError BundleError CalibrationError DataError DataWarning DistributedError DriftWarning EngineError "
-    "ExitlensDeprecationWarning ExitlensError ExportError InputError MissingExtraError OutputError OutputExistsError "
+    "ExitlensError ExportError InputError MissingExtraError OutputError OutputExistsError "
     "PolicyError ReachWarning RequestError StreamError TrainingError WeightsWarning",
     "functional.drift": "Drift Monitor",
     "functional.losses": "EGTLoss",

@@ -37,7 +37,6 @@ from exitlens.errors import DataWarning as DataWarning
 from exitlens.errors import DistributedError as DistributedError
 from exitlens.errors import DriftWarning as DriftWarning
 from exitlens.errors import EngineError as EngineError
-from exitlens.errors import ExitlensDeprecationWarning as ExitlensDeprecationWarning
 from exitlens.errors import ExitlensError as ExitlensError
 from exitlens.errors import ExportError as ExportError
 from exitlens.errors import InputError as InputError

@@ -222,17 +222,6 @@ class ReachWarning(UserWarning):
     """
 
 
-class ExitlensDeprecationWarning(FutureWarning):
-    """A name that goes in a later version was used; the message says which, since when, when it goes and what to use.
-
-    A ``FutureWarning``, as in scikit-learn and PyTorch: Python shows it wherever the call is, not in ``__main__`` alone.
-
-    Examples:
-        >>> import warnings
-        >>> warnings.simplefilter("error", xl.ExitlensDeprecationWarning)  # stop, where a name is used that goes
-    """
-
-
 class MissingExtraError(ExitlensError, ImportError):
     """An optional dependency is not installed.
 
