@@ -21,7 +21,7 @@ def use_half_precision(device: torch.device, enabled: bool) -> Iterator[None]:
     """PyTorch's autocast to bfloat16; on CPUs, depthwise convolutions and attention stay in float32.
 
     PyTorch's backward pass of these is slow in bfloat16: a training step of an EfficientNet-Lite0 takes twice as long as
-    with them in float32 (``python -m benchmarks.training.precision``). What they give is bfloat16 all the same. Attention
+    with them in float32. What they give is bfloat16 all the same. Attention
     inside ``nn.MultiheadAttention`` is not spared.
     """
     spared = _SomeInFloat32() if enabled and device.type == "cpu" else nullcontext()
