@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import exitlens as xl
-from exitlens.model.malloc import keep_memory
+from exitlens.model.process import keep_memory
 from exitlens.model.precision import use_half_precision
 
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ from exitlens.delivery.bundle import load, save
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.attach import attach
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
+from exitlens.model.process import keep_memory
 from exitlens.workflow.training.fit import fit
 from exitlens.workflow.training.run import LOG
 
