@@ -57,6 +57,7 @@ def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
     assert xl.explain(tuned, images[0], policy).answered == xl.explain(net, images[0], policy).answered
 
 
+@pytest.mark.slow
 def test_weights_that_change_are_written_again(images):
     net = make_net()
     net.tuning = ONNX
@@ -70,6 +71,7 @@ def test_weights_that_change_are_written_again(images):
     assert torch.allclose(after, xl.predict(plain, images, xl.Policy((0.0, 0.0))).probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_texts():
     net, inputs = make_text_net(), make_texts(9)
     policy = xl.Policy((0.4,) * (net.num_exits - 1))

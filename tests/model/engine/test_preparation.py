@@ -167,6 +167,7 @@ def test_statistics_of_the_batch_and_computed_scales_are_not_folded(how):
     assert not can_fold(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pads"), [("timm:tf_efficientnet_lite0", 1), ("timm:mobilenetv3_small_100", 0)])
 def test_timm_networks_are_folded_and_copy_nothing_to_pad_it(name, pads):
     torch.manual_seed(0)
