@@ -16,6 +16,7 @@ from exitlens.types.preprocessing import (
     TextPreprocess,
     import_tokenizers,
 )
+from exitlens.types.requests import CalibrationRequest, Temperatures
 from exitlens.types.scaling import (
     ArrayPreprocess,
     MelSpectrogram,
@@ -35,6 +36,7 @@ __all__ = [
     "SCORES",
     "ArrayPreprocess",
     "Calibration",
+    "CalibrationRequest",
     "CompactLogits",
     "ExitOutput",
     "ExitView",
@@ -49,6 +51,7 @@ __all__ = [
     "Preprocess",
     "Preprocessing",
     "SeriesPreprocess",
+    "Temperatures",
     "TextPreprocess",
     "Timing",
     "Trace",
