@@ -5,35 +5,8 @@ Plotting is imported only where a value shows itself in a notebook.
 Names are imported on first use: the command line reads the settings here without waiting for PyTorch.
 """
 
-# ruff: noqa: F401
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # the same names for type checkers
-    from exitlens.types.calibrations import Calibration
-    from exitlens.types.compact import CompactLogits
-    from exitlens.types.explanations import SCHEMA, ExitView, Explanation, LabelView, Location
-    from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
-    from exitlens.types.policies import GATE_FEATURES, Gate, Policy
-    from exitlens.types.preprocessing import (
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        Preprocess,
-        Preprocessing,
-        TextPreprocess,
-        import_tokenizers,
-    )
-    from exitlens.types.scaling import (
-        ArrayPreprocess,
-        MelSpectrogram,
-        SeriesPreprocess,
-        VectorPreprocess,
-        VolumePreprocess,
-    )
-    from exitlens.types.settings import TrainingSettings as TrainingSettings
-    from exitlens.types.tasks import SCORES
-    from exitlens.types.timings import Timing
-    from exitlens.types.traces import Trace
+from typing import Any
 
 _HOMES = {
     "calibrations": "Calibration",
