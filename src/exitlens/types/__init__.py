@@ -1,6 +1,8 @@
 """The values that the verbs exchange. Tensors here are never changed after they are made.
 
 Plotting is imported only where a value shows itself in a notebook.
+
+Names are imported on first use: the command line reads the settings here without waiting for PyTorch.
 """
 
 from exitlens.types.calibrations import Calibration
@@ -59,3 +61,30 @@ __all__ = [
     "VolumePreprocess",
     "import_tokenizers",
 ]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "calibrations": "Calibration",
+    "compact": "CompactLogits",
+    "explanations": "SCHEMA ExitView Explanation LabelView Location",
+    "outputs": "ExitOutput LossTerms Prediction",
+    "policies": "GATE_FEATURES Gate Policy",
+    "preprocessing": "IMAGENET_MEAN IMAGENET_STD Preprocess Preprocessing TextPreprocess import_tokenizers",
+    "scaling": "ArrayPreprocess MelSpectrogram SeriesPreprocess VectorPreprocess VolumePreprocess",
+    "tasks": "SCORES",
+    "timings": "Timing",
+    "traces": "Trace",
+    "settings": "TrainingSettings",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
