@@ -15,7 +15,7 @@ from exitlens.functional.maps import make_shift
 from exitlens.model.engine.onnx.files import OPSET, Written, import_onnx
 from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
 from exitlens.types import Policy
-from exitlens.types.tasks import DECIDED
+from exitlens.types.requests import DECIDED
 
 THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
 ANSWERS = ("labels", "exits", "scores", "probabilities")

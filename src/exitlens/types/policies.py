@@ -12,7 +12,8 @@ from typing import Any
 from exitlens.errors import PolicyError
 from exitlens.types.calibrations import Calibration
 from exitlens.types.certificates import write_certificate
-from exitlens.types.tasks import ALL_SCORES, USUAL_SCORES, Task, task_of_score
+from exitlens.types.requests import ALL_SCORES
+from exitlens.types.tasks import USUAL_SCORES, Task, task_of_score
 from exitlens.types.words import exit_name, format_threshold
 
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before

@@ -1,15 +1,24 @@
-"""CalibrationRequest: what a calibration is asked for, checked and documented here alone, and recorded verbatim."""
+"""CalibrationRequest: what a calibration is asked for, checked and documented here alone, and recorded verbatim.
+
+The options of the command line come from its fields and from the sentences that describe them, so this module imports nothing
+heavy.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exitlens.errors import InputError, require
-from exitlens.types.tasks import check_score
-from exitlens.types.traces import Trace
+
+if TYPE_CHECKING:
+    from exitlens.types.traces import Trace
+
+SCORES = ("max_probability", "entropy", "margin")  # of one class
+DECIDED = "decided"  # the score of several labels: how sure the least sure of them is
+ALL_SCORES = (*SCORES, DECIDED)
 
 RISK_LIMITS = (
     "max_accuracy_drop",
@@ -209,6 +218,12 @@ class CalibrationRequest:
         """Inverse of :meth:`to_dict`."""
         given = values.get("temperatures")
         return cls(**{**values, "temperatures": None if given is None else Temperatures.from_dict(given)})
+
+
+def check_score(score: str | None) -> None:
+    """Raise :class:`InputError` for a score that does not exist; ``None`` is the usual one."""
+    if score is not None and score not in ALL_SCORES:
+        raise InputError(f"score: expected one of {ALL_SCORES}, got {score!r}")
 
 
 def _is_number(value: object) -> bool:
