@@ -22,8 +22,7 @@ from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.cutting.verify import draw_inputs
 from exitlens.model.engine.onnx.files import BATCHES, Written, import_onnx, open_file, write_segments
 from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, cut_segments
-from exitlens.model.heads.exit_heads import ExitHead
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import ExitHead, have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors
