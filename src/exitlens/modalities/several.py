@@ -44,9 +44,9 @@ class SeveralInputs(Modality):
             raise InputError(f"{name}: expected a dict with {list(given.names)}, got {got}")
         tensors = list[Tensor]()
         for i, (part, kind) in enumerate(self.parts):
-            rest = {"vocabulary": given.vocabulary[i : i + 1], "dtypes": given.dtypes[i : i + 1]}
-            part_format = replace(given, names=(), shape=given.shapes[i], **rest)
-            tensors += kind.check(inputs[part], part_format, f"{name}[{part!r}]", like)
+            at = slice(i, i + 1)
+            own = replace(given, names=(), shape=given.shapes[i], vocabulary=given.vocabulary[at], dtypes=given.dtypes[at])
+            tensors += kind.check(inputs[part], own, f"{name}[{part!r}]", like)
             if len(tensors[i]) != len(tensors[0]):
                 raise InputError(f"{name}: {len(tensors[0])} samples of {self.parts[0][0]!r}, {len(tensors[i])} of {part!r}")
         return tuple(tensors)
