@@ -1,7 +1,6 @@
 """CalibrationRequest: what a calibration is asked for, checked and documented here alone, and recorded verbatim.
 
-The options of the command line come from its fields and from the sentences that describe them, so this module imports nothing
-heavy.
+The options of the command line come from its fields and from the sentences that describe them, so nothing heavy is imported.
 """
 
 from __future__ import annotations
