@@ -3,7 +3,6 @@ import re
 from dataclasses import fields
 
 import pytest
-import torch
 
 import exitlens as xl
 from exitlens.types.requests import SampleSketch, Temperatures
@@ -79,15 +78,3 @@ def test_temperatures_of_a_policy_are_recorded_with_what_they_were_fitted_on():
     assert given == Temperatures(fitted.temperatures, fitted.calibration.fitted_on, fitted.network)
     assert policy.temperatures == fitted.temperatures
     assert policy.calibration.request.for_any_network().temperatures.network == ""
-
-
-def test_shared_samples_are_found_by_the_sketch():
-    one, other = random_trace(500, seed=1), random_trace(500, seed=2)
-    both = xl.Trace(torch.cat([one.logits[:100], other.logits]), None, torch.zeros(600, 3), one.cost)
-    sketch = SampleSketch.from_trace(one)
-    assert len(sketch.sketch) == 64
-    assert sketch.overlaps(one)
-    assert sketch.overlaps(both)
-    assert SampleSketch(sketch.data).overlaps(one)
-    assert not sketch.overlaps(other)
-    assert not SampleSketch().overlaps(other)

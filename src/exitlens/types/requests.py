@@ -8,12 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exitlens.errors import InputError, require
-
-if TYPE_CHECKING:
-    from exitlens.types.traces import Trace
 
 SCORES = ("max_probability", "entropy", "margin")  # of one class
 DECIDED = "decided"  # the score of several labels: how sure the least sure of them is
@@ -37,18 +34,9 @@ class SampleSketch:
     sketch: tuple[str, ...] = ()
 
     @classmethod
-    def from_trace(cls, trace: Trace, size: int = 64) -> SampleSketch:
-        """Return the sketch of a trace's samples, with ``size`` hashes."""
-        return cls(trace.fingerprint(), tuple(sorted(trace.hash_samples())[:size]))
-
-    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SampleSketch:
         """Read what ``asdict`` wrote."""
         return cls(str(values["data"]), tuple(map(str, values["sketch"])))
-
-    def overlaps(self, trace: Trace) -> bool:
-        """Return whether the trace has some of these samples, as far as equal logits can tell."""
-        return self.data == trace.fingerprint() or not set(self.sketch).isdisjoint(trace.hash_samples())
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def _choose_temperatures(
             raise PolicyError(
                 f"temperatures: they were fitted for network {given.network}, this trace is of {trace.network}"
             )
-        if any(samples.overlaps(trace) for samples in given.fitted_on):
+        if any(map(trace.shares_samples, given.fitted_on)):
             raise CalibrationError(
                 "temperatures: they were fitted on samples of this trace. Fix: calibrate on samples that nothing was fitted "
                 "on, or leave temperatures out (they are then fitted on a part that is not tested)."
@@ -204,7 +204,7 @@ def _choose_temperatures(
         return given.values, given.fitted_on
     if not request.temperature_scaling or trace.labels is None:
         return (1.0,) * trace.num_exits, ()
-    return fit_temperatures(trace.logits, trace.labels, rows), (SampleSketch.from_trace(trace),)
+    return fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
 
 
 def _require_positives(trace: Trace, request: CalibrationRequest) -> None:
