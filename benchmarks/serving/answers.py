@@ -94,7 +94,7 @@ def compare_answers(count: int = 10_000, rate: float = 150.0, connections: int =
         rate: requests a second.
     """
     prepared, rng, found = prepare("small"), np.random.default_rng(0), list[dict[str, Any]]()
-    with start_ours(prepared.exits, prepared.samples[0], batching={"max_wait": 60.0, "max_waiting": 4096}) as server:
+    with start_ours(prepared.exits, prepared.samples[0], batching={"max_wait_ms": 60_000.0, "max_waiting": 4096}) as server:
         for at in range(0, count, PART):
             samples = make_samples(prepared, min(PART, count - at), rng)
             expected, cuts = predict(prepared.exits, samples), list(cut(len(samples), rng))

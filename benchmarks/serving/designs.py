@@ -29,7 +29,7 @@ FORWARD = 1e6  # requests a second of a large deployment
 def compare_designs(name: str = "small") -> dict[str, Any]:
     """Requests a second in time on two cores: our workers, and on Ray Serve replicas of the whole network and pools."""
     prepared, found = prepare(name), dict[str, Any]()
-    sample, wait = prepared.samples[0], {"max_wait": 10.0, "max_waiting": 4096}
+    sample, wait = prepared.samples[0], {"max_wait_ms": 10_000.0, "max_waiting": 4096}
     edge = _export(prepared.exits)  # the same files for all
     with start_ours(edge, sample, processors=BOTH, workers=2, batching=wait) as server:
         found["workers"] = _measure(name, server.port, make_requests(prepared))

@@ -21,15 +21,16 @@ OUTPUTS = ("label", "exit", "confidence")
 
 def serve(settings: Mapping[str, Any]) -> None:
     """In the server's process."""
-    from exitlens.serving.batching.batcher import Batching
-    from exitlens.serving.limits import Limits
     from exitlens.serving.server import serve as run
-    from exitlens.serving.settings import Settings
-    from exitlens.serving.watching import Watching
+    from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching
 
     bundles = {name: Path(path) for name, path in settings["bundles"].items()}
     given = {"batching": Batching(**settings["batching"]), "limits": Limits(**settings["limits"])}
-    run(Settings(bundles, port=settings["port"], watching=Watching(**settings["watching"]), **settings["more"], **given))
+    run(
+        ServerSettings(
+            bundles, port=settings["port"], watching=Watching(**settings["watching"]), **settings["more"], **given
+        )
+    )
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def measure_overload(name: str, capacity_rate: float, seconds: float = 60.0) -> 
         capacity_rate: requests a second that the server bears.
     """
     prepared, limit = prepare(name), LIMITS[name]
-    requests, batching = make_requests(prepared), {"max_wait": WAIT * limit, "max_waiting": 4096}
+    requests, batching = make_requests(prepared), {"max_wait_ms": 1000 * WAIT * limit, "max_waiting": 4096}
     phases = [(CALM * capacity_rate, CALM_SECONDS), (OVER * capacity_rate, seconds), (CALM * capacity_rate, CALM_SECONDS)]
     plan = make_plan(phases, len(requests), seed=7)
     with start_ours(prepared.exits, prepared.samples[0], processors=SERVER, batching=batching) as server:

@@ -49,7 +49,7 @@ def measure_throughput(name: str, size: int = 1) -> dict[str, Any]:
 
 def _list_servers(prepared: Prepared, size: int) -> dict[str, tuple[Callable[[], Any], Callable[[Server], Sequence[bytes]]]]:
     sample, shape = prepared.samples[0], prepared.samples.shape[1:]
-    wait = {"batching": {"max_wait": 10.0, "max_waiting": 4096}}
+    wait = {"batching": {"max_wait_ms": 10_000.0, "max_waiting": 4096}}
     found = {
         "exits": (
             lambda: start_ours(prepared.exits, sample, processors=SERVER, **wait),

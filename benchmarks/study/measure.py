@@ -20,7 +20,7 @@ from benchmarks.study.train import train
 from exitlens.functional import similarity
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import pair_samples, skill
-from exitlens.model.cutting.macs import count_macs
+from exitlens.model.cutting.cost import count_macs
 from exitlens.workflow.faithfulness import faithfulness
 
 LIMITS = (0.0, 0.002, 0.003, 0.005, 0.01)  # accuracy drops, chosen on calibration data

@@ -50,15 +50,14 @@ _MODULES = {
     "modalities.image": "read_image",
     "model.attach": "attach",
     "model.backbones.build": "build_backbone",
-    "model.backbones.matching": "WeightsReport",
-    "model.backbones.weights": "load_weights",
+    "model.backbones.weights": "load_weights WeightsReport",
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
     "model.relevance": "compute_relevance",
     "ranks": "Ranks",
-    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate LabelView Location LossTerms "
-    "MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
+    "types": "Calibration CalibrationRequest CompactLogits ExitOutput ExitView Explanation Gate LabelView Location "
+    "LossTerms MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
     "VolumePreprocess",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",

@@ -20,7 +20,8 @@ from exitlens.serving.http.app import make_app
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import open_bundle, wrap_network
 from exitlens.serving.repository import Repository
-from exitlens.serving.watching import Watch, Watching
+from exitlens.serving.settings import Watching
+from exitlens.serving.watching import Watch
 from exitlens_runtime.cli import main
 from tests.conftest import make_net
 from tests.edge.test_cascade import answer

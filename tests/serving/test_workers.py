@@ -12,9 +12,8 @@ import pytest
 import uvicorn
 
 import exitlens as xl
-from exitlens.serving.limits import Limits
 from exitlens.serving.server import make_config
-from exitlens.serving.settings import Settings
+from exitlens.serving.settings import Limits, ServerSettings
 from exitlens.serving.workers import WorkerConfig
 from tests.serving.conftest import save_small
 
@@ -28,7 +27,7 @@ def _switches_stay():
 
 def test_the_last_connection_that_is_allowed_is_served(tmp_path):
     bundle = save_small(tmp_path / "b")
-    settings = Settings({"b": bundle}, limits=Limits(max_connections=1), access_log=False)
+    settings = ServerSettings({"b": bundle}, limits=Limits(max_connections=1), access_log=False)
     server = uvicorn.Server(make_config(settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
@@ -44,7 +43,7 @@ def test_the_last_connection_that_is_allowed_is_served(tmp_path):
 
 def test_a_bundle_that_cannot_be_served_is_told_at_once(tmp_path):
     with pytest.raises(xl.BundleError, match="bundle"):
-        make_config(Settings({"b": tmp_path})).load()
+        make_config(ServerSettings({"b": tmp_path})).load()
 
 
 def test_what_others_set_up_of_logging_stays(tmp_path, capsys):
@@ -53,7 +52,7 @@ def test_what_others_set_up_of_logging_stays(tmp_path, capsys):
     logging.getLogger("mine").addHandler(other)
     closed = []
     other.close = lambda: closed.append(True)
-    config = WorkerConfig(Settings({"a": tmp_path}))
+    config = WorkerConfig(ServerSettings({"a": tmp_path}))
     with pytest.raises(xl.BundleError):
         config.load()
     assert not closed

@@ -153,7 +153,7 @@ def fit(
     from exitlens.delivery.run_data import record_source
     from exitlens.delivery.run_directory import read_recorded_exits, save_trained
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
-    from exitlens.model.heads.maps import have_maps
+    from exitlens.model.heads.exit_heads import have_maps
 
     weights = bool(pretrained or init_weights)
     size = size or choose_size(backbone, weights)

@@ -19,11 +19,9 @@ from exitlens.data.texts import TextSet
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import TEXT, find_reader
 from exitlens.model.attach import attach
-from exitlens.model.backbones.build import build_backbone
-from exitlens.model.backbones.matching import Say
+from exitlens.model.backbones.build import TOKENIZER, build_backbone, read_tokenizer
 from exitlens.model.backbones.normalisation import HALF, PROCESSOR, Normalisation, read_normalisation
-from exitlens.model.backbones.transformers import TOKENIZER, read_tokenizer
-from exitlens.model.backbones.weights import load_weights
+from exitlens.model.backbones.weights import Say, load_weights
 from exitlens.model.network import ExitNet
 from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.inputs import can_be_channels_last, list_tensors

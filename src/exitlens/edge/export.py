@@ -30,7 +30,7 @@ from exitlens.model.engine.onnx_files import (
     open_file,
     write_segments,
 )
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors

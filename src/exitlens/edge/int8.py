@@ -23,9 +23,9 @@ from exitlens.model.engine.onnx_engine import OnnxEngine, OnnxFiles
 from exitlens.model.engine.onnx_files import Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Trace
+from exitlens.types import CalibrationRequest, Policy, Trace
 from exitlens.types.tasks import are_same
-from exitlens.workflow.calibration import calibrate
+from exitlens.workflow.calibration import run_calibration
 from exitlens.workflow.collection import collect
 
 SAMPLES, BATCH = 512, 32  # that activations are measured with
@@ -107,23 +107,19 @@ def export_int8(
     with replace_directory(target, replaceable) as temporary:
         twin, parts = quantise(net, samples, temporary)
         after = collect(twin, calibration, progress=progress)
-        chosen = calibrate(after, **request)
+        chosen = run_calibration(after, request)
         write_bundle(temporary, twin, chosen, parts)
     return _report(target, policy, chosen, before, after)
 
 
-def repeat_request(policy: Policy) -> dict[str, Any]:
-    """Arguments of :func:`exitlens.calibrate` as the policy was asked for; raises :class:`InputError` if it was not."""
+def repeat_request(policy: Policy) -> CalibrationRequest:
+    """Return what the policy was asked for, to ask it of the int8 network; temperatures that were given are kept."""
     record = policy.calibration
     if record is None:
         raise InputError("policy: it was made by hand, so nothing says under which limits to calibrate for int8")
-    if record.timing is not None:
+    if record.request.max_ms is not None:
         raise InputError("policy: it has limits in milliseconds, and int8 takes others: calibrate one without them")
-    certified = record.certification
-    how = {"score": policy.score, "gate": policy.gate is not None, "folds": record.folds, "seed": record.seed}
-    how["delta"] = None if certified is None else certified.delta
-    how["equal_groups"] = certified is not None and record.groups is not None and certified.largest_group is None
-    return {**record.limits, **how}
+    return record.request.for_any_network()
 
 
 def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list[Written]]:

@@ -13,11 +13,12 @@ from typing import Any
 from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
 from exitlens.model.cutting.stage import Activations
-from exitlens.serving.batching.batcher import Batcher, Batching, ClosedError, Hooks
+from exitlens.serving.batching.batcher import Batcher, ClosedError, Hooks
 from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel, open_bundle, read_version
-from exitlens.serving.watching import Watch, Watching
+from exitlens.serving.settings import Batching, Watching
+from exitlens.serving.watching import Watch
 
 LOG = logging.getLogger("exitlens.serving")
 Prepare = Callable[[ServedModel], Awaitable[tuple[Activations, Terms]]]

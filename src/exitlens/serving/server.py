@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from exitlens.errors import import_extra
 from exitlens.serving.metrics import SHARED
-from exitlens.serving.settings import Settings
+from exitlens.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from uvicorn import Config
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: ServerSettings) -> None:
     """Serves until the process is told to end (SIGTERM, SIGINT), then answers what was taken in.
 
     Raises:
@@ -50,7 +50,7 @@ def _run_workers(config: Config) -> None:
     Supervisor(config, sockets=[config.bind_socket()]).run()
 
 
-def make_config(settings: Settings) -> Config:
+def make_config(settings: ServerSettings) -> Config:
     """For uvicorn; models are opened when it is loaded, in the process that serves them."""
     from exitlens.serving.workers import WorkerConfig
 

@@ -15,7 +15,7 @@ from exitlens.serving.http.connections import make_protocol
 from exitlens.serving.http.guard import write_log
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.repository import Repository
-from exitlens.serving.settings import Settings
+from exitlens.serving.settings import ServerSettings
 
 SWITCH_SECONDS = 0.0005  # after which a thread makes way: the network's and the connections' take turns
 KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connection, so that they are the ones to close it
@@ -24,7 +24,7 @@ KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connecti
 class WorkerConfig(Config):
     """Picklable, because workers get it before they open their models."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         limits = settings.limits
         super().__init__(
             _no_app,

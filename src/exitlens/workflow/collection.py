@@ -18,7 +18,7 @@ from exitlens.functional.grouping.groups import number_groups
 from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import MEASURES, pair_samples, transplant, uniform
 from exitlens.io import RowStore
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing.exit_times import measure_exits
 from exitlens.ranks import Ranks, find_ranks

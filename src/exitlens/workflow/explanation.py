@@ -17,7 +17,7 @@ from exitlens.functional.scores import probabilities, score_of
 from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.relevance import Recording, compute_relevance
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy

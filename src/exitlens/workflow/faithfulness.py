@@ -19,8 +19,7 @@ from exitlens.functional.maps import as_distribution, find_locations
 from exitlens.functional.scores import probabilities
 from exitlens.functional.similarity import pearson
 from exitlens.model.engine.engine import Engine
-from exitlens.model.heads.exit_heads import EvidenceHead
-from exitlens.model.heads.maps import require_maps
+from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.perturbation import occlude, perturb
 from exitlens.model.relevance import compute_relevance_of_exits

@@ -18,7 +18,7 @@ class Desk:
 
     def __init__(self, model, batching=None, **hooks):
         self.model, self.done = model, queue.SimpleQueue()
-        self.batcher = Batcher(model, Hooks(self._deliver, **hooks), batching or Batching(size=4))
+        self.batcher = Batcher(model, Hooks(self._deliver, **hooks), batching or Batching(batch=4))
         self.batcher.start()
 
     def _deliver(self, tickets):
@@ -67,7 +67,7 @@ def hold(desk, monkeypatch):
 
 
 def test_room_is_limited_in_number(model, images, monkeypatch):
-    desk = Desk(model, Batching(size=4, max_waiting=5))
+    desk = Desk(model, Batching(batch=4, max_waiting=5))
     go = hold(desk, monkeypatch)
     first = desk.send(images[:4], policy="full")
     with pytest.raises(xl.RequestError, match="4 samples wait already") as error:
@@ -82,7 +82,7 @@ def test_room_is_limited_in_number(model, images, monkeypatch):
 
 
 def test_room_is_limited_in_time(model, images, monkeypatch):
-    desk = Desk(model, Batching(size=4, max_wait=2.0))
+    desk = Desk(model, Batching(batch=4, max_wait_ms=2000))
     desk.batcher.pace.observe_work(1, 1.0)
     go = hold(desk, monkeypatch)
     tickets = [desk.send(images[:1], policy="full") for _ in range(3)]
@@ -178,7 +178,7 @@ def test_who_is_told_may_fail(model, images, caplog):
 
 def test_what_nobody_waits_for_is_not_run_on(model, images, monkeypatch):
     steps = []
-    desk = Desk(model, Batching(size=4), step=lambda stage, count, _: steps.append((stage, count)))
+    desk = Desk(model, Batching(batch=4), step=lambda stage, count, _: steps.append((stage, count)))
     go = hold(desk, monkeypatch)
     ticket = desk.send(images[:4], policy="full")
     time.sleep(0.05)

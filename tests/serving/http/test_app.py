@@ -12,9 +12,9 @@ from starlette.routing import Route
 
 import exitlens as xl
 from exitlens.serving.http.app import make_app
-from exitlens.serving.limits import Limits
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
+from exitlens.serving.settings import Limits
 from tests.serving.http.conftest import open_client
 
 

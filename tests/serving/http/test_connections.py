@@ -13,8 +13,8 @@ from exitlens.errors import is_installed
 from exitlens.serving.http import connections
 from exitlens.serving.http.connections import make_protocol
 from exitlens.serving.http.guard import Guard
-from exitlens.serving.limits import Limits
 from exitlens.serving.metrics import Metrics
+from exitlens.serving.settings import Limits
 from tests.serving.http.sockets import connect, read_all, read_answer, serve
 
 LIMITS = Limits(max_header_bytes=2000, header_seconds=0.3, write_seconds=0.3, max_connections=5)

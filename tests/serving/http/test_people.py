@@ -61,7 +61,7 @@ def test_bad_bodies(client, picture, content, kind, words):
 
 
 def test_a_picture_of_too_many_pixels(model, picture):
-    from exitlens.serving.limits import Limits
+    from exitlens.serving.settings import Limits
 
     with open_client(make_app(Repository({}, models={"tiny": model}), Limits(max_pixels=100))) as client:
         answer = client.post("/classify", content=picture)

@@ -8,8 +8,8 @@ import pytest
 import exitlens as xl
 from exitlens.serving.batching.tickets import Terms
 from exitlens.serving.http.requests import Service, describe_terms, read_number, read_terms
-from exitlens.serving.limits import Limits
 from exitlens.serving.repository import Repository
+from exitlens.serving.settings import Limits
 from tests.serving.http.conftest import run
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from exitlens.delivery.bench.contenders import AsIs, Plain, Planned, StepTimes, measure_router_share, plan_exits
 from exitlens.delivery.bench.timing import measure_peak_bytes, time_calls
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.timing.timer import Times, Work, interleave, interval
 from exitlens.types import Policy

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from exitlens.delivery.bench.timing import Speed, compare, time_calls
 from exitlens.errors import InputError
 from exitlens.model._torch_compat import mark_any_count
-from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.graph import pick_logits
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace

@@ -26,7 +26,7 @@ from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import release_memory
 from exitlens.model.relevance import compute_relevance_of_exits

@@ -14,7 +14,7 @@ from exitlens.data.splits import SampleSet
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.errors import DataError, InputError
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.workflow.collection import collect

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from exitlens.errors import InputError, RequestError
+from exitlens.errors import RequestError
 from exitlens.model.engine.engine import Engine
 from exitlens.serving.batching.cascade import Cascade
 from exitlens.serving.batching.scheduling import Pace
 from exitlens.serving.batching.tickets import Ticket
 from exitlens.serving.models import ServedModel
+from exitlens.serving.settings import Batching
 
 T = TypeVar("T")
 LOG = logging.getLogger("exitlens.serving")
@@ -41,38 +42,6 @@ class Hooks:
     deliver: Callable[[list[Ticket]], None]
     step: Callable[[int, int, float], None] = lambda *_: None
     idle: Callable[[Engine], bool] = lambda _: False
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How requests share the network.
-
-    Attributes:
-        size: samples that run through a stage together.
-        max_delay: seconds that a sample waits for company before a later stage, while there is other work.
-        max_waiting: samples that may be on their way.
-        max_wait: seconds of work that may be before a new request, by the pace so far.
-        threads: that PyTorch computes with; 0: as many as the process has.
-
-    Raises:
-        InputError: for numbers that are none of these.
-    """
-
-    size: int = 32
-    max_delay: float = 0.02
-    max_waiting: int = 1024
-    max_wait: float = 1.0
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("max_waiting", 1), ("threads", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name}: expected a whole number of {least} or more, got {value!r}")
-        for name in ("max_delay", "max_wait"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise InputError(f"{name}: expected 0 seconds or more, got {value!r}")
 
 
 class Batcher:
@@ -120,7 +89,7 @@ class Batcher:
         """Raises :class:`RequestError` (429) unless ``count`` more samples find room, in number and in time."""
         waiting = self.waiting
         ahead = waiting * self.pace.seconds_each + self.lag
-        if waiting and (waiting + count > self.batching.max_waiting or ahead > self.batching.max_wait):
+        if waiting and (waiting + count > self.batching.max_waiting or 1000 * ahead > self.batching.max_wait_ms):
             raise RequestError(
                 f"{self.model.name}: {waiting} samples wait already, about {ahead:.2g} s of work: try again later",
                 429,
@@ -143,7 +112,7 @@ class Batcher:
             if own.threads:
                 torch.set_num_threads(own.threads)
             with self.model.open_engine() as engine:
-                cascade = Cascade(self.model, engine, self.pace, own.size, own.max_delay, self._tell_step)
+                cascade = Cascade(self.model, engine, self.pace, own.batch, own.max_delay_ms / 1000, self._tell_step)
                 self._warm_up(engine)
                 self._ready.set()
                 self._loop(engine, cascade)
@@ -155,7 +124,7 @@ class Batcher:
             self._ready.set()
 
     def _warm_up(self, engine: Engine) -> None:
-        for count in (1, self.batching.size):
+        for count in (1, self.batching.batch):
             activations = engine.enter(tuple(t.repeat_interleave(count, 0) for t in self.model.make_example()))
             for k in sorted(self.model.exits):
                 activations, *_ = engine.answer(k, activations, 1.0, "max_probability", True)

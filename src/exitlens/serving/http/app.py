@@ -23,8 +23,8 @@ from exitlens.serving.http.openapi import describe_api
 from exitlens.serving.http.people import PeopleRoutes
 from exitlens.serving.http.protocol_routes import ProtocolRoutes
 from exitlens.serving.http.requests import Service, note
-from exitlens.serving.limits import Limits
 from exitlens.serving.repository import Repository
+from exitlens.serving.settings import Limits
 
 LOG = logging.getLogger("exitlens.serving")
 TICK, FADING = 0.02, 0.8  # seconds between looks at the event loop's lag, and what is left of it at the next

@@ -9,8 +9,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from exitlens.errors import import_extra, is_installed
-from exitlens.serving.limits import Limits
 from exitlens.serving.metrics import Metrics
+from exitlens.serving.settings import Limits
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol as _H11Protocol

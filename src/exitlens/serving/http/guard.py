@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from exitlens.errors import DataError, ExitlensError, InputError, RequestError
-from exitlens.serving.limits import Limits as Limits  # callers may take it from here
 from exitlens.serving.metrics import Metrics
+from exitlens.serving.settings import Limits
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -15,9 +15,9 @@ from starlette.requests import Request
 from exitlens.errors import RequestError, suggest
 from exitlens.serving.answers import name_promise
 from exitlens.serving.batching.tickets import Terms, Ticket
-from exitlens.serving.limits import Limits
 from exitlens.serving.models import ServedModel
 from exitlens.serving.repository import Repository
+from exitlens.serving.settings import Limits
 from exitlens.types.named_policies import DEFAULT
 
 TERMS = ("policy", "max_cost", "min_confidence", "deadline_ms")

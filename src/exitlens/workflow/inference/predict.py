@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from exitlens.errors import InputError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.router import RoutedBatch, Router
-from exitlens.model.heads.maps import require_maps
+from exitlens.model.heads.exit_heads import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs

@@ -24,7 +24,7 @@ from exitlens.data.streams import ImageStream
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
-from exitlens.model.heads.maps import require_maps
+from exitlens.model.heads.exit_heads import require_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import ArrayPreprocess, Policy, Prediction, Preprocess
 from exitlens.types.inputs import Inputs, count_rows
