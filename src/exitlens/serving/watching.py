@@ -17,7 +17,7 @@ from exitlens.functional.maps import on_common_grid
 from exitlens.functional.similarity import divergence
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.serving.batching.tickets import Ticket
+from exitlens.serving.cascade import Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel
 from exitlens.serving.settings import Watching
