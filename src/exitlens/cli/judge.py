@@ -89,7 +89,7 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
-    from exitlens.types.named_policies import check_name
+    from exitlens.types.policies import check_name
     from exitlens.types.requests import NEED_LABELS
     from exitlens.workflow.calibration import run_calibration
 

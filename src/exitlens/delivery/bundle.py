@@ -32,7 +32,7 @@ from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
-from exitlens.types.named_policies import DEFAULT, check_fit, check_name, check_named
+from exitlens.types.policies import DEFAULT, check_fit, check_name, check_named
 from exitlens.types.tasks import Task
 
 # In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers,

@@ -28,7 +28,7 @@ from exitlens.errors import BundleError, InputError, PolicyError
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
 from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 from exitlens.workflow.training.run import SETTINGS
 
 P = TypeVar("P", bound=Preprocessing)

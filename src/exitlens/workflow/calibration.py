@@ -12,8 +12,7 @@ from torch import Tensor
 
 from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyError, require
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
-from exitlens.functional.grouping.likeness import measure_likeness
+from exitlens.functional.groups import find_firsts, measure_likeness, shuffle_groups, split_groups
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures

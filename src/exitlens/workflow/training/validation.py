@@ -11,8 +11,7 @@ from torch import Tensor
 from exitlens.data.batches import iterate_batches
 from exitlens.errors import InputError
 from exitlens.functional.losses import EGTLoss
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import pearson
+from exitlens.functional.maps import on_common_grid, pearson
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
 from exitlens.progress import Advance
