@@ -33,13 +33,14 @@ from exitlens.io import write_json
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Trace
+from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import faithfulness
 from exitlens.workflow.inference.predict import predict
-from exitlens.workflow.training.step import TrainingSettings, take_step
+from exitlens.workflow.training.step import take_step
 
 RESULT = "result.json"
 LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes
@@ -154,7 +155,7 @@ def _measure_overheads(
     baseline: ExitNet, egt: ExitNet, policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings
 ) -> dict[str, Any]:
     """What EGT costs in training, and attention maps in inference, as ratios of times."""
-    training = TrainingSettings(1, settings.batch_size, 1e-3, 0.05, 0, True, True, False)
+    training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=True)
     step = compare_steps(baseline, data["train"], EGT, WITHOUT, training)
     batches = split_whole_batches(data["agreeing"].inputs[:1024], 64)
     maps = compare(

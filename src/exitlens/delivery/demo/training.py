@@ -24,7 +24,7 @@ from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
 from exitlens.workflow.training.fit import fit
-from exitlens.workflow.training.run import LOG
+from exitlens.workflow.training.record import LOG
 
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}
 EGT, WITHOUT = EGTLoss().for_network(attends=False), EGTLoss(weight=0.0)
