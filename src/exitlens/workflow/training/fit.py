@@ -17,8 +17,8 @@ from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE
 from exitlens.model._torch_compat import has_fast_bfloat16
 from exitlens.model.heads.exit_heads import have_maps, require_maps
-from exitlens.model.malloc import hold_memory
 from exitlens.model.network import ExitNet
+from exitlens.model.process import hold_memory
 from exitlens.progress import print_line, show_progress
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import Preprocess

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import exitlens as xl
-from exitlens.modalities.files import arrays as module
-from exitlens.modalities.files.arrays import check_finite, read_npy, read_shape
+from exitlens.modalities import arrays as module
+from exitlens.modalities.arrays import check_finite, read_npy, read_shape
 
 
 def write(path, content):
@@ -58,18 +58,18 @@ def pretend(shape, dtype="<f4"):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no .npy file, or a damaged one"),
-        (b"not numpy at all", "no .npy file"),
-        (b"\x93NUMPY\x09\x09junk", "no .npy file"),
-        (pretend("(3,)"), r"truncated: 0 of 12 bytes are there: copy it again"),
+        (b"", "not a .npy file, or a damaged one"),
+        (b"not numpy at all", "not a .npy file"),
+        (b"\x93NUMPY\x09\x09junk", "not a .npy file"),
+        (pretend("(3,)"), r"truncated: 0 of 12 bytes are there. Fix: copy it again"),
         (encode(np.zeros(8))[:-5], "truncated"),
         (pretend("(1000000, 1000000)"), "1,000,000,000,000 values are over the limit of 250,000,000"),
         (pretend("(0, 3)"), r"it is empty \(shape \(0, 3\)\)"),
         (pretend("(-1, -3)"), "it is empty"),
         (pretend("(2,)", "|O"), "it holds object, expected real numbers"),
         (pretend("(2,)", "<c8"), "it holds complex64, expected real numbers"),
-        (pretend("'no shape'"), "no .npy file"),
-        (pretend("(2, "), "no .npy file"),
+        (pretend("'no shape'"), "not a .npy file"),
+        (pretend("(2, "), "not a .npy file"),
     ],
 )
 def test_hostile_files(tmp_path, content, message):
@@ -80,7 +80,7 @@ def test_hostile_files(tmp_path, content, message):
 def test_what_is_no_file(tmp_path, monkeypatch):
     with pytest.raises(xl.DataError, match=r"cannot be read \(FileNotFoundError"):
         read_npy(tmp_path / "none.npy", "x")
-    with pytest.raises(xl.DataError, match="it is no file"):
+    with pytest.raises(xl.DataError, match="it is not a file"):
         read_npy(tmp_path, "x")
     monkeypatch.setattr(module, "MOST_BYTES", 10)
     with pytest.raises(xl.DataError, match="more than 10 bytes"):
@@ -90,10 +90,10 @@ def test_what_is_no_file(tmp_path, monkeypatch):
 def test_gaps_are_named_by_their_place():
     nan = float("nan")
     for values, channels, message in (
-        ([[0.0, 1.0], [nan, 1.0]], (), "x: a gap .NaN. at step 0 of channel 1: fill it first .by numpy.interp"),
+        ([[0.0, 1.0], [nan, 1.0]], (), "x: a gap .NaN. at step 0 of channel 1. Fix: fill it by numpy.interp"),
         ([[0.0, nan]], ("heart",), "at step 1 of channel 'heart'"),
         ([[[[0.0, nan]]]], (), r"at voxel \(0, 0, 1\) of channel 0"),
-        ([0.0, nan], ("age", "size"), "a gap .NaN. for feature 'size': .*the training data's mean"),
+        ([0.0, nan], ("age", "size"), "a gap .NaN. for feature 'size'. Fix: .*the training data's mean"),
         ([0.0, float("inf")], (), "an infinite value for feature 1"),
     ):
         with pytest.raises(xl.DataError, match=message):
