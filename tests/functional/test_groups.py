@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional import compact as compress
+from exitlens.functional.compact import compress
 from exitlens.functional.groups import (
     average_groups,
     count_groups,

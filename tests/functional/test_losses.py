@@ -31,7 +31,7 @@ def test_total_by_hand():
     distance = kl(outs[1].attention, coarse).mean()
     torch.testing.assert_close(terms.total, ce + 0.5 * distance)
     torch.testing.assert_close(terms.classification, ce.detach())
-    torch.testing.assert_close(terms.consistency, kl.detach())
+    torch.testing.assert_close(terms.consistency, distance.detach())
 
 
 def test_the_final_map_is_detached():

@@ -18,7 +18,7 @@ from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.scores import score as score_logits
 from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
-from exitlens.functional.thresholds.holdout import find_held_out, split_folds
+from exitlens.functional.thresholds.path import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
 from exitlens.types.calibrations import Certification, DriftReference

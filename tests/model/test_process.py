@@ -1,13 +1,14 @@
-"""PyTorch's number of threads: lowered by several threads at once, and everyone's own afterwards."""
+"""PyTorch's number of threads, lowered by several threads at once; and memory that the process keeps."""
 
 import threading
 
 import pytest
 import torch
 
-from exitlens.model.engine import process
-from exitlens.model.engine.process import ThreadLimit, apply_tuning
-from exitlens.model.engine.tuning import Tuning
+from exitlens.model import process
+from exitlens.model.engine import tuning
+from exitlens.model.engine.tuning import Tuning, apply_tuning
+from exitlens.model.process import ThreadLimit
 
 
 @pytest.fixture
@@ -93,8 +94,42 @@ def test_a_number_that_a_thread_has_set_for_itself_stays(four):
 
 def test_memory_is_kept_only_if_the_tuning_says_so(monkeypatch):
     calls = []
-    monkeypatch.setattr(process, "keep_memory", lambda: calls.append(1))
+    monkeypatch.setattr(tuning, "keep_memory", lambda: calls.append(1))
     with apply_tuning(Tuning()):
         assert not calls
     with apply_tuning(Tuning(keep_memory=True)):
         assert calls == [1]
+
+
+def test_memory_is_kept_where_the_library_can(monkeypatch):
+    calls: list[tuple[int, int]] = []
+
+    class Library:
+        limit = 2**31
+
+        def mallopt(self, name: int, value: int) -> int:
+            if name == -3 and value > self.limit:
+                return 0
+            calls.append((name, value))
+            return 1
+
+    monkeypatch.setattr(process, "_library", Library)
+    monkeypatch.setitem(process._state, "kept", False)
+    assert process.keep_memory()
+    assert not process.keep_memory()
+    assert dict(calls) == {-1: 2**31 - 1, -3: 2**30}
+    with process.hold_memory():
+        pass
+    assert process._state["kept"]
+    assert process.keep_memory(False)
+    with process.hold_memory():
+        assert process._state["kept"]
+    assert not process._state["kept"]
+    assert dict(calls[-2:]) == {-1: 64 * 2**20, -3: 32 * 2**20}
+    monkeypatch.setattr(Library, "limit", 32 * 2**20)  # what older glibc takes at most
+    assert process.keep_memory()
+    assert dict(calls[-2:]) == {-1: 2**31 - 1, -3: 32 * 2**20}
+    process.keep_memory(False)
+    monkeypatch.setattr(process, "_library", lambda: None)
+    assert not process.can_keep_memory()
+    assert not process.keep_memory()

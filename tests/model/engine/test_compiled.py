@@ -117,7 +117,7 @@ def test_changed_weights_are_refused_not_answered_with_old_ones(counter):
     xl.predict(net, IMAGES[:3], policy)
     with torch.no_grad():
         net.head(2).classifier.bias.add_(1)
-    with pytest.raises(xl.EngineError, match=r"changed after net.compile\(\): call net.compile\(\) again"):
+    with pytest.raises(xl.EngineError, match=r"changed after net.compile\(\)\. Fix: call net.compile\(\) again"):
         xl.predict(net, IMAGES[:3], policy)
     net.tuning = xl.Tuning()  # back to eager
     assert len(xl.predict(net, IMAGES[:3], policy)) == 3
@@ -163,7 +163,7 @@ def test_a_machine_that_cannot_compile_is_told_and_answers_as_before(monkeypatch
         return run
 
     monkeypatch.setattr(torch, "compile", fails)
-    with pytest.raises(xl.EngineError, match=r"stage 0 here \(RuntimeError: no compiler\): it needs a C\+\+ compiler"):
+    with pytest.raises(xl.EngineError, match=r"stage 0 here \(RuntimeError: no compiler\)\. Fix: install a C\+\+ compiler"):
         net.compile()
     assert len(xl.predict(net, IMAGES[:3], policy)) == 3
     with pytest.raises(xl.PolicyError, match="exits"):

@@ -1,4 +1,4 @@
-"""Steps compiled by torch.compile, and the warm-up after which nothing is compiled any more."""
+"""Steps compiled by torch.compile, and the warm-up after which nothing more is compiled."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from exitlens.errors import EngineError
 from exitlens.functional.routing import needs_head
 from exitlens.model._torch_compat import LARGE_BATCH, give_own_code, mark_any_count
 from exitlens.model.cutting.stage import Activations
-from exitlens.model.engine.engine import Engine, StepOutput, run_step, score_step
+from exitlens.model.engine.engine import Engine, StepOutput, call_head, score_step
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import Policy
 
 
 class CompiledEngine(Engine):
-    """An engine that compiles each step when it is first used, which :meth:`warm_up` brings forward."""
+    """An engine that compiles each step at its first use, which :meth:`warm_up` brings forward."""
 
     is_compiled = True
 
     def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], tuning: Tuning) -> None:
         super().__init__(stages, heads, tuning)
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._temperatures: dict[float, Tensor] = {}  # as tensors, which need no step for each
+        self._temperatures: dict[float, Tensor] = {}  # as tensors, so that they do not need a step each
 
     def enter(self, activations: Activations) -> Activations:
-        """In one memory format, and as tensors that were not made in inference mode: steps are compiled for those."""
+        """Return inputs in one memory format and outside inference mode, which is what steps are compiled for."""
         activations = super().enter(activations)
         activations = tuple(t if self.tuning.channels_last and t.ndim == 4 else t.contiguous() for t in activations)
         return tuple(t.clone() if t.is_inference() else t for t in activations)
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        """Without autograd, and outside of any inference mode of the caller's."""
+        """The context to answer in: without autograd, and outside of any inference mode of the caller."""
         with torch.inference_mode(False), torch.no_grad():
             yield
 
     def advance(self, k: int, activations: Activations) -> Activations:
-        """Stage k alone, for an exit whose head is not needed."""
+        """Run stage k alone, for an exit whose head is not needed."""
         stage = self.stages[k]
 
         def advance(activations: Activations) -> Activations:
@@ -55,11 +55,12 @@ class CompiledEngine(Engine):
     def answer(
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
-        """Stage k and the head of exit k."""
+        """Run stage k and the head of exit k."""
         stage, head = self.stages[k], self.heads[k]
 
         def answer(activations: Activations, temperature: Tensor) -> StepOutput:
-            return score_step(*run_step(stage, head, activations, attention), temperature, score)
+            activations = stage(*activations)
+            return score_step(activations, *call_head(head, activations, attention), temperature, score)
 
         if temperature not in self._temperatures:
             self._temperatures[temperature] = torch.tensor(temperature, dtype=torch.float64)
@@ -73,9 +74,9 @@ class CompiledEngine(Engine):
         return self._steps[key]
 
     def warm_up(self, activations: Activations, policy: Policy, attention: bool) -> Iterator[tuple[int, float]]:
-        """Compiles the steps that this policy uses; yields k and the seconds that step k took.
+        """Compile the steps that this policy uses; yield each k and the seconds that step k took.
 
-        Each is compiled for one sample, for a few and for many, so that later batches of any size compile nothing. Raises
+        Steps are compiled for one sample, for a few and for many: later batches of any size compile nothing. Raises
         :class:`EngineError` where PyTorch cannot compile a step on this machine.
         """
         size = self.tuning.micro_batch  # the router runs fewer than two micro-batches at once
@@ -84,23 +85,23 @@ class CompiledEngine(Engine):
         for k in range(len(self.stages)):
             started = time.perf_counter()
             with self.mode(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's compiler warns of PyTorch's own modules
+                warnings.simplefilter("ignore")  # PyTorch's compiler warns about PyTorch's own modules
                 try:
                     for count in (1, *counts[::-1]):
-                        some = tuple(t[:count] for t in rows)
-                        marked = some if count == 1 else tuple(mark_any_count(t) for t in some)
-                        following = self._run(k, marked, policy, attention)
+                        batch = tuple(t[:count] for t in rows)
+                        batch = batch if count == 1 else tuple(map(mark_any_count, batch))
+                        following = self._run(k, batch, policy, attention)
                 except Exception as error:
-                    first, _, _ = str(error).strip().partition("\n")
+                    reason = str(error).strip().partition("\n")[0]
                     raise EngineError(
-                        f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: {first:.200}): it needs a "
-                        "C++ compiler such as g++; or leave compile() out"
+                        f"compile: PyTorch cannot compile stage {k} here ({type(error).__name__}: {reason:.200}). "
+                        "Fix: install a C++ compiler such as g++, or leave compile() out."
                     ) from error
             rows = tuple(t.clone() for t in following)
             yield k, time.perf_counter() - started
 
     def _run(self, k: int, activations: Activations, policy: Policy, attention: bool) -> Activations:
-        """Step k as the router calls it."""
+        """Run step k as the router calls it."""
         if not needs_head(policy, k):
             return self.advance(k, activations)
         return self.answer(k, activations, 1.5, policy.score, attention or policy.gate is not None).activations

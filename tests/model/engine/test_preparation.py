@@ -1,16 +1,49 @@
-"""Folding of batch normalisations, of modules and of operators."""
+"""Copies of graphs and heads: folding, padding left to convolutions, precision."""
 
 import copy
 
+import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
 from torch import fx, nn
 
 import exitlens as xl
-from exitlens.model.engine.folding import can_fold, fold
-from exitlens.model.engine.padding import PADS, absorb
+from exitlens.model.engine.preparation import (
+    PADS,
+    absorb,
+    can_fold,
+    convolve_padded,
+    fold,
+    prepare_graph,
+    prepare_head,
+)
+from exitlens.model.engine.tuning import Tuning
 from tests.conftest import TinyNet, make_net
 from tests.model.engine.networks import IMAGES, with_statistics
+
+SIZES = st.integers(0, 3)
+IGNORE_LEAF_SPEC = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, in copies of exports
+
+
+def test_prepared_is_a_copy():
+    body = torch.fx.symbolic_trace(TinyNet().eval())
+    twin = prepare_graph(body, Tuning(folded=True, channels_last=True))
+    assert not {p.data_ptr() for p in body.parameters()} & {p.data_ptr() for p in twin.parameters()}
+    assert all(p.requires_grad for p in body.parameters())
+    assert not any(p.requires_grad for p in twin.parameters())
+
+
+def test_heads_stay_in_their_own_precision_and_are_copies():
+    net = make_net("keep")
+    for k in range(3):
+        head, twin = net.head(k), prepare_head(net.head(k), Tuning(precision="bfloat16"))
+        assert twin is not head
+        assert not any(p.requires_grad for p in twin.parameters())
+    assert next(twin.tail.evaluation.parameters()).dtype == torch.bfloat16  # the kept classifier is part of the backbone
+    assert next(prepare_head(net.head(0), Tuning(precision="bfloat16")).parameters()).dtype == torch.float32
+    assert all(p.requires_grad for p in net.parameters())
 
 
 def test_folding_takes_every_batch_normalisation_that_follows_a_convolution():
@@ -97,7 +130,7 @@ def count_norms(body):
     return sum("batch_norm" in str(node.target) or str(node.target) == "norm" for node in body.graph.nodes)
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, in copies of what it exports
+@IGNORE_LEAF_SPEC
 @pytest.mark.parametrize(
     ("trace", "folds"),  # a module whose weights a function uses as well is left as it is
     [(fx.symbolic_trace, 1), (lambda net: torch.export.export(net, (IMAGES[:4],)).module(), 2)],
@@ -134,6 +167,7 @@ def test_statistics_of_the_batch_and_computed_scales_are_not_folded(how):
     assert not can_fold(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pads"), [("timm:tf_efficientnet_lite0", 1), ("timm:mobilenetv3_small_100", 0)])
 def test_timm_networks_are_folded_and_copy_nothing_to_pad_it(name, pads):
     torch.manual_seed(0)
@@ -146,3 +180,72 @@ def test_timm_networks_are_folded_and_copy_nothing_to_pad_it(name, pads):
     assert not any("batch_norm" in str(node.target) for node in body.graph.nodes)
     assert sum(node.target in PADS for node in body.graph.nodes) == pads  # the stem's, which is no depthwise convolution
     torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None)
+@given(
+    zeros=st.tuples(SIZES, SIZES, SIZES, SIZES),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+)
+def test_convolving_with_zeros_around_is_padding_first(zeros, stride, dilation, kernel, size):
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, *size, generator=draws)
+    weight, bias = torch.randn(4, 1, *kernel, generator=draws), torch.randn(4, generator=draws)
+    expected = F.conv2d(F.pad(x, zeros), weight, bias, stride, 0, dilation, 4)
+    torch.testing.assert_close(convolve_padded(x, weight, bias, stride, zeros, dilation, 4), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_zeros_on_one_side_by_hand():
+    x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]] * 4]])  # pads one column to the right and one row below, steps of two
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[..., 0, 2] = 1.0  # reads the first row, two columns further
+    found = convolve_padded(x, weight, None, (2, 2), (0, 1, 0, 1), (1, 1), 1)
+    assert found.tolist() == [[[[3.0, 0.0], [3.0, 0.0]]]]
+
+
+class Same(nn.Module):
+    """Pads by hand, as networks ported from TensorFlow do."""
+
+    def __init__(self, groups=4, zeros=(0, 1, 0, 1), value=0.0, changes=False):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, 2, groups=groups)
+        self.zeros, self.value, self.changes = zeros, value, changes
+
+    def forward(self, x):
+        x = x * 1
+        padded = F.pad(x, self.zeros, "constant", self.value)
+        if self.changes:
+            x.mul_(2)
+        return self.conv(padded) + x.sum()
+
+
+def export(net):
+    return torch.export.export(net.eval(), (torch.randn(2, 4, 8, 8),)).module()
+
+
+def count_pads(body):
+    return sum(node.target in PADS for node in body.graph.nodes)
+
+
+@IGNORE_LEAF_SPEC
+@pytest.mark.parametrize(
+    ("how", "left"),
+    [({}, 0), ({"groups": 1}, 1), ({"zeros": (0, -1, 0, 1)}, 1), ({"value": 1.0}, 1), ({"changes": True}, 1)],
+    ids=["depthwise", "dense", "cuts off", "ones", "changed in place"],
+)
+def test_copies_before_depthwise_convolutions_go_and_others_stay(how, left):
+    torch.manual_seed(0)
+    body, x = export(Same(**how)), torch.randn(2, 4, 8, 8)
+    twin = copy.deepcopy(body)
+    absorb(twin)
+    assert (count_pads(body), count_pads(twin)) == (1, left)
+    torch.testing.assert_close(twin(x.clone()), body(x.clone()))
+
+
+@IGNORE_LEAF_SPEC
+def test_engines_whose_graphs_are_folded_pad_nothing():
+    body = export(Same())
+    assert [count_pads(prepare_graph(body, Tuning(2, folded=folded))) for folded in (True, False)] == [0, 1]
