@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exitlens.functional.thresholds.path import find_held_out, split_folds
 
 import exitlens as xl
 from exitlens.functional.risk import Risk, accuracy_drop, select_exits
+from exitlens.functional.thresholds.path import find_held_out, split_folds
 from tests.conftest import random_trace, timed_trace
 
 
