@@ -122,7 +122,9 @@ def _write_json(path: Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path.name}: expected values that JSON can hold ({error}). Fix: see policy.calibration.") from error
+        raise InputError(
+            f"{path.name}: expected values that JSON can hold ({error}). Fix: see policy.calibration."
+        ) from error
     path.write_text(text + "\n")
 
 
@@ -297,7 +299,9 @@ def _verify_files(source: Path) -> dict[str, Any]:
             "Fix: save it again with this version: exitlens fit with the same data, then exitlens calibrate."
         )
     if manifest.get("format") != FORMAT:
-        raise BundleError(f"{source}: expected a bundle of format {FORMAT}, got {manifest.get('format')}. Fix: update exitlens.")
+        raise BundleError(
+            f"{source}: expected a bundle of format {FORMAT}, got {manifest.get('format')}. Fix: update exitlens."
+        )
     verify_checksums(source, {"sha256": dict.fromkeys((WEIGHTS, NETWORK, POLICY)) | manifest["sha256"]})
     return manifest | {"onnx": manifest.get("onnx", [])}
 
