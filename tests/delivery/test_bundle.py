@@ -143,7 +143,11 @@ def test_other_dtypes_travel(tmp_path):
 
 def test_what_cannot_be_written_leaves_nothing(net, tmp_path):
     with pytest.raises(xl.InputError, match="JSON"):
-        xl.save(net, xl.Policy((0.5, 0.5), calibration=xl.Calibration({"x": torch.ones(1)}, 1)), tmp_path / "b")
+        xl.save(
+            net,
+            xl.Policy((0.5, 0.5), calibration=xl.Calibration(xl.CalibrationRequest(max_cost=1.0), 1, cost=torch.ones(1))),
+            tmp_path / "b",
+        )
     (tmp_path / "file").write_text("x")
     with pytest.raises(xl.BundleError, match="cannot be written"):
         xl.save(net, None, tmp_path / "file" / "b")

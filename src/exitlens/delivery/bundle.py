@@ -28,16 +28,15 @@ from exitlens.io import read_json, read_tensors, replace_directory, verify_check
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.engine.onnx.engine import OnnxEngine
-from exitlens.model.engine.onnx.files import Written
-from exitlens.model.engine.onnx.running import Home
+from exitlens.model.engine.onnx_engine import Home, OnnxEngine, OnnxFiles
+from exitlens.model.engine.onnx_files import Written
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
 from exitlens.types.named_policies import DEFAULT, check_fit, check_name, check_named
-from exitlens.workflow.training.run import BEST, LOG, SETTINGS
+from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
 KIND, FORMAT = "exitlens", 1
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
@@ -133,10 +132,10 @@ def _copy_onnx(directory: Path, net: ExitNet) -> list[Written]:
     if not net.is_tuned or (net.tuning.backend, net.tuning.precision) != ("onnx", "float32"):
         return []
     try:
-        engine = net._session.find_engine()
+        engine = net.engine
     except MissingExtraError:  # the bundle came from another machine; where ONNX is installed they are written again
         return []
-    files = engine.files if isinstance(engine, OnnxEngine) else ()
+    files = engine.files.files if isinstance(engine, OnnxEngine) else ()
     return [part._replace(path=Path(shutil.copy(part.path, directory))) for part in files]
 
 
@@ -201,7 +200,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if net.fingerprint() != facts["fingerprint"]:
         raise BundleError(f"{source}: the weights are not those it was saved with. Fix: copy the bundle again.")
     if manifest["onnx"]:
-        net._session.keep_files(_keep_onnx(source, manifest))
+        net.use_onnx_files(_keep_onnx(source, manifest))
     if policy is not None:
         policy.check(net.num_exits, net.identity(), net.info.task)
     if mark := manifest.get(UNFINISHED):
@@ -271,7 +270,7 @@ def _read_identity(source: Path) -> tuple[int, str, Any]:
         raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}). Fix: save it again.") from error
 
 
-def _keep_onnx(source: Path, manifest: dict[str, Any]) -> tuple[list[Written], Home]:
+def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
     """Copies the ONNX files to a place that stays when the bundle is replaced; only files with a checksum are read."""
     home = Home()
     try:
@@ -285,7 +284,7 @@ def _keep_onnx(source: Path, manifest: dict[str, Any]) -> tuple[list[Written], H
         ) from error
     for part in parts:
         shutil.copy(source / part.path.name, part.path)
-    return parts, home
+    return OnnxFiles(parts, home)
 
 
 def _verify_files(source: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from exitlens.ranks import ALONE, Ranks
 from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.types.named_policies import DEFAULT
 from exitlens.types.settings import NetworkSettings, ReadSettings
-from exitlens.workflow.training.run import SETTINGS
+from exitlens.workflow.training.record import SETTINGS
 
 P = TypeVar("P", bound=Preprocessing)
 DATA, SKIP_BAD = "data.json", "skip_bad"

@@ -16,7 +16,7 @@ _HOMES = {
     "policies": "GATE_FEATURES Gate Policy",
     "preprocessing": "IMAGENET_MEAN IMAGENET_STD Preprocess Preprocessing TextPreprocess import_tokenizers",
     "scaling": "ArrayPreprocess MelSpectrogram SeriesPreprocess VectorPreprocess VolumePreprocess",
-    "tasks": "SCORES",
+    "requests": "SCORES CalibrationRequest Temperatures",
     "timings": "Timing",
     "traces": "Trace",
     "settings": "TrainingSettings",

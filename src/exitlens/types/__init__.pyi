@@ -19,12 +19,14 @@ from exitlens.types.preprocessing import Preprocess as Preprocess
 from exitlens.types.preprocessing import Preprocessing as Preprocessing
 from exitlens.types.preprocessing import TextPreprocess as TextPreprocess
 from exitlens.types.preprocessing import import_tokenizers as import_tokenizers
+from exitlens.types.requests import SCORES as SCORES
+from exitlens.types.requests import CalibrationRequest as CalibrationRequest
+from exitlens.types.requests import Temperatures as Temperatures
 from exitlens.types.scaling import ArrayPreprocess as ArrayPreprocess
 from exitlens.types.scaling import MelSpectrogram as MelSpectrogram
 from exitlens.types.scaling import SeriesPreprocess as SeriesPreprocess
 from exitlens.types.scaling import VectorPreprocess as VectorPreprocess
 from exitlens.types.scaling import VolumePreprocess as VolumePreprocess
 from exitlens.types.settings import TrainingSettings as TrainingSettings
-from exitlens.types.tasks import SCORES as SCORES
 from exitlens.types.timings import Timing as Timing
 from exitlens.types.traces import Trace as Trace

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from exitlens.model._torch_compat import use_fake_tensors
 from exitlens.model.cutting.graph import Interpreter, TracedBackbone, is_recurrent, run_graph
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.malloc import hold_memory
+from exitlens.model.process import hold_memory
 from exitlens.types.inputs import Inputs, list_tensors
 
 
