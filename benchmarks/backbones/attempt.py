@@ -17,7 +17,7 @@ import exitlens as xl
 from benchmarks.backbones.catalogue import CLASSES, Backbone
 from benchmarks.backbones.compiling import compile_stages
 from exitlens.model.backbones.build import make_example
-from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.graph import pick_logits
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.types.inputs import Inputs
 

@@ -13,7 +13,7 @@ from torch import nn
 import exitlens as xl
 import exitlens_runtime
 from exitlens.edge.export import draw_for, name_inputs
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 
 SAMPLES, BATCH = 24, 8
 PASSES, SPREAD = 12, 1e-3  # at most so many to learn batch statistics by, until logits differ so much between samples

@@ -12,20 +12,17 @@ from torch import Tensor, nn
 
 from exitlens.errors import AttachError, InputError, TraceMismatchError
 from exitlens.modalities import recognise_example
-from exitlens.model.backbones.build import build_backbone
-from exitlens.model.backbones.transformers import read_config
+from exitlens.model.backbones.build import build_backbone, read_config
 from exitlens.model.cutting.boundaries import count_embedding_rows, has_channels_last, takes_vector
-from exitlens.model.cutting.macs import count_macs
+from exitlens.model.cutting.cost import count_macs
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.placement import Placement, check_placement, place_exits
 from exitlens.model.cutting.split import Pieces, split
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.verify import check_backbone, make_random_inputs, verify
-from exitlens.model.geometry.exits import find_map_geometry, warn_of_small_reach
+from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
-from exitlens.model.heads.group_neck import check_groups, fit_group_neck
-from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, fit_neck
-from exitlens.model.heads.token_necks import fit_token_neck
+from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, check_groups, fit_group_neck, fit_neck, fit_token_neck
 from exitlens.model.info import Final, NetworkInfo
 from exitlens.model.input_spec import InputSpec, check_example
 from exitlens.model.layouts import KINDS, Kind
@@ -64,14 +61,14 @@ def attach(
             backbone takes on this machine, which is measured for 10 s at most and refused where the machine is too busy to
             tell; near a tie, the next run may choose a neighbouring place.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
-            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.token_necks.TokenNeck`):
+            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`):
             early answers are much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. Where the
             last features have fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones,
             which the final head reads, too; heads on tokens, of texts or images, read those of the first exit beside their
             own.
             ``"average"``: average pooling, for comparison.
         groups: of a vector's features, the columns of each group by name: exits attend to the groups, and beside its hidden
-            features an exit reads the vector itself (:class:`~exitlens.model.heads.group_neck.GroupNeck`). Without groups
+            features an exit reads the vector itself (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups
             the exits of a multi-layer perceptron have no maps, as hidden units are no locations.
 
     Returns:

@@ -18,7 +18,7 @@ from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
 from exitlens.serving.models import Array, ServedModel
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import read_answers
 
 LOG = logging.getLogger("exitlens.serving")

@@ -27,7 +27,7 @@ from exitlens.model.network import ExitNet
 from exitlens.serving.edge_bundle import open_edge
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, list_tensors
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TINY = 1e-6  # of a cost, rounding

@@ -5,7 +5,7 @@ from torchvision import models
 
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.cutting import node_timing, placement
+from exitlens.model.cutting import cost, placement
 from exitlens.model.cutting.placement import choose_by_time, choose_points, place_exits
 from tests.conftest import TinyNet
 from tests.texts import AT, make_bert, make_texts
@@ -13,7 +13,7 @@ from tests.texts import AT, make_bert, make_texts
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(node_timing, "SECONDS", 0.05)
+    monkeypatch.setattr(cost, "SECONDS", 0.05)
 
 
 def test_points_of_a_tiny_network_by_hand():
@@ -102,7 +102,7 @@ def count_operations(module, clock, tensors):
 
 @pytest.mark.parametrize(("slow", "expected"), [("first", "a"), ("last", "c")])
 def test_placed_by_time_where_cost_says_otherwise(slow, expected, monkeypatch):
-    monkeypatch.setattr(node_timing, "_time_parts", count_operations)
+    monkeypatch.setattr(cost, "_time_parts", count_operations)
     backbone = Uneven(slow)
     assert place_exits(backbone, EXAMPLE, 1) == ["b"]
     assert place_exits(backbone, EXAMPLE, 1, placement="time") == [expected]

@@ -13,12 +13,11 @@ from torch import fx, nn
 
 from exitlens.errors import AttachError, InputError
 from exitlens.model.backbones.build import build_backbone, make_example
-from exitlens.model.cutting import node_timing
+from exitlens.model.cutting import cost
 from exitlens.model.cutting.boundaries import check_cut, find_last_features, takes_vector
+from exitlens.model.cutting.cost import NodeTimer, count_node_macs, time_shares
 from exitlens.model.cutting.graph import TracedBackbone
-from exitlens.model.cutting.macs import count_node_macs
 from exitlens.model.cutting.modes import preserve_state
-from exitlens.model.cutting.node_timing import NodeTimer, time_shares
 from exitlens.model.cutting.trace import trace
 from exitlens.model.input_spec import check_example
 from exitlens.model.layouts import Kind
@@ -152,12 +151,12 @@ def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) ->
     """
     choose_points(points, count, "time")  # raises where they do not fit
     while True:
-        timer.run(2 * RUNS, node_timing.SECONDS)
+        timer.run(2 * RUNS, cost.SECONDS)
         chosen, *halves = (_choose_at(points, count, timer.shares(half)) for half in (None, 0, 1))
         shares = dict(zip((point.name for point in points), timer.shares(), strict=True))
         if all(_is_as_good(half, chosen, shares) for half in halves):
             return chosen
-        if timer.seconds >= node_timing.MOST_SECONDS:
+        if timer.seconds >= cost.MOST_SECONDS:
             raise AttachError(
                 f"placement: the machine is too busy to place exits by time: halves of {timer.done} runs chose {halves[0]} "
                 f"and {halves[1]}: try again with nothing else running, name places (at={chosen}), or take placement='cost'"

@@ -1,20 +1,222 @@
-"""Tracing a backbone, once per mode: by torch.fx where it can, by torch.export where fx refuses the control flow."""
+"""Tracing a backbone in one mode: by torch.fx where it can, by torch.export where fx refuses the control flow."""
 
 from __future__ import annotations
 
 import inspect
+import io
+import logging
+import operator
+import threading
 import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
 
 from exitlens.errors import AttachError
-from exitlens.model.cutting.graph import TracedBackbone, find_name
-from exitlens.model.cutting.modes import read_lengths_as_sizes
-from exitlens.model.cutting.trace_export import trace_export
-from exitlens.model.cutting.trace_fx import FxTracer, trace_fx
-from exitlens.types.inputs import Inputs, list_input_names
+from exitlens.model.cutting.graph import TracedBackbone, find_name, pick_logits
+from exitlens.model.cutting.modes import preserve_state, read_lengths_as_sizes, switch_mode
+from exitlens.types.inputs import Inputs, list_input_names, list_tensors
+
+
+class FxTracer(fx.Tracer):
+    """torch.fx's tracer with placeholders for the inputs only; it remembers which node each module returned.
+
+    The example has inputs by the names of the forward's arguments, or one tensor for its first; others keep their defaults.
+    ``leaf`` names a module not to look into.
+    """
+
+    proxy_buffer_attributes = True  # a forward that changes a buffer (counts batches) does so in the graph, not while traced
+
+    def __init__(self, example: Inputs, leaf: str | None = None) -> None:
+        super().__init__()
+        self.example, self.leaf, self.thread = example, leaf, threading.get_ident()
+        self.outputs: dict[str, fx.Node] = {}
+        self.calls: Counter[str] = Counter()
+        self.running: list[str] = []  # the modules that are being traced; after an error, those it came from
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module is one node of the graph."""
+        return module_qualified_name == self.leaf or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Placeholders for the inputs; the arguments before and between them keep their defaults."""
+        parameters = inspect.signature(self.root.forward).parameters
+        names = list(parameters)
+        wanted = list_input_names(self.example) or names[:1]
+        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in wanted}
+        if absent := [name for name in wanted if name not in names]:
+            raise TypeError(f"its forward has no argument {absent[0]!r}")
+        reach = max(map(names.index, wanted)) + 1
+        return root_fn, [self.root, *(proxies.get(name, parameters[name].default) for name in names[:reach])]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """What a module's attribute is in the graph; torch.fx asks for modules of other threads, too, which keep theirs."""
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Traces the call and remembers where the module has its output; other threads' calls run as they are."""
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        name = self.path_of_module(m)
+        self.running.append(name)
+        out = super().call_module(m, forward, args, kwargs)
+        self.running.pop()
+        self.calls[name] += 1
+        if isinstance(out, fx.Proxy):
+            self.outputs[name] = out.node
+        return out
+
+
+def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBackbone:
+    """Traces by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
+    before = set(vars(backbone))
+    with preserve_state(backbone):
+        with switch_mode(backbone, True), switch_mode(backbone, training):  # training, modules forget what they cached
+            graph = tracer.trace(backbone)
+        constants = {name: vars(backbone)[name] for name in set(vars(backbone)) - before}  # fx hangs them on the module
+    renamed = {name: f"{name}_{'train' if training else 'eval'}" for name in constants}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in renamed:
+            node.target = renamed[node.target]
+    _unpack_output(graph)
+    for node in reversed(list(graph.nodes)):  # parts of a tuple that nothing uses
+        if node.target is operator.getitem and not node.users:
+            graph.erase_node(node)
+    repeated = {name: (count, tracer.outputs.get(name)) for name, count in tracer.calls.items() if count > 1}
+    outputs = {name: node for name, node in tracer.outputs.items() if name not in repeated}
+    extras = {renamed[name]: value for name, value in constants.items()}
+    return TracedBackbone(backbone, tracer.example, graph, outputs, repeated, extras)
+
+
+def _unpack_output(graph: fx.Graph) -> None:
+    """Lets the graph return a named tuple of nodes instead of a node that makes the named tuple."""
+    output = list(graph.nodes)[-1]
+    returned = output.args[0]
+    if isinstance(returned, fx.Node) and callable(returned.target) and hasattr(returned.target, "_fields"):
+        output.args = (returned.target(*returned.args, **returned.kwargs),)
+        graph.erase_node(returned)
+    elif isinstance(returned, fx.Node) and isinstance(returned.target, type):
+        raise TypeError(f"its output is a {returned.target.__name__}, which torch.fx does not look into")
+
+
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+_PREFIX = "backbone."
+
+
+class _LogitsOnly(nn.Module):
+    """Calls the backbone with its inputs by name and returns its logits alone."""
+
+    def __init__(self, backbone: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.backbone, self.names = backbone, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Inputs -> logits ``(B,C)``."""
+        named = dict(zip(self.names, tensors, strict=True)) if self.names else {}
+        logits: Tensor = pick_logits(self.backbone(**named) if named else self.backbone(*tensors))
+        return logits
+
+
+def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> TracedBackbone:
+    """Traces by torch.export with a dynamic batch axis; raises whatever export raises.
+
+    Parameters and buffers are the backbone's own, by name. Operations that only check shapes are left out.
+    """
+    tensors = tuple(torch.cat([t, t])[:2] for t in list_tensors(example))  # a batch of 1 would be taken as constant
+    batch = torch.export.Dim("batch", min=2, max=1 << 20)
+    with preserve_state(backbone), switch_mode(backbone, True), switch_mode(backbone, training), _quiet():
+        program = torch.export.export(
+            _LogitsOnly(backbone, list_input_names(example)),
+            tensors,
+            dynamic_shapes=(tuple({0: batch} for _ in tensors),),
+            strict=False,
+        )
+    return _convert(program, backbone, example, "train" if training else "eval")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences torch.export, which prints its graph where it fails; the error says what matters.
+
+    It also warns of the lists in which recurrent layers of PyTorch's own keep their weights.
+    """
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"The tensor attributes? .*\._flat_weights", UserWarning)
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _convert(program: torch.export.ExportedProgram, backbone: nn.Module, example: Inputs, mode: str) -> TracedBackbone:
+    """The program's graph, in which parameters are attributes of the backbone instead of inputs."""
+    graph, extras = fx.Graph(), dict[str, Any]()
+    copies: dict[fx.Node, fx.Node] = {}
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    names = iter(list_input_names(example))
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            if spec.kind is InputKind.USER_INPUT:
+                copies[node] = graph.placeholder(next(names, node.name))
+            else:
+                copies[node] = graph.get_attr(_attribute(program, spec, mode, extras))
+        elif node.op == "get_attr":
+            target = f"_{node.target}_{mode}".replace(".", "_")
+            extras[target] = getattr(program.graph_module, str(node.target))
+            copies[node] = graph.get_attr(target)
+        elif node.op == "output":
+            kinds = [spec.kind for spec in program.graph_signature.output_specs]
+            graph.output(copies[node.args[0][kinds.index(OutputKind.USER_OUTPUT)]])
+        elif not any(check in str(node.target) for check in _CHECKS):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    outputs, repeated = _module_outputs(program.graph)
+    last_nodes = {name: copies[node] for name, node in outputs.items()}
+    again = {name: (count, None if node is None else copies[node]) for name, (count, node) in repeated.items()}
+    return TracedBackbone(backbone, example, graph, last_nodes, again, extras, exported=True)
+
+
+def _attribute(program: torch.export.ExportedProgram, spec: Any, mode: str, extras: dict[str, Any]) -> str:
+    """The name under which the parameter, buffer or constant of an input is found."""
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        return str(spec.target).removeprefix(_PREFIX)
+    name = f"_constant_{len(extras)}_{mode}"
+    extras[name] = program.constants[spec.target]
+    return name
+
+
+def _module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, tuple[int, fx.Node | None]]]:
+    """The last tensor of every module that others use; modules that run more than once are apart, with how often they do."""
+    calls: dict[str, set[str]] = {}
+    inside: dict[fx.Node, set[str]] = {}
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        inside[node] = set()
+        for key, (path, _) in stack.items():
+            name = path.split("@")[0]
+            if name.startswith(_PREFIX):
+                calls.setdefault(name.removeprefix(_PREFIX), set()).add(key)
+                inside[node].add(name.removeprefix(_PREFIX))
+    outputs: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        if isinstance(node.meta.get("val"), Tensor) and node.op != "placeholder":
+            for name in inside[node]:
+                if any(name not in inside[user] for user in node.users):
+                    outputs[name] = node
+    repeated = {name: (len(keys), outputs.pop(name, None)) for name, keys in calls.items() if len(keys) > 1}
+    return outputs, repeated
 
 
 def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedBackbone:

@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError, TraceMismatchError
 from exitlens.model.cutting.boundaries import count_embedding_rows
-from exitlens.model.cutting.logits import pick_logits
+from exitlens.model.cutting.graph import pick_logits
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
 from exitlens.model.cutting.split import Pieces
 from exitlens.model.cutting.stage import Activations

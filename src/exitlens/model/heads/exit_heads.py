@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exitlens.errors import InputError
 from exitlens.functional.maps import energy
 from exitlens.model.cutting.stage import Stage
-from exitlens.model.heads.group_neck import GroupNeck
-from exitlens.model.heads.necks import ContextNeck, find_spread
-from exitlens.model.heads.token_necks import TokenNeck
+from exitlens.model.heads.necks import ContextNeck, GroupNeck, TokenNeck, find_spread
 from exitlens.model.layouts import Layout
 from exitlens.types import ExitOutput
 
@@ -86,7 +85,7 @@ class EvidenceHead(ExitHead):
         num_classes: ``C``.
         layout: how the features lie in memory; by default ``(B,D,H,W)``.
         neck: small layers before it (:class:`~exitlens.model.heads.necks.ContextNeck`,
-            :class:`~exitlens.model.heads.token_necks.TokenNeck`); its locations are the map's.
+            :class:`~exitlens.model.heads.necks.TokenNeck`); its locations are the map's.
         lateral: how the earlier features lie in memory that a neck takes beside the features.
     """
 
@@ -297,3 +296,17 @@ class KeptHead(ExitHead):
         features = self.layout.canonical(activations[0])
         evidence = torch.einsum("cd,bd...->bc...", self._linear().weight, features) / features[0, 0].numel()
         return ExitOutput(logits, attention, evidence)
+
+
+def have_maps(heads: Iterable[nn.Module]) -> bool:
+    """Whether the exits of a network have maps."""
+    return all(head.has_map for head in heads if isinstance(head, ExitHead))
+
+
+def require_maps(heads: Iterable[nn.Module], purpose: str) -> None:
+    """Raises :class:`InputError` if the exits of a network have no maps."""
+    if not have_maps(heads):
+        raise InputError(
+            f"net: {purpose} needs attention maps, and this network's exits have none: hidden features of a vector are no "
+            "locations. Name groups of features: xl.attach(..., groups={'blood': [0, 1], ...})"
+        )

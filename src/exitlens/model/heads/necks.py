@@ -1,15 +1,18 @@
-"""Small layers between a stage and its exit head: shallow exits get the view they lack, deep ones a finer map."""
+"""Small layers between a stage and its exit head: for images and volumes, for sequences, and for groups of features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from exitlens.errors import InputError
+from exitlens.types.inputs import Groups
 
 KERNEL, DEPTH, WIDEST, NARROWEST = 5, 2, 256, 8
 VOLUME_KERNEL = 3  # 5x5x5 would take longer than the rest of the neck
@@ -133,3 +136,141 @@ def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: fl
         return width * inlets + DEPTH * locations * (window * width + width**2)
 
     return ContextNeck(channels, find_width(count_macs, budget), shrink, lateral, len(size))
+
+
+class TokenNeck(nn.Module):
+    """Mixes neighbouring locations of a sequence: pairs of depthwise convolutions over 5 of them and linear layers.
+
+    Deep tokens are mixtures of all tokens, so attention to them says little about where an answer comes from. Beside them it
+    reads the tokens of an early stage (``lateral``), which are hardly mixed yet. The neck of images is
+    :class:`~exitlens.model.heads.necks.ContextNeck`; here layer norms replace batch norms, and padding is never read.
+
+    Args:
+        channels: ``D`` of the features ``(B,D,N)``.
+        width: channels of the layers, and of what comes out.
+        lateral: channels of the earlier features ``(B,L,N)``; 0: none are given.
+    """
+
+    keeps_features = True  # the classifier reads the features beside what comes out
+
+    def __init__(self, channels: int, width: int, lateral: int = 0) -> None:
+        super().__init__()
+        self.width = width
+        self.inlet = _Inlet(channels, width)
+        self.lateral = _Inlet(lateral, width) if lateral else None
+        self.mixers = nn.ModuleList(_TokenMixer(width) for _ in range(DEPTH))
+
+    def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """``(B,D,N)`` -> ``(B,width,N)``; ``keep``: ``(B or 1,N)`` bool, the positions that others may read."""
+        x: Tensor = self.inlet(features)
+        if self.lateral is not None and lateral is not None:
+            x = x + self.lateral(lateral)
+        x = F.relu(x)
+        for mixer in self.mixers:
+            x = mixer(x, keep)
+        return x
+
+    def fuse(self) -> TokenNeck:
+        """Nothing to fold: layer norms need the input."""
+        return self
+
+
+class _Inlet(nn.Module):
+    """Linear layer and layer norm, in the precision of the head."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(channels, width, bias=False), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,D,N) -> (B,width,N), rows of memory
+        return cast(Tensor, self.norm(self.linear(x.transpose(1, 2).to(self.linear.weight.dtype)))).transpose(1, 2)
+
+
+class _TokenMixer(nn.Module):
+    """``relu(x + norm(linear(relu(norm(depthwise(x))))))``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width, bias=False)
+        self.first, self.linear, self.second = nn.LayerNorm(width), nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:  # (B,width,N)
+        mixed = self.depthwise(x if keep is None else x * keep[:, None]).transpose(1, 2)
+        return F.relu(x + self.second(self.linear(F.relu(self.first(mixed)))).transpose(1, 2))
+
+
+def fit_token_neck(channels: int, locations: int, budget: float, lateral: int = 0) -> TokenNeck:
+    """The widest neck within a budget of multiply-accumulates, and never below 8 channels."""
+
+    def count_macs(width: int) -> int:
+        return locations * (width * (channels + lateral) + DEPTH * (KERNEL * width + width**2))
+
+    return TokenNeck(channels, find_width(count_macs, budget), lateral)
+
+
+class GroupNeck(nn.Module):
+    """Reads each group of the vector by itself, beside what the hidden features say of the whole.
+
+    ``g_j = relu(W_j x_j + b_j + V h)``, then ``relu(g_j + U relu(g_j))``: the location of group j sees its own features
+    ``x_j``, and through ``h`` what the network has made of all of them. So attention to it means that these features count
+    *given* the others; that they count alone is for deletion to show. Additive networks without ``h`` are those of
+    arXiv 2004.13912.
+
+    Args:
+        channels: ``D`` of the hidden features ``(B,D,1)``.
+        features: ``F`` of the vector ``(B,F,1)``.
+        groups: names of the groups, and which features they have.
+        width: channels of what comes out.
+    """
+
+    keeps_features = False
+
+    def __init__(self, channels: int, features: int, groups: Groups, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.members = [list(members) for _, members in groups]
+        self.inlet = nn.Linear(channels, width, bias=False)
+        self.readers = nn.ModuleList(nn.Linear(len(members), width) for members in self.members)
+        self.mixer = nn.Linear(width, width)
+
+    def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """``(B,D,1)`` and the vector ``(B,F,1)`` -> ``(B,width,G)``."""
+        assert lateral is not None
+        own = self.inlet.weight.dtype
+        vector, whole = lateral[..., 0].to(own), self.inlet(features[..., 0].to(own))
+        pairs = zip(self.readers, self.members, strict=True)
+        read = torch.stack([reader(vector[:, members]) for reader, members in pairs], 1)  # (B,G,width)
+        x = F.relu(read + whole[:, None])
+        return F.relu(x + self.mixer(x)).transpose(1, 2)
+
+    def fuse(self) -> GroupNeck:
+        """There is nothing to fold."""
+        return self
+
+
+def fit_group_neck(channels: int, features: int, groups: Groups, budget: float) -> GroupNeck:
+    """The widest neck within a budget of multiply-accumulates, and never below 8 channels."""
+
+    def count_macs(width: int) -> int:
+        return width * (channels + features) + len(groups) * width**2
+
+    return GroupNeck(channels, features, groups, find_width(count_macs, budget))
+
+
+def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int], first: Tensor) -> Groups:
+    """Groups of features in their order; raises :class:`InputError` for what are none of a vector of this shape."""
+    if groups is None:
+        return ()
+    if len(shape) != 1 or not first.is_floating_point():
+        raise InputError(f"groups: they are for vectors (B,F), the example has samples of {tuple(shape)}: leave them out")
+    if not isinstance(groups, Mapping) or len(groups) < 2:
+        raise InputError(f"groups: expected a dict of two groups or more, such as {{'blood': [0, 1]}}, got {groups!r:.60}")
+    for name, members in groups.items():
+        good = isinstance(members, Sequence) and not isinstance(members, str) and len(members) > 0
+        if not good or not all(isinstance(i, int) and 0 <= i < shape[0] for i in members):
+            raise InputError(f"groups: {name!r}: expected columns from 0 to {shape[0] - 1}, got {members!r:.60}")
+    taken = [i for members in groups.values() for i in members]
+    if len(set(taken)) < len(taken):
+        twice = next(i for i in taken if taken.count(i) > 1)
+        raise InputError(f"groups: column {twice} is in two groups: every feature belongs to one at most")
+    return tuple((str(name), tuple(members)) for name, members in groups.items())

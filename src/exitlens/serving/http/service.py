@@ -22,8 +22,8 @@ from exitlens.serving.models import Array, ServedModel
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from exitlens.types import Policy
-from exitlens.types.named_policies import DEFAULT
-from exitlens.types.words import tell_apart
+from exitlens.types.outputs import tell_apart
+from exitlens.types.policies import DEFAULT
 
 TERMS = ("policy", "max_cost", "min_confidence", "deadline_ms")
 DEFAULT_OUTPUTS = ("label", "probabilities", "exit", "confidence", "cost")
