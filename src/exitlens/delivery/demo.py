@@ -32,7 +32,7 @@ from exitlens.delivery.explanations.pictures import draw_contact_sheet
 from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
-from exitlens.delivery.run_data import record_source
+from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import write_json
@@ -42,15 +42,16 @@ from exitlens.model.network import ExitNet
 from exitlens.model.process import keep_memory
 from exitlens.progress import show_progress
 from exitlens.types import Policy, Trace
+from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import faithfulness
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
-from exitlens.workflow.training.run import LOG
-from exitlens.workflow.training.step import TrainingSettings, take_step
+from exitlens.workflow.training.record import LOG
+from exitlens.workflow.training.step import take_step
 
 RESULT = "result.json"
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}  # how often a test background has the colour of its class
@@ -356,7 +357,7 @@ def _measure_overheads(
 
 def compare_steps(net: ExitNet, data: ImageSet, settings: DemoSettings) -> Speed:
     """A training step with EGT against one without, on copies of the network: ``speedup`` is their ratio."""
-    training = TrainingSettings(1, settings.batch_size, 1e-3, 0.05, 0, True, True, False)
+    training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=True)
 
     def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
         twin = copy.deepcopy(net).train()
