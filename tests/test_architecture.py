@@ -25,6 +25,7 @@ ROOMS = (  # by level: a file imports from its own room and from those on lower 
     {"serving"},
     {"cli", "__main__", "ray"},
 )
+OWN = ("self", "cls", "super()")
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_repr_html_"}  # public in spite of their names
 INNER = {  # the same for rooms inside rooms; files that stand in the outer room itself are above or below as they need
     "model": ({"backbones"}, {"cutting"}, {"engine"}),
@@ -105,13 +106,14 @@ def list_private_uses(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             defined.add(node.name)
-        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(node, ast.Name) or ast.unparse(node.value) in ("self", "cls"):
-                defined.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) in OWN:
+            defined.add(node.attr)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = ast.unparse(node.value)
-            if owner not in ("self", "cls", "super()") and node.attr not in defined | NAMED_TUPLE:
+            if owner not in OWN and node.attr not in defined | NAMED_TUPLE:
                 yield node.attr
 
 
