@@ -6,13 +6,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones docs release-check compat clean
+.PHONY: demo demo-full app test test-slow test-all lint bench bench-guarantees bench-relevance bench-traces pictures truth texts series static edge serving study study-quick tables check-results backbones docs release-check compat clean
 
-demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
+demo: runs/demo/result.json  ## train with and without EGT, compare, report (about three minutes): runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
+
+demo-full: runs/demo-full/result.json  ## the same on all scenes for longer, as the documentation shows it (a quarter of an hour): runs/demo-full
+	@echo "Report: runs/demo-full/report.html (remove runs/demo-full to train again)"
 
 runs/demo/result.json: | $(VENV)/.installed
 	$(BIN)/exitlens demo --out runs/demo --resume
+
+runs/demo-full/result.json: | $(VENV)/.installed
+	$(BIN)/exitlens demo --full --out runs/demo-full --resume
 
 app: demo  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline
@@ -47,13 +53,13 @@ lint: $(VENV)/.installed  ## format, lint, spelling and types
 backbones: $(VENV)/.installed  ## try every backbone: docs/measured/backbones.md
 	$(BIN)/python -m benchmarks.backbones
 
-bench: demo $(VENV)/.benchmark  ## time everything against everything (an hour, nothing else running): docs/measured/performance.md
+bench: demo-full $(VENV)/.benchmark  ## time everything against everything (an hour, nothing else running): docs/measured/performance.md
 	$(BIN)/python -m benchmarks.performance
 	$(BIN)/python -m benchmarks.performance.explorer
 	$(BIN)/python -m benchmarks.performance.page
 	$(BIN)/python -m benchmarks.check
 
-bench-guarantees: demo $(VENV)/.benchmark  ## keeps count of broken promises over thousands of calibrations (an hour): docs/concepts/guarantees.md
+bench-guarantees: demo-full $(VENV)/.benchmark  ## keeps count of broken promises over thousands of calibrations (an hour): docs/concepts/guarantees.md
 	$(BIN)/python -m benchmarks.guarantees
 	$(BIN)/python -m benchmarks.guarantees.page
 	$(BIN)/python -m benchmarks.check
@@ -63,7 +69,7 @@ pictures: $(VENV)/.benchmark  ## fine-tune an ImageNet network on pictures of dr
 	$(BIN)/python -m benchmarks.pictures.page
 	$(BIN)/python -m benchmarks.check
 
-bench-relevance: demo $(VENV)/.benchmark  ## relevance maps beside captum's, pytorch-grad-cam's and torchcam's (minutes, nothing else running): docs/measured/relevance.md
+bench-relevance: demo-full $(VENV)/.benchmark  ## relevance maps beside captum's, pytorch-grad-cam's and torchcam's (minutes, nothing else running): docs/measured/relevance.md
 	$(BIN)/python -m benchmarks.relevance --again
 	$(BIN)/python -m benchmarks.relevance.page
 	$(BIN)/python -m benchmarks.check
@@ -89,12 +95,12 @@ static: $(VENV)/.benchmark  ## ours against smaller static networks of equal tim
 	$(BIN)/python -m benchmarks.static.page
 	$(BIN)/python -m benchmarks.check
 
-edge: demo $(VENV)/.benchmark  ## exported networks: decisions, times, sizes, int8, the browser (half an hour, nothing else running): docs/guides/edge.md
+edge: demo-full $(VENV)/.benchmark  ## exported networks: decisions, times, sizes, int8, the browser (half an hour, nothing else running): docs/guides/edge.md
 	$(BIN)/python -m benchmarks.edge
 	$(BIN)/python -m benchmarks.edge.page
 	$(BIN)/python -m benchmarks.check
 
-serving: demo $(VENV)/.benchmark  ## the server under load, beside others, in faults and under attack (an hour, nothing else running): docs/guides/serving.md
+serving: demo-full $(VENV)/.benchmark  ## the server under load, beside others, in faults and under attack (an hour, nothing else running): docs/guides/serving.md
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving.page
 	$(BIN)/python -m benchmarks.check

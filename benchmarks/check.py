@@ -1,7 +1,7 @@
 """Prints every promise beside its committed figure; exit code 1 for a miss that is not listed as known.
 
 Usage: python -m benchmarks.check [--results DIR]
-       python -m benchmarks.check --demo [runs/demo/result.json]   (the promises of a finished demo instead)
+       python -m benchmarks.check --demo [runs/demo-full/result.json]   (the promises of a finished demo instead)
 
 Known misses, each with its reason, are in benchmarks/known_misses.json.
 """
@@ -112,7 +112,7 @@ def list_outdated(promises: Sequence[Promise]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
-    parser.add_argument("--demo", type=Path, nargs="?", const=Path("runs/demo/result.json"), metavar="FILE")
+    parser.add_argument("--demo", type=Path, nargs="?", const=Path("runs/demo-full/result.json"), metavar="FILE")
     args = parser.parse_args(arguments)
     if args.demo:
         return int(not print_promises(list(add_reasons(list_demo_promises(json.loads(args.demo.read_text()))))))

@@ -1,1 +1,1 @@
-"""What a finished run of `make demo` promises, and the tables about it."""
+"""What a finished run of `make demo-full` promises, and the tables about it."""

@@ -1,6 +1,6 @@
 """Writes the demo's tables where a page has their markers, and keeps the demo's JSON and gallery.
 
-Usage: python -m benchmarks.demo.page [--run runs/demo] [--page FILE ...]
+Usage: python -m benchmarks.demo.page [--run runs/demo-full] [--page FILE ...]
 
 The markers are ``<!-- demo: ... -->`` (everything) and ``<!-- results: ... -->`` (the README's table), in the README or under
 docs, or in the pages that are named.
@@ -60,7 +60,7 @@ def write_part(result: dict[str, Any]) -> list[str]:
     """Both tables, with what one has to know to read them."""
     plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
     return [
-        f"One run of `make demo` (seed {result['seed']}, {result['seconds']:.0f} s on 2 cores): garments on coloured backgrounds whose "
+        f"One run of `make demo-full` (seed {result['seed']}, {result['seconds']:.0f} s on 2 cores): garments on coloured backgrounds whose "
         "colour names the class in 80 % of the training scenes; 3,000 test scenes. Without → **with EGT**:",
         "",
         *exits_table(result, ROWS),
@@ -83,7 +83,7 @@ def write_summary(result: dict[str, Any]) -> list[str]:
     before, after = (100 * result[run]["disagreeing"]["accuracy"][0] for run in ("baseline", "egt"))
     timed = result["speed"]["batch_64"]
     return [
-        "`make demo`: garments on coloured backgrounds that give the class away in 80 % of the scenes; 3,000 test scenes. Without EGT → "
+        "`make demo-full`: garments on coloured backgrounds that give the class away in 80 % of the scenes; 3,000 test scenes. Without EGT → "
         "**with EGT**:",
         "",
         *exits_table(result, SUMMARY),
@@ -96,7 +96,7 @@ def write_summary(result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--run", type=Path, default=Path("runs/demo-full"))
     parser.add_argument("--page", type=Path, nargs="*", metavar="FILE")
     args = parser.parse_args()
     shutil.copy(args.run / "result.json", RESULTS / "demo.json")

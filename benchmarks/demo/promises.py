@@ -1,4 +1,4 @@
-"""What `make demo` promises."""
+"""What `make demo-full` promises."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.promises import Promise
 
 
 def list_promises(result: dict[str, Any]) -> Iterator[Promise]:
-    """Of runs/demo/result.json."""
+    """Of runs/demo-full/result.json."""
     yield Promise("demo|seconds", "seconds", result["seconds"], "<=", 600)
     yield from _of_training(result)
     key, what = "demo|attention time", "time of prediction with maps, ratio to without"

@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.edge [--only RUN ...] [--again] [--quick]
 
-Runs: decisions, speed-NETWORK, points-TASK, int8-NETWORK, install, browser. Those that are there are left out. Needs `make demo`,
+Runs: decisions, speed-NETWORK, points-TASK, int8-NETWORK, install, browser. Those that are there are left out. Needs `make demo-full`,
 and for the browser Chromium and npm; about half an hour on an idle machine.
 """
 

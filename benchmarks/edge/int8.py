@@ -19,7 +19,7 @@ from exitlens.data.fashion import CLASSES, load_garments
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
-from exitlens.model.engine.onnx.files import Written, open_file
+from exitlens.model.engine.onnx_files import Written, open_file
 from exitlens.model.timing.machine import describe_machine
 from exitlens.model.timing.timer import interleave
 

@@ -12,7 +12,7 @@ import exitlens as xl
 from benchmarks.backbones.edge import wake
 from benchmarks.performance.networks import make_scenes
 
-BUNDLE = Path("runs/demo/bundle")
+BUNDLE = Path("runs/demo-full/bundle")
 SHARES = (0.5, 0.3, 0.0, 0.2)  # of the samples, by the exit that answers
 UNREACHABLE = 2.0  # a threshold whose exit is computed, but never answers
 

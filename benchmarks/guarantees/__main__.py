@@ -5,7 +5,7 @@ Usage: python -m benchmarks.guarantees [--only PART ...] [--again] [--quick]
 Parts: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), labels (1,000 draws of samples with several labels), groups (1,000 draws
 of correlated groups), watch-groups (the drift watch on such), families (the warning without groups), saving-NAME (against hindsight, RC-EENN's single threshold and
 CRC), gate-NAME, drift, time. What is there already is skipped. The networks
-are the demo's (runs/demo) and one on garments without backgrounds, trained here on first use (runs/guarantees, some minutes).
+are the demo's (runs/demo-full) and one on garments without backgrounds, trained here on first use (runs/guarantees, some minutes).
 """
 
 from __future__ import annotations

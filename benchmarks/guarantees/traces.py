@@ -1,6 +1,6 @@
 """Populations of samples: traces of trained networks, and synthetic ones whose risks are known.
 
-The networks are the demo's (runs/demo) and one on garments without backgrounds, trained here on first use (some minutes).
+The networks are the demo's (runs/demo-full) and one on garments without backgrounds, trained here on first use (some minutes).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
-from exitlens.delivery.demo.training import EGT, WITHOUT
+from exitlens.delivery.demo import EGT, WITHOUT
 
 RUNS = Path("runs/guarantees")
 TRACES = ("scenes-egt", "scenes-baseline", "garments-egt")
@@ -46,7 +46,7 @@ def collect_drifted() -> xl.Trace:
 
 
 def load_scene_net(kind: str) -> xl.ExitNet:
-    return xl.load(f"runs/demo/training/{kind}/bundle")[0]
+    return xl.load(f"runs/demo-full/training/{kind}/bundle")[0]
 
 
 def load_unseen() -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
 from exitlens.types import Preprocess
 
-BUNDLE = Path("runs/demo/bundle")
+BUNDLE = Path("runs/demo-full/bundle")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.relevance [--only NETWORK ...] [--again] [--quick] [--runs runs]
 
-Networks: demo (needs `make demo`), lite0 (needs `make pictures`); one that is not there is left out. Some minutes in all.
+Networks: demo (needs `make demo-full`), lite0 (needs `make pictures`); one that is not there is left out. Some minutes in all.
 """
 
 from __future__ import annotations

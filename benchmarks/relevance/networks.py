@@ -26,11 +26,11 @@ class Subject:
 
 
 def load_demo(runs: Path, count: int) -> Subject:
-    """The network of `make demo`, on scenes it was not trained on."""
-    net, _ = load(runs / "demo")
-    images = load_samples(runs / "demo", net, "test", data="", root="", skip_bad=False)
+    """The network of `make demo-full`, on scenes it was not trained on."""
+    net, _ = load(runs / "demo-full")
+    images = load_samples(runs / "demo-full", net, "test", data="", root="", skip_bad=False)
     assert isinstance(images, xl.ImageSet)
-    return Subject("small network of `make demo`, 40 px", net, choose(images, count))
+    return Subject("small network of `make demo-full`, 40 px", net, choose(images, count))
 
 
 def load_lite0(runs: Path, count: int) -> Subject:
@@ -48,6 +48,6 @@ def choose(images: xl.ImageSet, count: int) -> xl.ImageSet:
 
 
 NETWORKS: dict[str, tuple[Callable[[Path, int], Subject], str, int]] = {  # how to load it, what it needs, images
-    "demo": (load_demo, "demo/data.json", 400),
+    "demo": (load_demo, "demo-full/data.json", 400),
     "lite0": (load_lite0, LITE0, 100),
 }

@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.serving [--only RUN ...] [--again]
 
 Runs: throughput-NETWORK[-SIZE], overhead, leavers-NETWORK, answers, faults-KIND, overload-NETWORK, hostile, designs, simulated-NETWORK.
-Those that are there are left out. Needs `make demo`; about an hour, nothing else running.
+Those that are there are left out. Needs `make demo-full`; about an hour, nothing else running.
 """
 
 from __future__ import annotations

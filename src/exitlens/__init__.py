@@ -56,8 +56,8 @@ _MODULES = {
     "model.network": "ExitNet",
     "model.relevance": "compute_relevance",
     "ranks": "Ranks",
-    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate LabelView Location LossTerms "
-    "MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
+    "types": "Calibration CalibrationRequest CompactLogits ExitOutput ExitView Explanation Gate LabelView Location "
+    "LossTerms MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
     "VolumePreprocess",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",

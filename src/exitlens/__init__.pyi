@@ -65,6 +65,7 @@ from exitlens.model.network import ExitNet as ExitNet
 from exitlens.model.relevance import compute_relevance as compute_relevance
 from exitlens.ranks import Ranks as Ranks
 from exitlens.types import Calibration as Calibration
+from exitlens.types import CalibrationRequest as CalibrationRequest
 from exitlens.types import CompactLogits as CompactLogits
 from exitlens.types import ExitOutput as ExitOutput
 from exitlens.types import ExitView as ExitView

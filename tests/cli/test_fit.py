@@ -9,7 +9,7 @@ import torch
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import placement
-from exitlens.workflow.training.recipe import RECIPES
+from exitlens.types.settings import RECIPES
 
 
 def time_equally(timer, tensors):

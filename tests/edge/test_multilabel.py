@@ -13,7 +13,7 @@ import exitlens as xl
 import exitlens_runtime as er
 from exitlens.edge.int8 import export_int8
 from exitlens.functional.scores import score
-from exitlens.model.engine.onnx.files import open_file
+from exitlens.model.engine.onnx_files import open_file
 from exitlens.serving.answers import OUTPUTS, shape_output
 from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.http.app import make_app

@@ -58,7 +58,7 @@ def test_promises():
     ):
         assert name_promise(by_hand, terms) == f"none: the policy's own was made without {word}"
     assert name_promise(xl.Policy.never(3), Terms(deadline=math.inf)).startswith("none")
-    calibrated = replace(by_hand, calibration=xl.Calibration({}, 10, rule=by_hand.rule()))
+    calibrated = replace(by_hand, calibration=xl.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule()))
     assert name_promise(calibrated, Terms()) == "calibrated"
     changed = replace(calibrated, thresholds=(0.1, 0.1))
     assert name_promise(changed, Terms()) == "none: the policy was changed since it was calibrated"

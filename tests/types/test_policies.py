@@ -8,6 +8,8 @@ import pytest
 import exitlens as xl
 from tests.conftest import random_trace
 
+REQUEST = xl.CalibrationRequest(max_cost=1.0)
+
 
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -50,18 +52,13 @@ def test_the_rule_is_everything_but_the_calibration():
         "gate": None,
     }
     assert policy.rule() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    calibrated = replace(policy, calibration=xl.Calibration({}, 10, rule=policy.rule()))
+    calibrated = replace(policy, calibration=xl.Calibration(REQUEST, 10, rule=policy.rule()))
     assert calibrated.rule() == policy.rule()
     assert not calibrated.is_changed
     assert replace(calibrated, score="margin").is_changed
-    assert not replace(policy, calibration=xl.Calibration({}, 10), score="margin").is_changed  # a record without the rule
-
-
-def test_a_record_of_0_1_0_without_limits_was_made_by_hand():
-    values = xl.Policy((0.5,)).to_dict()
-    del values["calibration"]
-    for record in ({}, {"note": "by eye"}, None):
-        assert xl.Policy.from_dict(values | {"chosen_by": record}) == xl.Policy((0.5,))
+    assert not replace(
+        policy, calibration=xl.Calibration(REQUEST, 10), score="margin"
+    ).is_changed  # a record without the rule
 
 
 def test_the_score_says_what_a_policy_is_for():

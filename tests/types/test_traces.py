@@ -7,6 +7,7 @@ import torch
 import exitlens as xl
 from exitlens.functional.compact.compress import compress, hash_rows
 from exitlens.io import write_tensors
+from exitlens.types.requests import SampleSketch
 from tests.conftest import random_trace, timed_trace
 
 GOOD = {
@@ -197,3 +198,15 @@ def test_a_label_matrix_makes_a_trace_of_several_labels(tmp_path):
     assert unlabelled.task == "multilabel"
     with pytest.raises(xl.InputError, match="compact=False"):
         replace(unlabelled, logits=compress(trace.logits))
+
+
+def test_shared_samples_are_found_by_the_sketch():
+    one, other = random_trace(500, seed=1), random_trace(500, seed=2)
+    both = xl.Trace(torch.cat([one.logits[:100], other.logits]), None, torch.zeros(600, 3), one.cost)
+    sketch = one.sketch()
+    assert len(sketch.sketch) == 64
+    assert one.shares_samples(sketch)
+    assert both.shares_samples(sketch)
+    assert one.shares_samples(SampleSketch(sketch.data))
+    assert not other.shares_samples(sketch)
+    assert not other.shares_samples(SampleSketch())

@@ -223,7 +223,7 @@ def _join(out: Path, resume: bool, skip_bad: bool) -> tuple[Ranks, bool, bool]:
     """
     from exitlens.delivery.run_data import remembers_skipping
     from exitlens.ranks import find_ranks
-    from exitlens.workflow.training.distributed import is_restarted
+    from exitlens.workflow.training.record import is_restarted
 
     ranks = find_ranks()
     resume = ranks.share(lambda: resume or is_restarted(out))

@@ -89,10 +89,11 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
-    from exitlens.functional.limits import NEED_LABELS, check_limits
     from exitlens.types.named_policies import check_name
+    from exitlens.types.requests import NEED_LABELS
+    from exitlens.workflow.calibration import run_calibration
 
-    limits = {
+    limits: Any = {
         "max_accuracy_drop": max_accuracy_drop,
         "max_class_accuracy_drop": max_class_accuracy_drop,
         "max_false_negative_drop": max_false_negative_drop,
@@ -103,7 +104,8 @@ def calibrate(
     if all(value is None for value in (*limits.values(), max_cost, max_ms)):
         names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost", "max_ms"))
         raise xl.InputError(f"limits: expected at least one of {names}")
-    check_limits(limits, **spend, delta=delta, score=score or None, gate=gate, folds=folds)  # before anything is collected
+    rules: Any = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "folds": folds, "score": score or None}
+    request = xl.CalibrationRequest(**limits, **spend, **rules)  # refuses what makes no sense before anything is collected
     if name:
         check_name(name, "name")
     if max_ms is not None and cost != "time":
@@ -120,11 +122,9 @@ def calibrate(
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
-    rules = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "folds": folds, "score": score or None}
-    asked: Any = limits | rules | spend
     with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
-        policy = xl.calibrate(trace, **asked)
+        policy = run_calibration(trace, request)
     replace_policy(bundle, policy, name)
     notes = [str(one.message) for one in told if one.category is xl.DataWarning]
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)

@@ -25,9 +25,8 @@ from exitlens.io import read_json, read_tensors, replace_directory, verify_check
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.engine.onnx.engine import OnnxEngine
-from exitlens.model.engine.onnx.files import Written
-from exitlens.model.engine.onnx.running import Home
+from exitlens.model.engine.onnx_engine import Home, OnnxEngine, OnnxFiles
+from exitlens.model.engine.onnx_files import Written
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
@@ -110,10 +109,10 @@ def _copy_onnx(directory: Path, net: ExitNet) -> list[Written]:
     if not net.is_tuned or (net.tuning.backend, net.tuning.precision) != ("onnx", "float32"):
         return []
     try:
-        engine = net._session.find_engine()
+        engine = net.engine
     except MissingExtraError:  # of a bundle that came from another machine; where it is installed they are written again
         return []
-    files = engine.files if isinstance(engine, OnnxEngine) else ()
+    files = engine.files.files if isinstance(engine, OnnxEngine) else ()
     return [one._replace(path=Path(shutil.copy(one.path, directory))) for one in files]
 
 
@@ -172,7 +171,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if tuning is not None:
         net.tuning = tuning
     if manifest.get("onnx"):
-        net._session.keep_files(_keep_onnx(source, manifest))
+        net.use_onnx_files(_keep_onnx(source, manifest))
     if policy is not None:
         policy.check(net.num_exits, net.identity(), net.info.task)
     return net.eval(), policy
@@ -235,7 +234,7 @@ def _read_identity(source: Path, form: int) -> tuple[int, str, Task]:
         raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}): save it again") from error
 
 
-def _keep_onnx(source: Path, manifest: dict[str, Any]) -> tuple[list[Written], Home]:
+def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
     """Copies of the ONNX files, which stay when the bundle is replaced; of files with a checksum in the manifest alone."""
     home = Home()
     try:
@@ -247,7 +246,7 @@ def _keep_onnx(source: Path, manifest: dict[str, Any]) -> tuple[list[Written], H
         raise BundleError(f"{source / MANIFEST}: its ONNX files are not described as exitlens does ({error!r})") from error
     for part in parts:
         shutil.copy(source / part.path.name, part.path)
-    return parts, home
+    return OnnxFiles(parts, home)
 
 
 def _read_tuning(values: dict[str, Any] | None, form: int) -> Tuning | None:

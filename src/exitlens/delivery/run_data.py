@@ -12,7 +12,7 @@ from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import DataError, ExitlensError, OutputExistsError
 from exitlens.io import write_json
 from exitlens.ranks import ALONE, Ranks
-from exitlens.workflow.training.run import SETTINGS
+from exitlens.workflow.training.record import SETTINGS
 
 DATA, SKIP_BAD = "data.json", "skip_bad"
 

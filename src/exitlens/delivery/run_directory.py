@@ -29,7 +29,7 @@ from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
 from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
 from exitlens.types.named_policies import DEFAULT
-from exitlens.workflow.training.run import SETTINGS
+from exitlens.workflow.training.record import SETTINGS
 
 P = TypeVar("P", bound=Preprocessing)
 

@@ -18,11 +18,19 @@ from exitlens.errors import ExportError, OutputExistsError, require
 from exitlens.functional.routing import cover
 from exitlens.functional.scores import score
 from exitlens.io import read_json, replace_directory, write_json, write_manifest
-from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.verify import draw_inputs
-from exitlens.model.engine.onnx.files import BATCHES, Written, import_onnx, open_file, write_segments
-from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS, cut_segments
-from exitlens.model.heads.exit_heads import ExitHead, have_maps
+from exitlens.model.engine.onnx_files import (
+    ATTENTION,
+    BATCHES,
+    LOGITS,
+    Written,
+    cut_segments,
+    import_onnx,
+    open_file,
+    write_segments,
+)
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors
@@ -123,7 +131,7 @@ def write_bundle(
 def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]:
     """A file for each exit that can answer, compared with the network."""
     examples = {batch: draw_for(net, batch) for batch in BATCHES}
-    written = write_segments(directory, cut_segments(*list_parts(net), policy), examples, name_inputs(net))
+    written = write_segments(directory, cut_segments(*net.parts, policy), examples, name_inputs(net))
     return [one._replace(offset=net.map_offsets[one.exit]) for one in written]
 
 
@@ -178,11 +186,6 @@ def _compare_answers(found: Mapping[str, Any], expected: Prediction, sure: Tenso
 def _name(net: ExitNet, activations: Activations) -> Inputs:
     """What the first stage takes, as the network itself takes it."""
     return dict(zip(net.input_spec.names, activations, strict=True)) if net.input_spec.names else activations[0]
-
-
-def list_parts(net: ExitNet) -> tuple[list[Stage], list[ExitHead]]:
-    """Stages and heads."""
-    return [net.stage(k) for k in range(net.num_exits)], [net.head(k) for k in range(net.num_exits)]
 
 
 def name_inputs(net: ExitNet) -> list[str]:

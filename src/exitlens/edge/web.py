@@ -23,7 +23,7 @@ from exitlens.edge.export import (
 )
 from exitlens.errors import ExportError, InputError, require
 from exitlens.io import replace_directory, write_json, write_manifest
-from exitlens.model.engine.onnx.files import Written
+from exitlens.model.engine.onnx_files import Written
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess
 

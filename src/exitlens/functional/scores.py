@@ -13,7 +13,7 @@ from torch import Tensor
 from exitlens.errors import InputError
 from exitlens.functional.compact.reading import compute_probabilities, fix_likelihood, score_compact
 from exitlens.types.compact import CompactLogits, Logits
-from exitlens.types.tasks import ALL_SCORES, DECIDED
+from exitlens.types.requests import ALL_SCORES, DECIDED
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)

@@ -7,7 +7,7 @@ from types import FunctionType
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 LARGE_BATCH = 16  # use_mkldnn in PyTorch's Convolution.cpp asks for this, so steps are compiled for fewer and for more rows
@@ -52,3 +52,13 @@ def is_mutating_operation(target: Any) -> bool | None:
     """Whether an ATen operation changes one of its arguments; ``None`` for what is no ATen operation."""
     schema = getattr(target, "_schema", None)
     return None if schema is None else bool(schema.is_mutable)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether anything is called before or after the module's forward pass."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def list_member_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the dicts in which a module keeps its own submodules, parameters and buffers."""
+    return module._modules, module._parameters, module._buffers

@@ -18,9 +18,8 @@ from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine, Step
-from exitlens.model.engine.onnx.files import is_close
-from exitlens.model.engine.onnx.running import OnnxFile
-from exitlens.model.engine.onnx.segments import ATTENTION, LOGITS
+from exitlens.model.engine.onnx_engine import OnnxFile
+from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, is_close
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec

@@ -21,7 +21,7 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
         return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
     limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
     tested = record.certification
-    if tested is None and record.folds is not None:
+    if tested is None and record.request.folds is not None:
         return _describe_folds(record, limits)
     if tested is None:
         return (
@@ -58,8 +58,8 @@ def _describe_folds(record: Calibration, limits: str) -> str:
     drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
     return (
         f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
-        f"{record.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new data to lose "
-        "about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a certificate."
+        f"{record.request.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new data to "
+        "lose about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a certificate."
     )
 
 
@@ -84,16 +84,16 @@ def _weigh_groups(largest: int | None) -> str:
 def _describe_limit(name: str, limit: float, record: Calibration) -> str:
     if name != "max_ms" or record.timing is None:
         return f"{_name(name)} at most {limit:.4g}"
-    what = "mean time" if record.percentile is None else f"time of {record.percentile:g} % of the samples"
+    what = "mean time" if record.request.percentile is None else f"time of {record.request.percentile:g} % of the samples"
     return f"{what} at most {limit:g} ms for {record.timing.where()}"
 
 
 def _promise(name: str, limit: float, record: Calibration, task: Task) -> str:
     if name == "max_ms" and record.timing is not None:
         times = f"as measured: {record.timing.list_ms()}"
-        if record.percentile is None:
+        if (share := record.request.percentile) is None:
             return f"answers at exits that take at most {limit:g} ms on average ({times})"
-        return f"answers at least {record.percentile:g} % of the samples at exits that take at most {limit:g} ms ({times})"
+        return f"answers at least {share:g} % of the samples at exits that take at most {limit:g} ms ({times})"
     tested, known = record.classes or (0, 0)
     where = "every class" if tested == known else f"each of the {tested} classes of {known} that were tested"
     points = f"{100 * limit:.4g} point{'' if limit == 0.01 else 's'}"

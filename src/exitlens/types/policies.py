@@ -12,7 +12,8 @@ from typing import Any
 from exitlens.errors import PolicyError
 from exitlens.types.calibrations import Calibration
 from exitlens.types.certificates import write_certificate
-from exitlens.types.tasks import ALL_SCORES, USUAL_SCORES, Task, task_of_score
+from exitlens.types.requests import ALL_SCORES
+from exitlens.types.tasks import USUAL_SCORES, Task, task_of_score
 from exitlens.types.words import exit_name, format_threshold
 
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
@@ -165,17 +166,10 @@ class Policy:
         return record is not None and bool(record.rule) and record.rule != self.rule()
 
     def certificate(self) -> str:
-        """What is promised about this policy, and what that rests on, in two sentences (docs/concepts/guarantees.md).
-
-        Raises:
-            PolicyError: where the calibration is not what :func:`exitlens.calibrate` wrote.
-        """
+        """What is promised about this policy, and what that rests on, in two sentences (docs/concepts/guarantees.md)."""
         if self.is_changed:
             return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
-        try:
-            return write_certificate(self.calibration, self.network, self.task)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PolicyError(f"calibration: expected what calibrate wrote, {error} is wrong: calibrate again") from error
+        return write_certificate(self.calibration, self.network, self.task)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite thresholds become the string ``"never"``."""
@@ -196,7 +190,6 @@ class Policy:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
-        record, former = values.get("calibration"), values.get("chosen_by") or {}  # as bundles of format 1 have it
-        record = former if record is None and "limits" in former else record
+        record = values.get("calibration")
         calibration = None if record is None else Calibration.from_dict(record)
         return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)

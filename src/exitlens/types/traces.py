@@ -14,6 +14,7 @@ from torch import Tensor
 from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
+from exitlens.types.requests import SampleSketch
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 from exitlens.types.timings import Timing, format_ms
 from exitlens.types.words import exit_name
@@ -248,6 +249,14 @@ class Trace:
         kept = self.logits.top if isinstance(self.logits, CompactLogits) else self.logits
         rows = kept.contiguous().numpy()
         return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]
+
+    def sketch(self, size: int = 64) -> SampleSketch:
+        """The fingerprint and the ``size`` smallest sample hashes, by which :meth:`shares_samples` knows the samples."""
+        return SampleSketch(self.fingerprint(), tuple(sorted(self.hash_samples())[:size]))
+
+    def shares_samples(self, others: SampleSketch) -> bool:
+        """Whether some of the others are in this trace, as far as equal logits can tell."""
+        return others.data == self.fingerprint() or not set(others.sketch).isdisjoint(self.hash_samples())
 
 
 def _all_finite(value: Logits) -> bool:

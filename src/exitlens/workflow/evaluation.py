@@ -18,7 +18,7 @@ from exitlens.functional.scores import rate_probabilities, score
 from exitlens.functional.similarity import skill
 from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import Policy, Timing, Trace
-from exitlens.types.tasks import DECIDED
+from exitlens.types.requests import DECIDED
 from exitlens.types.timings import format_ms
 from exitlens.types.words import exit_name
 

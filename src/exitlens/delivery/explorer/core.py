@@ -27,8 +27,8 @@ from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraEr
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
 from exitlens.model.heads.exit_heads import have_maps
-from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
+from exitlens.model.process import release_memory
 from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.model.timing.timer import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace

@@ -20,7 +20,7 @@ from exitlens.types import Policy
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.training.run import SETTINGS
+from exitlens.workflow.training.record import SETTINGS
 
 CONDITION = "test"
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitlens.model.cutting.graph import Interpreter, TracedBackbone, run_fake, run_real
 from exitlens.model.cutting.modes import switch_mode
-from exitlens.model.malloc import hold_memory
+from exitlens.model.process import hold_memory
 from exitlens.types.inputs import list_tensors
 
 SAMPLES = 4  # so that calls and the reading of weights do not hide what the maps take

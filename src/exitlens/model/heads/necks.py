@@ -264,9 +264,7 @@ def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int
     if groups is None:
         return ()
     if len(shape) != 1 or not first.is_floating_point():
-        raise InputError(
-            f"groups: they are for vectors (B,F), the example has {tuple(shape)}. Fix: leave them out"
-        )
+        raise InputError(f"groups: they are for vectors (B,F), the example has {tuple(shape)}. Fix: leave them out")
     if not isinstance(groups, Mapping) or len(groups) < 2:
         raise InputError(f"groups: expected a dict of two groups or more, such as {{'blood': [0, 1]}}, got {groups!r:.60}")
     for name, members in groups.items():
