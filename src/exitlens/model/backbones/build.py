@@ -122,8 +122,8 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
         network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"pretrained: the weights of timm:{name} cannot be loaded ({error}). Fix: give a local file with --init-weights, "
-            "or train without --pretrained"
+            f"pretrained: the weights of timm:{name} cannot be loaded ({error}). Fix: give a local file with "
+            "--init-weights, or train without --pretrained"
         ) from error
     trained = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes", num_classes)
     if pretrained and trained != num_classes and say is not None:

@@ -247,7 +247,7 @@ def report_match(source: str, expected: State, state: State, match: Match) -> We
     head = _find_classifier(expected, match.fits)
     shapes = {name: (expected[name].shape, state[other].shape) for name, other in match.clashes.items()}
     outputs = {(ours[0], other[0]) for ours, other in shapes.values() if ours and other and ours[1:] == other[1:]}
-    anew, missing, misshapen = [], [], []
+    anew, missing, misshapen = list[str](), list[str](), list[str]()
     for name in expected:
         if id(expected[name]) in set_ or name.endswith(COUNTER):
             continue
@@ -276,10 +276,8 @@ def check_fit(report: WeightsReport, expected: State, state: State, *, strict: b
         names = [name.split(" ")[0] for name in (rest or report.anew)[:SHOWN]]
         nearest = [(name, get_close_matches(name, list(state), 1, 0.3)) for name in names]
         listed = "; ".join(f"{name} (nearest: {near[0]})" if near else name for name, near in nearest)
-        raise BundleError(
-            f"weights: {report.source} is of another network: {len(report.loaded)} of the backbone's {len(expected)} tensors "
-            f"are in it. Not found: {listed}"
-        )
+        counts = f"{len(report.loaded)} of the backbone's {len(expected)} tensors are in it"
+        raise BundleError(f"weights: {report.source} is of another network: {counts}. Not found: {listed}")
     if rest:
         warnings.warn(f"weights: {len(rest)} tensors stay random: {_list_names(rest)}", WeightsWarning, stacklevel=4)
 
