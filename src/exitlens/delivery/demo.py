@@ -32,7 +32,7 @@ from exitlens.delivery.explanations.pictures import draw_contact_sheet
 from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
-from exitlens.delivery.run_data import record_source
+from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import write_json
@@ -48,7 +48,7 @@ from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import faithfulness
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
 from exitlens.workflow.training.record import LOG
 from exitlens.workflow.training.step import take_step

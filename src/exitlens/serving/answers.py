@@ -10,7 +10,7 @@ import numpy as np
 from exitlens.serving.batching.tickets import Array, Terms, Ticket
 from exitlens.serving.models import ServedModel
 from exitlens.types import Policy
-from exitlens.types.words import tell_apart
+from exitlens.types.outputs import tell_apart
 
 DEFAULT_OUTPUTS = ("label", "probabilities", "exit", "confidence", "cost")
 Writer = Callable[[ServedModel, Ticket], Array]

@@ -28,7 +28,7 @@ from exitlens.serving.batching.tickets import Array
 from exitlens.serving.edge_bundle import open_edge
 from exitlens.types import Policy, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, list_tensors
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 
 TINY = 1e-6  # of a cost, rounding
 INPUTS, IMAGE, TEXT = "inputs", "image", "text"  # what requests call a network's one tensor, encoded files, and texts

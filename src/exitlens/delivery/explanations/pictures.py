@@ -15,7 +15,7 @@ from exitlens.errors import OutputExistsError
 from exitlens.functional.maps import upsample
 from exitlens.io import write_json, write_manifest, write_text
 from exitlens.types import SCHEMA, Explanation, Preprocess
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 
 SCALE = 160  # pixels, the side of a gallery picture
 

@@ -13,7 +13,7 @@ from exitlens.delivery.explanations.pages import write_explanation
 from exitlens.delivery.pages import load_template
 from exitlens.display import pick_shade, scale_attention, shade_names
 from exitlens.types import Explanation
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 
 DEPENDS, SPEAKS_FOR = "depends on", "speaks for"
 

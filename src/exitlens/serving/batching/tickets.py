@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.errors import RequestError
 from exitlens.model.cutting.stage import Activations
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -18,7 +18,7 @@ from exitlens.serving.batching.tickets import Terms, Ticket
 from exitlens.serving.models import ServedModel
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 
 TERMS = ("policy", "max_cost", "min_confidence", "deadline_ms")
 T = TypeVar("T")

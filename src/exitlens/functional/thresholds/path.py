@@ -17,7 +17,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError
-from exitlens.functional.grouping.groups import shuffle_groups
+from exitlens.functional.groups import shuffle_groups
 from exitlens.functional.risk import Budget, Risk
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.thresholds.certification import LEAST, find_candidates, order_path

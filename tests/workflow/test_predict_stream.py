@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
-from exitlens.workflow.inference import stream as inference
+from exitlens.workflow import inference
 from tests.conftest import make_net, spread_policy
 
 NET = make_net()

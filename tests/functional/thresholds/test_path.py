@@ -6,7 +6,7 @@ import torch
 
 import exitlens as xl
 from exitlens.functional.risk import Risk, accuracy_drop, select_exits
-from exitlens.functional.thresholds.holdout import find_held_out, split_folds
+from exitlens.functional.thresholds.path import find_held_out, split_folds
 from tests.conftest import random_trace, timed_trace
 
 
