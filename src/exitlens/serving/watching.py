@@ -16,7 +16,7 @@ from exitlens.functional.drift import Monitor
 from exitlens.functional.maps import divergence, on_common_grid
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.serving.batching.tickets import Ticket
+from exitlens.serving.cascade import Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel
 from exitlens.serving.settings import Watching

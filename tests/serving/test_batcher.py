@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.batching.batcher import Batcher, Batching, ClosedError, Hooks
-from exitlens.serving.batching.tickets import Terms, Ticket
+from exitlens.serving.batcher import Batcher, Hooks
+from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.settings import Batching
 from tests.serving.conftest import POLICIES
 
 
@@ -101,12 +102,31 @@ def test_closing_answers_what_was_taken_in(model, images, monkeypatch):
     closing.start()
     while not desk.batcher._closing:
         time.sleep(0.001)
-    with pytest.raises(ClosedError):
+    with pytest.raises(xl.RequestError, match="shutting down"):
         desk.send(images[:1])
     go.set()
     closing.join(10)
     assert all(one.receiver.is_set() and one.error is None for one in tickets)
     desk.batcher.close()  # twice is once
+
+
+def test_a_request_that_is_being_read_keeps_it_open(model, images):
+    desk = Desk(model)
+    desk.batcher.expect()
+    closing = threading.Thread(target=desk.batcher.close)
+    closing.start()
+    while desk.batcher.is_alive:
+        time.sleep(0.001)
+    with pytest.raises(xl.RequestError) as error:
+        desk.batcher.expect()
+    assert error.value.status == 503
+    assert desk.send(images[:1]).receiver.wait(10)
+    assert closing.is_alive()
+    desk.batcher.release()
+    closing.join(10)
+    assert not closing.is_alive()
+    with pytest.raises(xl.RequestError, match="shutting down"):
+        desk.send(images[:1])
 
 
 def test_what_idle_time_is_for(model, images):
@@ -154,13 +174,13 @@ def test_a_batcher_that_breaks_ends_every_request_that_waits(model, images, monk
     def fail(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("exitlens.serving.batching.cascade.Cascade._close", fail, raising=True)
-    monkeypatch.setattr("exitlens.serving.batching.cascade.Cascade.fail_all", lambda _: tickets[:1])
+    monkeypatch.setattr("exitlens.serving.cascade.Cascade._close", fail, raising=True)
+    monkeypatch.setattr("exitlens.serving.cascade.Cascade.fail_all", lambda _: tickets[:1])
     go.set()
     assert all(one.receiver.wait(10) for one in tickets)
     assert all("it has stopped" in str(one.error) for one in tickets[1:])
     assert not desk.batcher.is_alive
-    with pytest.raises(ClosedError):
+    with pytest.raises(xl.RequestError, match="shutting down"):
         desk.send(images[:1])
 
 

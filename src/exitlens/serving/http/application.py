@@ -1,12 +1,116 @@
-"""The routes as an OpenAPI description, which clients can be generated from."""
+"""The ASGI app: all routes behind the guard, their description, and what starts and ends with the app."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
 import exitlens
-from exitlens.serving.answers import DEFAULT_OUTPUTS, OUTPUTS
+from exitlens.serving.http.guard import Guard
+from exitlens.serving.http.inference import InferenceRoutes
+from exitlens.serving.http.people import PeopleRoutes
+from exitlens.serving.http.service import DEFAULT_OUTPUTS, OUTPUTS, Service, make_route
+from exitlens.serving.repository import Repository
+from exitlens.serving.settings import Limits
+
+LOG = logging.getLogger("exitlens.serving")
+TICK, FADING = 0.02, 0.8  # seconds between looks at the event loop's lag, and what is left of it at the next
+_PAGE_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def make_app(
+    repository: Repository,
+    limits: Limits | None = None,
+    *,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    reload_seconds: float = 0.0,
+) -> Starlette:
+    """Return the app that answers with these models; any ASGI server runs it. When it ends, the repository is closed.
+
+    Args:
+        repository: the models.
+        limits: how much a client may ask.
+        log: takes a record for every request; ``None`` means no access log.
+        reload_seconds: how often bundles are looked at for a new version; 0 means never.
+    """
+    service = Service(repository, limits or Limits())
+
+    @asynccontextmanager
+    async def live(_: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(_note_lag(repository))]
+        if reload_seconds:
+            tasks.append(asyncio.create_task(_reload(repository, reload_seconds)))
+        yield
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await asyncio.to_thread(repository.close)
+        service.threads.shutdown(wait=False)
+
+    return Starlette(
+        routes=[*InferenceRoutes(service).list_routes(), *PeopleRoutes(service).list_routes(), *_list_others(repository)],
+        middleware=[Middleware(Guard, limits=service.limits, metrics=repository.metrics, log=log)],
+        exception_handlers={HTTPException: _answer_unknown},
+        lifespan=live,
+    )
+
+
+async def _note_lag(repository: Repository) -> None:
+    """Measure how late the event loop is: for that long a request has waited before it is seen."""
+    lag = 0.0
+    while True:
+        started = time.monotonic()
+        await asyncio.sleep(TICK)
+        lag = max(time.monotonic() - started - TICK, FADING * lag)
+        repository.note_lag(lag)
+
+
+async def _reload(repository: Repository, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await asyncio.to_thread(repository.reload)
+        except Exception:  # such as no memory: the versions that are there go on
+            LOG.exception("the bundles could not be looked at")
+
+
+async def _answer_unknown(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": f"{error.detail}: see /openapi.json"}, error.status_code, headers=error.headers)
+
+
+def _list_others(repository: Repository) -> list[Route]:
+    """Return the routes of the metrics, the description of all routes, and the page to try them."""
+    page = resources.files("exitlens.serving.http").joinpath("page.html").read_text(encoding="utf-8")
+    description = describe_api(repository.names)
+
+    async def show_page(_: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"})
+
+    async def show_metrics(_: Request) -> Response:
+        content, kind = repository.metrics.render()
+        return Response(content, media_type=kind)
+
+    async def show_api(_: Request) -> Response:
+        return JSONResponse(description)
+
+    return [make_route("/", show_page), make_route("/metrics", show_metrics), make_route("/openapi.json", show_api)]
+
+
+# The description of the routes, from which clients can be generated
 
 _JSON = "application/json"
 _ERROR = {
@@ -25,7 +129,7 @@ _ERRORS = {
 _TERMS = {
     "policy": ("string", "A policy of the bundle by its name; `default` is its own."),
     "max_cost": ("number", "Leave at the last exit that costs no more, as a fraction of the plain backbone's."),
-    "min_confidence": ("number", "Exits before the last answer only if they are as sure as this, too."),
+    "min_confidence": ("number", "Early exits answer only if they are at least this sure, too."),
     "deadline_ms": ("number", "The best answer there is after so many milliseconds, marked as limited."),
 }
 _ANSWER: dict[str, tuple[Any, str]] = {
@@ -39,15 +143,15 @@ _ANSWER: dict[str, tuple[Any, str]] = {
     "reason": ("string", "Why this exit answered."),
     "limited": ("boolean", "The request's own limits ended it, not the policy."),
     "ms": ("number", "Milliseconds from when it was read to its answer."),
-    "policy": ("string", "That it was answered under."),
+    "policy": ("string", "The policy it was answered under."),
     "promise": ("string", "`certified`, `calibrated`, or `none` and why."),
-    "model": ("string", "Its name."),
+    "model": ("string", "Name of the model."),
     "version": ("string", "Names the contents of its bundle."),
 }
 
 
 def describe_api(models: Sequence[str]) -> dict[str, Any]:
-    """OpenAPI 3.1, JSON-ready."""
+    """Return the description in OpenAPI 3.1, JSON-ready."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -107,20 +211,20 @@ def _list_protocol() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for path, text in (
         ("/v2", "Metadata of the server"),
-        ("/v2/health/live", "Whether it runs"),
-        ("/v2/health/ready", "Whether every model is ready"),
+        ("/v2/health/live", "True while the server runs"),
+        ("/v2/health/ready", "True while every model is ready"),
     ):
         paths[path] = {"get": _make_operation(text, _refer("Infer"))}
     names = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     version = {**names, "name": "version"}
-    outputs = ", ".join(f"`{name}` ({text[1]})" for name, text in OUTPUTS.items())
+    outputs = ", ".join(f"`{name}` ({text.meaning})" for name, text in OUTPUTS.items())
     infer = (
         "Open Inference Protocol, version 2, with the binary tensor extension. The parameters of a request may be "
         f"{', '.join(f'`{name}`' for name in _TERMS)}. Outputs: {outputs}; without any named, {', '.join(DEFAULT_OUTPUTS)}."
     )
     for path, given in (("/v2/models/{name}", [names]), ("/v2/models/{name}/versions/{version}", [names, version])):
         paths[path] = {"get": _make_operation("Metadata of a model", _refer("Infer"), parameters=given)}
-        paths[f"{path}/ready"] = {"get": _make_operation("Whether a model is ready", _refer("Infer"), parameters=given)}
+        paths[f"{path}/ready"] = {"get": _make_operation("True while a model is ready", _refer("Infer"), parameters=given)}
         body = {"required": True, "content": {_JSON: {"schema": {"$ref": "#/components/schemas/Infer"}}}}
         operation = _make_operation("Infer", _refer("Infer"), parameters=given, requestBody=body, description=infer)
         paths[f"{path}/infer"] = {"post": operation}

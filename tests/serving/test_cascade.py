@@ -8,9 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.batching.cascade import Cascade
-from exitlens.serving.batching.scheduling import Pace
-from exitlens.serving.batching.tickets import Terms, Ticket
+from exitlens.serving.cascade import Cascade, Pace, Pool, Terms, Ticket, choose_pool
 from tests.serving.conftest import POLICIES
 
 
@@ -88,7 +86,7 @@ def test_deadlines(model, images):
 
 def test_when_time_runs_out_the_last_answer_that_there_is_goes_out(model, images, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("exitlens.serving.batching.cascade.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
     ticket = make_ticket(model, images[:3], policy="full", deadline=1.0, attention=True)
     other = make_ticket(model, images[3:4], policy="full")
     with model.open_engine() as engine:
@@ -121,7 +119,7 @@ def test_exits_answer_when_the_next_stage_would_come_too_late(model, images):
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_first_answers_of_a_burst_do_not_seem_to_have_cost_the_work_for_all(model, images, monkeypatch, size):
     now, pace = [0.0], Pace()
-    monkeypatch.setattr("exitlens.serving.batching.cascade.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
     stages = np.diff([0.0, *model.cost]) / model.cost[-1]  # seconds of a sample there: one for all of them
     with model.open_engine() as engine:
         cascade = Cascade(model, engine, pace, size, math.inf)
@@ -202,3 +200,100 @@ def test_a_stage_that_was_emptied_waits_for_company_anew(model, images):
         assert not cascade.is_empty  # until it is told
         assert cascade.advance() == [ticket]
         assert cascade.is_empty
+
+
+def make_empty(count=2, **terms):
+    return Ticket((torch.zeros(count, 3),), Terms(**terms), 2)
+
+
+ROW = np.array([0.25, 0.75], np.float32)
+
+
+@pytest.mark.parametrize("terms", [{"last_exit": 0}, {"min_confidence": 0.1}, {"deadline": 1.0}])
+def test_terms_that_change_the_policy(terms):
+    assert Terms(**terms).changes_policy
+    assert not Terms(policy="fast", attention=True).changes_policy
+
+
+def test_answers_arrive_one_by_one():
+    ticket = make_empty()
+    assert (len(ticket), ticket.left, ticket.is_new) == (2, 2, True)
+    ticket.first = 0
+    assert not ticket.is_new
+    ticket.answer(1, 2, 1, 0.75, ROW, None)
+    assert ticket.left == 1
+    assert ticket.exits.tolist() == [-1, 2]
+
+
+def test_kept_answers_stand_in_where_all_have_one():
+    ticket = make_empty()
+    ticket.answer(0, 1, 1, 0.75, ROW, None)
+    assert not ticket.answer_by_kept()
+    ticket.kept[1] = (0, 1, 0.75, ROW, None)
+    assert ticket.answer_by_kept()
+    assert ticket.left == 0
+    assert (ticket.exits.tolist(), ticket.limited.tolist()) == ([1, 0], [False, True])
+
+
+def test_answers_that_are_not_finite_fail():
+    ticket = make_empty(1)
+    ticket.answer(0, 1, 1, 0.75, ROW, None)
+    ticket.check_finite()
+    assert ticket.error is None
+    ticket.probabilities[0, 0] = math.nan
+    ticket.check_finite()
+    assert isinstance(ticket.error, xl.RequestError)
+    assert ticket.error.status == 422
+    own = make_empty(1)
+    own.fail(ValueError("first"))
+    own.check_finite()
+    assert str(own.error) == "first"
+    assert not own.is_new
+
+
+ARRIVALS, MIDDLE, DEEP = Pool(0, 0, 40, 9.0), Pool(0, 1, 5, 9.9), Pool(0, 2, 3, 9.8)
+
+
+def test_arrivals_first_so_that_others_find_company():
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 50, 10.0, 0.5) == ARRIVALS
+
+
+def test_whole_micro_batches_the_deepest_first():
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 4, 10.0, 0.5) == MIDDLE
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 3, 10.0, 0.5) == DEEP
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.5) == ARRIVALS
+
+
+def test_who_waited_too_long_for_company_goes_on():
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.15) == DEEP  # arrivals do not wait for company
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.05) == DEEP  # the longer of two
+
+
+def test_deadlines_before_all():
+    urgent = Pool(1, 0, 1, 9.99, True), Pool(1, 1, 1, 9.99, True)
+    assert choose_pool([ARRIVALS, *urgent, DEEP], 3, 10.0, 0.05) == urgent[1]
+
+
+def test_the_pace_is_learnt():
+    pace = Pace()
+    assert (pace.forecast(0, 1), pace.forecast_longest(), pace.seconds_each) == (0.0, 0.0, 0.0)
+    pace.observe(0, 1, 1.0)
+    pace.observe(0, 16, 4.0)
+    pace.observe(1, 1, 7.0)
+    assert [pace.forecast(0, n) for n in (1, 2, 8, 16, 31, 500)] == [1.0, 1.0, 4.0, 4.0, 4.0, 4.0]
+    pace.observe(0, 1, 2.0)
+    assert pace.forecast(0, 1) == pytest.approx(1.1)
+    assert pace.forecast_longest() == 7.0
+    pace.observe_work(4, 2.0)
+    assert pace.seconds_each == 0.5
+    for _ in range(1000):
+        pace.observe_work(2, 4.0)
+    assert pace.seconds_each == pytest.approx(2.0)
+
+
+def test_the_pace_of_answers_is_that_of_all_not_of_the_last_step():
+    pace = Pace()
+    for _ in range(30):
+        pace.observe_work(16, 1.0)  # those that leave early, and the few that need the rest of the network
+        pace.observe_work(4, 9.0)
+    assert pace.seconds_each == pytest.approx(0.5, rel=0.1)

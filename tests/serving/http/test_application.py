@@ -1,5 +1,6 @@
 """The app: metrics, description, page, log, token, and that requests outlive a replaced bundle."""
 
+import json
 import threading
 import time
 
@@ -11,7 +12,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import exitlens as xl
-from exitlens.serving.http.app import make_app
+from exitlens.serving.http.application import describe_api, make_app
+from exitlens.serving.http.service import OUTPUTS, TERMS
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
@@ -157,7 +159,7 @@ def test_a_model_whose_thread_has_ended_is_neither_ready_nor_live(model):
         repository.find("tiny").batcher.close()
         for path in ("live", "ready"):
             assert client.get(f"/v2/health/{path}").status_code == 503
-        assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 400
+        assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 503
 
 
 def test_what_the_event_loop_is_late_counts_when_room_is_looked_for(model, picture):
@@ -180,3 +182,24 @@ def test_what_the_event_loop_is_late_counts_when_room_is_looked_for(model, pictu
             time.sleep(0.01)
         assert batcher.lag <= 0.05
         assert client.post("/classify", content=picture).status_code == 200
+
+
+def test_models_terms_and_outputs_are_named():
+    described = describe_api(["a", "b"])
+    json.dumps(described, allow_nan=False)
+    parameters = {one["name"]: one for one in described["paths"]["/classify"]["post"]["parameters"]}
+    assert parameters["model"]["schema"]["enum"] == ["a", "b"]
+    assert set(parameters) == {"model", *TERMS}
+    infer = described["paths"]["/v2/models/{name}/infer"]["post"]
+    assert all(f"`{name}`" in infer["description"] for name in (*OUTPUTS, *TERMS))
+    assert {"400", "404", "413", "429", "503", "504"} <= set(infer["responses"])
+
+
+def test_every_place_in_a_path_is_described_and_references_lead_somewhere():
+    described = describe_api([])
+    for path, verbs in described["paths"].items():
+        for operation in verbs.values():
+            places = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
+            assert places == {part.strip("{}") for part in path.split("/") if part.startswith("{")}
+    names = {part.partition('"')[0] for part in json.dumps(described).split("#/components/schemas/")[1:]}
+    assert names <= set(described["components"]["schemas"])
