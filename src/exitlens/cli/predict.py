@@ -32,7 +32,7 @@ from exitlens.progress import show_progress
 from exitlens.types.settings import ReadSettings
 
 if TYPE_CHECKING:
-    from exitlens.delivery.predictions.row_formats import Row
+    from exitlens.delivery.predictions import Row
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -67,9 +67,7 @@ def predict(
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.predictions.file import PredictionFile
-    from exitlens.delivery.predictions.row_formats import name_rows
-    from exitlens.delivery.predictions.watching import start_watch, watch_files
+    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, watch_files
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
