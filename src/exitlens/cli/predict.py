@@ -164,13 +164,14 @@ def explain(
 
 
 def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
+    from exitlens.delivery.explanations import write_explanation
+    from exitlens.delivery.pages import tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
     preprocess = require_preprocess(net, xl.TextPreprocess)
     why = xl.explain(net, net.input_spec.modality.read(text, preprocess), policy, relevance=relevance)
     if out is not None:
-        write_tokens(why, out, "text")
+        write_explanation(why, out, "text")
     if json_:
         show(True, why.to_dict())
     else:
@@ -178,8 +179,7 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
 
 
 def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.pages import write_explanation
-    from exitlens.delivery.explanations.pictures import save_explanation
+    from exitlens.delivery.explanations import save_explanation, write_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
     own = net.input_spec.modality
@@ -217,7 +217,7 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
 
 def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: ReadSettings, out: Path, json_: bool) -> None:
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.explanations.folder import explain_folder, name_sheet
+    from exitlens.delivery.explanations import explain_folder, name_sheet
     from exitlens.delivery.run_directory import stream_samples
 
     with wait(json_, "listing the data"):

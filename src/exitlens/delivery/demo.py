@@ -28,7 +28,7 @@ from exitlens.data.splits import SPLITS
 from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
 from exitlens.delivery.bench.timing import Speed, compare
 from exitlens.delivery.bundle import load, save
-from exitlens.delivery.explanations.pictures import draw_contact_sheet
+from exitlens.delivery.pictures import draw_contact_sheet
 from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
