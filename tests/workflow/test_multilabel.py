@@ -13,7 +13,7 @@ import exitlens as xl
 from exitlens.delivery.explanations import explain_folder, save_explanation
 from exitlens.delivery.pages import render_tokens, tabulate_tokens
 from exitlens.delivery.predictions import name_rows
-from exitlens.functional.relevance import choose_explained
+from exitlens.functional.attribution import choose_explained
 from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.workflow.faithfulness import faithfulness
 from tests.conftest import TinyNet

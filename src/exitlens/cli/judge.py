@@ -91,7 +91,7 @@ def calibrate(
     """
     from exitlens.delivery.bundle import replace_policy
     from exitlens.delivery.run_directory import load_samples, stream_samples
-    from exitlens.types.named_policies import check_name
+    from exitlens.types.policies import check_name
     from exitlens.types.requests import NEED_LABELS
     from exitlens.workflow.calibration import run_calibration
 

@@ -197,7 +197,7 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
 
 def _tabulate(why: xl.Explanation) -> list[list[str]]:
     """A row for each exit: its answer and what it had to reach; with a gate, the estimated divergence and its limit."""
-    from exitlens.types.words import exit_name, tell_apart
+    from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
     rows = [["exit", "answer", "confidence", "threshold", *(["gate"] if gated else []), "map CC with final", ""]]

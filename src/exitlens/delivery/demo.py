@@ -48,7 +48,7 @@ from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import faithfulness
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
 from exitlens.workflow.training.record import LOG
 from exitlens.workflow.training.step import take_step

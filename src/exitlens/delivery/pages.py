@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.display import pick_shade, scale_attention, shade_names
 from exitlens.types import Explanation
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 
 DEPENDS, SPEAKS_FOR = "depends on", "speaks for"
 

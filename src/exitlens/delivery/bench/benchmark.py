@@ -18,7 +18,7 @@ from exitlens.model.network import ExitNet
 from exitlens.model.timing.timer import Times, Work, interleave, interval
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 
 AS_IS, TUNED, COMPILED = "plain, as PyTorch runs it", "plain, tuned", "plain, compiled"
 STEPS = "stages alone"

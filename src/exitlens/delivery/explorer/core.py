@@ -38,7 +38,7 @@ from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the longer side of what is kept of it
 SAMPLES, EXAMPLES, TEXTS = 2000, 12, 6

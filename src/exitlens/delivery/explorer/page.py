@@ -16,7 +16,7 @@ from exitlens.delivery.pictures import draw_heat
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.functional.maps import as_distribution
 from exitlens.types import ExitView, Explanation, TextPreprocess
-from exitlens.types.words import exit_name, tell_apart
+from exitlens.types.outputs import exit_name, tell_apart
 from exitlens.workflow.evaluation import Report
 
 BARS, MOST = 3, 50  # classes shown for each exit at once, and on demand

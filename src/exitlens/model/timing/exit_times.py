@@ -14,7 +14,7 @@ from exitlens.model.timing.machine import describe_machine
 from exitlens.model.timing.timer import Times, Work, interleave
 from exitlens.types import Policy, Timing
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
-from exitlens.types.timings import make_increasing
+from exitlens.types.traces import make_increasing
 
 ROUNDS, SECONDS, MOST_ROUNDS = 15, 3.0, 200  # at least, for about, at most
 CALL_SECONDS = 0.01  # a batch that takes less is answered several times in a round
