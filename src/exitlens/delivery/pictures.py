@@ -11,14 +11,8 @@ from torch import Tensor
 
 from exitlens.display import COLOURS, pick_exit_colour, shades, to_picture
 from exitlens.functional.maps import upsample
-<<<<<<< HEAD:src/exitlens/delivery/pictures.py
 from exitlens.types import Explanation, Preprocess
 from exitlens.types.outputs import exit_name
-=======
-from exitlens.io import write_json, write_manifest, write_text
-from exitlens.types import SCHEMA, Explanation, Preprocess
-from exitlens.types.outputs import exit_name
->>>>>>> main:src/exitlens/delivery/explanations/pictures.py
 
 SCALE = 160  # pixels, the side of a gallery picture
 
