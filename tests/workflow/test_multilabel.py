@@ -15,7 +15,7 @@ from exitlens.delivery.explanations.pictures import save_explanation
 from exitlens.delivery.explanations.tokens import render_tokens, tabulate_tokens
 from exitlens.delivery.predictions.row_formats import name_rows
 from exitlens.functional.attribution import choose_explained
-from exitlens.model.relevance import compute_relevance_of_exits
+from exitlens.model.attribution import compute_relevance_of_exits
 from exitlens.workflow.faithfulness import faithfulness
 from tests.conftest import TinyNet
 
