@@ -90,7 +90,7 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import load_samples, stream_samples
+    from exitlens.delivery.run_directory import count_askings, load_samples, stream_samples
     from exitlens.types.policies import check_name
     from exitlens.types.requests import NEED_LABELS
     from exitlens.workflow.calibration import run_calibration
@@ -124,7 +124,8 @@ def calibrate(
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
-    with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
+    counted = count_askings(bundle, trace)
+    with counted, wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
         policy = run_calibration(trace, request)
     replace_policy(bundle, policy, name)
