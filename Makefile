@@ -6,13 +6,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo app test test-slow test-all lint bench tables check-results docs release-check compat clean
+.PHONY: demo demo-full app test test-slow test-all lint bench tables check-results docs release-check compat clean
 
-demo: runs/demo/result.json  ## train with and without EGT, compare, report: runs/demo
+demo: runs/demo/result.json  ## train with and without EGT, compare, report (about three minutes): runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
+
+demo-full: runs/demo-full/result.json  ## the same on larger scenes for longer, as the documentation shows it (a quarter of an hour): runs/demo-full
+	@echo "Report: runs/demo-full/report.html (remove runs/demo-full to train again)"
 
 runs/demo/result.json: | $(VENV)/.installed
 	$(BIN)/exitlens demo --out runs/demo --resume
+
+runs/demo-full/result.json: | $(VENV)/.installed
+	$(BIN)/exitlens demo --full --out runs/demo-full --resume
 
 app: demo  ## a local page to watch the demo's two networks decide
 	$(BIN)/exitlens app --bundle runs/demo --compare runs/demo/training/baseline

@@ -1,4 +1,4 @@
-"""What a finished run of `make demo` (runs/demo) promises, and the tables about it on the start pages."""
+"""What a finished run of `make demo-full` (runs/demo-full) promises, and the tables about it on the start pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.pages import ROOT, table
 from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 
-RUN = Path("runs/demo")
+RUN = Path("runs/demo-full")
 ROWS = (  # title, test set, measure, digits, scale
     ("accuracy, background agrees (%)", "agreeing", "accuracy", 1, 100),
     ("accuracy, background says nothing (%)", "disagreeing", "accuracy", 1, 100),
@@ -103,7 +103,7 @@ def write_demo(runs: Runs) -> list[str]:
     result = runs["demo"]
     plain = 100 * result["plain"]["agreeing"]["accuracy"][0]
     return [
-        f"One run of `make demo` (seed {result['seed']}, {result['seconds']:.0f} s on 2 cores): garments on coloured backgrounds whose "
+        f"One run of `make demo-full` (seed {result['seed']}, {result['seconds']:.0f} s on 2 cores): garments on coloured backgrounds whose "
         "colour names the class in 80 % of the training scenes; 3,000 test scenes. Without → **with EGT**:",
         "",
         *write_exits(result, ROWS),
@@ -127,7 +127,7 @@ def write_summary(runs: Runs) -> list[str]:
     before, after = (100 * result[run]["disagreeing"]["accuracy"][0] for run in ("baseline", "egt"))
     timed = result["speed"]["batch_64"]
     return [
-        "`make demo`: garments on coloured backgrounds that give the class away in 80 % of the scenes; 3,000 test scenes. Without EGT → "
+        "`make demo-full`: garments on coloured backgrounds that give the class away in 80 % of the scenes; 3,000 test scenes. Without EGT → "
         "**with EGT**:",
         "",
         *write_exits(result, SUMMARY),

@@ -1,6 +1,6 @@
 """What exported networks promise: the same decisions, times against PyTorch and plain ONNX Runtime, sizes, int8, the browser.
 
-Cells: decisions, speed-NETWORK, points-TASK, int8-NETWORK, install, browser. Needs `make demo`, and for the browser Chromium; about half
+Cells: decisions, speed-NETWORK, points-TASK, int8-NETWORK, install, browser. Needs `make demo-full`, and for the browser Chromium; about half
 an hour on an idle machine.
 """
 
@@ -43,9 +43,8 @@ from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
 from exitlens.functional.scores import score
-from exitlens.model.engine.onnx.files import Written, open_file
-from exitlens.model.timing.machine import describe_machine
-from exitlens.model.timing.timer import Times, Work, interleave, interval
+from exitlens.model.engine.onnx_files import Written, open_file
+from exitlens.model.timing import Times, Work, describe_machine, interleave, interval
 from exitlens_runtime.routing import find_probabilities
 from exitlens_runtime.sessions import open_openvino
 

@@ -26,7 +26,7 @@ from benchmarks.results import Runs, Tree
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.page import answer_page
 from exitlens.display import from_pixels
-from exitlens.model.timing.timer import interval
+from exitlens.model.timing import interval
 
 NETWORKS = {"small network, 40 px": ("small", 40), "ResNet-50, 224 px": ("torchvision:resnet50", 224)}
 

@@ -2,7 +2,7 @@
 
 Cells: splits-NAME (1,000 calibration/test splits of a real trace), synthetic (2,000 draws with known risk), labels (1,000 draws of
 samples with several labels), groups (1,000 draws of correlated groups), watch-groups (the drift watch on such), families (the warning
-without groups), saving-NAME (against hindsight, RC-EENN's single threshold and CRC), gate-NAME, drift, time. Needs `make demo`; an hour.
+without groups), saving-NAME (against hindsight, RC-EENN's single threshold and CRC), gate-NAME, drift, time. Needs `make demo-full`; an hour.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ from benchmarks.populations import (
 from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 from exitlens.data.fashion import CLASSES, load_garments
-from exitlens.functional.grouping.groups import shuffle_groups, split_groups, weigh_samples
-from exitlens.functional.grouping.likeness import measure_likeness
+from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
@@ -506,7 +505,7 @@ def time_calibration(rounds: int) -> Tree:
     seconds = []
     for seed in range(rounds):
         started = time.perf_counter()
-        policy = xl.calibrate(trace, **limits, delta=0.1, seed=seed)  # type: ignore[arg-type]
+        policy = xl.calibrate(replace(trace), **limits, delta=0.1, seed=seed)  # type: ignore[arg-type]
         seconds.append(round(time.perf_counter() - started, 3))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     cost = policy.calibration.cost if policy.calibration else None

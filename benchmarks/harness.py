@@ -146,7 +146,7 @@ def use_one_thread() -> None:
     """Give each of several processes one thread, which is faster than several threads in turn."""
     import torch
 
-    from exitlens.model.malloc import keep_memory
+    from exitlens.model.process import keep_memory
 
     torch.set_num_threads(1)
     keep_memory()

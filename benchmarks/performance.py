@@ -1,7 +1,7 @@
 """The engine against everything a user would pick instead, on the clock.
 
 Cells are NETWORK-THREADS, pinned to as many processors as it has threads, and memory-small-2: what a process holds that answers a
-stream. Nothing else should run meanwhile. Needs `make demo`; an hour.
+stream. Nothing else should run meanwhile. Needs `make demo-full`; an hour.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from benchmarks.results import Runs, Tree
 from exitlens.data.fashion import CLASSES, load_garments
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench
 from exitlens.delivery.bench.timing import pin_threads, time_calls
-from exitlens.model.timing.machine import describe_machine
-from exitlens.model.timing.timer import Work, interleave
+from exitlens.model.timing import Work, describe_machine, interleave
 from exitlens.types import Preprocess
 from exitlens.types.inputs import Inputs, split_rows
 
-BUNDLE = Path("runs/demo/bundle")
+BUNDLE = Path("runs/demo-full/bundle")
 SIZES, LOADER_BATCH = (1, 8, 32, 128), 8
 MEMORY = "memory-"
 TITLES = {"small": "our small network, 40 px", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "deit_tiny": "DeiT-tiny"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 from typing import Any
@@ -24,11 +25,11 @@ from benchmarks.promises import Promise, promise_mean
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import PICTURES, TASKS
 from benchmarks.truth import EGT, PLAIN, find_folder, train
-from exitlens.functional.faithfulness import energy_in_mask
+from exitlens.functional.attribution import energy_in_mask
 from exitlens.model.backbones.build import build_backbone
-from exitlens.model.timing.machine import describe_machine
-from exitlens.types.words import exit_name
-from exitlens.workflow.training.parameters import make_optimizer
+from exitlens.model.timing import describe_machine
+from exitlens.types.outputs import exit_name
+from exitlens.workflow.training.optimizer import make_optimizer
 
 SEEDS = (0, 1, 2)
 KINDS = {"plain": PLAIN, "exits": EGT}
@@ -99,7 +100,7 @@ def list_policies() -> list[tuple[str, float, bool]]:
 
 def try_policy(calibration: xl.Trace, test: xl.Trace, limit: float, named: bool) -> Tree:
     """Certify a policy, and measure what it costs and loses on the test pictures."""
-    trace = calibration if named else xl.Trace(**{**vars(calibration), "groups": None})
+    trace = replace(calibration) if named else replace(calibration, groups=None)  # each limit is asked alone
     report = xl.evaluate(test, xl.calibrate(trace, max_accuracy_drop=limit, delta=DELTA))
     measured = {"cost": report.cost, "accuracy": report.accuracy, "drop": report.accuracy_drop}
     return {**measured, "exit_shares": list(report.exit_shares)}

@@ -1,6 +1,6 @@
 """Populations of samples for the study of guarantees: traces of trained networks, and synthetic ones whose risks are known.
 
-The networks are the demo's (runs/demo) and one on garments without backgrounds, trained here on first use (some minutes).
+The networks are the demo's (runs/demo-full) and one on garments without backgrounds, trained here on first use (some minutes).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import exitlens as xl
 from exitlens.data.fashion import CLASSES, load_garments
-from exitlens.delivery.demo.training import EGT, WITHOUT
+from exitlens.delivery.demo import EGT, WITHOUT
 from exitlens.functional.risk import select_exits
 
 FOLDER = Path("runs/guarantees")
@@ -32,13 +32,13 @@ def load_trace(name: str) -> xl.Trace:
     Args:
         name: one of ``TRACES``, or ``scenes-egt-drifted``: scenes with other backgrounds.
     """
-    path = FOLDER / f"{name}.pt"
+    path = FOLDER / f"{name}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         data, kind, *drifted = name.split("-")
-        net = xl.load(f"runs/demo/training/{kind}/bundle")[0] if data == "scenes" else train_garment_net(kind)
-        torch.save(vars(xl.collect(net, make_unseen(data, 0.1 if drifted else 0.8), batch_size=256)), path)
-    return xl.Trace(**torch.load(path, weights_only=False))
+        net = xl.load(f"runs/demo-full/training/{kind}/bundle")[0] if data == "scenes" else train_garment_net(kind)
+        xl.collect(net, make_unseen(data, 0.1 if drifted else 0.8), batch_size=256).save(path)
+    return xl.Trace.load(path)
 
 
 def make_unseen(data: str, agreement: float) -> xl.ImageSet:

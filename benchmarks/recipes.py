@@ -21,7 +21,7 @@ from benchmarks.results import Runs, Tree
 from benchmarks.tasks import PICTURES, TOKENS, find_minilm, load_review_set
 from exitlens.modalities.image import read_image
 from exitlens.model.backbones.normalisation import read_normalisation
-from exitlens.workflow.training.recipe import RECIPES
+from exitlens.types.settings import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING, REVIEWS, VALIDATION = 96, 2, 600, 400
 

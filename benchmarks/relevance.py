@@ -1,6 +1,6 @@
 """Relevance maps beside those of captum, pytorch-grad-cam and torchcam: how faithful they are, and what they take.
 
-Cells: demo (needs `make demo`), lite0 (the network of `python -m benchmarks truth run pictures/egt-0`); some minutes in all.
+Cells: demo (needs `make demo-full`), lite0 (the network of `python -m benchmarks truth run pictures/egt-0`); some minutes in all.
 Milliseconds are processor time of one thread, for one image at a time, all methods in turn: other processes hardly count.
 """
 
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,18 @@ from benchmarks.tasks import TASKS
 from benchmarks.truth import EGT, find_folder, train
 from exitlens.delivery.bundle import load
 from exitlens.delivery.run_directory import load_samples
-from exitlens.functional.faithfulness import draw_random_map, rank_locations, share_of_possible
+from exitlens.functional.attribution import draw_random_map, rank_locations, share_of_possible
 from exitlens.functional.scores import probabilities
-from exitlens.model.perturbation import occlude, perturb
-from exitlens.model.relevance import METHODS, STEPS, Method
-from exitlens.model.timing.machine import describe_machine
+from exitlens.model.attribution import METHODS, STEPS, Method, occlude, perturb
+from exitlens.model.timing import describe_machine
 from exitlens.types.inputs import draw_samples
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 
 GRID, FRACTION, BATCH, WARM_UP = (5, 5), 0.2, 50, 2
 FEW = 5  # images at once where maps are made: integrated gradients take 16 times as many, with all that a way back needs
 ATTENTION = "attention"
 TITLES = {
-    "demo": "small network of `make demo`, 40 px",
+    "demo": "small network of `make demo-full`, 40 px",
     "lite0": "EfficientNet-Lite0 of `make bench STUDY=pictures`, 128 px",
 }
 Maker = Callable[[Tensor, Tensor], Tensor]  # (B,C,H,W), answers (B,) -> (B,h,w), not negative
@@ -75,8 +75,8 @@ def measure(name: str, count: int, rounds: int) -> Tree:
 def load_network(name: str, count: int) -> tuple[xl.ExitNet, Tensor]:
     """Return a network, and so many test images drawn at random."""
     if name == "demo":
-        net, _ = load("runs/demo")
-        data = load_samples("runs/demo", net, "test", data="", root="", skip_bad=False)
+        net, _ = load(Path("runs/demo-full"))
+        data = load_samples(Path("runs/demo-full"), net, "test")
     else:
         task = TASKS["pictures"](0)
         net, data = train(task, EGT, 0, find_folder("pictures", EGT, 0))[0], task.tests["test"]

@@ -209,14 +209,12 @@ def make_json_probe(sample: Array) -> bytes:
 
 def serve_ours(settings: Mapping[str, Any]) -> None:
     """Serve in this process."""
-    from exitlens.serving.batching.batcher import Batching
-    from exitlens.serving.limits import Limits
     from exitlens.serving.server import serve
-    from exitlens.serving.settings import Settings
+    from exitlens.serving.settings import Batching, Limits, ServerSettings
 
     bundles = {name: Path(path) for name, path in settings["bundles"].items()}
     parts = {"batching": Batching(**settings["batching"]), "limits": Limits(**settings["limits"])}
-    serve(Settings(bundles, port=settings["port"], **settings["rest"], **parts))
+    serve(ServerSettings(bundles, port=settings["port"], **settings["rest"], **parts))
 
 
 # Others

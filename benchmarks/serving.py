@@ -1,6 +1,6 @@
 """`exitlens serve` beside other servers with the plain backbone, in faults, in overload and under attack.
 
-Cells: throughput-NETWORK[-SIZE], overhead, leavers-NETWORK, answers, faults-KIND, overload-NETWORK, hostile. Needs `make demo`; about an
+Cells: throughput-NETWORK[-SIZE], overhead, leavers-NETWORK, answers, faults-KIND, overload-NETWORK, hostile. Needs `make demo-full`; about an
 hour on two cores, nothing else running.
 """
 
@@ -58,7 +58,7 @@ OUTPUTS = ("label", "exit", "confidence")
 SERVER, LOAD = (0,), (1,)  # processors
 START = {"small": 200.0, "resnet50": 10.0}  # requests a second at which the search begins
 SECONDS = {"small": 4.0, "resnet50": 10.0}  # of a trial
-PATIENT = {"max_wait": 10.0, "max_waiting": 4096}  # of batching: nothing is refused
+PATIENT = {"max_wait_ms": 10_000.0, "max_waiting": 4096}  # of batching: nothing is refused
 RATE, DURATION = 100.0, 20.0  # requests a second during a fault, and for how long
 FAULTS = ("kill_worker", "kill_replica", "reload", "terminate")
 
@@ -260,7 +260,7 @@ def predict(bundle: Path, samples: Array, policy: xl.Policy | None = None) -> Ex
 def compare_answers(count: int = 10_000, rate: float = 150.0, part: int = 2000) -> Tree:
     """Compare so many images in requests of 1 to 4, in random order over many connections, with ``predict``."""
     prepared, rng, found = prepare("small"), np.random.default_rng(0), list[Tree]()
-    connections, batching = 32, {"max_wait": 60.0, "max_waiting": 4096}
+    connections, batching = 32, {"max_wait_ms": 60_000.0, "max_waiting": 4096}
     with start_ours(prepared.exits, prepared.samples[0], batching=batching) as server:
         for at in range(0, count, part):
             rows = rng.integers(0, len(prepared.samples), min(part, count - at))
@@ -469,7 +469,7 @@ def measure_overload(name: str, seconds: float = 60.0) -> Tree:
     """Measure a calm time, three times the capacity for ``seconds``, and another calm time."""
     prepared, limit, rate = prepare(name), LIMITS[name], find_rate(name)
     phases = [(CALM * rate, CALM_SECONDS), (OVER * rate, seconds), (CALM * rate, CALM_SECONDS)]
-    batching = {"max_wait": WAIT * limit, "max_waiting": 4096}
+    batching = {"max_wait_ms": 1000 * WAIT * limit, "max_waiting": 4096}
     with start_ours(prepared.exits, prepared.samples[0], processors=SERVER, batching=batching) as server:
         spec = Spec(server.port, make_requests(prepared), connections=512, warmup=1.0, processors=LOAD)
         before = server.read_memory()

@@ -31,10 +31,9 @@ from benchmarks.truth import EGT, PLAIN, find_folder, open_task, train, watch
 from exitlens.data.splits import SampleSet
 from exitlens.delivery.bench.benchmark import answer_at
 from exitlens.delivery.bench.timing import pin_threads, time_calls
-from exitlens.functional.classification import distillation_loss
+from exitlens.functional.losses import distillation_loss
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.timing.machine import describe_machine
-from exitlens.model.timing.timer import Times, Work, interleave
+from exitlens.model.timing import Times, Work, describe_machine, interleave
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last, split_rows
 

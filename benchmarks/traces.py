@@ -23,7 +23,7 @@ import exitlens as xl
 from benchmarks.harness import Job, Study
 from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
-from exitlens.functional.compact.compress import compress
+from exitlens.functional.compact import compress
 from exitlens.functional.scores import fit_temperature, rate_probabilities, score, score_of
 from exitlens.types import SCORES
 

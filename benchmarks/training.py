@@ -26,14 +26,14 @@ from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import TASKS, build_network
 from exitlens.model.network import ExitNet
-from exitlens.model.timing.timer import interval
+from exitlens.model.timing import interval
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, map_inputs
-from exitlens.workflow.training.features import FeatureCache
-from exitlens.workflow.training.frozen import keep_features
-from exitlens.workflow.training.parameters import group_parameters, make_optimizer
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.frozen import FeatureCache, keep_features
+from exitlens.workflow.training.optimizer import group_parameters, make_optimizer
 from exitlens.workflow.training.run import TrainingRun
-from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, take_step, use_memory_format
+from exitlens.workflow.training.step import enter_training_mode, take_step, use_memory_format
 
 CLASSES, BATCH = 16, 64
 STEP = "step-"
@@ -82,8 +82,8 @@ def start_run(case: Case, train: xl.ImageSet, epochs: int) -> TrainingRun:
     at: Any = ["layer1", "layer2", "layer3"] if case.source == "small" else 3
     backbone = xl.build_backbone(case.source, CLASSES)
     net = xl.attach(backbone, at, CLASSES, train.first(1).inputs, head=case.head)  # type: ignore[arg-type]
-    settings = TrainingSettings(epochs, BATCH, 1e-3, 0.05, 0, False, True, True)
-    return TrainingRun(net, xl.EGTLoss(), settings, None, 0, None)
+    settings = TrainingSettings(epochs=epochs, batch_size=BATCH, learning_rate=1e-3, amp=False, freeze_backbone=True)
+    return TrainingRun(net, xl.EGTLoss(), settings, workers=0)
 
 
 def measure_frozen(case: Case, rounds: int = 3) -> Tree:
@@ -143,7 +143,8 @@ def measure_steps(name: str, rounds: int = 9) -> Tree:
     task = TASKS[name](0)
     chosen = {"batch_size": 64, "channels_last": True, "amp": True} | dict(task.settings)
     size = int(chosen["batch_size"])
-    settings = TrainingSettings(1, size, 1e-5, 0.05, 0, bool(chosen["amp"]), bool(chosen["channels_last"]), False)
+    formats = {name: bool(chosen[name]) for name in ("amp", "channels_last")}
+    settings = TrainingSettings(epochs=1, batch_size=size, learning_rate=1e-5, **formats)
     first = task.train.subset(torch.arange(size))
     net = build_network(task, 0, exits=True)
     kind = {"attends": net.has_attention, "of_images": net.info.modality.name == "image"}

@@ -10,10 +10,10 @@ from torch import nn
 
 import exitlens as xl
 from benchmarks import demo, explorer, loading, processes, recipes, series, site, tasks, traces, training
-from exitlens.functional.compact.compress import compress
+from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.workflow.training.recipe import follow_recipe
+from exitlens.types.settings import TrainingSettings
 
 
 def judge(study, runs):
@@ -121,7 +121,7 @@ def test_every_trial_of_recipes_has_arguments_that_fit_takes():
     cells = [re.fullmatch(r"(\w+)/(.+)-\d", cell).groups() for cell in recipes.list_cells()]
     assert {trial for _, trial in cells} == set(recipes.TRIALS)
     for settings in recipes.TRIALS.values():
-        assert follow_recipe(settings["recipe"], settings)["learning_rate"] == settings["learning_rate"]
+        assert TrainingSettings(**settings).learning_rate == settings["learning_rate"]
 
 
 def test_the_demo_without_and_with_egt():

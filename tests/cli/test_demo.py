@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from exitlens.delivery.demo import demo
-from exitlens.delivery.demo.training import DemoSettings
+from exitlens.delivery import demo
+from exitlens.delivery.demo import DemoSettings
 
 VALUES = {
     "accuracy": [0.5, 0.75],
@@ -43,14 +43,15 @@ def test_the_comparison_is_printed(asked, tmp_path, call):
     assert "7 s" in out
 
 
-def test_the_quick_form_and_json(asked, tmp_path, call):
-    code, out, err = call("demo", "--quick", "--out", tmp_path / "d", "--json")
+@pytest.mark.parametrize(("option", "settings"), [("--quick", DemoSettings.quick(0)), ("--full", DemoSettings.full(0))])
+def test_other_forms_and_json(option, settings, asked, tmp_path, call):
+    code, out, err = call("demo", option, "--out", tmp_path / "d", "--json")
     assert code == 0, err
     assert json.loads(out) == RESULT
-    [(_, settings, how)] = asked
-    assert settings == DemoSettings.quick(0)
-    assert settings.epochs == 1
-    assert how == {"resume": False, "quiet": True}
+    assert asked == [(tmp_path / "d", settings, {"resume": False, "quiet": True})]
+    code, _, err = call("demo", "--quick", "--full")
+    assert code == 2
+    assert "got both" in err
 
 
 @pytest.mark.parametrize("words", [["demo", "--quick"], ["fit", "--data", "scenes"], ["fit", "--data", "fashion"]])

@@ -1,8 +1,18 @@
+import numpy as np
 import pytest
 import torch
 
 import exitlens as xl
-from exitlens.modalities.series import SERIES, TIME_FIRST
+from exitlens.modalities.series import (
+    SERIES,
+    TIME_FIRST,
+    RawSeries,
+    arrange_series,
+    decode_series,
+    fit_length,
+    list_columns,
+    read_series,
+)
 from exitlens.types import SeriesPreprocess
 from exitlens.types.inputs import InputFormat
 
@@ -42,3 +52,98 @@ def test_curves_stand_over_shaded_time():
         assert (drawn.count("<rect"), drawn.count("<polyline")) == (3, 2)
         assert "50.0 % of the attention" in drawn
         assert 'aria-label="a &quot;map&quot;"' in drawn
+
+
+TWO = xl.SeriesPreprocess((0.0, 0.0), (1.0, 1.0))
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_csv_has_a_channel_for_each_column(tmp_path):
+    path = write(tmp_path / "x.csv", 'time,"a, b",c\n2020-01-01,1,2\n2020-01-02,3,4\n\n')
+    found = decode_series(path)
+    assert found.values.tolist() == [[1.0, 3.0], [2.0, 4.0]]
+    assert (found.names, found.rate) == (("a, b", "c"), 0.0)
+    assert decode_series(write(path, "1,2\n3,4\n5,6\n")).values.tolist() == [[1, 3, 5], [2, 4, 6]]
+    assert decode_series(write(path, ",a\n0,5\n1,6\n")).names == ("a",)  # as pandas writes it, with its index
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it is empty. Fix: leave it out"),
+        ("a,b\n", "it is empty, except for its first line"),
+        ("a,b\n1,2\n3\n", "line 3: 1 fields, the first line has 2"),
+        ("a,b\n1,2\n3,4,5\n", "line 3: 3 fields, the first line has 2"),
+        ("time,b\n1,2\n3,4,5\n", "line 3: 3 fields, the first line has 2"),
+        ("a,b\n1,2,3\n3,4,5\n", "line 2: 3 fields"),
+        ("a,b\n1,2\n3,\n", "line 3: a gap for column 'b'. Fix: fill it"),
+        ("a,b\n1,x\n", "line 2: expected a number for column 'b', got 'x'"),
+        ("1,2\n3,x\n", "line 2: expected a number for column '1', got 'x'"),
+        ("a,b\n1,nan\n", "a gap .NaN. at step 0 of channel 'b'"),
+        ("a,b\n1,1e300\n", "an infinite value at step 0 of channel 'b'"),
+        ("a,a\n1,2\n", "two columns have one name"),
+        ("time\n1\n", "no channels, only"),
+        ("a;b\n1;2\n", "expected a number"),
+    ],
+)
+def test_bad_csv(tmp_path, text, message):
+    with pytest.raises(xl.DataError, match=f"x.csv.*{message}"):
+        decode_series(write(tmp_path / "x.csv", text))
+
+
+def test_npy_has_channels_first(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6).reshape(2, 3))
+    assert SERIES.read(tmp_path / "x.npy", TWO).tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    np.save(tmp_path / "y.npy", np.arange(4))
+    assert decode_series(tmp_path / "y.npy").values.tolist() == [[0, 1, 2, 3]]
+    np.save(tmp_path / "z.npy", np.zeros((3, 2)))
+    with pytest.raises(xl.DataError, match=r"expected 2 channel\(s\) as in training, got 3. Fix: transpose it"):
+        read_series(tmp_path / "z.npy", TWO)
+    np.save(tmp_path / "v.npy", np.zeros((3, 2, 2)))
+    with pytest.raises(xl.DataError, match=r"expected one series in a file, \(T,\) or \(C,T\), got an array \(3, 2, 2\)"):
+        decode_series(tmp_path / "v.npy")
+    with pytest.raises(xl.DataError, match=r"not a file of a series: expected .npy, .csv"):
+        decode_series(tmp_path / "x.txt")
+
+
+def test_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    def save(**columns):
+        parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+        return tmp_path / "x.parquet"
+
+    path = save(timestamp=["a", "b"], x=[1, 2], y=[0.5, 1.5])
+    found = decode_series(path)
+    assert (found.values.tolist(), found.names) == ([[1.0, 2.0], [0.5, 1.5]], ("x", "y"))
+    assert list_columns(path) == {"timestamp": True, "x": True, "y": True}
+    with pytest.raises(xl.DataError, match=r"a gap .NaN. at step 1 of channel 'x'"):
+        decode_series(save(x=[1, None]))
+    with pytest.raises(xl.DataError, match="its column 'word' has string, expected numbers"):
+        decode_series(save(x=[1], word=["a"]))
+    assert list_columns(save(x=[1], word=["a"])) == {"x": True, "word": False}
+    with pytest.raises(xl.DataError, match="no columns of numbers"):
+        decode_series(save(time=["a"]))
+    with pytest.raises(xl.DataError, match=r"it is empty \(shape \(0, 1\)\)"):
+        decode_series(save(x=pa.array([], pa.float32())))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(xl.DataError, match="cannot be read as Parquet"):
+        decode_series(path)
+    assert list_columns(path) == {}
+
+
+def test_channels_length_and_rate_of_training():
+    raw = RawSeries(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), ("a", "b"), 100.0)
+    named = xl.SeriesPreprocess((0.0, 0.0), (1.0, 1.0), length=4, names=("b", "a"))
+    assert arrange_series(raw, named, "x").tolist() == [[4, 5, 6, 0], [1, 2, 3, 0]]
+    with pytest.raises(xl.DataError, match=r"x: no channel 'c' among \['a', 'b'\]"):
+        arrange_series(raw, xl.SeriesPreprocess((0.0,), (1.0,), names=("c",)), "x")
+    with pytest.raises(xl.DataError, match=r"x: its sampling rate is 100 Hz, the network's 50 Hz. Fix: resample it"):
+        arrange_series(raw, xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2, rate=50.0), "x")
+    assert arrange_series(raw, TWO, "x").shape == (2, 3)
+    assert fit_length(raw.values, 2).tolist() == [[1, 2], [4, 5]]

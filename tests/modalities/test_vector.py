@@ -1,22 +1,17 @@
+import numpy as np
 import pytest
 import torch
 
 import exitlens as xl
-from exitlens.modalities.vector import VECTOR, VectorModality, make_members
-from exitlens.types import VectorPreprocess
+from exitlens.modalities.vector import VECTOR, VectorModality
 from exitlens.types.inputs import InputFormat
 
-GROUPS = (("blood", (0, 3)), ("heart", (1,)))
-
-
-def test_members():
-    expected = [[True, False, False, True], [False, True, False, False]]
-    assert make_members(GROUPS, 4).tolist() == expected
+OWN = xl.VectorPreprocess((1.0, 2.0), (1.0, 2.0), ("a", "b"))
 
 
 def test_the_features_of_a_group_become_zero():
     vectors, cells = torch.ones(2, 4), torch.tensor([[True, False], [False, True]])
-    grouped = VECTOR.adapt(InputFormat((), (4,), groups=GROUPS))
+    grouped = VECTOR.adapt(InputFormat((), (4,), groups=(("blood", (0, 3)), ("heart", (1,)))))
     assert isinstance(grouped, VectorModality)
     assert grouped.delete(vectors, cells).tolist() == [[0, 1, 1, 0], [1, 0, 1, 1]]
     assert grouped.insert(vectors, cells).tolist() == [[1, 0, 1, 1], [0, 1, 1, 0]]
@@ -26,7 +21,30 @@ def test_the_features_of_a_group_become_zero():
 def test_features_with_a_location_each():
     assert VECTOR.adapt(InputFormat((), (4,))) is VECTOR
     assert VECTOR.delete(torch.ones(1, 3), torch.tensor([[False, True, False]])).tolist() == [[1, 0, 1]]
-    named = VectorPreprocess((0.0,) * 2, (1.0,) * 2, names=("age", "weight"))
-    assert VECTOR.name_locations([torch.ones(2)], InputFormat((), (2,)), named) == ("age", "weight")
-    with pytest.raises(xl.InputError, match="2 locations and its vectors 3 features: name groups"):
+    assert VECTOR.name_locations([torch.ones(2)], InputFormat((), (2,)), OWN) == ("a", "b")
+    with pytest.raises(xl.InputError, match=r"2 locations and its vectors 3 features. Fix: name groups"):
         VECTOR.delete(torch.ones(1, 3), torch.zeros(1, 2, dtype=torch.bool))
+
+
+def test_features_are_read_by_their_names(tmp_path):
+    (tmp_path / "x.csv").write_text("b,other,a\n4,9,3\n")
+    assert VECTOR.read(tmp_path / "x.csv", OWN).tolist() == [[2.0, 1.0]]
+    np.save(tmp_path / "x.npy", np.array([3.0, 4.0]))
+    assert VECTOR.read(tmp_path / "x.npy", OWN).tolist() == [[2.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", "a,b\n1,2\n3,4\n", "expected one row, a vector, got 2"),
+        ("x.csv", "a,c\n1,2\n", r"no feature 'b' among \['a', 'c'\]"),
+        ("x.csv", "1,2,3\n", "expected 2 features as in training, got 3"),
+        ("x.csv", "a,b\n1,nan\n", r"a gap .NaN. for feature 'b'. Fix: fill it"),
+        ("x.npy", np.zeros((2, 2)), r"expected one vector in a file, \(F,\), got an array \(2, 2\)"),
+        ("x.txt", "", "not a file of a vector: expected .npy"),
+    ],
+)
+def test_files_that_hold_no_such_vector(tmp_path, name, content, message):
+    np.save(tmp_path / name, content) if name.endswith(".npy") else (tmp_path / name).write_text(content)
+    with pytest.raises(xl.DataError, match=message):
+        VECTOR.read(tmp_path / name, OWN)

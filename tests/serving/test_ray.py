@@ -22,22 +22,20 @@ import yaml
 from PIL import Image
 
 import exitlens as xl
-from exitlens.serving.batching.batcher import Batching
-from exitlens.serving.limits import Limits
 from exitlens.serving.ray import app, read_arguments
-from exitlens.serving.watching import Watching
+from exitlens.serving.settings import Batching, Limits, Watching
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "serving" / "serve.yaml"
 
 
 def test_arguments_as_text_and_as_values():
-    text = {"bundle": "a=x,y", "cpus": "2", "size": "8", "max_wait": "0.5", "drift": "False", "max_batch": "9"}
-    values = {"bundle": "a=x,y", "cpus": 2, "size": 8, "max_wait": 0.5, "drift": False, "max_batch": 9.0}
+    text = {"bundle": "a=x,y", "cpus": "2", "batch": "8", "max_wait_ms": "500", "drift": "False", "max_batch": "9"}
+    values = {"bundle": "a=x,y", "cpus": 2, "batch": 8, "max_wait_ms": 500, "drift": False, "max_batch": 9.0}
     assert read_arguments(text) == read_arguments(values)
     own, parts = read_arguments(text)
     assert (own["bundle"], own["cpus"], own["replicas"]) == ("a=x,y", 2, 0)
     assert parts == {
-        "batching": Batching(size=8, max_wait=0.5, threads=2),
+        "batching": Batching(batch=8, max_wait_ms=500.0, threads=2),
         "watching": Watching(drift=False),
         "limits": Limits(max_batch=9),
     }
@@ -49,7 +47,7 @@ def test_arguments_as_text_and_as_values():
     [
         ({}, "bundle: expected DIR or NAME=DIR"),
         ({"bundle": "a,,b"}, "expected DIR or NAME=DIR, got ''"),
-        ({"bundle": "x", "sise": 3}, "got 'sise'.*size"),
+        ({"bundle": "x", "bach": 3}, "got 'bach'.*batch"),
         ({"bundle": "x", "max_connections": 3}, "got 'max_connections'"),  # Ray's proxy has its own
         ({"bundle": "x", "cpus": "many"}, "cpus: expected int, got 'many'"),
         ({"bundle": "x", "cpus": 0.5}, "cpus: expected int, got 0.5"),
@@ -57,8 +55,8 @@ def test_arguments_as_text_and_as_values():
         ({"bundle": "x", "cpus": True}, "cpus: expected int, got True"),
         ({"bundle": 3}, "bundle: expected str, got 3"),
         ({"bundle": "x", "drift": "no"}, "drift: expected bool, got 'no'"),
-        ({"bundle": "x", "size": float("inf")}, "size: expected int, got inf"),
-        ({"bundle": "x", "max_wait": None}, "max_wait: expected float, got None"),
+        ({"bundle": "x", "batch": float("inf")}, "batch: expected int, got inf"),
+        ({"bundle": "x", "max_wait_ms": None}, "max_wait_ms: expected float, got None"),
         ({"bundle": "x", "replicas": -1}, "replicas: expected 0 or more"),
         ({"bundle": "x", "min_replicas": 5}, "min_replicas: expected max_replicas"),
         ({"bundle": "x", "reload_seconds": "nan"}, "reload_seconds: expected 0 or more"),
@@ -75,7 +73,7 @@ def test_the_example_is_accepted():
     application = yaml.safe_load(EXAMPLE.read_text())["applications"][0]
     own, parts = read_arguments(application["args"])
     (deployment,) = application["deployments"]
-    assert deployment["max_ongoing_requests"] >= 2 * parts["batching"].size
+    assert deployment["max_ongoing_requests"] >= 2 * parts["batching"].batch
     assert deployment["graceful_shutdown_timeout_s"] > parts["limits"].request_seconds
     assert yaml.safe_load(EXAMPLE.read_text())["http_options"]["request_timeout_s"] > parts["limits"].request_seconds
     assert own["bundle"] == "/models/demo"
@@ -204,7 +202,7 @@ def check_binary(port, images, expected):
 
 @pytest.mark.slow
 def test_what_finds_no_room_is_told_so(local, bundle):
-    local.deploy({"bundle": f"x={bundle}", "replicas": 1, "size": 1, "max_waiting": 4, "max_wait": 0.01})
+    local.deploy({"bundle": f"x={bundle}", "replicas": 1, "batch": 1, "max_waiting": 4, "max_wait_ms": 10})
     body = json.dumps(write_body(torch.randn(16, 3, 28, 28)))
     with ThreadPoolExecutor(48) as pool:
         found = list(pool.map(lambda _: local.client.post("/v2/models/x/infer", content=body), range(144)))
@@ -245,8 +243,8 @@ def test_a_replica_that_is_killed_is_replaced_and_who_retries_loses_nothing(loca
 
 @pytest.mark.slow
 def test_what_was_taken_in_is_answered_before_a_replica_ends(local, bundle):
-    how = {"bundle": f"x={bundle}", "replicas": 1, "max_wait": 600, "max_waiting": 10_000, "request_seconds": 120}
-    local.deploy(how | {"size": 1})  # one sample at a time, so that much is left to do at any time
+    how = {"bundle": f"x={bundle}", "replicas": 1, "max_wait_ms": 600_000, "max_waiting": 10_000, "request_seconds": 120}
+    local.deploy(how | {"batch": 1})  # one sample at a time, so that much is left to do at any time
     (before,) = local.list_replicas()
     body, over, until = json.dumps(write_body(torch.randn(32, 3, 28, 28))), threading.Event(), time.monotonic() + 90
 
@@ -259,7 +257,7 @@ def test_what_was_taken_in_is_answered_before_a_replica_ends(local, bundle):
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask) for _ in range(4)]
         try:
-            local.deploy(how | {"size": 2})
+            local.deploy(how | {"batch": 2})
             while before in local.list_replicas():
                 assert time.monotonic() < until, "it does not end"
                 time.sleep(0.2)

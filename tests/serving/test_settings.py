@@ -1,36 +1,84 @@
-"""What a server is told, and what it does not take."""
+"""Settings are checked by name when they are made."""
+
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 import exitlens as xl
-from exitlens.serving.batching.batcher import Batching
-from exitlens.serving.settings import Settings
-
-
-def test_settings_that_are_refused(tmp_path):
-    (tmp_path / "c").write_text("")
-    one = {"bundles": {"a": tmp_path}}
-    for values, words in (
-        ({"bundles": {}}, "one or more"),
-        (one | {"workers": 0}, "workers"),
-        (one | {"workers": 1.5}, "workers"),
-        (one | {"tls_cert": tmp_path / "c"}, "both or none"),
-        (one | {"tls_key": tmp_path / "c"}, "both or none"),
-        (one | {"tls_cert": tmp_path / "c", "tls_key": tmp_path / "k"}, "is no file"),
-    ):
-        with pytest.raises(xl.InputError, match=words):
-            Settings(**values)
-    assert Settings(**one).workers == 1
+from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "words"),
     [
-        *({name: wrong} for name in ("size", "max_waiting") for wrong in (0, 1.5, True)),
-        *({name: wrong} for name in ("max_delay", "max_wait") for wrong in (-1, float("nan"), "1")),
-        {"threads": -1},
+        ({"bundles": {}}, "bundles: expected at least one"),
+        ({"workers": 0}, "workers"),
+        ({"workers": 1.5}, "workers"),
+        ({"tls_cert": Path(__file__)}, "both or neither"),
+        ({"tls_key": Path(__file__)}, "both or neither"),
+        ({"tls_cert": Path(__file__), "tls_key": Path("none")}, "tls_key: expected a file"),
     ],
 )
-def test_batching_that_is_refused(values):
-    with pytest.raises(xl.InputError, match=next(iter(values))):
-        Batching(**values)
+def test_server_settings_that_are_refused(values, words):
+    with pytest.raises(xl.InputError, match=words):
+        ServerSettings(**{"bundles": {"a": Path()}} | values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "wrong"),
+    [
+        *((Batching, name, (0, 1.5, True)) for name in ("batch", "max_waiting")),
+        *((Batching, name, (-1, float("nan"), "1")) for name in ("max_delay_ms", "max_wait_ms")),
+        (Batching, "threads", (-1,)),
+        (Watching, "shadow", (-0.1, 1.1, float("nan"), "1")),
+        (Watching, "drift_rate", (0, float("inf"))),
+        *((Limits, each.name, (0, -1, True, "1", float("nan"), float("inf"), None)) for each in fields(Limits)[:-1]),
+        (Limits, "max_batch", (1.5,)),
+        (Limits, "token", ("two words", "line\n", "käse", None, b"bytes")),
+    ],
+)
+def test_values_that_are_refused(kind, name, wrong):
+    for value in wrong:
+        with pytest.raises(xl.InputError, match=f"^{name}: expected"):
+            kind(**{name: value})
+
+
+def test_a_token_is_not_shown():
+    assert "secret" not in repr(ServerSettings({"a": Path()}, limits=Limits(token="secret")))
+
+
+@pytest.mark.parametrize("kind", [Batching, Watching, Limits, ServerSettings])
+def test_every_field_is_documented(kind):
+    lines = [line.strip() for line in kind.__doc__.splitlines()]
+    for each in fields(kind):
+        assert any(line.startswith(f"{each.name}: ") for line in lines), each.name
+
+
+def test_bundles_are_named_by_the_caller_or_by_their_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert name_bundles(["a=runs/x", "runs/b.1", "c-2=runs/lr=0.1", "."]) == {
+        "a": Path("runs/x"),
+        "b.1": Path("runs/b.1"),
+        "c-2": Path("runs/lr=0.1"),
+        tmp_path.name: Path(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([""], "DIR or NAME=DIR, got ''"),
+        (["a="], "DIR or NAME=DIR, got 'a='"),
+        (["a b=x"], "letters, digits.*'a b'"),
+        (["-a=x"], "letters, digits"),
+        (["a/b=x"], "letters, digits"),
+        (["ä=x"], "letters, digits"),
+        (["runs/my bundle"], "got 'my bundle'.*NAME=DIR"),
+        (["/"], "letters, digits"),
+        (["a=x", "runs/a"], "two models are called a"),
+    ],
+)
+def test_names_that_are_refused(given, words):
+    with pytest.raises(xl.InputError, match=words):
+        name_bundles(given)

@@ -8,23 +8,26 @@ from typing import Annotated
 from typer import Option
 
 from exitlens.cli.options import Json, console, show, tell, verbs
+from exitlens.errors import InputError
 from exitlens.progress import print_line
 
 
 @verbs.command(epilog="Example: `exitlens demo --out runs/demo`")
 def demo(
     out: Annotated[Path, Option(help="Directory for report, bundle and JSON.")] = Path("runs/demo"),
-    seed: Annotated[int, Option(help="Of data, weights and training.")] = 0,
+    seed: Annotated[int, Option(help="Seed of data, weights and training.")] = 0,
     resume: Annotated[bool, Option("--resume", help="Continue an unfinished run in the same directory.")] = False,
+    full: Annotated[bool, Option("--full", help="The long run behind the documentation's figures (15 minutes).")] = False,
     quick: Annotated[bool, Option("--quick", help="A tiny run that shows the flow; its numbers mean nothing.")] = False,
     json_: Json = False,
 ) -> None:
     """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
-    from exitlens.delivery.demo.demo import run_demo
-    from exitlens.delivery.demo.training import DemoSettings
-    from exitlens.types.words import exit_name
+    from exitlens.delivery.demo import DemoSettings, run_demo
+    from exitlens.types.outputs import exit_name
 
-    settings = DemoSettings.quick(seed) if quick else DemoSettings(seed)
+    if full and quick:
+        raise InputError("full, quick: expected one of them at most, got both. Fix: leave one out.")
+    settings = DemoSettings.full(seed) if full else DemoSettings.quick(seed) if quick else DemoSettings(seed)
     result = run_demo(out, settings, resume=resume, quiet=json_)
     count = len(result["egt"]["agreeing"]["accuracy"])
     rows = [["", "", *[exit_name(k, count) for k in range(count)]]]

@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,7 @@ from exitlens.cli.options import (
     wait,
 )
 from exitlens.launch import read_rank
+from exitlens.types.settings import NetworkSettings, ReadSettings
 
 if TYPE_CHECKING:
     from exitlens.ranks import Ranks
@@ -150,28 +152,36 @@ def fit(
 ) -> None:
     """Train a network with exits on your images, texts, series, volumes or vectors."""
     from exitlens.data.sources import open_source
-    from exitlens.delivery.run_data import record_source
-    from exitlens.delivery.run_directory import read_recorded_exits, save_trained
+    from exitlens.delivery.bundle import save_trained
+    from exitlens.delivery.run_directory import read_recorded_exits, record_source
     from exitlens.delivery.run_setup import build_network, choose_size, load_training_sets
-    from exitlens.model.heads.maps import have_maps
+    from exitlens.model.heads.exit_heads import have_maps
 
-    weights = bool(pretrained or init_weights)
-    size = size or choose_size(backbone, weights)
+    network = NetworkSettings(
+        backbone,
+        exits,
+        placement,  # type: ignore[arg-type]
+        groups,
+        head,
+        keep_final,
+        pretrained,
+        init_weights,
+        strict_weights,
+        normalise,
+    )
+    size = size or choose_size(backbone, network.has_weights)
     reading: dict[str, Any] = {"columns": columns, "group_by": group_by, "split_by": split_by, "mel": mel, "task": task}
     say = partial(_say, json_)
     ranks, resume, skip_bad = _join(out, resume, skip_bad)
     with wait(json_, "listing the data"), ranks.together():
         source = open_source(data, root=root, size=size, seed=seed, **reading)
-        images: dict[str, Any] = {"workers": workers, "cache": cache, "normalise": normalise, "weights": weights}
-        train, validation = load_training_sets(backbone, source, skip_bad, say=say, **images)
+        samples = ReadSettings(skip_bad=skip_bad, workers=workers, cache=cache)
+        train, validation = load_training_sets(network, source, samples, say)
     if resume and placement == "time":  # measured again, they could differ
-        exits, placement = ranks.share(lambda: read_recorded_exits(out, exits, placement))
-    start: dict[str, Any] = {"keep_final": keep_final, "pretrained": pretrained, "weights": init_weights}
-    start |= {"strict_weights": strict_weights, "say": say}
-    build = partial(build_network, backbone, train=train, seed=seed, head=head, groups=groups, **start)
-    net = _build_alike(ranks, build, exits, placement)
+        network = ranks.share(lambda: read_recorded_exits(out, network))
+    net = _build_alike(ranks, partial(build_network, train=train, seed=seed, say=say), network)
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    how |= {"recipe": recipe or ("pretrained" if weights else "scratch"), "layer_decay": layer_decay}
+    how |= {"recipe": recipe or ("pretrained" if network.has_weights else "scratch"), "layer_decay": layer_decay}
     how |= {"head_learning_rate": head_learning_rate, "warm_up": warm_up, "batch_norm": batch_norm}
     how |= {"freeze_backbone": freeze, "resume": resume, "tensorboard": tensorboard, "progress": not json_}
     how |= {"augment": augment, "balanced": balanced, "patience": patience, "monitor": monitor}
@@ -221,22 +231,22 @@ def _join(out: Path, resume: bool, skip_bad: bool) -> tuple[Ranks, bool, bool]:
 
     It goes on if that is asked for, or if ``torchrun`` started the processes again; then it leaves out what it did before.
     """
-    from exitlens.delivery.run_data import remembers_skipping
+    from exitlens.delivery.run_directory import remembers_skipping
     from exitlens.ranks import find_ranks
-    from exitlens.workflow.training.distributed import is_restarted
+    from exitlens.workflow.training.record import is_restarted
 
     ranks = find_ranks()
     resume = ranks.share(lambda: resume or is_restarted(out))
     return ranks, resume, skip_bad or (resume and ranks.share(lambda: remembers_skipping(out)))
 
 
-def _build_alike(ranks: Ranks, build: Callable[..., xl.ExitNet], exits: str, placement: str) -> xl.ExitNet:
-    """The network, with exits at the same places in all processes: measured by each, they could differ."""
-    if placement == "time" and ranks.size > 1:
-        exits, placement = ranks.share(lambda: (",".join(build(exits, placement=placement).info.at), "cost"))
+def _build_alike(ranks: Ranks, build: Callable[[NetworkSettings], xl.ExitNet], network: NetworkSettings) -> xl.ExitNet:
+    """Builds the network, with exits at the same places in all processes: measured by each, they could differ."""
+    if network.placement == "time" and ranks.size > 1:
+        network = ranks.share(lambda: replace(network, exits=",".join(build(network).info.at), placement="cost"))
     with ranks.together(), warnings.catch_warnings():
         warnings.simplefilter("ignore", xl.WeightsWarning)  # what did not fit is said
-        return build(exits, placement=placement)
+        return build(network)
 
 
 def _read_class_weights(words: str) -> Any:

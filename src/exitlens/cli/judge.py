@@ -31,6 +31,7 @@ from exitlens.cli.options import (
     verbs,
     wait,
 )
+from exitlens.types.settings import ReadSettings
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -88,11 +89,13 @@ def calibrate(
     The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate
     (docs/concepts/guarantees.md).
     """
-    from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
-    from exitlens.functional.limits import NEED_LABELS, check_limits
-    from exitlens.types.named_policies import check_name
+    from exitlens.delivery.bundle import replace_policy
+    from exitlens.delivery.run_directory import count_askings, load_samples, stream_samples
+    from exitlens.types.policies import check_name
+    from exitlens.types.requests import NEED_LABELS
+    from exitlens.workflow.calibration import run_calibration
 
-    limits = {
+    limits: Any = {
         "max_accuracy_drop": max_accuracy_drop,
         "max_class_accuracy_drop": max_class_accuracy_drop,
         "max_false_negative_drop": max_false_negative_drop,
@@ -103,28 +106,28 @@ def calibrate(
     if all(value is None for value in (*limits.values(), max_cost, max_ms)):
         names = ", ".join("--" + name.replace("_", "-") for name in (*limits, "max_cost", "max_ms"))
         raise xl.InputError(f"limits: expected at least one of {names}")
-    check_limits(limits, **spend, delta=delta, score=score or None, gate=gate, folds=folds)  # before anything is collected
+    rules: Any = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "folds": folds, "score": score or None}
+    request = xl.CalibrationRequest(**limits, **spend, **rules)  # refuses what makes no sense before anything is collected
     if name:
         check_name(name, "name")
     if max_ms is not None and cost != "time":
         raise xl.InputError("max_ms: it is about measured time: give --cost time, too")
     _check_unlabelled(unlabelled, data, root, [limits[name] for name in NEED_LABELS])
     net, _ = xl.load(bundle)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    reading = ReadSettings(data, root, columns, group_by, skip_bad, workers, cache)
     with wait(json_, "listing the data"):
         samples: Any = (
-            stream_samples(net, unlabelled, batch_size=64, run=bundle, **reading)
+            stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
             if unlabelled
-            else load_samples(bundle, net, "calibration", data, root, **reading)
+            else load_samples(bundle, net, "calibration", reading)
         )
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
-    rules = {"delta": delta, "gate": gate, "equal_groups": equal_groups, "folds": folds, "score": score or None}
-    asked: Any = limits | rules | spend
-    with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
+    counted = count_askings(bundle, trace)
+    with counted, wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
-        policy = xl.calibrate(trace, **asked)
+        policy = run_calibration(trace, request)
     replace_policy(bundle, policy, name)
     notes = [str(one.message) for one in told if one.category is xl.DataWarning]
     _show_policy(net, trace, policy, gate, notes, list_bad(samples), json_)
@@ -155,10 +158,26 @@ def _show_policy(
     if not json_ and gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         tell(f"gate, limits on the estimated divergence by exit: {kept}")
-    said = [_explain_exit_0(report, policy), as_options(certificate), *(f"warning: {as_options(note)}" for note in notes)]
+    said = [
+        _explain_temperatures(policy),
+        _explain_exit_0(report, policy),
+        as_options(certificate),
+        *(f"warning: {as_options(note)}" for note in notes),
+    ]
     for line in [] if json_ else filter(None, said):
         tell(line)
     show_skipped(json_, bad)
+
+
+def _explain_temperatures(policy: xl.Policy) -> str:
+    """Return what a temperature does, where some were fitted, and how far confidences still are from accuracy."""
+    if set(policy.temperatures) == {1.0}:
+        return ""
+    error = policy.calibration.calibration_error if policy.calibration else None
+    left = "" if error is None else f"; after it confidences are off by {100 * error:.1f} % on average"
+    return (
+        f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
+    )
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
@@ -195,9 +214,9 @@ def evaluate(
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle, name)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    reading = ReadSettings(data, root, columns, group_by, skip_bad, workers, cache)
     with wait(json_, "listing the data"):
-        samples = load_samples(bundle, net, "test", data, root, **reading)
+        samples = load_samples(bundle, net, "test", reading)
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
@@ -258,9 +277,9 @@ def report(
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, net.input_spec.modality.preprocess)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    reading = ReadSettings(data, root, columns, group_by, skip_bad, workers, cache)
     with wait(json_, "listing the data"):
-        images = load_samples(run, net, "test", data, root, **reading)
+        images = load_samples(run, net, "test", reading)
     given = {"--compare": compare, "--data": data, "--columns": columns, "--group-by": group_by, "--root": root}
     given |= {
         "--out": out,

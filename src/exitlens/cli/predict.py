@@ -29,9 +29,10 @@ from exitlens.cli.options import (
     wait,
 )
 from exitlens.progress import show_progress
+from exitlens.types.settings import ReadSettings
 
 if TYPE_CHECKING:
-    from exitlens.delivery.predictions.row_formats import Row
+    from exitlens.delivery.predictions import Row
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -66,9 +67,7 @@ def predict(
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.predictions.file import PredictionFile
-    from exitlens.delivery.predictions.row_formats import name_rows
-    from exitlens.delivery.predictions.watching import start_watch, watch_files
+    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, watch_files
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
@@ -82,9 +81,9 @@ def predict(
     done, shown = len(before), before[: None if json_ else SHOWN]
     if compiled:
         net.compile(policy, progress=not json_)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "run": bundle}
+    reading = ReadSettings(data, "", columns, group_by, skip_bad, workers)
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, data, batch_size=batch_size, without={row.file for row in before}, **reading)
+        samples = stream_samples(net, reading, batch_size=batch_size, without={row.file for row in before}, run=bundle)
     answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
@@ -156,8 +155,8 @@ def explain(
         raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
-        reading = {"columns": columns, "run": bundle, "skip_bad": skip_bad, "workers": workers}
-        _explain_many(net, policy, data, out, reading, json_)
+        reading = ReadSettings(data, columns=columns, skip_bad=skip_bad, workers=workers)
+        _explain_many(net, policy, bundle, reading, out, json_)
     elif image is not None:
         _explain_image(net, policy, image, out, json_, relevance)
     else:
@@ -165,13 +164,14 @@ def explain(
 
 
 def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
+    from exitlens.delivery.explanations import write_explanation
+    from exitlens.delivery.pages import tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
     preprocess = require_preprocess(net, xl.TextPreprocess)
     why = xl.explain(net, net.input_spec.modality.read(text, preprocess), policy, relevance=relevance)
     if out is not None:
-        write_tokens(why, out, "text")
+        write_explanation(why, out, "text")
     if json_:
         show(True, why.to_dict())
     else:
@@ -179,8 +179,7 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
 
 
 def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.pages import write_explanation
-    from exitlens.delivery.explanations.pictures import save_explanation
+    from exitlens.delivery.explanations import save_explanation, write_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
     own = net.input_spec.modality
@@ -198,7 +197,7 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
 
 def _tabulate(why: xl.Explanation) -> list[list[str]]:
     """A row for each exit: its answer and what it had to reach; with a gate, the estimated divergence and its limit."""
-    from exitlens.types.words import exit_name, tell_apart
+    from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
     rows = [["exit", "answer", "confidence", "threshold", *(["gate"] if gated else []), "map CC with final", ""]]
@@ -216,20 +215,20 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     return rows
 
 
-def _explain_many(net: xl.ExitNet, policy: xl.Policy, data: str, out: Path, reading: dict[str, Any], json_: bool) -> None:
+def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: ReadSettings, out: Path, json_: bool) -> None:
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.explanations.folder import explain_folder, name_sheet
+    from exitlens.delivery.explanations import explain_folder, name_sheet
     from exitlens.delivery.run_directory import stream_samples
 
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, data, batch_size=64, **reading)
+        samples = stream_samples(net, reading, batch_size=64, run=bundle)
     preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
         task = bar.add_task("explaining", total=samples.total)
         names, advance = lambda i: str(samples.files[i]), lambda count: bar.advance(task, count)
         lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)
     if not lines:
-        check_bad(samples.bad, samples.total, reading["skip_bad"])
+        check_bad(samples.bad, samples.total, reading.skip_bad)
     odd = sum(line.disagrees for line in lines)
     rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
     for one in lines[:SHOWN]:

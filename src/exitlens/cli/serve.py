@@ -60,22 +60,18 @@ def serve(
     ] = 0.0,
 ) -> None:
     """Answer over HTTP: Open Inference Protocol v2, /classify and /explain; a page at / (extra `serve`)."""
-    from exitlens.serving.batching.batcher import Batching
-    from exitlens.serving.limits import Limits
-    from exitlens.serving.names import name_bundles
     from exitlens.serving.server import serve as run
-    from exitlens.serving.settings import Settings
-    from exitlens.serving.watching import Watching
+    from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching, name_bundles
 
-    settings = Settings(
+    settings = ServerSettings(
         name_bundles(bundle),
         host,
         port,
         workers,
-        Batching(batch, max_delay_ms / 1000, max_waiting, max_wait_ms / 1000, threads),
+        Batching(batch, max_delay_ms, max_waiting, max_wait_ms, threads),
         Watching(drift, shadow=shadow, unready_on_drift=unready_on_drift),
         Limits(
-            max_body_bytes=int(max_body_mb * 2**20),
+            max_body_mb=max_body_mb,
             request_seconds=timeout,
             max_connections=max_connections,
             max_pixels=max_pixels,

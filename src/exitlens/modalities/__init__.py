@@ -34,20 +34,17 @@ def find_modality(
     dtypes: Sequence[torch.dtype] = (),
     shapes: Sequence[Sequence[int]] = (),
 ) -> Modality:
-    """The kind of input that a network takes.
+    """Return the kind of input that a network takes, or raise :class:`InputError`.
 
     Args:
-        names: of its tensors; empty for one tensor alone.
-        shape: of one sample; of several inputs, of the first.
-        dtypes: of its tensors; empty for floats in the network's own.
-        shapes: of a sample of each of several inputs; empty where all have ``shape``.
-
-    Raises:
-        InputError: if there is none such.
+        names: of its tensors; empty for a single tensor.
+        shape: of one sample, or of the first of several inputs.
+        dtypes: of its tensors; empty for floats in the network's dtype.
+        shapes: of one sample of each of several inputs; empty if all have ``shape``.
     """
     if shapes and len(shapes) == len(names):
         kinds = dtypes or [torch.float32] * len(names)
-        parts = [find_modality((), one, (kind,)) for one, kind in zip(shapes, kinds, strict=True)]
+        parts = [find_modality((), each, (kind,)) for each, kind in zip(shapes, kinds, strict=True)]
         return SeveralInputs(tuple(zip(names, parts, strict=True)))
     for modality in MODALITIES:
         if modality.fits(names, shape, dtypes):
@@ -56,20 +53,18 @@ def find_modality(
 
 
 def recognise_example(example: Any) -> Modality:
-    """The kind of an example; raises :class:`InputError` unless it is a batch of one or more samples of a known kind."""
+    """Return the kind of an example; raise :class:`InputError` unless it is a batch of a known kind."""
     tensors: list[Any] = list(example.values()) if isinstance(example, Mapping) else [example]
     if tensors and all(isinstance(t, Tensor) and t.ndim > 1 and len(t) and len(t) == len(tensors[0]) for t in tensors):
         names, dtypes, shapes = list_input_names(example), [t.dtype for t in tensors], list_shapes(example)
-        same = all(t.shape == tensors[0].shape for t in tensors)
         with suppress(InputError):
-            if shapes or same:
+            if shapes or all(t.shape == tensors[0].shape for t in tensors):
                 return find_modality(names, tensors[0].shape[1:], dtypes, shapes)
     seen = ", ".join(f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__ for t in tensors)
-    raise InputError(
-        f"example: expected {', or '.join(m.expected for m in MODALITIES)}; or several of these by name; got {seen}"
-    )
+    kinds = ", or ".join(modality.expected for modality in MODALITIES)
+    raise InputError(f"example: expected {kinds}; or several of these by name; got {seen}")
 
 
 def find_reader(forward: Callable[..., Any]) -> Modality:
-    """The kind of input that a backbone's ``forward`` takes, by the names of its arguments; images where none tells."""
+    """Return the kind that the names of a backbone's arguments tell, or images if they tell none."""
     return next((m for m in MODALITIES if m.argument in signature(forward).parameters), IMAGE)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.faithfulness import coarsen_map
+from exitlens.functional.attribution import coarsen_map
 from exitlens.functional.maps import all_finite
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocessing
@@ -20,17 +20,17 @@ from exitlens.types.preprocessing import Preprocessing
 class Modality(ABC):
     """One kind of input; a new one is a subclass in a file of its own and an entry in ``exitlens.modalities.MODALITIES``.
 
-    Where nothing else is said, a sample is one array of floats in the network's dtype, its channels first.
+    Unless a subclass says otherwise, a sample is one array of floats in the network's dtype, its channels first.
 
     Attributes:
         name: of one sample, for messages. plural: of several.
         axes: of a sample, channels first. expected: an example of it, for the message to whoever passes something else.
-        preprocess: the class that makes inputs of raw samples. reader: what people call for that.
+        preprocess: the class that turns raw samples into inputs. reader: what users call for that.
         given: what a command takes them from, for messages.
-        argument: of a backbone's ``forward`` by which it is known to take this kind; empty if none tells.
-        needed_to_delete: name of the tensor that deletion works on, if it needs one of its own.
+        argument: of a backbone's ``forward``, by which it is known to take this kind; empty if none tells.
+        needed_to_delete: the input that deletion needs; empty if it needs none of its own.
         head: the kind of exit head that new networks get.
-        grid: on which maps are judged, unless somebody says otherwise.
+        grid: on which maps are judged by default.
     """
 
     name: ClassVar[str]
@@ -46,86 +46,85 @@ class Modality(ABC):
     grid: tuple[int, ...] = (5, 5)
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
-        """Whether tensors of these names and dtypes, and this shape of a sample, are of this kind (no dtypes: floats)."""
+        """Tell if tensors of these names, dtypes (none: floats) and shape of a sample are of this kind."""
         return not names and len(shape) == len(self.axes) and all(dtype.is_floating_point for dtype in dtypes)
 
     def adapt(self, given: InputFormat) -> Modality:
-        """The same kind for the inputs of one network, where there is more to know than the kind."""
+        """Return the kind with what one network's inputs add to it."""
         return self
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of a batch, in the order in which the first stage takes them.
+        """Return the tensors of a batch in the order of the first stage, or raise :class:`InputError`.
 
         Args:
-            inputs: what somebody passed.
+            inputs: what a user passed as the argument ``name``.
             given: what the network takes.
-            name: of the argument, for the message.
-            like: a parameter of the network: its device and dtype.
-
-        Raises:
-            InputError: if the network cannot take the inputs.
+            name: for the message.
+            like: a parameter of the network, for its device and dtype.
         """
         if not isinstance(inputs, Tensor):
             raise InputError(f"{name}: expected a torch.Tensor, got {type(inputs).__name__}")
         got, shape = tuple(inputs.shape[1:]), given.shape
         fixed = {i for i, axis in enumerate(self.axes) if axis in ("C", "F")}
         if inputs.ndim != len(shape) + 1 or any(got[i] != shape[i] for i in fixed):
-            hint = f" (add the batch axis: {self.plural}[None])" if inputs.ndim == len(shape) else ""
+            hint = f". Fix: add the batch axis, {self.plural}[None]" if inputs.ndim == len(shape) else ""
             wanted = ",".join(("B", *(str(shape[i]) if i in fixed else axis for i, axis in enumerate(self.axes))))
             raise InputError(f"{name}: expected ({wanted}), got {tuple(inputs.shape)}{hint}")
         if len(inputs) == 0:
-            raise InputError(f"{name}: the batch is empty: pass at least one {self.name}")
+            raise InputError(f"{name}: the batch is empty. Fix: pass at least one {self.name}")
         if not inputs.is_floating_point():
-            raise InputError(f"{name}: expected floats, got {inputs.dtype}: normalise them first ({self.reader})")
+            raise InputError(f"{name}: expected floats, got {inputs.dtype}. Fix: normalise them first ({self.reader})")
         if inputs.dtype != like.dtype or inputs.device != like.device:
             raise InputError(
                 f"{name}: expected {like.dtype} on {like.device} as the network, got {inputs.dtype} on "
-                f"{inputs.device}: convert with {self.plural}.to(...)"
+                f"{inputs.device}. Fix: convert with {self.plural}.to(...)"
             )
         if given.exact_size and got != shape:
-            raise InputError(f"{name}: this network takes {shape} only, got {got}: resize the {self.plural}")
+            raise InputError(f"{name}: this network takes {shape} only, got {got}. Fix: resize the {self.plural}")
         axis = self.axes.index("C") if "C" in self.axes else 0
-        sizes, own = (one[:axis] + one[axis + 1 :] for one in (got, shape))
-        if min(sizes, default=1) * 2 < min(own, default=1):
-            raise InputError(f"{name}: {sizes} is far below the network's {own}")
+        sizes, expected = (each[:axis] + each[axis + 1 :] for each in (got, shape))
+        if min(sizes, default=1) * 2 < min(expected, default=1):
+            raise InputError(f"{name}: {sizes} is far below the network's {expected}")
         if not all_finite(inputs):
-            raise InputError(f"{name}: expected finite values, got NaN or Inf: check the loading of these {self.plural}")
+            raise InputError(
+                f"{name}: expected finite values, got NaN or Inf. Fix: check how these {self.plural} are loaded"
+            )
         return (inputs,)
 
     @abstractmethod
     def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
-        """An example of one sample for a backbone; size 0: what is usual."""
+        """Return an example of one sample for a backbone; size 0 takes the usual size."""
 
     def count_channels(self, shape: Sequence[int]) -> int:
-        """Channels of a sample, for building a backbone."""
+        """Return the channels of a sample, for building a backbone."""
         return shape[0]
 
     @abstractmethod
     def read(self, source: Path | str, preprocess: Any) -> Inputs:
-        """A sample (its file, or the text itself) as a batch of one, through an object of :attr:`preprocess`."""
+        """Read a sample (its file, or the text itself) as a normalised batch of one; ``preprocess`` is of that class."""
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,*S) -> (B,*grid)
-        """Maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""
+        """Put maps on the grid on which all exits are judged, so that fine and coarse ones delete equal shares."""
         return coarsen_map(maps, grid)
 
     def check_deletion(self, given: InputFormat) -> None:
-        """Raises :class:`InputError` if nothing can be deleted from the inputs of a network that takes these."""
+        """Raise :class:`InputError` if nothing can be deleted from the inputs of a network."""
         if self.needed_to_delete and self.needed_to_delete not in given.names:
             wanted = f"to delete from {self.plural} it has to take {self.needed_to_delete!r}"
-            raise InputError(f"net: {wanted}: attach with an example that has it")
+            raise InputError(f"net: {wanted}. Fix: attach with an example that has it")
 
     @abstractmethod
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
-        """A batch in which the chosen cells say nothing any more."""
+        """Return a batch in which the chosen cells say nothing any more."""
 
     def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # cells (B,*grid) bool
-        """A batch in which only the chosen cells are kept."""
+        """Return a batch in which only the chosen cells are kept."""
         return self.delete(inputs, ~cells)
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
-        """What stands at each location of a sample (its tensors without the batch axis), where that has a name."""
+        """Name the locations of a sample (its tensors without the batch axis), if they have names."""
         return ()
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """An exit's map over the sample as HTML, ``label`` for those who do not see it; empty where it cannot be drawn."""
+        """Draw an exit's map over the sample as HTML with an accessible ``label``; empty if it cannot be drawn."""
         return ""

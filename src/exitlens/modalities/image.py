@@ -23,7 +23,7 @@ _SIDE = 160  # pixels that a drawn image is wide
 
 
 class ImageModality(Modality):
-    """See :class:`~exitlens.modalities.base.Modality`."""
+    """Images with samples ``(C,H,W)``."""
 
     name, plural, axes = "image", "images", ("C", "H", "W")
     expected = "a float tensor (B,C,H,W) with B >= 1 of images"
@@ -33,21 +33,21 @@ class ImageModality(Modality):
     head = "context"
 
     def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
-        """A black image, 224 pixels a side."""
+        """Return a black image, 224 pixels a side by default."""
         return torch.zeros(1, channels, size or 224, size or 224)
 
     def read(self, source: Path | str, preprocess: Preprocess) -> Inputs:
-        """An image file, normalised."""
+        """Read an image file."""
         return preprocess.normalise(read_image(Path(source), preprocess.size, len(preprocess.mean)))[None]
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,H,W), (B,h,w) bool -> (B,C,H,W)
-        """The chosen cells take the image's own mean colour."""
+        """Replace the chosen cells by the image's mean colour."""
         assert isinstance(inputs, Tensor)
         chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,H,W)
         return torch.where(chosen, inputs.mean((2, 3), keepdim=True), inputs)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """Squares over the picture, where the network knows its scale."""
+        """Draw squares over the picture, if the network knows its scale."""
         if not isinstance(preprocess, Preprocess):
             return ""
         from exitlens.display import map_svg, to_picture  # matplotlib takes a while to import
@@ -63,10 +63,7 @@ IMAGE = ImageModality()
 def read_image(
     path: Path, size: tuple[int, int] | None, channels: int, max_pixels: int = MAX_PIXELS
 ) -> Tensor:  # -> (C,H,W) uint8
-    """Decodes one image file (see :func:`open_picture`), resized to ``size`` (height, width) by antialiased interpolation.
-
-    Raises:
-        DataError: as :func:`open_picture` does.
+    """Decode an image file as :func:`open_picture` does, and resize it to ``size`` (height, width) with antialiasing.
 
     Examples:
         >>> from pathlib import Path
@@ -79,12 +76,12 @@ def read_image(
 def decode_image(
     content: bytes, name: str, size: tuple[int, int] | None, channels: int, max_pixels: int = MAX_PIXELS
 ) -> Tensor:  # -> (C,H,W) uint8
-    """As :func:`read_image`, of the bytes of a file that errors call ``name``."""
+    """Decode the bytes of an image file as :func:`read_image` does; errors call it ``name``."""
     return to_pixels(open_picture(io.BytesIO(content), channels, max_pixels, name=name), size, channels)
 
 
 def to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int) -> Tensor:  # -> (C,H,W) uint8
-    """A grey (1 channel) or colour picture as pixels, resized to ``size`` (height, width) by antialiased interpolation."""
+    """Return the pixels of a grey (1 channel) or colour picture, resized to ``size`` (height, width) with antialiasing."""
     if size is not None and picture.size != (size[1], size[0]):
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)
@@ -94,24 +91,21 @@ def to_pixels(picture: Image.Image, size: tuple[int, int] | None, channels: int)
 def open_picture(
     file: Path | BinaryIO, channels: int = 3, max_pixels: int = MAX_PIXELS, longest: int | None = None, name: str = ""
 ) -> Image.Image:
-    """Decodes one image file, in grey (1 channel) or colour (3).
+    """Decode an image file in grey (1 channel) or colour (3); errors call it ``name``, by default its path.
 
-    The orientation tag of cameras is followed; what is transparent lies on white, as people see it (torchvision's
-    ImageFolder drops transparency, and drawings become black on black); 16-bit grey is scaled to 8 bits; of animations
-    the first frame is taken.
-
-    Args:
-        longest: pixels of the longer side at most: larger pictures are shrunk, as early as their format allows.
-        name: of the file, for errors; by default its path.
+    The orientation tag of cameras is followed; transparent pixels lie on white, as people see them (torchvision's
+    ImageFolder drops transparency, so that drawings become black on black); 16-bit grey is scaled to 8 bits; animations
+    give their first frame. Pictures whose longer side has more than ``longest`` pixels are shrunk, as early as their format
+    allows.
 
     Raises:
-        DataError: for a file that is missing, truncated, not an image of a known format, or of more than ``max_pixels``.
+        DataError: a file that is missing, truncated, of an unknown format, or of more than ``max_pixels``.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 many = f"{image.width} x {image.height} pixels is over the limit of {max_pixels:,}"
-                raise DataError(f"{name or file}: {many} (make it smaller)")
+                raise DataError(f"{name or file}: {many}. Fix: make it smaller")
             if longest is not None:
                 image.draft(None, (longest, longest))  # JPEG: decoded at a fraction of its size
                 if image.mode in ("L", "RGB", "CMYK"):
@@ -121,15 +115,14 @@ def open_picture(
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for hostile files
-        said = str(error).replace(repr(file), repr(name)) if name else str(error)
-        raise DataError(f"{name or file}: cannot be read as an image ({type(error).__name__}: {said})") from error
+        reason = str(error).replace(repr(file), repr(name)) if name else str(error)
+        raise DataError(f"{name or file}: cannot be read as an image ({type(error).__name__}: {reason})") from error
     if longest is not None:
         picture.thumbnail((longest, longest))
     return picture
 
 
 def _put_on_white(image: Image.Image) -> Image.Image:
-    """A picture that is nowhere transparent."""
     if not image.has_transparency_data:
         return image
     coloured, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
@@ -138,9 +131,9 @@ def _put_on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits (Pillow would clip it); other modes with more than 8 bits have no agreed range."""
+    """Scale 16-bit grey to 8 bits, which Pillow would clip; refuse other modes with more than 8 bits."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode!r} has no agreed range of values: convert it to 8 or 16 bits first")
+        raise ValueError(f"mode {image.mode!r} has no agreed range of values. Fix: convert it to 8 or 16 bits")
     return image

@@ -1,26 +1,38 @@
-"""Series: floats ``(B,C,T)`` or ``(B,T,C)``, deleted from by their own mean over time, drawn as curves over shaded time."""
+"""Series: floats ``(B,C,T)`` or ``(B,T,C)``, deleted from by their mean over time, drawn as curves over shaded time.
+
+A file holds one series: ``.npy``, a ``.csv`` or Parquet table with a row for each step and a column for each channel, or a
+sound (WAV, FLAC, Ogg; extra ``audio``), as its waveform or its log-mel spectrogram.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import struct
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from exitlens.errors import DataError, import_extra, is_installed
+from exitlens.functional.spectrogram import compute_log_mel, count_samples
+from exitlens.modalities.arrays import check_count, check_finite, open_regular, read_npy
 from exitlens.modalities.base import Modality
-from exitlens.modalities.files.series import read_series
 from exitlens.types.inputs import InputFormat, Inputs
-from exitlens.types.scaling import SeriesPreprocess
+from exitlens.types.preprocessing import MelSpectrogram, SeriesPreprocess
+
+SOUND_FILES = (".wav", ".flac", ".ogg")
+SERIES_FILES = (".npy", ".csv", ".parquet", *SOUND_FILES)
+CLOCKS = ("time", "timestamp", "datetime", "date", "", "__index_level_0__")  # columns that say when: not channels
+_UNKNOWN = (0, 0xFFFFFFFF)  # sizes that programs write when they cannot go back to the start of a file
 
 
 class SeriesModality(Modality):
-    """Series of which a sample is ``(C,T)``; see :class:`~exitlens.modalities.base.Modality`.
-
-    Attributes:
-        time_axis: of a batch.
-    """
+    """Series with samples ``(C,T)``; ``time_axis`` is that of a batch."""
 
     name, plural, axes = "series", "series", ("C", "T")
     expected = "a float tensor (B,C,T) or (B,T,C) of series"
@@ -32,23 +44,23 @@ class SeriesModality(Modality):
     time_axis: ClassVar[int] = 2
 
     def adapt(self, given: InputFormat) -> Modality:
-        """With the axis of time that the network's layers tell."""
+        """Take the axis of time from the network's layers."""
         return TIME_FIRST if given.channels_last else SERIES
 
     def count_channels(self, shape: Sequence[int]) -> int:
-        """Channels of a sample."""
+        """Return C."""
         return shape[2 - self.time_axis]
 
     def make_example(self, channels: int = 1, size: int = 0) -> Inputs:
-        """Zeros, 128 steps."""
+        """Return zeros, 128 steps by default."""
         return torch.zeros(1, channels, size or 128).movedim(2, self.time_axis)
 
     def read(self, source: Path | str, preprocess: SeriesPreprocess) -> Inputs:
-        """A file of one series, normalised."""
+        """Read a file of one series."""
         return preprocess.normalise(read_series(Path(source), preprocess))[None]
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,T), (B,t) bool -> (B,C,T)
-        """The chosen segments of time take the mean of their channel."""
+        """Replace the chosen segments of time by the mean of their channel."""
         assert isinstance(inputs, Tensor)
         length = inputs.shape[self.time_axis]
         steps = (torch.arange(length, device=cells.device) * cells.shape[1]).div(length, rounding_mode="floor")
@@ -56,7 +68,7 @@ class SeriesModality(Modality):
         return torch.where(chosen, inputs.mean(self.time_axis, keepdim=True), inputs)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """Curves of the channels, over time that is shaded where the exit attends."""
+        """Draw the channels as curves, over time that is shaded where the exit attends."""
         from exitlens.modalities.drawing import draw_series  # matplotlib takes a while to import
 
         values = sample.float().cpu().movedim(self.time_axis - 1, 1)
@@ -65,10 +77,240 @@ class SeriesModality(Modality):
 
 
 class _TimeFirst(SeriesModality):
-    """Series of which a sample is ``(T,C)``, as recurrent networks and transformers take them."""
+    """Series with samples ``(T,C)``, as recurrent networks and transformers take them."""
 
     axes = ("T", "C")
     time_axis = 1
 
 
 SERIES, TIME_FIRST = SeriesModality(), _TimeFirst()
+
+
+class RawSeries(NamedTuple):
+    """A series as its file has it: ``values (C,T)`` ``float32``, names of the channels if any, samples a second or 0."""
+
+    values: Tensor
+    names: tuple[str, ...] = ()
+    rate: float = 0.0
+
+
+def decode_series(path: Path, name: str = "") -> RawSeries:
+    """Decode one file, whose suffix says the format.
+
+    A ``.npy`` file holds ``(T,)`` or ``(C,T)``. Columns of tables called ``time``, ``timestamp``, ``datetime`` or ``date``
+    are left out. Errors call the file ``name``, by default its path.
+
+    Raises:
+        DataError: a file that is missing, damaged, empty, too large, ragged, not of numbers, or that has gaps.
+        MissingExtraError: the package that reads the format is not installed.
+    """
+    name, suffix = name or str(path), path.suffix.lower()
+    if suffix in SOUND_FILES:
+        values, rate = read_sound(path, name)
+        return RawSeries(values, (), rate)
+    if suffix == ".npy":
+        array = read_npy(path, name)
+        if array.ndim not in (1, 2):
+            raise DataError(f"{name}: expected one series in a file, (T,) or (C,T), got an array {array.shape}")
+        raw = RawSeries(torch.from_numpy(array.reshape(-1, array.shape[-1])))
+    elif suffix in (".csv", ".parquet"):
+        table, names = read_table(path, name)
+        raw = RawSeries(torch.from_numpy(np.ascontiguousarray(table.T)), names)
+    else:
+        raise DataError(f"{name}: not a file of a series: expected {', '.join(SERIES_FILES)}")
+    check_finite(raw.values, name, raw.names)
+    return raw
+
+
+def read_series(path: Path, preprocess: SeriesPreprocess, name: str = "") -> Tensor:  # -> (C,T) float32
+    """Read a series with the channels, spectrogram and length of ``preprocess``, before it is normalised.
+
+    Raises:
+        DataError: as :func:`decode_series`, and for other channels or another sampling rate.
+    """
+    name = name or str(path)
+    return arrange_series(decode_series(path, name), preprocess, name)
+
+
+def arrange_series(raw: RawSeries, preprocess: SeriesPreprocess, name: str) -> Tensor:  # -> (C,T) float32
+    """Give a decoded series the channels, spectrogram and length of ``preprocess``; see :func:`read_series`."""
+    if preprocess.rate and raw.rate and raw.rate != preprocess.rate:
+        raise DataError(
+            f"{name}: its sampling rate is {raw.rate:g} Hz, the network's {preprocess.rate:g} Hz. Fix: resample it, for "
+            f"example with ffmpeg -i IN -ar {preprocess.rate:g} OUT, or scipy.signal.resample_poly"
+        )
+    if preprocess.mel is not None:
+        return make_spectrogram(raw.values, preprocess.mel, preprocess.rate, preprocess.length, name)
+    values, expected = raw.values, len(preprocess.mean)
+    if preprocess.names and raw.names:
+        missing = [channel for channel in preprocess.names if channel not in raw.names]
+        if missing:
+            raise DataError(f"{name}: no channel {missing[0]!r} among {list(raw.names)}. Fix: name columns as in training")
+        values = values[[raw.names.index(channel) for channel in preprocess.names]]
+    elif len(values) != expected:
+        hint = ". Fix: transpose it, channels come first" if values.shape[1] == expected else ""
+        raise DataError(f"{name}: expected {expected} channel(s) as in training, got {len(values)}{hint}")
+    return fit_length(values, preprocess.length) if preprocess.length else values
+
+
+def fit_length(values: Tensor, length: int) -> Tensor:  # (..., T) -> (..., length)
+    """Cut a series at its end, or fill it with zeros there."""
+    return torch.nn.functional.pad(values, (0, length - values.shape[-1]))
+
+
+def describe_raw(raw: RawSeries, length: int, mel: MelSpectrogram | None) -> SeriesPreprocess:
+    """Return the preprocessing for series like this one, with mean 0 and standard deviation 1 until they are measured."""
+    channels = len(raw.values) if mel is None else mel.bands
+    names = raw.names if mel is None else ()
+    return SeriesPreprocess((0.0,) * channels, (1.0,) * channels, length=length, rate=raw.rate, names=names, mel=mel)
+
+
+def read_sound(path: Path, name: str) -> tuple[Tensor, float]:  # -> (C,N) float32 in [-1, 1], samples a second
+    """Decode a sound, whose header is checked first.
+
+    Raises:
+        DataError: an empty, truncated or damaged file, or one that is too long.
+    """
+    package = import_extra("soundfile", "audio", f"reading {name}")
+    with open_regular(path, name) as file:
+        start, size = file.read(8), path.stat().st_size
+        if len(start) == 8 and start[:4] == b"RIFF":  # libsndfile would read what is there of a truncated WAV file
+            (stated,) = struct.unpack("<I", start[4:])
+            if stated not in _UNKNOWN and stated + 8 > size:
+                raise DataError(f"{name}: it is truncated: {size:,} of {stated + 8:,} bytes are there. Fix: copy it again")
+        file.seek(0)
+        try:
+            with package.SoundFile(file) as sound:
+                frames, channels, rate = sound.frames, sound.channels, float(sound.samplerate)
+                if frames <= 0:
+                    raise DataError(f"{name}: it is empty: a sound without samples. Fix: leave it out")
+                check_count((channels, frames), name)
+                samples = sound.read(dtype="float32", always_2d=True)  # (N,C)
+        except (RuntimeError, OSError, ValueError, TypeError) as error:  # soundfile's are RuntimeErrors
+            raise DataError(f"{name}: cannot be read as a sound ({type(error).__name__}: {error})") from error
+    if len(samples) < frames:
+        raise DataError(f"{name}: it is truncated: {len(samples):,} of {frames:,} samples are there. Fix: copy it again")
+    values = torch.from_numpy(samples.T.copy())
+    check_finite(values, name)
+    return values, rate
+
+
+def make_spectrogram(waveform: Tensor, mel: MelSpectrogram, rate: float, length: int, name: str) -> Tensor:
+    """Return the log-mel spectrogram ``(bands,T)`` of a sound ``(C,N)``, whose channels are averaged first.
+
+    ``length`` is T: longer sounds are cut, shorter ones followed by silence; 0 takes the sound as long as it is.
+    """
+    hop = count_samples(mel, rate)[1]
+    if waveform.shape[1] < hop:
+        raise DataError(f"{name}: {waveform.shape[1]} samples are less than one step of {hop}. Fix: leave it out")
+    mono = waveform.mean(0)  # (N,)
+    if length:
+        mono = torch.nn.functional.pad(mono, (0, (length - 1) * hop + 1 - len(mono)))
+    bands = compute_log_mel(mono, mel, rate)  # (bands,T)
+    return bands[:, :length] if length else bands
+
+
+def read_table(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
+    """Return a table's numbers ``(rows, columns)`` ``float32`` and its columns' names, without columns that say when.
+
+    Raises:
+        DataError: columns of words, rows of different length, no rows, or a file that cannot be read.
+    """
+    values, names = _read_parquet(path, name) if path.suffix.lower() == ".parquet" else _read_csv(path, name)
+    if not names:
+        return values, ()
+    kept = [i for i, column in enumerate(names) if column.lower() not in CLOCKS]
+    if not kept:
+        raise DataError(f"{name}: no channels, only {list(names)}. Fix: give each channel a column of numbers")
+    return values[:, kept], tuple(names[i] for i in kept)
+
+
+def _read_csv(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
+    """Read all columns, with zeros for those that say when; a first line of numbers gives no names."""
+    with open_regular(path, name) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
+        head = [word.strip() for word in next((row for row in csv.reader(text) if row), [])]
+        named = any(word and not _is_number(word) for word in head)
+        if named and len(set(head)) < len(head):
+            raise DataError(f"{name}: two columns have one name: {head}. Fix: rename one")
+        text.seek(0)
+        lines = (line for line in text if line.strip())
+        first = [*islice(lines, named + 1)]  # numpy warns of no rows
+        if len(first) <= named:
+            raise DataError(f"{name}: it is empty{', except for its first line' if named else ''}. Fix: leave it out")
+        clocks = {i: lambda _: 0.0 for i, word in enumerate(head) if named and word.lower() in CLOCKS}
+        options: Any = {"comments": None, "delimiter": ",", "quotechar": '"', "ndmin": 2, "converters": clocks}
+        try:
+            values = np.loadtxt(chain(first[named:], lines), np.float64, **options)
+        except (ValueError, IndexError):
+            _explain_csv(path, head, named, name)
+    if named and values.shape[1] != len(head):
+        _explain_csv(path, head, named, name)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32), tuple(head) if named else ()
+
+
+def _explain_csv(path: Path, head: Sequence[str], named: bool, name: str) -> NoReturn:
+    """Name the line that is ragged, or the field that is not a number; numpy says the number of the row alone."""
+    columns = head if named else [str(i) for i in range(len(head))]
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        for place, row in islice(((f"{name}, line {reader.line_num}", row) for row in reader if row), named, None):
+            if len(row) != len(head):
+                raise DataError(f"{place}: {len(row)} fields, the first line has {len(head)}. Fix: make them equal")
+            for column, field in zip(columns, row, strict=True):
+                if column.lower() in CLOCKS or _is_number(field):
+                    continue
+                if field.strip():
+                    raise DataError(f"{place}: expected a number for column {column!r}, got {field!r:.40}")
+                fill = "fill it (numpy.interp, pandas.DataFrame.interpolate), or leave the file out"
+                raise DataError(f"{place}: a gap for column {column!r}. Fix: {fill}")
+    raise DataError(f"{name}: not a table of numbers with commas between them. Fix: save it as CSV")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path, name: str) -> tuple[Any, tuple[str, ...]]:
+    package = import_extra("pyarrow.parquet", "parquet", f"reading {name}")
+    with open_regular(path, name) as file:
+        try:
+            table = package.ParquetFile(file)
+            kinds = dict(zip(table.schema_arrow.names, map(str, table.schema_arrow.types), strict=True))
+            for column, kind in kinds.items():
+                if not _is_numeric(kind) and column.lower() not in CLOCKS:
+                    raise DataError(f"{name}: its column {column!r} has {kind}, expected numbers. Fix: leave the column out")
+            check_count((table.metadata.num_rows, len(kinds)), name)
+            kept = [column for column, kind in kinds.items() if _is_numeric(kind)]
+            with np.errstate(over="ignore", invalid="ignore"):
+                columns = [table.read([column]).column(0).to_numpy().astype(np.float32) for column in kept]
+        except DataError:
+            raise
+        except Exception as error:  # pyarrow raises many kinds
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise DataError(f"{name}: cannot be read as Parquet ({type(error).__name__}: {reason})") from error
+    if not columns:
+        raise DataError(f"{name}: no columns of numbers. Fix: give each channel one")
+    return np.stack(columns, 1), tuple(kept)
+
+
+def list_columns(path: Path) -> dict[str, bool]:
+    """Tell for each column of a Parquet file if it has numbers or says when; empty if the file or pyarrow is unusable."""
+    if not is_installed("pyarrow"):
+        return {}
+    schema = import_extra("pyarrow.parquet", "parquet", f"reading {path}").read_schema
+    try:
+        columns = schema(path)
+    except Exception:  # pyarrow raises many kinds; whoever reads the file says what is wrong
+        return {}
+    pairs = zip(columns.names, map(str, columns.types), strict=True)
+    return {column: _is_numeric(kind) or column.lower() in CLOCKS for column, kind in pairs}
+
+
+def _is_numeric(kind: str) -> bool:
+    return kind.startswith(("int", "uint", "float", "double", "halffloat", "bool"))

@@ -15,7 +15,7 @@ from exitlens.types.preprocessing import TextPreprocess
 
 
 class TextModality(Modality):
-    """See :class:`~exitlens.modalities.base.Modality`."""
+    """Texts with samples ``(N,)``."""
 
     name, plural, axes = "text", "texts", ("N",)
     expected = "integer tokens (B,N), alone or in a dict such as {'input_ids': ..., 'attention_mask': ...}"
@@ -27,11 +27,11 @@ class TextModality(Modality):
     head = "context"
 
     def fits(self, names: Sequence[str], shape: Sequence[int], dtypes: Sequence[torch.dtype]) -> bool:
-        """Tokens and masks are integers."""
+        """Tell if they are integers: tokens and masks."""
         return len(shape) == 1 and bool(dtypes) and all(d in (torch.int64, torch.int32, torch.bool) for d in dtypes)
 
     def check(self, inputs: Inputs, given: InputFormat, name: str, like: Tensor) -> tuple[Tensor, ...]:
-        """Tokens are known to the embedding; masks leave a token to look at; both come in the dtypes of the trace."""
+        """Check that the embedding knows all tokens and a mask leaves one to look at; convert to the dtypes of the trace."""
         if given.names and (not isinstance(inputs, Mapping) or not set(given.names) <= set(inputs)):
             got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise InputError(f"{name}: expected a dict with {list(given.names)}, got {got}: see {self.reader}")
@@ -46,39 +46,36 @@ class TextModality(Modality):
         return tuple(t.to(dtype) for t, dtype in zip(tensors, given.dtypes, strict=True))
 
     def make_example(self, channels: int = 3, size: int = 0) -> Inputs:
-        """The token 0, 64 times, without padding."""
+        """Return the token 0, 64 times by default, without padding."""
         ids = torch.zeros(1, size or 64, dtype=torch.int64)
         return {"input_ids": ids, MASK: torch.ones_like(ids)}
 
     def count_channels(self, shape: Sequence[int]) -> int:
-        """A text has none: the usual number of an image, which builders of text classifiers ignore."""
+        """Return the usual number of an image, which builders of text classifiers ignore."""
         return 3
 
     def read(self, source: Path | str, preprocess: TextPreprocess) -> Inputs:
-        """The text itself, encoded."""
+        """Encode the text itself."""
         return preprocess.encode([str(source)])
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,N) -> (B,N)
-        """Every exit's map has the same tokens: it stays as it is."""
+        """Return the maps as they are: all exits have the same tokens."""
         return maps.float()
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
-        """The chosen tokens are masked out, as if padding: the erasure of ERASER (arXiv 1911.03429, section 4).
-
-        A text that would be left without a token stays whole.
-        """
+        """Mask the chosen tokens out like padding, as ERASER does (arXiv 1911.03429, section 4); no text loses all."""
         assert not isinstance(inputs, Tensor)
         left = inputs[MASK] * ~cells
         return {**inputs, MASK: torch.where(left[:, 1:].any(1, keepdim=True), left, inputs[MASK])}
 
     def insert(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,N) by name, (B,N) bool
-        """The chosen tokens are kept, and the first, which stands for the class."""
+        """Keep the chosen tokens, and the first, which stands for the class."""
         others = ~cells
         others[:, 0] = False
         return self.delete(inputs, others)
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
-        """The tokens without the padding, where the network knows its tokenizer."""
+        """Return the tokens without padding, if the network knows its tokenizer."""
         if not isinstance(preprocess, TextPreprocess):
             return ()
         ids = sample[0]
@@ -93,14 +90,14 @@ def _check_tokens(tensor: Tensor, name: str, shape: tuple[int, ...], known: int 
     batch, length = shape
     if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tuple(tensor.shape) != shape:
         seen = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise InputError(f"{name}: expected integers ({batch},{length}), got {seen}: pad or cut the texts to {length}")
+        raise InputError(f"{name}: expected integers ({batch},{length}), got {seen}. Fix: pad or cut the texts to {length}")
     if batch == 0:
-        raise InputError(f"{name}: the batch is empty: pass at least one text")
+        raise InputError(f"{name}: the batch is empty. Fix: pass at least one text")
     if tensor.device != like.device:
-        raise InputError(f"{name}: expected it on {like.device} as the network, got {tensor.device}: move it there")
+        raise InputError(f"{name}: expected it on {like.device} as the network, got {tensor.device}. Fix: move it there")
     if known is not None and not bool(((tensor >= 0) & (tensor < known)).all()):
         low, high = int(tensor.min()), int(tensor.max())
-        raise InputError(f"{name}: expected values in [0, {known}), got {low} to {high}: use the network's tokenizer")
+        raise InputError(f"{name}: expected values in [0, {known}), got {low} to {high}. Fix: use the network's tokenizer")
 
 
 def _check_mask(mask: Tensor, name: str, prefix: int) -> None:
@@ -109,4 +106,4 @@ def _check_mask(mask: Tensor, name: str, prefix: int) -> None:
     empty = (mask[:, prefix:] != 0).sum(1) == 0
     if bool(empty.any()):
         row = int(empty.nonzero()[0])
-        raise InputError(f"{name}: text {row} has no token to look at: leave empty texts out")
+        raise InputError(f"{name}: text {row} has no token to look at. Fix: leave empty texts out")

@@ -8,22 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError
+from exitlens.errors import DataError, InputError
+from exitlens.modalities.arrays import check_finite, read_npy
 from exitlens.modalities.base import Modality
-from exitlens.modalities.files.vector import read_vector
+from exitlens.modalities.series import read_table
 from exitlens.types.inputs import Groups, InputFormat, Inputs
-from exitlens.types.scaling import VectorPreprocess
+from exitlens.types.preprocessing import VectorPreprocess
+
+VECTOR_FILES = (".npy", ".csv", ".parquet")
 
 
 class VectorModality(Modality):
-    """See :class:`~exitlens.modalities.base.Modality`.
+    """Vectors with samples ``(F,)``.
 
-    The hidden units of a multi-layer perceptron are no locations: what they add to an answer says nothing of the features
-    that they mix. So its exits have no maps, unless features are named as groups (``xl.attach(..., groups=...)``), or the
-    network has a token for each feature.
-
-    Args:
-        groups: of the network at hand.
+    The hidden units of a multi-layer perceptron mix features, so what they add to an answer says nothing of a single one:
+    its exits have no maps, unless features are named as groups (``xl.attach(..., groups=...)``), which are ``groups`` here,
+    or the network has a token for each feature.
     """
 
     name, plural, axes = "vector", "vectors", ("F",)
@@ -36,50 +36,72 @@ class VectorModality(Modality):
         self.groups = groups
 
     def adapt(self, given: InputFormat) -> Modality:
-        """With the groups of features that the maps of the network lie on."""
+        """Take the groups of features from the network."""
         return VectorModality(given.groups) if given.groups else self
 
-    def count_channels(self, shape: Sequence[int]) -> int:
-        """Features of a sample."""
-        return shape[0]
-
     def make_example(self, channels: int = 16, size: int = 0) -> Inputs:
-        """Zeros."""
+        """Return zeros."""
         return torch.zeros(1, size or channels)
 
     def read(self, source: Path | str, preprocess: VectorPreprocess) -> Inputs:
-        """A file of one vector, normalised."""
+        """Read a file of one vector."""
         return preprocess.normalise(read_vector(Path(source), preprocess))[None]
 
     def coarsen(self, maps: Tensor, grid: Sequence[int]) -> Tensor:  # (B,G) -> (B,G)
-        """Every exit's map has the same groups: it stays as it is."""
+        """Return the maps as they are: all exits have the same groups."""
         return maps.float()
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,F), (B,G) bool -> (B,F)
-        """The features of the chosen groups take the value 0: the mean, of features that are standardised."""
+        """Set the features of the chosen groups to 0: the mean of standardised features."""
         assert isinstance(inputs, Tensor)
-        members = make_members(self.groups, inputs.shape[1]).to(cells.device) if self.groups else None  # (G,F)
-        if members is None and cells.shape[1] != inputs.shape[1]:
+        if not self.groups and cells.shape[1] != inputs.shape[1]:
             raise InputError(
-                f"net: its maps have {cells.shape[1]} locations and its vectors {inputs.shape[1]} features: name groups of "
-                "features, xl.attach(..., groups={'blood': [0, 1], ...})"
+                f"net: its maps have {cells.shape[1]} locations and its vectors {inputs.shape[1]} features. Fix: name "
+                "groups of features, xl.attach(..., groups={'blood': [0, 1], ...})"
             )
-        chosen = cells if members is None else (cells.float() @ members.float()) > 0
+        chosen = cells
+        if self.groups:
+            members = torch.zeros(len(self.groups), inputs.shape[1], device=cells.device)  # (G,F)
+            for row, (_, features) in enumerate(self.groups):
+                members[row, list(features)] = 1.0
+            chosen = (cells.float() @ members) > 0
         return inputs.masked_fill(chosen, 0.0)
 
     def name_locations(self, sample: Sequence[Tensor], given: InputFormat, preprocess: object) -> tuple[str, ...]:
-        """Names of the groups, or of the features where the network knows them."""
+        """Return the names of the groups, or of the features if the network knows them."""
         if self.groups:
             return tuple(name for name, _ in self.groups)
         return tuple(preprocess.names) if isinstance(preprocess, VectorPreprocess) else ()
 
 
-def make_members(groups: Groups, features: int) -> Tensor:  # -> (G,F) bool
-    """Which features each group has."""
-    members = torch.zeros(len(groups), features, dtype=torch.bool)
-    for row, (_, chosen) in enumerate(groups):
-        members[row, list(chosen)] = True
-    return members
-
-
 VECTOR = VectorModality()
+
+
+def read_vector(path: Path, preprocess: VectorPreprocess, name: str = "") -> Tensor:  # -> (F,) float32
+    """Read the features of ``preprocess`` from a ``.npy`` file or a table of one row, before they are normalised.
+
+    Raises:
+        DataError: a file that cannot be read, or that holds several rows, other features or gaps.
+    """
+    name = name or str(path)
+    if path.suffix.lower() == ".npy":
+        array, names = read_npy(path, name), tuple[str, ...]()
+    elif path.suffix.lower() in VECTOR_FILES:
+        table, names = read_table(path, name)
+        if len(table) != 1:
+            raise DataError(f"{name}: expected one row, a vector, got {len(table)}. Fix: pass tables of many by --data")
+        array = table[0]
+    else:
+        raise DataError(f"{name}: not a file of a vector: expected {', '.join(VECTOR_FILES)}")
+    if array.ndim != 1:
+        raise DataError(f"{name}: expected one vector in a file, (F,), got an array {array.shape}")
+    if preprocess.names and names:
+        missing = [feature for feature in preprocess.names if feature not in names]
+        if missing:
+            raise DataError(f"{name}: no feature {missing[0]!r} among {list(names)}. Fix: name columns as in training")
+        array = array[[names.index(feature) for feature in preprocess.names]]
+    if len(array) != len(preprocess.mean):
+        raise DataError(f"{name}: expected {len(preprocess.mean)} features as in training, got {len(array)}")
+    values = torch.from_numpy(array)
+    check_finite(values, name, preprocess.names)
+    return values

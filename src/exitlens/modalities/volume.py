@@ -1,21 +1,28 @@
-"""Volumes: floats ``(B,C,D,H,W)``, deleted from by their own mean, drawn as projections along every axis."""
+"""Volumes: floats ``(B,C,D,H,W)``, deleted from by their mean, drawn as projections; files ``.npy`` and NIfTI."""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exitlens.errors import DataError, import_extra
+from exitlens.modalities.arrays import check_count, check_finite, open_regular, read_npy
 from exitlens.modalities.base import Modality
-from exitlens.modalities.files.volume import read_volume
 from exitlens.types.inputs import Inputs
-from exitlens.types.scaling import VolumePreprocess
+from exitlens.types.preprocessing import VolumePreprocess
+
+NIFTI_FILES = (".nii", ".nii.gz")
+VOLUME_FILES = (".npy", *NIFTI_FILES)
 
 
 class VolumeModality(Modality):
-    """See :class:`~exitlens.modalities.base.Modality`."""
+    """Volumes with samples ``(C,D,H,W)``."""
 
     name, plural, axes = "volume", "volumes", ("C", "D", "H", "W")
     expected = "a float tensor (B,C,D,H,W) of volumes"
@@ -26,21 +33,21 @@ class VolumeModality(Modality):
     grid = (3, 3, 3)
 
     def make_example(self, channels: int = 1, size: int = 0) -> Inputs:
-        """Zeros, 32 cells a side."""
+        """Return zeros, 32 voxels a side by default."""
         return torch.zeros(1, channels, *(size or 32,) * 3)
 
     def read(self, source: Path | str, preprocess: VolumePreprocess) -> Inputs:
-        """A file of one volume, normalised."""
+        """Read a file of one volume."""
         return preprocess.normalise(read_volume(Path(source), preprocess))[None]
 
     def delete(self, inputs: Inputs, cells: Tensor) -> Inputs:  # (B,C,D,H,W), (B,d,h,w) bool -> (B,C,D,H,W)
-        """The chosen blocks take the mean of their channel."""
+        """Replace the chosen blocks by the mean of their channel."""
         assert isinstance(inputs, Tensor)
         chosen = F.interpolate(cells[:, None].float(), inputs.shape[2:], mode="nearest") > 0.5  # (B,1,D,H,W)
         return torch.where(chosen, inputs.mean((2, 3, 4), keepdim=True), inputs)
 
     def draw_map(self, sample: Tensor, preprocess: object, attention: Tensor, evidence: Tensor, label: str) -> str:
-        """Maximum projections of the first channel along every axis, under squares, and the slice that is attended most."""
+        """Draw maximum projections of the first channel along every axis, and its most attended slice."""
         from exitlens.modalities.drawing import draw_volume  # matplotlib takes a while to import
 
         shown = preprocess.restore(sample.float().cpu()) if isinstance(preprocess, VolumePreprocess) else sample
@@ -48,3 +55,68 @@ class VolumeModality(Modality):
 
 
 VOLUME = VolumeModality()
+
+
+def decode_volume(path: Path, name: str = "") -> Tensor:  # -> (C,D,H,W) float32
+    """Decode one file, whose suffix says the format; errors call it ``name``, by default its path.
+
+    A ``.npy`` file holds ``(D,H,W)`` or ``(C,D,H,W)``. NIfTI's axes are turned to the nearest of left-right, back-front and
+    bottom-top (``nibabel.as_closest_canonical``) and taken in reverse, ``(D,H,W) = (z,y,x)``; axes after the third become
+    channels. Voxels are taken as they are, whatever their size in millimetres.
+
+    Raises:
+        DataError: a file that is missing, truncated, damaged, empty, too large, or that has gaps.
+        MissingExtraError: NIfTI without ``nibabel``.
+    """
+    name = name or str(path)
+    if path.name.lower().endswith(NIFTI_FILES):
+        array = _read_nifti(path, name)
+    elif path.suffix.lower() == ".npy":
+        array = read_npy(path, name)
+    else:
+        raise DataError(f"{name}: not a file of a volume: expected {', '.join(VOLUME_FILES)}")
+    if array.ndim not in (3, 4):
+        raise DataError(f"{name}: expected one volume in a file, (D,H,W) or (C,D,H,W), got an array {array.shape}")
+    values = torch.from_numpy(array.reshape(-1, *array.shape[-3:]))
+    check_finite(values, name)
+    return values
+
+
+def read_volume(path: Path, preprocess: VolumePreprocess, name: str = "") -> Tensor:  # -> (C,D,H,W) float32
+    """Read a volume and resize it, before it is normalised; errors as of :func:`decode_volume`, and for other channels."""
+    name = name or str(path)
+    values = decode_volume(path, name)
+    if len(values) != len(preprocess.mean):
+        raise DataError(f"{name}: expected {len(preprocess.mean)} channel(s) as in training, got {len(values)}")
+    return resize_volume(values, preprocess.size)
+
+
+def resize_volume(values: Tensor, size: tuple[int, int, int]) -> Tensor:  # (C,D,H,W) -> (C,*size)
+    """Resize by averages if no axis grows, otherwise by trilinear interpolation."""
+    shape = tuple(values.shape[1:])
+    if shape == size:
+        return values
+    if all(new <= old for new, old in zip(size, shape, strict=True)):
+        return F.interpolate(values[None], size, mode="area")[0]
+    return F.interpolate(values[None], size, mode="trilinear", align_corners=False)[0]
+
+
+def _read_nifti(path: Path, name: str) -> Any:  # -> (C,D,H,W) float32
+    package = import_extra("nibabel", "volumes", f"reading {name}")
+    with open_regular(path, name):
+        pass
+    try:
+        image = package.Nifti1Image.from_filename(path)
+        if len(image.shape) < 3:
+            raise DataError(f"{name}: expected one volume of three axes or more, got {image.shape}")
+        check_count(image.shape, name)
+        image = package.as_closest_canonical(image)
+        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except DataError:
+        raise
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{name}: it is truncated ({error}). Fix: copy it again") from error
+    except Exception as error:  # nibabel raises many kinds for hostile files
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise DataError(f"{name}: truncated or damaged, or not NIfTI ({type(error).__name__}: {reason})") from error
+    return np.ascontiguousarray(array.reshape(*array.shape[:3], -1).transpose(3, 2, 1, 0))

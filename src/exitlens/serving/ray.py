@@ -14,12 +14,9 @@ from dataclasses import fields
 from typing import Any
 
 from exitlens.errors import InputError, import_extra, suggest
-from exitlens.serving.batching.batcher import Batching
-from exitlens.serving.http.app import make_app
-from exitlens.serving.limits import Limits
-from exitlens.serving.names import name_bundles
+from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
-from exitlens.serving.watching import Watching
+from exitlens.serving.settings import Batching, Limits, Watching, name_bundles
 
 _PARTS = {"batching": Batching, "watching": Watching, "limits": Limits}
 _OWN = {"bundle": "", "cpus": 1, "replicas": 0, "min_replicas": 1, "max_replicas": 4, "reload_seconds": 2.0}
@@ -60,11 +57,11 @@ def app(arguments: Mapping[str, Any]) -> Any:
     serve = import_extra("ray.serve", "ray", "serving by Ray")
     own, parts = read_arguments(arguments)
     batching: Batching = parts["batching"]
-    busy = max(2 * batching.size, 16)
+    busy = max(2 * batching.batch, 16)
     scaling: dict[str, Any] = {"num_replicas": own["replicas"]} if own["replicas"] else {}
     if not scaling:
         limits = {"min_replicas": own["min_replicas"], "max_replicas": own["max_replicas"]}
-        scaling["autoscaling_config"] = {**limits, "target_ongoing_requests": batching.size}
+        scaling["autoscaling_config"] = {**limits, "target_ongoing_requests": batching.batch}
     deployment = serve.deployment(
         name="exitlens",
         ray_actor_options={"num_cpus": own["cpus"]},

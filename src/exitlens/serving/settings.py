@@ -1,29 +1,127 @@
-"""What a server is told when it starts."""
+"""The settings of a server: what it serves, how requests share the network, what it watches, and what clients may ask."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from exitlens.errors import InputError
-from exitlens.serving.batching.batcher import Batching
-from exitlens.serving.limits import Limits
-from exitlens.serving.watching import Watching
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of a server.
+class Batching:
+    """How requests share the network.
 
     Attributes:
-        bundles: directories by the names of their models.
-        host, port: where it listens; port 0: any that is free.
-        workers: processes, each with the whole network.
-        batching, watching, limits: see there.
-        reload_seconds: how often bundles are looked at for a new version; 0: never.
-        access_log: a line of JSON for every request on standard output.
-        tls_cert, tls_key: files in PEM; both or none.
+        batch: Samples that run through a stage together.
+        max_delay_ms: Milliseconds that a sample waits for company before a later stage, while there is other work.
+        max_waiting: Samples that may wait; requests beyond that are refused with 429.
+        max_wait_ms: Milliseconds of work that may lie ahead of a new request, estimated from the pace so far; a request that
+            would wait longer is refused with 429.
+        threads: Threads that each process computes with; 0 means its share of the processors.
+    """
+
+    batch: int = 32
+    max_delay_ms: float = 20.0
+    max_waiting: int = 1024
+    max_wait_ms: float = 1000.0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("max_waiting", 1), ("threads", 0)):
+            _check_whole(name, getattr(self, name), least)
+        for name in ("max_delay_ms", "max_wait_ms"):
+            value = getattr(self, name)
+            if not _is_number(value) or not value >= 0:
+                raise InputError(f"{name}: expected a number of milliseconds, 0 or more, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What the server watches in its own answers.
+
+    Attributes:
+        drift: Watch whether samples still look like those of the calibration.
+        drift_rate: Samples a second that the drift watch looks at, at most.
+        shadow: Share of the samples that are also run to the final exit when nothing else waits, to compare the answers.
+        unready_on_drift: Report a model as not ready once its samples drift.
+    """
+
+    drift: bool = True
+    drift_rate: float = 200.0
+    shadow: float = 0.0
+    unready_on_drift: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.shadow) or not 0 <= self.shadow <= 1:
+            raise InputError(f"shadow: expected a share between 0 and 1, got {self.shadow!r}")
+        _check_positive("drift_rate", self.drift_rate)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a client may ask of the server.
+
+    Attributes:
+        max_body_mb: Megabytes (of 2^20 bytes) in the body of a request.
+        body_seconds: Seconds within which the body of a request has to arrive.
+        request_seconds: Seconds from the head of a request to the start of its answer.
+        max_header_bytes: Bytes of the path and all headers of a request together.
+        header_seconds: Seconds within which the head of a request has to arrive.
+        write_seconds: Seconds for which a client may take nothing of its answer before the connection is dropped.
+        max_connections: Connections that may be open at once.
+        max_pixels: Pixels of one image.
+        max_batch: Samples in one request.
+        token: Token that clients have to send as `Authorization: Bearer`; empty means that none is needed.
+    """
+
+    max_body_mb: float = 32.0
+    body_seconds: float = 10.0
+    request_seconds: float = 30.0
+    max_header_bytes: int = 32 << 10
+    header_seconds: float = 10.0
+    write_seconds: float = 30.0
+    max_connections: int = 1000
+    max_pixels: int = 50_000_000
+    max_batch: int = 256
+    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "token":
+                if not isinstance(value, str) or not (value.isascii() and value.isprintable()) or " " in value:
+                    raise InputError("token: expected printable ASCII characters without spaces, as headers can carry them")
+            elif each.type == "int":
+                _check_whole(each.name, value, 1)
+            else:
+                _check_positive(each.name, value)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes in the body of a request."""
+        return int(self.max_body_mb * 2**20)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Everything a server is told when it starts.
+
+    Attributes:
+        bundles: Directories of bundles by the names of their models; see :func:`name_bundles`.
+        host: Address to listen on; 0.0.0.0 means all of them, for other machines.
+        port: Port to listen on; 0 means any that is free.
+        workers: Processes that share the port, each with the whole network.
+        batching: How requests share the network.
+        watching: What the server watches in its own answers.
+        limits: How much a client may ask.
+        reload_seconds: Seconds between checks for a new version of a bundle; 0 means never.
+        access_log: Write a line of JSON for every request to standard output.
+        tls_cert: Certificate in PEM format; needs `tls_key`.
+        tls_key: Private key of the certificate in PEM format.
     """
 
     bundles: Mapping[str, Path]
@@ -40,11 +138,47 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.bundles:
-            raise InputError("bundles: expected one or more")
-        if not isinstance(self.workers, int) or self.workers < 1:
-            raise InputError(f"workers: expected a number of 1 or more, got {self.workers!r}")
+            raise InputError("bundles: expected at least one, got none. Fix: name the directory of a bundle.")
+        _check_whole("workers", self.workers, 1)
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise InputError("tls_cert, tls_key: expected both or none")
-        for path in (self.tls_cert, self.tls_key):
+            raise InputError("tls_cert, tls_key: expected both or neither, got one. Fix: give the certificate and its key.")
+        for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
             if path is not None and not path.is_file():
-                raise InputError(f"tls_cert, tls_key: {path} is no file")
+                raise InputError(f"{name}: expected a file, got {path}, which is none")
+
+
+def name_bundles(given: Sequence[str]) -> dict[str, Path]:
+    """Return directories by the names of their models, read from NAME=DIR or DIR, which is then named after itself.
+
+    Everything before the first ``=`` is the name, so a directory whose path contains that sign needs a name.
+    """
+    bundles: dict[str, Path] = {}
+    for text in given:
+        name, is_named, directory = text.partition("=")
+        if not is_named:
+            name, directory = "", text
+        if not directory:
+            raise InputError(f"bundle: expected DIR or NAME=DIR, got {text!r}")
+        name = name or Path(directory).resolve().name
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise InputError(
+                f"bundle: expected a name of letters, digits, '.', '_' and '-', got {name!r}. Fix: name it with NAME=DIR."
+            )
+        if name in bundles:
+            raise InputError(f"bundle: two models are called {name}. Fix: give one of them another name with NAME=DIR.")
+        bundles[name] = Path(directory)
+    return bundles
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}: expected a whole number of {least} or more, got {value!r}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise InputError(f"{name}: expected a positive number, got {value!r}")

@@ -7,49 +7,25 @@ import random
 import time
 import warnings
 from collections import deque
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from exitlens.errors import DriftWarning, InputError, PolicyError
+from exitlens.errors import DriftWarning, PolicyError
 from exitlens.functional.drift import Monitor
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import divergence
+from exitlens.functional.maps import divergence, on_common_grid
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.serving.batching.tickets import Ticket
+from exitlens.serving.cascade import Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel
+from exitlens.serving.settings import Watching
 from exitlens.types import Prediction
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import find_answers
 
 LOG = logging.getLogger("exitlens.serving")
 KEPT = 64  # samples of the shadow that may wait for idle time
-
-
-@dataclass(frozen=True)
-class Watching:
-    """What is looked at.
-
-    Attributes:
-        drift: watch whether samples still look like those of the calibration.
-        drift_rate: samples a second that the drift watch looks at, at most.
-        shadow: share of the samples that are run to the final exit in idle time, too.
-        unready_on_drift: a model whose samples drift is not ready any more.
-    """
-
-    drift: bool = True
-    drift_rate: float = 200.0
-    shadow: float = 0.0
-    unready_on_drift: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.shadow <= 1 or not self.drift_rate > 0:
-            raise InputError(
-                f"shadow, drift_rate: expected a share in [0, 1] and a rate, got {self.shadow}, {self.drift_rate}"
-            )
 
 
 class _Shadowed(NamedTuple):

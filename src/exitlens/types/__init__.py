@@ -1,58 +1,33 @@
 """The values that the verbs exchange. Tensors here are never changed after they are made.
 
 Plotting is imported only where a value shows itself in a notebook.
+
+Names are imported on first use: the command line reads the settings here without waiting for PyTorch.
 """
 
-from exitlens.types.calibrations import Calibration
-from exitlens.types.compact import CompactLogits
-from exitlens.types.explanations import SCHEMA, ExitView, Explanation, LabelView, Location
-from exitlens.types.outputs import ExitOutput, LossTerms, Prediction
-from exitlens.types.policies import GATE_FEATURES, Gate, Policy
-from exitlens.types.preprocessing import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Preprocess,
-    Preprocessing,
-    TextPreprocess,
-    import_tokenizers,
-)
-from exitlens.types.scaling import (
-    ArrayPreprocess,
-    MelSpectrogram,
-    SeriesPreprocess,
-    VectorPreprocess,
-    VolumePreprocess,
-)
-from exitlens.types.tasks import SCORES
-from exitlens.types.timings import Timing
-from exitlens.types.traces import Trace
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "GATE_FEATURES",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "SCHEMA",
-    "SCORES",
-    "ArrayPreprocess",
-    "Calibration",
-    "CompactLogits",
-    "ExitOutput",
-    "ExitView",
-    "Explanation",
-    "Gate",
-    "LabelView",
-    "Location",
-    "LossTerms",
-    "MelSpectrogram",
-    "Policy",
-    "Prediction",
-    "Preprocess",
-    "Preprocessing",
-    "SeriesPreprocess",
-    "TextPreprocess",
-    "Timing",
-    "Trace",
-    "VectorPreprocess",
-    "VolumePreprocess",
-    "import_tokenizers",
-]
+_HOMES = {
+    "calibrations": "Calibration",
+    "compact": "CompactLogits",
+    "explanations": "SCHEMA ExitView Explanation LabelView Location",
+    "outputs": "ExitOutput LossTerms Prediction",
+    "policies": "GATE_FEATURES Gate Policy",
+    "preprocessing": "IMAGENET_MEAN IMAGENET_STD ArrayPreprocess MelSpectrogram Preprocess Preprocessing SeriesPreprocess "
+    "TextPreprocess VectorPreprocess VolumePreprocess import_tokenizers",
+    "requests": "SCORES CalibrationRequest Temperatures",
+    "traces": "Timing Trace",
+    "settings": "TrainingSettings",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -62,7 +62,7 @@ def test_files_of_another_length_or_kind(series_folder):
     data = xl.load_arrays(series_folder, OWN, skip_bad=True)
     assert data.shape == (2, 30)  # of the first that can be read
     assert len(data.load()) == 23
-    assert "p0_00.npy: it is no .npy file" in data.bad[0]
+    assert "p0_00.npy: not a .npy file" in data.bad[0]
     assert "p9_99.npy: it has 29 steps, the first file 30: make them alike, or train with --size" in data.bad[1]
     cut = open_source(str(series_folder), size=20).load_splits(("train",), skip_bad=True)
     assert cut.sets["train"].shape == (2, 20)
@@ -73,7 +73,7 @@ def test_files_of_another_length_or_kind(series_folder):
         path.write_bytes(b"")
     with pytest.raises(xl.DataError, match="has no file that can be read as a series or a volume"):
         open_source(str(series_folder)).load("train")
-    with pytest.raises(xl.DataError, match=r"data: .*p0_00.npy: it is no .npy file"):
+    with pytest.raises(xl.DataError, match=r"data: .*p0_00.npy: not a .npy file"):
         ArrayFiles(series_folder, ["calm/p0_00.npy"], OWN)
 
 

@@ -53,7 +53,7 @@ def test_an_existing_network_takes_its_own_features(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("1,,3,u", "a gap .NaN. for feature 'size': fill it first"),
+        ("1,,3,u", "a gap .NaN. for feature 'size'. Fix: fill it"),
         ("1,x,3,u", "expected a number for 'size', got 'x'"),
         ("1,2,u", "3 fields, the first line has 4"),
         ("1,2,3,", "no label"),

@@ -67,7 +67,7 @@ def test_headers_that_cannot_be_read(old, new, message, tmp_path):
     [
         ("1,2,3:run", r"1 channel\(s\), the header says 2"),
         ("1,2,3:4,5:run", "its channels have 2 to 3 steps"),
-        ("1,2,3:4,?,6:run", "a gap .NaN. at step 1 of channel 1: fill it first"),
+        ("1,2,3:4,?,6:run", "a gap .NaN. at step 1 of channel 1. Fix: fill it"),
         ("1,2,3:4,x,6:run", "expected numbers with commas between in channel 1, got '4,x,6'"),
         ("1,2,3:4,5,6:fly", "the class 'fly', which the header does not name"),
         ("1,2,3:4,5,6:", "the class '', which"),

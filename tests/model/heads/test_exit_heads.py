@@ -1,3 +1,5 @@
+"""Exit heads: exact evidence, attention that sums to 1."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +9,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
-from exitlens.model.heads.exit_heads import AverageHead, EvidenceHead
-from exitlens.model.heads.necks import ContextNeck
+from exitlens.model.heads.exit_heads import AverageHead, EvidenceHead, have_maps, require_maps
+from exitlens.model.heads.necks import ContextNeck, GroupNeck
 from exitlens.model.layouts import Layout
 from tests.conftest import TinyNet
 
@@ -228,3 +230,17 @@ def _walk(net, inputs, wanted):
         if head is wanted:
             return activations
     raise AssertionError(wanted)
+
+
+VECTOR = Layout("vector")
+
+
+def test_hidden_units_are_no_locations_and_groups_are():
+    hidden, map_ = EvidenceHead(4, 2, VECTOR), EvidenceHead(4, 2)
+    grouped = EvidenceHead(4, 2, VECTOR, GroupNeck(4, 3, (("a", (0,)), ("b", (1,))), 8), VECTOR)
+    assert have_maps([map_, grouped])
+    assert not have_maps([map_, hidden])
+    assert have_maps([nn.Linear(2, 2)])
+    require_maps([map_, grouped], "deletion")
+    with pytest.raises(xl.InputError, match=r"net: deletion needs attention maps.*xl.attach\(..., groups="):
+        require_maps([hidden], "deletion")

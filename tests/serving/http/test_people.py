@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.serving.http.app import make_app
+from exitlens.serving.http.application import make_app
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from tests.serving.conftest import POLICIES
@@ -61,7 +61,7 @@ def test_bad_bodies(client, picture, content, kind, words):
 
 
 def test_a_picture_of_too_many_pixels(model, picture):
-    from exitlens.serving.limits import Limits
+    from exitlens.serving.settings import Limits
 
     with open_client(make_app(Repository({}, models={"tiny": model}), Limits(max_pixels=100))) as client:
         answer = client.post("/classify", content=picture)

@@ -15,9 +15,9 @@ from exitlens.data.folders import list_class_files
 from exitlens.data.loading.packed import pack_strings
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, VOLUME, Modality
-from exitlens.modalities.files.arrays import read_shape
-from exitlens.modalities.files.series import SERIES_FILES, decode_series, describe_raw, read_series
-from exitlens.modalities.files.volume import NIFTI_FILES, VOLUME_FILES, decode_volume, read_volume
+from exitlens.modalities.arrays import read_shape
+from exitlens.modalities.series import SERIES_FILES, decode_series, describe_raw, read_series
+from exitlens.modalities.volume import NIFTI_FILES, VOLUME_FILES, decode_volume, read_volume
 from exitlens.types import ArrayPreprocess, SeriesPreprocess, VolumePreprocess
 
 SUFFIXES: Mapping[Modality, tuple[str, ...]] = {SERIES: SERIES_FILES, VOLUME: VOLUME_FILES}

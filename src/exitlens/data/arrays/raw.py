@@ -10,8 +10,8 @@ from torch import Tensor
 
 from exitlens.data.formats.labelled import Rows
 from exitlens.errors import DataError
-from exitlens.modalities.files.arrays import check_finite
-from exitlens.modalities.files.series import RawSeries, arrange_series, describe_raw, fit_length
+from exitlens.modalities.arrays import check_finite
+from exitlens.modalities.series import RawSeries, arrange_series, describe_raw, fit_length
 from exitlens.types import ArrayPreprocess, MelSpectrogram, SeriesPreprocess, VectorPreprocess
 
 

@@ -27,7 +27,7 @@ from exitlens.data.rows import peek_kinds
 from exitlens.data.streams import DecodedStream
 from exitlens.errors import DataError, InputError
 from exitlens.modalities import SERIES, VECTOR
-from exitlens.modalities.files.series import list_columns
+from exitlens.modalities.series import list_columns
 from exitlens.types import ArrayPreprocess, VectorPreprocess
 
 

@@ -15,8 +15,8 @@ from exitlens.data.formats.named_parts import find_split_tables
 from exitlens.data.loading.listing import EXTENSIONS
 from exitlens.data.rows import TABLES, peek_kinds
 from exitlens.errors import DataError
-from exitlens.modalities.files.series import SERIES_FILES, list_columns
-from exitlens.modalities.files.volume import VOLUME_FILES
+from exitlens.modalities.series import SERIES_FILES, list_columns
+from exitlens.modalities.volume import VOLUME_FILES
 
 Format = Literal[
     "texts", "folder", "shards", "hub", "saved", "imagefolder", "parquet", "arrow", "numbers", "series", "arrays"

@@ -14,13 +14,13 @@ from exitlens.data.splits import SampleSet
 from exitlens.delivery.bundle import find_bundle
 from exitlens.delivery.run_directory import load_calibrated, shorten_names
 from exitlens.errors import DataError, InputError
-from exitlens.model.heads.maps import have_maps
+from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.faithfulness import Faithfulness, faithfulness
-from exitlens.workflow.training.run import SETTINGS
+from exitlens.workflow.training.record import SETTINGS
 
 CONDITION = "test"
 

@@ -1,32 +1,98 @@
-"""State dicts: loaded from a file into a backbone, and reduced to one copy of each shared tensor."""
+"""State dicts: matched to a backbone's tensors by name, loaded from files, and reduced to one copy of each shared tensor."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from exitlens.errors import BundleError, WeightsWarning
-from exitlens.model.backbones.matching import (
-    WeightsReport,
-    list_names,
-    match_names,
-    match_order,
-    nearest_names,
-    report_match,
-    unwrap,
-)
 
+# under which checkpoints keep their weights, in order of preference: averaged weights are those that were evaluated
+WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "student"),
+)
+COUNTER = "num_batches_tracked"  # of batch norm: files from before it existed lack it, and nothing depends on it
+SHOWN = 4  # names in a line
 LEAST_SHARE = 0.5  # of a backbone's tensors that a file has to set
+Say = Callable[[str], None]  # what to do with a line for people
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """Which tensors of a state dict went into a backbone, and which did not. ``str()`` gives it as lines for people.
+
+    Attributes:
+        source: the file, or the name of the pretrained weights.
+        loaded: names of the backbone's tensors that were set.
+        anew: tensors of its classifier that were not set, because the source has another number of classes or no classifier:
+            they stay random.
+        missing: the other tensors of the backbone that the source does not have; they stay random, too.
+        misshapen: the same, for tensors of another shape in the source: ``name (its shape, in the source: shape)``.
+        unused: tensors of the source that nothing took.
+        seen_through: wrappers and prefixes that were looked through, in words.
+
+    Examples:
+        >>> report = xl.WeightsReport("weights.pth", loaded=("conv.weight",), unused=("head.bias",))
+        >>> report.is_whole
+        True
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    anew: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    seen_through: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the backbone but its classifier was set."""
+        return not self.missing and not self.misshapen
+
+    def lines(self) -> list[str]:
+        """Return a line on what was loaded, and one for each kind of tensor that was not."""
+        through = f" ({'; '.join(self.seen_through)})" if self.seen_through else ""
+        kinds = (
+            (self.anew, "the classifier is made anew, for the classes of the data"),
+            (self.missing, "not in the source, so random"),
+            (self.misshapen, "of another shape in the source, so random"),
+            (self.unused, "in the source, of no use here"),
+        )
+        notes = [f"{words}: {_list_names(names)}" for names, words in kinds if names]
+        return [f"{len(self.loaded)} tensors from {self.source}{through}", *notes]
+
+    def __str__(self) -> str:
+        return "\n".join(f"weights: {line}" for line in self.lines())
+
+    def tell_misfits(self, say: Say | None) -> None:
+        """Say which pretrained weights did not fit; nothing if all did."""
+        if say is not None:
+            for line in self.lines()[1:]:
+                say(f"weights: {self.source}: {line}")
+
+
+def _list_names(names: Iterable[str]) -> str:
+    """Return the first few of the names, and how many more there are."""
+    listed = list(names)
+    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + rest
 
 
 def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False) -> WeightsReport:
-    """Loads a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
+    """Load a local state dict (``.safetensors``, or a PyTorch file read with ``weights_only=True``) into a backbone.
 
     Wrappers (``state_dict``, ``model``, ``ema`` and their like; averaged weights before others) and prefixes of names
     (``module.``, ``model.``, ``backbone.``, ``_orig_mod.``, and any other that a good part of the names begin with) are
@@ -42,8 +108,8 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
         What was loaded, and by name what was not; its ``str()`` says so in a few lines.
 
     Raises:
-        BundleError: for a file that is missing or damaged, has NaN in a parameter, or does not fit (not strict: of which
-            less than half of the backbone's tensors can be set), before any is written.
+        BundleError: before anything is written, for a file that is missing or damaged, has NaN in a parameter, or does not
+            fit (without ``strict``: sets less than half of the backbone's tensors).
 
     Warns:
         WeightsWarning: where parts of the backbone other than the classifier stay random.
@@ -61,33 +127,145 @@ def load_weights(backbone: nn.Module, path: Path | str, *, strict: bool = False)
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # zip, pickle and safetensors raise many kinds for damaged files
         raise BundleError(f"weights: {path} cannot be read as a state dict ({type(error).__name__}: {error})") from error
-    state, wrapper = unwrap(content)
+    state, wrapper = _unwrap(content)
     if not state:
-        raise BundleError(f"weights: {path} is no state dict of tensors: save module.state_dict()")
+        raise BundleError(f"weights: {path} is no state dict of tensors. Fix: save module.state_dict()")
     return load_state(backbone, state, str(path), wrapper, strict=strict)
 
 
-def load_state(
-    backbone: nn.Module, state: Mapping[str, Tensor], source: str, wrapper: str = "", *, strict: bool = False
-) -> WeightsReport:
-    """Loads a state dict as :func:`load_weights` does; ``source`` and ``wrapper`` say where it came from."""
-    mine = backbone.state_dict(keep_vars=True)
-    match = match_names(mine, state)
-    if not strict and len(match.fits) < LEAST_SHARE * len(mine):
-        match = match_order(mine, state) or match
-    report = report_match(source, mine, state, match)
+def _unwrap(content: Any, depth: int = 3) -> tuple[dict[str, Tensor], str]:
+    """Return the state dict in what a file holds, and the path of keys to it; an empty dict if there is none."""
+    if not isinstance(content, Mapping) or depth == 0:
+        return {}, ""
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        return tensors, ""
+    held = [key for key in content if isinstance(content[key], Mapping)]
+    for key in sorted(held, key=lambda key: WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS)):
+        state, path = _unwrap(content[key], depth - 1)
+        if state:
+            return state, f"{key}.{path}" if path else str(key)
+    return {}, ""
+
+
+def load_state(backbone: nn.Module, state: State, source: str, wrapper: str = "", *, strict: bool = False) -> WeightsReport:
+    """Load a state dict as :func:`load_weights` does; ``source`` and ``wrapper`` say where it came from."""
+    expected = backbone.state_dict(keep_vars=True)
+    match = _match_names(expected, state)
+    if not strict and len(match.fits) < LEAST_SHARE * len(expected):
+        match = _match_order(expected, state) or match
+    report = report_match(source, expected, state, match)
     if wrapper:
         report = replace(report, seen_through=(f"found under {wrapper!r}", *report.seen_through))
-    check_fit(report, mine, state, strict=strict)
-    _check_values({name: (mine[name], state[other]) for name, other in match.fits.items()}, source)
+    check_fit(report, expected, state, strict=strict)
+    for name, other in match.fits.items():
+        _check_values(name, expected[name], state[other], source)
     backbone.load_state_dict({name: state[other] for name, other in match.fits.items()}, strict=False)
     return report
 
 
-def check_fit(
-    report: WeightsReport, mine: Mapping[str, Tensor], state: Mapping[str, Tensor], *, strict: bool = False
-) -> None:
-    """Raises :class:`BundleError` for weights of another network, and warns where parts of the backbone stay random."""
+@dataclass(frozen=True)
+class Match:
+    """Names in a state dict by the names of a backbone's tensors; shapes agree in ``fits`` and differ in ``clashes``."""
+
+    fits: dict[str, str]
+    clashes: dict[str, str]
+    seen_through: tuple[str, ...] = ()
+
+
+def _match_names(expected: State, state: State) -> Match:
+    """Find the best match over prefixes that are dropped from the source's names (``module.``) or added (``bert.``)."""
+
+    def list_prefixes(names: Iterable[str], share: float) -> list[str]:  # those of this share of the names, "" first
+        names = list(names)
+        counts = Counter(name[: i + 1] for name in names for i, letter in enumerate(name) if letter == ".")
+        return ["", *sorted((p for p, count in counts.items() if count >= share * len(names)), key=len)]
+
+    best = Match({}, {})
+    for dropped in list_prefixes(state, 0.25):  # a copy of the network, as for momentum, may be beside it
+        for added in list_prefixes(expected, 0.5):
+            match = _match_prefixes(expected, state, dropped, added)
+            best = match if len(match.fits) > len(best.fits) else best
+    return best
+
+
+def _match_prefixes(expected: State, state: State, dropped: str, added: str) -> Match:
+    fits, clashes = dict[str, str](), dict[str, str]()
+    for name, value in state.items():
+        short = name.removeprefix(dropped)
+        for candidate in dict.fromkeys((added + short, short, name)):
+            if candidate in expected:
+                (fits if expected[candidate].shape == value.shape else clashes).setdefault(candidate, name)
+                break
+    words = [f"prefix {dropped!r} dropped"] if dropped else []
+    words += [f"prefix {added!r} added"] if added else []
+    return Match(fits, {name: other for name, other in clashes.items() if name not in fits}, tuple(words))
+
+
+def _match_order(expected: State, state: State) -> Match | None:
+    """Match networks that hold the same tensors in the same order under other names; ``None`` if they do not.
+
+    Kinds (``weight``, ``running_mean``) and shapes have to agree from first to last, but for the number of classes of the
+    last layer; and no two neighbouring layers may look alike (query and key of attention do), because then another order
+    would fit as well.
+    """
+    ours, others = ([item for item in tensors.items() if not item[0].endswith(COUNTER)] for tensors in (expected, state))
+    if len(ours) != len(others) or _has_twins(ours) or _has_twins(others):
+        return None
+    last, fits, clashes = _find_classifier(expected, ()), dict[str, str](), dict[str, str]()
+    for (name, value), (other, given) in zip(ours, others, strict=True):
+        if name.rpartition(".")[2] != other.rpartition(".")[2]:
+            return None
+        if value.shape == given.shape:
+            fits[name] = other
+        elif name.startswith(last) and value.shape[1:] == given.shape[1:]:
+            clashes[name] = other
+        else:
+            return None
+    return Match(fits, clashes, ("no name fits: matched by their order, in which all kinds and shapes agree",))
+
+
+def _has_twins(tensors: Iterable[tuple[str, Tensor]]) -> bool:
+    """Return whether two neighbouring layers have tensors of the same kinds and shapes, at least one of them a matrix."""
+    layers = groupby(tensors, key=lambda item: item[0].rpartition(".")[0])
+    signs = [tuple((name.rpartition(".")[2], value.shape) for name, value in layer) for _, layer in layers]
+    return any(a == b and any(len(shape) > 1 for _, shape in a) for a, b in pairwise(signs))
+
+
+def _find_classifier(expected: State, loaded: Iterable[str]) -> str:
+    """Return the dotted prefix of the classifier: the last layer, and the modules around it in which nothing was loaded."""
+    layer = next((name for name in reversed(list(expected)) if expected[name].ndim >= 2), next(iter(expected), ""))
+    prefix, loaded = layer.rpartition(".")[0], tuple(loaded)
+    while "." in prefix and loaded and not any(name.startswith(prefix.rpartition(".")[0] + ".") for name in loaded):
+        prefix = prefix.rpartition(".")[0]
+    return f"{prefix}." if prefix else layer
+
+
+def report_match(source: str, expected: State, state: State, match: Match) -> WeightsReport:
+    """Report what a match sets, and what it leaves, by kind."""
+    set_ = {id(expected[name]) for name in match.fits}  # a tensor may have several names
+    head = _find_classifier(expected, match.fits)
+    shapes = {name: (expected[name].shape, state[other].shape) for name, other in match.clashes.items()}
+    outputs = {(ours[0], other[0]) for ours, other in shapes.values() if ours and other and ours[1:] == other[1:]}
+    anew, missing, misshapen = list[str](), list[str](), list[str]()
+    for name in expected:
+        if id(expected[name]) in set_ or name.endswith(COUNTER):
+            continue
+        shape, given = expected[name].shape, shapes[name][1] if name in shapes else None
+        described = name if given is None else f"{name} {tuple(shape)}, in the source {tuple(given)}"
+        only_classes = given is not None and shape[1:] == given[1:] and len(outputs) == 1  # the same other number everywhere
+        if name.startswith(head) or only_classes:
+            anew.append(described)
+        else:
+            (missing if given is None else misshapen).append(described)
+    used = {*match.fits.values(), *match.clashes.values()}
+    unused = tuple(name for name in state if name not in used and not name.endswith(COUNTER))
+    left = (tuple(anew), tuple(missing), tuple(misshapen), unused)
+    return WeightsReport(source, tuple(match.fits), *left, match.seen_through)
+
+
+def check_fit(report: WeightsReport, expected: State, state: State, *, strict: bool = False) -> None:
+    """Raise :class:`BundleError` for weights of another network, and warn if parts of the backbone stay random."""
     rest = report.missing + report.misshapen
     if strict and (rest or report.anew or report.unused):
         raise BundleError(
@@ -95,35 +273,36 @@ def check_fit(
             f"{report.unused[:3]}, other shapes or classes {(report.misshapen + report.anew)[:3]}"
         )
     if len(report.loaded) < LEAST_SHARE * (len(report.loaded) + len(rest)) or not report.loaded:
-        raise BundleError(
-            f"weights: {report.source} is of another network: {len(report.loaded)} of the backbone's {len(mine)} tensors "
-            f"are in it. Not found: {'; '.join(nearest_names((n.split(' ')[0] for n in rest or report.anew), state))}"
-        )
+        names = [name.split(" ")[0] for name in (rest or report.anew)[:SHOWN]]
+        nearest = [(name, get_close_matches(name, list(state), 1, 0.3)) for name in names]
+        listed = "; ".join(f"{name} (nearest: {near[0]})" if near else name for name, near in nearest)
+        counts = f"{len(report.loaded)} of the backbone's {len(expected)} tensors are in it"
+        raise BundleError(f"weights: {report.source} is of another network: {counts}. Not found: {listed}")
     if rest:
-        warnings.warn(f"weights: {len(rest)} tensors stay random: {list_names(rest)}", WeightsWarning, stacklevel=4)
+        warnings.warn(f"weights: {len(rest)} tensors stay random: {_list_names(rest)}", WeightsWarning, stacklevel=4)
 
 
-def _check_values(pairs: Mapping[str, tuple[Tensor, Tensor]], source: str) -> None:
-    """Raises :class:`BundleError` for tensors that cannot be copied as numbers, and for parameters that are not finite."""
-    for name, (own, value) in pairs.items():
-        odd = (own.is_floating_point() and not value.is_floating_point()) or (value.is_complex() and not own.is_complex())
-        if odd or value.layout != torch.strided or value.is_quantized or value.is_meta:
-            kind = f"{value.dtype}, {value.layout}" + ", without values" * value.is_meta
-            raise BundleError(f"weights: {source} has {name} as {kind}, the backbone {own.dtype}: save plain weights")
-        if isinstance(own, nn.Parameter) and not torch.isfinite(value.to(own.dtype)).all():
-            raise BundleError(f"weights: {source} has values in {name} that are NaN or infinite: take other weights")
+def _check_values(name: str, expected: Tensor, value: Tensor, source: str) -> None:
+    """Raise :class:`BundleError` for a tensor that cannot be copied as numbers, and for a parameter that is not finite."""
+    odd = expected.is_floating_point() and not value.is_floating_point()
+    odd |= value.is_complex() and not expected.is_complex()
+    if odd or value.layout != torch.strided or value.is_quantized or value.is_meta:
+        kind = f"{value.dtype}, {value.layout}" + ", without values" * value.is_meta
+        raise BundleError(f"weights: {source} has {name} as {kind}, the backbone {expected.dtype}. Fix: save plain weights")
+    if isinstance(expected, nn.Parameter) and not torch.isfinite(value.to(expected.dtype)).all():
+        raise BundleError(f"weights: {source} has values in {name} that are NaN or infinite. Fix: take other weights")
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state with one copy of each tensor, also of those that appear under several names."""
+    """Return a module's state with one copy of each tensor, also of those that appear under several names."""
     first: dict[int, tuple[str, Tensor]] = {}
     for name, value in module.state_dict(keep_vars=True).items():
         first.setdefault(id(value), (name, value))
     return {name: value.detach().clone() for name, value in first.values()}
 
 
-def load_unique_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Loads the result of :func:`unique_state` into a module built the same way.
+def load_unique_state(module: nn.Module, state: State, where: str) -> None:
+    """Load the result of :func:`unique_state` into a module built the same way.
 
     Raises :class:`BundleError` for missing, unexpected or misshapen tensors, before any is written.
     """
@@ -132,9 +311,8 @@ def load_unique_state(module: nn.Module, state: Mapping[str, Tensor], where: str
     if missing or extra:
         raise BundleError(f"{where}: tensors do not fit the network: missing {missing[:3]}, unexpected {extra[:3]}")
     for name, value in state.items():
-        if value.shape != expected[name].shape or value.dtype != expected[name].dtype:
-            raise BundleError(
-                f"{where}: {name} is {tuple(value.shape)} {value.dtype}, the network has {tuple(expected[name].shape)} "
-                f"{expected[name].dtype}"
-            )
+        known = expected[name]
+        if value.shape != known.shape or value.dtype != known.dtype:
+            network = f"the network has {tuple(known.shape)} {known.dtype}"
+            raise BundleError(f"{where}: {name} is {tuple(value.shape)} {value.dtype}, {network}")
     module.load_state_dict(state, strict=False)

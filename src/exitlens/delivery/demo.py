@@ -1,0 +1,399 @@
+"""The demo: the same network plain, with exits, and with exits trained by EGT, compared on everything we promise."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import exitlens
+from exitlens.data.batches import as_batch, make_epoch_loader
+from exitlens.data.fashion import load_scenes
+from exitlens.data.images import ImageSet
+from exitlens.data.sources import DataSource
+from exitlens.data.splits import SPLITS
+from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
+from exitlens.delivery.bench.timing import Speed, compare
+from exitlens.delivery.bundle import load, save
+from exitlens.delivery.pictures import draw_contact_sheet
+from exitlens.delivery.report.gallery import pick_images
+from exitlens.delivery.report.subjects import Provenance, Subject
+from exitlens.delivery.report.write import write_report
+from exitlens.delivery.run_directory import record_source
+from exitlens.errors import OutputExistsError
+from exitlens.functional.losses import EGTLoss
+from exitlens.io import write_json
+from exitlens.model.attach import attach
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.network import ExitNet
+from exitlens.model.process import keep_memory
+from exitlens.progress import show_progress
+from exitlens.types import Policy, Trace
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.calibration import calibrate
+from exitlens.workflow.collection import collect
+from exitlens.workflow.evaluation import evaluate
+from exitlens.workflow.explanation import explain_batch
+from exitlens.workflow.faithfulness import faithfulness
+from exitlens.workflow.inference import predict
+from exitlens.workflow.training.fit import fit
+from exitlens.workflow.training.record import LOG
+from exitlens.workflow.training.step import take_step
+
+RESULT = "result.json"
+CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}  # how often a test background has the colour of its class
+EGT, WITHOUT = EGTLoss().for_network(attends=False), EGTLoss(weight=0.0)
+RUNS: dict[str, EGTLoss | None] = {"egt": EGT, "baseline": WITHOUT, "plain": None}
+TITLES = {"baseline": "without EGT", "egt": "with EGT"}
+LIMITS = {"one_point": 0.01, "half_point": 0.005}  # accuracy drops that are certified on the 2,000 calibration scenes
+DELTA = 0.1
+TESTING_STEPS = 19  # calls of ``step`` in run_demo and in what it calls
+Step = Callable[[str], None]  # called with what comes next, whenever a part of the testing begins
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """How the demo trains and measures; the defaults take three minutes on two cores.
+
+    Attributes:
+        seed: of data, weights and training.
+        epochs: passes over the training scenes.
+        limit: the most scenes of each split; ``None``: all (12,000 to train on).
+        size: height and width of a scene in pixels.
+        batch_size: scenes in a training step.
+        samples: test scenes on which maps are judged. oracle_samples: those of them that are given to the oracle, too.
+        rounds: rounds of each timing. timed: scenes in a round of batches of 64.
+    """
+
+    seed: int = 0
+    epochs: int = 2
+    limit: int | None = None
+    size: int = 32
+    batch_size: int = 32
+    samples: int = 500
+    oracle_samples: int = 100
+    rounds: int = 5
+    timed: int = 1024
+
+    @classmethod
+    def full(cls, seed: int = 0) -> DemoSettings:
+        """The run whose figures the documentation shows: a quarter of an hour on two cores."""
+        return cls(seed, epochs=6, size=40, batch_size=64, samples=3000, oracle_samples=200, rounds=7, timed=2048)
+
+    @classmethod
+    def quick(cls, seed: int = 0) -> DemoSettings:
+        """A run of seconds, to show the flow."""
+        return cls(seed, epochs=1, limit=256, samples=64, oracle_samples=16, rounds=1, timed=256)
+
+
+def run_demo(out: Path, settings: DemoSettings, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains, calibrates, tests, times and reports; writes ``result.json``, ``report.html`` and ``bundle`` to ``out``.
+
+    Raises:
+        OutputExistsError: if ``out`` holds a finished demo, or is not empty and ``resume`` is not set.
+        MissingExtraError: without the images of the extra ``demo``; then ``out`` is not made.
+    """
+    if (out / RESULT).exists():
+        raise OutputExistsError(f"out: {out} holds a finished demo. Fix: remove it, or choose another directory with --out.")
+    started = time.perf_counter()
+    console = Console(quiet=quiet)
+    source = DataSource("scenes", size=settings.size, seed=settings.seed)
+    with record_source(out, source, resume=resume):
+        data = load_data(settings)
+    console.rule(f"three trainings of {settings.epochs} epochs: with EGT, without, and the plain backbone")
+    nets = train_all(out, settings, len(data["train"]), quiet)
+    console.rule("testing")
+    with show_progress(not quiet) as bar:
+        task = bar.add_task("testing", total=TESTING_STEPS)
+        done = iter(range(TESTING_STEPS))
+
+        def step(part: str) -> None:
+            bar.update(task, completed=next(done), description=f"testing: {part}")
+
+        step("accuracy of the plain backbone")
+        plain_accuracy = _measure_accuracy(collect(nets["plain"], data["agreeing"]))
+        subjects = [_measure_subject(name, nets[name], data, settings, step) for name in ("egt", "baseline")]
+        policy = subjects[0].policy
+        result = {
+            "egt": _list_measures(subjects[0]),
+            "baseline": _list_measures(subjects[1]),
+            "plain": {"agreeing": {"accuracy": [plain_accuracy]}},
+            "speed": _measure_speed(nets, policy, data, settings, step),
+            **_measure_overheads(nets["baseline"], nets["egt"], policy, data, settings, step),
+            "policy": policy.to_dict(),
+            "settings": asdict(settings),
+            "loss": asdict(EGT),
+            "seed": settings.seed,
+            "versions": {"exitlens": exitlens.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads(), "system": platform.system()},
+        }
+        step("the report")
+        save(nets["egt"], policy, out / "bundle", overwrite=True)
+        _write_report(out, subjects, data, result, settings)
+        bar.update(task, completed=TESTING_STEPS)
+    result["seconds"] = time.perf_counter() - started
+    write_json(out / RESULT, result)
+    return result
+
+
+def load_data(settings: DemoSettings) -> dict[str, ImageSet]:
+    """Scenes by use; the two test sets hold the same garments in the same places on different backgrounds."""
+    scenes = partial(load_scenes, seed=settings.seed, size=settings.size, limit=settings.limit)
+    data: dict[str, ImageSet] = {split: scenes(split, background_agreement=0.8) for split in SPLITS if split != "test"}
+    return data | {name: scenes("test", background_agreement=agreement) for name, agreement in CONDITIONS.items()}
+
+
+# --- training ---
+
+
+class Counter(Protocol):
+    """A number in memory that processes share."""
+
+    value: int
+
+
+def train_all(out: Path, settings: DemoSettings, samples: int, quiet: bool) -> dict[str, ExitNet]:
+    """Trains whatever is not trained yet, each network in a single-threaded process, and shows a bar for each.
+
+    With one thread the weights do not depend on the number of cores, and two trainings side by side are faster than two in
+    turn on two threads each.
+    """
+    context = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counters: dict[str, Counter] = {name: context.Value("q", 0, lock=False) for name in RUNS}
+    batches = -(-samples // settings.batch_size)
+    with context.Pool(min(len(RUNS), cores), _start_worker, (counters,)) as pool, show_progress(not quiet) as bar:
+        jobs = {name: pool.apply_async(_train_one, (name, settings, out)) for name in RUNS}
+        tasks = {name: bar.add_task(name, total=settings.epochs * batches) for name in RUNS}
+        is_over = False
+        while not is_over:
+            is_over = all(job.ready() for job in jobs.values())
+            for name, task in tasks.items():
+                description = f"{name:8} {_describe_progress(out / 'training' / name / LOG)}"
+                bar.update(task, completed=counters[name].value, description=description)
+            time.sleep(0.2)
+        for job in jobs.values():
+            job.get()
+        pool.close()
+        pool.join()  # so that no worker outlives this function
+    return {name: load(_find_bundle(out, name))[0] for name in RUNS}
+
+
+def _start_worker(counters: dict[str, Counter]) -> None:
+    torch.set_num_threads(1)
+    keep_memory()
+    _counters.update(counters)
+
+
+_counters: dict[str, Counter] = {}  # in a worker: batches that each training has seen
+
+
+def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
+    loss, data, counter = RUNS[name], load_data(settings), _counters[name]
+    batches = -(-len(data["train"]) // settings.batch_size)
+    if _find_bundle(out, name).exists():
+        counter.value = settings.epochs * batches
+        return
+    counter.value = len(_read_log(out / "training" / name / LOG)) * batches
+
+    def count(images: Tensor) -> Tensor:
+        counter.value += 1
+        return images
+
+    net = build_network(loss, data["train"], settings.seed)
+    fit(
+        net,
+        data["train"],
+        data["validation"],
+        loss=loss or WITHOUT,
+        epochs=settings.epochs,
+        out_dir=out / "training" / name,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        augment=count,  # changes no image: it is called with every batch, which the bar counts
+        resume=True,
+        progress=False,
+    )
+    save(net, None, _find_bundle(out, name))
+
+
+def build_network(loss: EGTLoss | None, train: ImageSet, seed: int) -> ExitNet:
+    """The demo's network before training: with three early exits, or plain if there is no loss."""
+    torch.manual_seed(seed)
+    backbone, example = SmallResNet(num_classes=len(train.classes)), train.first(1).inputs
+    at = [] if loss is None else list(backbone.groups[:-1])
+    net = attach(backbone, at, len(train.classes), example, final="keep" if loss is None else "head", head="context")
+    net.describe(source="small", classes=train.classes, preprocess=train.preprocess)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _find_bundle(out: Path, name: str) -> Path:
+    return out / "training" / name / "bundle"
+
+
+def _read_log(log: Path) -> list[dict[str, str]]:
+    with suppress(OSError):
+        return list(csv.DictReader(log.read_text().splitlines()))
+    return []
+
+
+def _describe_progress(log: Path) -> str:
+    if not (rows := _read_log(log)):
+        return "epoch 1"
+    accuracy = [f"{100 * float(value):.1f}" for name, value in rows[-1].items() if name.startswith("accuracy_exit")]
+    cc = [f"{float(value):.2f}" for name, value in rows[-1].items() if name.startswith("cc_exit")]
+    agreement = f", map CC with final {' '.join(cc)}" if cc else ""
+    return f"epoch {len(rows)}: val accuracy {' '.join(accuracy)} %{agreement}"
+
+
+# --- testing ---
+
+
+def _measure_subject(name: str, net: ExitNet, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step) -> Subject:
+    step(f"calibrating {TITLES[name]}")
+    policy = calibrate(collect(net, data["calibration"]), max_accuracy_drop=LIMITS["one_point"], delta=DELTA)
+    reports, checks = {}, {}
+    for condition in CONDITIONS:
+        step(f"answers {TITLES[name]}, {condition} backgrounds")
+        reports[condition] = evaluate(collect(net, data[condition]), policy)
+        step(f"truth of the maps {TITLES[name]}, {condition} backgrounds")
+        samples, oracle = settings.samples, settings.oracle_samples
+        checks[condition] = faithfulness(net, data[condition], samples=samples, oracle_samples=oracle)
+    return Subject(TITLES[name], net, policy, reports, checks)
+
+
+def _measure_accuracy(trace: Trace) -> float:
+    return trace.correct[:, -1].float().mean().item()
+
+
+def _list_measures(subject: Subject) -> dict[str, Any]:
+    """A network's figures by condition, most of them a list over exits."""
+    measures: dict[str, Any] = {}
+    for condition, report in subject.reports.items():
+        early = [row.consistency for row in report.exits[:-1]]
+        checks = subject.faithfulness[condition].to_dict()
+        measures[condition] = {
+            "accuracy": [row.accuracy for row in report.exits],
+            "attention_cc": [c["cc"]["value"] for c in early],
+            "attention_cc_null": [c["cc"]["null"] for c in early],
+            "skill": [c["cc"]["skill"] for c in early],
+            "kl": [c["kl"]["value"] for c in early],
+            "kl_null": [c["kl"]["null"] for c in early],
+            "cosine": [c["cosine"]["value"] for c in early],
+            "cosine_null": [c["cosine"]["null"] for c in early],
+            "routed_accuracy": report.accuracy,
+            "cost": report.cost,
+            "exit_shares": list(report.exit_shares),
+            **{name: value for name, value in checks.items() if name not in ("grid", "samples")},
+        }
+    return measures
+
+
+def _measure_speed(
+    nets: Mapping[str, ExitNet], policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step
+) -> dict[str, Any]:
+    """Plain backbone against adaptive inference at batch 1 and 64, for the policies of one and of half a point."""
+    step("the stricter policy")
+    calibration, test = collect(nets["egt"], data["calibration"]), collect(nets["egt"], data["agreeing"])
+    plain, plain_accuracy = _extract_backbone(nets["plain"]), _measure_accuracy(collect(nets["plain"], data["agreeing"]))
+    policies = {
+        "one_point": policy,
+        "half_point": calibrate(calibration, max_accuracy_drop=LIMITS["half_point"], delta=DELTA),
+    }
+    speeds: dict[str, Any] = {}
+    for batch_size, count in ((1, settings.timed // 8), (64, settings.timed)):
+        rows = {}
+        images = data["agreeing"].inputs[:count]
+        for title, timed in policies.items():
+            step(f"times in batches of {batch_size}, {title.replace('_', ' ')}")
+            speed = compare_adaptive(plain, nets["egt"], timed, images, batch_size, settings.rounds)
+            report = evaluate(test, timed)
+            drop = plain_accuracy - (report.accuracy or 0.0)
+            rows[title] = {**speed.to_dict(), "accuracy_drop": drop, "cost": report.cost}
+        speeds[f"batch_{batch_size}"] = {**rows["one_point"], "at_half_point": rows["half_point"]}
+    return speeds
+
+
+def _extract_backbone(net: ExitNet) -> nn.Module:
+    """The plain backbone with the weights of the network without early exits."""
+    backbone = SmallResNet(num_classes=net.info.num_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.load_state_dict({name.split("body.", 1)[1]: value for name, value in net.state_dict().items()})
+    return backbone.eval()  # type: ignore[no-any-return]
+
+
+def _measure_overheads(
+    baseline: ExitNet, egt: ExitNet, policy: Policy, data: Mapping[str, ImageSet], settings: DemoSettings, step: Step
+) -> dict[str, Any]:
+    """What EGT costs in training, and attention maps in inference, as ratios of times."""
+    step("time of a training step")
+    training = compare_steps(baseline, data["train"], settings)
+    step("time of attention maps")
+    maps = compare(
+        lambda batch: predict(egt, batch, policy, attention=True),
+        lambda batch: predict(egt, batch, policy),
+        split_whole_batches(data["agreeing"].inputs[: settings.timed // 2], 64),
+        settings.rounds,
+    )
+    return {
+        "step_time_ratio": training.speedup,
+        "step_time": training.to_dict(),
+        "attention_time_ratio": maps.speedup,
+        "attention_time": maps.to_dict(),
+    }
+
+
+def compare_steps(net: ExitNet, data: ImageSet, settings: DemoSettings) -> Speed:
+    """A training step with EGT against one without, on copies of the network: ``speedup`` is their ratio."""
+    training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=True)
+
+    def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
+        twin = copy.deepcopy(net).train()
+        optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4)
+        return lambda images, labels: take_step(twin, optimizer, loss, [(images, labels)], 0.9, training)
+
+    loader = make_epoch_loader(data.first(settings.timed // 2), settings.batch_size, seed=0)
+    batches = [(images, labels) for images, labels, _ in map(as_batch, loader)]
+    return compare(prepare(EGT), prepare(WITHOUT), batches, rounds=3)
+
+
+def _write_report(
+    out: Path, subjects: list[Subject], data: Mapping[str, ImageSet], result: Mapping[str, Any], settings: DemoSettings
+) -> None:
+    facts = {
+        "task": "10 kinds of garment (Fashion-MNIST) pasted at random places and sizes on coloured, textured backgrounds",
+        "the shortcut": "in 80 % of the training scenes the background's colour tells the class; 'disagreeing' test "
+        "scenes show the same garments on backgrounds whose colour says nothing",
+        "training": f"{len(data['train']):,} scenes of {settings.size} pixels, {settings.epochs} epochs, AdamW, "
+        "one-cycle; the same seed, data order and budget with and without EGT",
+        "EGT loss": ", ".join(f"{name} {value}" for name, value in result["loss"].items()),
+        "thresholds": f"chosen on {len(data['calibration']):,} calibration scenes, tested on {len(data['agreeing']):,} more",
+        "a training step with EGT": f"{result['step_time_ratio']:.3f} times the step without",
+        "prediction with attention maps": f"{result['attention_time_ratio']:.3f} times prediction without",
+        "versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+    }
+    tested = " and ".join(f"{len(data[name]):,} scenes on {name} backgrounds" for name in CONDITIONS)
+    full = " --full" if settings == DemoSettings.full(settings.seed) else ""
+    made = Provenance(f"exitlens demo --out {out.name} --seed {settings.seed}{full}", tested, str(settings.seed), facts)
+    speed = {}
+    for size in (1, 64):
+        speed[f"batch size {size}"] = result["speed"][f"batch_{size}"]
+        speed[f"batch size {size}, half a point"] = result["speed"][f"batch_{size}"]["at_half_point"]
+    images = {name: data[name] for name in CONDITIONS}
+    plain_accuracy = result["plain"]["agreeing"]["accuracy"][0]
+    write_report(out / "report.html", subjects, images, made, speed=speed, plain_accuracy=plain_accuracy, overwrite=True)
+    picked = data["agreeing"].subset(torch.tensor(pick_images(subjects[0], data["agreeing"], 6)))
+    pages = {subject.name: explain_batch(subject.net, picked.inputs, subject.policy) for subject in reversed(subjects)}
+    draw_contact_sheet(pages, picked.preprocess).save(out / "gallery.png", optimize=True)

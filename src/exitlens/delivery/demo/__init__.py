@@ -1,1 +1,0 @@
-"""The demo: train with and without EGT, compare, report."""

@@ -1,1 +1,0 @@
-"""Decoders of one file: series, sounds, volumes and vectors, none of which is trusted."""

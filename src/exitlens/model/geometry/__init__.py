@@ -1,1 +1,0 @@
-"""Where the maps of the exits lie in the image."""

@@ -1,0 +1,396 @@
+"""Where features and maps lie, held against gradients and against cases by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.backbones.small import SmallResNet
+from exitlens.model.cutting.trace import trace
+from exitlens.model.geometry import NOWHERE, Grid, MapGeometry, Spacing, join, locate, warn_of_small_reach
+from tests.conftest import TinyNet
+from tests.texts import make_text_net
+
+
+def test_a_strided_kernel_of_three_starts_half_a_cell_early():
+    spacing = Spacing().slide(3, 2, 1)
+    assert spacing == Spacing(0.5, 2, 3)  # a cell of two pixels has its middle at 1
+    assert spacing.slide(3, 2, 1) == Spacing(0.5, 4, 7)
+    assert Spacing().slide(4, 2, 1) == Spacing(1, 2, 4)
+
+
+def test_dilation_widens_and_padding_moves():
+    assert Spacing(1, 2, 4).slide(3, dilation=2) == Spacing(5, 2, 12)
+    assert Spacing(1, 2, 4).slide(3, before=2) == Spacing(-1, 2, 8)
+
+
+def test_scattering_undoes_sliding():
+    spacing = Spacing().slide(4, 2, 1)
+    assert (spacing.scatter(4, 2, 1, 1).start, spacing.scatter(4, 2, 1, 1).jump) == (0.5, 1)
+
+
+def test_resizing_keeps_edges_or_corners():
+    spacing = Spacing(2, 4, 4)  # 4 cells of 16 pixels
+    assert spacing.resize(4, 8, reads=2) == Spacing(1, 2, 8)
+    assert spacing.resize(4, 8, aligned=True, reads=2) == Spacing(2, 12 / 7, 8)
+    assert spacing.resize(4, 2) == Spacing(2, 8, 4)  # the first of two
+    assert spacing.pool_to(4, 2) == Spacing(4, 8, 8)
+    assert spacing.pool_to(4, 3).reach == 4 + 2 * 4  # windows overlap
+
+
+def test_the_middle_of_locations():
+    assert Spacing(1, 2).middle(4) == 4
+    assert Spacing(5).skip(2, 3) == Spacing(7, 3)
+
+
+def test_joined_branches_weigh_the_same_and_reach_what_all_of_them_reach():
+    one, other = (Grid((2,), (spacing,), (4,)) for spacing in (Spacing(0, 2, 2), Spacing(1, 2, 6)))
+    assert join([one, other]) == Grid((2,), (Spacing(0.5, 2, 6),), (4,))
+    assert join([one, Grid((2,), (Spacing(2, 2, 2),), (4,))]).spacings[0] == Spacing(1, 2, 4)
+    assert join([one, NOWHERE]).spacings[0] == Spacing(0, 2, math.inf)
+    assert join([one, Grid((2,), (Spacing(0, 1, math.inf),), (4,))]).spacings[0].reach == math.inf
+    assert join([NOWHERE]) == NOWHERE
+    assert join([one, one.move([1])]) == NOWHERE
+
+
+SIZE = 48
+
+
+class Net(nn.Module):
+    """A body of layers, pooling and a classifier."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+        self.fc = nn.Linear(1, 2)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.fc(x.flatten(2).mean(2).mean(1, keepdim=True))
+
+
+class Call(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Residual(nn.Module):
+    def __init__(self, inner: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.shortcut = inner, shortcut
+
+    def forward(self, x):
+        return F.relu(self.inner(x) + self.shortcut(x))
+
+
+class Gate(nn.Module):
+    """Squeeze-excite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+class Attention(nn.Module):
+    """Over locations, beside what was there."""
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        mixed = (tokens @ tokens.transpose(1, 2)).softmax(2) @ tokens
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class SamePadding(nn.Module):
+    """TensorFlow's: the odd pixel of padding goes behind."""
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv, self.kernel, self.stride = nn.Conv2d(2, 2, kernel, stride), kernel, stride
+
+    def forward(self, x):
+        more = [max((math.ceil(n / self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[-2:]]
+        return self.conv(F.pad(x, (more[1] // 2, more[1] - more[1] // 2, more[0] // 2, more[0] - more[0] // 2)))
+
+
+def conv(*args, **kwargs):
+    return nn.Conv2d(2, 2, *args, **kwargs)
+
+
+def merge_patches(x):
+    return torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+
+
+BODIES = {
+    "centred": [conv(4, 2, 1)],
+    "strided": [conv(3, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), conv(3, 2, 1)],
+    "unlike axes": [conv((5, 3), (2, 1), (0, 1))],
+    "dilated": [conv(3, 2, 2, dilation=2)],
+    "same": [conv(4, padding="same")],
+    "average pool": [nn.AvgPool2d(3, 2, 1, count_include_pad=True), conv(3, 1, 1)],
+    "patches": [conv(6, 6), conv(1)],
+    "function": [Call(lambda x: F.avg_pool2d(F.conv2d(x, torch.ones(2, 2, 3, 3), None, 2, 1), 2))],
+    "padding": [Call(lambda x: F.pad(x, (0, 1, 2, 0))), conv(3, 2)],
+    "pad layer": [nn.ZeroPad2d((3, 0, 1, 0)), conv(3, 2)],
+    "TensorFlow": [SamePadding(3, 2), SamePadding(5, 2)],
+    "bilinear": [conv(3, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")],
+    "nearest": [conv(2, 2), conv(2, 2), Call(lambda x: F.interpolate(x, scale_factor=0.5)), conv(1)],
+    "adaptive": [conv(3, 1, 1), nn.AdaptiveAvgPool2d(12)],
+    "transposed": [conv(3, 2, 1), nn.ConvTranspose2d(2, 2, 2, 2), nn.AvgPool2d(2)],
+    "residual": [conv(3, 2, 1), Residual(nn.Sequential(conv(3, 2, 1), nn.ReLU(), conv(3, 1, 1)), conv(1, 2))],
+    "slices": [conv(3, 1, 1), Call(merge_patches)],
+    "channels last": [
+        conv(3, 2, 1),
+        Call(lambda x: x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).unflatten(2, (24, 24))),
+    ],
+    "shuffled channels": [conv(3, 2, 1), Call(lambda x: x.view(-1, 2, 1, 24, 24).transpose(1, 2).reshape(-1, 2, 24, 24))],
+    "a part": [conv(3, 2, 1), Call(lambda x: x.chunk(2, 1)[1])],
+    "squeeze-excite": [conv(3, 2, 1), Gate(), conv(3, 1, 1)],
+}
+
+
+def find_grid(network: nn.Module, *, export: bool = False) -> tuple[Grid, tuple[int, ...]]:
+    """Of the body's output, and its shape."""
+    _weigh_alike(network)
+    traced = trace(network.eval(), False, torch.ones(1, 2, SIZE, SIZE), export)
+    node = traced.outputs["body"]
+    return locate(traced).get(node), traced.shape_of(node)
+
+
+def _weigh_alike(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.1)
+
+
+def measure(network: Net, place: tuple[int, int]) -> list[tuple[float, float]]:
+    """Centre of mass and extent, along each axis, of a location's gradient with respect to an image of ones."""
+    _weigh_alike(network)
+    image = torch.ones(1, 2, SIZE, SIZE, requires_grad=True)
+    network.eval().body(image)[:, :, place[0], place[1]].sum().backward()
+    weights = image.grad.sum((0, 1))
+    found = []
+    for axis in (0, 1):
+        mass = weights.sum(1 - axis)
+        seen = (mass > 0.05 * mass.max()).nonzero()  # a gate leaves little everywhere
+        found.append(((mass * (torch.arange(SIZE) + 0.5)).sum() / mass.sum(), seen.max() - seen.min() + 1))
+    return [(float(centre), float(extent)) for centre, extent in found]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # once in a process
+@pytest.mark.parametrize("export", [False, True], ids=["fx", "export"])
+@pytest.mark.parametrize("body", BODIES)
+def test_places_and_reach_are_those_of_the_gradient(body, export):
+    network = Net(*BODIES[body])
+    grid, shape = find_grid(network, export=export)
+    assert grid.axes == (2, 3)
+    assert grid.sizes == shape[2:]
+    place = tuple(n // 2 for n in grid.sizes)
+    for spacing, i, (centre, extent) in zip(grid.spacings, place, measure(network, place), strict=True):
+        assert spacing.start + i * spacing.jump == pytest.approx(centre, abs=0.1 if body == "squeeze-excite" else 1e-4)
+        assert spacing.reach == (extent + 1 if body == "transposed" else extent)  # the pooled read the same location
+        assert spacing.jump == pytest.approx(SIZE / len(torch.arange(SIZE)[:: round(spacing.jump)]), abs=0.05)
+
+
+def test_max_pooling_is_centred_where_average_pooling_is():
+    grids = [find_grid(Net(kind(3, 2, 1), conv(1)))[0] for kind in (nn.MaxPool2d, nn.AvgPool2d)]
+    assert grids[0] == grids[1]
+    assert grids[0].spacings[0].start == 0.5
+
+
+def test_attention_beside_a_map_leaves_its_place_and_shows_the_whole_image():
+    grid, _ = find_grid(Net(conv(3, 2, 1), Attention()))
+    assert [(spacing.start, spacing.jump, spacing.reach) for spacing in grid.spacings] == [(0.5, 2, math.inf)] * 2
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda x: x.flatten(2).softmax(2).view(x.shape),
+        lambda x: x @ x.transpose(2, 3),
+        lambda x: F.linear(x, torch.ones(24, 24)),
+        lambda x: torch.roll(x, 1, 2),
+        lambda x: x.flip(3),
+        lambda x: torch.stack([x, x], 1).flatten(1, 2),
+        lambda x: torch.cat([x, x], 3),
+        lambda x: x + x.transpose(2, 3),
+        lambda x: x.view(-1, 2, 6, 4, 24),
+        lambda x: x[:, :, 0],
+        lambda x: F.adaptive_avg_pool2d(x, 1),
+        lambda x: x.max(2, keepdim=True)[0],
+        lambda x: x[:, :, torch.arange(24)],
+        lambda x: F.avg_pool2d(x, (x.shape[2] // 12, 2), 1, padding=x.shape[0] * 0),
+        lambda x: F.pad(x, (0, x.shape[3] // 24)),
+        lambda x: x.narrow(2, x.shape[2] // 12, 3),
+        lambda x: F.cosine_similarity(x, 2 * x, 1)[:, None].expand(-1, 1, 24, 24),
+    ],
+)
+def test_what_mixes_or_moves_all_locations_has_no_place(mixing):
+    assert find_grid(Net(conv(3, 2, 1), Call(mixing)))[0] == Grid()
+
+
+def test_branches_that_are_added_weigh_the_same():
+    grid, _ = find_grid(Net(Residual(conv(3, 2, 1), conv(2, 2))))
+    assert [(spacing.start, spacing.reach) for spacing in grid.spacings] == [(0.75, 3)] * 2  # 0.5 and 1
+
+
+def test_class_tokens_in_front_do_not_move_the_others():
+    first = torch.zeros(1, 1, 2)
+    join = Call(lambda x: torch.cat([first.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1))
+    grid, shape = find_grid(Net(conv(3, 2, 1), join, nn.Linear(2, 2)))
+    assert shape == (2, 1 + 24 * 24, 2)
+    assert grid.is_flat
+    assert grid.axes == (1,)
+    assert [spacing.start for spacing in grid.spacings] == [0.5, 0.5]
+    assert find_grid(Net(conv(3, 2, 1), join, Call(lambda x: x[:, 1:])))[0] == grid
+    back = Call(lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (24, 24)))
+    assert find_grid(Net(conv(3, 2, 1), join, back))[0].axes == (2, 3)
+
+
+def test_what_does_not_depend_on_the_image_has_no_grid():
+    assert find_grid(Net(Call(lambda x: torch.ones(x.shape[0], 1, 2, 2))))[0] is None
+
+
+def attach(network, at, size=32, **more):
+    """With kernels that weigh all sides alike: random ones lean a little."""
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.05)
+    return xl.attach(network, at, 4, torch.zeros(1, 3, size, size), **more)
+
+
+def test_strided_kernels_leave_maps_off_their_cells():
+    net = attach(TinyNet(), ["a", "b"])
+    assert net.map_offsets == ((-0.25, -0.25), (-0.375, -0.375), (-0.375, -0.375))  # 0.5 in cells of 2 and of 4 pixels
+    assert net.info.feature_offsets == net.map_offsets
+
+
+def test_a_centred_network_has_no_offsets():
+    net = attach(SmallResNet(4), ["layer1", "layer2"])
+    assert net.info.map_offsets == ()
+    assert net.map_offsets == ((0.0, 0.0),) * 3
+
+
+def test_kernels_that_lean_against_their_padding_are_centred():
+    network = TinyNet()
+    network.a[0] = nn.Conv2d(3, 6, 3, 2, 1)
+    offsets = []
+    for weights in ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (2.0, 0.0, 1.0)):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(0.05)
+            network.a[0].weight.copy_(torch.tensor(weights).expand(6, 3, 3, 3))
+        offsets.append(xl.attach(network, ["a"], 4, torch.zeros(1, 3, 32, 32)).map_offsets[0])
+    # from -0.25 cells of 2 pixels: half a pixel to the right, and 3/5 to the left by the weights' squares
+    assert offsets == [(-0.25, -0.25), (-0.25, 0.0), (-0.25, pytest.approx(-0.55))]
+
+
+def test_random_weights_lean_too_little_to_count():
+    torch.manual_seed(0)
+    assert xl.attach(SmallResNet(4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 32, 32)).info.map_offsets == ()
+
+
+def test_a_sequence_has_none():
+    assert make_text_net().map_offsets == ((),) * make_text_net().num_exits
+
+
+def test_axes_have_offsets_of_their_own():
+    network = TinyNet()
+    network.a[0] = nn.Conv2d(3, 6, (3, 4), (2, 2), (1, 1))
+    assert attach(network, ["a"], size=32).map_offsets[0] == (-0.25, 0.0)
+
+
+def test_without_padding_it_is_the_middles_that_count():
+    network = TinyNet()
+    network.a[0] = nn.Conv2d(3, 6, 5)  # 28 locations in the middle of 32
+    assert attach(network, ["a"]).map_offsets[0] == (0.0, 0.0)
+
+
+def test_a_neck_shrinks_by_whole_cells():
+    net = attach(TinyNet(), ["a", "b"], head="context")
+    assert net.head(0).neck.shrink == 2
+    assert net.map_offsets == ((0.0, 0.0), (-0.375, -0.375), (-0.375, -0.375))  # half a pixel in cells of 4: too little
+    assert net.info.feature_offsets[0] == (-0.25, -0.25)
+
+
+def test_enlarged_features_and_those_they_are_added_to_weigh_the_same():
+    network = TinyNet()
+    network.c[0] = nn.Conv2d(8, 10, 3, 2, 1)  # 4x4 in an image of 32, so the final head reads the 8x8 before
+    net = attach(network, ["a", "b"], head="context")
+    assert net.head(2).neck.lateral is not None
+    beside, own = -1.5, -3.5  # in pixels: cells of 4 and 8 pixels, centred at 0.5
+    assert net.map_offsets[2] == pytest.approx(((beside + own) / 2 / 4,) * 2)
+    assert net.info.feature_offsets[2] == pytest.approx((own / 8,) * 2)
+
+
+@pytest.mark.parametrize("head", ["evidence", "context"])
+def test_geometry_is_that_of_the_gradient_of_a_head(head):
+    """One location of the map, with respect to the image, when all kernels are ones."""
+    net = attach(TinyNet(), ["b"], size=64, head=head).eval()
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 0.05)
+    image = torch.ones(1, 3, 64, 64, requires_grad=True)
+    activations = net.stage(0)(image)
+    located = net.head(0).locate(*activations)
+    row, column = (n // 2 for n in located.shape[2:])
+    located[0, :, row, column].sum().backward()
+    mass = image.grad.sum((0, 1, 3))
+    centre = (mass * (torch.arange(64) + 0.5)).sum() / mass.sum()
+    cell = 64 / located.shape[2]
+    assert centre.item() == pytest.approx((row + 0.5 + net.map_offsets[0][0]) * cell, abs=1e-3)
+
+
+class ChannelsLast(TinyNet):
+    def forward(self, x):
+        x = self.b(self.a(x).contiguous()).permute(0, 2, 3, 1)
+        return self.fc(self.last(self.rest(x)).mean((1, 2)))
+
+    def __init__(self):
+        super().__init__()
+        self.rest, self.last = nn.Linear(8, 8), nn.Linear(8, 10)
+
+
+def test_features_with_channels_last_are_followed():
+    assert attach(ChannelsLast(), ["rest"], layout="nhwc").map_offsets == ((-0.375, -0.375),) * 2
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.one, self.two, self.fc = nn.Conv2d(3, 8, 4, 4, 1), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.fc(self.two(F.relu(self.one(x))).mean(1))
+
+
+def test_tokens_are_followed():
+    assert attach(Tokens(), ["one"]).map_offsets == ((-0.25, -0.25),) * 2  # one pixel of padding, in cells of 4
+
+
+def test_an_exit_that_sees_too_little_is_named_with_the_mend():
+    with pytest.warns(xl.ReachWarning, match=r"exit 0 after 'a' sees 3 pixels .* of an image of 32x32.*head='context'"):
+        attach(TinyNet(), ["a"])
+
+
+def test_context_counts(recwarn):
+    attach(TinyNet(), ["a"], head="context")
+    assert not [one for one in recwarn if one.category is xl.ReachWarning]
+
+
+def test_the_limit_is_a_quarter_of_the_shorter_side(recwarn):
+    seen = MapGeometry((0.0, 0.0), (0.0, 0.0), (8.0, 9.0))
+    warn_of_small_reach([seen], ["a"], (32, 64), "evidence")
+    warn_of_small_reach([MapGeometry((0.0,), (0.0,), (1.0,))], ["a"], (32,), "evidence")
+    assert not recwarn.list
+    with pytest.warns(xl.ReachWarning, match="put it later$"):
+        warn_of_small_reach([seen], ["a"], (33, 64), "context")
