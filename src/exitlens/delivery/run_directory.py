@@ -8,26 +8,20 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.arrays.raw import ArrayReading
-from exitlens.data.arrays.reading import find_samples, is_array, read_array_parts
-from exitlens.data.arrays.unlabelled import stream_arrays
-from exitlens.data.formats.columns import KEY, ROLES, parse_columns
-from exitlens.data.formats.detect import Format, find_format, find_unlabelled_format
-from exitlens.data.formats.named_parts import take_split
-from exitlens.data.formats.reading import Reading, hash_source, read_parts
-from exitlens.data.formats.unlabelled import list_unlabelled
-from exitlens.data.lazy import set_reading
-from exitlens.data.loading.cache import PixelCache
+from exitlens.data.assemble import Target, read_parts
+from exitlens.data.columns import KEY, ROLES, parse_columns
+from exitlens.data.formats import Format, find_format, find_samples, find_unlabelled_format, hash_source
+from exitlens.data.rows import Reading
+from exitlens.data.sets import set_reading
 from exitlens.data.sources import NAMES, open_source
-from exitlens.data.splits import SampleSet, Split
-from exitlens.data.streams import DecodedStream, ImageStream, TextStream
+from exitlens.data.splits import SampleSet, Split, take_split
+from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, save
 from exitlens.delivery.run_data import read_source, remembers_skipping
 from exitlens.errors import BundleError, InputError, PolicyError
-from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
-from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
+from exitlens.types import Policy, Preprocessing, TextPreprocess
 from exitlens.types.named_policies import DEFAULT
 from exitlens.workflow.training.run import SETTINGS
 
@@ -138,15 +132,8 @@ def load_samples(
 
 
 def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Reading, skip_bad: bool) -> SampleSet:
-    modality = find_samples(data, kind, reading.columns, [reading.group_by])
-    preprocess = require_preprocess(net, modality.preprocess)
-    if is_array(modality):
-        assert isinstance(preprocess, ArrayPreprocess)
-        how = ArrayReading(known=preprocess)
-        parts, _ = read_array_parts(data, kind, reading, how, net.info.classes, skip_bad)
-    else:
-        pixels = preprocess if isinstance(preprocess, Preprocess) else Preprocess((1, 1))
-        parts = read_parts(data, kind, reading, pixels, net.info.classes, skip_bad)
+    preprocess = require_preprocess(net, find_samples(data, kind, reading).preprocess)
+    parts = read_parts(data, kind, reading, Target(known=preprocess), net.info.classes, skip_bad)
     only = len(parts.sets) == 1
     found = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
     if isinstance(found, RawTexts):
@@ -167,13 +154,12 @@ def stream_samples(
     cache: Path | None = None,
     without: Collection[str] = (),
     run: Path | None = None,
-) -> DecodedStream | TextStream:
+) -> SampleStream:
     """Streams the samples of a source without labels, in batches.
 
     Args:
         net: the network that takes them.
-        data: a folder, a file of texts, a table or shards, see :func:`~exitlens.data.formats.unlabelled.list_unlabelled` and
-            :func:`~exitlens.data.arrays.unlabelled.stream_arrays`.
+        data: a folder, a file of rows, a table or shards, see :func:`~exitlens.data.streams.open_stream`.
         batch_size: samples in a batch.
         columns: of tables, texts and shards.
         group_by: a column, or a regular expression on file names.
@@ -184,28 +170,11 @@ def stream_samples(
         run: a run directory or bundle: if these are its own data and it left out what cannot be read, so does this.
     """
     skip_bad = skip_bad or (run is not None and remembers_skipping(run, data))
-    modality = net.input_spec.modality
-    if is_array(modality):
-        preprocess = require_preprocess(net, modality.preprocess)
-        assert isinstance(preprocess, ArrayPreprocess)
-        if cache is not None:
-            raise InputError(f"cache: it is for images, these data are {modality.plural}: leave it out")
-        how: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "without": without}
-        return stream_arrays(preprocess, data, batch_size=batch_size, **how)
-    if modality is TEXT:
-        texts = require_preprocess(net, TextPreprocess)
-        found = list_unlabelled(data, "text", columns, group_by, skip_bad=skip_bad).leave_out(without)
-        if cache is not None:
-            raise InputError("cache: it is for images, these data are texts: leave it out")
-        rest: Any = {"rows": found.good, "groups": found.groups, "bad": found.bad}
-        return TextStream(found.texts or (), found.names, texts, batch_size, **rest)
-    pixels = require_preprocess(net, Preprocess)
-    found = list_unlabelled(data, "image", columns, group_by, skip_bad=skip_bad).leave_out(without)
-    assert found.images is not None
-    reader = found.images(pixels)
-    reader.cache = None if cache is None else PixelCache(cache)
-    rest = {"reader": reader, "rows": found.good, "groups": found.groups, "bad": found.bad}
-    return ImageStream(found.names, pixels, batch_size, skip_bad, workers, **rest)
+    preprocess = require_preprocess(net, net.input_spec.modality.preprocess)
+    reading = Reading(columns, group_by)
+    return open_stream(
+        preprocess, data, batch_size, reading, skip_bad=skip_bad, workers=workers, cache=cache, without=without
+    )
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") -> dict[str, Any]:

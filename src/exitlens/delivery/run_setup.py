@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitlens.data.arrays.reading import is_array
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.lazy import set_reading
+from exitlens.data.sets import KINDS, set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
@@ -117,7 +116,7 @@ def load_training_sets(
         say: is given lines on where the splits come from, and on how images and texts become inputs.
     """
     modality = source.modality
-    how = _choose_texts if modality is TEXT else _choose_scaling if is_array(modality) else _choose_pixels
+    how = _choose_texts if modality is TEXT else _choose_scaling if modality in KINDS else _choose_pixels
     preprocess, line = how(backbone, source, normalise, weights)
     found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
     if say is not None:

@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from exitlens.data.lazy import LazySet
+from exitlens.data.sets import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
 from exitlens.functional import faithfulness as measures
@@ -101,8 +101,8 @@ def faithfulness(
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
-        data: an :class:`~exitlens.data.images.ImageSet`, :class:`~exitlens.data.texts.TextSet`,
-            :class:`~exitlens.data.lazy.LazyImages` or another :class:`~exitlens.data.splits.SampleSet`; with masks, the mask
+        data: an :class:`~exitlens.data.sets.ImageSet`, :class:`~exitlens.data.texts.TextSet`,
+            :class:`~exitlens.data.sets.LazyImages` or another :class:`~exitlens.data.splits.SampleSet`; with masks, the mask
             measures are taken too. The pixels of the samples used are held in memory, as floats those of one batch.
         samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exitlens.data.streams import DecodedStream, TextStream
+from exitlens.data.streams import SampleStream
 from exitlens.errors import InputError, MissingExtraError
 from exitlens.io import replace_atomically
 from exitlens.model.network import ExitNet
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     divergence_estimate: float | None = None
 
 
-def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: DecodedStream | TextStream) -> Iterator[list[Row]]:
+def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[list[Row]]:
     """Turns predictions into rows with the names of their samples, which may have been read further ahead."""
     count = 0
     for pred in predictions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from exitlens.data.streams import DecodedStream, TextStream
+from exitlens.data.streams import SampleStream
 from exitlens.errors import InputError
 from exitlens.functional.drift import Monitor
 from exitlens.types import Policy, Prediction
@@ -30,9 +30,7 @@ def start_watch(policy: Policy, wanted: bool, group_by: str) -> Monitor | None:
     return monitor
 
 
-def watch_files(
-    monitor: Monitor | None, predictions: Iterable[Prediction], samples: DecodedStream | TextStream
-) -> Iterator[Prediction]:
+def watch_files(monitor: Monitor | None, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[Prediction]:
     """Passes predictions on and updates the monitor, if there is one, with each.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.data.lazy import LazySet
+from exitlens.data.sets import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.delivery.explanations.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject

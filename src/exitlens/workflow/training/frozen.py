@@ -13,10 +13,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from exitlens.data.arrays.sets import ArraySet
 from exitlens.data.batches import count_batches, iterate_batches, plan_in_order
-from exitlens.data.images import ImageSet
-from exitlens.data.lazy import LazySet
+from exitlens.data.sets import ArraySet, ImageSet, LazySet
 from exitlens.data.texts import TextSet
 from exitlens.errors import DataError, InputError, require
 from exitlens.functional.losses import EGTLoss
