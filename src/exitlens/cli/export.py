@@ -76,9 +76,13 @@ def _export_int8(
     net: xl.ExitNet, policy: xl.Policy, bundle: Path, out: Path, data: str, overwrite: bool, json_: bool
 ) -> None:
     from exitlens.delivery.run_directory import load_samples
+    from exitlens.types.settings import ReadSettings
 
     with wait(json_, "listing the data"):
-        samples, calibration = (load_samples(bundle, net, "train", data), load_samples(bundle, net, "calibration"))
+        samples, calibration = (
+            load_samples(bundle, net, "train", ReadSettings(data)),
+            load_samples(bundle, net, "calibration"),
+        )
     found = xl.export_int8(net, policy, out, samples, calibration, overwrite=overwrite, progress=not json_)
     rows = [["", *name_exits(net)]]
     rows.append(["same label as float32, %", *(f"{100 * share:.1f}" for share in found.agreement)])

@@ -31,6 +31,7 @@ from exitlens.cli.options import (
     verbs,
     wait,
 )
+from exitlens.types.settings import ReadSettings
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -88,7 +89,8 @@ def calibrate(
     The limits hold on these samples, with --folds on held-out ones, too; --delta brings a certificate
     (docs/concepts/guarantees.md).
     """
-    from exitlens.delivery.run_directory import load_samples, replace_policy, stream_samples
+    from exitlens.delivery.bundle import replace_policy
+    from exitlens.delivery.run_directory import load_samples, stream_samples
     from exitlens.types.named_policies import check_name
     from exitlens.types.requests import NEED_LABELS
     from exitlens.workflow.calibration import run_calibration
@@ -112,12 +114,12 @@ def calibrate(
         raise xl.InputError("max_ms: it is about measured time: give --cost time, too")
     _check_unlabelled(unlabelled, data, root, [limits[name] for name in NEED_LABELS])
     net, _ = xl.load(bundle)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    reading = ReadSettings(data, root, columns, group_by, skip_bad, workers, cache)
     with wait(json_, "listing the data"):
         samples: Any = (
-            stream_samples(net, unlabelled, batch_size=64, run=bundle, **reading)
+            stream_samples(net, replace(reading, data=unlabelled), batch_size=64, run=bundle)
             if unlabelled
-            else load_samples(bundle, net, "calibration", data, root, **reading)
+            else load_samples(bundle, net, "calibration", reading)
         )
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
@@ -195,9 +197,9 @@ def evaluate(
     from exitlens.delivery.run_directory import load_calibrated, load_samples
 
     net, policy = load_calibrated(bundle, name)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    reading = ReadSettings(data, root, columns, group_by, skip_bad, workers, cache)
     with wait(json_, "listing the data"):
-        samples = load_samples(bundle, net, "test", data, root, **reading)
+        samples = load_samples(bundle, net, "test", reading)
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
@@ -258,9 +260,9 @@ def report(
     runs = [run] if compare is None else [run, compare]
     net, _ = load_calibrated(run)
     require_preprocess(net, net.input_spec.modality.preprocess)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "cache": cache}
+    reading = ReadSettings(data, root, columns, group_by, skip_bad, workers, cache)
     with wait(json_, "listing the data"):
-        images = load_samples(run, net, "test", data, root, **reading)
+        images = load_samples(run, net, "test", reading)
     given = {"--compare": compare, "--data": data, "--columns": columns, "--group-by": group_by, "--root": root}
     given |= {
         "--out": out,

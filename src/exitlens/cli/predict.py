@@ -29,6 +29,7 @@ from exitlens.cli.options import (
     wait,
 )
 from exitlens.progress import show_progress
+from exitlens.types.settings import ReadSettings
 
 if TYPE_CHECKING:
     from exitlens.delivery.predictions.row_formats import Row
@@ -82,9 +83,9 @@ def predict(
     done, shown = len(before), before[: None if json_ else SHOWN]
     if compiled:
         net.compile(policy, progress=not json_)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "run": bundle}
+    reading = ReadSettings(data, "", columns, group_by, skip_bad, workers)
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, data, batch_size=batch_size, without={row.file for row in before}, **reading)
+        samples = stream_samples(net, reading, batch_size=batch_size, without={row.file for row in before}, run=bundle)
     answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
@@ -156,8 +157,8 @@ def explain(
         raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
-        reading = {"columns": columns, "run": bundle, "skip_bad": skip_bad, "workers": workers}
-        _explain_many(net, policy, data, out, reading, json_)
+        reading = ReadSettings(data, columns=columns, skip_bad=skip_bad, workers=workers)
+        _explain_many(net, policy, bundle, reading, out, json_)
     elif image is not None:
         _explain_image(net, policy, image, out, json_, relevance)
     else:
@@ -216,20 +217,20 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     return rows
 
 
-def _explain_many(net: xl.ExitNet, policy: xl.Policy, data: str, out: Path, reading: dict[str, Any], json_: bool) -> None:
+def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: ReadSettings, out: Path, json_: bool) -> None:
     from exitlens.data.checks import check_bad
     from exitlens.delivery.explanations.folder import explain_folder, name_sheet
     from exitlens.delivery.run_directory import stream_samples
 
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, data, batch_size=64, **reading)
+        samples = stream_samples(net, reading, batch_size=64, run=bundle)
     preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
         task = bar.add_task("explaining", total=samples.total)
         names, advance = lambda i: str(samples.files[i]), lambda count: bar.advance(task, count)
         lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)
     if not lines:
-        check_bad(samples.bad, samples.total, reading["skip_bad"])
+        check_bad(samples.bad, samples.total, reading.skip_bad)
     odd = sum(line.disagrees for line in lines)
     rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
     for one in lines[:SHOWN]:

@@ -32,7 +32,7 @@ from exitlens.delivery.explanations.pictures import draw_contact_sheet
 from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
-from exitlens.delivery.run_data import record_source
+from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import write_json

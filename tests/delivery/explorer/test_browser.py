@@ -282,7 +282,7 @@ def test_hostile_files_through_the_server(address):
 
 def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path):
     net, _ = xl.load(trained / "bundle")
-    images = load_samples(trained, net, "test", data="", root="", skip_bad=False)
+    images = load_samples(trained, net, "test")
     subjects = measure_subjects([trained, trained], images)
     path = write_report(
         tmp_path / "r.html",

@@ -33,6 +33,7 @@ from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.model.timing.timer import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
+from exitlens.types.settings import ReadSettings
 from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
@@ -212,7 +213,7 @@ class Explorer:
         return replace(policy, thresholds=tuple(thresholds), calibration=None)
 
     def _load(self, owner: LoadedRun, net: ExitNet, split: Split) -> SampleSet:
-        return load_samples(owner.directory, net, split, data=self._data, root=self._root, skip_bad=True)
+        return load_samples(owner.directory, net, split, ReadSettings(self._data, self._root, skip_bad=True))
 
     # --- the calibration trace ---------------------------------------------------------------------------------------------
 
