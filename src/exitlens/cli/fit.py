@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from typer import Option
+
 import exitlens as xl
 from exitlens.cli import options
 from exitlens.cli.options import (
@@ -28,7 +30,6 @@ from exitlens.cli.options import (
 )
 from exitlens.launch import read_rank
 from exitlens.types.settings import NetworkSettings, ReadSettings, TrainingSettings
-from typer import Option
 
 if TYPE_CHECKING:
     from exitlens.ranks import Ranks
@@ -186,8 +187,7 @@ def _make_loss(
         say("exits: they have no maps, so classification alone is trained; --groups names what maps could lie on")
         weight = 0.0
     numbers: Any = class_weights if class_weights in ("", "balanced") else [w.strip() for w in class_weights.split(",")]
-    default = xl.EGTLoss.__dataclass_fields__["weight"].default
-    return xl.EGTLoss(default if weight is None else weight, class_weights=numbers or None, **aims)
+    return xl.EGTLoss(xl.EGTLoss().weight if weight is None else weight, class_weights=numbers or None, **aims)
 
 
 def _show_result(net: xl.ExitNet, result: xl.FitResult, out: Path, bad: list[str], json_: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from typer import Context, Exit, Option, Typer, rich_utils
+from typer import Exit, Option, Typer, rich_utils
 from typer.core import TyperGroup
 
 from exitlens.launch import read_rank
@@ -32,7 +32,7 @@ if not Console().is_terminal:
 class Verbs(TyperGroup):
     """The verbs; Ctrl-C ends each with one line that says how to go on."""
 
-    def invoke(self, ctx: Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a verb; exit with code 130 if it is interrupted."""
         try:
             return super().invoke(ctx)
@@ -80,6 +80,8 @@ InputColumns = Annotated[
 ]
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, of_data(help="Folder of torchvision's files.")]
+RENAMED = {"at": "--exits", "out_dir": "--out"}  # options by the arguments that they stand for
+OFFERED: set[str] = set()  # fields of settings objects with an option of their name
 LEAST_VALUES = {"workers": 0, "timed_batch": 1}  # of options that are generated
 SHOWN = 20  # rows of a table, names of skipped files
 LEAST_NAME, UNBOUNDED = 30, 2000  # characters: of a file's name in a table, of a table without a terminal
@@ -93,25 +95,41 @@ def describe_fields(settings: type) -> dict[str, str]:
     return {name: re.split(r"(?<=\.) (?=[A-Z])", text[0].upper() + text[1:])[0] for name, text in texts.items()}
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def name_options(text: str) -> str:
+    """Return a text with options in place of arguments: ``--out`` for ``out_dir (--out)``, ``--max-ms`` for ``max_ms``."""
+    text = re.sub(r"\b[a-z_]+(?:=[\w'.]+)? \((--[a-z-]+)\)", r"\1", text)
+    leading = re.match(r"(?:\w+, )*\w+(?=: )", text)  # the arguments that an error is about
+    if leading:
+        names = leading[0].split(", ")
+        words = [RENAMED.get(name, _flag(name) if name in OFFERED else name) for name in names]
+        text = ", ".join(words) + text[leading.end() :]
+    return re.sub(r"(?<![\w./-])([a-z]+(?:_[a-z]+)+)\b", lambda m: _flag(m[1]) if m[1] in OFFERED else m[1], text)
+
+
 def make_options(settings: type, panels: Mapping[str, Sequence[str]]) -> list[inspect.Parameter]:
     """Return options for fields of a settings object, by panel of the help: type, default and help are the field's own."""
     helps, known = describe_fields(settings), {field.name: field for field in fields(settings)}
-    options = []
+    options, offered = [], {name for names in panels.values() for name in names}
+    OFFERED.update(offered)
+    kinds_of = inspect.get_annotations(settings, eval_str=True)
     for panel, names in panels.items():
         for name in names:
-            kind = eval(known[name].type, vars(sys.modules[settings.__module__]))  # a string, by the annotations' import
-            flag = f"--{name.replace('_', '-')}"
+            kind: Any = kinds_of[name]
+            flag = _flag(name)
             if bool in (kind, *get_args(kind)) and known[name].default is not False:
                 flag = f"{flag}/--no-{flag[2:]}"
             kinds = [str if get_origin(part) is Literal else part for part in get_args(kind) or (kind,)]
             if get_origin(kind) is Literal:  # settings refuse an unknown word, and suggest one
                 kinds = [str]
-            option = Option(flag, help=helps[name], rich_help_panel=panel, min=LEAST_VALUES.get(name))
-            annotation = Annotated[kinds[0] | None if len(kinds) > 1 else kinds[0], option]
+            text = re.sub(r"`(\w+)`", lambda match: _flag(match[1]) if match[1] in offered else match[0], helps[name])
+            option = Option(flag, help=name_options(text), rich_help_panel=panel, min=LEAST_VALUES.get(name))
+            annotation: Any = Annotated[kinds[0] | None if len(kinds) > 1 else kinds[0], option]
             default = known[name].default
-            options.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            )
+            options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options
 
 
