@@ -17,9 +17,8 @@ from benchmarks.study.conditions import Condition
 from benchmarks.study.data import Splits
 from benchmarks.study.thresholds import fit_temperatures, follow_common_threshold
 from benchmarks.study.train import train
-from exitlens.functional import similarity
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import pair_samples, skill
+from exitlens.functional import maps as similarity
+from exitlens.functional.maps import on_common_grid, pair_samples, skill
 from exitlens.model.cutting.cost import count_macs
 from exitlens.workflow.faithfulness import faithfulness
 

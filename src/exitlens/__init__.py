@@ -64,8 +64,7 @@ _MODULES = {
     "workflow.evaluation": "evaluate Report",
     "workflow.explanation": "explain explain_batch",
     "workflow.faithfulness": "Faithfulness faithfulness",
-    "workflow.inference.predict": "predict",
-    "workflow.inference.stream": "predict_stream",
+    "workflow.inference": "predict predict_stream",
     "workflow.sweeping": "anytime Band budgeted_batch CurvePoint sweep SweepPoint",
     "workflow.training.fit": "fit FitResult",
 }

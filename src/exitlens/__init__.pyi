@@ -92,8 +92,8 @@ from exitlens.workflow.explanation import explain as explain
 from exitlens.workflow.explanation import explain_batch as explain_batch
 from exitlens.workflow.faithfulness import Faithfulness as Faithfulness
 from exitlens.workflow.faithfulness import faithfulness as faithfulness
-from exitlens.workflow.inference.predict import predict as predict
-from exitlens.workflow.inference.stream import predict_stream as predict_stream
+from exitlens.workflow.inference import predict as predict
+from exitlens.workflow.inference import predict_stream as predict_stream
 from exitlens.workflow.sweeping import Band as Band
 from exitlens.workflow.sweeping import CurvePoint as CurvePoint
 from exitlens.workflow.sweeping import SweepPoint as SweepPoint

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import exitlens as xl
-from exitlens.functional.grouping.likeness import Likeness
+from exitlens.functional.groups import Likeness
 from exitlens.workflow import calibration, collection
 
 

@@ -7,8 +7,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 import exitlens as xl
+from exitlens.functional.attribution import class_score
 from exitlens.functional.maps import place
-from exitlens.functional.relevance import class_score
 from exitlens.model.relevance import METHODS, STEPS, compute_relevance_of_exits
 from tests.conftest import make_net
 from tests.texts import make_text_net, make_texts

@@ -10,7 +10,7 @@ import exitlens as xl
 from exitlens.serving.edge_bundle import open_edge
 from exitlens.serving.models import open_bundle
 from tests.conftest import make_net
-from tests.serving.batching.test_cascade import make_ticket, run
+from tests.serving.test_cascade import make_ticket, run
 from tests.texts import make_text_net, make_texts
 
 pytest.importorskip("onnxruntime")

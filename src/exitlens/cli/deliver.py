@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Train with and without Explanation-Guided Training on real images, compare, and write a report."""
     from exitlens.delivery.demo import DemoSettings, run_demo
-    from exitlens.types.words import exit_name
+    from exitlens.types.outputs import exit_name
 
     if full and quick:
         raise xl.InputError("full, quick: expected one of them at most, got both. Fix: leave one out.")

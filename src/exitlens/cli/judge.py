@@ -86,7 +86,7 @@ def calibrate(
     """
     from exitlens.delivery.bundle import replace_policy
     from exitlens.delivery.run_directory import load_samples, stream_samples
-    from exitlens.types.named_policies import check_name
+    from exitlens.types.policies import check_name
     from exitlens.workflow.calibration import run_calibration
 
     request, where, how = limits(), reading(), collecting()  # refuses what makes no sense before anything is collected

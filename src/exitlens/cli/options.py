@@ -247,6 +247,6 @@ def as_options(text: str) -> str:
 
 def name_exits(net: ExitNet) -> list[str]:
     """Return what tables call the exits: exit 0, ..., final."""
-    from exitlens.types.words import exit_name
+    from exitlens.types.outputs import exit_name
 
     return [exit_name(k, net.num_exits) for k in range(net.num_exits)]

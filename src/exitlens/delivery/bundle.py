@@ -35,7 +35,7 @@ from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
 from exitlens.types.inputs import can_be_channels_last
-from exitlens.types.named_policies import DEFAULT, check_fit, check_name, check_named
+from exitlens.types.policies import DEFAULT, check_fit, check_name, check_named
 from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
 KIND, FORMAT = "exitlens", 1

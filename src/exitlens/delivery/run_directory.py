@@ -31,7 +31,7 @@ from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, Ranks
 from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 from exitlens.types.settings import NetworkSettings, ReadSettings
 from exitlens.workflow.training.record import SETTINGS
 

@@ -34,8 +34,8 @@ from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Prediction
 from exitlens.types.inputs import Inputs, list_tensors
-from exitlens.types.named_policies import check_named
-from exitlens.workflow.inference.predict import predict
+from exitlens.types.policies import check_named
+from exitlens.workflow.inference import predict
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"

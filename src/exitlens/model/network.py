@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exitlens.display import html_table
 from exitlens.errors import require
-from exitlens.functional.relevance import answer_score, gradient_x_input
+from exitlens.functional.attribution import answer_score, gradient_x_input
 from exitlens.model._torch_compat import list_member_tables
 from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.active import ActiveEngine
@@ -26,8 +26,8 @@ from exitlens.model.input_spec import InputSpec
 from exitlens.model.mixing import Mixing, has_attention, open_inputs
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs
+from exitlens.types.outputs import exit_name
 from exitlens.types.tasks import USUAL_SCORES
-from exitlens.types.words import exit_name
 
 
 class ExitNet(nn.Module):

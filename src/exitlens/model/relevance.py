@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.relevance import answer_score, choose_explained, gradient_x_input
+from exitlens.functional.attribution import answer_score, choose_explained, gradient_x_input
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.heads.exit_heads import ExitHead

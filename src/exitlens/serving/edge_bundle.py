@@ -24,7 +24,7 @@ from exitlens.model.engine.tuning import Tuning
 from exitlens.model.info import NetworkInfo
 from exitlens.model.input_spec import InputSpec
 from exitlens.types import Policy
-from exitlens.types.named_policies import DEFAULT, check_fit
+from exitlens.types.policies import DEFAULT, check_fit
 
 
 class EdgeParts(NamedTuple):

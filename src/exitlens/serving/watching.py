@@ -13,16 +13,15 @@ import torch
 
 from exitlens.errors import DriftWarning, PolicyError
 from exitlens.functional.drift import Monitor
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import divergence
+from exitlens.functional.maps import divergence, on_common_grid
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.serving.batching.tickets import Ticket
+from exitlens.serving.cascade import Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel
 from exitlens.serving.settings import Watching
 from exitlens.types import Prediction
-from exitlens.types.named_policies import DEFAULT
+from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import find_answers
 
 LOG = logging.getLogger("exitlens.serving")

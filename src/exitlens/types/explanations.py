@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.types.outputs import exit_name, format_threshold, tell_apart
 from exitlens.types.preprocessing import Preprocessing
-from exitlens.types.words import exit_name, format_threshold, tell_apart
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
 

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyError, require
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
-from exitlens.functional.grouping.likeness import measure_likeness
+from exitlens.functional.groups import find_firsts, measure_likeness, shuffle_groups, split_groups
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures
 from exitlens.functional.scores import score as score_logits
 from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
-from exitlens.functional.thresholds.holdout import find_held_out, split_folds
+from exitlens.functional.thresholds.path import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
 from exitlens.types.calibrations import Certification, DriftReference

@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import require
-from exitlens.functional.quality import expected_calibration_error, micro_f1, overthinking, risk_coverage
+from exitlens.functional.maps import skill
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.scores import rate_probabilities, score
-from exitlens.functional.similarity import skill
+from exitlens.functional.scores import (
+    expected_calibration_error,
+    micro_f1,
+    overthinking,
+    rate_probabilities,
+    risk_coverage,
+    score,
+)
 from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import Policy, Timing, Trace
+from exitlens.types.outputs import exit_name
 from exitlens.types.requests import DECIDED
-from exitlens.types.timings import format_ms
-from exitlens.types.words import exit_name
+from exitlens.types.traces import format_ms
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 

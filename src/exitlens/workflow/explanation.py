@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.maps import all_finite, on_common_grid
-from exitlens.functional.routing import Decision, decide, find_first_firing
+from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
+from exitlens.functional.routing import Decision, compute_gate_features, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.functional.similarity import divergence, pearson
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import have_maps

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from exitlens.data.lazy import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
-from exitlens.functional import faithfulness as measures
-from exitlens.functional.maps import as_distribution, find_locations
+from exitlens.functional import attribution as measures
+from exitlens.functional.maps import as_distribution, find_locations, pearson
 from exitlens.functional.scores import probabilities
-from exitlens.functional.similarity import pearson
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet

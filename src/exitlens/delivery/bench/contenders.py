@@ -24,10 +24,10 @@ from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning, apply_tuning
 from exitlens.model.network import ExitNet
 from exitlens.model.process import keep_memory
-from exitlens.model.timing.timer import Work
+from exitlens.model.timing import Work
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
-from exitlens.workflow.inference.predict import merge_routed, predict
+from exitlens.workflow.inference import merge_routed, predict
 
 UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never answer
 

@@ -30,7 +30,7 @@ from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import release_memory
 from exitlens.model.relevance import compute_relevance_of_exits
-from exitlens.model.timing.timer import interleave
+from exitlens.model.timing import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
 from exitlens.types.settings import ReadSettings
@@ -38,7 +38,7 @@ from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the longer side of what is kept of it
 SAMPLES, EXAMPLES, TEXTS = 2000, 12, 6

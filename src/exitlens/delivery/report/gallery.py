@@ -12,13 +12,13 @@ from torch import Tensor
 
 from exitlens.data.lazy import LazySet
 from exitlens.data.splits import SampleSet
-from exitlens.delivery.explanations.pictures import draw_heat, draw_image
+from exitlens.delivery.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.types import ExitView, Preprocess
 from exitlens.types.inputs import Inputs
+from exitlens.types.outputs import exit_name, tell_apart
 from exitlens.types.tasks import name_answers
-from exitlens.types.words import exit_name, tell_apart
 from exitlens.workflow.explanation import explain_batch
 
 POOL = 200  # images drawn at random from a set; the gallery is picked from these

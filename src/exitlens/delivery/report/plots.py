@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from exitlens.display import QUOTES, choose_text_colour, pick_exit_colour
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 from exitlens.workflow.evaluation import Report
 from exitlens.workflow.faithfulness import Faithfulness
 

@@ -17,7 +17,7 @@ from exitlens.delivery.report.summary import name_things, summarize
 from exitlens.display import pick_exit_colour
 from exitlens.errors import InputError, OutputExistsError
 from exitlens.io import write_text
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 
 
 def write_report(

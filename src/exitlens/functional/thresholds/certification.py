@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from exitlens.functional.grouping.groups import count_groups
+from exitlens.functional.groups import count_groups
 from exitlens.functional.risk import Budget, Risk, select_exits
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.thresholds.pvalues import (

@@ -11,10 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.routing import decide, needs_head
-from exitlens.functional.similarity import divergence
+from exitlens.functional.maps import divergence, on_common_grid
+from exitlens.functional.routing import compute_gate_features, decide, needs_head
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.types import Policy

@@ -1,6 +1,6 @@
 """The Open Inference Protocol over HTTP, version 2, with binary tensor data: requests are read, responses are written.
 
-Pure functions of bytes and arrays; who receives them and answers is another's task.
+Everything here is a pure function of bytes and arrays.
 Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's extension for binary tensor data.
 """
 
@@ -15,16 +15,6 @@ from reprlib import repr as shorten
 from typing import Any, NamedTuple
 
 from exitlens.errors import InputError, RequestError, suggest
-from exitlens.serving.http.fields import (
-    HEADER_LENGTH,
-    Parameter,
-    check_fields,
-    read_list,
-    read_object,
-    read_parameters,
-    read_text,
-    take_flag,
-)
 from exitlens.serving.http.tensors import (
     DATATYPES,
     Array,
@@ -35,6 +25,9 @@ from exitlens.serving.http.tensors import (
     write_json_data,
 )
 
+Parameter = bool | int | float | str
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
 _SHORT = 4096  # bytes of JSON that is remembered
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _MOST_DIMENSIONS = 32  # that every NumPy has
@@ -177,21 +170,21 @@ def _recall_head(text: bytes, max_elements: int) -> _Head | None:
 
 
 def _read_head(text: memoryview, header_length: int | None, max_elements: int) -> _Head:
-    request = read_object(text, header_length)
-    check_fields(request, _REQUEST, "request")
-    parameters = read_parameters(request, "")
-    binary = take_flag(parameters, "binary_data_output", False, "")
-    id_, model = (read_text(request, name, "", "") for name in ("id", "model_name"))
+    request = _read_object(text, header_length)
+    _check_fields(request, _REQUEST, "request")
+    parameters = _read_parameters(request, "")
+    binary = _take_flag(parameters, "binary_data_output", False, "")
+    id_, model = (_read_text(request, name, "", "") for name in ("id", "model_name"))
     inputs = tuple(_read_inputs(request, max_elements).values())
     return _Head(id_, inputs, _read_outputs(request, binary), parameters, binary, model)
 
 
 def _read_inputs(request: Mapping[str, Any], max_elements: int) -> dict[str, _Sketch]:
     inputs: dict[str, _Sketch] = {}
-    for i, entry in enumerate(read_list(request, "inputs")):
+    for i, entry in enumerate(_read_list(request, "inputs")):
         where = f"inputs[{i}]"
-        check_fields(entry, _INPUT, where)
-        name = read_text(entry, "name", None, f"{where}.")
+        _check_fields(entry, _INPUT, where)
+        name = _read_text(entry, "name", None, f"{where}.")
         if name in inputs:
             raise RequestError(f"{where}.name: {shorten(name)} was there before: send each input once")
         shape = _read_shape(entry, max_elements, where)
@@ -223,7 +216,7 @@ def _read_tensor(entry: Mapping[str, Any], name: str, shape: tuple[int, ...], wh
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         hint = suggest(datatype[:20], DATATYPES) if isinstance(datatype, str) else ""
         raise RequestError(f"{where}.datatype: expected one of {', '.join(DATATYPES)}, got {shorten(datatype)}.{hint}")
-    parameters = read_parameters(entry, f"{where}.")
+    parameters = _read_parameters(entry, f"{where}.")
     if ("data" in entry) == ("binary_data_size" in parameters):
         got = "both" if "data" in entry else "neither"
         raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}: send one of them")
@@ -233,13 +226,13 @@ def _read_tensor(entry: Mapping[str, Any], name: str, shape: tuple[int, ...], wh
 
 def _read_outputs(request: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...]:
     outputs: dict[str, RequestedOutput] = {}
-    for i, entry in enumerate(read_list(request, "outputs")):
+    for i, entry in enumerate(_read_list(request, "outputs")):
         where = f"outputs[{i}]"
-        check_fields(entry, _OUTPUT, where)
-        name, parameters = read_text(entry, "name", None, f"{where}."), read_parameters(entry, f"{where}.")
+        _check_fields(entry, _OUTPUT, where)
+        name, parameters = _read_text(entry, "name", None, f"{where}."), _read_parameters(entry, f"{where}.")
         if name in outputs:
             raise RequestError(f"{where}.name: {shorten(name)} was there before: ask for each output once")
-        outputs[name] = RequestedOutput(name, take_flag(parameters, "binary_data", binary, f"{where}."), parameters)
+        outputs[name] = RequestedOutput(name, _take_flag(parameters, "binary_data", binary, f"{where}."), parameters)
     return tuple(outputs.values())
 
 
@@ -285,3 +278,88 @@ def write_infer(
     except (TypeError, ValueError) as error:
         raise InputError(f"parameters: expected finite numbers, strings, true or false, got others ({error})") from error
     return b"".join([header, *blobs]), len(header) if blobs else None
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _read_object(text: memoryview, header_length: int | None) -> Any:
+    """Any JSON value, in UTF-8; NaN and Infinity are none. Raises :class:`RequestError` for other text."""
+    try:
+        return _DECODER.decode(str(text, "utf-8"))
+    except RecursionError as error:
+        raise RequestError(
+            "request: expected arrays as deep as the shape, got too many in one another: send flat data"
+        ) from error
+    except ValueError as error:  # no UTF-8, no JSON, or an integer with thousands of digits
+        hint = "" if header_length is not None else f", and {HEADER_LENGTH} where binary data follow"
+        raise RequestError(f"request: expected JSON in UTF-8, got other bytes ({error}): send valid JSON{hint}") from error
+
+
+def _check_fields(entry: object, known: Sequence[str], where: str) -> None:
+    """Raises :class:`RequestError` unless ``entry`` is an object with fields of these names, or some of them."""
+    if not isinstance(entry, dict):
+        raise RequestError(f"{where}: expected an object, got {shorten(entry)}: send one with {', '.join(known)}")
+    if unknown := [name for name in entry if name not in known]:
+        raise RequestError(
+            f"{where}: expected the fields {', '.join(known)}, got {shorten(unknown)}: leave them out, or send them as "
+            f"parameters.{suggest(unknown[0][:20], known)}"
+        )
+
+
+def _read_list(request: Mapping[str, Any], name: str) -> list[Any]:
+    """The array in a field, empty where it is not there; raises :class:`RequestError` for another value."""
+    found = request.get(name, [])
+    if not isinstance(found, list):
+        raise RequestError(f"{name}: expected an array of objects, got {shorten(found)}: send one")
+    return found
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string without halves of characters, which JSON can hold but UTF-8 cannot."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_number(value: object) -> bool:
+    if type(value) is int:
+        return -(2**63) <= value < 2**64
+    return type(value) is float and math.isfinite(value)
+
+
+def _read_text(entry: Mapping[str, Any], name: str, default: str | None, where: str) -> str:
+    """The string in a field; without a default, it must be there and not be empty. Raises :class:`RequestError`."""
+    value = entry.get(name, default)
+    if not isinstance(value, str) or not _is_text(value) or (default is None and not value):
+        raise RequestError(f"{where}{name}: expected a string, got {shorten(value)}: send one")
+    return value
+
+
+def _read_parameters(entry: Mapping[str, Any], where: str) -> dict[str, Parameter]:
+    """A copy of the parameters, of any names; raises :class:`RequestError` for other values, and shared memory."""
+    place, found = f"{where}parameters", entry.get("parameters", {})
+    if not isinstance(found, dict):
+        raise RequestError(f"{place}: expected an object, got {shorten(found)}: send one, or none")
+    for name, value in found.items():
+        if name.startswith("shared_memory_"):
+            raise RequestError(f"{place}: {shorten(name)}: shared memory is not supported: send the data in the body")
+        if not (_is_text(name) and (isinstance(value, bool) or _is_number(value) or _is_text(value))):
+            raise RequestError(
+                f"{place}: {shorten(name)}: expected a number of at most 64 bits, a string, true or false, got "
+                f"{shorten(value)}: send one of them"
+            )
+    return dict(found)
+
+
+def _take_flag(parameters: dict[str, Parameter], name: str, default: bool, where: str) -> bool:
+    """Removes a parameter that is true or false and returns it; raises :class:`RequestError` for another value."""
+    value = parameters.pop(name, default)
+    if not isinstance(value, bool):
+        raise RequestError(f"{where}parameters.{name}: expected true or false, got {shorten(value)}: send one of them")
+    return value

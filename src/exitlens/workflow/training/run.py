@@ -29,8 +29,7 @@ from exitlens.data.batches import (
 )
 from exitlens.errors import InputError, TrainingError
 from exitlens.functional.losses import EGTLoss
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import pearson
+from exitlens.functional.maps import on_common_grid, pearson
 from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
 from exitlens.model.cutting.modes import switch_mode
