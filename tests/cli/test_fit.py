@@ -92,7 +92,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkey
     [
         (("--data", "none"), "no folder"),
         (("--data", "images/dark"), "class folder"),
-        (("--exits", "layer9"), "exitlens inspect --backbone small"),
+        (("--exits", "layer9"), "error: --exits: the backbone has no module 'layer9' on its path. Did you mean"),
         (("--exits", "layer3,layer1"), "order"),
         (("--epochs", "0"), "epochs"),
         (("--backbone", "resnet18"), "backbone"),

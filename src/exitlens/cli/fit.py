@@ -162,10 +162,6 @@ def fit(
         run_options = RunOptions(out, resume, samples.workers, not json_, tensorboard, ranks)
         with record_source(out, source, resume=resume, skip_bad=skip_bad, ranks=ranks):
             result = run_training(net, train, validation, settings, run_options, loss=loss)
-    except xl.AttachError as error:
-        if str(error).startswith("at:"):
-            error.add_note(f"`exitlens inspect --backbone {wanted.backbone}` lists the places for exits, in order")
-        raise
     except KeyboardInterrupt as stop:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         if out.exists():

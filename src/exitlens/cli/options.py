@@ -101,7 +101,7 @@ def _flag(name: str) -> str:
 
 def name_options(text: str) -> str:
     """Return a text with options in place of arguments: ``--out`` for ``out_dir (--out)``, ``--max-ms`` for ``max_ms``."""
-    text = re.sub(r"\b[a-z_]+(?:=[\w'.]+)? \((--[a-z-]+)\)", r"\1", text)
+    text = re.sub(r"\b[a-z_]+(?:=[\w'.]+)? \((?:option )?(--[a-z-]+)\)", r"\1", text)
     leading = re.match(r"(?:\w+, )*\w+(?=: )", text)  # the arguments that an error is about
     if leading:
         names = leading[0].split(", ")
