@@ -20,7 +20,7 @@ from benchmarks.relevance.makers import Maker, list_makers
 from benchmarks.relevance.networks import Subject
 from exitlens.functional.attribution import draw_random_map, rank_locations, share_of_possible
 from exitlens.functional.scores import probabilities
-from exitlens.model.perturbation import occlude, perturb
+from exitlens.model.attribution import occlude, perturb
 from exitlens.model.timing import describe_machine
 from exitlens.types.outputs import exit_name
 

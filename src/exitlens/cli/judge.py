@@ -85,7 +85,7 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import load_samples, stream_samples
+    from exitlens.delivery.run_directory import count_askings, load_samples, stream_samples
     from exitlens.types.policies import check_name
     from exitlens.workflow.calibration import run_calibration
 
@@ -104,7 +104,8 @@ def calibrate(
         )
     if (trace := _collect(net, samples, how, json_)) is None:
         return
-    with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
+    counted = count_askings(bundle, trace)
+    with counted, wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", xl.DataWarning)
         policy = run_calibration(trace, request)
     replace_policy(bundle, policy, name)

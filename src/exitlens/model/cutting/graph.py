@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from exitlens.errors import AttachError
-from exitlens.model._torch_compat import is_fake, is_mutating_operation, use_fake_tensors
+from exitlens.model._torch_compat import has_hooks, is_fake, is_mutating_operation, use_fake_tensors
 from exitlens.model.cutting.modes import preserve_state, switch_mode
 from exitlens.types.inputs import Inputs, list_tensors
 
@@ -233,8 +233,7 @@ def _keeps_shape(module: nn.Module, x: Tensor) -> bool:
     assert isinstance(module, _NORMS)
     module._check_input_dim(x)
     known = [t for t in (module.weight, module.bias, module.running_mean, module.running_var) if t is not None]
-    is_plain = not module._forward_hooks and not module._forward_pre_hooks
-    return is_plain and x.shape[1] == module.num_features and all(t.dtype == x.dtype for t in known)
+    return not has_hooks(module) and x.shape[1] == module.num_features and all(t.dtype == x.dtype for t in known)
 
 
 class Recorder(Interpreter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError, TraceMismatchError
+from exitlens.model._torch_compat import list_member_tables
 from exitlens.model.cutting.boundaries import count_embedding_rows
 from exitlens.model.cutting.graph import pick_logits
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
@@ -42,7 +44,7 @@ def check_backbone(backbone: nn.Module) -> None:
     for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
         if problem := _find_problem(tensor):
             raise AttachError(f"backbone: {name!r} is {problem}")
-    for name in (*backbone._modules, *backbone._parameters, *backbone._buffers):
+    for name in chain(*list_member_tables(backbone)):
         if hasattr(torch.fx.GraphModule, name):
             raise AttachError(f"backbone: its {name!r} has the name of something that torch.fx needs. Fix: rename it")
     if next(backbone.parameters(), None) is None:
