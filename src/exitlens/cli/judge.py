@@ -136,10 +136,26 @@ def _show_policy(net: xl.ExitNet, trace: xl.Trace, policy: xl.Policy, notes: lis
     if not json_ and policy.calibration is not None and policy.calibration.request.gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         tell(f"gate, limits on the estimated divergence by exit: {kept}")
-    said = [_explain_exit_0(report, policy), as_options(certificate), *(f"warning: {as_options(note)}" for note in notes)]
+    said = [
+        _explain_temperatures(policy),
+        _explain_exit_0(report, policy),
+        as_options(certificate),
+        *(f"warning: {as_options(note)}" for note in notes),
+    ]
     for line in [] if json_ else filter(None, said):
         tell(line)
     show_skipped(json_, bad)
+
+
+def _explain_temperatures(policy: xl.Policy) -> str:
+    """Return what a temperature does, where some were fitted, and how far confidences still are from accuracy."""
+    if set(policy.temperatures) == {1.0}:
+        return ""
+    error = policy.calibration.calibration_error if policy.calibration else None
+    left = "" if error is None else f"; after it confidences are off by {100 * error:.1f} % on average"
+    return (
+        f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
+    )
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:
