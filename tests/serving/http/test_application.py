@@ -113,7 +113,7 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
 
 
 def test_what_cannot_be_served(tmp_path, model):
-    with pytest.raises(xl.BundleError, match="holds none"):
+    with pytest.raises(xl.BundleError, match="bundle: expected"):
         Repository({"x": tmp_path})
     with pytest.raises(xl.InputError, match="one or more"):
         Repository({})
