@@ -20,8 +20,8 @@ from benchmarks.relevance.makers import Maker, list_makers
 from benchmarks.relevance.networks import Subject
 from exitlens.functional.attribution import draw_random_map, rank_locations, share_of_possible
 from exitlens.functional.scores import probabilities
-from exitlens.model.perturbation import occlude, perturb
-from exitlens.model.timing.machine import describe_machine
+from exitlens.model.attribution import occlude, perturb
+from exitlens.model.timing import describe_machine
 from exitlens.types.outputs import exit_name
 
 GRID, FRACTION, BATCH, WARM_UP = (5, 5), 0.2, 50, 2

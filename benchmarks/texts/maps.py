@@ -12,7 +12,7 @@ import exitlens as xl
 from exitlens.functional.attribution import draw_random_map, energy_in_mask, pointing_game
 from exitlens.functional.maps import as_distribution, pearson
 from exitlens.functional.scores import probabilities
-from exitlens.model.perturbation import perturb
+from exitlens.model.attribution import perturb
 from exitlens.types.inputs import MASK, Inputs
 
 BATCH_SIZE = 250

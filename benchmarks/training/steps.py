@@ -21,7 +21,7 @@ from benchmarks.training.runs import STEP, TRAINING
 from benchmarks.truth.jobs import start_worker
 from benchmarks.truth.tasks import TASKS, Task, build_network
 from exitlens.model.network import ExitNet
-from exitlens.model.timing.timer import interval
+from exitlens.model.timing import interval
 from exitlens.types.inputs import Inputs, map_inputs
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training.optimizer import group_parameters, make_optimizer

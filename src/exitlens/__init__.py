@@ -54,7 +54,7 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
-    "model.relevance": "compute_relevance",
+    "model.attribution": "compute_relevance",
     "ranks": "Ranks",
     "types": "Calibration CalibrationRequest CompactLogits ExitOutput ExitView Explanation Gate LabelView Location "
     "LossTerms MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "

@@ -12,13 +12,13 @@ from exitlens.model.cutting import placement
 from exitlens.types.settings import RECIPES
 
 
-def time_equally(module, clock, tensors):
-    return [1.0] * (1 + sum(node.target == "exitlens_clock" for node in module.graph.nodes))
+def time_equally(timer, tensors):
+    return [1.0] * (1 + sum(node.target == "exitlens_clock" for node in timer.module.graph.nodes))
 
 
 def test_exits_placed_by_time_stay_where_they_are_on_resume(folder, tmp_path, call, monkeypatch):
     monkeypatch.setattr("exitlens.model.cutting.cost.SECONDS", 0.0)
-    monkeypatch.setattr("exitlens.model.cutting.cost._time_parts", time_equally)
+    monkeypatch.setattr("exitlens.model.cutting.cost.NodeTimer.time_parts", time_equally)
     words = ("fit", "--data", folder, "--size", "32", "--epochs", "1", "--exits", "2", "--placement", "time", "--out")
     code, out, err = call(*words, tmp_path / "r", "--json")
     assert code == 0, err

@@ -201,6 +201,21 @@ def test_limits_that_other_samples_keep(again, folder, call):
     assert json.loads(call(*words, "--json")[1])["calibration"]["request"]["folds"] == 3
 
 
+def test_askings_are_counted_across_processes(again, folder, call):
+    words = ["calibrate", "--bundle", again, "--unlabelled", folder, "--delta", "0.1", "--max-disagreement"]
+    code, out, err = call(*words, "0.001")
+    assert code == 0, err
+    assert "spent a level of 0.1 on this" in " ".join(out.split())
+    assert call(*words, "0.001")[0] == 0
+    code, _, err = call(*words, "0.002")
+    assert code == 2
+    assert "delta: these samples refused a certificate before" in " ".join(err.split())
+    words[6] = "0.15"
+    found = json.loads(call(*words, "0.3", "--json")[1])["calibration"]["certification"]
+    assert (found["asking"], round(found["level"], 6)) == (2, 0.05)
+    assert len(json.loads((again / "askings.json").read_text())) == 1
+
+
 def test_limits_in_milliseconds(again, folder, call, monkeypatch):
     ms, sizes = (1.0, 2.0, 4.0, 8.0), []
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 import exitlens as xl
@@ -17,6 +19,20 @@ def test_what_is_built_is_in_channels_last_and_where_exits_stand(tiny_set):
     assert net.info.at == ("layer1", "layer3")
     assert net.info.source == "small"
     assert run_setup.build_network(NetworkSettings(keep_final=True), tiny_set).info.at == ("layer1", "layer2", "layer3")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        NetworkSettings(exits="stem,layer9", init_weights=Path("no_file.pt")),
+        NetworkSettings("torchvision:resnet18", "layer1,layer9", pretrained=True),
+    ],
+)
+def test_unknown_places_are_reported_before_weights_are_read_or_downloaded(tiny_set, settings, monkeypatch):
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *args, **kwargs: pytest.fail("downloads"))
+    message = r"at \(option --exits\): .*no module 'layer9' on its path.* Fix: choose .* in order: \w+.*exitlens inspect"
+    with pytest.raises(xl.AttachError, match=message):
+        run_setup.build_network(settings, tiny_set)
 
 
 def test_a_network_that_takes_one_size_only_gets_it(tmp_path):

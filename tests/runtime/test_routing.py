@@ -14,7 +14,7 @@ from exitlens.functional.maps import regrid
 from exitlens.functional.routing import compute_gate_features, needs_head, route
 from exitlens.functional.scores import score
 from exitlens_runtime import routing
-from exitlens_runtime.placing import place
+from exitlens_runtime.routing import place
 
 
 def make_policy(policy):

@@ -117,7 +117,7 @@ def bench(
     from exitlens.delivery.run_directory import load_calibrated
     from exitlens.io import write_json
     from exitlens.model.backbones.build import rebuild_backbone
-    from exitlens.model.timing.machine import describe_machine
+    from exitlens.model.timing import describe_machine
 
     sizes = _parse_numbers(batch_sizes)
     if out is not None and out.exists():

@@ -90,7 +90,7 @@ def calibrate(
     (docs/concepts/guarantees.md).
     """
     from exitlens.delivery.bundle import replace_policy
-    from exitlens.delivery.run_directory import load_samples, stream_samples
+    from exitlens.delivery.run_directory import count_askings, load_samples, stream_samples
     from exitlens.types.policies import check_name
     from exitlens.types.requests import NEED_LABELS
     from exitlens.workflow.calibration import run_calibration
@@ -124,7 +124,8 @@ def calibrate(
     how: Any = {"compact": compact, "trace_dir": trace_dir, "cost": cost, "timed_batch": timed_batch}
     if (trace := _collect(net, samples, json_, how)) is None:
         return
-    with wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
+    counted = count_askings(bundle, trace)
+    with counted, wait(json_, "choosing thresholds"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", xl.DataWarning)
         policy = run_calibration(trace, request)
     replace_policy(bundle, policy, name)
@@ -157,10 +158,26 @@ def _show_policy(
     if not json_ and gate:
         kept = "kept: " + ", ".join(f"{limit:.4f}" for limit in policy.gate.limits) if policy.gate else "none: no gain"
         tell(f"gate, limits on the estimated divergence by exit: {kept}")
-    said = [_explain_exit_0(report, policy), as_options(certificate), *(f"warning: {as_options(note)}" for note in notes)]
+    said = [
+        _explain_temperatures(policy),
+        _explain_exit_0(report, policy),
+        as_options(certificate),
+        *(f"warning: {as_options(note)}" for note in notes),
+    ]
     for line in [] if json_ else filter(None, said):
         tell(line)
     show_skipped(json_, bad)
+
+
+def _explain_temperatures(policy: xl.Policy) -> str:
+    """Return what a temperature does, where some were fitted, and how far confidences still are from accuracy."""
+    if set(policy.temperatures) == {1.0}:
+        return ""
+    error = policy.calibration.calibration_error if policy.calibration else None
+    left = "" if error is None else f"; after it confidences are off by {100 * error:.1f} % on average"
+    return (
+        f"temperature: what an exit's logits are divided by, so that its confidence fits its accuracy (1: no change){left}"
+    )
 
 
 def _explain_exit_0(report: xl.Report, policy: xl.Policy) -> str:

@@ -32,7 +32,7 @@ from exitlens.progress import show_progress
 from exitlens.types.settings import ReadSettings
 
 if TYPE_CHECKING:
-    from exitlens.delivery.predictions.row_formats import Row
+    from exitlens.delivery.predictions import Row
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
@@ -67,9 +67,7 @@ def predict(
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.predictions.file import PredictionFile
-    from exitlens.delivery.predictions.row_formats import name_rows
-    from exitlens.delivery.predictions.watching import start_watch, watch_files
+    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, watch_files
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
@@ -166,13 +164,14 @@ def explain(
 
 
 def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
+    from exitlens.delivery.explanations import write_explanation
+    from exitlens.delivery.pages import tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
     preprocess = require_preprocess(net, xl.TextPreprocess)
     why = xl.explain(net, net.input_spec.modality.read(text, preprocess), policy, relevance=relevance)
     if out is not None:
-        write_tokens(why, out, "text")
+        write_explanation(why, out, "text")
     if json_:
         show(True, why.to_dict())
     else:
@@ -180,8 +179,7 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
 
 
 def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.pages import write_explanation
-    from exitlens.delivery.explanations.pictures import save_explanation
+    from exitlens.delivery.explanations import save_explanation, write_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
     own = net.input_spec.modality
@@ -219,7 +217,7 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
 
 def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: ReadSettings, out: Path, json_: bool) -> None:
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.explanations.folder import explain_folder, name_sheet
+    from exitlens.delivery.explanations import explain_folder, name_sheet
     from exitlens.delivery.run_directory import stream_samples
 
     with wait(json_, "listing the data"):

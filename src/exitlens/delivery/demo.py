@@ -28,7 +28,7 @@ from exitlens.data.splits import SPLITS
 from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
 from exitlens.delivery.bench.timing import Speed, compare
 from exitlens.delivery.bundle import load, save
-from exitlens.delivery.explanations.pictures import draw_contact_sheet
+from exitlens.delivery.pictures import draw_contact_sheet
 from exitlens.delivery.report.gallery import pick_images
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
@@ -79,10 +79,10 @@ class DemoSettings:
     """
 
     seed: int = 0
-    epochs: int = 3
-    limit: int | None = 8000
+    epochs: int = 2
+    limit: int | None = None
     size: int = 32
-    batch_size: int = 64
+    batch_size: int = 32
     samples: int = 500
     oracle_samples: int = 100
     rounds: int = 5
@@ -91,7 +91,7 @@ class DemoSettings:
     @classmethod
     def full(cls, seed: int = 0) -> DemoSettings:
         """The run whose figures the documentation shows: a quarter of an hour on two cores."""
-        return cls(seed, epochs=6, limit=None, size=40, samples=3000, oracle_samples=200, rounds=7, timed=2048)
+        return cls(seed, epochs=6, size=40, batch_size=64, samples=3000, oracle_samples=200, rounds=7, timed=2048)
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoSettings:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,15 +26,17 @@ from exitlens.data.streams import DecodedStream, ImageStream, TextStream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import find_bundle, load, load_policies
 from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
-from exitlens.io import write_json
+from exitlens.io import read_json, write_json
 from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, Ranks
-from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess
+from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess, Trace
 from exitlens.types.policies import DEFAULT
+from exitlens.types.requests import Asking
 from exitlens.types.settings import NetworkSettings, ReadSettings
 from exitlens.workflow.training.record import SETTINGS
 
+ASKINGS = "askings.json"  # beside the bundle's files: certificates that were asked for, by the samples asked
 P = TypeVar("P", bound=Preprocessing)
 DATA, SKIP_BAD = "data.json", "skip_bad"
 AS_RECORDED = ReadSettings()  # the run's own data
@@ -154,6 +156,23 @@ def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
         raise PolicyError(f"policy: {path} has none named {name!r}, but {list(policies)}. {fix} --name {name}")
     others = f" of its own, but {list(policies)} by name" if policies else " yet"
     raise PolicyError(f"bundle: {path} has no policy{others}. {fix}")
+
+
+@contextmanager
+def count_askings(path: Path, trace: Trace) -> Iterator[None]:
+    """Give the trace the certificates that its samples were asked for before, and keep those that they are asked for now.
+
+    A bundle or run directory keeps them in ``askings.json``, by the fingerprint of the samples.
+    """
+    ledger, key = find_bundle(path) / ASKINGS, trace.fingerprint()
+    known = read_json(ledger) if ledger.is_file() else {}
+    trace.askings[:] = map(Asking.from_dict, known.get(key, ()))
+    before = len(trace.askings)
+    try:
+        yield
+    finally:
+        if len(trace.askings) > before:
+            write_json(ledger, known | {key: [asdict(asking) for asking in trace.askings]})
 
 
 def load_named(path: Path) -> dict[str, Policy]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from exitlens.model.attach import attach
 from exitlens.model.backbones.build import TOKENIZER, build_backbone, read_tokenizer
 from exitlens.model.backbones.normalisation import HALF, PROCESSOR, Normalisation, read_normalisation
 from exitlens.model.backbones.weights import Say, load_weights
+from exitlens.model.cutting.placement import check_places
 from exitlens.model.network import ExitNet
 from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.inputs import can_be_channels_last, list_tensors
@@ -149,15 +151,12 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
     example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first sample that can be read
     channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
     vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
-    plain = build_backbone(
-        backbone,
-        len(train.classes),
-        channels,
-        settings.pretrained,
-        vocabulary=vocabulary,
-        say=say,
-        modality=train.modality,
-    )
+    build = partial(build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality)
+    exits = _read_exits(settings.exits)
+    if isinstance(exits, list) and settings.has_weights:
+        with torch.random.fork_rng(devices=[]):  # unknown names are reported before weights are downloaded or read
+            check_places(build(), exits, example)
+    plain = build(pretrained=settings.pretrained, say=say)
     _check_reads(plain, backbone, train)
     if settings.init_weights is not None:
         report = load_weights(plain, settings.init_weights, strict=settings.strict_weights)
@@ -165,7 +164,7 @@ def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0,
             say(str(report))
     net = attach(
         plain,
-        _choose_exits(plain, settings),
+        _choose_exits(plain, settings) if exits is None else exits,
         len(train.classes),
         example,
         final="keep" if settings.keep_final else "head",
@@ -190,10 +189,14 @@ def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
         )
 
 
+def _read_exits(words: str) -> list[str] | int | None:
+    """Return names or a number from words such as ``layer1,layer2`` or ``3``; ``None`` if there are none."""
+    if words.lstrip("-").isdigit():
+        return int(words)
+    return [name.strip() for name in words.split(",") if name.strip()] if words else None
+
+
 def _choose_exits(plain: nn.Module, settings: NetworkSettings) -> list[str] | int:
-    exits = settings.exits
-    if exits:
-        return int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
     usual = ["layer1", "layer2", "layer3"]
     return usual if settings.placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
 

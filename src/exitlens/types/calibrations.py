@@ -35,7 +35,8 @@ class Certification:
     """How a policy was certified, or why none could be.
 
     Attributes:
-        delta: how likely the promise may be wrong.
+        delta: how likely the promise may be wrong. level: of the tests; less than delta where it covers earlier askings.
+        asking: how many certificates these samples were asked for, this one included.
         path_samples: how many samples proposed the path; the others tested it.
         path_length: policies on the path. steps_tested: how many of them were tested.
         tests: of the accepted policy; where there is none, of the first that was refused.
@@ -46,6 +47,8 @@ class Certification:
     """
 
     delta: float
+    level: float
+    asking: int
     path_samples: int
     path_length: int
     steps_tested: int
@@ -81,6 +84,7 @@ class Calibration:
         request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
         samples: of the trace. distinct_samples: how many of them have logits of their own. data: fingerprint of the trace.
         cost: mean cost on these samples. rule: hash of the policy that all this is about.
+        calibration_error: how far confidence is from accuracy, on average over these samples; ``None`` without labels.
         classes: how many classes were tested, and of how many, where every class has a limit.
         fitted_on: the samples that the temperatures were fitted on, through all policies that handed them on.
         reference: for the drift monitor.
@@ -100,6 +104,7 @@ class Calibration:
     data: str = ""
     cost: float = 1.0
     rule: str = ""
+    calibration_error: float | None = None
     classes: tuple[int, int] | None = None
     fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
     reference: DriftReference | None = field(default=None, repr=False)
@@ -179,7 +184,8 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
     if tested.reason:
         return (
             "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
-            f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}."
+            f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}. The samples have "
+            f"spent a level of {tested.level:.3g} on this: another limit needs other samples, or more delta than before."
         )
     limited = [(name, limit) for name, limit in record.limits.items() if name != "max_cost"]
     promises = " and ".join(_promise(*one, record, task) for one in limited)
@@ -189,6 +195,11 @@ def write_certificate(record: Calibration | None, network: str, task: Task = "cl
         f"that did not propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost "
         f"{100 * record.cost:.3g} % of the full network's."
     )
+    if tested.asking > 1:
+        text += (
+            f" It is certificate {tested.asking} that these samples were asked for: the confidence is that in all that were "
+            f"given, and this one was tested at level {tested.level:.3g}."
+        )
     if record.groups is not None:
         text += " Only groups count as independent. " + _weigh_groups(tested.largest_group)
     if record.distinct_samples == record.samples:

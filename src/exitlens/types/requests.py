@@ -207,6 +207,26 @@ class CalibrationRequest:
         return cls(**{**values, "temperatures": None if given is None else Temperatures.from_dict(given)})
 
 
+@dataclass(frozen=True)
+class Asking:
+    """One certificate that the samples of a trace were asked for.
+
+    Attributes:
+        request: what was asked.
+        level: of the tests: the request's ``delta`` less the levels that refused askings had spent.
+        granted: whether it was given; a level that was granted is free again for the next asking.
+    """
+
+    request: CalibrationRequest
+    level: float
+    granted: bool
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Asking:
+        """Read what ``asdict`` wrote."""
+        return cls(CalibrationRequest.from_dict(values["request"]), float(values["level"]), bool(values["granted"]))
+
+
 def check_score(score: str | None) -> None:
     """Raise :class:`InputError` for a score that does not exist; ``None`` is the usual one."""
     if score is not None and score not in ALL_SCORES:

@@ -16,7 +16,7 @@ from exitlens.errors import BundleError, InputError
 from exitlens.io import read_tensors, write_tensors
 from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.outputs import exit_name
-from exitlens.types.requests import SampleSketch
+from exitlens.types.requests import Asking, SampleSketch
 from exitlens.types.tasks import TASKS, Task, are_same, check_truth, find_answers
 
 
@@ -149,6 +149,8 @@ class Trace:
         timing: what a batch takes at each exit, where that was measured.
         task: what the network answers: ``classes``, one for each sample, or ``multilabel``, any number of labels, which
             labels ``(N,C)`` say by themselves. Probabilities of labels are sigmoids of the logits.
+        askings: certificates that were asked of these samples so far (not an argument, and not saved with the trace): asking
+            until one is given would spoil it, so :func:`exitlens.calibrate` takes what was refused off ``delta``.
         sample_hashes: ``(N,)`` of logits that are not kept whole, to know the samples by (:meth:`hash_samples`).
 
     Raises:
@@ -174,6 +176,7 @@ class Trace:
     sample_hashes: Tensor | None = None
     timing: Timing | None = None
     task: Task = "classes"
+    askings: list[Asking] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("logits", "divergence", "cost", "gate_features"):
@@ -281,13 +284,13 @@ class Trace:
             return {name: one[rows] for name, one in value.items()} if isinstance(value, Mapping) else value[rows]
 
         kept: dict[str, Any] = {"cost": self.cost, "network": self.network, "timing": self.timing, "task": self.task}
-        values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in kept)
+        values = ((one.name, getattr(self, one.name)) for one in fields(self) if one.init and one.name not in kept)
         return Trace(**kept | {name: None if value is None else pick(value) for name, value in values})
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as one file of safetensors, atomically; raises :class:`OutputError` where that fails."""
         tensors: dict[str, Tensor] = {}
-        for name in (one.name for one in fields(self) if one.name not in ("network", "timing", "task")):
+        for name in (one.name for one in fields(self) if one.name not in ("network", "timing", "task", "askings")):
             value = getattr(self, name)
             parts = value.parts() if isinstance(value, CompactLogits) else value
             named = {f"{name}.{part}": one for part, one in parts.items()} if isinstance(parts, Mapping) else {name: parts}

@@ -15,14 +15,14 @@ from exitlens.functional.drift import summarize_reference
 from exitlens.functional.groups import find_firsts, measure_likeness, shuffle_groups, split_groups
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.scores import fit_temperatures
+from exitlens.functional.scores import fit_temperatures, routed_calibration_error
 from exitlens.functional.scores import score as score_logits
 from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.thresholds.path import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
 from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
 from exitlens.types.calibrations import Certification, DriftReference
-from exitlens.types.requests import NEED_LABELS, SampleSketch
+from exitlens.types.requests import NEED_LABELS, Asking, SampleSketch
 from exitlens.types.tasks import choose_score
 
 
@@ -157,6 +157,7 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
     first, second = _split_samples(len(trace), request.seed) if groups is None else split_groups(groups, PATH_SHARE)
     risks = list_risks(trace, request.risk_limits, second)
     spending = _list_promised(budgets, len(trace), bool(risks))
+    level, asking = _find_level(trace, request, request.delta)
     if groups is not None:
         risks, spending = (
             [risk.name_groups(groups, first, equal=request.equal_groups) for risk in kind] for kind in (risks, spending)
@@ -164,16 +165,39 @@ def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget
     draft, fitted_on = _draft(trace, request, first, risks)
     scores = score_early_exits(trace, draft)
     harm = trace.cost if risks else measure_harm(trace)
-    thresholds, certification = certify(scores, [*risks, *spending], harm, first, second, request.delta)
+    thresholds, certification = certify(scores, [*risks, *spending], harm, first, second, level)
+    certification = replace(certification, delta=request.delta, asking=asking)
+    cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
+    is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
+    if asking > len(trace.askings):
+        trace.askings.append(Asking(request, level, not certification.reason and is_affordable))
     if spending and certification.reason:  # the full network, which may always answer, is too slow
         raise CalibrationError(f"max_ms: no policy could be certified within {request.max_ms:g} ms: {certification.reason}")
-    cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
-    if request.max_cost is not None and cost > request.max_cost + 1e-6:
+    if not is_affordable:
         raise CalibrationError(
             f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {request.max_cost:.3g}. Fix: "
-            f"raise a limit or delta, or collect more samples ({len(trace)} now)."
+            f"collect more samples ({len(trace)} now), or raise a limit, and delta with it."
         )
     return _Choice(replace(draft, thresholds=thresholds), fitted_on, risks, scores, certification)
+
+
+def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tuple[float, int]:
+    """Return the level to test at, and the number of this asking among those of the trace's samples.
+
+    As the fallback procedure does (Wiens 2003): what was granted keeps its level for the next asking, what was refused has
+    spent it. So the probability that any certificate is wrong which these samples give is at most the largest ``delta``.
+    """
+    for number, asking in enumerate(trace.askings, 1):
+        if asking.request == request:
+            return asking.level, number
+    spent = sum(asking.level for asking in trace.askings if not asking.granted)
+    if delta - spent < 1e-6:
+        raise CalibrationError(
+            f"delta: these samples refused a certificate before, which spent a level of {spent:.3g}, so nothing is left of "
+            f"{delta:g}: asking until one is given would spoil it. Fix: collect new samples, or pass delta above "
+            f"{spent:.3g}. Next time ask for the loosest limit first: stricter ones cost nothing until one is refused."
+        )
+    return delta - spent, len(trace.askings) + 1
 
 
 def _draft(
@@ -283,6 +307,7 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         data=trace.fingerprint(),
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule(),
+        calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,
         reference=_summarize_units(trace, exits, select_exits(scores, exits)),

@@ -17,11 +17,10 @@ from exitlens.errors import InputError, require
 from exitlens.functional import attribution as measures
 from exitlens.functional.maps import as_distribution, find_locations, pearson
 from exitlens.functional.scores import probabilities
+from exitlens.model.attribution import compute_relevance_of_exits, occlude, perturb
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.perturbation import occlude, perturb
-from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.tasks import USUAL_SCORES
@@ -111,7 +110,7 @@ def faithfulness(
         oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
             cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
         of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
-            (:func:`~exitlens.model.relevance.compute_relevance`).
+            (:func:`~exitlens.model.attribution.compute_relevance`).
         progress: show a progress bar.
 
     Examples:

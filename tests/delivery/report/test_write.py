@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.explanations.pictures import draw_image
+from exitlens.delivery.pictures import draw_image
 from exitlens.delivery.report.subjects import Provenance, Subject
 from exitlens.delivery.report.write import write_report
 from tests.conftest import TinyNet, make_timing

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import exitlens as xl
-from exitlens.model.relevance import compute_relevance
+from exitlens.model.attribution import compute_relevance
 from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.training import frozen
 from exitlens.workflow.training.frozen import FeatureCache, FeatureStore, explain_no_cache

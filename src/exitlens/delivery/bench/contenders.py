@@ -24,7 +24,7 @@ from exitlens.model.engine.router import Router
 from exitlens.model.engine.tuning import Tuning, apply_tuning
 from exitlens.model.network import ExitNet
 from exitlens.model.process import keep_memory
-from exitlens.model.timing.timer import Work
+from exitlens.model.timing import Work
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
 from exitlens.workflow.inference import merge_routed, predict

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from exitlens.model.process import keep_memory
-from exitlens.model.timing.timer import Work, interleave
+from exitlens.model.timing import Work, interleave
 from exitlens.types.inputs import count_rows
 
 

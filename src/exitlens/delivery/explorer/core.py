@@ -26,11 +26,11 @@ from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
+from exitlens.model.attribution import compute_relevance_of_exits
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
 from exitlens.model.process import release_memory
-from exitlens.model.relevance import compute_relevance_of_exits
-from exitlens.model.timing.timer import interleave
+from exitlens.model.timing import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
 from exitlens.types.settings import ReadSettings

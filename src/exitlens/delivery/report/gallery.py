@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.data.lazy import LazySet
 from exitlens.data.splits import SampleSet
-from exitlens.delivery.explanations.pictures import draw_heat, draw_image
+from exitlens.delivery.pictures import draw_heat, draw_image
 from exitlens.delivery.report.subjects import Subject
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.types import ExitView, Preprocess

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from exitlens.delivery.explanations.pictures import draw_image, draw_overlay, draw_strip
+from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
 from exitlens.errors import RequestError
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.cascade import Ticket

@@ -1,20 +1,17 @@
-"""Attention maps drawn over images, and an explanation saved as files."""
+"""Attention maps drawn over images: one map, a strip of all exits, a sheet of many images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from exitlens.display import COLOURS, map_svg, pick_exit_colour, shades, to_picture
-from exitlens.errors import OutputExistsError
+from exitlens.display import COLOURS, pick_exit_colour, shades, to_picture
 from exitlens.functional.maps import upsample
-from exitlens.io import write_json, write_manifest, write_text
-from exitlens.types import SCHEMA, Explanation, Preprocess
+from exitlens.types import Explanation, Preprocess
 from exitlens.types.outputs import exit_name
 
 SCALE = 160  # pixels, the side of a gallery picture
@@ -26,10 +23,10 @@ def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) 
     Small images are enlarged by a whole number to about ``side`` pixels, large ones shrunk to twice that at most.
     """
     shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
-    made = to_picture(shown)
-    made.thumbnail((2 * side, 2 * side))
-    factor = max(1, round(side / max(made.size)))
-    return made.resize((made.width * factor, made.height * factor), Image.Resampling.NEAREST)
+    picture = to_picture(shown)
+    picture.thumbnail((2 * side, 2 * side))
+    factor = max(1, round(side / max(picture.size)))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def draw_overlay(base: Image.Image, attention: Tensor) -> Image.Image:
@@ -55,12 +52,11 @@ def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image
     tiles = [base, *(draw_overlay(base, view.attention) for view in explanation.exits)]
     captions = ["input"]
     for view in explanation.exits:
-        name = exit_name(view.exit, explanation.num_exits)
-        sure = f"{100 * view.probabilities[view.label]:.0f}%" if view.labels is None else f"({view.confidence:.2f})"
-        captions.append(f"{name}: {explanation.name_answer(view)} {sure}")
-    for one in explanation.labels:
-        tiles.append(draw_overlay(base, one.speaks_for))
-        captions.append(f"speaks for {explanation.name(one.label)} {100 * one.probability:.0f}%")
+        share = f"{100 * view.probabilities[view.label]:.0f}%" if view.labels is None else f"({view.confidence:.2f})"
+        captions.append(f"{exit_name(view.exit, explanation.num_exits)}: {explanation.name_answer(view)} {share}")
+    for label in explanation.labels:
+        tiles.append(draw_overlay(base, label.speaks_for))
+        captions.append(f"speaks for {explanation.name(label.label)} {100 * label.probability:.0f}%")
     if explanation.relevance is not None:
         tiles.append(draw_overlay(base, explanation.speaks_for))
         captions.append("what the answer depends on")
@@ -83,8 +79,8 @@ def draw_contact_sheet(
     """Draws a row for each image: the input, then every exit's overlay under each network's name, the answer framed.
 
     Args:
-        explanations: of the same images, by network.
-        preprocess: undone to show the images.
+        explanations: explanations of the same images, by network.
+        preprocess: how pixels became inputs, undone to show the images.
         titles: a line of text under each row.
     """
     columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
@@ -117,40 +113,3 @@ def draw_contact_sheet(
 
 def _draw_square(why: Explanation, preprocess: Preprocess | None, side: int) -> Image.Image:
     return draw_image(why.image, preprocess, side).resize((side, side), Image.Resampling.NEAREST)
-
-
-def save_explanation(
-    explanation: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation"
-) -> list[Path]:
-    """Writes every exit's overlay (PNG and SVG), a strip of them all, the answer (JSON) and a manifest; none may exist.
-
-    Of several labels, what speaks for each that the answering exit tells is drawn likewise.
-    The relevance, where the explanation has it, is drawn as the exits are.
-    """
-    base = draw_image(explanation.image, preprocess, side=224)
-    pictures, drawings = {f"{stem}_strip.png": draw_strip(explanation, preprocess)}, {}
-    for view in explanation.exits:
-        pictures[f"{stem}_exit{view.exit}.png"] = draw_overlay(base, view.attention)
-        label = f"Where exit {view.exit} looked for its answer {explanation.name_answer(view)}"
-        drawings[f"{stem}_exit{view.exit}.svg"] = map_svg(base, view.attention, view.evidence, label) + "\n"
-    for one in explanation.labels:
-        label = f"What speaks for {explanation.name(one.label)}"
-        pictures[f"{stem}_label{one.label}.png"] = draw_overlay(base, one.speaks_for)
-        drawings[f"{stem}_label{one.label}.svg"] = map_svg(base, one.speaks_for, one.evidence, label) + "\n"
-    if explanation.relevance is not None:
-        label = f"What the answer {explanation.name_answer()} depends on"
-        pictures[f"{stem}_relevance.png"] = draw_overlay(base, explanation.speaks_for)
-        drawings[f"{stem}_relevance.svg"] = map_svg(base, explanation.speaks_for, explanation.relevance, label) + "\n"
-    paths = [out / name for name in (*pictures, *drawings, f"{stem}.json", f"{stem}_manifest.json")]
-    existing = [path for path in paths if path.exists()]
-    if existing:
-        raise OutputExistsError(f"out: {existing[0]} exists: choose another directory")
-    out.mkdir(parents=True, exist_ok=True)
-    for name, image in pictures.items():
-        image.save(out / name)
-    for name, text in drawings.items():
-        write_text(out / name, text)
-    write_json(out / f"{stem}.json", explanation.to_dict())
-    facts = {"schema": SCHEMA, "label": explanation.name_answer(), "answered": explanation.answered}
-    write_manifest(paths[-1], paths[:-1], facts)
-    return paths

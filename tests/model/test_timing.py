@@ -3,7 +3,7 @@ import torch
 from scipy import stats
 
 from exitlens.delivery.bench.timing import time_calls
-from exitlens.model.timing.timer import Times, interleave, interval
+from exitlens.model.timing import Times, describe_machine, interleave, interval
 
 
 def test_interval_is_the_median_with_a_bootstrap_interval():
@@ -34,3 +34,10 @@ def test_works_take_turns_after_a_warm_up():
     assert text.count("a1a1a2") == text.count("b1b1b2") == 9
     assert len({text[12 + 12 * i : 24 + 12 * i] for i in range(8)}) == 2  # either may come first
     assert [len(calls) for calls in times.rounds["a"]] == [2] * 8
+
+
+def test_a_machine_has_a_name_and_threads():
+    machine = describe_machine(2)
+    assert machine["threads"] == 2
+    assert machine["processor"]
+    assert describe_machine(0)["threads"] >= 1

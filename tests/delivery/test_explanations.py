@@ -1,62 +1,64 @@
+import csv
+import hashlib
 import json
 import xml.etree.ElementTree as ET
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
+from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.explanations.pictures import (
-    draw_contact_sheet,
-    draw_heat,
-    draw_image,
-    draw_overlay,
-    draw_strip,
+from exitlens.delivery.explanations import (
+    MANIFEST,
+    SHEET,
+    SHOWN,
+    TABLE,
+    explain_folder,
     save_explanation,
+    summarize_explanation,
 )
-from exitlens.display import pick_exit_colour
+from exitlens.delivery.pictures import draw_strip
 
 POLICY, PREPROCESS = xl.Policy((0.9, 0.6)), xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
 
 
-def test_overlay_is_brightest_where_attention_is():
-    base = Image.new("RGB", (40, 40), (100, 100, 100))
-    attention = torch.zeros(4, 4)
-    attention[0, 0] = 1
-    shown = draw_overlay(base, attention).convert("L")
-    assert shown.getpixel((3, 3)) > shown.getpixel((35, 35)) + 50
+@pytest.fixture
+def policy(net, images):
+    """Half of the images leave at exit 0."""
+    scores = sorted(why.exits[0].confidence for why in xl.explain_batch(net, images, xl.Policy.never(3)))
+    return xl.Policy((scores[len(scores) // 2], 0.9))
 
 
-def test_pictures_restore_colours():
-    values = xl.Preprocess((8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    pixels = torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8)
-    shown = draw_image(values.normalise(pixels), values, side=8)
-    assert shown.getpixel((2, 5)) == tuple(pixels[:, 5, 2].tolist())
-    assert draw_image(torch.zeros(1, 8, 8), None, side=16).size == (16, 16)
+def test_what_deserves_a_look_comes_first(net, images, policy, tmp_path):
+    files = [tmp_path / f"{i:02}.png" for i in range(len(images))]
+    done = []
+    lines = explain_folder(
+        net, policy, images.split(7), lambda i: str(files[i]), PREPROCESS, tmp_path / "out", advance=done.append
+    )
+    assert sum(done) == len(lines) == len(images)
+    expected = xl.explain_batch(net, images, policy)
+    ranks = sorted(
+        range(len(images)), key=lambda i: (not expected[i].disagrees, -summarize_explanation("", expected[i]).divergence)
+    )
+    assert [line.file for line in lines] == [str(files[i]) for i in ranks]
+    assert any(line.disagrees for line in lines)
+    assert [line.disagrees for line in lines] == sorted((line.disagrees for line in lines), reverse=True)
+    rows = list(csv.DictReader((tmp_path / "out" / TABLE).read_text().splitlines()))
+    assert [row["file"] for row in rows] == [line.file for line in lines]
+    assert {row["final"] for row in rows} <= {f"class {c}" for c in range(4)}
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["disagree"] == sum(line.disagrees for line in lines)
+    for name, digest in manifest["sha256"].items():
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+    with Image.open(tmp_path / "out" / SHEET) as sheet:
+        assert sheet.height == 40 + SHOWN * 146 + 6
 
 
-def test_contact_sheet_has_a_row_an_image_and_frames_the_answer(net, images):
-    rows = xl.explain_batch(net, images[:3], POLICY)
-    one = draw_contact_sheet({"a": rows}, None)
-    two = draw_contact_sheet({"a": rows, "b": rows}, None)
-    assert two.width > one.width
-    assert one.height == two.height
-    frames = {ImageColor.getrgb(pick_exit_colour(why.answered, 3)) for why in rows}
-    assert frames <= {colour for _, colour in one.getcolors(100_000)}
-
-
-def test_a_uniform_map_is_as_pale_in_every_picture():
-    base, uniform, sharp = Image.new("RGB", (40, 40), (100,) * 3), torch.full((4, 4), 1 / 16), torch.eye(4) / 4
-    bright = [np.asarray(draw_overlay(base, m)).max() for m in (uniform, sharp)]
-    assert bright[0] < bright[1] - 60
-    assert np.asarray(draw_heat(uniform))[..., 3].max() < np.asarray(draw_heat(sharp))[..., 3].max() - 60
-
-
-def test_titles_of_a_contact_sheet(net, images):
-    rows = xl.explain_batch(net, images[:3], POLICY)
-    plain, titled = draw_contact_sheet({"": rows}, None), draw_contact_sheet({"": rows}, None, titles=["a", "b", "c"])
-    assert titled.height == plain.height + 3 * 20
+def test_what_is_there_is_not_overwritten(net, images, policy, tmp_path):
+    (tmp_path / SHEET).write_bytes(b"mine")
+    with pytest.raises(xl.OutputExistsError, match="contact_sheet"):
+        explain_folder(net, policy, [images], str, PREPROCESS, tmp_path)
+    assert (tmp_path / SHEET).read_bytes() == b"mine"
 
 
 def test_files_of_one_explanation(net, images, tmp_path):

@@ -9,14 +9,26 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import exitlens as xl
-from exitlens.delivery.predictions import file as predictions
-from exitlens.delivery.predictions.file import PredictionFile
-from exitlens.delivery.predictions.row_formats import Row, read_parquet
+from exitlens.delivery import predictions
+from exitlens.delivery.predictions import (
+    CsvFormat,
+    JsonLinesFormat,
+    PredictionFile,
+    Row,
+    name_rows,
+    read_parquet,
+    start_watch,
+    watch_files,
+)
+from tests.conftest import random_trace
 
 MADE_BY = {"network": "abc", "policy": {"thresholds": [0.5, "never"]}}
 ROWS = [Row(f"photos/{i:03}.png", ("cat", "dog")[i % 2], i % 3, round(0.5 + i / 1000, 6)) for i in range(40)]
@@ -139,7 +151,7 @@ def test_rows_of_a_killed_parquet_run_are_not_lost(tmp_path):
     path = tmp_path / "p.parquet"
     kill(path, BATCHES[:3])
     assert not path.exists()
-    with pytest.raises(xl.OutputExistsError, match=r"left its rows in .*\.p\.parquet\.partial\.jsonl: pass --resume"):
+    with pytest.raises(xl.OutputExistsError, match=r"left its rows in .*\.p\.parquet\.partial\.jsonl\. Fix: pass --resume"):
         PredictionFile(path, MADE_BY)
     with pytest.raises(ValueError, match="other"), PredictionFile(path, MADE_BY, resume=True):
         raise ValueError("other")
@@ -167,8 +179,8 @@ def test_a_full_disk(path):
     kept = len(PredictionFile(path, MADE_BY, resume=True).rows)
     assert 8 <= kept < 40
     assert str(full.value) == (
-        f"out: {path} cannot be written (File too large): mend that; {kept} rows are in {lines}: the same command with "
-        f"--resume goes on"
+        f"out: {path} cannot be written (File too large). Fix: make room there; {kept} rows are in {lines}: the same "
+        f"command with --resume goes on"
     )
     write(path, [ROWS[kept:]], resume=True)
     assert read(path) == ROWS
@@ -289,6 +301,11 @@ def test_nothing_is_written_before_the_first_row(path):
     assert not path.parent.exists()
 
 
+def test_the_case_of_suffixes_does_not_matter(tmp_path):
+    write(tmp_path / "p.CSV", BATCHES)
+    assert read(tmp_path / "p.CSV") == ROWS
+
+
 @pytest.mark.parametrize("name", ["p", "p.txt", "p.csv.gz"])
 def test_other_suffixes(name):
     with pytest.raises(xl.InputError, match=r"\.csv, \.jsonl or \.parquet"):
@@ -300,3 +317,65 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
     with pytest.raises(xl.MissingExtraError, match=r"pip install 'exitlens\[parquet\]'"):
         PredictionFile(tmp_path / "p.parquet", MADE_BY)
     write(tmp_path / "p.csv", BATCHES)
+
+
+QUOTED = [Row('a "b".png', "cat", 0, 0.5), Row("two\nlines.png", "dog", 1, 0.25, 0.125)]
+
+
+@pytest.mark.parametrize("kind", [CsvFormat, JsonLinesFormat])
+def test_what_is_encoded_is_decoded_and_a_broken_end_is_found(kind):
+    form = kind()
+    content = form.header + form.encode(QUOTED)
+    assert form.decode(content) == QUOTED
+    assert content.startswith(form.start)
+    assert form.count_whole(content) == len(content)
+    assert form.count_whole(content[:-1]) == len(form.header + form.encode(QUOTED[:1]))
+    with pytest.raises(ValueError, match="row 1"):
+        form.decode(form.header + form.encode([Row("a", "b", "first", 1.0)]))
+
+
+def test_rows_have_the_names_of_samples_that_were_read_ahead(net, images):
+    samples = SimpleNamespace(files=[Path(f"{i}.png") for i in range(40)])
+    net.describe(classes=("a", "b", "c", "d"))
+    policy = xl.Policy((0.5, 0.5))
+    predictions = [xl.predict(net, part, policy) for part in images.split(16)]
+    batches = list(name_rows(net, predictions, samples))
+    assert [len(rows) for rows in batches] == [16, 16, 8]
+    rows = [row for batch in batches for row in batch]
+    assert [row.file for row in rows] == [f"{i}.png" for i in range(40)]
+    labels = torch.cat([pred.labels for pred in predictions])
+    assert [row.label for row in rows] == ["abcd"[i] for i in labels.tolist()]
+    assert rows[0].divergence_estimate is None
+
+
+@pytest.fixture
+def policy():
+    return xl.calibrate(random_trace(200), max_accuracy_drop=0.05)
+
+
+def predict_files(count: int, size: int):
+    p = torch.rand(count, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+    parts = p.split(size)
+    preds = [xl.Prediction(one.argmax(1), torch.zeros(len(one)).long(), one.amax(1), one) for one in parts]
+    return preds, SimpleNamespace(groups=[f"v{i // 4}" for i in range(count)])
+
+
+@pytest.mark.filterwarnings("ignore::exitlens.DriftWarning")
+@pytest.mark.parametrize("size", [3, 8, 20])
+def test_the_first_sample_of_each_group_counts(policy, size):
+    preds, samples = predict_files(20, size)
+    counted = replace(policy, calibration=replace(policy.calibration, groups=200))
+    watch = start_watch(counted, True, "video")
+    assert list(watch_files(watch, preds, samples)) == preds
+    assert (watch.state().samples, watch.state().groups) == (20, 5)
+    alone = start_watch(policy, True, "")
+    list(watch_files(alone, preds, SimpleNamespace(groups=None)))
+    assert alone.state().groups is None
+    assert start_watch(counted, False, "") is None
+    assert list(watch_files(None, preds, samples)) == preds
+
+
+def test_a_calibration_that_counted_groups_needs_them(policy):
+    counted = replace(policy, calibration=replace(policy.calibration, groups=200))
+    with pytest.raises(xl.InputError, match=r"monitor: the calibration counted groups\. Fix: say by --group-by"):
+        start_watch(counted, True, "")

@@ -1,10 +1,10 @@
-"""Where the answer of an exit depends on the features of an earlier one: a backward pass through the stages between."""
+"""What the answer of an exit depends on: by gradients of earlier features, and by deleting cells from the inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,17 +12,22 @@ from torch import Tensor
 
 from exitlens.errors import InputError, require
 from exitlens.functional.attribution import answer_score, choose_explained, gradient_x_input
+from exitlens.functional.maps import find_locations, top_cells
+from exitlens.functional.scores import probabilities
 from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.mixing import Mixing
 from exitlens.model.network import ExitNet
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, check_labels
+from exitlens.types.tasks import USUAL_SCORES
 
 Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Score = Callable[[Tensor], Tensor]  # features -> (B,)
+Rows = Iterable[tuple[slice, Inputs]]
 STEPS = 16  # of the path of integrated gradients
 
 
@@ -36,7 +41,7 @@ def compute_relevance(
     method: Method = "gradient_x_input",
     detached: bool | None = None,
 ) -> Tensor:
-    """Where an exit's logit of a class, less the mean of all logits, depends on features, to first order.
+    """Return where an exit's logit of a class, less the mean of all logits, depends on features, to first order.
 
     An attention map says which of its own features an exit used; deep features are mixtures of many places of the input.
     This says which places of *shallow* features the answer depends on.
@@ -45,8 +50,8 @@ def compute_relevance(
         net: used in evaluation mode, as it is without tuning, and given back in the mode it was in.
         inputs: B samples.
         exit: whose answer; by default the final exit's.
-        labels: ``(B,)`` classes; by default the exit's own answers. Of several labels, one for each sample, by default all
-            that the exit tells (where it tells none, the strongest); it is then about the sum of their logits alone.
+        labels: ``(B,)`` classes; by default the exit's own answers. With several labels, one for each sample, by default
+            all that the exit tells (if none, the strongest); the map is then about the sum of their logits alone.
         at: the exit whose features the map is about, and whose grid it has: ``exit`` or one before it.
         method: ``gradient_x_input`` (arXiv 1605.01713), one backward pass. ``layer_cam``: only gradients that speak for the
             class, and only a positive sum (LayerCAM, IEEE TIP 2021, eq. 4-6). ``integrated_gradients``: gradient times
@@ -60,7 +65,7 @@ def compute_relevance(
         0 at padding.
 
     Raises:
-        InputError: for an exit, place or method that does not exist, and for inputs that the network cannot take.
+        InputError: for an unknown exit, place or method, and for inputs that the network cannot take.
 
     Examples:
         >>> xl.compute_relevance(net, images).shape  # of the final exit's answer, on the grid of exit 0
@@ -85,8 +90,7 @@ def compute_relevance(
         for k in range(at + 1):
             activations = net.stage(k)(*activations)
         with torch.enable_grad():
-            fixed = [] if labels is None else [labels]
-            score = partial(_score, net, activations[1:], range(at + 1, exit + 1), exit, fixed, detached)
+            score = _ExitScore(net, activations[1:], range(at + 1, exit + 1), exit, labels, detached)
             shares = EXPLAIN[method](score, activations[0])
         head = net.head(at)
         relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
@@ -95,11 +99,7 @@ def compute_relevance(
 
 
 def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
-    """:func:`compute_relevance` of every exit's own answer, from one pass and a way back for each: ``(B,*S)`` each.
-
-    Raises:
-        InputError: for inputs that the network cannot take.
-    """
+    """Return :func:`compute_relevance` of every exit's own answer, ``(B,*S)`` each, from one pass and a way back each."""
     activations = net.check_input(inputs)
     with switch_mode(net, False):
         exits = range(net.num_exits)
@@ -120,7 +120,7 @@ class Recording:
         self._detached, self._info = net.has_attention, net.info
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
-        """As :meth:`~exitlens.model.engine.engine.Engine.iterate_explained`, the outputs detached."""
+        """Yield outputs as :meth:`~exitlens.model.engine.engine.Engine.iterate_explained` does, detached."""
         activations = _leave_inference_mode(activations)
         for k, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
             with torch.inference_mode(False):  # its tensors have no gradients
@@ -138,50 +138,51 @@ class Recording:
             yield ExitOutput(*(t.detach() for t in out))
 
     def stop(self) -> None:
-        """What runs from now on is not recorded."""
+        """Record nothing from now on."""
         self._goes_on = False
 
     def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
-        """What :func:`compute_relevance` gives, of every sample for the answer of its own exit."""
+        """Return what :func:`compute_relevance` gives, of every sample for the answer of its own exit."""
         with torch.inference_mode(False), torch.enable_grad():
-            of = torch.tensor(exits, device=self._features.device)
-            scores = torch.zeros(len(of), device=of.device)
+            chosen = torch.tensor(exits, device=self._features.device)
+            scores = torch.zeros(len(chosen), device=chosen.device)
             for k in set(exits):
-                logits = self._logits[k]
-                scores = torch.where(of == k, answer_score(logits, self._info.task), scores)
+                scores = torch.where(chosen == k, answer_score(self._logits[k], self._info.task), scores)
             relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
         return self._info.place_relevance(0, relevance if self._locations is None else relevance * self._locations)
 
 
 def _leave_inference_mode(activations: Activations) -> Activations:
-    """Tensors that autograd does not refuse."""
+    """Return tensors that autograd does not refuse."""
     with torch.inference_mode(False):
         return tuple(t.clone() if t.is_inference() else t for t in activations)
 
 
-def _score(
-    net: ExitNet,
-    others: Activations,
-    stages: Sequence[int],
-    exit: int,
-    labels: list[Tensor],
-    detached: bool,
-    features: Tensor,
-) -> Tensor:  # -> (B,)
-    """The exit's score of the labels, from features and what else crosses the cut; without any, of its answers.
+@dataclass
+class _ExitScore:
+    """An exit's score of the labels, from features at another exit and what else crosses the cut.
 
-    These are the answers to the first features that it is asked for: they stay the same on the way to others. The features
-    may be several for each sample, one batch of them after the other.
+    Without labels it is of the answers to the first features that it is asked for, so that these stay the same on the way
+    to others. The features may be several for each sample, one batch of them after the other.
     """
-    copies = len(features) // len(labels[0]) if labels else 1
-    activations: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in others))
-    with Mixing(is_fixed=True) if detached else nullcontext():
-        for k in stages:
-            activations = net.stage(k)(*activations)
-    logits = net.head(exit).classify(*activations)
-    if not labels:
-        labels.append(choose_explained(logits, net.info.task))
-    return answer_score(logits, net.info.task, labels[0].repeat(copies, *[1] * (labels[0].ndim - 1)))
+
+    net: ExitNet
+    others: Activations
+    stages: Sequence[int]
+    exit: int
+    labels: Tensor | None
+    detached: bool
+
+    def __call__(self, features: Tensor) -> Tensor:  # -> (B,)
+        copies = 1 if self.labels is None else len(features) // len(self.labels)
+        activations: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in self.others))
+        with Mixing(is_fixed=True) if self.detached else nullcontext():
+            for k in self.stages:
+                activations = self.net.stage(k)(*activations)
+        logits = self.net.head(self.exit).classify(*activations)
+        if self.labels is None:
+            self.labels = choose_explained(logits, self.net.info.task)
+        return answer_score(logits, self.net.info.task, self.labels.repeat(copies, *[1] * (self.labels.ndim - 1)))
 
 
 def _multiply(score: Score, features: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def _rectify(score: Score, features: Tensor) -> Tensor:
 
 
 def _integrate(score: Score, features: Tensor) -> Tensor:
-    """Midpoints of equal parts of the way, so that the sum is near the difference that it stands for."""
+    """Take midpoints of equal parts of the way, so that the sum is near the difference that it stands for."""
     with torch.no_grad():
         score(features)
     total = torch.zeros_like(features, dtype=torch.float32)
@@ -212,3 +213,75 @@ EXPLAIN: dict[Method, Callable[[Score, Tensor], Tensor]] = {
     "layer_cam": _rectify,
     "integrated_gradients": _integrate,
 }
+
+
+def perturb(
+    net: ExitNet,
+    engine: Engine,
+    batches: Rows,
+    plain: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    fraction: float,
+    exits: Sequence[int] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Delete, and keep alone, the top cells of maps, from wherever they come.
+
+    Args:
+        net: checks its inputs.
+        engine: runs.
+        batches: N samples: which rows these are, and their inputs.
+        plain: ``(N,C)`` probabilities of every exit on the whole inputs.
+        maps: ``(N,*grid)`` each.
+        fraction: share of cells.
+        exits: whose answer each map is about; by default one map for every exit.
+
+    Returns:
+        For every map, ``(N,)``: the drop in the probability of the exit's own answer, and the probability with those cells
+        alone.
+    """
+
+    def answer(inputs: Inputs, k: int) -> Tensor:  # -> (B,C), at exit k
+        logits = engine.compute_logits(k, engine.enter(net.check_input(inputs)))
+        return probabilities(logits, kind=USUAL_SCORES[net.info.task])
+
+    exits = range(len(plain)) if exits is None else exits
+    modality = net.input_spec.modality
+    chosen = [top_cells(m, fraction, find_locations(m)) for m in maps]
+    drops, keeps = ([plain[k].new_zeros(len(plain[k])) for k in exits] for _ in range(2))
+    for rows, inputs in batches:
+        for i, (k, cells) in enumerate(zip(exits, chosen, strict=True)):
+            p = plain[k][rows]
+            label = p.argmax(1, keepdim=True)
+            deleted, kept = modality.delete(inputs, cells[rows]), modality.insert(inputs, cells[rows])
+            drops[i][rows] = (p - answer(deleted, k)).gather(1, label).squeeze(1)
+            keeps[i][rows] = answer(kept, k).gather(1, label).squeeze(1)
+    return drops, keeps
+
+
+def occlude(net: ExitNet, engine: Engine, batches: Rows, plain: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
+    """Delete every cell by itself: as many passes through the network as a grid has cells, for every grid there is.
+
+    Occlusion as in arXiv 1311.2901, section 4.2, with cells side by side. Arguments are those of :func:`perturb`; ``maps``
+    tell every exit's grid, and which of its cells are locations (padding is not).
+
+    Returns:
+        ``(N,*grid)`` of every exit: the drop in the probability of its own answer; 0 at padding.
+    """
+    modality, drops = net.input_spec.modality, [torch.zeros_like(m) for m in maps]
+    for rows, inputs in batches:
+        for grid in dict.fromkeys(m.shape[1:] for m in maps):
+            judged = [k for k, m in enumerate(maps) if m.shape[1:] == grid]
+            real = find_locations(*(maps[k][rows] for k in judged))
+            for cell in range(grid.numel()):
+                cells = torch.zeros(rows.stop - rows.start, grid.numel(), dtype=torch.bool, device=maps[0].device)
+                cells[:, cell] = True if real is None else real.flatten(1)[:, cell]
+                if not cells.any():
+                    continue
+                deleted = modality.delete(inputs, cells.view(-1, *grid))
+                outputs = engine.compute_outputs(engine.enter(net.check_input(deleted)))
+                for k in judged:
+                    whole = plain[k][rows]
+                    p = probabilities(outputs[k][0], kind=USUAL_SCORES[net.info.task])
+                    drop = (whole - p).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
+                    drops[k][rows].flatten(1)[:, cell] = drop * cells[:, cell]
+    return drops
