@@ -118,7 +118,7 @@ class ServedModel:
         return self.check_tensors(tensors if self.spec.names else tensors[INPUTS])
 
     def check_tensors(self, inputs: Inputs) -> Activations:
-        """Return the tensors that the first stage takes; raises :class:`InputError` for infinite values or unknown tokens."""
+        """Return the tensors that the first stage takes; raises :class:`InputError` for values that are not finite."""
         return self.spec.check(inputs, INPUTS, self._like)
 
     def read_images(self, files: Sequence[bytes], max_pixels: int) -> Activations:
