@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional.compact import compute_probabilities, fix_likelihood, score_compact
+from exitlens.types import Trace
 from exitlens.types.compact import CompactLogits, Logits
 from exitlens.types.requests import ALL_SCORES, DECIDED
 
@@ -80,6 +81,20 @@ def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Ra
     confidence, answer = p.max(1)
     target = torch.zeros_like(p).scatter_(1, labels[:, None], 1.0)
     return Rating(confidence, (answer == labels).float(), (p - target).square().sum(1))
+
+
+def routed_calibration_error(trace: Trace, temperatures: Sequence[float], exits: Tensor) -> float:  # (N,)
+    """Return the expected calibration error of the answers at the exits taken; the trace has labels.
+
+    With several labels per sample, each label's probability counts.
+    """
+    labels, rows = trace.require_labels("the calibration error"), torch.arange(len(trace))
+    rated = [rate_probabilities(trace.logits[:, k], labels, t) for k, t in enumerate(temperatures)]
+    confidence, correct = (
+        torch.stack(column)[exits.repeat_interleave(len(column[0]) // len(rows)), torch.arange(len(column[0]))]
+        for column in ([rating.confidence for rating in rated], [rating.correct for rating in rated])
+    )
+    return expected_calibration_error(confidence, correct)
 
 
 def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,) or (N,C), (n,)

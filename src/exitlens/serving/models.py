@@ -21,8 +21,7 @@ from exitlens.io import read_json
 from exitlens.modalities.image import decode_image
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.info import NetworkInfo
-from exitlens.model.input_spec import InputSpec
+from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.serving.edge_bundle import open_edge
 from exitlens.types import Policy, Preprocess, TextPreprocess

@@ -84,6 +84,7 @@ class Calibration:
         request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
         samples: of the trace. distinct_samples: how many of them have logits of their own. data: fingerprint of the trace.
         cost: mean cost on these samples. rule: hash of the policy that all this is about.
+        calibration_error: how far confidence is from accuracy, on average over these samples; ``None`` without labels.
         classes: how many classes were tested, and of how many, where every class has a limit.
         fitted_on: the samples that the temperatures were fitted on, through all policies that handed them on.
         reference: for the drift monitor.
@@ -103,6 +104,7 @@ class Calibration:
     data: str = ""
     cost: float = 1.0
     rule: str = ""
+    calibration_error: float | None = None
     classes: tuple[int, int] | None = None
     fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
     reference: DriftReference | None = field(default=None, repr=False)

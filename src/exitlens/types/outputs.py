@@ -50,7 +50,8 @@ class Prediction:
     Attributes:
         labels: ``(B,)`` predicted class; of several labels ``(B,C)`` bool: which of them a sample has.
         exits: ``(B,)`` the exit that answered.
-        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
+        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered, under the policy's
+            temperatures; ``Report.calibration_error`` says how far it is from accuracy on your data.
         probabilities: ``(B,C)`` softmax (of several labels sigmoid) of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.

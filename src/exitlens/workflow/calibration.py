@@ -15,7 +15,7 @@ from exitlens.functional.drift import summarize_reference
 from exitlens.functional.groups import find_firsts, measure_likeness, shuffle_groups, split_groups
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.scores import fit_temperatures
+from exitlens.functional.scores import fit_temperatures, routed_calibration_error
 from exitlens.functional.scores import score as score_logits
 from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
 from exitlens.functional.thresholds.path import find_held_out, split_folds
@@ -307,6 +307,7 @@ def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Polic
         data=trace.fingerprint(),
         cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule(),
+        calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
         classes=(classes, trace.logits.shape[2]) if classes else None,
         fitted_on=choice.fitted_on,
         reference=_summarize_units(trace, exits, select_exits(scores, exits)),

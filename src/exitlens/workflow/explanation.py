@@ -80,6 +80,7 @@ def explain_batch(
     if relevance:
         depends = _find_relevance(net, images, answered) if recording is None else list(recording.find_relevance(answered))
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
+    error = None if policy.calibration is None or policy.is_changed else policy.calibration.calibration_error
     count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
     for i, sample in enumerate(tensors[0]):
         run = count if final else answered[i] + 1
@@ -87,7 +88,8 @@ def explain_batch(
         tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
         network = info.classes, count, tokens, info.preprocess, modality.draw_map
         depend = depends[i]
-        result.append(Explanation(sample.clone(), views, answered[i], *network, None if depend is None else depend.clone()))
+        depend = None if depend is None else depend.clone()
+        result.append(Explanation(sample.clone(), views, answered[i], *network, depend, error))
     return result
 
 

@@ -18,7 +18,7 @@ from exitlens.model.cutting.cost import NodeTimer, count_node_macs
 from exitlens.model.cutting.graph import TracedBackbone
 from exitlens.model.cutting.modes import preserve_state
 from exitlens.model.cutting.trace import trace
-from exitlens.model.input_spec import check_example
+from exitlens.model.info import check_example
 from exitlens.model.layouts import Kind
 from exitlens.types.inputs import Inputs, map_inputs
 
