@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 demo: runs/demo/result.json  ## train with and without EGT, compare, report (about three minutes): runs/demo
 	@echo "Report: runs/demo/report.html (remove runs/demo to train again)"
 
-demo-full: runs/demo-full/result.json  ## the same on all scenes for longer, as the documentation shows it (a quarter of an hour): runs/demo-full
+demo-full: runs/demo-full/result.json  ## the same on larger scenes for longer, as the documentation shows it (a quarter of an hour): runs/demo-full
 	@echo "Report: runs/demo-full/report.html (remove runs/demo-full to train again)"
 
 runs/demo/result.json: | $(VENV)/.installed

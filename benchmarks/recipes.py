@@ -23,7 +23,7 @@ from benchmarks.markdown import fill, table
 from benchmarks.store import RESULTS, Layout, Store
 from exitlens.modalities.image import read_image
 from exitlens.model.backbones.normalisation import read_normalisation
-from exitlens.workflow.training.recipe import RECIPES
+from exitlens.types.settings import RECIPES
 
 SIZE, PICTURES_OF_A_DRAWING = 96, 2
 TOKENS, REVIEWS, VALIDATION = 32, 600, 400

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import exitlens as xl
 from exitlens.delivery import bundle
-from exitlens.model.malloc import keep_memory
+from exitlens.model.process import keep_memory
 from exitlens.types.inputs import Inputs
 from tests.exported import write_once
 from tests.ranks import call
@@ -193,7 +193,7 @@ def shared(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def files_written_once(shared):
     """ONNX files are copied where they were written before."""
-    export, engine = pytest.importorskip("exitlens.edge.export"), pytest.importorskip("exitlens.model.engine.onnx.engine")
+    export, engine = pytest.importorskip("exitlens.edge.export"), pytest.importorskip("exitlens.model.engine.onnx_engine")
     (shared / "onnx").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         for module in (export, engine):

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from exitlens.model.engine.onnx import files
+from exitlens.model.engine import onnx_files as files
 
 
 def write_once(folder: Path) -> Callable[..., list[files.Written]]:

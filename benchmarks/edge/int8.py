@@ -19,9 +19,8 @@ from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise
-from exitlens.model.engine.onnx.files import Written, open_file
-from exitlens.model.timing.machine import describe_machine
-from exitlens.model.timing.timer import interleave
+from exitlens.model.engine.onnx_files import Written, open_file
+from exitlens.model.timing import describe_machine, interleave
 
 TEST, SAMPLES, TRAINED, PIXELS = 2_000, 256, 3_000, 160
 Array = np.ndarray[Any, Any]

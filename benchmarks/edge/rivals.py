@@ -9,7 +9,7 @@ import exitlens as xl
 from benchmarks.edge.speed import EARLYON
 from benchmarks.performance.rivals import make_rivals
 from exitlens.delivery.bench.benchmark import MIXED
-from exitlens.model.timing.timer import Work
+from exitlens.model.timing import Work
 
 
 def make_earlyon(plain: nn.Module, net: xl.ExitNet, images: Tensor, policy: xl.Policy) -> Work:

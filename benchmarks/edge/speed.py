@@ -20,9 +20,8 @@ import exitlens_runtime
 from benchmarks.edge.networks import SHARES, UNREACHABLE, force_shares
 from exitlens.delivery.bench.contenders import write_plain
 from exitlens.delivery.bench.timing import pin_threads, time_calls
-from exitlens.model.engine.onnx.files import open_file
-from exitlens.model.timing.machine import describe_machine
-from exitlens.model.timing.timer import Times, Work, interleave, interval
+from exitlens.model.engine.onnx_files import open_file
+from exitlens.model.timing import Times, Work, describe_machine, interleave, interval
 from exitlens_runtime.routing import find_probabilities
 from exitlens_runtime.sessions import open_openvino
 

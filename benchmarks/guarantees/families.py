@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 import exitlens as xl
 from exitlens.data.demo.garments import CLASSES, load_garments
-from exitlens.functional.grouping.likeness import measure_likeness
+from exitlens.functional.groups import measure_likeness
 
 FAMILIES = ((41, 25), (400, 5), (1000, 2), (10, 100))  # objects, pictures of each
 EPOCHS = {"scenes": 4, "garments": 3}  # of our small network

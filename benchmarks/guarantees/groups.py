@@ -14,7 +14,7 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.guarantees.traces import run_in_parallel
 from benchmarks.guarantees.violations import SETS, list_risks, split_halves, summarise
-from exitlens.functional.grouping.groups import shuffle_groups, split_groups, weigh_samples
+from exitlens.functional.groups import shuffle_groups, split_groups, weigh_samples
 from exitlens.functional.risk import select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.thresholds.certification import (

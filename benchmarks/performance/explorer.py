@@ -27,7 +27,7 @@ from benchmarks.store import RESULTS, write_atomically
 from exitlens.delivery.explorer.core import Explorer
 from exitlens.delivery.explorer.page import answer_page
 from exitlens.display import from_pixels
-from exitlens.model.timing.timer import interval
+from exitlens.model.timing import interval
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 NETWORKS = {"small network, 40 px": ("small", 40), "ResNet-50, 224 px": ("torchvision:resnet50", 224)}

@@ -13,7 +13,7 @@ from benchmarks.performance.networks import Network, make_scenes
 from benchmarks.performance.rivals import make_rivals
 from benchmarks.performance.streams import time_stream
 from exitlens.delivery.bench.benchmark import AS_IS, MIXED, TUNED, Bench
-from exitlens.model.timing.machine import describe_machine
+from exitlens.model.timing import describe_machine
 
 SIZES = (1, 8, 32, 128)
 

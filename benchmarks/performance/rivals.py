@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import exitlens as xl
 from exitlens.delivery.bench.benchmark import MIXED
 from exitlens.delivery.bench.timing import time_calls
-from exitlens.model.timing.timer import Work
+from exitlens.model.timing import Work
 from exitlens.types.inputs import Inputs, split_rows
 
 Maker = Callable[[Inputs, int, Mapping[str, Tensor]], Work]

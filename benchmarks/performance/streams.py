@@ -14,7 +14,7 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.performance.networks import NETWORKS, Network, make_scenes
 from exitlens.delivery.bench.timing import time_calls
-from exitlens.model.timing.timer import interleave
+from exitlens.model.timing import interleave
 
 LOADER_BATCH = 8
 

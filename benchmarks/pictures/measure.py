@@ -10,7 +10,7 @@ from torch import Tensor
 
 import exitlens as xl
 from benchmarks.pictures.train import load_pictures, train
-from exitlens.functional.faithfulness import energy_in_mask
+from exitlens.functional.attribution import energy_in_mask
 from exitlens.io import read_tensors, write_tensors
 
 LIMITS = (0.02, 0.03, 0.05)  # accuracy drops, chosen on calibration data

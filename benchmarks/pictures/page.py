@@ -13,7 +13,7 @@ from benchmarks.markdown import ROOT, fill, table
 from benchmarks.pictures.measure import LIMITS, list_policies
 from benchmarks.pictures.promises import MOST_RATIO, list_promises
 from benchmarks.pictures.runs import PICTURES, SEEDS
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 
 Runs = Mapping[str, dict[str, Any]]
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import exitlens as xl
 from benchmarks.pictures.train import BACKBONE, SIZE, build_network
 from exitlens.model.backbones.build import build_backbone
-from exitlens.model.timing.machine import describe_machine
-from exitlens.workflow.training.parameters import make_optimizer
+from exitlens.model.timing import describe_machine
+from exitlens.workflow.training.optimizer import make_optimizer
 
 BATCH, ROUNDS, CLASSES = 64, 9, 16
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from exitlens.model.relevance import METHODS, STEPS, Method
+from exitlens.model.attribution import METHODS, STEPS, Method
 
 Maker = Callable[[Tensor, Tensor], Tensor]  # (B,C,H,W), answers (B,) -> (B,h,w), not negative
 OURS = "exitlens, "

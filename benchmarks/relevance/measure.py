@@ -18,11 +18,11 @@ from torch import Tensor
 import exitlens as xl
 from benchmarks.relevance.makers import Maker, list_makers
 from benchmarks.relevance.networks import Subject
-from exitlens.functional.faithfulness import draw_random_map, rank_locations, share_of_possible
+from exitlens.functional.attribution import draw_random_map, rank_locations, share_of_possible
 from exitlens.functional.scores import probabilities
-from exitlens.model.perturbation import occlude, perturb
-from exitlens.model.timing.machine import describe_machine
-from exitlens.types.words import exit_name
+from exitlens.model.attribution import occlude, perturb
+from exitlens.model.timing import describe_machine
+from exitlens.types.outputs import exit_name
 
 GRID, FRACTION, BATCH, WARM_UP = (5, 5), 0.2, 50, 2
 FEW = 5  # images at once where maps are made: integrated gradients take 16 times as many, with all that a way back needs

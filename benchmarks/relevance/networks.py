@@ -28,7 +28,7 @@ class Subject:
 def load_demo(runs: Path, count: int) -> Subject:
     """The network of `make demo-full`, on scenes it was not trained on."""
     net, _ = load(runs / "demo-full")
-    images = load_samples(runs / "demo-full", net, "test", data="", root="", skip_bad=False)
+    images = load_samples(runs / "demo-full", net, "test")
     assert isinstance(images, xl.ImageSet)
     return Subject("small network of `make demo-full`, 40 px", net, choose(images, count))
 

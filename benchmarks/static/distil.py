@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from exitlens.functional.classification import distillation_loss
+from exitlens.functional.losses import distillation_loss
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
 

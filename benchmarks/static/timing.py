@@ -16,8 +16,7 @@ from benchmarks.static.measure import adapt
 from benchmarks.truth.tasks import Task, build_network
 from exitlens.delivery.bench.benchmark import answer_at
 from exitlens.delivery.bench.timing import pin_threads, time_calls
-from exitlens.model.timing.machine import describe_machine
-from exitlens.model.timing.timer import Times, Work, interleave
+from exitlens.model.timing import Times, Work, describe_machine, interleave
 from exitlens.types.inputs import Inputs, split_rows
 
 BATCH, SAMPLES, ROUNDS, SECONDS = 64, 512, 7, 60.0

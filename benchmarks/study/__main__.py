@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.study.jobs import fits, list_jobs, list_sweeps, run_all, time_networks
 from benchmarks.study.runs import QUICK, STUDY, study_store
-from exitlens.model.malloc import keep_memory
+from exitlens.model.process import keep_memory
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from benchmarks.study.data import DATA, Splits, cut_splits
 from benchmarks.study.measure import run, validate
 from benchmarks.study.runs import TUNING_SEED, study_store
 from benchmarks.study.train import train
-from exitlens.model.malloc import keep_memory
+from exitlens.model.process import keep_memory
 
 SWEEP_TRAIN, QUICK = 6000, 96
 

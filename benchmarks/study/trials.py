@@ -27,7 +27,7 @@ from benchmarks.study.runs import QUICK, STUDY, TUNING_SEED
 from benchmarks.study.train import train
 from exitlens.functional.losses import EGTLoss, consistency_loss, ramp
 from exitlens.functional.maps import class_evidence
-from exitlens.model.malloc import keep_memory
+from exitlens.model.process import keep_memory
 from exitlens.types import ExitOutput, LossTerms
 from exitlens.workflow.faithfulness import faithfulness
 

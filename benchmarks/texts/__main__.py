@@ -19,7 +19,7 @@ from benchmarks.side_by_side import is_chosen
 from benchmarks.texts.measure import measure_network
 from benchmarks.texts.runs import TEXTS, list_runs
 from benchmarks.truth.tasks import reviews
-from exitlens.model.malloc import keep_memory
+from exitlens.model.process import keep_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

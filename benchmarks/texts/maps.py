@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from exitlens.functional.faithfulness import draw_random_map, energy_in_mask, pointing_game
-from exitlens.functional.maps import as_distribution
+from exitlens.functional.attribution import draw_random_map, energy_in_mask, pointing_game
+from exitlens.functional.maps import as_distribution, pearson
 from exitlens.functional.scores import probabilities
-from exitlens.functional.similarity import pearson
-from exitlens.model.perturbation import perturb
+from exitlens.model.attribution import perturb
 from exitlens.types.inputs import MASK, Inputs
 
 BATCH_SIZE = 250

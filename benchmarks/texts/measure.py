@@ -26,7 +26,7 @@ from benchmarks.truth.conditions import TITLES
 from benchmarks.truth.measure import train
 from benchmarks.truth.runs import TRUTH
 from benchmarks.truth.tasks import Task
-from exitlens.functional.faithfulness import pointing_game
+from exitlens.functional.attribution import pointing_game
 
 SAMPLES, ORACLE, OTHER_SAMPLES = 400, 300, 1000  # for deletion and relevance; for the oracle; of each other set
 HALF = 0.52  # of the plain network's cost: half of it, and the heads on the way

@@ -17,7 +17,7 @@ from benchmarks.truth.conditions import EGT, PLAIN, TITLES
 from benchmarks.truth.page import write_promises
 from benchmarks.truth.runs import TRUTH
 from benchmarks.truth.tasks import TOKENS
-from exitlens.functional.similarity import skill
+from exitlens.functional.maps import skill
 
 Runs = Mapping[str, Tree]
 Pick = Callable[[Tree], Sequence[float]]

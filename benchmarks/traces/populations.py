@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from exitlens.functional.compact.compress import compress
+from exitlens.functional.compact import compress
 
 EXITS, CLASSES = 4, 1000
 COST = torch.tensor([0.2, 0.4, 0.7, 1.0])

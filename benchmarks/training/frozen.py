@@ -17,10 +17,10 @@ from torch import Tensor
 
 import exitlens as xl
 from exitlens.progress import show_progress
-from exitlens.workflow.training.features import FeatureCache
-from exitlens.workflow.training.frozen import keep_features
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.frozen import FeatureCache, keep_features
 from exitlens.workflow.training.run import TrainingRun
-from exitlens.workflow.training.step import TrainingSettings, use_memory_format
+from exitlens.workflow.training.step import use_memory_format
 
 CLASSES, BATCH = 16, 64
 
@@ -58,8 +58,8 @@ def start_run(case: Case, train: xl.ImageSet, epochs: int) -> TrainingRun:
     at: Any = ["layer1", "layer2", "layer3"] if case.source == "small" else 3
     backbone = xl.build_backbone(case.source, CLASSES)
     net = xl.attach(backbone, at, CLASSES, train.first(1).inputs, head=case.head)  # type: ignore[arg-type]
-    settings = TrainingSettings(epochs, BATCH, 1e-3, 0.05, 0, False, True, True)
-    return TrainingRun(net, xl.EGTLoss(), settings, None, 0, None)
+    settings = TrainingSettings(epochs=epochs, batch_size=BATCH, learning_rate=1e-3, amp=False, freeze_backbone=True)
+    return TrainingRun(net, xl.EGTLoss(), settings, workers=0)
 
 
 def time_probe(features: FeatureCache) -> float:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import exitlens as xl
-from exitlens.model.malloc import keep_memory
 from exitlens.model.precision import use_half_precision
+from exitlens.model.process import keep_memory
 
 CPU = torch.device("cpu")
 WAYS: dict[str, Callable[[], AbstractContextManager[object]]] = {

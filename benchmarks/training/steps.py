@@ -21,10 +21,11 @@ from benchmarks.training.runs import STEP, TRAINING
 from benchmarks.truth.jobs import start_worker
 from benchmarks.truth.tasks import TASKS, Task, build_network
 from exitlens.model.network import ExitNet
-from exitlens.model.timing.timer import interval
+from exitlens.model.timing import interval
 from exitlens.types.inputs import Inputs, map_inputs
-from exitlens.workflow.training.parameters import group_parameters, make_optimizer
-from exitlens.workflow.training.step import TrainingSettings, enter_training_mode, take_step, use_memory_format
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.optimizer import group_parameters, make_optimizer
+from exitlens.workflow.training.step import enter_training_mode, take_step, use_memory_format
 
 TIMED = ("scenes", "pictures", "vit", "reviews")
 ROUND = 4  # steps of each in a round: a whole number of turns of EGTLoss.every
@@ -34,7 +35,9 @@ def measure(task: Task, rounds: int = 9) -> dict[str, Any]:
     """The first batch again and again: what a step costs does not depend on the samples."""
     how = {"batch_size": 64, "channels_last": True, "amp": True} | dict(task.how)
     size = int(how["batch_size"])
-    settings = TrainingSettings(1, size, 1e-5, 0.05, 0, bool(how["amp"]), bool(how["channels_last"]), False)
+    settings = TrainingSettings(
+        epochs=1, batch_size=size, learning_rate=1e-5, amp=bool(how["amp"]), channels_last=bool(how["channels_last"])
+    )
     first = task.train.subset(torch.arange(size))
     net = build_network(task, 0, exits=True)
     kind = {"attends": net.has_attention, "of_images": net.info.modality.name == "image"}

@@ -11,7 +11,7 @@ from benchmarks.truth.conditions import LOSSES
 from benchmarks.truth.measure import run
 from benchmarks.truth.runs import TRUTH
 from benchmarks.truth.tasks import SEEDS, TASKS, count_seeds
-from exitlens.model.malloc import keep_memory
+from exitlens.model.process import keep_memory
 
 
 def list_runs() -> Iterator[tuple[str, str, int]]:

@@ -49,18 +49,17 @@ _MODULES = {
     "model.cutting.placement": "exit_points ExitPoint",
     "model.engine.tuning": "Tuning",
     "model.network": "ExitNet",
-    "model.relevance": "compute_relevance",
+    "model.attribution": "compute_relevance",
     "ranks": "Ranks",
-    "types": "Calibration CompactLogits ExitOutput ExitView Explanation Gate LabelView Location LossTerms "
-    "MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
+    "types": "Calibration CalibrationRequest CompactLogits ExitOutput ExitView Explanation Gate LabelView Location "
+    "LossTerms MelSpectrogram Policy Prediction Preprocess SeriesPreprocess TextPreprocess Timing Trace VectorPreprocess "
     "VolumePreprocess",
     "workflow.calibration": "calibrate",
     "workflow.collection": "collect",
     "workflow.evaluation": "evaluate Report",
     "workflow.explanation": "explain explain_batch",
     "workflow.faithfulness": "Faithfulness faithfulness",
-    "workflow.inference.predict": "predict",
-    "workflow.inference.stream": "predict_stream",
+    "workflow.inference": "predict predict_stream",
     "workflow.sweeping": "anytime Band budgeted_batch CurvePoint sweep SweepPoint",
     "workflow.training.fit": "fit FitResult",
 }

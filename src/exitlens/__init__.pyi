@@ -55,6 +55,7 @@ from exitlens.functional.losses import EGTLoss as EGTLoss
 from exitlens.functional.routing import route as route
 from exitlens.modalities.image import read_image as read_image
 from exitlens.model.attach import attach as attach
+from exitlens.model.attribution import compute_relevance as compute_relevance
 from exitlens.model.backbones.build import build_backbone as build_backbone
 from exitlens.model.backbones.weights import WeightsReport as WeightsReport
 from exitlens.model.backbones.weights import load_weights as load_weights
@@ -62,9 +63,9 @@ from exitlens.model.cutting.placement import ExitPoint as ExitPoint
 from exitlens.model.cutting.placement import exit_points as exit_points
 from exitlens.model.engine.tuning import Tuning as Tuning
 from exitlens.model.network import ExitNet as ExitNet
-from exitlens.model.relevance import compute_relevance as compute_relevance
 from exitlens.ranks import Ranks as Ranks
 from exitlens.types import Calibration as Calibration
+from exitlens.types import CalibrationRequest as CalibrationRequest
 from exitlens.types import CompactLogits as CompactLogits
 from exitlens.types import ExitOutput as ExitOutput
 from exitlens.types import ExitView as ExitView
@@ -91,8 +92,8 @@ from exitlens.workflow.explanation import explain as explain
 from exitlens.workflow.explanation import explain_batch as explain_batch
 from exitlens.workflow.faithfulness import Faithfulness as Faithfulness
 from exitlens.workflow.faithfulness import faithfulness as faithfulness
-from exitlens.workflow.inference.predict import predict as predict
-from exitlens.workflow.inference.stream import predict_stream as predict_stream
+from exitlens.workflow.inference import predict as predict
+from exitlens.workflow.inference import predict_stream as predict_stream
 from exitlens.workflow.sweeping import Band as Band
 from exitlens.workflow.sweeping import CurvePoint as CurvePoint
 from exitlens.workflow.sweeping import SweepPoint as SweepPoint

@@ -18,7 +18,7 @@ from exitlens.modalities.image import decode_image, read_image, to_pixels
 from exitlens.types import Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs
 from exitlens.types.tasks import name_answers
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 
 COLUMNS = ("label", "exit", "confidence", "cost", "error")  # that every answer has
 Columns = dict[str, Any]  # by name (B,...) arrays, as Ray Data gives and takes them

@@ -5,7 +5,7 @@ import pytest
 import exitlens as xl
 from benchmarks.markdown import ROOT
 from benchmarks.recipes import TRIALS, TRIED, list_table, list_values, load_reviews, split_name
-from exitlens.workflow.training.recipe import follow_recipe
+from exitlens.types.settings import TrainingSettings
 
 
 def test_the_page_has_the_recipes_as_they_are():
@@ -18,7 +18,7 @@ def test_the_page_has_the_recipes_as_they_are():
 def test_trials_are_known_by_name():
     assert {split_name(name)[1] for name in TRIED.read()} <= set(TRIALS)
     for trial in TRIALS.values():
-        assert follow_recipe(trial.how["recipe"], trial.how)["learning_rate"] == trial.how["learning_rate"]
+        assert TrainingSettings(**trial.how).learning_rate == trial.how["learning_rate"]
 
 
 def test_trials_on_texts_take_the_first_sentences_of_a_split(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import exitlens as xl
-from exitlens.functional.grouping.likeness import Likeness
+from exitlens.functional.groups import Likeness
 from exitlens.workflow import calibration, collection
 
 
@@ -73,7 +73,7 @@ def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
     assert "name the groups" in told
     code, _, err = call(*words, "--equal-groups")
     assert code == 2
-    assert "equal_groups: this trace names no groups" in " ".join(err.split())
+    assert "--equal-groups: this trace names no groups" in " ".join(err.split())
 
 
 def test_policies_by_name(again, folder, call):
@@ -119,11 +119,11 @@ def test_class_folders_without_images(again, tmp_path, call):
         (("--delta", "0.1"), "limits: expected at least one"),
         (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
         (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
-        (("--gate", "--max-disagreement", "0.1"), "give max_divergence, too"),
+        (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
         (("--max-disagreement", "0.1", "--root", "x", "--unlabelled"), "data, unlabelled: expected one"),
-        (("--max-disagreement", "0.1", "--group-by", "(x)", "--unlabelled"), "group_by: '(x)' finds no group in 60 of 60"),
+        (("--max-disagreement", "0.1", "--group-by", "(x)", "--unlabelled"), "group-by: '(x)' finds no group in 60 of 60"),
         (("--max-disagreement", "0.1", "--columns", "image=x", "--unlabelled"), "columns: IMAGES holds images, without"),
     ],
 )
@@ -141,12 +141,12 @@ def test_what_it_refuses(again, folder, call, words, message):
     ("words", "message"),
     [
         ((), "limits: expected at least one"),
-        (("--max-divergence", "2"), "max_divergence: expected a number in [0, 1]"),
+        (("--max-divergence", "2"), "--max-divergence: expected a number in [0, 1]"),
         (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
         (("--max-cost", "1", "--name", "Fast"), "name: expected names of 1 to 40 characters"),
         (("--max-cost", "1", "--name", "default"), "name: 'default' is what the bundle's own policy is called"),
-        (("--max-ms", "5"), "max_ms: it is about measured time: give --cost time, too"),
-        (("--percentile", "5", "--max-cost", "1"), "percentile: it says how many"),
+        (("--max-ms", "5"), "--max-ms: it is about measured time. Fix: pass --cost time, too."),
+        (("--percentile", "5", "--max-cost", "1"), "percentile: it is the share"),
         (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
         (("--max-accuracy-drop", "0.1", "--delta", "0.1", "--folds", "5"), "folds: delta promises more"),
     ],
@@ -198,7 +198,22 @@ def test_evaluate_and_calibrate_as_tables(again, folder, call):
 def test_limits_that_other_samples_keep(again, folder, call):
     words = ("calibrate", "--bundle", again, "--data", folder, "--max-disagreement", "0.2", "--folds", "3")
     assert "by cross-validation in 3 folds, each routed by what the others chose" in " ".join(call(*words)[1].split())
-    assert json.loads(call(*words, "--json")[1])["calibration"]["folds"] == 3
+    assert json.loads(call(*words, "--json")[1])["calibration"]["request"]["folds"] == 3
+
+
+def test_askings_are_counted_across_processes(again, folder, call):
+    words = ["calibrate", "--bundle", again, "--unlabelled", folder, "--delta", "0.1", "--max-disagreement"]
+    code, out, err = call(*words, "0.001")
+    assert code == 0, err
+    assert "spent a level of 0.1 on this" in " ".join(out.split())
+    assert call(*words, "0.001")[0] == 0
+    code, _, err = call(*words, "0.002")
+    assert code == 2
+    assert "delta: these samples refused a certificate before" in " ".join(err.split())
+    words[6] = "0.15"
+    found = json.loads(call(*words, "0.3", "--json")[1])["calibration"]["certification"]
+    assert (found["asking"], round(found["level"], 6)) == (2, 0.05)
+    assert len(json.loads((again / "askings.json").read_text())) == 1
 
 
 def test_limits_in_milliseconds(again, folder, call, monkeypatch):
@@ -213,7 +228,7 @@ def test_limits_in_milliseconds(again, folder, call, monkeypatch):
     code, out, err = call("calibrate", *timed, "--max-ms", "4", "--percentile", "90", "--json")
     assert code == 0, err
     record = json.loads(out)["calibration"]
-    assert (record["limits"], record["percentile"], record["timing"]["ms"]) == ({"max_ms": 4}, 90, list(ms))
+    assert (record["request"]["max_ms"], record["request"]["percentile"], record["timing"]["ms"]) == (4, 90, list(ms))
     code, out, err = call("calibrate", *timed, "--max-ms", "4")
     assert code == 0, err
     assert "ms at the exits, single samples on Slow 9000, 1 thread" in " ".join(out.split())

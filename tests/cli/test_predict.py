@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.delivery.predictions import file as predictions
+from exitlens.delivery import predictions
 from tests.data.conftest import write_tar
 
 
@@ -55,7 +55,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", tmp_path / "bad.png", "--skip-bad"], "1 of 1 files"),
         (["predict", "--data", tmp_path / "mixed"], "--skip-bad"),
         (["predict", "--data", folder, "--out", tmp_path / "there.csv"], "exists.*--resume"),
-        (["predict", "--data", folder, "--out", tmp_path / "there.csv", "--resume"], "no file of pred"),
+        (["predict", "--data", folder, "--out", tmp_path / "there.csv", "--resume"], "expected a file of pred"),
         (["predict", "--data", folder, "--out", tmp_path / "new.txt"], ".csv, .jsonl or .parquet"),
         (["predict", "--data", folder, "--resume"], "--out"),
         (["predict", "--data", folder, "--out", tmp_path / "p.csv", "--monitor", "--resume"], "leave --resume out"),

@@ -8,7 +8,7 @@ import pytest
 
 import exitlens as xl
 from exitlens import cli
-from exitlens.workflow.training.recipe import RECIPES
+from exitlens.types.settings import RECIPES
 from tests.texts import config_values, make_bert
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.engine.onnx.engine import OnnxEngine
+from exitlens.model.engine.onnx_engine import OnnxEngine
 from tests.conftest import TinyNet, make_net, spread_policy
 
 pytest.importorskip("onnxruntime")
@@ -62,7 +62,7 @@ def test_files_that_give_something_else_are_written_again(bundle, images):
     other.tuning = ONNX
     theirs, _ = xl.load(xl.save(other, None, bundle.parent / "other"), backbone=TinyNet())
     back, _ = xl.load(bundle, backbone=TinyNet())
-    back._session.keep_files(theirs._session._kept[0])
+    back.use_onnx_files(theirs.engine.files)
     policy = xl.Policy((0.0, 0.0))
     expected = xl.predict(make_net(), images, policy).probabilities
     assert torch.allclose(xl.predict(back, images, policy).probabilities, expected, atol=1e-5)

@@ -1,7 +1,61 @@
+import json
+import re
+from types import SimpleNamespace
+
 import jinja2
 import pytest
+import torch
 
-from exitlens.delivery.pages import _environment, load_template
+import exitlens as xl
+from exitlens.delivery.explanations import write_explanation
+from exitlens.delivery.pages import _environment, load_template, shade_tokens, tabulate_tokens
+from exitlens.display import scale_attention
+from tests.texts import make_text_net, make_texts
+
+
+def test_shaded_tokens(tmp_path):
+    net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
+    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
+    why = xl.explain(net, texts, xl.Policy((0.9, 0.9)))
+    for view in why.exits:
+        values = scale_attention(view.attention, len(why.tokens))
+        assert max(values) == pytest.approx(1)
+        assert values[0] == 0
+    assert tabulate_tokens(why).row_count == 3
+    plain = str(tabulate_tokens(why, colour=False).columns[3]._cells[0])
+    assert f"({100 * why.exits[0].attention[1].item():.0f})" in plain
+    page, values = write_explanation(why, tmp_path, "x")
+    assert page.read_text().count("<span") == 3 * len(why.tokens)
+    assert "<0>" not in page.read_text()  # escaped
+    assert json.loads(values.read_text())["answered"] == why.answered
+    with pytest.raises(xl.OutputExistsError, match=r"x\.html exists"):
+        write_explanation(why, tmp_path, "x")
+
+
+def test_tokens_that_the_answer_depends_on(tmp_path):
+    net, texts = make_text_net(), {name: value[:1] for name, value in make_texts().items()}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"<{i}>" for i in range(36))]
+    net.describe(preprocess=xl.TextPreprocess(xl.word_tokenizer(words), 10), classes=("a", "b", "c"))
+    why = xl.explain(net, texts, xl.Policy((0.9, 0.9)), relevance=True)
+    table = tabulate_tokens(why)
+    assert table.row_count == 4
+    assert list(table.columns[0].cells)[-1] == "depends on"
+    page, _ = write_explanation(why, tmp_path, "x")
+    assert page.read_text().count("<span") == 4 * len(why.tokens)
+
+
+def luminance(r, g, b):  # WCAG 2
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (r / 255, g / 255, b / 255)]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_words_stand_out_on_every_shade():
+    why = SimpleNamespace(tokens=tuple(map(str, range(201))))
+    for _, _, style in shade_tokens(why, torch.linspace(0, 1, 201)):
+        behind = luminance(*map(int, re.search(r"rgb\((\d+),(\d+),(\d+)\)", style).groups()))
+        light, dark = sorted((behind, 1.0 if "#fff" in style else 0.0), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, style
 
 
 def test_a_template_escapes_and_misses_nothing():

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -5,20 +7,26 @@ import pytest
 import torch
 
 import exitlens as xl
+from exitlens.data.checks import refuse_bad
 from exitlens.data.sources import DataSource, open_source
-from exitlens.delivery.bundle import find_bundle
-from exitlens.delivery.run_data import read_source, write_source
+from exitlens.delivery.bundle import find_bundle, replace_policy, save_trained
 from exitlens.delivery.run_directory import (
     describe_origin,
     load_calibrated,
     load_named,
     load_samples,
-    replace_policy,
-    save_trained,
+    read_source,
+    record_source,
+    remembers_skipping,
     shorten_names,
     stream_samples,
+    write_source,
 )
+from exitlens.delivery.run_setup import build_network
+from exitlens.io import read_tensors, write_tensors
 from exitlens.modalities import SERIES
+from exitlens.model.backbones.weights import unique_state
+from exitlens.types.settings import NetworkSettings, ReadSettings
 
 
 def test_names_of_runs_are_short_and_differ(tmp_path):
@@ -36,7 +44,7 @@ def test_answers_to_other_columns_are_others(net):
 def test_run_directories(tmp_path):
     source = DataSource("scenes", seed=3)
     run = tmp_path / "run"
-    with pytest.raises(xl.BundleError, match="no bundle"):
+    with pytest.raises(xl.BundleError, match="expected a bundle or a run directory"):
         find_bundle(run)
     write_source(run, source, resume=False)
     with pytest.raises(xl.OutputExistsError, match="not empty"):
@@ -59,6 +67,67 @@ def test_run_directories(tmp_path):
 
 
 @pytest.fixture
+def unfinished(tmp_path, tiny_set):
+    """A run that was stopped after two of three epochs, and the network as it was then."""
+    net = build_network(NetworkSettings(exits="layer1"), tiny_set)
+    write_source(tmp_path / "run", DataSource("scenes"), resume=False)
+    xl.fit(net, tiny_set, tiny_set, epochs=2, out_dir=tmp_path / "run", progress=False)
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    settings["settings"]["epochs"] = 3
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
+    return tmp_path / "run", net
+
+
+def test_the_best_epoch_of_an_unfinished_run_is_taken_with_a_warning(unfinished):
+    run, net = unfinished
+    best, note = read_tensors(run / "best.safetensors")
+    with pytest.warns(xl.WeightsWarning, match=rf"epoch {note['epoch']}, the best so far\. Fix: .* --resume"):
+        loaded, policy = xl.load(run)
+    assert policy is None
+    assert loaded.info == net.info
+    for name, value in unique_state(loaded).items():
+        assert torch.equal(value, best[name])
+    assert read_source(run) == DataSource("scenes")
+    replace_policy(run, xl.Policy((0.5,), network=loaded.identity()))
+    with pytest.warns(xl.WeightsWarning, match="has not ended"):  # for as long as it has not
+        assert xl.load(run)[1].thresholds == (0.5,)
+
+
+def test_an_unfinished_run_that_goes_on_has_another_best_epoch(unfinished):
+    run, net = unfinished
+    with pytest.warns(xl.WeightsWarning):
+        first, _ = xl.load(run)
+    replace_policy(run, xl.Policy((0.5,), network=first.identity()))
+    with torch.no_grad():
+        net.head(0).classifier.weight.mul_(-1)
+    write_tensors(run / "best.safetensors", unique_state(net), {"epoch": 3})
+    with pytest.warns(xl.WeightsWarning, match="epoch 3"):
+        loaded, policy = xl.load(run)
+    assert loaded.fingerprint() == net.fingerprint()
+    assert policy is None  # it was chosen for other weights
+    save_trained(net, run / "bundle", overwrite=True)  # as fit does at its end: no warning any more
+    assert xl.load(run)[0].fingerprint() == net.fingerprint()
+
+
+def test_a_whole_run_without_a_bundle_is_loaded_without_a_warning(unfinished):
+    run, _ = unfinished
+    settings = json.loads((run / "settings.json").read_text())
+    settings["settings"]["epochs"] = 2
+    (run / "settings.json").write_text(json.dumps(settings))
+    assert xl.load(run)[0].num_exits == 2
+
+
+def test_a_run_without_an_epoch_or_with_a_damaged_record(unfinished):
+    run, _ = unfinished
+    (run / "settings.json").write_text("{}")
+    with pytest.raises(xl.BundleError, match=r"cannot be built as settings\.json says"):
+        xl.load(run)
+    (run / "best.safetensors").unlink()
+    with pytest.raises(xl.BundleError, match=r"ended before its first epoch did\. Fix: go on with exitlens fit --resume"):
+        xl.load(run)
+
+
+@pytest.fixture
 def small():
     return xl.attach("small", ["layer1"], 10, torch.zeros(1, 3, 40, 40))
 
@@ -76,12 +145,12 @@ def test_a_policy_is_replaced_and_the_others_stay(small, tmp_path):
 
 def test_a_policy_is_loaded_by_name(small, tmp_path):
     xl.save(small, None, tmp_path / "bundle")
-    with pytest.raises(xl.PolicyError, match=r"has no policy yet: run exitlens calibrate --bundle \S+$"):
+    with pytest.raises(xl.PolicyError, match=r"has no policy yet\. Fix: run exitlens calibrate --bundle \S+$"):
         load_calibrated(tmp_path)
     replace_policy(tmp_path, xl.Policy((0.1,)), "fast")
-    with pytest.raises(xl.PolicyError, match=r"no policy of its own, but \['fast'\] by name: run exitlens calibrate"):
+    with pytest.raises(xl.PolicyError, match=r"no policy of its own, but \['fast'\] by name\. Fix: run exitlens calibrate"):
         load_calibrated(tmp_path)
-    with pytest.raises(xl.PolicyError, match=r"none named 'slow', but \['fast'\]: run exitlens .* --name slow$"):
+    with pytest.raises(xl.PolicyError, match=r"none named 'slow', but \['fast'\]\. Fix: run exitlens .* --name slow$"):
         load_calibrated(tmp_path, "slow")
     assert load_calibrated(tmp_path, "fast")[1] == xl.Policy((0.1,))
     replace_policy(tmp_path, xl.Policy((0.5,)))
@@ -105,18 +174,18 @@ def test_of_a_network_that_was_trained_on_the_policies_are_left_out(small, tmp_p
 
 def test_other_data_in_parts_or_whole(trained, tmp_path, folder):
     net, _ = xl.load(trained)
-    assert len(load_samples(trained, net, "test", str(folder))) == 60
+    assert len(load_samples(trained, net, "test", ReadSettings(str(folder)))) == 60
     for split, number in (("train", 20), ("test", 5)):
         for name in ("dark", "bright"):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(number):
                 (tmp_path / split / name / f"{split}{i}.png").write_bytes((folder / name / f"{i:02}.png").read_bytes())
-    found = load_samples(trained, net, "test", str(tmp_path), group_by=r"(\w+)\.png")
+    found = load_samples(trained, net, "test", ReadSettings(str(tmp_path), group_by=r"(\w+)\.png"))
     assert len(found) == 10
     assert len(found.groups.unique()) == 5
-    assert len(load_samples(trained, net, "calibration", str(tmp_path))) == 4
+    assert len(load_samples(trained, net, "calibration", ReadSettings(str(tmp_path)))) == 4
     with pytest.raises(xl.InputError, match="they are for other data"):
-        load_samples(trained, net, "test", columns="label=x")
+        load_samples(trained, net, "test", ReadSettings(columns="label=x"))
 
 
 def test_data_are_read_as_the_network_reads_images(tmp_path, folder):
@@ -125,7 +194,7 @@ def test_data_are_read_as_the_network_reads_images(tmp_path, folder):
     write_source(tmp_path, DataSource("scenes"), resume=False)
     xl.save(net, None, tmp_path / "bundle")
     for given in ("", "scenes"):
-        data = load_samples(tmp_path, net, "validation", given)
+        data = load_samples(tmp_path, net, "validation", ReadSettings(given))
         assert data.preprocess == net.info.preprocess
         assert data.masks is not None
     two = xl.attach("small", ["layer1"], 2, torch.zeros(1, 3, 40, 40))
@@ -165,23 +234,83 @@ def series(tmp_path):
 
 def test_series_for_a_network_come_as_it_takes_them(series):
     net, folder = series
-    data = load_samples(folder, net, "test", str(folder), workers=0)
+    data = load_samples(folder, net, "test", ReadSettings(str(folder), workers=0))
     assert (len(data), data.preprocess, data.classes) == (16, net.info.preprocess, ("calm", "wild"))
-    stream = stream_samples(net, str(folder), batch_size=5)
+    stream = stream_samples(net, ReadSettings(str(folder)), batch_size=5)
     assert torch.cat(list(stream)).equal(data.inputs)
     policy = xl.Policy((0.6, 0.6))
     answers = list(xl.predict_stream(net, folder, policy, batch_size=5))
     assert torch.cat([pred.labels for pred in answers]).equal(xl.predict(net, data.inputs, policy).labels)
     assert describe_origin(net, policy, str(folder))["contents"] == ""  # their names say which they are
     with pytest.raises(xl.InputError, match="cache: it is for images, these data are series"):
-        stream_samples(net, str(folder), batch_size=5, cache=folder)
+        stream_samples(net, ReadSettings(str(folder), cache=folder), batch_size=5)
     (folder / "x.csv").write_text("text,label\nhello,calm\n")
     with pytest.raises(xl.BundleError, match="its network takes series"):
-        load_samples(folder, net, "test", str(folder / "x.csv"))
+        load_samples(folder, net, "test", ReadSettings(str(folder / "x.csv")))
 
 
 def test_generated_series_have_the_network_s_scale(series):
     net, _ = series
-    data = load_samples(Path(), net, "validation", "motifs")
+    data = load_samples(Path(), net, "validation", ReadSettings("motifs"))
     assert data.preprocess == net.info.preprocess
     assert data.values.shape[2] == 64
+
+
+SCENES = DataSource("scenes", seed=3)
+
+
+def test_a_run_remembers_that_bad_files_are_left_out(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "own")
+    source, run = open_source("own"), tmp_path / "run"
+    assert not remembers_skipping(run)
+    write_source(run, source, resume=False)
+    assert "skip_bad" not in json.loads((run / "data.json").read_text())  # as before, and readable by what came before
+    assert not remembers_skipping(run)
+    write_source(run, source, resume=True, skip_bad=True)
+    assert read_source(run) == source
+    assert remembers_skipping(run)
+    assert remembers_skipping(run, str(tmp_path / "own"))  # the same data by another name
+    assert not remembers_skipping(run, str(folder))
+    assert not remembers_skipping(run, "scenes")
+    (run / "data.json").write_text("[]")
+    assert not remembers_skipping(run)
+    with pytest.raises(xl.DataError, match="damaged"):
+        read_source(run)
+
+
+def test_later_verbs_leave_out_what_training_left_out(tmp_path, folder):
+    run, source = tmp_path / "run", open_source(str(folder), size=40)
+    train = source.load("train")
+    net = xl.attach("small", ["layer1"], 2, train.first(1).inputs)
+    net.describe(classes=train.classes, preprocess=train.preprocess)
+    for skip_bad in (False, True):
+        write_source(run, source, resume=True, skip_bad=skip_bad)
+        assert load_samples(run, net, "test").skip_bad == skip_bad
+        assert load_samples(run, net, "test", ReadSettings(skip_bad=True)).skip_bad
+        other = ReadSettings(str(shutil.copytree(folder, tmp_path / f"{skip_bad}")))
+        assert not load_samples(run, net, "test", other).skip_bad
+
+
+def _fail(run, error, begun):
+    with record_source(run, SCENES, resume=False):
+        if begun:
+            (run / "settings.json").write_text("{}")
+        raise error
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_error_about_a_bad_file_says_how_to_go_on_where_there_is_a_run(tmp_path, begun):
+    run = tmp_path / "run"
+    with pytest.raises(xl.DataError) as caught:
+        _fail(run, refuse_bad("x.png: cannot be read", "repair it"), begun)
+    assert "--resume" not in str(caught.value)
+    notes = getattr(caught.value, "__notes__", [])
+    assert notes == [f"the run so far is in {run}: the same command with --resume --skip-bad goes on"] * begun
+    assert run.exists() == begun
+
+
+def test_other_errors_do_not_speak_of_bad_files(tmp_path):
+    with pytest.raises(xl.DataError) as caught:
+        _fail(tmp_path / "run", xl.DataError("data: gone"), True)
+    assert not hasattr(caught.value, "__notes__")

@@ -1,21 +1,38 @@
+from pathlib import Path
+
 import pytest
 
 import exitlens as xl
 from exitlens.data.sources import open_source
 from exitlens.delivery import run_setup
+from exitlens.types.settings import NetworkSettings
 
 
 def test_heads_are_those_of_the_kind_of_input_unless_given(tiny_set):
-    assert run_setup.build_network("small", "layer1", tiny_set).info.head == "context"
-    assert run_setup.build_network("small", "layer1", tiny_set, head="evidence").info.head == "evidence"
+    assert run_setup.build_network(NetworkSettings(exits="layer1"), tiny_set).info.head == "context"
+    assert run_setup.build_network(NetworkSettings(exits="layer1", head="evidence"), tiny_set).info.head == "evidence"
 
 
 def test_what_is_built_is_in_channels_last_and_where_exits_stand(tiny_set):
-    net = run_setup.build_network("small", "layer1, layer3", tiny_set)
+    net = run_setup.build_network(NetworkSettings(exits="layer1, layer3"), tiny_set)
     assert net.is_channels_last
     assert net.info.at == ("layer1", "layer3")
     assert net.info.source == "small"
-    assert run_setup.build_network("small", "", tiny_set, keep_final=True).info.at == ("layer1", "layer2", "layer3")
+    assert run_setup.build_network(NetworkSettings(keep_final=True), tiny_set).info.at == ("layer1", "layer2", "layer3")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        NetworkSettings(exits="stem,layer9", init_weights=Path("no_file.pt")),
+        NetworkSettings("torchvision:resnet18", "layer1,layer9", pretrained=True),
+    ],
+)
+def test_unknown_places_are_reported_before_weights_are_read_or_downloaded(tiny_set, settings, monkeypatch):
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *args, **kwargs: pytest.fail("downloads"))
+    message = r"at \(option --exits\): .*no module 'layer9' on its path.* Fix: choose .* in order: \w+.*exitlens inspect"
+    with pytest.raises(xl.AttachError, match=message):
+        run_setup.build_network(settings, tiny_set)
 
 
 def test_a_network_that_takes_one_size_only_gets_it(tmp_path):
@@ -45,7 +62,9 @@ def test_sizes_of_networks_that_others_describe(tmp_path):
 
 
 def test_whose_mean_and_std():
-    choose = run_setup.choose_normalisation
+    def choose(backbone, normalise="", weights=False):
+        return run_setup.choose_normalisation(NetworkSettings(backbone, normalise=normalise, pretrained=weights))
+
     assert choose("torchvision:resnet18") == (None, "")
     assert choose("small", weights=True) == (None, "")  # its weights come from fit, and its data were the usual
     found, line = choose("torchvision:resnet18", weights=True)
@@ -59,7 +78,7 @@ def test_whose_mean_and_std():
     assert "does not say which mean and std" in line
     with pytest.raises(xl.InputError, match="normalise: small does not say"):
         choose("small", "own")
-    with pytest.raises(xl.InputError, match="normalise: expected own, imagenet, half, got 'imagnet'"):
+    with pytest.raises(xl.InputError, match="normalise: expected one of own, imagenet, half, got 'imagnet'"):
         choose("small", "imagnet")
 
 
@@ -67,13 +86,15 @@ def test_images_of_every_source_are_normalised_as_the_weights_say(folder):
     lines = []
     for name in (str(folder), "fashion"):
         source = open_source(name, size=16)
-        sets = run_setup.load_training_sets("torchvision:efficientnet_v2_l", source, weights=True, say=lines.append)
+        sets = run_setup.load_training_sets(
+            NetworkSettings("torchvision:efficientnet_v2_l", pretrained=True), source, say=lines.append
+        )
         channels, size = (1, 28) if name == "fashion" else (3, 16)
         for data in sets:
             assert (data.preprocess.mean, data.preprocess.std) == ((0.5,) * channels, (0.5,) * channels)
         assert sets[0].preprocess.size == (size, size)
         assert lines[-1].startswith("pixels: mean 0.5 0.5 0.5")
-    assert run_setup.load_training_sets("small", open_source("fashion"))[0].preprocess.std == (0.25,)
+    assert run_setup.load_training_sets(NetworkSettings(), open_source("fashion"))[0].preprocess.std == (0.25,)
 
 
 def test_texts_have_the_tokenizer_of_the_backbone_or_it_is_said(tmp_path):
@@ -83,25 +104,25 @@ def test_texts_have_the_tokenizer_of_the_backbone_or_it_is_said(tmp_path):
         "text,label\n" + "".join(f"{w} film,{w}\n" for w in ("good", "bad") for _ in range(20))
     )
     source = open_source(str(tmp_path / "data.csv"), size=8)
-    run_setup.load_training_sets(f"hf:{tmp_path}", source, weights=True, say=lines.append)
+    run_setup.load_training_sets(NetworkSettings(f"hf:{tmp_path}", pretrained=True), source, say=lines.append)
     assert "no tokenizer comes with hf:" in lines[-1]
     (tmp_path / "tokenizer.json").write_text(xl.word_tokenizer(["other words"]))
-    train, _ = run_setup.load_training_sets(f"hf:{tmp_path}", source, weights=True, say=lines.append)
+    train, _ = run_setup.load_training_sets(NetworkSettings(f"hf:{tmp_path}", pretrained=True), source, say=lines.append)
     assert train.preprocess.tokenizer == xl.word_tokenizer(["other words"])
     assert lines[-1] == f"texts: tokens by the tokenizer of hf:{tmp_path}"
     with pytest.raises(xl.InputError, match="normalise: it is for images"):
-        run_setup.load_training_sets("small", source, normalise="half")
+        run_setup.load_training_sets(NetworkSettings(normalise="half"), source)
     with pytest.raises(xl.InputError, match="reads texts, scenes has images"):
-        run_setup.load_training_sets(f"hf:{tmp_path}", open_source("scenes"))
+        run_setup.load_training_sets(NetworkSettings(f"hf:{tmp_path}"), open_source("scenes"))
 
 
 def test_networks_for_series_and_volumes_are_built_from_their_data():
     for name, size, axes in (("motifs", 64, 1), ("blobs", 16, 3)):
         source = open_source(name, size=size)
         train = source.load("validation").first(8)
-        net = run_setup.build_network("small", "", train)
+        net = run_setup.build_network(NetworkSettings(), train)
         assert net.num_exits == 4
         assert len(net(train.inputs)[0].attention.shape) == 1 + axes
         assert net.info.preprocess == train.preprocess
         with pytest.raises(xl.InputError, match=f"normalise: it is for images, {name} has"):
-            run_setup.load_training_sets("small", source, normalise="half")
+            run_setup.load_training_sets(NetworkSettings(normalise="half"), source)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import exitlens as xl
 from exitlens.edge import cascade
-from exitlens.model.engine.onnx.files import open_file
+from exitlens.model.engine.onnx_files import open_file
 from exitlens_runtime.sessions import open_openvino
 from tests.conftest import make_net
 

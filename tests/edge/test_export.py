@@ -10,9 +10,8 @@ import torch
 
 import exitlens as xl
 from exitlens.edge import export as verb
-from exitlens.edge.export import draw_for, list_parts, name_inputs
-from exitlens.model.engine.onnx.files import open_file
-from exitlens.model.engine.onnx.segments import cut_segments
+from exitlens.edge.export import draw_for, name_inputs
+from exitlens.model.engine.onnx_files import cut_segments, open_file
 from tests.conftest import make_net
 from tests.texts import make_text_net
 
@@ -59,7 +58,7 @@ def test_stages_whose_exit_never_fires_are_in_the_file_after_them(net, tmp_path)
     path = xl.export(net, xl.Policy((float("inf"), 0.7)), tmp_path / "e")
     assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
     assert not (path / "stage_2.onnx").exists()
-    never = cut_segments(*list_parts(net), xl.Policy.never(3))
+    never = cut_segments(*net.parts, xl.Policy.never(3))
     assert [(one.exit, one.is_last, len(one.bodies)) for one in never] == [(2, True, 3)]
 
 

@@ -30,7 +30,7 @@ def test_the_policy_is_chosen_on_what_the_files_say(made):
     net, policy, found, samples = made
     record = found.policy.calibration
     assert record.limits == policy.calibration.limits
-    assert (record.certification.delta, record.seed) == (0.2, 3)
+    assert (record.certification.delta, record.request.seed) == (0.2, 3)
     assert record.data != policy.calibration.data
     assert found.policy.network.startswith(f"{net.fingerprint()}-int8-")
     runtime = er.load(found.directory, threads=1)
@@ -72,18 +72,30 @@ def test_the_network_itself_is_as_it_was(made):
 
 
 def test_requests_are_repeated_as_they_were(made):
-    _, policy, _, _ = made
-    asked = repeat_request(policy)
-    assert asked["max_accuracy_drop"] == asked["max_disagreement"] == 0.3
+    _, policy, found, _ = made
+    assert found.policy.calibration.request == policy.calibration.request
     with pytest.raises(xl.InputError, match="by hand"):
         repeat_request(xl.Policy((0.5, 0.5)))
+
+
+@pytest.mark.parametrize("given", ["temperature_scaling", "temperatures"])
+def test_int8_uses_the_temperatures_that_were_asked_for(made, tmp_path, given):
+    net, _, _, samples = made
+    fitted = xl.calibrate(xl.collect(net, samples.first(100)), max_cost=1.0)
+    rest = samples.subset(torch.arange(100, 300))
+    asked = {"temperature_scaling": False} if given == "temperature_scaling" else {"temperatures": fitted}
+    policy = xl.calibrate(xl.collect(net, rest), max_disagreement=0.3, **asked)
+    report = xl.export_int8(net, policy, tmp_path / "out", samples.first(64), rest)
+    expected = (1.0,) * 3 if given == "temperature_scaling" else fitted.temperatures
+    assert report.policy.temperatures == policy.temperatures == expected
+    assert report.policy.calibration.request == policy.calibration.request.for_any_network()
 
 
 def test_nothing_is_left_where_it_fails(made, tmp_path):
     net, policy, _, samples = made
     with pytest.raises(xl.InputError, match="samples"):
         xl.export_int8(net, policy, tmp_path / "e", [torch.zeros(2, 1, 16, 16)], samples)
-    with pytest.raises(xl.InputError, match="samples: they are empty"):
+    with pytest.raises(xl.InputError, match="samples: expected at least one"):
         xl.export_int8(net, policy, tmp_path / "e", [], samples)
     assert not list(tmp_path.iterdir())
 

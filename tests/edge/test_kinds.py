@@ -49,7 +49,7 @@ def test_edge_bundles_are_run_and_served(kind, tmp_path):
     expected = xl.predict(net, inputs, xl.Policy((0.4, 0.4)))
     device = runtime.load(tmp_path / "edge")
     assert device.predict(inputs.numpy()).exits.tolist() == expected.exits.tolist()
-    with pytest.raises(InputError, match=r"of raw ones preprocess\.normalise"):
+    with pytest.raises(InputError, match=r"from raw ones with preprocess\.normalise"):
         next(device.predict_files([tmp_path / "x.npy"]))
     served = open_bundle("x", Path(tmp_path / "edge"))
     assert served.info.preprocess == preprocess

@@ -13,10 +13,10 @@ import exitlens as xl
 import exitlens_runtime as er
 from exitlens.edge.int8 import export_int8
 from exitlens.functional.scores import score
-from exitlens.model.engine.onnx.files import open_file
-from exitlens.serving.answers import OUTPUTS, shape_output
-from exitlens.serving.batching.tickets import Terms, Ticket
-from exitlens.serving.http.app import make_app
+from exitlens.model.engine.onnx_files import open_file
+from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.http.application import make_app
+from exitlens.serving.http.service import OUTPUTS, shape_output
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import open_bundle, wrap_network
 from exitlens.serving.repository import Repository
@@ -25,7 +25,7 @@ from exitlens.serving.watching import Watch
 from exitlens_runtime.cli import main
 from tests.conftest import make_net
 from tests.edge.test_cascade import answer
-from tests.serving.batching.test_cascade import run
+from tests.serving.test_cascade import run
 from tests.serving.test_metrics import read
 
 pytest.importorskip("onnxruntime")
@@ -128,11 +128,11 @@ def test_a_server_answers_with_labels(edge, images, kind):
     assert ticket.labels.tolist() == expected.labels.tolist()
     assert ticket.exits.tolist() == expected.exits.tolist()
     assert shape_output(model, "label") == (-1, 4)
-    written = OUTPUTS["label"][2](model, ticket)
+    written = OUTPUTS["label"].write(model, ticket)
     assert written.dtype == np.int64
     assert written.tolist() == expected.labels.long().tolist()
     told = expected.labels[3].nonzero().flatten().tolist()
-    assert OUTPUTS["class"][2](model, ticket)[3] == ";".join(NAMES[c] for c in told)
+    assert OUTPUTS["class"].write(model, ticket)[3] == ";".join(NAMES[c] for c in told)
 
 
 def make_several(model, images, **terms):

@@ -11,6 +11,7 @@ import exitlens as xl
 from exitlens.functional.drift import BINS, find_cell, summarize_reference
 from tests.conftest import random_trace
 
+REQUEST = xl.CalibrationRequest(max_cost=1.0)
 NUM_EXITS = 3
 
 
@@ -30,7 +31,7 @@ def take(pred: xl.Prediction, rows: slice | torch.Tensor) -> xl.Prediction:
 
 def policy_on(pred: xl.Prediction) -> xl.Policy:
     reference = summarize_reference(pred.exits, pred.confidence, NUM_EXITS)
-    return xl.Policy((0.8, 0.7), calibration=xl.Calibration({}, len(pred), reference=reference))
+    return xl.Policy((0.8, 0.7), calibration=xl.Calibration(REQUEST, len(pred), reference=reference))
 
 
 def test_cells_by_hand():
@@ -184,7 +185,7 @@ def test_bad_input():
     four = xl.Prediction(torch.zeros(1).long(), torch.tensor([3]), torch.ones(1), torch.ones(1, 2))
     with pytest.raises(xl.InputError, match="answered at exit 3, the policy has 3 exits"):
         xl.Monitor(policy).update(four)
-    for unknown in (None, xl.Calibration({}, 100)):
+    for unknown in (None, xl.Calibration(REQUEST, 100)):
         with pytest.raises(xl.PolicyError, match="no calibration samples to compare with"):
             xl.Monitor(xl.Policy((0.5,), calibration=unknown))
     with pytest.raises(xl.InputError, match="policy: expected Policy"):

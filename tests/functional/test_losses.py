@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import exitlens as xl
-from exitlens.functional import losses, similarity
-from exitlens.functional.maps import as_distribution, energy, geometric_mean, on_common_grid
-from exitlens.functional.relevance import mix_target
+from exitlens.functional import losses
+from exitlens.functional.attribution import mix_target
+from exitlens.functional.losses import classification_loss, distillation_loss
+from exitlens.functional.maps import as_distribution, divergence, energy, geometric_mean, kl, on_common_grid
 from exitlens.types import ExitOutput
 
 
@@ -27,10 +28,10 @@ def test_total_by_hand():
     terms = xl.EGTLoss(weight=0.5, distance="kl", exit_weights=(1.0, 2.0))(outs, y)
     ce = (F.cross_entropy(outs[0].logits, y) + 2 * F.cross_entropy(outs[1].logits, y)) / 2
     coarse = as_distribution(F.avg_pool2d(outs[0].attention[:, None], 2)[:, 0])
-    kl = similarity.kl(outs[1].attention, coarse).mean()
-    torch.testing.assert_close(terms.total, ce + 0.5 * kl)
+    distance = kl(outs[1].attention, coarse).mean()
+    torch.testing.assert_close(terms.total, ce + 0.5 * distance)
     torch.testing.assert_close(terms.classification, ce.detach())
-    torch.testing.assert_close(terms.consistency, kl.detach())
+    torch.testing.assert_close(terms.consistency, distance.detach())
 
 
 def test_the_final_map_is_detached():
@@ -224,7 +225,7 @@ def test_relevance_pulls_every_map_the_final_one_too(target):
     loss = xl.EGTLoss(weight=2.0, target=target)
     terms = loss(outputs, labels, relevance=relevance)
     goal = mix_target(relevance, outputs[0].attention, share=target == "product")
-    by_hand = torch.stack([similarity.divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
+    by_hand = torch.stack([divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
     assert terms.consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert terms.total.item() == pytest.approx(terms.classification.item() + 2 * by_hand.item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(by_hand, outputs[-1].attention, retain_graph=True)
@@ -236,7 +237,7 @@ def test_mean_pulls_every_map_to_the_mean_of_all():
     loss = xl.EGTLoss(target="mean")
     assert not loss.needs_relevance
     goal = geometric_mean([o.attention for o in outputs], 1.03)
-    by_hand = torch.stack([similarity.divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
+    by_hand = torch.stack([divergence(*on_common_grid(goal, o.attention)).mean() for o in outputs]).mean()
     assert loss(outputs, labels).consistency.item() == pytest.approx(by_hand.item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(by_hand, outputs[-1].attention, retain_graph=True)
     assert gradient.abs().sum() > 0
@@ -344,3 +345,33 @@ def test_bad_label_matrices():
         xl.EGTLoss()(outs, torch.full((3, 5), 2))
     with pytest.raises(xl.InputError, match=r"labels: .*several labels \(3,5\) integers or bool"):
         xl.EGTLoss()(outs, torch.zeros(3, 4).long())
+
+
+def test_several_labels_by_hand():
+    logits, labels = torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[1, 0]])
+    assert classification_loss(logits, labels).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+    smooth = 0.2  # the targets become 0.9 and 0.1
+    second = -(0.1 * math.log(0.75) + 0.9 * math.log(0.25))
+    assert classification_loss(logits, labels, smooth).item() == pytest.approx((math.log(2) + second) / 2)
+    weighted = classification_loss(logits, labels.bool(), 0.0, (1.0, 3.0)).item()
+    assert weighted == pytest.approx((math.log(2) + 3 * math.log(4)) / 2)
+
+
+def test_one_class_is_cross_entropy():
+    logits, labels = torch.randn(6, 4), torch.arange(6) % 4
+    torch.testing.assert_close(
+        classification_loss(logits, labels, 0.1), F.cross_entropy(logits, labels, label_smoothing=0.1)
+    )
+    each = F.cross_entropy(logits, labels, reduction="none") * torch.tensor([1.0, 2.0, 3.0, 4.0])[labels]
+    torch.testing.assert_close(classification_loss(logits, labels, 0.0, (1.0, 2.0, 3.0, 4.0)), each.mean())
+
+
+def test_distillation_of_labels_is_the_divergence_of_yes_and_no():
+    outs = [ExitOutput(torch.randn(5, 3, requires_grad=True), torch.empty(0), torch.empty(0)) for _ in range(2)]
+    found = distillation_loss(outs, 2.0, several=True)
+    p, q = ((out.logits / 2).sigmoid() for out in reversed(outs))
+    by_hand = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(found, by_hand)
+    found.backward()
+    assert outs[1].logits.grad is None
+    assert distillation_loss([outs[1], outs[1]], several=True).item() == pytest.approx(0, abs=1e-6)

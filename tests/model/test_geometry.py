@@ -10,54 +10,50 @@ from torch import nn
 import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting.trace import trace
-from exitlens.model.geometry import NOWHERE, Grid, Line, MapGeometry, join, locate, warn_of_small_reach
+from exitlens.model.geometry import NOWHERE, Grid, MapGeometry, Spacing, join, locate, warn_of_small_reach
 from tests.conftest import TinyNet
 from tests.texts import make_text_net
 
 
 def test_a_strided_kernel_of_three_starts_half_a_cell_early():
-    line = Line().slide(3, 2, 1)
-    assert line == Line(0.5, 2, 3)  # a cell of two pixels has its middle at 1
-    assert line.slide(3, 2, 1) == Line(0.5, 4, 7)
-    assert Line().slide(4, 2, 1) == Line(1, 2, 4)
+    spacing = Spacing().slide(3, 2, 1)
+    assert spacing == Spacing(0.5, 2, 3)  # a cell of two pixels has its middle at 1
+    assert spacing.slide(3, 2, 1) == Spacing(0.5, 4, 7)
+    assert Spacing().slide(4, 2, 1) == Spacing(1, 2, 4)
 
 
 def test_dilation_widens_and_padding_moves():
-    assert Line(1, 2, 4).slide(3, dilation=2) == Line(5, 2, 12)
-    assert Line(1, 2, 4).slide(3, before=2) == Line(-1, 2, 8)
+    assert Spacing(1, 2, 4).slide(3, dilation=2) == Spacing(5, 2, 12)
+    assert Spacing(1, 2, 4).slide(3, before=2) == Spacing(-1, 2, 8)
 
 
 def test_scattering_undoes_sliding():
-    line = Line().slide(4, 2, 1)
-    assert (line.scatter(4, 2, 1, 1).start, line.scatter(4, 2, 1, 1).jump) == (0.5, 1)
+    spacing = Spacing().slide(4, 2, 1)
+    assert (spacing.scatter(4, 2, 1, 1).start, spacing.scatter(4, 2, 1, 1).jump) == (0.5, 1)
 
 
 def test_resizing_keeps_edges_or_corners():
-    line = Line(2, 4, 4)  # 4 cells of 16 pixels
-    assert line.resize(4, 8, reads=2) == Line(1, 2, 8)
-    assert line.resize(4, 8, aligned=True, reads=2) == Line(2, 12 / 7, 8)
-    assert line.resize(4, 2) == Line(2, 8, 4)  # the first of two
-    assert line.pool_to(4, 2) == Line(4, 8, 8)
-    assert line.pool_to(4, 3).reach == 4 + 2 * 4  # windows overlap
+    spacing = Spacing(2, 4, 4)  # 4 cells of 16 pixels
+    assert spacing.resize(4, 8, reads=2) == Spacing(1, 2, 8)
+    assert spacing.resize(4, 8, aligned=True, reads=2) == Spacing(2, 12 / 7, 8)
+    assert spacing.resize(4, 2) == Spacing(2, 8, 4)  # the first of two
+    assert spacing.pool_to(4, 2) == Spacing(4, 8, 8)
+    assert spacing.pool_to(4, 3).reach == 4 + 2 * 4  # windows overlap
 
 
 def test_the_middle_of_locations():
-    assert Line(1, 2).middle(4) == 4
-    assert Line(5).skip(2, 3) == Line(7, 3)
+    assert Spacing(1, 2).middle(4) == 4
+    assert Spacing(5).skip(2, 3) == Spacing(7, 3)
 
 
 def test_joined_branches_weigh_the_same_and_reach_what_all_of_them_reach():
-    one, other = (Grid((2,), (line,), (4,)) for line in (Line(0, 2, 2), Line(1, 2, 6)))
-    assert join([one, other]) == Grid((2,), (Line(0.5, 2, 6),), (4,))
-    assert join([one, Grid((2,), (Line(2, 2, 2),), (4,))]).lines[0] == Line(1, 2, 4)
-    assert join([one, NOWHERE]).lines[0] == Line(0, 2, math.inf)
+    one, other = (Grid((2,), (spacing,), (4,)) for spacing in (Spacing(0, 2, 2), Spacing(1, 2, 6)))
+    assert join([one, other]) == Grid((2,), (Spacing(0.5, 2, 6),), (4,))
+    assert join([one, Grid((2,), (Spacing(2, 2, 2),), (4,))]).spacings[0] == Spacing(1, 2, 4)
+    assert join([one, NOWHERE]).spacings[0] == Spacing(0, 2, math.inf)
+    assert join([one, Grid((2,), (Spacing(0, 1, math.inf),), (4,))]).spacings[0].reach == math.inf
     assert join([NOWHERE]) == NOWHERE
     assert join([one, one.move([1])]) == NOWHERE
-
-
-@pytest.mark.parametrize("reach", [2, math.inf])
-def test_seeing_all_is_final(reach):
-    assert Grid((2,), (Line(0, 1, reach),), (4,)).see_all().lines[0].reach == math.inf
 
 
 SIZE = 48
@@ -200,21 +196,21 @@ def test_places_and_reach_are_those_of_the_gradient(body, export):
     assert grid.axes == (2, 3)
     assert grid.sizes == shape[2:]
     place = tuple(n // 2 for n in grid.sizes)
-    for line, i, (centre, extent) in zip(grid.lines, place, measure(network, place), strict=True):
-        assert line.start + i * line.jump == pytest.approx(centre, abs=0.1 if body == "squeeze-excite" else 1e-4)
-        assert line.reach == (extent + 1 if body == "transposed" else extent)  # the pooled read the same location
-        assert line.jump == pytest.approx(SIZE / len(torch.arange(SIZE)[:: round(line.jump)]), abs=0.05)
+    for spacing, i, (centre, extent) in zip(grid.spacings, place, measure(network, place), strict=True):
+        assert spacing.start + i * spacing.jump == pytest.approx(centre, abs=0.1 if body == "squeeze-excite" else 1e-4)
+        assert spacing.reach == (extent + 1 if body == "transposed" else extent)  # the pooled read the same location
+        assert spacing.jump == pytest.approx(SIZE / len(torch.arange(SIZE)[:: round(spacing.jump)]), abs=0.05)
 
 
 def test_max_pooling_is_centred_where_average_pooling_is():
     grids = [find_grid(Net(kind(3, 2, 1), conv(1)))[0] for kind in (nn.MaxPool2d, nn.AvgPool2d)]
     assert grids[0] == grids[1]
-    assert grids[0].lines[0].start == 0.5
+    assert grids[0].spacings[0].start == 0.5
 
 
 def test_attention_beside_a_map_leaves_its_place_and_shows_the_whole_image():
     grid, _ = find_grid(Net(conv(3, 2, 1), Attention()))
-    assert [(line.start, line.jump, line.reach) for line in grid.lines] == [(0.5, 2, math.inf)] * 2
+    assert [(spacing.start, spacing.jump, spacing.reach) for spacing in grid.spacings] == [(0.5, 2, math.inf)] * 2
 
 
 @pytest.mark.parametrize(
@@ -245,7 +241,7 @@ def test_what_mixes_or_moves_all_locations_has_no_place(mixing):
 
 def test_branches_that_are_added_weigh_the_same():
     grid, _ = find_grid(Net(Residual(conv(3, 2, 1), conv(2, 2))))
-    assert [(line.start, line.reach) for line in grid.lines] == [(0.75, 3)] * 2  # 0.5 and 1
+    assert [(spacing.start, spacing.reach) for spacing in grid.spacings] == [(0.75, 3)] * 2  # 0.5 and 1
 
 
 def test_class_tokens_in_front_do_not_move_the_others():
@@ -255,7 +251,7 @@ def test_class_tokens_in_front_do_not_move_the_others():
     assert shape == (2, 1 + 24 * 24, 2)
     assert grid.is_flat
     assert grid.axes == (1,)
-    assert [line.start for line in grid.lines] == [0.5, 0.5]
+    assert [spacing.start for spacing in grid.spacings] == [0.5, 0.5]
     assert find_grid(Net(conv(3, 2, 1), join, Call(lambda x: x[:, 1:])))[0] == grid
     back = Call(lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (24, 24)))
     assert find_grid(Net(conv(3, 2, 1), join, back))[0].axes == (2, 3)

@@ -34,6 +34,22 @@ def test_the_command_line(edge, tmp_path, capsys):
     assert draw([[0.0, 1.0], [0.5, 0.2]]) == ["    @@", "  ++::"]
 
 
+def test_a_bad_file_does_not_stop_the_others(edge, tmp_path, capsys):
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as stop:
+        main([str(edge), str(tmp_path), str(tmp_path / "missing.png"), "--json"])
+    assert stop.value.code == 1
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    failed = [row["input"] for row in rows if "error" in row]
+    assert failed == [str(tmp_path / "b.png"), str(tmp_path / "missing.png")]
+    assert [row["input"] for row in rows if "label" in row] == [str(tmp_path / "a.png"), str(tmp_path / "c.png")]
+    assert "b.png: cannot be read as an image" in err
+    assert "2 of the files could not be read" in err
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
@@ -51,7 +67,7 @@ def test_a_policy_by_name(tmp_path, capsys):
         assert json.loads(capsys.readouterr().out)["exit"] == answered
     with pytest.raises(SystemExit):
         main([str(edge), str(tmp_path / "a.png"), "--policy", "fast"])
-    assert "none named 'fast'" in capsys.readouterr().err
+    assert "got 'fast'" in capsys.readouterr().err
 
 
 def test_it_needs_neither_torch_nor_the_library(edge):

@@ -39,6 +39,7 @@ def test_a_gate_decides_as_in_the_library(images, tmp_path, limits):
         assert np.allclose(ours, theirs.numpy(), atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_texts(tmp_path):
     net = make_text_net()
     policy = xl.Policy((0.4,) * (net.num_exits - 1))

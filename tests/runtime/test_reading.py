@@ -35,5 +35,5 @@ def test_bad_files(runtime, tmp_path):
 def test_a_huge_picture_is_refused_before_it_is_read(runtime, tmp_path, monkeypatch):
     monkeypatch.setattr("exitlens_runtime.reading.MAX_PIXELS", 100)
     Image.new("L", (20, 20)).save(tmp_path / "x.png")
-    with pytest.raises(er.InputError, match="over the limit"):
+    with pytest.raises(er.InputError, match="at most 100 pixels"):
         list(runtime.predict_files([tmp_path / "x.png"]))

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exitlens as xl
-from exitlens.functional.gating import compute_gate_features
 from exitlens.functional.maps import place as place_in_torch
 from exitlens.functional.maps import regrid
-from exitlens.functional.routing import needs_head, route
+from exitlens.functional.routing import compute_gate_features, needs_head, route
 from exitlens.functional.scores import score
 from exitlens_runtime import routing
-from exitlens_runtime.placing import place
+from exitlens_runtime.routing import place
 
 
 def make_policy(policy):

@@ -10,7 +10,7 @@ import exitlens as xl
 from exitlens.serving.edge_bundle import open_edge
 from exitlens.serving.models import open_bundle
 from tests.conftest import make_net
-from tests.serving.batching.test_cascade import make_ticket, run
+from tests.serving.test_cascade import make_ticket, run
 from tests.texts import make_text_net, make_texts
 
 pytest.importorskip("onnxruntime")
@@ -75,7 +75,7 @@ def test_texts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"format": 9}, xl.BundleError, "update exitlens"),
+        ({"format": 9}, xl.BundleError, "expected format 1, got 9"),
         ({"cost": ["x"]}, xl.BundleError, "export again"),
         ({"segments": [{"exit": 0, "file": "../a.onnx"}]}, xl.BundleError, "no checksum"),
         ({"network": "another"}, xl.PolicyError, "calibrated for network"),

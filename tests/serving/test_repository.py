@@ -8,11 +8,11 @@ import time
 import pytest
 
 import exitlens as xl
-from exitlens.serving.batching.tickets import Terms
+from exitlens.serving.cascade import Terms
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.repository import Repository
-from tests.serving.batching.test_batcher import hold
 from tests.serving.conftest import save_small
+from tests.serving.test_batcher import hold
 from tests.serving.test_metrics import read
 
 

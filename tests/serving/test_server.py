@@ -1,28 +1,75 @@
-"""The command as a process: it answers, drains on SIGTERM, and replaces a worker that was killed."""
+"""The server in this process and as the command: it answers, drains on SIGTERM, and replaces a worker that was killed."""
 
+import asyncio
+import io
 import json
+import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
-import torch
+import uvicorn
 
 import exitlens as xl
+from exitlens.serving.server import make_config
+from exitlens.serving.settings import Limits, ServerSettings
+from tests.serving.conftest import save_small
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    torch.manual_seed(3)
-    net = xl.attach(xl.build_backbone("small", 3), 2, 3, torch.zeros(1, 3, 28, 28))
-    net.describe(source="small", preprocess=xl.Preprocess((28, 28)))
-    return xl.save(net, xl.Policy((0.5, 0.5)), tmp_path_factory.mktemp("served") / "b")
+    return save_small(tmp_path_factory.mktemp("served") / "b")
+
+
+@pytest.fixture(autouse=True)
+def _switches_stay():
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_the_last_connection_that_is_allowed_is_served(bundle):
+    settings = ServerSettings({"b": bundle}, limits=Limits(max_connections=1), access_log=False)
+    server = uvicorn.Server(pickle.loads(pickle.dumps(make_config(settings))))  # as workers get it
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=10) as client:
+                for _ in range(3):
+                    assert client.get("/v2/health/ready").status_code == 200
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+def test_a_bundle_that_cannot_be_served_is_told_at_once(tmp_path):
+    with pytest.raises(xl.BundleError, match="bundle"):
+        make_config(ServerSettings({"b": tmp_path})).load()
+
+
+def test_what_others_set_up_of_logging_stays(tmp_path, capsys):
+    stream = io.StringIO()
+    other = logging.StreamHandler(stream)
+    logging.getLogger("mine").addHandler(other)
+    closed = []
+    other.close = lambda: closed.append(True)
+    config = make_config(ServerSettings({"a": tmp_path}))
+    with pytest.raises(xl.BundleError):
+        config.load()
+    assert not closed
+    logging.getLogger("exitlens.serving").warning("seen once")
+    assert capsys.readouterr().err.count("seen once") == 1
+    logging.getLogger("mine").removeHandler(other)
 
 
 @contextmanager

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.serving.batching.tickets import Terms, Ticket
+from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import wrap_network
 from exitlens.serving.settings import Watching
 from exitlens.serving.watching import Watch
-from tests.serving.batching.test_cascade import run
+from tests.serving.test_cascade import run
 from tests.serving.test_metrics import read
 
 

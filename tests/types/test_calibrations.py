@@ -1,104 +1,131 @@
 import json
+from dataclasses import replace
 
 import pytest
-import torch
 
 import exitlens as xl
-from exitlens.types.calibrations import DriftReference, SampleSketch
-from tests.conftest import random_trace, timed_trace
-
-FORMER = {  # chosen_by of a policy in a bundle of format 1
-    "mode": "certified",
-    "limits": {"max_disagreement": 0.05},
-    "samples": 100,
-    "data": "abc",
-    "distinct": 98,
-    "fitted_on": [{"data": "abc", "sketch": ["00", "11"]}],
-    "delta": 0.1,
-    "path_samples": 40,
-    "path": 12,
-    "walked": 3,
-    "tested": [{"name": "max_disagreement", "limit": 0.05, "test": "binomial", "samples": 60, "mean": 0.0, "p_value": 0.05}],
-    "seed": 0,
-    "reference": {"edges": [[0.5], []], "counts": [[3, 4], [93]], "confidence": 0.8},
-    "cost": 0.9,
-    "rule": "1234",
-}
+from exitlens.types.calibrations import Certification, RiskTest, write_certificate
+from tests.conftest import make_timing, random_trace, timed_trace
 
 
-@pytest.mark.parametrize("delta", [None, 0.1])
-def test_a_record_travels_as_json(delta):
-    record = xl.calibrate(random_trace(300), max_class_accuracy_drop=0.2, max_cost=1.0, delta=delta).calibration
-    assert record.classes == (4, 4)
-    assert record.limits == {"max_class_accuracy_drop": 0.2, "max_cost": 1.0}
-    assert xl.Calibration.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))) == record
+@pytest.mark.parametrize(
+    ("trace", "request_"),
+    [
+        (random_trace(300), {"max_class_accuracy_drop": 0.2, "max_cost": 1.0}),
+        (random_trace(300), {"max_class_accuracy_drop": 0.2, "max_cost": 1.0, "delta": 0.1}),
+        (timed_trace(), {"max_ms": 5, "percentile": 95}),
+        (timed_trace(), {"max_disagreement": 0.1, "folds": 4}),
+    ],
+)
+def test_a_record_travels_as_json(trace, request_):
+    record = xl.calibrate(trace, **request_).calibration
+    assert record.request == xl.CalibrationRequest(**request_)
+    assert record.limits == record.request.limits
+    values = json.loads(json.dumps(record.to_dict(), allow_nan=False))
+    assert values["format"] == 1
+    assert xl.Calibration.from_dict(values) == record
 
 
-def test_a_record_with_times_has_a_format_of_its_own():
-    found = xl.calibrate(timed_trace(), max_ms=5, percentile=95).calibration.to_dict()
-    assert (found["format"], found["percentile"], found["timing"]["ms"]) == (4, 95, [2.0, 5.0, 10.5])
-    with pytest.raises(xl.PolicyError, match="damaged record"):
-        xl.Calibration.from_dict(found | {"timing": {"ms": [1.0]}})
-    with pytest.raises(xl.PolicyError, match="expected format 2 to 5, got 6: update exitlens"):
-        xl.Calibration.from_dict(found | {"format": 6})
-    plain = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict()
-    assert plain["format"] == 2
-    assert not {"timing", "percentile", "groups"} & plain.keys()
-
-
-def test_a_record_with_folds_has_a_format_of_its_own():
-    record = xl.calibrate(timed_trace(), max_disagreement=0.1, folds=4).calibration
-    found = record.to_dict()
-    assert (found["format"], found["folds"], list(found["held_out"])) == (5, 4, ["max_disagreement"])
-    assert xl.Calibration.from_dict(json.loads(json.dumps(found, allow_nan=False))) == record
-    for damage in ({"held_out": [1]}, {"held_out": None}, {"folds": "many"}):
-        with pytest.raises(xl.PolicyError, match="damaged record"):
-            xl.Calibration.from_dict(found | damage)
-
-
-def test_a_former_record_is_read_by_its_former_names():
-    record = xl.Calibration.from_dict(FORMER)
-    assert (record.samples, record.distinct_samples, record.cost, record.rule) == (100, 98, 0.9, "1234")
-    found = record.certification
-    assert (found.delta, found.path_samples, found.path_length, found.steps_tested) == (0.1, 40, 12, 3)
-    assert found.tests[0].p_value == 0.05
-    assert found.reason == ""
-    assert record.reference == DriftReference(((0.5,), ()), ((3, 4), (93,)), 0.8)
-    assert record.fitted_on == (SampleSketch("abc", ("00", "11")),)
-    assert xl.Calibration.from_dict(record.to_dict()) == record
-
-
-def test_the_first_records_held_little():
-    record = xl.Calibration.from_dict({"mode": "empirical", "limits": {"max_cost": 0.5}, "samples": 100, "cost": 0.4})
-    assert record == xl.Calibration({"max_cost": 0.5}, 100, 100, cost=0.4)
+@pytest.mark.parametrize("written", [None, 2, 5, "1"])
+def test_records_of_other_formats_say_what_to_do(written):
+    values = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict() | {"format": written}
+    with pytest.raises(xl.PolicyError, match=r"expected a record of format 1, got .*Fix: calibrate again"):
+        xl.Calibration.from_dict(values)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        {"samples": None, "format": 2, "surprise": 1},
-        {"format": 3},
-        {"limits": 3},
-        {"tested": [{"name": "x"}]},
-        {"tested": None},
+        {"surprise": 1},
+        {"request": 3},
+        {"request": {"max_cost": 7}},
+        {"request": {"max_cost": 0.5, "temperatures": [1.0]}},
+        {"certification": {"tests": [{"name": "x"}]}},
+        {"certification": {"tests": None}},
         {"fitted_on": ["abc"]},
+        {"timing": {"ms": [1.0]}},
+        {"held_out": [1]},
         {"reference": {}},
         {"reference": {"edges": [[0.5]], "counts": [[3]], "confidence": 0.8}},
         {"reference": {"edges": [[]], "counts": [[0]], "confidence": 0.8}},
     ],
 )
 def test_damaged_records_are_refused(damage):
+    values = xl.calibrate(random_trace(), max_cost=0.5).calibration.to_dict()
     with pytest.raises(xl.PolicyError, match="calibration: expected"):
-        xl.Calibration.from_dict(FORMER | damage)
+        xl.Calibration.from_dict(values | damage)
 
 
-def test_shared_samples_are_found_by_the_sketch():
-    one, other = random_trace(500, seed=1), random_trace(500, seed=2)
-    both = xl.Trace(torch.cat([one.logits[:100], other.logits]), None, torch.zeros(600, 3), one.cost)
-    found = SampleSketch.from_trace(one)
-    assert len(found.sketch) == 64
-    assert found.overlaps(one)
-    assert found.overlaps(both)
-    assert SampleSketch(found.data).overlaps(one)
-    assert not found.overlaps(other)
-    assert not SampleSketch().overlaps(other)
+TEST = RiskTest("max_divergence", 0.1, "betting", 60, 0.0512, 0.02)
+REQUEST = xl.CalibrationRequest(max_divergence=0.1, delta=0.1)
+RECORD = xl.Calibration(REQUEST, 100, 100, cost=0.5, certification=Certification(0.1, 0.1, 1, 40, 5, 3, (TEST,)))
+
+
+def test_a_promise_by_hand():
+    assert write_certificate(RECORD, "abc") == (
+        "With 90 % confidence, on new data drawn like the 100 calibration samples, the network abc under this policy looks "
+        "where the full network looks (mean Jensen-Shannon divergence of its attention maps at most 0.1). This was tested "
+        "on 60 samples that did not propose the thresholds (divergence 0.0512 seen, betting bound, p = 0.02), and early "
+        "exits made the mean cost 50 % of the full network's."
+    )
+
+
+def test_promises_about_several_labels():
+    request = xl.CalibrationRequest(max_accuracy_drop=0.02, max_class_accuracy_drop=0.1, max_false_negative_drop=0.01)
+    test = RiskTest("max_false_negative_drop", 0.01, "signed_betting", 60, 0.002, 0.03)
+    record = replace(RECORD, request=request, classes=(3, 3), certification=Certification(0.1, 0.1, 1, 40, 5, 3, (test,)))
+    text = write_certificate(record, "", "multilabel")
+    assert "gets all labels of a sample right at most 2 points less often than the full network" in text
+    assert "finds every label, where a sample has it, at most 10 points less often" in text
+    assert "misses at most 1 point more of the labels that a sample has than the full network, on average" in text
+    assert "false negative drop 0.0020 seen, betting bound on losses and gains" in text
+    assert "accurate" not in text
+
+
+def test_what_else_it_says():
+    assert "set by hand" in write_certificate(None, "")
+    empirical = write_certificate(replace(RECORD, certification=None), "")
+    assert "Nothing is promised for new data: the limits (divergence at most 0.1) hold on the 100 samples" in empirical
+    folded = xl.CalibrationRequest(max_divergence=0.1, folds=5)
+    held = replace(RECORD, request=folded, certification=None, held_out={"max_divergence": 0.0912})
+    text = write_certificate(held, "")
+    assert "hold on the 100 samples, and by cross-validation in 5 folds, each routed by" in text
+    assert "what the others chose (divergence 0.0912). Expect new data to lose about that much;" in text
+    assert "hold on the 100 samples of 20 groups, and" in write_certificate(replace(held, groups=20), "")
+    classes = {f"max_class_accuracy_drop, class {c}": c / 100 for c in range(9)}
+    many = write_certificate(replace(held, held_out=classes), "")
+    assert "(the largest of 9: class accuracy drop, class 8 0.0800)" in many
+    refused = replace(RECORD, certification=replace(RECORD.certification, reason="too few samples"))
+    assert "never fire" in write_certificate(refused, "")
+    assert write_certificate(refused, "").endswith(
+        "Reason: too few samples. The samples have spent a level of 0.1 on this: another limit needs other samples, or more "
+        "delta than before."
+    )
+    assert "only 7 of the samples are distinct" in write_certificate(replace(RECORD, distinct_samples=7), "")
+
+
+def test_times_are_limits_of_what_they_were_measured_on():
+    record = xl.Calibration(xl.CalibrationRequest(max_ms=5.0), 100, 100, timing=make_timing())
+    where = "for batches of 64 on Slow 9000, 2 threads) hold on the 100 samples"
+    assert f"the limits (mean time at most 5 ms {where}" in write_certificate(record, "")
+    most = write_certificate(replace(record, request=xl.CalibrationRequest(max_ms=5.0, percentile=99.5)), "")
+    assert f"the limits (time of 99.5 % of the samples at most 5 ms {where}" in most
+
+
+def test_of_many_tests_the_nearest_to_failing_is_shown():
+    request = xl.CalibrationRequest(max_class_accuracy_drop=0.01, delta=0.1)
+    tests = tuple(RiskTest(f"max_class_accuracy_drop, class {c}", 0.01, "paired", 60, None, c / 100) for c in range(5))
+    record = xl.Calibration(request, 100, 100, classes=(5, 6), certification=Certification(0.1, 0.1, 1, 40, 5, 3, tests))
+    words = write_certificate(record, "")
+    assert "at most 1 point less accurate than the full network in each of the 5 classes of 6 that were tested" in words
+    assert "nearest to failing of 5: class accuracy drop, class 4 none seen, exact test for pairs, p = 0.04" in words
+
+
+def test_a_certificate_counts_what_the_samples_were_asked_before():
+    third = replace(RECORD, certification=replace(RECORD.certification, asking=3, level=0.04))
+    text = write_certificate(third, "")
+    assert text.startswith("With 90 % confidence")
+    assert text.endswith(
+        "It is certificate 3 that these samples were asked for: the confidence is that in all that were given, and this one "
+        "was tested at level 0.04."
+    )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.compact.compress import compress
+from exitlens.functional.compact import compress
 from exitlens.types import CompactLogits
 
 

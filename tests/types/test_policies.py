@@ -1,3 +1,5 @@
+"""Names of policies, and that each of them fits the network."""
+
 import hashlib
 import json
 import math
@@ -6,7 +8,10 @@ from dataclasses import replace
 import pytest
 
 import exitlens as xl
+from exitlens.types.policies import check_fit, check_name, check_named
 from tests.conftest import random_trace
+
+REQUEST = xl.CalibrationRequest(max_cost=1.0)
 
 
 @pytest.mark.parametrize(
@@ -50,18 +55,13 @@ def test_the_rule_is_everything_but_the_calibration():
         "gate": None,
     }
     assert policy.rule() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    calibrated = replace(policy, calibration=xl.Calibration({}, 10, rule=policy.rule()))
+    calibrated = replace(policy, calibration=xl.Calibration(REQUEST, 10, rule=policy.rule()))
     assert calibrated.rule() == policy.rule()
     assert not calibrated.is_changed
     assert replace(calibrated, score="margin").is_changed
-    assert not replace(policy, calibration=xl.Calibration({}, 10), score="margin").is_changed  # a record without the rule
-
-
-def test_a_record_of_0_1_0_without_limits_was_made_by_hand():
-    values = xl.Policy((0.5,)).to_dict()
-    del values["calibration"]
-    for record in ({}, {"note": "by eye"}, None):
-        assert xl.Policy.from_dict(values | {"chosen_by": record}) == xl.Policy((0.5,))
+    assert not replace(
+        policy, calibration=xl.Calibration(REQUEST, 10), score="margin"
+    ).is_changed  # a record without the rule
 
 
 def test_the_score_says_what_a_policy_is_for():
@@ -73,3 +73,32 @@ def test_the_score_says_what_a_policy_is_for():
         decided.check(2, "", "classes")
     with pytest.raises(xl.PolicyError, match="by hand give score='decided'"):
         xl.Policy((0.9,)).check(2, "", "multilabel")
+
+
+@pytest.mark.parametrize("name", ["f", "fast", "90-percent_sure", "-", "a" * 40])
+def test_names(name):
+    check_name(name, "name")
+    check_named({name: xl.Policy((0.5,))}, 2, "aaaa")
+
+
+@pytest.mark.parametrize("name", ["", "Fast", "a b", "a/b", "..", "fast.json", "fast\n", "ä", "a" * 41, 3, None])
+def test_what_is_no_name(name):
+    with pytest.raises(xl.InputError, match=r"name: expected names of 1 to 40 characters a-z, 0-9, _ and -, got "):
+        check_name(name, "name")
+
+
+def test_default_is_taken():
+    with pytest.raises(xl.InputError, match="policies: 'default' is what the bundle's own policy is called"):
+        check_named({"default": xl.Policy((0.5,))}, 2, "aaaa")
+
+
+def test_errors_say_which_policy_it_is():
+    good = xl.Policy((0.5,))
+    with pytest.raises(xl.PolicyError, match=r"^policies, fast: it has 2 thresholds for 3 exits"):
+        check_named({"good": good, "fast": xl.Policy((0.5, 0.5))}, 2, "aaaa")
+    with pytest.raises(xl.PolicyError, match=r"^x\.json, fast: it was calibrated for network bbbb, this is aaaa"):
+        check_fit(xl.Policy((0.5,), network="bbbb"), 2, "aaaa", "x.json, fast")
+    with pytest.raises(xl.InputError, match="policies, fast: expected Policy, got dict"):
+        check_named({"fast": good.to_dict()}, 2, "aaaa")
+    with pytest.raises(xl.InputError, match="policies: expected Mapping, got list"):
+        check_named([good], 2, "aaaa")

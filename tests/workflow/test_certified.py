@@ -220,3 +220,65 @@ def test_the_promise_holds_on_data_that_is_drawn_again():
         policy = xl.calibrate(trace, max_disagreement=limit, delta=delta, seed=seed)
         broken += select_exits(truth, xl.route(population, policy)).mean().item() > limit
     assert broken / draws <= delta + 2 * math.sqrt(delta * (1 - delta) / draws)
+
+
+def coin_trace(count: int, rate: float, seed: int) -> xl.Trace:
+    """Two exits, equal scores everywhere, and a first exit that disagrees with the final one at this rate, by chance."""
+    differs = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < rate
+    early = torch.where(differs[:, None], torch.tensor([0.0, 2.0]), torch.tensor([2.0, 0.0]))
+    logits = torch.stack([early, torch.tensor([2.0, 0.0]).expand(count, 2)], 1)
+    return xl.Trace(logits, None, torch.zeros(count, 2), torch.tensor([0.5, 1.0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [{"max_disagreement": limit} for limit in (0.1, 0.05, 0.03)],
+        [{"max_disagreement": limit} for limit in (0.03, 0.05, 0.1)],
+        [{"max_disagreement": 0.1, "seed": seed} for seed in range(8)],
+    ],
+    ids=["loosest first", "strictest first", "other splits"],
+)
+def test_delta_is_honoured_if_one_asks_until_it_passes(requests):
+    """Every policy that exits early is above all the limits, so each certificate would be wrong."""
+    draws, delta, wrong, naive = 200, 0.3, 0, 0
+    for draw in range(draws):
+        trace = coin_trace(60, 0.1001, draw)
+        for given in requests:
+            try:
+                wrong_now = not xl.calibrate(trace, **given, delta=delta).calibration.certification.reason
+            except xl.CalibrationError:
+                break
+            wrong += wrong_now
+            if wrong_now:
+                break
+        for given in requests if "seed" in requests[0] else ():
+            if not xl.calibrate(replace(trace), **given, delta=delta).calibration.certification.reason:
+                naive += 1
+                break
+    assert wrong / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
+    if "seed" in requests[0]:
+        assert naive / draws > 0.5  # what asking until it passes does without counting
+
+
+def test_what_was_refused_is_spent_and_what_was_granted_is_not():
+    trace = coin_trace(500, 0.05, seed=0)
+    for limit in (0.3, 0.2, 0.15):  # loosest first: nothing is spent
+        tested = xl.calibrate(trace, max_disagreement=limit, delta=0.1).calibration.certification
+        assert (tested.level, tested.reason) == (0.1, "")
+    assert tested.asking == 3
+    refused = xl.calibrate(trace, max_disagreement=0.01, delta=0.1)
+    assert refused.calibration.certification.reason
+    assert "spent a level of 0.1 on this" in refused.certificate()
+    with pytest.raises(xl.CalibrationError, match=r"delta: these samples refused .* spent a level of 0\.1"):
+        xl.calibrate(trace, max_disagreement=0.12, delta=0.1)
+    more = xl.calibrate(trace, max_disagreement=0.12, delta=0.15)
+    assert more.calibration.certification.level == pytest.approx(0.05)
+    assert "certificate 5 that these samples were asked for" in more.certificate()
+    again = xl.calibrate(trace, max_disagreement=0.3, delta=0.1)  # the same request is no new one
+    assert again.calibration.certification.asking == 1
+    assert xl.calibrate(trace, max_disagreement=0.01, delta=0.1) == refused
+    assert len(trace.askings) == 5
+    assert xl.calibrate(trace, max_disagreement=0.02).calibration.certification is None  # empirical mode spends nothing
+    assert len(trace.askings) == 5

@@ -8,11 +8,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import exitlens as xl
 from exitlens import io
 from exitlens.data.batches import Batch
-from exitlens.functional.compact.compress import compress
-from exitlens.functional.gating import estimate_trace, fit_gate, limit_gate
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.routing import score_early_exits
-from exitlens.functional.similarity import divergence, kl, pair_samples, pearson
+from exitlens.functional.compact import compress
+from exitlens.functional.maps import divergence, kl, on_common_grid, pair_samples, pearson
+from exitlens.functional.routing import estimate_trace, fit_gate, limit_gate, score_early_exits
 from exitlens.types import CompactLogits
 from exitlens.workflow import collection
 from tests.conftest import TinyNet, make_net, make_timing

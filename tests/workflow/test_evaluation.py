@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_report_by_hand():
 def test_the_line_for_people_says_what_a_gain_is():
     logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[3.0, 0.0], [3.0, 0.0]]])  # exit 0 is right twice, the final one once
     trace = xl.Trace(logits, torch.tensor([0, 0]), torch.zeros(2, 2), torch.tensor([0.4, 1.0]))
-    last = repr(xl.evaluate(trace, xl.Policy((0.5,)))).splitlines()[-1]
+    last = repr(xl.evaluate(trace, xl.Policy((0.5,)))).splitlines()[-2]
     assert last.startswith("routed: accuracy 100.0%, 50.0 points more accurate than the final exit, cost 0.400, ")
     assert "accuracy 50.0%, drop 0.0%, cost" in repr(xl.evaluate(trace, xl.Policy.never(2)))
     swapped = xl.Trace(logits.flip(1), torch.tensor([0, 0]), torch.zeros(2, 2), torch.tensor([0.4, 1.0]))
@@ -53,7 +54,7 @@ def test_a_report_has_milliseconds_where_the_trace_has():
     assert report.ms == pytest.approx(10.5)
     assert [row.ms for row in report.exits] == [2.0, 5.0, 10.5]
     assert json.loads(json.dumps(report.to_dict()))["timing"]["batch_size"] == 64
-    head, first, *_, last = repr(report).splitlines()
+    head, first, *_, last, _ = repr(report).splitlines()
     assert head.split()[:3] == ["exit", "ms", "cost"]
     assert first.split()[:3] == ["0", "2", "0.200"]
     assert "10.5 ms on average, 2 (1.9 to 2.1), 5 (4.9 to 5.1), 10.5 (10.4 to 10.6) ms at the exits, with quartiles" in last
@@ -126,3 +127,22 @@ def test_many_classes_show_the_worst():
     assert len(worst) == 10
     assert max(row.accuracy for row in worst) <= min(r.accuracy for r in report.classes if r not in worst)
     assert xl.evaluate(random_trace(labelled=False), xl.Policy.never(3)).classes == ()
+
+
+@pytest.mark.parametrize("task", ["classes", "multilabel"])
+def test_calibration_error_of_routed_answers_by_hand(task):
+    """Exit 0 answers the first half with probability 0.8, the final exit the second with 0.6; half of each are right."""
+    logits = torch.zeros(8, 2, 2)
+    logits[:, :, 0] = math.log(4)
+    logits[4:, 0], logits[4:, 1, 0] = 0.0, math.log(1.5)
+    labels = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
+    if task == "multilabel":  # both labels with the same sureness: told, and right half of the time
+        logits[:, :, 1] = logits[:, :, 0]
+        labels = torch.stack([labels, labels], 1)
+    trace = xl.Trace(logits, labels, torch.zeros(8, 2), torch.tensor([0.5, 1.0]))
+    policy = xl.Policy((0.7,), score="max_probability" if task == "classes" else "decided")
+    assert xl.route(trace, policy).tolist() == [0] * 4 + [1] * 4
+    report = xl.evaluate(trace, policy)
+    assert report.calibration_error == pytest.approx((0.3 + 0.1) / 2, abs=1e-6)
+    assert repr(report).endswith("\nconfidences are off by 20.0% on average")
+    assert xl.evaluate(replace(trace, labels=None), policy).calibration_error is None

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.functional.gating import estimate_trace, fit_gate, limit_gate
 from exitlens.functional.risk import select_exits
-from exitlens.functional.routing import score_early_exits
+from exitlens.functional.routing import estimate_trace, fit_gate, limit_gate, score_early_exits
 from tests.conftest import TinyNet, make_net, spread_policy
-from tests.functional.test_gating import trace_with_gate_features
+from tests.functional.test_routing import trace_with_gate_features
 from tests.texts import make_text_net, make_texts
 
 IMAGES = torch.randn(120, 3, 16, 16, generator=torch.Generator().manual_seed(5))

@@ -22,8 +22,8 @@ def test_groups_of_one_sample_change_nothing(limits):
     expected = xl.calibrate(trace, **limits, delta=0.1)
     for equal in (False, True):
         policy = xl.calibrate(replace(trace, groups=ids), **limits, delta=0.1, equal_groups=equal)
-        assert policy == expected
-        assert policy.to_dict() == expected.to_dict()
+        assert policy.thresholds == expected.thresholds
+        assert replace(policy.calibration, request=expected.calibration.request) == expected.calibration
 
 
 def test_a_certificate_counts_groups():
@@ -41,7 +41,6 @@ def test_a_certificate_counts_groups():
     assert 0.2 < record.cost < 0.9
     again = xl.Policy.from_dict(json.loads(json.dumps(policy.to_dict())))
     assert again == policy
-    assert policy.to_dict()["calibration"]["format"] == 3
 
 
 def test_no_group_is_in_both_parts(monkeypatch):

@@ -11,6 +11,7 @@ import exitlens as xl
 from exitlens.data.readers import ImageFiles
 from exitlens.delivery.run_setup import build_network
 from exitlens.model.backbones.weights import unique_state
+from exitlens.types.settings import NetworkSettings
 from tests.conftest import TinyNet
 
 PREPROCESS = xl.Preprocess((16, 16))
@@ -115,6 +116,6 @@ def test_a_network_is_built_on_the_first_image_that_can_be_read(own):
     _spoil(own, 0, 1)
     data, _ = xl.load_folder(own, PREPROCESS, skip_bad=True)
     dark = data.subset((data.labels == data.classes.index("dark")).nonzero().flatten())
-    assert build_network("small", "", dark).num_exits == 4
+    assert build_network(NetworkSettings(), dark).num_exits == 4
     with pytest.raises(xl.DataError, match=r"00\.png"):
-        build_network("small", "", xl.load_folder(own, PREPROCESS)[0].subset(dark.rows))
+        build_network(NetworkSettings(), xl.load_folder(own, PREPROCESS)[0].subset(dark.rows))

@@ -10,12 +10,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitlens as xl
-from exitlens.delivery.explanations.folder import explain_folder
-from exitlens.delivery.explanations.pictures import save_explanation
-from exitlens.delivery.explanations.tokens import render_tokens, tabulate_tokens
-from exitlens.delivery.predictions.row_formats import name_rows
-from exitlens.functional.relevance import choose_explained
-from exitlens.model.relevance import compute_relevance_of_exits
+from exitlens.delivery.explanations import explain_folder, save_explanation
+from exitlens.delivery.pages import render_tokens, tabulate_tokens
+from exitlens.delivery.predictions import name_rows
+from exitlens.functional.attribution import choose_explained
+from exitlens.model.attribution import compute_relevance_of_exits
 from exitlens.workflow.faithfulness import faithfulness
 from tests.conftest import TinyNet
 

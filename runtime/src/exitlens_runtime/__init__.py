@@ -11,10 +11,9 @@
 
 from __future__ import annotations
 
-from exitlens_runtime.answers import Prediction
 from exitlens_runtime.bundle import load
 from exitlens_runtime.errors import BackendError, BundleError, ExitlensRuntimeError, InputError, PolicyError
-from exitlens_runtime.network import EdgeNetwork
+from exitlens_runtime.network import EdgeNetwork, Prediction
 
 __version__ = "0.2.0"
 __all__ = [

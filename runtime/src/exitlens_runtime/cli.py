@@ -15,10 +15,14 @@ from exitlens_runtime.errors import ExitlensRuntimeError, InputError
 from exitlens_runtime.reading import FORMATS
 from exitlens_runtime.sessions import BACKENDS
 
+EXIT_CODES = "exit codes: 0 all were answered; 1 some files could not be read, the others were answered; 2 nothing was done"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a line for each sample; an error of ours becomes one line on standard error, with exit code 2."""
-    parser = argparse.ArgumentParser(prog="exitlens-run", description="Answers with an edge bundle, without PyTorch.")
+    """Print a line for each sample. Files that cannot be read are reported on standard error, and left out."""
+    parser = argparse.ArgumentParser(
+        prog="exitlens-run", description="Answers with an edge bundle, without PyTorch.", epilog=EXIT_CODES
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {exitlens_runtime.__version__}")
     parser.add_argument("bundle", type=Path, help="what exitlens export wrote")
     parser.add_argument("inputs", nargs="+", metavar="FILE", help="image files, folders of them, or (with --text) texts")
@@ -27,54 +31,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--explain", action="store_true", help="show where the exit that answered looked")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each sample")
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what runs the files")
-    parser.add_argument("--threads", type=int, default=0, help="that one call uses (default: all processors)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--threads", type=int, default=0, help="threads that one call uses (default: all processors)")
+    options = parser.parse_args(arguments)
     try:
-        _run(given)
-    except BrokenPipeError:  # whoever reads has read enough
+        failed = _run(options)
+    except BrokenPipeError:  # the reader has closed standard output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except ExitlensRuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    if failed:
+        print(f"{failed} of the files could not be read", file=sys.stderr)
+        raise SystemExit(1)
 
 
-def _run(given: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
+    """Print all answers; return the number of files that could not be read."""
     from exitlens_runtime.bundle import load
 
-    net = load(given.bundle, policy=given.policy, backend=given.backend, threads=given.threads)
-    if given.text:
-        names, predictions = list(given.inputs), iter([net.predict_texts(given.inputs, attention=given.explain)])
+    failed: list[str] = []
+
+    def report(path: str | Path, error: InputError) -> None:
+        failed.append(str(path))
+        print(f"error: {error}", file=sys.stderr)
+        if options.json:
+            print(json.dumps({"input": str(path), "error": str(error)}), flush=True)
+
+    net = load(options.bundle, policy=options.policy, backend=options.backend, threads=options.threads)
+    if options.text:
+        names, predictions = list(options.inputs), iter([net.predict_texts(options.inputs, attention=options.explain)])
     else:
-        names = list_files(given.inputs)
-        predictions = net.predict_files(names, attention=given.explain)
-    done = 0
-    for found in predictions:
-        for i in range(len(found)):
-            row: dict[str, Any] = {"input": names[done], "label": net.name_answer(found, i), "exit": int(found.exits[i])}
-            row |= {"confidence": round(float(found.confidence[i]), 6), "reason": net.give_reason(found, i)}
-            if found.attention is not None:
-                row["attention"] = found.attention[i].round(6).tolist()
-            print(json.dumps(row) if given.json else _write_row(row), flush=True)
-            done += 1
+        names = list_files(options.inputs)
+        predictions = net.predict_files(names, attention=options.explain, on_error=report)
+    for pred in predictions:
+        assert pred.index is not None
+        for i, place in enumerate(pred.index.tolist()):
+            row: dict[str, Any] = {"input": names[place], "label": net.name_answer(pred, i), "exit": int(pred.exits[i])}
+            row |= {"confidence": round(float(pred.confidence[i]), 6), "reason": net.give_reason(pred, i)}
+            if pred.attention is not None:
+                row["attention"] = pred.attention[i].round(6).tolist()
+            print(json.dumps(row) if options.json else _write_row(row), flush=True)
+    return len(failed)
 
 
 def list_files(inputs: Sequence[str]) -> list[str]:
-    """Files as they are; of folders the images in them, by name."""
-    found: list[str] = []
+    """Return files as they are, and the images in folders, sorted by name."""
+    files: list[str] = []
     suffixes = {f".{name.lower()}" for name in FORMATS} | {".jpg", ".tif", ".pgm"}
-    for one in inputs:
-        if not one:
-            raise InputError("FILE: expected files or folders, got an empty name (an unset variable?): name one")
-        path = Path(one)
-        if not path.is_dir():
-            found.append(one)
+    for name in inputs:
+        if not name:
+            raise InputError("FILE: expected files or folders, got an empty name. Fix: check for an unset variable.")
+        if not Path(name).is_dir():
+            files.append(name)
             continue
-        inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in suffixes)
+        inside = sorted(str(path) for path in Path(name).rglob("*") if path.suffix.lower() in suffixes)
         if not inside:
-            raise InputError(f"{one}: expected images in this folder, found none")
-        found += inside
-    return found
+            raise InputError(f"{name}: expected images in this folder, found none")
+        files += inside
+    return files
 
 
 def _write_row(row: dict[str, Any]) -> str:
@@ -83,7 +98,7 @@ def _write_row(row: dict[str, Any]) -> str:
 
 
 def draw(attention: list[Any]) -> list[str]:
-    """A map as rows of shades, the darkest where it is largest."""
+    """Return a map as lines of shades, the darkest where it is largest."""
     rows = attention if attention and isinstance(attention[0], list) else [attention]
     top = max(max(row) for row in rows) or 1.0
     return ["  " + "".join(" .:-=+*#%@"[min(9, int(10 * value / top))] * 2 for value in row) for row in rows]

@@ -1,10 +1,10 @@
-"""Every error that the runtime raises on purpose. Each message says what was expected, what came and the mend."""
+"""Errors that the runtime raises on purpose: each names the argument, what was expected, what was received, and the fix."""
 
 from __future__ import annotations
 
 
 class ExitlensRuntimeError(Exception):
-    """Base of all errors of this package; catch it to catch them all."""
+    """Base of all errors of this package: catching it catches them all."""
 
 
 class BundleError(ExitlensRuntimeError):
@@ -20,4 +20,4 @@ class PolicyError(ExitlensRuntimeError):
 
 
 class BackendError(ExitlensRuntimeError):
-    """ONNX Runtime is missing, too old, or cannot run a file."""
+    """A backend is missing, too old, or cannot run a file."""

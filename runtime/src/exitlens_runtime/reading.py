@@ -1,4 +1,4 @@
-"""How image files and texts become inputs: what the library's preprocessing does, without PyTorch."""
+"""How image files and texts become inputs: the library's preprocessing, without PyTorch."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # raster formats
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize to ``size`` (height, width), scale to [0, 1], then ``(x - mean) / std``."""
+    """Resizes to ``size`` (height, width), scales to [0, 1], then ``(x - mean) / std``."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def read(self, path: Path) -> Array:  # -> (C,H,W) float32
-        """An image file; raises :class:`InputError` for one that is missing, broken, no image or too large."""
-        from PIL import Image, ImageOps  # a moment that networks without files need not wait
+        """Read an image file; raises :class:`InputError` for one that is missing, broken, no image or too large."""
+        from PIL import Image, ImageOps  # slow to import, and not needed for arrays
 
         channels = len(self.mean)
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    many = f"{image.width} x {image.height} pixels is over the limit of {MAX_PIXELS:,}"
-                    raise InputError(f"{path}: {many} (make it smaller)")
+                    raise InputError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
                 ImageOps.exif_transpose(image, in_place=True)
                 picture = _put_on_white(_make_eight_bit(image)).convert("L" if channels == 1 else "RGB")
         except InputError:
@@ -47,13 +46,13 @@ class Preprocess:
         return self.normalise(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
     def normalise(self, pixels: Array) -> Array:  # (C,H,W), 0 to 255 -> (C,H,W) float32
-        """Scales pixels to [0, 1] and standardises each channel."""
+        """Scale pixels to [0, 1] and standardise each channel."""
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)
 
 
 def _put_on_white(image: Any) -> Any:
-    """A picture that is nowhere transparent."""
+    """Return the picture without transparency."""
     if not image.has_transparency_data:
         return image
     from PIL import Image
@@ -64,7 +63,7 @@ def _put_on_white(image: Any) -> Any:
 
 
 def _make_eight_bit(image: Any) -> Any:
-    """16-bit grey scaled to 8 bits; other modes with more than 8 bits have no agreed range."""
+    """Scale 16-bit grey to 8 bits; other modes with more than 8 bits have no agreed range."""
     if image.mode.startswith("I;16"):
         from PIL import Image
 
@@ -76,7 +75,7 @@ def _make_eight_bit(image: Any) -> Any:
 
 @dataclass(frozen=True)
 class TextPreprocess:
-    """Token ids, truncated to ``length`` and padded to it at the end; needs the extra ``text``."""
+    """Turns texts into token ids, truncated to ``length`` and padded to it at the end; needs the extra ``text``."""
 
     tokenizer: str
     length: int
@@ -87,7 +86,7 @@ class TextPreprocess:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise InputError(
-                "texts: reading them needs the package 'tokenizers': run pip install 'exitlens-runtime[text]'"
+                "texts: reading them needs the package tokenizers. Fix: pip install 'exitlens-runtime[text]'."
             ) from error
         encoder = Tokenizer.from_str(self.tokenizer)
         encoder.enable_truncation(self.length)
@@ -97,21 +96,21 @@ class TextPreprocess:
         return encoder
 
     def encode(self, texts: Sequence[str]) -> dict[str, Array]:
-        """The texts as ``input_ids`` and ``attention_mask`` ``(B,N)``."""
-        if isinstance(texts, str) or not texts or not all(isinstance(one, str) for one in texts):
-            raise InputError(f"texts: expected a list of one text or more, got {texts!r:.60}")
-        found = self._encoder.encode_batch(list(texts))
-        values = {"input_ids": [one.ids for one in found], "attention_mask": [one.attention_mask for one in found]}
-        return {name: np.array(rows, np.int64) for name, rows in values.items()}
+        """Return the texts as ``input_ids`` and ``attention_mask`` ``(B,N)``."""
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"texts: expected a list of at least one text, got {texts!r:.60}")
+        rows = self._encoder.encode_batch(list(texts))
+        values = {"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}
+        return {name: np.array(column, np.int64) for name, column in values.items()}
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Series, volumes and vectors in arrays: ``(x - mean) / std`` of each channel; files of these are not read here.
+    """Standardises arrays of series, volumes and vectors by channel; the runtime does not read files of these.
 
     Attributes:
-        axes: of a sample, behind its channels: 1 of a series, 3 of a volume, 0 of a vector.
-        time_first: the network takes series as ``(T,C)``.
+        axes: number of axes of a sample, without its channels: 1 of a series, 3 of a volume, 0 of a vector.
+        time_first: True if the network takes series as ``(T,C)``.
     """
 
     mean: tuple[float, ...]
@@ -120,20 +119,20 @@ class Scaling:
     time_first: bool = False
 
     def normalise(self, values: Array) -> Array:  # (...,C,*S) -> the same float32, or (...,T,C)
-        """Standardises each channel; raises :class:`InputError` for another number of them."""
+        """Standardise each channel; raises :class:`InputError` for another number of them."""
         values = np.asarray(values, np.float32)
         if values.ndim <= self.axes or values.shape[-1 - self.axes] != len(self.mean):
             raise InputError(f"values: expected {len(self.mean)} channels before {self.axes} axes, got {values.shape}")
-        mean, std = (np.asarray(one, np.float32).reshape(-1, *[1] * self.axes) for one in (self.mean, self.std))
-        found = (values - mean) / std
-        return np.ascontiguousarray(found.swapaxes(-1, -2) if self.time_first else found)
+        mean, std = (np.asarray(numbers, np.float32).reshape(-1, *[1] * self.axes) for numbers in (self.mean, self.std))
+        scaled = (values - mean) / std
+        return np.ascontiguousarray(scaled.swapaxes(-1, -2) if self.time_first else scaled)
 
 
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
 
 
 def read_preprocess(values: Mapping[str, Any] | None, axes: int) -> Preprocess | TextPreprocess | Scaling | None:
-    """What the manifest says; ``axes``: of a sample, without its channels."""
+    """Return the preprocessing that the manifest describes; ``axes``: of a sample, without its channels."""
     if values is None:
         return None
     if "tokenizer" in values:
@@ -142,6 +141,8 @@ def read_preprocess(values: Mapping[str, Any] | None, axes: int) -> Preprocess |
         mean, std = (tuple(map(float, values[name])) for name in ("mean", "std"))
         return Scaling(mean, std, axes, bool(values.get("time_first", False)))
     if not {"size", "mean", "std"} <= set(values):
-        raise BundleError(f"manifest: preprocessing of a kind that this version does not know: {sorted(values)}")
+        raise BundleError(
+            f"manifest: expected preprocessing of a known kind, got {sorted(values)}. Fix: update exitlens-runtime."
+        )
     height, width = values["size"]
     return Preprocess((int(height), int(width)), tuple(map(float, values["mean"])), tuple(map(float, values["std"])))

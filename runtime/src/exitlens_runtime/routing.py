@@ -1,4 +1,4 @@
-"""Whether an exit fires: the same rule as ``exitlens.functional.routing``, held to it by a test, in NumPy."""
+"""Policies and maps in NumPy: the rule of ``exitlens.functional.routing``, to which a test holds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EPS = np.float32(1e-12)
 
 @dataclass(frozen=True)
 class Gate:
-    """Which maps of early exits are trusted: a linear estimate of their divergence from the final map, and its limit.
+    """Decides which maps of early exits are trusted, by a linear estimate of their divergence from the final map.
 
     Attributes:
         weights: for each early exit, of confidence, entropy of the map, its change since the exit before, and 1.
@@ -35,10 +35,11 @@ class Policy:
     """When each early exit answers: exit k fires at ``score >= thresholds[k]``; the final exit always answers.
 
     Attributes:
-        thresholds: K-1 numbers; infinite means never. score: one of :data:`SCORES`, or :data:`DECIDED`.
+        thresholds: K-1 numbers; infinite means never.
+        score: one of :data:`SCORES`, or :data:`DECIDED`.
         temperatures: K positive numbers.
         network: fingerprint of the network it was chosen for; empty fits any.
-        gate: of explanations, or ``None``.
+        gate: decides which maps are trusted, or ``None``.
     """
 
     thresholds: tuple[float, ...]
@@ -47,58 +48,84 @@ class Policy:
     network: str = ""
     gate: Gate | None = None
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Policy:
-        """What ``exitlens.Policy.to_dict`` gave; raises :class:`PolicyError` for anything else."""
-        try:
-            thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
-            temperatures = tuple(float(t) for t in values["temperatures"])
-            gate, given = None, values.get("gate")
-            if given is not None:
-                limits = tuple(math.inf if t == "none" else float(t) for t in given["limits"])
-                gate = Gate(tuple(tuple(map(float, row)) for row in given["weights"]), limits)
-            policy = cls(thresholds, str(values["score"]), temperatures, str(values.get("network", "")), gate)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PolicyError(f"policy: expected what exitlens wrote as policy.json ({error!r})") from error
-        policy._check()
-        return policy
-
-    def _check(self) -> None:
-        count = len(self.thresholds)
+    def __post_init__(self) -> None:
+        count, gate = len(self.thresholds), self.gate
         if self.score not in (*SCORES, DECIDED):
-            raise PolicyError(f"policy: expected a score of {(*SCORES, DECIDED)}, got {self.score!r}")
+            raise PolicyError(f"policy: expected a score among {(*SCORES, DECIDED)}, got {self.score!r}")
         if len(self.temperatures) != count + 1 or not all(0 < t < math.inf for t in self.temperatures):
             raise PolicyError(f"policy: expected {count + 1} positive temperatures, got {self.temperatures}")
         if any(math.isnan(t) or t == -math.inf for t in self.thresholds):
             raise PolicyError(f"policy: expected thresholds that are numbers, got {self.thresholds}")
-        gate = self.gate
-        if gate is not None and not (
-            len(gate.limits) == len(gate.weights) == count and all(len(w) == 4 for w in gate.weights)
-        ):
+        if gate and not (len(gate.limits) == len(gate.weights) == count and all(len(w) == 4 for w in gate.weights)):
             raise PolicyError(f"policy: expected a gate with 4 weights and a limit for each of {count} early exits")
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Policy:
+        """Read what ``exitlens.Policy.to_dict`` gave; raises :class:`PolicyError` for anything else."""
+        try:
+            gate, given = None, values.get("gate")
+            if given is not None:
+                limits = tuple(math.inf if t == "none" else float(t) for t in given["limits"])
+                gate = Gate(tuple(tuple(map(float, row)) for row in given["weights"]), limits)
+            return cls(
+                tuple(math.inf if t == "never" else float(t) for t in values["thresholds"]),
+                str(values["score"]),
+                tuple(map(float, values["temperatures"])),
+                str(values.get("network", "")),
+                gate,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PolicyError(f"policy: expected what exitlens wrote as policy.json, got {error!r}") from error
+
     def shift(self, by: float) -> Policy:
-        """A policy that is more willing to answer early (below 0) or less, by so much in thresholds and limits."""
+        """Return a policy that answers early more readily (``by`` below 0) or less, by so much in thresholds and limits."""
         gate = None if self.gate is None else Gate(self.gate.weights, tuple(limit - by for limit in self.gate.limits))
         return replace(self, thresholds=tuple(t + by for t in self.thresholds), gate=gate)
 
     def needs(self, k: int) -> bool:
-        """Whether the head of exit k is computed: it can fire, or a gate of a later exit that can needs its map."""
+        """Return whether the head of exit k is computed: it can fire, or the gate of a later exit needs its map."""
         if k == len(self.thresholds):
             return True
         later = self.thresholds[k : k + 1] if self.gate is None else self.thresholds[k:]
         return any(t != math.inf for t in later)
 
 
+class Decision(NamedTuple):
+    """What an early exit decides about each sample of a batch.
+
+    Attributes:
+        scores: ``(B,)``.
+        fired: ``(B,)`` bool: which samples it answers. A map that the gate does not trust counts as a score of 0.
+        estimates: ``(B,)`` of the map's divergence from the final one; ``None`` without a gate.
+    """
+
+    scores: Array
+    fired: Array
+    estimates: Array | None
+
+
+def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array | None) -> Decision:
+    """Decide at early exit k from probabilities ``(B,C)``, its map ``(B,*S)`` and the map of the exit before."""
+    scores, estimates, gate = find_score(p, policy.score), None, policy.gate
+    trusted = scores
+    if gate is not None:
+        entropy, change = find_gate_features(attention, previous)
+        weights = [np.float32(w) for w in gate.weights[k]]
+        confidence = scores if policy.score == DECIDED else p.max(1)
+        estimates = np.clip(weights[0] * confidence + weights[1] * entropy + weights[2] * change + weights[3], 0, 1)
+        trusted = np.where(estimates <= np.float32(gate.limits[k]), scores, np.float32(0))
+    return Decision(scores, trusted >= np.float32(policy.thresholds[k]), estimates)
+
+
 def find_probabilities(logits: Array, temperature: float, kind: str = SCORES[0]) -> Array:  # (B,C) -> (B,C)
-    """Softmax of ``logits / temperature`` in float32; for the score ``decided``, of several labels, the sigmoid."""
+    """Softmax of ``logits / temperature`` in float32; the sigmoid for the score ``decided`` of several labels."""
     x = logits.astype(np.float32, copy=False)
     if temperature != 1.0:
         x = x / np.float32(temperature)
     if kind == DECIDED:
         powers = np.exp(-np.abs(x))
         return np.where(x >= 0, 1, powers) / (1 + powers)  # type: ignore[no-any-return]
-    powers = np.exp(x - np.maximum.reduce(x, -1, keepdims=True))  # ufuncs themselves: methods of arrays take twice as long
+    powers = np.exp(x - np.maximum.reduce(x, -1, keepdims=True))  # methods of arrays take twice as long as ufuncs
     powers /= np.add.reduce(powers, -1, keepdims=True)
     return powers
 
@@ -119,12 +146,12 @@ def find_score(p: Array, kind: str) -> Array:  # (B,C) -> (B,)
     return two[..., 1] - two[..., 0]  # type: ignore[no-any-return]
 
 
-def find_gate_features(attention: Array, previous: Array | None) -> Array:  # (B,*S), (B,*S') -> (B,2)
+def find_gate_features(attention: Array, previous: Array | None) -> tuple[Array, Array]:  # (B,*S), (B,*S') -> (B,), (B,)
     """Each map's entropy relative to a uniform map's, and its divergence from the exit before's (0 at the first)."""
     flat = attention.reshape(len(attention), -1).astype(np.float32, copy=False)
     entropy = -(flat * np.log(np.where(flat > 0, flat, 1))).sum(1) / math.log(max(flat.shape[1], 2))
     change = np.zeros_like(entropy) if previous is None else find_divergence(previous, attention)
-    return np.stack([entropy, change], 1).astype(np.float32)
+    return entropy.astype(np.float32), change.astype(np.float32)
 
 
 def find_divergence(a: Array, b: Array) -> Array:  # (B,*S), (B,*S') -> (B,)
@@ -132,15 +159,13 @@ def find_divergence(a: Array, b: Array) -> Array:  # (B,*S), (B,*S') -> (B,)
     size = tuple(min(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True))
     p, q = (_normalise(regrid(x, size)) for x in (a, b))
     middle = (p + q) / 2
-    found = (_find_kl(p, middle) + _find_kl(q, middle)) / np.float32(2 * math.log(2))
-    return np.clip(found, 0, 1)
+    return np.clip((_find_kl(p, middle) + _find_kl(q, middle)) / np.float32(2 * math.log(2)), 0, 1)
 
 
 def _normalise(x: Array) -> Array:  # (B,*S) -> (B,S)
     flat = np.maximum(x.reshape(len(x), -1), 0)
     total = flat.sum(1, keepdims=True)
-    uniform = np.full_like(flat, 1 / flat.shape[1])
-    return np.where(total > _EPS, flat / np.maximum(total, _EPS), uniform)
+    return np.where(total > _EPS, flat / np.maximum(total, _EPS), np.full_like(flat, 1 / flat.shape[1]))
 
 
 def _find_kl(p: Array, q: Array) -> Array:
@@ -149,7 +174,7 @@ def _find_kl(p: Array, q: Array) -> Array:
 
 
 def regrid(x: Array, size: Sequence[int]) -> Array:  # (B,*S) -> (B,*size)
-    """Averages maps over the areas of a coarser grid, as PyTorch's adaptive average pooling does."""
+    """Average maps over the areas of a coarser grid, as PyTorch's adaptive average pooling does."""
     x = x.astype(np.float32, copy=False)
     for axis, new in enumerate(size, 1):
         old = x.shape[axis]
@@ -163,28 +188,15 @@ def regrid(x: Array, size: Sequence[int]) -> Array:  # (B,*S) -> (B,*size)
     return x
 
 
-class Decision(NamedTuple):
-    """What an early exit decides about each sample of a batch.
+def place(x: Array, offset: Sequence[float]) -> Array:  # (...,*S) -> (...,*S)
+    """Move maps by a fraction of a cell along their last axes to where their locations lie in the image.
 
-    Attributes:
-        scores: ``(B,)``. fired: ``(B,)`` bool: where the gate does not trust the map, as with a score of 0.
-        estimates: ``(B,)`` of the map's divergence from the final one; ``None`` without a gate.
+    As in ``exitlens.functional.maps.place``, what would leave the map stays in its edge cells.
     """
-
-    scores: Array
-    fired: Array
-    estimates: Array | None
-
-
-def decide(policy: Policy, k: int, p: Array, attention: Array, previous: Array | None) -> Decision:
-    """The decision of early exit k from probabilities ``(B,C)``, its map ``(B,*S)`` and the map of the exit before."""
-    scores, estimates, gate = find_score(p, policy.score), None, policy.gate
-    trusted = scores
-    if gate is not None:
-        features = find_gate_features(attention, previous)
-        sure, entropy, change, constant = (np.float32(w) for w in gate.weights[k])
-        confidence = scores if policy.score == DECIDED else p.max(1)
-        found = sure * confidence + entropy * features[:, 0] + change * features[:, 1] + constant
-        estimates = np.clip(found, 0, 1)
-        trusted = np.where(estimates <= np.float32(gate.limits[k]), scores, np.float32(0))
-    return Decision(scores, trusted >= np.float32(policy.thresholds[k]), estimates)
+    for axis, by in enumerate(offset, x.ndim - len(offset)):
+        if by:
+            cells = np.arange(x.shape[axis])
+            goal = np.clip(cells + by, 0, len(cells) - 1)
+            shift = np.maximum(1 - np.abs(goal[:, None] - cells), 0).astype(x.dtype)  # rows sum to 1
+            x = np.moveaxis(np.moveaxis(x, axis, -1) @ shift, -1, axis)
+    return x

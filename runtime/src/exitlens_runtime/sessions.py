@@ -13,61 +13,62 @@ from typing import Any, Protocol
 from exitlens_runtime.errors import BackendError, InputError
 from exitlens_runtime.routing import Array
 
-OLDEST, SHORT_SPIN = (1, 23), (1, 26)  # the oldest ONNX Runtime that will do, and the first whose threads may wait shortly
+OLDEST, SHORT_SPIN = (1, 23), (1, 26)  # the oldest ONNX Runtime that works, and the first whose threads can wait briefly
 BACKENDS = ("onnxruntime", "openvino")
 
 
 def import_onnxruntime() -> Any:
-    """The package; raises :class:`BackendError` where it is missing or too old."""
+    """Import the package; raises :class:`BackendError` where it is missing or too old."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise BackendError(f"onnxruntime cannot be imported ({error}): run pip install 'onnxruntime>=1.23'") from error
-    if read_version(onnxruntime) < OLDEST:
-        raise BackendError(f"onnxruntime: expected 1.23 or newer, got {onnxruntime.__version__}: pip install -U onnxruntime")
+        raise BackendError(f"onnxruntime cannot be imported ({error}). Fix: pip install 'onnxruntime>=1.23'.") from error
+    if _read_version(onnxruntime) < OLDEST:
+        raise BackendError(
+            f"onnxruntime: expected 1.23 or newer, got {onnxruntime.__version__}. Fix: pip install -U onnxruntime."
+        )
     return onnxruntime
 
 
-def read_version(onnxruntime: Any) -> tuple[int, ...]:
-    """The first two numbers of its version."""
+def _read_version(onnxruntime: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
-def make_options(runtime: Any, threads: int) -> Any:
-    """Threads wait busily for 10 us: long enough for the next operation, too short to take another session's core.
+def make_options(onnxruntime: Any, threads: int) -> Any:
+    """Return options by which threads wait busily for 10 us: until the next operation, but not on another session's time.
 
-    Those of older versions do not wait at all, which costs a tenth to a half of the time, since waking up takes as long as a
-    small operation.
+    In older versions threads do not wait at all. That costs a tenth to a half of the time, because waking a thread takes
+    as long as a small operation.
     """
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4  # what fails is raised
-    is_short = read_version(runtime) >= SHORT_SPIN
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if is_short else "0")
-    if is_short:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4  # failures are raised
+    can_wait = _read_version(onnxruntime) >= SHORT_SPIN
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if can_wait else "0")
+    if can_wait:
         options.add_session_config_entry("session.intra_op.spin_duration_us", "10")
     return options
 
 
 class Session(Protocol):
-    """One ONNX file, open.
+    """One open ONNX file.
 
     Attributes:
-        outputs: names of the tensors that :meth:`run` gives.
+        outputs: names of the tensors that :meth:`run` returns.
     """
 
     outputs: list[str]
 
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
-        """Every output, in the order of :attr:`outputs`."""
+        """Return every output, in the order of :attr:`outputs`."""
 
 
 def open_session(backend: str, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
-    """Opens a file.
+    """Open a file.
 
     Args:
         backend: one of :data:`BACKENDS`.
-        threads: that one call uses.
-        inputs, outputs: names of the tensors, as the manifest has them.
+        threads: number of threads that one call uses.
+        inputs, outputs: names of the tensors in the manifest.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {BACKENDS}, got {backend!r}")
@@ -75,10 +76,10 @@ def open_session(backend: str, path: Path, threads: int, inputs: Sequence[str], 
     return kind(path, threads, inputs, outputs)
 
 
-def _select(path: Path, known: set[str], given: set[str], inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
-    """The inputs that the file reads; raises :class:`BackendError` where its tensors are not those of the manifest."""
+def _select_inputs(path: Path, known: set[str], given: set[str], inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
+    """Return the inputs that the file reads; raise :class:`BackendError` if its tensors are not those of the manifest."""
     if not known <= set(inputs) or given != set(outputs):
-        raise BackendError(f"{path}: its inputs and outputs are not those of the manifest: export again")
+        raise BackendError(f"{path}: its inputs and outputs are not those of the manifest. Fix: export the network again.")
     return [name for name in inputs if name in known]
 
 
@@ -86,37 +87,39 @@ class OnnxRuntimeSession:
     """A file in ONNX Runtime, with threads of its own."""
 
     def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        runtime = import_onnxruntime()
-        options = make_options(runtime, threads)
+        onnxruntime = import_onnxruntime()
+        options = make_options(onnxruntime, threads)
         try:
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common base
             raise BackendError(f"{path}: ONNX Runtime cannot open it ({error})") from error
         self.path, self.outputs = path, list(outputs)
-        known, given = ({one.name for one in some} for some in (self._session.get_inputs(), self._session.get_outputs()))
-        self._inputs = _select(path, known, given, inputs, outputs)
+        known, given = {x.name for x in self._session.get_inputs()}, {x.name for x in self._session.get_outputs()}
+        self._inputs = _select_inputs(path, known, given, inputs, outputs)
 
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
-        """Every output, in the order of :attr:`outputs`."""
+        """Return every output, in the order of :attr:`outputs`."""
         try:
-            # takes arrays as they are; wrapping them by hand (OrtValue, DLPack) takes longer than its copies of outputs
-            found: list[Array] = self._session.run(self.outputs, {name: tensors[name] for name in self._inputs})
+            # it takes arrays as they are; wrapping them (OrtValue, DLPack) takes longer than its copies of outputs
+            outputs: list[Array] = self._session.run(self.outputs, {name: tensors[name] for name in self._inputs})
         except Exception as error:
             raise BackendError(f"{self.path}: ONNX Runtime cannot run it ({error})") from error
-        return found
+        return outputs
 
 
 @cache
 def open_openvino() -> Any:
-    """OpenVINO's core: one for the process, since it unloads the code that its threads run when the last one is gone."""
+    """Return OpenVINO's core: one for the process, because the last one unloads the code that its threads still run."""
     try:
         return import_module("openvino").Core()
     except ImportError as error:
-        raise BackendError(f"openvino cannot be imported ({error}): run pip install 'exitlens-runtime[openvino]'") from error
+        raise BackendError(
+            f"openvino cannot be imported ({error}). Fix: pip install 'exitlens-runtime[openvino]'."
+        ) from error
 
 
 class OpenVinoSession:
-    """A file in OpenVINO, in float32: what it would choose by itself may be less exact, and decide otherwise."""
+    """A file in OpenVINO, in float32: the precision that it would choose by itself may lead to other decisions."""
 
     def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
@@ -125,23 +128,24 @@ class OpenVinoSession:
             self._model = core.compile_model(str(path), "CPU", settings)
         except Exception as error:  # its errors have no common base
             raise BackendError(f"{path}: OpenVINO cannot open it ({error})") from error
-        known, given = ({one.any_name for one in some} for some in (self._model.inputs, self._model.outputs))
-        self._inputs = _select(path, known, given, inputs, outputs)
-        self._places = [next(i for i, one in enumerate(self._model.outputs) if name in one.names) for name in outputs]
-        self.path, self.outputs, self._own = path, list(outputs), threading.local()  # a request is for one thread
+        known, given = {x.any_name for x in self._model.inputs}, {x.any_name for x in self._model.outputs}
+        self._inputs = _select_inputs(path, known, given, inputs, outputs)
+        self._places = [next(i for i, x in enumerate(self._model.outputs) if name in x.names) for name in outputs]
+        self.path, self.outputs, self._local = path, list(outputs), threading.local()  # a request is for one thread
 
     def run(self, tensors: Mapping[str, Array]) -> list[Array]:
-        """Every output, in the order of :attr:`outputs`; what crosses the cut is good until the thread's next call."""
+        """Return every output, in the order of :attr:`outputs`; what crosses the cut holds until the thread's next call."""
         try:
-            request = self._own.__dict__.setdefault("request", None) or self._model.create_infer_request()
-            self._own.request = request
-            found = request.infer({name: tensors[name] for name in self._inputs}, share_inputs=True, share_outputs=True)
+            if not hasattr(self._local, "request"):
+                self._local.request = self._model.create_infer_request()
+            feed = {name: tensors[name] for name in self._inputs}
+            outputs = self._local.request.infer(feed, share_inputs=True, share_outputs=True)
         except Exception as error:
             raise BackendError(f"{self.path}: OpenVINO cannot run it ({error})") from error
-        logits, attention, *crossing = (found[i] for i in self._places)
+        logits, attention, *crossing = (outputs[i] for i in self._places)
         return [logits.copy(), attention.copy(), *crossing]
 
 
 def count_threads() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -117,7 +117,7 @@ def bench(
     from exitlens.delivery.run_directory import load_calibrated
     from exitlens.io import write_json
     from exitlens.model.backbones.build import rebuild_backbone
-    from exitlens.model.timing.machine import describe_machine
+    from exitlens.model.timing import describe_machine
 
     sizes = _parse_numbers(batch_sizes)
     if out is not None and out.exists():
@@ -148,8 +148,9 @@ def _draw_inputs(bundle: Path, net: xl.ExitNet, split: Split, count: int, data: 
     """Draws ``count`` samples at random, since folders are in the order of their classes."""
     from exitlens.delivery.run_directory import load_samples
     from exitlens.types.inputs import draw_samples
+    from exitlens.types.settings import ReadSettings
 
-    found = load_samples(bundle, net, split, data=data, root=root, skip_bad=False)
+    found = load_samples(bundle, net, split, ReadSettings(data, root))
     return found.subset(draw_samples(len(found), count)).inputs
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from typer import Exit, Option
+from typer import Option
 
 import exitlens as xl
 from exitlens.cli.options import (
@@ -17,26 +17,27 @@ from exitlens.cli.options import (
     InputColumns,
     Json,
     PolicyName,
-    SkipBad,
-    Workers,
     console,
-    literal,
     of_data,
     show,
     show_skipped,
+    takes,
     tell,
     verbs,
     wait,
 )
 from exitlens.progress import show_progress
+from exitlens.types.settings import ReadSettings
 
 if TYPE_CHECKING:
-    from exitlens.delivery.predictions.row_formats import Row
+    from exitlens.delivery.predictions import Row
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
+@takes(ReadSettings, {"Data": ("skip_bad", "workers")})
 def predict(
     bundle: Bundle,
+    reading: Callable[..., ReadSettings],
     data: Annotated[
         str,
         of_data(
@@ -57,8 +58,6 @@ def predict(
             help="A column of the data, or a regular expression on file names: --monitor counts those that agree in it once."
         ),
     ] = "",
-    skip_bad: SkipBad = False,
-    workers: Workers = None,
     name: PolicyName = "",
 ) -> None:
     """Answer each sample at the first exit that is sure enough.
@@ -66,9 +65,7 @@ def predict(
     Samples that no exit has answered yet wait for those of the next batch, as the bundle is tuned (see `exitlens tune`).
     """
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.predictions.file import PredictionFile
-    from exitlens.delivery.predictions.row_formats import name_rows
-    from exitlens.delivery.predictions.watching import start_watch, watch_files
+    from exitlens.delivery.predictions import PredictionFile, name_rows, start_watch, watch_files
     from exitlens.delivery.run_directory import describe_origin, load_calibrated, stream_samples
 
     if resume and out is None:
@@ -82,9 +79,9 @@ def predict(
     done, shown = len(before), before[: None if json_ else SHOWN]
     if compiled:
         net.compile(policy, progress=not json_)
-    reading: Any = {"columns": columns, "group_by": group_by, "skip_bad": skip_bad, "workers": workers, "run": bundle}
+    where = reading(data=data, columns=columns, group_by=group_by)
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, data, batch_size=batch_size, without={row.file for row in before}, **reading)
+        samples = stream_samples(net, where, batch_size=batch_size, without={row.file for row in before}, run=bundle)
     answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
@@ -97,13 +94,13 @@ def predict(
                 shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
                 bar.update(task, completed=done + len(samples.bad))
             if not done:
-                check_bad(samples.bad, samples.total, skip_bad)
+                check_bad(samples.bad, samples.total, where.skip_bad)
             if file is not None:
                 file.finish()
     except KeyboardInterrupt as stop:
-        notes = getattr(stop, "__notes__", ["nothing was written: --out FILE keeps the answers so far"])
-        Console(stderr=True, emoji=False).print(literal(f"stopped: {notes[-1]}"), highlight=False, soft_wrap=True)
-        raise Exit(130) from None
+        if file is None:
+            stop.add_note("nothing was written: --out FILE keeps the answers so far")
+        raise
     _show_rows(shown, done, len(before), samples.bad, None if watch is None else watch.state(), json_)
 
 
@@ -123,7 +120,9 @@ def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: x
 
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
+@takes(ReadSettings, {"Data": ("skip_bad", "workers")})
 def explain(
+    reading: Callable[..., ReadSettings],
     image: Annotated[
         Path | None, Option("--image", "--file", help="A file: an image, a series, a volume or a vector.")
     ] = None,
@@ -135,8 +134,6 @@ def explain(
         str, of_data(help="Many samples, as for predict: a table and a contact sheet, the most remarkable first.")
     ] = "",
     columns: InputColumns = "",
-    skip_bad: SkipBad = False,
-    workers: Workers = None,
     relevance: Annotated[
         bool,
         Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text)."),
@@ -152,12 +149,12 @@ def explain(
         raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
     if data and relevance:
         raise xl.InputError("relevance: it is for one sample: pass --image or --text, or leave it out")
-    if not data and (skip_bad or columns):
+    where = reading(data=data, columns=columns)
+    if not data and (where.skip_bad or columns):
         raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
-        reading = {"columns": columns, "run": bundle, "skip_bad": skip_bad, "workers": workers}
-        _explain_many(net, policy, data, out, reading, json_)
+        _explain_many(net, policy, bundle, where, out, json_)
     elif image is not None:
         _explain_image(net, policy, image, out, json_, relevance)
     else:
@@ -165,13 +162,14 @@ def explain(
 
 
 def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.tokens import tabulate_tokens, write_tokens
+    from exitlens.delivery.explanations import write_explanation
+    from exitlens.delivery.pages import tabulate_tokens
     from exitlens.delivery.run_directory import require_preprocess
 
     preprocess = require_preprocess(net, xl.TextPreprocess)
     why = xl.explain(net, net.input_spec.modality.read(text, preprocess), policy, relevance=relevance)
     if out is not None:
-        write_tokens(why, out, "text")
+        write_explanation(why, out, "text")
     if json_:
         show(True, why.to_dict())
     else:
@@ -179,8 +177,7 @@ def _explain_text(net: xl.ExitNet, policy: xl.Policy, text: str, out: Path | Non
 
 
 def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | None, json_: bool, relevance: bool) -> None:
-    from exitlens.delivery.explanations.pages import write_explanation
-    from exitlens.delivery.explanations.pictures import save_explanation
+    from exitlens.delivery.explanations import save_explanation, write_explanation
     from exitlens.delivery.run_directory import require_preprocess
 
     own = net.input_spec.modality
@@ -198,7 +195,7 @@ def _explain_image(net: xl.ExitNet, policy: xl.Policy, image: Path, out: Path | 
 
 def _tabulate(why: xl.Explanation) -> list[list[str]]:
     """A row for each exit: its answer and what it had to reach; with a gate, the estimated divergence and its limit."""
-    from exitlens.types.words import exit_name, tell_apart
+    from exitlens.types.outputs import exit_name, tell_apart
 
     gated = any(view.estimate is not None for view in why.exits)
     rows = [["exit", "answer", "confidence", "threshold", *(["gate"] if gated else []), "map CC with final", ""]]
@@ -216,20 +213,20 @@ def _tabulate(why: xl.Explanation) -> list[list[str]]:
     return rows
 
 
-def _explain_many(net: xl.ExitNet, policy: xl.Policy, data: str, out: Path, reading: dict[str, Any], json_: bool) -> None:
+def _explain_many(net: xl.ExitNet, policy: xl.Policy, bundle: Path, reading: ReadSettings, out: Path, json_: bool) -> None:
     from exitlens.data.checks import check_bad
-    from exitlens.delivery.explanations.folder import explain_folder, name_sheet
+    from exitlens.delivery.explanations import explain_folder, name_sheet
     from exitlens.delivery.run_directory import stream_samples
 
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, data, batch_size=64, **reading)
+        samples = stream_samples(net, reading, batch_size=64, run=bundle)
     preprocess = samples.preprocess
     with show_progress(not json_, console) as bar:
         task = bar.add_task("explaining", total=samples.total)
         names, advance = lambda i: str(samples.files[i]), lambda count: bar.advance(task, count)
         lines = explain_folder(net, policy, samples, names, preprocess, out, advance=advance)
     if not lines:
-        check_bad(samples.bad, samples.total, reading["skip_bad"])
+        check_bad(samples.bad, samples.total, reading.skip_bad)
     odd = sum(line.disagrees for line in lines)
     rows = [["file", "answer", "exit", "final exit says", "divergence of the maps", "confidence"]]
     for one in lines[:SHOWN]:

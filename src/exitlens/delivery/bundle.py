@@ -1,11 +1,13 @@
-"""save and load: a network with its policy as a directory of safetensors and JSON (no pickle, no code)."""
+"""Bundles: a network with its policies as a directory of safetensors and JSON (no pickle, no code)."""
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +21,28 @@ from exitlens.errors import (
     MissingExtraError,
     OutputExistsError,
     ReachWarning,
+    WeightsWarning,
     require,
 )
 from exitlens.io import read_json, read_tensors, replace_directory, verify_checksums, write_manifest, write_tensors
 from exitlens.model.attach import attach
 from exitlens.model.backbones.build import rebuild_backbone
 from exitlens.model.backbones.weights import load_unique_state, unique_state
-from exitlens.model.engine.onnx.engine import OnnxEngine
-from exitlens.model.engine.onnx.files import Written
-from exitlens.model.engine.onnx.running import Home
+from exitlens.model.engine.onnx_engine import Home, OnnxEngine, OnnxFiles
+from exitlens.model.engine.onnx_files import Written
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.info import NetworkInfo
 from exitlens.model.network import ExitNet
 from exitlens.types import Policy
-from exitlens.types.named_policies import DEFAULT, check_fit, check_name, check_named
-from exitlens.types.tasks import Task
+from exitlens.types.inputs import can_be_channels_last
+from exitlens.types.policies import DEFAULT, check_fit, check_name, check_named
+from exitlens.workflow.training.record import BEST, LOG, SETTINGS
 
-# In format 1 the policy's record was untyped (Policy.from_dict reads both), up to format 2 context heads had other layers,
-# and up to format 3 every network had a tuning: one with everything off, and nothing measured, stood for none.
-FORMAT, OTHER_NECKS, ALWAYS_TUNED = 4, 2, 3
+KIND, FORMAT = "exitlens", 1
 WEIGHTS, NETWORK, POLICY, MANIFEST = "weights.safetensors", "network.json", "policy.json", "manifest.json"
-POLICIES = "policies.json"  # only where there are any with a name; readers of before them pass it over
+POLICIES = "policies.json"  # only where there are policies with names
+UNFINISHED = "unfinished"  # in the manifest: the epoch of a training run that has not ended, and the time of its file
+DAMAGES = (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError)  # of JSON that is not as we write it
 
 
 def save(
@@ -50,16 +53,16 @@ def save(
     policies: Mapping[str, Policy] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a bundle: weights, how the network is built, the policies, and a checksum of each.
+    """Writes a bundle: weights, how the network is built, its policies, and a checksum of each file.
 
     A network that is tuned to ``backend="onnx"`` takes its ONNX files along.
 
     Args:
         net: any network; one around a module of your own is loaded with ``load(directory, backbone=...)``.
-        policy: of this network, or ``None``.
+        policy: calibrated for this network, or ``None``.
         directory: a new directory; it appears complete or not at all.
-        policies: further ones of this network by name, which :func:`load_policies` reads. A name has 1 to 40 characters
-            a-z, 0-9, _ and -; ``default`` is what ``policy`` is called.
+        policies: further policies of this network by name, which :func:`load_policies` reads. A name has 1 to 40 characters
+            a-z, 0-9, _ and -; ``default`` is reserved for ``policy``.
         overwrite: replace an existing bundle, with all its policies.
 
     Raises:
@@ -75,72 +78,98 @@ def save(
     require(policy, Policy | None, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
     target = Path(directory).resolve()
-    fingerprint = net.fingerprint()
     if policy is not None:
         policy.check(net.num_exits, net.identity(), net.info.task)
-    named = {} if policies is None else policies
+    named = policies or {}
     check_named(named, net.num_exits, net.identity(), net.info.task)
     if target.exists() and not (overwrite and (target / MANIFEST).exists()):
-        hint = "pass overwrite=True" if (target / MANIFEST).exists() else "it is not a bundle"
-        raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
-    with replace_directory(target, _list_own(target)) as temporary:
-        _write_files(temporary, net, policy, named, fingerprint)
+        fix = "pass overwrite=True, or " if (target / MANIFEST).exists() else "it is not a bundle: "
+        raise OutputExistsError(f"directory: {target} exists. Fix: {fix}choose another directory.")
+    _write_bundle(net, policy, named, target, {})
     return target
 
 
-def _write_files(
-    directory: Path, net: ExitNet, policy: Policy | None, named: Mapping[str, Policy], fingerprint: str
+def _write_bundle(
+    net: ExitNet, policy: Policy | None, named: Mapping[str, Policy], target: Path, facts: Mapping[str, Any]
 ) -> None:
-    write_tensors(directory / WEIGHTS, unique_state(net), {})
-    facts: dict[str, Any] = {"fingerprint": fingerprint, "channels_last": net.is_channels_last}
-    facts["tuning"] = net.tuning.to_dict() if net.is_tuned else None
-    facts["dtype"] = str(next(net.head(0).parameters()).dtype).removeprefix("torch.")
-    _write_json(directory / NETWORK, net.info.to_dict() | facts)
+    network = net.info.to_dict() | {
+        "fingerprint": net.fingerprint(),
+        "channels_last": net.is_channels_last,
+        "tuning": net.tuning.to_dict() if net.is_tuned else None,
+        "dtype": str(next(net.head(0).parameters()).dtype).removeprefix("torch."),
+    }
+    with replace_directory(target, _list_files(target)) as temporary:
+        write_tensors(temporary / WEIGHTS, unique_state(net), {})
+        _write_json(temporary / NETWORK, network)
+        parts = _copy_onnx(temporary, net)
+        files = [WEIGHTS, NETWORK, *_write_policies(temporary, policy, named), *(part.path.name for part in parts)]
+        _write_manifest(temporary, files, {"onnx": [part.to_dict() for part in parts], **facts})
+
+
+def _write_policies(directory: Path, policy: Policy | None, named: Mapping[str, Policy]) -> list[str]:
     _write_json(directory / POLICY, None if policy is None else policy.to_dict())
     if named:
-        _write_json(directory / POLICIES, {name: one.to_dict() for name, one in named.items()})
-    parts = _copy_onnx(directory, net)
-    names = (WEIGHTS, NETWORK, POLICY, *([POLICIES] if named else []))
-    files = [directory / name for name in names] + [part.path for part in parts]
-    write_manifest(directory / MANIFEST, files, {"format": FORMAT, "onnx": [part.to_dict() for part in parts]})
+        _write_json(directory / POLICIES, {name: each.to_dict() for name, each in named.items()})
+    return [POLICY, POLICIES] if named else [POLICY]
+
+
+def _write_manifest(directory: Path, files: list[str], facts: Mapping[str, Any]) -> None:
+    write_manifest(directory / MANIFEST, [directory / name for name in files], {"kind": KIND, "format": FORMAT, **facts})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path.name}: expected values that JSON can hold ({error}). Fix: see policy.calibration."
+        ) from error
+    path.write_text(text + "\n")
 
 
 def _copy_onnx(directory: Path, net: ExitNet) -> list[Written]:
-    """The files that it answers by; none where it answers by PyTorch."""
+    """Copies the ONNX files that the network answers by; none where it answers by PyTorch."""
     if not net.is_tuned or (net.tuning.backend, net.tuning.precision) != ("onnx", "float32"):
         return []
     try:
-        engine = net._session.find_engine()
-    except MissingExtraError:  # of a bundle that came from another machine; where it is installed they are written again
+        engine = net.engine
+    except MissingExtraError:  # the bundle came from another machine; where ONNX is installed they are written again
         return []
-    files = engine.files if isinstance(engine, OnnxEngine) else ()
-    return [one._replace(path=Path(shutil.copy(one.path, directory))) for one in files]
+    files = engine.files.files if isinstance(engine, OnnxEngine) else ()
+    return [part._replace(path=Path(shutil.copy(part.path, directory))) for part in files]
 
 
-def _list_own(target: Path) -> set[str]:
-    """Names that files of a bundle have there."""
+def _list_files(target: Path) -> set[str]:
+    """Names that files of a bundle have in an existing directory."""
     manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
-    known = manifest.get("sha256") if isinstance(manifest, dict) else None
-    return {WEIGHTS, NETWORK, POLICY, POLICIES, MANIFEST, *(known if isinstance(known, dict) else ())}
+    sums = manifest.get("sha256") if isinstance(manifest, dict) else None
+    return {WEIGHTS, NETWORK, POLICY, POLICIES, MANIFEST, *(sums if isinstance(sums, dict) else ())}
 
 
-def find_bundle(path: Path) -> Path:
-    """The bundle in a run directory, or the bundle itself; raises :class:`BundleError` if neither is there."""
-    for candidate in (path, path / "bundle"):
-        if (candidate / MANIFEST).is_file():
-            return candidate
-    raise BundleError(f"bundle: {path} is no bundle and holds none (no {MANIFEST}): give what exitlens fit wrote")
+def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
+    """Replaces the default policy of a run or bundle, or the one of that name; the others stay."""
+    source = find_bundle(directory)
+    manifest, policies = _verify_files(source), _read_policies(source) | {name or DEFAULT: policy}
+    num_exits, network, task = _read_identity(source)
+    check_fit(policy, num_exits, network, name or "policy", task)
+    with replace_directory(source, _list_files(source)) as temporary:
+        default = policies.pop(DEFAULT, None)
+        others = [file for file in manifest.pop("sha256") if file not in (POLICY, POLICIES)]
+        for file in others:
+            shutil.copy(source / file, temporary)
+        _write_manifest(temporary, others + _write_policies(temporary, default, policies), manifest)
 
 
 def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[ExitNet, Policy | None]:
     """Reads a bundle back: the network in evaluation mode, and its policy (``None`` if it has none).
 
     Args:
-        directory: what :func:`save` wrote, or the run directory that holds it.
+        directory: what :func:`save` wrote, or a run directory. Of a run that has not ended, the best epoch so far is taken,
+            with a :class:`~exitlens.errors.WeightsWarning`.
         backbone: the plain module, for networks that were attached to a module of your own; its weights are replaced.
 
     Raises:
-        BundleError: a missing, altered or truncated file, another format version, or a backbone that does not fit.
+        BundleError: a missing, altered or truncated file, another format, or a backbone that does not fit.
 
     Examples:
         >>> path = xl.save(net, policy, "bundle")
@@ -150,31 +179,37 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     """
     require(directory, str | Path, "directory")
     require(backbone, nn.Module | None, "backbone", "the plain module that exits were attached to")
-    source = find_bundle(Path(directory))
+    source = find_bundle(Path(directory), backbone)
     manifest = _verify_files(source)
-    form = manifest["format"]
     values, policy_values = read_json(source / NETWORK), read_json(source / POLICY)
-    if form <= OTHER_NECKS and values.get("head") == "context":
-        raise BundleError(f"{source}: of an earlier exitlens, whose context heads had other layers: train it again")
     try:
-        tuning = _read_tuning(values.pop("tuning", None), form)
+        tuning = values.pop("tuning")
         facts = {name: values.pop(name) for name in ("fingerprint", "channels_last", "dtype")}
-        net = _build(NetworkInfo.from_dict(values), backbone).to(getattr(torch, facts["dtype"]))
+        info = NetworkInfo.from_dict(values)
+        net = _build(info, backbone).to(getattr(torch, facts["dtype"]))
+        net.info = info
+        if tuning is not None:
+            net.tuning = Tuning.from_dict(tuning)
         policy = None if policy_values is None else Policy.from_dict(policy_values)
-    except (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except (*DAMAGES, RuntimeError) as error:
         raise BundleError(f"{source}: the network cannot be built as {NETWORK} says: {error}") from error
     tensors, _ = read_tensors(source / WEIGHTS)
     load_unique_state(net, tensors, str(source / WEIGHTS))
     if facts["channels_last"]:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if net.fingerprint() != facts["fingerprint"]:
-        raise BundleError(f"{source}: the weights are not those it was saved with: copy the bundle again")
-    if tuning is not None:
-        net.tuning = tuning
-    if manifest.get("onnx"):
-        net._session.keep_files(_keep_onnx(source, manifest))
+        raise BundleError(f"{source}: the weights are not those it was saved with. Fix: copy the bundle again.")
+    if manifest["onnx"]:
+        net.use_onnx_files(_keep_onnx(source, manifest))
     if policy is not None:
         policy.check(net.num_exits, net.identity(), net.info.task)
+    if mark := manifest.get(UNFINISHED):
+        warnings.warn(
+            f"{source.parent}: its training has not ended; the weights are those of epoch {mark['epoch']}, the best so far. "
+            "Fix: go on with exitlens fit --resume.",
+            WeightsWarning,
+            stacklevel=2,
+        )
     return net.eval(), policy
 
 
@@ -188,7 +223,7 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
         By name: ``default``, which :func:`load` gives, if there is one; then the others in the order they were saved in.
 
     Raises:
-        BundleError: a missing, altered or truncated file, another format version, or an entry that is no policy;
+        BundleError: a missing, altered or truncated file, another format, or an entry that is not a policy;
             PolicyError: a policy of another network. Both name the file and the entry.
 
     Examples:
@@ -197,15 +232,16 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
         ['default', 'last']
     """
     require(directory, str | Path, "directory")
-    source = find_bundle(Path(directory))
+    return _read_policies(find_bundle(Path(directory)))
+
+
+def _read_policies(source: Path) -> dict[str, Policy]:
     manifest = _verify_files(source)
-    own, named = read_json(source / POLICY), {}
-    if POLICIES in manifest["sha256"]:
-        named = read_json(source / POLICIES)
-        if not isinstance(named, dict):
-            raise BundleError(f"{source / POLICIES}: expected policies by name, got {type(named).__name__}: save it again")
-    num_exits, network, task = _read_identity(source, manifest["format"])
-    policies = {} if own is None else {DEFAULT: _read_policy(own, f"{source / POLICY}, {DEFAULT}")}
+    default, named = read_json(source / POLICY), read_json(source / POLICIES) if POLICIES in manifest["sha256"] else {}
+    if not isinstance(named, dict):
+        raise BundleError(f"{source / POLICIES}: expected policies by name, got {type(named).__name__}. Fix: save it again.")
+    num_exits, network, task = _read_identity(source)
+    policies = {} if default is None else {DEFAULT: _read_policy(default, f"{source / POLICY}, {DEFAULT}")}
     for name, values in named.items():
         try:
             check_name(name, str(source / POLICIES))
@@ -220,53 +256,53 @@ def load_policies(directory: str | Path) -> dict[str, Policy]:
 def _read_policy(values: Any, place: str) -> Policy:
     try:
         return Policy.from_dict(values)
-    except (ExitlensError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise BundleError(f"{place}: expected a policy as exitlens writes it ({error!r}): save it again") from error
+    except DAMAGES as error:
+        raise BundleError(f"{place}: expected a policy as exitlens writes it ({error!r}). Fix: save it again.") from error
 
 
-def _read_identity(source: Path, form: int) -> tuple[int, str, Task]:
-    """How many exits the network has, what policies name it by, and what it answers."""
+def _read_identity(source: Path) -> tuple[int, str, Any]:
+    """Reads how many exits the network has, the name that policies know it by, and its task."""
     values = read_json(source / NETWORK)
     try:
-        tuning = _read_tuning(values.get("tuning"), form)
-        precision = "float32" if tuning is None else tuning.numbers
+        precision = "float32" if values["tuning"] is None else Tuning.from_dict(values["tuning"]).numbers
         return len(values["at"]) + 1, name_network(values["fingerprint"], precision), values.get("task", "classes")
-    except (ExitlensError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}): save it again") from error
+    except DAMAGES as error:
+        raise BundleError(f"{source / NETWORK}: expected what exitlens wrote ({error!r}). Fix: save it again.") from error
 
 
-def _keep_onnx(source: Path, manifest: dict[str, Any]) -> tuple[list[Written], Home]:
-    """Copies of the ONNX files, which stay when the bundle is replaced; of files with a checksum in the manifest alone."""
+def _keep_onnx(source: Path, manifest: dict[str, Any]) -> OnnxFiles:
+    """Copies the ONNX files to a place that stays when the bundle is replaced; only files with a checksum are read."""
     home = Home()
     try:
-        parts = [Written.from_dict(one, home.path) for one in manifest["onnx"]]
-        unknown = {str(one["file"]) for one in manifest["onnx"]} - set(manifest["sha256"])  # whose names are plain
+        parts = [Written.from_dict(values, home.path) for values in manifest["onnx"]]
+        unknown = {str(values["file"]) for values in manifest["onnx"]} - set(manifest["sha256"])  # whose names are plain
         if unknown:
             raise ValueError(f"no checksum for {sorted(unknown)}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{source / MANIFEST}: its ONNX files are not described as exitlens does ({error!r})") from error
+        raise BundleError(
+            f"{source / MANIFEST}: its ONNX files are not described as exitlens does it ({error!r}). Fix: save it again."
+        ) from error
     for part in parts:
         shutil.copy(source / part.path.name, part.path)
-    return parts, home
-
-
-def _read_tuning(values: dict[str, Any] | None, form: int) -> Tuning | None:
-    """The tuning that was set; ``None``: none was, and the network answers as suits it here."""
-    tuning = None if values is None else Tuning.from_dict(values)
-    unset = tuning is not None and form <= ALWAYS_TUNED and tuning == Tuning() and not tuning.measured
-    return None if unset else tuning
+    return OnnxFiles(parts, home)
 
 
 def _verify_files(source: Path) -> dict[str, Any]:
-    """The manifest; raises :class:`BundleError` unless the bundle's files are those that it lists."""
+    """Returns the manifest; raises :class:`BundleError` unless the bundle's files are those that it lists."""
     manifest = read_json(source / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
-        raise BundleError(f"{source / MANIFEST}: expected checksums: copy the bundle again")
-    form = manifest.get("format")
-    if not isinstance(form, int) or not 1 <= form <= FORMAT:
-        raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens")
+        raise BundleError(f"{source / MANIFEST}: expected checksums. Fix: copy the bundle again.")
+    if manifest.get("kind") != KIND:
+        raise BundleError(
+            f"{source}: expected a bundle of format {FORMAT}, got one of an exitlens before formats were numbered anew. "
+            "Fix: save it again with this version: exitlens fit with the same data, then exitlens calibrate."
+        )
+    if manifest.get("format") != FORMAT:
+        raise BundleError(
+            f"{source}: expected a bundle of format {FORMAT}, got {manifest.get('format')}. Fix: update exitlens."
+        )
     verify_checksums(source, {"sha256": dict.fromkeys((WEIGHTS, NETWORK, POLICY)) | manifest["sha256"]})
-    return manifest
+    return manifest | {"onnx": manifest.get("onnx", [])}
 
 
 def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
@@ -274,20 +310,86 @@ def _build(info: NetworkInfo, backbone: nn.Module | None) -> ExitNet:
         raise ValueError(f"{len(info.classes)} class names for {info.num_classes} classes")
     if backbone is None:
         if not info.source:
-            raise BundleError("it is around a module of your own: load(..., backbone=that module)")
+            raise BundleError("it is around a module of your own. Fix: load(..., backbone=that module).")
         backbone = rebuild_backbone(info)
     example = info.example(next(backbone.parameters()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReachWarning)  # it was said where the network was made
-        how: dict[str, Any] = {"final": info.final, "layout": info.layout, "head": info.head}
-        net = attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **how)
-    net.info = info
-    return net
+        shape: dict[str, Any] = {"final": info.final, "layout": info.layout, "head": info.head}
+        return attach(backbone, info.at, info.num_classes, example, groups=dict(info.groups) or None, **shape)
 
 
-def _write_json(path: Path, value: Any) -> None:
+# --- run directories, whose training may not have ended ---
+
+
+def find_bundle(path: Path, backbone: nn.Module | None = None) -> Path:
+    """Returns a bundle, or the one in a run directory.
+
+    A training that was stopped has left no bundle: then it is written here, from the best epoch so far, and again when the
+    run has gone on since. :func:`load` warns of it.
+
+    Args:
+        path: a bundle or run directory.
+        backbone: the plain module, for a run of a network around a module of your own.
+
+    Raises:
+        BundleError: if there is neither.
+    """
+    for candidate in (path, path / "bundle"):
+        if (candidate / MANIFEST).is_file():
+            break
+    else:
+        candidate = path / "bundle"
+        if not (path / SETTINGS).is_file():
+            raise BundleError(
+                f"bundle: expected a bundle or a run directory, got {path}, which has no {MANIFEST} and no {SETTINGS}. "
+                "Fix: give what exitlens fit wrote."
+            )
+        if not (path / BEST).is_file():
+            raise BundleError(
+                f"bundle: the training in {path} ended before its first epoch did. Fix: go on with exitlens fit --resume."
+            )
+    run = candidate.parent
+    if (run / BEST).is_file() and (not candidate.exists() or _is_outdated(candidate, run / BEST)):
+        _save_unfinished(run, backbone)
+    return candidate
+
+
+def _is_outdated(bundle: Path, best: Path) -> bool:
+    """True if the bundle was written from an earlier epoch of a run that had not ended."""
+    manifest = read_json(bundle / MANIFEST)
+    return isinstance(manifest, dict) and UNFINISHED in manifest and manifest[UNFINISHED]["time"] != best.stat().st_mtime_ns
+
+
+def _save_unfinished(run: Path, backbone: nn.Module | None) -> None:
+    """Writes a run's bundle from its best epoch so far; policies of the same weights stay."""
+    record, (state, note) = read_json(run / SETTINGS), read_tensors(run / BEST)
     try:
-        text = json.dumps(value, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path.name}: it holds a value that JSON cannot ({error}); see policy.calibration") from error
-    path.write_text(text + "\n")
+        info = NetworkInfo.from_dict(record["network"])
+        net = _build(info, backbone)
+        offsets = {name: getattr(net.info, name) for name in ("map_offsets", "feature_offsets")}
+        net.info = replace(info, **offsets)
+        epochs, mark = record["settings"]["epochs"], {"epoch": note["epoch"], "time": (run / BEST).stat().st_mtime_ns}
+    except (*DAMAGES, RuntimeError) as error:
+        raise BundleError(f"{run}: the network cannot be built as {SETTINGS} says: {error}") from error
+    load_unique_state(net, state, str(run / BEST))
+    if can_be_channels_last(net):
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    bundle = run / "bundle"
+    policies = _read_policies(bundle) if (bundle / MANIFEST).is_file() else {}
+    kept = {name: policy for name, policy in policies.items() if policy.network == net.identity()}
+    with (run / LOG).open(newline="") as file:
+        is_over = sum(1 for _ in csv.DictReader(file)) >= epochs
+    _write_bundle(net.eval(), kept.pop(DEFAULT, None), kept, bundle, {} if is_over else {UNFINISHED: mark})
+
+
+def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]:
+    """Saves a network where a bundle may be, with those of that bundle's policies that were chosen for the same weights.
+
+    Returns:
+        The names of the policies that are left out: those of other weights, or another precision.
+    """
+    policies = _read_policies(directory) if (directory / MANIFEST).is_file() else {}
+    kept = {name: policy for name, policy in policies.items() if policy.network == net.identity()}
+    save(net, kept.pop(DEFAULT, None), directory, policies=kept, overwrite=overwrite)
+    return [name for name in policies if policies[name].network != net.identity()]

@@ -28,29 +28,28 @@ from exitlens.data.splits import SPLITS
 from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
 from exitlens.delivery.bench.timing import Speed, compare
 from exitlens.delivery.bundle import load, save
-from exitlens.delivery.explanations.pictures import draw_contact_sheet
-from exitlens.delivery.report.gallery import pick_images
-from exitlens.delivery.report.subjects import Provenance, Subject
-from exitlens.delivery.report.write import write_report
-from exitlens.delivery.run_data import record_source
+from exitlens.delivery.pictures import draw_contact_sheet
+from exitlens.delivery.report import Provenance, Subject, pick_images, write_report
+from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
 from exitlens.io import write_json
 from exitlens.model.attach import attach
 from exitlens.model.backbones.small import SmallResNet
-from exitlens.model.malloc import keep_memory
 from exitlens.model.network import ExitNet
+from exitlens.model.process import keep_memory
 from exitlens.progress import show_progress
 from exitlens.types import Policy, Trace
+from exitlens.types.settings import TrainingSettings
 from exitlens.workflow.calibration import calibrate
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import evaluate
 from exitlens.workflow.explanation import explain_batch
 from exitlens.workflow.faithfulness import faithfulness
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 from exitlens.workflow.training.fit import fit
-from exitlens.workflow.training.run import LOG
-from exitlens.workflow.training.step import TrainingSettings, take_step
+from exitlens.workflow.training.record import LOG
+from exitlens.workflow.training.step import take_step
 
 RESULT = "result.json"
 CONDITIONS = {"agreeing": 0.8, "disagreeing": 0.1}  # how often a test background has the colour of its class
@@ -72,16 +71,17 @@ class DemoSettings:
         epochs: passes over the training scenes.
         limit: the most scenes of each split; ``None``: all (12,000 to train on).
         size: height and width of a scene in pixels.
-        batch_size: scenes in a training step.
+        batch_size: scenes in a training step. learning_rate: peak of the one-cycle schedule.
         samples: test scenes on which maps are judged. oracle_samples: those of them that are given to the oracle, too.
         rounds: rounds of each timing. timed: scenes in a round of batches of 64.
     """
 
     seed: int = 0
-    epochs: int = 3
-    limit: int | None = 8000
+    epochs: int = 2
+    limit: int | None = None
     size: int = 32
-    batch_size: int = 64
+    batch_size: int = 32
+    learning_rate: float = 2e-3
     samples: int = 500
     oracle_samples: int = 100
     rounds: int = 5
@@ -90,7 +90,17 @@ class DemoSettings:
     @classmethod
     def full(cls, seed: int = 0) -> DemoSettings:
         """The run whose figures the documentation shows: a quarter of an hour on two cores."""
-        return cls(seed, epochs=6, limit=None, size=40, samples=3000, oracle_samples=200, rounds=7, timed=2048)
+        return cls(
+            seed,
+            epochs=6,
+            size=40,
+            batch_size=64,
+            learning_rate=4e-3,
+            samples=3000,
+            oracle_samples=200,
+            rounds=7,
+            timed=2048,
+        )
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoSettings:
@@ -221,6 +231,7 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
         epochs=settings.epochs,
         out_dir=out / "training" / name,
         batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
         seed=settings.seed,
         augment=count,  # changes no image: it is called with every batch, which the bar counts
         resume=True,
@@ -356,7 +367,7 @@ def _measure_overheads(
 
 def compare_steps(net: ExitNet, data: ImageSet, settings: DemoSettings) -> Speed:
     """A training step with EGT against one without, on copies of the network: ``speedup`` is their ratio."""
-    training = TrainingSettings(1, settings.batch_size, 1e-3, 0.05, 0, True, True, False)
+    training = TrainingSettings(epochs=1, batch_size=settings.batch_size, learning_rate=1e-3, amp=True)
 
     def prepare(loss: EGTLoss) -> Callable[[Tensor, Tensor], Any]:
         twin = copy.deepcopy(net).train()

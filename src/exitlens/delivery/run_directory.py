@@ -1,10 +1,12 @@
-"""Run directories: finding a run's bundle, policy, data and settings."""
+"""Run directories: the record of a run's data, its policies, and the samples that later verbs read for its network."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,23 +15,119 @@ from exitlens.data.columns import KEY, ROLES, parse_columns
 from exitlens.data.formats import Format, find_format, find_samples, find_unlabelled_format, hash_source
 from exitlens.data.rows import Reading
 from exitlens.data.sets import set_reading
-from exitlens.data.sources import NAMES, open_source
+from exitlens.data.sources import NAMES, DataSource, open_source
 from exitlens.data.splits import SampleSet, Split, take_split
 from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
-from exitlens.delivery.bundle import MANIFEST, find_bundle, load, load_policies, save
-from exitlens.delivery.run_data import read_source, remembers_skipping
-from exitlens.errors import BundleError, InputError, PolicyError
+from exitlens.delivery.bundle import find_bundle, load, load_policies
+from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
+from exitlens.io import read_json, write_json
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Preprocessing, TextPreprocess
-from exitlens.types.named_policies import DEFAULT
-from exitlens.workflow.training.run import SETTINGS
+from exitlens.ranks import ALONE, Ranks
+from exitlens.types import Policy, Preprocessing, TextPreprocess, Trace
+from exitlens.types.policies import DEFAULT
+from exitlens.types.requests import Asking
+from exitlens.types.settings import NetworkSettings, ReadSettings
+from exitlens.workflow.training.record import SETTINGS
 
+ASKINGS = "askings.json"  # beside the bundle's files: certificates that were asked for, by the samples asked
 P = TypeVar("P", bound=Preprocessing)
+DATA, SKIP_BAD = "data.json", "skip_bad"
+AS_RECORDED = ReadSettings()  # the run's own data
+
+
+# --- the record of a run's data ---
+
+
+@contextmanager
+def record_source(
+    out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False, ranks: Ranks = ALONE
+) -> Iterator[None]:
+    """Calls :func:`write_source`, and takes it back if training fails before it writes anything.
+
+    So a corrected call can use ``out`` again. Once training has begun, an error about a file that cannot be read says how
+    to go on.
+    """
+    ranks.share(lambda: write_source(out, source, resume=resume, skip_bad=skip_bad))
+    try:
+        yield
+    except ExitlensError as error:
+        if isinstance(error, DataError) and error.is_skippable and (out / SETTINGS).exists():
+            error.add_note(f"the run so far is in {out}: the same command with --resume --skip-bad goes on")
+        if ranks.is_first and [path.name for path in out.iterdir()] == [DATA]:
+            (out / DATA).unlink()
+            out.rmdir()
+        raise
+
+
+def write_source(out: Path, source: DataSource, *, resume: bool, skip_bad: bool = False) -> None:
+    """Records a run's data in its directory before training starts, and whether what cannot be read is left out.
+
+    Raises:
+        OutputExistsError: if the directory is in use and ``resume`` is not set; DataError: if its run has other data.
+    """
+    path = out / DATA
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise OutputExistsError(f"out: {out} exists and is not empty. Fix: choose another directory, or pass --resume.")
+    if path.exists() and _parse_record(path)[0] != source:
+        raise DataError(
+            f"data: {path} was made with other data. Fix: pass the same files (none added or removed), or another --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, source.to_dict() | ({SKIP_BAD: True} if skip_bad else {}))
+
+
+def read_source(path: Path) -> DataSource:
+    """Reads which data a run was trained on; raises :class:`DataError` without a readable record."""
+    return _read_record(path)[0]
+
+
+def remembers_skipping(path: Path, data: str = "") -> bool:
+    """Return whether a run left out what could not be read of its data; false for other ``data`` and without a record."""
+    try:
+        source, skipped = _read_record(path)
+    except ExitlensError:
+        return False
+    return skipped and (
+        data in ("", source.name) or (data not in NAMES and Path(data).resolve() == Path(source.name).resolve())
+    )
+
+
+def _read_record(path: Path) -> tuple[DataSource, bool]:
+    record = path / DATA
+    if not record.is_file():
+        record = find_bundle(path).parent / DATA
+    if not record.is_file():
+        raise DataError(f"data: {path} does not say which data it was trained on. Fix: pass --data.")
+    return _parse_record(record)
+
+
+def _parse_record(path: Path) -> tuple[DataSource, bool]:
+    """The data, and whether what cannot be read of them is left out."""
+    try:
+        record = json.loads(path.read_text())
+        skip_bad = record.pop(SKIP_BAD, False) is True
+        return DataSource(**record), skip_bad
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged ({error}). Fix: pass --data.") from error
+
+
+def read_recorded_exits(out: Path, network: NetworkSettings) -> NetworkSettings:
+    """Returns the settings to resume a run with: the exits are those placed when it began, if there are as many."""
+    try:
+        names = json.loads((out / SETTINGS).read_text())["network"]["at"]
+    except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
+        return network
+    return (
+        replace(network, exits=",".join(names), placement="cost") if str(len(names)) == (network.exits or "3") else network
+    )
+
+
+# --- networks and their policies ---
 
 
 def shorten_names(paths: Sequence[Path]) -> list[str]:
-    """Names each run or bundle after its directory, numbered where two are alike."""
+    """Names each run or bundle after its directory; equal names get numbers."""
     names: list[str] = []
     for path in paths:
         name = path.name if path.name != "bundle" else path.resolve().parent.name
@@ -38,168 +136,136 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_recorded_exits(out: Path, exits: str, placement: str) -> tuple[str, str]:
-    """``exits`` and ``placement`` to resume a run with: the exits placed when it began, if there are as many."""
-    try:
-        names = json.loads((out / SETTINGS).read_text())["network"]["at"]
-    except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: fit says so
-        return exits, placement
-    return (",".join(names), "cost") if str(len(names)) == (exits or "3") else (exits, placement)
-
-
 def load_calibrated(path: Path, name: str = "") -> tuple[ExitNet, Policy]:
-    """Loads the network and a policy of a run or bundle: its own, or the one of that name.
+    """Loads the network and a policy of a run or bundle: the default one, or the one of that name.
 
     Raises :class:`PolicyError` if it has no such policy.
     """
     net, policy = load(path)
     policies = load_policies(path) if name or policy is None else {DEFAULT: policy}
-    if (found := policies.get(name or DEFAULT)) is not None:
-        return net, found
-    words = f"run exitlens calibrate --bundle {path}"
+    if (policy := policies.get(name or DEFAULT)) is not None:
+        return net, policy
+    fix = f"Fix: run exitlens calibrate --bundle {path}"
     if name not in ("", DEFAULT):
-        raise PolicyError(f"policy: {path} has none named {name!r}, but {list(policies)}: {words} --name {name}")
+        raise PolicyError(f"policy: {path} has none named {name!r}, but {list(policies)}. {fix} --name {name}")
     others = f" of its own, but {list(policies)} by name" if policies else " yet"
-    raise PolicyError(f"bundle: {path} has no policy{others}: {words}")
+    raise PolicyError(f"bundle: {path} has no policy{others}. {fix}")
+
+
+@contextmanager
+def count_askings(path: Path, trace: Trace) -> Iterator[None]:
+    """Give the trace the certificates that its samples were asked for before, and keep those that they are asked for now.
+
+    A bundle or run directory keeps them in ``askings.json``, by the fingerprint of the samples.
+    """
+    ledger, key = find_bundle(path) / ASKINGS, trace.fingerprint()
+    known = read_json(ledger) if ledger.is_file() else {}
+    trace.askings[:] = map(Asking.from_dict, known.get(key, ()))
+    before = len(trace.askings)
+    try:
+        yield
+    finally:
+        if len(trace.askings) > before:
+            write_json(ledger, known | {key: [asdict(asking) for asking in trace.askings]})
 
 
 def load_named(path: Path) -> dict[str, Policy]:
-    """The policies of a run or bundle beside its own, by name."""
+    """Loads the policies of a run or bundle beside the default one, by name."""
     return {name: policy for name, policy in load_policies(path).items() if name != DEFAULT}
 
 
-def save_trained(net: ExitNet, directory: Path, *, overwrite: bool) -> list[str]:
-    """Saves a network where a bundle of it may be, with those of that bundle's policies that were chosen for it as it is.
-
-    Returns the names of those that are left out: of other weights, or another precision.
-    """
-    known = load_policies(directory) if (directory / MANIFEST).is_file() else {}
-    kept = {name: policy for name, policy in known.items() if policy.network == net.identity()}
-    left = [name for name in known if name not in kept]
-    save(net, kept.pop(DEFAULT, None), directory, policies=kept, overwrite=overwrite)
-    return left
+# --- samples ---
 
 
 def require_preprocess(net: ExitNet, kind: type[P]) -> P:
-    """How samples become the network's inputs; raises :class:`BundleError` if there is no record, or it takes others."""
+    """Returns how samples become inputs; raises :class:`BundleError` without a record, or for a network of another kind."""
     if isinstance(net.info.preprocess, kind):
         return net.info.preprocess
-    own = net.input_spec.modality
-    if own.preprocess is not kind:
-        raise BundleError(f"bundle: its network takes {own.plural}: give {own.given}")
-    raise BundleError(f"bundle: it does not say how {own.plural} become inputs: net.describe(preprocess=...) and save again")
+    modality = net.input_spec.modality
+    if modality.preprocess is not kind:
+        raise BundleError(f"bundle: its network takes {modality.plural}. Fix: give {modality.given}.")
+    raise BundleError(
+        f"bundle: it does not say how {modality.plural} become inputs. Fix: net.describe(preprocess=...) and save it again."
+    )
 
 
-def load_samples(
-    path: Path,
-    net: ExitNet,
-    split: Split,
-    data: str = "",
-    root: str = "",
-    *,
-    skip_bad: bool = False,
-    columns: str = "",
-    group_by: str = "",
-    workers: int | None = None,
-    cache: Path | None = None,
-) -> SampleSet:
+def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings = AS_RECORDED) -> SampleSet:
     """Loads a split of a run's own data, or other labelled data, for its network.
 
     Other data are taken whole; if they come in named parts, the one for ``split`` is taken, or cut from their ``train``.
+    What cannot be read of a run's own data is left out if the run left it out.
 
     Args:
         path: the run directory or bundle.
         net: its network.
-        split: of the run's own data.
-        data: other data, by name.
-        root: folder of torchvision's files.
-        skip_bad: leave out what cannot be read, which is done, too, of data of which the run left it out.
-        columns: of other data from files: see :class:`~exitlens.data.sources.DataSource`.
-        group_by: likewise.
-        workers: processes that decode a lazy set, see :func:`set_reading`.
-        cache: directory for the pixels of a lazy set, see :func:`set_reading`.
+        split: which split of the run's own data.
+        reading: which data, and how to read them.
     """
-    if not data and (columns or group_by):
-        raise InputError("columns, group_by: they are for other data: pass --data, or leave them out")
-    skip_bad = skip_bad or remembers_skipping(path, data)
-    if data and data not in NAMES and (kind := find_format(data, columns, [group_by])) is not None:
-        found = _load_files(net, split, data, kind, Reading(columns, group_by, task=net.info.task), skip_bad)
+    data = reading.data
+    if not data and (reading.columns or reading.group_by):
+        raise InputError("columns, group_by: they are for other data. Fix: pass --data, or leave them out.")
+    skip_bad = reading.skip_bad or remembers_skipping(path, data)
+    if data and data not in NAMES and (kind := find_format(data, reading.columns, [reading.group_by])) is not None:
+        samples = _load_files(net, split, kind, reading, skip_bad)
     else:
-        source = open_source(data, root=root, size=net.info.input_shape[-1]) if data else read_source(path)
-        own = net.info.preprocess if isinstance(net.info.preprocess, source.modality.preprocess) else None
-        found = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=own)
-    return set_reading(found, workers, cache)
+        source = open_source(data, root=reading.root, size=net.info.input_shape[-1]) if data else read_source(path)
+        recorded = net.info.preprocess if isinstance(net.info.preprocess, source.modality.preprocess) else None
+        samples = source.load(split, classes=net.info.classes, skip_bad=skip_bad, preprocess=recorded)
+    return set_reading(samples, reading.workers, reading.cache)
 
 
-def _load_files(net: ExitNet, split: Split, data: str, kind: Format, reading: Reading, skip_bad: bool) -> SampleSet:
-    preprocess = require_preprocess(net, find_samples(data, kind, reading).preprocess)
-    parts = read_parts(data, kind, reading, Target(known=preprocess), net.info.classes, skip_bad)
+def _load_files(net: ExitNet, split: Split, kind: Format, reading: ReadSettings, skip_bad: bool) -> SampleSet:
+    data, rows = reading.data, Reading(reading.columns, reading.group_by, task=net.info.task)
+    preprocess = require_preprocess(net, find_samples(data, kind, rows).preprocess)
+    parts = read_parts(data, kind, rows, Target(known=preprocess), net.info.classes, skip_bad)
     only = len(parts.sets) == 1
-    found = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
-    if isinstance(found, RawTexts):
+    samples = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
+    if isinstance(samples, RawTexts):
         assert isinstance(preprocess, TextPreprocess)
-        return found.encode(preprocess)
-    return found
+        return samples.encode(preprocess)
+    return samples
 
 
 def stream_samples(
-    net: ExitNet,
-    data: str,
-    *,
-    batch_size: int,
-    columns: str = "",
-    group_by: str = "",
-    skip_bad: bool = False,
-    workers: int | None = None,
-    cache: Path | None = None,
-    without: Collection[str] = (),
-    run: Path | None = None,
+    net: ExitNet, reading: ReadSettings, *, batch_size: int, without: Collection[str] = (), run: Path | None = None
 ) -> SampleStream:
     """Streams the samples of a source without labels, in batches.
 
     Args:
         net: the network that takes them.
-        data: a folder, a file of rows, a table or shards, see :func:`~exitlens.data.streams.open_stream`.
+        reading: the data (a folder, a file of rows, a table or shards), and how to read them.
         batch_size: samples in a batch.
-        columns: of tables, texts and shards.
-        group_by: a column, or a regular expression on file names.
-        skip_bad: leave out what cannot be read.
-        workers: processes that decode images.
-        cache: directory for decoded pixels.
         without: names of samples to leave out.
         run: a run directory or bundle: if these are its own data and it left out what cannot be read, so does this.
     """
-    skip_bad = skip_bad or (run is not None and remembers_skipping(run, data))
     preprocess = require_preprocess(net, net.input_spec.modality.preprocess)
-    reading = Reading(columns, group_by)
     return open_stream(
-        preprocess, data, batch_size, reading, skip_bad=skip_bad, workers=workers, cache=cache, without=without
+        preprocess,
+        reading.data,
+        batch_size,
+        Reading(reading.columns, reading.group_by),
+        skip_bad=reading.skip_bad or (run is not None and remembers_skipping(run, reading.data)),
+        workers=reading.workers,
+        cache=reading.cache,
+        without=without,
     )
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") -> dict[str, Any]:
-    """What the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
+    """Describes what the answers to ``data`` depend on, JSON-ready: runs that agree on it may write to the same file."""
     rule = {name: value for name, value in policy.to_dict().items() if name not in ("network", "calibration")}
     preprocess = net.info.preprocess.to_dict() if net.info.preprocess else {}
-    reading = hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16]
     return {
         "network": net.identity(),
         "policy": rule,
-        "preprocessing": reading,
+        "preprocessing": hashlib.sha256(json.dumps([preprocess, net.info.classes]).encode()).hexdigest()[:16],
         "input": f"{data} ({columns})" if columns else data,
         "contents": _hash_numbered(data, columns),
     }
 
 
 def _hash_numbered(data: str, columns: str) -> str:
-    """Tells other contents of a file whose rows are named by their number; empty where names say which sample it is."""
+    """Hashes the contents of a file whose rows are named by their number; empty where names say which sample it is."""
     kind = find_unlabelled_format(data, columns, "")
     named = kind in (None, "folder", "arrays", "shards", "hub") or KEY in parse_columns(columns, (*ROLES, KEY))
     return "" if kind is None or named else hash_source(data, kind)
-
-
-def replace_policy(directory: Path, policy: Policy, name: str = "") -> None:
-    """Replaces the policy of a run or bundle, or the one of that name; the others stay."""
-    net, own = load(directory)
-    named = load_named(directory) | ({name: policy} if name else {})
-    save(net, own if name else policy, find_bundle(directory), policies=named, overwrite=True)

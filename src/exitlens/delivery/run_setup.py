@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,22 +21,25 @@ from exitlens.model.attach import attach
 from exitlens.model.backbones.build import TOKENIZER, build_backbone, read_tokenizer
 from exitlens.model.backbones.normalisation import HALF, PROCESSOR, Normalisation, read_normalisation
 from exitlens.model.backbones.weights import Say, load_weights
+from exitlens.model.cutting.placement import check_places
 from exitlens.model.network import ExitNet
 from exitlens.types import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Preprocessing, TextPreprocess, VectorPreprocess
 from exitlens.types.inputs import can_be_channels_last, list_tensors
+from exitlens.types.settings import NetworkSettings, ReadSettings
 
 TEXT_LENGTH = 64
 BAD_AT_START = 100
 LARGE = 128  # pixels of a side, for networks made for 224 and more
 OWN = "own"
+READ_ALL = ReadSettings()
 NORMALISATIONS = {
     "imagenet": Normalisation(IMAGENET_MEAN, IMAGENET_STD, "of ImageNet"),
     "half": Normalisation(HALF, HALF, "0.5 and 0.5, as asked for"),
 }
 
 
-def choose_size(backbone: str, pretrained: bool) -> int:
-    """Pixels of an image's sides for a backbone, where nobody said; 0: the data's own default.
+def choose_size(backbone: str, has_weights: bool) -> int:
+    """Returns the pixels of an image's sides for a backbone when nobody has chosen them; 0 means the data's own default.
 
     A network that takes one size only gets that. Large networks shrink small images to a map of a few cells, so
     torchvision's get 128, and so do others with pretrained weights. Most weights saw 224 pixels, which cost three times as
@@ -49,103 +52,127 @@ def choose_size(backbone: str, pretrained: bool) -> int:
             size = size[0] if isinstance(size, list) and size else size
             if isinstance(size, int):
                 return size
-            return LARGE if pretrained and (Path(name) / PROCESSOR).is_file() else 0
+            return LARGE if has_weights and (Path(name) / PROCESSOR).is_file() else 0
     if family == "timm":
-        known = import_extra("timm", "timm", f"backbone {backbone}").get_pretrained_cfg(name, allow_unregistered=True)
-        if known is not None and known.fixed_input_size:
-            return int(known.input_size[-1])
-        least = int(known.min_input_size[-1]) if known is not None and known.min_input_size else 0
-        return max(LARGE, least) if pretrained else 0
+        config = import_extra("timm", "timm", f"backbone {backbone}").get_pretrained_cfg(name, allow_unregistered=True)
+        if config is not None and config.fixed_input_size:
+            return int(config.input_size[-1])
+        least = int(config.min_input_size[-1]) if config is not None and config.min_input_size else 0
+        return max(LARGE, least) if has_weights else 0
     if family == "torchvision":
         return 224 if "vit" in name else LARGE  # vit_b_16, maxvit_t: built for that size
     return 0
 
 
-def choose_normalisation(backbone: str, word: str = "", weights: bool = False) -> tuple[Normalisation | None, str]:
-    """Mean and standard deviation of a new network's images, and a line that says whose they are.
-
-    Args:
-        backbone: its source.
-        word: ``own`` (what the backbone's own weights were trained with), ``imagenet`` or ``half`` (0.5 and 0.5); empty:
-            ``own`` where there are weights to start from, else the data's usual.
-        weights: whether there are.
+def choose_normalisation(settings: NetworkSettings) -> tuple[Normalisation | None, str]:
+    """Chooses the mean and standard deviation of a new network's images, with a line that says whose they are.
 
     Returns:
-        ``None`` and no line for the data's usual; ``None`` and a line where there are weights and nobody says theirs.
+        ``None`` and no line for the data's usual values; ``None`` and a line if there are weights that do not say theirs.
 
     Raises:
-        InputError: for another word, or ``own`` where nobody says.
+        InputError: for an unknown word, or ``own`` if the weights do not say theirs.
     """
+    word, backbone = settings.normalise, settings.backbone
     if word not in ("", OWN, *NORMALISATIONS):
-        raise InputError(f"normalise: expected {', '.join((OWN, *NORMALISATIONS))}, got {word!r}")
+        raise InputError(f"normalise: expected one of {', '.join((OWN, *NORMALISATIONS))}, got {word!r}")
     if word in NORMALISATIONS:
-        found: Normalisation | None = NORMALISATIONS[word]
-    elif word == OWN or (weights and backbone != "small"):
-        found = read_normalisation(backbone)
-    else:
+        return NORMALISATIONS[word], f"pixels: {NORMALISATIONS[word]}"
+    if not word and (not settings.has_weights or backbone == "small"):
         return None, ""
-    if found is not None:
-        return found, f"pixels: {found}"
-    silent = f"{backbone} does not say which mean and std its weights were trained with"
+    if (normalisation := read_normalisation(backbone)) is not None:
+        return normalisation, f"pixels: {normalisation}"
+    silent, others = f"{backbone} does not say which mean and std its weights were trained with", " or ".join(NORMALISATIONS)
     if word == OWN:
-        raise InputError(f"normalise: {silent}: choose {' or '.join(NORMALISATIONS)}")
-    return None, f"pixels: {silent}: those of the data are taken; --normalise {' or '.join(NORMALISATIONS)} says others"
+        raise InputError(f"normalise: {silent}. Fix: choose {others}.")
+    return None, f"pixels: {silent}, so those of the data are taken; choose others with --normalise {others}"
 
 
 def load_training_sets(
-    backbone: str,
-    source: DataSource,
-    skip_bad: bool = False,
-    *,
-    workers: int | None = None,
-    cache: Path | None = None,
-    normalise: str = "",
-    weights: bool = False,
-    say: Say | None = None,
+    settings: NetworkSettings, source: DataSource, reading: ReadSettings = READ_ALL, say: Say | None = None
 ) -> tuple[SampleSet, SampleSet]:
     """Loads the training and validation splits; texts use the backbone's own tokenizer, if it comes with one.
 
     Args:
-        backbone: its source.
+        settings: the network that will be trained.
         source: the data.
-        skip_bad: leave out what cannot be read.
-        workers: processes that decode lazy sets, see :func:`set_reading`.
-        cache: directory for the pixels of lazy sets, see :func:`set_reading`.
-        normalise: mean and standard deviation of images, see :func:`choose_normalisation`.
-        weights: whether the backbone starts from weights.
-        say: is given lines on where the splits come from, and on how images and texts become inputs.
+        reading: whether to leave out what cannot be read, workers and cache.
+        say: called with lines on where the splits come from, and on how images and texts become inputs.
     """
-    modality = source.modality
-    how = _choose_texts if modality is TEXT else _choose_scaling if modality in KINDS else _choose_pixels
-    preprocess, line = how(backbone, source, normalise, weights)
-    found = source.load_splits(("train", "validation"), skip_bad=skip_bad, preprocess=preprocess)
+    preprocess, line = _choose_preprocess(settings, source)
+    splits = source.load_splits(("train", "validation"), skip_bad=reading.skip_bad, preprocess=preprocess)
     if say is not None:
-        for note in filter(None, (*found.notes, line)):
+        for note in filter(None, (*splits.notes, line)):
             say(note)
-    return set_reading(found.sets["train"], workers, cache), set_reading(found.sets["validation"], workers, cache)
+    train, validation = (set_reading(splits.sets[name], reading.workers, reading.cache) for name in ("train", "validation"))
+    return train, validation
 
 
-def _choose_pixels(backbone: str, source: DataSource, normalise: str, weights: bool) -> tuple[Preprocess | None, str]:
+def _choose_preprocess(settings: NetworkSettings, source: DataSource) -> tuple[Preprocessing | None, str]:
+    """Chooses how samples become inputs (``None``: the data's usual way), with a line that says so."""
+    modality, backbone = source.modality, settings.backbone
+    if settings.normalise and (modality is TEXT or modality in KINDS):
+        raise InputError(f"normalise: it is for images, {source.name} has {modality.plural}. Fix: leave it out.")
+    if modality in KINDS:
+        return None, ""
+    if modality is TEXT:
+        if (tokenizer := read_tokenizer(backbone)) is not None:
+            line = f"texts: tokens by the tokenizer of {backbone}"
+            return TextPreprocess(tokenizer, source.size or TEXT_LENGTH), line
+        unknown = (
+            f"texts: no tokenizer comes with {backbone}: the words of the data get numbers that its weights do not know"
+        )
+        return None, unknown if settings.has_weights else ""
     if backbone.startswith("hf:") and (Path(backbone.removeprefix("hf:")) / TOKENIZER).is_file():
         raise InputError(f"backbone: {backbone} reads texts, {source.name} has images")
-    chosen, line = choose_normalisation(backbone, normalise, weights)
-    return None if chosen is None else Preprocess((source.size or 64,) * 2, chosen.mean, chosen.std), line
+    normalisation, line = choose_normalisation(settings)
+    if normalisation is None:
+        return None, line
+    return Preprocess((source.size or 64,) * 2, normalisation.mean, normalisation.std), line
 
 
-def _choose_texts(backbone: str, source: DataSource, normalise: str, weights: bool) -> tuple[TextPreprocess | None, str]:
-    if normalise:
-        raise InputError(f"normalise: it is for images, {source.name} has texts: leave it out")
-    own = read_tokenizer(backbone)
-    if own is not None:
-        return TextPreprocess(own, source.size or TEXT_LENGTH), f"texts: tokens by the tokenizer of {backbone}"
-    unknown = f"texts: no tokenizer comes with {backbone}: the words of the data get numbers that its weights do not know"
-    return None, unknown if weights else ""
+def build_network(settings: NetworkSettings, train: SampleSet, *, seed: int = 0, say: Say | None = None) -> ExitNet:
+    """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format.
 
+    Args:
+        settings: what to build.
+        train: the data, which give the classes and, with their first sample, the example.
+        seed: seed of the weights.
+        say: called with a line on what was loaded of given weights, and for each kind of tensor that was not.
 
-def _choose_scaling(backbone: str, source: DataSource, normalise: str, weights: bool) -> tuple[None, str]:
-    if normalise:
-        raise InputError(f"normalise: it is for images, {source.name} has {source.modality.plural}: leave it out")
-    return None, ""
+    Raises:
+        InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
+    """
+    torch.manual_seed(seed)
+    backbone = settings.backbone
+    if train.modality is TEXT and not backbone.startswith("hf:"):
+        raise InputError(f"backbone: {backbone!r} reads images, the data are texts. Fix: use hf:DIRECTORY or hf:bert.")
+    example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first sample that can be read
+    channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
+    vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
+    build = partial(build_backbone, backbone, len(train.classes), channels, vocabulary=vocabulary, modality=train.modality)
+    exits = _read_exits(settings.exits)
+    if isinstance(exits, list) and settings.has_weights:
+        with torch.random.fork_rng(devices=[]):  # unknown names are reported before weights are downloaded or read
+            check_places(build(), exits, example)
+    plain = build(pretrained=settings.pretrained, say=say)
+    _check_reads(plain, backbone, train)
+    if settings.init_weights is not None:
+        report = load_weights(plain, settings.init_weights, strict=settings.strict_weights)
+        if say is not None:
+            say(str(report))
+    net = attach(
+        plain,
+        _choose_exits(plain, settings) if exits is None else exits,
+        len(train.classes),
+        example,
+        final="keep" if settings.keep_final else "head",
+        placement=settings.placement,
+        head=settings.head or train.modality.head,  # type: ignore[arg-type]
+        groups=read_groups(settings.groups, train.preprocess) if settings.groups else None,
+    )
+    net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
+    return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
 
 
 def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
@@ -153,94 +180,43 @@ def _check_reads(plain: nn.Module, backbone: str, train: SampleSet) -> None:
     reads = train.modality if backbone == "small" else find_reader(plain.forward)
     if reads is not train.modality:
         raise InputError(f"backbone: {backbone} reads {reads.plural}, the data are {train.modality.plural}")
-    most = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
-    if isinstance(train, TextSet) and isinstance(most, int) and 0 < most < train.preprocess.length:
+    positions = getattr(getattr(plain, "config", None), "max_position_embeddings", None)
+    if isinstance(train, TextSet) and isinstance(positions, int) and 0 < positions < train.preprocess.length:
         raise InputError(
-            f"size: {train.preprocess.length} tokens, {backbone} has {most} positions: use --size {most} or less"
+            f"size: expected at most the {positions} positions of {backbone}, got {train.preprocess.length} tokens. "
+            f"Fix: use --size {positions} or less."
         )
 
 
-def _choose_exits(plain: nn.Module, exits: str, placement: str) -> list[str] | int:
-    if exits:
-        return int(exits) if exits.lstrip("-").isdigit() else [name.strip() for name in exits.split(",") if name.strip()]
+def _read_exits(words: str) -> list[str] | int | None:
+    """Return names or a number from words such as ``layer1,layer2`` or ``3``; ``None`` if there are none."""
+    if words.lstrip("-").isdigit():
+        return int(words)
+    return [name.strip() for name in words.split(",") if name.strip()] if words else None
+
+
+def _choose_exits(plain: nn.Module, settings: NetworkSettings) -> list[str] | int:
     usual = ["layer1", "layer2", "layer3"]
-    return usual if placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
-
-
-def build_network(
-    backbone: str,
-    exits: str,
-    train: SampleSet,
-    *,
-    seed: int = 0,
-    keep_final: bool = False,
-    pretrained: bool = False,
-    weights: Path | None = None,
-    strict_weights: bool = False,
-    placement: str = "cost",
-    head: str = "",
-    groups: str = "",
-    say: Say | None = None,
-) -> ExitNet:
-    """Builds the backbone for the data's classes and attaches exits; convolutions are in the fast channels_last format.
-
-    Args:
-        backbone: its source.
-        exits: comma-separated module names, or a number; empty means ``layer1,layer2,layer3`` where the backbone has these
-            modules and ``placement`` is ``"cost"``, else 3.
-        train: the data, which gives the classes and, with its first sample, the example.
-        seed: of the weights.
-        keep_final: keep the backbone's own classifier as final exit.
-        pretrained: start from the library's weights.
-        weights: start from a local state dict.
-        strict_weights: every tensor of it has to fit, the classifier too.
-        placement: place a number of exits at equal shares of ``"cost"`` or ``"time"``.
-        head: kind of exit heads, see :func:`attach`; empty means ``context``, and ``evidence`` for vectors.
-        groups: of a vector's features: ``"blood=age|pressure,heart=rate"``, see :func:`read_groups`.
-        say: called with a line on what was loaded of given weights, and for each kind of tensor that was not.
-
-    Raises:
-        InputError, AttachError, BundleError: see :func:`build_backbone`, :func:`attach` and :func:`load_weights`.
-    """
-    torch.manual_seed(seed)
-    if train.modality is TEXT and not backbone.startswith("hf:"):
-        raise InputError(f"backbone: {backbone!r} reads images, the data are texts: use hf:DIRECTORY or hf:bert")
-    example = next(iterate_inputs(train.first(BAD_AT_START), 1))  # the first that can be read
-    channels = train.modality.count_channels(list_tensors(example)[0].shape[1:])
-    vocabulary = train.preprocess.vocabulary_size if isinstance(train, TextSet) else None
-    more: dict[str, Any] = {"vocabulary": vocabulary, "say": say, "modality": train.modality}
-    plain = build_backbone(backbone, len(train.classes), channels, pretrained, **more)
-    _check_reads(plain, backbone, train)
-    if weights is not None:
-        report = load_weights(plain, weights, strict=strict_weights)
-        if say is not None:
-            say(str(report))
-    at = _choose_exits(plain, exits, placement)
-    how: dict[str, Any] = {"final": "keep" if keep_final else "head", "placement": placement}
-    how["head"] = head or train.modality.head
-    how["groups"] = read_groups(groups, train.preprocess) if groups else None
-    net = attach(plain, at, len(train.classes), example, **how)
-    net.describe(source=backbone, classes=train.classes, preprocess=train.preprocess)
-    return net.to(memory_format=torch.channels_last) if can_be_channels_last(net) else net  # type: ignore[call-overload]
+    return usual if settings.placement == "cost" and set(usual) <= dict(plain.named_children()).keys() else 3
 
 
 def read_groups(words: str, preprocess: Preprocessing) -> dict[str, list[int]]:
-    """Groups of a vector's features from words such as ``"blood=age|pressure,heart=rate"``: the columns of each, by name.
+    """Reads groups of a vector's features from words such as ``"blood=age|pressure,heart=rate"``: the columns of each.
 
     Raises:
-        InputError: for words that are no groups, or features that the data do not have.
+        InputError: for other words, or features that the data do not have.
     """
     names = preprocess.names if isinstance(preprocess, VectorPreprocess) else ()
     if not names:
-        raise InputError("groups: the data are no vectors of features with names: leave them out")
-    found = dict[str, list[int]]()
+        raise InputError("groups: expected data that are vectors of named features. Fix: leave the groups out.")
+    groups = dict[str, list[int]]()
     for part in filter(None, map(str.strip, words.split(","))):
         name, equals, members = part.partition("=")
         if not equals or not name.strip():
             raise InputError(f"groups: expected NAME=FEATURE|FEATURE,..., got {part!r:.60}")
-        wanted = [one.strip() for one in members.split("|")]
-        for one in wanted:
-            if one not in names:
-                raise InputError(f"groups: the data have no feature {one!r}.{suggest(one, names)}")
-        found[name.strip()] = [names.index(one) for one in wanted]
-    return found
+        features = [feature.strip() for feature in members.split("|")]
+        for feature in features:
+            if feature not in names:
+                raise InputError(f"groups: the data have no feature {feature!r}.{suggest(feature, names)}")
+        groups[name.strip()] = [names.index(feature) for feature in features]
+    return groups

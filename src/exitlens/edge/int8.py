@@ -1,34 +1,37 @@
-"""export_int8: an edge bundle in 8-bit integers, with a policy that is calibrated on what it says."""
+"""export_int8: an edge bundle in 8-bit integers, with a policy that is calibrated on its own answers."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from exitlens.data.batches import iterate_inputs
-from exitlens.edge.export import check_arguments, check_target, list_parts, name_inputs, write_bundle, write_stages
-from exitlens.errors import InputError
+from exitlens.edge.export import check_arguments, check_target, name_inputs, write_bundle, write_stages
+from exitlens.errors import ExportError, InputError, import_extra
 from exitlens.functional.routing import route
 from exitlens.io import replace_directory
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx.engine import OnnxEngine
-from exitlens.model.engine.onnx.files import Written
-from exitlens.model.engine.onnx.quantise import quantise_files
+from exitlens.model.engine.onnx_engine import OnnxEngine, OnnxFiles
+from exitlens.model.engine.onnx_files import Written, import_onnx, open_file, shorten
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.network import ExitNet
-from exitlens.types import Policy, Trace
+from exitlens.types import CalibrationRequest, Policy, Trace
 from exitlens.types.tasks import are_same
-from exitlens.workflow.calibration import calibrate
+from exitlens.workflow.calibration import run_calibration
 from exitlens.workflow.collection import collect
 
 SAMPLES, BATCH = 512, 32  # that activations are measured with
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node belongs to
+
+Feed = dict[str, "np.ndarray[Any, Any]"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ class Int8Report:
     """What int8 costs on the calibration samples, in pairs (float32, int8).
 
     Attributes:
-        directory: of the edge bundle. policy: calibrated on what it says.
-        agreement: for every exit the share of samples that it gives the same label in both.
-        exit_accuracy: of every exit; ``None`` without labels. accuracy: routed, each by its own policy; likewise.
-        exit_shares: of the samples, by the exit that answers.
+        directory: the edge bundle.
+        policy: calibrated on the bundle's own answers.
+        agreement: for every exit, the share of samples with the same label in both.
+        exit_accuracy: of every exit; ``None`` without labels.
+        accuracy: of the answers, each by its own policy; ``None`` without labels.
+        exit_shares: share of the samples that each exit answers.
 
     Examples:
         >>> report = xl.Int8Report(Path("int8"), policy, (0.99, 1.0, 1.0), None, None, ((0.5, 0.3, 0.2), (0.5, 0.3, 0.2)))
@@ -55,9 +60,8 @@ class Int8Report:
     exit_shares: tuple[tuple[float, ...], tuple[float, ...]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        found = {name: getattr(self, name) for name in ("agreement", "exit_accuracy", "accuracy", "exit_shares")}
-        return {"directory": str(self.directory), "policy": self.policy.to_dict(), **found}
+        """JSON-ready values."""
+        return vars(self) | {"directory": str(self.directory), "policy": self.policy.to_dict()}
 
 
 def export_int8(
@@ -70,17 +74,17 @@ def export_int8(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Int8Report:
-    """Writes an edge bundle whose convolutions and linear layers run in int8, and calibrates its policy again.
+    """Write an edge bundle whose convolutions and linear layers run in int8, and calibrate its policy again.
 
     Scores move with the weights, so the policy of the float32 network is void: a trace is collected from the quantised
-    files, and a policy chosen on it under the limits that the old one was asked for, certified if that one was. Policies
-    that the float32 network has by name are void, too: this bundle has none.
+    files, and a policy chosen on it under the limits that the old one was asked for, certified if that one was. Named
+    policies of the float32 network are void, too: this bundle has none.
 
     Args:
         net: in float32.
-        policy: of this network, calibrated.
+        policy: a calibrated policy of this network.
         directory: a new directory; it appears complete or not at all.
-        samples: data that activations are measured with, the first 512 of them; not the calibration data.
+        samples: data whose first 512 samples set the range of activations; not the calibration data.
         calibration: data for the new policy, with labels if the limits need them.
         overwrite: replace an existing edge bundle.
         progress: show a progress bar.
@@ -90,7 +94,7 @@ def export_int8(
             raise.
 
     Examples:
-        >>> policy = xl.calibrate(trace, max_disagreement=0.5)  # on the same limits int8 is calibrated
+        >>> policy = xl.calibrate(trace, max_disagreement=0.5)  # int8 is calibrated on the same limits
         >>> report = xl.export_int8(net, policy, "int8", samples=scenes, calibration=scenes)
         >>> len(report.agreement)
         3
@@ -98,42 +102,38 @@ def export_int8(
     check_arguments(net, policy, directory)
     request = repeat_request(policy)
     target = Path(directory).resolve()
-    own = check_target(target, overwrite)
+    replaceable = check_target(target, overwrite)
     before = collect(net, calibration, progress=progress)
-    with replace_directory(target, own) as temporary:
+    with replace_directory(target, replaceable) as temporary:
         twin, parts = quantise(net, samples, temporary)
         after = collect(twin, calibration, progress=progress)
-        chosen = calibrate(after, **request)
+        chosen = run_calibration(after, request)
         write_bundle(temporary, twin, chosen, parts)
     return _report(target, policy, chosen, before, after)
 
 
-def repeat_request(policy: Policy) -> dict[str, Any]:
-    """Arguments of :func:`exitlens.calibrate` as the policy was asked for; raises :class:`InputError` if it was not."""
+def repeat_request(policy: Policy) -> CalibrationRequest:
+    """Return what the policy was asked for, to ask it of the int8 network; temperatures that were given are kept."""
     record = policy.calibration
     if record is None:
         raise InputError("policy: it was made by hand, so nothing says under which limits to calibrate for int8")
-    if record.timing is not None:
+    if record.request.max_ms is not None:
         raise InputError("policy: it has limits in milliseconds, and int8 takes others: calibrate one without them")
-    certified = record.certification
-    how = {"score": policy.score, "gate": policy.gate is not None, "folds": record.folds, "seed": record.seed}
-    how["delta"] = None if certified is None else certified.delta
-    how["equal_groups"] = certified is not None and record.groups is not None and certified.largest_group is None
-    return {**record.limits, **how}
+    return record.request.for_any_network()
 
 
 def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list[Written]]:
-    """A copy of the network that answers by int8 files in ``directory``, and these."""
-    names, every = name_inputs(net), Policy((0.0,) * (net.num_exits - 1))
+    """Write int8 files to ``directory``; return a copy of the network that answers with them, and the files."""
+    names, every_exit = name_inputs(net), Policy((0.0,) * (net.num_exits - 1))
     with tempfile.TemporaryDirectory() as folder:
-        parts = write_stages(Path(folder), net, every)
-        batches = [dict(zip(names, one, strict=True)) for one in _take_batches(net, samples)]
+        parts = write_stages(Path(folder), net, every_exit)
+        batches = [dict(zip(names, batch, strict=True)) for batch in _take_batches(net, samples)]
         files = quantise_files(parts, batches, directory)
     digest = hashlib.sha256(b"".join(file.path.read_bytes() for file in files)).hexdigest()[:8]
     tuning = Tuning(backend="onnx", precision="int8", measured={"files": digest})
     twin = copy.deepcopy(net).eval()
-    base = Engine.prepare(*list_parts(net), Tuning())
-    twin._session.adopt(OnnxEngine(base.stages, base.heads, tuning, files))
+    plain = Engine.prepare(*net.parts, Tuning())
+    twin.use_engine(OnnxEngine(plain.stages, plain.heads, tuning, OnnxFiles(files)))
     return twin, files
 
 
@@ -142,24 +142,92 @@ def _take_batches(net: ExitNet, samples: Any) -> Iterator[tuple[Tensor, ...]]:
     for batch in iterate_inputs(samples, BATCH):
         tensors = net.check_input(batch, "samples")
         size = size or len(tensors[0])
-        if len(tensors[0]) == size:  # ONNX Runtime wants batches of one size; a last one may be smaller
+        if len(tensors[0]) == size:  # ONNX Runtime wants batches of one size; the last may be smaller
             yield tensors
         count += len(tensors[0])
         if count >= SAMPLES:
             return
     if not count:
-        raise InputError("samples: they are empty: pass some that are like those to come")
+        raise InputError("samples: expected at least one sample, got none. Fix: pass samples like those to come.")
+
+
+@dataclass
+class _Reader:
+    """Hands samples to ONNX Runtime's calibration, one batch after the other."""
+
+    feeds: Iterator[Feed]
+
+    def get_next(self) -> Feed | None:
+        """Return the next batch; ``None`` at the end."""
+        return next(self.feeds, None)
+
+
+def quantise_files(files: Sequence[Written], batches: Sequence[Mapping[str, Any]], directory: Path) -> list[Written]:
+    """Write each file again with convolutions and the backbone's linear layers in int8 (QDQ, arXiv 1712.05877).
+
+    Weights are quantised per channel, activations by samples. Attention, classifiers and all else stay in float32. Each
+    stage sees what the quantised stages before it give.
+
+    Args:
+        files: of all stages, in order.
+        batches: samples as the first stage takes them, by name; not those that a certificate rests on.
+        directory: where the new files go, under the names of the old ones.
+
+    Raises:
+        ExportError: where a stage cannot be quantised.
+    """
+    tools = import_extra("onnxruntime.quantization", "onnx", "int8")
+    feeds = [{name: np.asarray(value) for name, value in batch.items()} for batch in batches]
+    written = []
+    for file in files:
+        known = {value.name for value in open_file(file.path).get_inputs()}
+        feeds = [{name: value for name, value in feed.items() if name in known} for feed in feeds]
+        path, prepared = directory / file.path.name, directory / f".{file.path.name}"
+        try:
+            tools.shape_inference.quant_pre_process(str(file.path), str(prepared), skip_symbolic_shape=True)
+            tools.quantize_static(
+                str(prepared),
+                str(path),
+                _Reader(iter(feeds)),
+                quant_format=tools.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8,
+                nodes_to_quantize=_list_quantised(prepared),
+                extra_options={"QuantizeBias": True},
+            )
+        except Exception as error:  # of many kinds
+            raise ExportError(f"net: exit {file.exit} cannot be quantised ({shorten(error)})") from error
+        prepared.unlink()
+        session, outputs = open_file(path), list(file.outputs[2:])
+        if outputs:
+            feeds = [dict(zip(outputs, session.run(outputs, feed), strict=True)) for feed in feeds]
+        written.append(file._replace(path=path))
+    return written
+
+
+def _list_quantised(path: Path) -> list[str]:
+    """Return the names of the nodes to run in int8: convolutions, and products with weights in the backbone."""
+    graph = import_onnx().load(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    names = []
+    for node in graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
+        is_linear = node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and "bodies." in scopes
+        if node.op_type == "Conv" or is_linear:
+            names.append(node.name)
+    return names
 
 
 def _report(directory: Path, policy: Policy, chosen: Policy, before: Trace, after: Trace) -> Int8Report:
     pairs = ((before, policy), (after, chosen))
-    labels = [trace.answers for trace, _ in pairs]
-    exits = [route(trace, one) for trace, one in pairs]
-    shares = [tuple((one.bincount(minlength=before.num_exits) / len(one)).tolist()) for one in exits]
-    same = tuple(are_same(labels[0], labels[1], before.task).double().mean(0).tolist())
+    exits = [route(trace, used) for trace, used in pairs]
+    shares = [tuple((taken.bincount(minlength=before.num_exits) / len(taken)).tolist()) for taken in exits]
+    agreement = tuple(are_same(before.answers, after.answers, before.task).double().mean(0).tolist())
     if before.labels is None:
-        return Int8Report(directory, chosen, same, None, None, (shares[0], shares[1]))
-    right = [trace.correct.double() for trace, _ in pairs]
-    own = [tuple(one.mean(0).tolist()) for one in right]
-    routed = [one.gather(1, taken[:, None]).mean().item() for one, taken in zip(right, exits, strict=True)]
-    return Int8Report(directory, chosen, same, (own[0], own[1]), (routed[0], routed[1]), (shares[0], shares[1]))
+        return Int8Report(directory, chosen, agreement, None, None, (shares[0], shares[1]))
+    correct = [trace.correct.double() for trace, _ in pairs]
+    by_exit = [tuple(rows.mean(0).tolist()) for rows in correct]
+    routed = [rows.gather(1, taken[:, None]).mean().item() for rows, taken in zip(correct, exits, strict=True)]
+    accuracy = (routed[0], routed[1])
+    return Int8Report(directory, chosen, agreement, (by_exit[0], by_exit[1]), accuracy, (shares[0], shares[1]))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError, InputError
-from exitlens.functional.grouping.groups import average_groups, weigh_samples
+from exitlens.functional.groups import average_groups, weigh_samples
 from exitlens.types import Trace
 from exitlens.types.tasks import are_same
-from exitlens.types.timings import Timing, format_ms
+from exitlens.types.traces import Timing, format_ms
 
 ROOM = 1e-6  # costs are float32
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.compact.reading import compute_probabilities, fix_likelihood, score_compact
+from exitlens.functional.compact import compute_probabilities, fix_likelihood, score_compact
+from exitlens.types import Trace
 from exitlens.types.compact import CompactLogits, Logits
-from exitlens.types.tasks import ALL_SCORES, DECIDED
+from exitlens.types.requests import ALL_SCORES, DECIDED
 
 
 def score(logits: Logits, kind: str = "max_probability", temperature: float = 1.0) -> Tensor:  # (B,C) -> (B,)
@@ -82,6 +83,20 @@ def rate_probabilities(logits: Logits, labels: Tensor, temperature: float) -> Ra
     return Rating(confidence, (answer == labels).float(), (p - target).square().sum(1))
 
 
+def routed_calibration_error(trace: Trace, temperatures: Sequence[float], exits: Tensor) -> float:  # (N,)
+    """Return the expected calibration error of the answers at the exits taken; the trace has labels.
+
+    With several labels per sample, each label's probability counts.
+    """
+    labels, rows = trace.require_labels("the calibration error"), torch.arange(len(trace))
+    rated = [rate_probabilities(trace.logits[:, k], labels, t) for k, t in enumerate(temperatures)]
+    confidence, correct = (
+        torch.stack(column)[exits.repeat_interleave(len(column[0]) // len(rows)), torch.arange(len(column[0]))]
+        for column in ([rating.confidence for rating in rated], [rating.correct for rating in rated])
+    )
+    return expected_calibration_error(confidence, correct)
+
+
 def fit_temperatures(logits: Logits, labels: Tensor, rows: Tensor) -> tuple[float, ...]:  # (N,K,C), (N,) or (N,C), (n,)
     """:func:`fit_temperature` of every exit on the samples at ``rows``."""
     return tuple(fit_temperature(logits[rows, k], labels[rows]) for k in range(logits.shape[1]))
@@ -121,3 +136,40 @@ def _fix_labels(logits: Logits, labels: Tensor) -> Callable[[float], float]:
         truth = labels.double()
         return lambda temperature: F.binary_cross_entropy_with_logits(exact / temperature, truth).item()
     return lambda temperature: F.cross_entropy(exact / temperature, labels).item()
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:  # (N,), (N,) 0 or 1
+    """Mean gap between confidence and accuracy over ``bins`` equal-width bins (arXiv 1706.04599, eq. 3), in [0, 1]."""
+    place = (confidence * bins).long().clamp_max(bins - 1)
+    gap = torch.bincount(place, weights=confidence - correct, minlength=bins).abs()
+    return (gap.sum() / len(correct)).item()
+
+
+def risk_coverage(confidence: Tensor, correct: Tensor) -> Tensor:  # (N,), (N,) -> (N,)
+    """Error rate among the ``n`` most confident samples, for n = 1 … N (selective classification, arXiv 1705.08500).
+
+    Samples of equal confidence are answered together: within a tie the errors are spread evenly.
+    """
+    order = confidence.argsort(descending=True, stable=True)
+    ranked, wrong = confidence[order], 1 - correct[order].double()
+    _, group, counts = torch.unique_consecutive(ranked, return_inverse=True, return_counts=True)
+    share = torch.zeros(len(counts), dtype=torch.float64, device=wrong.device).index_add_(0, group, wrong) / counts
+    errors: Tensor = share[group].cumsum(0)
+    return errors / torch.arange(1, len(wrong) + 1, device=wrong.device)
+
+
+def micro_f1(answers: Tensor, labels: Tensor) -> float:  # (N,C) bool each
+    """``2 TP / (2 TP + FP + FN)``, counted over all samples and labels together; 1 where nothing is told or there."""
+    told, there = int(answers.sum()), int(labels.sum())
+    return 2 * int((answers & labels).sum()) / (told + there) if told + there else 1.0
+
+
+def overthinking(correct: Tensor) -> tuple[float, float]:  # (N,K) bool
+    """Shares of samples that are right early and then go on (arXiv 1810.07052, section 3): ``(wasteful, destructive)``.
+
+    Wasteful: the final exit is right, too. Destructive: it is wrong.
+    """
+    if correct.shape[1] < 2:
+        return 0.0, 0.0
+    early, final = correct[:, :-1].bool().any(1), correct[:, -1].bool()
+    return (early & final).double().mean().item(), (early & ~final).double().mean().item()

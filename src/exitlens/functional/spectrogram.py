@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.types.scaling import MelSpectrogram
+from exitlens.types.preprocessing import MelSpectrogram
 
 FLOOR = 1e-10  # power: silence is log(FLOOR)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.functional.faithfulness import coarsen_map
+from exitlens.functional.attribution import coarsen_map
 from exitlens.functional.maps import all_finite
 from exitlens.types.inputs import InputFormat, Inputs
 from exitlens.types.preprocessing import Preprocessing

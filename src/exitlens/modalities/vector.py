@@ -13,7 +13,7 @@ from exitlens.modalities.arrays import check_finite, read_npy
 from exitlens.modalities.base import Modality
 from exitlens.modalities.series import read_table
 from exitlens.types.inputs import Groups, InputFormat, Inputs
-from exitlens.types.scaling import VectorPreprocess
+from exitlens.types.preprocessing import VectorPreprocess
 
 VECTOR_FILES = (".npy", ".csv", ".parquet")
 

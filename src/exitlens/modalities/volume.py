@@ -15,7 +15,7 @@ from exitlens.errors import DataError, import_extra
 from exitlens.modalities.arrays import check_count, check_finite, open_regular, read_npy
 from exitlens.modalities.base import Modality
 from exitlens.types.inputs import Inputs
-from exitlens.types.scaling import VolumePreprocess
+from exitlens.types.preprocessing import VolumePreprocess
 
 NIFTI_FILES = (".nii", ".nii.gz")
 VOLUME_FILES = (".npy", *NIFTI_FILES)

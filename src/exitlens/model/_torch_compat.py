@@ -1,4 +1,4 @@
-"""What exitlens uses of PyTorch's private parts: the one place to look at when a new version breaks something."""
+"""PyTorch's private parts that exitlens uses: the one place to look at when a new version breaks something."""
 
 from __future__ import annotations
 
@@ -7,48 +7,58 @@ from types import FunctionType
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 LARGE_BATCH = 16  # use_mkldnn in PyTorch's Convolution.cpp asks for this, so steps are compiled for fewer and for more rows
 
 
 def give_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The same function with a code object of its own: torch.compile counts its recompilations by code object."""
+    """Return the function with a code object of its own: torch.compile counts its recompilations by code object."""
     function = cast(FunctionType, function)
     return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name, None, function.__closure__)
 
 
 def mark_any_count(t: Tensor) -> Tensor:
-    """A copy of ``t``; what torch.compile makes for it takes any number of rows."""
+    """Return a copy of ``t``; what torch.compile makes for it takes any number of rows."""
     t = t.clone()
     torch._dynamo.mark_dynamic(t, 0)
     return t
 
 
 def read_version(t: Tensor) -> int:
-    """A number that grows with every change of ``t`` in place."""
+    """Return a number that grows with every change of ``t`` in place."""
     return t._version
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; elsewhere it is emulated and slow."""
+    """Return whether the device has instructions for bfloat16; elsewhere it is emulated and slow."""
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def use_fake_tensors() -> FakeTensorMode:
-    """A context whose tensors have a shape and a dtype but no values; the parameters they meet may be real."""
+    """Return a context whose tensors have a shape and a dtype but no values; the parameters they meet may be real."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def is_fake(value: Any) -> bool:
-    """Whether it is such a tensor."""
+    """Return whether it is such a tensor."""
     return isinstance(value, FakeTensor)
 
 
 def is_mutating_operation(target: Any) -> bool | None:
-    """Whether an ATen operation changes one of its arguments; ``None`` for what is no ATen operation."""
+    """Return whether an ATen operation changes one of its arguments; ``None`` for anything else."""
     schema = getattr(target, "_schema", None)
     return None if schema is None else bool(schema.is_mutable)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether anything is called before or after the module's forward pass."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def list_member_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the dicts in which a module keeps its own submodules, parameters and buffers."""
+    return module._modules, module._parameters, module._buffers

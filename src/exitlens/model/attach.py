@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,13 @@ from exitlens.model.cutting.verify import check_backbone, make_random_inputs, ve
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, check_groups, fit_group_neck, fit_neck, fit_token_neck
-from exitlens.model.info import Final, NetworkInfo
-from exitlens.model.input_spec import InputSpec, check_example
+from exitlens.model.info import Final, InputSpec, NetworkInfo, check_example
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 
 
-def attach(
+def attach(  # noqa: PLR0913
     backbone: nn.Module | str,
     at: Sequence[str] | int,
     num_classes: int,
@@ -42,7 +41,7 @@ def attach(
     head: HeadKind = "evidence",
     groups: Mapping[str, Sequence[int]] | None = None,
 ) -> ExitNet:
-    """Attaches exits to a backbone; its weights are shared, not copied.
+    """Attach exits to a backbone; its weights are shared, not copied.
 
     Args:
         backbone: a module that returns logits (or a dict or named tuple with ``logits``), or a source such as
@@ -56,40 +55,44 @@ def attach(
             maps are to lie on first.
         final: ``"head"`` gives the final exit an evidence head, to be trained; ``"keep"`` leaves it the backbone's own
             classifier, so that its outputs stay those of the plain backbone.
-        layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default found out from the shapes.
+        layout: ``nchw``, ``nhwc`` or ``tokens`` for all exits; by default told from the shapes.
         placement: with a number in ``at``, equal shares of ``"cost"`` (multiply-accumulates), or of the ``"time"`` that the
-            backbone takes on this machine, which is measured for 10 s at most and refused where the machine is too busy to
+            backbone takes on this machine, which is measured for 10 s at most and refused if the machine is too busy to
             tell; near a tie, the next run may choose a neighbouring place.
         head: ``"evidence"``: attention pooling on the features as they are. ``"context"``: a neck before it
-            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`):
-            early answers are much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. Where the
-            last features have fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones,
-            which the final head reads, too; heads on tokens, of texts or images, read those of the first exit beside their
-            own.
+            (:class:`~exitlens.model.heads.necks.ContextNeck`, :class:`~exitlens.model.heads.necks.TokenNeck`): early
+            answers are much better for some 4 % more cost, and all maps lie on one grid, if sizes divide. If the last
+            features have fewer than 7 locations a side and earlier ones more, that is the grid of the earlier ones, which
+            the final head reads, too; heads on tokens, of texts or images, read those of the first exit beside their own.
             ``"average"``: average pooling, for comparison.
-        groups: of a vector's features, the columns of each group by name: exits attend to the groups, and beside its hidden
-            features an exit reads the vector itself (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups
+        groups: for a vector's features, the columns of each group by name: exits attend to the groups, and beside its
+            hidden features an exit reads the vector itself (:class:`~exitlens.model.heads.necks.GroupNeck`). Without groups
             the exits of a multi-layer perceptron have no maps, as hidden units are no locations.
 
     Returns:
         The network with ``len(at) + 1`` exits, in the mode (train or eval) of the backbone.
 
     Raises:
-        AttachError: where the backbone cannot be cut; InputError: where an argument does not fit.
+        AttachError: if the backbone cannot be cut.
+        InputError: if an argument does not fit.
 
     Warns:
-        ReachWarning: where the locations of an early exit see less than a quarter of the image's shorter side.
+        ReachWarning: if the locations of an early exit see less than a quarter of the image's shorter side.
 
     Examples:
         >>> net = xl.attach("small", at=["layer2", "layer3"], num_classes=10, example=images[:1])
         >>> [tuple(out.attention.shape) for out in net(images)]  # two early exits and the final one
         [(8, 10, 10), (8, 10, 10), (8, 10, 10)]
     """
-    _check_words(final, head, layout, placement)
-    shape = _check_arguments(backbone, at, num_classes, example, placement)
+    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
+    for name, (word, known) in words.items():
+        if word not in known:
+            raise InputError(f"{name}: expected one of {known}, got {word!r}")
+    _check_arguments(backbone, at, num_classes, placement)
+    shape = check_example(example)
     modality = recognise_example(example)
-    channels = modality.count_channels(shape)
     named = check_groups(groups, shape, list_tensors(example)[0])
+    channels, source = modality.count_channels(shape), backbone if isinstance(backbone, str) else ""
     module = build_backbone(backbone, num_classes, channels, modality=modality) if isinstance(backbone, str) else backbone
     check_backbone(module)
     example = map_inputs(example, lambda t: t[:1].detach())
@@ -100,21 +103,20 @@ def attach(
         if at and math.prod(pieces.sizes[-1]) == 1 and not takes_vector(pieces.traced):
             raise AttachError(
                 f"example: at {tuple(shape[1:])} pixels the final features are 1x1, so there is no map for the early exits "
-                "to agree with: use larger images, or a backbone that shrinks them less"
+                "to agree with. Fix: use larger images, or a backbone that shrinks them less"
             )
         plain = _count_plain_macs(pieces)
-        heads = _make_heads(pieces, num_classes, final, head, plain, named)
+        heads = _make_heads(pieces, num_classes, final, _HeadSettings(head, len(pieces.stages), plain, named))
         cost, head_share = _measure_cost(pieces, heads, final, plain)
         geometry = find_map_geometry(pieces, heads)
     config, spec = read_config(module), _specify_inputs(pieces, shape, named)
-    source = backbone if isinstance(backbone, str) else "hf:" if config else ""
     exits, dtypes = tuple(at), tuple(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
     info = NetworkInfo(
-        exits, num_classes, final, shape, source, layout=layout, inputs=spec.names, dtypes=dtypes, config=config, head=head,
-        input_shapes=spec.shapes, groups=named,
+        exits, num_classes, final, shape, source or ("hf:" if config else ""), layout=layout, inputs=spec.names,
+        dtypes=dtypes, config=config, head=head, input_shapes=spec.shapes, groups=named,
     )  # fmt: skip
-    if any(any(one.offset + one.feature_offset) for one in geometry):
-        maps, features = tuple(one.offset for one in geometry), tuple(one.feature_offset for one in geometry)
+    if any(any(m.offset + m.feature_offset) for m in geometry):
+        maps, features = tuple(m.offset for m in geometry), tuple(m.feature_offset for m in geometry)
         info = replace(info, map_offsets=maps, feature_offsets=features)
     warn_of_small_reach(geometry, exits, shape[1:], head)
     net = ExitNet(pieces.stages, heads, cost, head_share, info, spec, module)
@@ -124,18 +126,8 @@ def attach(
     return net
 
 
-def _check_words(final: str, head: str, layout: str | None, placement: str) -> None:
-    words = {"final": (final, get_args(Final)), "head": (head, HEADS), "layout": (layout, (*KINDS, None))}
-    for name, (value, known) in words.items():
-        if value not in known:
-            raise InputError(f"{name}: expected one of {known}, got {value!r}")
+def _check_arguments(backbone: object, at: Sequence[str] | int, num_classes: int, placement: Placement) -> None:
     check_placement(placement)
-
-
-def _check_arguments(
-    backbone: nn.Module | str, at: Sequence[str] | int, num_classes: int, example: Inputs, placement: Placement
-) -> tuple[int, ...]:
-    """Shape of one sample."""
     if not isinstance(backbone, nn.Module | str):
         raise InputError(f"backbone: expected an nn.Module or a source such as 'small', got {type(backbone).__name__}")
     names = [] if isinstance(at, int) and not isinstance(at, bool) else at
@@ -145,25 +137,23 @@ def _check_arguments(
         raise InputError(f"num_classes: expected an integer of 2 or more, got {num_classes!r}")
     if placement != "cost" and not isinstance(at, int):
         raise InputError(
-            f"placement: only with a number in at, got placement={placement!r} and at={list(at)}: leave placement out, or "
-            f"pass at={len(at)}"
+            f"placement: only with a number in at, got placement={placement!r} and at={list(at)}. Fix: leave placement out, "
+            f"or pass at={len(at)}"
         )
-    return check_example(example)
 
 
 def _split_and_verify(
     module: nn.Module, at: Sequence[str], example: Inputs, layout: Kind | None, least_side: int, carry_input: bool
 ) -> Pieces:
-    """The pieces, proved equal to the plain backbone: by torch.fx, or where those are not equal, by torch.export."""
-    more: dict[str, Any] = {"least_side": least_side, "carry_input": carry_input}
-    pieces = split(module, at, example, layout, **more)
+    """Cut by torch.fx, or if the pieces do not equal the plain backbone, by torch.export; verified either way."""
+    pieces = split(module, at, example, layout, least_side=least_side, carry_input=carry_input)
     try:
         verify(pieces)
     except TraceMismatchError as mismatch:
-        if pieces.exact_size:  # torch.export it was
+        if pieces.exact_size:  # it was cut by torch.export
             raise
         try:
-            pieces = split(module, at, example, layout, export=True, **more)
+            pieces = split(module, at, example, layout, export=True, least_side=least_side, carry_input=carry_input)
             verify(pieces)
         except AttachError:
             raise mismatch from None
@@ -171,61 +161,71 @@ def _split_and_verify(
 
 
 def _specify_inputs(pieces: Pieces, shape: tuple[int, ...], groups: Groups) -> InputSpec:
-    example, vocabulary = pieces.traced.example, tuple(count_embedding_rows(pieces.traced))
-    last = pieces.layouts[-1]
-    prefix = last.prefix if last.grid is None else 0
-    shapes, tensors = list_shapes(example), list_tensors(example)
-    dtypes = tuple(t.dtype for t in tensors if not t.is_floating_point() or len({t.dtype for t in tensors}) > 1)
-    more: dict[str, Any] = {"channels_last": has_channels_last(pieces.traced), "groups": groups, "shapes": shapes}
-    return InputSpec(list_input_names(example), shape, pieces.exact_size, vocabulary, prefix, dtypes, **more)
+    example, last = pieces.traced.example, pieces.layouts[-1]
+    tensors = list_tensors(example)
+    is_mixed = len({t.dtype for t in tensors}) > 1
+    return InputSpec(
+        list_input_names(example),
+        shape,
+        pieces.exact_size,
+        tuple(count_embedding_rows(pieces.traced)),
+        last.prefix if last.grid is None else 0,
+        tuple(t.dtype for t in tensors if not t.is_floating_point() or is_mixed),
+        channels_last=has_channels_last(pieces.traced),
+        groups=groups,
+        shapes=list_shapes(example),
+    )
 
 
-def _make_heads(
-    pieces: Pieces, num_classes: int, final: Final, kind: HeadKind, plain: int, groups: Groups
-) -> list[ExitHead]:
+@dataclass(frozen=True)
+class _HeadSettings:
+    """What all heads of a network have in common: their kind, how many there are, the plain backbone's MACs, groups."""
+
+    kind: HeadKind
+    count: int
+    plain: int
+    groups: Groups
+
+
+def _make_heads(pieces: Pieces, num_classes: int, final: Final, settings: _HeadSettings) -> list[ExitHead]:
     like = next(pieces.traced.backbone.parameters())
-    made = [_make_head(kind, pieces, k, num_classes, plain, groups) for k in range(len(pieces.stages))]
-    heads = [head.to(like.device, like.dtype) for head in made]
+    heads = [_make_head(pieces, k, num_classes, settings).to(like.device, like.dtype) for k in range(settings.count)]
     if final == "keep":
         outputs = pieces.traced.shape_of(pieces.traced.values.logits)[1]
         if outputs != num_classes:
             raise AttachError(
-                f"num_classes: the backbone's own classifier has {outputs} outputs, got {num_classes}: pass that number, or "
-                "final='head' for a new classifier"
+                f"num_classes: the backbone's own classifier has {outputs} outputs, got {num_classes}. Fix: pass that "
+                "number, or final='head' for a new classifier"
             )
-        heads[-1] = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
-        if pieces.pooled_linear is not None and not _is_exact(pieces, pieces.pooled_linear, heads[-1]):
-            heads[-1] = KeptHead(pieces.tail, None, pieces.layouts[-1])
+        kept = KeptHead(pieces.tail, pieces.pooled_linear, pieces.layouts[-1])
+        is_exact = kept.linear is None or _is_exact(pieces, kept, kept.linear)
+        heads[-1] = kept if is_exact else KeptHead(pieces.tail, None, pieces.layouts[-1])
     return heads
 
 
-def _make_head(kind: HeadKind, pieces: Pieces, k: int, num_classes: int, plain: int, groups: Groups) -> ExitHead:
-    channels, layout, size, last = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], len(pieces.stages) - 1
-    if kind == "average":
+def _make_head(pieces: Pieces, k: int, num_classes: int, settings: _HeadSettings) -> ExitHead:
+    channels, layout, size, last = pieces.channels[k], pieces.layouts[k], pieces.sizes[k], settings.count - 1
+    lateral, is_plane, budget = pieces.lateral, len(size) >= 2, NECK_SHARE * settings.plain
+    if settings.kind == "average":
         return AverageHead(channels, num_classes, layout)
-    if groups and pieces.lateral is not None:
-        beside, neck_budget = pieces.lateral, NECK_SHARE * plain / (last + 1)
-        of_groups = fit_group_neck(channels, beside.channels, groups, neck_budget)
-        return EvidenceHead(channels, num_classes, layout, of_groups, beside.layout)
-    if kind == "evidence" or math.prod(size) == 1:
-        return EvidenceHead(channels, num_classes, layout)
-    lateral, is_plane = pieces.lateral, len(size) >= 2
+    if settings.groups and lateral is not None:
+        neck = fit_group_neck(channels, lateral.channels, settings.groups, budget / settings.count)
+        return EvidenceHead(channels, num_classes, layout, neck, lateral.layout)
     final_has_none = is_plane and lateral is None  # its own features are fine enough
-    if k == last and final_has_none:
+    if settings.kind == "evidence" or math.prod(size) == 1 or (k == last and final_has_none):
         return EvidenceHead(channels, num_classes, layout)
-    budget = NECK_SHARE * plain / (last if final_has_none else last + 1)
+    budget /= last if final_has_none else settings.count
     grid = pieces.sizes[-1] if lateral is None else lateral.size
     if lateral is not None and not lateral.carried[k]:
         lateral = None
-    more, lies = (0, None) if lateral is None else (lateral.channels, lateral.layout)
-    neck = fit_neck(channels, size, grid, budget, more) if is_plane else fit_token_neck(channels, size[0], budget, more)
-    return EvidenceHead(channels, num_classes, layout, neck, lies)
+    beside, beside_layout = (0, None) if lateral is None else (lateral.channels, lateral.layout)
+    if is_plane:
+        return EvidenceHead(channels, num_classes, layout, fit_neck(channels, size, grid, budget, beside), beside_layout)
+    return EvidenceHead(channels, num_classes, layout, fit_token_neck(channels, size[0], budget, beside), beside_layout)
 
 
-def _is_exact(pieces: Pieces, name: str, head: ExitHead) -> bool:
-    """Whether the evidence of pooling and a linear layer sums to the logits: pooling over other axes, say, does not."""
-    linear = pieces.tail.body.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
+def _is_exact(pieces: Pieces, head: ExitHead, linear: nn.Linear) -> bool:
+    """Return whether the evidence sums to the logits: pooling over other axes before the linear layer prevents that."""
     if linear.in_features != pieces.channels[-1]:
         return False
     activations: Activations = make_random_inputs(pieces, 2)
@@ -249,7 +249,7 @@ def _count_plain_macs(pieces: Pieces) -> int:
 
 
 def _measure_cost(pieces: Pieces, heads: Sequence[ExitHead], final: Final, plain: int) -> tuple[Tensor, float]:
-    """Cumulative cost at every exit, and the share of the heads, in units of the plain backbone's MACs."""
+    """Return the cumulative cost at every exit, and the share of the heads, in units of the plain backbone's MACs."""
     total, at_heads, cost = 0, 0, []
     activations: Activations = list_tensors(pieces.traced.example)
     for k, (stage, head) in enumerate(zip(pieces.stages, heads, strict=True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from torch import Tensor
 from exitlens.errors import AttachError
 
 Kind = Literal["nchw", "nhwc", "tokens", "vector"]
-KINDS: tuple[Kind, ...] = ("nchw", "nhwc", "tokens", "vector")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 MAX_PREFIX = 8  # class, distillation and register tokens
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Layout:
     masked: bool = False
 
     def canonical(self, features: Tensor) -> Tensor:
-        """Features in this layout -> ``(B,D,*S)``; a view, not a copy."""
+        """Return features in this layout as ``(B,D,*S)``; a view, not a copy."""
         if self.kind == "nchw":
             return features
         if self.kind == "vector":
@@ -49,9 +50,9 @@ class Layout:
         return grid
 
     def locations(self, features: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        """Which positions of a sequence are locations, ``(B or 1,N)`` bool; ``None`` if all are. Padding and prefix are not.
+        """Return which positions of a sequence are locations, ``(B or 1,N)`` bool; ``None`` if all are.
 
-        The ``mask`` ``(B,N)``, 0 for padding, is used if :attr:`masked`.
+        Padding and prefix are none. The ``mask`` ``(B,N)``, 0 for padding, is used if :attr:`masked`.
         """
         keep = mask.bool() if self.masked and mask is not None else None
         if self.grid is not None or self.kind != "tokens" or self.prefix == 0:
@@ -59,12 +60,12 @@ class Layout:
         behind = torch.arange(features.shape[1], device=features.device)[None] >= self.prefix
         return behind if keep is None else keep & behind
 
-    def channels(self, shape: Sequence[int]) -> int:
-        """``D`` of features of this shape."""
+    def channels(self, shape: Shape) -> int:
+        """Return ``D`` of features of this shape."""
         return shape[1] if self.kind in ("nchw", "vector") else shape[-1]
 
-    def size(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The locations ``S`` of features of this shape."""
+    def size(self, shape: Shape) -> tuple[int, ...]:
+        """Return the locations ``S`` of features of this shape."""
         if self.kind == "nchw":
             return tuple(shape[2:])
         if self.kind == "vector":
@@ -76,27 +77,28 @@ class Layout:
 
 def find_layout(
     name: str,
-    shape: Sequence[int],
-    image: Sequence[int],
+    shape: Shape,
+    image: Shape,
     grids: Sequence[tuple[int, ...]],
     kind: Kind | None = None,
     length: int = 0,
     channels: int | None = None,
     features: int = 0,
 ) -> Layout:
-    """The layout of the features after module ``name``, told from their shape.
+    """Tell the layout of the features after module ``name`` from their shape.
 
     Args:
         shape: of the features, batch first.
         image: ``(H,W)`` of the input, or however many axes of locations it has; empty for a sequence or a vector.
         grids: ``(H,W)`` (or ``S``) of the outputs of earlier convolutions; the tokens are one of these grids, and no map is
             larger.
-        kind: what the user says it is; then only the details are found out.
+        kind: the user's word for it; then only the details are told from the shape.
         length: of the sequence, in tokens; 0: it is a vector.
         channels: the axis that holds channels, by the layers before; ``None``: they do not tell.
-        features: of a vector: where each has a token, those in front are class tokens.
+        features: of a vector: if each has a token, the tokens before these are class tokens.
 
-    Raises :class:`AttachError` if the shape fits no layout, or more than one.
+    Raises:
+        AttachError: if the shape fits no layout, or more than one.
     """
     seen = f"after {name!r} the features are {tuple(shape)}"
     if not image and length == 0:
@@ -108,47 +110,45 @@ def find_layout(
     if kind == "tokens" or (kind is None and len(shape) == 3):
         return _find_token_layout(name, shape, image, grids)
     if len(shape) != len(image) + 2:
-        raise AttachError(f"at: {seen}: expected a map of {len(image) + 2} axes or tokens of 3: put the exit earlier")
+        raise AttachError(f"at: {seen}: expected a map of {len(image) + 2} axes or tokens of 3. Fix: put the exit earlier")
     if kind is not None:
         return Layout(kind)
     if len(image) == 2 and channels != 1:
-        return _find_plane_layout(seen, shape, image, grids)
-    found = Layout("nhwc" if channels == len(shape) - 1 else "nchw")
-    if any(mine > theirs for mine, theirs in zip(found.size(shape), image, strict=True)):
-        raise AttachError(f"at: {seen} for an input of {tuple(image)}: no map of it: put the exit elsewhere")
-    return found
+        return _find_plane_layout(f"{seen} for an image of {tuple(image)}", shape, image, grids)
+    layout = Layout("nhwc" if channels == len(shape) - 1 else "nchw")
+    if any(side > pixels for side, pixels in zip(layout.size(shape), image, strict=True)):
+        raise AttachError(f"at: {seen} for an input of {tuple(image)}: no map of it. Fix: put the exit elsewhere")
+    return layout
 
 
-def _find_plane_layout(seen: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, ...]]) -> Layout:
-    """Features of an image, four axes: channels first or last, whichever leaves a map of its aspect."""
+def _find_plane_layout(seen: str, shape: Shape, image: Shape, grids: Sequence[tuple[int, ...]]) -> Layout:
+    """Tell whether four axes have channels first or last: whichever leaves a map of the image's aspect."""
     aspect, (highest, widest) = image[0] / image[1], grids[-1] if grids else image
 
     def fits(height: int, width: int) -> bool:  # the image's aspect ratio, with odd sizes rounded
         return abs(height - aspect * width) <= 1 and height <= highest and width <= widest
 
     first, last = fits(*shape[2:]), fits(*shape[1:3])
-    seen = f"{seen} for an image of {tuple(image)}"
     if not first and not last:
-        raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps): put the exit elsewhere")
+        raise AttachError(f"at: {seen}, which is no map of the image (windows, perhaps). Fix: put the exit elsewhere")
     if first == last:
-        raise AttachError(f"layout: {seen}, which could be channels first or last: pass layout='nchw' or 'nhwc'")
+        raise AttachError(f"layout: {seen}, which could be channels first or last. Fix: pass layout='nchw' or 'nhwc'")
     return Layout("nchw" if first else "nhwc")
 
 
 def _find_series_layout(
-    seen: str, shape: Sequence[int], length: int, grids: Sequence[tuple[int, ...]], kind: Kind | None, channels: int | None
+    seen: str, shape: Shape, length: int, grids: Sequence[tuple[int, ...]], kind: Kind | None, channels: int | None
 ) -> Layout:
-    """Features of a series: ``(B,D,T)`` of convolutions (kind ``nchw``), or ``(B,prefix+T,D)`` of other layers."""
+    """Tell ``(B,D,T)`` of convolutions (kind ``nchw``) from ``(B,prefix+T,D)`` of other layers."""
     if len(shape) != 3:
-        raise AttachError(f"at: {seen}: expected (B,D,T) or (B,T,D): put the exit elsewhere")
-    fits = [size <= length + MAX_PREFIX for size in (shape[2], shape[1])]
+        raise AttachError(f"at: {seen}: expected (B,D,T) or (B,T,D). Fix: put the exit elsewhere")
     if kind is None and channels is None and sum(size == length for size in shape[1:]) == 1:
         channels = 1 if shape[2] == length else 2
     if kind is None and channels is None:
-        raise AttachError(f"layout: {seen}: could be either: pass layout='nchw' (B,D,T) or 'tokens' (B,T,D)")
+        raise AttachError(f"layout: {seen}: could be either. Fix: pass layout='nchw' (B,D,T) or 'tokens' (B,T,D)")
     kind = kind or ("nchw" if channels == 1 else "tokens")
-    if not fits[0 if kind == "nchw" else 1]:
-        raise AttachError(f"at: {seen}, which has more locations than the series: put the exit elsewhere")
+    if shape[2 if kind == "nchw" else 1] > length + MAX_PREFIX:
+        raise AttachError(f"at: {seen}, which has more locations than the series. Fix: put the exit elsewhere")
     if kind == "nchw":
         return Layout("nchw")
     for size in (length, *(grid[0] for grid in reversed(grids) if len(grid) == 1)):
@@ -159,27 +159,25 @@ def _find_series_layout(
     return Layout("tokens")
 
 
-def _find_vector_layout(seen: str, shape: Sequence[int], kind: Kind | None, features: int) -> Layout:
-    """Features of a vector: ``(B,D)`` without locations, or ``(B,N,D)`` with a token for each feature."""
+def _find_vector_layout(seen: str, shape: Shape, kind: Kind | None, features: int) -> Layout:
+    """Tell features ``(B,D)`` without locations from ``(B,N,D)`` with a token for each feature of the vector."""
     if len(shape) not in (2, 3) or ((len(shape) == 2) != (kind in (None, "vector")) and kind is not None):
-        raise AttachError(f"at: {seen}: expected (B,D), or tokens (B,N,D): put the exit elsewhere")
+        raise AttachError(f"at: {seen}: expected (B,D), or tokens (B,N,D). Fix: put the exit elsewhere")
     if len(shape) == 3 and kind in (None, "tokens") and 0 < shape[1] - features <= MAX_PREFIX and features > 1:
         return Layout("tokens", shape[1] - features, (features,))
     return Layout("vector" if len(shape) == 2 else kind or "tokens")
 
 
-def _find_sequence_layout(seen: str, shape: Sequence[int], length: int, kind: Kind | None) -> Layout:
-    """Features of a sequence: ``(B,N,D)`` tokens, or ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
+def _find_sequence_layout(seen: str, shape: Shape, length: int, kind: Kind | None) -> Layout:
+    """Tell ``(B,N,D)`` tokens from ``(B,D,N)`` of one-dimensional convolutions (kind ``nchw``)."""
     if len(shape) != 3 or length not in shape[1:]:
-        raise AttachError(f"at: {seen}: expected (B,{length},D) or (B,D,{length}): put the exit elsewhere")
+        raise AttachError(f"at: {seen}: expected (B,{length},D) or (B,D,{length}). Fix: put the exit elsewhere")
     if kind is None and shape[1] == shape[2]:
-        raise AttachError(f"layout: {seen}: could be either: pass layout='tokens' (B,N,D) or 'nchw' (B,D,N)")
-    if kind is not None:
-        return Layout(kind)
-    return Layout("tokens" if shape[1] == length else "nchw")
+        raise AttachError(f"layout: {seen}: could be either. Fix: pass layout='tokens' (B,N,D) or 'nchw' (B,D,N)")
+    return Layout(kind or ("tokens" if shape[1] == length else "nchw"))
 
 
-def _find_token_layout(name: str, shape: Sequence[int], image: Sequence[int], grids: Sequence[tuple[int, ...]]) -> Layout:
+def _find_token_layout(name: str, shape: Shape, image: Shape, grids: Sequence[tuple[int, ...]]) -> Layout:
     count = shape[1]
     for grid in reversed(grids):  # the patch embedding is the last map before the tokens
         prefix = count - math.prod(grid)
@@ -192,5 +190,5 @@ def _find_token_layout(name: str, shape: Sequence[int], image: Sequence[int], gr
                 return Layout("tokens", prefix, (height, width))
     raise AttachError(
         f"layout: after {name!r} there are {count} tokens for an image of {tuple(image)}: no grid and up to {MAX_PREFIX} "
-        "class or register tokens make that number: put the exit elsewhere"
+        "class or register tokens make that number. Fix: put the exit elsewhere"
     )

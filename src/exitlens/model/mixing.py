@@ -31,17 +31,17 @@ class Mixing(TorchFunctionMode):
         self._is_mixed = False
 
     def find_unmixed(self, features: Tensor) -> Tensor:
-        """The first tensor of this shape that a layer norm took before anything was mixed; else the features.
+        """Return the first tensor of this shape that a layer norm took before anything was mixed; else the features.
 
-        Asked once, after the stage that the features come from.
+        To be asked once, after the stage that the features come from.
         """
         seen, self._normalised = self._normalised, None  # held any longer, it would hold the whole pass
-        found = (seen or {}).get(features.shape, features)
-        return found if found.requires_grad else features
+        unmixed = (seen or {}).get(features.shape, features)
+        return unmixed if unmixed.requires_grad else features
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Gradients that are asked for meanwhile take attention weights and scales as constants."""
+        """Let gradients that are asked for in this context take attention weights and scales as constants."""
         self.is_fixed = True
         try:
             yield
@@ -59,10 +59,10 @@ class Mixing(TorchFunctionMode):
             return func(*map(self._hold, args[:2]), *args[2:], **kwargs | held)
         if name == "layer_norm":
             return self._normalise(*args, **kwargs)
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         if name == "embedding" and self._normalised is not None and torch.is_grad_enabled():
-            found.requires_grad_()  # of frozen weights, too
-        return self._hold(found) if name in SOFTMAX else found
+            result.requires_grad_()  # of frozen weights, too
+        return self._hold(result) if name in SOFTMAX else result
 
     def _hold(self, x: Tensor) -> Tensor:
         held: Tensor = _Hold.apply(x, self)  # type: ignore[no-untyped-call]
@@ -126,29 +126,28 @@ class _Normalise(torch.autograd.Function):
 
 
 def open_inputs(activations: Activations, stage: Stage) -> Activations:
-    """Inputs of a stage that gradients reach, where its frozen weights would let none through; else as they are."""
+    """Return inputs that gradients reach, for a stage whose frozen weights would let none through; else as they are."""
     if all(p.requires_grad for p in stage.parameters()):
         return activations
     return tuple(t.detach().requires_grad_() if t.is_floating_point() and not t.requires_grad else t for t in activations)
 
 
 def has_attention(stages: Iterable[Stage]) -> bool:
-    """Whether any stage mixes locations: a module or function of attention, or a softmax before a matrix product."""
-    for graph in (stage.evaluation for stage in stages):
-        for node in graph.graph.nodes:
-            module = graph.get_submodule(node.target) if node.op == "call_module" else None
-            name = get_callee_name(node).partition(".")[0] if node.op.startswith("call_") and module is None else ""
-            if name.endswith("attention") or (
-                module and any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
-            ):
-                return True
-            if (isinstance(module, nn.Softmax) or name in SOFTMAX) and _is_multiplied(node):
-                return True
-    return False
+    """Return whether any stage mixes locations: by a module or function of attention, or a softmax before a product."""
+
+    def mixes(graph: fx.GraphModule, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = graph.get_submodule(str(node.target))
+            attends = any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
+            return attends or (isinstance(module, nn.Softmax) and _is_multiplied(node))
+        name = get_callee_name(node).partition(".")[0] if node.op.startswith("call_") else ""
+        return name.endswith("attention") or (name in SOFTMAX and _is_multiplied(node))
+
+    return any(mixes(stage.evaluation, node) for stage in stages for node in stage.evaluation.graph.nodes)
 
 
 def _is_multiplied(node: fx.Node, steps: int = 4) -> bool:
-    """Whether a matrix product takes the result, at once or after a few steps such as dropout."""
+    """Return whether a matrix product takes the result, at once or after a few steps such as dropout."""
     return any(
         any(word in get_callee_name(user).partition(".")[0] for word in PRODUCTS)
         or (steps > 0 and _is_multiplied(user, steps - 1))

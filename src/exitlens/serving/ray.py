@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from exitlens.errors import InputError, import_extra, suggest
-from exitlens.serving.http.app import make_app
+from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Batching, Limits, Watching, name_bundles
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from exitlens.delivery.bundle import find_bundle
 from exitlens.errors import ExitlensError, InputError, RequestError
 from exitlens.model.cutting.stage import Activations
-from exitlens.serving.batching.batcher import Batcher, ClosedError, Hooks
-from exitlens.serving.batching.tickets import Terms, Ticket
+from exitlens.serving.batcher import Batcher, Hooks
+from exitlens.serving.cascade import Terms, Ticket
 from exitlens.serving.metrics import Metrics
 from exitlens.serving.models import ServedModel, open_bundle, read_version
 from exitlens.serving.settings import Batching, Watching
 from exitlens.serving.watching import Watch
 
 LOG = logging.getLogger("exitlens.serving")
-Prepare = Callable[[ServedModel], Awaitable[tuple[Activations, Terms]]]
 
 
 class Endpoint:
@@ -36,12 +35,12 @@ class Endpoint:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it answers, and is to."""
+        """True if it answers and its samples have not drifted too far."""
         drifting = self.watch.is_drifting and self.watch.watching.unready_on_drift
         return self.batcher.is_alive and not drifting
 
     async def answer(self, activations: Activations, terms: Terms) -> Ticket:
-        """The answers to a request; raises :class:`RequestError` where there is no room, or no answer."""
+        """Return a request with its answers; raises :class:`RequestError` if there is no room, or no answer."""
         future, model = asyncio.get_running_loop().create_future(), self.model
         ticket = Ticket(activations, terms, model.info.num_classes, future, model.gives_labels)
         self.batcher.submit(ticket)
@@ -59,7 +58,7 @@ class Endpoint:
 
     def _deliver(self, done: list[Ticket]) -> None:
         for loop in {ticket.receiver.get_loop() for ticket in done}:
-            with suppress(RuntimeError):  # it is closed: nobody waits there
+            with suppress(RuntimeError):  # a closed loop has nobody waiting
                 loop.call_soon_threadsafe(_finish, [ticket for ticket in done if ticket.receiver.get_loop() is loop])
         self.metrics.set_waiting(self.model.name, self.batcher.waiting)
         good = [ticket for ticket in done if ticket.error is None]
@@ -80,10 +79,10 @@ def _finish(done: list[Ticket]) -> None:
 
 
 class Repository:
-    """Models by name.
+    """Models by name, each of which can be replaced while it answers.
 
     Args:
-        directories: of bundles, by the names of the models.
+        directories: bundles by the names of their models.
         models: networks in memory, for programs that serve their own; these are not read again.
 
     Raises:
@@ -101,11 +100,11 @@ class Repository:
         self.batching, self.watching = batching or Batching(), watching or Watching()
         self.metrics = Metrics() if metrics is None else metrics
         self._directories = dict(directories)
-        self._read = {name: _look(path) for name, path in directories.items()}  # tried, whether or not it could be
+        self._read = {name: _fingerprint(path) for name, path in directories.items()}  # tried, whether or not it could be
         self._closing, self._lock = False, threading.Lock()
         opened = {name: open_bundle(name, path) for name, path in directories.items()} | dict(models or {})
         if not opened:
-            raise InputError("models: expected one or more")
+            raise InputError("models: expected one or more, got none")
         self._endpoints = {name: self._open(model) for name, model in opened.items()}
 
     def _open(self, model: ServedModel) -> Endpoint:
@@ -113,26 +112,26 @@ class Repository:
 
     @property
     def names(self) -> list[str]:
-        """Of the models."""
+        """Names of the models."""
         return list(self._endpoints)
 
     @property
     def is_alive(self) -> bool:
-        """Whether every model answers."""
-        return self._closing or all(one.batcher.is_alive for one in self._endpoints.values())
+        """True if every model answers."""
+        return self._closing or all(endpoint.batcher.is_alive for endpoint in self._endpoints.values())
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model is."""
-        return not self._closing and all(one.is_ready for one in self._endpoints.values())
+        """True if every model is ready."""
+        return not self._closing and all(endpoint.is_ready for endpoint in self._endpoints.values())
 
     def note_lag(self, seconds: float) -> None:
-        """How long requests have waited for their turn before any of this was asked: it counts when room is looked for."""
+        """Note how long requests wait for the event loop before they come here: it counts when room is looked for."""
         for endpoint in self._endpoints.values():
             endpoint.batcher.lag = seconds
 
     def find(self, name: str = "", version: str = "") -> Endpoint:
-        """A model by its name (which may be left out if there is one only); raises :class:`RequestError` (404)."""
+        """Return a model by its name, which may be left out if there is only one; raises :class:`RequestError` (404)."""
         if not name and len(self._endpoints) == 1:
             name = next(iter(self._endpoints))
         endpoint = self._endpoints.get(name)
@@ -142,29 +141,30 @@ class Repository:
             raise RequestError(f"version: {name} has version {endpoint.model.version}, not {version!r:.60}", 404)
         return endpoint
 
-    async def answer(self, name: str, version: str, prepare: Prepare) -> tuple[ServedModel, Ticket]:
-        """The answers to a request, by the version that is there when it is read; raises what keeps it from them.
+    @contextmanager
+    def enter(self, name: str = "", version: str = "") -> Iterator[Endpoint]:
+        """Find the model that answers a request, and keep this version of it open until the request has been answered.
 
-        ``prepare`` makes a model's inputs and terms of the request: again where the model is replaced meanwhile.
+        Raises:
+            RequestError: 404 for an unknown model, 429 if it has no room, 503 if it is closed.
         """
-        while True:
+        with self._lock:
             endpoint = self.find(name, version)
-            activations, terms = await prepare(endpoint.model)
-            try:
-                return endpoint.model, await endpoint.answer(activations, terms)
-            except ClosedError:
-                if self.find(name, version) is endpoint:
-                    raise
+            endpoint.batcher.expect()
+        try:
+            yield endpoint
+        finally:
+            endpoint.batcher.release()
 
     def reload(self) -> list[str]:
-        """Replaces the models whose bundles have changed, and returns their names; blocks for as long as that takes.
+        """Replace the models whose bundles have changed, and return their names; blocks for as long as that takes.
 
         A bundle that cannot be read, or has no policy, is logged, and the version before goes on answering. It is tried
-        again when its files change, as those of a bundle do that is still being copied.
+        again when its files change, as they do while a bundle is still being copied.
         """
         replaced = []
         for name, path in self._directories.items():
-            seen = _look(path)
+            seen = _fingerprint(path)
             if not seen or seen == self._read[name]:
                 continue
             self._read[name] = seen
@@ -186,15 +186,15 @@ class Repository:
         return replaced
 
     def close(self) -> None:
-        """Not ready any more; answers what was taken in, and ends."""
+        """Stop being ready, answer what was taken in, and end."""
         with self._lock:
             self._closing = True
         for endpoint in self._endpoints.values():
             endpoint.batcher.close()
 
 
-def _look(directory: Path) -> tuple[Any, ...]:
-    """The version of the bundle that is there now, and how its files look; empty where there is none."""
+def _fingerprint(directory: Path) -> tuple[Any, ...]:
+    """Return the version of the bundle that is there now with its files' sizes and times; empty if there is none."""
     try:
         source = find_bundle(directory)
         files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.iterdir())

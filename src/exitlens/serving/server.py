@@ -1,28 +1,37 @@
-"""Runs the app on uvicorn: one process, or several that share a port, each replaced when it ends."""
+"""Runs the app on uvicorn: in one process, or in several that share a port, each replaced when it ends."""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import sys
 import tempfile
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from exitlens.errors import import_extra
-from exitlens.serving.metrics import SHARED
+from exitlens.errors import ExitlensError, import_extra
+from exitlens.serving.http.guard import Gate
+from exitlens.serving.metrics import SHARED, Metrics
 from exitlens.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
     from uvicorn import Config
+
+SWITCH_SECONDS = 0.0005  # after which a thread makes way: the network's and the connections' take turns
+KEEP_ALIVE_SECONDS = 75  # longer than proxies and clients keep an idle connection, so that they are the ones to close it
 
 
 def serve(settings: ServerSettings) -> None:
-    """Serves until the process is told to end (SIGTERM, SIGINT), then answers what was taken in.
+    """Serve until the process is told to end (SIGTERM, SIGINT), then answer what was taken in.
 
     Raises:
         BundleError, PolicyError: for a bundle that cannot be served. MissingExtraError: without the extra ``serve``.
     """
     uvicorn = import_extra("uvicorn", "serve", "exitlens serve")
-    for name in ("starlette", "python_multipart", "prometheus_client"):
+    for name in ("starlette", "msgspec", "python_multipart", "prometheus_client"):
         import_extra(name, "serve", "exitlens serve")
     if settings.workers == 1:
         uvicorn.Server(make_config(settings)).run()
@@ -30,8 +39,7 @@ def serve(settings: ServerSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="exitlens-metrics-") as folder:
         os.environ[SHARED] = folder
         threads = settings.batching.threads or max(1, (os.cpu_count() or 1) // settings.workers)
-        shared = replace(settings, batching=replace(settings.batching, threads=threads))
-        _run_workers(make_config(shared))
+        _run_workers(make_config(replace(settings, batching=replace(settings.batching, threads=threads))))
 
 
 def _run_workers(config: Config) -> None:
@@ -51,7 +59,65 @@ def _run_workers(config: Config) -> None:
 
 
 def make_config(settings: ServerSettings) -> Config:
-    """For uvicorn; models are opened when it is loaded, in the process that serves them."""
-    from exitlens.serving.workers import WorkerConfig
+    """Return uvicorn's configuration, which can be pickled: models are opened in the process that serves them."""
+    from uvicorn import Config
 
-    return WorkerConfig(settings)
+    limits = settings.limits
+    gate = Gate(limits)
+    return Config(
+        partial(_open_app, settings, gate),
+        factory=True,
+        http=cast(Any, gate),
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        lifespan="on",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ws="none",
+        log_config=None,  # uvicorn's own would close what other code has set up
+        h11_max_incomplete_event_size=limits.max_header_bytes,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(limits.request_seconds) + 1,
+        ssl_certfile=None if settings.tls_cert is None else str(settings.tls_cert),
+        ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
+    )
+
+
+def _open_app(settings: ServerSettings, gate: Gate) -> Starlette:
+    """Open the models; in a worker, a bundle that cannot be served ends all of them with a message."""
+    from uvicorn.config import STARTUP_FAILURE
+
+    from exitlens.serving.http.application import make_app
+    from exitlens.serving.http.guard import write_log
+    from exitlens.serving.repository import Repository
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    _show_logs()
+    gate.metrics = Metrics()
+    try:
+        repository = Repository(settings.bundles, settings.batching, settings.watching, gate.metrics)
+    except ExitlensError as error:
+        if multiprocessing.parent_process() is None:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(STARTUP_FAILURE)
+    log = write_log if settings.access_log else None
+    return make_app(repository, settings.limits, log=log, reload_seconds=settings.reload_seconds)
+
+
+class _StandardError(logging.Handler):
+    """Writes a line for each record to whatever standard error is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.levelname}: {self.format(record)}\n")
+
+
+def _show_logs() -> None:
+    """Let uvicorn, and warnings of the server's own, be seen on standard error."""
+    for name, level in (("uvicorn", logging.INFO), ("exitlens.serving", logging.WARNING)):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.setLevel(level)
+            logger.addHandler(_StandardError())

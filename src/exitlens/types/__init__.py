@@ -14,11 +14,10 @@ _HOMES = {
     "explanations": "SCHEMA ExitView Explanation LabelView Location",
     "outputs": "ExitOutput LossTerms Prediction",
     "policies": "GATE_FEATURES Gate Policy",
-    "preprocessing": "IMAGENET_MEAN IMAGENET_STD Preprocess Preprocessing TextPreprocess import_tokenizers",
-    "scaling": "ArrayPreprocess MelSpectrogram SeriesPreprocess VectorPreprocess VolumePreprocess",
-    "tasks": "SCORES",
-    "timings": "Timing",
-    "traces": "Trace",
+    "preprocessing": "IMAGENET_MEAN IMAGENET_STD ArrayPreprocess MelSpectrogram Preprocess Preprocessing SeriesPreprocess "
+    "TextPreprocess VectorPreprocess VolumePreprocess import_tokenizers",
+    "requests": "SCORES CalibrationRequest Temperatures",
+    "traces": "Timing Trace",
     "settings": "TrainingSettings",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from exitlens.errors import PolicyError
-from exitlens.types.timings import Timing
-from exitlens.types.traces import Trace
+from exitlens.types.requests import CalibrationRequest, SampleSketch
+from exitlens.types.tasks import Task
+from exitlens.types.traces import Timing
 
-FORMAT = 2  # of Calibration.to_dict
-WITH_GROUPS = 3  # the same, of a calibration on groups
-WITH_TIMING = 4  # the same, with a limit in milliseconds (and groups or none)
-WITH_FOLDS = 5  # the same, with folds (and times and groups or none)
+FORMAT = 1  # of Calibration.to_dict
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,8 @@ class Certification:
     """How a policy was certified, or why none could be.
 
     Attributes:
-        delta: how likely the promise may be wrong.
+        delta: how likely the promise may be wrong. level: of the tests; less than delta where it covers earlier askings.
+        asking: how many certificates these samples were asked for, this one included.
         path_samples: how many samples proposed the path; the others tested it.
         path_length: policies on the path. steps_tested: how many of them were tested.
         tests: of the accepted policy; where there is none, of the first that was refused.
@@ -48,6 +47,8 @@ class Certification:
     """
 
     delta: float
+    level: float
+    asking: int
     path_samples: int
     path_length: int
     steps_tested: int
@@ -56,23 +57,6 @@ class Certification:
     samples_needed: int | None = None
     path_groups: int | None = None
     largest_group: int | None = None
-
-
-@dataclass(frozen=True)
-class SampleSketch:
-    """A trace's fingerprint and the smallest hashes of its samples: traces that share many samples share some of these."""
-
-    data: str = ""
-    sketch: tuple[str, ...] = ()
-
-    @classmethod
-    def from_trace(cls, trace: Trace, size: int = 64) -> SampleSketch:
-        """The sketch of a trace's samples, with ``size`` hashes."""
-        return cls(trace.fingerprint(), tuple(sorted(trace.hash_samples())[:size]))
-
-    def overlaps(self, trace: Trace) -> bool:
-        """Whether some of the samples are in the trace too, as far as their logits are equal."""
-        return self.data == trace.fingerprint() or not set(self.sketch).isdisjoint(trace.hash_samples())
 
 
 @dataclass(frozen=True)
@@ -97,84 +81,74 @@ class Calibration:
     """What :func:`exitlens.calibrate` was asked for and what it rests on; part of a :class:`~exitlens.Policy`.
 
     Attributes:
-        limits: by name, ``max_cost`` and ``max_ms`` included.
-        samples: of the trace. distinct_samples: of them, those with logits of their own. data: fingerprint of the trace.
-        cost: mean cost on these samples. seed: of the split. rule: hash of the policy that all this is about.
+        request: verbatim; ``exitlens.workflow.calibration.run_calibration(trace, request)`` repeats it on another trace.
+        samples: of the trace. distinct_samples: how many of them have logits of their own. data: fingerprint of the trace.
+        cost: mean cost on these samples. rule: hash of the policy that all this is about.
+        calibration_error: how far confidence is from accuracy, on average over these samples; ``None`` without labels.
         classes: how many classes were tested, and of how many, where every class has a limit.
         fitted_on: the samples that the temperatures were fitted on, through all policies that handed them on.
-        reference: for the drift monitor; ``None`` in records older than it.
+        reference: for the drift monitor.
         certification: ``None`` where the limits hold on these samples only (empirical mode).
         groups: how many independent groups the samples come in; ``None`` where all samples are independent.
-        percentile: how many of 100 samples ``max_ms`` is about; ``None``: their mean.
         timing: what a batch took at each exit; ``None`` where that was not measured.
-        folds: parts of the samples on which thresholds that the others chose keep the limits; ``None``: not asked for.
-        held_out: by name, what the samples of all folds lost so, on average; of limits on every class, one for each.
+        held_out: by name, the mean loss of the samples of all folds; one for each class where every class has a limit.
 
     Examples:
         >>> xl.calibrate(trace, max_disagreement=0.5).calibration.limits
         {'max_disagreement': 0.5}
     """
 
-    limits: Mapping[str, float]
+    request: CalibrationRequest
     samples: int
     distinct_samples: int = 0
     data: str = ""
     cost: float = 1.0
-    seed: int = 0
     rule: str = ""
+    calibration_error: float | None = None
     classes: tuple[int, int] | None = None
     fitted_on: tuple[SampleSketch, ...] = field(default=(), repr=False)
     reference: DriftReference | None = field(default=None, repr=False)
     certification: Certification | None = None
     groups: int | None = None
-    percentile: float | None = None
     timing: Timing | None = None
-    folds: int | None = None
     held_out: Mapping[str, float] | None = None
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that were asked for, by name, ``max_cost`` and ``max_ms`` included."""
+        return self.request.limits
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; without folds, groups and times as versions that know none wrote it."""
-        found = asdict(self) | {"timing": None if self.timing is None else self.timing.to_dict()}
-        if self.folds is not None:
-            return {"format": WITH_FOLDS, **found}
-        del found["folds"], found["held_out"]
-        if self.timing is not None:
-            return {"format": WITH_TIMING, **found}
-        del found["percentile"], found["timing"]
-        if self.groups is not None:
-            return {"format": WITH_GROUPS, **found}
-        del found["groups"]
-        if (tested := found["certification"]) is not None:
-            kept = {name: value for name, value in tested.items() if name not in ("path_groups", "largest_group")}
-            tests = tuple({k: v for k, v in test.items() if k != "groups"} for test in tested["tests"])
-            found["certification"] = kept | {"tests": tests}
-        return {"format": FORMAT, **found}
+        """JSON-ready."""
+        timing = None if self.timing is None else self.timing.to_dict()
+        return {"format": FORMAT, **asdict(self), "timing": timing}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`; also reads the ``chosen_by`` of bundles of format 1.
+        """Inverse of :meth:`to_dict`.
 
         Raises:
-            PolicyError: for a record that is damaged, or of a later format.
+            PolicyError: for a record that is damaged or of another format.
         """
+        found = dict(values)
+        if (written := found.pop("format", None)) != FORMAT:
+            raise PolicyError(
+                f"calibration: expected a record of format {FORMAT}, got {written!r}: another version of exitlens wrote it. "
+                "Fix: calibrate again with this version."
+            )
         try:
-            found = dict(values) if "format" in values else _rename_former(values)
-            if found.pop("format") not in (FORMAT, WITH_GROUPS, WITH_TIMING, WITH_FOLDS):
-                known = f"expected format {FORMAT} to {WITH_FOLDS}"
-                raise PolicyError(f"calibration: {known}, got {values['format']}: update exitlens")
-            found["limits"] = dict(found["limits"])
-            found["fitted_on"] = tuple(SampleSketch(s["data"], tuple(s["sketch"])) for s in found.get("fitted_on", ()))
-            if found.get("classes") is not None:
+            found["request"] = CalibrationRequest.from_dict(found["request"])
+            found["fitted_on"] = tuple(map(SampleSketch.from_dict, found["fitted_on"]))
+            if found["classes"] is not None:
                 found["classes"] = tuple(found["classes"])
-            if (reference := found.get("reference")) is not None:
+            if (reference := found["reference"]) is not None:
                 edges, counts = (tuple(map(tuple, reference[name])) for name in ("edges", "counts"))
                 found["reference"] = DriftReference(edges, counts, float(reference["confidence"]))
-            if found.get("folds") is not None:
-                found["folds"] = int(found["folds"])
-                found["held_out"] = {str(name): float(lost) for name, lost in found["held_out"].items()}
-            if (timing := found.get("timing")) is not None:
+            if (held_out := found["held_out"]) is not None:
+                found["held_out"] = {str(name): float(loss) for name, loss in held_out.items()}
+            if (timing := found["timing"]) is not None:
                 found["timing"] = Timing.from_dict(timing)
-            if (certification := found.get("certification")) is not None:
+            if (certification := found["certification"]) is not None:
                 tests = tuple(RiskTest(**test) for test in certification["tests"])
                 found["certification"] = Certification(**certification | {"tests": tests})
             return cls(**found)
@@ -182,12 +156,145 @@ class Calibration:
             raise PolicyError(f"calibration: expected what calibrate wrote, got a damaged record ({error})") from error
 
 
-def _rename_former(values: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("limits", "samples", "data", "cost", "seed", "rule", "classes", "fitted_on", "reference")
-    found = {"format": FORMAT, "distinct_samples": values.get("distinct", values["samples"])}
-    found |= {name: values[name] for name in kept if name in values}
-    if values.get("mode") == "certified":
-        same = {name: values[name] for name in ("delta", "path_samples", "reason", "samples_needed") if name in values}
-        renamed = {"path_length": values["path"], "steps_tested": values["walked"], "tests": values["tested"]}
-        found["certification"] = same | renamed
-    return found
+_TESTS = {
+    "binomial": "exact binomial test",
+    "paired": "exact test for pairs",
+    "hoeffding_bentkus": "Hoeffding-Bentkus bound",
+    "betting": "betting bound",
+    "group_betting": "betting bound on means of groups",
+    "signed_betting": "betting bound on losses and gains",
+}
+
+
+def write_certificate(record: Calibration | None, network: str, task: Task = "classes") -> str:
+    """Two sentences: the promise, and what it rests on."""
+    if record is None:
+        return "Nothing is promised: these thresholds were set by hand. Calibrate with delta=0.1 for a certificate."
+    limits = ", ".join(_describe_limit(name, limit, record) for name, limit in record.limits.items())
+    tested = record.certification
+    if tested is None and record.request.folds is not None:
+        return _describe_folds(record, limits)
+    if tested is None:
+        return (
+            f"Nothing is promised for new data: the limits ({limits}) hold on the {record.samples:,} "
+            "samples that chose the thresholds. Calibrate with folds=5 for limits that other samples keep, or with "
+            "delta=0.1 for a certificate."
+        )
+    sure = f"{100 * (1 - tested.delta):.4g} %"
+    if tested.reason:
+        return (
+            "The early exits never fire, so every answer and map is the full network's: nothing cheaper could be promised "
+            f"with {sure} confidence under these limits ({limits}). Reason: {tested.reason}. The samples have "
+            f"spent a level of {tested.level:.3g} on this: another limit needs other samples, or more delta than before."
+        )
+    limited = [(name, limit) for name, limit in record.limits.items() if name != "max_cost"]
+    promises = " and ".join(_promise(*one, record, task) for one in limited)
+    where, (drawn, tests) = f" {network}" if network else "", _name_data(record, tested)
+    text = (
+        f"With {sure} confidence, on {drawn}, the network{where} under this policy {promises}. This was tested on {tests} "
+        f"that did not propose the thresholds ({_list_tests(tested)}), and early exits made the mean cost "
+        f"{100 * record.cost:.3g} % of the full network's."
+    )
+    if tested.asking > 1:
+        text += (
+            f" It is certificate {tested.asking} that these samples were asked for: the confidence is that in all that were "
+            f"given, and this one was tested at level {tested.level:.3g}."
+        )
+    if record.groups is not None:
+        text += " Only groups count as independent. " + _weigh_groups(tested.largest_group)
+    if record.distinct_samples == record.samples:
+        return text
+    once = "distinct" if record.groups is None else "in one group only"
+    return (
+        f"{text} But only {record.distinct_samples:,} of the samples are {once}: repeated samples are not independent "
+        "draws, and the promise does not count for them."
+    )
+
+
+def _describe_folds(record: Calibration, limits: str) -> str:
+    drawn = f"{record.samples:,} samples" + ("" if record.groups is None else f" of {record.groups:,} groups")
+    return (
+        f"Nothing is promised for new data. The limits ({limits}) hold on the {drawn}, and by cross-validation in "
+        f"{record.request.folds} folds, each routed by what the others chose ({_list_held_out(record)}). Expect new data to "
+        "lose about that much; by chance it can be somewhat more or less. Calibrate with delta=0.1 for a certificate."
+    )
+
+
+def _name_data(record: Calibration, tested: Certification) -> tuple[str, str]:
+    """What the promise is about, and what tested it."""
+    rest = record.samples - tested.path_samples
+    if record.groups is None or tested.path_groups is None:
+        return f"new data drawn like the {record.samples:,} calibration samples", f"{rest:,} samples"
+    return (
+        f"new groups drawn like the {record.groups:,} groups of the calibration ({record.samples:,} samples)",
+        f"{record.groups - tested.path_groups:,} groups ({rest:,} samples)",
+    )
+
+
+def _weigh_groups(largest: int | None) -> str:
+    if largest is None:
+        return "Every group counts the same, large or small: the means are over groups."
+    more = "sample counts as 1" if largest == 1 else f"{largest:,} samples counts as {largest:,}"
+    return f"A group counts as many times as it has samples, but one of more than {more}."
+
+
+def _describe_limit(name: str, limit: float, record: Calibration) -> str:
+    if name != "max_ms" or record.timing is None:
+        return f"{_name(name)} at most {limit:.4g}"
+    what = "mean time" if record.request.percentile is None else f"time of {record.request.percentile:g} % of the samples"
+    return f"{what} at most {limit:g} ms for {record.timing.where()}"
+
+
+def _promise(name: str, limit: float, record: Calibration, task: Task) -> str:
+    if name == "max_ms" and record.timing is not None:
+        times = f"as measured: {record.timing.list_ms()}"
+        if (share := record.request.percentile) is None:
+            return f"answers at exits that take at most {limit:g} ms on average ({times})"
+        return f"answers at least {share:g} % of the samples at exits that take at most {limit:g} ms ({times})"
+    tested, known = record.classes or (0, 0)
+    where = "every class" if tested == known else f"each of the {tested} classes of {known} that were tested"
+    points = f"{100 * limit:.4g} point{'' if limit == 0.01 else 's'}"
+    if task == "multilabel" and "accuracy" in name:
+        return _promise_labels(name, points, where)
+    return {
+        "max_accuracy_drop": f"is at most {points} less accurate than the full network",
+        "max_class_accuracy_drop": f"is at most {points} less accurate than the full network in {where}",
+        "max_disagreement": f"gives another answer than the full network to at most {100 * limit:.4g} % of the samples",
+        "max_false_negative_drop": f"misses at most {points} more of the labels that a sample has than the full network, on "
+        "average",
+        "max_divergence": "looks where the full network looks (mean Jensen-Shannon divergence of its attention maps at most "
+        f"{limit:.4g})",
+    }[name]
+
+
+def _promise_labels(name: str, points: str, where: str) -> str:
+    if name == "max_accuracy_drop":
+        return f"gets all labels of a sample right at most {points} less often than the full network"
+    label = where.replace("classes", "labels").replace("class", "label")
+    return f"finds {label}, where a sample has it, at most {points} less often than the full network"
+
+
+def _list_held_out(record: Calibration) -> str:
+    """What they lost; of many risks (one for each class) the largest."""
+    lost = record.held_out or {}
+    shown = lost if len(lost) <= 4 else dict([max(lost.items(), key=lambda one: one[1])])
+    return ("" if shown is lost else f"the largest of {len(lost)}: ") + ", ".join(
+        f"{_name(k)} {v:.4f}" for k, v in shown.items()
+    )
+
+
+def _list_tests(tested: Certification) -> str:
+    """All tests, or of many (one for each class) the one that came nearest to failing."""
+    tests = tested.tests
+    if len(tests) <= 4:
+        return "; ".join(map(_describe_test, tests))
+    return f"nearest to failing of {len(tests)}: {_describe_test(max(tests, key=lambda test: test.p_value))}"
+
+
+def _describe_test(test: RiskTest) -> str:
+    seen = f"{test.mean:.4f} seen" if test.mean is not None else "none seen"
+    return f"{_name(test.name)} {seen}, {_TESTS[test.test]}, p = {test.p_value:.2g}"
+
+
+def _name(name: str) -> str:
+    return name.removeprefix("max_").replace("_", " ")

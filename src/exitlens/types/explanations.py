@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.types.outputs import exit_name, format_threshold, tell_apart
 from exitlens.types.preprocessing import Preprocessing
-from exitlens.types.words import exit_name, format_threshold, tell_apart
 
 SCHEMA = 2  # of Explanation.to_dict; 1 had no runner-up, no locations, and no agreement with the exit before
 
@@ -139,6 +139,7 @@ class Explanation:
     preprocess: Preprocessing | None = None
     draw_map: Callable[..., str] | None = None  # of the modality
     relevance: Tensor | None = None
+    calibration_error: float | None = None  # of confidences, on average, on the policy's calibration samples
 
     def __repr__(self) -> str:
         return f"Explanation({self.reason})"
@@ -227,7 +228,12 @@ class Explanation:
 
     @property
     def reason(self) -> str:
-        """Why this exit answered, in plain words."""
+        """Why this exit answered, in plain words, with a warning where confidences are known to be off by 5 % or more."""
+        error = self.calibration_error or 0.0
+        warning = f" Confidences are off by {100 * error:.0f} % on average (on the calibration samples)."
+        return self._explain_answer() + (warning if error >= 0.05 else "")
+
+    def _explain_answer(self) -> str:
         view, last = self.exits[self.answered], self.num_exits - 1
         if view.exit == last:
             why = "no earlier exit could answer, so the final exit answered"
@@ -264,6 +270,7 @@ class Explanation:
             "answered": self.answered,
             "final_ran": self.final is not None,
             "reason": self.reason,
+            "calibration_error": self.calibration_error,
             "exits": [self._row(view) for view in self.exits],
             **({} if self.relevance is None else {"relevance": self.relevance.tolist()}),
         }

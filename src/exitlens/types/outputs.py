@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,7 +50,8 @@ class Prediction:
     Attributes:
         labels: ``(B,)`` predicted class; of several labels ``(B,C)`` bool: which of them a sample has.
         exits: ``(B,)`` the exit that answered.
-        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered.
+        confidence: ``(B,)`` the score that was compared with the threshold, at the exit that answered, under the policy's
+            temperatures; ``Report.calibration_error`` says how far it is from accuracy on your data.
         probabilities: ``(B,C)`` softmax (of several labels sigmoid) of the logits over the exit's temperature.
         attention: per sample the attention map ``S`` of the exit that answered, placed in the image
             (``net.map_offsets``), or ``None`` if it was not asked for.
@@ -78,3 +80,20 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def exit_name(k: int, count: int) -> str:
+    """``exit 0``, ``exit 1``, ... and ``final``."""
+    return "final" if k == count - 1 else f"exit {k}"
+
+
+def format_threshold(threshold: float, digits: int) -> str:
+    """``never`` for an infinite one."""
+    return "never" if threshold == math.inf else f"{threshold:.{digits}f}"
+
+
+def tell_apart(one: float, other: float, digits: int = 3) -> tuple[str, str]:
+    """Both numbers, with enough digits (``digits`` to 7) to tell them apart where that is possible."""
+    while digits < 7 and one != other and f"{one:.{digits}f}" == f"{other:.{digits}f}":
+        digits += 1
+    return f"{one:.{digits}f}", f"{other:.{digits}f}"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exitlens.errors import PolicyError
-from exitlens.types.calibrations import Calibration
-from exitlens.types.certificates import write_certificate
-from exitlens.types.tasks import ALL_SCORES, USUAL_SCORES, Task, task_of_score
-from exitlens.types.words import exit_name, format_threshold
+from exitlens.errors import InputError, PolicyError, require
+from exitlens.types.calibrations import Calibration, write_certificate
+from exitlens.types.outputs import exit_name, format_threshold
+from exitlens.types.requests import ALL_SCORES
+from exitlens.types.tasks import USUAL_SCORES, Task, task_of_score
 
 GATE_FEATURES = ("confidence", "entropy", "change")  # of the answer; of the map; of the map since the exit before
 
@@ -165,17 +166,10 @@ class Policy:
         return record is not None and bool(record.rule) and record.rule != self.rule()
 
     def certificate(self) -> str:
-        """What is promised about this policy, and what that rests on, in two sentences (docs/concepts/guarantees.md).
-
-        Raises:
-            PolicyError: where the calibration is not what :func:`exitlens.calibrate` wrote.
-        """
+        """What is promised about this policy, and what that rests on, in two sentences (docs/concepts/guarantees.md)."""
         if self.is_changed:
             return "Nothing is promised: this policy is not the one that was calibrated, something in it was changed since."
-        try:
-            return write_certificate(self.calibration, self.network, self.task)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PolicyError(f"calibration: expected what calibrate wrote, {error} is wrong: calibrate again") from error
+        return write_certificate(self.calibration, self.network, self.task)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; infinite thresholds become the string ``"never"``."""
@@ -196,7 +190,40 @@ class Policy:
             raise PolicyError(f"policy: {', '.join(missing)} missing: expected what to_dict gave")
         thresholds = tuple(math.inf if t == "never" else float(t) for t in values["thresholds"])
         gate = None if values.get("gate") is None else Gate.from_dict(values["gate"])
-        record, former = values.get("calibration"), values.get("chosen_by") or {}  # as bundles of format 1 have it
-        record = former if record is None and "limits" in former else record
+        record = values.get("calibration")
         calibration = None if record is None else Calibration.from_dict(record)
         return cls(thresholds, values["score"], tuple(values["temperatures"]), values["network"], calibration, gate)
+
+
+DEFAULT = "default"  # what the policy that a bundle is saved with is called among those with a name
+_NAME = re.compile("[a-z0-9_-]{1,40}")
+
+
+def check_name(name: object, argument: str) -> None:
+    """Raises :class:`InputError`, which names the argument, unless a policy beside a bundle's own may be called so."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f"{argument}: expected names of 1 to 40 characters a-z, 0-9, _ and -, got {name!r:.80}")
+    if name == DEFAULT:
+        raise InputError(f"{argument}: {DEFAULT!r} is what the bundle's own policy is called: choose another name")
+
+
+def check_named(policies: Mapping[str, Policy], num_exits: int, network: str, task: Task | None = None) -> None:
+    """Checks every name and policy.
+
+    Raises:
+        InputError: for a name that none may have, or a value that is no policy; PolicyError: for a policy of another
+            network, by its name.
+    """
+    require(policies, Mapping, "policies", "names and policies")
+    for name, policy in policies.items():
+        check_name(name, "policies")
+        require(policy, Policy, f"policies, {name}", "see exitlens.calibrate")
+        check_fit(policy, num_exits, network, f"policies, {name}", task)
+
+
+def check_fit(policy: Policy, num_exits: int, network: str, place: str, task: Task | None = None) -> None:
+    """As :meth:`Policy.check`, with an error that says which policy it is: ``place``."""
+    try:
+        policy.check(num_exits, network, task)
+    except PolicyError as error:
+        raise PolicyError(f"{place}: {str(error).removeprefix('policy: ')}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from exitlens.errors import InputError, suggest
@@ -156,3 +157,64 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     if value not in tuple(choices):
         hint = suggest(str(value), [word for word in choices if isinstance(word, str)])
         raise InputError(f"{name}: expected one of {tuple(choices)}, got {value!r}.{hint}")
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The network that a run trains: its backbone, the weights to start from, and its exits.
+
+    Attributes:
+        backbone: Source of the backbone: ``small``, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of
+            transformers.
+        exits: Modules to put exits after, comma-separated, or how many (default: layer1,layer2,layer3 where the backbone has
+            these and ``placement`` is ``cost``, else 3).
+        placement: Place a number of exits at equal shares of ``cost`` or of measured ``time``.
+        groups: Groups of a vector's features that maps lie on: blood=age|pressure,heart=rate.
+        head: Kind of exit heads: ``context`` (with a neck; the default but for vectors), ``evidence`` or ``average``.
+        keep_final: Keep the backbone's own classifier as the final exit.
+        pretrained: Start from the library's weights.
+        init_weights: Start from a local state dict (safetensors or PyTorch).
+        strict_weights: Refuse weights of which any tensor does not fit, the classifier's included.
+        normalise: Mean and standard deviation of pixels: ``own`` (what the backbone's weights were trained with; the default
+            where weights are given), ``imagenet`` or ``half``.
+    """
+
+    backbone: str = "small"
+    exits: str = ""
+    placement: Literal["cost", "time"] = "cost"
+    groups: str = ""
+    head: str = ""
+    keep_final: bool = False
+    pretrained: bool = False
+    init_weights: Path | None = None
+    strict_weights: bool = False
+    normalise: str = ""
+
+    @property
+    def has_weights(self) -> bool:
+        """True if training starts from weights and not from random numbers."""
+        return self.pretrained or self.init_weights is not None
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """The samples that a verb reads, and how.
+
+    Attributes:
+        data: Labelled data to use instead of the run's own, as for fit.
+        root: Folder of torchvision's files.
+        columns: Columns of the data: image=NAME,label=NAME, or text=NAME, series=NAME or features=A|B for other inputs
+            (default: found by type); label=A|B|C for columns of 0 and 1, of which any number may be 1.
+        group_by: What belongs together (patient, video): a column of the data, or a regular expression on file names.
+        skip_bad: Leave out files and rows that cannot be read.
+        workers: Processes that decode files (0: this one; default: one for each core, at most 8).
+        cache: Directory for decoded, resized images, to be found there the next time.
+    """
+
+    data: str = ""
+    root: str = ""
+    columns: str = ""
+    group_by: str = ""
+    skip_bad: bool = False
+    workers: int | None = None
+    cache: Path | None = None

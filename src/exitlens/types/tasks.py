@@ -10,12 +10,10 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.types.inputs import check_labels
+from exitlens.types.requests import DECIDED, SCORES, check_score
 
 Task = Literal["classes", "multilabel"]
 TASKS: tuple[Task, ...] = get_args(Task)
-DECIDED = "decided"  # the score of several labels: how sure the least sure of them is
-SCORES = ("max_probability", "entropy", "margin")  # of one class
-ALL_SCORES = (*SCORES, DECIDED)
 USUAL_SCORES: Mapping[Task, str] = {"classes": SCORES[0], "multilabel": DECIDED}
 _ANSWERS: Mapping[Task, str] = {"classes": "one class a sample", "multilabel": "several labels a sample"}
 
@@ -39,12 +37,6 @@ def choose_score(score: str | None, task: Task) -> str:
         own = SCORES if task == "classes" else (DECIDED,)
         raise InputError(f"score: expected one of {own} for {_ANSWERS[task]}, got {score!r}: leave it out")
     return score
-
-
-def check_score(score: str | None) -> None:
-    """Raises :class:`InputError` for a score that does not exist; ``None`` is the usual one."""
-    if score is not None and score not in ALL_SCORES:
-        raise InputError(f"score: expected one of {ALL_SCORES}, got {score!r}")
 
 
 def find_answers(logits: Tensor, task: Task) -> Tensor:  # (...,C) -> (...) int64, or (...,C) bool

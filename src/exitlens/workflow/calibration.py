@@ -5,24 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from exitlens.errors import CalibrationError, DataWarning, InputError, require
+from exitlens.errors import CalibrationError, DataWarning, InputError, PolicyError, require
 from exitlens.functional.drift import summarize_reference
-from exitlens.functional.grouping.groups import find_firsts, shuffle_groups, split_groups
-from exitlens.functional.grouping.likeness import measure_likeness
-from exitlens.functional.limits import check_limits, require_positives
+from exitlens.functional.groups import find_firsts, measure_likeness, shuffle_groups, split_groups
 from exitlens.functional.risk import Budget, Risk, list_budgets, list_risks, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
-from exitlens.functional.scores import fit_temperatures, score
+from exitlens.functional.scores import fit_temperatures, routed_calibration_error
+from exitlens.functional.scores import score as score_logits
 from exitlens.functional.thresholds.certification import FEWEST, PATH_SHARE, certify
-from exitlens.functional.thresholds.holdout import find_held_out, split_folds
+from exitlens.functional.thresholds.path import find_held_out, split_folds
 from exitlens.functional.thresholds.search import choose_gate, find_cheapest, find_safest, measure_harm, quantise
-from exitlens.types import Calibration, Policy, Trace
-from exitlens.types.calibrations import Certification, DriftReference, SampleSketch
+from exitlens.types import Calibration, CalibrationRequest, Policy, Temperatures, Trace
+from exitlens.types.calibrations import Certification, DriftReference
+from exitlens.types.requests import NEED_LABELS, Asking, SampleSketch
 from exitlens.types.tasks import choose_score
 
 
@@ -40,25 +40,25 @@ def calibrate(
     delta: float | None = None,
     score: str | None = None,
     temperature_scaling: bool = True,
-    temperatures: Policy | None = None,
+    temperatures: Policy | Temperatures | None = None,
     gate: bool = False,
     equal_groups: bool = False,
     folds: int | None = None,
     seed: int = 0,
 ) -> Policy:
-    """Chooses per-exit thresholds on a trace.
+    """Choose per-exit thresholds on a trace.
 
     With limits on risks it returns the cheapest policy found that keeps all of them; with ``max_cost`` or ``max_ms`` alone,
     the policy of least risk (accuracy drop, or disagreement without labels) that spends no more; with both, the cheapest
-    that keeps all, or an error if there is none.
+    that keeps all.
 
-    Without ``delta`` (empirical mode) the limits hold on these samples, and new ones lose more: the search finds what is
+    Without ``delta`` (**empirical mode**) the limits hold on these samples, and new ones lose more: the search finds what is
     good on its own samples partly by chance. With ``folds`` they also hold on held-out samples, each routed by what the
     others chose (cross-validation): about right for new data, on average. With ``delta`` (**certified mode**) they hold
     for the data's distribution: with probability at least ``1 - delta`` over the draw of these samples, every risk is at
     most its limit, for any network, distribution and number of samples (Pareto Testing, arXiv 2210.07913;
     docs/concepts/guarantees.md).
-    ``policy.calibration`` records what was promised and by which tests; ``policy.certificate()`` says it in two sentences.
+    ``policy.calibration`` records the request and what it rests on; ``policy.certificate()`` says it in two sentences.
     Where nothing can be certified the early exits never fire, and the policy says why and how many samples it would take.
 
     Where the trace names groups, only these are independent: whole groups propose or test, each test has one value for a
@@ -67,206 +67,254 @@ def calibrate(
 
     Args:
         trace: independent samples (or groups of them) of the data to come, not used for training or testing.
-        max_accuracy_drop: limit in [0, 1] on final accuracy minus routed accuracy; needs labels. Of several labels, an
-            answer is right if all of them are (subset accuracy).
-        max_class_accuracy_drop: the same for the samples of every class; needs labels. Of several labels, how much more
-            often each is missed in the samples that have it.
-        max_false_negative_drop: of several labels: limit in [0, 1] on the mean share of a sample's labels that the answer
-            lacks, less that which the final exit's lacks (0 for samples that have none); needs labels.
-        max_disagreement: limit in [0, 1] on the share of answers that differ from the final exit's.
-        max_divergence: limit in [0, 1] on the mean divergence of the attention map at the exit taken.
-        max_cost: limit on the mean cost, as a fraction of the plain backbone's, on these samples.
-        max_ms: limit in milliseconds on what a batch takes at the exits taken, by the trace's timing (``collect(...,
-            cost="time")``): of every sample counts the time of a batch that leaves at its exit. Without ``percentile`` their
-            mean is limited: for single samples (``timing.batch_size`` 1) the mean latency, for larger batches about the
-            mean time of a batch. The times are taken as they were measured; what is certified is which exits samples take.
-        percentile: in (0, 100]: at least this many of 100 samples take an exit whose time is at most ``max_ms``.
-        delta: in (0, 1): how likely the promise may be wrong; at least one limit on a risk, or ``max_ms``, is needed.
-        score: ``max_probability`` (the default), ``entropy`` or ``margin``; of several labels ``decided``.
-        temperature_scaling: first fit a temperature for each exit by NLL (needs labels; skipped without them). Certified
-            mode fits on the samples that propose the path, which do not test it.
-        temperatures: a policy whose temperatures, fitted on other data, are used instead.
-        gate: also fit a :class:`~exitlens.types.Gate`, which lets exits fire only where their map is estimated to be near
-            the final one, and keep it if it makes the policy cheaper; needs ``max_divergence``. Fitted on the same samples
-            as the temperatures.
-        equal_groups: certify means over groups, large or small: of a sample in a new group drawn at random. By default a
-            group counts as its size, so that the promise is about new samples, as reports measure it; a group larger than
-            all that proposed the path counts as the largest of them.
-        folds: parts of the samples (or groups); each in turn is routed by thresholds that the others choose, and over all of
-            them the limits hold on average. 5 or 10 are usual; the search is made once more for each.
-            Temperatures and gate are fitted on all samples.
-        seed: of the split into samples (or groups) that propose the path and those that test it, or into folds.
+        temperatures: a policy whose temperatures, fitted on other data, are used.
+
+    The other arguments are the fields of :class:`~exitlens.CalibrationRequest`, which documents them.
 
     Raises:
-        InputError: no limit, a limit or ``delta`` out of range, or labels missing for a limit that needs them; ``max_ms``
-            for a trace without timing; ``percentile`` without it; ``equal_groups`` without groups or without ``delta``;
-            ``folds`` with ``delta`` or without a limit on a risk.
-        CalibrationError: if no policy keeps every limit (empirical mode), ``max_cost`` or ``max_ms`` (certified mode: none
-            that can be certified); for fewer than 10 samples or groups in certified mode; for a limit that needs labels and
-            a label that no sample has; if ``temperatures`` were fitted on samples of this trace. PolicyError: if they are of
-            another network.
+        InputError: for a request that makes no sense, or that the trace cannot answer: no labels, timing or groups.
+        CalibrationError: if no policy keeps every limit (empirical mode) or a budget (certified mode); for fewer than 10
+            samples or groups in certified mode; for a limit that needs labels and a label that no sample has; if
+            ``temperatures`` were fitted on samples of this trace.
+        PolicyError: if ``temperatures`` are of another network.
     """
     require(trace, Trace, "trace", "see exitlens.collect")
-    given = {
-        "max_accuracy_drop": max_accuracy_drop,
-        "max_class_accuracy_drop": max_class_accuracy_drop,
-        "max_false_negative_drop": max_false_negative_drop,
-        "max_disagreement": max_disagreement,
-        "max_divergence": max_divergence,
-    }
-    spend: Any = {"max_cost": max_cost, "max_ms": max_ms, "percentile": percentile}
-    limits = check_limits(given, **spend, delta=delta, score=score, gate=gate, folds=folds)
-    score = choose_score(score, trace.task)
-    require_positives(trace, limits)
-    require(temperature_scaling, bool, "temperature_scaling")
-    _check_equal_groups(trace, delta, equal_groups)
-    budgets = list_budgets(trace, **spend)
-    groups = _order_groups(trace, delta, seed)
-    if delta is not None and trace.groups is None:
-        _warn_of_families(trace)
-    first, second = _split_samples(len(trace), delta, seed) if groups is None else split_groups(groups, PATH_SHARE)
-    parts = None if folds is None else split_folds(trace, folds, seed)
-    risks = list_risks(trace, limits, first if delta is None else second)
-    spent = [] if delta is None else _list_promised(budgets, len(trace), bool(risks))
-    if groups is not None:
-        risks, spent = ([one.name_groups(groups, first, equal=equal_groups) for one in some] for some in (risks, spent))
-    fitted, fitted_on = _choose_temperatures(trace, first, temperature_scaling, temperatures)
-    unset = Policy.never(trace.num_exits, score=score, temperatures=fitted, network=trace.network)
-    unset = replace(unset, gate=choose_gate(trace, unset, first, risks) if gate else None)
-    scores, certification, held_out = score_early_exits(trace, unset), None, None
-    if delta is None:
-        thresholds, held_out = _search(scores, risks, trace, budgets, parts)
-    else:
-        harm = trace.cost if risks else measure_harm(trace)
-        thresholds, certification = certify(scores, [*risks, *spent], harm, first, second, delta)
-        _check_spent(certification, spent, max_ms)
-    asked = limits | {name: spend[name] for name in ("max_cost", "max_ms") if spend[name] is not None}
-    named = trace.num_groups if trace.num_groups < len(trace) else None
-    record = Calibration(asked, len(trace), seed=seed, fitted_on=fitted_on, certification=certification, groups=named)
-    record = replace(record, percentile=percentile, timing=trace.timing, folds=folds, held_out=held_out)
-    return _record(trace, replace(unset, thresholds=thresholds), record, risks, scores)
+    if isinstance(temperatures, Policy):
+        temperatures.check(trace.num_exits, trace.network, trace.task)
+        record = temperatures.calibration
+        fitted_on = () if record is None else record.fitted_on
+        temperatures = Temperatures(temperatures.temperatures, fitted_on, temperatures.network)
+    elif temperatures is not None:
+        require(temperatures, Temperatures, "temperatures", "pass a policy whose temperatures were fitted on other data")
+    request = CalibrationRequest(
+        max_accuracy_drop=max_accuracy_drop,
+        max_class_accuracy_drop=max_class_accuracy_drop,
+        max_false_negative_drop=max_false_negative_drop,
+        max_disagreement=max_disagreement,
+        max_divergence=max_divergence,
+        max_cost=max_cost,
+        max_ms=max_ms,
+        percentile=percentile,
+        delta=delta,
+        score=score,
+        temperature_scaling=temperature_scaling,
+        temperatures=temperatures,
+        gate=gate,
+        equal_groups=equal_groups,
+        folds=folds,
+        seed=seed,
+    )
+    return run_calibration(trace, request)
 
 
-def _search(
-    scores: Tensor, risks: Sequence[Risk], trace: Trace, budgets: Sequence[Budget], folds: Tensor | None
-) -> tuple[tuple[float, ...], dict[str, float] | None]:
-    """Thresholds in empirical mode, and with folds what held-out samples lost."""
+def run_calibration(trace: Trace, request: CalibrationRequest) -> Policy:
+    """Do what :func:`calibrate` does, for a request as ``policy.calibration.request`` keeps it."""
+    require(trace, Trace, "trace", "see exitlens.collect")
+    _require_positives(trace, request)
+    if request.equal_groups and trace.groups is None:
+        raise InputError("equal_groups: this trace names no groups. Fix: collect it with groups, or leave equal_groups out.")
+    budgets = list_budgets(trace, request.max_cost, request.max_ms, request.percentile)
+    choice = _choose_by_samples(trace, request, budgets) if request.delta is None else _certify(trace, request, budgets)
+    return _record(trace, request, choice)
+
+
+class _Choice(NamedTuple):
+    """What either mode of calibration came to: a policy without its record, and what the record is made of.
+
+    ``scores`` ``(N,K-1)`` are those of the early exits under the policy.
+    """
+
+    policy: Policy
+    fitted_on: tuple[SampleSketch, ...]
+    risks: Sequence[Risk]
+    scores: Tensor
+    certification: Certification | None = None
+    held_out: dict[str, float] | None = None
+
+
+def _choose_by_samples(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget]) -> _Choice:
+    """Empirical mode: limits hold on these samples, and with folds on held-out ones, too."""
+    every, held_out = torch.arange(len(trace)), None
+    folds = None if request.folds is None else split_folds(trace, request.folds, request.seed)
+    risks = list_risks(trace, request.risk_limits, every)
+    draft, fitted_on = _draft(trace, request, every, risks)
+    scores = score_early_exits(trace, draft)
     if folds is not None:
-        return find_held_out(scores, risks, trace.cost, budgets, folds)
-    levels = quantise(scores)
-    best = find_cheapest(levels, risks, trace.cost, budgets) if risks else find_safest(levels, trace, budgets)
-    return levels.thresholds(best.cuts), None
+        thresholds, held_out = find_held_out(scores, risks, trace.cost, budgets, folds)
+    else:
+        levels = quantise(scores)
+        best = find_cheapest(levels, risks, trace.cost, budgets) if risks else find_safest(levels, trace, budgets)
+        thresholds = levels.thresholds(best.cuts)
+    return _Choice(replace(draft, thresholds=thresholds), fitted_on, risks, scores, held_out=held_out)
+
+
+def _certify(trace: Trace, request: CalibrationRequest, budgets: Sequence[Budget]) -> _Choice:
+    """Certified mode: some samples (or groups) propose a path of policies, and the others test it."""
+    assert request.delta is not None
+    groups = _order_groups(trace, request.seed)
+    if trace.groups is None:
+        _warn_of_families(trace)
+    first, second = _split_samples(len(trace), request.seed) if groups is None else split_groups(groups, PATH_SHARE)
+    risks = list_risks(trace, request.risk_limits, second)
+    spending = _list_promised(budgets, len(trace), bool(risks))
+    level, asking = _find_level(trace, request, request.delta)
+    if groups is not None:
+        risks, spending = (
+            [risk.name_groups(groups, first, equal=request.equal_groups) for risk in kind] for kind in (risks, spending)
+        )
+    draft, fitted_on = _draft(trace, request, first, risks)
+    scores = score_early_exits(trace, draft)
+    harm = trace.cost if risks else measure_harm(trace)
+    thresholds, certification = certify(scores, [*risks, *spending], harm, first, second, level)
+    certification = replace(certification, delta=request.delta, asking=asking)
+    cost = trace.cost[find_first_firing(scores, thresholds)].double().mean().item()
+    is_affordable = request.max_cost is None or cost <= request.max_cost + 1e-6
+    if asking > len(trace.askings):
+        trace.askings.append(Asking(request, level, not certification.reason and is_affordable))
+    if spending and certification.reason:  # the full network, which may always answer, is too slow
+        raise CalibrationError(f"max_ms: no policy could be certified within {request.max_ms:g} ms: {certification.reason}")
+    if not is_affordable:
+        raise CalibrationError(
+            f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {request.max_cost:.3g}. Fix: "
+            f"collect more samples ({len(trace)} now), or raise a limit, and delta with it."
+        )
+    return _Choice(replace(draft, thresholds=thresholds), fitted_on, risks, scores, certification)
+
+
+def _find_level(trace: Trace, request: CalibrationRequest, delta: float) -> tuple[float, int]:
+    """Return the level to test at, and the number of this asking among those of the trace's samples.
+
+    As the fallback procedure does (Wiens 2003): what was granted keeps its level for the next asking, what was refused has
+    spent it. So the probability that any certificate is wrong which these samples give is at most the largest ``delta``.
+    """
+    for number, asking in enumerate(trace.askings, 1):
+        if asking.request == request:
+            return asking.level, number
+    spent = sum(asking.level for asking in trace.askings if not asking.granted)
+    if delta - spent < 1e-6:
+        raise CalibrationError(
+            f"delta: these samples refused a certificate before, which spent a level of {spent:.3g}, so nothing is left of "
+            f"{delta:g}: asking until one is given would spoil it. Fix: collect new samples, or pass delta above "
+            f"{spent:.3g}. Next time ask for the loosest limit first: stricter ones cost nothing until one is refused."
+        )
+    return delta - spent, len(trace.askings) + 1
+
+
+def _draft(
+    trace: Trace, request: CalibrationRequest, rows: Tensor, risks: Sequence[Risk]
+) -> tuple[Policy, tuple[SampleSketch, ...]]:
+    """Return a policy without thresholds whose temperatures and gate are fitted on ``rows``, and what they rest on."""
+    score = choose_score(request.score, trace.task)
+    temperatures, fitted_on = _choose_temperatures(trace, request, rows)
+    policy = Policy.never(trace.num_exits, score=score, temperatures=temperatures, network=trace.network)
+    return replace(policy, gate=choose_gate(trace, policy, rows, risks) if request.gate else None), fitted_on
+
+
+def _choose_temperatures(
+    trace: Trace, request: CalibrationRequest, rows: Tensor
+) -> tuple[tuple[float, ...], tuple[SampleSketch, ...]]:
+    given = request.temperatures
+    if given is not None:
+        if given.network and trace.network and given.network != trace.network:
+            raise PolicyError(
+                f"temperatures: they were fitted for network {given.network}, this trace is of {trace.network}"
+            )
+        if any(map(trace.shares_samples, given.fitted_on)):
+            raise CalibrationError(
+                "temperatures: they were fitted on samples of this trace. Fix: calibrate on samples that nothing was fitted "
+                "on, or leave temperatures out (they are then fitted on a part that is not tested)."
+            )
+        return given.values, given.fitted_on
+    if not request.temperature_scaling or trace.labels is None:
+        return (1.0,) * trace.num_exits, ()
+    return fit_temperatures(trace.logits, trace.labels, rows), (trace.sketch(),)
+
+
+def _require_positives(trace: Trace, request: CalibrationRequest) -> None:
+    """Raise :class:`CalibrationError` if a limit is about labels, and none of the samples has one of them."""
+    needing = [name for name in request.risk_limits if name in NEED_LABELS]
+    if trace.task != "multilabel" or trace.labels is None or not needing:
+        return
+    missing = (~trace.labels.any(0)).nonzero().flatten().tolist()
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise CalibrationError(
+            f"labels: none of the {len(trace)} samples has label {shown}, so {needing[0]} would say nothing of missing it. "
+            "Fix: collect samples that have it, or leave its column out of logits and labels."
+        )
 
 
 def _list_promised(budgets: Sequence[Budget], count: int, beside_risks: bool) -> list[Risk]:
-    """Budgets that a certificate has to cover, as risks; those that no policy exceeds need no test."""
-    promised = [one for one in budgets if one.is_promised]
-    if promised and not beside_risks and all(one.is_kept_by_all for one in promised):
+    """Return the budgets that a certificate has to cover, as risks; those that no policy exceeds need no test."""
+    promised = [budget for budget in budgets if budget.is_promised]
+    if promised and not beside_risks and all(budget.is_kept_by_all for budget in promised):
         raise InputError(
-            "delta: no exit takes longer than max_ms, so there is nothing to certify: leave delta out, or limit a risk"
+            "delta: no exit takes longer than max_ms, so there is nothing to certify. Fix: leave delta out, or limit a risk."
         )
-    return [one.to_risk(count) for one in promised if not one.is_kept_by_all]
+    return [budget.to_risk(count) for budget in promised if not budget.is_kept_by_all]
 
 
-def _check_spent(certification: Certification, spent: Sequence[Risk], max_ms: float | None) -> None:
-    """Raises :class:`CalibrationError` if nothing was certified: the full network, which may always answer, is too slow."""
-    if spent and certification.reason:
-        raise CalibrationError(f"max_ms: no policy could be certified within {max_ms:g} ms: {certification.reason}")
-
-
-def _check_equal_groups(trace: Trace, delta: float | None, equal_groups: bool) -> None:
-    require(equal_groups, bool, "equal_groups")
-    if equal_groups and (delta is None or trace.groups is None):
-        what = "this trace names no groups" if trace.groups is None else "it is about a certificate: give delta"
-        raise InputError(f"equal_groups: {what}, or leave equal_groups out")
-
-
-def _order_groups(trace: Trace, delta: float | None, seed: int) -> Tensor | None:
-    """The groups in random order; ``None`` where a certificate counts samples, as it also does if no two share a group."""
-    if delta is None or trace.groups is None or trace.num_groups == len(trace):
+def _order_groups(trace: Trace, seed: int) -> Tensor | None:
+    """Return the groups in random order, or ``None`` if no two samples share one, so that samples count."""
+    if trace.groups is None or trace.num_groups == len(trace):
         return None
-    _check_seed(seed)
     if trace.num_groups < FEWEST:
         raise CalibrationError(
-            f"trace: {trace.num_groups} groups can certify nothing, however many samples they have ({len(trace)}): collect "
-            f"{FEWEST} groups or more, better some hundred"
+            f"trace: {trace.num_groups} groups can certify nothing, however many samples they have ({len(trace)}). Fix: "
+            f"collect {FEWEST} groups or more, better some hundred."
         )
     return shuffle_groups(trace.groups, seed)
 
 
 def _warn_of_families(trace: Trace) -> None:
-    found = measure_likeness(trace)
-    if found is not None and found.is_suspicious:
-        apart = "follow one another" if found.lag == 1 else f"come {found.lag} apart"
+    likeness = measure_likeness(trace)
+    if likeness is not None and likeness.is_suspicious:
+        apart = "follow one another" if likeness.lag == 1 else f"come {likeness.lag} apart"
         warnings.warn(
-            f"trace: samples of one answer that {apart} look alike (rank of their distance {found.rank:.2f}, of independent "
-            "samples 0.5), as frames of one video or pictures of one object do. Then the certificate does not hold for new "
-            "objects: name the groups (collect(..., groups=...), --group-by). If the data are only sorted, by kind or by "
-            "date, nothing is wrong",
+            f"trace: samples of one answer that {apart} look alike (rank of their distance {likeness.rank:.2f}, of "
+            "independent samples 0.5), as frames of one video or pictures of one object do. Then the certificate does not "
+            "hold for new objects: name the groups (collect(..., groups=...), --group-by). If the data are only sorted, by "
+            "kind or by date, nothing is wrong",
             DataWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
-def _split_samples(count: int, delta: float | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the samples that propose policies, and of those that test them (none in empirical mode)."""
-    if delta is not None and count < FEWEST:
-        raise CalibrationError(f"trace: {count} samples can certify nothing: collect {FEWEST} or more, better some hundred")
-    _check_seed(seed)
+def _split_samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the samples that propose policies, and of those that test them."""
+    if count < FEWEST:
+        raise CalibrationError(
+            f"trace: {count} samples can certify nothing. Fix: collect {FEWEST} or more, better some hundred."
+        )
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    first = count if delta is None else max(1, round(PATH_SHARE * count))
+    first = max(1, round(PATH_SHARE * count))
     return rows[:first], rows[first:]
 
 
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InputError(f"seed: expected an integer of 0 or more, below 2**63, got {seed!r}")
-
-
-def _choose_temperatures(
-    trace: Trace, rows: Tensor, scale: bool, given: Policy | None
-) -> tuple[tuple[float, ...], tuple[SampleSketch, ...]]:
-    """A temperature for each exit, and the samples that they were fitted on."""
-    if given is not None:
-        require(given, Policy, "temperatures", "a policy whose temperatures were fitted on other data")
-        given.check(trace.num_exits, trace.network, trace.task)
-        before = () if given.calibration is None else given.calibration.fitted_on
-        if any(samples.overlaps(trace) for samples in before):
-            raise CalibrationError(
-                "temperatures: they were fitted on samples of this trace: calibrate on samples that nothing was fitted on, "
-                "or leave temperatures out (they are then fitted on a part that is not tested)"
-            )
-        return given.temperatures, before
-    if not scale or trace.labels is None:
-        return (1.0,) * trace.num_exits, ()
-    return fit_temperatures(trace.logits, trace.labels, rows), (SampleSketch.from_trace(trace),)
-
-
-def _record(trace: Trace, policy: Policy, record: Calibration, risks: Sequence[Risk], scores: Tensor) -> Policy:
-    """The policy with its record completed by what it does on the trace; ``scores`` ``(N,K-1)`` are the early exits'.
-
-    Raises :class:`CalibrationError` if it costs more than was asked for.
-    """
-    exits = find_first_firing(scores, policy.thresholds)
+def _record(trace: Trace, request: CalibrationRequest, choice: _Choice) -> Policy:
+    """Return the chosen policy with its record: what was asked for, and what it does on the trace."""
+    policy = choice.policy
+    exits = find_first_firing(choice.scores, policy.thresholds)
     # scores as predictions report them, with a gate or without
-    plain = scores if policy.gate is None else score_early_exits(trace, replace(policy, gate=None))
-    final = score(trace.logits[:, -1], policy.score, policy.temperatures[-1])
+    plain = choice.scores if policy.gate is None else score_early_exits(trace, replace(policy, gate=None))
+    final = score_logits(trace.logits[:, -1], policy.score, policy.temperatures[-1])
     scores = torch.cat([plain, final[:, None]], 1)
-    cost, max_cost = trace.cost[exits].double().mean().item(), record.limits.get("max_cost")
-    if record.certification is not None and max_cost is not None and cost > max_cost + 1e-6:
-        raise CalibrationError(
-            f"max_cost: the cheapest policy that can be certified costs {cost:.3g}, more than {max_cost:.3g}: raise a limit "
-            f"or delta, or collect more samples ({len(trace)} now)"
-        )
-    classes = sum(risk.rows is not None for risk in risks)
-    record = replace(
-        record,
+    classes = sum(risk.rows is not None for risk in choice.risks)
+    record = Calibration(
+        request,
+        samples=len(trace),
         distinct_samples=_count_distinct(trace),
         data=trace.fingerprint(),
-        cost=cost,
+        cost=trace.cost[exits].double().mean().item(),
         rule=policy.rule(),
+        calibration_error=None if trace.labels is None else routed_calibration_error(trace, policy.temperatures, exits),
         classes=(classes, trace.logits.shape[2]) if classes else None,
+        fitted_on=choice.fitted_on,
         reference=_summarize_units(trace, exits, select_exits(scores, exits)),
+        certification=choice.certification,
+        groups=trace.num_groups if trace.num_groups < len(trace) else None,
+        timing=trace.timing,
+        held_out=choice.held_out,
     )
     return replace(policy, calibration=record)
 

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from exitlens.data.batches import Batch, count_batches, iterate_batches, share_bad, take_share
 from exitlens.errors import InputError, OutputError, OutputExistsError, require
-from exitlens.functional.compact.compress import compress, hash_rows
-from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.grouping.groups import number_groups
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.similarity import MEASURES, pair_samples, transplant, uniform
+from exitlens.functional.compact import compress, hash_rows
+from exitlens.functional.groups import number_groups
+from exitlens.functional.maps import MEASURES, on_common_grid, pair_samples, transplant, uniform
+from exitlens.functional.routing import compute_gate_features
 from exitlens.io import RowStore
+from exitlens.model.exit_times import measure_exits
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.timing.exit_times import measure_exits
 from exitlens.ranks import Ranks, find_ranks
 from exitlens.types import CompactLogits, Timing, Trace
 from exitlens.types.inputs import Inputs

@@ -11,16 +11,23 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import require
-from exitlens.functional.quality import expected_calibration_error, micro_f1, overthinking, risk_coverage
+from exitlens.functional.maps import skill
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negatives, select_exits
 from exitlens.functional.routing import route, score_early_exits
-from exitlens.functional.scores import rate_probabilities, score
-from exitlens.functional.similarity import skill
+from exitlens.functional.scores import (
+    expected_calibration_error,
+    micro_f1,
+    overthinking,
+    rate_probabilities,
+    risk_coverage,
+    routed_calibration_error,
+    score,
+)
 from exitlens.functional.thresholds.search import find_frontier, quantise
 from exitlens.types import Policy, Timing, Trace
-from exitlens.types.tasks import DECIDED
-from exitlens.types.timings import format_ms
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
+from exitlens.types.requests import DECIDED
+from exitlens.types.traces import format_ms
 
 HIGHER_IS_CLOSER = ("cc", "cosine", "sim", "iou")
 
@@ -113,6 +120,7 @@ class Report:
         classes: one row per class that has samples, in label order; none without labels.
         ms: the mean over samples of what a batch takes at the exit that they take, where the trace has measured times.
         timing: these times, and the machine, batch size and spread that belong to them.
+        calibration_error: how far confidence is from accuracy, on average over the routed answers (15 bins).
         labels: what else there is to say of several labels; ``None`` for one class a sample, and without labels.
 
     Examples:
@@ -135,6 +143,7 @@ class Report:
     ms: float | None = None
     timing: Timing | None = None
     labels: LabelReport | None = None
+    calibration_error: float | None = None
 
     def list_worst_classes(self, count: int = 10) -> list[ClassRow]:
         """The classes of the lowest routed accuracy, the worst first; of equal ones those that lose most."""
@@ -155,11 +164,13 @@ class Report:
     def _summary(self) -> str:
         timed = "" if self.timing is None or self.ms is None else f"; {format_ms(self.ms)} ms on average, {self.timing}"
         kind, labels = ("", "") if self.labels is None else ("subset ", f"\n{self.labels}")
+        off = self.calibration_error
+        error = "" if off is None else f"\nconfidences are off by {_percent(off)} on average"
         has_maps = any(row.consistency for row in self.exits) or self.divergence > 0
         maps = f"divergence {self.divergence:.3f}" if has_maps else "no maps"
         return (
             f"routed: {kind}accuracy {_percent(self.accuracy)}, {_describe_drop(self.accuracy_drop)}, "
-            f"cost {self.cost:.3f}, {maps}, {self.samples} samples{timed}{labels}"
+            f"cost {self.cost:.3f}, {maps}, {self.samples} samples{timed}{labels}{error}"
         )
 
     def __repr__(self) -> str:
@@ -218,6 +229,7 @@ def evaluate(trace: Trace, policy: Policy) -> Report:
         exits=rows,
         curve=_curve(trace, policy),
         samples=len(trace),
+        calibration_error=None if correct is None else routed_calibration_error(trace, policy.temperatures, exits),
         ms=None if trace.timing is None else torch.tensor(trace.timing.ms, dtype=torch.float64)[exits].mean().item(),
         timing=trace.timing,
         classes=() if trace.labels is None or correct is None else _classes(trace, trace.labels, correct, exits),

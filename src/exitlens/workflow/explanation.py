@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.maps import all_finite, on_common_grid
-from exitlens.functional.routing import Decision, decide, find_first_firing
+from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
+from exitlens.functional.routing import Decision, compute_gate_features, decide, find_first_firing
 from exitlens.functional.scores import probabilities, score_of
-from exitlens.functional.similarity import divergence, pearson
+from exitlens.model.attribution import Recording, compute_relevance
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.relevance import Recording, compute_relevance
 from exitlens.types import ExitOutput, ExitView, Explanation, LabelView, Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs
 from exitlens.types.tasks import read_answers
@@ -35,7 +33,7 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, 
         final: also run the exits after the one that answers, to compare with what they say. Without, the pass stops where
             adaptive inference does.
         relevance: also say on which places of exit 0's features the answer depends, to first order: the way back through
-            the stages up to the exit that answered (:func:`~exitlens.model.relevance.compute_relevance`; where the network
+            the stages up to the exit that answered (:func:`~exitlens.model.attribution.compute_relevance`; where the network
             is tuned to bfloat16, a pass of its own in float32). Maps of deep features show where they were read, which
             need not be where the image decides.
 
@@ -82,6 +80,7 @@ def explain_batch(
     if relevance:
         depends = _find_relevance(net, images, answered) if recording is None else list(recording.find_relevance(answered))
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
+    error = None if policy.calibration is None or policy.is_changed else policy.calibration.calibration_error
     count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
     for i, sample in enumerate(tensors[0]):
         run = count if final else answered[i] + 1
@@ -89,7 +88,8 @@ def explain_batch(
         tokens = modality.name_locations([t[i] for t in tensors], net.input_spec, info.preprocess)
         network = info.classes, count, tokens, info.preprocess, modality.draw_map
         depend = depends[i]
-        result.append(Explanation(sample.clone(), views, answered[i], *network, None if depend is None else depend.clone()))
+        depend = None if depend is None else depend.clone()
+        result.append(Explanation(sample.clone(), views, answered[i], *network, depend, error))
     return result
 
 

@@ -14,20 +14,18 @@ from torch import Tensor, nn
 from exitlens.data.sets import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
-from exitlens.functional import faithfulness as measures
-from exitlens.functional.maps import as_distribution, find_locations
+from exitlens.functional import attribution as measures
+from exitlens.functional.maps import as_distribution, find_locations, pearson
 from exitlens.functional.scores import probabilities
-from exitlens.functional.similarity import pearson
+from exitlens.model.attribution import compute_relevance_of_exits, occlude, perturb
 from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.perturbation import occlude, perturb
-from exitlens.model.relevance import compute_relevance_of_exits
 from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.tasks import USUAL_SCORES
 
-BATCH_SIZE = 250
+BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
 Of = Literal["attention", "relevance"]
 OF: tuple[Of, ...] = get_args(Of)
@@ -112,7 +110,7 @@ def faithfulness(
         oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
             cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
         of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
-            (:func:`~exitlens.model.relevance.compute_relevance`).
+            (:func:`~exitlens.model.attribution.compute_relevance`).
         progress: show a progress bar.
 
     Examples:
@@ -150,7 +148,7 @@ def faithfulness(
         control = perturb(net, engine, batches, plain, blind, fraction)
         randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))
         rows = draw_samples(len(held), oracle_samples, seed + 1).sort().values
-        judged = _Batches(held.subset(rows), bar, "trying every cell", 2)
+        judged = _Batches(held.subset(rows), bar, "trying every cell", 2, ORACLE_BATCH)
         best = _consult_oracle(net, engine, judged, [p[rows] for p in plain], [m[rows] for m in maps], fraction)
     energy = pointing = None
     if data.masks is not None:
@@ -165,9 +163,9 @@ def faithfulness(
 class _Batches:
     """The inputs of a set, made anew at each pass: only one batch of them is held as floats."""
 
-    def __init__(self, data: SampleSet, bar: Progress, what: str, passes: int) -> None:
+    def __init__(self, data: SampleSet, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
         self._data, self._bar, self.count = data, bar, len(data)
-        self._chunks = torch.arange(self.count).split(BATCH_SIZE)
+        self._chunks = torch.arange(self.count).split(size)
         self._task = bar.add_task(what, total=passes * len(self._chunks))
 
     def __iter__(self) -> Iterator[tuple[slice, Inputs]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
-from exitlens.functional.grouping.groups import shuffle_groups, split_groups
+from exitlens.functional.groups import shuffle_groups, split_groups
 from exitlens.functional.risk import accuracy_drop, disagreement, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperatures

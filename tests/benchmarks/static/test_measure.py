@@ -24,7 +24,7 @@ from benchmarks.store import Store
 from benchmarks.study.runs import LAYOUT
 from benchmarks.truth.page import TASK_TITLES
 from benchmarks.truth.tasks import SEEDS, TASKS, Task, build_network
-from exitlens.model.timing.timer import Times
+from exitlens.model.timing import Times
 from exitlens.types.inputs import split_rows
 from tests.conftest import TinyNet
 from tests.texts import make_bert, make_text_net, make_texts

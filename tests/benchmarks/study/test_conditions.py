@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.study.conditions import ATTACHED, CONDITIONS, EGT, FOR, PERMUTED, choose_weight, find_missing, weigh
 from benchmarks.study.runs import STUDY, study_store
-from exitlens.functional.similarity import divergence
+from exitlens.functional.maps import divergence
 from exitlens.types import ExitOutput
 
 

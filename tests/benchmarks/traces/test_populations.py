@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.traces.populations import draw_logits, make_million, make_trace
-from exitlens.functional.compact.compress import compress
+from exitlens.functional.compact import compress
 from exitlens.functional.scores import score
 
 

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.report.subjects import describe_provenance, measure_subjects
-from exitlens.delivery.report.write import write_report
+from exitlens.delivery.report import describe_provenance, measure_subjects, write_report
 from exitlens.delivery.run_directory import load_samples
 from tests.hostile import hostile_files
 from tests.texts import LENGTH, make_text_net
@@ -282,7 +281,7 @@ def test_hostile_files_through_the_server(address):
 
 def test_the_report_asks_for_nothing_and_fits_a_phone(browser, trained, tmp_path):
     net, _ = xl.load(trained / "bundle")
-    images = load_samples(trained, net, "test", data="", root="", skip_bad=False)
+    images = load_samples(trained, net, "test")
     subjects = measure_subjects([trained, trained], images)
     path = write_report(
         tmp_path / "r.html",

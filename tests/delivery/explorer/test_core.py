@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.explanations.pictures import draw_heat
 from exitlens.delivery.explorer.core import EXAMPLES, Explorer, cover
 from exitlens.delivery.explorer.page import answer_page, routed_page
 from exitlens.delivery.explorer.view import View
+from exitlens.delivery.pictures import draw_heat
 from tests.conftest import random_trace
 from tests.hostile import noise
 from tests.texts import LENGTH, make_text_net

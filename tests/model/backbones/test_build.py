@@ -184,10 +184,10 @@ def test_a_model_that_is_no_classifier():
 
 def test_damaged_configuration(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(xl.InputError, match=r"is a folder, but its config.json is none of transformers"):
+    with pytest.raises(xl.InputError, match=r"is a folder, but transformers cannot read its config.json"):
         xl.build_backbone(f"hf:{tmp_path}", 3)
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
-    with pytest.raises(xl.InputError, match=r"is a folder, but its config.json is none of transformers"):
+    with pytest.raises(xl.InputError, match=r"is a folder, but transformers cannot read its config.json"):
         xl.build_backbone(f"hf:{tmp_path}", 3)
     (tmp_path / "config.json").unlink()
     with pytest.raises(xl.InputError, match=r"it holds no config.json"):

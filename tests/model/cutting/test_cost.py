@@ -6,10 +6,11 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.cutting import cost
-from exitlens.model.cutting.cost import count_macs, count_node_macs
+from exitlens.model.cutting.cost import NodeTimer, count_macs, count_node_macs
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
 
+X = torch.zeros(1, 3, 16, 16)
 A, B, C = 8 * 8 * 6 * 27, 4 * 4 * 8 * 54, 4 * 4 * 10 * 72  # of the convolutions of TinyNet at 16x16
 
 
@@ -24,7 +25,7 @@ def test_multiply_accumulates_by_hand():
 
 def test_by_node():
     traced = trace(TinyNet(), False, torch.zeros(1, 3, 16, 16))
-    macs = count_node_macs(traced.runnable(), traced.example)
+    macs = count_node_macs(traced)
     assert {n.name: count for n, count in macs.items() if count} == {"a_0": A, "b_0": B, "c_0": C, "fc": 40}
 
 
@@ -38,40 +39,20 @@ def test_fused_kernels_are_counted_and_allowed_again():
     assert count_macs(lstm, torch.zeros(1, steps, 5))[0] == steps * 4 * 6 * (5 + 6)
 
 
-def trace_places(backbone, example):
-    traced = trace(backbone, False, example)
+def trace_places(example=X):
+    traced = trace(TinyNet(), False, example)
     return traced, [traced.last_nodes[name] for name in ("a", "b")]
 
 
-def test_of_every_piece_the_shortest_time_counts(monkeypatch):
-    runs = iter([[3.0, 1.0, 6.0], [2.0, 9.0, 5.0], [8.0, 8.0, 8.0]])
-    monkeypatch.setattr(cost, "_time_parts", lambda *args: next(runs))
-    monkeypatch.setattr(cost, "SECONDS", 0.0)
-    x = torch.zeros(1, 3, 16, 16)
-    traced, nodes = trace_places(TinyNet(), x)
-    assert cost.time_shares(traced, nodes, 3) == [2 / 8, 3 / 8]
-    assert next(runs, None) is None
+def measure(monkeypatch, *runs):
+    """Let the timer measure these seconds of three parts, run by run."""
+    left = iter(runs)
+    monkeypatch.setattr(NodeTimer, "time_parts", lambda timer, tensors: next(left))
 
 
-def test_the_clocked_graph_is_the_graph(monkeypatch):
-    backbone, x = TinyNet().eval(), torch.randn(3, 3, 16, 16)
-    traced, nodes = trace_places(backbone, x)
-    before = [str(node) for node in traced.graph.nodes]
-    clock = cost._Clock(x.device)
-    module = cost._add_clock(traced, nodes, clock)
-    assert torch.equal(module(x), backbone(x))
-    assert len(clock.times) == 2
-    assert [str(node) for node in traced.graph.nodes] == before
-    pieces = cost._time_parts(module, clock, [x])
-    assert len(pieces) == 3
-    assert min(pieces) > 0
-
-
-def test_each_half_of_the_runs_has_its_own_times(monkeypatch):
-    runs = iter([[3.0, 1.0, 6.0], [2.0, 9.0, 5.0], [8.0, 8.0, 2.0]])
-    monkeypatch.setattr(cost, "_time_parts", lambda *args: next(runs))
-    traced, nodes = trace_places(TinyNet(), torch.zeros(1, 3, 16, 16))
-    with cost.NodeTimer(traced, nodes) as timer:
+def test_the_shortest_time_of_every_part_counts_and_each_half_of_the_runs_has_its_own(monkeypatch):
+    measure(monkeypatch, [3.0, 1.0, 6.0], [2.0, 9.0, 5.0], [8.0, 8.0, 2.0])
+    with NodeTimer(*trace_places()) as timer:
         timer.run(3, 0.0)
         assert timer.shares(0) == [3 / 6, 4 / 6]
         assert timer.shares(1) == [2 / 16, 11 / 16]
@@ -79,22 +60,33 @@ def test_each_half_of_the_runs_has_its_own_times(monkeypatch):
         assert timer.done == 3
 
 
+def test_the_clocked_graph_is_the_graph():
+    x = torch.randn(3, 3, 16, 16)
+    traced, nodes = trace_places(x)
+    backbone, before = traced.backbone.eval(), [str(node) for node in traced.graph.nodes]
+    timer = NodeTimer(traced, nodes)
+    assert torch.equal(timer.module(x), backbone(x))
+    assert [str(node) for node in traced.graph.nodes] == before
+    parts = timer.time_parts([x])
+    assert len(parts) == 3
+    assert min(parts) > 0
+
+
 def test_the_time_is_bounded_and_a_slow_backbone_gets_one_sample(monkeypatch):
     now, sizes = [0.0], []
 
-    def run(module, clock, tensors):
+    def run(timer, tensors):
         now[0] += 4.0
         sizes.append(len(tensors[0]))
         return [1.0, 1.0, 2.0]
 
-    def warm_up(graph, tensors):
+    def warm_up(make, graph, tensors):
         now[0] += 5.0
 
     monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(cost, "_time_parts", run)
-    monkeypatch.setattr(cost, "run_graph", warm_up)
-    traced, nodes = trace_places(TinyNet(), torch.zeros(1, 3, 16, 16))
-    with cost.NodeTimer(traced, nodes) as timer:
+    monkeypatch.setattr(NodeTimer, "time_parts", run)
+    monkeypatch.setattr(cost, "run_real", warm_up)
+    with NodeTimer(*trace_places()) as timer:
         timer.run(6, 1.0)
         assert (timer.done, timer.seconds, sizes) == (3, 12.0, [1, 1, 1])
         timer.run(6, 1.0)
@@ -102,10 +94,11 @@ def test_the_time_is_bounded_and_a_slow_backbone_gets_one_sample(monkeypatch):
         assert timer.shares(1) == [0.25, 0.5]
 
 
-def test_no_places_and_a_failing_example(monkeypatch):
-    monkeypatch.setattr(cost, "SECONDS", 0.0)
-    traced, nodes = trace_places(TinyNet(), torch.zeros(1, 3, 16, 16))
-    assert cost.time_shares(traced, [], 1) == []
+def test_no_places_and_a_failing_example():
+    traced, nodes = trace_places()
+    with NodeTimer(traced, []) as timer:
+        timer.run(1, 0.0)
+        assert timer.shares() == []
     traced.example = torch.zeros(1, 2, 16, 16)
-    with pytest.raises(xl.AttachError, match="fails on an input of shape"):
-        cost.time_shares(traced, nodes, 1)
+    with pytest.raises(xl.AttachError, match="fails on an input of shape"), NodeTimer(traced, nodes):
+        pass

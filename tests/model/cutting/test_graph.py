@@ -8,7 +8,7 @@ from torch import nn
 
 import exitlens as xl
 from exitlens.model.cutting.cost import count_node_macs
-from exitlens.model.cutting.graph import pick_logits, run_graph
+from exitlens.model.cutting.graph import Recorder, pick_logits, run_real
 from exitlens.model.cutting.trace import trace
 from tests.conftest import TinyNet
 
@@ -88,7 +88,7 @@ def test_functions_may_write_to_lists_that_they_are_given():
     traced = trace(Shifted().eval(), False, IMAGE)
     assert not traced.exported
     assert traced.values.shapes[find(traced, "shift")] == (2, 3, 16, 16)
-    assert sum(count_node_macs(traced.runnable(), traced.example).values()) > 0
+    assert sum(count_node_macs(traced).values()) > 0
 
 
 @pytest.fixture
@@ -181,13 +181,13 @@ def test_operations_without_a_fake_implementation_run_for_real():
 
     traced = trace(Real(), False, torch.zeros(1, 3, 16, 16))
     assert traced.shape_of(traced.outputs["b"]) == (2, 8, 4, 4)
-    assert count_node_macs(traced.runnable(), traced.example)[traced.outputs["a.0"]] == 8 * 8 * 6 * 27
+    assert count_node_macs(traced)[traced.outputs["a.0"]] == 8 * 8 * 6 * 27
 
 
 def test_a_run_that_fails_names_the_shapes():
     traced = trace(TinyNet(), False, torch.zeros(1, 3, 16, 16))
     with pytest.raises(xl.AttachError, match=r"example: .* shape \(2, 5, 8, 8\) torch.float32"):
-        run_graph(traced.runnable(), [torch.zeros(2, 5, 8, 8)])
+        run_real(Recorder, traced.runnable(), [torch.zeros(2, 5, 8, 8)])
 
 
 def test_auxiliary_outputs_stay_in_the_graph_but_are_no_logits():
@@ -252,7 +252,7 @@ def test_a_normalisation_keeps_shape_and_dtype(norm, shape, dtype):
     net = nn.Sequential(norm, nn.Flatten(), nn.LazyLinear(2)).to(dtype).eval()
     net(torch.zeros(shape, dtype=dtype))
     traced = trace(net, False, torch.zeros(shape, dtype=dtype))
-    real = run_graph(traced.runnable(), [torch.zeros(2, *shape[1:], dtype=dtype)])
+    real = run_real(Recorder, traced.runnable(), [torch.zeros(2, *shape[1:], dtype=dtype)])
     assert {n.name: v for n, v in traced.values.shapes.items()} == {n.name: v for n, v in real.shapes.items()}
     assert {n.name: v for n, v in traced.values.dtypes.items()} == {n.name: v for n, v in real.dtypes.items()}
 

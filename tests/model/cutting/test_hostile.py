@@ -168,7 +168,7 @@ class Rounds(nn.Module):
         (AloneIsOther(), AT, "single sample|depend on who else|cannot be traced"),
         (Squeezes(), AT, r"returns a tensor \(5,\)"),
         (Lazy(), AT, "makes 'pos'.*run one batch"),
-        (Graph(), AT, "'graph' has the name of something that torch.fx needs: rename it"),
+        (Graph(), AT, "'graph' has the name of something that torch.fx needs. Fix: rename it"),
         (Uncounted(), ["a"], "no multiply-accumulates"),
         (Integers(), ["number"], "its features are torch.int64, the network's parameters torch.float32; the nearest cut"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.model.engine.session import prepare_engine
+from exitlens.model.engine.active import prepare_engine
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import make_net, spread_policy
 from tests.model.engine.networks import IMAGES, with_statistics
@@ -64,7 +64,7 @@ def test_onnx_runtime_is_tried_and_its_files_are_kept(monkeypatch):
     assert {row["backend"] for row in net.tune(IMAGES, seconds=0.01).measured["ms_per_sample"]} == {"torch", "onnx"}
     found = net.tune(IMAGES, seconds=0.01, backend="onnx")
     assert {row["backend"] for row in found.measured["ms_per_sample"]} == {found.backend} == {"onnx"}
-    monkeypatch.setattr("exitlens.model.engine.onnx.engine.write_segments", None)  # it is not written again
+    monkeypatch.setattr("exitlens.model.engine.onnx_engine.write_segments", None)  # it is not written again
     assert xl.predict(net, IMAGES, POLICY).exits.tolist() == expected.exits.tolist()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import exitlens as xl
 from exitlens.functional.routing import find_first_firing
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.router import Router
+from exitlens.model.engine.router import Pool, Router, gather
 from exitlens.model.engine.tuning import Tuning
 from tests.conftest import make_net
 
@@ -57,7 +57,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_sample_leaves_once_at_its_exit_and_runs_no_further(case):
     scores, thresholds, micro_batch, cuts, attention = case
     count, exits = scores.shape
@@ -149,3 +149,29 @@ def test_images_of_another_size_do_not_wait_for_each_other():
     found = list(xl.predict_stream(net, [small, large, small], xl.Policy((0.7, 0.7))))
     for images, pred in zip((small, large, small), found, strict=True):
         assert pred.exits.tolist() == xl.predict(net, images, xl.Policy((0.7, 0.7))).exits.tolist()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gather_keeps_the_memory_format(memory_format):
+    x = torch.randn(6, 3, 4, 5).contiguous(memory_format=memory_format)
+    rows = torch.tensor([4, 0, 5])
+    found = gather(x, rows)
+    assert torch.equal(found, x[rows])
+    assert found.is_contiguous(memory_format=memory_format)
+    assert torch.equal(gather(x[:, 0, 0], rows), x[rows, 0, 0])
+
+
+def test_rows_come_out_as_they_came_in_but_for_those_that_were_discarded():
+    pool, x = Pool(), torch.arange(12.0).reshape(12, 1)
+    stay = torch.tensor([1, 3, 5])
+    pool.add(stay, (x[:8],), stay, 2.0, 8)
+    pool.add(torch.arange(8, 12), (x[8:],), None, 3.0, 0)
+    pool.discard(torch.tensor([3, 9, 77]))
+    assert pool.count == 5
+    where, (rows,), since = pool.take(2)
+    assert where.tolist() == rows.squeeze(1).tolist() == [1, 5]
+    assert since == 2.0
+    where, (rows,), _ = pool.take(2)
+    assert where.tolist() == rows.squeeze(1).tolist() == [8, 10, 11]
+    assert (pool.count, pool.since) == (0, math.inf)
+    pool.discard(torch.tensor([1]))

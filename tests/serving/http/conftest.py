@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from exitlens.serving.http.app import make_app
+from exitlens.serving.http.application import make_app
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
 from tests.serving.http.sockets import serve

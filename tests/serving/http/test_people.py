@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.serving.http.app import make_app
+from exitlens.serving.http.application import make_app
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from tests.serving.conftest import POLICIES

@@ -92,6 +92,34 @@ def test_stopped_by_an_error_and_resumed_is_bit_identical(tiny_set, tmp_path):
         assert _equal(a, b)
 
 
+def test_more_epochs_go_on_with_the_longer_schedule(tiny_set, tmp_path, capsys):
+    how = QUICK | {"out_dir": tmp_path / "r"}
+    xl.fit(_fresh(), tiny_set, tiny_set, **how)
+    longer = how | {"epochs": 5, "resume": True, "progress": True}
+    assert len(xl.fit(make_net(), tiny_set, tiny_set, **longer).history) == 5
+    assert "epochs: 5, 3 before: training goes on" in capsys.readouterr().out
+    with pytest.raises(xl.TrainingError, match=r"epochs \(--epochs\) was 5, is now 3"):
+        xl.fit(make_net(), tiny_set, tiny_set, resume=True, **how)
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
+    steps = []
+
+    def interrupt(x):
+        steps.append(1)
+        if len(steps) in (2, 8):
+            raise KeyboardInterrupt
+        return x
+
+    for out_dir, note in (
+        (tmp_path / "r", f"in the first epoch: resume=True (--resume) goes on in {tmp_path / 'r'}"),
+        (None, "after epoch 1 of 3: nothing was written without out_dir"),
+    ):
+        with pytest.raises(KeyboardInterrupt) as stop:
+            xl.fit(make_net(), tiny_set, tiny_set, out_dir=out_dir, augment=interrupt, **QUICK)
+        assert stop.value.__notes__ == [note]
+
+
 def _train_to_the_end(out: Path) -> None:
     pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
     data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))
@@ -171,7 +199,7 @@ def test_the_log_has_the_consistency_of_the_steps_that_were_asked_for_it(tiny_se
 
 def test_relevance_goes_through_the_backbone_in_every_epoch(tiny_set):
     how = {"freeze_backbone": True, "cache_features": True}
-    with pytest.raises(xl.InputError, match="cache_features: relevance"):
+    with pytest.raises(xl.InputError, match="cache_features: the target is relevance"):
         xl.fit(make_net(), tiny_set, tiny_set, loss=xl.EGTLoss(target="product"), **how, **QUICK)
 
 
@@ -194,7 +222,7 @@ def test_an_existing_run_is_not_overwritten(tiny_set, tmp_path):
     with pytest.raises(xl.OutputExistsError, match="resume=True"):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
     with pytest.raises(xl.TrainingError, match="other arguments"):
-        xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **{**QUICK, "epochs": 9})
+        xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **{**QUICK, "epochs": 2})
     assert (tmp_path / "r" / "last.safetensors").read_bytes() == before
     with pytest.raises(xl.TrainingError, match="nothing to resume"):
         xl.fit(make_net(), tiny_set, tiny_set, resume=True, **QUICK)
@@ -264,10 +292,12 @@ def test_a_loader_with_its_own_generator_resumes_exactly(tiny_set, tmp_path):
 
 def test_resume_with_other_data_or_damaged_settings(tiny_set, tmp_path):
     xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
-    with pytest.raises(xl.TrainingError, match=r"other arguments \(length 32, now 20\)"):
+    with pytest.raises(xl.TrainingError, match=r"length \(--data\) was 32, is now 20"):
         xl.fit(make_net(), tiny_set.first(20), tiny_set, out_dir=tmp_path / "r", resume=True, **QUICK)
-    others = {"loss": xl.EGTLoss(weight=2.0), **QUICK, "epochs": 5}
-    with pytest.raises(xl.TrainingError, match=r"other arguments \(epochs 3, now 5, weight 1.0, now 2.0\)"):
+    others = {"loss": xl.EGTLoss(weight=2.0), **QUICK, "epochs": 5, "batch_size": 4}
+    with pytest.raises(
+        xl.TrainingError, match=r"batch_size \(--batch-size\) was 8, is now 4; weight \(--egt-weight\) was 1.0, is now 2.0"
+    ):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **others)
     (tmp_path / "r" / "settings.json").write_text("{")
     with pytest.raises(xl.TrainingError, match="damaged"):
@@ -281,7 +311,7 @@ def test_bad_data(tiny_set):
     net = make_net()
     with pytest.raises(xl.InputError, match="images only"):
         xl.fit(net, DataLoader(tiny_set.inputs, 8), tiny_set, **QUICK)
-    with pytest.raises(xl.InputError, match="val: it gave no batch"):
+    with pytest.raises(xl.InputError, match="val: expected at least one batch"):
         xl.fit(net, tiny_set, [], **QUICK)
     wrong = TensorDataset(tiny_set.inputs, tiny_set.labels + 3)
     with pytest.raises(xl.InputError, match=r"\[0, 4\)"):

@@ -8,15 +8,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import exitlens as xl
-from exitlens.model.relevance import compute_relevance
-from exitlens.workflow.training import features, frozen
-from exitlens.workflow.training.frozen import explain_no_cache
-from exitlens.workflow.training.step import TrainingSettings
+from exitlens.model.attribution import compute_relevance
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training import frozen
+from exitlens.workflow.training.frozen import FeatureCache, FeatureStore, explain_no_cache
 from tests.conftest import TinyNet, make_net
 from tests.texts import AT, make_bert, make_text_net, make_texts
 
 QUICK = {"epochs": 3, "batch_size": 8, "progress": False, "amp": False, "freeze_backbone": True}
-FROZEN = TrainingSettings(3, 8, 1e-3, 0.0, 0, False, False, True)
+FROZEN, FORCED = TrainingSettings(freeze_backbone=True), TrainingSettings(freeze_backbone=True, cache_features=True)
 
 
 def _fresh(final: str = "head", head: str = "context") -> xl.ExitNet:
@@ -93,7 +93,7 @@ def test_the_backbone_runs_once(tiny_set):
 def test_features_on_disk_train_the_same(tiny_set, tmp_path, monkeypatch):
     in_memory, on_disk = _fresh(), _fresh()
     xl.fit(in_memory, tiny_set, tiny_set, **QUICK)
-    monkeypatch.setattr(frozen, "Room", lambda folder: features.Room(folder, 0))
+    monkeypatch.setattr(frozen, "FeatureStore", lambda folder: FeatureStore(folder, 0))
     xl.fit(on_disk, tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
     assert all(torch.equal(a, b) for a, b in zip(in_memory.parameters(), on_disk.parameters(), strict=True))
     assert {path.suffix for path in (tmp_path / "r").iterdir()} == {".safetensors", ".json", ".csv"}
@@ -103,8 +103,8 @@ def test_without_room_on_disk_training_goes_on_without(tiny_set, tmp_path, monke
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(frozen, "Room", lambda folder: features.Room(folder, 0))
-    monkeypatch.setattr(features.os, "posix_fallocate", full)
+    monkeypatch.setattr(frozen, "FeatureStore", lambda folder: FeatureStore(folder, 0))
+    monkeypatch.setattr(frozen.os, "posix_fallocate", full)
     net, plain = _fresh(), _fresh()
     xl.fit(net, tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK | {"progress": True})
     assert "No space left" in " ".join(capsys.readouterr().out.split())
@@ -147,6 +147,13 @@ def test_unreadable_files_are_left_out_of_their_batches(folder, tmp_path):
         xl.fit(nets[-1], data, data, cache_features=kept, workers=0, **QUICK)
         assert len(data.bad) == 2
     _assert_close(*nets)
+    assert explain_no_cache(data, FROZEN, False) == ""  # pictures in a folder are kept by default
+
+
+def test_features_take_half_of_the_free_disk_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
+    with pytest.raises(OSError, match=r"0\.0 GB needed"):
+        FeatureStore(tmp_path, 0).allocate(20, torch.zeros(1, 3))
 
 
 class Own(Dataset):
@@ -161,12 +168,12 @@ class Own(Dataset):
 
 def test_what_may_change_from_epoch_to_epoch_is_not_kept(tiny_set, capsys):
     fixed = TensorDataset(tiny_set.inputs, tiny_set.labels)
-    assert explain_no_cache(tiny_set, FROZEN, False, None) == ""
-    assert explain_no_cache(fixed, FROZEN, False, None) == ""
-    assert explain_no_cache(Own(), FROZEN, False, True) == ""
-    assert "Own may give other inputs" in explain_no_cache(Own(), FROZEN, False, None)
-    assert "DataLoader" in explain_no_cache(DataLoader(fixed), FROZEN, False, None)
-    assert "augmentation" in explain_no_cache(fixed, FROZEN, True, None)
+    assert explain_no_cache(tiny_set, FROZEN, False) == ""
+    assert explain_no_cache(fixed, FROZEN, False) == ""
+    assert explain_no_cache(Own(), FORCED, False) == ""
+    assert "Own may give other inputs" in explain_no_cache(Own(), FROZEN, False)
+    assert "DataLoader" in explain_no_cache(DataLoader(fixed), FROZEN, False)
+    assert "augmentation" in explain_no_cache(fixed, FROZEN, True)
     xl.fit(make_net(), tiny_set, tiny_set, augment="flip", **QUICK | {"epochs": 1, "progress": True})
     assert "augmentation changes the inputs in every epoch" in " ".join(capsys.readouterr().out.split())
 
@@ -189,7 +196,7 @@ def test_sets_of_the_users_own_are_kept_on_request():
     [
         ({"augment": "flip"}, "cache_features: augmentation"),
         ({"freeze_backbone": False}, "cache_features: only a frozen backbone"),
-        ({"loss": xl.EGTLoss(target="product")}, "cache_features: relevance"),
+        ({"loss": xl.EGTLoss(target="product")}, "cache_features: the target is relevance"),
     ],
 )
 def test_it_cannot_be_forced(tiny_set, tmp_path, values, message):
@@ -232,3 +239,37 @@ def test_what_several_heads_read_is_kept_once():
         assert heads.names[1] == ["1.0", "0.1", "0.0"]
         for out, wanted in zip(heads(kept), whole, strict=True):
             torch.testing.assert_close(out.logits, wanted.logits)
+
+
+@pytest.mark.parametrize("left", [0, 2**20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_features_keep_their_memory_order_in_memory_and_on_disk(tmp_path, left, dtype):
+    like = torch.zeros(4, 3, 5, 2).to(dtype).contiguous(memory_format=torch.channels_last)
+    store = FeatureStore(tmp_path, left)
+    kept = store.allocate(9, like)
+    assert kept.shape == (9, 3, 5, 2)
+    assert kept.dtype == dtype
+    assert kept.is_contiguous(memory_format=torch.channels_last)
+    assert list(tmp_path.iterdir()) == []  # a file without a name
+    kept[2:6] = like + 1 if dtype != torch.bool else ~like
+    assert torch.equal(kept[[2, 5]], (like + 1 if dtype != torch.bool else ~like)[:2])
+    assert store.memory_left == (left if left == 0 else left - kept.numel() * kept.element_size())
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frozen.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        FeatureStore(tmp_path, 0).allocate(10, torch.zeros(1, 3))
+
+
+def test_batches_leave_out_samples_without_a_row():
+    cache = FeatureCache({"0.0": torch.arange(3.0)[:, None]}, torch.tensor([5, 6, 7]), torch.tensor([0, -1, 1, -1, 2]))
+    batches = list(cache.open([[4, 1, 0], [1, 2], [3]]))
+    assert len(batches) == 1  # of the second batch one sample is left, of the third none
+    assert batches[0].inputs["0.0"].tolist() == [[2.0], [0.0]]
+    assert batches[0].labels.tolist() == [7, 5]
+    assert len(cache.open([[0], [2]])) == 2
+    assert [batch.labels.tolist() for batch in cache.open([[0], [2]])] == [[5], [6]]

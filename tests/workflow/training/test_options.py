@@ -185,38 +185,6 @@ def test_resuming_with_other_options_is_refused(tiny_set, tmp_path, name, value)
         xl.fit(make_net(), tiny_set, tiny_set, resume=True, **how | {"epochs": 1, name: value})
 
 
-def test_a_run_of_an_older_version_resumes(tiny_set, tmp_path):
-    whole, part = _fresh(), _fresh()
-    xl.fit(whole, tiny_set, tiny_set, **QUICK)
-    with pytest.raises(KeyboardInterrupt):
-        xl.fit(part, tiny_set, _once(tiny_set), out_dir=tmp_path / "r", **QUICK)
-    path = tmp_path / "r" / "settings.json"
-    record = json.loads(path.read_text())
-    for name in ("augment", "balanced", "accumulate", "clip_norm", "ema", "patience", "monitor"):
-        del record["settings"][name]
-    for name in ("label_smoothing", "class_weights"):
-        del record["loss"][name]
-    path.write_text(json.dumps(record))
-    resumed = make_net()
-    xl.fit(resumed, tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **QUICK)
-    assert _equal(_weights(whole), _weights(resumed))
-
-
-def _once(data):
-    """Validation data that can be looked at and read once; then the run is interrupted."""
-
-    class Once:
-        reads = 0
-
-        def __iter__(self):
-            self.reads += 1
-            if self.reads == 3:
-                raise KeyboardInterrupt
-            return iter([(data.inputs, data.labels)])
-
-    return Once()
-
-
 def _train_to_the_end(out: Path) -> None:
     pixels = torch.randint(0, 255, (64, 3, 16, 16), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
     data = xl.ImageSet(pixels, torch.arange(64) % 4, tuple("wxyz"))

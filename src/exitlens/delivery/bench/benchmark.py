@@ -15,10 +15,10 @@ from exitlens.delivery.bench.contenders import AsIs, Plain, Planned, StepTimes, 
 from exitlens.delivery.bench.timing import measure_peak_bytes, time_calls
 from exitlens.model.heads.exit_heads import have_maps
 from exitlens.model.network import ExitNet
-from exitlens.model.timing.timer import Times, Work, interleave, interval
+from exitlens.model.timing import Times, Work, interleave, interval
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 
 AS_IS, TUNED, COMPILED = "plain, as PyTorch runs it", "plain, tuned", "plain, compiled"
 STEPS = "stages alone"

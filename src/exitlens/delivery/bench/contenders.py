@@ -18,17 +18,16 @@ from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.cutting.trace import trace
 from exitlens.model.engine.engine import Engine, Step
-from exitlens.model.engine.onnx.running import OnnxFile
-from exitlens.model.engine.prepare import prepare_graph
-from exitlens.model.engine.process import apply_tuning
+from exitlens.model.engine.onnx_engine import OnnxFile
+from exitlens.model.engine.preparation import prepare_graph
 from exitlens.model.engine.router import Router
-from exitlens.model.engine.tuning import Tuning
-from exitlens.model.malloc import keep_memory
+from exitlens.model.engine.tuning import Tuning, apply_tuning
 from exitlens.model.network import ExitNet
-from exitlens.model.timing.timer import Work
+from exitlens.model.process import keep_memory
+from exitlens.model.timing import Work
 from exitlens.types import Policy
 from exitlens.types.inputs import Inputs, count_rows, list_tensors, map_inputs, split_rows
-from exitlens.workflow.inference.predict import merge_routed, predict
+from exitlens.workflow.inference import merge_routed, predict
 
 UNREACHABLE_THRESHOLD = 2.0  # exits with this threshold are computed, but never answer
 

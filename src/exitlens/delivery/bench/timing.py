@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from exitlens.model.malloc import keep_memory
-from exitlens.model.timing.timer import Work, interleave
+from exitlens.model.process import keep_memory
+from exitlens.model.timing import Work, interleave
 from exitlens.types.inputs import count_rows
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from exitlens.delivery.explorer.core import Explorer, LoadedRun
 from exitlens.delivery.explorer.view import SLIDER_END, View, place_slider
 from exitlens.errors import MissingExtraError
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 
 LARGEST_UPLOAD = "50mb"
 KEPT = 600  # seconds, how long an upload stays on disk

@@ -25,18 +25,19 @@ from exitlens.display import from_pixels
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError
 from exitlens.modalities import IMAGE, TEXT
 from exitlens.modalities.image import open_picture
+from exitlens.model.attribution import compute_relevance_of_exits
 from exitlens.model.heads.exit_heads import have_maps
-from exitlens.model.malloc import release_memory
 from exitlens.model.network import ExitNet
-from exitlens.model.relevance import compute_relevance_of_exits
-from exitlens.model.timing.timer import interleave
+from exitlens.model.process import release_memory
+from exitlens.model.timing import interleave
 from exitlens.types import Explanation, Policy, Preprocess, TextPreprocess, Trace
 from exitlens.types.inputs import Inputs, draw_samples, list_tensors
+from exitlens.types.settings import ReadSettings
 from exitlens.types.tasks import USUAL_SCORES, name_answers
 from exitlens.workflow.collection import collect
 from exitlens.workflow.evaluation import Report, evaluate
 from exitlens.workflow.explanation import explain
-from exitlens.workflow.inference.predict import predict
+from exitlens.workflow.inference import predict
 
 MAX_PIXELS, LONGEST = 25_000_000, 1024  # of an upload, and of the longer side of what is kept of it
 SAMPLES, EXAMPLES, TEXTS = 2000, 12, 6
@@ -211,7 +212,7 @@ class Explorer:
         return replace(policy, thresholds=tuple(thresholds), calibration=None)
 
     def _load(self, owner: LoadedRun, net: ExitNet, split: Split) -> SampleSet:
-        return load_samples(owner.directory, net, split, data=self._data, root=self._root, skip_bad=True)
+        return load_samples(owner.directory, net, split, ReadSettings(self._data, self._root, skip_bad=True))
 
     # --- the calibration trace ---------------------------------------------------------------------------------------------
 

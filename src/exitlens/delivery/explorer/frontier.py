@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 
 from exitlens.delivery.pages import load_template
 from exitlens.display import pick_exit_colour
-from exitlens.types.words import exit_name
+from exitlens.types.outputs import exit_name
 from exitlens.workflow.evaluation import Report
 
 WIDTH, HEIGHT = 380, 240

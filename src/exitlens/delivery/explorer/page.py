@@ -8,16 +8,15 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from exitlens.delivery.explanations.pictures import draw_heat
-from exitlens.delivery.explanations.tokens import shade_tokens
 from exitlens.delivery.explorer.core import DISPLAY, Answer, LoadedRun
 from exitlens.delivery.explorer.frontier import draw_frontier
 from exitlens.delivery.explorer.known import Share
-from exitlens.delivery.pages import load_template
+from exitlens.delivery.pages import load_template, shade_tokens
+from exitlens.delivery.pictures import draw_heat
 from exitlens.display import data_uri, pick_exit_colour
 from exitlens.functional.maps import as_distribution
 from exitlens.types import ExitView, Explanation, TextPreprocess
-from exitlens.types.words import exit_name, tell_apart
+from exitlens.types.outputs import exit_name, tell_apart
 from exitlens.workflow.evaluation import Report
 
 BARS, MOST = 3, 50  # classes shown for each exit at once, and on demand

@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from exitlens.functional.grouping.groups import count_groups
+from exitlens.functional.groups import count_groups
 from exitlens.functional.risk import Budget, Risk, select_exits
 from exitlens.functional.routing import find_first_firing
 from exitlens.functional.thresholds.pvalues import (
@@ -270,7 +270,7 @@ def certify(
     path = order_path(find_candidates(levels.index, theirs, cost), [risk.limit for risk in risks])
     tests = choose_tests(levels.index, theirs, path, len(second), delta)
     found = run_fixed_sequence_test(levels.apply(scores[second]), ours, path, tests, delta)
-    record = Certification(delta, len(first), len(path), found.steps, found.tests)
+    record = Certification(delta, delta, 1, len(first), len(path), found.steps, found.tests)
     groups, units = risks[0].groups, f"{len(scores)} samples"
     if groups is not None:
         record = replace(record, path_groups=count_groups(groups[first]), largest_group=risks[0].largest)

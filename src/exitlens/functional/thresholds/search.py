@@ -20,9 +20,16 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import CalibrationError
-from exitlens.functional.gating import SHARES, estimate_trace, fit_gate, limit_gate, mask_untrusted
 from exitlens.functional.risk import Budget, Risk, accuracy_drop, disagreement, select_exits
-from exitlens.functional.routing import find_first_firing, score_early_exits
+from exitlens.functional.routing import (
+    SHARES,
+    estimate_trace,
+    find_first_firing,
+    fit_gate,
+    limit_gate,
+    mask_untrusted,
+    score_early_exits,
+)
 from exitlens.types import Gate, Policy, Trace
 
 STEPS = 16  # between neighbours on a frontier, where a budget ends between them

@@ -16,11 +16,13 @@ from torch import nn
 from exitlens.errors import InputError, import_extra, suggest
 from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, VOLUME, Modality, find_reader
 from exitlens.model.backbones.small import build_small
-from exitlens.model.backbones.weights import Match, Say, check_fit, load_state, report_match, tell_misfits
+from exitlens.model.backbones.weights import Match, Say, check_fit, load_state, report_match
 from exitlens.model.info import NetworkInfo
 from exitlens.types.inputs import Inputs
 
 _SMALL = (IMAGE, SERIES, VOLUME, VECTOR)
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 def build_backbone(
@@ -33,7 +35,7 @@ def build_backbone(
     say: Say | None = None,
     modality: Modality = IMAGE,
 ) -> nn.Module:
-    """Builds a backbone from its source.
+    """Build a backbone from its source.
 
     ``small``, ``torchvision:NAME``, ``timm:NAME`` (extra ``timm``), or ``hf:NAME`` (extra ``hf``): an image or text
     classifier of transformers from a directory, a model's name, or a model type such as ``hf:bert``.
@@ -43,13 +45,14 @@ def build_backbone(
         in_channels: channels of the images, series or volumes, or features of vectors; torchvision's networks take 3.
         pretrained: load the library's default weights (needs network access unless they are cached). A classifier for
             another number of classes is made anew.
-        config: of a transformers model, instead of what the name stands for (from a bundle).
+        config: of a transformers model, instead of the configuration that the name stands for (from a bundle).
         vocabulary: size of the vocabulary of a text classifier with random weights.
         say: called with a line for each kind of tensor that pretrained weights did not fit.
-        modality: what the backbone is for; ``small`` is there for images, series, volumes and vectors.
+        modality: what the backbone is for; ``small`` takes images, series, volumes and vectors.
 
     Raises:
         InputError: for a source that does not exist, or is not for that kind of input.
+        MissingExtraError: without the library of the source.
 
     Examples:
         >>> backbone = xl.build_backbone("small", num_classes=10)
@@ -58,30 +61,35 @@ def build_backbone(
     """
     if source == "small":
         if pretrained:
-            raise InputError("pretrained: 'small' has no pretrained weights: train it with exitlens fit")
+            raise InputError("pretrained: 'small' has no pretrained weights. Fix: train it with exitlens fit")
         if modality not in _SMALL:
             raise InputError(f"backbone: 'small' does not take {modality.plural}")
         return build_small(num_classes, in_channels, len(modality.axes) - 1)
     if modality not in (IMAGE, TEXT):
-        raise InputError(f"backbone: {source} does not take {modality.plural}: use 'small', or a module of your own")
+        raise InputError(f"backbone: {source} does not take {modality.plural}. Fix: use 'small', or a module of your own")
     family, _, name = source.partition(":")
     if family == "timm" and name:
         return _build_timm(name, num_classes, in_channels, pretrained, say)
     if family == "hf" and (name or config):
-        return build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary, say)
+        return _build_transformers(name, num_classes, in_channels, pretrained, config, vocabulary, say)
     if family != "torchvision" or not name:
         raise InputError(
             "backbone: expected 'small', 'torchvision:NAME' (torchvision:resnet18), 'timm:NAME' or 'hf:DIRECTORY', got "
             f"{source!r}"
         )
     if in_channels != 3:
-        raise InputError(f"backbone: {source} takes 3-channel images, the data has {in_channels}: use backbone 'small'")
+        raise InputError(f"backbone: {source} takes 3-channel images, the data has {in_channels}. Fix: use backbone 'small'")
     return _build_torchvision(name, num_classes, pretrained, say)
 
 
 def rebuild_backbone(info: NetworkInfo) -> nn.Module:
-    """Builds the backbone that a network was attached to, with random weights, from what its bundle records."""
+    """Build the backbone that a network was attached to, with random weights, from the record in its bundle."""
     return build_backbone(info.source, info.num_classes, info.channels, config=info.config, modality=info.modality)
+
+
+def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
+    """Make an example input for a backbone: an image of ``size`` (0: 224), or as many tokens (0: 64) if it takes ids."""
+    return find_reader(backbone.forward).make_example(channels, size)
 
 
 def _build_torchvision(name: str, num_classes: int, pretrained: bool, say: Say | None) -> nn.Module:
@@ -99,10 +107,10 @@ def _build_torchvision(name: str, num_classes: int, pretrained: bool, say: Say |
         state = models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True)
     except OSError as error:  # urllib's errors are OSErrors
         raise InputError(
-            f"pretrained: the weights of torchvision:{name} are not cached and cannot be downloaded ({error}): put the "
+            f"pretrained: the weights of torchvision:{name} are not cached and cannot be downloaded ({error}). Fix: put the "
             "file into torch.hub's checkpoint folder, or train without --pretrained"
         ) from error
-    tell_misfits(load_state(network, state, f"torchvision:{name}"), say)
+    load_state(network, state, f"torchvision:{name}").tell_misfits(say)
     return network
 
 
@@ -111,46 +119,28 @@ def _build_timm(name: str, num_classes: int, in_channels: int, pretrained: bool,
     if name.partition(".")[0] not in timm.list_models():
         raise InputError(f"backbone: timm has no model {name!r}.{suggest(name, timm.list_models())}")
     try:
-        made: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"pretrained: the weights of timm:{name} cannot be loaded ({error}): give a local file with --init-weights, or "
-            "train without --pretrained"
+            f"pretrained: the weights of timm:{name} cannot be loaded ({error}). Fix: give a local file with "
+            "--init-weights, or train without --pretrained"
         ) from error
-    theirs = (getattr(made, "pretrained_cfg", None) or {}).get("num_classes", num_classes)
-    if pretrained and theirs != num_classes and say is not None:
-        say(f"weights: timm:{name}: the classifier for {theirs} classes is made anew, for {num_classes}")
-    return made
+    trained = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes", num_classes)
+    if pretrained and trained != num_classes and say is not None:
+        say(f"weights: timm:{name}: the classifier for {trained} classes is made anew, for {num_classes}")
+    return network
 
 
-def make_example(backbone: nn.Module, channels: int = 3, size: int = 0) -> Inputs:
-    """An example input for a backbone: an image of ``size`` (0: 224), or as many tokens (0: 64) if it takes ids."""
-    return find_reader(backbone.forward).make_example(channels, size)
-
-
-TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-
-
-def build_transformers(
+def _build_transformers(
     name: str,
     num_classes: int,
-    in_channels: int = 3,
-    pretrained: bool = False,
-    config: dict[str, Any] | None = None,
-    vocabulary: int | None = None,
-    say: Say | None = None,
+    in_channels: int,
+    pretrained: bool,
+    config: dict[str, Any] | None,
+    vocabulary: int | None,
+    say: Say | None,
 ) -> nn.Module:
-    """An image or text classifier of transformers, with random weights unless ``pretrained``.
-
-    Args:
-        name: a directory with ``config.json`` (and weights), a model's name on the hub, or a model type such as ``bert``
-            for its default configuration. The others: as for :func:`~exitlens.model.backbones.build.build_backbone`.
-        pretrained: also load the weights, from the directory, transformers' cache or its own download.
-
-    Raises:
-        MissingExtraError: without transformers; InputError: for a name that does not exist or is no classifier.
-    """
+    """Build an image or text classifier, from a directory, a model's name on the hub, or a model type such as ``bert``."""
     transformers = import_extra("transformers", "hf", f"backbone hf:{name}")
     settings = _read_settings(transformers, name) if config is None else transformers.AutoConfig.for_model(**config)
     settings.num_labels = num_classes
@@ -158,40 +148,36 @@ def build_transformers(
         settings.num_channels = in_channels
     if vocabulary is not None and not pretrained:
         settings.vocab_size = vocabulary
-    kind = find_classifier(transformers, settings)
+    auto = _find_auto_class(transformers, settings)
     if not settings.architectures:  # the first of several (DeiT with or without a teacher)
-        settings.architectures = [_list_classes(kind, settings)[0].__name__]
+        settings.architectures = [_list_classes(auto, settings)[0].__name__]
     if not pretrained:
-        made: nn.Module = kind.from_config(copy.deepcopy(settings))
-        return made.train()
+        network: nn.Module = auto.from_config(copy.deepcopy(settings))
+        return network.train()
     try:
         with _silence(transformers):
-            made, notes = kind.from_pretrained(name, config=settings, ignore_mismatched_sizes=True, output_loading_info=True)
+            options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+            network, notes = auto.from_pretrained(name, config=settings, **options)
     except (OSError, ValueError, AttributeError) as error:  # the last: of transformers 4, where there is no file
         raise InputError(
             f"pretrained: the weights of hf:{name} cannot be loaded ({_first_line(error)}). Offline: copy the model's files "
             "(config.json and model.safetensors) into a directory and give hf:DIRECTORY, or train without --pretrained"
         ) from error
-    _tell_what_fits(made, notes, f"hf:{name}", say)
-    return made.train()
-
-
-def _tell_what_fits(made: nn.Module, notes: dict[str, Any], source: str, say: Say | None) -> None:
-    """Says what transformers found no weights for; raises :class:`BundleError` where that is most of the network."""
-    mine = made.state_dict(keep_vars=True)
-    clashes = {name: torch.Size(theirs) for name, theirs, _ in notes["mismatched_keys"]}
-    fits = {name: name for name in mine if name not in clashes and name not in notes["missing_keys"]}
-    theirs = {name: mine[name] for name in fits}
-    theirs |= {name: torch.empty(shape, device="meta") for name, shape in clashes.items()}
-    theirs |= {name: torch.empty(0, device="meta") for name in sorted(notes["unexpected_keys"])}
-    report = report_match(source, mine, theirs, Match(fits, {name: name for name in clashes}))
-    check_fit(report, mine, theirs)
-    tell_misfits(report, say)
+    expected = network.state_dict(keep_vars=True)
+    clashes = {key: torch.Size(shape) for key, shape, _ in notes["mismatched_keys"]}
+    fits = {key: key for key in expected if key not in clashes and key not in notes["missing_keys"]}
+    loaded = {key: expected[key] for key in fits}
+    loaded |= {key: torch.empty(shape, device="meta") for key, shape in clashes.items()}
+    loaded |= {key: torch.empty(0, device="meta") for key in sorted(notes["unexpected_keys"])}
+    report = report_match(f"hf:{name}", expected, loaded, Match(fits, {key: key for key in clashes}))
+    check_fit(report, expected, loaded)
+    report.tell_misfits(say)
+    return network.train()
 
 
 @contextmanager
 def _silence(transformers: Any) -> Iterator[None]:
-    """Keeps the load report and progress bars of transformers out of the user's terminal."""
+    """Keep the load report and progress bars of transformers out of the user's terminal."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -205,9 +191,10 @@ def _silence(transformers: Any) -> Iterator[None]:
 
 
 def read_tokenizer(source: str) -> str | None:
-    """The JSON of the tokenizer that comes with ``hf:DIRECTORY`` or ``hf:NAME``; ``None`` for none, and for model types.
+    """Return the JSON of the tokenizer that comes with ``hf:DIRECTORY`` or ``hf:NAME``; ``None`` if none does.
 
-    It is ``tokenizer.json`` of a directory; from other files (``vocab.txt`` and so on) transformers makes it.
+    It is the directory's ``tokenizer.json``, or made by transformers from other files (``vocab.txt`` and so on). Model
+    types have none.
     """
     family, _, name = source.partition(":")
     if family != "hf" or not name:
@@ -222,40 +209,43 @@ def read_tokenizer(source: str) -> str | None:
         return None
     try:
         with _silence(transformers):
-            made = transformers.AutoTokenizer.from_pretrained(name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except Exception:  # not there, no network, or damaged: many kinds
         return None
-    backend, known = getattr(made, "backend_tokenizer", None), len(made.get_vocab()) - len(made.all_special_tokens)
-    return str(backend.to_str()) if backend is not None and known > 0 else None  # none known: its own file is missing
+    backend, known = getattr(tokenizer, "backend_tokenizer", None), len(tokenizer.get_vocab())
+    has_words = known > len(tokenizer.all_special_tokens)  # without words, its own file is missing
+    return str(backend.to_str()) if backend is not None and has_words else None
 
 
 def read_config(module: nn.Module) -> dict[str, Any] | None:
-    """The configuration from which transformers can build a classifier again; ``None`` for other modules."""
+    """Return the configuration from which transformers can build a classifier again; ``None`` for other modules."""
     if not type(module).__module__.startswith("transformers."):
         return None
     transformers = import_extra("transformers", "hf", "backbone")
     settings = getattr(module, "config", None)
     try:
-        same = type(module) in _list_classes(find_classifier(transformers, settings), settings)
+        is_classifier = type(module) in _list_classes(_find_auto_class(transformers, settings), settings)
     except InputError:
         return None
-    values: dict[str, Any] = json.loads(settings.to_json_string(use_diff=False)) if same and settings is not None else {}
+    if not is_classifier or settings is None:
+        return None
+    values: dict[str, Any] = json.loads(settings.to_json_string(use_diff=False))
     return values or None
 
 
-def find_classifier(transformers: Any, settings: Any) -> Any:
-    """The Auto class for a configuration: of images, or of texts."""
-    for kind in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
-        if type(settings) in kind._model_mapping:
-            return kind
+def _find_auto_class(transformers: Any, settings: Any) -> Any:
+    """Return the Auto class for a configuration: for images, or for texts."""
+    for auto in (transformers.AutoModelForImageClassification, transformers.AutoModelForSequenceClassification):
+        if type(settings) in auto._model_mapping:
+            return auto
     raise InputError(
-        f"backbone: transformers has no image or text classifier for {type(settings).__name__}: choose another model"
+        f"backbone: transformers has no image or text classifier for {type(settings).__name__}. Fix: choose another model"
     )
 
 
-def _list_classes(kind: Any, settings: Any) -> tuple[type, ...]:
-    found = kind._model_mapping[type(settings)]
-    return tuple(found) if isinstance(found, list | tuple) else (found,)
+def _list_classes(auto: Any, settings: Any) -> tuple[type, ...]:
+    classes = auto._model_mapping[type(settings)]
+    return tuple(classes) if isinstance(classes, list | tuple) else (classes,)
 
 
 def _read_settings(transformers: Any, name: str) -> Any:
@@ -266,12 +256,14 @@ def _read_settings(transformers: Any, name: str) -> Any:
         return transformers.AutoConfig.from_pretrained(name)
     except Exception as error:  # a damaged configuration raises many kinds
         if Path(name).is_dir():
-            there = (Path(name) / "config.json").is_file()
-            why = f"its config.json is none of transformers ({_first_line(error)})" if there else "it holds no config.json"
-            raise InputError(f"backbone: hf:{name} is a folder, but {why}") from error
+            is_there = (Path(name) / "config.json").is_file()
+            unread = f"transformers cannot read its config.json ({_first_line(error)})"
+            raise InputError(
+                f"backbone: hf:{name} is a folder, but {unread if is_there else 'it holds no config.json'}"
+            ) from error
         hint = "" if "/" in name or not get_close_matches(name, list(known), 1, 0.75) else suggest(name, known)
         raise InputError(
-            f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Mend: give a "
+            f"backbone: hf:{name} has no configuration here and none can be downloaded ({_first_line(error)}). Fix: give a "
             f"directory with config.json (hf:DIRECTORY), or a model type such as hf:bert.{hint}"
         ) from error
 

@@ -15,7 +15,7 @@ INCEPTION = ("googlenet", "inception_v3")  # torchvision turns ImageNet's normal
 
 
 class Normalisation(NamedTuple):
-    """``(pixels - mean) / std`` of pixels in [0, 1], a value for each channel, and who says so."""
+    """``(pixels - mean) / std`` of pixels in [0, 1], a value for each channel, and where the numbers come from."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -27,17 +27,18 @@ class Normalisation(NamedTuple):
 
 
 def read_normalisation(source: str) -> Normalisation | None:
-    """What a source's own weights were trained with, as its library says; nothing is built and no weights are read.
+    """Return what a source's own weights were trained with, as its library says; builds nothing and reads no weights.
 
     Args:
         source: as for :func:`~exitlens.model.backbones.build.build_backbone`. timm has it in the configuration of its
             weights, torchvision in their transforms, a model of transformers in its ``preprocessor_config.json``.
 
     Returns:
-        Three means and three standard deviations; ``None`` where nobody says, or the source does not exist.
+        Three means and three standard deviations; ``None`` if the library does not say, or the source does not exist.
 
     Raises:
-        InputError: for a damaged ``preprocessor_config.json``; MissingExtraError: without timm or transformers.
+        InputError: for a damaged ``preprocessor_config.json``.
+        MissingExtraError: without timm or transformers.
     """
     family, _, name = source.partition(":")
     readers = {"timm": _read_timm, "torchvision": _read_torchvision, "hf": _read_transformers}
@@ -61,8 +62,8 @@ def _read_torchvision(name: str) -> Normalisation | None:
         weights = models.get_model_weights(name)["DEFAULT"]
     except (ValueError, KeyError):
         return None
-    given = weights.transforms()
-    return _make(getattr(given, "mean", None), getattr(given, "std", None), f"of torchvision's {weights}")
+    transforms = weights.transforms()
+    return _make(getattr(transforms, "mean", None), getattr(transforms, "std", None), f"of torchvision's {weights}")
 
 
 def _read_transformers(name: str) -> Normalisation | None:
@@ -73,18 +74,18 @@ def _read_transformers(name: str) -> Normalisation | None:
         values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
         top, shift = _read_scale(values)
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"backbone: {path} is damaged ({type(error).__name__}: {error}): copy it again") from error
+        raise InputError(f"backbone: {path} is damaged ({type(error).__name__}: {error}). Fix: copy it again") from error
     if values.get("do_normalize", True) is False:
-        as_they_are = ", which takes pixels in [0, 1] as they are" if (top, shift) == (1.0, 0.0) else ""
-        return _make((shift / top,) * 3, (1 / top,) * 3, f"of {name}{as_they_are}")
-    found = _make(values.get("image_mean"), values.get("image_std"), f"of {name}")
-    if found is None or (top, shift) == (1.0, 0.0):
-        return found
-    return _make([(m + shift) / top for m in found.mean], [s / top for s in found.std], found.origin)
+        unchanged = ", which takes pixels in [0, 1] as they are" if (top, shift) == (1.0, 0.0) else ""
+        return _make((shift / top,) * 3, (1 / top,) * 3, f"of {name}{unchanged}")
+    stated = _make(values.get("image_mean"), values.get("image_std"), f"of {name}")
+    if stated is None or (top, shift) == (1.0, 0.0):
+        return stated
+    return _make([(m + shift) / top for m in stated.mean], [s / top for s in stated.std], stated.origin)
 
 
 def _read_scale(values: dict[str, Any]) -> tuple[float, float]:
-    """What a white pixel is before it is normalised (1 where bytes become [0, 1]), and what is subtracted from it."""
+    """Return a white pixel's value before it is normalised (1 if bytes become [0, 1]), and what is subtracted from it."""
     if values.get("do_rescale", True) is False:
         return 255.0, 0.0
     top, shift = 255 * float(values.get("rescale_factor", 1 / 255)), float(values.get("rescale_offset") or False)
@@ -98,10 +99,10 @@ def _find_on_hub(name: str) -> Path | None:
     if name in transformers.CONFIG_MAPPING:
         return None
     try:
-        found = transformers.utils.cached_file(name, PROCESSOR, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):  # not there, or no network: where the backbone is built, that is said
+        path = transformers.utils.cached_file(name, PROCESSOR, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):  # not there, or no network: building the backbone reports that
         return None
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)
 
 
 def _make(mean: Any, std: Any, origin: str) -> Normalisation | None:
@@ -109,5 +110,5 @@ def _make(mean: Any, std: Any, origin: str) -> Normalisation | None:
         means, deviations = tuple(map(float, mean)), tuple(map(float, std))
     except (TypeError, ValueError):
         return None
-    good = len(means) == len(deviations) == 3 and min(deviations) > 0 and all(map(math.isfinite, means + deviations))
-    return Normalisation(means, deviations, origin) if good else None
+    is_usable = len(means) == len(deviations) == 3 and min(deviations) > 0 and all(map(math.isfinite, means + deviations))
+    return Normalisation(means, deviations, origin) if is_usable else None

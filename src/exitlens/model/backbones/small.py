@@ -36,8 +36,8 @@ class ResidualBlock(nn.Module):
             shrink: nn.Module = pool(2) if stride == 2 else nn.Identity()
             self.shortcut = nn.Sequential(shrink, convolve(inputs, outputs, 1, bias=False), norm(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B,inputs,H,W) -> (B,outputs,H/stride,W/stride)
-        """Residual sum, rectified."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B,outputs,H/stride,W/stride)`` from ``(B,inputs,H,W)``."""
         hidden = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
 
@@ -45,17 +45,15 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A residual network for images of 28 to 64 pixels (even sizes): a stem and four groups, ``layer1`` to ``layer4``.
 
-    With other ``axes`` the same for series of 64 steps and more, and for small volumes.
-
-    Early groups see little of the image (small receptive fields) and are cheap; the last one is deep and sees most of it.
+    With other ``axes`` it is for series of 64 steps and more, and for small volumes. Early groups see little of the image
+    (small receptive fields) and are cheap; the last one is deep and sees most of it.
 
     Args:
         num_classes: ``C``.
         in_channels: 1 for grey, 3 for colour.
         stem: channels after the stem (4x4, stride 2).
         widths: channels of the groups.
-        axes: of locations: 1 of series ``(B,C,T)``, 2 of images, 3 of volumes; their sizes should be even, as halving is
-            centred then.
+        axes: of locations: 1 of series ``(B,C,T)``, 2 of images, 3 of volumes; even sizes are halved centred.
     """
 
     def __init__(
@@ -81,8 +79,8 @@ class SmallResNet(nn.Module):
         self.pool = pool(1)
         self.fc = nn.Linear(channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B,in_channels,H,W) -> (B,num_classes)
-        """Logits of global average pooling and a linear classifier."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B,num_classes)`` from ``(B,in_channels,H,W)``."""
         x = self.stem(x)
         for name in self.groups:
             x = self.get_submodule(name)(x)
@@ -108,8 +106,8 @@ class SmallMLP(nn.Module):
         self.norm = nn.BatchNorm1d(width)
         self.fc = nn.Linear(width, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B,features) -> (B,num_classes)
-        """Logits."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B,num_classes)`` from ``(B,features)``."""
         x = self.embed(x)
         for i in range(1, 5):
             x = self.get_submodule(f"layer{i}")(x)
@@ -124,11 +122,10 @@ class _VectorBlock(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B,width) -> (B,width)
-        """Residual sum."""
         hidden: Tensor = self.dropout(F.relu(self.up(self.norm(x))))
         return x + self.down(hidden)  # type: ignore[no-any-return]
 
 
 def build_small(num_classes: int, channels: int, axes: int) -> nn.Module:
-    """Our small network for inputs of so many axes of locations; none: vectors."""
+    """Build the small network for inputs of so many axes of locations; 0: vectors."""
     return SmallResNet(num_classes, channels, axes=axes) if axes else SmallMLP(num_classes, channels)

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-_CONTAINERS = (dict, list, set)
-
 
 @contextmanager
 def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a module into one mode, and every submodule back into its own afterwards, even after an error."""
+    """Put a module into one mode, and every submodule back into its own afterwards, even after an error."""
     before = [(m, m.training) for m in module.modules()]
     if any(was != training for _, was in before):  # setting it takes half a millisecond
         module.train(training)
@@ -30,37 +28,33 @@ def switch_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(module: nn.Module) -> Iterator[None]:
-    """Gives back every submodule's attributes and every buffer's values (batch-norm statistics), even after an error.
+    """Restore every submodule's attributes and every buffer's values (batch-norm statistics), even after an error.
 
     A forward may count its calls, replace a buffer, or leave a tracer's proxy behind: as an attribute, or in a list or dict
     where it keeps what it computed.
     """
     attributes = [(m, dict(vars(m))) for m in module.modules()]
-    held = [_copy_containers(before) for _, before in attributes]
+    containers = [v for _, held in attributes for v in held.values() if isinstance(v, dict | list | set)]
+    contents = [(container, copy.copy(container) if container else ()) for container in containers]
     values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for (m, before), containers in zip(attributes, held, strict=True):
+        for m, held in attributes:
             vars(m).clear()
-            vars(m).update(before)
-            for container, content in containers:
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(content)
+            vars(m).update(held)
+        for container, content in contents:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
         with torch.no_grad():
             for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 
-def _copy_containers(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """The lists, dicts and sets among attributes, each with a copy of what it holds: parameters and buffers are, too."""
-    return [(one, copy.copy(one) if one else ()) for one in attributes.values() if isinstance(one, _CONTAINERS)]
-
-
 @contextmanager
 def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
-    """For a while, fills parameters that are zero throughout (new classifiers, gates of residual branches) with small noise.
+    """Fill parameters that are zero throughout (new classifiers, gates of residual branches) with small noise for a while.
 
     Multiplied by zero, what lies before them could not be seen in the outputs.
     """
@@ -79,19 +73,19 @@ def fill_zero_parameters(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def read_lengths_as_sizes(module: nn.Module) -> Iterator[None]:
-    """For a while, ``len(x)`` in the forwards of a module is ``x.size(0)``, which tracers follow.
+    """Make ``len(x)`` in the forwards of a module ``x.size(0)``, which tracers follow, for a while.
 
     Python's own ``len`` has to be a number: torch.fx refuses it, and torch.export fixes the batch to the example's.
     """
     forwards = [inspect.unwrap(type(m).forward) for m in module.modules()]
     spaces = {id(space): space for forward in forwards if "len" not in (space := getattr(forward, "__globals__", {}))}
-    mine = [space for space in spaces.values() if not space.get("__name__", "torch").startswith("torch.")]
-    for space in mine:
+    patched = [space for space in spaces.values() if not space.get("__name__", "torch").startswith("torch.")]
+    for space in patched:
         space["len"] = _find_length
     try:
         yield
     finally:
-        for space in mine:
+        for space in patched:
             space.pop("len", None)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, zip_longest
 from typing import Any, Literal, get_args
@@ -14,12 +13,12 @@ from torch import fx, nn
 from exitlens.errors import AttachError, InputError
 from exitlens.model.backbones.build import build_backbone, make_example
 from exitlens.model.cutting import cost
-from exitlens.model.cutting.boundaries import check_cut, find_last_features, takes_vector
-from exitlens.model.cutting.cost import NodeTimer, count_node_macs, time_shares
+from exitlens.model.cutting.boundaries import find_cut_nodes, find_exit_nodes
+from exitlens.model.cutting.cost import NodeTimer, count_node_macs
 from exitlens.model.cutting.graph import TracedBackbone
 from exitlens.model.cutting.modes import preserve_state
 from exitlens.model.cutting.trace import trace
-from exitlens.model.input_spec import check_example
+from exitlens.model.info import check_example
 from exitlens.model.layouts import Kind
 from exitlens.types.inputs import Inputs, map_inputs
 
@@ -27,7 +26,7 @@ Placement = Literal["cost", "time"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 RUNS = 3
 SAME_TIME = 0.05
-TIE = 0.02  # of the backbone's time: places whose distance from where an exit should stand differs by less are as good
+TIE = 0.02  # of the backbone's time: places whose distances from an exit's share differ by less are equally good
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class ExitPoint:
 
     Attributes:
         name: what to write in ``at``.
-        macs: multiply-accumulates of one image up to there. cost: as a fraction of the whole backbone's.
+        macs: multiply-accumulates of one image up to there.
+        cost: the same as a fraction of the whole backbone's.
         shape: of the features there without the batch axis, for the example's size.
         time_share: measured share of the backbone's time up to there, in [0, 1], on a batch of a few samples.
 
@@ -58,7 +58,7 @@ class ExitPoint:
 
 
 def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, runs: int = RUNS) -> list[ExitPoint]:
-    """Lists the places where an exit can go, in the order of execution.
+    """List the places where an exit can go, in the order of execution.
 
     A place is listed where one feature map (or one sequence of tokens, and its padding mask) is all that the rest of the
     network needs: not in the middle of a residual block (``attach`` can cut there too, and passes on all that crosses).
@@ -68,7 +68,7 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         backbone: a module or a source such as ``"timm:resnet18"``.
         example: images ``(B,C,H,W)`` or tokens as :func:`~exitlens.model.attach.attach` takes them; the first sample is
             used. By default an image of 3x224x224, or a text of 64 tokens.
-        runs: how often the time is measured at least (see ``time_shares``); with 0 it is not measured.
+        runs: how often the time is measured at least, for about 1.5 s; with 0 it is not measured.
 
     Raises:
         AttachError: if the backbone cannot be traced, or fails on the example.
@@ -82,27 +82,32 @@ def exit_points(backbone: nn.Module | str, example: Inputs | None = None, *, run
         like = next(backbone.parameters(), torch.zeros(()))
         example = map_inputs(make_example(backbone), lambda t: t.to(like) if t.is_floating_point() else t.to(like.device))
     with preserve_state(backbone):
-        return _list_points(_trace_first(backbone, example), runs)
+        traced = _trace_first(backbone, example)
+        places = find_exit_nodes(traced)
+        shares = [0.0] * len(places)
+        if runs:
+            with NodeTimer(traced, places) as timer:
+                timer.run(runs, cost.SECONDS)
+                shares = timer.shares()
+        return _describe_places(traced, places, shares)
+
+
+def check_places(backbone: nn.Module, at: Sequence[str], example: Inputs) -> None:
+    """Raise :class:`AttachError` if the backbone lacks a module of one of these names: quick, before weights are loaded."""
+    known = dict(backbone.named_modules())
+    if not all(name in known for name in at):
+        with preserve_state(backbone):
+            find_cut_nodes(_trace_first(backbone, example), at)
 
 
 def _trace_first(backbone: nn.Module, example: Inputs) -> TracedBackbone:
-    """The backbone in evaluation mode, traced with the example's first sample."""
+    """Trace the backbone in evaluation mode with the example's first sample."""
     check_example(example)
     return trace(backbone, False, map_inputs(example, lambda t: t[:1]))
 
 
-def _list_points(traced: TracedBackbone, runs: int, kind: Kind | None = None) -> list[ExitPoint]:
-    places = _find_places(traced, kind)
-    return _describe_places(traced, places, time_shares(traced, places, runs) if runs else [0.0] * len(places))
-
-
-def _find_places(traced: TracedBackbone, kind: Kind | None) -> list[fx.Node]:
-    end, ignored = traced.position(find_last_features(traced)), _list_token_and_mask_nodes(traced)
-    return [node for node in traced.nodes[:end] if traced.name_of(node) and _can_hold_exit(traced, node, kind, ignored)]
-
-
 def _describe_places(traced: TracedBackbone, places: Sequence[fx.Node], shares: Sequence[float]) -> list[ExitPoint]:
-    macs = count_node_macs(traced.runnable(), traced.example)
+    macs = count_node_macs(traced)
     total, up_to = max(sum(macs.values()), 1), list(accumulate(macs[n] for n in traced.nodes))
     points = []
     for node, share in zip(places, shares, strict=True):
@@ -114,21 +119,21 @@ def _describe_places(traced: TracedBackbone, places: Sequence[fx.Node], shares: 
 def place_exits(
     backbone: nn.Module, example: Inputs, count: int, layout: Kind | None = None, *, placement: Placement = "cost"
 ) -> list[str]:
-    """Names of ``count`` exit points that lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
+    """Return the names of ``count`` exit points that lie closest to equal shares: 1/(count+1), 2/(count+1) and so on.
 
     The shares are of ``"cost"``, or of the ``"time"`` measured on this machine: where they are not the same (few
     multiply-accumulates on large maps), exits at equal cost do not save equal time. Time is measured until two halves of
     the runs choose the same places, or places that are as good (:func:`choose_by_time`).
 
     Raises:
-        InputError: for a count below 1 or an unknown ``placement``; AttachError: for more exits than there are places, or
-            where the machine is too busy for times to say which.
+        InputError: for a count below 1 or an unknown ``placement``.
+        AttachError: for more exits than there are places, or if the machine is too busy for times to say which.
     """
     if count < 1:
         raise InputError(f"at: expected a positive number of early exits, got {count}")
     check_placement(placement)
     traced = _trace_first(backbone, example)
-    places = _find_places(traced, layout)
+    places = find_exit_nodes(traced, layout)
     points = _describe_places(traced, places, [0.0] * len(places))
     try:
         if placement == "cost":
@@ -136,50 +141,50 @@ def place_exits(
         with NodeTimer(traced, places) as timer:
             return choose_by_time(points, count, timer)
     except AttachError as error:
-        again = max(traced.repeated.items(), key=lambda item: item[1][0], default=None)
-        if again is None:
+        if not traced.repeated:
             raise
-        hint = f"{again[0]!r}, for one, runs {again[1][0]} times: no name says after which"
-        raise AttachError(f"{error} ({hint})") from error
+        name, (times, _) = max(traced.repeated.items(), key=lambda item: item[1][0])
+        raise AttachError(f"{error} ({name!r}, for example, runs {times} times: no name says after which)") from error
 
 
 def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) -> list[str]:
-    """What :func:`choose_points` chooses by the times of all runs, once each half of the runs chooses so by itself.
+    """Choose as :func:`choose_points` does by the times of all runs, once each half of the runs chooses so by itself.
 
-    The halves may differ where it matters little: by places whose distances from where an exit should stand differ by less
-    than ``TIE``. Raises :class:`AttachError` if they do not come to agree before ``MOST_SECONDS`` have passed.
+    The halves may choose different places whose distances from an exit's share differ by less than ``TIE``. Raises
+    :class:`AttachError` if they do not come to agree before ``MOST_SECONDS`` have passed.
     """
-    choose_points(points, count, "time")  # raises where they do not fit
+    choose_points(points, count, "time")  # raises if they do not fit
     while True:
         timer.run(2 * RUNS, cost.SECONDS)
-        chosen, *halves = (_choose_at(points, count, timer.shares(half)) for half in (None, 0, 1))
-        shares = dict(zip((point.name for point in points), timer.shares(), strict=True))
-        if all(_is_as_good(half, chosen, shares) for half in halves):
+        timed = [
+            [replace(p, time_share=s) for p, s in zip(points, timer.shares(half), strict=True)] for half in (None, 0, 1)
+        ]
+        chosen, *halves = (choose_points(places, count, "time") for places in timed)
+        share_of = {p.name: p.time_share for p in timed[0]}
+        gaps = [[abs(share_of[name] - (k + 1) / (count + 1)) for k, name in enumerate(names)] for names in (chosen, *halves)]
+        if all(abs(a - b) < TIE for half in gaps[1:] for a, b in zip(gaps[0], half, strict=True)):
             return chosen
         if timer.seconds >= cost.MOST_SECONDS:
             raise AttachError(
                 f"placement: the machine is too busy to place exits by time: halves of {timer.done} runs chose {halves[0]} "
-                f"and {halves[1]}: try again with nothing else running, name places (at={chosen}), or take placement='cost'"
+                f"and {halves[1]}. Fix: try again with nothing else running, name places (at={chosen}), or take "
+                "placement='cost'"
             )
 
 
-def _choose_at(points: Sequence[ExitPoint], count: int, shares: Sequence[float]) -> list[str]:
-    timed = [replace(point, time_share=share) for point, share in zip(points, shares, strict=True)]
-    return choose_points(timed, count, "time")
-
-
-def _is_as_good(names: Sequence[str], chosen: Sequence[str], shares: Mapping[str, float]) -> bool:
-    for k, pair in enumerate(zip(names, chosen, strict=True)):
-        one, other = (abs(shares[name] - (k + 1) / (len(chosen) + 1)) for name in pair)
-        if abs(one - other) >= TIE:
-            return False
-    return True
-
-
 def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement = "cost") -> list[str]:
-    """What :func:`place_exits` chooses among the places; raises :class:`AttachError` if there are too few."""
-    followed = zip_longest(points, points[1:])
-    points = [p for p, following in followed if p.macs and not _is_superseded(p, following, placement)]
+    """Choose ``count`` of the places by their shares; raises :class:`AttachError` if there are too few.
+
+    Left out are places without cost, and those followed by a better one (after normalisation and activation), which costs
+    no more, or hardly more time.
+    """
+
+    def is_superseded(point: ExitPoint, following: ExitPoint | None) -> bool:
+        if following is None or following.macs > point.macs:
+            return False
+        return placement == "cost" or following.time_share - point.time_share < SAME_TIME
+
+    points = [p for p, following in zip_longest(points, points[1:]) if p.macs and not is_superseded(p, following)]
     if len(points) < count:
         names = [p.name for p in points]
         raise AttachError(f"at: {count} early exits do not fit, this backbone has {len(points)} places for them: {names}")
@@ -192,34 +197,7 @@ def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement 
     return [points[i].name for i in chosen]
 
 
-def _is_superseded(point: ExitPoint, following: ExitPoint | None, placement: Placement) -> bool:
-    """Whether the next place is better, after normalisation and activation: it costs no more, or hardly more time."""
-    if following is None or following.macs > point.macs:
-        return False
-    return placement == "cost" or following.time_share - point.time_share < SAME_TIME
-
-
 def check_placement(placement: str) -> None:
-    """Raises :class:`InputError` for what exits cannot be placed by."""
+    """Raise :class:`InputError` if exits cannot be placed by this."""
     if placement not in PLACEMENTS:
         raise InputError(f"placement: expected 'cost' (multiply-accumulates) or 'time' (measured), got {placement!r}")
-
-
-def _list_token_and_mask_nodes(traced: TracedBackbone) -> set[fx.Node]:
-    """The tokens, and what depends on later inputs only: padding masks in whatever form the layers take them."""
-    found = set(traced.inputs[1:])
-    for node in traced.nodes:
-        if node.op != "placeholder" and found.issuperset(node.all_input_nodes):
-            found.add(node)
-    tokens = {node for node in traced.inputs if len(traced.shape_of(node)) == 2 and not takes_vector(traced)}
-    return found | tokens
-
-
-def _can_hold_exit(traced: TracedBackbone, node: fx.Node, kind: Kind | None, ignored: set[fx.Node]) -> bool:
-    """Whether features with several locations (of a vector: one) are all that crosses there, tokens and masks aside."""
-    try:
-        layout, crossing = check_cut(traced, node, kind)
-    except AttachError:
-        return False
-    has_locations = math.prod(layout.size(traced.shape_of(node))) > 1 or takes_vector(traced)
-    return has_locations and set(crossing) - ignored == {node}

@@ -1,4 +1,4 @@
-"""Cutting a traced backbone into stages that run alone, share its parameters, and together equal it."""
+"""Cuts a traced backbone into stages that run alone, share its parameters, and together equal it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from exitlens.model.layouts import Kind, Layout
 from exitlens.types.inputs import Inputs, list_tensors
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_GLOBAL_POOLING = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _VIEWS = (  # beginnings of the names of what may return the same memory
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "movedim", "select", "slice", "getitem"),
     *("squeeze", "unsqueeze", "expand", "chunk", "split", "unbind", "narrow", "alias", "detach", "to", "contiguous"),
@@ -39,49 +39,31 @@ _VIEWS = (  # beginnings of the names of what may return the same memory
 )
 
 
-@dataclass
-class Pieces:
-    """A backbone in pieces.
-
-    Attributes:
-        traced: the uncut backbone in evaluation mode.
-        stages: K stages; stage k ends at exit k's features, the last at the features before the classifier.
-        tail: the backbone's own pooling and classifier, from the last features to its output.
-        layouts: how the features lie in memory at every exit.
-        channels: ``D`` of the features at every exit.
-        sizes: locations ``S`` of the features at every exit for the example's size.
-        pooled_linear: name of the linear layer if the tail is global average pooling and that layer, else ``None``.
-        exact_size: it was traced for the example's size only.
-        nodes: of the features at every exit, in ``traced``.
-    """
-
-    traced: TracedBackbone
-    stages: list[Stage]
-    tail: Stage
-    layouts: list[Layout]
-    channels: list[int]
-    sizes: list[tuple[int, ...]]
-    pooled_linear: str | None
-    exact_size: bool
-    nodes: list[fx.Node]
-    lateral: Lateral | None = None
-
-
 @dataclass(frozen=True)
 class Lateral:
-    """Earlier features, carried on to the end beside the later ones: after them and the padding mask, if there is one.
-
-    Attributes:
-        layout, channels, size: of these features.
-        carried: for each exit, whether it is carried there (the exits before it do not have it yet).
-        node: of these features.
-    """
+    """Earlier features, carried on to the end beside the later ones: after them and the padding mask, if there is one."""
 
     layout: Layout
     channels: int
     size: tuple[int, ...]
-    carried: tuple[bool, ...]
+    carried: tuple[bool, ...]  # for each exit, whether they are carried there: exits before them do not have them yet
     node: fx.Node
+
+
+@dataclass
+class Pieces:
+    """A backbone in pieces: K stages, and for the features at each of the K exits how they lie, ``D``, ``S`` and node."""
+
+    traced: TracedBackbone  # the uncut backbone in evaluation mode
+    stages: list[Stage]  # stage k ends at exit k's features, the last at the features before the classifier
+    tail: Stage  # the backbone's own pooling and classifier, from the last features to its output
+    layouts: list[Layout]
+    channels: list[int]
+    sizes: list[tuple[int, ...]]  # for the example's size
+    pooled_linear: str | None  # name of the linear layer if the tail is global average pooling and that layer
+    exact_size: bool  # it was traced for the example's size only
+    nodes: list[fx.Node]
+    lateral: Lateral | None = None
 
 
 @dataclass
@@ -100,50 +82,51 @@ def split(
     at: Sequence[str],
     example: Inputs,
     layout: Kind | None = None,
+    *,
     export: bool = False,
     least_side: int = 0,
     carry_input: bool = False,
 ) -> Pieces:
-    """Cuts ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
+    """Cut ``backbone`` after the modules named in ``at`` and before its classifier; ``export``: not by torch.fx.
 
-    Where the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to
-    the end (:class:`Lateral`); of tokens on one grid, and of texts, it is those of the first exit. With ``carry_input`` it
-    is the input itself.
+    If the last features have fewer than ``least_side`` locations a side, the deepest map that has them is carried on to the
+    end (:class:`Lateral`). For tokens on one grid, and texts, the features of the first exit are carried; with
+    ``carry_input``, the input itself.
 
-    Raises :class:`AttachError` for unknown or misplaced names, or a forward that cannot be traced or cut there.
+    Raises:
+        AttachError: for unknown or misplaced names, or a forward that cannot be traced or cut there.
     """
     with preserve_state(backbone):
         training = trace(backbone, True, example, export)
         training_cuts = _cut(training, at, layout, least_side, carry_input)
-        evaluation = trace(backbone, False, example, export)
-        evaluation.share_values(training)
-        cuts = _cut(evaluation, at, layout, least_side, carry_input)
+        traced = trace(backbone, False, example, export)
+        traced.share_values(training)
+        cuts = _cut(traced, at, layout, least_side, carry_input)
     if training_cuts.widths != cuts.widths:
         raise AttachError(f"at: the tensors that cross {list(at)} differ between training and evaluation mode")
-    stages = [Stage(a, b) for a, b in zip(training_cuts.parts, cuts.parts, strict=True)]
-    pairs = [(lay, evaluation.shape_of(node)) for lay, node in zip(cuts.layouts, cuts.nodes, strict=True)]
+    stages = [Stage(*graphs) for graphs in zip(training_cuts.parts, cuts.parts, strict=True)]
+    pairs = [(lay, traced.shape_of(node)) for lay, node in zip(cuts.layouts, cuts.nodes, strict=True)]
     channels, sizes = [lay.channels(shape) for lay, shape in pairs], [lay.size(shape) for lay, shape in pairs]
-    linear, exported = _find_pooled_linear(evaluation, cuts.nodes[-1]), evaluation.exported or training.exported
-    lateral = _describe_lateral(evaluation, cuts, layout)
-    return Pieces(evaluation, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported, cuts.nodes, lateral)
-
-
-def _describe_lateral(traced: TracedBackbone, cuts: _Cuts, kind: Kind | None) -> Lateral | None:
-    if (node := cuts.lateral) is None:
-        return None
-    layout, shape = find_node_layout(traced, node, kind), traced.shape_of(node)
-    place = traced.position(node)
-    carried = tuple(traced.position(n) > place for n in cuts.nodes)
-    return Lateral(layout, layout.channels(shape), layout.size(shape), carried, node)
+    lateral = None
+    if (node := cuts.lateral) is not None:
+        beside, shape = find_node_layout(traced, node, layout), traced.shape_of(node)
+        carried = tuple(traced.position(other) > traced.position(node) for other in cuts.nodes)
+        lateral = Lateral(beside, beside.channels(shape), beside.size(shape), carried, node)
+    linear, exported = _find_pooled_linear(traced, cuts.nodes[-1]), traced.exported or training.exported
+    return Pieces(traced, stages[:-1], stages[-1], cuts.layouts, channels, sizes, linear, exported, cuts.nodes, lateral)
 
 
 def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_side: int, carry_input: bool) -> _Cuts:
     final = find_last_features(traced)
     nodes = [*_find_early_nodes(traced, at, final), final]
     lateral = traced.inputs[0] if carry_input else find_lateral(traced, final, least_side, kind)
-    lateral = _find_early_tokens(traced, nodes, kind) if least_side and lateral is None else lateral
-    checked = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
-    layouts, activations = [layout for layout, _ in checked], [crossing for _, crossing in checked]
+    if least_side and lateral is None and len(nodes) > 1:
+        with suppress(AttachError):  # a missing layout is reported where the cut is inspected
+            layouts = [find_node_layout(traced, node, kind) for node in nodes]
+            is_one_grid = all(layout.kind == "tokens" and layout.grid == layouts[0].grid for layout in layouts)
+            lateral = nodes[0] if is_one_grid else None
+    inspected = [_inspect_cut(traced, node, final, kind, lateral) for node in nodes]
+    layouts, activations = [layout for layout, _ in inspected], [crossing for _, crossing in inspected]
     is_text = not list_tensors(traced.example)[0].is_floating_point()
     if is_text and reads_first_token(final) and layouts[-1].grid is None and layouts[-1].kind == "tokens":
         layouts = [replace(layout, prefix=1) for layout in layouts]
@@ -155,17 +138,8 @@ def _cut(traced: TracedBackbone, at: Sequence[str], kind: Kind | None, least_sid
     return _Cuts(nodes, layouts, parts, [len(tensors) for tensors in incoming], lateral)
 
 
-def _find_early_tokens(traced: TracedBackbone, nodes: list[fx.Node], kind: Kind | None) -> fx.Node | None:
-    """The features of the first of several exits, if those of all are tokens, of a text or of an image."""
-    with suppress(AttachError):  # where there is no layout, inspecting the cut says so, and where there is one
-        layouts = [find_node_layout(traced, node, kind) for node in nodes]
-        if len(nodes) > 1 and all(layout.kind == "tokens" and layout.grid == layouts[0].grid for layout in layouts):
-            return nodes[0]
-    return None
-
-
 def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node) -> list[fx.Node]:
-    """The nodes of the early exits, which must lie before the last features."""
+    """Return the nodes of the early exits, which must lie before the last features."""
     last = traced.position(final)
     try:
         nodes = find_cut_nodes(traced, at)
@@ -174,7 +148,7 @@ def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node)
         raise AttachError(f"at: {error.name!r}: {error}{describe_nearest_cut(traced, place, last)}") from error
     if nodes and traced.position(nodes[-1]) >= last:
         raise AttachError(
-            f"at: {at[-1]!r} is where the final exit already answers: leave it out; early exits lie before it"
+            f"at: {at[-1]!r} is where the final exit already answers. Fix: leave it out; early exits lie before it"
             + describe_nearest_cut(traced, last, last)
         )
     return nodes
@@ -183,7 +157,7 @@ def _find_early_nodes(traced: TracedBackbone, at: Sequence[str], final: fx.Node)
 def _inspect_cut(
     traced: TracedBackbone, node: fx.Node, final: fx.Node, kind: Kind | None, lateral: fx.Node | None
 ) -> tuple[Layout, list[fx.Node]]:
-    """The layout at a cut, and what crosses it: features, a padding mask or lateral map, what else is needed."""
+    """Return the layout at a cut, and what crosses it: features, a padding mask or lateral map, what else is needed."""
     place = traced.position(node)
     try:
         layout, crossing = check_cut(traced, node, kind)
@@ -197,9 +171,33 @@ def _inspect_cut(
     return layout, [*first, *(n for n in crossing if n not in first)]
 
 
+def _make_part(
+    traced: TracedBackbone, nodes: list[fx.Node], incoming: list[fx.Node], outgoing: list[fx.Node]
+) -> fx.GraphModule:
+    """Make a graph of the nodes, which computes parameters, constants and sizes of earlier parts again."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in incoming}
+    first, is_later = copies[incoming[0]], incoming[0].op != "placeholder"
+    for n in _find_changed(traced, nodes, incoming):  # the head has read it, or it is the caller's: it must not change
+        copies[n] = graph.call_method("clone", (copies[n],))
+
+    def copy(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            is_size = is_later and node in traced.values.sizes
+            copies[node] = graph.call_method("size", (first, 0)) if is_size else graph.node_copy(node, copy)
+        return copies[node]
+
+    for node in nodes:
+        if node.op not in ("placeholder", "get_attr"):  # attributes come where they are used
+            copy(node)
+    graph.output(tuple(copy(n) for n in outgoing))
+    graph.lint()
+    return traced.runnable(graph)
+
+
 def _find_changed(traced: TracedBackbone, nodes: list[fx.Node], incoming: list[fx.Node]) -> list[fx.Node]:
-    """The incoming tensors that an operation may change in place, themselves or through a view of them."""
-    sources = {node: node for node in incoming}  # of views: the incoming tensor that they show
+    """Return the incoming tensors that an operation may change in place, themselves or through a view of them."""
+    sources = {node: node for node in incoming}  # for each view, the incoming tensor that it shows
     changed: dict[fx.Node, None] = {}
     for node in nodes:
         first = node.args[0] if node.args else None  # what an operation changes in place, or shows another view of
@@ -214,43 +212,19 @@ def _find_changed(traced: TracedBackbone, nodes: list[fx.Node], incoming: list[f
 
 
 def _is_view(traced: TracedBackbone, node: fx.Node) -> bool:
-    """Whether the result may share the memory of the first argument."""
+    """Return whether the result may share the memory of the first argument."""
     if (module := traced.module_of(node)) is not None:
         return isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS))
     return node.op.startswith("call") and get_callee_name(node).startswith(_VIEWS)
 
 
-def _make_part(
-    traced: TracedBackbone, nodes: list[fx.Node], incoming: list[fx.Node], outgoing: list[fx.Node]
-) -> fx.GraphModule:
-    """The nodes as a graph of their own, which computes parameters, constants and sizes of earlier parts again."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in incoming}
-    first, later = copies[incoming[0]], incoming[0].op != "placeholder"
-    for n in _find_changed(traced, nodes, incoming):  # the head has read it, or it is the caller's: it must not change
-        copies[n] = graph.call_method("clone", (copies[n],))
-
-    def copy(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            is_size = later and node in traced.values.sizes
-            copies[node] = graph.call_method("size", (first, 0)) if is_size else graph.node_copy(node, copy)
-        return copies[node]
-
-    for node in nodes:
-        if node.op not in ("placeholder", "get_attr"):  # attributes come where they are used
-            copy(node)
-    graph.output(tuple(copy(n) for n in outgoing))
-    graph.lint()
-    return traced.runnable(graph)
-
-
 def _find_pooled_linear(traced: TracedBackbone, final: fx.Node) -> str | None:
-    """Name of the linear layer when all that follows ``final`` is global average pooling, flattening and that layer."""
+    """Return the name of the linear layer if only global average pooling, flattening and that layer follow ``final``."""
     linear: str | None = None
     pooled = takes_vector(traced)  # which has one location
     for node in traced.nodes[traced.position(final) + 1 : -1]:
         module = traced.module_of(node)
-        if isinstance(module, _POOLS) and module.output_size in (1, (1,), (1, 1), (1, 1, 1)):
+        if isinstance(module, _GLOBAL_POOLING) and module.output_size in (1, (1,), (1, 1), (1, 1, 1)):
             pooled = True
         elif isinstance(module, nn.Linear) and linear is None and pooled:
             linear = str(node.target)

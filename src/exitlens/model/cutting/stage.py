@@ -29,7 +29,7 @@ class Stage(nn.Module):
         self.__dict__["evaluation_body"] = evaluation_graph
 
     def forward(self, *activations: Tensor) -> Activations:
-        """Tensors that cross the cut before -> tensors that cross the cut after; element 0 is the feature map."""
+        """Return the tensors that cross the cut after from those that cross the cut before; element 0 is the feature map."""
         body = self.body if self.training else self.evaluation
         out: Activations = body(*activations)
         return out
@@ -40,7 +40,7 @@ class Stage(nn.Module):
         return cast(fx.GraphModule, self.__dict__["evaluation_body"])
 
     def replace_evaluation(self, graph: fx.GraphModule) -> None:
-        """Sets another graph for evaluation mode, with members of its own."""
+        """Set another graph for evaluation mode, with members of its own."""
         self.__dict__["evaluation_body"] = graph
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), cuda() and so on call
@@ -52,7 +52,7 @@ class Stage(nn.Module):
 
 
 def _retarget(body: fx.GraphModule, device: torch.device) -> None:
-    """Makes the graph's own tensors on ``device`` instead of the example's, which torch.export writes into the graph."""
+    """Make the graph's own tensors on ``device`` instead of the example's, which torch.export writes into the graph."""
     replaced: set[torch.device] = set()
 
     def retarget(value: Any) -> Any:
@@ -68,7 +68,7 @@ def _retarget(body: fx.GraphModule, device: torch.device) -> None:
 
 
 def _merge(into: nn.Module, other: nn.Module) -> None:
-    """Adds to the members of one mode's graph those that only the other mode's graph uses."""
+    """Add the members that only the other mode's graph uses."""
     for name, parameter in other.named_parameters(recurse=False):
         into.register_parameter(name, parameter)
     for name, buffer in other.named_buffers(recurse=False):

@@ -1,4 +1,8 @@
-"""Tracing a backbone in one mode: by torch.fx where it can, by torch.export where fx refuses the control flow."""
+"""Traces a backbone in one mode: by torch.fx where it can, by torch.export where torch.fx refuses the control flow.
+
+torch.fx keeps modules whole and allows other image sizes than the example's; torch.export gives ATen operations, each of
+which knows the module that it came from, for the example's size only.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +28,89 @@ from exitlens.model.cutting.graph import TracedBackbone, find_name, pick_logits
 from exitlens.model.cutting.modes import preserve_state, read_lengths_as_sizes, switch_mode
 from exitlens.types.inputs import Inputs, list_input_names, list_tensors
 
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")  # left out of the graph
+_PREFIX = "backbone."
+
+
+def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedBackbone:
+    """Trace ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses or ``export`` asks for it.
+
+    Raises:
+        AttachError: if the example lacks an input, or neither tracer can follow the forward pass (control flow that depends
+            on data, for example).
+    """
+    _check_forward(backbone, example)
+    tracer, refused = FxTracer(example), None
+    with read_lengths_as_sizes(backbone):
+        if not export:
+            try:
+                return trace_fx(backbone, training, tracer)
+            except Exception as error:  # fx raises whatever the user's forward raises on a Proxy
+                refused = error
+        try:
+            return trace_export(backbone, training, example)
+        except AttachError:
+            raise
+        except Exception as error:  # torch.export has many error classes of its own
+            raise AttachError(_describe_refusal(backbone, training, tracer, refused or error, error)) from error
+
+
+def _check_forward(backbone: nn.Module, example: Inputs) -> None:
+    parameters = list(inspect.signature(backbone.forward).parameters.values())
+    given = list_input_names(example) or tuple(p.name for p in parameters[:1])
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in given]
+    if needed:
+        raise AttachError(
+            f"backbone: its forward also needs {needed}, which the example does not have. Fix: pass an example by name "
+            f"({{{', '.join(repr(n) for n in (*given, *needed))}: ...}}), or give these arguments defaults"
+        )
+
+
+def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, first: Exception, second: Exception) -> str:
+    """Say what neither tracer could follow, where it is, and where an exit could be."""
+    module = tracer.running[-1] if tracer.running else ""
+    place = f"in module {module!r} ({type(backbone.get_submodule(module)).__name__})" if module else "in its own forward"
+    reason = str(second).strip().split("\n", maxsplit=1)[0]
+    neighbours = _list_names_around(backbone, training, tracer, module) if module else []
+    cuts = f"; the nearest cuts, once that is done: {', '.join(map(repr, neighbours))}" if neighbours else ""
+    return (
+        f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
+        f"{_find_user_line(first)}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {reason!r}. What "
+        "runs for a sample may not depend on the values in its batch, because exits route each sample alone. Fix: write the "
+        f"choice as torch.where or torch.cond{cuts}"
+    )
+
+
+def _list_names_around(backbone: nn.Module, training: bool, failed: FxTracer, module: str) -> list[str]:
+    """Return the names of the modules right before and after a module that cannot be looked into."""
+    try:
+        traced = trace_fx(backbone, training, FxTracer(failed.example, leaf=module))
+    except Exception:
+        return []
+    if module not in traced.last_nodes:
+        return []
+    place = traced.position(traced.last_nodes[module])
+    earlier = [name for node in traced.nodes[:place] if (name := find_name(node, traced.last_nodes))]
+    return [*earlier[-1:], module]
+
+
+def _find_user_line(error: BaseException) -> str:
+    """Return ``, line 12 of net.py`` for the last line of the traceback that is in the user's code."""
+    home = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((home, "<"))]
+    frames = [f for f in frames if "exitlens" not in Path(f.filename).parts]
+    return f", line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
+
 
 class FxTracer(fx.Tracer):
-    """torch.fx's tracer with placeholders for the inputs only; it remembers which node each module returned.
+    """torch.fx's tracer with placeholders for the example's inputs only; it remembers which node each module returned.
 
-    The example has inputs by the names of the forward's arguments, or one tensor for its first; others keep their defaults.
-    ``leaf`` names a module not to look into.
+    Other arguments of the forward keep their defaults. Calls from other threads run as usual. ``leaf`` names a module not to
+    look into.
     """
 
-    proxy_buffer_attributes = True  # a forward that changes a buffer (counts batches) does so in the graph, not while traced
+    proxy_buffer_attributes = True  # changes of a buffer (a count of batches) belong to the graph, not to tracing
 
     def __init__(self, example: Inputs, leaf: str | None = None) -> None:
         super().__init__()
@@ -42,11 +120,11 @@ class FxTracer(fx.Tracer):
         self.running: list[str] = []  # the modules that are being traced; after an error, those it came from
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the module is one node of the graph."""
+        """Return whether the module becomes one node of the graph."""
         return module_qualified_name == self.leaf or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Placeholders for the inputs; the arguments before and between them keep their defaults."""
+        """Return placeholders for the inputs, and defaults for the arguments before and between them."""
         parameters = inspect.signature(self.root.forward).parameters
         names = list(parameters)
         wanted = list_input_names(self.example) or names[:1]
@@ -57,13 +135,13 @@ class FxTracer(fx.Tracer):
         return root_fn, [self.root, *(proxies.get(name, parameters[name].default) for name in names[:reach])]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """What a module's attribute is in the graph; torch.fx asks for modules of other threads, too, which keep theirs."""
+        """Return what a module's attribute is in the graph."""
         if threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Traces the call and remembers where the module has its output; other threads' calls run as they are."""
+        """Trace the call and remember which node holds the module's output."""
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         name = self.path_of_module(m)
@@ -77,10 +155,10 @@ class FxTracer(fx.Tracer):
 
 
 def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBackbone:
-    """Traces by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
+    """Trace by torch.fx (the training flag is baked into the graph); raises whatever fx or the forward raises."""
     before = set(vars(backbone))
     with preserve_state(backbone):
-        with switch_mode(backbone, True), switch_mode(backbone, training):  # training, modules forget what they cached
+        with switch_mode(backbone, True), switch_mode(backbone, training):  # in training, modules forget what they cached
             graph = tracer.trace(backbone)
         constants = {name: vars(backbone)[name] for name in set(vars(backbone)) - before}  # fx hangs them on the module
     renamed = {name: f"{name}_{'train' if training else 'eval'}" for name in constants}
@@ -98,7 +176,7 @@ def trace_fx(backbone: nn.Module, training: bool, tracer: FxTracer) -> TracedBac
 
 
 def _unpack_output(graph: fx.Graph) -> None:
-    """Lets the graph return a named tuple of nodes instead of a node that makes the named tuple."""
+    """Let the graph return a named tuple of nodes instead of a node that makes the named tuple."""
     output = list(graph.nodes)[-1]
     returned = output.args[0]
     if isinstance(returned, fx.Node) and callable(returned.target) and hasattr(returned.target, "_fields"):
@@ -106,10 +184,6 @@ def _unpack_output(graph: fx.Graph) -> None:
         graph.erase_node(returned)
     elif isinstance(returned, fx.Node) and isinstance(returned.target, type):
         raise TypeError(f"its output is a {returned.target.__name__}, which torch.fx does not look into")
-
-
-_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
-_PREFIX = "backbone."
 
 
 class _LogitsOnly(nn.Module):
@@ -120,14 +194,13 @@ class _LogitsOnly(nn.Module):
         self.backbone, self.names = backbone, names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Inputs -> logits ``(B,C)``."""
         named = dict(zip(self.names, tensors, strict=True)) if self.names else {}
         logits: Tensor = pick_logits(self.backbone(**named) if named else self.backbone(*tensors))
         return logits
 
 
 def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> TracedBackbone:
-    """Traces by torch.export with a dynamic batch axis; raises whatever export raises.
+    """Trace by torch.export with a dynamic batch axis; raises whatever export raises.
 
     Parameters and buffers are the backbone's own, by name. Operations that only check shapes are left out.
     """
@@ -145,10 +218,7 @@ def trace_export(backbone: nn.Module, training: bool, example: Inputs) -> Traced
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences torch.export, which prints its graph where it fails; the error says what matters.
-
-    It also warns of the lists in which recurrent layers of PyTorch's own keep their weights.
-    """
+    """Silence torch.export, which prints its graph where it fails and warns of the weight lists of PyTorch's own RNNs."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -161,7 +231,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _convert(program: torch.export.ExportedProgram, backbone: nn.Module, example: Inputs, mode: str) -> TracedBackbone:
-    """The program's graph, in which parameters are attributes of the backbone instead of inputs."""
+    """Rewrite the program's graph so that parameters are attributes of the backbone instead of inputs."""
     graph, extras = fx.Graph(), dict[str, Any]()
     copies: dict[fx.Node, fx.Node] = {}
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
@@ -171,8 +241,12 @@ def _convert(program: torch.export.ExportedProgram, backbone: nn.Module, example
             spec = specs[node.name]
             if spec.kind is InputKind.USER_INPUT:
                 copies[node] = graph.placeholder(next(names, node.name))
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                copies[node] = graph.get_attr(str(spec.target).removeprefix(_PREFIX))
             else:
-                copies[node] = graph.get_attr(_attribute(program, spec, mode, extras))
+                target = f"_constant_{len(extras)}_{mode}"
+                extras[target] = program.constants[str(spec.target)]
+                copies[node] = graph.get_attr(target)
         elif node.op == "get_attr":
             target = f"_{node.target}_{mode}".replace(".", "_")
             extras[target] = getattr(program.graph_module, str(node.target))
@@ -182,29 +256,19 @@ def _convert(program: torch.export.ExportedProgram, backbone: nn.Module, example
             graph.output(copies[node.args[0][kinds.index(OutputKind.USER_OUTPUT)]])
         elif not any(check in str(node.target) for check in _CHECKS):
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    outputs, repeated = _module_outputs(program.graph)
-    last_nodes = {name: copies[node] for name, node in outputs.items()}
-    again = {name: (count, None if node is None else copies[node]) for name, (count, node) in repeated.items()}
-    return TracedBackbone(backbone, example, graph, last_nodes, again, extras, exported=True)
+    outputs, calls = _find_module_outputs(program.graph)
+    last_nodes = {name: copies[node] for name, node in outputs.items() if calls[name] == 1}
+    repeated = {name: (n, copies[outputs[name]] if name in outputs else None) for name, n in calls.items() if n > 1}
+    return TracedBackbone(backbone, example, graph, last_nodes, repeated, extras, exported=True)
 
 
-def _attribute(program: torch.export.ExportedProgram, spec: Any, mode: str, extras: dict[str, Any]) -> str:
-    """The name under which the parameter, buffer or constant of an input is found."""
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return str(spec.target).removeprefix(_PREFIX)
-    name = f"_constant_{len(extras)}_{mode}"
-    extras[name] = program.constants[spec.target]
-    return name
-
-
-def _module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, tuple[int, fx.Node | None]]]:
-    """The last tensor of every module that others use; modules that run more than once are apart, with how often they do."""
+def _find_module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, int]]:
+    """Return the last tensor of every module that other modules use, and how often every module runs, by name."""
     calls: dict[str, set[str]] = {}
     inside: dict[fx.Node, set[str]] = {}
     for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
         inside[node] = set()
-        for key, (path, _) in stack.items():
+        for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
             name = path.split("@")[0]
             if name.startswith(_PREFIX):
                 calls.setdefault(name.removeprefix(_PREFIX), set()).add(key)
@@ -212,85 +276,5 @@ def _module_outputs(graph: fx.Graph) -> tuple[dict[str, fx.Node], dict[str, tupl
     outputs: dict[str, fx.Node] = {}
     for node in graph.nodes:
         if isinstance(node.meta.get("val"), Tensor) and node.op != "placeholder":
-            for name in inside[node]:
-                if any(name not in inside[user] for user in node.users):
-                    outputs[name] = node
-    repeated = {name: (len(keys), outputs.pop(name, None)) for name, keys in calls.items() if len(keys) > 1}
-    return outputs, repeated
-
-
-def trace(backbone: nn.Module, training: bool, example: Inputs, export: bool = False) -> TracedBackbone:
-    """Traces ``backbone`` in one mode by torch.fx, or by torch.export if fx refuses (or ``export`` asks for it).
-
-    Raises :class:`AttachError` if neither can follow the forward pass (control flow that depends on data, for example).
-    """
-    _check_forward(backbone, example)
-    with read_lengths_as_sizes(backbone):
-        return _trace(backbone, training, example, export)
-
-
-def _trace(backbone: nn.Module, training: bool, example: Inputs, export: bool) -> TracedBackbone:
-    tracer = FxTracer(example)
-    refused: Exception | None = None
-    if not export:
-        try:
-            return trace_fx(backbone, training, tracer)
-        except Exception as error:  # fx raises whatever the user's forward raises on a Proxy
-            refused = error
-    try:
-        return trace_export(backbone, training, example)
-    except AttachError:
-        raise
-    except Exception as error:  # torch.export has many kinds of its own
-        raise AttachError(_describe_refusal(backbone, training, tracer, refused or error, error)) from error
-
-
-def _check_forward(backbone: nn.Module, example: Inputs) -> None:
-    """Raises :class:`AttachError` if the forward needs an argument that the example does not have."""
-    parameters = list(inspect.signature(backbone.forward).parameters.values())
-    given = list_input_names(example) or tuple(p.name for p in parameters[:1])
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in given]
-    if needed:
-        raise AttachError(
-            f"backbone: its forward also needs {needed}, which the example does not have: pass an example by name "
-            f"({{{', '.join(repr(n) for n in (*given, *needed))}: ...}}), or give them defaults"
-        )
-
-
-def _describe_refusal(backbone: nn.Module, training: bool, tracer: FxTracer, first: Exception, second: Exception) -> str:
-    """What neither tracer could follow, where it is, and where an exit could be."""
-    module = tracer.running[-1] if tracer.running else ""
-    place = f"in module {module!r} ({type(backbone.get_submodule(module)).__name__})" if module else "in its own forward"
-    line = _find_user_line(first)
-    why = str(second).strip().split("\n", maxsplit=1)[0]
-    text = (
-        f"backbone {type(backbone).__name__} cannot be traced in {'training' if training else 'evaluation'} mode: {place}"
-        f"{line}, torch.fx says {str(first).strip().splitlines()[0]!r} and torch.export {why!r}. What a sample runs may not "
-        "depend on the values in its batch, because exits route each sample alone. Mend: write the choice as torch.where or "
-        "torch.cond"
-    )
-    near = _list_names_around(backbone, training, tracer, module) if module else []
-    return text + (f"; the nearest cuts, once that is done: {', '.join(map(repr, near))}" if near else "")
-
-
-def _list_names_around(backbone: nn.Module, training: bool, failed: FxTracer, module: str) -> list[str]:
-    """The module names right before and after a module that cannot be looked into."""
-    tracer = FxTracer(failed.example, leaf=module)
-    try:
-        traced = trace_fx(backbone, training, tracer)
-    except Exception:
-        return []
-    if module not in traced.last_nodes:
-        return []
-    place = traced.position(traced.last_nodes[module])
-    earlier = [name for node in traced.nodes[:place] if (name := find_name(node, traced.last_nodes))]
-    return [*earlier[-1:], module]
-
-
-def _find_user_line(error: BaseException) -> str:
-    """``, line 12 of net.py``: the last line of the traceback that is the user's."""
-    home = str(Path(torch.__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((home, "<"))]
-    frames = [f for f in frames if "exitlens" not in Path(f.filename).parts]
-    return f", line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
+            outputs |= {name: node for name in inside[node] if any(name not in inside[user] for user in node.users)}
+    return outputs, {name: len(keys) for name, keys in calls.items()}

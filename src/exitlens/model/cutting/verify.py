@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from itertools import chain
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from exitlens.errors import AttachError, TraceMismatchError
+from exitlens.model._torch_compat import list_member_tables
 from exitlens.model.cutting.boundaries import count_embedding_rows
 from exitlens.model.cutting.graph import pick_logits
 from exitlens.model.cutting.modes import fill_zero_parameters, preserve_state, switch_mode
@@ -20,54 +22,54 @@ from exitlens.types.inputs import MASK, list_input_names, list_tensors
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
 _QUANTISED = tuple(f"torch.{part}.quantized" for part in ("ao.nn", "ao.nn.intrinsic", "nn", "nn.intrinsic"))
-_FLOAT = "It cannot be trained or cut. Mend: attach exits to the float network and quantise afterwards"
+_FIX_FOR_INTEGERS = "which cannot be trained or cut. Fix: attach exits to the float network and quantise afterwards"
 
 
 def check_backbone(backbone: nn.Module) -> None:
-    """Raises :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without own values."""
+    """Raise :class:`AttachError` for a wrapped or scripted module, quantised layers, or parameters without own values."""
     if isinstance(backbone, torch.jit.ScriptModule):
-        raise AttachError("backbone: it is TorchScript, which cannot be cut. Mend: attach to the Python module it came from")
+        raise AttachError("backbone: it is TorchScript, which cannot be cut. Fix: attach to the Python module it came from")
     if type(backbone).__name__ in _WRAPPERS and type(backbone).__module__.startswith("torch."):
         raise AttachError(
-            f"backbone: it is wrapped by {type(backbone).__name__}. Mend: attach to the module inside and wrap the network "
+            f"backbone: it is wrapped by {type(backbone).__name__}. Fix: attach to the module inside and wrap the network "
             "that attach returns"
         )
     for name, module in backbone.named_modules():
         if type(module).__module__.startswith(_QUANTISED):
-            raise AttachError(f"backbone: {name!r} is a quantised {type(module).__name__}. {_FLOAT}")
+            raise AttachError(f"backbone: {name!r} is a quantised {type(module).__name__}, {_FIX_FOR_INTEGERS}")
     for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
-        if isinstance(tensor, UninitializedParameter):
-            raise AttachError(f"backbone: {name!r} is lazy and has no shape yet. Mend: run one batch through it first")
-        if tensor.is_meta:
-            raise AttachError(
-                f"backbone: {name!r} is on the meta device and has no values. Mend: backbone.to_empty(device='cpu'), then "
-                "load its weights"
-            )
-        if isinstance(tensor, nn.Parameter) and _is_expanded(tensor):
-            raise AttachError(f"backbone: {name!r} is an expanded tensor, whose elements cannot differ. Mend: clone() it")
-        if tensor.is_quantized:
-            raise AttachError(f"backbone: {name!r} is quantised. {_FLOAT}")
-    for name in (*backbone._modules, *backbone._parameters, *backbone._buffers):
+        if problem := _find_problem(tensor):
+            raise AttachError(f"backbone: {name!r} is {problem}")
+    for name in chain(*list_member_tables(backbone)):
         if hasattr(torch.fx.GraphModule, name):
-            raise AttachError(f"backbone: its {name!r} has the name of something that torch.fx needs: rename it")
+            raise AttachError(f"backbone: its {name!r} has the name of something that torch.fx needs. Fix: rename it")
     if next(backbone.parameters(), None) is None:
         raise AttachError("backbone: it has no parameters: expected a network with weights")
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether several of its elements are one in memory."""
-    return tensor.layout == torch.strided and any(
-        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+def _find_problem(tensor: Tensor) -> str:
+    """Return why a parameter or buffer cannot be trained or copied, and how to fix it; empty if it can."""
+    if isinstance(tensor, UninitializedParameter):
+        return "lazy and has no shape yet. Fix: run one batch through it first"
+    if tensor.is_meta:
+        return "on the meta device and has no values. Fix: backbone.to_empty(device='cpu'), then load its weights"
+    if tensor.is_quantized:
+        return f"quantised, {_FIX_FOR_INTEGERS}"
+    is_strided = isinstance(tensor, nn.Parameter) and tensor.layout == torch.strided
+    if is_strided and any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return "an expanded tensor, whose elements cannot differ. Fix: clone() it"
+    return ""
 
 
 def verify(pieces: Pieces) -> None:
-    """Runs staged and plain on the same random inputs, in both modes and at three batch sizes; they must be equal.
+    """Run staged and plain on the same random inputs, in both modes and at three batch sizes; they must be equal.
 
     So must buffers and gradients after a training pass. Then they run once more with a row dropped and the others exchanged
     after the first cut, as routing does: every sample must get the answer that it gets in the full batch. Afterwards
-    buffers (batch-norm statistics), the random state and the mode of every module are what they were. What differs is a
-    :class:`TraceMismatchError`.
+    buffers (batch-norm statistics), the random state and the mode of every module are what they were.
+
+    Raises:
+        TraceMismatchError: if anything differs.
     """
     with fill_zero_parameters(pieces.traced.backbone):
         _verify_evaluation(pieces)
@@ -76,10 +78,14 @@ def verify(pieces: Pieces) -> None:
 
 def _verify_evaluation(pieces: Pieces) -> None:
     backbone, inputs = pieces.traced.backbone, make_random_inputs(pieces, 3)
+
+    def list_scalars() -> list[int | float | str]:  # attributes in which a forward may keep a state
+        return [value for m in backbone.modules() for value in vars(m).values() if isinstance(value, int | float | str)]
+
     with preserve_state(backbone):
-        state = _list_scalars(backbone)
+        state = list_scalars()
         plain = run_plain(pieces, inputs, False)
-        if _list_scalars(backbone) != state:
+        if list_scalars() != state:
             again = run_plain(pieces, inputs, False)
             _compare(plain, again, 1e-6, "a second call: its forward keeps a state that stages cannot share")
         buffers = _copy_buffers(backbone)
@@ -88,8 +94,8 @@ def _verify_evaluation(pieces: Pieces) -> None:
         _compare(plain, staged, 1e-6, "batch 3 in evaluation mode")
         _compare_buffers(buffers, _copy_buffers(backbone))
     with preserve_state(backbone):
-        one = [t[:1] for t in inputs]
-        _compare(run_plain(pieces, one, False), run_staged(pieces, one, False), 1e-6, "a single sample")
+        first = [t[:1] for t in inputs]
+        _compare(run_plain(pieces, first, False), run_staged(pieces, first, False), 1e-6, "a single sample")
         routed = run_staged(pieces, [t[[2, 0]] for t in inputs], False, exchange=True)
     spread = (plain - plain.mean(0)).abs().max().item()  # how far samples differ; the rest of a logit may be a constant
     allowed = 2e-5 + 1e-3 * spread / max(plain.abs().max().item(), 1e-6) if math.isfinite(spread) else 1e-3
@@ -114,17 +120,17 @@ def _verify_training(pieces: Pieces) -> None:
 
 
 def run_plain(pieces: Pieces, inputs: Sequence[Tensor], training: bool) -> Tensor:
-    """The backbone's own logits, with the random state forked and seeded; in training mode with autograd."""
+    """Return the backbone's own logits, with the random state forked and seeded; in training mode with autograd."""
     backbone, names = pieces.traced.backbone, list_input_names(pieces.traced.example)
     with switch_mode(backbone, training), torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
-        own = [t.clone() for t in inputs]  # a forward may change its input
-        output = backbone(**dict(zip(names, own, strict=True))) if names else backbone(*own)
+        copies = [t.clone() for t in inputs]  # a forward may change its input
+        output = backbone(**dict(zip(names, copies, strict=True))) if names else backbone(*copies)
         return cast(Tensor, pick_logits(output)).clone()
 
 
 def run_staged(pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchange: bool = False) -> Tensor:
-    """The same by stages and tail; with ``exchange``, in the opposite order of samples after the first stage."""
+    """Return the same by stages and tail; with ``exchange``, samples are in the opposite order after the first stage."""
     activations: Activations = tuple(inputs)
     with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(inputs[0]))
@@ -136,29 +142,24 @@ def run_staged(pieces: Pieces, inputs: Sequence[Tensor], training: bool, exchang
     return activations[0].clone()
 
 
-def _list_scalars(module: nn.Module) -> list[Any]:
-    """The numbers and words among the attributes of all submodules."""
-    return [value for m in module.modules() for value in vars(m).values() if isinstance(value, int | float | str)]
-
-
 def _copy_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.named_buffers()}
 
 
 def _take_gradients(module: nn.Module, logits: Tensor) -> dict[str, Tensor | None]:
-    """Gradients of a fixed random sum of the logits, by parameter name; ``None`` where none arrives.
+    """Return gradients of a fixed random sum of the logits, by parameter name; ``None`` where none arrives.
 
     Each module's smallest parameter stands for all of its own, which takes half the time.
     """
-    named: dict[str, Tensor] = {}
+    smallest: dict[str, Tensor] = {}
     for prefix, owner in module.named_modules():
-        own = {name: p for name, p in owner.named_parameters(prefix, recurse=False) if p.requires_grad}
-        named |= dict(sorted(own.items(), key=lambda item: item[1].numel())[:1])
-    if not logits.requires_grad or not named:
-        return dict.fromkeys(named)
+        trained = {name: p for name, p in owner.named_parameters(prefix, recurse=False) if p.requires_grad}
+        smallest |= dict(sorted(trained.items(), key=lambda item: item[1].numel())[:1])
+    if not logits.requires_grad or not smallest:
+        return dict.fromkeys(smallest)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
-    found = torch.autograd.grad((logits * weights).sum(), list(named.values()), allow_unused=True)
-    return dict(zip(named, found, strict=True))
+    gradients = torch.autograd.grad((logits * weights).sum(), list(smallest.values()), allow_unused=True)
+    return dict(zip(smallest, gradients, strict=True))
 
 
 def _compare(plain: Tensor, staged: Tensor, tolerance: float, where: str) -> None:
@@ -168,14 +169,21 @@ def _compare(plain: Tensor, staged: Tensor, tolerance: float, where: str) -> Non
         gap = (plain - staged).abs().masked_fill(same, 0).max().item()
         scale = plain.masked_fill(~plain.isfinite(), 0).abs().max().item()
     if not gap <= tolerance * max(scale, 1e-6):
-        raise TraceMismatchError(f"backbone: staged and plain output differ by {gap:.3g} at {where}. {_MEND}")
+        _refuse(f"staged and plain output differ by {gap:.3g} at {where}")
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise TraceMismatchError(
+        f"backbone: {problem}. Something in it does not show in a trace: a hook, a train() of its own, a state, a custom "
+        "gradient. Fix: take that out of the forward, or cut elsewhere"
+    )
 
 
 def _compare_buffers(plain: dict[str, Tensor], staged: dict[str, Tensor]) -> None:
     for name, value in plain.items():
         other = staged.get(name)
         if other is None or other.shape != value.shape or not torch.allclose(value, other, 1e-4, 1e-5, equal_nan=True):
-            raise TraceMismatchError(f"backbone: buffer {name!r} is not what the plain backbone's forward makes it. {_MEND}")
+            _refuse(f"buffer {name!r} is not what the plain backbone's forward makes it")
 
 
 def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor | None]) -> None:
@@ -186,19 +194,11 @@ def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor
         if value is not None and other is not None and value.numel():
             same = bool((value - other).abs().max() <= 1e-4 * max(scale, 1e-6))
         if not same:
-            raise TraceMismatchError(
-                f"backbone: the gradient of {name!r} is not the plain network's (no_grad, or a gradient of its own). {_MEND}"
-            )
-
-
-_MEND = (
-    "Something in it does not show in a trace: a hook, a train() of its own, a state, a custom gradient. Mend: take that "
-    "out of the forward, or cut elsewhere"
-)
+            _refuse(f"the gradient of {name!r} is not the plain network's (no_grad, or a gradient of its own)")
 
 
 def make_random_inputs(pieces: Pieces, batch: int) -> tuple[Tensor, ...]:
-    """As :func:`draw_inputs`, for a traced backbone."""
+    """Draw inputs for a traced backbone as :func:`draw_inputs` does."""
     example = pieces.traced.example
     return draw_inputs(list_input_names(example), list_tensors(example), count_embedding_rows(pieces.traced), batch)
 
@@ -206,16 +206,16 @@ def make_random_inputs(pieces: Pieces, batch: int) -> tuple[Tensor, ...]:
 def draw_inputs(
     names: Sequence[str], tensors: Sequence[Tensor], vocabulary: Sequence[int | None], batch: int
 ) -> tuple[Tensor, ...]:
-    """Normal noise for images, random tokens below what the embedding knows, masks with padding of different lengths."""
+    """Draw normal noise for images, tokens that the embedding knows, and masks with padding of different lengths."""
     rng = torch.Generator().manual_seed(batch)
-    made = []
+    drawn = []
     for name, tensor, known in zip(names or ("",), tensors, vocabulary, strict=True):
         shape = (batch, *tensor.shape[1:])
         if tensor.is_floating_point():
-            made.append(torch.randn(shape, generator=rng).to(tensor))
+            drawn.append(torch.randn(shape, generator=rng).to(tensor))
         elif name == MASK:
             lengths = tensor.shape[1] - torch.arange(batch) % 4 * (tensor.shape[1] // 4)
-            made.append((torch.arange(tensor.shape[1]) < lengths[:, None]).to(tensor))
+            drawn.append((torch.arange(tensor.shape[1]) < lengths[:, None]).to(tensor))
         else:
-            made.append(torch.randint(0, known or int(tensor.max()) + 1, shape, generator=rng).to(tensor))
-    return tuple(made)
+            drawn.append(torch.randint(0, known or int(tensor.max()) + 1, shape, generator=rng).to(tensor))
+    return tuple(drawn)

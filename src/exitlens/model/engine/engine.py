@@ -1,4 +1,4 @@
-"""The network as it runs for answers: one stage with its head after the other, in a tuning's formats."""
+"""The network in the form in which it answers: one stage with its head after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from exitlens.errors import EngineError
 from exitlens.functional.scores import probabilities, score_of
 from exitlens.model.cutting.stage import Activations, Stage
-from exitlens.model.engine.prepare import prepare_graph, prepare_head
+from exitlens.model.engine.preparation import prepare_graph, prepare_head
 from exitlens.model.engine.tuning import Tuning
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.types import ExitOutput
@@ -24,7 +24,7 @@ class StepOutput(NamedTuple):
     """What a stage with its head gives.
 
     Attributes:
-        activations: what the next stage takes.
+        activations: the next stage's inputs.
         probabilities: ``(B,C)`` float32, softmax (of several labels sigmoid) of the logits over the temperature.
         scores: ``(B,)``.
         attention: ``(B,*S)``, or ``None`` if it was not asked for.
@@ -37,9 +37,10 @@ class StepOutput(NamedTuple):
 
 
 class Engine:
-    """Stages and heads in a tuning's formats. Threads may share one; nothing here changes while it answers.
+    """Stages and heads in a tuning's form. Threads may share an engine: answering does not change it.
 
-    ``shared``: they are the network's own, not copies.
+    Attributes:
+        shared: True if stages and heads are the network's own, False if they are copies.
     """
 
     is_compiled = False
@@ -51,76 +52,76 @@ class Engine:
 
     @classmethod
     def prepare(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning) -> Self:
-        """An engine on copies in the tuning's formats: training the network does not change them."""
+        """Make an engine on copies in the tuning's form: training the network on does not change them."""
         with torch.inference_mode(False):  # explanations go back through these weights
-            bodies = [prepare_graph(stage.evaluation, tuning) for stage in stages]
-            return cls(bodies, [prepare_head(head, tuning) for head in heads], tuning)
+            graphs = [prepare_graph(stage.evaluation, tuning) for stage in stages]
+            return cls(graphs, [prepare_head(head, tuning) for head in heads], tuning)
 
     def enter(self, activations: Activations) -> Activations:
-        """What the network's check of its inputs returns -> what the first stage takes."""
+        """Return checked inputs in the form that the first stage takes."""
         return self.tuning.convert(activations)
 
     def mode(self) -> AbstractContextManager[Any]:
-        """Without autograd."""
+        """The context to answer in: without autograd."""
         return torch.inference_mode()
 
     def advance(self, k: int, activations: Activations) -> Activations:
-        """Stage k alone, for an exit whose head is not needed."""
+        """Run stage k alone, for an exit whose head is not needed."""
         return cast(Activations, self.stages[k](*activations))
 
     def answer(
         self, k: int, activations: Activations, temperature: float, score: str, attention: bool = False
     ) -> StepOutput:
-        """Stage k and the head of exit k, with the policy's temperature and score; ``attention``: also the map."""
+        """Run stage k and the head of exit k, with the policy's temperature and score; ``attention``: give the map, too."""
         return score_step(*self.run_step(k, activations, attention), temperature, score)
 
     def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
-        """Stage k and the head of exit k: what the next stage takes, logits, and the map if it is asked for."""
-        return run_step(self.stages[k], self.heads[k], activations, attention)
+        """Run stage k and the head of exit k; return the next stage's inputs, logits, and the map if it is asked for."""
+        activations = self.stages[k](*activations)
+        return activations, *call_head(self.heads[k], activations, attention)
 
     def try_out(self, activations: Activations) -> None:
-        """Runs all once; raises :class:`EngineError` where the precision does not fit the graph."""
+        """Run everything once; raise :class:`EngineError` where the precision does not fit the graph."""
         try:
             with self.mode():
                 self.compute_outputs(self.enter(activations))
         except (RuntimeError, TypeError) as error:
             raise EngineError(
-                f"tuning: this network does not run in {self.tuning.precision} ({str(error).splitlines()[0]:.120}): set "
-                "precision='float32'"
+                f"tuning: this network does not run in {self.tuning.precision} ({str(error).splitlines()[0]:.120}). "
+                "Fix: set precision='float32'."
             ) from error
 
-    # Never by compiled steps, so that nothing is compiled for it:
+    # The following never run compiled steps, so that nothing is compiled for them.
 
     def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
-        """Logits, attention and evidence of one exit after the other; a stage runs when its exit is asked for."""
+        """Yield logits, attention and evidence of one exit after the other; a stage runs when its exit is asked for."""
         for stage, head in zip(self.stages, self.heads, strict=True):
             activations = stage(*activations)
             yield cast(ExitOutput, head(*activations))
 
     def compute_outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
-        """Logits and attention of every exit."""
-        found = []
+        """Return logits and attention of every exit."""
+        outputs = []
         for stage, head in zip(self.stages, self.heads, strict=True):
             activations = stage(*activations)
-            found.append(head.with_attention(*activations))
-        return found
+            outputs.append(head.with_attention(*activations))
+        return outputs
 
     def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
-        """Logits of exit k; no stage after it runs."""
+        """Return the logits of exit k; no later stage runs."""
         for stage in self.stages[: k + 1]:
             activations = stage(*activations)
         return self.heads[k].classify(*activations)
 
 
-def run_step(stage: Callable[..., Any], head: ExitHead, activations: Activations, attention: bool) -> Step:
-    """A stage and its head: what the next stage takes, logits, and the map if it is asked for."""
-    activations = stage(*activations)
-    return activations, *(head.with_attention(*activations) if attention else (head.classify(*activations), None))
+def call_head(head: ExitHead, activations: Activations, attention: bool) -> tuple[Tensor, Tensor | None]:
+    """Return logits, and the map if it is asked for."""
+    return head.with_attention(*activations) if attention else (head.classify(*activations), None)
 
 
 def score_step(
     activations: Activations, logits: Tensor, maps: Tensor | None, temperature: float | Tensor, score: str
 ) -> StepOutput:
-    """What a step gave, with its probabilities and scores."""
+    """Add probabilities and scores to what a step gave."""
     p = probabilities(logits, temperature, score)
     return StepOutput(activations, p, score_of(p, score), maps)

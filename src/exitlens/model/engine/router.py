@@ -1,22 +1,20 @@
-"""The router: samples leave at the first exit that is sure, and the others go on together with those that wait."""
+"""The router: samples leave at the first exit that is sure; the others go on, together with those that wait."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from exitlens.functional.gating import compute_gate_features
-from exitlens.functional.maps import on_common_grid
-from exitlens.functional.routing import decide, needs_head
-from exitlens.functional.similarity import divergence
+from exitlens.functional.maps import divergence, on_common_grid
+from exitlens.functional.routing import compute_gate_features, decide, needs_head
 from exitlens.model.cutting.stage import Activations
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.pools import Pool, gather
 from exitlens.types import Policy
 
 
@@ -24,7 +22,10 @@ class RoutedBatch(NamedTuple):
     """Samples that were answered together.
 
     Attributes:
-        where: ``(n,)`` their places. exit: which answered. scores: ``(n,)``. probabilities: ``(n,C)``.
+        where: ``(n,)`` their places in the input.
+        exit: the exit that answered.
+        scores: ``(n,)``.
+        probabilities: ``(n,C)``.
         attention: ``(n,*S)`` or ``None``.
         trust: ``(n,2)`` or ``None``: with a gate, ``divergence_estimate`` and ``last_divergence`` of the prediction.
     """
@@ -37,28 +38,27 @@ class RoutedBatch(NamedTuple):
     trust: Tensor | None = None
 
     def select(self, rows: Tensor) -> RoutedBatch:
-        """The samples at ``rows`` (indices or a mask)."""
+        """Return the samples at ``rows`` (indices or a mask)."""
         maps, trust = (None if t is None else t[rows] for t in (self.attention, self.trust))
         return RoutedBatch(self.where[rows], self.exit, self.scores[rows], self.probabilities[rows], maps, trust)
 
 
-Rule = Callable[
-    [RoutedBatch, Tensor], Tensor
-]  # what an exit would answer, whom the policy lets leave (B,) -> who leaves (B,)
+# what an exit would answer, which samples the policy lets leave (B,) -> which samples leave (B,)
+Rule = Callable[[RoutedBatch, Tensor], Tensor]
 
 
 class Router:
     """Runs samples through an engine by a policy, in micro-batches that are filled up again after every exit.
 
-    Stage k+1 runs on the survivors of several micro-batches of stage k, as soon as they are as many as one (dynamic
-    re-batching, arXiv 2512.15705, here over the micro-batches of one call as well as over those of a stream). Deep stages
-    go first, so few samples wait at a time: fewer than a micro-batch before each stage.
+    Stage k+1 runs on the survivors of several micro-batches of stage k, as soon as there are enough for one (dynamic
+    re-batching, arXiv 2512.15705, here within one call as well as along a stream). Deep stages go first, so few samples
+    wait at a time: fewer than a micro-batch before each stage.
 
     Args:
-        attention: keep the attention maps of the exits that answer.
+        attention: whether to keep the attention maps of the exits that answer.
         micro_batch: samples that run together; 0: all that there are.
-        rule: which samples leave at an exit, once the policy has decided: a request's own limits, forced exit shares.
-        heads: exits whose heads are computed even where the policy never lets them fire, so that the rule may.
+        rule: decides which samples leave, after the policy: a request's own limits, or forced exit shares.
+        heads: exits whose heads are computed for the rule, even where the policy never lets them fire.
     """
 
     def __init__(
@@ -73,13 +73,16 @@ class Router:
         self.engine, self.policy, self.attention, self.micro_batch = engine, policy, attention, micro_batch
         self.rule = rule
         self._needed = [k in heads or needs_head(policy, k) for k in range(policy.num_exits)]
-        self._pools: list[Pool] = []  # one for each stage, once samples wait
+        self._pools = [Pool() for _ in range(policy.num_exits)]
         self._shapes: tuple[torch.Size, ...] = ()
         self._routed: list[RoutedBatch] = []
 
+    def run(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
+        """Answer these samples: :meth:`feed` and :meth:`flush` at once."""
+        return self.feed(where, activations) + self.flush()
+
     def feed(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
-        """Takes samples in at their places ``(B,)`` and runs whatever fills micro-batches; returns what that answered."""
-        self._open_pools()
+        """Take in samples at their places ``(B,)`` and run whatever fills micro-batches; return what that answered."""
         shapes = tuple(t.shape[1:] for t in activations)
         if self.waiting and shapes != self._shapes:  # images of another size run apart
             self._run_all()
@@ -87,25 +90,25 @@ class Router:
         size, now = self.micro_batch or len(where), time.monotonic()
         for at in range(0, len(where), size):
             self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in activations), None, now, 0)
-            if self.micro_batch:
-                self._run_full()
+            self._run_full()
         return self.take_routed()
 
-    def _open_pools(self) -> None:
-        self._pools = self._pools or [Pool() for _ in self.policy.temperatures]
+    def flush(self) -> list[RoutedBatch]:
+        """Run all that wait, to the end."""
+        self._run_all()
+        return self.take_routed()
 
     def admit(self, where: Tensor, activations: Activations, since: float) -> None:
-        """Takes in samples of one size, which wait before stage 0 until :meth:`run_stage`; ``since``: when they came."""
-        self._open_pools()
+        """Take in samples of one size, which came at time ``since`` and wait for stage 0 until :meth:`run_stage`."""
         self._pools[0].add(where, activations, None, since, 0)
 
     def run_stage(self, k: int) -> list[RoutedBatch]:
-        """Runs stage k on a micro-batch of those that wait for it, or all if they are fewer than two; what that answered."""
+        """Run stage k on a micro-batch of those that wait for it, or on all if they are fewer than two micro-batches."""
         self._run(k)
         return self.take_routed()
 
     def list_waiting(self) -> list[tuple[int, float]]:
-        """For each stage how many samples wait for it, and since when the oldest has been there (``time.monotonic``)."""
+        """For each stage, the number of samples that wait for it, and when the oldest came in (``time.monotonic``)."""
         return [(pool.count, pool.since) for pool in self._pools]
 
     def list_places(self) -> list[int]:
@@ -113,53 +116,33 @@ class Router:
         return [place for pool in self._pools for places in pool.places for place in places.tolist()]
 
     def discard(self, gone: Tensor) -> None:
-        """Forgets the samples at these places ``(n,)``, wherever they wait."""
+        """Forget the samples at these places ``(n,)``, wherever they wait."""
         for pool in self._pools:
             pool.discard(gone)
 
-    def flush(self) -> list[RoutedBatch]:
-        """Runs all that waits, to the end."""
-        self._run_all()
-        return self.take_routed()
-
     def take_routed(self) -> list[RoutedBatch]:
-        """What was answered and not handed out yet: after an error, what came before it."""
+        """Return what was answered and not handed out yet: after an error, what came before it."""
         routed, self._routed = self._routed, []
         return routed
+
+    @property
+    def oldest(self) -> float:
+        """When (``time.monotonic``) the sample that waits longest came in; infinite if none waits."""
+        return min(pool.since for pool in self._pools)
+
+    @property
+    def waiting(self) -> int:
+        """The number of samples that wait."""
+        return sum(pool.count for pool in self._pools)
 
     def _run_all(self) -> None:
         for k, pool in enumerate(self._pools):
             while pool.count:
                 self._run(k)
-                if self.micro_batch:
-                    self._run_full()
-
-    def run(self, where: Tensor, activations: Activations) -> list[RoutedBatch]:
-        """Answers these samples and no others: :meth:`feed` and :meth:`flush` at once."""
-        if self.micro_batch and len(where) > self.micro_batch:
-            return self.feed(where, activations) + self.flush()
-        routed: list[RoutedBatch] = []
-        for k in range(self.policy.num_exits):
-            staying = self._step(k, where, activations, routed)
-            if staying is None:
-                break
-            where, activations, stay = staying
-            if stay is not None:
-                activations = tuple(gather(t, stay) for t in activations)
-        return routed
-
-    @property
-    def oldest(self) -> float:
-        """When (``time.monotonic``) the sample came in that waits longest; infinite if none waits."""
-        return min((pool.since for pool in self._pools), default=float("inf"))
-
-    @property
-    def waiting(self) -> int:
-        """Samples that wait."""
-        return sum(pool.count for pool in self._pools)
+                self._run_full()
 
     def _run_full(self) -> None:
-        k = len(self._pools) - 1
+        k = len(self._pools) - 1 if self.micro_batch else -1
         while k >= 0:
             if self._pools[k].count >= self.micro_batch:
                 self._run(k)
@@ -168,59 +151,131 @@ class Router:
                 k -= 1
 
     def _run(self, k: int) -> None:
+        """Run stage k on samples that wait for it; those that leave are noted, the others wait for the next stage."""
         where, activations, since = self._pools[k].take(self.micro_batch)
-        staying = self._step(k, where, activations, self._routed)
-        if staying is not None:
-            self._pools[k + 1].add(*staying, since, 2 * self.micro_batch)
-
-    def _step(
-        self, k: int, where: Tensor, activations: Activations, routed: list[RoutedBatch]
-    ) -> tuple[Tensor, Activations, Tensor | None] | None:
-        """Runs stage k; samples that leave are added to ``routed``.
-
-        Returns places of those that stay, all that crosses the cut, and which of its rows stay (``None``: all); or ``None``.
-        """
-        policy, gated, previous = self.policy, self.policy.gate is not None, None
+        policy, is_gated, previous = self.policy, self.policy.gate is not None, None
         activations = self.engine.enter(activations) if k == 0 else activations
-        if gated and k and self._needed[k - 1]:  # the map of the exit before came along
+        if is_gated and k and self._needed[k - 1]:  # the map of the exit before came along
             activations, previous = activations[:-1], activations[-1]
         if not self._needed[k]:
-            return where, self.engine.advance(k, activations), None
-        wanted = self.attention or gated
-        activations, p, scores, maps = self.engine.answer(k, activations, policy.temperatures[k], policy.score, wanted)
+            self._pools[k + 1].add(where, self.engine.advance(k, activations), None, since, 0)
+            return
+        step = self.engine.answer(k, activations, policy.temperatures[k], policy.score, self.attention or is_gated)
+        activations, p, scores, maps = step
         batch = RoutedBatch(where, k, scores, p, maps if self.attention else None)
         if k == policy.num_exits - 1:
-            routed.append(batch if maps is None or not gated else batch._replace(trust=_measure_last(maps, previous)))
-            return None
-        features = compute_gate_features(maps, previous) if gated and maps is not None else None
+            trust = _measure_last(maps, previous) if is_gated and maps is not None else None
+            self._routed.append(batch._replace(trust=trust))
+            return
+        features = compute_gate_features(maps, previous) if is_gated and maps is not None else None
         decision = decide(policy, k, p, scores, features)
         if decision.estimates is not None and maps is not None:
             batch = batch._replace(trust=torch.stack([decision.estimates, torch.full_like(scores, math.nan)], 1))
             activations = (*activations, maps)
         fired = decision.fired if self.rule is None else self.rule(batch, decision.fired)
-        return _part(batch, fired, activations, routed)
-
-
-def _part(
-    batch: RoutedBatch, fired: Tensor, activations: Activations, routed: list[RoutedBatch]
-) -> tuple[Tensor, Activations, Tensor | None] | None:
-    """Adds the samples that leave to ``routed``; returns those that stay, as :meth:`Router._step` does."""
-    where = batch.where
-    count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
-    if count == len(where):
-        routed.append(batch)
-        return None
-    if count == 0:
-        return where, activations, None
-    order = fired.argsort(stable=True)  # those that stay, then those that leave
-    stay, leave = order[: len(where) - count], order[len(where) - count :]
-    routed.append(batch.select(leave))
-    return where[stay], activations, stay
+        count = int(fired.sum()) if len(where) > 1 else int(fired)  # the one synchronisation of this exit
+        if count == len(where):
+            self._routed.append(batch)
+        elif count == 0:
+            self._pools[k + 1].add(where, activations, None, since, 0)
+        else:
+            order = fired.argsort(stable=True)  # those that stay, then those that leave
+            stay, leave = order[: len(where) - count], order[len(where) - count :]
+            self._routed.append(batch.select(leave))
+            self._pools[k + 1].add(where[stay], activations, stay, since, 2 * self.micro_batch)
 
 
 def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
-    """:attr:`RoutedBatch.trust` at the final exit: how far the map of the exit before was from the final one."""
+    """Return :attr:`RoutedBatch.trust` at the final exit: how far the map of the exit before was from the final one."""
     measured = maps.new_full((len(maps),), math.nan, dtype=torch.float32)
     if previous is not None:
         measured = divergence(*on_common_grid(previous.float(), maps.float()))
     return torch.stack([torch.zeros_like(measured), measured], 1)
+
+
+@dataclass
+class Buffer:
+    """Memory for ``capacity`` rows, into which rows are gathered one after the other: each is copied once."""
+
+    tensors: Activations  # those in channels_last as (B,H,W,C)
+    last: tuple[bool, ...]  # which are in channels_last
+    used: int
+
+    @classmethod
+    def like(cls, activations: Activations, capacity: int) -> Buffer:
+        """Return empty memory for rows like these."""
+        last = _find_channels_last(activations)
+        rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(activations, last, strict=True))
+        return cls(tuple(t.new_empty(capacity, *t.shape[1:]) for t in rows), last, 0)
+
+    def fits(self, activations: Activations, count: int) -> bool:
+        """Return whether ``count`` rows of ``activations`` can be added."""
+        return self.last == _find_channels_last(activations) and self.used + count <= len(self.tensors[0])
+
+    def gather(self, activations: Activations, rows: Tensor) -> None:
+        """Add rows of ``activations``."""
+        end = self.used + len(rows)
+        for t, memory, is_last in zip(activations, self.tensors, self.last, strict=True):
+            torch.index_select(t.permute(0, 2, 3, 1) if is_last else t, 0, rows, out=memory[self.used : end])
+        self.used = end
+
+    def rows(self) -> Activations:
+        """Return the rows, in the memory format that they had."""
+        used = (t[: self.used] for t in self.tensors)
+        return tuple(t.permute(0, 3, 1, 2) if is_last else t for t, is_last in zip(used, self.last, strict=True))
+
+
+def _find_channels_last(activations: Activations) -> tuple[bool, ...]:
+    return tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
+
+
+@dataclass
+class Pool:
+    """Samples that wait for one stage, in the order in which they came."""
+
+    places: list[Tensor] = field(default_factory=list)
+    pieces: list[Activations | Buffer] = field(default_factory=list)
+    count: int = 0
+    since: float = float("inf")  # when the sample that waits longest came in
+
+    def add(self, where: Tensor, activations: Activations, stay: Tensor | None, since: float, capacity: int) -> None:
+        """Take in all rows of ``activations``, or the rows ``stay``; new memory is made for ``capacity`` of them."""
+        if stay is None:
+            self.pieces.append(activations)
+        else:
+            buffer = self.pieces[-1] if self.pieces else None
+            if not isinstance(buffer, Buffer) or not buffer.fits(activations, len(stay)):
+                buffer = Buffer.like(activations, max(capacity, len(stay)))
+                self.pieces.append(buffer)
+            buffer.gather(activations, stay)
+        self.places.append(where)
+        self.count += len(where)
+        self.since = min(self.since, since)
+
+    def take(self, size: int) -> tuple[Tensor, Activations, float]:
+        """Take out all that wait if they are fewer than two micro-batches of ``size`` (or it is 0), else one micro-batch."""
+        pieces = [piece.rows() if isinstance(piece, Buffer) else piece for piece in self.pieces]
+        since, count = self.since, self.count
+        where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
+        activations = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+        self.places, self.pieces, self.count, self.since = [], [], 0, float("inf")
+        if size and count >= 2 * size:
+            self.add(where[size:], tuple(t[size:] for t in activations), None, since, 0)
+            where, activations = where[:size], tuple(t[:size] for t in activations)
+        return where, activations, since
+
+    def discard(self, gone: Tensor) -> None:
+        """Forget the samples at these places."""
+        if not any(bool(torch.isin(places, gone).any()) for places in self.places):
+            return
+        where, activations, since = self.take(0)
+        stay = (~torch.isin(where, gone)).nonzero().squeeze(1)
+        if len(stay):
+            self.add(where[stay], tuple(gather(t, stay) for t in activations), None, since, 0)
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of ``x`` in the memory format of ``x``."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)  # whole rows of memory, copied once
+    return x.index_select(0, rows)

@@ -1,8 +1,9 @@
-"""How a network runs for answers: batch sizes, formats and precision, which change its speed but not what it is."""
+"""Tuning: how a network runs to answer. It changes the speed, not the network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,35 +11,36 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, require
+from exitlens.model.process import THREAD_LIMIT, keep_memory
 from exitlens.types.inputs import set_channels_last
 
 PRECISIONS, BACKENDS = ("float32", "bfloat16", "int8"), ("torch", "onnx")
 
 
 def name_network(fingerprint: str, precision: str) -> str:
-    """What policies and traces name a network by: the fingerprint, and the precision where tuning changed it."""
+    """Return the name that policies and traces use for a network: its fingerprint, and the precision unless float32."""
     return fingerprint + ("" if precision == "float32" else f"-{precision}")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What :meth:`~exitlens.model.network.ExitNet.tune` found, what you set by hand (``net.tuning = Tuning(...)``),
-    or, where neither was done, what suits the network's kind (:func:`~exitlens.model.engine.suggest.suggest_engine`).
+    """How a network runs: measured by :meth:`~exitlens.model.network.ExitNet.tune`, set by hand (``net.tuning =
+    Tuning(...)``), or the default for its kind (:func:`~exitlens.model.engine.preparation.choose_default`).
 
     Args:
-        micro_batch: samples that run through a stage together; 0: all that there are.
-        channels_last: images and convolution weights in that memory format.
+        micro_batch: samples that run through a stage together; 0: the whole batch.
+        channels_last: whether images and convolution weights are in that memory format.
         precision: ``float32`` leaves the network's own; ``bfloat16`` runs the stages in it (heads and softmax stay);
             ``int8`` is what :func:`exitlens.export_int8` makes.
-        backend: ``torch``, or ``onnx``: stages with their heads run in ONNX Runtime, on the CPU and in float32 (needs the
-            extra ``onnx``).
-        folded: batch normalisation folded into the convolutions before it (arXiv 1712.05877, section 3.2).
-        threads: that it answers with, if PyTorch has that many in this process; 0: as many as it has.
-        keep_memory: from the first answer on the process keeps the memory it has used (:mod:`exitlens.model.malloc`).
+        backend: ``torch``, or ``onnx``: ONNX Runtime runs the stages with their heads, on the CPU and in float32 (needs
+            the extra ``onnx``).
+        folded: whether batch normalisation is folded into the convolutions before it (arXiv 1712.05877, section 3.2).
+        threads: the largest number of PyTorch threads to answer with; 0: all that PyTorch has.
+        keep_memory: from the first answer on, the process keeps the memory it has used (:mod:`exitlens.model.process`).
         measured: what the choice rests on, for the record.
 
     Raises:
-        InputError: for numbers below 0 or an unknown precision.
+        InputError: for a value of the wrong kind, or a backend that does not run in the precision.
 
     Examples:
         >>> net.tuning = xl.Tuning(micro_batch=8, channels_last=True)  # by hand; net.tune(images) measures
@@ -67,22 +69,22 @@ class Tuning:
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
         if (self.backend, self.precision) in (("torch", "int8"), ("onnx", "bfloat16")):
-            raise InputError(f"backend: {self.backend!r} does not run in {self.precision}")
+            raise InputError(f"backend: {self.backend!r} does not run in {self.precision}. Fix: choose another of the two.")
         if self.backend == "onnx" and self.channels_last:
-            raise InputError("backend: 'onnx' has its own memory formats: leave channels_last out")
+            raise InputError("backend: 'onnx' has its own memory formats. Fix: leave channels_last out.")
 
     @property
     def changes_weights(self) -> bool:
-        """Whether it needs a copy of the weights in another form."""
+        """True if it needs a copy of the weights in another form."""
         return self.channels_last or self.folded or self.precision != "float32" or self.backend != "torch"
 
     @property
     def numbers(self) -> str:
-        """Names the precision, and of int8 also the files: others were quantised by other samples, and say other things."""
+        """The precision; for int8 with a digest of the files, since files quantised with other samples answer otherwise."""
         return f"int8-{self.measured.get('files', '')}" if self.precision == "int8" else self.precision
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready values."""
         return asdict(self)
 
     @classmethod
@@ -91,9 +93,16 @@ class Tuning:
         return cls(**values)
 
     def convert(self, activations: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The tensors that the first stage takes, in this tuning's format and precision."""
+        """Return the first stage's inputs in this tuning's precision and memory format."""
         if self.precision == "bfloat16":
             activations = tuple(t.to(torch.bfloat16) if t.is_floating_point() else t for t in activations)
         if self.channels_last:
             activations = tuple(map(set_channels_last, activations))
         return activations
+
+
+def apply_tuning(tuning: Tuning) -> AbstractContextManager[Any]:
+    """Limit PyTorch's threads within the context, never to more than the caller has; keep memory from now on if asked."""
+    if tuning.keep_memory:
+        keep_memory()
+    return THREAD_LIMIT.apply(tuning.threads) if tuning.threads else nullcontext()

@@ -1,4 +1,4 @@
-"""Names a network's weights by a fingerprint, and sees whether they changed."""
+"""Names a network's weights by a fingerprint, and notices when they change."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitlens.model._torch_compat import read_version
+from exitlens.model._torch_compat import list_member_tables, read_version
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class Snapshot:
-    """A network's modules and tensors as they were found, in plain lists: looking at them again has to be quick."""
+    """A network's modules and tensors at one moment, in plain lists: comparing them again has to be quick."""
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
         self.modules = [module for part in parts for module in part.modules()]
         self._members: list[tuple[dict[str, Any], str, Any]] = []
         self._tensors: list[tuple[Tensor, int, int]] = []  # with version and address
-        self._numbers: list[tuple[Any, int]] = []  # one of each tensor on the CPU: an array over its memory, and its value
+        self._numbers: list[
+            tuple[Any, int]
+        ] = []  # of each tensor on the CPU, one number: an array over its memory, and its value
         for module in self.modules:
-            tables: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
-            self._members += [(table, name, value) for table in tables for name, value in table.items()]
+            self._members += [(table, name, value) for table in list_member_tables(module) for name, value in table.items()]
         for tensor in {id(value): value for _, _, value in self._members if isinstance(value, Tensor)}.values():
-            self._look_at(tensor)
+            self._record(tensor)
 
-    def _look_at(self, tensor: Tensor) -> None:
+    def _record(self, tensor: Tensor) -> None:
         is_usual = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and tensor.device.type != "meta"
         self._tensors.append((tensor, read_version(tensor), tensor.data_ptr() if is_usual else 0))
         integer = INTEGERS.get(tensor.element_size())
         if is_usual and tensor.device.type == "cpu" and integer and tensor.numel() and not tensor.is_quantized:
             middle = tensor.detach()[tuple(n // 2 for n in tensor.shape)]
-            number = middle.view(integer).numpy()  # an integer, which compares where a float is NaN
+            number = middle.view(integer).numpy()  # as an integer, because NaN does not equal itself
             self._numbers.append((number, number.item()))
 
     def is_unchanged(self) -> bool:
-        """Whether all are the same objects, in the same memory, not written to as far as versions and numbers tell."""
+        """Return whether all objects and addresses are the same, and no version or number tells of a write."""
         for members, name, value in self._members:
             if members.get(name) is not value:
                 return False
@@ -53,21 +54,21 @@ class Snapshot:
 
 
 class WeightsRecord:
-    """Names weights by a fingerprint, and sees whether they changed: cheap enough for every answer.
+    """Names weights by a fingerprint, and notices changes: cheap enough for every answer.
 
-    Seen are changes in place that PyTorch counts, tensors and modules set by hand, and changes of one number of each tensor
-    on the CPU. The numbers tell what PyTorch does not count: fused optimizers, and writes through ``.data``, unless they
-    leave every one of those numbers as it was.
+    It notices writes that PyTorch counts, tensors and modules set by hand, and changes of one number of each tensor on the
+    CPU. The numbers show what PyTorch does not count: fused optimizers, and writes through ``.data``, unless they leave
+    every one of those numbers as it was.
     """
 
     def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList) -> None:
         self._parts = {"stages.": stages, "heads.": heads}
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
-        self._named: tuple[str, Snapshot] | None = None  # the fingerprint, and what the weights were then
+        self._named: tuple[str, Snapshot] | None = None  # the fingerprint, and the snapshot it was computed at
 
     def compute_fingerprint(self) -> str:
-        """The first 16 hex digits of a SHA-256 over every tensor of the network's state."""
+        """Return the first 16 hex digits of a SHA-256 over every tensor of the network's state."""
         digest = hashlib.sha256()
         for prefix, part in self._parts.items():
             for name, value in part.state_dict(prefix=prefix).items():
@@ -77,7 +78,7 @@ class WeightsRecord:
 
     @property
     def fingerprint(self) -> str:
-        """:meth:`compute_fingerprint`, computed again only after a change was seen."""
+        """:meth:`compute_fingerprint`, computed again only after a change was noticed."""
         snapshot, named = self.current(), self._named
         if named is None or named[1] is not snapshot:
             with self._lock:
@@ -85,13 +86,13 @@ class WeightsRecord:
         return named[0]
 
     def current(self) -> Snapshot:
-        """An object that stays the same as long as no change is seen; taken before the weights are read."""
+        """Return an object that stays the same until a change is noticed. Take it before reading the weights."""
         snapshot = self._snapshot
         if snapshot is None or not snapshot.is_unchanged():
             snapshot = self._snapshot = Snapshot(self._parts.values())
-            self._named = None  # which would hold the old tensors
+            self._named = None  # it would hold the old tensors
         return snapshot
 
     def forget(self) -> None:
-        """For weights that are other tensors from now on."""
+        """Forget everything, because the weights are other tensors from now on."""
         self._snapshot = self._named = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,32 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from exitlens.errors import InputError
 from exitlens.types.inputs import Groups
 
-KERNEL, DEPTH, WIDEST, NARROWEST = 5, 2, 256, 8
-VOLUME_KERNEL = 3  # 5x5x5 would take longer than the rest of the neck
+KERNELS = {2: 5, 3: 3}  # side of the depthwise convolutions by axes: 5x5x5 would take longer than the rest of the neck
+DEPTH, WIDEST, NARROWEST = 2, 256, 8
 NECK_SHARE = 0.04  # of the plain backbone's MACs, for all necks together
 LEAST_SIDE = 7  # of the maps of context heads, where the backbone has features as fine
 
 
-class ContextNeck(nn.Module):
+class Neck(nn.Module):
+    """Layers before an exit head: ``neck(features, lateral, keep)``.
+
+    Attributes:
+        width: channels of what comes out.
+        keeps_features: the classifier reads the features beside what comes out.
+    """
+
+    width: int
+    keeps_features: bool = False
+
+    def fuse(self) -> Self:
+        """Fold batch normalisations into the layers before them, for evaluation; changes and returns this neck."""
+        return self
+
+
+class ContextNeck(Neck):
     """Brings the features to the grid of the maps and mixes them over it: pairs of depthwise 5x5 and 1x1 convolutions.
 
-    Of volumes the depthwise convolutions are 3x3x3.
+    The depthwise convolutions are 3x3x3 for volumes.
 
     An early stage sees a small part of the image at every location, so its exit can neither tell the object from the
     background nor look where the final exit looks. Exits with layers of their own are those of MSDNet (arXiv 1703.09844)
@@ -47,16 +63,16 @@ class ContextNeck(nn.Module):
         self.mixers = nn.Sequential(*(_Mixer(width, axes) for _ in range(DEPTH)))
 
     def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """Features with context, ``(B,width,H/shrink,W/shrink)``; with a lateral map ``(B,width,h,w)``."""
-        own = self.inlet.conv.weight.dtype  # the head's precision, whatever the stages'
-        x = self.inlet(features.to(own))
+        """Return features with context, ``(B,width,H/shrink,W/shrink)``; with a lateral map ``(B,width,h,w)``."""
+        dtype = self.inlet.conv.weight.dtype  # the head's precision, whatever the stages'
+        x = self.inlet(features.to(dtype))
         if self.lateral is not None and lateral is not None:
-            beside = self.lateral(lateral.to(own))
+            beside = self.lateral(lateral.to(dtype))
             x = enlarge(x, beside.shape[2:]) + beside
         return cast(Tensor, self.mixers(F.relu(x)))
 
-    def fuse(self) -> ContextNeck:
-        """Folds the batch normalisations into the convolutions, for evaluation; changes and returns this neck."""
+    def fuse(self) -> Self:
+        """Fold the batch normalisations into the convolutions, for evaluation; changes and returns this neck."""
         for step in list(self.modules()):
             if isinstance(step, _Step) and isinstance(step.norm, nn.BatchNorm2d | nn.BatchNorm3d):
                 step.conv, step.norm = fuse_conv_bn_eval(step.conv, step.norm), nn.Identity()
@@ -64,14 +80,14 @@ class ContextNeck(nn.Module):
 
 
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:  # (B,D,H,W) -> (B,D,*size)
-    """Linear enlargement along every axis, about the centres of cells."""
+    """Enlarge linearly along every axis, about the centres of cells."""
     return F.interpolate(x, tuple(size), mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False)
 
 
 def find_spread(size: Sequence[int], onto: Sequence[int], like: Tensor) -> Tensor | None:
-    """``(N,M)``: what :func:`enlarge` takes for each of N fine locations from each of M coarse ones; rows sum to 1.
+    """Return what :func:`enlarge` takes for each of N fine locations from each of M coarse ones: ``(N,M)``, rows sum to 1.
 
-    ``None`` where they are the same.
+    ``None`` if the sizes are the same.
     """
     if tuple(size) == tuple(onto):
         return None
@@ -99,51 +115,19 @@ class _Mixer(nn.Module):
 
     def __init__(self, width: int, axes: int = 2) -> None:
         super().__init__()
-        self.depthwise = _Step(width, width, find_kernel(axes), groups=width, axes=axes)
+        self.depthwise = _Step(width, width, KERNELS[axes], groups=width, axes=axes)
         self.pointwise = _Step(width, width, axes=axes)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.pointwise(F.relu(self.depthwise(x))))
 
 
-def find_kernel(axes: int) -> int:
-    """Side of the depthwise convolutions over so many axes."""
-    return KERNEL if axes == 2 else VOLUME_KERNEL
-
-
-def find_width(count_macs: Callable[[int], int], budget: float) -> int:
-    """The largest width within a budget of multiply-accumulates, of those that necks may have."""
-    width = NARROWEST
-    while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
-        width += 8
-    return width
-
-
-def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
-    """The widest neck within a budget of multiply-accumulates, and never below 8 channels.
-
-    It brings the map from its ``size`` ``(H,W)`` to the ``grid`` of the maps: by enlarging it where there is a ``lateral``
-    map of so many channels, else by shrinking, where that divides it.
-    """
-    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, grid, strict=True)}
-    shrink = factors.pop() if len(factors) == 1 and not lateral else 1
-    locations = math.prod(grid if lateral else [n // shrink for n in size])
-
-    window = math.prod([find_kernel(len(size))] * len(size))
-
-    def count_macs(width: int) -> int:
-        inlets = math.prod(size) * channels + locations * lateral
-        return width * inlets + DEPTH * locations * (window * width + width**2)
-
-    return ContextNeck(channels, find_width(count_macs, budget), shrink, lateral, len(size))
-
-
-class TokenNeck(nn.Module):
+class TokenNeck(Neck):
     """Mixes neighbouring locations of a sequence: pairs of depthwise convolutions over 5 of them and linear layers.
 
     Deep tokens are mixtures of all tokens, so attention to them says little about where an answer comes from. Beside them it
-    reads the tokens of an early stage (``lateral``), which are hardly mixed yet. The neck of images is
-    :class:`~exitlens.model.heads.necks.ContextNeck`; here layer norms replace batch norms, and padding is never read.
+    reads the tokens of an early stage (``lateral``), which are hardly mixed yet. Unlike in :class:`ContextNeck`, layer norms
+    replace batch norms, and padding is never read.
 
     Args:
         channels: ``D`` of the features ``(B,D,N)``.
@@ -151,7 +135,7 @@ class TokenNeck(nn.Module):
         lateral: channels of the earlier features ``(B,L,N)``; 0: none are given.
     """
 
-    keeps_features = True  # the classifier reads the features beside what comes out
+    keeps_features = True
 
     def __init__(self, channels: int, width: int, lateral: int = 0) -> None:
         super().__init__()
@@ -161,7 +145,7 @@ class TokenNeck(nn.Module):
         self.mixers = nn.ModuleList(_TokenMixer(width) for _ in range(DEPTH))
 
     def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """``(B,D,N)`` -> ``(B,width,N)``; ``keep``: ``(B or 1,N)`` bool, the positions that others may read."""
+        """Return ``(B,width,N)`` from ``(B,D,N)``; ``keep``: ``(B or 1,N)`` bool, the positions that others may read."""
         x: Tensor = self.inlet(features)
         if self.lateral is not None and lateral is not None:
             x = x + self.lateral(lateral)
@@ -169,10 +153,6 @@ class TokenNeck(nn.Module):
         for mixer in self.mixers:
             x = mixer(x, keep)
         return x
-
-    def fuse(self) -> TokenNeck:
-        """Nothing to fold: layer norms need the input."""
-        return self
 
 
 class _Inlet(nn.Module):
@@ -191,7 +171,7 @@ class _TokenMixer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width, bias=False)
+        self.depthwise = nn.Conv1d(width, width, KERNELS[2], padding=KERNELS[2] // 2, groups=width, bias=False)
         self.first, self.linear, self.second = nn.LayerNorm(width), nn.Linear(width, width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:  # (B,width,N)
@@ -199,17 +179,8 @@ class _TokenMixer(nn.Module):
         return F.relu(x + self.second(self.linear(F.relu(self.first(mixed)))).transpose(1, 2))
 
 
-def fit_token_neck(channels: int, locations: int, budget: float, lateral: int = 0) -> TokenNeck:
-    """The widest neck within a budget of multiply-accumulates, and never below 8 channels."""
-
-    def count_macs(width: int) -> int:
-        return locations * (width * (channels + lateral) + DEPTH * (KERNEL * width + width**2))
-
-    return TokenNeck(channels, find_width(count_macs, budget), lateral)
-
-
-class GroupNeck(nn.Module):
-    """Reads each group of the vector by itself, beside what the hidden features say of the whole.
+class GroupNeck(Neck):
+    """Reads each group of a vector's features by itself, beside what the hidden features say of the whole.
 
     ``g_j = relu(W_j x_j + b_j + V h)``, then ``relu(g_j + U relu(g_j))``: the location of group j sees its own features
     ``x_j``, and through ``h`` what the network has made of all of them. So attention to it means that these features count
@@ -223,8 +194,6 @@ class GroupNeck(nn.Module):
         width: channels of what comes out.
     """
 
-    keeps_features = False
-
     def __init__(self, channels: int, features: int, groups: Groups, width: int) -> None:
         super().__init__()
         self.width = width
@@ -234,22 +203,55 @@ class GroupNeck(nn.Module):
         self.mixer = nn.Linear(width, width)
 
     def forward(self, features: Tensor, lateral: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """``(B,D,1)`` and the vector ``(B,F,1)`` -> ``(B,width,G)``."""
+        """Return ``(B,width,G)`` from ``(B,D,1)`` and the vector ``(B,F,1)``."""
         assert lateral is not None
-        own = self.inlet.weight.dtype
-        vector, whole = lateral[..., 0].to(own), self.inlet(features[..., 0].to(own))
+        dtype = self.inlet.weight.dtype
+        vector, whole = lateral[..., 0].to(dtype), self.inlet(features[..., 0].to(dtype))
         pairs = zip(self.readers, self.members, strict=True)
         read = torch.stack([reader(vector[:, members]) for reader, members in pairs], 1)  # (B,G,width)
         x = F.relu(read + whole[:, None])
         return F.relu(x + self.mixer(x)).transpose(1, 2)
 
-    def fuse(self) -> GroupNeck:
-        """There is nothing to fold."""
-        return self
+
+# The widest neck within a budget of multiply-accumulates, and never below 8 channels
+
+
+def find_width(count_macs: Callable[[int], int], budget: float) -> int:
+    """Return the largest width within a budget of multiply-accumulates, among those that necks may have."""
+    width = NARROWEST
+    while width + 8 <= WIDEST and count_macs(width + 8) <= budget:
+        width += 8
+    return width
+
+
+def fit_neck(channels: int, size: Sequence[int], grid: Sequence[int], budget: float, lateral: int = 0) -> ContextNeck:
+    """Make a neck that brings the map from its ``size`` ``(H,W)`` to the ``grid`` of the maps.
+
+    It enlarges the map if there is a ``lateral`` map of so many channels, else shrinks it, if that divides it.
+    """
+    factors = {a // b if a % b == 0 else 1 for a, b in zip(size, grid, strict=True)}
+    shrink = factors.pop() if len(factors) == 1 and not lateral else 1
+    locations = math.prod(grid if lateral else [n // shrink for n in size])
+    window = math.prod([KERNELS[len(size)]] * len(size))
+
+    def count_macs(width: int) -> int:
+        inlets = math.prod(size) * channels + locations * lateral
+        return width * inlets + DEPTH * locations * (window * width + width**2)
+
+    return ContextNeck(channels, find_width(count_macs, budget), shrink, lateral, len(size))
+
+
+def fit_token_neck(channels: int, locations: int, budget: float, lateral: int = 0) -> TokenNeck:
+    """Make a neck for a sequence of so many locations."""
+
+    def count_macs(width: int) -> int:
+        return locations * (width * (channels + lateral) + DEPTH * (KERNELS[2] * width + width**2))
+
+    return TokenNeck(channels, find_width(count_macs, budget), lateral)
 
 
 def fit_group_neck(channels: int, features: int, groups: Groups, budget: float) -> GroupNeck:
-    """The widest neck within a budget of multiply-accumulates, and never below 8 channels."""
+    """Make a neck for groups of a vector's features."""
 
     def count_macs(width: int) -> int:
         return width * (channels + features) + len(groups) * width**2
@@ -258,16 +260,16 @@ def fit_group_neck(channels: int, features: int, groups: Groups, budget: float) 
 
 
 def check_groups(groups: Mapping[str, Sequence[int]] | None, shape: Sequence[int], first: Tensor) -> Groups:
-    """Groups of features in their order; raises :class:`InputError` for what are none of a vector of this shape."""
+    """Return groups of features in their order; raises :class:`InputError` unless they fit a vector of this shape."""
     if groups is None:
         return ()
     if len(shape) != 1 or not first.is_floating_point():
-        raise InputError(f"groups: they are for vectors (B,F), the example has samples of {tuple(shape)}: leave them out")
+        raise InputError(f"groups: they are for vectors (B,F), the example has {tuple(shape)}. Fix: leave them out")
     if not isinstance(groups, Mapping) or len(groups) < 2:
         raise InputError(f"groups: expected a dict of two groups or more, such as {{'blood': [0, 1]}}, got {groups!r:.60}")
     for name, members in groups.items():
-        good = isinstance(members, Sequence) and not isinstance(members, str) and len(members) > 0
-        if not good or not all(isinstance(i, int) and 0 <= i < shape[0] for i in members):
+        is_list = isinstance(members, Sequence) and not isinstance(members, str) and len(members) > 0
+        if not is_list or not all(isinstance(i, int) and 0 <= i < shape[0] for i in members):
             raise InputError(f"groups: {name!r}: expected columns from 0 to {shape[0] - 1}, got {members!r:.60}")
     taken = [i for members in groups.values() for i in members]
     if len(set(taken)) < len(taken):

@@ -1,4 +1,4 @@
-"""Around every route: limits, token, request ids, errors as JSON, the access log and counts."""
+"""Holds clients to the limits: the connections they open, and the requests that come over them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import random
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from http import HTTPStatus
+from typing import Any, cast
 
 from exitlens.errors import DataError, ExitlensError, InputError, RequestError
 from exitlens.serving.metrics import Metrics
@@ -26,10 +29,44 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})  # without a token
+_CONTEXT = "exitlens.request"  # where the context of a request stands in its scope
+_CURRENT: ContextVar[Connection | None] = ContextVar("connection", default=None)  # whose bytes led to a request
 _LONGEST_ID, _LONGEST_PATH = 128, 512
-_LINGER = 1.0  # seconds for which a refused body is still read, so that the client gets to the answer
-_CLOSED_BY_CLIENT = 499  # in the log and the counts only, as nginx has it
+_LINGER = 1.0  # seconds for which what a refused client sends is still read, so that it gets to the answer
+_AHEAD = 1 << 19  # bytes of further requests that may arrive before uvicorn stops reading
+_CLOSED_BY_CLIENT = 499  # in the log and the counts only, as in nginx
+_MESSAGES = {
+    400: "this is no valid HTTP/1.1",
+    408: "the head of the request did not come in time",
+    431: "the headers are too large: send fewer or shorter ones",
+    503: "too many connections are open: try again later",
+}
 _logger = logging.getLogger("exitlens.serving")
+
+
+@dataclass
+class RequestContext:
+    """What is known of a request, for its counts and its line in the access log.
+
+    Attributes:
+        id: the client's own, or a new one. started: when its head had come (``time.monotonic``).
+        route: template of its path, such as ``/v2/models/{name}/infer``.
+        model: name of a model that is served, never the unchecked text of a client.
+        facts: whatever else the access log is to say.
+    """
+
+    id: str
+    started: float = field(default_factory=time.monotonic)
+    route: str = "other"
+    model: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def find_context(scope: MutableMapping[str, Any]) -> RequestContext:
+    """Return the context of a request that the guard let through."""
+    context = scope[_CONTEXT]
+    assert isinstance(context, RequestContext)
+    return context
 
 
 class _RefusedError(ExitlensError):
@@ -41,24 +78,17 @@ class _RefusedError(ExitlensError):
 
 
 def write_log(record: dict[str, Any]) -> None:
-    """Prints an access-log record as one line of JSON."""
+    """Print a record of the access log as one line of JSON."""
     sys.stdout.write(json.dumps(record, default=str) + "\n")
     sys.stdout.flush()
 
 
 class Guard:
-    """ASGI middleware that holds every request to the limits and every answer to one form.
+    """ASGI middleware that holds every request to the limits and brings every answer into one form.
 
     It belongs between Starlette's own handler of unforeseen errors and the routes:
-    ``Starlette(routes=..., middleware=[Middleware(Guard, limits=..., metrics=..., log=...)])``.
-
-    A route finds ``request_id`` in ``scope["state"]`` (in Starlette: ``request.state``) and may put there
-
-    - ``route``: its template, such as ``/v2/models/{model}/infer``; without it the request counts as ``other``,
-    - ``model``: the name of a model that is served, never the unchecked text of a client,
-    - ``log``: already there, a dict (``None`` without an access log); whatever a route adds to it stands in the access log.
-
-    Whoever sees the client go calls ``scope["state"]["leave"]``, as long as it is there: the route is cancelled.
+    ``Starlette(routes=..., middleware=[Middleware(Guard, limits=..., metrics=..., log=...)])``. Routes find the
+    :class:`RequestContext` with :func:`find_context`, and fill it in.
 
     A :class:`RequestError` that a route raises becomes ``{"error": message}`` with its ``status`` and, if it has
     ``retry_after`` (seconds), the header ``Retry-After``; :class:`InputError` and :class:`DataError` become a 400. Any other
@@ -66,9 +96,9 @@ class Guard:
 
     Args:
         app: what it guards.
-        limits: see :class:`Limits`; pixels, samples, headers and connections are others' to check.
-        metrics: counts requests and refusals; ``None``: nothing is counted.
-        log: takes one JSON-ready record for each request, such as :func:`write_log`; ``None``: no access log.
+        limits: pixels and samples are the routes' to check, connections those of :class:`Connection`.
+        metrics: counts requests and refusals.
+        log: takes one JSON-ready record for each request, such as :func:`write_log`.
     """
 
     def __init__(
@@ -82,18 +112,19 @@ class Guard:
         self._authorization = limits.token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request; web sockets are closed, as nothing of this server speaks through them."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        elif scope["type"] != "http":
+        """Answer one request."""
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
-        else:
-            exchange = _Exchange(scope, receive, send, self.limits, None if self.log is None else {})
-            try:
-                await self._answer(exchange)
-            finally:
-                exchange.state.pop("leave", None)
-                self._record(exchange)
+            return
+        exchange, connection = _Exchange(scope, receive, send, self.limits), _CURRENT.get()
+        if connection is not None:
+            connection.begin(exchange)
+        try:
+            await self._answer(exchange)
+        finally:
+            if connection is not None:
+                connection.end(exchange)
+            self._record(exchange)
 
     async def _answer(self, exchange: _Exchange) -> None:
         try:
@@ -109,106 +140,120 @@ class Guard:
         except Exception as error:
             if not isinstance(error, _RefusedError):
                 await self._answer_error(exchange, error)
-        if exchange.refusal is not None:
+        if (refusal := exchange.refusal) is not None:
             if self.metrics is not None:
-                self.metrics.reject(exchange.state.get("model", ""), exchange.refusal.reason)
-            await exchange.refuse(exchange.refusal)
+                self.metrics.reject(exchange.context.model, refusal.reason)
+            if not (exchange.status or exchange.is_abandoned):
+                headers = (*refusal.headers, (b"connection", b"close"))
+                await exchange.answer(refusal.status, {"error": str(refusal)}, headers)
 
     def _check_head(self, exchange: _Exchange) -> None:
-        """What the head alone tells; raises :class:`_RefusedError`."""
-        token, encoding = b"", b""
-        for name, value in exchange.scope["headers"]:
+        """Check what the head alone tells; raises :class:`_RefusedError`."""
+        scope, token, encoding, expected, is_chunked = exchange.scope, b"", b"", 0, False
+        size = len(scope["path"]) + len(scope.get("query_string", b""))
+        for name, value in scope["headers"]:
+            size += len(name) + len(value) + 4
             if name == b"authorization":
                 token = value
             elif name == b"content-encoding" and value.lower() != b"identity":
                 encoding = value
             elif name == b"content-length" and len(value) < 20 and value.isdigit():
-                exchange.expected = int(value)
+                expected = int(value)
             elif name == b"content-length":
                 raise exchange.note(_RefusedError(400, "length", "Content-Length: expected a number of bytes"))
-        if self._authorization and exchange.scope["path"] not in OPEN_PATHS:
+            elif name == b"transfer-encoding":
+                is_chunked = True
+        exchange.has_body = expected > 0 or is_chunked
+        if size > self.limits.max_header_bytes:
+            raise exchange.note(_RefusedError(431, "header_bytes", _MESSAGES[431]))
+        if self._authorization and scope["path"] not in OPEN_PATHS:
             scheme, _, given = token.partition(b" ")
             if not hmac.compare_digest(given.strip(), self._authorization) or scheme.lower() != b"bearer":
                 headers = ((b"www-authenticate", b'Bearer realm="exitlens"'),)
                 message = "Authorization: expected 'Bearer' and the token of this server"
                 raise exchange.note(_RefusedError(401, "token", message, headers))
         if encoding:
-            message = f"Content-Encoding: expected none, got {encoding.decode('latin-1')!r}: send the body as it is"
+            message = f"Content-Encoding: expected none, got {encoding.decode('latin-1')!r}. Fix: send the body as it is."
             raise exchange.note(_RefusedError(415, "encoding", message))
-        exchange.check_size(exchange.expected)
+        exchange.check_size(expected)
 
     async def _answer_error(self, exchange: _Exchange, error: Exception) -> None:
-        headers: list[Header] = []
         if exchange.refusal is not None or exchange.is_abandoned:
             return
         if exchange.patience.expired() and not exchange.status:
             message = f"no answer within {self.limits.request_seconds:g} seconds"
             exchange.note(_RefusedError(504, "request_seconds", message))
             return
-        is_theirs = isinstance(error, RequestError | InputError | DataError)  # others may tell of the server's own files
-        if is_theirs:
+        status, content, headers = 500, {"error": "internal error", "request_id": exchange.context.id}, list[Header]()
+        is_the_clients = isinstance(error, RequestError | InputError | DataError)  # others may tell of the server's files
+        if is_the_clients:
             status, content = getattr(error, "status", 400), {"error": str(error)}
             if (seconds := getattr(error, "retry_after", None)) is not None:
                 headers.append((b"retry-after", b"%d" % max(0, math.ceil(seconds))))
-        else:
-            status, content = 500, {"error": "internal error", "request_id": exchange.request_id}
-        if exchange.status or not is_theirs:
-            _logger.error("request %s failed", exchange.request_id, exc_info=error)
+        if exchange.status or not is_the_clients:
+            _logger.error("request %s failed", exchange.context.id, exc_info=error)
         if not exchange.status:
             await exchange.answer(status, content, headers)
 
     def _record(self, exchange: _Exchange) -> None:
-        seconds, state = time.perf_counter() - exchange.start, exchange.state
-        status = exchange.status or _CLOSED_BY_CLIENT
+        context, status = exchange.context, exchange.status or _CLOSED_BY_CLIENT
+        seconds = time.monotonic() - context.started
         try:
             if self.metrics is not None:
-                self.metrics.count_request(state.get("model", ""), state.get("route", "other"), status, seconds)
+                self.metrics.count_request(context.model, context.route, status, seconds)
             if self.log is not None:
                 self.log(exchange.describe(status, seconds))
         except Exception:
-            _logger.exception("request %s was answered, but not noted", exchange.request_id)
+            _logger.exception("request %s was answered, but not recorded", context.id)
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its answer.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, facts: dict[str, Any] | None) -> None:
-        self.start, self.scope, self.limits = time.perf_counter(), scope, limits
-        self.expected = self.received = self.sent = 0
-        self.status = 0  # of the answer that has begun
+    Attributes:
+        status: of the answer that has begun, else 0. refusal: why the client is refused, whatever the route makes of it.
+        has_body: its head announces a body. is_read: all of that was read.
+        is_abandoned: the client has gone. has_left: that cancelled the route.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+        self.scope, self.limits, self._receive, self._send = scope, limits, receive, send
+        self.context = scope[_CONTEXT] = RequestContext(_find_id(scope["headers"]))
+        self.received = self.sent = self.status = 0
         self.refusal: _RefusedError | None = None
-        self.is_whole = self.is_abandoned = self.has_left = False
+        self.is_read = self.is_abandoned = self.has_left = False
+        self.has_body = True
         self.patience = asyncio.timeout(limits.request_seconds)
-        self.state: dict[str, Any] = scope.setdefault("state", {})
-        self.request_id = self.state["request_id"] = _find_id(scope["headers"])
-        self.state["log"] = facts
-        self.state["leave"] = self._leave
         self.task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
-        self._receive, self._send = receive, send
         self._until: float | None = None
 
-    def _leave(self) -> None:
-        """Nobody is there to answer: ends what runs for that, unless an answer has begun."""
+    @property
+    def is_whole(self) -> bool:
+        """True once nothing more of it is to come."""
+        return self.is_read or not self.has_body
+
+    def leave(self) -> None:
+        """End the route because its client has gone, unless an answer has begun."""
         if not (self.status or self.has_left or self.refusal):
             self.is_abandoned = self.has_left = True
             self.task.cancel()
 
     def note(self, refusal: _RefusedError) -> _RefusedError:
-        """Whatever the app makes of the refusal that it gets raised, the client will be told of it."""
+        """Note a refusal, of which the client is told whatever the app makes of the error."""
         self.refusal = refusal
         return refusal
 
     def check_size(self, count: int) -> None:
-        """Raises :class:`_RefusedError` for a body of more bytes than may come."""
+        """Raise :class:`_RefusedError` for a body of more bytes than may come."""
         if count > (most := self.limits.max_body_bytes):
             message = f"the body has more than {most} bytes: send fewer samples at a time"
             raise self.note(_RefusedError(413, "body_bytes", message))
 
     async def receive(self) -> Message:
-        """The next part of the body; raises :class:`_RefusedError` for one that is too large or too slow."""
+        """Return the next part of the body; raises :class:`_RefusedError` for one that is too large or too slow."""
         if self.refusal is not None:
             raise self.refusal
-        if self.is_whole:
+        if self.is_read:
             return await self._receive()
         if self._until is None:
             self._until = asyncio.get_running_loop().time() + self.limits.body_seconds
@@ -221,59 +266,57 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self.is_abandoned = True
         else:
-            self.is_whole = not message.get("more_body", False)
+            self.is_read = not message.get("more_body", False)
             self.received += len(message.get("body", b""))
             self.check_size(self.received)
         return message
 
     async def send(self, message: Message) -> None:
-        """Passes a part of the answer on, unless the request was refused meanwhile."""
+        """Pass a part of the answer on, unless the request was refused meanwhile."""
         if message["type"] == "http.response.start":
             if self.refusal is not None or self.patience.expired():
                 return
             self.status = message["status"]
             self.patience.reschedule(None)
-            own = (b"x-request-id", self.request_id.encode())
-            message = {**message, "headers": [*message.get("headers", ()), own]}
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.context.id.encode())]}
         elif not self.status:
             return
         else:
             self.sent += len(message.get("body", b""))
+            if not (self.is_whole or self.is_abandoned or message.get("more_body", False)):
+                await self._send({**message, "more_body": True})
+                await self._skip_body()
+                message = {"type": "http.response.body"}
         await self._send(message)
 
-    async def answer(self, status: int, content: Any, headers: Iterable[Header] = ()) -> None:
-        """Sends JSON, and reads on for a little while what is left of the body if the connection is to be closed."""
-        body = json.dumps(content).encode()
-        kind = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        own = [*kind, *headers, (b"x-request-id", self.request_id.encode())]
-        self.status, self.sent = status, len(body)
-        await self._send({"type": "http.response.start", "status": status, "headers": own})
-        await self._send({"type": "http.response.body", "body": body, "more_body": self.refusal is not None})
+    async def _skip_body(self) -> None:
+        """Read on for a little while what is left of the body.
 
-    async def refuse(self, refusal: _RefusedError) -> None:
-        """Answers a refusal, if no answer has begun, and closes the connection.
-
-        What is left of the body is read for a little while: closed at once, the connection would be reset, and the client
-        might never read why.
+        Closed at once, the connection would be reset, and the client might never read the answer.
         """
-        if self.status or self.is_abandoned:
-            return
-        await self.answer(refusal.status, {"error": str(refusal)}, [*refusal.headers, (b"connection", b"close")])
         try:
             async with asyncio.timeout(_LINGER):
                 while not self.is_whole:
                     message = await self._receive()
-                    self.is_whole = not message.get("more_body", False)
+                    self.is_read = not message.get("more_body", False)
         except TimeoutError:
             pass
-        await self._send({"type": "http.response.body"})
+
+    async def answer(self, status: int, content: Any, headers: Iterable[Header] = ()) -> None:
+        """Send JSON, whether the request was refused or not."""
+        body = json.dumps(content).encode()
+        kind = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        own = [*kind, *headers, (b"x-request-id", self.context.id.encode())]
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": own})
+        await self.send({"type": "http.response.body", "body": body})
 
     def describe(self, status: int, seconds: float) -> dict[str, Any]:
-        """The record for the access log; the query is left out, as it may hold what is nobody's business."""
+        """Return the record for the access log, without the query, which may hold what is private."""
         client = self.scope.get("client")
         return {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "id": self.request_id,
+            "id": self.context.id,
             "method": self.scope["method"],
             "path": self.scope["path"][:_LONGEST_PATH],
             "status": status,
@@ -281,16 +324,235 @@ class _Exchange:
             "bytes_in": self.received,
             "bytes_out": self.sent,
             "client": client[0] if client else None,
-            **(self.state["log"] or {}),
+            **self.context.facts,
         }
 
 
 def _find_id(headers: Iterable[Header]) -> str:
-    """The client's own id for the request, if it is short and printable, else a new one."""
+    """Return the client's own id for the request, if it is short and printable, else a new one."""
     for name, value in headers:
         if name == b"x-request-id" and 0 < len(value) <= _LONGEST_ID and value.isascii():
             text = value.decode()
             if text.isprintable():
                 return text
             break
-    return f"{random.getrandbits(128):032x}"  # which asks nothing of the system
+    return f"{random.getrandbits(128):032x}"  # without asking the system for randomness
+
+
+class Connection(asyncio.Protocol):
+    """A connection that is held to the limits, whatever protocol of uvicorn's (``inner``) reads its requests.
+
+    uvicorn's own settings know no time-out for a head that does not arrive or an answer that is not taken, and no limit on
+    headers. The clocks here stand around its protocol and use nothing but asyncio's interface of protocols and transports.
+
+    The head of a request may have ``max_header_bytes`` (431) and has to arrive within ``header_seconds`` after the
+    connection was made, or after its first byte on a connection that was used before (408, or nothing if not a byte of it
+    came). A client that takes nothing of its answer for ``write_seconds`` is cut off, and connections over
+    ``max_connections`` are closed at once (503). Between requests uvicorn's ``timeout_keep_alive`` holds.
+
+    Args:
+        gate: the limits, the counts, and the connections that are open.
+        inner: reads requests and starts the app for each of them, which the guard has to stand in.
+    """
+
+    _transport: asyncio.Transport
+    _head_clock: asyncio.TimerHandle | None = None
+    _write_clock: asyncio.TimerHandle | None = None
+    _exchange: _Exchange | None = None
+    _unsent = 0  # bytes of answers that waited for the client when that was last looked at
+    _count = 0  # bytes since the last request began, without its body
+
+    def __init__(self, gate: Gate, inner: asyncio.Protocol) -> None:
+        self._inner, self._limits, self._metrics, self._connections = inner, gate.limits, gate.metrics, gate.connections
+        self.is_parsing = self.is_refused = self._has_inner = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the clock of the first head."""
+        self._loop = asyncio.get_running_loop()
+        self._transport = cast(asyncio.Transport, transport)
+        self._connections.add(self)
+        if len(self._connections) > self._limits.max_connections:
+            self.refuse(503, "connections")
+            return
+        self._has_inner = True
+        self._inner.connection_made(cast(asyncio.Transport, _Transport(self, self._transport)))
+        self._start_head_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clocks, and the request that is being answered."""
+        self._connections.discard(self)
+        for clock in (self._head_clock, self._write_clock):
+            if clock is not None:
+                clock.cancel()
+        if self._exchange is not None:
+            self._exchange.leave()
+        if self._has_inner:
+            self._inner.connection_lost(None)  # with an error it would leave its time-out running
+
+    def eof_received(self) -> bool | None:
+        """Pass on that the client sends no more."""
+        return self._inner.eof_received() if self._has_inner else None
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; bytes that begin no request are a part of a head."""
+        if self.is_refused:
+            return
+        if self._exchange is None or self._exchange.is_whole:
+            self._count += len(data)
+        token, self.is_parsing = _CURRENT.set(self), True
+        try:
+            self._inner.data_received(data)
+        finally:
+            self.is_parsing = False
+            _CURRENT.reset(token)
+        if self._exchange is None:
+            self._loop.call_soon(self._look_for_request)  # which the loop has to start first
+        elif self._count > self._limits.max_header_bytes + _AHEAD:
+            self.refuse(431, "header_bytes")
+
+    def _look_for_request(self) -> None:
+        if self._exchange is not None or self._transport.is_closing() or not self._count:
+            return
+        if self._count > self._limits.max_header_bytes:
+            self.refuse(431, "header_bytes")
+        elif self._head_clock is None:
+            self._start_head_clock()
+
+    def begin(self, exchange: _Exchange) -> None:
+        """Stop the clock of the head, because a request was read."""
+        self._exchange, self._count = exchange, 0
+        self._stop_head_clock()
+
+    def end(self, exchange: _Exchange) -> None:
+        """Wait for the next head, and for the client to take the answer."""
+        if self._exchange is exchange:
+            self._exchange = None
+            self._loop.call_soon(self._look_for_request)
+        if not (exchange.is_whole or self.is_refused):  # the rest of its body would be taken for the next head
+            self._transport.close()
+        elif self._transport.get_write_buffer_size():
+            self._loop.call_soon(self._watch_writing)
+
+    def _start_head_clock(self) -> None:
+        self._head_clock = self._loop.call_later(self._limits.header_seconds, self._end_head)
+
+    def _stop_head_clock(self) -> None:
+        if self._head_clock is not None:
+            self._head_clock.cancel()
+            self._head_clock = None
+
+    def _end_head(self) -> None:
+        self._head_clock = None
+        if not self._transport.is_closing():
+            self.refuse(408 if self._count else 0, "header_seconds")
+
+    def refuse_unread(self) -> None:
+        """Say why a request could not be parsed; called while the error is handled."""
+        error = sys.exception()
+        if getattr(error, "error_status_hint", 400) == 431:  # of h11, which counts for itself
+            self.refuse(431, "header_bytes")
+            return
+        text = "" if error is None or error.__context__ is not None else str(error)
+        self.refuse(400, "http", f": {text:.200}" if text.isprintable() and text else "")
+
+    def refuse(self, status: int, reason: str, why: str = "") -> None:
+        """Close the connection, with an answer if there is a status and no other answer is on its way.
+
+        What the client still sends is read for a moment and thrown away: closed at once, the connection would be reset, and
+        the client might never read the answer. If there are too many connections, none is kept for that.
+        """
+        if self.is_refused:
+            return
+        self.is_refused = True
+        if self._metrics is not None:
+            self._metrics.reject("", reason)
+        exchange = self._exchange
+        if exchange is not None and not exchange.is_whole and not exchange.status:  # it has no other answer any more
+            exchange.leave()
+            exchange = None
+        if not status or exchange is not None:
+            self._transport.close()
+            return
+        body = json.dumps({"error": f"{_MESSAGES[status]}{why}"}).encode()
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self._transport.write(head.encode() + body)
+        if status == 503:
+            self._transport.close()
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._loop.call_later(_LINGER, self._transport.abort)
+
+    def pause_writing(self) -> None:
+        """Start to watch whether the client takes its answer."""
+        if self._has_inner:
+            self._inner.pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        """Stop watching, because the client takes its answer."""
+        if self._has_inner:
+            self._inner.resume_writing()
+        if self._write_clock is not None:
+            self._write_clock.cancel()
+            self._write_clock = None
+
+    def _watch_writing(self) -> None:
+        if self._write_clock is None and (unsent := self._transport.get_write_buffer_size()):
+            self._unsent = unsent
+            self._write_clock = self._loop.call_later(self._limits.write_seconds, self._end_writing)
+
+    def _end_writing(self) -> None:
+        """Cut the client off if exactly as many bytes wait for it as when this was last looked at."""
+        self._write_clock = None
+        if self._transport.get_write_buffer_size() != self._unsent:
+            self._watch_writing()
+            return
+        if self._metrics is not None:
+            self._metrics.reject("", "write_seconds")
+        self._transport.abort()
+
+
+class _Transport:
+    """The transport as uvicorn sees it: what it writes while it parses is its refusal, which the connection words."""
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self._connection, self._transport = connection, transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write a part of an answer."""
+        if self._connection.is_parsing:
+            self._connection.refuse_unread()
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection, unless it is about to be closed more patiently."""
+        if not self._connection.is_refused:
+            self._transport.close()
+
+
+class Gate:
+    """Makes the connections of a server, and counts them: for ``uvicorn.Config(http=...)``.
+
+    Attributes:
+        limits: see :class:`~exitlens.serving.settings.Limits`.
+        metrics: counts what is refused, by reason; set before the first connection is made.
+        protocol: reads requests; by default the one that uvicorn chooses.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics | None = None, protocol: Callable[..., Any] | None = None) -> None:
+        self.limits, self.metrics, self.protocol = limits, metrics, protocol
+        self.connections: set[Connection] = set()
+
+    def __call__(self, **settings: Any) -> Connection:
+        """Make a connection."""
+        if self.protocol is None:
+            from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+            self.protocol = AutoHTTPProtocol
+        return Connection(self, self.protocol(**settings))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image as Picture
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from exitlens.delivery.explanations.pictures import draw_image, draw_overlay, draw_strip
+from exitlens.delivery.pictures import draw_image, draw_overlay, draw_strip
 from exitlens.errors import RequestError
 from exitlens.model.cutting.stage import Activations
-from exitlens.serving.answers import give_reason
-from exitlens.serving.batching.tickets import Terms, Ticket
-from exitlens.serving.http.requests import Service, describe_terms, note, note_answer, read_terms
+from exitlens.serving.cascade import Ticket
+from exitlens.serving.http.guard import find_context
+from exitlens.serving.http.inference import decode_text
+from exitlens.serving.http.service import Service, describe_terms, give_reason, make_route, note_answer, read_terms
 from exitlens.serving.models import ServedModel
 from exitlens.types import Explanation, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs
@@ -31,102 +33,108 @@ Sample = bytes | str
 
 
 class PeopleRoutes:
-    """``/classify`` and ``/explain``, and what there is to ask."""
+    """``/classify`` and ``/explain``, and the models there are."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
     def list_routes(self) -> list[Route]:
-        """For the app."""
+        """Return the routes."""
         return [
-            Route("/models", self.describe_models),
-            Route("/classify", self.classify, methods=["POST"]),
-            Route("/explain", self.explain, methods=["POST"]),
+            make_route("/models", self.describe_models),
+            make_route("/classify", self.classify, "POST"),
+            make_route("/explain", self.explain, "POST"),
         ]
 
-    async def describe_models(self, request: Request) -> Response:
-        """GET /models: every model with its policies, and what they promise."""
-        note(request, "/models")
+    async def describe_models(self, _: Request) -> Response:
+        """Answer GET /models: every model with its policies, and what they promise."""
         repository = self.service.repository
         return JSONResponse({"models": [_describe(repository.find(name).model) for name in repository.names]})
 
     async def classify(self, request: Request) -> Response:
-        """POST /classify: one sample, or several as a form."""
-        note(request, "/classify")
-        asked = await self._ask(request, several=True)
-        model, ticket = await self._answer(request, asked, attention=False)
+        """Answer POST /classify: one sample, or several as a form."""
+        asked, model, ticket = await self._answer(request, is_explanation=False)
         rows = [_write_row(model, ticket, i) for i in range(len(ticket))]
         said = {"model": model.name, "version": model.version, **describe_terms(model, ticket.terms)}
         return JSONResponse(said | (rows[0] if not asked.is_form or len(rows) == 1 else {"answers": rows}))
 
     async def explain(self, request: Request) -> Response:
-        """POST /explain: where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
-        note(request, "/explain")
-        asked = await self._ask(request, several=False)
+        """Answer POST /explain: where every exit looked, as PNG or (``Accept: application/json``) as JSON."""
+        asked, model, ticket = await self._answer(request, is_explanation=True)
         as_json = "application/json" in request.headers.get("accept", "")
-        exit_ = asked.take("exit")
-        model, ticket = await self._answer(request, asked, attention=True)
         if model.net is None or ticket.terms.changes_policy:
             if as_json:
                 return JSONResponse(_write_row(model, ticket, 0) | {"attention": ticket.maps[0].tolist()})  # type: ignore[union-attr]
-            return _send(await self.service.run_aside(_draw_answer, model, ticket))
+            return await self._draw(_draw_answer, model, ticket)
         why = await self.service.run_aside(_explain, model, ticket)
         if as_json:
             return JSONResponse(why.to_dict() | describe_terms(model, ticket.terms))
-        return _send(await self.service.run_aside(_draw, model, why, exit_))
+        return await self._draw(_draw, model, why, asked.exit)
 
-    async def _ask(self, request: Request, several: bool) -> _Asked:
-        given: dict[str, Any] = dict(request.query_params)
-        if "model" in given or len(self.service.repository.names) == 1:  # else the form may say it
-            self.service.repository.find(given.get("model", "")).batcher.check_room(1)
+    async def _draw(self, draw: Callable[..., Picture], *args: Any) -> Response:
+        def encode() -> bytes:
+            file = io.BytesIO()
+            draw(*args).save(file, "PNG")
+            return file.getvalue()
+
+        return Response(await self.service.run_aside(encode), media_type="image/png")
+
+    async def _answer(self, request: Request, is_explanation: bool) -> tuple[_Asked, ServedModel, Ticket]:
+        context, query, repository = find_context(request.scope), dict(request.query_params), self.service.repository
+        asked, name, version = None, query.get("model", ""), query.get("version", "")
+        if not name and len(repository.names) > 1:  # only the body can say which
+            asked = await self._read_request(request, query, is_explanation)
+            name, version = asked.model, asked.version
+        with repository.enter(name, version) as endpoint:
+            model = endpoint.model
+            context.model = model.name
+            if asked is None:
+                asked = await self._read_request(request, query, is_explanation)
+                repository.find(asked.model or model.name, asked.version)
+            terms = read_terms(model, asked.terms, context.started, is_explanation)
+            ticket = await endpoint.answer(await self.service.run_aside(self._decode, model, asked.samples), terms)
+        note_answer(context, model, ticket)
+        return asked, model, ticket
+
+    async def _read_request(self, request: Request, query: Mapping[str, str], is_explanation: bool) -> _Asked:
+        given: dict[str, Any] = dict(query)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             samples = await _read_form(request, given, self.service.limits.max_batch)
         else:
             body = await request.body()
-            quick = kind != "application/json" or len(body) <= QUICK_BYTES
-            samples = [
-                _read_body(body, kind, given) if quick else await self.service.run_aside(_read_body, body, kind, given)
-            ]
-        if len(samples) > 1 and not several:
-            raise RequestError(f"file: expected one, got {len(samples)}: send one request for each")
+            is_quick = kind != "application/json" or len(body) <= QUICK_BYTES
+            read = _read_body(body, kind, given) if is_quick else await self.service.run_aside(_read_body, body, kind, given)
+            samples = [read]
+        if len(samples) > 1 and is_explanation:
+            raise RequestError(f"file: expected one, got {len(samples)}. Fix: send a request for each.")
         self.service.check_count(len(samples))
-        return _Asked(samples, given, kind == "multipart/form-data")
+        model, version = (str(given.pop(name, "")) for name in ("model", "version"))
+        exit_ = given.pop("exit", None) if is_explanation else None
+        return _Asked(samples, model, version, None if exit_ is None else str(exit_), given, kind == "multipart/form-data")
 
-    async def _answer(self, request: Request, asked: _Asked, attention: bool) -> tuple[ServedModel, Ticket]:
-        started, name, version = time.monotonic(), asked.take("model") or "", asked.take("version") or ""
-
-        async def prepare(model: ServedModel) -> tuple[Activations, Terms]:
-            terms = read_terms(model, asked.given, started, attention)
-            return await self.service.run_aside(self._read, model, asked.samples), terms
-
-        request.state.model = self.service.repository.find(name, version).model.name
-        model, ticket = await self.service.repository.answer(name, version, prepare)
-        note_answer(request.scope["state"], model, ticket)
-        return model, ticket
-
-    def _read(self, model: ServedModel, samples: Sequence[Sample]) -> Activations:
+    def _decode(self, model: ServedModel, samples: Sequence[Sample]) -> Activations:
         if not isinstance(model.info.preprocess, Preprocess | TextPreprocess):
             plural, known = model.info.modality.plural, model.info.preprocess is not None
             why = f"it takes {plural}" if known else f"its bundle does not say how {plural} become inputs"
-            raise RequestError(f"{model.name}: {why}: use /v2/models/{model.name}/infer")
+            raise RequestError(f"{model.name}: {why}. Fix: use /v2/models/{model.name}/infer")
         if isinstance(model.info.preprocess, TextPreprocess):
-            return model.read_texts([_to_text(one) for one in samples])
-        if any(isinstance(one, str) for one in samples):
-            raise RequestError(f"text: {model.name} takes images: send an image file")
-        return model.read_images([one for one in samples if isinstance(one, bytes)], self.service.limits.max_pixels)
+            return model.read_texts([sample if isinstance(sample, str) else decode_text(sample) for sample in samples])
+        if any(isinstance(sample, str) for sample in samples):
+            raise RequestError(f"text: {model.name} takes images, got a text. Fix: send an image file.")
+        return model.read_images([sample for sample in samples if isinstance(sample, bytes)], self.service.limits.max_pixels)
 
 
+@dataclass(frozen=True)
 class _Asked:
-    """What a request holds: samples, and its parameters, which are taken one by one."""
+    """What a request holds: samples, a model and version and an exit where it names them, and its own terms."""
 
-    def __init__(self, samples: Sequence[Sample], given: dict[str, Any], is_form: bool) -> None:
-        self.samples, self.given, self.is_form = samples, given, is_form
-
-    def take(self, name: str) -> str | None:
-        """A parameter that is no term of the policy."""
-        value = self.given.pop(name, None)
-        return None if value is None else str(value)
+    samples: Sequence[Sample]
+    model: str
+    version: str
+    exit: str | None
+    terms: Mapping[str, Any]
+    is_form: bool
 
 
 async def _read_form(request: Request, given: dict[str, Any], most: int) -> list[Sample]:
@@ -148,7 +156,7 @@ def _read_body(body: bytes, kind: str, given: dict[str, Any]) -> Sample:
     if not body:
         raise RequestError("body: expected an image file or a text, got nothing")
     if kind == "text/plain":
-        return _to_text(body)
+        return decode_text(body)
     if kind != "application/json":
         return body
     try:
@@ -164,17 +172,8 @@ def _read_body(body: bytes, kind: str, given: dict[str, Any]) -> Sample:
     return text
 
 
-def _to_text(sample: Sample) -> str:
-    if isinstance(sample, str):
-        return sample
-    try:
-        return sample.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"text: expected UTF-8, got other bytes ({error.reason})") from error
-
-
 def _write_row(model: ServedModel, ticket: Ticket, i: int) -> dict[str, Any]:
-    """One sample's answer, JSON-ready."""
+    """Return one sample's answer, JSON-ready."""
     p, k = ticket.probabilities[i], int(ticket.exits[i])
     best = p.argsort()[::-1][:TOP].tolist()
     return {
@@ -213,31 +212,24 @@ def _explain(model: ServedModel, ticket: Ticket) -> Explanation:
     return explain_batch(model.net, given, model.policies[ticket.terms.policy])[0]
 
 
-def _draw(model: ServedModel, why: Explanation, exit_: str | None) -> bytes:
-    """Every exit's overlay side by side, or one of them."""
-    preprocess = model.info.preprocess
-    if not isinstance(preprocess, Preprocess):
-        raise RequestError("explain: no picture of these inputs: ask with Accept: application/json", 406)
+def _draw(model: ServedModel, why: Explanation, exit_: str | None) -> Picture:
+    """Draw every exit's overlay side by side, or one of them."""
+    preprocess = _require_images(model)
     if exit_ is None:
-        return _encode(draw_strip(why, preprocess))
+        return draw_strip(why, preprocess)
     if exit_ not in {str(view.exit) for view in why.exits}:
         raise RequestError(f"exit: expected 0 to {model.num_exits - 1}, got {exit_!r:.60}")
-    return _encode(draw_overlay(draw_image(why.image, preprocess, side=224), why.exits[int(exit_)].attention))
+    return draw_overlay(draw_image(why.image, preprocess, side=224), why.exits[int(exit_)].attention)
 
 
-def _draw_answer(model: ServedModel, ticket: Ticket) -> bytes:
-    """The overlay of the exit that answered, where no more than its map is known."""
-    preprocess, attention = model.info.preprocess, ticket.maps[0]
-    if not isinstance(preprocess, Preprocess) or attention is None:
-        raise RequestError("explain: no picture of these inputs: ask with Accept: application/json", 406)
-    return _encode(draw_overlay(draw_image(ticket.activations[0][0], preprocess, side=224), attention))
+def _draw_answer(model: ServedModel, ticket: Ticket) -> Picture:
+    """Draw the overlay of the exit that answered, where no more than its map is known."""
+    preprocess, attention = _require_images(model), ticket.maps[0]
+    assert attention is not None
+    return draw_overlay(draw_image(ticket.activations[0][0], preprocess, side=224), attention)
 
 
-def _encode(picture: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
-def _send(png: bytes) -> Response:
-    return Response(png, media_type="image/png")
+def _require_images(model: ServedModel) -> Preprocess:
+    if not isinstance(model.info.preprocess, Preprocess):
+        raise RequestError("explain: these inputs have no picture. Fix: ask with Accept: application/json.", 406)
+    return model.info.preprocess

@@ -1,9 +1,9 @@
-"""Data-parallel training: what the ranks of one run exchange, and which launch a run directory belongs to.
+"""Data-parallel training: what the ranks of one run exchange.
 
-Every rank takes its rows of the same batch and makes the gradient of their mean loss; the mean of these, weighted by rows,
-is the gradient of the whole batch. DistributedDataParallel is not used: it wraps the network (names of weights, ``walk`` and
-the engine would have to look through it), takes a plain mean over ranks (wrong where the last batch splits unevenly), and
-its gain, exchanging while the backward pass still runs, is small where CPUs exchange and compute on the same cores.
+Every rank computes the gradient of the mean loss of its rows of the same batch; the mean of these gradients, weighted by
+rows, is the gradient of the whole batch. DistributedDataParallel is not used: it wraps the network (names of weights,
+``walk`` and the engine would have to look through it), takes a plain mean over ranks (wrong if the last batch splits
+unevenly), and its gain, exchanging during the backward pass, is small when CPUs exchange and compute on the same cores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,40 +19,26 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from exitlens.data.batches import Batch, as_batch, check_common_order
 from exitlens.errors import InputError
-from exitlens.io import write_text
-from exitlens.launch import count_restarts, name_launch
 from exitlens.ranks import Ranks, fill_buckets
 from exitlens.types.inputs import count_rows, map_inputs
 
-LAUNCH = "launch"  # in a run directory: which torchrun it belongs to
-
 
 class SharedGradients:
-    """Gradients, averaged over the rows of all ranks.
+    """Gradients of ``parameters``, the same on every rank, averaged over the rows of all ranks.
 
-    The sums are made in memory that is kept from step to step: memory that is new in every step would cost as much time
-    again as the sums themselves.
-
-    Args:
-        parameters: all that are trained, in the same order on every rank.
-        ranks: who takes part.
+    The sums use memory that is kept from step to step: fresh memory in every step would double their time.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
         self.parameters, self.ranks = list(parameters), ranks
-        self._slots: list[Tensor] = []  # of each parameter, in its memory format
-        self._buckets: list[tuple[Tensor, list[int]]] = []  # and the parameters that have their slots there
+        self._slots: list[Tensor] = []  # one per parameter, in its memory format
+        self._buckets: list[tuple[Tensor, list[int]]] = []  # with the parameters whose slots they hold
 
     def average(self, rows: int) -> float | None:
-        """Replaces the gradients, each a mean over this rank's rows, by the mean over the rows of all ranks.
+        """Replace the gradients, each a mean over this rank's ``rows``, by the mean over the rows of all ranks.
 
-        A parameter that no rank has a gradient for keeps none, so that the optimiser passes over it as in one process.
-
-        Args:
-            rows: samples that the gradients are of; 0: this rank has no batch left, and no gradients.
-
-        Returns:
-            The share of the samples that were this rank's; ``None`` if no rank has a batch left.
+        A parameter without a gradient on any rank keeps none, so that the optimiser skips it as in one process. A rank with
+        no batch left passes 0 rows. Returns this rank's share of the samples; ``None`` if no rank has a batch left.
         """
         if self.ranks.size == 1:
             return 1.0 if rows else None
@@ -73,27 +58,17 @@ class SharedGradients:
         return rows / total
 
     def _make_buckets(self) -> None:
-        """Gives every parameter its place: a few million numbers of one kind travel together."""
         for held in fill_buckets(self.parameters):
             sizes = [self.parameters[i].numel() for i in held]
             flat = self.parameters[held[0]].detach().new_empty(sum(sizes))
             self._buckets.append((flat, held))
             for i, part in zip(held, flat.split(sizes), strict=True):
-                self._slots.append(_shape_like(part, self.parameters[i]))
-
-
-def _shape_like(flat: Tensor, parameter: Tensor) -> Tensor:
-    """A view of as many numbers in the shape and memory format of a parameter."""
-    strides = torch.empty_like(parameter, device="meta").stride()
-    return flat.as_strided(parameter.shape, strides, flat.storage_offset())
+                strides = torch.empty_like(self.parameters[i], device="meta").stride()
+                self._slots.append(part.as_strided(self.parameters[i].shape, strides, part.storage_offset()))
 
 
 class SharedLoader:
-    """A user's loader, of whose batches this rank takes its rows; all of them where a sampler shares the samples already.
-
-    Raises:
-        InputError: for a loader that gives the ranks other batches.
-    """
+    """A user's loader, of whose batches this rank takes its rows, or all rows if a sampler shares the samples already."""
 
     def __init__(self, loader: DataLoader[Any], ranks: Ranks) -> None:
         self.loader = loader
@@ -113,25 +88,18 @@ class SharedLoader:
 
 
 def copy_weights(net: nn.Module, ranks: Ranks) -> None:
-    """Gives every rank the weights and buffers of rank 0.
-
-    Raises:
-        InputError: if the ranks have different networks.
-    """
+    """Give every rank the weights and buffers of rank 0."""
     state = net.state_dict(keep_vars=True)
     forms = ranks.gather([(name, tuple(t.shape), str(t.dtype)) for name, t in state.items()])
     if any(form != forms[0] for form in forms):
         raise InputError(
-            "net: the processes have different networks: attach the same exits in each, at modules named in `at`"
+            "net: expected the same network in every process. Fix: attach the same exits in each, at modules named in `at`."
         )
     ranks.copy_first(list({id(t): t for t in state.values()}.values()))
 
 
 def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """The mean over the ranks of every buffer of floats in a state of the network, in place.
-
-    These are the statistics of batch norm, which every rank takes over its own rows.
-    """
+    """Average the float buffers of a network's state (batch-norm statistics) over the ranks, in place."""
     if ranks.size > 1:
         names = dict(net.named_buffers(remove_duplicate=False)).keys() & state.keys()
         buffers = list({id(state[name]): state[name] for name in sorted(names) if state[name].is_floating_point()}.values())
@@ -142,7 +110,7 @@ def average_statistics(net: nn.Module, state: Mapping[str, Tensor], ranks: Ranks
 
 @contextmanager
 def use_common_statistics(net: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """On GPUs, batch norm takes its statistics over the rows of all ranks (``SyncBatchNorm``, which CPUs do not have)."""
+    """On GPUs, compute batch-norm statistics over the rows of all ranks (``SyncBatchNorm``, which CPUs do not have)."""
     if ranks.size == 1 or not _is_on_gpu(net):
         yield
         return
@@ -167,20 +135,6 @@ def _is_on_gpu(net: nn.Module) -> bool:
 
 
 def check_batch_size(batch_size: int, ranks: Ranks) -> None:
-    """Raises :class:`InputError` for a batch that does not have a row for every rank."""
+    """Raise :class:`InputError` for a batch without a row for every rank."""
     if batch_size < ranks.size:
-        raise InputError(
-            f"batch_size: {batch_size} samples in all cannot be shared by {ranks.size} processes: make it larger"
-        )
-
-
-def record_launch(out_dir: Path) -> None:
-    """Notes in a run's directory which ``torchrun`` works on it, if one does."""
-    if name := name_launch():
-        write_text(out_dir / LAUNCH, name + "\n")
-
-
-def is_restarted(out_dir: Path) -> bool:
-    """Whether ``torchrun`` has restarted its processes, after one of them ended, while they worked on this directory."""
-    written = out_dir / LAUNCH
-    return count_restarts() > 0 and written.is_file() and written.read_text().strip() == name_launch()
+        raise InputError(f"batch_size: expected at least a sample for each of {ranks.size} processes, got {batch_size}")

@@ -1,9 +1,14 @@
-"""A frozen backbone runs once: what its exit heads are given is kept, and the heads are trained on that."""
+"""A frozen backbone runs once: its features are kept, in memory or in mapped files, and the exit heads train on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +18,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from exitlens.data.batches import count_batches, iterate_batches, plan_in_order
-from exitlens.data.sets import ArraySet, ImageSet, LazySet
-from exitlens.data.texts import TextSet
+from exitlens.data.batches import Batch, Plan, count_batches, iterate_batches, plan_in_order
+from exitlens.data.sets import LazySet
 from exitlens.errors import DataError, InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode
@@ -25,48 +29,121 @@ from exitlens.model.precision import use_half_precision
 from exitlens.progress import print_line
 from exitlens.types import ExitOutput
 from exitlens.types.inputs import Inputs, map_inputs, set_channels_last
-from exitlens.workflow.training.features import FeatureCache, FeatureLoader, Room
-from exitlens.workflow.training.step import TrainingSettings, enter_training_mode
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.step import enter_training_mode
 
 RELEVANCE = "relevance"  # its name among the features
-FIXED = (ImageSet, ArraySet, LazySet, TextSet, TensorDataset)  # their samples are the same at every reading
+IN_MEMORY = 2 * 2**30  # bytes of features in memory
+DISK_SHARE = 0.5  # of the free space, at most
 
 
-def explain_no_cache(
-    data: Any, settings: TrainingSettings, is_augmented: bool, wanted: bool | None, moves_relevance: bool = False
-) -> str:
-    """Why the features of a frozen backbone cannot be kept from epoch to epoch; empty where they can.
+def explain_no_cache(data: Any, settings: TrainingSettings, is_augmented: bool, moves_relevance: bool = False) -> str:
+    """Return why a frozen backbone's features cannot be kept from epoch to epoch; empty if they can.
 
     Raises:
-        InputError: where they are ``wanted`` and cannot.
+        InputError: if ``settings.cache_features`` asks for them and they cannot be kept.
     """
     if not settings.freeze_backbone:
         reason = (
-            "only a frozen backbone gives the same features in every epoch: pass freeze_backbone=True (--freeze-backbone)"
+            "only a frozen backbone gives the same features in every epoch. Fix: pass freeze_backbone (--freeze-backbone)."
         )
     elif moves_relevance:
-        reason = "relevance as a target goes back through the backbone from a final head that learns (final='keep' keeps it)"
+        reason = (
+            "the target is relevance, which goes back through the backbone from a final head that is trained. "
+            "Fix: keep the backbone's own final head (final='keep', --keep-final)."
+        )
     elif is_augmented:
-        reason = "augmentation changes the inputs in every epoch: leave it out"
+        reason = "augmentation changes the inputs in every epoch. Fix: leave out augment (--augment)."
     elif isinstance(data, DataLoader) or not isinstance(data, Dataset):
-        reason = "a DataLoader may give other inputs in every epoch: pass its data set"
-    elif type(data) not in FIXED and not wanted:
-        reason = f"{type(data).__name__} may give other inputs in every epoch: pass cache_features=True if it does not"
+        reason = "a DataLoader may give other inputs in every epoch. Fix: pass its data set."
+    elif not _is_fixed(data) and not settings.cache_features:
+        name = type(data).__name__
+        reason = (
+            f"{name} may give other inputs in every epoch. Fix: pass cache_features=True (--cache-features) if it does not."
+        )
     else:
         return ""
-    if wanted:
+    if settings.cache_features:
         raise InputError(f"cache_features: {reason}")
     return reason
 
 
+def _is_fixed(data: Any) -> bool:
+    """Return whether samples are sure to be the same at every reading: those of our own data sets and of tensors are."""
+    return type(data) is TensorDataset or (isinstance(data, Dataset) and type(data).__module__.startswith("exitlens.data."))
+
+
+@dataclass
+class FeatureStore:
+    """Where features are kept: in memory up to a limit, then in files without a name, which no kill leaves behind."""
+
+    folder: Path | None
+    memory_left: int = IN_MEMORY
+
+    def allocate(self, rows: int, like: Tensor) -> Tensor:
+        """Return an empty ``(rows,...)`` tensor whose samples lie in memory as those of ``like`` do.
+
+        Raises :class:`OSError` if the disk has too little room.
+        """
+        order = [0, *sorted(range(1, like.ndim), key=like.stride, reverse=True)]
+        shape = (rows, *(like.shape[axis] for axis in order[1:]))
+        size = math.prod(shape) * like.element_size()
+        if size <= self.memory_left or size == 0:
+            self.memory_left -= size
+            flat = torch.empty(shape, dtype=like.dtype)
+        else:
+            free = shutil.disk_usage(self.folder or tempfile.gettempdir()).free
+            if size > DISK_SHARE * free:
+                raise OSError(f"{size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free, of which {DISK_SHARE:.0%} may be used")
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash later
+                flat = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=like.dtype).view(shape)
+        return flat.permute([order.index(axis) for axis in range(like.ndim)])
+
+
+@dataclass
+class FeatureCache:
+    """The features of a data set, one row for every sample that could be read.
+
+    Attributes:
+        columns: by name ``(M,...)``, unrounded, in the precision in which the backbone gave them.
+        labels: ``(M,)``.
+        places: ``(N,)`` row of every sample of the data set, -1 if it has none.
+    """
+
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def open(self, plan: Plan) -> FeatureLoader:
+        """Return the batches of a plan (indices of samples)."""
+        return FeatureLoader(self, plan)
+
+
+@dataclass
+class FeatureLoader:
+    """Batches of features in the order of a plan, without the samples that have no row."""
+
+    cache: FeatureCache
+    plan: Plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in self.plan:
+            rows = self.cache.places[torch.as_tensor(part)]
+            rows = rows[rows >= 0]
+            if len(rows) >= min(2, len(part)):  # as lazy sets do it
+                inputs = {name: column[rows] for name, column in self.cache.columns.items()}
+                yield Batch(inputs, self.cache.labels[rows])
+
+
 class CachedHeads(nn.Module):
-    """The heads of a network as a network of their own, which takes features by name instead of images or texts.
+    """The heads of a network as a network of their own, whose inputs are features by name.
 
-    Heads that are frozen with the backbone (``final="keep"``) do not run again: their outputs are kept.
-
-    Args:
-        net: shares its heads.
-        loss: which decides what is kept: evidence costs time where there are many classes.
+    Shares the heads of ``net``. Heads that are frozen with the backbone (``final="keep"``) do not run again: their outputs
+    are kept. The loss decides what is kept; evidence costs time if there are many classes.
     """
 
     def __init__(self, net: ExitNet, loss: EGTLoss) -> None:
@@ -76,7 +153,7 @@ class CachedHeads(nn.Module):
         self.needs_features = loss.of == "activation"
         self.needs_relevance = loss.needs_relevance
         self.frozen = [isinstance(head, KeptHead) for head in net.heads]
-        self.names: list[list[str]] = []  # for each head, under which names what it needs is kept
+        self.names: list[list[str]] = []  # for each head, the names of its features
 
     @property
     def num_exits(self) -> int:
@@ -85,19 +162,19 @@ class CachedHeads(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.heads.parameters()).device
 
     def check_input(self, inputs: Inputs, name: str) -> None:
-        """Does nothing: what the backbone was given was checked."""
+        """Do nothing: the backbone's inputs were checked."""
 
     def extract(self, net: ExitNet, inputs: Inputs, training: bool) -> dict[str, Tensor]:
-        """What the heads need, ``exit.position`` -> ``(B,...)``, from a batch of the network's inputs.
+        """Return what the heads need, ``exit.position`` -> ``(B,...)``, from a batch of the network's inputs.
 
-        What several heads read, a padding mask or a lateral map, is there once, under the name of the first. Relevance is
-        for ``training`` only.
+        What several heads read (a padding mask, a lateral map) is there once, under the name of the first. Relevance is
+        computed for ``training`` only.
         """
-        activations, found = net.unpack(inputs), dict[str, Tensor]()
+        activations, features = net.unpack(inputs), dict[str, Tensor]()
         self.names = []
         for k, (stage, frozen) in enumerate(zip(net.stages, self.frozen, strict=True)):
             activations, head = stage(*activations), net.head(k)
@@ -105,27 +182,27 @@ class CachedHeads(nn.Module):
             if frozen:
                 outputs = self._run(head, activations)
                 parts = (*outputs, head.features(*activations)) if self.needs_features else outputs
-            names = [next((n for n, t in found.items() if t is part), f"{k}.{i}") for i, part in enumerate(parts)]
-            found |= zip(names, parts, strict=True)
+            names = [next((n for n, t in features.items() if t is part), f"{k}.{i}") for i, part in enumerate(parts)]
+            features |= zip(names, parts, strict=True)
             self.names.append(names)
         if self.needs_relevance and training:
             with torch.enable_grad(), enter_training_mode(net, True), switch_mode(net, False):
-                found[RELEVANCE] = net.with_relevance(inputs)[1]
-        return found
+                features[RELEVANCE] = net.with_relevance(inputs)[1]
+        return features
 
     def forward(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
-        """Features -> the output of every exit; evidence is empty where the loss does not need it."""
+        """Features -> the output of every exit; evidence is empty if the loss does not need it."""
         return tuple(
             ExitOutput(*parts[:3]) if frozen else self._run(head, parts) for head, frozen, parts in self._share_out(inputs)
         )
 
     def with_features(self, inputs: Inputs) -> tuple[tuple[ExitOutput, ...], tuple[Tensor, ...]]:
         """As :meth:`ExitNet.with_features`."""
-        found = [
+        pairs = [
             (ExitOutput(*parts[:3]), parts[3]) if frozen else head.with_features(*parts)
             for head, frozen, parts in self._share_out(inputs)
         ]
-        outputs, features = zip(*found, strict=True)
+        outputs, features = zip(*pairs, strict=True)
         return outputs, features
 
     def with_separate_maps(self, inputs: Inputs) -> tuple[ExitOutput, ...]:
@@ -133,7 +210,7 @@ class CachedHeads(nn.Module):
         return self(inputs)  # type: ignore[no-any-return]
 
     def with_relevance(self, inputs: Inputs, separate_maps: bool) -> tuple[tuple[ExitOutput, ...], Tensor]:
-        """The outputs, and the relevance that was kept: that of a final exit which is frozen, too."""
+        """Return the outputs, and the relevance that was kept: that of a final exit which is frozen, too."""
         assert isinstance(inputs, dict)
         return self(inputs), inputs[RELEVANCE]
 
@@ -151,64 +228,14 @@ class CachedHeads(nn.Module):
         return ExitOutput(logits, attention, logits.new_empty((len(logits), 0)))
 
 
-def cache_features(
-    net: ExitNet,
-    heads: CachedHeads,
-    data: Dataset[Any],
-    settings: TrainingSettings,
-    room: Room,
-    *,
-    training: bool,
-    workers: int | None = None,
-    advance: Callable[[int | None], None] = lambda total: None,
-) -> FeatureCache:
-    """Runs the backbone once over a data set, in order.
-
-    Args:
-        net: frozen, in evaluation mode for as long.
-        heads: say what is kept.
-        data: a set with a length.
-        settings: of the training; precision and memory format are those of a training step, or of validation.
-        room: where it is kept.
-        training: whether these are training data.
-        workers: processes that read the data.
-        advance: called with the number of batches before the first, and with ``None`` after each.
-
-    Raises:
-        InputError: for data without labels or that the network cannot take; OSError: where a disk is full.
-    """
-    name = "train" if training else "val"
-    batch_size = settings.batch_size if training else max(settings.batch_size, 64)
-    count, at, cache, labels = len(data), 0, FeatureCache(), list[Tensor]()  # type: ignore[arg-type]
-    advance(count_batches(data, batch_size))
-    for inputs, target, _ in iterate_batches(data, batch_size, net.device, workers, name):
-        if target is None:
-            raise InputError(f"{name}: expected batches of (images, labels), got images only")
-        net.check_input(inputs, name)
-        if training and settings.channels_last:
-            inputs = map_inputs(inputs, set_channels_last)
-        with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, training and settings.amp):
-            found = heads.extract(net, inputs, training)
-        for key, value in found.items():
-            if key not in cache.columns:
-                cache.columns[key] = room.allocate(count, value)
-            cache.columns[key][at : at + len(value)] = value.cpu()
-        labels.append(target.cpu())
-        at += len(target)
-        advance(None)
-    if not labels:
-        raise InputError(f"{name}: the data set is empty: it needs at least one sample")
-    cache.labels, cache.places = torch.cat(labels), _find_places(data, count, at)
-    return cache
-
-
 @dataclass
 class FrozenFeatures:
     """What a run with a frozen backbone trains and validates on.
 
     Attributes:
-        heads: in place of the network. train: its training data. val: its validation data, or ``None`` where these may be
-            others in every epoch: then the whole network reads them.
+        heads: in place of the network.
+        train: features of its training data.
+        val: features of its validation data; ``None`` if these may differ in every epoch: then the whole network reads them.
     """
 
     heads: CachedHeads
@@ -216,7 +243,7 @@ class FrozenFeatures:
     val: FeatureLoader | None
 
     def choose_validation(self, net: ExitNet, val: Any) -> tuple[ExitNet | CachedHeads, Any]:
-        """The network and data to validate with."""
+        """Return the network and data to validate with."""
         return (net, val) if self.val is None else (self.heads, self.val)
 
 
@@ -227,51 +254,60 @@ def keep_features(
     train: Any,
     val: Any,
     *,
-    wanted: bool | None = None,
     folder: Path | None = None,
     workers: int | None = None,
     bar: Progress,
 ) -> FrozenFeatures | None:
-    """Features of the training data and, where they are the same in every epoch, of the validation data.
+    """Run the backbone once over the training data, and over validation data that are the same in every epoch.
 
-    Args:
-        net, loss, settings, train, val, workers: as in ``fit``.
-        wanted: whether data sets of the user's own are known to give the same samples every time.
-        folder: for features that do not fit into memory; by default the system's for temporary files.
-        bar: shows how far it is.
-
-    Returns:
-        ``None`` where the disk has no room for them.
+    Features that do not fit into memory go to ``folder``, by default the system's for temporary files. Returns ``None`` if
+    the disk has no room for them.
     """
-    heads, room = CachedHeads(net, loss), Room(folder)
+    heads, store = CachedHeads(net, loss), FeatureStore(folder)
 
     def read(data: Any, training: bool) -> FeatureCache:
-        task = bar.add_task("features", total=None)
-
-        def advance(total: int | None) -> None:
-            bar.update(task, total=total, advance=0) if total is not None else bar.advance(task)
-
-        try:
-            return cache_features(net, heads, data, settings, room, training=training, workers=workers, advance=advance)
-        finally:
-            bar.remove_task(task)
+        name = "train" if training else "val"
+        batch_size = settings.batch_size if training else max(settings.batch_size, 64)
+        cache, labels, read_so_far = FeatureCache(), list[Tensor](), 0
+        task = bar.add_task(f"features of {name}", total=count_batches(data, batch_size))
+        for inputs, target, _ in iterate_batches(data, batch_size, net.device, workers, name):
+            if target is None:
+                raise InputError(f"{name}: expected batches of (images, labels), got images only")
+            net.check_input(inputs, name)
+            if training and settings.channels_last:
+                inputs = map_inputs(inputs, set_channels_last)
+            half = training and bool(settings.amp)
+            with switch_mode(net, False), torch.no_grad(), use_half_precision(net.device, half):
+                features = heads.extract(net, inputs, training)
+            for key, value in features.items():
+                if key not in cache.columns:
+                    cache.columns[key] = store.allocate(len(data), value)
+                cache.columns[key][read_so_far : read_so_far + len(value)] = value.cpu()
+            labels.append(target.cpu())
+            read_so_far += len(target)
+            bar.advance(task)
+        bar.remove_task(task)
+        if not labels:
+            raise InputError(f"{name}: expected at least one sample, the data set is empty")
+        cache.labels, cache.places = torch.cat(labels), _find_places(data, read_so_far, name)
+        return cache
 
     try:
         cached = read(train, True)
-        if type(val) not in FIXED and not (wanted and isinstance(val, Dataset)):
+        if not _is_fixed(val) and not (settings.cache_features and isinstance(val, Dataset)):
             return FrozenFeatures(heads, cached, None)
         return FrozenFeatures(heads, cached, read(val, False).open(plan_in_order(len(val), max(settings.batch_size, 64))))
     except OSError as error:
-        line = f"features are not kept, every epoch runs the backbone again: no room for them ({error})"
+        line = f"features are not kept, every epoch runs the backbone again: there is no room for them ({error})"
         print_line(bar.console, escape(line))
         return None
 
 
-def _find_places(data: Any, count: int, found: int) -> Tensor:
-    """The rows of samples that were read in order; those that could not be read have none."""
-    readable = torch.ones(count, dtype=torch.bool)
+def _find_places(data: Any, count: int, name: str) -> Tensor:
+    """Return the rows of samples that were read in order; samples that could not be read have none (-1)."""
+    readable = torch.ones(len(data), dtype=torch.bool)
     if isinstance(data, LazySet):
         readable = torch.tensor([row not in data.unreadable for row in data.rows.tolist()], dtype=torch.bool)
-    if int(readable.sum()) != found:
-        raise DataError(f"train: {found} samples were read, expected {int(readable.sum())}: did files change meanwhile?")
+    if int(readable.sum()) != count:
+        raise DataError(f"{name}: expected {int(readable.sum())} samples, {count} were read: did files change meanwhile?")
     return torch.where(readable, readable.cumsum(0) - 1, -1)

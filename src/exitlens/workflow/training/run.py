@@ -1,79 +1,115 @@
-"""A training run: its epochs, validation, checkpoints and record."""
+"""A training run: its epochs, validation and checkpoints."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from exitlens.data.batches import Loader, as_batch, count_batches, make_epoch_loader, plan_epoch, share_bad, take_share
-from exitlens.errors import InputError, OutputExistsError, TrainingError
+from exitlens.data.batches import (
+    Loader,
+    as_batch,
+    count_batches,
+    iterate_batches,
+    make_epoch_loader,
+    plan_epoch,
+    share_bad,
+    take_share,
+)
+from exitlens.errors import InputError, TrainingError
 from exitlens.functional.losses import EGTLoss
-from exitlens.io import read_tensors, write_json, write_tensors
+from exitlens.functional.maps import on_common_grid, pearson
+from exitlens.io import read_tensors, write_tensors
 from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.model.cutting.modes import switch_mode
 from exitlens.model.network import ExitNet
+from exitlens.progress import Advance
 from exitlens.ranks import ALONE, Ranks
-from exitlens.types import LossTerms
-from exitlens.types.inputs import Inputs
-from exitlens.types.tasks import check_truth
-from exitlens.workflow.training.checkpoint import load_checkpoint, save_checkpoint
+from exitlens.types import ExitOutput, LossTerms
+from exitlens.types.inputs import Inputs, count_rows
+from exitlens.types.settings import EpochMetric, TrainingSettings
+from exitlens.types.tasks import Task, are_same, check_truth, find_answers, task_of_labels
 from exitlens.workflow.training.distributed import (
-    LAUNCH,
     SharedGradients,
     SharedLoader,
     average_statistics,
     check_batch_size,
     copy_weights,
-    is_restarted,
-    record_launch,
 )
-from exitlens.workflow.training.ema import WeightAverage
-from exitlens.workflow.training.frozen import FrozenFeatures
-from exitlens.workflow.training.log import write_log
-from exitlens.workflow.training.monitor import find_best_epoch, is_exhausted
-from exitlens.workflow.training.parameters import group_parameters, make_optimizer
-from exitlens.workflow.training.step import (
-    TrainingSettings,
+from exitlens.workflow.training.frozen import CachedHeads, FrozenFeatures
+from exitlens.workflow.training.optimizer import (
+    WeightAverage,
     apply_gradients,
-    compute_gradients,
-    enter_training_mode,
-    floats,
+    group_parameters,
     list_trained,
+    make_optimizer,
 )
-from exitlens.workflow.training.validation import validate
+from exitlens.workflow.training.record import (
+    BEST,
+    LAST,
+    LAUNCH,
+    LOG,
+    SETTINGS,
+    describe_run,
+    is_restarted,
+    load_checkpoint,
+    open_record,
+    save_checkpoint,
+    write_log,
+)
+from exitlens.workflow.training.step import compute_gradients, enter_training_mode, list_floats
 
 Augment = Callable[[Any], Any]
-BEFORE = {"target": "attention", "reach": "network", "every": 1}  # what losses did before these could be chosen
-LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
+
+
+def find_best_epoch(history: Sequence[dict[str, Any]], monitor: EpochMetric) -> int:
+    """Return the first of the best epochs, from 1; 0 before the first.
+
+    ``accuracy`` is the mean over the exits, ``final_accuracy`` the final exit's; ``loss`` is the classification term of the
+    training loss, over all validation samples.
+    """
+    scores = [
+        (-row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf)
+        if monitor == "loss"
+        else (sum(row["accuracy"]) if monitor == "accuracy" else row["accuracy"][-1])
+        for row in history
+    ]
+    return scores.index(max(scores)) + 1 if scores else 0
+
+
+def is_exhausted(history: Sequence[dict[str, Any]], monitor: EpochMetric, patience: int | None) -> bool:
+    """Return whether the last ``patience`` epochs brought nothing better than what came before."""
+    return patience is not None and len(history) - find_best_epoch(history, monitor) >= patience
 
 
 @dataclass(eq=False)
 class TrainingRun:
-    """State of one training run: optimiser, directory, and what :class:`~exitlens.workflow.training.fit.FitResult` has."""
+    """State of one training run: optimiser, run directory, history, and the best weights so far."""
 
     net: ExitNet
     loss: EGTLoss
     settings: TrainingSettings
-    augment: Augment | None
-    workers: int | None
-    out_dir: Path | None
+    augment: Augment | None = None
+    workers: int | None = None
+    out_dir: Path | None = None
     ranks: Ranks = ALONE
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     best_state: dict[str, Tensor] | None = None
     frozen: FrozenFeatures | None = None
+    note: str = ""  # on settings that changed since the run was last opened
+    overall: TaskID | None = None  # progress of all epochs together
 
     def __post_init__(self) -> None:
         check_batch_size(self.settings.batch_size, self.ranks)
@@ -95,13 +131,13 @@ class TrainingRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether all epochs are done, or the last ones, as many as ``patience``, brought nothing better."""
+        """True if all epochs are done, or the last ``patience`` epochs brought nothing better."""
         done = self.epochs_done >= self.settings.epochs
         return done or is_exhausted(self.history, self.settings.monitor, self.settings.patience)
 
     @contextmanager
     def opened(self, resume: bool, train: Any) -> Iterator[None]:
-        """:meth:`open`, and what it wrote is taken back if there is an error before the first epoch's end.
+        """Open the run; after an error before the first epoch's end, take back what that wrote.
 
         So a corrected call can use the same ``out_dir``.
         """
@@ -114,68 +150,53 @@ class TrainingRun:
                 for name in (SETTINGS, LAUNCH):
                     (self.out_dir / name).unlink(missing_ok=True)
             raise
+        except KeyboardInterrupt as stop:
+            at = f"after epoch {self.epochs_done} of {self.settings.epochs}" if self.history else "in the first epoch"
+            kept = (
+                f"resume=True (--resume) goes on in {self.out_dir}"
+                if self.out_dir
+                else "nothing was written without out_dir"
+            )
+            stop.add_note(f"{at}: {kept}")
+            raise
 
     def open(self, resume: bool, train: Any) -> None:
-        """Prepares ``out_dir`` and, on resume, loads the last whole epoch; every rank starts from the state of rank 0."""
+        """Prepare ``out_dir`` and, on resume, load the last whole epoch; every rank starts from the state of rank 0."""
         if self.out_dir is not None:
-            last = self.out_dir / LAST
-            if self.ranks.share(lambda: self._prepare(resume or is_restarted(last.parent), train)):
+            out_dir, last = self.out_dir, self.out_dir / LAST
+
+            def prepare() -> tuple[bool, str]:
+                record = describe_run(self.net, self.loss, self.settings, train)
+                return open_record(out_dir, record, resume or is_restarted(out_dir))
+
+            has_epoch, self.note = self.ranks.share(prepare)
+            if has_epoch:
                 note = load_checkpoint(last, self.net, self.optimizer, self.average, self.ranks)
                 self.history, self.seconds = note["history"], note["seconds"]
         elif resume:
-            raise TrainingError("resume: there is nothing to resume without out_dir: pass the run's directory")
+            raise TrainingError("resume: there is nothing to resume without out_dir. Fix: pass the run's directory.")
         copy_weights(self.net, self.ranks)
         if self.average is not None:
             self.ranks.copy_first(list(self.average.state.values()))
 
-    def _prepare(self, resume: bool, train: Any) -> bool:
-        """Checks and writes the record in ``out_dir``; whether there is an epoch to go on from."""
-        assert self.out_dir is not None
-        size = len(train) if isinstance(train, Dataset | DataLoader) and hasattr(train, "__len__") else None
-        record = {
-            "settings": asdict(self.settings),
-            "loss": asdict(self.loss),
-            "network": replace(self.net.info, map_offsets=(), feature_offsets=()).to_dict(),  # these follow from weights
-            "training_data": {"type": type(train).__name__, "length": size},
-        }
-        written = self.out_dir / SETTINGS
-        if written.exists() and not resume:
-            raise OutputExistsError(f"out_dir: {self.out_dir} holds a run already: pass resume=True or another directory")
-        try:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputExistsError(f"out_dir: {self.out_dir} cannot be a directory ({error}): choose another") from error
-        before, now = self._read_record(written) if written.exists() else record, json.loads(json.dumps(record))
-        if written.exists() and before != now:
-            others = ", ".join(_name_differences(before, now))
-            raise TrainingError(
-                f"resume: {written} was made with other arguments ({others}): pass the same ones or another out_dir"
-            )
-        record_launch(self.out_dir)
-        write_json(written, record)
-        return (self.out_dir / LAST).exists()
-
-    def _read_record(self, path: Path) -> Any:
-        """The record of an existing run; what an older version did not write was at its default."""
-        try:
-            found = json.loads(path.read_text())
-            for name, kind in (("settings", self.settings), ("loss", self.loss)):
-                defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-                found[name] = json.loads(json.dumps(defaults | (BEFORE if name == "loss" else {}))) | found[name]
-        except (ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"resume: {path} is damaged ({error}): start again in another out_dir") from error
-        return found
-
     def train_epoch(self, epoch: int, train: Any, val: Any, bar: Progress) -> dict[str, Any]:
-        """One pass over the training data and one over the validation data; gives the epoch's row of the history."""
+        """Pass over the training and the validation data once; return the epoch's row of the history."""
         started = time.perf_counter()
         seed = self.settings.seed * 1_000_003 + epoch
         loader = self._open_loader(train, seed)
+        if self.overall is None and self.settings.epochs - epoch > 1:
+            self.overall = bar.add_task("training", total=(self.settings.epochs - epoch) * len(loader))
         task = bar.add_task(f"epoch {epoch + 1}", total=len(loader))
+
+        def advance() -> None:
+            for one in (task, self.overall):
+                if one is not None:
+                    bar.advance(one)
+
         with torch.random.fork_rng():
             torch.manual_seed(self.ranks.vary_seed(seed))
             with enter_training_mode(self.net, self.settings.freeze_backbone, self.settings.batch_norm):
-                loss = self._take_steps(epoch, loader, lambda: bar.advance(task))
+                loss = self._take_steps(epoch, loader, advance)
             for state in (self.net.state_dict(), {} if self.average is None else self.average.state):
                 average_statistics(self.net, state, self.ranks)
             with nullcontext() if self.average is None else self.average.applied():
@@ -184,16 +205,16 @@ class TrainingRun:
                 with self.ranks.together():
                     data = take_share(data, batch_size, self.ranks, "val")
                 bar.reset(task, description=f"validating {epoch + 1}", total=count_batches(data, batch_size))
-                advance = partial(bar.advance, task)
-                found = validate(model, data, self.loss, batch_size, self.workers, advance, self.ranks)
+                means = validate(
+                    model, data, self.loss, batch_size, self.workers, advance=partial(bar.advance, task), ranks=self.ranks
+                )
             for source in (train, val):
                 share_bad(source, self.ranks)
         bar.remove_task(task)
-        seconds = time.perf_counter() - started
-        return {"epoch": epoch + 1, "loss": loss, **found.to_row(), "seconds": seconds}
+        return {"epoch": epoch + 1, "loss": loss, **means.to_row(), "seconds": time.perf_counter() - started}
 
-    def _take_steps(self, epoch: int, loader: Loader, advance: Callable[[], None]) -> dict[str, float]:
-        """The mean of every loss term over the batches; of consistency over those that it was asked for."""
+    def _take_steps(self, epoch: int, loader: Loader, advance: Advance) -> dict[str, float]:
+        """Return the mean of every loss term over the batches; of consistency over those that it was asked for."""
         sums, batches, taken, compared = dict.fromkeys(LossTerms._fields, 0.0), len(loader), 0.0, 0.0
         at_once, stream = self.settings.accumulate, self._draw_batches(loader)
         steps = -(-batches // at_once)
@@ -203,13 +224,13 @@ class TrainingRun:
             progress, loss = done / (self.settings.epochs * steps), self.losses[done % (self.loss.every or 1) > 0]
             with self.ranks.together():
                 group = list(islice(stream, at_once))
-                found = compute_gradients(model, self.optimizer, loss, group, progress, self.settings)
+                losses = compute_gradients(model, self.optimizer, loss, group, progress, self.settings)
             share = self.gradients.average(sum(len(labels) for _, labels in group))
             if share is None:
                 break
             apply_gradients(self.optimizer, progress, self.settings)
-            for terms in found:
-                for name, value in floats(terms).items():
+            for terms in losses:
+                for name, value in list_floats(terms).items():
                     sums[name] += value / batches * share
                 advance()
             taken += share * len(group)
@@ -217,22 +238,22 @@ class TrainingRun:
             if self.average is not None:
                 self.average.update()
         *totals, taken, compared = self.ranks.add_floats([*sums.values(), taken, compared])
-        left = batches / max(taken, 1)  # lazy sets leave out bad batches
-        means = {name: total * left for name, total in zip(sums, totals, strict=True)}
+        factor = batches / max(taken, 1)  # lazy sets leave out bad batches
+        means = {name: total * factor for name, total in zip(sums, totals, strict=True)}
         asked = taken / compared if compared else 1.0 if self.loss.weight == 0 else math.nan
         return means | {"consistency": means["consistency"] * asked}
 
     def _draw_batches(self, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
         for batch in loader:
-            images, labels, _ = as_batch(batch, self.net.device, "train")
+            inputs, labels, _ = as_batch(batch, self.net.device, "train")
             if labels is None:
                 raise InputError("train: expected batches of (images, labels), got images only")
-            if type(self.loss) is EGTLoss:  # users' own may take other labels
+            if type(self.loss) is EGTLoss:  # users' own losses may take other labels
                 check_truth(labels, len(labels), self.net.info.num_classes, self.net.info.task)
-            yield self.augment(images) if self.augment else images, labels
+            yield self.augment(inputs) if self.augment else inputs, labels
 
     def _open_loader(self, train: Any, seed: int) -> Loader:
-        """The user's own loader, its generators seeded; or one over the data set, in an order that depends on the seed."""
+        """Return the user's own loader, its generators seeded; or one over the data set, in an order that the seed gives."""
         if not isinstance(train, DataLoader):
             if not isinstance(train, Dataset) or not hasattr(train, "__len__"):
                 raise InputError(f"train: expected a Dataset with a length, or a DataLoader, got {type(train).__name__}")
@@ -241,7 +262,9 @@ class TrainingRun:
                 return self.frozen.train.open(plan_epoch(train, self.settings.batch_size, seed, balanced, self.ranks))
             return make_epoch_loader(train, self.settings.batch_size, seed, self.workers, balanced, self.ranks)
         if self.settings.balanced:
-            raise InputError("balanced: a DataLoader draws its own samples: give the data set, or the loader a sampler")
+            raise InputError(
+                "balanced: a DataLoader draws its own samples. Fix: pass the data set, or give the loader a sampler."
+            )
         if isinstance(train.sampler, DistributedSampler):
             train.sampler.set_epoch(seed)
         for holder in (train, train.sampler):
@@ -251,30 +274,31 @@ class TrainingRun:
         return train if self.ranks.size == 1 else SharedLoader(train, self.ranks)
 
     def save(self, row: dict[str, Any]) -> None:
-        """Adds an epoch to the history and writes checkpoint and log."""
+        """Add an epoch to the history, and write checkpoint and log."""
         self.history.append(row)
         self.seconds += row["seconds"]
-        is_best, state = self.best_epoch == len(self.history), self._copy_weights()
+        is_best = self.best_epoch == len(self.history)
+        # the weights that training is for: their average, if one is kept
+        state = unique_state(self.net) if self.average is None else {k: v.clone() for k, v in self.average.state.items()}
         if is_best:
             self.best_state = state
-        if self.out_dir is not None:
-            self.ranks.share(lambda: self._write(state if is_best else None))
+        if self.out_dir is None:
+            return
+        out_dir = self.out_dir
 
-    def _write(self, best: dict[str, Tensor] | None) -> None:
-        assert self.out_dir is not None
-        if best is not None:
-            write_tensors(self.out_dir / BEST, best, {"epoch": self.epochs_done})
-        note = {"history": self.history, "seconds": self.seconds}
-        save_checkpoint(self.out_dir / LAST, self.net, self.optimizer, note, self.average)
-        write_log(self.out_dir / LOG, self.history)
+        def write() -> None:
+            if is_best:
+                write_tensors(out_dir / BEST, state, {"epoch": self.epochs_done})
+            note = {"history": self.history, "seconds": self.seconds}
+            save_checkpoint(out_dir / LAST, self.net, self.optimizer, note, self.average)
+            write_log(out_dir / LOG, self.history)
 
-    def _copy_weights(self) -> dict[str, Tensor]:
-        """The weights that training is for: their average, where one is kept."""
-        return unique_state(self.net) if self.average is None else {k: v.clone() for k, v in self.average.state.items()}
+        self.ranks.share(write)
 
-    def finish(self, keep: str) -> int:
-        """Leaves the network in evaluation mode, with the weights asked for; gives their epoch."""
-        if keep == "best" and self.best_epoch != self.epochs_done:
+    def finish(self) -> int:
+        """Leave the network in evaluation mode with the weights to keep, and return their epoch."""
+        is_best = self.settings.kept_epoch == "best"
+        if is_best and self.best_epoch != self.epochs_done:
             state = self.best_state
             if state is None and self.out_dir is not None:
                 best = self.out_dir / BEST
@@ -284,16 +308,87 @@ class TrainingRun:
         elif self.average is not None:
             load_unique_state(self.net, self.average.state, "average of the weights")
         self.net.eval()
-        return self.best_epoch if keep == "best" else self.epochs_done
+        return self.best_epoch if is_best else self.epochs_done
 
 
-def _name_differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """What two records of a run differ in, with both values where they are short."""
-    for part in now:
-        old, new = before.get(part), now[part]
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            old, new = {part: old}, {part: new}
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                was, now_is = str(old.get(name)), str(new.get(name))
-                yield f"{name} {was}, now {now_is}" if len(was + now_is) < 60 else name
+class Validation(NamedTuple):
+    """Means over the validation samples.
+
+    Attributes:
+        accuracy: of every exit; with several labels per sample, the share of samples with all labels right.
+        cc: correlation of the early exits' attention with the final exit's.
+        loss: the classification term of the training loss.
+        f1: micro-F1 of every exit with several labels per sample; ``None`` with one.
+    """
+
+    accuracy: list[float]
+    cc: list[float]
+    loss: float
+    f1: list[float] | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the means as the history of a run has them."""
+        row = {"accuracy": self.accuracy, "cc": self.cc, "val_loss": self.loss}
+        return row if self.f1 is None else row | {"f1": self.f1}
+
+
+def validate(
+    net: ExitNet | CachedHeads,
+    val: Any,
+    loss: EGTLoss,
+    batch_size: int,
+    workers: int | None = None,
+    *,
+    advance: Advance = lambda: None,
+    ranks: Ranks = ALONE,
+) -> Validation:
+    """Pass over this rank's share ``val`` in evaluation mode; the means are over the shares of all ranks."""
+    correct, cc = torch.zeros(net.num_exits), torch.zeros(net.num_exits - 1)
+    total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    hits, marks = torch.zeros(net.num_exits, dtype=torch.float64), torch.zeros(net.num_exits, dtype=torch.float64)
+    with ranks.together(), switch_mode(net, False), torch.no_grad():
+        for inputs, target, _ in iterate_batches(val, batch_size, net.device, workers, "val"):
+            labels = _require_labels(target)
+            net.check_input(inputs, "val")
+            outputs: Sequence[ExitOutput] = net(inputs)
+            check_truth(labels, count_rows(inputs), outputs[0].logits.shape[1], name="val labels")
+            task = task_of_labels(labels)
+            count += len(labels)
+            total += loss.classify(outputs, labels).item() * len(labels)
+            for k, out in enumerate(outputs):
+                answers = find_answers(out.logits, task)
+                correct[k] += are_same(answers, labels, task).sum().cpu()
+                if task == "multilabel":
+                    hits[k] += (answers & labels.bool()).sum().cpu()
+                    marks[k] += answers.sum().cpu() + labels.sum().cpu()
+                if k < len(cc):
+                    cc[k] += pearson(*on_common_grid(out.attention, outputs[-1].attention)).sum().cpu()
+            advance()
+    ranks.add([correct, cc, total, count, hits, marks])
+    if not count:
+        raise InputError("val: expected at least one batch, got none")
+    f1 = (2 * hits / marks.clamp_min(1)).tolist() if marks.any() else None
+    return Validation((correct / count).tolist(), (cc / count).tolist(), (total / count).item(), f1)
+
+
+def check_validation(net: ExitNet, val: Any) -> Task:
+    """Raise what :func:`validate` would after an epoch of training, as far as the first sample or batch shows it.
+
+    Returns the task that the labels say. An iterator, which could not be read again, is left alone.
+    """
+    if isinstance(val, Iterator):
+        return net.info.task
+    with torch.random.fork_rng(devices=[]):
+        first = next((batch for batch in iterate_batches(val, 1, net.device, 0, "val") if count_rows(batch.inputs)), None)
+    if first is None:
+        raise InputError("val: expected at least one batch, got none")
+    labels = _require_labels(first.labels)
+    net.check_input(first.inputs, "val")
+    check_truth(labels, count_rows(first.inputs), net.info.num_classes, name="val labels")
+    return task_of_labels(labels)
+
+
+def _require_labels(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise InputError("val: expected batches of (images, labels), got images only")
+    return labels

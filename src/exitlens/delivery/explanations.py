@@ -1,0 +1,202 @@
+"""Explanations as files: one with all its maps, or many as a table and a contact sheet, the most remarkable first."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from exitlens.delivery.pages import render_explanations, render_tokens
+from exitlens.delivery.pictures import draw_contact_sheet, draw_image, draw_overlay, draw_strip
+from exitlens.display import map_svg
+from exitlens.errors import OutputExistsError
+from exitlens.io import write_json, write_manifest, write_text
+from exitlens.model.network import ExitNet
+from exitlens.types import SCHEMA, Explanation, Policy, Preprocess, Preprocessing, TextPreprocess
+from exitlens.types.inputs import Inputs, count_rows
+from exitlens.workflow.explanation import explain_batch
+
+TABLE, SHEET, MANIFEST = "explanations.csv", "contact_sheet.png", "manifest.json"
+TOKENS, PAGE = "tokens.html", "explanations.html"
+SHOWN = 24  # samples on the contact sheet or page
+
+
+def _refuse_existing(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.exists():
+            raise OutputExistsError(f"out: {path} exists. Fix: choose another directory.")
+
+
+# --- one sample ---
+
+
+def write_explanation(why: Explanation, directory: Path, name: str) -> list[Path]:
+    """Writes ``NAME.html`` and ``NAME.json``, which must not exist, of a sample that is no picture; returns both paths."""
+    render = render_tokens if isinstance(why.preprocess, TextPreprocess) else render_explanations
+    page, values = directory / f"{name}.html", directory / f"{name}.json"
+    _refuse_existing((page, values))
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(page, render(why.reason, [("", why)]))
+    write_json(values, why.to_dict())
+    return [page, values]
+
+
+def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None, stem: str = "explanation") -> list[Path]:
+    """Writes every map of an image's explanation (PNG and SVG), a strip of all exits, the answer (JSON) and a manifest.
+
+    The maps are those of the exits; with several labels, what speaks for each label that the answering exit gives; and the
+    relevance, if the explanation has it. No file may exist.
+    """
+    base = draw_image(why.image, preprocess, side=224)
+    maps: list[tuple[str, Tensor, Tensor, str]] = [  # end of the name, map, what each place is worth, caption
+        (f"exit{v.exit}", v.attention, v.evidence, f"Where exit {v.exit} looked for its answer {why.name_answer(v)}")
+        for v in why.exits
+    ]
+    maps += [
+        (f"label{label.label}", label.speaks_for, label.evidence, f"What speaks for {why.name(label.label)}")
+        for label in why.labels
+    ]
+    if why.relevance is not None:
+        maps.append(("relevance", why.speaks_for, why.relevance, f"What the answer {why.name_answer()} depends on"))
+    pictures = {out / f"{stem}_strip.png": draw_strip(why, preprocess)}
+    pictures |= {out / f"{stem}_{name}.png": draw_overlay(base, attention) for name, attention, _, _ in maps}
+    drawings = {out / f"{stem}_{name}.svg": map_svg(base, *rest) + "\n" for name, *rest in maps}  # type: ignore[arg-type]
+    paths = [*pictures, *drawings, out / f"{stem}.json", out / f"{stem}_manifest.json"]
+    _refuse_existing(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    for path, picture in pictures.items():
+        picture.save(path)
+    for path, drawing in drawings.items():
+        write_text(path, drawing)
+    write_json(paths[-2], why.to_dict())
+    write_manifest(paths[-1], paths[:-1], {"schema": SCHEMA, "label": why.name_answer(), "answered": why.answered})
+    return paths
+
+
+# --- many samples ---
+
+
+@dataclass(frozen=True)
+class ExplanationRow:
+    """A row of the table.
+
+    ``final`` is the final exit's answer; ``divergence`` and ``cc`` compare its map with that of the exit that answered.
+    """
+
+    file: str
+    answer: str
+    exit: int
+    confidence: float
+    runner_up: str
+    final: str
+    disagrees: bool
+    divergence: float
+    cc: float
+    cost: float
+    reason: str
+
+    @property
+    def interest(self) -> tuple[bool, float]:
+        """Sorts the table: early answers that the final exit contradicts come first, then the most divergent maps."""
+        return self.disagrees, self.divergence
+
+    @property
+    def title(self) -> str:
+        """The sample and its answer, for the contact sheet."""
+        name = self.file if len(self.file) <= 40 else "…" + self.file[-39:]
+        final = f", FINAL EXIT SAYS {self.final}" if self.disagrees else ""
+        return f"{name}: {self.answer} ({self.confidence:.2f}) at exit {self.exit}{final}, divergence {self.divergence:.2f}"
+
+
+def summarize_explanation(file: str, why: Explanation) -> ExplanationRow:
+    """Turns an explanation that includes the final exit into a row of the table."""
+    view, final = why.exits[why.answered], why.exits[-1]
+    return ExplanationRow(
+        file,
+        why.name_answer(),
+        why.answered,
+        round(view.confidence, 6),
+        why.name(view.runner_up),
+        why.name_answer(final),
+        why.disagrees,
+        round(view.divergence or 0.0, 6),
+        round(view.cc or 0.0, 6),
+        round(view.cost, 6),
+        why.reason,
+    )
+
+
+def explain_folder(
+    net: ExitNet,
+    policy: Policy,
+    samples: Iterable[Inputs],
+    name: Callable[[int], str],
+    preprocess: Preprocessing,
+    out: Path,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[ExplanationRow]:
+    """Explains batches of samples and writes a table, a contact sheet (if they are no images, a page) and a manifest.
+
+    Memory holds the table's rows of all samples, and the maps of the most remarkable ones.
+
+    Args:
+        net: a network; every exit runs.
+        policy: a policy of this network.
+        samples: batches of network input.
+        name: gives the i-th sample's name, once it has been read.
+        preprocess: how samples became inputs, undone to show images.
+        out: a directory without the three files.
+        advance: called with the number of samples done.
+
+    Returns:
+        The rows of the table, the most remarkable first.
+
+    Raises:
+        OutputExistsError: if one of the files exists.
+    """
+    sheet, table = out / name_sheet(preprocess), out / TABLE
+    _refuse_existing((table, sheet, out / MANIFEST))
+    rows: list[ExplanationRow] = []
+    shown: list[tuple[tuple[bool, float], int, ExplanationRow, Explanation]] = []
+    for batch in samples:
+        for why in explain_batch(net, batch, policy):
+            row = summarize_explanation(name(len(rows)), why)
+            heapq.heappush(shown, (row.interest, -len(rows), row, why))  # the first wins a tie
+            if len(shown) > SHOWN:
+                heapq.heappop(shown)
+            rows.append(row)
+        advance(count_rows(batch))
+    rows.sort(key=lambda row: row.interest, reverse=True)  # stable
+    if rows:
+        out.mkdir(parents=True, exist_ok=True)
+        shown.sort(key=lambda item: item[:2], reverse=True)
+        _draw_sheet(sheet, [(row.title, why) for *_, row, why in shown], preprocess)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(vars(rows[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(vars, rows))
+        write_text(table, text.getvalue())
+        counts = {"samples": len(rows), "disagree": sum(row.disagrees for row in rows), "shown": len(shown)}
+        facts = {"schema": SCHEMA, "network": net.identity(), "policy": policy.to_dict(), **counts}
+        write_manifest(out / MANIFEST, [table, sheet], facts)
+    return rows
+
+
+def name_sheet(preprocess: Preprocessing) -> str:
+    """Returns the name of the file that shows the most remarkable samples."""
+    return SHEET if isinstance(preprocess, Preprocess) else TOKENS if isinstance(preprocess, TextPreprocess) else PAGE
+
+
+def _draw_sheet(path: Path, shown: Sequence[tuple[str, Explanation]], preprocess: Preprocessing) -> None:
+    if isinstance(preprocess, Preprocess):
+        titles, whys = [title for title, _ in shown], [why for _, why in shown]
+        draw_contact_sheet({"": whys}, preprocess, titles=titles).save(path)
+    else:
+        render = render_tokens if isinstance(preprocess, TextPreprocess) else render_explanations
+        write_text(path, render("What deserves a look first", shown))

@@ -1,1 +1,0 @@
-"""Explanations as pictures, shaded tokens, tables and JSON."""

@@ -1,0 +1,115 @@
+"""Attention maps drawn over images: one map, a strip of all exits, a sheet of many images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from exitlens.display import COLOURS, pick_exit_colour, shades, to_picture
+from exitlens.functional.maps import upsample
+from exitlens.types import Explanation, Preprocess
+from exitlens.types.outputs import exit_name
+
+SCALE = 160  # pixels, the side of a gallery picture
+
+
+def draw_image(image: Tensor, preprocess: Preprocess | None, side: int = SCALE) -> Image.Image:
+    """Turns network input ``(C,H,W)`` back into a picture.
+
+    Small images are enlarged by a whole number to about ``side`` pixels, large ones shrunk to twice that at most.
+    """
+    shown = (preprocess or Preprocess((1, 1), (0.5,), (0.25,))).restore(image.float())
+    picture = to_picture(shown)
+    picture.thumbnail((2 * side, 2 * side))
+    factor = max(1, round(side / max(picture.size)))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def draw_overlay(base: Image.Image, attention: Tensor) -> Image.Image:
+    """Draws an attention map ``(h,w)`` in colour over the picture in grey, as bright as in :func:`draw_heat`."""
+    share = upsample(shades(attention.float())[None], (base.height, base.width))[0].numpy()
+    colour = colormaps[COLOURS](share)[..., :3]
+    grey = np.asarray(base.convert("L"), dtype=float)[..., None] / 255
+    alpha = 0.75 * (0.25 + 0.75 * share[..., None])
+    return Image.fromarray((255 * (alpha * colour + (1 - alpha) * grey)).round().astype(np.uint8))
+
+
+def draw_heat(attention: Tensor) -> Image.Image:
+    """Draws a map ``(h,w)`` with a pixel for each location, for pages to enlarge; transparent without attention."""
+    share = shades(attention).numpy()
+    pixels = (255 * colormaps[COLOURS](share)).round().astype(np.uint8)
+    pixels[..., 3] = (255 * (0.15 + 0.85 * share)).round().astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
+    """Draws the image and every exit's overlay side by side, with captions and a frame around the exit that answered."""
+    base = draw_image(explanation.image, preprocess, side=224)
+    tiles = [base, *(draw_overlay(base, view.attention) for view in explanation.exits)]
+    captions = ["input"]
+    for view in explanation.exits:
+        share = f"{100 * view.probabilities[view.label]:.0f}%" if view.labels is None else f"({view.confidence:.2f})"
+        captions.append(f"{exit_name(view.exit, explanation.num_exits)}: {explanation.name_answer(view)} {share}")
+    for label in explanation.labels:
+        tiles.append(draw_overlay(base, label.speaks_for))
+        captions.append(f"speaks for {explanation.name(label.label)} {100 * label.probability:.0f}%")
+    if explanation.relevance is not None:
+        tiles.append(draw_overlay(base, explanation.speaks_for))
+        captions.append("what the answer depends on")
+    colour = pick_exit_colour(explanation.answered, explanation.num_exits)
+    gap, foot = 8, 22
+    sheet = Image.new("RGB", (len(tiles) * (base.width + gap) + gap, base.height + foot + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        x = gap + i * (base.width + gap)
+        sheet.paste(tile, (x, gap))
+        if i == explanation.answered + 1:
+            draw.rectangle((x - 4, gap - 4, x + base.width + 3, gap + base.height + 3), outline=colour, width=4)
+        draw.text((x + 2, base.height + gap + 5), caption, fill="black")
+    return sheet
+
+
+def draw_contact_sheet(
+    explanations: Mapping[str, Sequence[Explanation]], preprocess: Preprocess | None, titles: Sequence[str] = ()
+) -> Image.Image:
+    """Draws a row for each image: the input, then every exit's overlay under each network's name, the answer framed.
+
+    Args:
+        explanations: explanations of the same images, by network.
+        preprocess: how pixels became inputs, undone to show the images.
+        titles: a line of text under each row.
+    """
+    columns = [(name, k) for name, rows in explanations.items() for k in range(len(rows[0].exits))]
+    first = next(iter(explanations.values()))
+    side, gap, head = 120, 6, 40  # pixels; side: of each picture
+    width = gap + (1 + len(columns)) * (side + gap) + gap * (len(explanations) + 1)
+    step = side + gap + (20 if titles else 0)
+    sheet = Image.new("RGB", (width, head + len(first) * step + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, why in enumerate(first):
+        sheet.paste(_draw_square(why, preprocess, side), (gap, head + row * step))
+    for row, title in enumerate(titles):
+        draw.text((gap, head + row * step + side + 4), title, fill="black")
+    x, previous = gap + side + gap, ""
+    for name, k in columns:
+        if name != previous:
+            x += 2 * gap
+            draw.text((x, 4), name, fill="black")
+            previous = name
+        count = explanations[name][0].num_exits
+        draw.text((x, 22), exit_name(k, count), fill="#444444")
+        for row, why in enumerate(explanations[name]):
+            y = head + row * step
+            sheet.paste(draw_overlay(_draw_square(why, preprocess, side), why.exits[k].attention), (x, y))
+            if k == why.answered:
+                draw.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=pick_exit_colour(k, count), width=3)
+        x += side + gap
+    return sheet
+
+
+def _draw_square(why: Explanation, preprocess: Preprocess | None, side: int) -> Image.Image:
+    return draw_image(why.image, preprocess, side).resize((side, side), Image.Resampling.NEAREST)

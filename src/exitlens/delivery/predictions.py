@@ -1,0 +1,395 @@
+"""Files of predictions (CSV, JSON lines, Parquet) that grow batch by batch, hold whole rows at every moment, and resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+from exitlens.data.streams import SampleStream
+from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError, OutputError, OutputExistsError
+from exitlens.functional.drift import Monitor
+from exitlens.io import replace_atomically, write_json
+from exitlens.model.network import ExitNet
+from exitlens.types import Policy, Prediction
+from exitlens.types.tasks import name_answers
+
+# --- rows ---
+
+
+class Row(NamedTuple):
+    """One answer: the file (or ``file:line``), the class (or ``a;b``, the labels), the exit and its confidence.
+
+    Under a gated policy also the estimated divergence of that exit's attention map from the final one.
+    """
+
+    file: str
+    label: str
+    exit: int
+    confidence: float
+    divergence_estimate: float | None = None
+
+
+def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[list[Row]]:
+    """Turns predictions into rows with the names of their samples, which may have been read further ahead."""
+    count = 0
+    for pred in predictions:
+        names = map(str, samples.files[count : count + len(pred)])
+        labels = name_answers(pred.labels, net.info.classes)
+        confidences = [round(value, 6) for value in pred.confidence.tolist()]
+        estimates: list[float | None] = [None] * len(pred)
+        if pred.divergence_estimate is not None:
+            estimates = [round(value, 6) for value in pred.divergence_estimate.tolist()]
+        yield [Row(*values) for values in zip(names, labels, pred.exits.tolist(), confidences, estimates, strict=True)]
+        count += len(pred)
+
+
+def start_watch(policy: Policy, wanted: bool, group_by: str) -> Monitor | None:
+    """Returns a drift monitor of the policy, if one is wanted.
+
+    Raises:
+        InputError: if the calibration counted groups and nobody says which files belong together, or if somebody says so and
+            nothing is to be watched.
+    """
+    if not wanted:
+        if group_by:
+            raise InputError("group_by: it says what --monitor counts. Fix: pass --monitor, too, or leave it out.")
+        return None
+    monitor = Monitor(policy)
+    if policy.calibration is not None and policy.calibration.groups is not None and not group_by:
+        raise InputError(
+            "monitor: the calibration counted groups. Fix: say by --group-by which samples belong together (a column, or a "
+            "regular expression on file names: its first parentheses, or all that it matches)."
+        )
+    return monitor
+
+
+def watch_files(monitor: Monitor | None, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[Prediction]:
+    """Passes predictions on and updates the monitor, if there is one, with each and its groups."""
+    count = 0
+    for pred in predictions:
+        if monitor is not None:
+            monitor.update(pred, None if samples.groups is None else samples.groups[count : count + len(pred)])
+        count += len(pred)
+        yield pred
+
+
+# --- formats ---
+
+
+class CsvFormat:
+    """Comma-separated with a header; bytes of file names that are not UTF-8 are kept."""
+
+    header = f"{','.join(Row._fields)}\r\n".encode()
+    start = header.strip()  # of every file in this format
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        """Encodes rows, a line for each."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        return text.getvalue().encode("utf-8", "surrogateescape")
+
+    def count_whole(self, content: bytes) -> int:
+        """Counts the bytes of an interrupted file that hold complete rows: up to the last end of a line outside quotes."""
+        end = content.rfind(b"\n") + 1
+        while end and content.count(b'"', 0, end) % 2:
+            end = content.rfind(b"\n", 0, end - 1) + 1
+        return end
+
+    def decode(self, content: bytes) -> list[Row]:
+        """Inverse of :meth:`encode`, after the header; raises ``ValueError`` for other content."""
+        text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
+        try:
+            head, *lines = csv.reader(text, strict=True)
+        except csv.Error as error:
+            raise ValueError(f"broken CSV: {error}") from error
+        if tuple(head) != Row._fields:
+            raise ValueError(f"its columns are {head}")
+        return [_parse_row(line, i) for i, line in enumerate(lines, 1)]
+
+
+class JsonLinesFormat:
+    """A JSON object on each line, in ASCII."""
+
+    header = b""
+    start = b'{"file": '
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        """Encodes rows, an object for each."""
+        return "".join(json.dumps(row._asdict()) + "\n" for row in rows).encode()
+
+    def count_whole(self, content: bytes) -> int:
+        """Counts the bytes of an interrupted file that hold complete rows: up to the last end of a line."""
+        return content.rfind(b"\n") + 1
+
+    def decode(self, content: bytes) -> list[Row]:
+        """Inverse of :meth:`encode`; raises ``ValueError`` for other content."""
+        rows = []
+        for i, line in enumerate(content.splitlines(), 1):
+            values = json.loads(line)
+            if not isinstance(values, dict) or tuple(values) != Row._fields:
+                raise ValueError(f"its row {i} has {list(values) if isinstance(values, dict) else values!r:.60}")
+            rows.append(_parse_row(values.values(), i))
+        return rows
+
+
+def _parse_row(values: Collection[Any], number: int) -> Row:
+    try:
+        file, label, exit_, confidence, estimate = values
+        divergence = None if estimate is None or estimate == "" else float(estimate)
+        return Row(str(file), str(label), int(exit_), float(confidence), divergence)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"its row {number} is {list(values)!r:.80}") from error
+
+
+def import_pyarrow() -> Any:
+    """Imports the optional package ``pyarrow`` with its module ``parquet``; raises :class:`MissingExtraError`."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet", "an output file .parquet") from error
+    return pyarrow
+
+
+def write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    """Writes all rows, atomically; bytes of file names that are not UTF-8 become ``\\udcXX``."""
+    arrow = import_pyarrow()
+    kinds = (arrow.string(), arrow.string(), arrow.int64(), arrow.float64(), arrow.float64())
+    schema = arrow.schema(list(zip(Row._fields, kinds, strict=True)))
+    values = [row._replace(file=_escape(row.file), label=_escape(row.label))._asdict() for row in rows]
+    with replace_atomically(path) as temporary, temporary.open("wb") as handle:
+        arrow.parquet.write_table(arrow.Table.from_pylist(values, schema=schema), handle)
+
+
+def read_parquet(path: Path) -> list[Row]:
+    """Inverse of :func:`write_parquet`; raises ``ValueError`` for other content."""
+    arrow = import_pyarrow()
+    try:
+        with path.open("rb") as handle:
+            table = arrow.parquet.ParquetFile(handle).read()
+    except arrow.ArrowInvalid as error:
+        raise ValueError(str(error)) from error
+    if tuple(table.column_names) != Row._fields:
+        raise ValueError(f"its columns are {table.column_names}")
+    return [_parse_row(values.values(), i) for i, values in enumerate(table.to_pylist(), 1)]
+
+
+def _escape(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# --- the file ---
+
+
+class PredictionFile:
+    """A table with a row for each sample, appended batch by batch, which a later run can continue after an interruption.
+
+    While the run lasts, ``.NAME.run.json`` beside the file records what made the rows, and the rows of a ``.parquet`` file,
+    which cannot be appended to, are kept in ``.NAME.partial.jsonl``; :meth:`finish` removes both. Leaving the context
+    manager without :meth:`finish` cuts off a row that was only partly written, writes the ``.parquet`` file of the rows so
+    far, and adds their number to the exception.
+
+    Args:
+        path: a file ``.csv``, ``.jsonl`` or ``.parquet``; nothing is written before the first row.
+        made_by: JSON-ready values by name, which must be the same when a run is resumed.
+        resume: continue after the rows that the file holds.
+
+    Attributes:
+        rows: rows that the file held at the start.
+        count: number of rows it holds now.
+
+    Raises:
+        InputError: another suffix; MissingExtraError: ``.parquet`` without pyarrow; OutputExistsError: the file exists (with
+            ``resume``: it holds something else, or was made by something else); OutputError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, made_by: Mapping[str, Any], *, resume: bool = False) -> None:
+        suffix = path.suffix.lower()
+        if suffix not in (".csv", ".jsonl", ".parquet"):
+            raise InputError(
+                f"out: expected a file .csv, .jsonl or .parquet, got {path}. Fix: choose one of these suffixes."
+            )
+        self._is_parquet = suffix == ".parquet"
+        if self._is_parquet:
+            import_pyarrow()
+        self.path = path
+        self.rows: list[Row] = []
+        self._format: CsvFormat | JsonLinesFormat = CsvFormat() if suffix == ".csv" else JsonLinesFormat()
+        self._lines = path.with_name(f".{path.name}.partial.jsonl") if self._is_parquet else path
+        self._place = self._lines  # where the rows are
+        self._record = path.with_name(f".{path.name}.run.json")
+        self._made_by = json.loads(json.dumps(made_by))
+        self._handle: BinaryIO | None = None
+        self._ours = False  # this run, or the one it continues, wrote the lines
+        self._sealed = False  # nothing records what made the rows
+        self._finished = False
+        self._options = ""  # what the command needs beside --resume, not to stop at the same place
+        try:
+            if resume:
+                self._reopen()
+            else:
+                self._check_new()
+        except OSError as error:
+            raise OutputError(f"out: {path} cannot be read ({_reason(error)}). Fix: choose another file.") from error
+        self.count = len(self.rows)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds rows; once it returns, they are with the operating system and survive this process.
+
+        Raises:
+            OutputExistsError: the file was complete, so nothing records what made its rows; OutputError: the rows cannot be
+                written (a full disk); earlier ones are safe.
+        """
+        if rows and self._sealed:
+            raise OutputExistsError(
+                f"out: {self.path} is complete, or lost its record {self._record.name}, and lacks {rows[0].file}. "
+                "Fix: choose another file for what is new."
+            )
+        try:
+            if rows:
+                self._write(self._format.encode(rows))
+        except OSError as error:
+            raise self._fail(error) from error
+        self.count += len(rows)
+
+    def finish(self) -> None:
+        """Completes the run: writes the ``.parquet`` file and removes what only :meth:`append` and resuming need.
+
+        Raises:
+            OutputError: it cannot be written; the rows are safe.
+        """
+        try:
+            if self._handle is not None:
+                os.fsync(self._handle.fileno())
+                self._handle.close()
+                self._handle = None
+            if self._ours and self._is_parquet:
+                write_parquet(self.path, self._read_lines())
+                self._lines.unlink()
+            if not self._sealed:
+                self._record.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._fail(error) from error
+        self._finished = True
+
+    @property
+    def note(self) -> str:
+        """How many rows there are, and how to continue."""
+        if self._sealed or not self.count:
+            return f"no row was written to {self.path}"
+        return f"{self.count} rows are in {self._place}: the same command with --resume{self._options} goes on"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._finished or isinstance(error, OutputError | OutputExistsError):
+            return
+        self._stop()
+        if error is not None:
+            self._options = " --skip-bad" if isinstance(error, DataError) and error.is_skippable else ""
+            error.add_note(self.note)
+
+    def _check_new(self) -> None:
+        if self.path.exists():
+            fix = "choose another file, or pass --resume to go on with a run that was stopped"
+            raise OutputExistsError(f"out: {self.path} exists. Fix: {fix}.")
+        if self._lines.exists():
+            fix = "pass --resume to go on with it, or remove that file"
+            raise OutputExistsError(f"out: a run that was stopped left its rows in {self._lines}. Fix: {fix}.")
+
+    def _reopen(self) -> None:
+        if not self.path.exists() and not self._lines.exists():
+            return
+        self._ours = self._record.exists()
+        self._sealed = not self._ours
+        if self._ours:
+            self._check_made_by()
+        if self._lines.exists():
+            self.rows = self._read_lines()
+            return
+        self.rows = self._decode_or_refuse(self.path, lambda: read_parquet(self.path))
+        if self._ours:  # it was stopped while it was finishing
+            with replace_atomically(self._lines) as temporary:
+                temporary.write_bytes(self._format.encode(self.rows))
+
+    def _check_made_by(self) -> None:
+        record = self._decode_or_refuse(self._record, lambda: json.loads(self._record.read_text()))
+        for name, now in self._made_by.items():
+            then = record.get(name) if isinstance(record, dict) else None
+            if then != now:
+                raise OutputExistsError(
+                    f"out: {self.path} was begun with another {name} ({json.dumps(then):.100}, now {json.dumps(now):.100}). "
+                    "Fix: resume it with the same, or choose another file."
+                )
+
+    def _read_lines(self) -> list[Row]:
+        """Reads the complete rows; if the file is ours, anything after them is cut off."""
+        content, start = self._lines.read_bytes(), self._format.start
+        if content[: len(start)] != start[: len(content)]:
+            raise OutputExistsError(
+                f"out: expected a file of predictions ({','.join(Row._fields)}), got {self._lines}, which begins with "
+                f"{content[: len(start)]!r}. Fix: choose another file."
+            )
+        end = self._format.count_whole(content) if self._ours else len(content)
+        rows = self._decode_or_refuse(self._lines, lambda: self._format.decode(content[:end])) if end else []
+        if end < len(content):
+            os.truncate(self._lines, end)
+        return rows
+
+    def _decode_or_refuse(self, path: Path, decode: Callable[[], Any]) -> Any:
+        try:
+            return decode()
+        except ValueError as error:
+            raise OutputExistsError(
+                f"out: {path} is damaged or not of this form ({error}). Fix: choose another file."
+            ) from error
+
+    def _write(self, content: bytes) -> None:
+        if self._handle is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._record, self._made_by)
+            self._handle = open_lines(self._lines, new=not self._ours)
+            self._ours = True
+        rest = memoryview(content if self._handle.tell() else self._format.header + content)
+        while rest:
+            rest = rest[self._handle.write(rest) :]
+
+    def _fail(self, error: OSError) -> OutputError:
+        self._stop()
+        return OutputError(f"out: {self.path} cannot be written ({_reason(error)}). Fix: make room there; {self.note}")
+
+    def _stop(self) -> None:
+        """Leaves the file closed and valid, as far as the disk lets it."""
+        with suppress(OSError):
+            if self._handle is not None:
+                self._handle.close()
+        self._handle = None
+        if not self._ours or self._sealed:
+            return
+        with suppress(OSError, ExitlensError):
+            rows = self._read_lines()
+            self.count = len(rows)
+            if not rows:
+                self._lines.unlink()
+                self._record.unlink()
+            elif self._is_parquet:
+                self._place = self._lines
+                write_parquet(self.path, rows)
+                self._place = self.path
+
+
+def open_lines(path: Path, new: bool) -> BinaryIO:
+    """Opens a file to append to without a buffer: what is written is in the file at once."""
+    return path.open("xb" if new else "ab", buffering=0)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,1 +1,0 @@
-"""Files of predictions that grow batch by batch."""

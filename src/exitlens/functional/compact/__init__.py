@@ -1,1 +1,0 @@
-"""Compact logits: made of logits (compress), and read as scores and likelihoods at any temperature (reading)."""

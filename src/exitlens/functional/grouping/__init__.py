@@ -1,1 +1,0 @@
-"""Samples that belong together: what a test counts instead of samples, and a suspicion where nobody said so."""

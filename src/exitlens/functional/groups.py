@@ -1,0 +1,136 @@
+"""Samples that belong together: parts that share no group, and one value for each group.
+
+Only groups are independent of one another, so a test has as many observations as there are groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exitlens.functional.compact import restore_logits
+from exitlens.types import Trace
+
+
+def number_groups(groups: Tensor | Sequence[Hashable]) -> Tensor:  # -> (N,) int64
+    """Integers as they are; of names, the position of each among all in order of their first sample."""
+    if isinstance(groups, Tensor):
+        return groups
+    positions: dict[Hashable, int] = {}
+    return torch.tensor([positions.setdefault(one, len(positions)) for one in groups], dtype=torch.int64)
+
+
+def shuffle_groups(groups: Tensor, seed: int) -> Tensor:  # (N,) ids -> (N,) in [0, G)
+    """Numbers the groups in a random order, so that no order of the ids (by class, by date) comes into a test."""
+    found, numbers = groups.unique(return_inverse=True)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return order[numbers]
+
+
+def split_groups(groups: Tensor, share: float) -> tuple[Tensor, Tensor]:  # (N,) in [0, G)
+    """Indices of the samples of the first ``share`` of the groups (one or more), and of all others, group by group."""
+    proposing = groups < max(1, round(share * (int(groups.max()) + 1)))
+    order, count = groups.argsort(stable=True), int(proposing.sum())
+    return order[:count], order[count:]
+
+
+def count_groups(groups: Tensor) -> int:  # (N,) in [0, G)
+    """How many groups are there."""
+    return int((groups.bincount() > 0).sum())
+
+
+def average_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # (N,), (N,) in [0, G) -> (g,), (g,)
+    """The mean of every group that is there, and its size, by increasing number; float64."""
+    sizes = groups.bincount()
+    sums = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, groups, values.double())
+    there = sizes > 0
+    return sums[there] / sizes[there], sizes[there].double()
+
+
+def weigh_samples(groups: Tensor, largest: int | None) -> Tensor:  # (N,) in [0, G) -> (N,)
+    """What each sample counts so that a group counts as its size, at most ``largest``; ``None``: every group the same.
+
+    float64, of mean 1.
+    """
+    sizes = groups.bincount().double()
+    share: Tensor = (1 / sizes if largest is None else sizes.clamp_max(largest) / sizes)[groups]
+    return share / share.mean()
+
+
+def find_firsts(groups: Tensor) -> Tensor:  # (N,) -> (G,)
+    """The index of the first sample of each group, in order of the samples."""
+    found, numbers = groups.unique(return_inverse=True)
+    firsts = torch.full((len(found),), len(groups)).scatter_reduce(0, numbers, torch.arange(len(groups)), "amin")
+    return firsts.sort().values
+
+
+MOST = 2000  # samples that are compared
+CLASSES = 20  # of which they come, the most frequent ones
+FEWEST = 10  # of a class: fewer are left out
+ALIKE, SURE = 0.45, 6.0  # where it is worth a warning (docs/concepts/guarantees.md says what was seen)
+
+
+class Likeness(NamedTuple):
+    """How much samples at one distance in the order look alike.
+
+    Attributes:
+        lag: the distance, among the samples of one answer, at which they do most.
+        rank: the mean rank, in [0, 1], of the distance between their logits among those to all samples of that answer;
+            0.5 if the order says nothing.
+        deviation: how many standard errors that is below 0.5.
+    """
+
+    lag: int
+    rank: float
+    deviation: float
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether this is more than chance, and enough to matter."""
+        return self.rank <= ALIKE and self.deviation >= SURE
+
+
+def measure_likeness(trace: Trace) -> Likeness | None:
+    """Of the logits of all exits, within each final answer; ``None`` for fewer than 100 samples to compare.
+
+    Of the :data:`CLASSES` most frequent answers as many samples in a row as make :data:`MOST` in all.
+    """
+    answers = trace.logits[:, -1].argmax(-1)  # of several labels: the strongest
+    counts = answers.bincount()
+    classes = [c for c in counts.argsort(descending=True)[:CLASSES].tolist() if counts[c] >= FEWEST]
+    sums, pairs = torch.zeros(MOST + 1, dtype=torch.float64), torch.zeros(MOST + 1, dtype=torch.float64)
+    total, left = 0, MOST
+    for i, c in enumerate(reversed(classes)):  # the rarest first: what they do not use is left to the others
+        where = (answers == c).nonzero().flatten()
+        length = min(len(where), left // (len(classes) - i))
+        start = (len(where) - length) // 2
+        ranks = rank_distances(embed(trace, where[start : start + length]))
+        one, other = torch.triu_indices(length, length, 1)
+        sums.index_add_(0, other - one, ranks[one, other].double())
+        pairs.index_add_(0, other - one, torch.ones(len(one), dtype=torch.float64))
+        total, left = total + length, left - length
+    enough = pairs >= max(30, total / 4)
+    if total < 100 or not enough.any():
+        return None
+    means = sums / pairs.clamp_min(1)
+    deviations = torch.where(enough, (0.5 - means) * (12 * pairs).sqrt(), -torch.inf)  # of a uniform rank: 1 / 12
+    lag = int(deviations.argmax())
+    return Likeness(lag, means[lag].item(), deviations[lag].item())
+
+
+def embed(trace: Trace, rows: Tensor) -> Tensor:  # (n,) -> (n,K*C)
+    """The logits of all exits without what softmax does not see, each exit to the same scale."""
+    logits = restore_logits(trace.logits[rows])
+    centred = logits - logits.mean(2, keepdim=True)
+    return (centred / centred.square().mean((0, 2), keepdim=True).sqrt().clamp_min(1e-12)).flatten(1)
+
+
+def rank_distances(points: Tensor) -> Tensor:  # (n,D) -> (n,n)
+    """Ranks in [0, 1] of the distance between two points among those to all others, the mean of both sides'."""
+    distances = torch.cdist(points, points)
+    distances.fill_diagonal_(-1.0)  # first of all
+    ranks = (distances.argsort(1).argsort(1) - 0.5) / max(1, len(points) - 1)
+    return (ranks + ranks.T) / 2

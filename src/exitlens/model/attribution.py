@@ -1,0 +1,287 @@
+"""What the answer of an exit depends on: by gradients of earlier features, and by deleting cells from the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError, require
+from exitlens.functional.attribution import answer_score, choose_explained, gradient_x_input
+from exitlens.functional.maps import find_locations, top_cells
+from exitlens.functional.scores import probabilities
+from exitlens.model.cutting.modes import switch_mode
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
+from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.model.mixing import Mixing
+from exitlens.model.network import ExitNet
+from exitlens.types import ExitOutput
+from exitlens.types.inputs import Inputs, check_labels
+from exitlens.types.tasks import USUAL_SCORES
+
+Method = Literal["gradient_x_input", "layer_cam", "integrated_gradients"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Score = Callable[[Tensor], Tensor]  # features -> (B,)
+Rows = Iterable[tuple[slice, Inputs]]
+STEPS = 16  # of the path of integrated gradients
+
+
+def compute_relevance(
+    net: ExitNet,
+    inputs: Inputs,
+    *,
+    exit: int | None = None,
+    labels: Tensor | None = None,
+    at: int = 0,
+    method: Method = "gradient_x_input",
+    detached: bool | None = None,
+) -> Tensor:
+    """Return where an exit's logit of a class, less the mean of all logits, depends on features, to first order.
+
+    An attention map says which of its own features an exit used; deep features are mixtures of many places of the input.
+    This says which places of *shallow* features the answer depends on.
+
+    Args:
+        net: used in evaluation mode, as it is without tuning, and given back in the mode it was in.
+        inputs: B samples.
+        exit: whose answer; by default the final exit's.
+        labels: ``(B,)`` classes; by default the exit's own answers. With several labels, one for each sample, by default
+            all that the exit tells (if none, the strongest); the map is then about the sum of their logits alone.
+        at: the exit whose features the map is about, and whose grid it has: ``exit`` or one before it.
+        method: ``gradient_x_input`` (arXiv 1605.01713), one backward pass. ``layer_cam``: only gradients that speak for the
+            class, and only a positive sum (LayerCAM, IEEE TIP 2021, eq. 4-6). ``integrated_gradients``: gradient times
+            input, averaged over 16 points of the way from features of 0 (arXiv 1703.01365); its sum is the score less the
+            score there, nearly.
+        detached: attention weights and the scales of layer norms count as constants, as in arXiv 2202.07304 (which AttnLRP,
+            arXiv 2402.05602, refines); by default in networks with attention, where plain gradients point elsewhere.
+
+    Returns:
+        ``(B,*S)`` float32, signed (``layer_cam``: not negative), placed in the image (see docs/concepts/method.md);
+        0 at padding.
+
+    Raises:
+        InputError: for an unknown exit, place or method, and for inputs that the network cannot take.
+
+    Examples:
+        >>> xl.compute_relevance(net, images).shape  # of the final exit's answer, on the grid of exit 0
+        torch.Size([8, 10, 10])
+    """
+    require(net, ExitNet, "net")
+    last = net.num_exits - 1
+    exit = last if exit is None else exit
+    for name, value, top in (("exit", exit, last), ("at", at, exit)):
+        if not isinstance(value, int) or not 0 <= value <= top:
+            raise InputError(f"{name}: expected a number from 0 to {top}, got {value!r}")
+    if method not in METHODS:
+        raise InputError(f"method: expected one of {METHODS}, got {method!r}")
+    detached = net.has_attention if detached is None else detached
+    activations = net.check_input(inputs)
+    if labels is not None:
+        check_labels(labels, len(activations[0]), net.info.num_classes)
+        if net.info.task == "multilabel":
+            labels = labels[:, None] == torch.arange(net.info.num_classes, device=labels.device)
+    with torch.inference_mode(False), switch_mode(net, False), torch.no_grad():
+        activations = _leave_inference_mode(activations)
+        for k in range(at + 1):
+            activations = net.stage(k)(*activations)
+        with torch.enable_grad():
+            score = _ExitScore(net, activations[1:], range(at + 1, exit + 1), exit, labels, detached)
+            shares = EXPLAIN[method](score, activations[0])
+        head = net.head(at)
+        relevance, locations = head.layout.canonical(shares).sum(1), head.locations(*activations)
+    relevance = relevance.clamp_min(0) if method == "layer_cam" else relevance
+    return net.info.place_relevance(at, relevance if locations is None else relevance * locations)
+
+
+def compute_relevance_of_exits(net: ExitNet, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return :func:`compute_relevance` of every exit's own answer, ``(B,*S)`` each, from one pass and a way back each."""
+    activations = net.check_input(inputs)
+    with switch_mode(net, False):
+        exits = range(net.num_exits)
+        recording = Recording([net.stage(k) for k in exits], [net.head(k) for k in exits], net)
+        outputs = list(recording.iterate_explained(activations))
+        return tuple(recording.find_relevance([k] * len(outputs[k].logits)) for k in exits)
+
+
+class Recording:
+    """A pass through the exits from which relevance is found afterwards, by one way back instead of a pass of its own.
+
+    Gradients are recorded from exit 0's features on; :meth:`stop` ends that, once all answers are known. Stages and heads
+    are those of ``net``, or an engine's.
+    """
+
+    def __init__(self, stages: Sequence[Callable[..., Any]], heads: Sequence[ExitHead], net: ExitNet) -> None:
+        self._stages, self._heads, self._logits, self._goes_on = stages, heads, list[Tensor](), True
+        self._detached, self._info = net.has_attention, net.info
+
+    def iterate_explained(self, activations: Activations) -> Iterator[ExitOutput]:
+        """Yield outputs as :meth:`~exitlens.model.engine.engine.Engine.iterate_explained` does, detached."""
+        activations = _leave_inference_mode(activations)
+        for k, (stage, head) in enumerate(zip(self._stages, self._heads, strict=True)):
+            with torch.inference_mode(False):  # its tensors have no gradients
+                is_recorded = k > 0 and self._goes_on
+                mixing = Mixing(is_fixed=True) if is_recorded and self._detached else nullcontext()
+                with torch.set_grad_enabled(is_recorded), mixing:
+                    activations = stage(*activations)
+                with torch.set_grad_enabled(self._goes_on):
+                    if k == 0:
+                        self._features = activations[0].detach().requires_grad_()
+                        activations = (self._features, *activations[1:])
+                        self._layout, self._locations = head.layout, head.locations(*activations)
+                    out = head(*activations)
+            self._logits.append(out.logits)
+            yield ExitOutput(*(t.detach() for t in out))
+
+    def stop(self) -> None:
+        """Record nothing from now on."""
+        self._goes_on = False
+
+    def find_relevance(self, exits: Sequence[int]) -> Tensor:  # -> (B,*S)
+        """Return what :func:`compute_relevance` gives, of every sample for the answer of its own exit."""
+        with torch.inference_mode(False), torch.enable_grad():
+            chosen = torch.tensor(exits, device=self._features.device)
+            scores = torch.zeros(len(chosen), device=chosen.device)
+            for k in set(exits):
+                scores = torch.where(chosen == k, answer_score(self._logits[k], self._info.task), scores)
+            relevance = self._layout.canonical(gradient_x_input(scores, self._features, retain_graph=True)).sum(1)
+        return self._info.place_relevance(0, relevance if self._locations is None else relevance * self._locations)
+
+
+def _leave_inference_mode(activations: Activations) -> Activations:
+    """Return tensors that autograd does not refuse."""
+    with torch.inference_mode(False):
+        return tuple(t.clone() if t.is_inference() else t for t in activations)
+
+
+@dataclass
+class _ExitScore:
+    """An exit's score of the labels, from features at another exit and what else crosses the cut.
+
+    Without labels it is of the answers to the first features that it is asked for, so that these stay the same on the way
+    to others. The features may be several for each sample, one batch of them after the other.
+    """
+
+    net: ExitNet
+    others: Activations
+    stages: Sequence[int]
+    exit: int
+    labels: Tensor | None
+    detached: bool
+
+    def __call__(self, features: Tensor) -> Tensor:  # -> (B,)
+        copies = 1 if self.labels is None else len(features) // len(self.labels)
+        activations: Activations = (features, *(t.repeat(copies, *[1] * (t.ndim - 1)) for t in self.others))
+        with Mixing(is_fixed=True) if self.detached else nullcontext():
+            for k in self.stages:
+                activations = self.net.stage(k)(*activations)
+        logits = self.net.head(self.exit).classify(*activations)
+        if self.labels is None:
+            self.labels = choose_explained(logits, self.net.info.task)
+        return answer_score(logits, self.net.info.task, self.labels.repeat(copies, *[1] * (self.labels.ndim - 1)))
+
+
+def _multiply(score: Score, features: Tensor) -> Tensor:
+    features = features.detach().requires_grad_()
+    return gradient_x_input(score(features), features)
+
+
+def _rectify(score: Score, features: Tensor) -> Tensor:
+    features = features.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(features).sum(), features)
+    return gradient.float().clamp_min(0) * features.detach().float()
+
+
+def _integrate(score: Score, features: Tensor) -> Tensor:
+    """Take midpoints of equal parts of the way, so that the sum is near the difference that it stands for."""
+    with torch.no_grad():
+        score(features)
+    total = torch.zeros_like(features, dtype=torch.float32)
+    for steps in ((torch.arange(STEPS) + 0.5) / STEPS).split(max(1, STEPS // len(features))):  # small batches together
+        points = torch.cat([features.detach() * step for step in steps.tolist()]).requires_grad_()
+        (gradient,) = torch.autograd.grad(score(points).sum(), points)
+        total += gradient.float().unflatten(0, (len(steps), -1)).sum(0)
+    return total / STEPS * features.detach().float()
+
+
+EXPLAIN: dict[Method, Callable[[Score, Tensor], Tensor]] = {
+    "gradient_x_input": _multiply,
+    "layer_cam": _rectify,
+    "integrated_gradients": _integrate,
+}
+
+
+def perturb(
+    net: ExitNet,
+    engine: Engine,
+    batches: Rows,
+    plain: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    fraction: float,
+    exits: Sequence[int] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Delete, and keep alone, the top cells of maps, from wherever they come.
+
+    Args:
+        net: checks its inputs.
+        engine: runs.
+        batches: N samples: which rows these are, and their inputs.
+        plain: ``(N,C)`` probabilities of every exit on the whole inputs.
+        maps: ``(N,*grid)`` each.
+        fraction: share of cells.
+        exits: whose answer each map is about; by default one map for every exit.
+
+    Returns:
+        For every map, ``(N,)``: the drop in the probability of the exit's own answer, and the probability with those cells
+        alone.
+    """
+
+    def answer(inputs: Inputs, k: int) -> Tensor:  # -> (B,C), at exit k
+        logits = engine.compute_logits(k, engine.enter(net.check_input(inputs)))
+        return probabilities(logits, kind=USUAL_SCORES[net.info.task])
+
+    exits = range(len(plain)) if exits is None else exits
+    modality = net.input_spec.modality
+    chosen = [top_cells(m, fraction, find_locations(m)) for m in maps]
+    drops, keeps = ([plain[k].new_zeros(len(plain[k])) for k in exits] for _ in range(2))
+    for rows, inputs in batches:
+        for i, (k, cells) in enumerate(zip(exits, chosen, strict=True)):
+            p = plain[k][rows]
+            label = p.argmax(1, keepdim=True)
+            deleted, kept = modality.delete(inputs, cells[rows]), modality.insert(inputs, cells[rows])
+            drops[i][rows] = (p - answer(deleted, k)).gather(1, label).squeeze(1)
+            keeps[i][rows] = answer(kept, k).gather(1, label).squeeze(1)
+    return drops, keeps
+
+
+def occlude(net: ExitNet, engine: Engine, batches: Rows, plain: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
+    """Delete every cell by itself: as many passes through the network as a grid has cells, for every grid there is.
+
+    Occlusion as in arXiv 1311.2901, section 4.2, with cells side by side. Arguments are those of :func:`perturb`; ``maps``
+    tell every exit's grid, and which of its cells are locations (padding is not).
+
+    Returns:
+        ``(N,*grid)`` of every exit: the drop in the probability of its own answer; 0 at padding.
+    """
+    modality, drops = net.input_spec.modality, [torch.zeros_like(m) for m in maps]
+    for rows, inputs in batches:
+        for grid in dict.fromkeys(m.shape[1:] for m in maps):
+            judged = [k for k, m in enumerate(maps) if m.shape[1:] == grid]
+            real = find_locations(*(maps[k][rows] for k in judged))
+            for cell in range(grid.numel()):
+                cells = torch.zeros(rows.stop - rows.start, grid.numel(), dtype=torch.bool, device=maps[0].device)
+                cells[:, cell] = True if real is None else real.flatten(1)[:, cell]
+                if not cells.any():
+                    continue
+                deleted = modality.delete(inputs, cells.view(-1, *grid))
+                outputs = engine.compute_outputs(engine.enter(net.check_input(deleted)))
+                for k in judged:
+                    whole = plain[k][rows]
+                    p = probabilities(outputs[k][0], kind=USUAL_SCORES[net.info.task])
+                    drop = (whole - p).gather(1, whole.argmax(1, keepdim=True)).squeeze(1)
+                    drops[k][rows].flatten(1)[:, cell] = drop * cells[:, cell]
+    return drops

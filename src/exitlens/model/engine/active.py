@@ -1,0 +1,213 @@
+"""Selects and caches the engine that a network answers with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, cast
+
+from rich.progress import track
+from torch import nn
+
+from exitlens.errors import EngineError
+from exitlens.model._torch_compat import has_hooks
+from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.engine.compiled import CompiledEngine
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.onnx_engine import OnnxEngine, OnnxFiles
+from exitlens.model.engine.preparation import choose_default
+from exitlens.model.engine.tuning import Tuning, apply_tuning
+from exitlens.model.engine.weights import Snapshot, WeightsRecord
+from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.types import Policy
+
+
+class ActiveEngine:
+    """The engine that one network answers with, and the evaluation mode it needs meanwhile. Threads share both.
+
+    A network that nobody tuned answers with the default for its kind, which is read from its graphs without running
+    anything (:func:`~exitlens.model.engine.preparation.choose_default`); while any of its modules has hooks, it answers
+    with everything off, so that hooks see what the module itself would get.
+
+    A copy of the network has the same tuning and an engine of its own, which is not compiled.
+
+    Args:
+        example: returns one sample, as the first stage takes it.
+        tuning: ``None`` until somebody sets one.
+    """
+
+    def __init__(
+        self, stages: nn.ModuleList, heads: nn.ModuleList, example: Callable[[], Activations], tuning: Tuning | None = None
+    ) -> None:
+        self.weights = WeightsRecord(stages, heads)
+        self._stages, self._heads, self._example, self._tuning = stages, heads, example, tuning
+        self._modules: list[nn.Module] = []  # of stages and heads, once they were needed
+        self._lock = threading.RLock()
+        self._compiling = threading.Lock()  # one compilation at a time, while other threads answer
+        self._cached: tuple[Engine, Snapshot] | None = None  # and the weights that it was made of
+        self._files: tuple[OnnxFiles, Snapshot] | None = None  # and the weights that they hold
+        self._users = 0  # answers that need evaluation mode now
+        self._modes: list[tuple[nn.Module, bool]] = []  # before the first of them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActiveEngine, (self._stages, self._heads, self._example, self._tuning)
+
+    @property
+    def parts(self) -> tuple[Sequence[Stage], Sequence[ExitHead]]:
+        """The network's stages and heads."""
+        return cast(Sequence[Stage], self._stages), cast(Sequence[ExitHead], self._heads)
+
+    @property
+    def is_tuned(self) -> bool:
+        """True if a tuning was set."""
+        return self._tuning is not None
+
+    @property
+    def tuning(self) -> Tuning:
+        """How the network answers. Setting it drops what was compiled."""
+        if self._tuning is not None:
+            return self._tuning
+        cached = self._cached
+        return cached[0].tuning if cached is not None and cached[0].is_compiled else self.find().tuning
+
+    @tuning.setter
+    def tuning(self, value: Tuning) -> None:
+        with self._lock:
+            self._tuning, self._cached = value, None
+
+    @property
+    def precision(self) -> str:
+        """The tuning's precision, for which no engine has to be made: no default changes it."""
+        return "float32" if self._tuning is None else self._tuning.numbers
+
+    def use(self, engine: Engine) -> None:
+        """Answer with this engine and its tuning from now on, until the weights change."""
+        with self._lock:
+            self._tuning, self._cached = engine.tuning, (engine, self.weights.current())
+
+    def use_files(self, files: OnnxFiles) -> None:
+        """Answer with these files when the tuning's backend is ``onnx``, until the weights change."""
+        with self._lock:
+            self._files = files, self.weights.current()
+
+    def forget(self) -> None:
+        """Forget the weights and the default tuning, because the weights are other tensors from now on."""
+        self.weights.forget()
+        if self._cached is not None and self._cached[0].shared:
+            self._cached = None
+
+    def find(self) -> Engine:
+        """Return the engine that answers now; raises :class:`EngineError` if the weights changed after compiling."""
+        cached = self._cached
+        if cached is None or not cached[0].is_compiled:
+            if self._tuning is not None and not self._tuning.changes_weights:
+                return Engine(*self.parts, self._tuning, shared=True)
+            if self._tuning is None and any(map(has_hooks, self._list_modules())):
+                return Engine(*self.parts, Tuning(), shared=True)
+            if cached is not None and cached[0].shared and not cached[0].tuning.changes_weights:
+                return cached[0]  # as good for any weights
+        with self._lock:
+            snapshot = self.weights.current()
+            if self._cached is not None:
+                engine, source = self._cached
+                if source is snapshot:
+                    return engine
+                if engine.is_compiled:
+                    raise EngineError("net: its weights changed after net.compile(). Fix: call net.compile() again.")
+                if source.modules != snapshot.modules:
+                    self._modules = []
+            engine = self._make_default() if self._tuning is None else self._make_tuned(self._tuning, snapshot)
+            self._cached = engine, snapshot
+            return engine
+
+    def _make_default(self) -> Engine:
+        tuning = choose_default(*self.parts, self._example())
+        if tuning.folded:  # weights are copied for nothing else
+            try:
+                return Engine.prepare(*self.parts, tuning)
+            except Exception:  # a module that cannot be copied
+                tuning = replace(tuning, folded=False)
+        return Engine(*self.parts, tuning, shared=True)
+
+    def _make_tuned(self, tuning: Tuning, snapshot: Snapshot) -> Engine:
+        files = None if self._files is None or self._files[1] is not snapshot else self._files[0]
+        engine = prepare_engine(*self.parts, tuning, self._example(), files)
+        if tuning.precision != "float32":
+            engine.try_out(self._example())
+        return engine
+
+    @contextmanager
+    def open(self) -> Iterator[Engine]:
+        """The context in which the engine answers: in evaluation mode, without autograd, with the tuning's threads."""
+        engine = self.find()
+        with self._evaluate() if engine.shared else nullcontext(), apply_tuning(engine.tuning), engine.mode():
+            yield engine
+
+    def compile(self, policy: Policy, attention: bool, progress: bool) -> dict[int, float]:
+        """See :meth:`~exitlens.model.network.ExitNet.compile`; other threads answer as before until it is done."""
+        with self._compiling:
+            snapshot, tuned, activations = self.weights.current(), self._tuning, self._example()
+            if self.precision.startswith("int8"):
+                raise EngineError(
+                    "compile: this network answers with int8 files, which PyTorch cannot compile. Fix: set net.tuning = "
+                    "Tuning() first."
+                )
+            tuning = replace(tuned or choose_default(*self.parts, activations), backend="torch")
+            # convolutions in another format would be compiled again for large batches
+            is_image = any(t.ndim == 4 for t in activations)
+            engine = CompiledEngine.prepare(*self.parts, replace(tuning, channels_last=True) if is_image else tuning)
+            steps = engine.warm_up(activations, policy, attention)
+            with apply_tuning(tuning):
+                seconds = dict(track(steps, "compiling", total=len(self._heads)) if progress else steps)
+            with self._lock:
+                if self._tuning is tuned:  # nobody set another one meanwhile
+                    self._tuning = None if tuned is None else tuning
+                    self._cached = engine, snapshot
+            return seconds
+
+    @contextmanager
+    def _evaluate(self) -> Iterator[None]:
+        """Evaluation mode for as long as any thread needs it; then every module gets its own mode back."""
+        with self._lock:
+            if self._users == 0 and any(module.training for module in self._list_modules()):
+                self._modes = [(module, module.training) for module in self._modules]
+                self._stages.eval()
+                self._heads.eval()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    for module, mode in self._modes:
+                        module.training = mode
+                    self._modes = []
+
+    def _list_modules(self) -> list[nn.Module]:
+        self._modules = self._modules or [m for part in (self._stages, self._heads) for m in part.modules()]
+        return self._modules
+
+
+def prepare_engine(
+    stages: Sequence[Stage],
+    heads: Sequence[ExitHead],
+    tuning: Tuning,
+    example: Activations,
+    files: OnnxFiles | None = None,
+) -> Engine:
+    """Make an engine on copies, with the tuning's backend.
+
+    Args:
+        example: one sample, as the first stage takes it.
+        files: ONNX files of these weights, if there are any.
+    """
+    if tuning.backend == "torch":
+        return Engine.prepare(stages, heads, tuning)
+    if tuning.precision == "int8":
+        raise EngineError("tuning: the int8 files hold other weights. Fix: call exitlens.export_int8 again.")
+    if files is not None:
+        return OnnxEngine.adopt(stages, heads, tuning, example, files)
+    return OnnxEngine.write(stages, heads, tuning, example)

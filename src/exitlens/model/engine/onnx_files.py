@@ -1,0 +1,226 @@
+"""Parts of a network as ONNX files for any number of samples, compared with PyTorch before they are used."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from exitlens.errors import ExportError, import_extra
+from exitlens.functional.routing import needs_head
+from exitlens.model.cutting.stage import Activations, Stage
+from exitlens.model.engine.preparation import prepare_graph, prepare_head
+from exitlens.model.engine.tuning import Tuning
+from exitlens.model.heads.exit_heads import ExitHead
+from exitlens.types import Policy
+
+OPSET = 18
+LOGITS, ATTENTION = "logits", "attention"
+BATCHES = (1, 2, 3, 17, 64)  # sizes at which files are compared with PyTorch; 0 ends the process for some (MaxViT's)
+ATTENTION_CALLS = (functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
+TOLERANCE = 1e-4  # of the largest absolute value that a tensor has
+
+
+def import_onnx() -> Any:
+    """Import ``onnx`` and the packages that writing needs; raises :class:`MissingExtraError`."""
+    import_extra("onnxscript", "onnx", "writing ONNX files")
+    import_extra("onnxruntime", "onnx", "comparing ONNX files with the network")
+    return import_extra("onnx", "onnx", "writing ONNX files")
+
+
+class Segment(nn.Module):
+    """Stages up to an exit and its head: activations -> logits, attention and, before the final exit, activations.
+
+    Attributes:
+        exit: the exit whose head it has.
+        is_last: whether that is the final one.
+    """
+
+    def __init__(self, bodies: Sequence[fx.GraphModule], head: ExitHead, exit_: int, is_last: bool) -> None:
+        super().__init__()
+        self.bodies, self.head = nn.ModuleList(bodies), head
+        self.exit, self.is_last = exit_, is_last
+
+    def forward(self, *activations: Tensor) -> Activations:
+        """What crossed the cut before -> ``(B,C)``, ``(B,*S)``, and what crosses the cut after."""
+        for body in self.bodies:
+            activations = body(*activations)
+        outputs = self.head.with_attention(*activations)
+        return outputs if self.is_last else (*outputs, *activations)
+
+
+def cut_segments(stages: Sequence[Stage], heads: Sequence[ExitHead], policy: Policy) -> list[Segment]:
+    """Copy the network in float32, batch normalisation folded, as one segment for each exit that can answer.
+
+    Stages whose exit can never fire belong to the next segment: ONNX Runtime computes all outputs of a file, used or not.
+    """
+    segments, bodies, tuning = list[Segment](), list[fx.GraphModule](), Tuning(folded=True)
+    with torch.inference_mode(False):
+        for k, (stage, head) in enumerate(zip(stages, heads, strict=True)):
+            bodies.append(prepare_graph(stage.evaluation, tuning).float())
+            if needs_head(policy, k):
+                segments.append(Segment(bodies, prepare_head(head, tuning).float(), k, k == len(heads) - 1).eval())
+                bodies = []
+    return segments
+
+
+class Written(NamedTuple):
+    """A segment's file.
+
+    Attributes:
+        exit: the exit whose head it has.
+        inputs, outputs: names of its tensors; logits and attention come first among the outputs.
+        map_shape: shape of the exit's attention, without the batch axis.
+        offset: how far the map lies off its cells, along each axis.
+    """
+
+    path: Path
+    exit: int
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    map_shape: Sequence[int]
+    offset: Sequence[float] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, without the directory."""
+        names = {"inputs": list(self.inputs), "outputs": list(self.outputs), "map_shape": list(self.map_shape)}
+        return {"file": self.path.name, "exit": self.exit} | names
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], directory: Path) -> Written:
+        """Inverse of :meth:`to_dict`; raises :class:`KeyError` or :class:`TypeError` for anything else."""
+        names = {name: tuple(values[name]) for name in ("inputs", "outputs", "map_shape")}
+        return cls(directory / str(values["file"]), int(values["exit"]), **names)
+
+
+def write_segments(
+    directory: Path, segments: Sequence[Segment], examples: Mapping[int, Activations], names: Sequence[str]
+) -> list[Written]:
+    """Write ``stage_0.onnx`` and so on, and compare each with its segment.
+
+    Args:
+        examples: by batch size (2 among them), samples as the first stage takes them.
+        names: of the first stage's tensors.
+    """
+    files, batches = list[Written](), dict(examples)
+    for place, segment in enumerate(segments):
+        path = directory / f"stage_{place}.onnx"
+        with torch.inference_mode():
+            _, attention, *crossing = segment(*batches[2])
+        outputs = [LOGITS, ATTENTION, *(f"features_{segment.exit}_{i}" for i in range(len(crossing)))]
+        part = f"exit {segment.exit}"
+        write_module(segment, tuple(t.clone() for t in batches[2]), path, names, outputs, part)
+        session = open_file(path)
+        for size, batch in batches.items():
+            batches[size] = compare_module(segment, session, dict(zip(names, batch, strict=True)), part)[2:]
+        files.append(Written(path, segment.exit, names, outputs, tuple(attention.shape[1:])))
+        names = outputs[2:]
+    return files
+
+
+def write_module(
+    module: nn.Module, activations: Activations, path: Path, inputs: Sequence[str], outputs: Sequence[str], part: str
+) -> None:
+    """Write a file for any number of samples.
+
+    Args:
+        module: tensors -> a tuple of tensors.
+        activations: an example of two samples or more (with one, torch.export would fix the batch size to 1).
+        inputs, outputs: names of the tensors.
+        part: names the module in errors.
+
+    Raises:
+        ExportError: where PyTorch cannot export the module, or only for one number of samples.
+    """
+    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in activations)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), _FlatAttention():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                activations,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=(dynamic,),
+                optimize=True,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(path)
+    except Exception as error:  # torch.export and the ONNX exporter raise errors of many kinds
+        raise ExportError(f"net: {part} cannot be written as ONNX ({shorten(error)})") from error
+    graph = import_onnx().load(path, load_external_data=False).graph
+    for value in (*graph.input, *graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if not dimensions or not dimensions[0].dim_param:
+            raise ExportError(f"net: {part}: the number of samples of {value.name!r} is fixed in its ONNX file")
+
+
+class _FlatAttention(TorchFunctionMode):
+    """Flattens several axes of groups (windows) before attention: the exporter supports tensors of four axes only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        is_masked = (args[3] if len(args) > 3 else kwargs.get("attn_mask")) is not None
+        if func not in ATTENTION_CALLS or len(args) < 3 or args[0].ndim <= 4 or is_masked:
+            return func(*args, **kwargs)
+        query, key, value = (t.flatten(0, -4) for t in args[:3])
+        return func(query, key, value, *args[3:], **kwargs).unflatten(0, args[0].shape[:-3])
+
+
+def shorten(error: Exception) -> str:
+    """Return the kind and first line of the error that caused this one."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def open_file(path: Path, threads: int = 1) -> Any:
+    """Open a session of ONNX Runtime on the CPU, whose threads wait as those of exitlens-runtime do (its sessions.py)."""
+    runtime = import_extra("onnxruntime", "onnx", "running ONNX files")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4  # failures are raised
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "10")
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"{path.name}: ONNX Runtime cannot open the file that was written ({shorten(error)})") from error
+
+
+def compare_module(module: nn.Module, session: Any, activations: Mapping[str, Tensor], part: str) -> Activations:
+    """Return the module's outputs; raises :class:`ExportError` unless the file gives the same."""
+    with torch.inference_mode():
+        expected: Activations = module(*activations.values())
+    try:
+        outputs = session.run(None, {value.name: activations[value.name].numpy() for value in session.get_inputs()})
+    except Exception as error:
+        raise ExportError(f"net: {part}: its ONNX file does not run ({shorten(error)})") from error
+    names = [value.name for value in session.get_outputs()]
+    for name, wanted, output in zip(names, expected, map(torch.from_numpy, outputs), strict=True):
+        tensor = f"net: {part}, {name}, {len(wanted)} samples"
+        if wanted.shape != output.shape:
+            raise ExportError(f"{tensor}: the ONNX file gives {tuple(output.shape)}, the network {tuple(wanted.shape)}")
+        if not is_close(output, wanted):
+            off = (wanted.double() - output.double()).abs().max().item()
+            raise ExportError(
+                f"{tensor}: the ONNX file is off by {off:.2g}; allowed is {TOLERANCE:.0e} of the largest value"
+            )
+    return expected
+
+
+def is_close(output: Tensor, expected: Tensor) -> bool:
+    """Return whether tensors are the same but for rounding."""
+    if output.shape != expected.shape or not expected.numel():
+        return output.shape == expected.shape
+    allowed = TOLERANCE * max(expected.double().abs().max().item(), 1.0)
+    return bool((output.double() - expected.double()).abs().max().item() <= allowed)

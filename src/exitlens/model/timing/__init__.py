@@ -1,1 +1,0 @@
-"""Time: the timer, the machine, and how long a network takes at each exit."""

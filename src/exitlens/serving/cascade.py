@@ -1,0 +1,399 @@
+"""The samples of all requests on their way through the stages of one model, and which stage runs next."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.errors import RequestError
+from exitlens.model.cutting.stage import Activations
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.router import RoutedBatch, Router
+from exitlens.serving.models import Array, ServedModel
+from exitlens.types.policies import DEFAULT
+from exitlens.types.tasks import read_answers
+
+LOG = logging.getLogger("exitlens.serving")
+MARGIN = 0.002  # seconds before a deadline at which its answer goes out
+URGENT_STEPS, URGENT_SECONDS = 4, 0.05  # the longest steps, plus seconds, before a deadline from which on it goes first
+KEPT = 0.9  # share of an average that is kept at every new observation
+KEPT_WORK = 0.995  # the same for the work of samples: those that leave late come seldom
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a request asks of its answers.
+
+    Attributes:
+        policy: name of a policy in the bundle.
+        last_exit: exit at which samples leave at the latest.
+        min_confidence: score that early exits need to answer, beside the policy's own.
+        deadline: when the answer has to be there (``time.monotonic``); infinite if it does not matter.
+        attention: give the map of the exit that answered.
+    """
+
+    policy: str = DEFAULT
+    last_exit: int | None = None
+    min_confidence: float = 0.0
+    deadline: float = math.inf
+    attention: bool = False
+
+    @property
+    def changes_policy(self) -> bool:
+        """True if answers may differ from the policy's own, so that its promise does not hold."""
+        return self.last_exit is not None or self.min_confidence > 0 or self.deadline < math.inf
+
+
+class Ticket:
+    """The samples of one request, and what is known of their answers.
+
+    Attributes:
+        labels: ``(n,)`` int64, or ``(n,C)`` bool where a sample has several labels.
+        exits, confidence, probabilities: ``(n,)`` int64, ``(n,)`` and ``(n,C)`` float32.
+        maps: attention of each sample, if it was asked for.
+        limited: ``(n,)`` bool, true where the request's own limits ended the sample rather than the policy.
+        left: number of samples without an answer. error: why there are no answers.
+        since, done: when the request came and when it ended. first: place of its first sample in the cascade.
+    """
+
+    __slots__ = (
+        *("activations", "confidence", "done", "error", "exits", "first", "kept", "labels", "left", "limited", "maps"),
+        *("probabilities", "receiver", "since", "terms"),
+    )
+
+    def __init__(
+        self, activations: Activations, terms: Terms, num_classes: int, receiver: Any = None, several: bool = False
+    ) -> None:
+        count = len(activations[0])
+        self.activations, self.terms, self.receiver = activations, terms, receiver
+        self.labels: Array = np.empty((count, num_classes), np.bool_) if several else np.empty(count, np.int64)
+        self.exits = np.full(count, -1, np.int64)
+        self.confidence, self.probabilities = np.empty(count, np.float32), np.empty((count, num_classes), np.float32)
+        self.limited = np.zeros(count, np.bool_)
+        self.maps: list[Tensor | None] = [None] * count if terms.attention else []
+        self.left = count
+        self.error: Exception | None = None
+        self.since = self.done = time.monotonic()
+        self.first = -1
+        self.kept: dict[int, tuple[Any, ...]] = {}  # by row, an answer that will do if time runs out
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_new(self) -> bool:
+        """True until a cascade has taken it in or it has ended."""
+        return self.first < 0 and self.left > 0
+
+    def answer(self, row: int, exit_: int, label: Any, score: float, probabilities: Array, attention: Tensor | None) -> None:
+        """Set the answer of one sample."""
+        self.labels[row], self.exits[row], self.confidence[row] = label, exit_, score
+        self.probabilities[row] = probabilities
+        if self.maps:
+            self.maps[row] = attention
+        self.left -= 1
+
+    def answer_by_kept(self) -> bool:
+        """Give every open sample the last answer that an exit had for it; return false if one has none at all."""
+        rows = np.flatnonzero(self.exits < 0).tolist()
+        if not all(row in self.kept for row in rows):
+            return False
+        for row in rows:
+            self.answer(row, *self.kept[row])
+            self.limited[row] = True
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """End the request without answers."""
+        self.error, self.left = error, 0
+
+    def check_finite(self) -> None:
+        """Fail the request where the network computed NaN or infinity for its samples."""
+        if self.error is None and not math.isfinite(self.probabilities.sum()):
+            message = "inputs: the answers to these are NaN or infinite. Fix: check that the inputs are normalised."
+            self.fail(RequestError(message, status=422))
+
+
+class Pool(NamedTuple):
+    """Samples that wait for stage ``stage`` of router ``router``.
+
+    Attributes:
+        entered: since when the first of them waits for company (``time.monotonic``).
+        urgent: some of them have a deadline that is near.
+    """
+
+    router: int
+    stage: int
+    samples: int
+    entered: float
+    urgent: bool = False
+
+
+def choose_pool(pools: Sequence[Pool], size: int, now: float, max_delay: float) -> Pool:
+    """Return the pool whose stage runs next.
+
+    In this order: samples with a deadline, the deepest first; what has waited for company longer than ``max_delay``
+    seconds, the longest first; the deepest pool in which a whole micro-batch of ``size`` waits; the first stage, so that
+    samples that can leave early do so at once while the others collect company.
+    """
+    urgent = [pool for pool in pools if pool.urgent]
+    if urgent:
+        return max(urgent, key=lambda pool: pool.stage)
+    overdue = [pool for pool in pools if pool.stage and now - pool.entered > max_delay]
+    if overdue:
+        return min(overdue, key=lambda pool: pool.entered)
+    full = [pool for pool in pools if pool.samples >= size]
+    return max(full, key=lambda pool: pool.stage) if full else min(pools, key=lambda pool: pool.stage)
+
+
+class Pace:
+    """How long stages take, learnt from those that ran: for each stage and each doubling of the number of samples."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, int], float] = {}
+        self._seconds_worked = self._samples = 0.0  # decaying sums
+
+    @property
+    def seconds_each(self) -> float:
+        """Seconds of work for each sample until it is answered; 0 before the first."""
+        return self._seconds_worked / self._samples if self._samples else 0.0
+
+    def observe(self, stage: int, count: int, seconds: float) -> None:
+        """Note that a stage ran on ``count`` samples."""
+        key = stage, count.bit_length()
+        before = self._seconds.get(key, seconds)
+        self._seconds[key] = KEPT * before + (1 - KEPT) * seconds
+
+    def observe_work(self, samples: float, seconds: float) -> None:
+        """Note that the work of so many samples took ``seconds``, everything in between included.
+
+        Samples on their way count by the share of their work that is done. Otherwise the samples that are answered first
+        would seem to have cost what everything before them in the stage did.
+        """
+        share = KEPT_WORK**samples
+        self._seconds_worked = share * self._seconds_worked + seconds
+        self._samples = share * self._samples + samples
+
+    def forecast(self, stage: int, count: int) -> float:
+        """Return the seconds a stage will take on ``count`` samples, by the nearest number seen; 0 if none was."""
+        known = [(abs(size - count.bit_length()), -size) for k, size in self._seconds if k == stage]
+        return self._seconds[stage, -min(known)[1]] if known else 0.0
+
+    def forecast_longest(self) -> float:
+        """Return the average seconds of the slowest kind of step."""
+        return max(self._seconds.values(), default=0.0)
+
+
+class Cascade:
+    """Routers that share an engine, run by one thread: for each policy one, and one for requests with their own terms.
+
+    Args:
+        size: samples that run through a stage together.
+        max_delay: seconds that a sample waits for company before a later stage, while there is other work.
+        on_step: told the stage, samples and seconds of every step.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        engine: Engine,
+        pace: Pace,
+        size: int,
+        max_delay: float,
+        on_step: Callable[[int, int, float], None] = lambda *_: None,
+    ) -> None:
+        self.model, self.engine, self.pace, self.size, self.max_delay = model, engine, pace, size, max_delay
+        self.on_step = on_step
+        self._open: dict[int, Ticket] = {}  # by the places of samples without an answer
+        self._urgent: dict[int, Ticket] = {}  # those with a deadline, by their first place
+        self._done: list[Ticket] = []
+        self._routers: list[Router] = []
+        self._router_of: dict[tuple[str, bool], int] = {}  # by policy, and whether the request has terms of its own
+        self._entered: dict[tuple[int, int], float] = {}  # by router and stage: since when a sample waits there
+        self._next, self._with_maps = 0, 0
+        self._shares = [cost / model.cost[-1] for cost in model.cost]  # of a sample's work, up to and including each exit
+        self._ended: float | None = None  # when the last step ended, if any sample has waited since then
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no sample waits, and all that ended was handed out."""
+        return not (self._open or self._done)
+
+    def admit(self, ticket: Ticket) -> None:
+        """Take a request in."""
+        terms, ticket.first = ticket.terms, self._next
+        self._next += len(ticket)
+        self._open |= dict.fromkeys(range(ticket.first, self._next), ticket)
+        if terms.deadline < math.inf:
+            self._urgent[ticket.first] = ticket
+        at = self._find_router(terms)
+        if terms.attention:
+            self._with_maps += 1
+            for router in self._routers:
+                router.attention = True
+        self._entered.setdefault((at, 0), ticket.since)
+        self._routers[at].admit(torch.arange(ticket.first, self._next), ticket.activations, ticket.since)
+
+    def _find_router(self, terms: Terms) -> int:
+        key = terms.policy, terms.changes_policy
+        if key not in self._router_of:
+            rule, heads = (self._leave, self.model.exits) if terms.changes_policy else (None, ())
+            self._router_of[key] = len(self._routers)
+            policy = self.model.policies[terms.policy]
+            self._routers.append(Router(self.engine, policy, self._with_maps > 0, self.size, rule, heads))
+        return self._router_of[key]
+
+    def advance(self) -> list[Ticket]:
+        """Answer requests whose time is up and run one stage; return the requests that this ended."""
+        self._end_overdue()
+        soon = time.monotonic() + URGENT_STEPS * self.pace.forecast_longest() + URGENT_SECONDS
+        urgent = any(ticket.terms.deadline < soon for ticket in self._urgent.values())
+        pools = [
+            Pool(at, k, count, self._entered.get((at, k), 0.0), urgent and router.rule is not None)
+            for at, router in enumerate(self._routers)
+            for k, (count, _) in enumerate(router.list_waiting())
+            if count
+        ]
+        if pools:
+            self._run(choose_pool(pools, self.size, time.monotonic(), self.max_delay))
+        return self._close()
+
+    def _run(self, pool: Pool) -> None:
+        router, started = self._routers[pool.router], time.monotonic()
+        count = pool.samples if pool.samples < 2 * self.size else self.size
+        try:
+            routed = router.run_stage(pool.stage)
+        except Exception:
+            LOG.exception("%s: stage %d failed", self.model.name, pool.stage)
+            for part in router.take_routed():  # samples that had left before it failed
+                self._assign(part)
+            self._fail_missing()
+            self._note_waiting(pool.router)
+            return
+        ended = time.monotonic()
+        self._note_waiting(pool.router)
+        following = pool.router, pool.stage + 1
+        if pool.stage and following in self._entered:  # samples that waited for company go on with whatever is there
+            self._entered[following] = min(self._entered[following], pool.entered)
+        worked, self._ended = ended - (started if self._ended is None else self._ended), ended
+        self.pace.observe(pool.stage, count, ended - started)
+        self.pace.observe_work(self._count_work(pool.stage, count, routed), worked)
+        for part in routed:
+            self._assign(part)
+        self.on_step(pool.stage, count, ended - started)
+
+    def _count_work(self, stage: int, count: int, routed: Iterable[RoutedBatch]) -> float:
+        """Return how many samples' work a step did: its share of all it ran, and what those that left need not do."""
+        share = self._shares[stage] - (self._shares[stage - 1] if stage else 0.0)
+        return count * share + sum(len(part.where) * (1 - self._shares[part.exit]) for part in routed)
+
+    def _note_waiting(self, at: int) -> None:
+        """Note since when a sample waits for each stage of a router."""
+        now = time.monotonic()
+        for k, (left, _) in enumerate(self._routers[at].list_waiting()):
+            if not left:
+                self._entered.pop((at, k), None)
+            else:
+                self._entered.setdefault((at, k), now)
+
+    def _assign(self, part: RoutedBatch) -> None:
+        for place, answer in zip(part.where.tolist(), self._read(part), strict=True):
+            ticket = self._open.pop(place)
+            ticket.answer(place - ticket.first, *answer)
+            if not ticket.left:
+                self._done.append(ticket)
+
+    def _read(self, part: RoutedBatch) -> Iterator[tuple[int, Any, float, Any, Tensor | None]]:
+        """Return exit, label (or which of several labels are there), score, probabilities and map of each sample."""
+        p, k, maps = part.probabilities.cpu(), part.exit, part.attention
+        placed: Iterable[Tensor | None] = [None] * len(p)
+        if maps is not None:
+            placed = self.model.info.place(k, maps.float()).cpu().unbind(0)
+        labels: Any = read_answers(p, self.model.info.task)
+        labels = labels.numpy() if self.model.gives_labels else labels.tolist()
+        return zip([k] * len(p), labels, part.scores.tolist(), p.numpy(), placed, strict=True)
+
+    def _leave(self, batch: RoutedBatch, fired: Tensor) -> Tensor:
+        """Return which samples leave an exit by the requests' own terms."""
+        out, now = fired.tolist(), time.monotonic()
+        later = now + self.pace.forecast(batch.exit + 1, len(out)) + self.pace.forecast_longest() + MARGIN
+        for i, (place, answer) in enumerate(zip(batch.where.tolist(), self._read(batch), strict=True)):
+            ticket = self._open[place]
+            terms, row = ticket.terms, place - ticket.first
+            sure = out[i] and answer[2] >= terms.min_confidence
+            ends = (terms.last_exit is not None and batch.exit >= terms.last_exit) or later > terms.deadline
+            out[i] = sure or ends
+            ticket.limited[row] = ends and not sure
+            if terms.deadline < math.inf:
+                ticket.kept[row] = answer
+        return torch.tensor(out)
+
+    def _end_overdue(self) -> None:
+        """Give requests whose time is nearly up the answers that there are."""
+        now, gone = time.monotonic(), list[int]()
+        for first, ticket in list(self._urgent.items()):
+            if not ticket.left:
+                del self._urgent[first]
+            elif now + MARGIN > ticket.terms.deadline:
+                del self._urgent[first]
+                gone += self._forget(ticket)
+                if not ticket.answer_by_kept():
+                    message = "deadline_ms: it passed before the first exit could answer. Fix: allow more milliseconds."
+                    ticket.fail(RequestError(message, 504))
+                self._done.append(ticket)
+        self._discard(gone)
+
+    def _close(self) -> list[Ticket]:
+        """Return the requests that ended since the last call."""
+        done, self._done = self._done, []
+        if self.is_empty:
+            self._ended = None
+        ended = time.monotonic()
+        for ticket in done:
+            ticket.done = ended
+            ticket.check_finite()
+            self._with_maps -= ticket.terms.attention
+        if done and not self._with_maps:
+            for router in self._routers:
+                router.attention = False
+        return done
+
+    def _fail_missing(self) -> None:
+        """Fail the requests whose samples were lost with a stage that raised."""
+        left = {place for router in self._routers for place in router.list_places()}
+        lost = dict.fromkeys(ticket for place, ticket in self._open.items() if place not in left)
+        self._fail(lost, "the network failed on these samples, or on others in their batch")
+
+    def abandon(self, ticket: Ticket) -> None:
+        """End a request whose client has gone; what it has not run yet is dropped."""
+        if ticket.left:
+            self._fail([ticket], "the client does not wait for it any more")
+
+    def fail_all(self) -> list[Ticket]:
+        """End every request that waits."""
+        self._fail(dict.fromkeys(self._open.values()), "it has stopped")
+        return self._close()
+
+    def _fail(self, tickets: Iterable[Ticket], why: str) -> None:
+        for ticket in list(tickets):
+            self._discard(self._forget(ticket))
+            self._urgent.pop(ticket.first, None)
+            ticket.fail(RequestError(f"{self.model.name}: {why}; the server's log says more", 500))
+            self._done.append(ticket)
+
+    def _forget(self, ticket: Ticket) -> list[int]:
+        """Return the places of its samples that had no answer."""
+        return [place for place in range(ticket.first, ticket.first + len(ticket)) if self._open.pop(place, None)]
+
+    def _discard(self, gone: list[int]) -> None:
+        for at, router in enumerate(self._routers if gone else ()):
+            router.discard(torch.tensor(gone))
+            self._note_waiting(at)

@@ -1,1 +1,0 @@
-"""Adaptive inference on a batch or a stream."""

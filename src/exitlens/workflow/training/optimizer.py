@@ -1,0 +1,209 @@
+"""The optimiser: what it trains, at which learning rate, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from exitlens.errors import InputError, TrainingError
+from exitlens.model.backbones.weights import unique_state
+from exitlens.model.heads.exit_heads import KeptHead
+from exitlens.model.network import ExitNet
+from exitlens.types.settings import TrainingSettings
+
+# layer1.0 of layer1.0.conv1.weight, layers.2.blocks.5 of layers.2.blocks.5.mlp.fc1.weight
+_NUMBERED = r"(?:[^.]*[^.\d][^.]*\.)*?\d+(?:\.\d+)*(?:\.(?:blocks?|layers?|stages?)\.\d+)*"
+_BLOCK, _OUTER_BLOCK = re.compile(_NUMBERED + r"(?=\.)"), re.compile(_NUMBERED + r"(?=\..+\.)")
+FUSED = ("cpu", "cuda")  # devices for which PyTorch has the kernel
+PREFIX = "ema."
+
+
+def select_trainable(net: ExitNet, freeze_backbone: bool) -> list[nn.Parameter]:
+    """Return the parameters to train; raise :class:`TrainingError` if there are none."""
+    frozen = {id(p) for p in net.stages.parameters()} if freeze_backbone else set()
+    if freeze_backbone and net.info.final == "keep":
+        frozen |= {id(p) for p in net.heads[-1].parameters()}
+    parameters = [p for p in net.parameters() if id(p) not in frozen]
+    if not parameters:
+        raise TrainingError("freeze_backbone: nothing is left to train: this network has no early exit head")
+    return parameters
+
+
+def make_optimizer(groups: Sequence[dict[str, Any]]) -> torch.optim.AdamW:
+    """Return AdamW over parameter groups.
+
+    The fused kernel makes one pass over memory where the loop over tensors makes a dozen (ResNet-18 on one core: 6 ms a step
+    instead of 45). It walks through a parameter, its gradient and its moments in memory order, whatever their strides say,
+    so the strides have to agree: :func:`apply_gradients` and :func:`load_slots` ensure it. For a parameter with gaps in
+    memory (every second row of another tensor) they cannot, and the loop is used.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    fused = all(
+        p.device.type in FUSED and p.is_floating_point() and torch.empty_like(p, device="meta").stride() == p.stride()
+        for p in parameters
+    )
+    return torch.optim.AdamW(groups, fused=fused)
+
+
+def load_slots(optimizer: Optimizer, slots: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Load an optimiser's moments and steps by parameter number, in the memory format of the parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, p in enumerate(list_trained(optimizer)):
+        held = slots.get(i, {})
+        moments = {name: t for name, t in held.items() if name != "step" and t.shape == p.shape}
+        state[i] = {**held, **{name: torch.empty_like(p).copy_(t) for name, t in moments.items()}}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def list_trained(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return all parameters of an optimiser, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def one_cycle_rate(progress: float, peak: float, warm: float = 0.3) -> float:
+    """Return the learning rate at ``progress`` in [0, 1]: up from peak/25 over the share ``warm``, down to peak/250,000.
+
+    The shape and constants of ``torch.optim.lr_scheduler.OneCycleLR``, as a function without state.
+    """
+    low, end = peak / 25, peak / 25 / 1e4
+    start, stop, share = (low, peak, progress / warm) if progress < warm else (peak, end, (progress - warm) / (1 - warm))
+    return stop + (start - stop) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def apply_gradients(optimizer: Optimizer, progress: float, settings: TrainingSettings) -> None:
+    """Take one step of the optimiser along the current gradients, at ``progress`` in [0, 1) of training."""
+    rates = settings.rates
+    for group in optimizer.param_groups:
+        group["lr"] = one_cycle_rate(progress, group.get("peak", rates.learning_rate), rates.warm_up)
+    trained = list_trained(optimizer)
+    if settings.clip_norm is not None:
+        clip_grad_norm_(trained, settings.clip_norm)
+    for p in trained:
+        if p.grad is not None and p.grad.stride() != p.stride():  # a user's hook may do this, autograd does not
+            p.grad = torch.empty_like(p).copy_(p.grad)
+    optimizer.step()
+
+
+def group_parameters(net: ExitNet, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Return the groups for an optimiser: ``params``, ``peak`` (learning rate) and ``weight_decay``.
+
+    Parameters that are treated alike form one group, in the network's own order. The exits' heads, and the classifier of a
+    kept final exit, get ``head_learning_rate``. A block of the body, counted from its end, gets ``learning_rate`` times
+    ``layer_decay`` to that count (arXiv 2003.10555, A.5); the stem and embeddings count as one more block, and what follows
+    the last block belongs to it. Without ``decay_vectors``, biases and norms have no weight decay.
+    """
+    trainable = {id(p) for p in select_trainable(net, settings.freeze_backbone)}
+    rates, depths = settings.rates, number_blocks(net)
+    last = max(depths.values(), default=0)
+    if rates.layer_decay != 1 and last == 0 and not settings.freeze_backbone:
+        raise InputError(
+            f"layer_decay: expected 1 for a backbone without blocks named by a number (layer1.0), got {rates.layer_decay}"
+        )
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for parameter in net.parameters():
+        if id(parameter) not in trainable:
+            continue
+        depth = depths.get(id(parameter))
+        head_rate = rates.head_learning_rate or rates.learning_rate
+        peak = head_rate if depth is None else rates.learning_rate * rates.layer_decay ** (last - depth)
+        decay = rates.weight_decay if rates.decay_vectors or parameter.ndim > 1 else 0.0
+        group = groups.setdefault((peak, decay), {"params": [], "lr": peak, "peak": peak, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def number_blocks(net: ExitNet) -> dict[int, int]:
+    """Return the depth of every parameter of the body by its ``id``: 0 before the first block, then by block."""
+    named = list(_name_body(net))
+    deep = {match[0] for name, _ in named if (match := _OUTER_BLOCK.match(name))}  # a layer alone (stem.0) is no block
+    depths: dict[int, int] = {}
+    blocks: list[str] = []
+    for name, parameter in named:
+        matches = [match[0] for pattern in (_BLOCK, _OUTER_BLOCK) if (match := pattern.match(name))]
+        block = next((match for match in matches if match in deep), None)
+        if block is not None and block not in blocks:
+            blocks.append(block)
+        depths.setdefault(id(parameter), len(blocks) if block is None else blocks.index(block) + 1)
+    return depths
+
+
+def _name_body(net: ExitNet) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of the stages, and of a kept final exit all but its classifier, by names in the backbone."""
+    for k in range(net.num_exits):
+        yield from _name_in_order(net.stage(k).body)
+    final = net.head(net.num_exits - 1)
+    if isinstance(final, KeptHead):
+        named = list(_name_in_order(final.tail.body))
+        classifier = next((name.rpartition(".")[0] for name, p in reversed(named) if p.ndim > 1), "")
+        yield from ((name, p) for name, p in named if name.rpartition(".")[0] != classifier)
+
+
+def _name_in_order(body: fx.GraphModule) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield parameters in the order in which the graph uses them."""
+    for node in body.graph.nodes:
+        if node.op == "get_attr":
+            value: Any = attrgetter(node.target)(body)
+            if isinstance(value, nn.Parameter):
+                yield node.target, value
+        elif node.op == "call_module":
+            yield from body.get_submodule(node.target).named_parameters(prefix=node.target)
+
+
+class WeightAverage:
+    """An exponential moving average of a network's whole state, batch-norm statistics included.
+
+    At optimiser step t the average moves by ``1 - min(decay, (1 + t) / (10 + t))`` of the way to the weights (the warm-up of
+    TensorFlow's ``ExponentialMovingAverage(num_updates=t)``), so that it soon forgets the random start. Batch counts are
+    copied.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.net, self.decay, self.steps = net, decay, 0
+        self.state = unique_state(net)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after an optimiser step."""
+        self.steps += 1
+        rate = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        current = self.net.state_dict()
+        floats = [name for name, value in self.state.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.state[name] for name in floats], [current[name] for name in floats], rate)
+        for name in self.state.keys() - set(floats):
+            self.state[name].copy_(current[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the network the average for weights, and its own again afterwards."""
+        weights = unique_state(self.net)
+        self._write(self.state)
+        try:
+            yield
+        finally:
+            self._write(weights)
+
+    @torch.no_grad()
+    def _write(self, state: dict[str, Tensor]) -> None:
+        current = self.net.state_dict()
+        for name, value in state.items():
+            current[name].copy_(value)
+
+    def dump(self) -> dict[str, Tensor]:
+        """Return the average as tensors for a checkpoint."""
+        named = {PREFIX + name: value for name, value in self.state.items()}
+        return named | {PREFIX + "steps": torch.tensor(self.steps)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`dump` returned."""
+        self.steps = int(tensors[PREFIX + "steps"])
+        for name, value in self.state.items():
+            value.copy_(tensors[PREFIX + name])

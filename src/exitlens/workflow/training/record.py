@@ -1,0 +1,204 @@
+"""The directory of a training run: what it was asked for, checkpoints, log, and which launch works on it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from exitlens.errors import ExitlensError, OutputExistsError, TrainingError, import_extra
+from exitlens.functional.losses import EGTLoss
+from exitlens.io import read_tensors, write_json, write_tensors, write_text
+from exitlens.launch import count_restarts, name_launch
+from exitlens.model.backbones.weights import load_unique_state, unique_state
+from exitlens.model.network import ExitNet
+from exitlens.ranks import ALONE, Ranks
+from exitlens.types.settings import TrainingSettings
+from exitlens.workflow.training.optimizer import WeightAverage, load_slots
+
+LAST, BEST, LOG, SETTINGS = "last.safetensors", "best.safetensors", "log.csv", "settings.json"
+LAUNCH = "launch"  # file that says which torchrun the run belongs to
+FREE = ("cache_features", "keep")  # settings that may change from one call to the next
+PYTHON_ONLY = ("amp", "channels_last", "weight_decay")  # settings without an option on the command line
+_OPTIONS = {  # of the command line, for what is not a setting of the same name
+    "weight": "--egt-weight",
+    "target": "--egt-target",
+    "reach": "--egt-reach",
+    "every": "--egt-every",
+    "label_smoothing": "--label-smoothing",
+    "class_weights": "--class-weights",
+    "source": "--backbone",
+    "at": "--exits",
+    "final": "--keep-final",
+    "type": "--data",
+    "length": "--data",
+}
+
+
+def describe_run(net: ExitNet, loss: EGTLoss, settings: TrainingSettings, train: Any) -> dict[str, Any]:
+    """Return the record of a run as JSON values."""
+    size = len(train) if isinstance(train, Dataset | DataLoader) and hasattr(train, "__len__") else None
+    record = {
+        "settings": asdict(settings),
+        "loss": asdict(loss),
+        "network": replace(net.info, map_offsets=(), feature_offsets=()).to_dict(),  # the offsets follow from weights
+        "training_data": {"type": type(train).__name__, "length": size},
+    }
+    return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+
+
+def open_record(out_dir: Path, record: dict[str, Any], resume: bool) -> tuple[bool, str]:
+    """Write the record of a run in its directory, or compare it with the one that is there.
+
+    Returns:
+        Whether there is an epoch to go on from, and a line about settings that changed.
+
+    Raises:
+        OutputExistsError: if the directory cannot be used, or holds a run that is not to be resumed.
+        TrainingError: if the run to resume is damaged or has other arguments.
+    """
+    path, note = out_dir / SETTINGS, ""
+    if path.exists() and not resume:
+        raise OutputExistsError(
+            f"out_dir: {out_dir} holds a run already. Fix: pass resume=True (--resume) to go on, or another directory."
+        )
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExistsError(f"out_dir: {out_dir} cannot be a directory ({error}). Fix: choose another.") from error
+    if path.exists():
+        note = _compare(path, record)
+    if name := name_launch():
+        write_text(out_dir / LAUNCH, name + "\n")
+    write_json(path, record)
+    return (out_dir / LAST).exists(), note
+
+
+def _compare(path: Path, record: dict[str, Any]) -> str:
+    """Return a line about more epochs than before; raise :class:`TrainingError` for any other difference."""
+    try:
+        before = json.loads(path.read_text())
+        before["settings"] = asdict(TrainingSettings(**before["settings"]))
+        parts = [(before[part], record[part]) for part in record]
+        changes = {
+            name: (old.get(name), new.get(name))
+            for old, new in parts
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and name not in FREE
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, ExitlensError) as error:
+        raise TrainingError(
+            f"resume: {path} is damaged, or of another version ({error}). Fix: start again in another out_dir (--out)."
+        ) from error
+    note = ""
+    if "epochs" in changes and changes["epochs"][0] < changes["epochs"][1]:
+        old, new = changes.pop("epochs")
+        note = f"epochs: {new}, {old} before: training goes on, with the learning rates of {new} epochs"
+    if changes:
+        raise TrainingError(
+            f"resume: {path} was made with other arguments: {'; '.join(_tell(*item) for item in changes.items())}. "
+            "Fix: pass the same values (more epochs are fine), or another out_dir (--out)."
+        )
+    return note
+
+
+def _tell(name: str, values: tuple[Any, Any]) -> str:
+    has_option = name in TrainingSettings.__dataclass_fields__ and name not in PYTHON_ONLY
+    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}" if has_option else "")
+    old, new = ("none" if value is None else f"{value}" for value in values)
+    change = f"was {old}, is now {new}" if len(old + new) < 100 else "differs"
+    return f"{name}{f' ({option})' if option else ''} {change}"
+
+
+def is_restarted(out_dir: Path) -> bool:
+    """Return whether ``torchrun`` restarted its processes, after one of them ended, while they worked on this directory."""
+    path = out_dir / LAUNCH
+    return count_restarts() > 0 and path.is_file() and path.read_text().strip() == name_launch()
+
+
+def save_checkpoint(
+    path: Path, module: nn.Module, optimizer: Optimizer, note: Mapping[str, Any], average: WeightAverage | None = None
+) -> None:
+    """Write the state of a module, its optimiser and the average of its weights, with a JSON note, atomically."""
+    tensors = {f"net.{name}": value for name, value in unique_state(module).items()}
+    tensors |= {} if average is None else average.dump()
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+    write_tensors(path, tensors, note)
+
+
+def load_checkpoint(
+    path: Path, module: nn.Module, optimizer: Optimizer, average: WeightAverage | None = None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Load module, optimiser and average in place from what :func:`save_checkpoint` wrote, and return the note.
+
+    Rank 0 alone reads the file. Raises :class:`BundleError` for a damaged file or one of another network.
+    """
+    tensors, note = ranks.share(lambda: read_tensors(path))
+    state = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
+    load_unique_state(module, state, str(path))
+    if average is not None:
+        average.restore(tensors)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = value
+    load_slots(optimizer, slots)
+    return note
+
+
+def format_epoch(row: dict[str, Any], epochs: int) -> str:
+    """Return a line about an epoch: loss, validation accuracy of every exit, attention CC of the early exits."""
+    accuracy = " ".join(f"{100 * a:.1f}" for a in row["accuracy"])
+    cc = " ".join(f"{c:.2f}" for c in row["cc"])
+    agreement = f" | map CC with final {cc}" if cc else ""
+    labels = f" | micro-F1 {' '.join(f'{value:.3f}' for value in row['f1'])}" if "f1" in row else ""
+    return f"epoch {row['epoch']}/{epochs}: loss {row['loss']['total']:.3f} | val accuracy {accuracy}{labels}{agreement}"
+
+
+def write_log(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Write the whole history as CSV, atomically."""
+    rows = [flatten_row(row) for row in history]
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))  # micro-F1 is missing from an epoch without labels
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def flatten_row(row: dict[str, Any]) -> dict[str, float]:
+    """Return an epoch as named numbers: ``loss_total``, ``accuracy_exit0``, ``cc_exit0`` and so on."""
+    flat = {"epoch": row["epoch"], "seconds": round(row["seconds"], 2)}
+    flat |= {f"loss_{name}": value for name, value in row["loss"].items()} | {"val_loss": row["val_loss"]}
+    for name in ("accuracy", "f1", "cc"):
+        flat |= {f"{name}_exit{k}": value for k, value in enumerate(row.get(name, ()))}
+    return flat
+
+
+@contextmanager
+def open_tensorboard(out_dir: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that writes a row to TensorBoard (extra ``log``), or does nothing without ``out_dir``."""
+    if out_dir is None:
+        yield lambda row: None
+        return
+    writer = import_extra("torch.utils.tensorboard", "log", "fit(tensorboard=True)").SummaryWriter(str(out_dir))
+
+    def write(row: dict[str, Any]) -> None:
+        for name, value in flatten_row(row).items():
+            writer.add_scalar(name, value, row["epoch"])
+
+    try:
+        yield write
+    finally:
+        writer.close()

@@ -1,0 +1,180 @@
+"""The engine on ONNX Runtime gives what the network gives, and says what it cannot run."""
+
+import copy
+import multiprocessing
+
+import pytest
+import torch
+from torch import nn
+
+import exitlens as xl
+from exitlens.model.engine import onnx_engine
+from exitlens.model.engine.onnx_engine import Home, OnnxFile
+from tests.conftest import make_net, spread_policy
+from tests.texts import make_text_net, make_texts
+
+pytest.importorskip("onnxruntime")
+ONNX = xl.Tuning(backend="onnx")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _written_once(files_written_once):
+    """Files are written once; see tests/exported.py."""
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """The tiny network on ONNX Runtime; its files are written once."""
+    net = make_net()
+    net.tuning = ONNX
+    return net
+
+
+@pytest.mark.parametrize("batch", [1, 2, 40])
+def test_answers_and_maps_are_the_networks(tuned, net, images, batch):
+    policy = spread_policy(net, images)
+    expected, found = (xl.predict(one, images[:batch], policy, attention=True) for one in (net, tuned))
+    assert found.exits.tolist() == expected.exits.tolist()
+    assert found.labels.tolist() == expected.labels.tolist()
+    assert torch.allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found.attention, expected.attention, strict=True))
+
+
+def test_exits_that_never_fire_are_passed(tuned, net, images):
+    for policy in (xl.Policy.never(3), xl.Policy((float("inf"), 0.6))):
+        expected, found = (xl.predict(one, images, policy) for one in (net, tuned))
+        assert found.exits.tolist() == expected.exits.tolist()
+
+
+def test_traces_streams_and_explanations(tuned, net, images, tiny_set):
+    expected, found = xl.collect(net, tiny_set), xl.collect(tuned, tiny_set)
+    assert torch.allclose(expected.logits, found.logits, atol=1e-4)
+    assert torch.allclose(expected.divergence, found.divergence, atol=1e-5)
+    assert found.network == expected.network
+    policy = xl.Policy((0.6, 0.6))
+    streamed = list(xl.predict_stream(tuned, [images[:7], images[7:20]], policy))
+    assert torch.cat([one.labels for one in streamed]).tolist() == xl.predict(net, images[:20], policy).labels.tolist()
+    assert xl.explain(tuned, images[0], policy).answered == xl.explain(net, images[0], policy).answered
+
+
+@pytest.mark.slow
+def test_weights_that_change_are_written_again(images):
+    net = make_net()
+    net.tuning = ONNX
+    before = xl.predict(net, images, xl.Policy((0.0, 0.0))).probabilities.clone()
+    with torch.no_grad():
+        net.head(0).classifier.weight.mul_(-1)
+    after = xl.predict(net, images, xl.Policy((0.0, 0.0))).probabilities
+    plain = copy.deepcopy(net)
+    plain.tuning = xl.Tuning()
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(after, xl.predict(plain, images, xl.Policy((0.0, 0.0))).probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_texts():
+    net, inputs = make_text_net(), make_texts(9)
+    policy = xl.Policy((0.4,) * (net.num_exits - 1))
+    expected = xl.predict(net, inputs, policy)
+    net.tuning = ONNX
+    found = xl.predict(net, inputs, policy)
+    assert found.exits.tolist() == expected.exits.tolist()
+    assert torch.allclose(found.probabilities, expected.probabilities, atol=1e-4)
+
+
+def test_another_precision_is_refused_before_anything_is_written(monkeypatch, images):
+    monkeypatch.setattr(onnx_engine, "write_segments", None)
+    net = make_net().double()
+    net.tuning = ONNX
+    with pytest.raises(xl.EngineError, match=r"float32 on the CPU.*net\.tuning = Tuning\(\)"):
+        xl.predict(net, images.double(), xl.Policy((0.5, 0.5)))
+
+
+def test_what_it_cannot_run(monkeypatch, images):
+    with pytest.raises(xl.InputError, match="bfloat16"):
+        xl.Tuning(backend="onnx", precision="bfloat16")
+    with pytest.raises(xl.InputError, match="backend"):
+        xl.Tuning(backend="tensorflow")
+    monkeypatch.setattr(onnx_engine, "write_segments", lambda *_: (_ for _ in ()).throw(xl.ExportError("an odd layer")))
+    net = make_net()
+    net.tuning = ONNX
+    with pytest.raises(xl.EngineError, match=r"an odd layer.*backend='torch'"):
+        xl.predict(net, images, xl.Policy.never(3))
+
+
+class Two(nn.Module):
+    """Two tensors in, two out; the second input is not used."""
+
+    def forward(self, x, unused):
+        return 2 * x, x.sum(1)
+
+
+@pytest.fixture(scope="module")
+def written():
+    return OnnxFile.write(Two(), (torch.zeros(1, 3), torch.zeros(1, 2)), "a module")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 50])
+def test_it_gives_what_the_module_gives(written, batch):
+    x = torch.randn(batch, 3)
+    doubled, total = written((x, torch.zeros(batch, 2)))
+    assert torch.equal(doubled, 2 * x)
+    assert torch.allclose(total, x.sum(1))
+    transposed = torch.randn(3, batch).T  # rows are not contiguous
+    assert torch.equal(written((transposed, torch.zeros(batch, 2)))[0], 2 * transposed)
+
+
+def test_files_go_with_what_holds_them(written):
+    home = Home()
+    path = home.path
+    assert path.is_dir()
+    del home
+    assert not path.exists()
+    assert written.path.is_file()
+
+
+def test_a_forked_process_leaves_the_files():
+    home = Home()
+    process = multiprocessing.get_context("fork").Process(target=_end, args=(home,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert home.path.is_dir()
+    home.finalizer()
+    assert not home.path.exists()
+
+
+def _end(home):
+    home.finalizer()  # as at the end of a process
+
+
+def test_tensors_of_a_training_graph_are_taken(written):
+    x = torch.randn(2, 3, requires_grad=True)
+    assert torch.equal(written((x, torch.zeros(2, 2)))[0], 2 * x)
+
+
+def test_errors_are_ours(written):
+    with pytest.raises(xl.EngineError, match=r"cannot run module\.onnx"):
+        written((torch.zeros(1, 4, 4), torch.zeros(1, 2)))
+
+    class Odd(nn.Module):
+        def forward(self, x):
+            return (x if float(x.sum()) > 0 else -x,)
+
+    with pytest.raises(xl.ExportError, match="an odd one cannot be written as ONNX"):
+        OnnxFile.write(Odd(), (torch.zeros(1, 3),), "an odd one")
+
+
+def test_attention_over_windows_of_several_axes():
+    class Windows(nn.Module):
+        def forward(self, x):
+            groups = x.reshape(x.shape[0], 3, 2, 4, 8)
+            return (nn.functional.scaled_dot_product_attention(groups, groups, groups, dropout_p=0.0).flatten(1),)
+
+    x, module = torch.randn(5, 192), torch.fx.symbolic_trace(Windows())
+    for target in (nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default):
+        node = next(node for node in module.graph.nodes if "scaled_dot_product_attention" in str(node.target))
+        node.target = target  # as torch.fx and torch.export write it
+        module.recompile()
+        found = OnnxFile.write(module, (x[:1],), "windows")
+        assert torch.allclose(found((x,))[0], module(x)[0], atol=1e-5)

@@ -1,0 +1,251 @@
+"""Copies of graphs and heads: folding, padding left to convolutions, precision."""
+
+import copy
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import fx, nn
+
+import exitlens as xl
+from exitlens.model.engine.preparation import (
+    PADS,
+    absorb,
+    can_fold,
+    convolve_padded,
+    fold,
+    prepare_graph,
+    prepare_head,
+)
+from exitlens.model.engine.tuning import Tuning
+from tests.conftest import TinyNet, make_net
+from tests.model.engine.networks import IMAGES, with_statistics
+
+SIZES = st.integers(0, 3)
+IGNORE_LEAF_SPEC = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, in copies of exports
+
+
+def test_prepared_is_a_copy():
+    body = torch.fx.symbolic_trace(TinyNet().eval())
+    twin = prepare_graph(body, Tuning(folded=True, channels_last=True))
+    assert not {p.data_ptr() for p in body.parameters()} & {p.data_ptr() for p in twin.parameters()}
+    assert all(p.requires_grad for p in body.parameters())
+    assert not any(p.requires_grad for p in twin.parameters())
+
+
+def test_heads_stay_in_their_own_precision_and_are_copies():
+    net = make_net("keep")
+    for k in range(3):
+        head, twin = net.head(k), prepare_head(net.head(k), Tuning(precision="bfloat16"))
+        assert twin is not head
+        assert not any(p.requires_grad for p in twin.parameters())
+    assert next(twin.tail.evaluation.parameters()).dtype == torch.bfloat16  # the kept classifier is part of the backbone
+    assert next(prepare_head(net.head(0), Tuning(precision="bfloat16")).parameters()).dtype == torch.float32
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_folding_takes_every_batch_normalisation_that_follows_a_convolution():
+    stage = with_statistics(make_net()).stage(0)
+    body = copy.deepcopy(stage.evaluation).eval()
+    x = IMAGES[:4]
+    expected = body(x)[0]
+    fold(body)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
+    torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+class Shared(nn.Module):
+    """One convolution used twice, a normalisation whose input is used twice, one without statistics, one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3)
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.n, self.m = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.free = nn.BatchNorm2d(3, track_running_stats=False)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(self.first(x))
+        y = self.n(self.a(x))
+        z = self.b(y)
+        x = self.free(self.c(z + self.m(z)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_folding_leaves_what_it_cannot_fold():
+    torch.manual_seed(0)
+    body = fx.symbolic_trace(Shared().eval())
+    expected = body(IMAGES[:4])
+    fold(body)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 4
+    torch.testing.assert_close(body(IMAGES[:4]), expected)
+
+
+def test_convolutions_with_hooks_are_not_folded():
+    body = fx.symbolic_trace(TinyNet().eval())
+    assert can_fold(body)
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_: None)
+    assert not can_fold(body)
+    fold(body)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in body.modules()) == 2
+
+
+class Functional(nn.Module):
+    """As timm's networks: normalises by a function, asks for the number of axes, and uses a convolution's weights twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.free = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def normalise(self, x: torch.Tensor, **how: bool) -> torch.Tensor:
+        norm = self.norm
+        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, **how)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        torch._assert(x.ndim == 4, "images")
+        x = self.normalise(x, training=False).relu()
+        y = nn.functional.conv2d(x, self.second.weight, self.second.bias)
+        return self.free(y) + self.normalise(self.second(x), training=False)
+
+
+def make_functional():
+    torch.manual_seed(0)
+    net = Functional()
+    with torch.no_grad():
+        for value in (net.norm.weight, net.norm.bias, net.norm.running_mean):
+            value.uniform_(-1, 1)
+        net.norm.running_var.uniform_(0.1, 4)
+    return net.eval()
+
+
+def count_norms(body):
+    return sum("batch_norm" in str(node.target) or str(node.target) == "norm" for node in body.graph.nodes)
+
+
+@IGNORE_LEAF_SPEC
+@pytest.mark.parametrize(
+    ("trace", "folds"),  # a module whose weights a function uses as well is left as it is
+    [(fx.symbolic_trace, 1), (lambda net: torch.export.export(net, (IMAGES[:4],)).module(), 2)],
+)
+def test_functions_that_normalise_are_folded(trace, folds):
+    net = make_functional()
+    body = trace(net)
+    expected, weights = body(IMAGES[:4]), {name: p.clone() for name, p in net.named_parameters()}
+    before = count_norms(body)
+    twin = fx.GraphModule(body, copy.deepcopy(body.graph))
+    assert can_fold(twin)
+    fold(twin)
+    assert before - count_norms(twin) == folds  # the one without statistics stays
+    torch.testing.assert_close(twin(IMAGES[:4]), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(body(IMAGES[:4]), expected)
+    assert all(torch.equal(p, weights[name]) for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("how", [{"training": True}, {"training": False, "weight": True}])
+def test_statistics_of_the_batch_and_computed_scales_are_not_folded(how):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            weight = self.norm.weight.exp() if "weight" in how else self.norm.weight
+            norm = self.norm
+            return nn.functional.batch_norm(
+                self.conv(x), norm.running_mean, norm.running_var, weight, norm.bias, training=how["training"]
+            )
+
+    body = fx.symbolic_trace(Net().eval())
+    assert not can_fold(body)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "pads"), [("timm:tf_efficientnet_lite0", 1), ("timm:mobilenetv3_small_100", 0)])
+def test_timm_networks_are_folded_and_copy_nothing_to_pad_it(name, pads):
+    torch.manual_seed(0)
+    net = xl.attach(xl.build_backbone(name, 4), ["blocks.1.0"], 4, torch.zeros(1, 3, 64, 64)).eval()
+    body = copy.deepcopy(net.stage(0).evaluation)
+    x = torch.rand(2, 3, 64, 64)
+    expected = body(x)[0]
+    fold(body)
+    absorb(body)
+    assert not any("batch_norm" in str(node.target) for node in body.graph.nodes)
+    assert sum(node.target in PADS for node in body.graph.nodes) == pads  # the stem's, which is no depthwise convolution
+    torch.testing.assert_close(body(x)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None)
+@given(
+    zeros=st.tuples(SIZES, SIZES, SIZES, SIZES),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+)
+def test_convolving_with_zeros_around_is_padding_first(zeros, stride, dilation, kernel, size):
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, *size, generator=draws)
+    weight, bias = torch.randn(4, 1, *kernel, generator=draws), torch.randn(4, generator=draws)
+    expected = F.conv2d(F.pad(x, zeros), weight, bias, stride, 0, dilation, 4)
+    torch.testing.assert_close(convolve_padded(x, weight, bias, stride, zeros, dilation, 4), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_zeros_on_one_side_by_hand():
+    x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]] * 4]])  # pads one column to the right and one row below, steps of two
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[..., 0, 2] = 1.0  # reads the first row, two columns further
+    found = convolve_padded(x, weight, None, (2, 2), (0, 1, 0, 1), (1, 1), 1)
+    assert found.tolist() == [[[[3.0, 0.0], [3.0, 0.0]]]]
+
+
+class Same(nn.Module):
+    """Pads by hand, as networks ported from TensorFlow do."""
+
+    def __init__(self, groups=4, zeros=(0, 1, 0, 1), value=0.0, changes=False):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, 2, groups=groups)
+        self.zeros, self.value, self.changes = zeros, value, changes
+
+    def forward(self, x):
+        x = x * 1
+        padded = F.pad(x, self.zeros, "constant", self.value)
+        if self.changes:
+            x.mul_(2)
+        return self.conv(padded) + x.sum()
+
+
+def export(net):
+    return torch.export.export(net.eval(), (torch.randn(2, 4, 8, 8),)).module()
+
+
+def count_pads(body):
+    return sum(node.target in PADS for node in body.graph.nodes)
+
+
+@IGNORE_LEAF_SPEC
+@pytest.mark.parametrize(
+    ("how", "left"),
+    [({}, 0), ({"groups": 1}, 1), ({"zeros": (0, -1, 0, 1)}, 1), ({"value": 1.0}, 1), ({"changes": True}, 1)],
+    ids=["depthwise", "dense", "cuts off", "ones", "changed in place"],
+)
+def test_copies_before_depthwise_convolutions_go_and_others_stay(how, left):
+    torch.manual_seed(0)
+    body, x = export(Same(**how)), torch.randn(2, 4, 8, 8)
+    twin = copy.deepcopy(body)
+    absorb(twin)
+    assert (count_pads(body), count_pads(twin)) == (1, left)
+    torch.testing.assert_close(twin(x.clone()), body(x.clone()))
+
+
+@IGNORE_LEAF_SPEC
+def test_engines_whose_graphs_are_folded_pad_nothing():
+    body = export(Same())
+    assert [count_pads(prepare_graph(body, Tuning(2, folded=folded))) for folded in (True, False)] == [0, 1]

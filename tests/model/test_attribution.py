@@ -1,0 +1,290 @@
+"""Relevance held against captum and pytorch-grad-cam; deletion and occlusion by hand."""
+
+import pytest
+import torch
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, LayerGradientXActivation
+from pytorch_grad_cam import LayerCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+import exitlens as xl
+from exitlens.functional.attribution import class_score
+from exitlens.functional.maps import place
+from exitlens.model.attribution import METHODS, STEPS, compute_relevance_of_exits, occlude, perturb
+from tests.conftest import make_net
+from tests.texts import make_text_net, make_texts
+
+
+class LinearNet(nn.Module):
+    """Linear from the features of exit 0 to the logits: relevance can be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 1, 1, bias=False)
+        self.b = nn.Conv2d(1, 1, 1, bias=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(1, 2)
+        for conv, value in ((self.a, 2.0), (self.b, 3.0)):
+            nn.init.constant_(conv.weight, value)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.b(self.a(x))).flatten(1))
+
+
+@pytest.fixture
+def net(net):
+    """Its maps are not moved in the image, so that they are what others compute."""
+    net.describe(map_offsets=(), feature_offsets=())
+    return net
+
+
+def answer(net, images):
+    with torch.no_grad():
+        return [out.logits for out in net.eval()(images)]
+
+
+def test_by_hand_through_a_linear_stage():
+    """Logits are w * mean(6 x) + b, and the score of class 0 is half of their difference."""
+    net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
+    x = torch.arange(-4.0, 12.0).view(1, 1, 4, 4)
+    weight = net.head(1).tail.body.get_submodule("fc").weight.detach().flatten()
+    by_hand = (weight[0] - weight[1]) / 2 * 6 * x[0] / 16
+    found = xl.compute_relevance(net, x, labels=torch.tensor([0]))
+    torch.testing.assert_close(found, by_hand)
+    torch.testing.assert_close(xl.compute_relevance(net, x, labels=torch.tensor([0]), at=1), by_hand)  # the same, later
+
+
+@pytest.mark.parametrize("exit", [0, 1, 2])
+def test_integrated_gradients_add_up(net, images, exit):
+    """The sum over places is what the answer has gained over features of 0."""
+    found = xl.compute_relevance(net, images, exit=exit, method="integrated_gradients")
+    labels = answer(net, images)[exit].argmax(1)
+    with torch.no_grad():
+        features = net.stage(0)(images)[0]
+
+        def score(values):
+            for stage in net.stages[1 : exit + 1]:
+                (values,) = stage(values)
+            return class_score(net.head(exit).classify(values), labels)
+
+        gained = score(features) - score(torch.zeros_like(features))
+    torch.testing.assert_close(found.sum((1, 2)), gained, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_have_the_grid_of_the_features_and_nothing_is_changed(net, images, method):
+    net.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for at, grid in ((0, (8, 8)), (1, (4, 4)), (2, (4, 4))):
+        found = xl.compute_relevance(net, images, at=at, method=method)
+        assert found.shape == (len(images), *grid)
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
+        assert found.lt(0).any() == (method != "layer_cam")
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+class After(nn.Module):
+    """Centred logits of an exit, from what the stages up to another exit give: what other libraries are shown."""
+
+    def __init__(self, net, at, exit, of_images=True):
+        super().__init__()
+        self.net, self.at, self.exit, self.of_images, self.features = net.eval(), at, exit, of_images, nn.Identity()
+
+    def before(self, images):
+        for stage in self.net.stages[: self.at + 1]:
+            (images,) = stage(images)
+        return images
+
+    def forward(self, x):
+        x = self.features(self.before(x) if self.of_images else x)
+        for stage in self.net.stages[self.at + 1 : self.exit + 1]:
+            (x,) = stage(x)
+        logits = self.net.head(self.exit).classify(x)
+        return logits - logits.mean(1, keepdim=True)
+
+
+PLACES = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("at", "exit"), PLACES)
+def test_gradient_x_input_is_that_of_captum(net, images, at, exit):
+    x, whole = images[:6], After(net, at, exit)
+    labels = answer(net, x)[exit].argmax(1)
+    found = xl.compute_relevance(net, x, at=at, exit=exit)
+    theirs = LayerGradientXActivation(whole, whole.features).attribute(x, target=labels)
+    torch.testing.assert_close(found, theirs.detach().sum(1))
+    features = whole.before(x).detach().requires_grad_()
+    of_features = InputXGradient(After(net, at, exit, of_images=False)).attribute(features, target=labels)
+    torch.testing.assert_close(found, of_features.detach().sum(1))
+
+
+@pytest.mark.parametrize(("at", "exit"), PLACES)
+def test_integrated_gradients_are_those_of_captum(net, images, at, exit):
+    x, rest = images[:6], After(net, at, exit, of_images=False)
+    labels = torch.tensor([3, 2, 1, 0, 1, 2])
+    settings = {"baselines": 0.0, "target": labels, "n_steps": STEPS, "method": "riemann_middle"}
+    theirs = IntegratedGradients(rest).attribute(rest.before(x).detach(), **settings).sum(1)
+    found = xl.compute_relevance(net, x, at=at, exit=exit, labels=labels, method="integrated_gradients")
+    torch.testing.assert_close(found, theirs.float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("at", "exit"), [(0, 2), (1, 2)])
+def test_layer_cam_is_that_of_pytorch_grad_cam_but_for_its_scale(net, images, at, exit):
+    x, whole, labels = images[:6], After(net, at, exit), [3, 2, 1, 0, 1, 2]
+    found = xl.compute_relevance(net, x, at=at, exit=exit, labels=torch.tensor(labels), method="layer_cam")
+    with LayerCAM(whole, [whole.features]) as cam:
+        theirs = cam(x, [ClassifierOutputTarget(label) for label in labels])
+    ours = scale_cam_image(scale_cam_image(found.numpy(), (16, 16)))  # enlarged, and scaled before and after that
+    torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), atol=1e-5, rtol=1e-4)
+
+
+def test_where_gradients_are_the_same_at_all_places_grad_cam_is_gradient_x_input(images):
+    """A linear stage with average pooling after it, and one channel."""
+    net = xl.attach(LinearNet(), ["a"], 2, torch.zeros(1, 1, 4, 4), head="evidence", final="keep", layout="nchw")
+    x, whole = images[:5, :1, :4, :4], After(net, 0, 1)
+    theirs = LayerGradCam(whole, whole.features).attribute(x, target=torch.zeros(5, dtype=torch.long))
+    torch.testing.assert_close(xl.compute_relevance(net, x, labels=torch.zeros(5, dtype=torch.long)), theirs.detach()[:, 0])
+
+
+def test_it_is_what_training_uses(net, images):
+    _, wanted = net.eval().with_relevance(images)
+    torch.testing.assert_close(xl.compute_relevance(net, images), wanted)
+
+
+def test_it_is_placed_in_the_image_and_in_training_it_is_not(images):
+    net = make_net()
+    _, raw = net.with_relevance(images)
+    offset = net.info.feature_offsets[0]
+    assert offset == pytest.approx((-0.25, -0.25), abs=0.1)  # random kernels lean a little
+    wanted = place(raw, offset)
+    torch.testing.assert_close(xl.compute_relevance(net, images), wanted)
+    assert not torch.allclose(raw, wanted)
+    first = torch.stack([xl.explain(net, one, xl.Policy.never(3), relevance=True).relevance for one in images[:3]])
+    torch.testing.assert_close(first, place(net.with_relevance(images[:3])[1], offset), atol=1e-6, rtol=1e-4)
+    features = xl.compute_relevance(net, images, at=1)
+    net.describe(feature_offsets=((0.0, 0.0), (-1.0, 0.0), (0.0, 0.0)))
+    assert not torch.allclose(xl.compute_relevance(net, images, at=1), features)  # those of the place that was asked for
+
+
+def test_all_exits_from_one_pass(net, images):
+    ran, net = [], net.train()
+    for stage in net.stages:
+        stage.register_forward_hook(lambda *_: ran.append(1))
+    found = compute_relevance_of_exits(net, images)
+    assert len(ran) == 3
+    assert net.training
+    for k, one in enumerate(found):
+        torch.testing.assert_close(one, xl.compute_relevance(net, images, exit=k))
+    with pytest.raises(xl.InputError):
+        compute_relevance_of_exits(net, images[:, :1])
+
+
+def test_inference_mode_is_no_hindrance(net, images):
+    wanted = xl.compute_relevance(net, images)
+    with torch.inference_mode():
+        assert torch.equal(xl.compute_relevance(net, images + 0), wanted)
+
+
+def test_every_sample_by_itself(net, images):
+    whole = xl.compute_relevance(net, images)
+    torch.testing.assert_close(xl.compute_relevance(net, images[3:4]), whole[3:4], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_padding_of_texts_is_0(detached):
+    net, inputs = make_text_net(), make_texts(6)
+    found = xl.compute_relevance(net, inputs, detached=detached)
+    real = inputs["attention_mask"].bool()
+    real[:, 0] = False
+    assert found[~real].eq(0).all()
+    assert found[real].ne(0).all()
+    if detached:  # as networks with attention do by themselves, and on the way back of an explanation
+        whys = xl.explain_batch(net, inputs, xl.Policy.never(net.num_exits), relevance=True)
+        torch.testing.assert_close(torch.stack([why.relevance for why in whys]), found)
+        few, one = ({k: t[:n] for k, t in inputs.items()} for n in (5, 1))  # 3 steps, and all of them, at a time
+        whole = xl.compute_relevance(net, few, method="integrated_gradients")
+        alone = xl.compute_relevance(net, one, method="integrated_gradients")
+        torch.testing.assert_close(whole[:1], alone, atol=1e-6, rtol=1e-4)
+
+
+def test_detached_mixing_leaves_the_answer_and_changes_the_gradient():
+    net, inputs = make_text_net(), make_texts(6)
+    plain, detached = (xl.compute_relevance(net, inputs, detached=value) for value in (False, True))
+    assert not torch.allclose(plain, detached, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"exit": 3}, "exit: expected a number from 0 to 2, got 3"),
+        ({"exit": 0, "at": 1}, "at: expected a number from 0 to 0, got 1"),
+        ({"at": -1}, "at: expected"),
+        ({"method": "saliency"}, "method: expected one of"),
+        ({"labels": torch.tensor([9] * 40)}, r"labels: expected values in \[0, 4\)"),
+        ({"labels": torch.tensor([0])}, "labels: expected"),
+    ],
+)
+def test_bad_arguments(net, images, values, message):
+    with pytest.raises(xl.InputError, match=message):
+        xl.compute_relevance(net, images, **values)
+
+
+def classify(net, inputs):
+    with torch.no_grad():
+        return [out.logits.softmax(1) for out in net(inputs)]
+
+
+def open_parts(net, inputs):
+    plain = classify(net, inputs)
+    with torch.no_grad():
+        maps = [out.attention for out in net(inputs)]
+    return (
+        plain,
+        maps,
+        [(slice(0, 5), {k: t[:5] for k, t in inputs.items()}), (slice(5, 7), {k: t[5:] for k, t in inputs.items()})],
+    )
+
+
+def test_every_cell_by_itself_and_none_of_the_padding():
+    net, inputs = make_text_net().eval(), make_texts(7)
+    plain, maps, batches = open_parts(net, inputs)
+    with net.open_engine() as engine:
+        found = occlude(net, engine, batches, plain, maps)
+    real = maps[0] > 0  # neither padding nor the first token, which stands for the class
+    for k, drops in enumerate(found):
+        assert drops.shape == maps[k].shape
+        assert drops[~real].eq(0).all()
+    shorter = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
+    shorter["attention_mask"][:, 2] = 0
+    rows = real[:, 2] & (real.sum(1) > 1)
+    assert rows.any()
+    for k, after in enumerate(classify(net, shorter)):
+        label = plain[k].argmax(1, keepdim=True)
+        by_hand = (plain[k] - after).gather(1, label).squeeze(1)
+        torch.testing.assert_close(found[k][rows, 2], by_hand[rows], atol=1e-6, rtol=1e-4)
+
+
+def test_deleting_a_map_of_one_cell_is_occluding_that_cell():
+    net, inputs = make_text_net().eval(), make_texts(7)
+    plain, maps, batches = open_parts(net, inputs)
+    with net.open_engine() as engine:
+        alone = occlude(net, engine, batches, plain, maps)
+        drops, keeps = perturb(net, engine, batches, plain, maps, 1e-3)
+    for k, drop in enumerate(drops):
+        top = maps[k].argmax(1, keepdim=True)
+        torch.testing.assert_close(drop, alone[k].gather(1, top).squeeze(1), atol=1e-6, rtol=1e-4)
+        assert ((keeps[k] >= 0) & (keeps[k] <= 1)).all()
+
+
+def test_maps_from_elsewhere_are_judged_by_the_exit_they_are_about():
+    net, inputs = make_text_net().eval(), make_texts(7)
+    plain, maps, batches = open_parts(net, inputs)
+    with net.open_engine() as engine:
+        drops, keeps = perturb(net, engine, batches, plain, maps, 0.3)
+        again = perturb(net, engine, batches, plain, [maps[2], maps[0], maps[2]], 0.3, exits=[2, 0, 2])
+    for found, wanted in zip(again, (drops, keeps), strict=True):
+        assert all(torch.equal(one, wanted[k]) for one, k in zip(found, (2, 0, 2), strict=True))

@@ -1,0 +1,135 @@
+"""PyTorch's number of threads, lowered by several threads at once; and memory that the process keeps."""
+
+import threading
+
+import pytest
+import torch
+
+from exitlens.model import process
+from exitlens.model.engine import tuning
+from exitlens.model.engine.tuning import Tuning, apply_tuning
+from exitlens.model.process import ThreadLimit
+
+
+@pytest.fixture
+def four():
+    """Four threads of PyTorch, as on a machine with as many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_in_thread(work):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join(20)
+    return found[0]
+
+
+def test_a_limit_holds_for_a_while_and_never_raises(four):
+    with apply_tuning(Tuning(threads=2)):
+        assert torch.get_num_threads() == 2
+        with apply_tuning(Tuning(threads=3)):  # within another
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    for threads in (0, 4, 9):
+        with apply_tuning(Tuning(threads=threads)):
+            assert torch.get_num_threads() == 4
+    with pytest.raises(ZeroDivisionError), apply_tuning(Tuning(threads=1)):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 4
+
+
+def test_threads_that_overlap_leave_the_process_as_it_was(four):
+    """A lowers 4 to 2; B, new to PyTorch, sees 2 and takes 1; A leaves, then B: B must not leave the process at 2."""
+    limit, entered, leave = ThreadLimit(), threading.Event(), threading.Event()
+    own: list[int] = []
+
+    def work() -> None:
+        with limit.apply(1):
+            own.append(torch.get_num_threads())
+            entered.set()
+            leave.wait(20)
+        own.append(torch.get_num_threads())
+
+    newcomer = threading.Thread(target=work)
+    with limit.apply(2):
+        newcomer.start()
+        assert entered.wait(20)
+        assert torch.get_num_threads() == 2  # its limit is its own
+    assert torch.get_num_threads() == 4
+    leave.set()
+    newcomer.join(20)
+    assert own == [1, 4]
+    assert run_in_thread(torch.get_num_threads) == 4  # what a thread begins with from now on
+
+
+def test_a_newcomer_with_the_same_limit_is_given_the_usual_number_afterwards(four):
+    limit = ThreadLimit()
+
+    def work() -> tuple[int, int]:
+        with limit.apply(2):
+            inside = torch.get_num_threads()
+        return inside, torch.get_num_threads()
+
+    with limit.apply(2):
+        assert run_in_thread(work) == (2, 4)
+    assert run_in_thread(torch.get_num_threads) == 4
+
+
+def test_a_number_that_a_thread_has_set_for_itself_stays(four):
+    limit = ThreadLimit()
+
+    def work() -> int:
+        torch.set_num_threads(3)
+        with limit.apply(1):
+            pass
+        return torch.get_num_threads()
+
+    with limit.apply(2):
+        assert run_in_thread(work) == 3
+
+
+def test_memory_is_kept_only_if_the_tuning_says_so(monkeypatch):
+    calls = []
+    monkeypatch.setattr(tuning, "keep_memory", lambda: calls.append(1))
+    with apply_tuning(Tuning()):
+        assert not calls
+    with apply_tuning(Tuning(keep_memory=True)):
+        assert calls == [1]
+
+
+def test_memory_is_kept_where_the_library_can(monkeypatch):
+    calls: list[tuple[int, int]] = []
+
+    class Library:
+        limit = 2**31
+
+        def mallopt(self, name: int, value: int) -> int:
+            if name == -3 and value > self.limit:
+                return 0
+            calls.append((name, value))
+            return 1
+
+    monkeypatch.setattr(process, "_library", Library)
+    monkeypatch.setitem(process._state, "kept", False)
+    assert process.keep_memory()
+    assert not process.keep_memory()
+    assert dict(calls) == {-1: 2**31 - 1, -3: 2**30}
+    with process.hold_memory():
+        pass
+    assert process._state["kept"]
+    assert process.keep_memory(False)
+    with process.hold_memory():
+        assert process._state["kept"]
+    assert not process._state["kept"]
+    assert dict(calls[-2:]) == {-1: 64 * 2**20, -3: 32 * 2**20}
+    monkeypatch.setattr(Library, "limit", 32 * 2**20)  # what older glibc takes at most
+    assert process.keep_memory()
+    assert dict(calls[-2:]) == {-1: 2**31 - 1, -3: 32 * 2**20}
+    process.keep_memory(False)
+    monkeypatch.setattr(process, "_library", lambda: None)
+    assert not process.can_keep_memory()
+    assert not process.keep_memory()

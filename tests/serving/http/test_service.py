@@ -1,0 +1,126 @@
+"""A request's own terms, answers as arrays, why each was given, and what is promised about it."""
+
+import math
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.serving.cascade import Terms, Ticket
+from exitlens.serving.http.service import (
+    OUTPUTS,
+    Service,
+    describe_terms,
+    give_reason,
+    name_promise,
+    read_number,
+    read_terms,
+    shape_output,
+)
+from exitlens.serving.repository import Repository
+from exitlens.serving.settings import Limits
+from tests.serving.conftest import POLICIES
+from tests.serving.http.conftest import run as run_async
+from tests.serving.test_cascade import make_ticket, run
+
+
+@pytest.mark.parametrize("value", [True, "x", "", "nan", "inf", [1], {}, 10**400, "9" * 400, -1, 3, math.inf])
+def test_numbers_that_are_refused(value):
+    with pytest.raises(xl.RequestError, match="max_cost: expected a number of 0 to 2, got"):
+        read_number({"max_cost": value}, "max_cost", 0, 2)
+
+
+def test_numbers_from_text_and_json():
+    assert [read_number({"n": one}, "n", 0, math.inf) for one in (0, "1.5", 2, None)] == [0, 1.5, 2, None]
+    assert read_number({}, "n", 0, 1) is None
+
+
+def test_terms(model):
+    given = {"policy": "fast", "max_cost": str(model.cost[1]), "min_confidence": 0.5, "deadline_ms": "250"}
+    assert read_terms(model, given, 10.0, True) == Terms("fast", 1, 0.5, 10.25, True)
+    assert read_terms(model, {}, 10.0, False) == Terms()
+    assert describe_terms(model, Terms(min_confidence=0.5))["promise"].startswith("none: ")
+    for wrong, words in (
+        ({"polcy": "fast"}, r"got 'polcy'.*Did you mean 'policy'"),
+        ({"policy": "slow"}, "expected one of"),
+        ({"policy": ["fast"]}, "expected one of"),
+        ({"deadline_ms": 3.7e6}, "deadline_ms"),
+    ):
+        with pytest.raises(xl.RequestError, match=words):
+            read_terms(model, wrong, 0.0, False)
+
+
+def test_samples_are_counted_and_work_runs_aside(model):
+    repository = Repository({}, models={"tiny": model})
+    service = Service(repository, Limits(max_batch=3))
+    try:
+        service.check_count(3)
+        for count, status in ((0, 400), (4, 413)):
+            with pytest.raises(xl.RequestError) as error:
+                service.check_count(count)
+            assert error.value.status == status
+        assert run_async(service.run_aside(threading.current_thread)) is not threading.current_thread()
+    finally:
+        service.threads.shutdown()
+        repository.close()
+
+
+@pytest.mark.parametrize("body", ['{"text": "a", "max_cost": [1]}', '{"text": "a", "max_cost": 1' + "0" * 400 + "}"])
+def test_a_term_of_the_wrong_type_is_the_clients_mistake(client, body):
+    answer = client.post("/classify", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "max_cost" in answer.json()["error"]
+
+
+def test_every_output_has_the_shape_and_type_that_are_described(model, images):
+    ticket = make_ticket(model, images[:6], attention=True)
+    run(model, [ticket])
+    kinds = {"INT64": "i", "FP32": "f", "BYTES": "O", "BOOL": "b"}
+    for name, (kind, _, write) in OUTPUTS.items():
+        found, shape = write(model, ticket), shape_output(model, name)
+        assert found.dtype.kind == kinds[kind], name
+        assert len(found) == 6
+        assert len(found.shape) == len(shape), name
+        assert all(wanted in (-1, size) for wanted, size in zip(shape, found.shape, strict=True)), name
+    assert OUTPUTS["class"].write(model, ticket).tolist() == [model.info.classes[i] for i in ticket.labels]
+    assert np.allclose(OUTPUTS["cost"].write(model, ticket), [model.cost[k] for k in ticket.exits])
+
+
+def test_maps_of_different_sizes_are_padded_and_their_sizes_told(model):
+    ticket = Ticket((torch.zeros(2, 3, 16, 16),), Terms(attention=True), 4)
+    ticket.maps = [torch.ones(1, 2), torch.ones(3, 1)]
+    assert OUTPUTS["attention"].write(model, ticket).tolist() == [[[1, 1], [0, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]]
+    assert OUTPUTS["attention_shape"].write(model, ticket).tolist() == [[1, 2], [3, 1]]
+
+
+def test_reasons(model):
+    def tell(exit_, score, limited=False, **terms):
+        ticket = Ticket((torch.zeros(1, 3, 16, 16),), Terms(**terms), 4)
+        ticket.answer(0, exit_, 0, score, np.zeros(4, np.float32), None)
+        ticket.limited[0] = limited
+        return give_reason(model, ticket, 0)
+
+    assert tell(0, 0.9) == "max probability 0.900 >= 0.800"
+    assert tell(0, 0.95, min_confidence=0.93) == "max probability 0.950 >= 0.930"
+    assert tell(2, 0.4).startswith("no earlier exit was sure enough")
+    assert "max_cost" in tell(1, 0.4, True, last_exit=1)
+    assert "deadline_ms" in tell(0, 0.4, True, last_exit=1, deadline=3.0)
+
+
+def test_promises():
+    by_hand = POLICIES["default"]
+    assert name_promise(by_hand, Terms()) == "none: thresholds were set by hand"
+    for terms, word in (
+        (Terms(last_exit=1, deadline=1.0), "max_cost"),
+        (Terms(min_confidence=0.5), "min_confidence"),
+        (Terms(deadline=1.0), "deadline_ms"),
+    ):
+        assert name_promise(by_hand, terms) == f"none: the policy's own was made without {word}"
+    assert name_promise(xl.Policy.never(3), Terms(deadline=math.inf)).startswith("none")
+    calibrated = replace(by_hand, calibration=xl.Calibration(xl.CalibrationRequest(max_cost=1.0), 10, rule=by_hand.rule()))
+    assert name_promise(calibrated, Terms()) == "calibrated"
+    changed = replace(calibrated, thresholds=(0.1, 0.1))
+    assert name_promise(changed, Terms()) == "none: the policy was changed since it was calibrated"

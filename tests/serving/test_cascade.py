@@ -1,0 +1,299 @@
+"""Samples of many requests in one router: each is answered as predict would, and within its own terms."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.serving.cascade import Cascade, Pace, Pool, Terms, Ticket, choose_pool
+from tests.serving.conftest import POLICIES
+
+
+def run(model, tickets, size=4, max_delay=math.inf):
+    """All tickets through one cascade; the steps and the order in which requests ended."""
+    steps, done = [], []
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), size, max_delay, lambda *step: steps.append(step[:2]))
+        for ticket in tickets:
+            cascade.admit(ticket)
+        while not cascade.is_empty:
+            done += cascade.advance()
+    return steps, done
+
+
+def make_ticket(model, images, **terms):
+    return Ticket(model.check_tensors(images), Terms(**terms), model.info.num_classes)
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_requests_are_answered_as_predict_does(model, images, size):
+    parts = [(images[:1], "default"), (images[1:8], "default"), (images[8:9], "fast"), (images[9:20], "full")]
+    tickets = [make_ticket(model, x, policy=name, attention=name != "full") for x, name in parts]
+    _, done = run(model, tickets, size)
+    assert set(done) == set(tickets)
+    for (x, name), ticket in zip(parts, tickets, strict=True):
+        pred = xl.predict(model.net, x, POLICIES[name], attention=True)
+        assert ticket.error is None
+        assert not ticket.limited.any()
+        assert ticket.labels.tolist() == pred.labels.tolist()
+        assert ticket.exits.tolist() == pred.exits.tolist()
+        assert np.allclose(ticket.confidence, pred.confidence, atol=1e-6)
+        assert np.allclose(ticket.probabilities, pred.probabilities, atol=1e-6)
+        pairs = zip(ticket.maps, pred.attention, strict=True) if ticket.maps else []
+        assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in pairs)
+
+
+def test_who_leaves_early_does_not_wait_for_the_others(model, images):
+    exits = xl.predict(model.net, images, POLICIES["default"]).exits.tolist()
+    early, deep = exits.index(0), exits.index(2)
+    tickets = [make_ticket(model, images[i : i + 1]) for i in (deep, early)]
+    steps, done = run(model, tickets)
+    assert done == tickets[::-1]
+    assert steps == [(0, 2), (1, 1), (2, 1)]
+
+
+def test_the_last_exit_that_a_request_may_pay_for(model, images):
+    assert [model.find_last_exit(cost) for cost in (model.cost[0], model.cost[1] + 1e-6, 9)] == [0, 1, 2]
+    with pytest.raises(xl.RequestError, match=r"max_cost: expected .* or more"):
+        model.find_last_exit(model.cost[0] / 2)
+    ticket = make_ticket(model, images, policy="full", last_exit=1)
+    run(model, [ticket])
+    assert set(ticket.exits.tolist()) == {1}
+    assert ticket.limited.all()
+
+
+def test_more_confidence_than_the_policy_asks_for(model, images):
+    own = xl.predict(model.net, images, POLICIES["default"])
+    ticket = make_ticket(model, images, min_confidence=0.9)
+    run(model, [ticket])
+    higher = xl.predict(model.net, images, xl.Policy((0.9, 0.9)))
+    assert ticket.exits.tolist() == higher.exits.tolist() != own.exits.tolist()
+    assert not ticket.limited.any()
+
+
+def test_deadlines(model, images):
+    soon = make_ticket(model, images[:3], policy="full", deadline=time.monotonic() + 30)
+    past = make_ticket(model, images[:2], policy="full", deadline=time.monotonic() - 1)
+    _, done = run(model, [soon, past])
+    assert done[0] is past
+    assert past.error.status == 504
+    assert soon.exits.tolist() == [2, 2, 2]
+    assert not soon.limited.any()
+
+
+def test_when_time_runs_out_the_last_answer_that_there_is_goes_out(model, images, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
+    ticket = make_ticket(model, images[:3], policy="full", deadline=1.0, attention=True)
+    other = make_ticket(model, images[3:4], policy="full")
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), 4, 0.02)
+        cascade.admit(ticket)
+        cascade.admit(other)
+        assert cascade.advance() == []  # stage 0
+        now[0] = 0.9999
+        assert cascade.advance() == [ticket]
+        while not cascade.is_empty:
+            assert cascade.advance() in ([], [other])
+    assert ticket.exits.tolist() == [0, 0, 0]
+    assert ticket.limited.all()
+    assert all(one is not None for one in ticket.maps)
+    assert other.exits.tolist() == [2]
+
+
+def test_exits_answer_when_the_next_stage_would_come_too_late(model, images):
+    pace = Pace()
+    pace.observe(1, 1, 60.0)
+    ticket = make_ticket(model, images[:1], policy="full", deadline=time.monotonic() + 30)
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, pace, 4, 0.02)
+        cascade.admit(ticket)
+        assert cascade.advance() == [ticket]
+    assert ticket.exits.tolist() == [0]
+    assert ticket.limited.all()
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_first_answers_of_a_burst_do_not_seem_to_have_cost_the_work_for_all(model, images, monkeypatch, size):
+    now, pace = [0.0], Pace()
+    monkeypatch.setattr("exitlens.serving.cascade.time.monotonic", lambda: now[0])
+    stages = np.diff([0.0, *model.cost]) / model.cost[-1]  # seconds of a sample there: one for all of them
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, pace, size, math.inf)
+        cascade.admit(make_ticket(model, images, policy="full"))
+        (router,) = cascade._routers
+        run_stage = router.run_stage
+
+        def take_time(k):
+            before = router.list_waiting()[k][0]
+            routed = run_stage(k)
+            now[0] += stages[k] * (before - router.list_waiting()[k][0])
+            return routed
+
+        monkeypatch.setattr(router, "run_stage", take_time)
+        while not cascade.is_empty:
+            cascade.advance()
+            assert pace.seconds_each == pytest.approx(1.0)
+
+
+def test_a_stage_that_raises_ends_its_samples_alone(model, images, monkeypatch):
+    tickets = [make_ticket(model, images[:2], policy=name) for name in ("full", "fast")]
+    with model.open_engine() as engine:
+        cascade, answer = Cascade(model, engine, Pace(), 4, 0.02), engine.answer
+        fail = lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory"))  # noqa: E731
+        monkeypatch.setattr(engine, "advance", fail)
+        for ticket in tickets:
+            cascade.admit(ticket)
+        done = cascade.advance() + cascade.advance()
+        assert engine.answer == answer
+    assert set(done) == set(tickets)
+    assert tickets[0].error.status == 500
+    assert tickets[1].exits.tolist() == [0, 0]
+
+
+def test_answers_that_are_not_numbers_end_their_request_alone(model, images):
+    bad, good = make_ticket(model, images[:2]), make_ticket(model, images[2:4])
+    bad.activations = (torch.full_like(bad.activations[0], 3e38),)
+    run(model, [bad, good])
+    assert good.error is None
+    assert bad.error is None or bad.error.status == 422
+
+
+def test_who_left_before_a_stage_failed_is_answered(model, images, monkeypatch):
+    exits = xl.predict(model.net, images, POLICIES["default"]).exits.tolist()
+    early, deep = exits.index(0), exits.index(2)
+    tickets = [make_ticket(model, images[i : i + 1]) for i in (early, deep)]
+
+    def fail(*_):
+        raise MemoryError
+
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), 4, math.inf)
+        for one in tickets:
+            cascade.admit(one)
+        with monkeypatch.context() as patch:  # those that stay find no room
+            patch.setattr("exitlens.model.engine.router.Buffer.gather", fail)
+            assert set(cascade.advance()) == set(tickets)
+        assert tickets[0].error is None
+        assert tickets[0].exits.tolist() == [0]
+        assert tickets[1].error.status == 500
+        again = make_ticket(model, images[:8])
+        cascade.admit(again)
+        while not cascade.is_empty:
+            cascade.advance()
+    assert again.exits.tolist() == exits[:8]
+
+
+def test_a_stage_that_was_emptied_waits_for_company_anew(model, images):
+    deep = xl.predict(model.net, images, POLICIES["default"]).exits.tolist().index(2)
+    with model.open_engine() as engine:
+        cascade = Cascade(model, engine, Pace(), 4, math.inf)
+        ticket = make_ticket(model, images[deep : deep + 1])
+        cascade.admit(ticket)
+        assert not cascade.advance()
+        assert list(cascade._entered) == [(0, 1)]
+        cascade.abandon(ticket)
+        assert not cascade._entered
+        assert not cascade.is_empty  # until it is told
+        assert cascade.advance() == [ticket]
+        assert cascade.is_empty
+
+
+def make_empty(count=2, **terms):
+    return Ticket((torch.zeros(count, 3),), Terms(**terms), 2)
+
+
+ROW = np.array([0.25, 0.75], np.float32)
+
+
+@pytest.mark.parametrize("terms", [{"last_exit": 0}, {"min_confidence": 0.1}, {"deadline": 1.0}])
+def test_terms_that_change_the_policy(terms):
+    assert Terms(**terms).changes_policy
+    assert not Terms(policy="fast", attention=True).changes_policy
+
+
+def test_answers_arrive_one_by_one():
+    ticket = make_empty()
+    assert (len(ticket), ticket.left, ticket.is_new) == (2, 2, True)
+    ticket.first = 0
+    assert not ticket.is_new
+    ticket.answer(1, 2, 1, 0.75, ROW, None)
+    assert ticket.left == 1
+    assert ticket.exits.tolist() == [-1, 2]
+
+
+def test_kept_answers_stand_in_where_all_have_one():
+    ticket = make_empty()
+    ticket.answer(0, 1, 1, 0.75, ROW, None)
+    assert not ticket.answer_by_kept()
+    ticket.kept[1] = (0, 1, 0.75, ROW, None)
+    assert ticket.answer_by_kept()
+    assert ticket.left == 0
+    assert (ticket.exits.tolist(), ticket.limited.tolist()) == ([1, 0], [False, True])
+
+
+def test_answers_that_are_not_finite_fail():
+    ticket = make_empty(1)
+    ticket.answer(0, 1, 1, 0.75, ROW, None)
+    ticket.check_finite()
+    assert ticket.error is None
+    ticket.probabilities[0, 0] = math.nan
+    ticket.check_finite()
+    assert isinstance(ticket.error, xl.RequestError)
+    assert ticket.error.status == 422
+    own = make_empty(1)
+    own.fail(ValueError("first"))
+    own.check_finite()
+    assert str(own.error) == "first"
+    assert not own.is_new
+
+
+ARRIVALS, MIDDLE, DEEP = Pool(0, 0, 40, 9.0), Pool(0, 1, 5, 9.9), Pool(0, 2, 3, 9.8)
+
+
+def test_arrivals_first_so_that_others_find_company():
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 50, 10.0, 0.5) == ARRIVALS
+
+
+def test_whole_micro_batches_the_deepest_first():
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 4, 10.0, 0.5) == MIDDLE
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 3, 10.0, 0.5) == DEEP
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.5) == ARRIVALS
+
+
+def test_who_waited_too_long_for_company_goes_on():
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.15) == DEEP  # arrivals do not wait for company
+    assert choose_pool([ARRIVALS, MIDDLE, DEEP], 30, 10.0, 0.05) == DEEP  # the longer of two
+
+
+def test_deadlines_before_all():
+    urgent = Pool(1, 0, 1, 9.99, True), Pool(1, 1, 1, 9.99, True)
+    assert choose_pool([ARRIVALS, *urgent, DEEP], 3, 10.0, 0.05) == urgent[1]
+
+
+def test_the_pace_is_learnt():
+    pace = Pace()
+    assert (pace.forecast(0, 1), pace.forecast_longest(), pace.seconds_each) == (0.0, 0.0, 0.0)
+    pace.observe(0, 1, 1.0)
+    pace.observe(0, 16, 4.0)
+    pace.observe(1, 1, 7.0)
+    assert [pace.forecast(0, n) for n in (1, 2, 8, 16, 31, 500)] == [1.0, 1.0, 4.0, 4.0, 4.0, 4.0]
+    pace.observe(0, 1, 2.0)
+    assert pace.forecast(0, 1) == pytest.approx(1.1)
+    assert pace.forecast_longest() == 7.0
+    pace.observe_work(4, 2.0)
+    assert pace.seconds_each == 0.5
+    for _ in range(1000):
+        pace.observe_work(2, 4.0)
+    assert pace.seconds_each == pytest.approx(2.0)
+
+
+def test_the_pace_of_answers_is_that_of_all_not_of_the_last_step():
+    pace = Pace()
+    for _ in range(30):
+        pace.observe_work(16, 1.0)  # those that leave early, and the few that need the rest of the network
+        pace.observe_work(4, 9.0)
+    assert pace.seconds_each == pytest.approx(0.5, rel=0.1)

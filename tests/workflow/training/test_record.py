@@ -1,0 +1,73 @@
+import csv
+
+import torch
+from torch import nn
+
+from exitlens.workflow.training.record import (
+    flatten_row,
+    format_epoch,
+    is_restarted,
+    load_checkpoint,
+    open_record,
+    save_checkpoint,
+    write_log,
+)
+
+
+def make_conv():
+    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    return module, torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+
+
+def test_checkpoint_restores_module_and_optimiser(tmp_path):
+    """Also the moments' memory format, which PyTorch's fused kernel relies on and does not check."""
+
+    def step(module, optimizer):
+        optimizer.zero_grad()
+        module(torch.arange(75.0).view(1, 3, 5, 5)).square().sum().backward()
+        optimizer.step()
+
+    module, optimizer = make_conv()
+    step(module, optimizer)
+    save_checkpoint(tmp_path / "c", module, optimizer, {"n": 1})
+    other, other_optimizer = make_conv()
+    assert load_checkpoint(tmp_path / "c", other, other_optimizer) == {"n": 1}
+    step(module, optimizer)
+    step(other, other_optimizer)
+    assert torch.equal(module.weight, other.weight)
+
+
+ROW = {"epoch": 2, "seconds": 1.234, "loss": {"total": 0.5}, "accuracy": [0.25, 0.75], "cc": [0.5], "val_loss": 1.5}
+
+
+def test_one_epoch_as_a_line_and_as_numbers():
+    assert format_epoch(ROW, 8) == "epoch 2/8: loss 0.500 | val accuracy 25.0 75.0 | map CC with final 0.50"
+    assert "CC" not in format_epoch(ROW | {"cc": []}, 8)
+    flat = {"epoch": 2, "seconds": 1.23, "loss_total": 0.5, "val_loss": 1.5}
+    flat |= {"accuracy_exit0": 0.25, "accuracy_exit1": 0.75, "cc_exit0": 0.5}
+    assert flatten_row(ROW) == flat
+
+
+def test_the_log_is_csv(tmp_path):
+    write_log(tmp_path / "log.csv", [ROW, ROW | {"epoch": 3}])
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["2", "3"]
+    assert float(rows[0]["accuracy_exit1"]) == 0.75
+
+
+def test_a_directory_is_resumed_by_the_launch_that_it_belongs_to_only(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    open_record(tmp_path, {}, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+    (tmp_path / "settings.json").unlink()
+    for run in ("abc", "none"):  # torchrun without an id calls it none: then its process counts
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        open_record(tmp_path, {}, resume=False)
+        (tmp_path / "settings.json").unlink()
+        assert not is_restarted(tmp_path)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert is_restarted(tmp_path)
+        assert not is_restarted(tmp_path / "other")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert not is_restarted(tmp_path)
