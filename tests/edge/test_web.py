@@ -58,7 +58,7 @@ def test_examples_go_along(fake, tmp_path):
     assert "a b.png" in json.loads((path / "manifest.json").read_text())["sha256"]
     for examples, match in (
         ("a b.png", "list of image files"),
-        ([tmp_path / "c.png"], "c.png is none"),
+        ([tmp_path / "c.png"], "c.png, which does not exist"),
         ([tmp_path / "a b.png"] * 2, "rename"),
         ([path / "page.js"], "rename"),
     ):
@@ -78,7 +78,7 @@ def test_other_or_missing_files_are_refused(fake, tmp_path, monkeypatch):
     with pytest.raises(xl.ExportError, match="how pictures become inputs"):
         xl.export_web(make_net(), policy, tmp_path / "site", ort=fake)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(xl.ExportError, match="npm is not installed"):
+    with pytest.raises(xl.ExportError, match="npm, which fetches onnxruntime-web, is not installed"):
         xl.export_web(net, policy, tmp_path / "site")
     assert {p.name for p in tmp_path.iterdir()} == {"dist"}
 

@@ -6,7 +6,8 @@ import torch
 
 import exitlens as xl
 from exitlens.modalities import IMAGE, TEXT
-from exitlens.model.info import NetworkInfo
+from exitlens.model.info import InputSpec, NetworkInfo, check_example
+from tests.texts import LENGTH, WORDS, make_text_net, make_texts
 
 IMAGES = NetworkInfo(("a",), 4, "head", (3, 8, 9), preprocess=xl.Preprocess((8, 9)))
 TEXTS = NetworkInfo(("a",), 4, "head", (7,), inputs=("input_ids", "attention_mask"), dtypes=("int32", "bool"))
@@ -21,10 +22,9 @@ def test_round_trips():
     assert _round_trip(TEXTS) == TEXTS
 
 
-def test_offsets_are_recorded_where_there_are_any():
+def test_offsets_are_recorded():
     info = replace(IMAGES, map_offsets=((-0.25, 0.0), (-0.5, 0.5)), feature_offsets=((-0.25, 0.0), (0.0, 1.0)))
     assert _round_trip(info) == info
-    assert not {"map_offsets", "feature_offsets"} & set(IMAGES.to_dict())  # an older exitlens reads this
 
 
 def test_maps_are_placed_by_the_exits_own_offset():
@@ -57,3 +57,90 @@ def test_examples():
     assert text["attention_mask"].all()
     alone = NetworkInfo(("a",), 4, "head", (7,), dtypes=("int64",)).example(torch.zeros(1))
     assert alone.tolist() == [[0] * 7]
+
+
+SPEC = InputSpec(("input_ids", "attention_mask"), (LENGTH,), True, (WORDS, None), 1, (torch.int64, torch.int64))
+
+
+def test_texts_come_in_the_order_of_the_network():
+    texts = make_texts()
+    backwards = {name: texts[name] for name in ("attention_mask", "input_ids")} | {"other": torch.zeros(1)}
+    ids, mask = SPEC.check(backwards, "texts", torch.zeros(1))
+    assert ids is texts["input_ids"]
+    assert mask is texts["attention_mask"]
+
+
+def _find_changed(**changes):
+    return make_texts() | changes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.zeros(2, LENGTH, dtype=torch.long), "a dict with"),
+        ({"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}, r"got \['input_ids'\]"),
+        (_find_changed(input_ids=torch.zeros(12, LENGTH)), r"texts\['input_ids'\]: expected integers"),
+        (_find_changed(input_ids=torch.zeros(12, LENGTH + 1, dtype=torch.long)), "pad or cut the texts to 10"),
+        (
+            _find_changed(attention_mask=torch.ones(11, LENGTH, dtype=torch.long)),
+            r"\['attention_mask'\]: expected integers \(12,10\)",
+        ),
+        (_find_changed(input_ids=torch.full((12, LENGTH), WORDS)), r"values in \[0, 40\), got 40 to 40.*tokenizer"),
+        (_find_changed(input_ids=torch.full((12, LENGTH), -1)), r"got -1 to -1"),
+        (_find_changed(attention_mask=torch.full((12, LENGTH), 2)), "1 for a token and 0 for padding"),
+        (_find_changed(attention_mask=torch.zeros(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        (_find_changed(attention_mask=torch.eye(12, LENGTH, dtype=torch.long)), "text 0 has no token"),
+        ({name: value[:0] for name, value in make_texts().items()}, "the batch is empty"),
+        (_find_changed(input_ids=make_texts()["input_ids"].to("meta")), "on cpu as the network, got meta"),
+        (_find_changed(input_ids="words"), "expected integers"),
+    ],
+)
+def test_bad_texts_are_one_clear_error(inputs, message):
+    with pytest.raises(xl.InputError, match=message):
+        SPEC.check(inputs, "texts", torch.zeros(1))
+    net = make_text_net()
+    for call in (xl.predict, xl.explain_batch):
+        with pytest.raises(xl.InputError):
+            call(net, inputs, xl.Policy((0.5, 0.5)))
+
+
+def test_tokens_without_names():
+    plain = InputSpec((), (5,), vocabulary=(9,), dtypes=(torch.int64,))
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    assert plain.check(ids, "x", torch.zeros(1)) == (ids,)
+    with pytest.raises(xl.InputError, match=r"x: expected a tensor of tokens \(B,5\), got dict"):
+        plain.check({"ids": ids}, "x", torch.zeros(1))
+
+
+def test_a_network_traced_for_one_size_says_so():
+    input_spec = InputSpec((), (3, 32, 32), exact_size=True)
+    input_spec.check(torch.zeros(2, 3, 32, 32), "images", torch.zeros(1))
+    with pytest.raises(xl.InputError, match=r"takes \(3, 32, 32\) only, got \(3, 40, 40\)"):
+        input_spec.check(torch.zeros(2, 3, 40, 40), "images", torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        torch.zeros(3),
+        torch.zeros(1, 3, 8, 8, 8, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(0, 3, 8, 8),
+        {},
+        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(2, 3)},
+        {"x": torch.zeros(1, 3, 8, 8), "y": torch.zeros(1)},
+        {"ids": torch.zeros(1, 8, dtype=torch.long), "mask": torch.zeros(1, 9, dtype=torch.long)},
+        {"ids": [1, 2]},
+        "image",
+        None,
+    ],
+)
+def test_examples_of_no_known_kind(example):
+    with pytest.raises(xl.InputError, match="example: expected a float tensor"):
+        check_example(example)
+
+
+def test_shapes_of_examples():
+    assert check_example(torch.zeros(2, 3, 8, 9)) == (3, 8, 9)
+    assert check_example(torch.zeros(2, 7, dtype=torch.long)) == (7,)
+    assert check_example(make_texts()) == (LENGTH,)

@@ -75,7 +75,7 @@ def test_texts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"format": 9}, xl.BundleError, "update exitlens"),
+        ({"format": 9}, xl.BundleError, "expected format 1, got 9"),
         ({"cost": ["x"]}, xl.BundleError, "export again"),
         ({"segments": [{"exit": 0, "file": "../a.onnx"}]}, xl.BundleError, "no checksum"),
         ({"network": "another"}, xl.PolicyError, "calibrated for network"),

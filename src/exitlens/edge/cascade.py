@@ -1,4 +1,4 @@
-"""The whole cascade as one ONNX file: nested ``If``, in which later stages run on the samples that stay, if any do."""
+"""The whole cascade as one ONNX file: nested ``If`` nodes run later stages on the samples that stay, if any do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IR_VERSION = 10
 
 @dataclass
 class _Block:
-    """Nodes and constants of one graph, under names that no other graph uses."""
+    """Collects the nodes and constants of one graph, under names that no other graph uses."""
 
     onnx: Any
     prefix: str
@@ -31,41 +31,43 @@ class _Block:
     constants: list[Any] = field(default_factory=list)
 
     def add(self, kind: str, *inputs: str, name: str = "", count: int = 1, **attributes: Any) -> str:
-        """A node; returns the name of its first output."""
+        """Add a node; return the name of its first output."""
         first = name or f"{self.prefix}{kind}_{len(self.nodes)}"
         names = [first, *(f"{first}_{i}" for i in range(1, count))]
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, **attributes))
         return first
 
     def hold(self, values: Any, dtype: Any) -> str:
-        """A constant; returns its name."""
+        """Add a constant; return its name."""
         name = f"{self.prefix}constant_{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
 
 def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: str = "cascade") -> None:
-    """Writes one file that decides for itself.
+    """Write one file that decides by itself.
 
     Its inputs are those of the first stage, ``thresholds`` ``(K-1,)`` (infinite: never) and ``temperatures`` ``(K,)``. Its
     outputs have a row for each sample: ``labels`` (``(B,)`` classes; of several labels ``(B,C)`` of 0 and 1), ``exits``,
-    ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in the file, ``attention_K`` ``(B,*S)``, placed in the image,
-    which is 0 for samples that another exit answered. The score is the policy's. The weights of a stage are in the branch
-    that runs it: outside, ONNX Runtime does not find the fast layouts.
+    ``scores``, ``probabilities`` ``(B,C)`` and, for every exit in the file, ``attention_K`` ``(B,*S)``, placed in the image
+    (0 for samples that another exit answered). The score is the policy's. The weights of a stage are in the branch that
+    runs it, because outside of it ONNX Runtime does not find the fast layouts.
 
     Raises:
         ExportError: for a policy with a gate, which the file cannot hold.
     """
     if policy.gate is not None:
-        raise ExportError("policy: a cascade in one file has no gate: calibrate without, or use the files of the stages")
+        raise ExportError(
+            "policy: a cascade in one file has no gate. Fix: calibrate without one, or use the files of the stages."
+        )
     onnx = import_onnx()
     helper, kinds = onnx.helper, onnx.TensorProto
     models = [onnx.load(part.path) for part in parts]
-    inputs = [one for one in models[0].graph.input if one.name in parts[0].inputs]
+    inputs = [value for value in models[0].graph.input if value.name in parts[0].inputs]
     inputs.append(helper.make_tensor_value_info(THRESHOLDS, kinds.FLOAT, [policy.num_exits - 1]))
     inputs.append(helper.make_tensor_value_info(TEMPERATURES, kinds.FLOAT, [policy.num_exits]))
     builder = _Builder(onnx, parts, models, policy.score)
-    block, outputs = builder.build(0, {one: one for one in parts[0].inputs})
+    block, outputs = builder.build(0, {name: name for name in parts[0].inputs})
     for output, value in zip(builder.describe(0), outputs, strict=True):
         block.add("Identity", value, name=output.name)
     graph = helper.make_graph(block.nodes, name, inputs, builder.describe(0), block.constants)
@@ -76,7 +78,7 @@ def write_cascade(path: Path, parts: Sequence[Written], policy: Policy, name: st
 
 
 class _Builder:
-    """Makes the graph of a stage and of all after it."""
+    """Builds the graph of a stage and of all after it."""
 
     def __init__(self, onnx: Any, parts: Sequence[Written], models: Sequence[Any], score: str) -> None:
         self.onnx, self.parts, self.models, self.score = onnx, parts, models, score
@@ -84,13 +86,9 @@ class _Builder:
         self.classes = int(shape[1].dim_value)
 
     def describe(self, place: int) -> list[Any]:
-        """What the graph from a stage on gives: answers, then the maps of this exit and of later ones."""
-        make, kinds, rows = (
-            self.onnx.helper.make_tensor_value_info,
-            self.onnx.TensorProto,
-            f"rows_{place}" if place else "rows",
-        )
-        end = f"_from_{place}" if place else ""
+        """Describe the outputs of the graph from a stage on: answers, then the maps of this exit and of later ones."""
+        make, kinds = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto
+        rows, end = (f"rows_{place}", f"_from_{place}") if place else ("rows", "")
         types = (kinds.INT64, kinds.INT64, kinds.FLOAT)
         answers = [make(f"{name}{end}", kind, [rows]) for name, kind in zip(ANSWERS[:3], types, strict=True)]
         if self.score == DECIDED:
@@ -100,9 +98,9 @@ class _Builder:
         return answers + [make(f"{ATTENTION}_{p.exit}{end}", kinds.FLOAT, [rows, *p.map_shape]) for p in later]
 
     def build(self, place: int, sources: dict[str, str]) -> tuple[_Block, list[str]]:
-        """The graph from stage ``place`` on; ``sources``: what its inputs are called outside.
+        """Build the graph from stage ``place`` on; ``sources``: the names of its inputs outside.
 
-        Returns the block, and the names of what it gives, as :meth:`describe` lists them.
+        Returns the block, and the names of its outputs in the order of :meth:`describe`.
         """
         part, block = self.parts[place], _Block(self.onnx, f"from_{place}_")
         known = self._inline(block, place, sources)
@@ -113,21 +111,19 @@ class _Builder:
         limit = block.add("Gather", THRESHOLDS, block.hold(part.exit, np.int64), axis=0)
         stays = block.add("Not", block.add("GreaterOrEqual", answers[2], limit))
         rows = block.add("Squeeze", block.add("NonZero", stays), zero)  # (n,)
-        some = block.add("Squeeze", block.add("Greater", block.add("Shape", rows), zero), zero)
-        own = block.add(
-            "Where", block.add("Unsqueeze", stays, one), block.hold(0, np.float32), block.add("Flatten", maps, axis=1)
-        )
-        own = block.add("Reshape", own, block.hold([-1, *part.map_shape], np.int64))
+        any_stays = block.add("Squeeze", block.add("Greater", block.add("Shape", rows), zero), zero)
+        flat = block.add("Flatten", maps, axis=1)
+        flat = block.add("Where", block.add("Unsqueeze", stays, one), block.hold(0, np.float32), flat)
+        maps = block.add("Reshape", flat, block.hold([-1, *part.map_shape], np.int64))
         crossing = {name: known[name] for name in part.outputs[2:]}
         names = [*ANSWERS, *(f"{ATTENTION}_{p.exit}" for p in self.parts[place + 1 :])]
         goal = [f"{block.prefix}merged_{name}" for name in names]
-        goes_on = self._go_on(place, answers, rows, crossing)
-        ends = self._end(place, answers)
-        block.nodes.append(self.onnx.helper.make_node("If", [some], goal, then_branch=goes_on, else_branch=ends))
-        return block, [*goal[:4], own, *goal[4:]]
+        goes_on, ends = self._go_on(place, answers, rows, crossing), self._end(place, answers)
+        block.nodes.append(self.onnx.helper.make_node("If", [any_stays], goal, then_branch=goes_on, else_branch=ends))
+        return block, [*goal[:4], maps, *goal[4:]]
 
     def _inline(self, block: _Block, place: int, sources: dict[str, str]) -> dict[str, str]:
-        """Adds the nodes and weights of a stage; returns what its tensors are called here."""
+        """Add the nodes and weights of a stage; return the names of its tensors here."""
         part, graph = self.parts[place], self.onnx.compose.add_prefix_graph(self.models[place].graph, f"stage_{place}_")
         renamed = {f"stage_{place}_{name}": source for name, source in sources.items()}
         for node in graph.node:
@@ -137,7 +133,7 @@ class _Builder:
         return {name: f"stage_{place}_{name}" for name in part.outputs}
 
     def _rate(self, block: _Block, exit_: int, logits: str) -> list[str]:
-        """Labels, exits, scores and probabilities of an exit."""
+        """Add labels, exits, scores and probabilities of an exit; return their names."""
         axis = block.hold([1], np.int64)
         temperature = block.add("Gather", TEMPERATURES, block.hold(exit_, np.int64), axis=0)
         scaled = block.add("Div", logits, temperature)
@@ -157,37 +153,34 @@ class _Builder:
             first, second = (block.add("Gather", two, block.hold(i, np.int64), axis=1) for i in range(2))
             score = block.add("Sub", first, second)
         exits = block.add("Expand", block.hold([exit_], np.int64), block.add("Shape", score))
-        return [self._choose(block, p), exits, score, p]
-
-    def _choose(self, block: _Block, p: str) -> str:
-        """The most probable class, or (0 or 1) whether each of several labels is there."""
-        if self.score != DECIDED:
-            return block.add("ArgMax", p, axis=1, keepdims=0)
-        there = block.add("GreaterOrEqual", p, block.hold(0.5, np.float32))
-        return block.add("Cast", there, to=self.onnx.TensorProto.INT64)
+        if self.score == DECIDED:  # 0 or 1 for each of several labels
+            is_label = block.add("GreaterOrEqual", p, block.hold(0.5, np.float32))
+            return [block.add("Cast", is_label, to=self.onnx.TensorProto.INT64), exits, score, p]
+        return [block.add("ArgMax", p, axis=1, keepdims=0), exits, score, p]
 
     def _go_on(self, place: int, answers: Sequence[str], rows: str, crossing: dict[str, str]) -> Any:
-        """The branch in which samples stay: they run through the rest, whose answers take the place of the early ones."""
+        """Build the branch in which samples stay: the answers of later exits take the place of the early ones."""
         gathered = {name: f"kept_{place}_{name}" for name in crossing}
-        block, found = self.build(place + 1, gathered)
-        first = [self.onnx.helper.make_node("Gather", [crossing[n], rows], [gathered[n]], axis=0) for n in crossing]
-        block.nodes[:0] = first
+        block, outputs = self.build(place + 1, gathered)
+        block.nodes[:0] = [
+            self.onnx.helper.make_node("Gather", [crossing[n], rows], [gathered[n]], axis=0) for n in crossing
+        ]
         where = block.add("Unsqueeze", rows, block.hold([1], np.int64))  # (n,1)
-        merged = [block.add("ScatterND", old, where, new) for old, new in zip(answers, found, strict=False)]
+        merged = [block.add("ScatterND", old, where, new) for old, new in zip(answers, outputs, strict=False)]
         count = block.add("Shape", answers[1])
-        for part, new in zip(self.parts[place + 1 :], found[4:], strict=True):
+        for part, new in zip(self.parts[place + 1 :], outputs[4:], strict=True):
             merged.append(block.add("ScatterND", self._make_empty(block, count, part), where, new))
         return self._close(block, merged, place, "goes_on")
 
     def _end(self, place: int, answers: Sequence[str]) -> Any:
-        """The branch in which all have left."""
+        """Build the branch in which all samples have left."""
         block = _Block(self.onnx, f"end_{place}_")
         count = block.add("Shape", answers[1])
-        same = [block.add("Identity", one) for one in answers]
+        same = [block.add("Identity", answer) for answer in answers]
         return self._close(block, same + [self._make_empty(block, count, p) for p in self.parts[place + 1 :]], place, "ends")
 
     def _make_empty(self, block: _Block, count: str, part: Written) -> str:
-        """Maps of 0 for ``count`` samples."""
+        """Add maps of 0 for ``count`` samples."""
         size = block.add("Concat", count, block.hold(list(part.map_shape), np.int64), axis=0)
         return block.add("ConstantOfShape", size, value=self.onnx.numpy_helper.from_array(np.zeros(1, np.float32)))
 
@@ -195,14 +188,14 @@ class _Builder:
         described = self.describe(place)
         del described[4]  # this exit's own map, which the branches do not change
         outputs = []
-        for one, value in zip(described, values, strict=True):
-            one.name = block.add("Identity", value, name=f"{block.prefix}out_{name}_{one.name}")
-            outputs.append(one)
+        for info, value in zip(described, values, strict=True):
+            info.name = block.add("Identity", value, name=f"{block.prefix}out_{name}_{info.name}")
+            outputs.append(info)
         return self.onnx.helper.make_graph(block.nodes, f"{name}_{place}", [], outputs, block.constants)
 
 
 def _move(block: _Block, maps: str, part: Written) -> str:
-    """Maps placed in the image, as :func:`exitlens.functional.maps.place` does."""
+    """Place maps in the image, as :func:`exitlens.functional.maps.place` does."""
     axes = len(part.map_shape)
     for axis, by in enumerate(part.offset):
         if not by:
@@ -215,10 +208,10 @@ def _move(block: _Block, maps: str, part: Written) -> str:
 
 
 def _rename(node: Any, renamed: dict[str, str]) -> None:
-    """Replaces names among a node's inputs, and among those of the graphs inside it."""
+    """Replace names among the inputs of a node and of the graphs inside it."""
     for i, name in enumerate(node.input):
         node.input[i] = renamed.get(name, name)
     for attribute in node.attribute:
         for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for one in inner.node:
-                _rename(one, renamed)
+            for child in inner.node:
+                _rename(child, renamed)

@@ -39,9 +39,9 @@ from exitlens.workflow.inference import predict
 
 FORMAT = 1
 MANIFEST, POLICY, GOLDEN, CASCADE = "manifest.json", "policy.json", "golden.npz", "cascade.onnx"
-POLICIES = "policies.json"  # only where there are any with a name
+POLICIES = "policies.json"  # only if there are named policies
 GOLDEN_SAMPLES, CASCADE_SAMPLES = 8, 17
-NEAR = 1e-3  # of a threshold, rounding may decide; and what scores and maps may differ by
+NEAR = 1e-3  # distance from a threshold at which rounding may decide, and by which scores and maps may differ
 
 
 def export(
@@ -52,24 +52,26 @@ def export(
     policies: Mapping[str, Policy] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes an edge bundle: ONNX files, the policies, and all that ``exitlens_runtime.load`` needs; no PyTorch there.
+    """Write an edge bundle: ONNX files, policies, and all that ``exitlens_runtime.load`` needs to answer without PyTorch.
 
     Each exit that can answer has a file with everything since the exit before (opset 18, float32, any number of samples).
     Each is compared with the network at batches of 1, 2, 3, 17 and 64 before the directory appears.
 
     Args:
         net: in float32.
-        policy: of this network; exits that no policy here lets fire are not in the files, so one that uses other exits needs
+        policy: of this network. The files leave out exits that no policy here lets fire: a policy that uses them needs
             another export. Thresholds and temperatures can be exchanged without one.
         directory: a new directory; it appears complete or not at all.
         policies: further ones by name, as in :func:`exitlens.save`; ``exitlens_runtime.load(dir, policy=name)`` takes one.
-            ``cascade.onnx`` has the score of ``policy``, so it takes their thresholds where they use that, and no gate.
+            ``cascade.onnx`` has no gate and the score of ``policy``: it takes the thresholds of policies with that score.
         overwrite: replace an existing edge bundle.
 
     Raises:
-        ExportError: where the network cannot be written so, or the files do not give the same; MissingExtraError: without
-            the extra ``onnx``; OutputExistsError: if the directory exists; PolicyError: for a policy of another network;
-            InputError: for a name that no policy may have.
+        ExportError: if the network cannot be written as ONNX, or the files do not give the same.
+        MissingExtraError: without the extra ``onnx``.
+        OutputExistsError: if the directory exists.
+        PolicyError: for a policy of another network.
+        InputError: for a name that no policy may have.
 
     Examples:
         >>> sorted(file.name for file in xl.export(net, policy, "edge").glob("*.onnx"))
@@ -79,88 +81,90 @@ def export(
     named = {} if policies is None else policies
     check_named(named, net.num_exits, net.identity(), net.info.task)
     target = Path(directory).resolve()
-    own = check_target(target, overwrite) | {POLICIES}
-    with replace_directory(target, own) as temporary:
+    with replace_directory(target, check_target(target, overwrite) | {POLICIES}) as temporary:
         parts = write_stages(temporary, net, cover([policy, *named.values()]))
         write_bundle(temporary, net, policy, parts, named)
     return target
 
 
 def check_arguments(net: ExitNet, policy: Policy, directory: str | Path) -> None:
-    """Raises an error of ours unless this is a network, a policy of it and a directory, and ONNX files can be written."""
+    """Raise an error of ours unless the policy is one of this network, and the network can be written as ONNX."""
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
     require(directory, str | Path, "directory")
     import_onnx()
-    if next(net.head(0).parameters()).dtype != torch.float32:
-        raise ExportError("net: expected float32, which edge bundles are in: net.float(), and calibrate a policy for it")
+    dtype = next(net.head(0).parameters()).dtype
+    if dtype != torch.float32:
+        raise ExportError(f"net: expected float32, got {dtype}. Fix: net.float(), and calibrate a policy for it.")
     if net.is_tuned and net.tuning.precision != "float32":
-        raise ExportError(f"net: it is tuned to {net.tuning.precision}: set net.tuning = Tuning(), and calibrate again")
+        raise ExportError(
+            f"net: expected float32, got a tuning to {net.tuning.precision}. Fix: set net.tuning = Tuning(), and calibrate "
+            "again."
+        )
     policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
 
 
 def check_target(target: Path, overwrite: bool) -> set[str]:
-    """Names of the files that may be replaced; raises :class:`OutputExistsError` if there is anything else to replace."""
+    """Return the names of files that may be replaced; raises :class:`OutputExistsError` if anything else is there."""
     if not target.exists():
         return set()
-    manifest = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else None
-    is_ours = isinstance(manifest, dict) and "segments" in manifest
-    if not (overwrite and is_ours):
-        hint = "pass overwrite=True" if is_ours else "it is no edge bundle"
-        raise OutputExistsError(f"directory: {target} exists ({hint}): choose another directory")
-    assert isinstance(manifest, dict)
+    manifest: Any = read_json(target / MANIFEST) if (target / MANIFEST).is_file() else {}
+    is_bundle = isinstance(manifest, dict) and "segments" in manifest
+    if not (overwrite and is_bundle):
+        hint = "pass overwrite=True or choose another directory" if is_bundle else "choose another directory"
+        raise OutputExistsError(f"directory: {target} exists{'' if is_bundle else ' and is no edge bundle'}. Fix: {hint}.")
     return {MANIFEST, *manifest.get("sha256", ())}
+
+
+def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]:
+    """Write a file for each exit that can answer, compared with the network."""
+    examples = {batch: draw_for(net, batch) for batch in BATCHES}
+    files = write_segments(directory, cut_segments(*net.parts, policy), examples, name_inputs(net))
+    return [file._replace(offset=net.map_offsets[file.exit]) for file in files]
 
 
 def write_bundle(
     directory: Path, net: ExitNet, policy: Policy, parts: Sequence[Written], named: Mapping[str, Policy] | None = None
 ) -> None:
-    """Everything beside the files of the stages; ``net`` answers as these files do."""
+    """Write everything except the files of the stages; ``net`` answers as these files do."""
     files = [*(part.path for part in parts), directory / POLICY, directory / GOLDEN]
     write_json(directory / POLICY, policy.to_dict())
     if named:
-        write_json(directory / POLICIES, {name: one.to_dict() for name, one in named.items()})
+        write_json(directory / POLICIES, {name: other.to_dict() for name, other in named.items()})
         files.append(directory / POLICIES)
     write_golden(directory / GOLDEN, net, policy, [part.exit for part in parts])
     if policy.gate is None:
         write_checked_cascade(directory / CASCADE, net, policy, parts)
         files.append(directory / CASCADE)
-    write_manifest(directory / MANIFEST, files, describe(net) | {"segments": [part.to_dict() for part in parts]})
-
-
-def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]:
-    """A file for each exit that can answer, compared with the network."""
-    examples = {batch: draw_for(net, batch) for batch in BATCHES}
-    written = write_segments(directory, cut_segments(*net.parts, policy), examples, name_inputs(net))
-    return [one._replace(offset=net.map_offsets[one.exit]) for one in written]
+    write_manifest(directory / MANIFEST, files, _describe(net) | {"segments": [part.to_dict() for part in parts]})
 
 
 def write_checked_cascade(path: Path, net: ExitNet, policy: Policy, parts: Sequence[Written]) -> None:
-    """The cascade in one file, once it answers as the network does: by this policy, and by one that parts the samples.
+    """Write the cascade in one file, and compare its answers under this policy and under one that parts the samples.
 
     Raises:
         ExportError: for another label, exit, score or map; samples near a threshold, where rounding decides, are left out.
     """
     write_cascade(path, parts, policy)
     activations = draw_for(net, CASCADE_SAMPLES)
-    scores, parting = part_samples(net, policy, activations, [part.exit for part in parts])
+    scores, parting = _part_samples(net, policy, activations, [part.exit for part in parts])
     session = open_file(path)
-    names = [one.name for one in session.get_outputs()]
+    names = [value.name for value in session.get_outputs()]
     feed: dict[str, Any] = {n: t.numpy() for n, t in zip(name_inputs(net), activations, strict=True)}
     feed[TEMPERATURES] = np.array(policy.temperatures, np.float32)
-    has_maps = have_maps(net.heads)
     for thresholds in (policy.thresholds, parting.thresholds):
-        expected = predict(net, _name(net, activations), replace(parting, thresholds=thresholds), attention=has_maps)
-        found = dict(zip(names, session.run(None, feed | {THRESHOLDS: np.array(thresholds, np.float32)}), strict=True))
+        used = replace(parting, thresholds=thresholds)
+        expected = predict(net, _name_tensors(net, activations), used, attention=have_maps(net.heads))
+        outputs = session.run(None, feed | {THRESHOLDS: np.array(thresholds, np.float32)})
         near = ((scores - torch.tensor(thresholds)[:, None]).abs() < NEAR).any(0)
-        _compare_answers(found, expected, ~near)
+        _compare_answers(dict(zip(names, map(torch.from_numpy, outputs), strict=True)), expected, ~near)
 
 
-def part_samples(net: ExitNet, policy: Policy, activations: Activations, exits: Sequence[int]) -> tuple[Tensor, Policy]:
-    """Scores ``(K-1,B)``, and a policy whose thresholds half of the samples reach, where an exit is in the files."""
+def _part_samples(net: ExitNet, policy: Policy, activations: Activations, exits: Sequence[int]) -> tuple[Tensor, Policy]:
+    """Return scores ``(K-1,B)``, and a policy with thresholds that half of the samples reach, where an exit has a file."""
     early = range(net.num_exits - 1)
     with net.open_engine() as engine:
-        logits = [one for one, _ in engine.compute_outputs(engine.enter(activations))]
+        logits = [logits for logits, _ in engine.compute_outputs(engine.enter(activations))]
     scores = torch.stack([score(logits[k], policy.score, policy.temperatures[k]) for k in early])
     half = scores.shape[1] // 2
     middle = scores.sort(1).values[:, half : half + 2].mean(1).tolist()
@@ -168,40 +172,41 @@ def part_samples(net: ExitNet, policy: Policy, activations: Activations, exits: 
     return scores, Policy(thresholds, policy.score, policy.temperatures)
 
 
-def _compare_answers(found: Mapping[str, Any], expected: Prediction, sure: Tensor) -> None:
-    for name, value in (("labels", expected.labels.long()), ("exits", expected.exits), ("scores", expected.confidence)):
-        off = (torch.from_numpy(found[name])[sure] - value[sure]).abs()
-        if off.numel() and not off.max() < NEAR:
-            raise ExportError(
-                f"net: the cascade in one file gives other {name} than the network: report this, with the backbone"
-            )
-    for i in sure.nonzero().flatten().tolist() if expected.attention else ():
-        own = torch.from_numpy(found[f"{ATTENTION}_{int(expected.exits[i])}"][i])
-        if not (own - expected.attention[i]).abs().max() < NEAR:  # type: ignore[index]
-            raise ExportError(
-                "net: the cascade in one file gives other maps than the network: report this, with the backbone"
-            )
+def _compare_answers(outputs: Mapping[str, Tensor], expected: Prediction, sure: Tensor) -> None:
+    differing = [
+        name
+        for name, values in (("labels", expected.labels.long()), ("exits", expected.exits), ("scores", expected.confidence))
+        if not ((outputs[name] - values)[sure].abs() < NEAR).all()
+    ]
+    for i in sure.nonzero().flatten().tolist() if expected.attention and not differing else ():
+        map_ = outputs[f"{ATTENTION}_{int(expected.exits[i])}"][i]
+        if not (map_ - expected.attention[i]).abs().max() < NEAR:  # type: ignore[index]
+            differing = ["maps"]
+    if differing:
+        raise ExportError(
+            f"net: the cascade in one file gives other {differing[0]} than the network. Fix: report this, with the backbone."
+        )
 
 
-def _name(net: ExitNet, activations: Activations) -> Inputs:
-    """What the first stage takes, as the network itself takes it."""
+def _name_tensors(net: ExitNet, activations: Activations) -> Inputs:
+    """Return the first stage's inputs as the network takes them."""
     return dict(zip(net.input_spec.names, activations, strict=True)) if net.input_spec.names else activations[0]
 
 
 def name_inputs(net: ExitNet) -> list[str]:
-    """Of the tensors that the first stage takes."""
+    """Return the names of the tensors that the first stage takes."""
     return list(net.input_spec.names) or [net.info.modality.plural]
 
 
 def draw_for(net: ExitNet, batch: int) -> Activations:
-    """Random inputs that the network takes."""
+    """Draw random inputs that the network takes."""
     spec, example = net.input_spec, list_tensors(net.info.example(torch.zeros(())))
     vocabulary = spec.vocabulary if len(spec.vocabulary) == len(example) else (None,) * len(example)
     return draw_inputs(spec.names, example, vocabulary, batch)
 
 
-def describe(net: ExitNet) -> dict[str, Any]:
-    """What a runtime has to know of the network, JSON-ready."""
+def _describe(net: ExitNet) -> dict[str, Any]:
+    """Return what a runtime has to know about the network, JSON-ready."""
     info, spec = net.info, net.input_spec
     examples = list_tensors(info.example(torch.zeros(())))
     return {
@@ -221,24 +226,24 @@ def describe(net: ExitNet) -> dict[str, Any]:
         "vocabulary": list(spec.vocabulary),
         "prefix": spec.prefix,
         "preprocess": None if info.preprocess is None else info.preprocess.to_dict(),
-        "map_offsets": [list(one) for one in net.map_offsets],
+        "map_offsets": [list(offset) for offset in net.map_offsets],
         "cost": net.cost.tolist(),
     }
 
 
 def write_golden(path: Path, net: ExitNet, policy: Policy, exits: Sequence[int]) -> None:
-    """Inputs, logits and attention of the exits in the files, and the exits and labels that the library chooses.
+    """Write inputs, logits and attention of the exits in the files, and the library's exits and labels.
 
-    By the policy, and (``parting``: its thresholds) by one under which some samples leave at every exit.
+    The answers are those under the policy, and (``parting``: its thresholds) under one by which some leave at every exit.
     """
     activations = draw_for(net, GOLDEN_SAMPLES)
     values: dict[str, Tensor] = dict(zip(name_inputs(net), activations, strict=True))
-    _, parting = part_samples(net, policy, activations, exits)
-    found, parted = (predict(net, _name(net, activations), one) for one in (policy, parting))
+    _, parting = _part_samples(net, policy, activations, exits)
+    pred, parted = (predict(net, _name_tensors(net, activations), used) for used in (policy, parting))
     with net.open_engine() as engine:
         outputs = engine.compute_outputs(engine.enter(activations))
     for k in exits:
-        values |= {f"{LOGITS}_{k}": outputs[k][0], f"{ATTENTION}_{k}": outputs[k][1]}
-    values |= {"exits": found.exits, "labels": found.labels}
+        values[f"{LOGITS}_{k}"], values[f"{ATTENTION}_{k}"] = outputs[k]
+    values |= {"exits": pred.exits, "labels": pred.labels}
     values |= {"parting": torch.tensor(parting.thresholds), "parted_exits": parted.exits, "parted_labels": parted.labels}
     np.savez(path, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]

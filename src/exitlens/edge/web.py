@@ -1,4 +1,4 @@
-"""A static folder with one page: the network decides in the browser, and no request leaves it."""
+"""export_web: a static folder with one page, on which the network answers in the browser and no request leaves it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types import Policy, Preprocess
 
 VERSION = "1.30.0"  # of onnxruntime-web
-FILES = {  # of its folder dist, with their SHA-256
+FILES = {  # in its folder dist, with their SHA-256
     "ort.wasm.min.js": "faece07e84faa9001f5104bbe4e5c70861d06cb2376a0dea1fa0ad33a67adc81",
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
@@ -46,20 +46,20 @@ def export_web(
     examples: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> Path:
-    """Writes a folder for any web server: a page that takes pictures, the network, and ONNX Runtime's WebAssembly.
+    """Write a folder for any web server: a page that takes pictures, the network, and ONNX Runtime's WebAssembly.
 
     Args:
-        net: of images, in float32, which says how files become inputs (``net.describe(preprocess=...)``).
+        net: of images, in float32, with preprocessing (``net.describe(preprocess=...)``).
         policy: of this network, without a gate.
         directory: a new directory; it appears complete or not at all.
         ort: a folder with the files of ``onnxruntime-web`` (its ``dist``); by default ``npm`` fetches the package.
-        examples: image files to go along, which visitors can click; no two of one name.
+        examples: image files that visitors can click; no two with the same name.
         overwrite: replace what an earlier export wrote.
 
     Raises:
-        ExportError: where the network or policy does not fit, or the files of onnxruntime-web are missing or others; and
-            what :func:`exitlens.export` raises.
-        InputError: for examples that are no files, or have the name of another file of the folder.
+        ExportError: if the network or policy does not fit, or the files of onnxruntime-web are missing or of another
+            version; and what :func:`exitlens.export` raises.
+        InputError: for examples that do not exist, or have the name of another file in the folder.
 
     Examples:
         >>> xl.export_web(net, policy, "site", ort="package/dist")  # without ort=, npm fetches it
@@ -69,34 +69,33 @@ def export_web(
     require(ort, str | Path | None, "ort")
     check_arguments(net, policy, directory)
     if not isinstance(net.info.preprocess, Preprocess):
-        raise ExportError("net: the page needs to know how pictures become inputs: net.describe(preprocess=...) first")
+        raise ExportError("net: the page has to know how pictures become inputs. Fix: net.describe(preprocess=...) first.")
     if net.info.task == "multilabel":
-        raise ExportError("net: the page shows one class for a picture, this network gives several labels: use xl.export")
+        raise ExportError(
+            "net: the page shows one class for a picture, got a network of several labels. Fix: use xl.export."
+        )
     pictures = _check_examples(examples)
     target = Path(directory).resolve()
-    own = check_target(target, overwrite)
-    with tempfile.TemporaryDirectory() as folder, replace_directory(target, own) as temporary:
-        found = find_runtime(Path(folder)) if ort is None else Path(ort)
+    replaceable = check_target(target, overwrite)
+    with tempfile.TemporaryDirectory() as folder, replace_directory(target, replaceable) as temporary:
+        runtime = find_runtime(Path(folder)) if ort is None else Path(ort)
         for name in FILES:
-            shutil.copyfile(_check_file(found / name), temporary / name)
+            shutil.copyfile(_check_file(runtime / name), temporary / name)
         for picture in pictures:
             shutil.copyfile(picture, temporary / picture.name)
         for name in PAGE:
             (temporary / name).write_bytes(resources.files("exitlens.edge").joinpath("site", name).read_bytes())
         parts = write_stages(Path(folder), net, policy)
         write_checked_cascade(temporary / CASCADE, net, policy, parts)
-        write_json(temporary / NETWORK, describe_for_page(net, policy, parts, pictures))
+        write_json(temporary / NETWORK, _describe(net, policy, parts, pictures))
         files = [temporary / name for name in (*FILES, *PAGE, CASCADE, NETWORK, *(path.name for path in pictures))]
-        write_manifest(
-            temporary / MANIFEST, files, {"segments": [part.exit for part in parts], "network": net.fingerprint()}
-        )
+        facts = {"segments": [part.exit for part in parts], "network": net.fingerprint()}
+        write_manifest(temporary / MANIFEST, files, facts)
     return target
 
 
-def describe_for_page(
-    net: ExitNet, policy: Policy, parts: Sequence[Written], pictures: Sequence[Path] = ()
-) -> dict[str, Any]:
-    """What the page has to know, JSON-ready."""
+def _describe(net: ExitNet, policy: Policy, parts: Sequence[Written], pictures: Sequence[Path]) -> dict[str, Any]:
+    """Return what the page has to know, JSON-ready."""
     values, preprocess = policy.to_dict(), net.info.preprocess
     assert preprocess is not None
     return {
@@ -112,40 +111,40 @@ def describe_for_page(
 
 
 def find_runtime(folder: Path) -> Path:
-    """The files of ``onnxruntime-web``, fetched by npm into ``folder``; raises :class:`ExportError` where that fails."""
-    mend = f"give a folder with its files (--ort): `npm pack onnxruntime-web@{VERSION}`, unpacked, package/dist"
+    """Fetch ``onnxruntime-web`` with npm into ``folder``, return its files; raises :class:`ExportError` where that fails."""
+    fix = f"Fix: pass a folder with its files (--ort): `npm pack onnxruntime-web@{VERSION}`, unpacked, package/dist."
     try:
         words = ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(folder)]
         subprocess.run(words, check=True, capture_output=True, text=True, cwd=folder)
         with tarfile.open(next(folder.glob("onnxruntime-web-*.tgz"))) as archive:
             archive.extractall(folder, filter="data")
     except FileNotFoundError as error:
-        raise ExportError(f"ort: npm is not installed, which fetches onnxruntime-web: {mend}") from error
+        raise ExportError(f"ort: npm, which fetches onnxruntime-web, is not installed. {fix}") from error
     except (subprocess.CalledProcessError, StopIteration, tarfile.TarError, OSError) as error:
-        said = getattr(error, "stderr", "") or str(error)
-        raise ExportError(f"ort: npm cannot fetch onnxruntime-web ({said.strip()[-200:]}): {mend}") from error
+        reason = (getattr(error, "stderr", "") or str(error)).strip()[-200:]
+        raise ExportError(f"ort: npm cannot fetch onnxruntime-web ({reason}). {fix}") from error
     return folder / "package" / "dist"
 
 
 def _check_examples(examples: Sequence[str | Path]) -> list[Path]:
-    """The files, if each can lie in the folder beside all others."""
+    """Return the files, once it is sure that each can be copied into the folder."""
     if isinstance(examples, str) or not isinstance(examples, Sequence):
         raise InputError(f"examples: expected a list of image files, got {examples!r:.60}")
-    found = [Path(path) for path in examples]
+    paths = [Path(path) for path in examples]
     taken = [*FILES, *PAGE, CASCADE, NETWORK, MANIFEST]
-    for path in found:
+    for path in paths:
         if not path.is_file():
-            raise InputError(f"examples: expected image files, {path} is none")
+            raise InputError(f"examples: expected image files, got {path}, which does not exist")
         if path.name in taken:
-            raise InputError(f"examples: the folder has another file {path.name}: rename {path}")
+            raise InputError(f"examples: the folder has another file {path.name}. Fix: rename {path}.")
         taken.append(path.name)
-    return found
+    return paths
 
 
 def _check_file(path: Path) -> Path:
-    """The file, if it is the one that the page was tried with."""
+    """Return the file, if it is the one that the page was tested with."""
     if not path.is_file():
-        raise ExportError(f"ort: {path} is missing: expected the folder dist of onnxruntime-web {VERSION}")
+        raise ExportError(f"ort: expected the folder dist of onnxruntime-web {VERSION}, {path} is missing")
     if hashlib.sha256(path.read_bytes()).hexdigest() != FILES[path.name]:
         raise ExportError(f"ort: {path} is not of onnxruntime-web {VERSION} (its checksum differs)")
     return path

@@ -23,14 +23,13 @@ from exitlens.model.cutting.verify import check_backbone, make_random_inputs, ve
 from exitlens.model.geometry import find_map_geometry, warn_of_small_reach
 from exitlens.model.heads.exit_heads import HEADS, AverageHead, EvidenceHead, ExitHead, HeadKind, KeptHead
 from exitlens.model.heads.necks import LEAST_SIDE, NECK_SHARE, check_groups, fit_group_neck, fit_neck, fit_token_neck
-from exitlens.model.info import Final, NetworkInfo
-from exitlens.model.input_spec import InputSpec, check_example
+from exitlens.model.info import Final, InputSpec, NetworkInfo, check_example
 from exitlens.model.layouts import KINDS, Kind
 from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 
 
-def attach(
+def attach(  # noqa: PLR0913
     backbone: nn.Module | str,
     at: Sequence[str] | int,
     num_classes: int,

@@ -1,4 +1,4 @@
-"""How a network was made: what a bundle records of it."""
+"""What a network takes, and how it was made: what a bundle records, and the check of inputs before any stage runs."""
 
 from __future__ import annotations
 
@@ -10,41 +10,71 @@ from torch import Tensor
 
 from exitlens.errors import InputError
 from exitlens.functional.maps import place
-from exitlens.modalities import Modality, find_modality
+from exitlens.modalities import Modality, find_modality, recognise_example
 from exitlens.model.heads.exit_heads import HeadKind
 from exitlens.model.layouts import Kind
 from exitlens.types import Preprocessing
-from exitlens.types.inputs import MASK, Groups, Inputs
+from exitlens.types.inputs import MASK, Groups, InputFormat, Inputs, list_tensors
 from exitlens.types.tasks import TASKS, Task
 
-_SELDOM = ("map_offsets", "feature_offsets", "input_shapes", "groups")
 Final = Literal["head", "keep"]
+
+
+class InputSpec(InputFormat):
+    """The inputs of a network, and the check of what is passed to it."""
+
+    @property
+    def modality(self) -> Modality:
+        """The kind of inputs."""
+        return find_modality(self.names, self.shape, self.dtypes, self.shapes).adapt(self)
+
+    def check(self, inputs: Inputs, name: str, like: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors in the first stage's order; see :meth:`exitlens.modalities.base.Modality.check`."""
+        return self.modality.check(inputs, self, name, like)
+
+
+def check_example(example: Any) -> tuple[int, ...]:
+    """Return the shape of one sample; raises :class:`InputError` unless it is a batch of a known kind of input."""
+    recognise_example(example)
+    return tuple(list_tensors(example)[0].shape[1:])
 
 
 @dataclass(frozen=True)
 class NetworkInfo:
     """How a network was made: enough to build it again, and what its inputs and outputs mean.
 
-    ``source`` is empty for a module of the user's own; such a bundle is loaded with ``xl.load(dir, backbone=...)``.
+    Attributes:
+        at: names of the modules that early exits follow.
+        input_shape: of one sample, ``(C,H,W)`` of an image, ``(N,)`` of a text; of several inputs, of the first.
+        source: name of the backbone; empty for a module of the user's own, whose bundle is loaded with
+            ``xl.load(dir, backbone=...)``.
+        inputs: names of the input tensors; empty for one tensor alone.
+        dtypes: of tokens and masks; empty for floats, which have the network's dtype.
+        config: of a transformers model.
+        map_offsets: how far every exit's map lies off its cells, in cells; empty if none does.
+        feature_offsets: the same for every exit's features, which a neck may bring to another grid.
+        input_shapes: of each of several inputs of different kinds.
+        groups: of a vector, the groups of features that maps lie on.
+        task: one class for a sample (``classes``), or any number of labels (``multilabel``).
     """
 
     at: tuple[str, ...]
     num_classes: int
     final: Final
-    input_shape: tuple[int, ...]  # (C,H,W) of an image, (N,) of a text; of several inputs, of the first
+    input_shape: tuple[int, ...]
     source: str = ""
     classes: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
     layout: Kind | None = None
-    inputs: tuple[str, ...] = ()  # names; empty for one tensor alone
-    dtypes: tuple[str, ...] = ()  # of tokens and masks; empty for floats, which have the network's own
-    config: dict[str, Any] | None = None  # of a transformers model
-    head: HeadKind = "evidence"  # bundles of before it was recorded have these
-    map_offsets: tuple[tuple[float, ...], ...] = ()  # of every exit's map, in cells; empty: none lies off its cells
-    feature_offsets: tuple[tuple[float, ...], ...] = ()  # likewise of its features, which a neck may bring to another grid
-    input_shapes: tuple[tuple[int, ...], ...] = ()  # of several inputs of different kinds, of each
-    groups: Groups = ()  # of a vector: the groups of features that maps lie on
-    task: Task = "classes"  # what it answers: one class for a sample, or (multilabel) any number of labels
+    inputs: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None
+    head: HeadKind = "evidence"
+    map_offsets: tuple[tuple[float, ...], ...] = ()
+    feature_offsets: tuple[tuple[float, ...], ...] = ()
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    groups: Groups = ()
+    task: Task = "classes"
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -52,44 +82,41 @@ class NetworkInfo:
 
     @property
     def modality(self) -> Modality:
-        """The kind of its inputs."""
+        """The kind of inputs."""
         dtypes = [getattr(torch, name) for name in self.dtypes]
         return find_modality(self.inputs, self.input_shape, dtypes, self.input_shapes)
 
     @property
     def channels(self) -> int:
-        """Of a sample, for building the backbone again."""
+        """Channels of a sample, for building the backbone again."""
         return self.modality.count_channels(self.input_shape)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; without what most networks have none of, as in bundles of before it was recorded."""
-        values = asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
-        if self.task == "classes":
-            del values["task"]
-        return {name: value for name, value in values.items() if name not in _SELDOM or value}
-
     def place(self, k: int, maps: Tensor) -> Tensor:
-        """Maps ``(...,*S)`` of exit k, moved to where their locations lie in the image.
+        """Move maps ``(...,*S)`` of exit k to where their locations lie in the image.
 
         Whatever draws a map over an image, deletes its cells or compares it with a mask takes it from here. The maps that
-        exits return, losses, gates and divergences are not moved.
+        exits return, and those in losses, gates and divergences, are not moved.
         """
         return place(maps, self.map_offsets[k]) if self.map_offsets else maps
 
     def place_relevance(self, k: int, maps: Tensor) -> Tensor:
-        """As :meth:`place`, of maps on the grid of exit k's features."""
+        """Like :meth:`place`, for maps on the grid of exit k's features."""
         return place(maps, self.feature_offsets[k]) if self.feature_offsets else maps
 
     def example(self, like: Tensor) -> Inputs:
-        """An example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
+        """Return an example with which :func:`exitlens.attach` makes the network again, on the device of ``like``."""
         dtypes = [getattr(torch, name) for name in self.dtypes] or [like.dtype] * max(1, len(self.inputs))
         shapes = self.input_shapes or [self.input_shape] * len(dtypes)
-        both = zip(shapes, dtypes, strict=True)
-        zeros = [torch.zeros(1, *shape, dtype=dtype, device=like.device) for shape, dtype in both]
+        pairs = zip(shapes, dtypes, strict=True)
+        zeros = [torch.zeros(1, *shape, dtype=dtype, device=like.device) for shape, dtype in pairs]
         named = dict(zip(self.inputs, zeros, strict=False))
         if MASK in named:
             named[MASK] = torch.ones_like(named[MASK])
         return named or zeros[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self) | {"preprocess": None if self.preprocess is None else self.preprocess.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkInfo:
@@ -97,9 +124,9 @@ class NetworkInfo:
         fields = dict(values)
         for name in ("at", "input_shape", "classes", "inputs", "dtypes"):
             fields[name] = tuple(fields[name])
-        for name in _SELDOM:
-            fields[name] = tuple(map(tuple, fields.get(name, ())))
+        for name in ("map_offsets", "feature_offsets", "input_shapes"):
+            fields[name] = tuple(map(tuple, fields[name]))
         fields["groups"] = tuple((name, tuple(members)) for name, members in fields["groups"])
-        described = fields.pop("preprocess")
+        preprocess = fields.pop("preprocess")
         info = cls(**fields)
-        return info if described is None else replace(info, preprocess=info.modality.preprocess.from_dict(described))
+        return info if preprocess is None else replace(info, preprocess=info.modality.preprocess.from_dict(preprocess))

@@ -21,8 +21,7 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.onnx_engine import OnnxFiles
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.heads.exit_heads import ExitHead
-from exitlens.model.info import NetworkInfo
-from exitlens.model.input_spec import InputSpec
+from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.model.mixing import Mixing, has_attention, open_inputs
 from exitlens.types import ExitOutput, Policy
 from exitlens.types.inputs import Inputs

@@ -10,19 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from exitlens.edge.export import FORMAT, GOLDEN, MANIFEST, POLICIES, POLICY
 from exitlens.errors import BundleError, ExitlensError, PolicyError
 from exitlens.functional.routing import needs_head
 from exitlens.io import read_json, verify_checksums
-from exitlens.model.cutting.stage import Activations
-from exitlens.model.engine.engine import Engine, Step
-from exitlens.model.engine.onnx_engine import OnnxFile
+from exitlens.model.engine.engine import Engine
+from exitlens.model.engine.onnx_engine import FileEngine, OnnxFile
 from exitlens.model.engine.onnx_files import ATTENTION, LOGITS, is_close
 from exitlens.model.engine.tuning import Tuning
-from exitlens.model.info import NetworkInfo
-from exitlens.model.input_spec import InputSpec
+from exitlens.model.info import InputSpec, NetworkInfo
 from exitlens.types import Policy
 from exitlens.types.policies import DEFAULT, check_fit
 
@@ -38,38 +35,12 @@ class EdgeParts(NamedTuple):
     exits: frozenset[int]
 
 
-class EdgeEngine(Engine):
-    """Answers by the files of an edge bundle; an exit that has none is only passed."""
-
-    def __init__(self, files: Mapping[int, OnnxFile]) -> None:
-        super().__init__((), (), Tuning(backend="onnx"))
-        self.files = dict(files)
-
-    def advance(self, k: int, activations: Activations) -> Activations:
-        """Stage k alone; nothing where it is part of a later file."""
-        return tuple(self.files[k](activations)[2:]) if k in self.files else activations
-
-    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
-        """Stage k and the head of exit k."""
-        logits, maps, *crossing = self.files[k](activations)
-        return tuple(crossing), logits, maps if attention else None
-
-    def compute_outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
-        """Logits and attention of every exit that has a file."""
-        found = []
-        for file in self.files.values():
-            logits, maps, *crossing = file(activations)
-            found.append((logits, maps))
-            activations = tuple(crossing)
-        return found
-
-
 def open_edge(source: Path) -> EdgeParts:
     """What ``exitlens export`` wrote; raises :class:`BundleError` for anything else, :class:`PolicyError` for its policy."""
     manifest = read_json(source / MANIFEST)
     form = manifest.get("format")
-    if not isinstance(form, int) or not 1 <= form <= FORMAT:
-        raise BundleError(f"{source / MANIFEST}: expected a format from 1 to {FORMAT}, got {form}: update exitlens")
+    if form != FORMAT:
+        raise BundleError(f"{source / MANIFEST}: expected format {FORMAT}, got {form}. Fix: export the network again.")
     verify_checksums(source, manifest)
     try:
         info, spec = read_network(manifest)
@@ -93,13 +64,13 @@ def open_edge(source: Path) -> EdgeParts:
         missing = [k for k in range(len(cost)) if needs_head(policy, k) and k not in files]
         if missing:
             raise PolicyError(f"{name}: it uses exits {missing}, the bundle has {sorted(files)}: export with this policy")
-    check_golden(source / GOLDEN, EdgeEngine(files), manifest)
+    check_golden(source / GOLDEN, FileEngine(files, Tuning(backend="onnx")), manifest)
     return EdgeParts(info, spec, cost, policies, lambda: _open(files), frozenset(files))
 
 
 @contextmanager
 def _open(files: Mapping[int, OnnxFile]) -> Iterator[Engine]:
-    engine = EdgeEngine(files)
+    engine = FileEngine(files, Tuning(backend="onnx"))
     with engine.mode():
         yield engine
 
@@ -132,7 +103,7 @@ def read_network(manifest: Mapping[str, Any]) -> tuple[NetworkInfo, InputSpec]:
     return info, InputSpec(names, shape, True, known, int(manifest["prefix"]), dtypes, shapes=shapes)
 
 
-def check_golden(path: Path, engine: EdgeEngine, manifest: Mapping[str, Any]) -> None:
+def check_golden(path: Path, engine: FileEngine, manifest: Mapping[str, Any]) -> None:
     """Raises :class:`BundleError` unless the files say here what the library said where they were written."""
     try:
         with np.load(path) as file:
@@ -142,7 +113,7 @@ def check_golden(path: Path, engine: EdgeEngine, manifest: Mapping[str, Any]) ->
             outputs = engine.compute_outputs(given)
         pairs = [
             (values, golden[f"{name}_{k}"])
-            for k, found in zip(engine.files, outputs, strict=True)
+            for k, found in zip(engine.opened, outputs, strict=True)
             for name, values in zip((LOGITS, ATTENTION), found, strict=True)
         ]
     except (OSError, ValueError, KeyError) as error:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -133,16 +133,54 @@ class OnnxFiles(NamedTuple):
     home: Home | None = None
 
 
-class OnnxEngine(Engine):
-    """Answers with files that were compared with the stages. Explanations with evidence still come from PyTorch.
+class FileEngine(Engine):
+    """Answers with ONNX files alone, one for each exit that can answer, with everything since the exit before.
 
     Heads are part of the files, so an exit that is only passed costs its head, too.
     """
 
-    def __init__(self, stages: Sequence[Any], heads: Sequence[ExitHead], tuning: Tuning, files: OnnxFiles) -> None:
+    def __init__(
+        self,
+        opened: Mapping[int, OnnxFile],
+        tuning: Tuning,
+        stages: Sequence[Any] = (),
+        heads: Sequence[ExitHead] = (),
+    ) -> None:
         super().__init__(stages, heads, tuning)
+        self.opened = dict(opened)
+
+    def advance(self, k: int, activations: Activations) -> Activations:
+        """Run stage k alone; nothing runs if it is part of a later file."""
+        return tuple(self.opened[k](activations)[2:]) if k in self.opened else activations
+
+    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
+        """Run stage k and the head of exit k."""
+        logits, maps, *crossing = self.opened[k](activations)
+        return tuple(crossing), logits, maps if attention else None
+
+    def compute_outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
+        """Return logits and attention of every exit that has a file."""
+        outputs = []
+        for file in self.opened.values():
+            logits, maps, *crossing = file(activations)
+            outputs.append((logits, maps))
+            activations = tuple(crossing)
+        return outputs
+
+    def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
+        """Return the logits of exit k; no later stage runs."""
+        for i in range(k):
+            activations = self.advance(i, activations)
+        return self.opened[k](activations)[0]
+
+
+class OnnxEngine(FileEngine):
+    """Answers with files that were compared with the stages. Explanations with evidence still come from PyTorch."""
+
+    def __init__(self, stages: Sequence[Any], heads: Sequence[ExitHead], tuning: Tuning, files: OnnxFiles) -> None:
+        opened = {file.exit: OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files}
+        super().__init__(opened, tuning, stages, heads)
         self.files = files
-        self._opened = [OnnxFile(file.path, file.inputs, file.outputs, files.home) for file in files.files]
 
     @classmethod
     def write(cls, stages: Sequence[Stage], heads: Sequence[ExitHead], tuning: Tuning, example: Activations) -> Self:
@@ -179,30 +217,6 @@ class OnnxEngine(Engine):
         except (ExportError, EngineError):  # perhaps written by another version of ONNX Runtime
             is_same = False
         return engine if is_same else cls.write(stages, heads, tuning, example)
-
-    def advance(self, k: int, activations: Activations) -> Activations:
-        """Run stage k alone."""
-        return tuple(self._opened[k](activations)[2:])
-
-    def run_step(self, k: int, activations: Activations, attention: bool) -> Step:
-        """Run stage k and the head of exit k."""
-        logits, maps, *crossing = self._opened[k](activations)
-        return tuple(crossing), logits, maps if attention else None
-
-    def compute_outputs(self, activations: Activations) -> list[tuple[Tensor, Tensor]]:
-        """Return logits and attention of every exit."""
-        outputs = []
-        for file in self._opened:
-            logits, maps, *crossing = file(activations)
-            outputs.append((logits, maps))
-            activations = tuple(crossing)
-        return outputs
-
-    def compute_logits(self, k: int, activations: Activations) -> Tensor:  # -> (B,C)
-        """Return the logits of exit k; no later stage runs."""
-        for i in range(k):
-            activations = self.advance(i, activations)
-        return self._opened[k](activations)[0]
 
 
 def _check_float32(heads: Sequence[ExitHead], example: Activations) -> None:
