@@ -25,7 +25,7 @@ from exitlens.progress import show_progress
 from exitlens.types.inputs import Inputs, draw_samples
 from exitlens.types.tasks import USUAL_SCORES
 
-BATCH_SIZE = 250
+BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
 PASSES, TINY = 4, 1e-9
 Of = Literal["attention", "relevance"]
 OF: tuple[Of, ...] = get_args(Of)
@@ -148,7 +148,7 @@ def faithfulness(
         control = perturb(net, engine, batches, plain, blind, fraction)
         randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))
         rows = draw_samples(len(held), oracle_samples, seed + 1).sort().values
-        judged = _Batches(held.subset(rows), bar, "trying every cell", 2)
+        judged = _Batches(held.subset(rows), bar, "trying every cell", 2, ORACLE_BATCH)
         best = _consult_oracle(net, engine, judged, [p[rows] for p in plain], [m[rows] for m in maps], fraction)
     energy = pointing = None
     if data.masks is not None:
@@ -163,9 +163,9 @@ def faithfulness(
 class _Batches:
     """The inputs of a set, made anew at each pass: only one batch of them is held as floats."""
 
-    def __init__(self, data: SampleSet, bar: Progress, what: str, passes: int) -> None:
+    def __init__(self, data: SampleSet, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
         self._data, self._bar, self.count = data, bar, len(data)
-        self._chunks = torch.arange(self.count).split(BATCH_SIZE)
+        self._chunks = torch.arange(self.count).split(size)
         self._task = bar.add_task(what, total=passes * len(self._chunks))
 
     def __iter__(self) -> Iterator[tuple[slice, Inputs]]:

@@ -1,7 +1,7 @@
 """A subject of reports, measured on a few images."""
 
 import exitlens as xl
-from exitlens.delivery.report.subjects import Subject
+from exitlens.delivery.report import Subject
 from tests.conftest import make_net
 
 POLICY = xl.Policy((0.9, 0.6))

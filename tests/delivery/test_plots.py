@@ -1,9 +1,9 @@
 import re
 from xml.etree import ElementTree
 
-from exitlens.delivery.report import plots
+from exitlens.delivery import plots
 from exitlens.display import pick_exit_colour
-from tests.delivery.report.conftest import make_subject
+from tests.delivery.subjects import make_subject
 
 
 def test_plots_take_ink_and_paper_from_the_page_and_exits_keep_their_colour(tiny_set):

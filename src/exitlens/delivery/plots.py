@@ -26,6 +26,7 @@ from exitlens.workflow.faithfulness import Faithfulness
 
 INK, PAPER = "#010203", "#fdfcfb"  # placeholders for the page's ink and paper, which depend on light or dark mode
 LINES, MARKERS, HATCHES = ("-", "--", ":"), ("o", "s", "^"), ("", "////", "....")
+MARK_NAMES = ("dots", "squares", "triangles")
 MOST = len(LINES)  # networks that a plot can tell apart
 LONGEST = 24  # letters of a name
 WIDTH = 4.7  # inches, legible on a phone
