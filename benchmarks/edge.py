@@ -37,7 +37,7 @@ from benchmarks.performance import BUNDLE, MIXED, make_rivals, make_scenes
 from benchmarks.promises import Promise, promise_mean, promise_table
 from benchmarks.results import Runs, Tree
 from benchmarks.tasks import SEEDS, TASKS, build_network
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.bench.contenders import write_plain
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.edge.export import write_stages

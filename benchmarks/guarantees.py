@@ -38,7 +38,7 @@ from benchmarks.populations import (
 )
 from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
 from exitlens.functional.risk import accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits

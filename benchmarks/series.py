@@ -26,8 +26,8 @@ from benchmarks.networks import ResNet1d
 from benchmarks.pages import join_means, table
 from benchmarks.promises import Promise, promise_end, promise_mean, promise_table
 from benchmarks.results import Runs, Tree
-from exitlens.data.arrays.scaling import measure_scaling
-from exitlens.data.arrays.ts import read_ts
+from exitlens.data.sets import measure_scaling
+from exitlens.data.ts import read_ts
 
 MOTIFS, SEEDS = "motifs", 5
 UPDATES, BATCH, DISTILL = 1280, 16, 1.0  # of the archive's sets: least updates of the weights; chosen by the trials
@@ -152,8 +152,8 @@ def read_archive(name: str) -> xl.ArraySet:
         raise SystemExit("aeon: expected the package for its data sets, found none. Fix: pip install aeon")
     start = Path(spec.origin).parent / "datasets" / "data" / ARCHIVE[name]
     files = [read_ts(start.with_name(f"{start.name}_{part}.ts")) for part in ("TRAIN", "TEST")]
-    values = torch.stack([series for series in chain(*(file.part.series for file in files)) if series is not None])
-    names = [str(label) for label in chain(*(file.part.labels for file in files))]
+    values = torch.stack([series for series in chain(*(file.series or () for file in files)) if series is not None])
+    names = [str(label) for label in chain(*(file.labels or () for file in files))]
     classes, channels = tuple(sorted(set(names))), values.shape[1]
     preprocess = xl.SeriesPreprocess((0.0,) * channels, (1.0,) * channels)
     return xl.ArraySet(values, torch.tensor([classes.index(label) for label in names]), classes, preprocess)

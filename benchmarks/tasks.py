@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import exitlens as xl
 from benchmarks import reviews as review_files
 from benchmarks.drawings import BACKBONE, find_weights, load_pictures, open_folder
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.data.splits import SampleSet, Split
 from exitlens.model.backbones.build import build_backbone
 from exitlens.model.backbones.small import SmallResNet

@@ -22,3 +22,17 @@ def test_a_process_that_torchrun_started(monkeypatch):
     assert found == (True, 3, 2, 2, "job 7")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert str(os.getppid()) in launch.name_launch()
+
+
+def test_waiting_threads_sleep_unless_the_user_says_how_they_wait(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", *launch.WAITING):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    launch.let_threads_sleep()
+    assert not launch.WAITING.keys() & os.environ.keys()
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name, value in launch.WAITING.items():
+        monkeypatch.setenv(name, value)  # so that they are taken back afterwards
+        monkeypatch.delenv(name)
+    launch.let_threads_sleep()
+    assert {name: os.environ[name] for name in launch.WAITING} == launch.WAITING

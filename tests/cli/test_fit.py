@@ -10,6 +10,7 @@ import exitlens as xl
 from exitlens.model.backbones.small import SmallResNet
 from exitlens.model.cutting import placement
 from exitlens.types.settings import RECIPES
+from exitlens.workflow.training.run import TrainingRun
 
 
 def time_equally(timer, tensors):
@@ -58,12 +59,40 @@ def test_placement_needs_a_number_of_exits(folder, tmp_path, call):
     assert not (tmp_path / "n").exists()
 
 
+def test_a_stopped_run_says_how_to_go_on_and_does(folder, tmp_path, call, monkeypatch):
+    words = ("fit", "--data", folder, "--size", "32", "--batch-size", "21", "--epochs", "2", "--out", tmp_path / "r")
+    save, rows = TrainingRun.save, []
+
+    def stop(run, row):
+        if rows:
+            raise KeyboardInterrupt
+        rows.append(row)
+        save(run, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingRun, "save", stop)
+        code, _, err = call(*words)
+    assert code == 130
+    assert err.startswith("stopped: after epoch 1 of 2")
+    assert f"go on with: exitlens {' '.join(map(str, words))} --resume" in err
+    assert err.count("\n") == 1
+    more = [*words[:8], "3", *words[9:], "--resume"]
+    code, out, err = call(*more)
+    assert code == 0, err
+    assert "epochs: 3, 2 before" in out
+    assert "the weights of epoch 3 of 3" in out
+    code, _, err = call(*words, "--resume", "--batch-size", "20")
+    assert code == 2
+    assert "--batch-size was 21, is now 20" in err
+    assert "--epochs was 3, is now 2" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--data", "none"), "no folder"),
         (("--data", "images/dark"), "class folder"),
-        (("--exits", "layer9"), "Did you mean"),
+        (("--exits", "layer9"), "error: --exits: the backbone has no module 'layer9' on its path. Did you mean"),
         (("--exits", "layer3,layer1"), "order"),
         (("--epochs", "0"), "epochs"),
         (("--backbone", "resnet18"), "backbone"),
@@ -142,7 +171,7 @@ def test_groups_stay_together_and_come_along(folder, tmp_path, call):
     assert code == 0, err
     assert call("evaluate", "--bundle", tmp_path / "r", "--json")[0] == 0
     code, _, err = call("evaluate", "--bundle", tmp_path / "r", "--group-by", "x")
-    assert (code, "they are for other data: pass --data" in err) == (2, True)
+    assert (code, "error: --columns, --group-by: they are for other data" in err) == (2, True)
     code, _, err = call("fit", "--data", folder, "--group-by", r"x(\d)", "--out", tmp_path / "s")
     assert (code, "finds no group in 60 of 60 file names" in err) == (2, True)
     assert not (tmp_path / "s").exists()

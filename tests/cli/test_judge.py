@@ -73,7 +73,7 @@ def test_samples_that_look_alike_are_told(again, folder, call, monkeypatch):
     assert "name the groups" in told
     code, _, err = call(*words, "--equal-groups")
     assert code == 2
-    assert "equal_groups: this trace names no groups" in " ".join(err.split())
+    assert "--equal-groups: this trace names no groups" in " ".join(err.split())
 
 
 def test_policies_by_name(again, folder, call):
@@ -119,11 +119,11 @@ def test_class_folders_without_images(again, tmp_path, call):
         (("--delta", "0.1"), "limits: expected at least one"),
         (("--delta", "0.1", "--max-cost", "0.5"), "delta: it certifies limits on risks"),
         (("--delta", "2", "--max-disagreement", "0.1"), "delta: expected a number between 0 and 1"),
-        (("--gate", "--max-disagreement", "0.1"), "pass max_divergence, too"),
+        (("--gate", "--max-disagreement", "0.1"), "pass --max-divergence, too"),
         (("--max-accuracy-drop", "0.1", "--unlabelled"), "labels"),
         (("--max-disagreement", "0.1", "--data", "scenes", "--unlabelled"), "data, unlabelled: expected one"),
         (("--max-disagreement", "0.1", "--root", "x", "--unlabelled"), "data, unlabelled: expected one"),
-        (("--max-disagreement", "0.1", "--group-by", "(x)", "--unlabelled"), "group_by: '(x)' finds no group in 60 of 60"),
+        (("--max-disagreement", "0.1", "--group-by", "(x)", "--unlabelled"), "group-by: '(x)' finds no group in 60 of 60"),
         (("--max-disagreement", "0.1", "--columns", "image=x", "--unlabelled"), "columns: IMAGES holds images, without"),
     ],
 )
@@ -141,11 +141,11 @@ def test_what_it_refuses(again, folder, call, words, message):
     ("words", "message"),
     [
         ((), "limits: expected at least one"),
-        (("--max-divergence", "2"), "max_divergence: expected a number in [0, 1]"),
+        (("--max-divergence", "2"), "--max-divergence: expected a number in [0, 1]"),
         (("--max-divergence", "0.1", "--score", "sure"), "score: expected one of"),
         (("--max-cost", "1", "--name", "Fast"), "name: expected names of 1 to 40 characters"),
         (("--max-cost", "1", "--name", "default"), "name: 'default' is what the bundle's own policy is called"),
-        (("--max-ms", "5"), "max_ms: it is about measured time: give --cost time, too"),
+        (("--max-ms", "5"), "--max-ms: it is about measured time. Fix: pass --cost time, too."),
         (("--percentile", "5", "--max-cost", "1"), "percentile: it is the share"),
         (("--max-accuracy-drop", "0.1", "--gate"), "gate: it lowers the divergence"),
         (("--max-accuracy-drop", "0.1", "--delta", "0.1", "--folds", "5"), "folds: delta promises more"),

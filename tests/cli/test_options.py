@@ -3,11 +3,17 @@
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
 
 import exitlens as xl
-from exitlens.cli.options import EGT_WEIGHT, as_options, console, literal, show, show_skipped, tell
+from exitlens.cli.options import as_options, console, literal, name_options, show, show_skipped, takes, tell
+from exitlens.types.settings import check_choice
 
 HELP = """
 import sys
@@ -39,8 +45,57 @@ def test_help_imports_nothing_heavy():
     assert found.splitlines()[-1] == "[]"
 
 
-def test_the_default_weight_is_that_of_the_loss():
-    assert xl.EGTLoss().weight == EGT_WEIGHT
+@dataclass(frozen=True)
+class Oven:
+    """An oven.
+
+    Attributes:
+        heat: degrees, below ``limit``. More is said here.
+        limit: the most.
+        fan: whether it blows,
+            all around.
+        mode: one of ``up`` or ``down``.
+        hidden: no option.
+    """
+
+    heat: float | None = None
+    limit: int = 3
+    fan: bool | None = None
+    mode: Literal["up", "down"] = "up"
+    hidden: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("up", "down"))
+
+
+def test_options_come_from_the_fields_and_docstring_of_settings():
+    app, baked = Typer(), []
+
+    @app.command()
+    @takes(Oven, {"Oven": ("heat", "limit", "fan", "mode")})
+    def bake(loaf: str, oven: Callable[..., Oven], count: int = 1) -> None:
+        """Bake."""
+        baked.append((loaf, count, oven(hidden=4)))
+
+    runner = CliRunner()
+    words = "rye --heat 2.5 --no-fan --mode down --count 2"
+    assert runner.invoke(app, words.split()).exit_code == 0
+    assert baked == [("rye", 2, Oven(2.5, 3, False, "down", 4))]
+    shown = " ".join(runner.invoke(app, ["--help"]).output.replace("│", "").split())
+    assert "Degrees, below --limit." in shown
+    assert "More is said" not in shown
+    assert "Whether it blows, all around." in shown
+    assert "--hidden" not in shown
+    assert isinstance(runner.invoke(app, ["rye", "--mode", "dwn"]).exception, xl.InputError)
+
+
+def test_errors_name_options_in_place_of_arguments():
+    assert name_options("cache_features: pass freeze_backbone=True (--freeze-backbone).") == (
+        "--cache-features: pass --freeze-backbone."
+    )
+    assert name_options("out_dir (--out) was a/batch_size.csv") == "--out was a/batch_size.csv"
+    assert name_options("epochs, bundle: 3") == "--epochs, bundle: 3"
+    assert name_options("at: no module max_nothing") == "--exits: no module max_nothing"
 
 
 def test_errors_are_one_line_with_exit_code_2(tmp_path, call):

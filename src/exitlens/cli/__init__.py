@@ -13,16 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from typer import Context, Exit, Option
 
-from exitlens.cli import app, bench, demo, export, fit, judge, predict, serve  # registers their verbs
-from exitlens.cli.options import literal, verbs
+from exitlens.cli import bench, deliver, fit, judge, predict  # registers their verbs
+from exitlens.cli.options import complain, name_options, verbs
 from exitlens.errors import DataWarning, ExitlensError, InputError
-from exitlens.launch import is_launched, read_rank
+from exitlens.launch import is_launched, let_threads_sleep, read_rank
 
-__all__ = ["app", "bench", "demo", "export", "fit", "judge", "main", "predict", "serve", "verbs"]
-
+__all__ = ["bench", "deliver", "fit", "judge", "main", "predict", "verbs"]
 
 SHARED = ("fit", "calibrate", "evaluate")  # verbs that several processes can share
 
@@ -40,7 +38,7 @@ def check_processes(
     context: Context,
     version: Annotated[bool, Option("--version", help="Show the version.", callback=_show_version, is_eager=True)] = False,
 ) -> None:
-    """Raises :class:`InputError` where ``torchrun`` started a verb that runs in one process."""
+    """Raise :class:`InputError` if ``torchrun`` started a verb that runs in one process."""
     if is_launched() and context.invoked_subcommand not in SHARED:
         raise InputError(
             f"torchrun: {', '.join(SHARED)} share their work among processes, {context.invoked_subcommand} runs in one: "
@@ -50,7 +48,7 @@ def check_processes(
 
 @contextmanager
 def _speak_first() -> Iterator[None]:
-    """Of several processes the first alone prints and warns."""
+    """Let the first of several processes alone print and warn."""
     if read_rank() == 0:
         yield
         return
@@ -60,15 +58,15 @@ def _speak_first() -> Iterator[None]:
 
 
 def main() -> None:
-    """Runs the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2."""
+    """Run the command line; an error of ours becomes one line (and its notes) on standard error, with exit code 2."""
+    let_threads_sleep()
     try:
         with _speak_first(), warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             verbs()
     except ExitlensError as error:
         if read_rank() == 0 or not error.is_told:
-            text = literal("\n".join([str(error), *getattr(error, "__notes__", [])]))
-            Console(stderr=True, emoji=False).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
+            complain("error", name_options("\n".join([str(error), *getattr(error, "__notes__", [])])))
         if error.is_told:
             _wait_for_others()
         raise SystemExit(2) from error
@@ -77,16 +75,15 @@ def main() -> None:
 def _show_warning(
     usual: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any
 ) -> None:
-    """A warning of ours becomes one line on standard error; others are shown as Python does."""
-    if not issubclass(category, DataWarning):
+    """Print a warning of ours as one line on standard error; show others as Python does."""
+    if issubclass(category, DataWarning):
+        complain("warning", str(message))
+    else:
         usual(message, category, *rest, **more)
-        return
-    text = f"[bold yellow]warning:[/bold yellow] {literal(str(message))}"
-    Console(stderr=True, emoji=False).print(text, highlight=False, soft_wrap=True)
 
 
 def _wait_for_others() -> None:
-    """Until all know of an error: ``torchrun`` ends the others as soon as one has ended, printed or not."""
+    """Wait until all know of an error: ``torchrun`` ends the others as soon as one has ended, printed or not."""
     from exitlens.ranks import find_ranks
 
     with suppress(ExitlensError):

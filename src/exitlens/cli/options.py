@@ -1,27 +1,49 @@
-"""What all verbs share: the app, common options, and how results are printed."""
+"""What all verbs share: the app, options (written here, or generated from settings objects), and how results are printed."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from typer import Option, Typer
+from typer import Exit, Option, Typer, rich_utils
+from typer.core import TyperGroup
 
-from exitlens.progress import print_line
+from exitlens.launch import read_rank
+from exitlens.progress import print_line, show_progress
 
 if TYPE_CHECKING:
     from exitlens.model.network import ExitNet
 
+if not Console().is_terminal:
+    rich_utils.MAX_WIDTH = rich_utils.MAX_WIDTH or 120  # help in a pipe: wide enough for a sentence beside its option
+
+
+class Verbs(TyperGroup):
+    """The verbs; Ctrl-C ends each with one line that says how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; exit with code 130 if it is interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            if read_rank() == 0:
+                complain("stopped", "; ".join(getattr(stop, "__notes__", ["nothing was written"])))
+            raise Exit(130) from None
+
+
 verbs = Typer(
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,7 +54,6 @@ console = Console(emoji=False)  # a name such as x:train:0 has no picture in it
 
 # options in panels of the help
 of_data = partial(Option, rich_help_panel="Data")
-of_limits = partial(Option, rich_help_panel="Limits")
 of_network = partial(Option, rich_help_panel="Network")
 of_training = partial(Option, rich_help_panel="Training")
 of_more = partial(Option, rich_help_panel="More about training")
@@ -49,14 +70,7 @@ Data = Annotated[
         "`motifs` or `blobs`."
     ),
 ]
-OtherData = Annotated[str, of_data("--data", help="In place of the run's own: labelled data, as for fit.")]
-Columns = Annotated[
-    str,
-    of_data(
-        help="Columns of the data: image=NAME,label=NAME, or text=NAME, series=NAME or features=A|B in place of the image "
-        "(default: found by type); label=A|B|C: columns of 0 and 1, of which any number may be 1."
-    ),
-]
+OtherData = Annotated[str, of_data("--data", help="Labelled data to use instead of the run's own, as for fit.")]
 InputColumns = Annotated[
     str,
     of_data(
@@ -64,41 +78,91 @@ InputColumns = Annotated[
         "key=NAME, which names the samples (default: the row's number)."
     ),
 ]
-GroupBy = Annotated[
-    str,
-    of_data(help="What belongs together (patient, video): a column of the data, or a regular expression on file names."),
-]
-SplitBy = Annotated[str, of_data(help="A column of the data that names each sample's split.")]
-Compact = Annotated[
-    bool | None,
-    of_data(
-        "--compact/--no-compact",
-        help="Keep only the largest logits and what the others amount to (default: of 100 classes and 2^26 logits on).",
-    ),
-]
-TraceDir = Annotated[
-    Path | None, of_data(help="Directory to leave the trace in, for `Trace.load` (default: it is not kept).")
-]
-Cost = Annotated[
-    str, of_data(help="What cost is: macs (multiply-accumulates), or time, measured now: let nothing else run meanwhile.")
-]
-TimedBatch = Annotated[
-    int | None, of_data(min=1, help="With --cost time: samples in the batch that is timed, 1 for single ones (default: 64).")
-]
-EGT_WEIGHT = 1.0  # the default of EGTLoss, as a test checks: reading it there would import PyTorch
 BACKBONES = "`small`, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of transformers."
 Root = Annotated[str, of_data(help="Folder of torchvision's files.")]
-SkipBad = Annotated[bool, of_data("--skip-bad", help="Leave out files and rows that cannot be read.")]
-Workers = Annotated[
-    int | None, of_data(min=0, help="Processes that decode files (0: this one; default: one for each core, at most 8).")
-]
-Cache = Annotated[Path | None, of_data(help="Directory for decoded, resized images, to be found there the next time.")]
+RENAMED = {"at": "--exits", "out_dir": "--out"}  # options by the arguments that they stand for
+OFFERED: set[str] = set()  # fields of settings objects with an option of their name
+LEAST_VALUES = {"workers": 0, "timed_batch": 1}  # of options that are generated
 SHOWN = 20  # rows of a table, names of skipped files
-LEAST, UNBOUNDED = 30, 2000  # characters: of the name of a file in a table, of a table that no terminal shows
+LEAST_NAME, UNBOUNDED = 30, 2000  # characters: of a file's name in a table, of a table without a terminal
+
+
+def describe_fields(settings: type) -> dict[str, str]:
+    """Return the first sentence about each field, from the section "Attributes:" of a settings object's docstring."""
+    section = (inspect.getdoc(settings) or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    texts = {name: " ".join(text.replace("``", "`").split()) for name, text in entries}
+    return {name: re.split(r"(?<=\.) (?=[A-Z])", text[0].upper() + text[1:])[0] for name, text in texts.items()}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def name_options(text: str) -> str:
+    """Return a text with options in place of arguments: ``--out`` for ``out_dir (--out)``, ``--max-ms`` for ``max_ms``."""
+    text = re.sub(r"\b[a-z_]+(?:=[\w'.]+)? \((?:option )?(--[a-z-]+)\)", r"\1", text)
+    leading = re.match(r"(?:\w+, )*\w+(?=: )", text)  # the arguments that an error is about
+    if leading:
+        names = leading[0].split(", ")
+        words = [RENAMED.get(name, _flag(name) if name in OFFERED else name) for name in names]
+        text = ", ".join(words) + text[leading.end() :]
+    return re.sub(r"(?<![\w./-])([a-z]+(?:_[a-z]+)+)\b", lambda m: _flag(m[1]) if m[1] in OFFERED else m[1], text)
+
+
+def make_options(settings: type, panels: Mapping[str, Sequence[str]]) -> list[inspect.Parameter]:
+    """Return options for fields of a settings object, by panel of the help: type, default and help are the field's own."""
+    helps, known = describe_fields(settings), {field.name: field for field in fields(settings)}
+    options, offered = [], {name for names in panels.values() for name in names}
+    OFFERED.update(offered)
+    kinds_of = inspect.get_annotations(settings, eval_str=True)
+    for panel, names in panels.items():
+        for name in names:
+            kind: Any = kinds_of[name]
+            flag = _flag(name)
+            if bool in (kind, *get_args(kind)) and known[name].default is not False:
+                flag = f"{flag}/--no-{flag[2:]}"
+            kinds = [str if get_origin(part) is Literal else part for part in get_args(kind) or (kind,)]
+            if get_origin(kind) is Literal:  # settings refuse an unknown word, and suggest one
+                kinds = [str]
+            text = re.sub(r"`(\w+)`", lambda match: _flag(match[1]) if match[1] in offered else match[0], helps[name])
+            option = Option(flag, help=name_options(text), rich_help_panel=panel, min=LEAST_VALUES.get(name))
+            annotation: Any = Annotated[kinds[0] | None if len(kinds) > 1 else kinds[0], option]
+            default = known[name].default
+            options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return options
+
+
+def takes(settings: type, panels: Mapping[str, Sequence[str]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options of a settings object, in place of its parameter annotated as ``Callable[..., settings]``.
+
+    The verb is passed a function that makes the object from the options, and takes further fields.
+    """
+    options = make_options(settings, panels)
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(verb, eval_str=True)
+        place = next(p.name for p in signature.parameters.values() if p.annotation == Callable[..., settings])
+
+        def run(**given: Any) -> None:
+            values = {option.name: given.pop(option.name) for option in options}
+            verb(**given, **{place: partial(settings, **values)})
+
+        parameters = [
+            part.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            for part in (options if parameter.name == place else [parameter])
+        ]
+        run.__name__, run.__doc__, run.__module__ = verb.__name__, verb.__doc__, verb.__module__
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list[str]] | None = None) -> None:
-    """Prints ``values`` as JSON, or as a table: ``rows`` with the head first, or a line for each value."""
+    """Print ``values`` as JSON, or as a table: ``rows`` with the head first, or a line for each value."""
     if as_json:
         sys.stdout.write(json.dumps(values) + "\n")
         return
@@ -106,28 +170,24 @@ def show(as_json: bool, values: dict[str, Any], title: str = "", rows: list[list
 
     rows = rows or [["", "value"], *[[k, f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in values.items()]]
     rows = [[_as_text(cell) for cell in row] for row in rows]
-    shown = console if console.is_terminal else Console(emoji=False, width=UNBOUNDED)
+    target = console if console.is_terminal else Console(emoji=False, width=UNBOUNDED)
     if title:
         tell(title)
     table = Table()
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for number, name in enumerate(rows[0]):
         table.add_column(escape(name), no_wrap=name == "file")
         if name == "file":
-            room = max(LEAST, shown.width - 3 * len(rows[0]) - 1 - _measure(rows, number))
+            room = max(LEAST_NAME, target.width - 3 * len(rows[0]) - 1 - sum(widths) + widths[number])
             for row in rows[1:]:
                 row[number] = _keep_end(row[number], room)
     for row in rows[1:]:
         table.add_row(*map(escape, row))
-    shown.print(table)
-
-
-def _measure(rows: Sequence[Sequence[str]], but: int) -> int:
-    """Characters that the columns of a table take, but for one."""
-    return sum(max(map(cell_len, column)) for number, column in enumerate(zip(*rows, strict=True)) if number != but)
+    target.print(table)
 
 
 def _keep_end(name: str, room: int) -> str:
-    """The name, or what fits of its end, which tells it from others, after an ellipsis."""
+    """Return the name, or as much of its end, which tells it from others, as fits after an ellipsis."""
     if cell_len(name) <= room:
         return name
     while cell_len(name) >= room:
@@ -136,32 +196,43 @@ def _keep_end(name: str, room: int) -> str:
 
 
 def tell(line: str) -> None:
-    """Prints text as it is: a line is wrapped to the width of a terminal, and stays a line where there is none."""
+    """Print text as it is, wrapped to the width of a terminal; without one it stays one line."""
     print_line(console, literal(line), highlight=False)
 
 
-def wait(as_json: bool, what: str) -> AbstractContextManager[object]:
-    """Says what is being waited for, while it lasts."""
-    return nullcontext() if as_json else console.status(what)
+def complain(kind: Literal["error", "warning", "stopped"], text: str) -> None:
+    """Print an error, warning or the like on standard error."""
+    colour = "red" if kind == "error" else "yellow"
+    line = f"[bold {colour}]{kind}:[/bold {colour}] {literal(text)}"
+    Console(stderr=True, emoji=False).print(line, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def wait(as_json: bool, what: str) -> Iterator[None]:
+    """Show what is being waited for, while it lasts."""
+    with show_progress(not as_json, console) as bar:
+        bar.add_task(what, total=None)
+        yield
 
 
 def show_skipped(as_json: bool, bad: Sequence[str]) -> None:
-    """Prints what was left out, each with the reason; JSON has it among its values."""
-    if bad and not as_json:
-        tell(f"left out, because they cannot be read: {len(bad)}")
-    for line in [] if as_json else [f"skipped {reason}" for reason in bad[:SHOWN]]:
-        tell(line)
-    if len(bad) > SHOWN and not as_json:
+    """Print what was left out, each with the reason; JSON has it among its values."""
+    if as_json or not bad:
+        return
+    tell(f"left out, because they cannot be read: {len(bad)}")
+    for reason in bad[:SHOWN]:
+        tell(f"skipped {reason}")
+    if len(bad) > SHOWN:
         tell(f"and {len(bad) - SHOWN} more (--json lists all)")
 
 
 def list_bad(*sets: object) -> list[str]:
-    """What could not be read of these sets and streams, each with the reason; empty for those in memory."""
-    return list(dict.fromkeys(reason for one in sets for reason in getattr(one, "bad", ())))
+    """Return what could not be read in these sets and streams, each with the reason; empty for those in memory."""
+    return list(dict.fromkeys(reason for data in sets for reason in getattr(data, "bad", ())))
 
 
 def literal(text: str) -> str:
-    """Text to print unchanged: brackets are no markup, and bytes of file names that are not UTF-8 become ``\\udcXX``."""
+    """Return text that prints unchanged: brackets are no markup, and bytes that are not UTF-8 become ``\\udcXX``."""
     return escape(_as_text(text))
 
 
@@ -170,12 +241,12 @@ def _as_text(text: str) -> str:
 
 
 def as_options(text: str) -> str:
-    """A text with arguments as they are typed: ``--delta 0.1`` for ``delta=0.1``."""
+    """Return a text with arguments as they are typed: ``--delta 0.1`` for ``delta=0.1``."""
     return re.sub(r"(?<![\w-])(delta|folds)=([\d.]*\d)", r"--\1 \2", text)
 
 
 def name_exits(net: ExitNet) -> list[str]:
-    """What tables call the exits: exit 0, ..., final."""
+    """Return what tables call the exits: exit 0, ..., final."""
     from exitlens.types.outputs import exit_name
 
     return [exit_name(k, net.num_exits) for k in range(net.num_exits)]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from typer import Exit, Option
+from typer import Option
 
 import exitlens as xl
 from exitlens.cli.options import (
@@ -17,13 +17,11 @@ from exitlens.cli.options import (
     InputColumns,
     Json,
     PolicyName,
-    SkipBad,
-    Workers,
     console,
-    literal,
     of_data,
     show,
     show_skipped,
+    takes,
     tell,
     verbs,
     wait,
@@ -36,8 +34,10 @@ if TYPE_CHECKING:
 
 
 @verbs.command(epilog="Example: `exitlens predict --bundle runs/x --data photos --out predictions.csv`")
+@takes(ReadSettings, {"Data": ("skip_bad", "workers")})
 def predict(
     bundle: Bundle,
+    reading: Callable[..., ReadSettings],
     data: Annotated[
         str,
         of_data(
@@ -58,8 +58,6 @@ def predict(
             help="A column of the data, or a regular expression on file names: --monitor counts those that agree in it once."
         ),
     ] = "",
-    skip_bad: SkipBad = False,
-    workers: Workers = None,
     name: PolicyName = "",
 ) -> None:
     """Answer each sample at the first exit that is sure enough.
@@ -81,9 +79,9 @@ def predict(
     done, shown = len(before), before[: None if json_ else SHOWN]
     if compiled:
         net.compile(policy, progress=not json_)
-    reading = ReadSettings(data, "", columns, group_by, skip_bad, workers)
+    where = reading(data=data, columns=columns, group_by=group_by)
     with wait(json_, "listing the data"):
-        samples = stream_samples(net, reading, batch_size=batch_size, without={row.file for row in before}, run=bundle)
+        samples = stream_samples(net, where, batch_size=batch_size, without={row.file for row in before}, run=bundle)
     answers = watch_files(watch, xl.predict_stream(net, samples, policy), samples)
     try:
         with file or nullcontext(), show_progress(not json_, console) as bar, warnings.catch_warnings():
@@ -96,13 +94,13 @@ def predict(
                 shown += batch[: None if json_ else max(0, SHOWN - len(shown))]
                 bar.update(task, completed=done + len(samples.bad))
             if not done:
-                check_bad(samples.bad, samples.total, skip_bad)
+                check_bad(samples.bad, samples.total, where.skip_bad)
             if file is not None:
                 file.finish()
     except KeyboardInterrupt as stop:
-        notes = getattr(stop, "__notes__", ["nothing was written: --out FILE keeps the answers so far"])
-        Console(stderr=True, emoji=False).print(literal(f"stopped: {notes[-1]}"), highlight=False, soft_wrap=True)
-        raise Exit(130) from None
+        if file is None:
+            stop.add_note("nothing was written: --out FILE keeps the answers so far")
+        raise
     _show_rows(shown, done, len(before), samples.bad, None if watch is None else watch.state(), json_)
 
 
@@ -122,7 +120,9 @@ def _show_rows(rows: list[Row], done: int, before: int, bad: list[str], drift: x
 
 
 @verbs.command(epilog="Example: `exitlens explain --bundle runs/x --image x.png --out why`")
+@takes(ReadSettings, {"Data": ("skip_bad", "workers")})
 def explain(
+    reading: Callable[..., ReadSettings],
     image: Annotated[
         Path | None, Option("--image", "--file", help="A file: an image, a series, a volume or a vector.")
     ] = None,
@@ -134,8 +134,6 @@ def explain(
         str, of_data(help="Many samples, as for predict: a table and a contact sheet, the most remarkable first.")
     ] = "",
     columns: InputColumns = "",
-    skip_bad: SkipBad = False,
-    workers: Workers = None,
     relevance: Annotated[
         bool,
         Option("--relevance", help="Also show what the answer depends on, to first order (--image, --text)."),
@@ -151,12 +149,12 @@ def explain(
         raise xl.InputError("out: the table and contact sheet of many samples need a place: pass --out DIR")
     if data and relevance:
         raise xl.InputError("relevance: it is for one sample: pass --image or --text, or leave it out")
-    if not data and (skip_bad or columns):
+    where = reading(data=data, columns=columns)
+    if not data and (where.skip_bad or columns):
         raise xl.InputError("skip_bad, columns: they are for many samples: pass --data, or leave them out")
     net, policy = load_calibrated(bundle, name)
     if data and out is not None:
-        reading = ReadSettings(data, columns=columns, skip_bad=skip_bad, workers=workers)
-        _explain_many(net, policy, bundle, reading, out, json_)
+        _explain_many(net, policy, bundle, where, out, json_)
     elif image is not None:
         _explain_image(net, policy, image, out, json_, relevance)
     else:

@@ -164,7 +164,8 @@ class NetworkSettings:
     """The network that a run trains: its backbone, the weights to start from, and its exits.
 
     Attributes:
-        backbone: Source of the backbone: ``small``, torchvision:NAME, timm:NAME, hf:DIRECTORY or hf:NAME.
+        backbone: Source of the backbone: ``small``, torchvision:NAME, timm:NAME, or hf:DIRECTORY (or hf:NAME, hf:bert) of
+            transformers.
         exits: Modules to put exits after, comma-separated, or how many (default: layer1,layer2,layer3 where the backbone has
             these and ``placement`` is ``cost``, else 3).
         placement: Place a number of exits at equal shares of ``cost`` or of measured ``time``.
@@ -200,13 +201,14 @@ class ReadSettings:
     """The samples that a verb reads, and how.
 
     Attributes:
-        data: Data to use in place of the run's own.
+        data: Labelled data to use instead of the run's own, as for fit.
         root: Folder of torchvision's files.
-        columns: Columns of the data: image=NAME,label=NAME and the like (default: found by type).
-        group_by: What belongs together (patient, video): a column, or a regular expression on file names.
+        columns: Columns of the data: image=NAME,label=NAME, or text=NAME, series=NAME or features=A|B for other inputs
+            (default: found by type); label=A|B|C for columns of 0 and 1, of which any number may be 1.
+        group_by: What belongs together (patient, video): a column of the data, or a regular expression on file names.
         skip_bad: Leave out files and rows that cannot be read.
         workers: Processes that decode files (0: this one; default: one for each core, at most 8).
-        cache: Directory for decoded, resized images.
+        cache: Directory for decoded, resized images, to be found there the next time.
     """
 
     data: str = ""

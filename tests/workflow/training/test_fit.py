@@ -98,7 +98,7 @@ def test_more_epochs_go_on_with_the_longer_schedule(tiny_set, tmp_path, capsys):
     longer = how | {"epochs": 5, "resume": True, "progress": True}
     assert len(xl.fit(make_net(), tiny_set, tiny_set, **longer).history) == 5
     assert "epochs: 5, 3 before: training goes on" in capsys.readouterr().out
-    with pytest.raises(xl.TrainingError, match=r"epochs was 5, is now 3 \(--epochs\)"):
+    with pytest.raises(xl.TrainingError, match=r"epochs \(--epochs\) was 5, is now 3"):
         xl.fit(make_net(), tiny_set, tiny_set, resume=True, **how)
 
 
@@ -112,8 +112,8 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_set, tmp_path):
         return x
 
     for out_dir, note in (
-        (tmp_path / "r", f"stopped in the first epoch: resume=True (--resume) goes on in {tmp_path / 'r'}"),
-        (None, "stopped after epoch 1 of 3: nothing was written without out_dir"),
+        (tmp_path / "r", f"in the first epoch: resume=True (--resume) goes on in {tmp_path / 'r'}"),
+        (None, "after epoch 1 of 3: nothing was written without out_dir"),
     ):
         with pytest.raises(KeyboardInterrupt) as stop:
             xl.fit(make_net(), tiny_set, tiny_set, out_dir=out_dir, augment=interrupt, **QUICK)
@@ -292,11 +292,11 @@ def test_a_loader_with_its_own_generator_resumes_exactly(tiny_set, tmp_path):
 
 def test_resume_with_other_data_or_damaged_settings(tiny_set, tmp_path):
     xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", **QUICK)
-    with pytest.raises(xl.TrainingError, match=r"length was 32, is now 20 \(--data\)"):
+    with pytest.raises(xl.TrainingError, match=r"length \(--data\) was 32, is now 20"):
         xl.fit(make_net(), tiny_set.first(20), tiny_set, out_dir=tmp_path / "r", resume=True, **QUICK)
     others = {"loss": xl.EGTLoss(weight=2.0), **QUICK, "epochs": 5, "batch_size": 4}
     with pytest.raises(
-        xl.TrainingError, match=r"batch_size was 8, is now 4 \(--batch-size\); weight was 1.0, is now 2.0 \(--egt-weight\)"
+        xl.TrainingError, match=r"batch_size \(--batch-size\) was 8, is now 4; weight \(--egt-weight\) was 1.0, is now 2.0"
     ):
         xl.fit(make_net(), tiny_set, tiny_set, out_dir=tmp_path / "r", resume=True, **others)
     (tmp_path / "r" / "settings.json").write_text("{")

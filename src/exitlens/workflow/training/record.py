@@ -115,8 +115,8 @@ def _tell(name: str, values: tuple[Any, Any]) -> str:
     has_option = name in TrainingSettings.__dataclass_fields__ and name not in PYTHON_ONLY
     option = _OPTIONS.get(name, f"--{name.replace('_', '-')}" if has_option else "")
     old, new = ("none" if value is None else f"{value}" for value in values)
-    change = f" was {old}, is now {new}" if len(old + new) < 100 else " differs"
-    return f"{name}{change}{f' ({option})' if option else ''}"
+    change = f"was {old}, is now {new}" if len(old + new) < 100 else "differs"
+    return f"{name}{f' ({option})' if option else ''} {change}"
 
 
 def is_restarted(out_dir: Path) -> bool:

@@ -157,7 +157,7 @@ class TrainingRun:
                 if self.out_dir
                 else "nothing was written without out_dir"
             )
-            stop.add_note(f"stopped {at}: {kept}")
+            stop.add_note(f"{at}: {kept}")
             raise
 
     def open(self, resume: bool, train: Any) -> None:
