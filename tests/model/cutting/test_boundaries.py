@@ -45,9 +45,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("export", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "way", "export"),
+    [*((layer, way, False) for layer in LAYERS for way in WAYS), *(("conv", way, True) for way in WAYS)],
+)
 def test_the_axis_of_channels_follows_the_way(layer, way, export):
     lay_out, swaps = WAYS[way]
     count = 6 * (7 if layer == "conv" else 5)
