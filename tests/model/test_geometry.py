@@ -304,7 +304,7 @@ def test_kernels_that_lean_against_their_padding_are_centred():
     assert offsets == [(-0.25, -0.25), (-0.25, 0.0), (-0.25, pytest.approx(-0.55))]
 
 
-def test_a_sequence_has_none():
+def test_a_sequence_has_no_offsets():
     assert make_text_net().map_offsets == ((),) * make_text_net().num_exits
 
 
@@ -370,7 +370,7 @@ def test_tokens_are_followed():
     assert attach(Tokens(), ["one"]).map_offsets == ((-0.25, -0.25),) * 2  # one pixel of padding, in cells of 4
 
 
-def test_an_exit_that_sees_too_little_is_named_with_the_mend():
+def test_an_exit_that_sees_too_little_is_named_with_the_fix():
     with pytest.warns(xl.ReachWarning, match=r"exit 0 after 'a' sees 3 pixels .* of an image of 32x32.*head='context'"):
         attach(TinyNet(), ["a"])
 

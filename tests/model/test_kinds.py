@@ -182,6 +182,6 @@ class StepsFirst(torch.nn.Module):
         return self.fc(x[-1])
 
 
-def test_steps_before_samples_are_refused_with_the_mend():
+def test_steps_before_samples_are_refused_with_the_fix():
     with pytest.raises(xl.AttachError, match="batch_first=True"):
         xl.attach(StepsFirst(), ["first"], 3, torch.zeros(1, 16, 2))

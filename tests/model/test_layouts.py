@@ -82,7 +82,7 @@ def test_the_layout_of_a_sequence(shape, kind, expected):
 @pytest.mark.parametrize(
     ("shape", "message"), [((2, 6, 6), "could be either"), ((2, 3, 8), "6 tokens"), ((2, 6), "6 tokens")]
 )
-def test_a_sequence_that_is_none(shape, message):
+def test_shapes_that_are_no_sequence(shape, message):
     with pytest.raises(xl.AttachError, match=message):
         find_layout("x", shape, (), [], None, 6)
 

@@ -118,7 +118,7 @@ def attach(network, at=("stem",)):
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # of torch about lazy modules and nn.DataParallel
-def test_refused_with_the_place_and_the_mend(network, at, message, capfd):
+def test_refused_with_the_place_and_the_fix(network, at, message, capfd):
     with pytest.raises(xl.AttachError, match=message):
         xl.attach(network, at, 4, torch.zeros(1, 3, 32, 32))
     assert capfd.readouterr().err == ""

@@ -244,7 +244,7 @@ def test_cutting_and_verifying_leave_no_trace(backbone):
     ],
 )
 @pytest.mark.parametrize("least_side", [0, 7])
-def test_what_cannot_be_cut_is_an_error_with_the_mend(network, at, message, least_side):
+def test_what_cannot_be_cut_is_an_error_with_the_fix(network, at, message, least_side):
     with pytest.raises(xl.AttachError, match=message):
         split(network, at, torch.zeros(1, 3, 8, 8), least_side=least_side)
 

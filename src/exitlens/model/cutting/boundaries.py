@@ -285,8 +285,7 @@ def _list_places(traced: TracedBackbone) -> str:
 
 def find_last_features(traced: TracedBackbone) -> fx.Node:
     """Return the last map or tokens before the backbone's own pooling and classifier; of a vector, what that reads."""
-    values, most = traced.values, max(4, len(find_input_locations(traced)) + 2)
-    axes = range(3, most + 1)
+    values, axes = traced.values, range(3, max(4, len(find_input_locations(traced)) + 2) + 1)
     maps = [n for n in traced.nodes if n in values.batched and len(values.shapes[n]) in axes and n not in values.dataless]
     maps = [n for n in maps if n.op != "placeholder" and not _only_reshapes(traced, n)]
     if not maps and takes_vector(traced):
