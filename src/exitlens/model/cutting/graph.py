@@ -55,7 +55,7 @@ class TracedBackbone:
 
     @cached_property
     def values(self) -> NodeValues:
-        """The facts that running the graph shows; raises :class:`AttachError` if the example does not fit or no logits come out."""
+        """Facts from running the graph; raises :class:`AttachError` if the example does not fit or no logits come out."""
         module, tensors = self.runnable(), list_tensors(self.example)
         with preserve_state(self.backbone), switch_mode(module, False), torch.no_grad():  # some operations write to buffers
             two, three = (run_fake(Recorder, module, [torch.cat([t] * 3)[:count] for t in tensors]) for count in (2, 3))
