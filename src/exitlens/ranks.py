@@ -140,9 +140,9 @@ class Ranks:
         is_over = False
         while not is_over:
             with self.together():
-                for item in arrived:
-                    if item is not None:
-                        take(item)
+                for each in arrived:
+                    if each is not None:
+                        take(each)
                 mine = next(items, None)
             arrived = [None] * self.size if self.is_first else []
             self._run(lambda mine=mine, into=arrived: dist.gather_object(mine, into or None, dst=0))  # type: ignore[misc]
