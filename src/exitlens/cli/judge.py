@@ -220,8 +220,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """Write a page about a run, or about two side by side, on the first one's test images."""
-    from exitlens.delivery.report.subjects import CONDITION, describe_provenance, measure_subjects
-    from exitlens.delivery.report.write import write_report
+    from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
 
     where, how = reading(), collecting()
@@ -237,8 +236,7 @@ def report(
     bad = list_bad(samples)
     if bad:
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
-    with wait(json_, "writing the page"):
-        write_report(out, subjects, {CONDITION: samples}, made)
+    write_report(out, subjects, {CONDITION: samples}, made, progress=not json_)
     reports = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]
     for path, result in reports.items():

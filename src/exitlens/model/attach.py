@@ -29,7 +29,7 @@ from exitlens.model.network import ExitNet
 from exitlens.types.inputs import Groups, Inputs, list_input_names, list_shapes, list_tensors, map_inputs
 
 
-def attach(
+def attach(  # noqa: PLR0913
     backbone: nn.Module | str,
     at: Sequence[str] | int,
     num_classes: int,

@@ -11,12 +11,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from exitlens.errors import ReachWarning
@@ -39,6 +39,15 @@ _RESHAPING = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
 _TAKING = ("getitem", "slice", "select", "narrow")
 _DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 _PADDING = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
+_LAYERS: dict[Any, str] = {  # that slide windows, by the function that does the same
+    _ConvTransposeNd: "conv_transpose",
+    _ConvNd: "conv1",
+    _MaxPoolNd: "max_pool",
+    _AvgPoolNd: "avg_pool",
+    (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd): "adaptive_pool",
+    nn.Upsample: "interpolate",
+    (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd): "pad",
+}
 Shape = Sequence[int]
 
 
@@ -46,17 +55,12 @@ Shape = Sequence[int]
 class Spacing:
     """Where the locations along one axis lie, in pixels; the first pixel is centred at 0.5.
 
-    Attributes:
-        start: centre of location 0's receptive field.
-        jump: from one location to the next.
-        reach: length of a receptive field; ``math.inf`` where it is the whole image.
-
     The arithmetic is that of Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
     """
 
-    start: float = 0.5
-    jump: float = 1.0
-    reach: float = 1.0
+    start: float = 0.5  # centre of location 0's receptive field
+    jump: float = 1.0  # from one location to the next
+    reach: float = 1.0  # length of a receptive field; math.inf if it is the whole image
 
     def slide(self, kernel: int, stride: int = 1, before: int = 0, dilation: int = 1, lean: float = 0.0) -> Spacing:
         """After a window of ``kernel`` locations, with ``before`` of padding in front; it leans ``lean`` off its middle."""
@@ -94,18 +98,11 @@ class Spacing:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the locations of a tensor lie.
+    """Where the locations of a tensor lie; empty: every element may depend on the whole image, and has no place in it."""
 
-    Attributes:
-        axes: the tensor's axes along which its locations lie: one for each spacing, or one for them all, flattened. Empty:
-            every element may depend on the whole image, and has no place in it.
-        spacings: one for each axis of the image.
-        sizes: locations along each of these.
-    """
-
-    axes: tuple[int, ...] = ()
-    spacings: tuple[Spacing, ...] = ()
-    sizes: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()  # of the tensor: one for each spacing, or one for them all, flattened
+    spacings: tuple[Spacing, ...] = ()  # one for each axis of the image
+    sizes: tuple[int, ...] = ()  # locations along each of these
 
     @property
     def is_flat(self) -> bool:
@@ -280,49 +277,35 @@ def _slide(grid: Grid, rule: Rule, before: Shape, after: Shape) -> Grid:
 
 
 def _find_window_rule(traced: TracedBackbone, node: fx.Node, before: Shape, after: Shape) -> Rule | None:
-    """Return what the operation makes of a spacing; ``None`` if it slides no window, or an unknown one."""
+    """Return what a layer or function makes of a spacing; ``None`` if it slides no window, or an unknown one."""
     module, name = traced.module_of(node), get_operation(node)
     if module is not None:
-        return _find_module_rule(module, before, after)
+        name = next((word for kinds, word in _LAYERS.items() if isinstance(module, kinds)), "")
 
-    def read(place: int, word: str, default: Any = None) -> Any:  # an argument of the call
-        value = node.args[place] if len(node.args) > place else node.kwargs.get(word)
+    def read(place: int, word: str, default: Any = None) -> Any:  # an attribute of the layer, or argument of the call
+        value = node.args[place] if len(node.args) > place and module is None else node.kwargs.get(word)
+        value = getattr(module, word, None) if module is not None else value
         return default if value is None or value == [] else value
 
-    if name.startswith(("adaptive_avg_pool", "adaptive_max_pool")):
-        return _resizing(before, after, Spacing.pool_to)
+    if name.startswith("adaptive_"):
+        return lambda i, spacing: spacing.pool_to(before[2 + i], after[2 + i])
     if name == "interpolate" or name.startswith("upsample_"):
-        aligned = node.kwargs.get("align_corners", next((a for a in node.args if isinstance(a, bool)), False))
-        mode = str(read(3, "mode", "nearest")) if name == "interpolate" else name
-        return _interpolating(before, after, mode, bool(aligned))
+        aligned = bool(read(len(node.args), "align_corners", next((a for a in node.args if isinstance(a, bool)), False)))
+        reads = 1 if "nearest" in (str(read(3, "mode", "nearest")) if name == "interpolate" else name) else 2
+        return lambda i, spacing: spacing.resize(before[2 + i], after[2 + i], aligned=aligned, reads=reads)
     if name in _PADDING:
-        return _padding(read(1, "pad"), len(before) - 2)
-    if name.startswith(("conv1", "conv2", "conv3", "conv_transpose")) and len(node.all_input_nodes) > 1:
-        weight, is_transposed = node.all_input_nodes[1], name.startswith("conv_t")
-        window = (traced.shape_of(weight)[2:], read(3, "stride", 1), read(4, "padding", 0))
-        if is_transposed:
-            return _scattering(*window, read(7, "dilation", 1))
-        return _sliding(*window, read(5, "dilation", 1), traced.constant_of(weight))
+        return _padding(read(1, "pad" if module is None else "padding"), len(before) - 2)
+    if name.startswith(("conv1", "conv2", "conv3", "conv_transpose")) and (
+        module is not None or len(node.all_input_nodes) > 1
+    ):
+        transposed, source = name.startswith("conv_t"), None if module is not None else node.all_input_nodes[1]
+        kernel = read(0, "kernel_size") if source is None else traced.shape_of(source)[2:]
+        window = (kernel, read(3, "stride", 1), read(4, "padding", 0), read(7 if transposed else 5, "dilation", 1))
+        weight = getattr(module, "weight", None) if source is None else traced.constant_of(source)
+        return _scattering(*window) if transposed else _sliding(*window, weight)
     if name.startswith(("max_pool", "avg_pool")):
         kernel, dilation = read(1, "kernel_size"), read(4, "dilation", 1) if name.startswith("max") else 1
         return _sliding(kernel, read(2, "stride", kernel), read(3, "padding", 0), dilation)
-    return None
-
-
-def _find_module_rule(module: nn.Module, before: Shape, after: Shape) -> Rule | None:
-    if isinstance(module, _ConvTransposeNd):
-        return _scattering(module.kernel_size, module.stride, module.padding, module.dilation)
-    if isinstance(module, _ConvNd):
-        return _sliding(module.kernel_size, module.stride, module.padding, module.dilation, module.weight)
-    if isinstance(module, _MaxPoolNd | _AvgPoolNd):
-        stride = module.kernel_size if module.stride is None else module.stride
-        return _sliding(module.kernel_size, stride, module.padding, getattr(module, "dilation", 1))
-    if isinstance(module, _AdaptiveAvgPoolNd | _AdaptiveMaxPoolNd):
-        return _resizing(before, after, Spacing.pool_to)
-    if isinstance(module, nn.Upsample):
-        return _interpolating(before, after, module.mode, bool(module.align_corners))
-    if type(module).__module__ == nn.ZeroPad2d.__module__:
-        return _padding(module.padding, len(before) - 2)
     return None
 
 
@@ -366,14 +349,6 @@ def _scattering(*parts: Any) -> Rule | None:
     return (lambda i, spacing: spacing.scatter(*(_pick(part, i) for part in parts))) if _are_known(*parts) else None
 
 
-def _resizing(before: Shape, after: Shape, resize: Callable[[Spacing, int, int], Spacing]) -> Rule:
-    return lambda i, spacing: resize(spacing, before[2 + i], after[2 + i])
-
-
-def _interpolating(before: Shape, after: Shape, mode: str, aligned: bool) -> Rule:
-    return _resizing(before, after, partial(Spacing.resize, aligned=aligned, reads=1 if "nearest" in mode else 2))
-
-
 def _padding(pairs: Any, count: int) -> Rule | None:
     """Pad the last axes, the last first: two numbers for each; ``count`` of the axes are those of locations."""
     if isinstance(pairs, int) or not _are_known(pairs):
@@ -389,16 +364,13 @@ def _padding(pairs: Any, count: int) -> Rule | None:
 class MapGeometry:
     """One exit's map in the image, one number for each axis of the image.
 
-    Attributes:
-        offset: how far the map's locations lie from where its cells are drawn (a uniform grid over the image), in cells; 0
-            if it is less than a fifth of a cell, and for locations without a place of their own, because all are mixed.
-        feature_offset: the same for the features, which a neck may have brought to another grid.
-        reach: how much of the image a location of the map sees, in pixels.
+    Offsets say how far locations lie from where the cells of the map are drawn (a uniform grid over the image), in cells; 0
+    if it is less than a fifth of a cell, and for locations without a place of their own, because all are mixed.
     """
 
-    offset: tuple[float, ...]
-    feature_offset: tuple[float, ...]
-    reach: tuple[float, ...]
+    offset: tuple[float, ...]  # of the map's locations
+    feature_offset: tuple[float, ...]  # of the features', which a neck may have brought to another grid
+    reach: tuple[float, ...]  # how much of the image a location of the map sees, in pixels
 
 
 def find_map_geometry(pieces: Pieces, heads: Sequence[ExitHead]) -> list[MapGeometry]:

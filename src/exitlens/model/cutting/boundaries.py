@@ -162,7 +162,9 @@ def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = 
     size, shape = find_input_locations(traced), traced.shape_of(node)
     count = max(len(size), 1)
     before = [n for n in traced.nodes[: traced.position(node)] if n in traced.values.batched]
-    maps = [traced.shape_of(n) for n in before if _is_convolution(traced, n, count)]
+    layer, function = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[count - 1], f"conv{count}d"
+    is_call = {n: n.op == "call_function" and function in get_callee_name(n) for n in before}
+    maps = [traced.shape_of(n) for n in before if is_call[n] or isinstance(traced.module_of(n), layer)]
     grids = [tuple(s[2:]) for s in maps if len(s) == count + 2 and math.prod(s[2:]) > 1]
     channels = None
     if kind is None and size and len(shape) == len(size) + 2 and (len(size) != 2 or len(set(shape[1:])) == 1):
@@ -172,12 +174,6 @@ def find_node_layout(traced: TracedBackbone, node: fx.Node, kind: Kind | None = 
     if kind is None and length and len(shape) == 3 and shape[1] == shape[2] == length:
         kind = None if maps else "tokens"  # as many channels as tokens
     return find_layout(traced.name_of(node) or node.name, shape, size, grids, kind, length, channels, features)
-
-
-def _is_convolution(traced: TracedBackbone, node: fx.Node, axes: int) -> bool:
-    if node.op == "call_module":
-        return isinstance(traced.module_of(node), (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1])
-    return node.op == "call_function" and f"conv{axes}d" in get_callee_name(node)
 
 
 def list_crossing_tensors(traced: TracedBackbone, end: int) -> list[fx.Node]:
@@ -297,7 +293,8 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
         raise AttachError(
             f"backbone: found no feature map (B,C,H,W) or tokens in it: exits need locations to attend to{hint}"
         )
-    large = [n for n in maps if _count_locations(values.shapes[n]) > 1]
+    shapes = {n: values.shapes[n] for n in maps}  # channels first or last
+    large = [n for n, s in shapes.items() if (s[1] if len(s) == 3 else min(math.prod(s[2:]), math.prod(s[1:-1]))) > 1]
     features = large[-1] if large and any(_is_pooling(traced, user) for user in large[-1].users) else maps[-1]
     for node in traced.nodes[traced.position(features) + 1 :]:
         if isinstance(traced.module_of(node), nn.RNNBase) or get_callee_name(node).split(".")[0] in ("gru", "lstm"):
@@ -310,8 +307,13 @@ def find_last_features(traced: TracedBackbone) -> fx.Node:
 
 def _find_last_vector(traced: TracedBackbone) -> fx.Node:
     """Return what the last linear layer reads, before dropout."""
+
+    def is_linear(node: fx.Node) -> bool:
+        is_call = node.op == "call_function" and get_callee_name(node).split(".")[0] in ("linear", "addmm")
+        return is_call or isinstance(traced.module_of(node), nn.Linear)
+
     node = traced.values.logits
-    while node.op != "placeholder" and not (_is_linear(traced, node) and len(traced.shape_of(node)) == 2):
+    while node.op != "placeholder" and not (is_linear(node) and len(traced.shape_of(node)) == 2):
         node = node.all_input_nodes[0]
     node = node.all_input_nodes[0] if node.op != "placeholder" else node
     while node.op != "placeholder" and _only_reshapes(traced, node):
@@ -321,20 +323,11 @@ def _find_last_vector(traced: TracedBackbone) -> fx.Node:
     return node
 
 
-def _is_linear(traced: TracedBackbone, node: fx.Node) -> bool:
-    name = get_callee_name(node).split(".")[0]
-    return isinstance(traced.module_of(node), nn.Linear) or (node.op == "call_function" and name in ("linear", "addmm"))
-
-
 def _is_pooling(traced: TracedBackbone, node: fx.Node) -> bool:
     """Return whether the node pools or leads to pooling; picking one token counts."""
     if node.op == "call_module":
         return isinstance(traced.module_of(node), _PASSING)
     return any(word in get_callee_name(node) for word in ("pool", "mean", "getitem", "flatten", "select", "slice"))
-
-
-def _count_locations(shape: tuple[int, ...]) -> int:
-    return shape[1] if len(shape) == 3 else min(math.prod(shape[2:]), math.prod(shape[1:-1]))  # channels first or last
 
 
 def _only_reshapes(traced: TracedBackbone, node: fx.Node) -> bool:

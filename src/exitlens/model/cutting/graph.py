@@ -26,50 +26,31 @@ Shape = Callable[[Any], tuple[int, ...] | None]
 
 @dataclass(frozen=True)
 class NodeValues:
-    """What is known of the value at every node, from running the graph with two samples and with three.
+    """What is known of the value at every node, from running the graph with two samples and with three."""
 
-    Attributes:
-        shapes: of the tensors, with two samples.
-        dtypes: of the tensors.
-        batched: tensors whose first axis, and no other, grows with the batch.
-        sizes: integers that are the number of samples.
-        dataless: depend on parameters, constants and the number of samples only, so that any stage can compute them.
-        logits: the node of the logits among what the backbone returns.
-    """
-
-    shapes: dict[fx.Node, tuple[int, ...]]
+    shapes: dict[fx.Node, tuple[int, ...]]  # of the tensors, with two samples
     dtypes: dict[fx.Node, torch.dtype]
-    batched: set[fx.Node]
-    sizes: set[fx.Node]
-    dataless: set[fx.Node]
-    logits: fx.Node
+    batched: set[fx.Node]  # tensors whose first axis, and no other, grows with the batch
+    sizes: set[fx.Node]  # integers that are the number of samples
+    dataless: set[fx.Node]  # made from parameters, constants and the number of samples: any stage can compute them
+    logits: fx.Node  # among what the backbone returns
 
 
 @dataclass(eq=False)
 class TracedBackbone:
-    """One mode's graph of a backbone. It runs, to see what its nodes compute, when that is first asked for.
+    """One mode's graph of a backbone. It runs, to see what its nodes compute, when that is first asked for."""
 
-    Attributes:
-        backbone: the graph's targets are names in it, or in ``extras``.
-        example: inputs that the backbone takes.
-        graph: one placeholder for each input; nodes in order of execution.
-        last_nodes: for each module that runs once, by name, the node that the module returns.
-        repeated: for each other module, how often it runs, and where it last has an output; its name does not say which run
-            is meant.
-        extras: constants that tracing made, by target.
-        exported: traced by torch.export: for the example's size only, with any number of samples.
-    """
-
-    backbone: nn.Module
+    backbone: nn.Module  # the graph's targets are names in it, or in `extras`
     example: Inputs
     graph: fx.Graph
-    last_nodes: dict[str, fx.Node]
-    repeated: dict[str, tuple[int, fx.Node | None]] = field(default_factory=dict)
-    extras: dict[str, Any] = field(default_factory=dict)
-    exported: bool = False
+    last_nodes: dict[str, fx.Node]  # what each module returns that runs once, by name
+    repeated: dict[str, tuple[int, fx.Node | None]] = field(default_factory=dict)  # the others: how often, the last output
+    extras: dict[str, Any] = field(default_factory=dict)  # constants that tracing made, by target
+    exported: bool = False  # by torch.export: for the example's size only, with any number of samples
 
     def __post_init__(self) -> None:
-        self.nodes: list[fx.Node] = list(self.graph.nodes)  # the last is the output
+        self.nodes: list[fx.Node] = list(self.graph.nodes)  # in order of execution; the last is the output
+        self.inputs = [node for node in self.nodes if node.op == "placeholder"]  # in the order of the example's
         self._positions = {node: i for i, node in enumerate(self.nodes)}
 
     @cached_property
@@ -94,15 +75,14 @@ class TracedBackbone:
         """
         if self.extras or other.extras or self.example is not other.example or "values" not in vars(other):
             return
-        described, expected = (
-            [(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in (self.nodes, other.nodes)
-        )
-        if described != expected:
+        graphs = (self.nodes, other.nodes)
+        mine, theirs = ([(n.op, n.name, n.target, repr(n.args), repr(n.kwargs)) for n in nodes] for nodes in graphs)
+        if mine != theirs:
             return
-        mine, known = dict(zip(other.nodes, self.nodes, strict=True)), other.values
-        shapes, dtypes = {mine[n]: v for n, v in known.shapes.items()}, {mine[n]: v for n, v in known.dtypes.items()}
-        batched, sizes, dataless = ({mine[n] for n in nodes} for nodes in (known.batched, known.sizes, known.dataless))
-        self.values = NodeValues(shapes, dtypes, batched, sizes, dataless, mine[known.logits])
+        same, known = dict(zip(other.nodes, self.nodes, strict=True)), other.values
+        shapes, dtypes = {same[n]: v for n, v in known.shapes.items()}, {same[n]: v for n, v in known.dtypes.items()}
+        batched, sizes, dataless = ({same[n] for n in nodes} for nodes in (known.batched, known.sizes, known.dataless))
+        self.values = NodeValues(shapes, dtypes, batched, sizes, dataless, same[known.logits])
 
     def _find_logits(self, shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Node:
         returned: Any = self.nodes[-1].args[0]
@@ -125,11 +105,6 @@ class TracedBackbone:
             firsts = [user for user in node.users if get_callee_name(user) == "getitem" and user.args[1] == 0]
             outputs[name] = firsts[0] if firsts and node not in self.values.shapes else node
         return outputs
-
-    @property
-    def inputs(self) -> list[fx.Node]:
-        """The placeholders, in the order of the inputs."""
-        return [node for node in self.nodes if node.op == "placeholder"]
 
     def position(self, node: fx.Node) -> int:
         """Return the place of a node in the order of execution."""

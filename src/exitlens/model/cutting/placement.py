@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, zip_longest
 from typing import Any, Literal, get_args
@@ -156,9 +156,13 @@ def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) ->
     choose_points(points, count, "time")  # raises if they do not fit
     while True:
         timer.run(2 * RUNS, cost.SECONDS)
-        chosen, *halves = (_choose_at(points, count, timer.shares(half)) for half in (None, 0, 1))
-        shares = dict(zip((point.name for point in points), timer.shares(), strict=True))
-        if all(_is_as_good(half, chosen, shares) for half in halves):
+        timed = [
+            [replace(p, time_share=s) for p, s in zip(points, timer.shares(half), strict=True)] for half in (None, 0, 1)
+        ]
+        chosen, *halves = (choose_points(places, count, "time") for places in timed)
+        share_of = {p.name: p.time_share for p in timed[0]}
+        gaps = [[abs(share_of[name] - (k + 1) / (count + 1)) for k, name in enumerate(names)] for names in (chosen, *halves)]
+        if all(abs(a - b) < TIE for half in gaps[1:] for a, b in zip(gaps[0], half, strict=True)):
             return chosen
         if timer.seconds >= cost.MOST_SECONDS:
             raise AttachError(
@@ -166,17 +170,6 @@ def choose_by_time(points: Sequence[ExitPoint], count: int, timer: NodeTimer) ->
                 f"and {halves[1]}. Fix: try again with nothing else running, name places (at={chosen}), or take "
                 "placement='cost'"
             )
-
-
-def _choose_at(points: Sequence[ExitPoint], count: int, shares: Sequence[float]) -> list[str]:
-    timed = [replace(point, time_share=share) for point, share in zip(points, shares, strict=True)]
-    return choose_points(timed, count, "time")
-
-
-def _is_as_good(names: Sequence[str], chosen: Sequence[str], shares: Mapping[str, float]) -> bool:
-    targets = [(k + 1) / (len(chosen) + 1) for k in range(len(chosen))]
-    pairs = zip(names, chosen, targets, strict=True)
-    return all(abs(abs(shares[name] - t) - abs(shares[other] - t)) < TIE for name, other, t in pairs)
 
 
 def choose_points(points: Sequence[ExitPoint], count: int, placement: Placement = "cost") -> list[str]:

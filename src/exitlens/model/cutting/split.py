@@ -41,46 +41,27 @@ _VIEWS = (  # beginnings of the names of what may return the same memory
 
 @dataclass(frozen=True)
 class Lateral:
-    """Earlier features, carried on to the end beside the later ones: after them and the padding mask, if there is one.
-
-    Attributes:
-        layout, channels, size: of these features.
-        carried: for each exit, whether it is carried there (the exits before it do not have it yet).
-        node: of these features.
-    """
+    """Earlier features, carried on to the end beside the later ones: after them and the padding mask, if there is one."""
 
     layout: Layout
     channels: int
     size: tuple[int, ...]
-    carried: tuple[bool, ...]
+    carried: tuple[bool, ...]  # for each exit, whether they are carried there: exits before them do not have them yet
     node: fx.Node
 
 
 @dataclass
 class Pieces:
-    """A backbone in pieces.
+    """A backbone in pieces: K stages, and for the features at each of the K exits how they lie, ``D``, ``S`` and node."""
 
-    Attributes:
-        traced: the uncut backbone in evaluation mode.
-        stages: K stages; stage k ends at exit k's features, the last at the features before the classifier.
-        tail: the backbone's own pooling and classifier, from the last features to its output.
-        layouts: how the features lie in memory at every exit.
-        channels: ``D`` of the features at every exit.
-        sizes: locations ``S`` of the features at every exit for the example's size.
-        pooled_linear: name of the linear layer if the tail is global average pooling and that layer, else ``None``.
-        exact_size: it was traced for the example's size only.
-        nodes: of the features at every exit, in ``traced``.
-        lateral: earlier features that later exits read, too.
-    """
-
-    traced: TracedBackbone
-    stages: list[Stage]
-    tail: Stage
+    traced: TracedBackbone  # the uncut backbone in evaluation mode
+    stages: list[Stage]  # stage k ends at exit k's features, the last at the features before the classifier
+    tail: Stage  # the backbone's own pooling and classifier, from the last features to its output
     layouts: list[Layout]
     channels: list[int]
-    sizes: list[tuple[int, ...]]
-    pooled_linear: str | None
-    exact_size: bool
+    sizes: list[tuple[int, ...]]  # for the example's size
+    pooled_linear: str | None  # name of the linear layer if the tail is global average pooling and that layer
+    exact_size: bool  # it was traced for the example's size only
     nodes: list[fx.Node]
     lateral: Lateral | None = None
 

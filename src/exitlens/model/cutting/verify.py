@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,6 @@ from exitlens.types.inputs import MASK, list_input_names, list_tensors
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")  # the last: compiled
 _QUANTISED = tuple(f"torch.{part}.quantized" for part in ("ao.nn", "ao.nn.intrinsic", "nn", "nn.intrinsic"))
 _FIX_FOR_INTEGERS = "which cannot be trained or cut. Fix: attach exits to the float network and quantise afterwards"
-_FIX_FOR_MISMATCH = (
-    "Something in it does not show in a trace: a hook, a train() of its own, a state, a custom gradient. Fix: take that "
-    "out of the forward, or cut elsewhere"
-)
 
 
 def check_backbone(backbone: nn.Module) -> None:
@@ -173,15 +169,21 @@ def _compare(plain: Tensor, staged: Tensor, tolerance: float, where: str) -> Non
         gap = (plain - staged).abs().masked_fill(same, 0).max().item()
         scale = plain.masked_fill(~plain.isfinite(), 0).abs().max().item()
     if not gap <= tolerance * max(scale, 1e-6):
-        raise TraceMismatchError(f"backbone: staged and plain output differ by {gap:.3g} at {where}. {_FIX_FOR_MISMATCH}")
+        _refuse(f"staged and plain output differ by {gap:.3g} at {where}")
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise TraceMismatchError(
+        f"backbone: {problem}. Something in it does not show in a trace: a hook, a train() of its own, a state, a custom "
+        "gradient. Fix: take that out of the forward, or cut elsewhere"
+    )
 
 
 def _compare_buffers(plain: dict[str, Tensor], staged: dict[str, Tensor]) -> None:
     for name, value in plain.items():
         other = staged.get(name)
         if other is None or other.shape != value.shape or not torch.allclose(value, other, 1e-4, 1e-5, equal_nan=True):
-            problem = f"buffer {name!r} is not what the plain backbone's forward makes it"
-            raise TraceMismatchError(f"backbone: {problem}. {_FIX_FOR_MISMATCH}")
+            _refuse(f"buffer {name!r} is not what the plain backbone's forward makes it")
 
 
 def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor | None]) -> None:
@@ -192,8 +194,7 @@ def _compare_gradients(plain: dict[str, Tensor | None], staged: dict[str, Tensor
         if value is not None and other is not None and value.numel():
             same = bool((value - other).abs().max() <= 1e-4 * max(scale, 1e-6))
         if not same:
-            problem = f"the gradient of {name!r} is not the plain network's (no_grad, or a gradient of its own)"
-            raise TraceMismatchError(f"backbone: {problem}. {_FIX_FOR_MISMATCH}")
+            _refuse(f"the gradient of {name!r} is not the plain network's (no_grad, or a gradient of its own)")
 
 
 def make_random_inputs(pieces: Pieces, batch: int) -> tuple[Tensor, ...]:
