@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from exitlens.errors import InputError, import_extra
@@ -17,7 +18,7 @@ _DIVERGENCE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
 
 
 class _Children(dict[tuple[object, ...], Any]):
-    """The children of one metric by their labels, which takes a tenth of the time of its ``labels``."""
+    """The children of one metric by their labels, in a tenth of the time of its ``labels``."""
 
     def __init__(self, metric: Any) -> None:
         super().__init__()
@@ -29,15 +30,14 @@ class _Children(dict[tuple[object, ...], Any]):
 
 
 class Metrics:
-    """Counters, gauges and histograms of one server, apart from all others in the process.
+    """Counters, gauges and histograms of one server, apart from all others in the process; several threads may use them.
 
     Where the environment variable ``PROMETHEUS_MULTIPROC_DIR`` names a directory, processes share their metrics through
-    files there: :meth:`render` then tells those of all, waiting samples summed over the processes that live, drift by the
-    worst of them. Set it before ``prometheus_client`` is imported, with an empty directory, and have whoever sees a process
-    end call ``prometheus_client.multiprocess.mark_process_dead(pid)``.
+    files there: :meth:`render` then tells those of all, with waiting samples summed over the processes that live, and drift
+    by the worst of them. Set it before ``prometheus_client`` is imported, with an empty directory, and call
+    ``prometheus_client.multiprocess.mark_process_dead(pid)`` when a process has ended.
 
-    Every new combination of labels takes memory until the process ends: give no text of a client's as a label, such as the
-    name of a model that is not served. Safe to call from several threads.
+    Every new combination of labels takes memory until the process ends, so no text of a client's may become a label.
 
     Raises:
         MissingExtraError: without the package ``prometheus_client``.
@@ -51,107 +51,91 @@ class Metrics:
         self._registry = self._client.CollectorRegistry()
         if not self._shared:
             self._client.ProcessCollector(registry=self._registry)
-        self._make_of_requests()
-        self._make_of_answers()
+        make, model, exit_, stage = self._make, "model", "exit", "stage"
+        text = "Requests that were answered."
+        self._requests = make("Counter", "requests", text, model, "route", "status")
+        text = "Time from the head of a request to the end of its answer."
+        self._request_seconds = make("Histogram", "request_seconds", text, model, "route", buckets=_SECONDS)
+        self._rejected = make("Counter", "rejected", "Requests that were refused, by reason.", model, "reason")
+        text = "Samples that wait for a batch."
+        self._waiting = make("Gauge", "waiting_samples", text, model, multiprocess_mode="livesum")
+        text = "1 for the version that answers now."
+        self._version = make("Gauge", "model_info", text, model, "version", multiprocess_mode="livemax")
+        self._answers = make("Counter", "answers", "Samples that were answered, by the exit they left at.", model, exit_)
+        text = "Time from a sample's arrival to its answer."
+        self._answer_seconds = make("Histogram", "answer_seconds", text, model, exit_, buckets=_SECONDS)
+        text = "Samples in a batch, by stage."
+        self._step_samples = make("Histogram", "step_samples", text, model, stage, buckets=_SAMPLES)
+        text = "Time of one batch in one stage."
+        self._step_seconds = make("Histogram", "step_seconds", text, model, stage, buckets=_STEP_SECONDS)
+        text = "Evidence that the samples have changed."
+        self._evidence = make("Gauge", "drift_evidence", text, model, multiprocess_mode="livemax")
+        text = "1 if the samples have changed, else 0."
+        self._alarm = make("Gauge", "drift_alarm", text, model, multiprocess_mode="livemax")
+        text = "Early answers that were compared with the final exit's."
+        self._shadow = make("Counter", "shadow_answers", text, model, exit_, "agrees")
+        text = "Divergence of an early exit's map from the final one."
+        self._divergence = make("Histogram", "shadow_divergence", text, model, exit_, buckets=_DIVERGENCE)
         self._versions: dict[str, str] = {}
+
+    def _make(self, kind: str, name: str, text: str, *labels: str, **options: Any) -> _Children:
+        make = getattr(self._client, kind)
+        return _Children(make(f"exitlens_{name}", text, labels, registry=self._registry, **options))
 
     def _check_shared(self) -> None:
         values = import_extra("prometheus_client.values", "serve", "counting requests")
-        if self._shared and not os.path.isdir(self._shared):  # noqa: PTH112
-            raise InputError(
-                f"{SHARED}: expected an empty directory that exists, got {self._shared!r}: make it, or unset it"
-            )
+        if self._shared and not Path(self._shared).is_dir():
+            raise InputError(f"{SHARED}: expected an empty directory that exists, got {self._shared!r}. Fix: make it.")
         if bool(self._shared) != getattr(values.ValueClass, "_multiprocess", bool(self._shared)):
             raise InputError(
-                f"{SHARED}: it was changed after prometheus_client had read it: set it before the process starts"
+                f"{SHARED}: it was changed after prometheus_client had read it. Fix: set it before the process starts."
             )
 
-    def _make_of_requests(self) -> None:
-        self._requests = self._count("requests", "Requests that were answered.", "model", "route", "status")
-        self._request_seconds = self._spread(
-            "request_seconds", "Time from the head of a request to the end of its answer.", _SECONDS, "model", "route"
-        )
-        self._rejected = self._count("rejected", "Requests that were refused, by reason.", "model", "reason")
-        self._waiting = self._gauge("waiting_samples", "Samples that wait for a batch.", "livesum", "model")
-        self._version = self._gauge("model_info", "1 for the version that answers now.", "livemax", "model", "version")
-
-    def _make_of_answers(self) -> None:
-        self._answers = self._count("answers", "Samples that were answered, by the exit they left at.", "model", "exit")
-        self._answer_seconds = self._spread(
-            "answer_seconds", "Time from a sample's arrival to its answer.", _SECONDS, "model", "exit"
-        )
-        self._step_samples = self._spread("step_samples", "Samples in a batch, by stage.", _SAMPLES, "model", "stage")
-        self._step_seconds = self._spread("step_seconds", "Time of one batch in one stage.", _STEP_SECONDS, "model", "stage")
-        self._evidence = self._gauge("drift_evidence", "Evidence that the samples have changed.", "livemax", "model")
-        self._alarm = self._gauge("drift_alarm", "1 if the samples have changed, else 0.", "livemax", "model")
-        self._shadow = self._count(
-            "shadow_answers",
-            "Early answers that were compared with the final exit's.",
-            *("model", "exit", "agrees"),
-        )
-        self._divergence = self._spread(
-            "shadow_divergence",
-            "Divergence of an early exit's map from the final one.",
-            _DIVERGENCE,
-            *("model", "exit"),
-        )
-
-    def _count(self, name: str, text: str, *labels: str) -> _Children:
-        return _Children(self._client.Counter(f"exitlens_{name}", text, labels, registry=self._registry))
-
-    def _spread(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> _Children:
-        kind = self._client.Histogram
-        return _Children(kind(f"exitlens_{name}", text, labels, registry=self._registry, buckets=buckets))
-
-    def _gauge(self, name: str, text: str, mode: str, *labels: str) -> _Children:
-        kind = self._client.Gauge
-        return _Children(kind(f"exitlens_{name}", text, labels, registry=self._registry, multiprocess_mode=mode))
-
     def count_request(self, model: str, route: str, status: int, seconds: float) -> None:
-        """Counts a request that was answered; ``route`` is the template, such as ``/v2/models/{model}/infer``."""
+        """Count a request that was answered; ``route`` is the template, such as ``/v2/models/{model}/infer``."""
         self._requests[model, route, status].inc()
         self._request_seconds[model, route].observe(seconds)
 
     def observe_answers(self, model: str, exits: Sequence[int], seconds: Sequence[float]) -> None:
-        """Counts the samples of an answer by exit, with the time that each took since it came."""
+        """Count the samples of an answer by exit, with the time that each took since it came."""
         for exit_, count in Counter(exits).items():
             self._answers[model, exit_].inc(count)
         for exit_, second in zip(exits, seconds, strict=True):
             self._answer_seconds[model, exit_].observe(second)
 
     def observe_step(self, model: str, stage: int, count: int, seconds: float) -> None:
-        """Notes that a batch of ``count`` samples went through a stage."""
+        """Note that a batch of ``count`` samples went through a stage."""
         self._step_samples[model, stage].observe(count)
         self._step_seconds[model, stage].observe(seconds)
 
     def set_waiting(self, model: str, count: int) -> None:
-        """Says how many samples wait now."""
+        """Set how many samples wait now."""
         self._waiting[(model,)].set(count)
 
     def reject(self, model: str, reason: str) -> None:
-        """Counts a request that was refused; ``reason`` is one of few words."""
+        """Count a request that was refused; ``reason`` is one of few words."""
         self._rejected[model, reason].inc()
 
     def set_drift(self, model: str, evidence: float, alarm: bool) -> None:
-        """Says what the drift monitor knows now."""
+        """Set what the drift monitor knows now."""
         self._evidence[(model,)].set(evidence)
         self._alarm[(model,)].set(int(alarm))
 
     def observe_shadow(self, model: str, exit: int, agrees: bool, divergence: float) -> None:
-        """Compares an early answer with the final exit's; a divergence of NaN was not measured."""
+        """Compare an early answer with the final exit's; a divergence of NaN was not measured."""
         self._shadow[model, exit, "true" if agrees else "false"].inc()
         if divergence == divergence:
             self._divergence[model, exit].observe(divergence)
 
     def set_version(self, model: str, version: str) -> None:
-        """Says which version answers from now on; those before it become 0."""
+        """Set which version answers from now on."""
         before = self._versions.get(model, version)
         self._versions[model] = version
         self._version[model, before].set(0)
         self._version[model, version].set(1)
 
     def render(self) -> tuple[bytes, str]:
-        """The metrics as Prometheus's text format, and its content type."""
+        """Return the metrics as Prometheus's text format, and its content type."""
         registry = self._registry
         if self._shared:
             registry = self._client.CollectorRegistry()

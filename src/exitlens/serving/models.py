@@ -1,4 +1,4 @@
-"""What is served: a bundle of the library or an edge bundle, as one thing that checks inputs and opens an engine."""
+"""What is served: a bundle of the library or an edge bundle, as one object that checks inputs and opens an engine."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ class ServedModel:
     """One version of a model.
 
     Attributes:
-        name: in requests. version: names the contents of the bundle.
-        info, spec: how the network was made, and what it takes. cost: ``(K,)``, of the plain backbone's.
-        policies: by name; ``default`` is the bundle's own.
-        open_engine: the context in which its engine answers. exits: those that it has heads of.
-        net: the network, where PyTorch has it: explanations with evidence need it.
+        name: what requests call it. version: names the contents of its bundle.
+        info, spec: how the network was made, and what it takes.
+        cost: ``(K,)`` as a fraction of the plain backbone's.
+        policies: policies by name; ``default`` is the bundle's own.
+        open_engine: opens the context in which its engine answers.
+        exits: exits that it has heads of.
+        net: the network, if PyTorch has it: explanations with evidence need it.
     """
 
     name: str
@@ -65,48 +67,42 @@ class ServedModel:
 
     @property
     def num_exits(self) -> int:
-        """K, the final exit included."""
+        """K, with the final exit."""
         return len(self.cost)
 
     @cached_property
     def inputs(self) -> tuple[InputTensor, ...]:
-        """What a request may give as arrays."""
+        """Tensors that a request may give as arrays."""
         names = self.spec.names or (INPUTS,)
         kinds = [np.dtype(str(t.dtype).removeprefix("torch.")) for t in self.make_example()]
         shapes = [tuple(t.shape[1:]) for t in self.make_example()]
-        return tuple(InputTensor(*one) for one in zip(names, kinds, shapes, strict=True))
+        return tuple(map(InputTensor, names, kinds, shapes))
 
     @cached_property
     def _like(self) -> Tensor:
-        """A tensor of the network's type, where it is."""
+        """A tensor of the network's type, on its device."""
         return torch.zeros(()) if self.net is None else next(self.net.head(0).parameters())
 
     def make_example(self) -> Activations:
-        """One sample, as the first stage takes it."""
+        """Return one sample, as the first stage takes it."""
         return list_tensors(self.info.example(self._like))
 
     def name_class(self, label: int) -> str:
-        """Of a label; its number where classes have no names."""
+        """Return the name of a class; its number if classes have no names."""
         return self.info.classes[label] if self.info.classes else str(label)
 
     def name_answer(self, label: Any) -> str:
-        """The class of a sample, or its labels (of ``(C,)`` bool) with ``;`` between."""
+        """Return the class of a sample, or its labels (of ``(C,)`` bool) with ``;`` between."""
         told = np.flatnonzero(label).tolist() if self.gives_labels else [int(label)]
         return ";".join(map(self.name_class, told))
 
     @property
     def gives_labels(self) -> bool:
-        """Whether answers are any number of labels, not one class."""
+        """True if answers are any number of labels, not one class."""
         return self.info.task == "multilabel"
 
-    def find_policy(self, name: str) -> Policy:
-        """A policy by its name; raises :class:`RequestError`."""
-        if name not in self.policies:
-            raise RequestError(f"policy: expected one of {sorted(self.policies)}, got {name!r:.60}")
-        return self.policies[name]
-
     def find_last_exit(self, max_cost: float) -> int:
-        """The deepest exit that costs no more; raises :class:`RequestError` where none does."""
+        """Return the deepest exit that costs no more; raises :class:`RequestError` if none does."""
         known = sorted(self.exits)
         if not max_cost >= self.cost[known[0]] - TINY:
             least = math.ceil(1000 * self.cost[known[0]]) / 1000
@@ -114,38 +110,35 @@ class ServedModel:
         return max(k for k in known if self.cost[k] <= max_cost + TINY)
 
     def check_arrays(self, arrays: Mapping[str, Array]) -> Activations:
-        """The tensors that the first stage takes; raises :class:`InputError` or :class:`RequestError` for others."""
-        wanted = self.inputs
-        if arrays.keys() != {one.name for one in wanted}:
-            raise RequestError(f"inputs: expected tensors named {[one.name for one in wanted]}, got {sorted(arrays)}")
-        tensors = {one.name: _check_array(arrays[one.name], one) for one in wanted}
+        """Return the tensors that the first stage takes; raises :class:`InputError` or :class:`RequestError` for others."""
+        names = [tensor.name for tensor in self.inputs]
+        if arrays.keys() != set(names):
+            raise RequestError(f"inputs: expected tensors named {names}, got {sorted(arrays)}")
+        tensors = {tensor.name: _check_array(arrays[tensor.name], tensor) for tensor in self.inputs}
         return self.check_tensors(tensors if self.spec.names else tensors[INPUTS])
 
     def check_tensors(self, inputs: Inputs) -> Activations:
-        """The tensors that the first stage takes, with finite values and known tokens; raises :class:`InputError`."""
+        """Return the tensors that the first stage takes; raises :class:`InputError` for values that are not finite."""
         return self.spec.check(inputs, INPUTS, self._like)
 
     def read_images(self, files: Sequence[bytes], max_pixels: int) -> Activations:
-        """Encoded image files as inputs; raises :class:`RequestError` or :class:`DataError` for bad ones."""
+        """Return encoded image files as inputs; raises :class:`RequestError` or :class:`DataError` for bad ones."""
         preprocess = self.info.preprocess
         if not isinstance(preprocess, Preprocess):
-            raise RequestError(f"image: {self.name} takes {self._name_inputs()}, no image files")
+            raise RequestError(f"image: {self.name} takes {[tensor.name for tensor in self.inputs]}, got image files")
         channels = len(preprocess.mean)
-        pixels = [decode_image(one, f"{IMAGE}[{i}]", preprocess.size, channels, max_pixels) for i, one in enumerate(files)]
+        pixels = [decode_image(file, f"{IMAGE}[{i}]", preprocess.size, channels, max_pixels) for i, file in enumerate(files)]
         return self.check_tensors(preprocess.normalise(torch.stack(pixels)))
 
     def read_texts(self, texts: Sequence[str]) -> Activations:
-        """Texts as inputs; raises :class:`RequestError` or :class:`InputError` for bad ones."""
+        """Return texts as inputs; raises :class:`RequestError` or :class:`InputError` for bad ones."""
         preprocess = self.info.preprocess
         if not isinstance(preprocess, TextPreprocess):
-            raise RequestError(f"text: {self.name} takes {self._name_inputs()}, no texts")
-        if any(not one.strip() for one in texts):
+            raise RequestError(f"text: {self.name} takes {[tensor.name for tensor in self.inputs]}, got texts")
+        if not all(text.strip() for text in texts):
             raise RequestError("text: expected texts, got an empty one")
         encoded = preprocess.encode(texts)
         return self.check_tensors({name: encoded[name] for name in self.spec.names if name in encoded})
-
-    def _name_inputs(self) -> list[str]:
-        return [one.name for one in self.inputs]
 
 
 def _check_array(value: Array, wanted: InputTensor) -> Tensor:
@@ -157,12 +150,12 @@ def _check_array(value: Array, wanted: InputTensor) -> Tensor:
 
 
 def open_bundle(name: str, directory: Path) -> ServedModel:
-    """A bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` if it has no policy."""
+    """Open a bundle, run directory or edge bundle; raises :class:`BundleError`, or :class:`PolicyError` without a policy."""
     source = find_bundle(directory)
     version = read_version(source)
     found = _open(name, source, directory)
     if read_version(source) != version:  # parts of it may be of either
-        raise BundleError(f"{directory}: it was replaced while it was read: try again")
+        raise BundleError(f"{directory}: it was replaced while it was read. Fix: try again.")
     return replace(found, version=version)
 
 
@@ -172,20 +165,20 @@ def _open(name: str, source: Path, directory: Path) -> ServedModel:
         return ServedModel(name, "", *open_edge(source), None)
     policies = load_policies(source)
     if DEFAULT not in policies:
-        raise PolicyError(f"bundle: {directory} has no policy yet: run exitlens calibrate --bundle {directory}")
+        raise PolicyError(f"bundle: {directory} has no policy yet. Fix: run exitlens calibrate --bundle {directory}")
     return wrap_network(name, load(source)[0], policies)
 
 
 def read_version(source: Path) -> str:
-    """Names the contents of a bundle; raises :class:`BundleError` where there is none."""
+    """Return a name for the contents of a bundle; raises :class:`BundleError` if there is none."""
     try:
         return hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:12]
     except OSError as error:
-        raise BundleError(f"{source / MANIFEST}: cannot be read ({error}): write the bundle again") from error
+        raise BundleError(f"{source / MANIFEST}: cannot be read ({error}). Fix: write the bundle again.") from error
 
 
 def wrap_network(name: str, net: ExitNet, policies: Mapping[str, Policy]) -> ServedModel:
-    """A network in memory, its policies by name, one of them ``default``; raises :class:`PolicyError` for misfits."""
+    """Return a network in memory with its policies, one of them ``default``; raises :class:`PolicyError` for misfits."""
     if DEFAULT not in policies:
         raise PolicyError(f"policies: expected one named {DEFAULT!r}, got {sorted(policies)}")
     for policy in policies.values():

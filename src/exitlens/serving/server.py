@@ -31,7 +31,7 @@ def serve(settings: ServerSettings) -> None:
         BundleError, PolicyError: for a bundle that cannot be served. MissingExtraError: without the extra ``serve``.
     """
     uvicorn = import_extra("uvicorn", "serve", "exitlens serve")
-    for name in ("starlette", "python_multipart", "prometheus_client"):
+    for name in ("starlette", "msgspec", "python_multipart", "prometheus_client"):
         import_extra(name, "serve", "exitlens serve")
     if settings.workers == 1:
         uvicorn.Server(make_config(settings)).run()

@@ -1,4 +1,4 @@
-"""Looks after live answers: whether samples drift, and what the final exit would have said of a share of them."""
+"""Watches live answers: do samples drift, and what would the final exit have said of a share of them?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from exitlens.types.policies import DEFAULT
 from exitlens.types.tasks import find_answers
 
 LOG = logging.getLogger("exitlens.serving")
-KEPT = 64  # samples of the shadow that may wait for idle time
+SHADOWED = 64  # samples that may wait for idle time to be compared with the final exit
 
 
 class _Shadowed(NamedTuple):
@@ -35,13 +35,15 @@ class _Shadowed(NamedTuple):
 
 
 class Watch:
-    """Of one version of a model. Only answers under the bundle's own policy count, which the calibration is about."""
+    """Watches one version of a model, by the answers under the bundle's own policy, which the calibration is about."""
 
     def __init__(self, model: ServedModel, metrics: Metrics, watching: Watching) -> None:
         self.model, self.metrics, self.watching = model, metrics, watching
         self.monitor = self._open_monitor() if watching.drift else None
-        self._pending: deque[Ticket] = deque()  # in the order in which they came, since who leaves early is answered first
-        self._shadowed: deque[_Shadowed] = deque(maxlen=KEPT)
+        self._pending: deque[Ticket] = (
+            deque()
+        )  # in the order in which they came: by that of answers, early exits would come first
+        self._shadowed: deque[_Shadowed] = deque(maxlen=SHADOWED)
         self._room, self._last = watching.drift_rate, time.monotonic()
         self._random = random.Random(0)
         self.is_drifting = False
@@ -58,7 +60,7 @@ class Watch:
             return None
 
     def expect(self, ticket: Ticket) -> None:
-        """A request came; called in their order."""
+        """Note that a request came; called in the order of requests."""
         if self.monitor is not None and _is_own(ticket) and self._has_room(len(ticket)):
             self._pending.append(ticket)
 
@@ -72,7 +74,7 @@ class Watch:
         return True
 
     def see(self, done: list[Ticket]) -> None:
-        """Requests ended."""
+        """Note that requests ended."""
         if self.watching.shadow:
             self._choose_shadowed(done)
         while self._pending and not self._pending[0].left:
@@ -86,11 +88,11 @@ class Watch:
         labels, exits, confidence, p = map(torch.from_numpy, arrays)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DriftWarning)  # it is logged
-            found = self.monitor.update(Prediction(labels, exits, confidence, p))
-        if found.alarm and not self.is_drifting:
-            LOG.warning("%s: %s", self.model.name, found.summary)
-        self.is_drifting = found.alarm
-        self.metrics.set_drift(self.model.name, found.evidence, found.alarm)
+            state = self.monitor.update(Prediction(labels, exits, confidence, p))
+        if state.alarm and not self.is_drifting:
+            LOG.warning("%s: %s", self.model.name, state.summary)
+        self.is_drifting = state.alarm
+        self.metrics.set_drift(self.model.name, state.evidence, state.alarm)
 
     def _choose_shadowed(self, done: list[Ticket]) -> None:
         for ticket in done:
@@ -100,18 +102,18 @@ class Watch:
                 self._shadowed.append(_Shadowed(given, int(ticket.exits[row]), ticket.labels[row].tolist()))
 
     def run_idle(self, engine: Engine) -> bool:
-        """Runs a sample of the shadow to the final exit; true: there are more."""
+        """Run a sample of the shadow to the final exit; return true if there are more."""
         if not self._shadowed:
             return False
-        one = self._shadowed.popleft()
-        outputs = dict(zip(sorted(self.model.exits), engine.compute_outputs(engine.enter(one.activations)), strict=True))
+        sample = self._shadowed.popleft()
+        outputs = dict(zip(sorted(self.model.exits), engine.compute_outputs(engine.enter(sample.activations)), strict=True))
         logits, final = outputs[self.model.num_exits - 1]
-        away = divergence(*on_common_grid(outputs[one.exit][1].float(), final.float())).item()
+        away = divergence(*on_common_grid(outputs[sample.exit][1].float(), final.float())).item()
         says = find_answers(logits[0], self.model.info.task).tolist()
-        self.metrics.observe_shadow(self.model.name, one.exit, says == one.label, away)
+        self.metrics.observe_shadow(self.model.name, sample.exit, says == sample.label, away)
         return bool(self._shadowed)
 
 
 def _is_own(ticket: Ticket) -> bool:
-    """Whether the bundle's own policy answers, and nothing else."""
+    """Return whether the bundle's own policy answers, and nothing else."""
     return ticket.terms.policy == DEFAULT and not ticket.terms.changes_policy

@@ -1,6 +1,5 @@
 """The app: metrics, description, page, log, token, and that requests outlive a replaced bundle."""
 
-import json
 import threading
 import time
 
@@ -13,7 +12,7 @@ from starlette.routing import Route
 
 import exitlens as xl
 from exitlens.serving.http.application import describe_api, make_app
-from exitlens.serving.http.service import OUTPUTS, TERMS
+from exitlens.serving.http.service import DEFAULT_OUTPUTS, OUTPUTS, TERMS
 from exitlens.serving.models import wrap_network
 from exitlens.serving.repository import Repository
 from exitlens.serving.settings import Limits
@@ -113,7 +112,7 @@ def test_a_new_version_takes_over_and_no_request_is_lost(tmp_path, picture):
 
 
 def test_what_cannot_be_served(tmp_path, model):
-    with pytest.raises(xl.BundleError, match="holds none"):
+    with pytest.raises(xl.BundleError, match="bundle: expected"):
         Repository({"x": tmp_path})
     with pytest.raises(xl.InputError, match="one or more"):
         Repository({})
@@ -184,22 +183,29 @@ def test_what_the_event_loop_is_late_counts_when_room_is_looked_for(model, pictu
         assert client.post("/classify", content=picture).status_code == 200
 
 
-def test_models_terms_and_outputs_are_named():
+def test_the_description_names_models_terms_and_outputs():
     described = describe_api(["a", "b"])
-    json.dumps(described, allow_nan=False)
-    parameters = {one["name"]: one for one in described["paths"]["/classify"]["post"]["parameters"]}
+    parameters = described["components"]["parameters"]
     assert parameters["model"]["schema"]["enum"] == ["a", "b"]
-    assert set(parameters) == {"model", *TERMS}
+    names = [one["$ref"].rpartition("/")[2] for one in described["paths"]["/classify"]["post"]["parameters"]]
+    assert names == ["model", *TERMS]
     infer = described["paths"]["/v2/models/{name}/infer"]["post"]
-    assert all(f"`{name}`" in infer["description"] for name in (*OUTPUTS, *TERMS))
+    assert all(f"`{name}` ({output.meaning})" in infer["description"] for name, output in OUTPUTS.items())
+    assert all(f"`{name}`" in infer["description"] for name in TERMS)
+    assert ", ".join(DEFAULT_OUTPUTS) in infer["description"]
     assert {"400", "404", "413", "429", "503", "504"} <= set(infer["responses"])
 
 
-def test_every_place_in_a_path_is_described_and_references_lead_somewhere():
+def test_the_description_has_every_route_and_its_places(model):
+    repository = Repository({}, models={"tiny": model})
+    try:
+        routes = {route.path for route in make_app(repository).routes} - {"/", "/openapi.json"}
+    finally:
+        repository.close()
     described = describe_api([])
+    assert set(described["paths"]) == routes
+    places = {name for name, one in described["components"]["parameters"].items() if one["in"] == "path"}
     for path, verbs in described["paths"].items():
         for operation in verbs.values():
-            places = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
-            assert places == {part.strip("{}") for part in path.split("/") if part.startswith("{")}
-    names = {part.partition('"')[0] for part in json.dumps(described).split("#/components/schemas/")[1:]}
-    assert names <= set(described["components"]["schemas"])
+            named = {one["$ref"].rpartition("/")[2] for one in operation.get("parameters", ())}
+            assert named & places == {part.strip("{}") for part in path.split("/") if part.startswith("{")}

@@ -15,7 +15,7 @@ from exitlens.errors import RequestError, suggest
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.cascade import Ticket
 from exitlens.serving.http.guard import find_context
-from exitlens.serving.http.protocol import HEADER_LENGTH, InferRequest, read_infer, write_infer
+from exitlens.serving.http.protocol import HEADER_LENGTH, InferRequest, name_datatype, read_infer, write_infer
 from exitlens.serving.http.service import (
     DEFAULT_OUTPUTS,
     MAPS,
@@ -27,7 +27,6 @@ from exitlens.serving.http.service import (
     read_terms,
     shape_output,
 )
-from exitlens.serving.http.tensors import name_datatype
 from exitlens.serving.models import IMAGE, TEXT, ServedModel
 from exitlens.types import Preprocess, TextPreprocess
 

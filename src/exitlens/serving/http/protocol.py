@@ -1,39 +1,64 @@
 """The Open Inference Protocol over HTTP, version 2, with binary tensor data: requests are read, responses are written.
 
-Everything here is a pure function of bytes and arrays.
+Everything here is a pure function of bytes and arrays. Binary data are little-endian and row-major without padding, and each
+element of BYTES comes after its length in 4 bytes.
 Source: https://github.com/kserve/open-inference-protocol (REST), and Triton's extension for binary tensor data.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import re
+import struct
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from reprlib import repr as shorten
-from typing import Any, NamedTuple
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
 
 from exitlens.errors import InputError, RequestError, suggest
-from exitlens.serving.http.tensors import (
-    DATATYPES,
-    Array,
-    name_datatype,
-    read_binary_data,
-    read_json_data,
-    write_binary_data,
-    write_json_data,
-)
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Parameter = bool | int | float | str
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+    "BYTES": np.dtype(object),
+}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_LENGTH = struct.Struct("<I")
 _SHORT = 4096  # bytes of JSON that is remembered
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-_MOST_DIMENSIONS = 32  # that every NumPy has
-_REQUEST = ("id", "inputs", "model_name", "outputs", "parameters")  # KServe's client names the model as well
-_INPUT = ("name", "shape", "datatype", "parameters", "data")
-_OUTPUT = ("name", "parameters")
+
+
+class _Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=32)]  # as in every NumPy
+    datatype: str
+    parameters: dict[str, Parameter] = {}
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    parameters: dict[str, Parameter] = {}
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    inputs: Annotated[list[_Input], msgspec.Meta(min_length=1)]
+    outputs: list[_Output] = []
+    id: str = ""
+    model_name: str = ""  # which KServe's client sends
+    parameters: dict[str, Parameter] = {}
+
+
+_DECODER = msgspec.json.Decoder(_Request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,20 +66,20 @@ class NamedTensor:
     """An input of a request.
 
     Attributes:
-        data: of ``shape``; BYTES are an array of objects, which are ``bytes``. Often a read-only view of the body.
-        parameters: those that say something else than where the data are.
+        data: array of ``shape``, often a read-only view of the body; elements of BYTES are ``bytes``.
+        parameters: all but ``binary_data_size``.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: Array
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter]
 
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that a request asks for, as binary data or in JSON; other parameters are for who answers to judge."""
+    """An output that a request asks for, as binary data or in JSON, with its other parameters."""
 
     name: str
     binary: bool
@@ -63,57 +88,32 @@ class RequestedOutput:
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """A request for inference.
+    """A request for inference; empty texts and tuples stand for what it does not say.
 
     Attributes:
-        id: which the response repeats; empty: none.
-        inputs: by name, in their order.
-        outputs: empty: all that are given by default.
-        parameters: all but ``binary_data_output``; which of them can be met is for who answers to judge.
+        id: text that the response repeats.
+        inputs: tensors by name, in their order.
+        outputs: what is asked for; empty for all that are given by default.
+        parameters: all but ``binary_data_output``.
         binary_output: outputs that are not named come as binary data.
-        model_name: as the body has it, which few clients send; empty: none. The address of the request counts.
+        model_name: what the body says, beside the address.
     """
 
     id: str
     inputs: Mapping[str, NamedTensor]
     outputs: tuple[RequestedOutput, ...]
-    parameters: Mapping[str, Parameter]
+    parameters: dict[str, Parameter]
     binary_output: bool
-    model_name: str = ""
-
-
-class _Rest:
-    """What comes after the JSON in a body, taken piece by piece."""
-
-    def __init__(self, view: memoryview) -> None:
-        self._view, self._start = view, 0
-
-    def take(self, size: object, where: str) -> memoryview:
-        place, left = f"{where}.parameters.binary_data_size", len(self._view) - self._start
-        if type(size) is not int or size < 0:
-            raise RequestError(f"{place}: expected a number of bytes, got {shorten(size)}: send that of the tensor")
-        if size > left:
-            raise RequestError(
-                f"{place}: expected at most the {left} bytes that are left of the body, got {shorten(size)}: send the "
-                f"data after the JSON, in the order of the inputs, and the length of the JSON as {HEADER_LENGTH}"
-            )
-        self._start += size
-        return self._view[self._start - size : self._start]
-
-    def finish(self) -> None:
-        if left := len(self._view) - self._start:
-            raise RequestError(
-                f"body: expected its end after the last tensor, got {left} bytes more: give each input its size"
-            )
+    model_name: str
 
 
 def read_infer(body: bytes | memoryview, header_length: int | None, *, max_elements: int) -> InferRequest:
-    """A request for inference.
+    """Return a request for inference.
 
     Args:
-        body: the JSON, and the binary data of the inputs behind it, of which the tensors are views where they are aligned.
-        header_length: bytes of the JSON; ``None``: all.
-        max_elements: that the inputs may have together; a dimension of 0 counts as 1.
+        body: JSON, and behind it the binary data of the inputs, of which tensors are views where they are aligned.
+        header_length: bytes of the JSON; ``None`` for all.
+        max_elements: elements that the inputs may have together; a dimension of 0 counts as 1.
 
     Raises:
         RequestError: for all that is malformed, with the place in the request; its status is 413 for too many elements.
@@ -122,118 +122,199 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
     length = len(view) if header_length is None else header_length
     if not 0 < length <= len(view):
         raise RequestError(
-            f"{HEADER_LENGTH}: expected the length of the JSON, 1 to {len(view)} bytes of this body, got {length}: "
-            "send it before any binary data (a body without JSON is not supported)"
+            f"{HEADER_LENGTH}: expected the length of the JSON, 1 to {len(view)} bytes of this body, got {length}. "
+            "Fix: send it before any binary data (a body without JSON is not supported)."
         )
-    head = _recall_head(bytes(view[:length]), max_elements) if length < min(len(view), _SHORT) else None
-    head = head or _read_head(view[:length], header_length, max_elements)
-    rest = _Rest(view[length:])
-    inputs = {one.name: one.fill(rest) for one in head.inputs}
-    rest.finish()
-    return InferRequest(head.id, inputs, head.outputs, dict(head.parameters), head.binary, head.model_name)
-
-
-class _Sketch(NamedTuple):
-    """An input as the JSON describes it: with data, or with the number of bytes that they have behind it."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: Mapping[str, Parameter]
-    size: object
-    data: Array | None
-    where: str
-
-    def fill(self, rest: _Rest) -> NamedTensor:
-        data = self.data
-        if data is None:
-            data = read_binary_data(rest.take(self.size, self.where), self.datatype, self.shape, self.where)
-        return NamedTensor(self.name, self.datatype, self.shape, data, dict(self.parameters))
-
-
-class _Head(NamedTuple):
-    """All that the JSON says."""
-
-    id: str
-    inputs: tuple[_Sketch, ...]
-    outputs: tuple[RequestedOutput, ...]
-    parameters: Mapping[str, Parameter]
-    binary: bool
-    model_name: str
-
-
-@lru_cache(256)
-def _recall_head(text: bytes, max_elements: int) -> _Head | None:
-    """What short JSON before binary data says, which is the same in most requests of a client; ``None``: not kept."""
-    head = _read_head(memoryview(text), len(text), max_elements)
-    return head if all(one.data is None for one in head.inputs) else None
-
-
-def _read_head(text: memoryview, header_length: int | None, max_elements: int) -> _Head:
-    request = _read_object(text, header_length)
-    _check_fields(request, _REQUEST, "request")
-    parameters = _read_parameters(request, "")
+    parse = _recall if length < min(len(view), _SHORT) else _parse
+    request, rest = parse(bytes(view[:length]), header_length is None, max_elements), view[length:]
+    inputs: dict[str, NamedTensor] = {}
+    for i, given in enumerate(request.inputs):
+        where, shape, parameters = f"inputs[{i}]", tuple(given.shape), dict(given.parameters)
+        if given.data is msgspec.UNSET:
+            size = _check_size(parameters.pop("binary_data_size"), len(rest), f"{where}.parameters.binary_data_size")
+            data, rest = read_binary_data(rest[:size], given.datatype, shape, where), rest[size:]
+        else:
+            data = read_json_data(given.data, given.datatype, shape, f"{where}.data")
+        inputs[given.name] = NamedTensor(given.name, given.datatype, shape, data, parameters)
+    if rest:
+        raise RequestError(f"body: expected its end after the last tensor, got {len(rest)} bytes more")
+    parameters = dict(request.parameters)
     binary = _take_flag(parameters, "binary_data_output", False, "")
-    id_, model = (_read_text(request, name, "", "") for name in ("id", "model_name"))
-    inputs = tuple(_read_inputs(request, max_elements).values())
-    return _Head(id_, inputs, _read_outputs(request, binary), parameters, binary, model)
+    outputs = []
+    for i, output in enumerate(request.outputs):
+        others = dict(output.parameters)
+        outputs.append(RequestedOutput(output.name, _take_flag(others, "binary_data", binary, f"outputs[{i}]."), others))
+    return InferRequest(request.id, inputs, tuple(outputs), parameters, binary, request.model_name)
 
 
-def _read_inputs(request: Mapping[str, Any], max_elements: int) -> dict[str, _Sketch]:
-    inputs: dict[str, _Sketch] = {}
-    for i, entry in enumerate(_read_list(request, "inputs")):
-        where = f"inputs[{i}]"
-        _check_fields(entry, _INPUT, where)
-        name = _read_text(entry, "name", None, f"{where}.")
-        if name in inputs:
-            raise RequestError(f"{where}.name: {shorten(name)} was there before: send each input once")
-        shape = _read_shape(entry, max_elements, where)
-        max_elements -= math.prod(size or 1 for size in shape)
-        inputs[name] = _read_tensor(entry, name, shape, where)
-    if not inputs:
-        raise RequestError("inputs: expected one input or more, got none: send the model's inputs (its metadata name them)")
-    return inputs
-
-
-def _read_shape(entry: Mapping[str, Any], most: int, where: str) -> tuple[int, ...]:
-    found = entry.get("shape")
-    if not isinstance(found, list) or len(found) > _MOST_DIMENSIONS or not all(type(n) is int and n >= 0 for n in found):
+def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
+    """Return what the JSON of a request says, without data that are read later."""
+    try:
+        request = _DECODER.decode(text)
+    except RecursionError as error:
         raise RequestError(
-            f"{where}.shape: expected an array of at most {_MOST_DIMENSIONS} integers from 0 on, got {shorten(found)}: "
-            "send the sizes of all dimensions, the batch among them"
-        )
-    if math.prod(size or 1 for size in found) > most:
+            "request: expected arrays as deep as the shape, got too many in one another. Fix: send flat data."
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _explain(error, "", f", and {HEADER_LENGTH} where binary data follow" if is_all else "") from error
+    for side, entries in (("inputs", request.inputs), ("outputs", request.outputs)):
+        names = [entry.name for entry in entries]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise RequestError(f"{side}[{i}].name: {shorten(name)} was there before. Fix: send each name once.")
+            _refuse_shared_memory(entries[i].parameters, f"{side}[{i}].")
+    _refuse_shared_memory(request.parameters, "")
+    for i, given in enumerate(request.inputs):
+        max_elements -= _check_input(given, max_elements, f"inputs[{i}]")
+    return request
+
+
+_recall = lru_cache(256)(_parse)  # short JSON before binary data is the same in most requests of a client
+
+
+def _explain(error: Exception, where: str, hint: str = "", datatype: str = "") -> RequestError:
+    """Say what msgspec says of JSON with the place in the request: ``where``, and what its own path adds."""
+    if not isinstance(error, msgspec.ValidationError):
+        where = where or "request"
+        return RequestError(f"{where}: expected JSON in UTF-8, got other bytes ({error}). Fix: send valid JSON{hint}.")
+    text, _, path = str(error).partition(" - at `$")
+    text = f"{text[:1].lower()}{text[1:200]}" + (f" for {datatype}" if datatype else "")
+    if unknown := re.fullmatch(r"object contains unknown field `(.*)`", text, re.DOTALL):
+        kind = _Input if path.startswith(".inputs") else _Output if path.startswith(".outputs") else _Request
+        known = kind.__struct_fields__
+        text = f"expected the fields {', '.join(known)}, got {shorten(unknown[1])}.{suggest(unknown[1][:20], known)}"
+    return RequestError(f"{(where + path.removesuffix('`')).lstrip('.') or 'request'}: {text}")
+
+
+def _refuse_shared_memory(parameters: Mapping[str, Parameter], where: str) -> None:
+    for name in parameters:
+        if name.startswith("shared_memory_"):
+            raise RequestError(
+                f"{where}parameters: {shorten(name)}: shared memory is not supported. Fix: send the data in the body."
+            )
+
+
+def _check_input(given: _Input, max_elements: int, where: str) -> int:
+    """Return how many elements an input counts for."""
+    count = math.prod(size or 1 for size in given.shape)
+    if count > max_elements:
         raise RequestError(
-            f"{where}.shape: expected at most the {most} elements that the request may still have, got {shorten(found)}: "
-            "send fewer samples at a time",
+            f"{where}.shape: expected at most the {max_elements} elements that the request may still have, got "
+            f"{shorten(given.shape)}. Fix: send fewer samples at a time.",
             status=413,
         )
-    return tuple(found)
+    if given.datatype not in DATATYPES:
+        known, hint = ", ".join(DATATYPES), suggest(given.datatype[:20], DATATYPES)
+        raise RequestError(f"{where}.datatype: expected one of {known}, got {shorten(given.datatype)}.{hint}")
+    if (given.data is msgspec.UNSET) != ("binary_data_size" in given.parameters):
+        got = "neither" if given.data is msgspec.UNSET else "both"
+        raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}. Fix: send one of them.")
+    return count
 
 
-def _read_tensor(entry: Mapping[str, Any], name: str, shape: tuple[int, ...], where: str) -> _Sketch:
-    datatype = entry.get("datatype")
-    if not isinstance(datatype, str) or datatype not in DATATYPES:
-        hint = suggest(datatype[:20], DATATYPES) if isinstance(datatype, str) else ""
-        raise RequestError(f"{where}.datatype: expected one of {', '.join(DATATYPES)}, got {shorten(datatype)}.{hint}")
-    parameters = _read_parameters(entry, f"{where}.")
-    if ("data" in entry) == ("binary_data_size" in parameters):
-        got = "both" if "data" in entry else "neither"
-        raise RequestError(f"{where}: expected data or the parameter binary_data_size, got {got}: send one of them")
-    data = read_json_data(entry["data"], datatype, shape, where) if "data" in entry else None
-    return _Sketch(name, datatype, shape, parameters, parameters.pop("binary_data_size", None), data, where)
+def _check_size(size: Parameter, left: int, where: str) -> int:
+    if type(size) is not int or size < 0:
+        raise RequestError(f"{where}: expected a number of bytes, got {shorten(size)}. Fix: send that of the tensor.")
+    if size > left:
+        raise RequestError(
+            f"{where}: expected at most the {left} bytes that are left of the body, got {shorten(size)}. Fix: send the data "
+            f"after the JSON, in the order of the inputs, and the length of the JSON as {HEADER_LENGTH}."
+        )
+    return size
 
 
-def _read_outputs(request: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...]:
-    outputs: dict[str, RequestedOutput] = {}
-    for i, entry in enumerate(_read_list(request, "outputs")):
-        where = f"outputs[{i}]"
-        _check_fields(entry, _OUTPUT, where)
-        name, parameters = _read_text(entry, "name", None, f"{where}."), _read_parameters(entry, f"{where}.")
-        if name in outputs:
-            raise RequestError(f"{where}.name: {shorten(name)} was there before: ask for each output once")
-        outputs[name] = RequestedOutput(name, _take_flag(parameters, "binary_data", binary, f"{where}."), parameters)
-    return tuple(outputs.values())
+def _take_flag(parameters: dict[str, Parameter], name: str, default: bool, where: str) -> bool:
+    """Remove a parameter that is true or false and return it."""
+    value = parameters.pop(name, default)
+    if not isinstance(value, bool):
+        raise RequestError(f"{where}parameters.{name}: expected true or false, got {shorten(value)}")
+    return value
+
+
+@lru_cache
+def _make_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[list[Any]]:
+    """Return what reads JSON data of ``depth`` arrays in one another."""
+    kind: Any = {"BOOL": bool, "FP32": float, "FP64": float, "BYTES": str}.get(datatype)
+    if kind is None:
+        limits = np.iinfo(DATATYPES[datatype])
+        least, most = (None if abs(limit) >= 2**63 - 1 else limit for limit in (limits.min, limits.max))  # else NumPy's task
+        kind = Annotated[int, msgspec.Meta(ge=least, le=most)]
+    for _ in range(depth):
+        kind = list[kind]
+    return msgspec.json.Decoder(kind)
+
+
+def read_json_data(text: bytes | msgspec.Raw, datatype: str, shape: tuple[int, ...], where: str) -> Array:  # -> (*shape)
+    """Return the tensor of JSON data that are flat, in row-major order, or nested as ``shape`` says.
+
+    Raises :class:`RequestError`, which names the place ``where``, for data of another number or type, or out of range.
+    """
+    if datatype == "FP16":
+        raise RequestError(f"{where}: FP16 has no form in JSON. Fix: send it as binary data, or as FP32.")
+    is_nested = re.match(rb"\[\s*\[", text) is not None
+    dtype = DATATYPES[datatype]
+    try:
+        values = _make_decoder(datatype, max(len(shape), 1) if is_nested else 1).decode(text)
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype)
+    except msgspec.DecodeError as error:
+        raise _explain(error, where, datatype=datatype) from error
+    except OverflowError as error:
+        raise RequestError(f"{where}: a number is out of the range of {datatype}. Fix: send a wider datatype.") from error
+    except ValueError:  # arrays of different lengths
+        array, is_nested = np.empty(0), True
+    if array.size != math.prod(shape) or (is_nested and array.shape != shape[: array.ndim]):
+        got = "arrays of other lengths" if is_nested else f"{array.size} elements"
+        raise RequestError(
+            f"{where}: expected {math.prod(shape)} elements, flat or nested as the shape {list(shape)} says, got {got}. "
+            "Fix: send a shape that fits the data."
+        )
+    if datatype == "BYTES":
+        array[...] = np.array([*(text.encode() for text in array.ravel()), None], object)[:-1].reshape(array.shape)
+    elif dtype.kind == "f" and not np.isfinite(array).all():
+        raise RequestError(f"{where}: a number is out of the range of {datatype}. Fix: send a wider datatype.")
+    return array.reshape(shape)
+
+
+def read_binary_data(data: memoryview, datatype: str, shape: tuple[int, ...], where: str) -> Array:  # -> (*shape)
+    """Return the tensor of binary data: a view of them, or a copy where they are not aligned, or BYTES.
+
+    Numbers that are not finite come through. Raises :class:`RequestError`, which names the tensor ``where``, for data of
+    another size, and for a BOOL that is neither 0 nor 1.
+    """
+    count = math.prod(shape)
+    if datatype == "BYTES":
+        return _read_strings(data, count, where).reshape(shape)
+    dtype = DATATYPES[datatype]
+    if len(data) != count * dtype.itemsize:
+        raise RequestError(
+            f"{where}.parameters.binary_data_size: expected {count * dtype.itemsize} for {datatype} of the shape "
+            f"{list(shape)}, got {len(data)}. Fix: send the bytes of every element and no others."
+        )
+    if count == 0:
+        return np.empty(shape, dtype)
+    if datatype == "BOOL" and np.frombuffer(data, np.uint8).max() > 1:
+        raise RequestError(f"{where}: expected bytes of 0 and 1 for BOOL, got others. Fix: send UINT8.")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def _read_strings(data: memoryview, count: int, where: str) -> Array:  # -> (count)
+    strings, start, end = np.empty(count, object), 0, len(data)
+    for i in range(count):
+        size = _LENGTH.unpack_from(data, start)[0] if start + 4 <= end else end
+        if start + 4 + size > end:
+            raise RequestError(
+                f"{where}: expected {count} elements of BYTES, each after its length in 4 bytes, got data that end in "
+                f"element {i}. Fix: send them whole."
+            )
+        strings[i] = bytes(data[start + 4 : start + 4 + size])
+        start += 4 + size
+    if start != end:
+        raise RequestError(
+            f"{where}: {end - start} bytes are left after {count} elements of BYTES. Fix: send a shape that fits the data."
+        )
+    return strings
 
 
 def write_infer(
@@ -243,18 +324,18 @@ def write_infer(
     outputs: Sequence[tuple[str, Array]],
     *,
     binary: Container[str] = (),
-    parameters: Mapping[str, Parameter] | None = None,
+    parameters: Mapping[str, str] | None = None,
 ) -> tuple[bytes, int | None]:
-    """The body of a response, and the length of the JSON in it for its header; ``None``: the body is all JSON.
+    """Return the body of a response, and the length of the JSON in it for its header; ``None`` if the body is all JSON.
 
     Args:
-        model, version, id: left out where they are empty, but for the model's name.
+        model, version, id: all but the model's name are left out where they are empty.
         outputs: names and arrays of the protocol's types; strings, bytes and objects that are one of them become BYTES.
         binary: names of the outputs that come as binary data behind the JSON.
-        parameters: of the response.
+        parameters: what the response says beside its outputs.
 
     Raises:
-        InputError: a ``ValueError``; for an array of another type, and for what JSON cannot hold, as NaN.
+        InputError: for an array of another type, and for what JSON cannot hold, such as NaN.
     """
     entries, blobs = [], []
     for name, array in outputs:
@@ -266,100 +347,54 @@ def write_infer(
         else:
             entry["data"] = write_json_data(array, where)
         entries.append(entry)
-    response: dict[str, Any] = {
-        "model_name": model,
-        "model_version": version,
-        "id": id,
-        "parameters": dict(parameters or {}),
-    }
-    response = {name: value for name, value in response.items() if value or name == "model_name"} | {"outputs": entries}
-    try:
-        header = _ENCODER.encode(response).encode()
-    except (TypeError, ValueError) as error:
-        raise InputError(f"parameters: expected finite numbers, strings, true or false, got others ({error})") from error
+    said = {"model_version": version, "id": id, "parameters": dict(parameters or {})}
+    response = {"model_name": model, **{name: value for name, value in said.items() if value}, "outputs": entries}
+    header = msgspec.json.encode(response)
     return b"".join([header, *blobs]), len(header) if blobs else None
 
 
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
+def name_datatype(array: Array, where: str) -> str:
+    """Return the protocol's name for the dtype of an array; strings and objects are BYTES.
+
+    Raises :class:`InputError`, which names the array ``where``, for a dtype that the protocol does not have.
+    """
+    if array.dtype.kind in "USO":
+        return "BYTES"
+    if (dtype := array.dtype.newbyteorder("<")) in _NAMES:
+        return _NAMES[dtype]
+    raise InputError(f"{where}: expected an array of {', '.join(DATATYPES)}, got {array.dtype}")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def write_json_data(array: Array, where: str) -> list[Any]:
+    """Return the elements in row-major order, as JSON has them.
 
-
-def _read_object(text: memoryview, header_length: int | None) -> Any:
-    """Any JSON value, in UTF-8; NaN and Infinity are none. Raises :class:`RequestError` for other text."""
-    try:
-        return _DECODER.decode(str(text, "utf-8"))
-    except RecursionError as error:
-        raise RequestError(
-            "request: expected arrays as deep as the shape, got too many in one another: send flat data"
-        ) from error
-    except ValueError as error:  # no UTF-8, no JSON, or an integer with thousands of digits
-        hint = "" if header_length is not None else f", and {HEADER_LENGTH} where binary data follow"
-        raise RequestError(f"request: expected JSON in UTF-8, got other bytes ({error}): send valid JSON{hint}") from error
-
-
-def _check_fields(entry: object, known: Sequence[str], where: str) -> None:
-    """Raises :class:`RequestError` unless ``entry`` is an object with fields of these names, or some of them."""
-    if not isinstance(entry, dict):
-        raise RequestError(f"{where}: expected an object, got {shorten(entry)}: send one with {', '.join(known)}")
-    if unknown := [name for name in entry if name not in known]:
-        raise RequestError(
-            f"{where}: expected the fields {', '.join(known)}, got {shorten(unknown)}: leave them out, or send them as "
-            f"parameters.{suggest(unknown[0][:20], known)}"
+    Raises :class:`InputError`, which names the array ``where``, for numbers that are not finite, FP16 and bytes that are not
+    UTF-8: JSON has none of them.
+    """
+    if array.dtype.kind == "f" and (array.dtype.itemsize == 2 or not np.isfinite(array).all()):
+        raise InputError(
+            f"{where}: expected finite FP32 or FP64, got others, which JSON cannot hold. Fix: write it as binary data."
         )
-
-
-def _read_list(request: Mapping[str, Any], name: str) -> list[Any]:
-    """The array in a field, empty where it is not there; raises :class:`RequestError` for another value."""
-    found = request.get(name, [])
-    if not isinstance(found, list):
-        raise RequestError(f"{name}: expected an array of objects, got {shorten(found)}: send one")
-    return found
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is a string without halves of characters, which JSON can hold but UTF-8 cannot."""
+    if name_datatype(array, where) != "BYTES":
+        return array.ravel().tolist()
     try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+        return [text.decode() for text in _list_strings(array, where)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: expected bytes in UTF-8, got others ({error}). Fix: write it as binary data.") from error
 
 
-def _is_number(value: object) -> bool:
-    if type(value) is int:
-        return -(2**63) <= value < 2**64
-    return type(value) is float and math.isfinite(value)
+def write_binary_data(array: Array, where: str) -> bytes:
+    """Return the bytes that :func:`read_binary_data` reads.
+
+    Raises :class:`InputError`, which names the array ``where``, for other dtypes and objects.
+    """
+    if (datatype := name_datatype(array, where)) != "BYTES":
+        return array.astype(DATATYPES[datatype], copy=False).tobytes()
+    return b"".join(_LENGTH.pack(len(text)) + text for text in _list_strings(array, where))
 
 
-def _read_text(entry: Mapping[str, Any], name: str, default: str | None, where: str) -> str:
-    """The string in a field; without a default, it must be there and not be empty. Raises :class:`RequestError`."""
-    value = entry.get(name, default)
-    if not isinstance(value, str) or not _is_text(value) or (default is None and not value):
-        raise RequestError(f"{where}{name}: expected a string, got {shorten(value)}: send one")
-    return value
-
-
-def _read_parameters(entry: Mapping[str, Any], where: str) -> dict[str, Parameter]:
-    """A copy of the parameters, of any names; raises :class:`RequestError` for other values, and shared memory."""
-    place, found = f"{where}parameters", entry.get("parameters", {})
-    if not isinstance(found, dict):
-        raise RequestError(f"{place}: expected an object, got {shorten(found)}: send one, or none")
-    for name, value in found.items():
-        if name.startswith("shared_memory_"):
-            raise RequestError(f"{place}: {shorten(name)}: shared memory is not supported: send the data in the body")
-        if not (_is_text(name) and (isinstance(value, bool) or _is_number(value) or _is_text(value))):
-            raise RequestError(
-                f"{place}: {shorten(name)}: expected a number of at most 64 bits, a string, true or false, got "
-                f"{shorten(value)}: send one of them"
-            )
-    return dict(found)
-
-
-def _take_flag(parameters: dict[str, Parameter], name: str, default: bool, where: str) -> bool:
-    """Removes a parameter that is true or false and returns it; raises :class:`RequestError` for another value."""
-    value = parameters.pop(name, default)
-    if not isinstance(value, bool):
-        raise RequestError(f"{where}parameters.{name}: expected true or false, got {shorten(value)}: send one of them")
-    return value
+def _list_strings(array: Array, where: str) -> Sequence[bytes]:
+    try:
+        return [text if isinstance(text, bytes) else str.encode(text) for text in array.ravel().tolist()]
+    except (TypeError, UnicodeEncodeError) as error:
+        raise InputError(f"{where}: expected an array of strings or bytes, got others ({error})") from error
