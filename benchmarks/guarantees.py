@@ -40,17 +40,11 @@ from benchmarks.promises import Promise
 from benchmarks.results import Runs, Tree
 from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.functional.groups import measure_likeness, shuffle_groups, split_groups, weigh_samples
-from exitlens.functional.risk import accuracy_drop, disagreement, false_negative_drop, select_exits
+from exitlens.functional.risk import Risk, accuracy_drop, disagreement, false_negative_drop, select_exits
 from exitlens.functional.routing import find_first_firing, score_early_exits
 from exitlens.functional.scores import fit_temperature
-from exitlens.functional.thresholds.certification import (
-    PATH_SHARE,
-    Risk,
-    choose_tests,
-    find_candidates,
-    order_path,
-    run_fixed_sequence_test,
-)
+from exitlens.functional.thresholds.certification import PATH_SHARE, choose_tests, run_fixed_sequence_test
+from exitlens.functional.thresholds.path import find_candidates, order_path
 from exitlens.functional.thresholds.pvalues import betting, hoeffding_bentkus, paired
 from exitlens.functional.thresholds.search import quantise
 
