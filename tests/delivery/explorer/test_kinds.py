@@ -51,5 +51,5 @@ def test_two_that_scale_differently_are_not_compared(bundle):
     known = net.info.preprocess
     net.describe(preprocess=known.scaled([1.0] * len(known.mean), known.std))
     xl.save(net, policy, bundle / "other")
-    with pytest.raises(xl.InputError, match="expected two that make inputs of .* alike"):
+    with pytest.raises(xl.InputError, match=r"expected two that make inputs of .* alike"):
         Explorer([bundle / "bundle", bundle / "other"])
