@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from reprlib import repr as shorten
 from typing import Annotated, Any
@@ -62,47 +62,22 @@ _DECODER = msgspec.json.Decoder(_Request)
 
 
 @dataclass(frozen=True, eq=False)
-class NamedTensor:
-    """An input of a request.
-
-    Attributes:
-        data: array of ``shape``, often a read-only view of the body; elements of BYTES are ``bytes``.
-        parameters: all but ``binary_data_size``.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Array
-    parameters: Mapping[str, Parameter]
-
-
-@dataclass(frozen=True)
-class RequestedOutput:
-    """An output that a request asks for, as binary data or in JSON, with its other parameters."""
-
-    name: str
-    binary: bool
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
 class InferRequest:
-    """A request for inference; empty texts and tuples stand for what it does not say.
+    """A request for inference; empty texts and mappings stand for what it does not say.
 
     Attributes:
         id: text that the response repeats.
-        inputs: tensors by name, in their order.
-        outputs: what is asked for; empty for all that are given by default.
+        inputs: arrays by name, in their order, often read-only views of the body; BYTES are objects, which are ``bytes``.
+        outputs: names of what is asked for, and whether it comes as binary data; empty for all that are given by default.
         parameters: all but ``binary_data_output``.
         binary_output: outputs that are not named come as binary data.
         model_name: what the body says, beside the address.
     """
 
     id: str
-    inputs: Mapping[str, NamedTensor]
-    outputs: tuple[RequestedOutput, ...]
-    parameters: dict[str, Parameter]
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, bool]
+    parameters: Mapping[str, Parameter]
     binary_output: bool
     model_name: str
 
@@ -111,7 +86,7 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
     """Return a request for inference.
 
     Args:
-        body: JSON, and behind it the binary data of the inputs, of which tensors are views where they are aligned.
+        body: JSON, and behind it the binary data of the inputs, of which arrays are views where they are aligned.
         header_length: bytes of the JSON; ``None`` for all.
         max_elements: elements that the inputs may have together; a dimension of 0 counts as 1.
 
@@ -127,24 +102,23 @@ def read_infer(body: bytes | memoryview, header_length: int | None, *, max_eleme
         )
     parse = _recall if length < min(len(view), _SHORT) else _parse
     request, rest = parse(bytes(view[:length]), header_length is None, max_elements), view[length:]
-    inputs: dict[str, NamedTensor] = {}
+    inputs: dict[str, Array] = {}
     for i, given in enumerate(request.inputs):
-        where, shape, parameters = f"inputs[{i}]", tuple(given.shape), dict(given.parameters)
+        where, shape = f"inputs[{i}]", tuple(given.shape)
         if given.data is msgspec.UNSET:
-            size = _check_size(parameters.pop("binary_data_size"), len(rest), f"{where}.parameters.binary_data_size")
-            data, rest = read_binary_data(rest[:size], given.datatype, shape, where), rest[size:]
+            size = _check_size(given.parameters["binary_data_size"], len(rest), f"{where}.parameters.binary_data_size")
+            inputs[given.name], rest = read_binary_data(rest[:size], given.datatype, shape, where), rest[size:]
         else:
-            data = read_json_data(given.data, given.datatype, shape, f"{where}.data")
-        inputs[given.name] = NamedTensor(given.name, given.datatype, shape, data, parameters)
+            inputs[given.name] = read_json_data(given.data, given.datatype, shape, f"{where}.data")
     if rest:
         raise RequestError(f"body: expected its end after the last tensor, got {len(rest)} bytes more")
-    parameters = dict(request.parameters)
-    binary = _take_flag(parameters, "binary_data_output", False, "")
-    outputs = []
-    for i, output in enumerate(request.outputs):
-        others = dict(output.parameters)
-        outputs.append(RequestedOutput(output.name, _take_flag(others, "binary_data", binary, f"outputs[{i}]."), others))
-    return InferRequest(request.id, inputs, tuple(outputs), parameters, binary, request.model_name)
+    binary = _read_flag(request.parameters, "binary_data_output", False, "")
+    outputs = {
+        output.name: _read_flag(output.parameters, "binary_data", binary, f"outputs[{i}].")
+        for i, output in enumerate(request.outputs)
+    }
+    parameters = {name: value for name, value in request.parameters.items() if name != "binary_data_output"}
+    return InferRequest(request.id, inputs, outputs, parameters, binary, request.model_name)
 
 
 def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
@@ -162,8 +136,11 @@ def _parse(text: bytes, is_all: bool, max_elements: int) -> _Request:
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise RequestError(f"{side}[{i}].name: {shorten(name)} was there before. Fix: send each name once.")
-            _refuse_shared_memory(entries[i].parameters, f"{side}[{i}].")
-    _refuse_shared_memory(request.parameters, "")
+            if unknown := entries[i].parameters.keys() - {"binary_data_size" if side == "inputs" else "binary_data"}:
+                hint = " Fix: send the data in the body." if any(map(_is_shared_memory, unknown)) else ""
+                raise RequestError(f"{side}[{i}].parameters: {shorten(sorted(unknown))} are not supported.{hint}")
+    if any(map(_is_shared_memory, request.parameters)):
+        raise RequestError("parameters: shared memory is not supported. Fix: send the data in the body.")
     for i, given in enumerate(request.inputs):
         max_elements -= _check_input(given, max_elements, f"inputs[{i}]")
     return request
@@ -186,12 +163,8 @@ def _explain(error: Exception, where: str, hint: str = "", datatype: str = "") -
     return RequestError(f"{(where + path.removesuffix('`')).lstrip('.') or 'request'}: {text}")
 
 
-def _refuse_shared_memory(parameters: Mapping[str, Parameter], where: str) -> None:
-    for name in parameters:
-        if name.startswith("shared_memory_"):
-            raise RequestError(
-                f"{where}parameters: {shorten(name)}: shared memory is not supported. Fix: send the data in the body."
-            )
+def _is_shared_memory(name: str) -> bool:
+    return name.startswith("shared_memory_")
 
 
 def _check_input(given: _Input, max_elements: int, where: str) -> int:
@@ -223,9 +196,8 @@ def _check_size(size: Parameter, left: int, where: str) -> int:
     return size
 
 
-def _take_flag(parameters: dict[str, Parameter], name: str, default: bool, where: str) -> bool:
-    """Remove a parameter that is true or false and return it."""
-    value = parameters.pop(name, default)
+def _read_flag(parameters: Mapping[str, Parameter], name: str, default: bool, where: str) -> bool:
+    value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise RequestError(f"{where}parameters.{name}: expected true or false, got {shorten(value)}")
     return value
