@@ -302,7 +302,7 @@ def write_infer(
 
     Args:
         model, version, id: all but the model's name are left out where they are empty.
-        outputs: names and arrays of the protocol's types; strings, bytes and objects that are one of them become BYTES.
+        outputs: names and arrays of the protocol's types; strings and bytes become BYTES.
         binary: names of the outputs that come as binary data behind the JSON.
         parameters: what the response says beside its outputs.
 
@@ -316,8 +316,12 @@ def write_infer(
         if name in binary:
             blobs.append(write_binary_data(array, where))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        elif array.dtype.kind == "f" and (array.dtype.itemsize == 2 or not np.isfinite(array).all()):
+            raise InputError(f"{where}: expected finite FP32 or FP64, which JSON can hold. Fix: ask for it as binary data.")
+        elif entry["datatype"] == "BYTES":
+            entry["data"] = [text.decode() if isinstance(text, bytes) else text for text in array.ravel().tolist()]
         else:
-            entry["data"] = write_json_data(array, where)
+            entry["data"] = array.ravel().tolist()
         entries.append(entry)
     said = {"model_version": version, "id": id, "parameters": dict(parameters or {})}
     response = {"model_name": model, **{name: value for name, value in said.items() if value}, "outputs": entries}
@@ -337,36 +341,9 @@ def name_datatype(array: Array, where: str) -> str:
     raise InputError(f"{where}: expected an array of {', '.join(DATATYPES)}, got {array.dtype}")
 
 
-def write_json_data(array: Array, where: str) -> list[Any]:
-    """Return the elements in row-major order, as JSON has them.
-
-    Raises :class:`InputError`, which names the array ``where``, for numbers that are not finite, FP16 and bytes that are not
-    UTF-8: JSON has none of them.
-    """
-    if array.dtype.kind == "f" and (array.dtype.itemsize == 2 or not np.isfinite(array).all()):
-        raise InputError(
-            f"{where}: expected finite FP32 or FP64, got others, which JSON cannot hold. Fix: write it as binary data."
-        )
-    if name_datatype(array, where) != "BYTES":
-        return array.ravel().tolist()
-    try:
-        return [text.decode() for text in _list_strings(array, where)]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: expected bytes in UTF-8, got others ({error}). Fix: write it as binary data.") from error
-
-
 def write_binary_data(array: Array, where: str) -> bytes:
-    """Return the bytes that :func:`read_binary_data` reads.
-
-    Raises :class:`InputError`, which names the array ``where``, for other dtypes and objects.
-    """
+    """Return the bytes that :func:`read_binary_data` reads; raises :class:`InputError` for other dtypes."""
     if (datatype := name_datatype(array, where)) != "BYTES":
         return array.astype(DATATYPES[datatype], copy=False).tobytes()
-    return b"".join(_LENGTH.pack(len(text)) + text for text in _list_strings(array, where))
-
-
-def _list_strings(array: Array, where: str) -> Sequence[bytes]:
-    try:
-        return [text if isinstance(text, bytes) else str.encode(text) for text in array.ravel().tolist()]
-    except (TypeError, UnicodeEncodeError) as error:
-        raise InputError(f"{where}: expected an array of strings or bytes, got others ({error})") from error
+    texts = [text if isinstance(text, bytes) else text.encode() for text in array.ravel().tolist()]
+    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
