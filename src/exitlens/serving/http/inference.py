@@ -14,7 +14,7 @@ import exitlens
 from exitlens.errors import RequestError, suggest
 from exitlens.model.cutting.stage import Activations
 from exitlens.serving.cascade import Ticket
-from exitlens.serving.http.guard import find_context
+from exitlens.serving.http.guard import find_exchange
 from exitlens.serving.http.protocol import HEADER_LENGTH, Array, InferRequest, name_datatype, read_infer, write_infer
 from exitlens.serving.http.service import (
     DEFAULT_OUTPUTS,
@@ -53,21 +53,21 @@ class InferenceRoutes:
 
     async def infer(self, request: Request) -> Response:
         """Answer POST /v2/models/{name}/infer."""
-        context = find_context(request.scope)
+        exchange = find_exchange(request.scope)
         with self.service.repository.enter(*_name(request)) as endpoint:  # which refuses before the body is read
             model = endpoint.model
-            context.model = model.name
+            exchange.model = model.name
             body, length = await request.body(), _read_length(request)
             is_quick = length is not None and len(body) <= QUICK_BYTES
             given = self._read(body, length) if is_quick else await self.service.run_aside(self._read, body, length)
             wanted = _list_wanted(given)
-            terms = read_terms(model, given.parameters, context.started, bool({*wanted} & {*MAPS}))
+            terms = read_terms(model, given.parameters, exchange.started, bool({*wanted} & {*MAPS}))
             if is_quick and IMAGE not in given.inputs:
                 activations = self._make_inputs(model, given)
             else:
                 activations = await self.service.run_aside(self._make_inputs, model, given)
             ticket = await endpoint.answer(activations, terms)
-        note_answer(context, model, ticket)
+        note_answer(exchange, model, ticket)
         return _respond(model, ticket, given, wanted)
 
     def _read(self, body: bytes, length: int | None) -> InferRequest:
