@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import exitlens as xl
-from exitlens.data.folders import list_images
+from exitlens.data.files import list_images
 from exitlens.ray import Predictor
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "ray_predict.py"

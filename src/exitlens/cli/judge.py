@@ -47,21 +47,9 @@ class TraceOptions:
     timed_batch: int | None = None
 
 
-READING = {"Data": ("data", "columns", "group_by", "root", "skip_bad", "workers", "cache")}
-TRACE = {"Data": ("compact", "trace_dir", "cost", "timed_batch")}
-LIMITS = {
-    "Limits": (
-        *RISK_LIMITS,
-        "max_cost",
-        "max_ms",
-        "percentile",
-        "delta",
-        "equal_groups",
-        "folds",
-        "gate",
-        "score",
-    )
-}
+READING = {"Data": "data columns group_by root skip_bad workers cache"}
+TRACE = {"Data": "compact trace_dir cost timed_batch"}
+LIMITS = {"Limits": f"{' '.join(RISK_LIMITS)} max_cost max_ms percentile delta equal_groups folds gate score"}
 
 
 @verbs.command(epilog="Example: `exitlens calibrate --bundle runs/x --max-accuracy-drop 0.01`")
@@ -222,7 +210,7 @@ def _collect(net: xl.ExitNet, samples: Any, how: TraceOptions, json_: bool) -> x
 
 @verbs.command(epilog="Example: `exitlens report runs/x --compare runs/y --out report.html`")
 @takes(ReadSettings, READING)
-@takes(TraceOptions, {"Data": ("cost", "timed_batch")})
+@takes(TraceOptions, {"Data": "cost timed_batch"})
 def report(
     run: Annotated[Path, Argument(help="Run directory of `exitlens fit`, or a bundle, with a policy.")],
     reading: Callable[..., ReadSettings],
@@ -232,8 +220,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """Write a page about a run, or about two side by side, on the first one's test images."""
-    from exitlens.delivery.report.subjects import CONDITION, describe_provenance, measure_subjects
-    from exitlens.delivery.report.write import write_report
+    from exitlens.delivery.report import CONDITION, describe_provenance, measure_subjects, write_report
     from exitlens.delivery.run_directory import load_calibrated, load_samples, require_preprocess
 
     where, how = reading(), collecting()
@@ -249,8 +236,7 @@ def report(
     bad = list_bad(samples)
     if bad:
         made = replace(made, data=f"{made.data}, without {len(bad)} that cannot be read")
-    with wait(json_, "writing the page"):
-        write_report(out, subjects, {CONDITION: samples}, made)
+    write_report(out, subjects, {CONDITION: samples}, made, progress=not json_)
     reports = {str(path): subject.reports[CONDITION] for path, subject in zip(runs, subjects, strict=True)}
     rows = [["run", "accuracy %", "cost", "divergence"]]
     for path, result in reports.items():

@@ -21,17 +21,15 @@ from torch import Tensor, nn
 
 import exitlens
 from exitlens.data.batches import as_batch, make_epoch_loader
-from exitlens.data.fashion import load_scenes
-from exitlens.data.images import ImageSet
+from exitlens.data.demo.garments import load_scenes
+from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SPLITS
 from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches
 from exitlens.delivery.bench.timing import Speed, compare
 from exitlens.delivery.bundle import load, save
 from exitlens.delivery.pictures import draw_contact_sheet
-from exitlens.delivery.report.gallery import pick_images
-from exitlens.delivery.report.subjects import Provenance, Subject
-from exitlens.delivery.report.write import write_report
+from exitlens.delivery.report import Provenance, Subject, pick_images, write_report
 from exitlens.delivery.run_directory import record_source
 from exitlens.errors import OutputExistsError
 from exitlens.functional.losses import EGTLoss
@@ -73,7 +71,7 @@ class DemoSettings:
         epochs: passes over the training scenes.
         limit: the most scenes of each split; ``None``: all (12,000 to train on).
         size: height and width of a scene in pixels.
-        batch_size: scenes in a training step.
+        batch_size: scenes in a training step. learning_rate: peak of the one-cycle schedule.
         samples: test scenes on which maps are judged. oracle_samples: those of them that are given to the oracle, too.
         rounds: rounds of each timing. timed: scenes in a round of batches of 64.
     """
@@ -83,6 +81,7 @@ class DemoSettings:
     limit: int | None = None
     size: int = 32
     batch_size: int = 32
+    learning_rate: float = 2e-3
     samples: int = 500
     oracle_samples: int = 100
     rounds: int = 5
@@ -91,7 +90,17 @@ class DemoSettings:
     @classmethod
     def full(cls, seed: int = 0) -> DemoSettings:
         """The run whose figures the documentation shows: a quarter of an hour on two cores."""
-        return cls(seed, epochs=6, size=40, batch_size=64, samples=3000, oracle_samples=200, rounds=7, timed=2048)
+        return cls(
+            seed,
+            epochs=6,
+            size=40,
+            batch_size=64,
+            learning_rate=4e-3,
+            samples=3000,
+            oracle_samples=200,
+            rounds=7,
+            timed=2048,
+        )
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoSettings:
@@ -222,6 +231,7 @@ def _train_one(name: str, settings: DemoSettings, out: Path) -> None:
         epochs=settings.epochs,
         out_dir=out / "training" / name,
         batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
         seed=settings.seed,
         augment=count,  # changes no image: it is called with every batch, which the bar counts
         resume=True,

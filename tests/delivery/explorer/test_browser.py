@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 import exitlens as xl
-from exitlens.delivery.report.subjects import describe_provenance, measure_subjects
-from exitlens.delivery.report.write import write_report
+from exitlens.delivery.report import describe_provenance, measure_subjects, write_report
 from exitlens.delivery.run_directory import load_samples
 from tests.hostile import hostile_files
 from tests.texts import LENGTH, make_text_net

@@ -1,0 +1,361 @@
+"""The report of one run, or of several side by side: one HTML file that loads nothing and explains its terms."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import torch
+from markupsafe import Markup
+from torch import Tensor
+
+from exitlens.data.sets import LazySet
+from exitlens.data.splits import SampleSet
+from exitlens.delivery import plots
+from exitlens.delivery.bundle import find_bundle
+from exitlens.delivery.pages import load_template
+from exitlens.delivery.pictures import draw_heat, draw_image
+from exitlens.delivery.run_directory import load_calibrated, shorten_names
+from exitlens.display import data_uri, pick_exit_colour
+from exitlens.errors import DataError, InputError, OutputExistsError
+from exitlens.io import write_text
+from exitlens.model.heads.exit_heads import have_maps
+from exitlens.model.network import ExitNet
+from exitlens.progress import show_progress
+from exitlens.types import ExitView, Explanation, Policy, Preprocess
+from exitlens.types.inputs import Inputs
+from exitlens.types.outputs import exit_name, tell_apart
+from exitlens.types.tasks import name_answers
+from exitlens.workflow.collection import collect
+from exitlens.workflow.evaluation import Report, evaluate
+from exitlens.workflow.explanation import explain_batch
+from exitlens.workflow.faithfulness import Faithfulness, faithfulness
+from exitlens.workflow.training.record import SETTINGS
+
+CONDITION = "test"
+POOL, CHUNK = 200, 25  # samples drawn at random from a set, from which the gallery is picked; and how many at a time
+IMAGES = 6  # in the gallery, per condition; up to half of them are mistakes
+UNTRUSTWORTHY = 0.05  # calibration error from which confidences are shown with a word of warning
+
+
+# --- what is reported ---
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network with its policy, and what was measured of it under each test condition, the main one first."""
+
+    name: str
+    net: ExitNet
+    policy: Policy
+    reports: Mapping[str, Report]
+    faithfulness: Mapping[str, Faithfulness] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where every number of a report comes from, shown beside each table.
+
+    Attributes:
+        command: the command that reproduces the numbers.
+        data: the test data, in words.
+        seed: the seed of training, in words.
+        facts: everything else about training and testing, shown as a table.
+    """
+
+    command: str
+    data: str
+    seed: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure_subjects(
+    paths: Sequence[Path],
+    images: SampleSet,
+    *,
+    progress: bool = False,
+    cost: Literal["macs", "time"] = "macs",
+    timed_batch: int | None = None,
+) -> list[Subject]:
+    """Evaluates runs or bundles on the same samples; what cannot be compared is refused before anything is measured.
+
+    ``cost`` and ``timed_batch`` are those of :func:`exitlens.collect`.
+
+    Raises:
+        PolicyError, BundleError: for a run without a policy or one that cannot be read; InputError: for networks that do
+            not take the samples, or cannot be compared.
+    """
+    loaded = [load_calibrated(path) for path in paths]
+    counts = [net.num_exits for net, _ in loaded]
+    if len(set(counts)) > 1:
+        raise InputError(f"runs: they have {counts} exits. Fix: compare networks with equally many.")
+    for path, (net, _) in zip(paths, loaded, strict=True):
+        if net.info.classes and tuple(net.info.classes) != images.classes:
+            raise InputError(f"{path}: its classes are {net.info.classes}, those of the data {images.classes}")
+        if net.info.preprocess is not None and net.info.preprocess != images.preprocess:
+            raise InputError(f"{path}: it reads images as {net.info.preprocess}, the first run as {images.preprocess}")
+    subjects = []
+    for name, (net, policy) in zip(shorten_names(paths), loaded, strict=True):
+        trace = collect(net, images, cost=cost, progress=progress, timed_batch=timed_batch)
+        checks = {CONDITION: faithfulness(net, images, progress=progress)} if can_delete(net) else {}
+        subjects.append(Subject(name, net, policy, {CONDITION: evaluate(trace, policy)}, checks))
+    return subjects
+
+
+def can_delete(net: ExitNet) -> bool:
+    """Return whether maps can be judged by deletion: the network has some, and its inputs have parts to delete."""
+    with suppress(InputError):
+        net.input_spec.modality.check_deletion(net.input_spec)
+        return have_maps(net.heads)
+    return False
+
+
+def describe_provenance(paths: Sequence[Path], images: SampleSet, command: Sequence[str], data: str = "") -> Provenance:
+    """Describes how the runs at ``paths`` were made, as far as they record it, and what they were tested on.
+
+    ``command`` has the words of the command that writes the report, ``data`` is its ``--data``. Raises :class:`DataError`
+    for a damaged record.
+    """
+    facts, seeds = {}, []
+    for path in paths:
+        record = find_bundle(path).parent / SETTINGS
+        seed = "not recorded"
+        if record.is_file():
+            try:
+                values = json.loads(record.read_text())
+                seed = str(values["settings"]["seed"])
+                shown = {**values["settings"], **{f"loss {name}": value for name, value in values["loss"].items()}}
+            except (ValueError, KeyError, TypeError) as error:
+                damage = f"damaged ({type(error).__name__}: {error})"
+                raise DataError(f"{record}: {damage}. Fix: take it away, or train again.") from error
+            facts[f"{path}: training"] = ", ".join(f"{name} {value!s:.80}" for name, value in shown.items())
+        seeds.append(seed if len(paths) == 1 else f"{seed} ({path})")
+    tested = f"{len(images):,} {images.modality.plural}: {data or f'the test split of {paths[0]}'}"
+    return Provenance(shlex.join(command), tested, ", ".join(seeds), facts)
+
+
+# --- the page ---
+
+
+def write_report(
+    path: Path,
+    subjects: Sequence[Subject],
+    images: Mapping[str, SampleSet],
+    made: Provenance,
+    *,
+    speed: Mapping[str, Any] | None = None,
+    plain_accuracy: float | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Writes the report of one network, or of two or three side by side.
+
+    Args:
+        path: the HTML file.
+        subjects: the network the report is about, then those to compare it with; all have equally many exits.
+        images: test images, or other samples, by condition; the gallery is picked from them.
+        made: where the numbers come from.
+        speed: ``Speed.to_dict()`` with ``accuracy_drop`` and ``cost``, by a title such as "batch size 1".
+        plain_accuracy: accuracy of the plain backbone, trained without exits, under the main condition.
+        overwrite: replace an existing file.
+        progress: show a progress bar.
+
+    Raises:
+        OutputExistsError: if the file exists; InputError: for no subject, more than three, or different numbers of exits.
+    """
+    if not 1 <= len(subjects) <= plots.MOST:
+        raise InputError(f"subjects: expected 1 to {plots.MOST}, got {len(subjects)}")
+    counts = [subject.net.num_exits for subject in subjects]
+    if len(set(counts)) > 1:
+        raise InputError(f"subjects: expected networks with equally many exits, got {counts}")
+    if counts[0] < 2:
+        raise InputError("subjects: expected networks with an early exit, got one without. Fix: attach one.")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"report: {path} exists. Fix: choose another file.")
+    main = next(iter(subjects[0].reports))
+    series = [plots.Series(s.name, s.reports[main], s.faithfulness.get(main)) for s in subjects]
+    with show_progress(progress) as bar:
+        task = bar.add_task("gallery", total=len(images) * (POOL + IMAGES))
+        gallery = build_gallery(subjects, images, lambda count: bar.advance(task, count))
+        bar.update(task, completed=len(images) * (POOL + IMAGES))
+    page = load_template("report.html.j2").render(
+        **_name_things(subjects[0].net),
+        subjects=subjects,
+        main=main,
+        gated=any(s.policy.gate is not None for s in subjects),
+        weighs=all(s.net.info.head != "average" for s in subjects),
+        keeps=any(s.net.info.final == "keep" for s in subjects),
+        worst=subjects[0].reports[main].list_worst_classes(),
+        exits=[{"name": exit_name(k, counts[0]), "colour": pick_exit_colour(k, counts[0])} for k in range(counts[0])],
+        marks=plots.MARK_NAMES,
+        doubtful=_list_doubtful(subjects, main),
+        summary=summarize(subjects, main, speed or {}, plain_accuracy),
+        made=made,
+        speed=speed or {},
+        plain_accuracy=plain_accuracy,
+        plot_cost=Markup(plots.plot_accuracy_cost(series, plain_accuracy)),
+        plot_shares=Markup(plots.plot_exit_shares(series)),
+        plot_consistency=Markup(plots.plot_consistency(series)) if series[0].report.exits[0].consistency else "",
+        plot_deletion=Markup(plots.plot_deletion(series)) if series[0].faithfulness else "",
+        gallery=gallery,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page)
+    return path
+
+
+def _name_things(net: ExitNet) -> dict[str, str]:
+    """What the page calls a sample of the network's data, and several."""
+    return {"thing": net.info.modality.name, "things": net.info.modality.plural}
+
+
+def _list_doubtful(subjects: Sequence[Subject], main: str) -> list[tuple[str, str, float]]:
+    """Lists the exits whose confidence is far from their accuracy: network, exit, calibration error."""
+    return [
+        (subject.name, exit_name(row.exit, subject.net.num_exits), row.calibration_error)
+        for subject in subjects
+        for row in subject.reports[main].exits
+        if row.calibration_error is not None and row.calibration_error >= UNTRUSTWORTHY
+    ]
+
+
+def summarize(
+    subjects: Sequence[Subject], main: str, speed: Mapping[str, Any], plain_accuracy: float | None = None
+) -> list[Markup]:
+    """Writes three sentences: what early answers save, whether exits agree, whether maps are faithful.
+
+    Their terms link to definitions (``#w-...``) in the page.
+
+    Args:
+        subjects: the first is the one described.
+        main: the test condition described.
+        speed, plain_accuracy: as in :func:`write_report`.
+    """
+    first = subjects[0]
+    write: Any = load_template("report_summary.html.j2").make_module(_name_things(first.net))
+    sentences = [write.saving(first.name, first.reports[main], plain_accuracy, list(speed.items())[:2])]
+    rows = [(s.name, s.reports[main].exits[:-1]) for s in subjects]
+    skills = [(name, [row.consistency["cc"]["skill"] for row in exits if row.consistency]) for name, exits in rows]
+    if not all(values for _, values in skills):  # exits without maps
+        return sentences
+    if not any(math.isnan(skill) for _, values in skills for skill in values):  # one image: nothing to shuffle
+        sentences.append(write.agreement([(name, values[0], mean(values)) for name, values in skills]))
+    if main in first.faithfulness:
+        others = [(s.name, s.faithfulness[main]) for s in subjects[1:] if main in s.faithfulness]
+        sentences.append(write.faithfulness(first.faithfulness[main], others))
+    return sentences
+
+
+# --- the gallery ---
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """A sample as every subject sees it; ``source`` and ``shape`` are those of the picture, if it is one."""
+
+    source: str
+    shape: str
+    truth: str
+    condition: str
+    views: Sequence[Mapping[str, Any]]
+
+
+def build_gallery(
+    subjects: Sequence[Subject], sets: Mapping[str, SampleSet], advance: Callable[[int], None] = lambda count: None
+) -> list[GalleryRow]:
+    """Picks ``IMAGES`` samples of each test set and explains them; ``advance`` is called with the number of samples done."""
+    rows = []
+    for condition, data in sets.items():
+        for i in pick_images(subjects[0], data, IMAGES, advance):
+            chosen = data.subset(torch.tensor([i]))
+            inputs, source, shape = chosen.inputs, "", ""
+            if isinstance(data.preprocess, Preprocess) and isinstance(inputs, Tensor):
+                shown = draw_image(inputs[0], data.preprocess)
+                source, shape = data_uri(shown, photo=True), f"{shown.width} / {shown.height}"
+            truth = _name_truth(chosen)[0]
+            views = [_describe_view(subject, inputs, truth, source == "") for subject in subjects]
+            rows.append(GalleryRow(source, shape, truth, condition, views))
+            advance(1)
+    return rows
+
+
+def _name_truth(data: SampleSet) -> list[str]:
+    """The label of each sample, in the words of :meth:`Explanation.name_answer`."""
+    names = name_answers(data.labels, data.classes)
+    if data.labels.ndim == 2:  # any number of labels
+        return [name.replace(";", ", ") or "none of the labels" for name in names]
+    return names
+
+
+def pick_images(
+    subject: Subject, data: SampleSet, count: int, advance: Callable[[int], None] = lambda count: None
+) -> list[int]:
+    """Returns the indices of gallery samples, picked from ``POOL`` drawn at random.
+
+    Mistakes come first: up to half of ``count`` are samples that are answered wrongly. Each part is sorted by the exit that
+    answers, and takes the first samples of each exit in turn.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # folders are sorted by class
+    pool, answers = order[:POOL], list[Explanation]()
+    for rows in pool.split(CHUNK):
+        answers += explain_batch(subject.net, data.subset(rows).inputs, subject.policy)
+        advance(len(rows))
+    pool = pool[_find_readable(data, pool)]  # reading them has told which cannot be read
+    is_wrong = [why.name_answer() != truth for why, truth in zip(answers, _name_truth(data.subset(pool)), strict=True)]
+    mistakes = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if wrong])
+    rest = _take_turns(subject, answers, [i for i, wrong in enumerate(is_wrong) if not wrong])
+    mistakes = mistakes[: max(count // 2, count - len(rest))]
+    picked = mistakes, rest[: count - len(mistakes)]
+    return [int(pool[i]) for part in picked for i in sorted(part, key=lambda i: answers[i].answered)]
+
+
+def _take_turns(subject: Subject, answers: Sequence[Explanation], rows: Sequence[int]) -> list[int]:
+    """Orders samples so that each exit's first comes before any exit's second."""
+    queues = [[i for i in rows if answers[i].answered == k] for k in range(subject.net.num_exits)]
+    turns = [(turn, k, i) for k, queue in enumerate(queues) for turn, i in enumerate(queue)]
+    return [i for _, _, i in sorted(turns)]
+
+
+def _find_readable(data: SampleSet, rows: Tensor) -> Tensor:
+    """Returns which ``rows`` can be read, as a mask: bad samples that are skipped have no answer."""
+    if not isinstance(data, LazySet):
+        return torch.ones(len(rows), dtype=torch.bool)
+    return torch.tensor([row not in data.unreadable for row in data.rows[rows].tolist()], dtype=torch.bool)
+
+
+def _describe_view(subject: Subject, inputs: Inputs, truth: str, is_drawn: bool) -> Mapping[str, Any]:
+    """One sample's exits: heat maps to lay over its picture, or drawings of their own."""
+    why = explain_batch(subject.net, inputs, subject.policy)[0]
+    tiles = [
+        {
+            "name": exit_name(view.exit, why.num_exits),
+            "colour": pick_exit_colour(view.exit, why.num_exits),
+            "heat": "" if is_drawn else data_uri(draw_heat(view.attention)),
+            "drawn": why.draw_exit(view) if is_drawn else "",
+            "label": why.name_answer(view),
+            "rule": _explain_rule(view, view.exit == why.num_exits - 1),
+            "answered": view.exit == why.answered,
+            "reached": view.exit <= why.answered,
+        }
+        for view in why.exits
+    ]
+    return {"name": subject.name, "tiles": tiles, "reason": why.reason, "wrong": why.name_answer() != truth}
+
+
+def _explain_rule(view: ExitView, is_final: bool) -> list[str]:
+    """Confidence, threshold and gate, with enough digits to see which is larger."""
+    if is_final:
+        return [f"confidence {view.confidence:.3f}"]
+    confidence, threshold = tell_apart(view.confidence, view.threshold)
+    lines = [f"confidence {confidence}", "threshold " + ("never" if view.threshold == math.inf else threshold)]
+    if view.estimate is not None and view.limit is not None:
+        guess, limit = tell_apart(view.estimate, view.limit)
+        lines.append(f"gate: {guess}, limit {'none' if view.limit == math.inf else limit}")
+    return lines

@@ -1,0 +1,308 @@
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.delivery import report
+from exitlens.delivery.pictures import draw_image
+from exitlens.delivery.report import (
+    Provenance,
+    Subject,
+    describe_provenance,
+    measure_subjects,
+    pick_images,
+    summarize,
+    write_report,
+)
+from tests.conftest import TinyNet, make_timing
+from tests.delivery.subjects import POLICY, make_subject
+
+MADE = Provenance("exitlens report a", "32 images", "0", {"loss": "none"})
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.images, self.links, self.external = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values)
+        for name in ("src", "href"):
+            value = values.get(name) or ""
+            if value.startswith(("http", "//")):
+                self.external.append(value)
+        if tag == "a":
+            self.links.append(values["href"])
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_report_is_one_file_that_loads_nothing(tmp_path, tiny_set, pair):
+    subjects = [make_subject("with <EGT>", tiny_set)] + ([make_subject("without", tiny_set)] if pair else [])
+    speed = {
+        "batch size 1": {
+            "speedup": 2.5,
+            "low": 2.4,
+            "high": 2.6,
+            "plain_ms": 1.0,
+            "ours_ms": 0.4,
+            "accuracy_drop": 0.01,
+            "cost": 0.3,
+            "images": 256,
+            "rounds": 5,
+        }
+    }
+    path = write_report(
+        tmp_path / "deep" / "report.html", subjects, {"test": tiny_set}, MADE, speed=speed, plain_accuracy=0.9
+    )
+    text = path.read_text()
+    page = _Page()
+    page.feed(text)
+    assert page.external == []
+    assert "<script" not in text
+    assert len(page.images) >= 4
+    assert all(image["alt"] for image in page.images)
+    assert all(f'id="{link[1:]}"' in text for link in page.links)
+    assert text.count("<svg") == 4
+    assert "with &lt;EGT&gt;" in text
+    assert re.search(r"<b>2.50 <a [^>]*>times faster</a></b> at batch size 1", text)
+    assert re.search(r"skill</a> of <b>-?\d", text)
+    assert text.count("<svg") == text.count('<svg role="img" aria-label=')
+    assert len(text) < 5e6
+    ids = re.findall(r'<(?:\w+) id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+    assert len(ids) == len(set(ids))
+    for part in text.split("<h2 ")[1:]:  # every number with its data, seed and command
+        if "<td>" in part or 'id="gallery"' in part:
+            assert "training seed 0" in part
+            assert "<code>exitlens report a</code>" in part
+    with pytest.raises(xl.OutputExistsError):
+        write_report(path, subjects, {"test": tiny_set}, MADE)
+
+
+def test_a_report_without_faithfulness_or_speed(tmp_path, tiny_set):
+    subjects = [make_subject("run", tiny_set, faithful=False)]
+    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
+    assert text.count("<svg") == 3
+    with pytest.raises(xl.InputError, match="subjects"):
+        write_report(tmp_path / "x.html", [], {}, MADE)
+
+
+def test_milliseconds_stand_beside_the_cost(tmp_path, tiny_set):
+    subject, timing = make_subject("run", tiny_set, faithful=False), make_timing()
+    assert "ms of a batch" not in write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE).read_text()
+    trace = replace(xl.collect(subject.net, tiny_set), timing=timing)
+    policy = xl.calibrate(trace, max_ms=5, percentile=95)
+    timed = replace(subject, policy=policy, reports={"test": xl.evaluate(trace, policy)})
+    text = write_report(tmp_path / "t.html", [timed], {"test": tiny_set}, MADE).read_text()
+    assert "ms of a batch" in text
+    assert "<td>10.500</td>" in text
+    assert "medians of 20 rounds, batches of 64 on Slow 9000, 2 threads; quartiles 1.900 – 2.100, 4.900 – 5.100" in text
+    assert "time of 95 % of the samples at most 5 ms for batches of 64 on Slow 9000" in text
+
+
+def test_a_report_compares_equals(tmp_path, tiny_set):
+    one = make_subject("one", tiny_set)
+    net = xl.attach(TinyNet(), ["a"], 4, tiny_set.first(1).inputs)
+    net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
+    policy = xl.Policy((0.9,))
+    other = Subject("other", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
+    with pytest.raises(xl.InputError, match="equally many exits"):
+        write_report(tmp_path / "x.html", [one, other], {"test": tiny_set}, MADE)
+
+
+def test_names_are_only_names(tmp_path, tiny_set):
+    subjects = [
+        make_subject(name, tiny_set) for name in ("a$x^$ <b>", "a very long name of a run that leaves no room for a plot")
+    ]
+    text = write_report(tmp_path / "r.html", subjects, {"test": tiny_set}, MADE).read_text()
+    assert "a$x^$ &lt;b&gt;" in text
+    assert "a very long name of a r…" in text
+
+
+def test_a_gate_is_shown_and_defined(tmp_path, tiny_set):
+    one = make_subject("gated", tiny_set)
+    gate = xl.Gate(((0.0, 0.0, 0.0, 0.25),) * 2, (0.1, math.inf))
+    policy = xl.Policy((0.26, 0.26), gate=gate)
+    report = xl.evaluate(xl.collect(one.net, tiny_set), policy)
+    subject = Subject("gated", one.net, policy, {"test": report}, one.faithfulness)
+    text = write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE).read_text()
+    assert 'id="w-gate"' in text
+    assert "<td>0.100</td><td>none</td>" in text
+    assert "gate: 0.250, limit 0.100" in text
+    assert "was not trusted: its estimated divergence from the final one is 0.250, over the limit 0.100" in text
+    assert 'id="w-gate"' not in write_report(tmp_path / "s.html", [one], {"test": tiny_set}, MADE).read_text()
+
+
+def test_words_fit_the_heads(tmp_path, tiny_set):
+    for head, said in (("evidence", "not a picture drawn afterwards"), ("average", "energy of their features")):
+        net = xl.attach(TinyNet(), ["a", "b"], 4, tiny_set.first(1).inputs, head=head)
+        net.describe(classes=tiny_set.classes, preprocess=tiny_set.preprocess)
+        subject = Subject(head, net, POLICY, {"test": xl.evaluate(xl.collect(net, tiny_set), POLICY)})
+        text = write_report(tmp_path / f"{head}.html", [subject], {"test": tiny_set}, MADE).read_text()
+        assert said in text
+        assert ("not a picture drawn afterwards" in text) == (head == "evidence")
+
+
+def test_one_image_has_no_chance_level(tmp_path, tiny_set):
+    text = write_report(
+        tmp_path / "r.html", [make_subject("x", tiny_set.first(1))], {"test": tiny_set.first(1)}, MADE
+    ).read_text()
+    assert ">nan<" not in text
+    assert "Early exits look" not in text
+
+
+def test_a_network_without_early_exits_has_no_report(tmp_path, tiny_set):
+    net = xl.attach(TinyNet(), [], 4, tiny_set.first(1).inputs)
+    policy = xl.Policy(())
+    subject = Subject("plain", net, policy, {"test": xl.evaluate(xl.collect(net, tiny_set), policy)})
+    with pytest.raises(xl.InputError, match="early exit"):
+        write_report(tmp_path / "r.html", [subject], {"test": tiny_set}, MADE)
+
+
+def test_large_images_keep_the_report_small(tmp_path):
+    pixels = torch.randint(0, 255, (6, 3, 640, 480), dtype=torch.uint8)  # noise: the worst case
+    data = xl.ImageSet(pixels, torch.arange(6) % 4, ("a", "b", "c", "d"))
+    net = xl.attach(TinyNet(), ["a", "b"], 4, data.first(1).inputs)
+    net.describe(classes=data.classes, preprocess=data.preprocess)
+    subject = Subject("x", net, POLICY, {"test": xl.evaluate(xl.collect(net, data), POLICY)})
+    assert write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).stat().st_size < 5e6 / 6
+    assert max(draw_image(data.first(1).inputs[0], data.preprocess).size) == 320
+
+
+def _saved(net, folder, classes, preprocess):
+    backbone = xl.build_backbone("small", 4)
+    small = xl.attach(backbone, ["layer1"], 4, torch.zeros(1, 3, 16, 16)).eval()
+    small.describe(source="small", classes=classes, preprocess=preprocess)
+    xl.save(small, xl.Policy((0.5,)), folder / "bundle")
+    return folder
+
+
+def test_a_subject_is_measured_on_the_images(net, tiny_set, tmp_path):
+    path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
+    subject = measure_subjects([path], tiny_set)[0]
+    assert subject.name == path.name
+    assert subject.reports["test"].samples == len(tiny_set)
+    assert len(subject.faithfulness["test"].deletion) == 2
+    made = describe_provenance([path], tiny_set, ["exitlens", "report", "a b"])
+    assert made.command == "exitlens report 'a b'"
+    assert made.data == f"32 images: the test split of {path}"
+    assert made.seed == "not recorded"
+
+
+def test_other_classes_and_other_reading_are_refused(net, tiny_set, tmp_path):
+    turned = _saved(net, tmp_path / "a", tiny_set.classes[::-1], tiny_set.preprocess)
+    with pytest.raises(xl.InputError, match="its classes are"):
+        measure_subjects([turned], tiny_set)
+    other = _saved(net, tmp_path / "b", tiny_set.classes, xl.Preprocess((16, 16), (0.4,) * 3, (0.2,) * 3))
+    with pytest.raises(xl.InputError, match="it reads images as"):
+        measure_subjects([other], tiny_set)
+
+
+def test_runs_that_cannot_be_compared_are_refused_before_anything_is_measured(net, tiny_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "collect", None)
+    one = _saved(net, tmp_path / "a", tiny_set.classes, tiny_set.preprocess)
+    small = xl.attach(xl.build_backbone("small", 4), ["layer1", "layer2"], 4, torch.zeros(1, 3, 16, 16)).eval()
+    small.describe(source="small", classes=tiny_set.classes, preprocess=tiny_set.preprocess)
+    xl.save(small, xl.Policy((0.5, 0.5)), tmp_path / "b" / "bundle")
+    with pytest.raises(xl.InputError, match=r"they have \[2, 3\] exits"):
+        measure_subjects([one, tmp_path / "b"], tiny_set)
+
+
+def test_a_damaged_record_is_named(net, tiny_set, tmp_path):
+    path = _saved(net, tmp_path, tiny_set.classes, tiny_set.preprocess)
+    (path / "settings.json").write_text("{}")
+    with pytest.raises(xl.DataError, match=r"settings.json: damaged \(KeyError"):
+        describe_provenance([path], tiny_set, ["x"])
+
+
+def test_three_sentences_with_links_to_their_terms(tiny_set):
+    subjects = [make_subject(name, tiny_set) for name in ("one", "other")]
+    saving, agreement, faithful = summarize(subjects, "test", {"batch size 1": {"speedup": 2.5}}, plain_accuracy=0.5)
+    assert saving.startswith("one: <b>")
+    assert '2.50 <a href="#w-speed">times faster</a></b> at batch size 1' in saving
+    assert "plain backbone 50.0 %" in saving
+    skill = subjects[0].reports["test"].exits[0].consistency["cc"]["skill"]
+    assert f"<b>{skill:.2f}</b> at exit 0" in agreement
+    assert "; other, " in agreement
+    assert f"<b>{subjects[0].faithfulness['test'].deletion[0]:.2f}</b>" in faithful
+    assert len(summarize([make_subject("x", tiny_set, faithful=False)], "test", {})) == 2
+
+
+def test_the_gallery_is_of_all_classes_of_sorted_data(tiny_set):
+    images = tiny_set.images.repeat(40, 1, 1, 1)
+    labels = torch.arange(len(images)) // (len(images) // 4)
+    data = xl.ImageSet(images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    chosen = pick_images(make_subject("x", tiny_set, faithful=False), data, 12)
+    assert len(chosen) == 12
+    assert len(data.subset(torch.tensor(chosen)).labels.unique()) >= 3
+
+
+def test_bad_images_that_are_skipped_are_never_picked(tiny_set):
+    class Reader:
+        def __len__(self):
+            return 24
+
+        def read(self, index):
+            if index % 3 == 0:
+                raise xl.DataError(f"{index}: cannot be read")
+            return tiny_set.images[index % len(tiny_set)]
+
+        def name(self, index):
+            return str(index)
+
+    labels = torch.arange(24) % len(tiny_set.classes)
+    data = xl.LazyImages(Reader(), labels, tiny_set.classes, tiny_set.preprocess, skip_bad=True, workers=0)
+    subject = make_subject("x", tiny_set, faithful=False)
+    chosen = pick_images(subject, data, 16)
+    assert sorted(chosen) == [i for i in range(24) if i % 3]
+    whys = [xl.explain(subject.net, data.subset(torch.tensor([i])).inputs, subject.policy) for i in chosen]
+    order = [(why.name_answer() == data.classes[labels[i]], why.answered) for i, why in zip(chosen, whys, strict=True)]
+    assert order == sorted(order)  # mistakes first, then by the exit that answered: each answer is that of its own image
+
+
+def test_mistakes_come_first_and_are_half_of_the_gallery(tmp_path, tiny_set):
+    subject = make_subject("x", tiny_set, faithful=False)
+    net = subject.net
+    answers = torch.tensor([why.exits[why.answered].label for why in xl.explain_batch(net, tiny_set.inputs, POLICY)])
+    labels = answers.clone()
+    labels[:10] = (answers[:10] + 1) % 4  # ten mistakes
+    data = xl.ImageSet(tiny_set.images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    done = []
+    chosen = pick_images(subject, data, 6, done.append)
+    assert [i < 10 for i in chosen] == [True] * 3 + [False] * 3
+    assert sum(done) == len(data)
+    labels[:9] = answers[:9]  # one mistake
+    data = xl.ImageSet(tiny_set.images, labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    assert [i == 9 for i in pick_images(subject, data, 6)] == [True] + [False] * 5
+    text = write_report(tmp_path / "r.html", [subject], {"test": data}, MADE).read_text()
+    assert text.count('<span class="wrong">mistake</span>') == 1
+
+
+def test_confidences_that_are_far_from_accuracies_have_a_word_of_warning(tmp_path, tiny_set):
+    subject = make_subject("x", tiny_set, faithful=False)
+    exits = subject.reports["test"].exits
+    for errors, words in (((0.01, 0.15, 0.049), "exit 1 by 15 % on average ("), ((0.01, 0.02, 0.03), "")):
+        rows = tuple(replace(row, calibration_error=error) for row, error in zip(exits, errors, strict=True))
+        other = replace(subject, reports={"test": replace(subject.reports["test"], exits=rows)})
+        text = write_report(tmp_path / "r.html", [other], {"test": tiny_set}, MADE, overwrite=True).read_text()
+        assert text.count("Take confidences with care") == (2 if words else 0)
+        assert words in text
+
+
+def test_legends_and_tables_name_what_there_is(tmp_path, tiny_set):
+    two = [make_subject(name, tiny_set) for name in ("one", "two")]
+    text = write_report(tmp_path / "two.html", two, {"test": tiny_set}, MADE).read_text()
+    assert "Dots (one) and squares (two): each exit alone" in text
+    assert "attention on object (%)" in text
+    without = xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=tiny_set.preprocess)
+    one = make_subject("one", without)
+    text = write_report(tmp_path / "one.html", [one], {"test": without}, MADE).read_text()
+    assert "Dots: each exit alone" in text
+    assert "squares" not in text
+    assert "attention on object (%)" not in text  # there are no masks, and so no column of dashes
+    assert 'id="w-temperature"' in text
