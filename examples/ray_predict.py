@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ray
 
-from exitlens.data.folders import list_images
+from exitlens.data.files import list_images
 from exitlens.ray import Predictor
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import exitlens as xl
 from benchmarks.edge.networks import BUNDLE
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 
 ROUNDS = 7
 READY, ANSWER = "body[data-ready]", "#answer:not([hidden])"

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 import exitlens as xl
 from benchmarks.edge.networks import BUNDLE, RESNET
 from benchmarks.performance.networks import make_scenes
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.bench.timing import pin_threads, time_calls
 from exitlens.edge.export import write_stages
 from exitlens.edge.int8 import quantise

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import exitlens as xl
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.functional.groups import measure_likeness
 
 FAMILIES = ((41, 25), (400, 5), (1000, 2), (10, 100))  # objects, pictures of each

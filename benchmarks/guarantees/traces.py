@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.delivery.demo import EGT, WITHOUT
 
 RUNS = Path("runs/guarantees")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import exitlens as xl
-from exitlens.data.fashion import CLASSES, load_garments
+from exitlens.data.demo.garments import CLASSES, load_garments
 from exitlens.types import Preprocess
 
 BUNDLE = Path("runs/demo-full/bundle")

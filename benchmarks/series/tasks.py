@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import exitlens as xl
-from exitlens.data.arrays.scaling import measure_scaling
-from exitlens.data.arrays.ts import read_ts
+from exitlens.data.sets import measure_scaling
+from exitlens.data.ts import read_ts
 
 MOTIFS = "motifs"
 SEEDS = 5
@@ -93,8 +93,8 @@ def read_archive(name: str) -> xl.ArraySet:
         raise SystemExit("the data sets come with aeon: pip install aeon (none of its code is used)")
     start = Path(found.origin).parent / "datasets" / "data" / ARCHIVE[name]
     files = [read_ts(start.with_name(f"{start.name}_{part}.ts")) for part in ("TRAIN", "TEST")]
-    values = torch.stack([one for one in chain(*(file.part.series for file in files)) if one is not None])
-    names = [str(one) for one in chain(*(file.part.labels for file in files))]
+    values = torch.stack([one for one in chain(*(file.series or () for file in files)) if one is not None])
+    names = [str(one) for one in chain(*(file.labels or () for file in files))]
     classes = tuple(sorted(set(names)))
     channels = values.shape[1]
     preprocess = xl.SeriesPreprocess((0.0,) * channels, (1.0,) * channels)

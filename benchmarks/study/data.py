@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exitlens.data.fashion import CLASSES, load_garments
-from exitlens.data.images import ImageSet
-from exitlens.data.scenes import make_scenes
+from exitlens.data.demo.garments import CLASSES, load_garments, make_scenes
+from exitlens.data.sets import ImageSet
 from exitlens.data.splits import Split
 
 ROOTS = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw"))

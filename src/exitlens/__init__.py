@@ -24,16 +24,11 @@ __version__ = "0.2.0"
 # Public names by module. Each is imported when it is first used, so that `import exitlens` does not wait for PyTorch;
 # type checkers and editors read __init__.pyi, and a test holds the two together.
 _MODULES = {
-    "data.arrays.blobs": "load_blobs make_blobs",
-    "data.arrays.files": "load_arrays",
-    "data.arrays.motifs": "load_motifs make_motifs",
-    "data.arrays.sets": "ArraySet LazyArrays",
-    "data.fashion": "load_fashion load_scenes",
-    "data.folders": "load_folder load_torchvision load_unlabelled",
-    "data.images": "ImageSet",
-    "data.lazy": "LazyImages",
-    "data.reviews": "load_reviews make_reviews",
-    "data.scenes": "make_scenes",
+    "data.demo.garments": "load_fashion load_scenes make_scenes",
+    "data.demo.reviews": "load_reviews make_reviews",
+    "data.demo.signals": "load_blobs load_motifs make_blobs make_motifs",
+    "data.folders": "load_arrays load_folder load_torchvision load_unlabelled",
+    "data.sets": "ArraySet ImageSet LazyArrays LazyImages",
     "data.splits": "split_set",
     "data.streams": "ImageStream",
     "data.texts": "read_texts TextSet word_tokenizer",

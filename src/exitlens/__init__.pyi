@@ -1,22 +1,22 @@
 """Types of the public names for checkers and editors; __init__.py imports them when they are first used."""
 
-from exitlens.data.arrays.blobs import load_blobs as load_blobs
-from exitlens.data.arrays.blobs import make_blobs as make_blobs
-from exitlens.data.arrays.files import load_arrays as load_arrays
-from exitlens.data.arrays.motifs import load_motifs as load_motifs
-from exitlens.data.arrays.motifs import make_motifs as make_motifs
-from exitlens.data.arrays.sets import ArraySet as ArraySet
-from exitlens.data.arrays.sets import LazyArrays as LazyArrays
-from exitlens.data.fashion import load_fashion as load_fashion
-from exitlens.data.fashion import load_scenes as load_scenes
+from exitlens.data.demo.garments import load_fashion as load_fashion
+from exitlens.data.demo.garments import load_scenes as load_scenes
+from exitlens.data.demo.garments import make_scenes as make_scenes
+from exitlens.data.demo.reviews import load_reviews as load_reviews
+from exitlens.data.demo.reviews import make_reviews as make_reviews
+from exitlens.data.demo.signals import load_blobs as load_blobs
+from exitlens.data.demo.signals import load_motifs as load_motifs
+from exitlens.data.demo.signals import make_blobs as make_blobs
+from exitlens.data.demo.signals import make_motifs as make_motifs
+from exitlens.data.folders import load_arrays as load_arrays
 from exitlens.data.folders import load_folder as load_folder
 from exitlens.data.folders import load_torchvision as load_torchvision
 from exitlens.data.folders import load_unlabelled as load_unlabelled
-from exitlens.data.images import ImageSet as ImageSet
-from exitlens.data.lazy import LazyImages as LazyImages
-from exitlens.data.reviews import load_reviews as load_reviews
-from exitlens.data.reviews import make_reviews as make_reviews
-from exitlens.data.scenes import make_scenes as make_scenes
+from exitlens.data.sets import ArraySet as ArraySet
+from exitlens.data.sets import ImageSet as ImageSet
+from exitlens.data.sets import LazyArrays as LazyArrays
+from exitlens.data.sets import LazyImages as LazyImages
 from exitlens.data.splits import split_set as split_set
 from exitlens.data.streams import ImageStream as ImageStream
 from exitlens.data.texts import TextSet as TextSet

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.arrays.conftest import TS
+from tests.data.conftest import TS
 
 
 def write_ts(path, count, seed):

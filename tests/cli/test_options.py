@@ -72,7 +72,7 @@ def test_options_come_from_the_fields_and_docstring_of_settings():
     app, baked = Typer(), []
 
     @app.command()
-    @takes(Oven, {"Oven": ("heat", "limit", "fan", "mode")})
+    @takes(Oven, {"Oven": "heat limit fan mode"})
     def bake(loaf: str, oven: Callable[..., Oven], count: int = 1) -> None:
         """Bake."""
         baked.append((loaf, count, oven(hidden=4)))

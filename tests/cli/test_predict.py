@@ -17,7 +17,7 @@ import torch
 
 import exitlens as xl
 from exitlens.delivery import predictions
-from tests.data.formats.conftest import write_tar
+from tests.data.conftest import write_tar
 
 
 def test_predictions_as_a_table_and_as_a_file(trained, folder, tmp_path, call):
@@ -67,7 +67,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["explain", "--data", folder], "pass --out"),
         (["explain", "--data", folder, "--out", tmp_path / "w", "--relevance"], "relevance: it is for one sample"),
         (["explain", "--image", tmp_path / "bad.png", "--skip-bad"], "pass --data"),
-        (["predict", "--data", folder, "--columns", "image=x"], "holds images, without columns"),
+        (["predict", "--data", folder, "--columns", "image=x"], "holds files of one image each, without columns"),
         (["predict", "--data", tmp_path / "none.csv"], "holds texts, the network takes images"),
     ]
     for words, message in cases:

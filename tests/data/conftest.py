@@ -1,4 +1,8 @@
-"""A folder of images, for every test here that needs one."""
+"""Tiny images, series, tables and tar files, made when a test asks for them."""
+
+import io
+import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -7,6 +11,70 @@ from PIL import Image
 import exitlens as xl
 
 PREPROCESS = xl.Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
+SMALL = xl.Preprocess((8, 8), (0.5,) * 3, (0.25,) * 3)
+CLASSES = ("ant", "bee")
+TS = """# a comment
+@problemName tiny
+@timeStamps false
+@univariate false
+@dimensions 2
+@equalLength true
+@classLabel true run Walk
+@data
+1,2,3:4,5,6:run
+7,8,9:10,11,12:Walk
+"""
+
+
+def encode(number, mode="RGB", size=(10, 12), kind="PNG"):
+    """An image whose first pixel tells which one it is."""
+    pixels = np.full((*size, 3), number % 256, dtype=np.uint8)
+    found = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(found, kind)
+    return found.getvalue()
+
+
+def write_tar(path, members):
+    """A tar file of ``(name, bytes)``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def list_members(numbers, **values):
+    """Members of samples: image ``number``, its class and its patient."""
+    for i in numbers:
+        yield f"{i:04}.png", encode(i)
+        yield f"{i:04}.json", json.dumps({"label": CLASSES[i % 2], "patient": i // 4, **values}).encode()
+
+
+@pytest.fixture
+def hf(tmp_path_factory, monkeypatch):
+    """The package, with a cache of its own."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    return datasets
+
+
+@pytest.fixture
+def make_table(hf):
+    """Makes a data set of N images with a class, a patient for each four, and file names."""
+
+    def make(count=40, start=0):
+        rows = range(start, start + count)
+        features = {"image": hf.Image(), "label": hf.ClassLabel(names=list(CLASSES)), "patient": hf.Value("string")}
+        values = {
+            "image": [{"bytes": encode(i), "path": f"p{i // 4}_{i}.png"} for i in rows],
+            "label": [i % 2 for i in rows],
+            "patient": [f"p{i // 4}" for i in rows],
+        }
+        return hf.Dataset.from_dict(values, features=hf.Features(features))
+
+    return make
 
 
 @pytest.fixture
@@ -18,4 +86,16 @@ def folder(tmp_path):
         for i in range(12):
             pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i:02}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def series_folder(tmp_path):
+    """24 series of two channels and 30 steps in two classes, as ``.npy``; the second class is larger."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("calm", "wild")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(12):
+            values = rng.normal(5, 1 + 3 * label, (2, 30)).astype(np.float32)
+            np.save(tmp_path / "data" / name / f"p{i // 3}_{i:02}.npy", values)
     return tmp_path / "data"

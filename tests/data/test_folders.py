@@ -87,7 +87,7 @@ def test_folders_that_do_not_fit(folder, tmp_path):
     (tmp_path / "one" / "dog").mkdir()
     with pytest.raises(xl.DataError, match="no image files"):
         xl.load_folder(tmp_path / "one", PREPROCESS)
-    with pytest.raises(xl.DataError, match="the network has not"):
+    with pytest.raises(xl.DataError, match="the network does not"):
         xl.load_folder(folder, PREPROCESS, classes=("cat", "dog"))
     with pytest.raises(xl.DataError, match="no file or folder"):
         xl.load_unlabelled(tmp_path / "none", PREPROCESS)

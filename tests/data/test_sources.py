@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.images import ImageSet
-from exitlens.data.reviews import load_reviews
+from exitlens.data.demo.reviews import load_reviews
+from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource, open_source
 from exitlens.data.splits import SPLITS
 from exitlens.data.texts import TextSet, word_tokenizer
@@ -100,12 +100,12 @@ def test_a_file_that_has_changed_is_refused(jsonl):
 
 
 def test_classes_and_bad_rows_of_a_file(jsonl):
-    with pytest.raises(xl.DataError, match="the network has not"):
+    with pytest.raises(xl.DataError, match="the network does not"):
         open_source(str(jsonl)).load("test", classes=("a", "b"))
     assert open_source(str(jsonl)).load("test", classes=("c", "b", "a", "z")).classes == ("c", "b", "a", "z")
     jsonl.write_text(jsonl.read_text() + "{\n")
     source = open_source(str(jsonl))
-    with pytest.raises(xl.DataError, match="line 61: no JSON"):
+    with pytest.raises(xl.DataError, match=":61: not JSON"):
         source.load("train")
     assert len(source.load("train", skip_bad=True)) == 42
 

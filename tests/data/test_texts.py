@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import exitlens as xl
 from exitlens.data.batches import make_epoch_loader
-from exitlens.data.reviews import make_reviews
+from exitlens.data.demo.reviews import make_reviews
 from exitlens.data.texts import TextSet, read_texts, word_tokenizer
 from exitlens.types import TextPreprocess
 
@@ -190,21 +190,21 @@ GOOD_CSV, GOOD_JSON = "text,label\na,x\nb,y\n", '{"text":"a","label":"x"}\n{"tex
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", GOOD_CSV + '" ",x\n', "line 4: text: expected a string that is not empty"),
-        ("a.csv", GOOD_CSV + "c,\n", "line 4: label"),
-        ("a.csv", GOOD_CSV + "c, very c,x\n", "line 4: 3 fields, the first line has 2"),
-        ("a.csv", GOOD_CSV + "c\n", "line 4: 1 fields"),
-        ("a.csv", GOOD_CSV.encode() + b"na\xefve,x\n", "line 4: text: has bytes that are not UTF-8"),
-        ("a.csv", GOOD_CSV.encode() + b"c,\xff\n", "line 4: label: has bytes"),
-        ("a.jsonl", GOOD_JSON + '{"text": "c"\n', "line 3: no JSON"),
-        ("a.jsonl", GOOD_JSON + "[" * 100_000, "line 3: no JSON"),
-        ("a.jsonl", GOOD_JSON + '{"text": "c", "label": ' + "9" * 5000 + "}", "line 3: no JSON"),
-        ("a.jsonl", GOOD_JSON + '["c", "x"]\n', "line 3: expected a JSON object, got list"),
-        ("a.jsonl", GOOD_JSON + '{"text": "c"}\n', "line 3: label: .* got None"),
-        ("a.jsonl", GOOD_JSON + '{"text": 3, "label": "x"}\n', "line 3: text: .* got 3"),
-        ("a.jsonl", GOOD_JSON + '{"text": "c", "label": true}\n', "line 3: label: .* got True"),
-        ("a.jsonl", GOOD_JSON + '{"text": "\\ud800", "label": "x"}\n', "line 3: text: has bytes"),
-        ("a.jsonl", GOOD_JSON.encode() + b'{"text": "\xff", "label": "x"}\n', "line 3: text: has bytes"),
+        ("a.csv", GOOD_CSV + '" ",x\n', ":4: text: expected a string that is not empty"),
+        ("a.csv", GOOD_CSV + "c,\n", ":4: label"),
+        ("a.csv", GOOD_CSV + "c, very c,x\n", ":4: 3 fields, the first line has 2"),
+        ("a.csv", GOOD_CSV + "c\n", ":4: 1 fields"),
+        ("a.csv", GOOD_CSV.encode() + b"na\xefve,x\n", ":4: text: has bytes that are not UTF-8"),
+        ("a.csv", GOOD_CSV.encode() + b"c,\xff\n", ":4: label: has bytes"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c"\n', ":3: not JSON"),
+        ("a.jsonl", GOOD_JSON + "[" * 100_000, ":3: not JSON"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c", "label": ' + "9" * 5000 + "}", ":3: not JSON"),
+        ("a.jsonl", GOOD_JSON + '["c", "x"]\n', ":3: expected a JSON object, got list"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c"}\n', ":3: label: .* got None"),
+        ("a.jsonl", GOOD_JSON + '{"text": 3, "label": "x"}\n', ":3: text: .* got 3"),
+        ("a.jsonl", GOOD_JSON + '{"text": "c", "label": true}\n', ":3: label: .* got True"),
+        ("a.jsonl", GOOD_JSON + '{"text": "\\ud800", "label": "x"}\n', ":3: text: has bytes"),
+        ("a.jsonl", GOOD_JSON.encode() + b'{"text": "\xff", "label": "x"}\n', ":3: text: has bytes"),
     ],
 )
 def test_bad_rows_are_named_and_left_out_only_when_asked(tmp_path, name, content, message):
@@ -226,12 +226,12 @@ def test_bad_rows_are_named_and_left_out_only_when_asked(tmp_path, name, content
         ("a.csv", "text,class\na,x\n", "no column 'label'"),
         ("a.csv", "text,label\na,x\nb,y\n".encode("utf-16"), "no column"),
         ("a.csv", 'text,label\na,x\n"b,y\nc,x\n', "broken CSV"),  # the quote is never closed
-        ("a.csv", "text,label\na,x\n" + "b" * 200_000 + ",y\n", "line 3: broken CSV"),
-        ("a.csv", "", "holds no texts"),
-        ("a.csv", "text,label\n", "holds no texts"),
+        ("a.csv", "text,label\na,x\n" + "b" * 200_000 + ",y\n", ":3: broken CSV"),
+        ("a.csv", "", "holds no rows"),
+        ("a.csv", "text,label\n", "holds no rows"),
         ("a.csv", "text,label\na,x\nb,x\n", r"1 class\(es\), need 2"),
         ("a.csv", "text,label\n,x\n,y\n", "2 of 2 rows cannot be read"),
-        ("a.jsonl", "\n", "holds no texts"),
+        ("a.jsonl", "\n", "holds no rows"),
         ("a.txt", "a\nb\n", "expected .csv or .jsonl"),
         ("a", "a\nb\n", "expected .csv or .jsonl"),
     ],
@@ -251,5 +251,5 @@ def test_a_missing_file_or_a_folder(tmp_path):
 
 def test_an_unknown_class_is_named_with_the_nearest(tmp_path):
     path = _write(tmp_path, "a.csv", "text,label\na,positive\nb,postive\n")
-    with pytest.raises(xl.DataError, match=r"the class 'postive', the network has not. Did you mean 'positive'"):
+    with pytest.raises(xl.DataError, match=r"the class 'postive', the network does not. Did you mean 'positive'"):
         read_texts(path, ("negative", "positive"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import exitlens as xl
-from exitlens.data.loading.readers import ImageFiles
+from exitlens.data.readers import ImageFiles
 from exitlens.delivery.run_setup import build_network
 from exitlens.model.backbones.weights import unique_state
 from exitlens.types.settings import NetworkSettings

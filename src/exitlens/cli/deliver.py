@@ -164,10 +164,10 @@ def _export_int8(
 
 
 @verbs.command(epilog="Example: `exitlens serve --bundle runs/demo --port 8000`")
-@takes(ServerSettings, {"Server": ("host", "port", "workers", "tls_cert", "tls_key", "reload_seconds", "access_log")})
-@takes(Batching, {"Batching": ("threads", "batch", "max_delay_ms", "max_waiting", "max_wait_ms")})
-@takes(Limits, {"Limits of requests": ("max_body_mb", "max_pixels", "max_batch", "max_connections")})
-@takes(Watching, {"Watching": ("drift", "unready_on_drift", "shadow")})
+@takes(ServerSettings, {"Server": "host port workers tls_cert tls_key reload_seconds access_log"})
+@takes(Batching, {"Batching": "threads batch max_delay_ms max_waiting max_wait_ms"})
+@takes(Limits, {"Limits of requests": "max_body_mb max_pixels max_batch max_connections"})
+@takes(Watching, {"Watching": "drift unready_on_drift shadow"})
 def serve(
     bundle: Annotated[
         list[str],

@@ -1,4 +1,4 @@
-"""Batches of inputs and labels from whatever a user has: a data set, a loader, tensors."""
+"""Batches of inputs and labels from whatever a user has (a data set, a loader, tensors), and the order of an epoch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset, TensorDataset
 
 from exitlens.data.checks import check_bad
-from exitlens.data.lazy import LazySet
-from exitlens.data.loading.workers import choose_workers
-from exitlens.data.sampling import draw_order
+from exitlens.data.sets import LazySet
+from exitlens.data.workers import choose_workers
 from exitlens.errors import InputError
 from exitlens.ranks import ALONE, Ranks
 from exitlens.types.inputs import Inputs, count_rows, map_inputs, split_rows
@@ -22,7 +21,7 @@ Plan = Sequence[Sequence[int]]  # indices of the samples of every batch
 
 
 class Batch(NamedTuple):
-    """Inputs of B samples, and their labels ``(B,)`` and groups ``(B,)`` ``int64`` where there are any."""
+    """Inputs of B samples, and their labels ``(B,)`` and groups ``(B,)`` ``int64`` if there are any."""
 
     inputs: Inputs
     labels: Tensor | None
@@ -44,7 +43,7 @@ def iterate_batches(
     workers: int | None = None,
     name: str = "data",
 ) -> Iterator[Batch]:
-    """Yields batches in order, on ``device`` if one is given.
+    """Yield batches in order, on ``device`` if one is given.
 
     Args:
         source: a ``Dataset`` (batched here; the ``groups`` of a set of ours come along), a ``DataLoader`` or another
@@ -54,14 +53,14 @@ def iterate_batches(
         name: what errors call the source.
 
     Raises:
-        InputError: for anything else; DataError: for samples that cannot be read.
+        InputError: anything else; DataError: samples that cannot be read.
     """
     for batch in _split(source, batch_size, workers, name):
         yield as_batch(batch, device, name)
 
 
 def iterate_inputs(source: Any, batch_size: int = 64, device: torch.device | None = None) -> Iterator[Inputs]:
-    """The inputs alone; whatever comes with them (labels, file names, nothing) is left alone."""
+    """Yield the inputs alone, without labels, file names or whatever comes with them."""
     for batch in _split(source, batch_size):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
         yield as_batch(inputs, device)[0]
@@ -80,7 +79,7 @@ def _split(source: Any, batch_size: int, workers: int | None = None, name: str =
 
 
 def plan_in_order(count: int, batch_size: int) -> Plan:
-    """Batches of all samples, one after the other."""
+    """Plan batches of all samples, one after the other."""
     return [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
 
 
@@ -95,15 +94,10 @@ def _load_in_order(data: Dataset[Any], batch_size: int, workers: int) -> Iterato
 
 
 class LazyLoader:
-    """The batches of a lazy set, decoded in processes of their own, the same whatever their number.
+    """The batches of a lazy set, decoded in worker processes, the same whatever their number (default: the set's).
 
-    A batch of which no sample can be read is left out.
-
-    Args:
-        data: the set.
-        plan: indices of the samples of every batch.
-        workers: processes, by default those of the set.
-        least: batches that hold fewer samples, because others cannot be read, are left out.
+    ``plan`` has the indices of the samples of every batch. A batch that holds fewer than ``least`` samples because others
+    cannot be read is left out.
     """
 
     def __init__(self, data: LazySet, plan: Plan, workers: int | None = None, least: int = 1) -> None:
@@ -114,23 +108,23 @@ class LazyLoader:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        data, bad, some = self.data, list[str](), False
+        data, bad, is_empty = self.data, list[str](), True
         indices = [torch.as_tensor(part) for part in self.plan]
         rows = [data.rows[part].tolist() for part in indices]
-        for part, found in zip(indices, data.decode(rows, self.workers), strict=True):
-            data.check(found)
-            bad += [reason for _, reason in found.bad]
-            if len(found.good) < min(self.least, len(part)) or not found.good:
+        for part, decoded in zip(indices, data.decode(rows, self.workers), strict=True):
+            data.check(decoded)
+            bad += [reason for _, reason in decoded.bad]
+            if len(decoded.good) < min(self.least, len(part)) or not decoded.good:
                 continue
-            some, kept = True, part[found.good]
+            is_empty, kept = False, part[decoded.good]
             groups = None if data.groups is None else data.groups[kept]
-            yield Batch(data.preprocess.normalise(found.values), data.labels[kept], groups)
-        if not some:
+            yield Batch(data.preprocess.normalise(decoded.values), data.labels[kept], groups)
+        if is_empty:
             check_bad(bad, len(bad), skip_bad=True)
 
 
 def as_batch(batch: Any, device: torch.device | None = None, name: str = "data") -> Batch:
-    """One batch, on ``device`` if one is given; raises :class:`InputError` for what is none."""
+    """Return a batch, on ``device`` if one is given; raise :class:`InputError` for anything else."""
     if isinstance(batch, Batch):
         labels, groups = (None if t is None else t.to(device) for t in batch[1:])
         return Batch(map_inputs(batch.inputs, lambda t: t.to(device)), labels, groups)
@@ -141,17 +135,17 @@ def as_batch(batch: Any, device: torch.device | None = None, name: str = "data")
     if isinstance(batch, list | tuple) and len(batch) >= 2 and (isinstance(batch[0], Tensor) or _is_inputs(batch[0])):
         return Batch(map_inputs(batch[0], lambda t: t.to(device)), torch.as_tensor(batch[1]).to(device))
     kind = type(batch).__name__
-    holds = f" of {', '.join(type(one).__name__ for one in batch[:3])}" if isinstance(batch, list | tuple) else ""
+    holds = f" of {', '.join(type(item).__name__ for item in batch[:3])}" if isinstance(batch, list | tuple) else ""
     raise InputError(f"{name}: expected batches of inputs or (inputs, labels), got {kind}{holds}")
 
 
 def _is_inputs(value: Any) -> bool:
-    """Whether it is a dict of tensors: inputs by name."""
+    """Tell if it is a dict of tensors: inputs by name."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
 def count_batches(source: Any, batch_size: int = 64) -> int | None:
-    """How many batches :func:`iterate_batches` will yield, if that is known."""
+    """Return how many batches :func:`iterate_batches` will yield, if that is known."""
     try:
         length = len(source)
     except TypeError:
@@ -162,17 +156,19 @@ def count_batches(source: Any, batch_size: int = 64) -> int | None:
 
 
 def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -> Any:
-    """This rank's whole batches of a source that every rank has: all ranks take one in turn.
+    """Return this rank's whole batches of a source that every rank has: all ranks take one in turn.
 
-    A data set is not read beyond this rank's part; of a ``DataLoader`` or list every rank reads all batches.
+    A data set is not read beyond this rank's part; all batches of a ``DataLoader`` or list are read by every rank.
 
     Raises:
-        InputError: for an iterable whose length or order the ranks cannot know.
+        InputError: an iterable whose length or order the ranks cannot know.
     """
     if ranks.size == 1:
         return source
     if count_batches(source, batch_size) is None:
-        raise InputError(f"{name}: several processes share it, so it needs a length: pass a Dataset, or a list of batches")
+        raise InputError(
+            f"{name}: several processes share it, so it needs a length. Fix: pass a Dataset, or a list of batches"
+        )
     if isinstance(source, Dataset):
         every = torch.arange(len(source)).split(batch_size)  # type: ignore[arg-type]
         mine = every[ranks.rank :: ranks.size]
@@ -185,30 +181,97 @@ def take_share(source: Any, batch_size: int, ranks: Ranks, name: str = "data") -
 
 
 def share_bad(source: Any, ranks: Ranks) -> None:
-    """Lets every rank know which samples of a lazy set the others could not read."""
+    """Tell every rank which samples of a lazy set the others could not read."""
     if isinstance(source, LazySet) and ranks.size > 1:
-        for found in ranks.gather(source.unreadable):
-            source.unreadable |= found
+        for unreadable in ranks.gather(source.unreadable):
+            source.unreadable |= unreadable
 
 
 def check_common_order(source: Any, name: str) -> None:
-    """Raises :class:`InputError` for a loader that gives every rank other batches, or the same ones in another order."""
+    """Raise :class:`InputError` for a loader that gives every rank other batches, or the same ones in another order."""
     sampler = getattr(source, "sampler", None)
     if isinstance(sampler, DistributedSampler):
-        raise InputError(f"{name}: its sampler is a DistributedSampler, the processes share it already: pass the data set")
+        raise InputError(
+            f"{name}: its sampler is a DistributedSampler, the processes share it already. Fix: pass the data set"
+        )
     if isinstance(sampler, RandomSampler) and sampler.generator is None:
         raise InputError(
-            f"{name}: it shuffles by the global random state, which every process has its own of: pass the data set, or a "
-            "loader with generator=torch.Generator()"
+            f"{name}: it shuffles by the global random state, of which every process has its own. Fix: pass the data set, "
+            "or a loader with generator=torch.Generator()"
         )
+
+
+def read_labels(data: Any, purpose: str) -> Tensor:
+    """Return the labels ``(N,)`` of a data set without reading its samples.
+
+    They are looked for as ``data.labels`` (sets of ours), ``data.targets`` (torchvision's) and in a ``TensorDataset``.
+
+    Raises:
+        InputError: a data set that does not have them at hand; ``purpose`` is the argument that needs them.
+    """
+    values = getattr(data, "labels", getattr(data, "targets", None))
+    if values is None and isinstance(data, TensorDataset) and len(data.tensors) > 1:
+        values = data.tensors[1]
+    try:
+        labels = None if values is None else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        labels = None
+    if labels is not None and labels.ndim == 2:
+        raise InputError(f"{purpose}: it is for one class a sample, these data have several labels. Fix: leave it out")
+    if labels is None or labels.shape != (len(data),) or labels.is_floating_point():
+        raise InputError(
+            f"{purpose}: needs the training labels. Fix: give a data set with .labels, (N,) integers, not a loader"
+        )
+    return labels
+
+
+def weigh_classes(labels: Tensor, classes: int) -> tuple[float, ...]:  # (N,) integers
+    """Return ``N / (C * samples of the class)``: every class counts alike, and the mean over samples is 1.
+
+    Raises:
+        InputError: a label that is no class, or a class without a sample.
+    """
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        low, high = int(labels.min()), int(labels.max())
+        raise InputError(f"class_weights: expected training labels in [0, {classes}), got {low} to {high}")
+    counts = torch.bincount(labels, minlength=classes)
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if missing:
+        raise InputError(
+            f"class_weights: classes {missing[:5]} have no training sample. Fix: give numbers, or leave them out"
+        )
+    return tuple((len(labels) / (classes * counts.double())).tolist())
+
+
+def draw_order(data: Any, seed: int, balanced: bool = False) -> list[int]:
+    """Return the indices of one epoch in an order that depends on the seed only: all once, or the classes equally often.
+
+    A balanced epoch is as long. A class of many samples shows some of them once; in a class of few, every sample comes
+    equally often, up to one.
+    """
+    count = len(data)
+    generator = torch.Generator().manual_seed(seed)
+    if not balanced:
+        return torch.randperm(count, generator=generator).tolist()
+    labels = read_labels(data, "balanced")
+    members = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
+    extra = torch.randperm(len(members), generator=generator)[: count % len(members)].tolist()
+    drawn = []
+    for i, rows in enumerate(members):
+        left = count // len(members) + (i in extra)
+        while left > 0:
+            drawn.append(rows[torch.randperm(len(rows), generator=generator)[:left]])
+            left -= len(drawn[-1])
+    order = torch.cat(drawn)
+    return order[torch.randperm(count, generator=generator)].tolist()
 
 
 def plan_epoch(
     data: Dataset[Any], batch_size: int, seed: int, balanced: bool = False, ranks: Ranks = ALONE
 ) -> list[list[int]]:
-    """The batches of an epoch, which depend on ``seed`` only; an incomplete last one is left out of a longer epoch.
+    """Plan the batches of an epoch, which depend on ``seed`` only; each rank gets its rows of every batch.
 
-    Of several ranks, each gets its rows of every batch.
+    An incomplete last batch is left out of a longer epoch.
     """
     count = len(data)  # type: ignore[arg-type]
     if count < ranks.size:
@@ -229,7 +292,7 @@ def make_epoch_loader(
     balanced: bool = False,
     ranks: Ranks = ALONE,
 ) -> Loader:
-    """One epoch in an order that depends on ``seed`` only, see :func:`plan_epoch`."""
+    """Load one epoch in an order that depends on ``seed`` only, see :func:`plan_epoch`."""
     plan = plan_epoch(data, batch_size, seed, balanced, ranks)
     if isinstance(data, LazySet):
         return LazyLoader(data, plan, workers, least=2)  # batch normalisation may need two

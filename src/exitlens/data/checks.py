@@ -1,8 +1,8 @@
-"""What can be wrong with data: labels that name no class, files that cannot be read."""
+"""What can be wrong with data: labels that name no class, samples that cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
 def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind: str) -> Tensor:
-    """The labels as ``(N,)`` ``int64``, or, of several labels a sample, as ``(N,C)`` bool.
+    """Return labels as ``(N,)`` ``int64``, or several labels a sample as ``(N,C)`` bool.
 
     Args:
         labels: ``(N,)`` integers, or ``(N,C)`` of 0 and 1 (integers or bool).
@@ -24,7 +24,7 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
         kind: name of one sample, for the message.
 
     Raises:
-        InputError: for another type, shape or number, or for values that are no class.
+        InputError: another type, shape or number, or values that are no class.
     """
     require(labels, Tensor, "labels")
     if labels.ndim == 2:
@@ -42,87 +42,77 @@ def check_class_labels(labels: Tensor, count: int, classes: Sequence[str], kind:
     return labels.long()
 
 
-def number_labels(values: Sequence[str], classes: Sequence[str], origin: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels ``(N,)`` ``int64`` and class names, in label order.
+def number_labels(
+    values: Sequence[str], classes: Sequence[str], origin: str, several: bool = False
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels ``(N,)`` ``int64``, or ``(N,C)`` bool, and the classes' names in label order.
 
     Args:
-        values: the class name of each sample.
+        values: the class name of each sample; of ``several``, those that it has with :data:`SEPARATOR` between.
         classes: the names to use; by default those that occur, sorted (numbers by their value).
         origin: where they come from, for errors.
+        several: a sample may have any number of labels.
 
     Raises:
         DataError: fewer than 2 classes, or one that is not among ``classes``.
     """
-    names = tuple(classes) or sort_names(values)
-    if len(names) < 2:
-        raise DataError(f"data: {origin} has {len(names)} class(es), need 2 or more: its labels are {names}")
-    numbers = {name: i for i, name in enumerate(names)}
-    unknown = next((value for value in values if value not in numbers), None)
-    if unknown is not None:
-        raise DataError(f"data: {origin} has the class {unknown!r}, the network has not.{suggest(unknown, names)}")
-    return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names
-
-
-def number_label_sets(values: Sequence[str], classes: Sequence[str], origin: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels ``(N,C)`` bool and their names, in label order.
-
-    Args:
-        values: the labels of each sample, with :data:`SEPARATOR` between them; empty for a sample without any.
-        classes: the names to use; by default those that occur, sorted (numbers by their value).
-        origin: where they come from, for errors.
-
-    Raises:
-        DataError: fewer than 2 labels, or one that is not among ``classes``.
-    """
-    sets = [[word for part in value.split(SEPARATOR) if (word := part.strip())] for value in values]
-    words = list(dict.fromkeys(word for found in sets for word in found))
+    sets = [[word for part in value.split(SEPARATOR) if (word := part.strip())] for value in values] if several else []
+    words = dict.fromkeys(word for labels in sets for word in labels) if several else dict.fromkeys(values)
     names = tuple(classes) or sort_names(words)
+    one, many = ("label", "label(s)") if several else ("class", "class(es)")
     if len(names) < 2:
-        raise DataError(f"data: {origin} has {len(names)} label(s), need 2 or more: its labels are {names}")
+        raise DataError(f"data: {origin} has {len(names)} {many}, need 2 or more: its labels are {names}")
     numbers = {name: i for i, name in enumerate(names)}
     unknown = next((word for word in words if word not in numbers), None)
     if unknown is not None:
-        raise DataError(f"data: {origin} has the label {unknown!r}, the network has not.{suggest(unknown, names)}")
+        raise DataError(f"data: {origin} has the {one} {unknown!r}, the network does not.{suggest(unknown, names)}")
+    if not several:
+        return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names
     labels = torch.zeros(len(sets), len(names), dtype=torch.bool)
-    pairs = [(i, numbers[word]) for i, found in enumerate(sets) for word in found]
+    pairs = [(i, numbers[word]) for i, labels_of_one in enumerate(sets) for word in labels_of_one]
     if pairs:
         labels[tuple(torch.tensor(pairs).T)] = True
     return labels, names
 
 
-def join_flags(columns: Mapping[str, Sequence[str | None]], name: Callable[[int], str]) -> list[str | None]:
-    """From columns of 0 and 1, one for each label, to the labels of each row; ``None`` where a row lacks a value.
+def join_flags(columns: Mapping[str, Sequence[str | None]], names: Sequence[str]) -> list[str | None]:
+    """Turn columns of 0 and 1, one for each label, into the labels of each row; ``None`` if a row lacks a value.
 
     Args:
         columns: by label, words of N rows.
-        name: what errors call row ``i``.
+        names: of the rows, for errors.
 
     Raises:
-        DataError: for a value that is neither 0 nor 1.
+        DataError: a value that is neither 0 nor 1.
     """
     for label in columns:
         if SEPARATOR in label:
-            raise DataError(f"columns: the label {label!r} has a {SEPARATOR!r} in its name: rename the column")
-    found: list[str | None] = []
+            raise DataError(f"columns: the label {label!r} has a {SEPARATOR!r} in its name. Fix: rename the column")
+    joined: list[str | None] = []
     for i, row in enumerate(zip(*columns.values(), strict=True)):
         flags = [None if value is None else FLAGS.get(value.strip().lower()) for value in row]
-        odd = next((j for j, flag in enumerate(flags) if flag is None and row[j] and str(row[j]).strip()), None)
-        if odd is not None:
-            label = list(columns)[odd]
-            raise DataError(f"data: {name(i)}: expected 0 or 1 for the label {label!r}, got {row[odd]!r:.60}")
-        there = [label for label, flag in zip(columns, flags, strict=True) if flag]
-        found.append(None if None in flags else SEPARATOR.join(there))
-    return found
+        for label, flag, value in zip(columns, flags, row, strict=True):
+            if flag is None and value and value.strip():
+                raise DataError(f"data: {names[i]}: expected 0 or 1 for the label {label!r}, got {value!r:.60}")
+        present = [label for label, flag in zip(columns, flags, strict=True) if flag]
+        joined.append(None if None in flags else SEPARATOR.join(present))
+    return joined
 
 
-def sort_names(values: Sequence[str]) -> tuple[str, ...]:
-    """The distinct values, sorted; whole numbers by their value, so that class 10 comes after class 9."""
-    found = set(values)
-    return tuple(sorted(found, key=int) if all(value.isdecimal() for value in found) else sorted(found))
+def sort_names(values: Iterable[str]) -> tuple[str, ...]:
+    """Sort the distinct values; whole numbers by their value, so that class 10 comes after class 9."""
+    distinct = set(values)
+    return tuple(sorted(distinct, key=int) if all(value.isdecimal() for value in distinct) else sorted(distinct))
+
+
+def number_groups(values: Sequence[str], names: Sequence[str]) -> Tensor:  # -> (N,) int64
+    """Return the place of each sample's group in the sorted ``names`` of all groups of a source."""
+    numbers = {name: i for i, name in enumerate(names)}
+    return torch.tensor([numbers[value] for value in values], dtype=torch.int64)
 
 
 def check_groups(groups: Tensor | None, count: int) -> Tensor | None:
-    """Group ids as ``(N,)`` ``int64``, if there are any; raises :class:`InputError` for another type, shape or number."""
+    """Return group ids, if there are any, as ``(N,)`` ``int64``; raise :class:`InputError` for other types or shapes."""
     if groups is None:
         return None
     require(groups, Tensor, "groups")
@@ -132,17 +122,19 @@ def check_groups(groups: Tensor | None, count: int) -> Tensor | None:
 
 
 def check_bad(bad: Sequence[str], total: int, skip_bad: bool, kind: str = "files") -> None:
-    """Raises :class:`DataError` naming the unreadable files, unless they may be skipped and others remain."""
+    """Raise a :class:`DataError` that names unreadable files, unless they may be skipped and others remain."""
     if bad and (not skip_bad or len(bad) == total):
         shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
-        mend = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
-        error = DataError(f"data: {len(bad)} of {total} {kind} cannot be read{mend}:\n  {shown}")
-        error.is_skippable = bool(mend)
+        fix = "" if len(bad) == total else "; remove them, or pass --skip-bad (skip_bad=True) to leave them out"
+        error = DataError(f"data: {len(bad)} of {total} {kind} cannot be read{fix}:\n  {shown}")
+        error.is_skippable = bool(fix)
         raise error
 
 
-def refuse_bad(reason: str, mend: str) -> DataError:
-    """The error about a sample that cannot be read, where others remain: ``mend`` it, or leave it out."""
-    error = DataError(f"data: {reason}: {mend}, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read")
+def refuse_bad(reason: str, fix: str) -> DataError:
+    """Return the error about a sample that cannot be read while others remain: ``fix`` it, or leave it out."""
+    error = DataError(
+        f"data: {reason}. Fix: {fix}, or pass --skip-bad (skip_bad=True) to leave out files that cannot be read"
+    )
     error.is_skippable = True
     return error

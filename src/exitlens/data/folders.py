@@ -1,4 +1,4 @@
-"""Image folders (``class/name.png``), and torchvision's data sets from a local root."""
+"""Folders of files, with class folders (``class/name.png``) or without, and torchvision's data sets from a local root."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ import torch
 from torch import Tensor
 
 from exitlens.data.checks import check_bad
-from exitlens.data.images import ImageSet
-from exitlens.data.lazy import LazyImages
-from exitlens.data.loading.listing import EXTENSIONS, list_images, list_names
-from exitlens.data.loading.packed import PackedStrings
-from exitlens.data.loading.readers import ImageFiles
-from exitlens.data.loading.workers import decode_batches
+from exitlens.data.files import EXTENSIONS, SUFFIXES, ArrayFiles, list_images, list_names
+from exitlens.data.packed import PackedStrings
+from exitlens.data.readers import ImageFiles
+from exitlens.data.sets import ImageSet, LazyArrays, LazyImages
+from exitlens.data.workers import decode_batches
 from exitlens.errors import DataError, InputError, suggest
-from exitlens.types import Preprocess
+from exitlens.modalities import SERIES, VOLUME
+from exitlens.types import ArrayPreprocess, Preprocess, SeriesPreprocess
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What a folder holds.
-
-    Attributes:
-        reader: of its images.
-        unreadable: those that could not be read so far: number and reason.
-    """
+    """What a folder holds: the reader of its images, and those that could not be read so far, by number with the reason."""
 
     reader: ImageFiles
     unreadable: Mapping[int, str] = field(repr=False)
@@ -48,7 +43,7 @@ class FolderReport:
 def load_folder(
     folder: Path | str, preprocess: Preprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
 ) -> tuple[LazyImages, FolderReport]:
-    """Lists ``folder/class/name.png`` (torchvision's ImageFolder convention); images are read when they are asked for.
+    """List ``folder/class/name.png`` (torchvision's ImageFolder convention); images are read when they are asked for.
 
     Args:
         folder: one subfolder per class.
@@ -67,10 +62,38 @@ def load_folder(
         >>> len(data), data.classes
         (4, ('cat', 'dog'))
     """
-    found = list_class_files(Path(folder), classes)
-    reader = ImageFiles(Path(folder), found.names, preprocess)
-    data = LazyImages(reader, found.labels, found.classes, preprocess, skip_bad=skip_bad)
+    files = list_class_files(Path(folder), classes)
+    reader = ImageFiles(Path(folder), files.names, preprocess)
+    data = LazyImages(reader, files.labels, files.classes, preprocess, skip_bad=skip_bad)
     return data, FolderReport(reader, data.unreadable)
+
+
+def load_arrays(
+    folder: Path | str, preprocess: ArrayPreprocess, *, classes: Sequence[str] = (), skip_bad: bool = False
+) -> LazyArrays:
+    """List ``folder/class/name.wav`` (or another suffix of series or volumes); files are read when they are asked for.
+
+    Args:
+        folder: one subfolder per class.
+        preprocess: how they become inputs; its class says what they are.
+        classes: the names to use, in label order; by default the subfolders, sorted.
+        skip_bad: leave out files that cannot be read and report them, instead of stopping at the first.
+
+    Raises:
+        DataError: as :func:`load_folder`; InputError: vectors, which are rows of tables.
+
+    Examples:
+        >>> scaling = xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0))
+        >>> data = xl.load_arrays("recordings", scaling)  # recordings/CLASS/name.npy
+        >>> len(data), data.classes
+        (4, ('idle', 'running'))
+    """
+    kind = SERIES if isinstance(preprocess, SeriesPreprocess) else VOLUME
+    if not isinstance(preprocess, kind.preprocess):
+        raise InputError(f"preprocess: expected one of series or volumes, got {type(preprocess).__name__}")
+    files = list_class_files(Path(folder), classes, SUFFIXES[kind], kind.name)
+    reader = ArrayFiles(Path(folder), files.names, preprocess)
+    return LazyArrays(reader, files.labels, files.classes, preprocess, reader.shape, skip_bad=skip_bad)
 
 
 class ClassFiles(NamedTuple):
@@ -84,29 +107,27 @@ class ClassFiles(NamedTuple):
 def list_class_files(
     root: Path, classes: Sequence[str] = (), suffixes: tuple[str, ...] = EXTENSIONS, kind: str = "image"
 ) -> ClassFiles:
-    """Lists ``root/class/name.png``, by default of images; arguments and errors as of :func:`load_folder`."""
+    """List ``root/class/name`` with one of the suffixes; arguments and errors as of :func:`load_folder`."""
     if not root.is_dir():
-        raise DataError(f"data: no folder {root}: give a folder with one subfolder of {kind} files per class")
-    usual = f"class/name{suffixes[0]}"
-    present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        raise DataError(f"data: no folder {root}. Fix: give a folder with one subfolder of {kind} files per class")
+    layout = f"folder/class/name{suffixes[0]}"
+    present = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     names = tuple(classes) or tuple(present)
     if len(names) < 2:
-        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: folder/{usual}")
+        raise DataError(f"data: {root} has {len(names)} class folder(s), need 2 or more: expected {layout}")
     unknown = [name for name in present if name not in names]
     if unknown:
-        raise DataError(f"data: {root} has the class {unknown[0]!r}, the network has not.{suggest(unknown[0], names)}")
+        raise DataError(f"data: {root} has the class {unknown[0]!r}, the network does not.{suggest(unknown[0], names)}")
+    if not present:
+        raise DataError(f"data: {root} has no {kind} in a class folder ({', '.join(names[:3])}, ...): expected {layout}")
     files = {name: list_names(root / name, suffixes, kind) for name in present}
-    if not files:
-        raise DataError(
-            f"data: {root} has no {kind} in a class folder ({', '.join(names[:3])}, ...): expected folder/{usual}"
-        )
-    numbers, counts = [names.index(name) for name in files], [len(found) for found in files.values()]
+    numbers, counts = [names.index(name) for name in files], [len(listed) for listed in files.values()]
     labels = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))
-    return ClassFiles(PackedStrings(f"{name}/{file}" for name, found in files.items() for file in found), labels, names)
+    return ClassFiles(PackedStrings(f"{name}/{file}" for name, listed in files.items() for file in listed), labels, names)
 
 
 def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: bool = False) -> tuple[Tensor, FolderReport]:
-    """Reads every image below ``folder`` into memory, as normalised input ``(N,C,H,W)``, whatever the subfolders.
+    """Read every image below ``folder``, whatever the subfolders, into memory as normalised input ``(N,C,H,W)``.
 
     Examples:
         >>> inputs, report = xl.load_unlabelled("photos", xl.Preprocess((40, 40), (0.5,) * 3, (0.25,) * 3))
@@ -115,16 +136,16 @@ def load_unlabelled(folder: Path | str, preprocess: Preprocess, *, skip_bad: boo
     """
     files = list_images(Path(folder))
     reader = ImageFiles(Path(), map(str, files), preprocess)
-    found = next(decode_batches(reader, [range(len(files))], reader.shape))
-    check_bad([reason for _, reason in found.bad], len(files), skip_bad)
-    return preprocess.normalise(found.values), FolderReport(reader, dict(found.bad))
+    batch = next(decode_batches(reader, [range(len(files))], reader.shape))
+    check_bad([reason for _, reason in batch.bad], len(files), skip_bad)
+    return preprocess.normalise(batch.values), FolderReport(reader, dict(batch.bad))
 
 
 def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
-    """A torchvision data set by class name (``FashionMNIST``, ``CIFAR10``) from files that are there already.
+    """Load a torchvision data set by class name (``FashionMNIST``, ``CIFAR10``) from files that are there already.
 
     Raises:
-        InputError: for an unknown name; DataError: if the files are not below ``root``.
+        InputError: an unknown name; DataError: the files are not below ``root``.
 
     Examples:
         >>> xl.load_torchvision("CIFAR10", "nowhere", train=True)
@@ -140,8 +161,8 @@ def load_torchvision(name: str, root: Path | str, train: bool) -> ImageSet:
         source = getattr(datasets, name)(root=str(root), train=train, download=False)
     except (RuntimeError, FileNotFoundError, TypeError) as error:
         raise DataError(
-            f"data: torchvision:{name} cannot be loaded from {root} ({error}): put its files there first, for example by "
-            f"torchvision.datasets.{name}(root, download=True) on a machine with network access"
+            f"data: torchvision:{name} cannot be loaded from {root} ({error}). Fix: put its files there first, for example "
+            f"by torchvision.datasets.{name}(root, download=True) on a machine with network access"
         ) from error
     pixels = torch.as_tensor(np.asarray(source.data))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()

@@ -1,205 +1,188 @@
-"""Rows of text files (CSV, JSON lines, plain lines), each of them checked, because files come from strangers."""
+"""Rows: what every format gives of its samples, with or without labels, before they become sets or streams."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from array import array
-from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from itertools import islice
-from pathlib import Path
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
-from exitlens.data.checks import SEPARATOR, check_bad
-from exitlens.data.formats.columns import Kind
-from exitlens.data.loading.packed import PackedStrings
-from exitlens.errors import DataError
+from torch import Tensor
 
-Row = Mapping[str, object] | str  # a string says what is wrong with the row
-
-TABLES = (".csv", ".jsonl")
-_PEEKED = 50  # rows that tell what a column holds
+from exitlens.data.checks import check_bad
+from exitlens.data.columns import Columns, Kind, Role, find_columns, find_inputs
+from exitlens.data.readers import EncodedImages
+from exitlens.errors import DataError, InputError, suggest
+from exitlens.types import Preprocess
 
 
-class Columns(NamedTuple):
-    """N rows by column.
+class Reading(NamedTuple):
+    """What a user said of a source; empty words say nothing.
 
     Attributes:
-        texts: the values of the first key.
-        words: those of the others, by key; equal ones are one object. Of a JSON list, its values with ``;`` between.
-        lines: of the file, from 1.
-        listed: keys that had lists.
+        columns: which columns to read, see :func:`~exitlens.data.columns.parse_columns`.
+        group_by: a column, or a regular expression on file names; samples that agree in it belong together.
+        split_by: a column that names the split of each sample.
+        task: ``multilabel``: words of labels have ``;`` between them; ``classes``: a sample has one class.
     """
 
-    texts: PackedStrings
-    words: Mapping[str, Sequence[str]]
-    lines: Sequence[int]
-    listed: frozenset[str] = frozenset()
+    columns: str = ""
+    group_by: str = ""
+    split_by: str = ""
+    task: str = ""
 
 
-@contextmanager
-def open_file(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's bytes, or a :class:`DataError` that says why they cannot be read."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"data: {path} cannot be read ({type(error).__name__}): give a file of texts") from error
+class Rows(NamedTuple):
+    """N samples of one part of a source, of one kind; ``None`` stands for a value that is missing.
 
-
-def read_columns(
-    path: Path,
-    keys: tuple[str, ...],
-    skip_bad: bool,
-    skipped: list[str] | None = None,
-    labels: Collection[str] = (),
-) -> Columns:
-    """The values of ``keys`` (the text first) of every row; raises for rows without, unless skipped.
-
-    The file is read line by line, and a million rows take little more than the bytes of their texts.
-    ``skipped`` gets what is wrong with rows that are; ``labels``: keys of several labels, whose values may be
-    empty, or true and false.
+    Attributes:
+        names: of the rows, which stay the same from run to run.
+        images: makes a reader of the images, or
+        texts: the texts, perhaps read when they are asked for, or
+        series: ``(C,T)`` each, or
+        arrays: ``(N,*S)`` ``float32``, anything in rows with a fault.
+        features: names of the features, if ``arrays`` are vectors.
+        labels: class names; several have ``;`` between them.
+        keys, groups, splits: words of the columns of these uses, if there are any.
+        faults: what is wrong with samples, by row.
+        damage: what is wrong with files, whose samples are missing here.
+        classes: names of the classes that the source knows, in label order.
+        several: a sample has any number of labels.
     """
-    kinds = TABLES if len(keys) > 1 else (*TABLES, ".txt")
-    if path.suffix.lower() not in kinds:
-        raise DataError(f"data: {path} is no file of texts: expected {' or '.join(kinds)}")
-    is_csv = path.suffix.lower() == ".csv"
-    texts, lines, bad = PackedStrings(), array("q"), list[str]()
-    words: dict[str, list[str]] = {key: [] for key in keys[1:]}
-    known, listed = dict[str, str](), set[str]()  # one object for all equal words
-    with open_file(path) as file:
-        content = _decode(file, "" if is_csv else "\n")
-        for line, values in _read_csv(content, path, keys) if is_csv else _read_lines(content, path.suffix.lower()):
-            fields = values if isinstance(values, str) else _pick_fields(values, keys, labels)
-            if isinstance(fields, str):
-                bad.append(f"{path}, line {line}: {fields}")
-                continue
-            listed |= {key for key in keys if isinstance(values, Mapping) and isinstance(values[key], list)}
-            texts.append(fields[keys[0]])
-            lines.append(line)
-            for key, found in words.items():
-                found.append(known.setdefault(fields[key], fields[key]))
-    check_bad(bad, len(texts) + len(bad), skip_bad, "rows")
-    if skipped is not None:
-        skipped += bad
-    if not texts:
-        raise DataError(f"data: {path} holds no texts: give a file of one or more")
-    return Columns(texts, words, lines, frozenset(listed))
+
+    names: Sequence[str]
+    images: Callable[[Preprocess], EncodedImages] | None = None
+    texts: Sequence[str | None] | None = None
+    series: Sequence[Tensor | None] | None = None
+    arrays: Tensor | None = None
+    features: tuple[str, ...] = ()
+    labels: Sequence[str | None] | None = None
+    keys: Sequence[str | None] | None = None
+    groups: Sequence[str | None] | None = None
+    splits: Sequence[str | None] | None = None
+    faults: Mapping[int, str] = {}
+    damage: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    several: bool = False
 
 
-def _decode(file: io.BufferedReader, newline: str) -> io.TextIOWrapper:
-    """Bytes that are not UTF-8 become surrogates."""
-    return io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=newline)
+class Source(ABC):
+    """A table, a file or shards, each row of which is a sample.
+
+    Attributes:
+        name: for errors.
+        kinds: what each column holds.
+    """
+
+    def __init__(self, name: str, kinds: Mapping[str, Kind]) -> None:
+        self.name, self.kinds = name, dict(kinds)
+
+    def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
+        """Choose the columns of samples and labels, or without labels of what a network takes (``wanted``).
+
+        Raises:
+            DataError: columns that are not there or unclear; InputError: words that are no columns.
+        """
+        group, split, pattern = reading.group_by, reading.split_by, ""
+        if looks_like_pattern(group) and group not in self.kinds:
+            group, pattern = "", group
+        for column, argument in ((split, "split_by"), (group, "group_by")):
+            if column and column not in self.kinds:
+                self.refuse_column(column, argument)
+        if wanted is None:
+            columns = self.guess_columns(reading.columns, (group, split))
+        else:
+            columns = find_inputs(self.kinds, reading.columns, self.name, wanted, features, (group, split))
+        return columns._replace(group=group, split=split, pattern=pattern)
+
+    def guess_columns(self, given: str, reserved: Sequence[str]) -> Columns:
+        """Choose the columns of samples and labels; see :func:`~exitlens.data.columns.find_columns`."""
+        return find_columns(self.kinds, given, self.name, reserved)
+
+    def refuse_column(self, column: str, argument: str) -> None:
+        """Raise a :class:`DataError` for a column that is not there."""
+        known = ", ".join(self.kinds)
+        raise DataError(f"{argument}: {self.name} has no column {column!r}; it has {known}.{suggest(column, self.kinds)}")
+
+    @abstractmethod
+    def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
+        """Return the rows of every part by its name, or of all parts as one (``joined``), which is called ``""``.
+
+        ``skip_bad`` takes what is whole of damaged files.
+
+        Raises:
+            DataError: data that cannot be read.
+        """
 
 
-def iterate_csv(path: Path, keys: tuple[str, ...] = ()) -> Generator[tuple[int, Row], None, None]:
-    """The rows of a CSV file by line, from its second: their fields by column, or what is wrong with them.
+def check_rows(
+    parts: Mapping[str, Rows], skip_bad: bool, several: bool = False
+) -> tuple[dict[str, Sequence[int]], list[str]]:
+    """Return the rows that have all they need, by part, and what is wrong with the others.
 
     Raises:
-        DataError: a file that cannot be read, is broken, or lacks one of the columns ``keys``.
+        DataError: rows without a label, group, split, key or text, or with a fault, unless they may be skipped.
     """
-    with open_file(path) as file, _decode(file, "") as content:
-        yield from _read_csv(content, path, keys)
+    good: dict[str, Sequence[int]] = {}
+    bad: list[str] = []
+    for part, rows in parts.items():
+        faults = dict(rows.faults)
+        needed = {"label": rows.labels, "group": rows.groups, "split": rows.splits, "key": rows.keys, "text": rows.texts}
+        for what, values in needed.items():
+            for i in find_missing(() if values is None else values, what == "label" and several):
+                faults.setdefault(i, f"no {what}")
+        good[part] = [i for i in range(len(rows.names)) if i not in faults] if faults else range(len(rows.names))
+        bad += [f"{rows.names[i]}: {faults[i]}" for i in sorted(faults)]
+    check_bad(bad, sum(len(rows.names) for rows in parts.values()), skip_bad, "rows")
+    return good, bad
 
 
-def peek_kinds(path: Path) -> dict[str, Kind]:
-    """What each column of a CSV file holds: what nine in ten of its first fields are, or words; empty ones do not count."""
-    found: dict[str, Counter[Kind]] = {}
-    with closing(iterate_csv(path)) as rows:
-        for _, row in islice(rows, _PEEKED):
-            for name, field in row.items() if isinstance(row, Mapping) else ():
-                found.setdefault(name, Counter())[classify_field(str(field))] += 1
-    return {name: _sum_up(counts) for name, counts in found.items()}
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Put the rows of several parts, which are in memory, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = [0, *accumulate(len(rows.names) for rows in parts)]
+    faults = {start + i: fault for start, rows in zip(starts, parts, strict=False) for i, fault in rows.faults.items()}
+
+    def join(column: str) -> list[Any] | None:
+        return list(chain(*(getattr(rows, column) for rows in parts))) if getattr(parts[0], column) is not None else None
+
+    return Rows(
+        join("names") or [],
+        texts=join("texts"),
+        series=join("series"),
+        keys=join("keys"),
+        groups=join("groups"),
+        faults=faults,
+    )
 
 
-def _sum_up(counts: Counter[Kind]) -> Kind:
-    del counts["other"]
-    most: float = 0.9 * counts.total()
-    if not counts or counts["integer"] >= most:
-        return "integer" if counts else "other"
-    if counts["integer"] + counts["float"] >= most:
-        return "float"
-    return "list" if counts["list"] >= most else "string"
+def find_missing(values: Iterable[str | None], may_be_empty: bool = False) -> list[int]:
+    """Return where a value is missing, or empty unless it ``may_be_empty``."""
+    return [i for i, value in enumerate(values) if value is None or not (may_be_empty or value.strip())]
 
 
-def classify_field(field: str) -> Kind:
-    """What a field of a CSV file is: a number, numbers, words, or nothing (``other``)."""
-    if not field.strip():
-        return "other"
-    if parse_numbers(field) is not None:
-        return "list"
+def looks_like_pattern(word: str) -> bool:
+    """Tell if a word has characters of regular expressions, which names of columns do not have."""
+    return any(sign in word for sign in "\\()[]*+?^$|{}")
+
+
+def match_groups(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the group of each file name: what the pattern's first parentheses match, or all that it matches without any.
+
+    Raises:
+        InputError: not a regular expression; DataError: names that it does not match.
+    """
     try:
-        float(field)
-    except ValueError:
-        return "string"
-    return "integer" if field.strip().lstrip("+-").isdecimal() else "float"
-
-
-def parse_numbers(field: str) -> list[Any] | None:
-    """Numbers in one field: a JSON list (or one of lists), or two numbers or more with spaces or semicolons between."""
-    text = field.strip()
-    if text.startswith("["):
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        return found if isinstance(found, list) else None
-    words = text.replace(";", " ").split()
-    try:
-        return [float(word) for word in words] if len(words) > 1 else None
-    except ValueError:
-        return None
-
-
-def _read_csv(content: Iterable[str], path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(content, strict=True)
-    try:
-        rows = ((reader.line_num, row) for row in reader if row)
-        head = [name.strip() for name in next(rows, (0, list(keys)))[1]]
-        missing = [key for key in keys if key not in head]
-        if missing:
-            raise DataError(
-                f"data: {path} has no column {missing[0]!r}, it has {head}: name columns in its first line, or by --columns"
-            )
-        for line, row in rows:
-            wrong = f"{len(row)} fields, the first line has {len(head)}: put texts with commas in quotes"
-            yield line, dict(zip(head, row, strict=True)) if len(row) == len(head) else wrong
-    except csv.Error as error:
-        raise DataError(f'data: {path}, line {reader.line_num}: broken CSV ({error}): quote texts as "..."') from error
-
-
-def _read_lines(content: Iterable[str], suffix: str) -> Iterator[tuple[int, Row]]:
-    for line, text in enumerate(content, 1):
-        if text.strip():
-            yield line, {"text": text} if suffix == ".txt" else _parse_json(text)
-
-
-def _parse_json(text: str) -> Row:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"no JSON ({error})"
-    return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
-
-
-def _pick_fields(values: Mapping[str, object], keys: tuple[str, ...], labels: Collection[str]) -> dict[str, str] | str:
-    """The values of ``keys`` without white space around them, or what is wrong with them."""
-    found = {}
-    for key in keys:
-        value = values.get(key)
-        is_list = isinstance(value, list) and key != keys[0]
-        if isinstance(value, list) and is_list and all(isinstance(one, str | int) for one in value):
-            value = SEPARATOR.join(map(str, value))
-        elif type(value) is int or (isinstance(value, bool) and key in labels):
-            value = value if key == keys[0] else str(value)
-        if not isinstance(value, str) or not (value.strip() or is_list or key in labels):
-            return f"{key}: expected a string that is not empty, got {value!r:.60}"
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return f"{key}: has bytes that are not UTF-8: save the file as UTF-8"
-        found[key] = value.strip()
-    return found
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"group_by: expected a column or a regular expression, got {pattern!r} ({error})") from error
+    matches = [compiled.search(name) for name in names]
+    groups = [(match and match[1 if compiled.groups else 0]) or "" for match in matches]
+    if missing := [name for name, group in zip(names, groups, strict=True) if not group]:
+        raise DataError(
+            f"group_by: {pattern!r} finds no group in {len(missing)} of {len(names)} file names, such as {missing[0]!r}. "
+            "Fix: give a pattern that matches every name"
+        )
+    return groups

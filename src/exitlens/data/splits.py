@@ -1,9 +1,12 @@
-"""Splits of a data set: disjoint parts, each of which is used for one thing only."""
+"""Splits of a data set: disjoint parts, each of which is used for one thing only; cut by us, or named by the source."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import fsum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ class Splittable(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """``(N,)`` integers; of several labels ``(N,C)`` bool."""
+        """``(N,)`` integers; several labels a sample ``(N,C)`` bool."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -34,7 +37,7 @@ class Splittable(Protocol):
         """``(N,)`` integers, if there are any: samples with the same number belong together."""
 
     def subset(self, indices: Tensor) -> Self:
-        """The samples at ``indices`` (``(n,)`` integers) as a set of its own."""
+        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own."""
 
 
 class SampleSet(Splittable, Protocol):
@@ -48,7 +51,7 @@ class SampleSet(Splittable, Protocol):
 
     @property
     def inputs(self) -> Inputs:
-        """All samples as a network's inputs: of small subsets, where they are not in memory."""
+        """All samples as a network's inputs; of small subsets only, if they are not in memory."""
 
     @property
     def preprocess(self) -> Preprocessing:
@@ -59,7 +62,7 @@ class SampleSet(Splittable, Protocol):
     def __getitem__(self, index: int) -> tuple[Any, Tensor]: ...
 
     def first(self, count: int) -> Self:
-        """The first ``count`` samples (all, if there are fewer)."""
+        """Return the first ``count`` samples (all, if there are fewer)."""
 
 
 _ATTEMPTS = 50  # to find parts that all have every class
@@ -67,10 +70,10 @@ _Set = TypeVar("_Set", bound=Splittable)
 
 
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
-    """Disjoint random parts of a set with these shares of every class; the last part gets what is left over.
+    """Cut a set into disjoint random parts with these shares of every class; the last part gets what is left over.
 
-    Where the set has ``groups``, every group goes into one part as a whole, see :func:`assign_groups`. Of several labels a
-    sample, the rarest of each sample's counts as its class, so that rare labels are spread over all parts.
+    Every group of a set with ``groups`` goes into one part as a whole, see :func:`assign_groups`. If a sample has several
+    labels, the rarest of them counts as its class, so that rare labels are spread over all parts.
 
     Raises:
         DataError: if a class has too few samples (groups) to give every part one.
@@ -95,20 +98,20 @@ def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
         if 0 < len(where) < len(shares) and data.labels.ndim == 1:
             raise DataError(f"data: class {classes[label]!r} has {len(where)} sample(s), need {len(shares)} or more")
         where = where[torch.randperm(len(where), generator=rng)]
-        for part, found in zip(chosen, where.split(share_out(len(where), shares)), strict=True):
-            part.append(found)
+        for part, rows in zip(chosen, where.split(share_out(len(where), shares)), strict=True):
+            part.append(rows)
     return [data.subset(torch.cat(part).sort().values) for part in chosen]
 
 
 def find_rarest(labels: Tensor) -> Tensor:  # (N,C) bool -> (N,)
-    """Of each sample's labels the one that the fewest samples have; C for a sample without any."""
+    """Return of each sample's labels the one that the fewest samples have; C for a sample without any."""
     counts = torch.cat([labels.sum(0), torch.tensor([len(labels) + 1])])  # no label is as common as that
     padded = torch.cat([labels, torch.ones(len(labels), 1, dtype=torch.bool)], 1)
     return torch.where(padded, counts, len(labels) + 2).argmin(1)
 
 
 def share_out(count: int, shares: Sequence[float]) -> list[int]:
-    """How many of ``count`` things each part gets: one at least, as long as they last; the last part gets the rest."""
+    """Return how many of ``count`` things each part gets: at least one, as long as they last; the last gets the rest."""
     sizes: list[int] = []
     for i, share in enumerate(shares):
         left, rest = len(shares) - 1 - i, count - sum(sizes)
@@ -119,12 +122,12 @@ def share_out(count: int, shares: Sequence[float]) -> list[int]:
 def assign_groups(
     labels: Tensor, groups: Tensor, classes: Sequence[str], shares: Sequence[float], rng: torch.Generator
 ) -> Tensor:
-    """The part of each sample ``(N,)``, so that every group is in one part and every class in all.
+    """Return the part of each sample ``(N,)``, so that every group is in one part and every class in all.
 
     A part gets its share of the groups of every class, large and small ones alike. Every group has the same chance of every
-    part whatever its size, as a certificate needs that tests on some groups and promises for others; the shares of
-    *samples* are near to what was asked for, not always at it. (scikit-learn's ``StratifiedGroupKFold`` goes for the samples
-    alone, and fills small parts with small groups.)
+    part whatever its size, as a certificate needs that tests on some groups and promises for others; so the shares of
+    *samples* are only near what was asked for. (scikit-learn's ``StratifiedGroupKFold`` meets the shares of samples, and
+    fills small parts with small groups.)
 
     Args:
         labels: ``(N,)`` integers.
@@ -141,8 +144,7 @@ def assign_groups(
     held = pairs[1].bincount(minlength=len(classes))  # (C,) groups of every class
     for label in ((held > 0) & (held < len(shares))).nonzero().flatten().tolist():
         raise DataError(
-            f"data: class {classes[label]!r} has {int(held[label])} group(s), need {len(shares)} or more: one for each of "
-            f"{len(shares)} splits"
+            f"data: class {classes[label]!r} has {int(held[label])} group(s), need {len(shares)} or more, one for each split"
         )
     strata = _find_strata(pairs, counts, labels.bincount(minlength=len(classes)), len(ids))
     sizes = of_sample.bincount(minlength=len(ids))
@@ -155,12 +157,12 @@ def assign_groups(
     name = classes[int(lacking.nonzero()[0])]
     raise DataError(
         f"data: the groups of class {name!r} cannot be split so that each of {len(shares)} parts has one: it has "
-        f"{int(held[int(lacking.nonzero()[0])])} groups; give smaller groups, or splits of your own"
+        f"{int(held[int(lacking.nonzero()[0])])} groups. Fix: give smaller groups, or splits of your own"
     )
 
 
 def _find_strata(pairs: Tensor, counts: Tensor, totals: Tensor, number: int) -> Tensor:
-    """For each group ``(G,)`` the class of which it has the largest share, so that rare classes count."""
+    """Return for each group ``(G,)`` the class of which it has the largest share, so that rare classes count."""
     share = counts / totals[pairs[1]]
     order = share.argsort(stable=True)  # of a group's pairs the largest comes last, and is what stays
     strata = torch.zeros(number, dtype=torch.int64)
@@ -170,7 +172,7 @@ def _find_strata(pairs: Tensor, counts: Tensor, totals: Tensor, number: int) -> 
 
 
 def _draw_parts(strata: Tensor, sizes: Tensor, shares: Sequence[float], rng: torch.Generator) -> Tensor:
-    """A part for each group: in every stratum, each part's groups are spread evenly from the largest to the smallest.
+    """Return a part for each group; in every stratum, each part's groups are spread evenly from large to small.
 
     Turning the row of parts by a random number of places makes the chances of all groups exactly equal.
     """
@@ -187,3 +189,121 @@ def _draw_parts(strata: Tensor, sizes: Tensor, shares: Sequence[float], rng: tor
         row = torch.arange(len(shares)).repeat_interleave(torch.tensor(counts))[torch.cat(at).argsort()]
         parts[where] = row.roll(int(torch.randint(len(row), (1,), generator=rng)))
     return parts
+
+
+_WORDS: dict[str, Split] = {  # what others call the splits
+    **{split: split for split in SPLITS},
+    **dict.fromkeys(("training",), SPLITS[0]),
+    **dict.fromkeys(("val", "valid", "dev", "eval"), SPLITS[1]),
+    **dict.fromkeys(("calib",), SPLITS[2]),
+    **dict.fromkeys(("testing",), SPLITS[3]),
+}
+
+
+class SplitPlan(NamedTuple):
+    """Where the four splits of a source come from.
+
+    Attributes:
+        own: the part of the source that is a split, by split.
+        carved: splits that are cut from the part for ``train``.
+        unused: parts whose names are not those of a split.
+    """
+
+    own: Mapping[Split, str]
+    carved: tuple[Split, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        words = [f"{split}: all of {name!r}" for split, name in self.own.items() if split != "train" or not self.carved]
+        if self.carved:
+            cut = ", ".join(f"{share:.0%} {split}" for split, share in self.shares().items())
+            words.append(
+                f"cut from {self.own['train']!r} by exitlens: {cut}" if self.own["train"] else f"by exitlens: {cut}"
+            )
+        return "; ".join([*words, *(f"{name!r} is not used" for name in self.unused)])
+
+    def shares(self) -> dict[Split, float]:
+        """Return which shares of the part for ``train`` it keeps and the carved splits get; they sum to 1."""
+        parts: tuple[Split, ...] = ("train", *self.carved)
+        total = fsum(SHARES[part] for part in parts)
+        return {part: SHARES[part] / total for part in parts}
+
+
+def name_split(word: str) -> Split | None:
+    """Return the split that a word such as ``val`` stands for, if any."""
+    return _WORDS.get(word.strip().lower())
+
+
+def find_split_tables(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Return the files ``train.csv``, ``test.csv`` and so on of a folder by name; none if no file is for training.
+
+    Raises:
+        DataError: two files of one name that differ in their suffix only.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and name_split(path.stem))
+    found = {path.stem: path for path in files}
+    if len(found) < len(files):
+        raise DataError(
+            f"data: {folder} has two files of one name among {[path.name for path in files]}. Fix: remove one of them"
+        )
+    return found if any(name_split(word) == "train" for word in found) else {}
+
+
+def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:
+    """Find which of a source's named parts are our splits; a single part is cut into all four, whatever its name.
+
+    Raises:
+        DataError: two parts for one split, or several of which none is for training.
+    """
+    if len(names) == 1:
+        return SplitPlan({"train": names[0]}, SPLITS[1:], ())
+    own: dict[Split, str] = {}
+    for name in names:
+        split = name_split(name)
+        if split in own:
+            raise DataError(
+                f"data: {origin} has {own[split]!r} and {name!r} for one split, {split}. Fix: rename one of them"
+            )
+        if split is not None:
+            own[split] = name
+    if "train" not in own:
+        raise DataError(f"data: {origin} has the splits {', '.join(map(repr, names))}: one of them has to be called train")
+    own = {split: own[split] for split in SPLITS if split in own}
+    carved = tuple(split for split in SPLITS if split not in own)
+    return SplitPlan(own, carved, tuple(name for name in names if name not in own.values()))
+
+
+def take_split(parts: Mapping[str, _Set], split: Split, seed: int, origin: str, group_names: Sequence[str] = ()) -> _Set:
+    """Return one split of a source that comes in named parts; a split without a part is cut from ``train``.
+
+    Raises:
+        DataError: as :func:`plan_splits` and :func:`split_set`; an empty part; a group in two parts.
+    """
+    plan = plan_splits(tuple(parts), origin)
+    used = {name: parts[name] for name in plan.own.values()}
+    for name, part in used.items():
+        if not len(part.labels):
+            raise DataError(f"data: {origin}: its part {name!r} is empty. Fix: remove it, and it is cut from train")
+    check_disjoint({name: part.groups for name, part in used.items() if part.groups is not None}, group_names, origin)
+    if split in plan.own and (split != "train" or not plan.carved):
+        return used[plan.own[split]]
+    shares = plan.shares()
+    return split_set(used[plan.own["train"]], list(shares.values()), seed)[list(shares).index(split)]
+
+
+def check_disjoint(parts: Mapping[str, Tensor], names: Sequence[str], origin: str) -> None:
+    """Raise :class:`DataError` if two parts of a source share a group.
+
+    Args:
+        parts: the group ids ``(N,)`` of every part.
+        names: of the groups, by id.
+        origin: the source's name.
+    """
+    distinct = {part: set(ids.tolist()) for part, ids in parts.items()}
+    for (first, groups), (second, others) in combinations(distinct.items(), 2):
+        if both := sorted(groups & others):
+            shown = names[both[0]] if names else both[0]
+            raise DataError(
+                f"data: {origin} has the group {shown!r} in {first} and in {second} ({len(both)} group(s) are in both): "
+                "what is measured on one would not hold for new groups. Fix: move each group to one part, or let us split"
+            )

@@ -1,78 +1,97 @@
-"""Unlabelled samples as batches of a network's inputs, read while they are asked for."""
+"""Samples without labels as batches of a network's inputs, read while they are asked for."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from exitlens.data.assemble import Target, arrange_arrays
 from exitlens.data.batches import Batch
 from exitlens.data.checks import refuse_bad
-from exitlens.data.loading.names import Picked
-from exitlens.data.loading.readers import ImageFiles, Reader
-from exitlens.data.loading.workers import choose_workers, decode_batches
+from exitlens.data.columns import Role
+from exitlens.data.files import SUFFIXES, ArrayFiles, list_names
+from exitlens.data.formats import find_format, find_unlabelled_format, open_rows
+from exitlens.data.lines import NumberFile, TextFiles, peek_kinds
+from exitlens.data.packed import PackedStrings, Picked
+from exitlens.data.readers import ImageFiles, PixelCache, Reader
+from exitlens.data.rows import Reading, Source, check_rows, join_rows, match_groups
+from exitlens.data.workers import choose_workers, decode_batches
 from exitlens.errors import DataError, InputError, require
-from exitlens.types import Preprocess, TextPreprocess
-from exitlens.types.inputs import Inputs
+from exitlens.modalities import IMAGE, MODALITIES, SERIES, TEXT, VECTOR, Modality
+from exitlens.modalities.series import list_columns
+from exitlens.types import ArrayPreprocess, Preprocess, Preprocessing, VectorPreprocess
+
+_ROLES: dict[Modality, Role] = {IMAGE: "image", TEXT: "text", SERIES: "series", VECTOR: "features"}
 
 
-class _Stream:
-    """What both have: the number of batches, and what has been read so far."""
+AS_FOUND = Reading()
 
-    def __init__(
-        self,
-        names: Sequence[Any],
-        batch_size: int,
-        rows: Sequence[int] | None,
-        groups: Sequence[Any] | None,
-        bad: Sequence[str],
-    ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
-        if groups is not None and len(groups) != len(names):
-            raise InputError(f"groups: expected {len(names)}, one per sample; got {len(groups)}")
-        self._rows = range(len(names)) if rows is None else rows
-        self._names, self._groups, self._known = names, groups, tuple(bad)
-        self._numbers = {} if groups is None else {group: i for i, group in enumerate(sorted(set(groups)))}
-        self._batch_size = batch_size
-        self.total = len(self._rows) + len(bad)
-        self._restart()
 
-    def _restart(self) -> None:
-        self._read = array("q")
-        self.bad = list(self._known)
-        self.files: Sequence[Any] = Picked(self._names, self._read)
-        self.groups = None if self._groups is None else Picked(self._groups, self._read)
+class ShapedReader(Reader, Protocol):
+    """A reader that knows the shape of its samples."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every sample."""
+
+
+class HeldArrays:
+    """A reader of samples ``(N,*S)`` in memory; ``names`` are what errors call them."""
+
+    def __init__(self, values: Tensor, names: Sequence[str]) -> None:
+        self._values, self._names = values, names
+        self.shape = tuple(values.shape[1:])
 
     def __len__(self) -> int:
-        """How many batches, where everything can be read."""
-        return -(-len(self._rows) // self._batch_size)
+        return len(self._values)
 
-    def _close(self, inputs: Inputs, rows: Sequence[int]) -> Any:
-        """The batch of these rows, with its groups where there are some."""
-        self._read.extend(rows)
-        if self._groups is None:
-            return inputs
-        return Batch(inputs, None, torch.tensor([self._numbers[self._groups[row]] for row in rows]))
+    def name(self, index: int) -> str:
+        """Return the name as given."""
+        return self._names[index]
+
+    def read(self, index: int) -> Tensor:
+        """Return the sample."""
+        return self._values[index]
 
 
-class DecodedStream(_Stream):
-    """Samples as normalised batches, decoded while they are asked for; every batch but the last is full.
-
-    Args:
-        names: N of them, of what ``reader`` gives, in the order of the answers.
-        preprocess: how samples become inputs.
-        batch_size: samples in a batch.
-        skip_bad: as of :class:`ImageStream`, like ``workers``, ``rows``, ``groups`` and ``bad``.
-        reader: gives N samples.
-        shape: of each.
-        dtype: of each.
+class Listing(NamedTuple):
+    """N samples of a source, all its parts one after the other.
 
     Attributes:
-        preprocess: as given.
+        names: files, ``shard.tar/member.jpg``, ``table:row``, ``table:part:row``, ``texts.csv:line``, or keys.
+        content: a reader of the samples, or the texts.
+        rows: the samples to read, ascending: those that have all they need, as far as is known yet; by default all.
+        groups: names of the groups, if there are any.
+        bad: what is wrong with other samples and files.
+    """
+
+    names: Sequence[Any]
+    content: ShapedReader | Sequence[str | None]
+    rows: Sequence[int] | None = None
+    groups: Sequence[Any] | None = None
+    bad: Sequence[str] = ()
+
+
+class SampleStream:
+    """Samples as batches of a network's inputs, read while they are asked for; every batch but the last is full.
+
+    A batch of samples with groups is ``(inputs, None, group ids)``.
+
+    Args:
+        listing: the samples.
+        preprocess: how they become inputs.
+        batch_size: samples in a batch.
+        skip_bad: leave out samples that cannot be read and list them in :attr:`bad`; otherwise the first of them ends the
+            iteration with a :class:`DataError`, after the samples before it.
+        workers: processes that decode; by default one for each core, at most 8.
+
+    Attributes:
         files: names of the samples in the batches so far, in order.
         groups: their groups, or ``None``.
         bad: what could not be read so far, each with the reason.
@@ -80,73 +99,79 @@ class DecodedStream(_Stream):
     """
 
     def __init__(
-        self,
-        names: Sequence[Any],
-        preprocess: Any,
-        batch_size: int,
-        skip_bad: bool = False,
-        workers: int | None = None,
-        *,
-        reader: Reader,
-        shape: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        rows: Sequence[int] | None = None,
-        groups: Sequence[Any] | None = None,
-        bad: Sequence[str] = (),
+        self, listing: Listing, preprocess: Any, batch_size: int, skip_bad: bool = False, workers: int | None = None
     ) -> None:
-        super().__init__(names, batch_size, rows, groups, bad)
-        if len(reader) != len(names):
-            raise InputError(f"reader: expected {len(names)} samples, one per name; got {len(reader)}")
-        self.preprocess = preprocess
-        self._reader, self._shape, self._dtype, self._skip_bad = reader, tuple(shape), dtype, skip_bad
+        names, content, rows, groups, bad = listing
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
+        for what, values in (("content", content), ("groups", groups)):
+            if values is not None and len(values) != len(names):
+                raise InputError(f"{what}: expected {len(names)}, one per name; got {len(values)}")
+        self._names, self._content, self._groups, self._known_bad = names, content, groups, tuple(bad)
+        self._rows = range(len(names)) if rows is None else rows
+        self._numbers = {} if groups is None else {group: i for i, group in enumerate(sorted(set(groups)))}
+        self.preprocess, self._batch_size, self._skip_bad = preprocess, batch_size, skip_bad
         self._workers = choose_workers(workers, len(self))
+        self.total = len(self._rows) + len(bad)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._read = array("q")
+        self.bad = list(self._known_bad)
+        self.files: Sequence[Any] = Picked(self._names, self._read)
+        self.groups = None if self._groups is None else Picked(self._groups, self._read)
+
+    def __len__(self) -> int:
+        """Return how many batches there are, if everything can be read."""
+        return -(-len(self._rows) // self._batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         self._restart()
         plan = [self._rows[at : at + self._batch_size] for at in range(0, len(self._rows), self._batch_size)]
-        held = torch.empty(0, *self._shape, dtype=self._dtype)  # read, but too few for a batch
-        rows: list[int] = []
-        decoded = decode_batches(self._reader, plan, self._shape, self._workers, dtype=self._dtype)
-        for part, found in zip(plan, decoded, strict=True):
-            stop = found.bad[0][0] if found.bad and not self._skip_bad else None  # nothing after this row is used
-            good = [part[place] for place in found.good if stop is None or part[place] < stop]
-            self.bad += [reason for _, reason in found.bad[: None if self._skip_bad else 1]]
+        if isinstance(self._content, Sequence):
+            for rows in plan:
+                yield self._close(self.preprocess.encode([self._content[row] or "" for row in rows]), rows)
+            return
+        for values, rows in self._decode(self._content, plan):
+            yield self._close(self.preprocess.normalise(values), rows)
+        if len(self.bad) > len(self._known_bad) and not self._skip_bad:
+            if len(self._names) == 1:
+                raise DataError(f"data: {self.bad[-1]}. Fix: give another one")
+            raise refuse_bad(self.bad[-1], "remove it")
+
+    def _decode(self, reader: ShapedReader, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield full batches of good samples and their rows, up to the first bad one unless it may be skipped."""
+        dtype = torch.uint8 if isinstance(self.preprocess, Preprocess) else torch.float32
+        held, rows = torch.empty(0, *reader.shape, dtype=dtype), list[int]()  # read, but too few for a batch
+        for part, decoded in zip(plan, decode_batches(reader, plan, reader.shape, self._workers, dtype=dtype), strict=True):
+            stop = decoded.bad[0][0] if decoded.bad and not self._skip_bad else None  # nothing after this row is used
+            good = [part[place] for place in decoded.good if stop is None or part[place] < stop]
+            self.bad += [reason for _, reason in decoded.bad[: None if self._skip_bad else 1]]
             rows += good
-            held = torch.cat([held, found.values[: len(good)]])
+            held = torch.cat([held, decoded.values[: len(good)]])
             while len(held) >= self._batch_size:
-                yield self._close(self.preprocess.normalise(held[: self._batch_size]), rows[: self._batch_size])
+                yield held[: self._batch_size], rows[: self._batch_size]
                 held, rows = held[self._batch_size :], rows[self._batch_size :]
             if stop is not None:
                 break
         if rows:
-            yield self._close(self.preprocess.normalise(held), rows)
-        if len(self.bad) > len(self._known) and not self._skip_bad:
-            if len(self._names) == 1:
-                raise DataError(f"data: {self.bad[-1]}: give another one")
-            raise refuse_bad(self.bad[-1], "remove it")
+            yield held, rows
+
+    def _close(self, inputs: Any, rows: Sequence[int]) -> Any:
+        """Return the batch of these rows, with its groups if there are any."""
+        self._read.extend(rows)
+        if self._groups is None:
+            return inputs
+        return Batch(inputs, None, torch.tensor([self._numbers[self._groups[row]] for row in rows]))
 
 
-class ImageStream(DecodedStream):
+class ImageStream(SampleStream):
     """Image files as normalised batches ``(B,C,H,W)``, read while they are asked for; every batch but the last is full.
 
     Args:
-        files: N image files, or names of what ``reader`` gives, in the order of the answers.
+        files: in the order of the answers.
         preprocess: size, mean and standard deviation; the number of means says whether images are grey or colour.
-        batch_size: images in a batch.
-        skip_bad: leave out files that cannot be read and list them in :attr:`bad`; otherwise the first of them ends the
-            iteration with a :class:`DataError`, after the images before it.
-        workers: processes that decode; by default one for each core, at most 8.
-        reader: gives the pixels of N images; by default those of the files.
-        rows: those of the N to read, ascending; by default all.
-        groups: N words: images with the same one belong together. A batch then is ``(images, None, group ids)``.
-        bad: what is known to be bad before anything is read.
-
-    Attributes:
-        preprocess: as given.
-        files: the images in the batches so far, in order.
-        groups: their groups, or ``None``.
-        bad: what could not be read so far, each with the reason.
-        total: how many images there are to read, and what is known to be bad.
+        batch_size, skip_bad, workers: and all attributes, see :class:`~exitlens.data.streams.SampleStream`.
 
     Examples:
         >>> stream = xl.ImageStream(sorted(Path("photos").rglob("*.png")), scenes.preprocess, batch_size=3)
@@ -161,58 +186,137 @@ class ImageStream(DecodedStream):
         batch_size: int,
         skip_bad: bool = False,
         workers: int | None = None,
-        *,
-        reader: Reader | None = None,
-        rows: Sequence[int] | None = None,
-        groups: Sequence[Any] | None = None,
-        bad: Sequence[str] = (),
     ) -> None:
         require(preprocess, Preprocess, "preprocess")
-        own = ImageFiles(Path(), map(str, files), preprocess) if reader is None else reader
-        rest: Any = {"dtype": torch.uint8, "rows": rows, "groups": groups, "bad": bad}
-        shape = (len(preprocess.mean), *preprocess.size)
-        super().__init__(files, preprocess, batch_size, skip_bad, workers, reader=own, shape=shape, **rest)
+        super().__init__(
+            Listing(files, ImageFiles(Path(), map(str, files), preprocess)), preprocess, batch_size, skip_bad, workers
+        )
 
 
-class TextStream(_Stream):
-    """Texts as batches of network input, encoded while they are asked for.
+def open_stream(
+    preprocess: Preprocessing,
+    data: str,
+    batch_size: int,
+    reading: Reading = AS_FOUND,
+    *,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    cache: Path | None = None,
+    without: Collection[str] = (),
+) -> SampleStream:
+    """Stream the samples of a source without labels, in batches.
 
     Args:
-        texts: N texts; a sequence that reads them when they are asked for is read in that way.
-        names: N names, for the answers.
-        preprocess: how texts become token ids.
-        batch_size: texts in a batch.
-        rows: as of :class:`ImageStream`, like the next two.
-        groups: likewise.
-        bad: likewise.
+        preprocess: of the network that takes them; its class says what kind of samples these are.
+        data: a file of one sample or a folder of them, a file of rows, a table or shards.
+        batch_size: samples in a batch.
+        reading: columns of the samples and of keys that name them, and a column or a regular expression for groups.
+        skip_bad: leave out what cannot be read.
+        workers: processes that decode images and files.
+        cache: directory for decoded pixels of images.
+        without: names of samples to leave out.
 
-    Attributes:
-        preprocess: as given.
-        files: names of the texts in the batches so far, in order.
-        groups: their groups, or ``None``.
-        bad: what was known to be bad: a text that was read can be encoded.
-        total: how many texts there are to read, and what is known to be bad.
+    Raises:
+        DataError: data that cannot be read or are unclear; InputError: words for which this format has no use.
     """
+    if cache is not None and not isinstance(preprocess, Preprocess):
+        raise InputError(f"cache: it is for images, these data are {_find_kind(preprocess).plural}. Fix: leave it out")
+    listing = list_samples(preprocess, data, reading, skip_bad)
+    if cache is not None:
+        listing.content.cache = PixelCache(cache)  # type: ignore[union-attr]
+    if without:
+        left_out, rows = set(without), range(len(listing.names)) if listing.rows is None else listing.rows
+        listing = listing._replace(rows=[i for i in rows if listing.names[i] not in left_out])
+    return SampleStream(listing, preprocess, batch_size, skip_bad, workers)
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        names: Sequence[str],
-        preprocess: TextPreprocess,
-        batch_size: int,
-        *,
-        rows: Sequence[int] | None = None,
-        groups: Sequence[Any] | None = None,
-        bad: Sequence[str] = (),
-    ) -> None:
-        require(preprocess, TextPreprocess, "preprocess")
-        super().__init__(names, batch_size, rows, groups, bad)
-        if len(names) != len(texts):
-            raise InputError(f"names: expected {len(texts)}, one per text; got {len(names)}")
-        self._texts, self.preprocess = texts, preprocess
 
-    def __iter__(self) -> Iterator[Any]:
-        self._restart()
-        for at in range(0, len(self._rows), self._batch_size):
-            rows = self._rows[at : at + self._batch_size]
-            yield self._close(self.preprocess.encode([self._texts[row] for row in rows]), rows)
+def list_samples(preprocess: Preprocessing, data: str, reading: Reading = AS_FOUND, skip_bad: bool = False) -> Listing:
+    """List the samples of a source without reading images and files; arguments and errors as of :func:`open_stream`."""
+    kind = _find_kind(preprocess)
+    source = _open_source(kind, data, reading)
+    if source is None:
+        return _list_files(Path(data), kind, preprocess, reading)
+    features = preprocess.names if isinstance(preprocess, VectorPreprocess) else ()
+    columns = source.find_columns(reading, _ROLES[kind], features)
+    rows = join_rows([*source.list_rows(columns, joined=True, skip_bad=skip_bad).values()])
+    if isinstance(preprocess, ArrayPreprocess):
+        rows = arrange_arrays({"": rows}, data, Target(known=preprocess))[0][""]
+    good, bad = check_rows({"": rows}, skip_bad)
+    names = rows.names
+    if rows.keys is not None:
+        names = PackedStrings((key or "").strip() for key in rows.keys)
+        (key, count), *_ = Counter(names[i] for i in good[""]).most_common(1) or [("", 0)]
+        if count > 1:
+            fix = "name a column that tells rows apart"
+            raise DataError(f"columns: the key {key!r} stands in {count} rows of {columns.key!r}. Fix: {fix}")
+    content: Any = rows.texts
+    if rows.images is not None:
+        content = rows.images(preprocess)  # type: ignore[arg-type]
+    elif rows.arrays is not None:
+        content = HeldArrays(rows.arrays, names)
+    groups = None if rows.groups is None else [group or "" for group in rows.groups]
+    return Listing(names, content, good[""], groups, (*rows.damage, *bad))
+
+
+def _find_kind(preprocess: Preprocessing) -> Modality:
+    kind = next((kind for kind in MODALITIES if isinstance(preprocess, kind.preprocess)), None)
+    if kind is None:
+        raise InputError(f"preprocess: expected that of images, texts, series, ..., got {type(preprocess).__name__}")
+    return kind
+
+
+def _open_source(kind: Modality, data: str, reading: Reading) -> Source | None:
+    """Open a source whose rows are samples; ``None`` for files of one sample each."""
+    path = Path(data)
+    if kind not in (IMAGE, TEXT):
+        return _open_arrays(kind, path, reading)
+    form = find_unlabelled_format(data, reading.columns, reading.group_by)
+    if form in ("numbers", "series", "arrays"):
+        has = f"{data} holds series, volumes or vectors, the network takes {kind.plural}"
+        raise InputError(f"data: {has}. Fix: give some of these")
+    if kind is TEXT and form in (None, "folder", "texts"):
+        return TextFiles(path)
+    if form == "texts":
+        fix = "give a folder of images, a table or shards"
+        raise InputError(f"data: {data} holds texts, the network takes images. Fix: {fix}")
+    if form is None and not path.exists():
+        fix = "give a folder of images, Parquet, a saved data set or tar shards"
+        raise DataError(f"data: no file or folder {data}. Fix: {fix}")
+    return None if form in (None, "folder") else open_rows(data, form)
+
+
+def _open_arrays(kind: Modality, path: Path, reading: Reading) -> Source | None:
+    is_csv = path.suffix.lower() == ".csv"
+    if is_csv and (kind is VECTOR or (kind is SERIES and (reading.columns or _has_lists(path)))):
+        return NumberFile(path)
+    form = find_format(str(path), reading.columns, [reading.group_by])
+    if form == "series" and kind is SERIES:
+        return open_rows(str(path), form)
+    if form in ("parquet", "arrow", "saved", "hub") and kind in (VECTOR, SERIES):
+        kinds = list_columns(path) if path.suffix.lower() == ".parquet" else {}
+        is_one_series = kind is SERIES and bool(kinds) and all(kinds.values())
+        if not is_one_series:
+            return open_rows(str(path), form)
+    if kind is VECTOR:
+        raise DataError(
+            f"data: {path} is not a table of numbers: expected .csv, Parquet or Arrow, with a row for each vector"
+        )
+    return None
+
+
+def _has_lists(path: Path) -> bool:
+    return path.is_file() and "list" in peek_kinds(path).values()
+
+
+def _list_files(path: Path, kind: Modality, preprocess: Any, reading: Reading) -> Listing:
+    if reading.columns:
+        raise InputError(f"columns: {path} holds files of one {kind.name} each, without columns. Fix: leave them out")
+    if not path.exists():
+        raise DataError(f"data: no file or folder {path}. Fix: give {kind.given}")
+    if path.is_dir():
+        files = list_names(path, SUFFIXES[kind], kind.name) if kind in SUFFIXES else list_names(path)
+        names = PackedStrings(str(path / name) for name in files)
+    else:
+        files, names = [str(path)], PackedStrings([str(path)])
+    reader = ImageFiles(Path(), names, preprocess) if kind is IMAGE else ArrayFiles(Path(), names, preprocess)
+    return Listing(names, reader, groups=match_groups(reading.group_by, files) if reading.group_by else None)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from exitlens.data.checks import check_class_labels, check_groups, number_labels
-from exitlens.data.loading.packed import PackedStrings, PackedTokens, pack_strings
-from exitlens.data.rows import read_columns
+from exitlens.data.columns import Columns
+from exitlens.data.lines import read_file
+from exitlens.data.packed import PackedStrings, PackedTokens, pack_strings
+from exitlens.data.rows import check_rows
 from exitlens.errors import InputError, require
 from exitlens.modalities import TEXT, Modality
 from exitlens.types import TextPreprocess, import_tokenizers
@@ -29,14 +31,11 @@ class TextSet(Dataset[TextItem]):
 
     Args:
         texts: N texts.
-        labels: ``(N,)`` ``int64``; of several labels ``(N,C)`` of 0 and 1.
+        labels: ``(N,)`` ``int64``; several labels a sample ``(N,C)`` of 0 and 1.
         classes: class names, in label order.
         preprocess: how texts become token ids; its ``length`` is L.
         masks: optional ``(N,L)`` ``bool``: which tokens carry the answer.
         groups: optional ``(N,)`` ``int64``: texts with the same number belong together.
-
-    Raises:
-        InputError: where counts, shapes or values do not fit.
 
     Examples:
         >>> texts = ["a good lamp", "a bad lamp"]
@@ -95,16 +94,16 @@ class TextSet(Dataset[TextItem]):
 
     def __getitems__(self, indices: list[int]) -> list[TextItem]:
         rows = torch.tensor(indices, dtype=torch.int64)
-        found = self._tokens.take(rows)
-        inputs = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+        tokens = self._tokens.take(rows)
+        inputs = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
         return list(zip(inputs, self.labels[rows], strict=True))
 
     def first(self, count: int) -> Self:
-        """The first ``count`` texts (all, if there are fewer)."""
+        """Return the first ``count`` texts (all, if there are fewer)."""
         return self.subset(torch.arange(min(count, len(self))))
 
     def subset(self, indices: Tensor) -> Self:
-        """The texts at ``indices`` (``(n,)`` integers) as a set of its own; nothing is encoded again."""
+        """Return the texts at ``indices`` (``(n,)`` integers) as a set of its own; nothing is encoded again."""
         part = copy.copy(self)
         part._tokens = self._tokens.subset(indices)
         part.texts = pack_strings(self.texts).subset(indices)
@@ -123,17 +122,17 @@ class RawTexts(NamedTuple):
     groups: Tensor | None = None
 
     def subset(self, indices: Tensor) -> RawTexts:
-        """The texts at ``indices`` (``(n,)`` integers)."""
+        """Return the texts at ``indices`` (``(n,)`` integers)."""
         groups = None if self.groups is None else self.groups[indices]
         return RawTexts(pack_strings(self.texts).subset(indices), self.labels[indices], self.classes, groups)
 
     def encode(self, preprocess: TextPreprocess) -> TextSet:
-        """As a set that a network reads."""
+        """Return them as a set that a network reads."""
         return TextSet(self.texts, self.labels, self.classes, preprocess, groups=self.groups)
 
 
 def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
-    """A tokenizer of lower-case words and punctuation marks; the same texts give the same one.
+    """Make a tokenizer of lower-case words and punctuation marks; the same texts give the same one.
 
     Args:
         texts: where the words come from.
@@ -143,7 +142,7 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
         The JSON of a ``tokenizers.Tokenizer`` that frames each text by ``[CLS]`` and ``[SEP]``, for :class:`TextPreprocess`.
 
     Raises:
-        InputError: texts without a word; MissingExtraError: where ``tokenizers`` is not installed.
+        InputError: texts without a word; MissingExtraError: ``tokenizers`` is not installed.
 
     Examples:
         >>> preprocess = xl.TextPreprocess(xl.word_tokenizer(["a good lamp", "a bad lamp"]), length=6)
@@ -176,11 +175,11 @@ def word_tokenizer(texts: Iterable[str], max_words: int = 20000) -> str:
 def read_texts(
     path: Path | str, classes: Sequence[str] = (), *, skip_bad: bool = False
 ) -> tuple[list[str], Tensor, tuple[str, ...]]:
-    """Texts, labels ``(N,)`` and class names of a UTF-8 file with columns (``.csv``) or keys (``.jsonl``) text and label.
+    """Read texts, labels ``(N,)`` and class names from the columns text and label of a UTF-8 file (``.csv`` or ``.jsonl``).
 
     Args:
-        path: the file; other columns or keys are left alone.
-        classes: the names to use, in label order; by default those in the file, sorted.
+        path: the file; other columns or keys are not read.
+        classes: the names to use, in label order; by default those in the file, sorted (numbers by their value).
         skip_bad: leave out rows that cannot be read, instead of stopping with all of them.
 
     Raises:
@@ -192,6 +191,7 @@ def read_texts(
         >>> texts[0], labels, classes
         ('good lamp', tensor([1, 0]), ('negative', 'positive'))
     """
-    rows = read_columns(Path(path), ("text", "label"), skip_bad)
-    labels = rows.words["label"]
-    return list(rows.texts), *number_labels(labels, classes or sorted(set(labels)), str(path))
+    rows = read_file(Path(path), Columns("text", ("text",), ("label",)))
+    good = check_rows({"": rows}, skip_bad)[0][""]
+    texts, labels = rows.texts or (), rows.labels or ()
+    return [texts[i] or "" for i in good], *number_labels([labels[i] or "" for i in good], classes, str(path))

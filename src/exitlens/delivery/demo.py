@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import exitlens
 from exitlens.data.batches import as_batch, make_epoch_loader
-from exitlens.data.fashion import load_scenes
-from exitlens.data.images import ImageSet
+from exitlens.data.demo.garments import load_scenes
+from exitlens.data.sets import ImageSet
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SPLITS
 from exitlens.delivery.bench.contenders import compare_adaptive, split_whole_batches

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from exitlens.data.streams import DecodedStream, TextStream
+from exitlens.data.streams import SampleStream
 from exitlens.errors import DataError, ExitlensError, InputError, MissingExtraError, OutputError, OutputExistsError
 from exitlens.functional.drift import Monitor
 from exitlens.io import replace_atomically, write_json
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     divergence_estimate: float | None = None
 
 
-def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: DecodedStream | TextStream) -> Iterator[list[Row]]:
+def name_rows(net: ExitNet, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[list[Row]]:
     """Turns predictions into rows with the names of their samples, which may have been read further ahead."""
     count = 0
     for pred in predictions:
@@ -70,9 +70,7 @@ def start_watch(policy: Policy, wanted: bool, group_by: str) -> Monitor | None:
     return monitor
 
 
-def watch_files(
-    monitor: Monitor | None, predictions: Iterable[Prediction], samples: DecodedStream | TextStream
-) -> Iterator[Prediction]:
+def watch_files(monitor: Monitor | None, predictions: Iterable[Prediction], samples: SampleStream) -> Iterator[Prediction]:
     """Passes predictions on and updates the monitor, if there is one, with each and its groups."""
     count = 0
     for pred in predictions:

@@ -16,7 +16,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from exitlens.data.lazy import LazySet
+from exitlens.data.sets import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.delivery import plots
 from exitlens.delivery.bundle import find_bundle

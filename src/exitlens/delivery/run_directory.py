@@ -10,27 +10,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exitlens.data.arrays.raw import ArrayReading
-from exitlens.data.arrays.reading import find_samples, is_array, read_array_parts
-from exitlens.data.arrays.unlabelled import stream_arrays
-from exitlens.data.formats.columns import KEY, ROLES, parse_columns
-from exitlens.data.formats.detect import Format, find_format, find_unlabelled_format
-from exitlens.data.formats.named_parts import take_split
-from exitlens.data.formats.reading import Reading, hash_source, read_parts
-from exitlens.data.formats.unlabelled import list_unlabelled
-from exitlens.data.lazy import set_reading
-from exitlens.data.loading.cache import PixelCache
+from exitlens.data.assemble import Target, read_parts
+from exitlens.data.columns import KEY, ROLES, parse_columns
+from exitlens.data.formats import Format, find_format, find_samples, find_unlabelled_format, hash_source
+from exitlens.data.rows import Reading
+from exitlens.data.sets import set_reading
 from exitlens.data.sources import NAMES, DataSource, open_source
-from exitlens.data.splits import SampleSet, Split
-from exitlens.data.streams import DecodedStream, ImageStream, TextStream
+from exitlens.data.splits import SampleSet, Split, take_split
+from exitlens.data.streams import SampleStream, open_stream
 from exitlens.data.texts import RawTexts
 from exitlens.delivery.bundle import find_bundle, load, load_policies
 from exitlens.errors import BundleError, DataError, ExitlensError, InputError, OutputExistsError, PolicyError
 from exitlens.io import read_json, write_json
-from exitlens.modalities import TEXT
 from exitlens.model.network import ExitNet
 from exitlens.ranks import ALONE, Ranks
-from exitlens.types import ArrayPreprocess, Policy, Preprocess, Preprocessing, TextPreprocess, Trace
+from exitlens.types import Policy, Preprocessing, TextPreprocess, Trace
 from exitlens.types.policies import DEFAULT
 from exitlens.types.requests import Asking
 from exitlens.types.settings import NetworkSettings, ReadSettings
@@ -222,14 +216,8 @@ def load_samples(path: Path, net: ExitNet, split: Split, reading: ReadSettings =
 
 def _load_files(net: ExitNet, split: Split, kind: Format, reading: ReadSettings, skip_bad: bool) -> SampleSet:
     data, rows = reading.data, Reading(reading.columns, reading.group_by, task=net.info.task)
-    modality = find_samples(data, kind, reading.columns, [reading.group_by])
-    preprocess = require_preprocess(net, modality.preprocess)
-    if is_array(modality):
-        assert isinstance(preprocess, ArrayPreprocess)
-        parts, _ = read_array_parts(data, kind, rows, ArrayReading(known=preprocess), net.info.classes, skip_bad)
-    else:
-        pixels = preprocess if isinstance(preprocess, Preprocess) else Preprocess((1, 1))
-        parts = read_parts(data, kind, rows, pixels, net.info.classes, skip_bad)
+    preprocess = require_preprocess(net, find_samples(data, kind, rows).preprocess)
+    parts = read_parts(data, kind, rows, Target(known=preprocess), net.info.classes, skip_bad)
     only = len(parts.sets) == 1
     samples = next(iter(parts.sets.values())) if only else take_split(parts.sets, split, 0, data, parts.group_names)
     if isinstance(samples, RawTexts):
@@ -240,44 +228,27 @@ def _load_files(net: ExitNet, split: Split, kind: Format, reading: ReadSettings,
 
 def stream_samples(
     net: ExitNet, reading: ReadSettings, *, batch_size: int, without: Collection[str] = (), run: Path | None = None
-) -> DecodedStream | TextStream:
+) -> SampleStream:
     """Streams the samples of a source without labels, in batches.
 
     Args:
         net: the network that takes them.
-        reading: the data (a folder, a file of texts, a table or shards, see
-            :func:`~exitlens.data.formats.unlabelled.list_unlabelled`), and how to read them.
+        reading: the data (a folder, a file of rows, a table or shards), and how to read them.
         batch_size: samples in a batch.
         without: names of samples to leave out.
         run: a run directory or bundle: if these are its own data and it left out what cannot be read, so does this.
     """
-    data, columns, group_by = reading.data, reading.columns, reading.group_by
-    skip_bad = reading.skip_bad or (run is not None and remembers_skipping(run, data))
-    modality = net.input_spec.modality
-    preprocess = require_preprocess(net, modality.preprocess)
-    if reading.cache is not None and not isinstance(preprocess, Preprocess):
-        raise InputError(f"cache: it is for images, these data are {modality.plural}. Fix: leave it out.")
-    if isinstance(preprocess, ArrayPreprocess):
-        return stream_arrays(
-            preprocess,
-            data,
-            batch_size=batch_size,
-            columns=columns,
-            group_by=group_by,
-            skip_bad=skip_bad,
-            workers=reading.workers,
-            without=without,
-        )
-    listed = list_unlabelled(data, "text" if modality is TEXT else "image", columns, group_by, skip_bad=skip_bad)
-    listed = listed.leave_out(without)
-    rest: Any = {"rows": listed.good, "groups": listed.groups, "bad": listed.bad}
-    if isinstance(preprocess, TextPreprocess):
-        return TextStream(listed.texts or (), listed.names, preprocess, batch_size, **rest)
-    assert isinstance(preprocess, Preprocess)
-    assert listed.images is not None
-    reader = listed.images(preprocess)
-    reader.cache = None if reading.cache is None else PixelCache(reading.cache)
-    return ImageStream(listed.names, preprocess, batch_size, skip_bad, reading.workers, reader=reader, **rest)
+    preprocess = require_preprocess(net, net.input_spec.modality.preprocess)
+    return open_stream(
+        preprocess,
+        reading.data,
+        batch_size,
+        Reading(reading.columns, reading.group_by),
+        skip_bad=reading.skip_bad or (run is not None and remembers_skipping(run, reading.data)),
+        workers=reading.workers,
+        cache=reading.cache,
+        without=without,
+    )
 
 
 def describe_origin(net: ExitNet, policy: Policy, data: str, columns: str = "") -> dict[str, Any]:

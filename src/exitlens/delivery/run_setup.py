@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from exitlens.data.arrays.reading import is_array
 from exitlens.data.batches import iterate_inputs
-from exitlens.data.lazy import set_reading
+from exitlens.data.sets import KINDS, set_reading
 from exitlens.data.sources import DataSource
 from exitlens.data.splits import SampleSet
 from exitlens.data.texts import TextSet
@@ -112,9 +111,9 @@ def load_training_sets(
 def _choose_preprocess(settings: NetworkSettings, source: DataSource) -> tuple[Preprocessing | None, str]:
     """Chooses how samples become inputs (``None``: the data's usual way), with a line that says so."""
     modality, backbone = source.modality, settings.backbone
-    if settings.normalise and (modality is TEXT or is_array(modality)):
+    if settings.normalise and (modality is TEXT or modality in KINDS):
         raise InputError(f"normalise: it is for images, {source.name} has {modality.plural}. Fix: leave it out.")
-    if is_array(modality):
+    if modality in KINDS:
         return None, ""
     if modality is TEXT:
         if (tokenizer := read_tokenizer(backbone)) is not None:

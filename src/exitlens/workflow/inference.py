@@ -16,18 +16,16 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from exitlens.data.arrays.unlabelled import stream_arrays
 from exitlens.data.batches import count_batches, iterate_inputs
-from exitlens.data.loading.listing import list_images
-from exitlens.data.loading.prefetch import Prefetch
-from exitlens.data.streams import ImageStream
+from exitlens.data.prefetch import Prefetch
+from exitlens.data.streams import open_stream
 from exitlens.errors import EngineError, ExitlensError, InputError, StreamError, require
 from exitlens.functional.maps import all_finite
 from exitlens.model.engine.engine import Engine
 from exitlens.model.engine.router import RoutedBatch, Router
 from exitlens.model.heads.exit_heads import require_maps
 from exitlens.model.network import ExitNet
-from exitlens.types import ArrayPreprocess, Policy, Prediction, Preprocess
+from exitlens.types import ArrayPreprocess, Policy, Prediction, Preprocess, TextPreprocess
 from exitlens.types.inputs import Inputs, count_rows
 from exitlens.types.tasks import read_answers
 
@@ -173,11 +171,9 @@ def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
         raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
     if not isinstance(batches, str | Path):
         return batches
-    if isinstance(net.info.preprocess, ArrayPreprocess):
-        return stream_arrays(net.info.preprocess, str(batches), batch_size=batch_size)
-    if not isinstance(net.info.preprocess, Preprocess):
+    if not isinstance(net.info.preprocess, Preprocess | TextPreprocess | ArrayPreprocess):
         raise InputError("batches: the network does not say how files become inputs: net.describe(preprocess=...) first")
-    return ImageStream(list_images(Path(batches)), net.info.preprocess, batch_size)
+    return open_stream(net.info.preprocess, str(batches), batch_size)
 
 
 def _run(stream: _Stream, source: Any, batch_size: int, progress: bool) -> Iterator[Prediction]:

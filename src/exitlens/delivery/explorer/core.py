@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from exitlens.data.fashion import load_scenes
-from exitlens.data.images import ImageSet
-from exitlens.data.lazy import LazyImages
+from exitlens.data.demo.garments import load_scenes
+from exitlens.data.sets import ImageSet, LazyImages
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import time_calls

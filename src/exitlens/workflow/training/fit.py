@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.progress import Progress
 from torchvision.transforms import v2
 
-from exitlens.data.sampling import read_labels, weigh_classes
+from exitlens.data.batches import read_labels, weigh_classes
 from exitlens.errors import InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.modalities import IMAGE

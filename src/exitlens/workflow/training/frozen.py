@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from exitlens.data.batches import Batch, Plan, count_batches, iterate_batches, plan_in_order
-from exitlens.data.lazy import LazySet
+from exitlens.data.sets import LazySet
 from exitlens.errors import DataError, InputError, require
 from exitlens.functional.losses import EGTLoss
 from exitlens.model.cutting.modes import switch_mode

@@ -1,0 +1,194 @@
+"""Generated series and volumes, whose class a part of them says, and a level that is the shortcut beside it.
+
+In ``motifs`` (series) a motif at a random time says the class, and the level of a second channel is the shortcut. In
+``blobs`` (volumes) a small solid in noise says it, and the brightness of the whole volume is the shortcut. A shallow exit
+likes levels, as it likes the background of scenes: it needs no more than a mean.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from exitlens.data.sets import ArraySet
+from exitlens.data.splits import SPLITS, Split
+from exitlens.errors import InputError
+from exitlens.types import SeriesPreprocess, VolumePreprocess
+
+MOTIFS = ("rise", "peak", "wave", "step")
+CHANNELS = ("signal", "level")
+BLOBS = ("ball", "box", "rod")
+_SHORTEST = 16  # steps, of which a motif has a quarter
+_SMALLEST = 10  # voxels of a side
+_MADE_AT_ONCE = 256
+_MOTIF_SPLITS = {"train": (4000, 31), "validation": (500, 32), "calibration": (1000, 33), "test": (1000, 34)}  # size, seed
+_BLOB_SPLITS = {"train": (1200, 41), "validation": (300, 42), "calibration": (600, 43), "test": (600, 44)}
+
+
+def make_motifs(count: int, *, offset_agreement: float, seed: int, length: int = 128) -> ArraySet:
+    """Make noisy series of two channels and four classes, equally often; the same arguments give the same series.
+
+    In the channel ``signal`` a motif (``masks`` is True there) says the class: it rises, has a peak, is a wave or a step.
+    The channel ``level`` is noise around one of four levels.
+
+    Args:
+        count: how many.
+        offset_agreement: in [0, 1]; how often the level is that of the series' class. Otherwise it is one of the other
+            classes', uniformly; so 1/4 makes level and class independent. Nothing else depends on it.
+        seed: of everything in the series.
+        length: steps T.
+
+    Examples:
+        >>> data = xl.make_motifs(8, offset_agreement=0.25, seed=0, length=64)
+        >>> data.values.shape, data.masks.shape
+        (torch.Size([8, 2, 64]), torch.Size([8, 64]))
+    """
+    _check_generated(count, offset_agreement)
+    if not isinstance(length, int) or length < _SHORTEST:
+        raise InputError(f"length: expected {_SHORTEST} steps or more, got {length!r}")
+    rng = torch.Generator().manual_seed(seed)
+    labels = _draw_labels(count, len(MOTIFS), rng)  # (N,)
+    size = length // 4
+    start = torch.randint(0, length - size + 1, (count,), generator=rng)
+    time = torch.arange(length)
+    masks = (time >= start[:, None]) & (time < start[:, None] + size)  # (N,T)
+    values = torch.empty(count, 2, length)
+    values[:, 0] = 0.4 * torch.randn(count, length, generator=rng)
+    values[:, 0][masks] += _draw_shapes(size)[labels].flatten()
+    levels = torch.linspace(-1.5, 1.5, len(MOTIFS))
+    agreed = _draw_agreement(labels, len(MOTIFS), offset_agreement, rng)
+    values[:, 1] = levels[agreed][:, None] + 0.4 * torch.randn(count, length, generator=rng)
+    return ArraySet(values, labels, MOTIFS, SeriesPreprocess((0.0, 0.0), (1.0, 1.0), names=CHANNELS), masks)
+
+
+def load_motifs(
+    split: Split, *, offset_agreement: float = 0.8, seed: int = 0, length: int = 128, limit: int | None = None
+) -> ArraySet:
+    """Make the series of one split (see :func:`make_motifs`); every split has its own draws.
+
+    ``train`` (4,000) fits weights, ``validation`` (500) chooses checkpoints, ``calibration`` (1,000) chooses thresholds,
+    ``test`` (1,000) is for reporting only.
+
+    Args:
+        split: ``train``, ``validation``, ``calibration`` or ``test``.
+        offset_agreement: in [0, 1], see :func:`make_motifs`.
+        seed: one number for all splits; each split derives its own from it.
+        length: steps T.
+        limit: only the first ``limit`` series (for quick trials).
+
+    Examples:
+        >>> xl.load_motifs("test", limit=4).values.shape
+        torch.Size([4, 2, 128])
+    """
+    _check_split(split)
+    count, offset = _MOTIF_SPLITS[split]
+    data = make_motifs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, length=length)
+    return data if limit is None else data.first(limit)
+
+
+def _draw_shapes(size: int) -> Tensor:  # -> (4,size)
+    at = torch.linspace(0, 1, size)
+    step = torch.where(at < 0.5, 1.5, -1.5)
+    return torch.stack([2 * at, 2 * (1 - (2 * at - 1).abs()), 1.5 * torch.sin(4 * math.pi * at), step])
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
+
+
+def _check_generated(count: int, offset_agreement: float) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise InputError(f"count: expected 1 sample or more, got {count!r}")
+    if not 0.0 <= offset_agreement <= 1.0:
+        raise InputError(f"offset_agreement: expected a number in [0, 1], got {offset_agreement}")
+
+
+def _draw_labels(count: int, classes: int, rng: torch.Generator) -> Tensor:  # -> (count,)
+    """Draw labels in random order, as many of each class as can be."""
+    return (torch.arange(count) % classes)[torch.randperm(count, generator=rng)]
+
+
+def _draw_agreement(labels: Tensor, classes: int, share: float, rng: torch.Generator) -> Tensor:  # (N,) -> (N,)
+    """Return a share of the labels as they are, and one of the other classes, uniformly, for the rest."""
+    agrees = torch.rand(len(labels), generator=rng) < share
+    other = (labels + torch.randint(1, classes, labels.shape, generator=rng)) % classes
+    return torch.where(agrees, labels, other)
+
+
+def make_blobs(count: int, *, offset_agreement: float, seed: int, size: int = 20) -> ArraySet:
+    """Make noisy cubes of one channel and three classes, equally often; the same arguments give the same volumes.
+
+    A ball, a box, or a rod along one of the axes (``masks`` is True there) says the class.
+
+    Args:
+        count: how many.
+        offset_agreement: in [0, 1]; how often the brightness is that of the volume's class. Otherwise it is one of the other
+            classes', uniformly; so 1/3 makes brightness and class independent. Nothing else depends on it.
+        seed: of everything in the volumes.
+        size: voxels of a side.
+
+    Examples:
+        >>> data = xl.make_blobs(3, offset_agreement=0.9, seed=0, size=16)
+        >>> data.values.shape, data.classes
+        (torch.Size([3, 1, 16, 16, 16]), ('ball', 'box', 'rod'))
+    """
+    _check_generated(count, offset_agreement)
+    if not isinstance(size, int) or size < _SMALLEST:
+        raise InputError(f"size: expected {_SMALLEST} voxels or more, got {size!r}")
+    rng = torch.Generator().manual_seed(seed)
+    labels = _draw_labels(count, len(BLOBS), rng)  # (N,)
+    radius = size * (0.14 + 0.08 * torch.rand(count, generator=rng))  # (N,) voxels
+    halves = _draw_halves(labels, radius, rng)  # (N,3)
+    room = (size - 1) / 2 - halves
+    centre = (size - 1) / 2 + room * (2 * torch.rand(count, 3, generator=rng) - 1)  # (N,3)
+    parts = [torch.arange(count)[at : at + _MADE_AT_ONCE] for at in range(0, count, _MADE_AT_ONCE)]
+    masks = torch.cat([_fill_solids(labels[i], centre[i], halves[i], size) for i in parts])  # (N,S,S,S)
+    levels = torch.linspace(-0.5, 0.5, len(BLOBS))
+    agreed = _draw_agreement(labels, len(BLOBS), offset_agreement, rng)
+    values = 0.5 * torch.randn(count, 1, size, size, size, generator=rng)
+    values += 1.5 * masks[:, None] + levels[agreed].view(-1, 1, 1, 1, 1)
+    return ArraySet(values, labels, BLOBS, VolumePreprocess((0.0,), (1.0,), (size, size, size)), masks)
+
+
+def load_blobs(
+    split: Split, *, offset_agreement: float = 0.8, seed: int = 0, size: int = 20, limit: int | None = None
+) -> ArraySet:
+    """Make the volumes of one split (see :func:`make_blobs`); every split has its own draws.
+
+    ``train`` (1,200) fits weights, ``validation`` (300) chooses checkpoints, ``calibration`` (600) chooses thresholds,
+    ``test`` (600) is for reporting only.
+
+    Args:
+        split: ``train``, ``validation``, ``calibration`` or ``test``.
+        offset_agreement: in [0, 1], see :func:`make_blobs`.
+        seed: one number for all splits; each split derives its own from it.
+        size: voxels of a side.
+        limit: only the first ``limit`` volumes (for quick trials).
+
+    Examples:
+        >>> xl.load_blobs("test", limit=6).values.shape
+        torch.Size([6, 1, 20, 20, 20])
+    """
+    _check_split(split)
+    count, offset = _BLOB_SPLITS[split]
+    data = make_blobs(count, offset_agreement=offset_agreement, seed=1000 * seed + offset, size=size)
+    return data if limit is None else data.first(limit)
+
+
+def _draw_halves(labels: Tensor, radius: Tensor, rng: torch.Generator) -> Tensor:  # (N,), (N,) -> (N,3)
+    """Draw half of each side; all three solids have about the same volume."""
+    long = torch.nn.functional.one_hot(torch.randint(0, 3, labels.shape, generator=rng), 3)  # (N,3)
+    factors = torch.stack([torch.ones_like(long, dtype=torch.float32), torch.full(long.shape, 0.8), 0.5 + 1.5 * long])
+    return radius[:, None] * factors[labels, torch.arange(len(labels))]
+
+
+def _fill_solids(labels: Tensor, centre: Tensor, halves: Tensor, size: int) -> Tensor:  # -> (n,S,S,S) bool
+    at = torch.arange(size)
+    off = [(at - centre[:, i, None]).abs() / halves[:, i, None] for i in range(3)]  # (n,S) each
+    depth, height, width = off[0][:, :, None, None], off[1][:, None, :, None], off[2][:, None, None, :]
+    round_ = (depth.square() + height.square() + width.square()) <= 1
+    square = (depth <= 1) & (height <= 1) & (width <= 1)
+    return torch.where((labels == 0).view(-1, 1, 1, 1), round_, square)

@@ -1,0 +1,191 @@
+"""Which format a source has, by its name and the names of its files; and how it is opened and told from other versions."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from exitlens.data.columns import KEY, LABEL_NAMES, ROLES, SAMPLES, find_columns, parse_columns
+from exitlens.data.files import (
+    EXTENSIONS,
+    find_folder_kind,
+    hash_files,
+    hash_folder,
+    iterate_files,
+    list_files,
+    list_folders,
+)  # fmt: skip
+from exitlens.data.lines import TABLES, NumberFile, TextFiles, open_file, peek_kinds
+from exitlens.data.rows import Reading, Source, looks_like_pattern
+from exitlens.data.shards import find_shards, open_shards
+from exitlens.data.splits import find_split_tables
+from exitlens.data.tables import HUB, open_table
+from exitlens.data.ts import TsFiles
+from exitlens.errors import DataError
+from exitlens.modalities import IMAGE, SERIES, TEXT, VECTOR, Modality
+from exitlens.modalities.series import SERIES_FILES, list_columns
+from exitlens.modalities.volume import VOLUME_FILES
+
+Format = Literal[
+    "texts", "folder", "shards", "hub", "saved", "imagefolder", "parquet", "arrow", "numbers", "series", "arrays"
+]  # numbers: a CSV file of series or vectors; series: .ts files; arrays: class folders of series or volumes
+ARRAYS = tuple(dict.fromkeys((*SERIES_FILES, *VOLUME_FILES)))
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SAVED = ("dataset_info.json", "dataset_dict.json")
+_SUFFIXES: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "shards",
+    ".ts": "series",
+    **dict.fromkeys(TABLES, "texts"),
+}
+
+
+def find_format(name: str, columns: str = "", reserved: Sequence[str] = ()) -> Format | None:
+    """Return the format of the source that a name means, if it is known; files of texts and tar files need not exist.
+
+    A folder is, in this order: what ``datasets`` saved; images with metadata; images in two subfolders or more; texts in
+    ``train.csv`` or ``.jsonl``, beside other splits; ``.ts`` files; the first Parquet, Arrow or tar file below it; series or
+    volumes in two subfolders or more; otherwise a folder of images. A CSV file holds numbers if ``columns`` (of
+    ``--columns``) say so, or its columns without the ``reserved`` ones do.
+    """
+    if name.startswith(HUB):
+        return "hub"
+    path = Path(name)
+    if not path.is_dir():
+        suffix = path.suffix.lower()
+        kind = _SUFFIXES.get(suffix)
+        if suffix == ".csv" and path.is_file() and _holds_numbers(path, columns, reserved):
+            return "numbers"
+        return kind if path.is_file() or kind in ("texts", "shards") else None
+    if any((path / file).is_file() for file in SAVED):
+        return "saved"
+    folders = list_folders(path)
+    if any(_names_files(folder / file) for folder in (path, *folders) for file in METADATA):
+        return "imagefolder"
+    if sum(_find_first(folder, EXTENSIONS) is not None for folder in folders) >= 2:
+        return "folder"
+    if find_split_tables(path, TABLES):
+        return "texts"
+    if any(file.suffix.lower() == ".ts" and not file.name.startswith(".") for file in path.iterdir()):
+        return "series"
+    table = _find_first(path, (".parquet", ".arrow", ".tar"))
+    kind = None if table is None else _SUFFIXES[table.suffix.lower()]
+    if kind not in (None, "parquet") or not _holds_arrays(folders):
+        return kind or "folder"
+    return "arrays"
+
+
+def find_unlabelled_format(name: str, columns: str, group_by: str) -> Format | None:
+    """Return what :func:`find_format` does, but a folder with an image in it is a folder of images.
+
+    It may hold tables, too, such as predictions of these images. ``columns`` are those of a table; ``group_by`` is a column
+    of the metadata, or a regular expression.
+    """
+    kind = find_format(name, columns, [group_by])
+    if kind in ("saved", "hub") or columns or not Path(name).is_dir():
+        return kind
+    if kind == "imagefolder" and group_by and not looks_like_pattern(group_by):
+        return kind
+    return "folder" if _find_first(Path(name), EXTENSIONS) else kind
+
+
+def _find_first(root: Path, suffixes: tuple[str, ...]) -> Path | None:
+    return next(iterate_files(root, suffixes), None)
+
+
+def _holds_arrays(folders: Sequence[Path]) -> bool:
+    """Tell if two folders or more have series or volumes in them; Parquet files only count if they are one series each."""
+    if sum(_find_first(folder, ARRAYS) is not None for folder in folders) < 2:
+        return False
+    files = [next(folder.rglob("*.parquet"), None) for folder in folders]
+    return all(file is None or _is_one_series(file) for file in files)
+
+
+def _is_one_series(path: Path) -> bool:
+    """Tell if a Parquet file can be one series: columns of numbers, none of which has the name of a label."""
+    kinds = list_columns(path)
+    names = {name.lower() for name in kinds}
+    return bool(kinds) and all(kinds.values()) and not names & {*LABEL_NAMES} - ({"y"} if "x" in names else set())
+
+
+def _holds_numbers(path: Path, columns: str, reserved: Sequence[str]) -> bool:
+    """Tell if a CSV file is a table of series or vectors, and not of texts."""
+    named = parse_columns(columns, (*ROLES, KEY))
+    if named.keys() & set(SAMPLES):
+        return not {"image", "text"} & named.keys()
+    taken, labels = [*reserved, *named.get(KEY, ())], named.get("label", ())
+    try:
+        kinds = peek_kinds(path)
+    except DataError:  # read as texts, it tells what is wrong with it
+        return False
+    try:
+        return find_columns(kinds, f"label={'|'.join(labels)}" if labels else "", str(path), taken).role in (
+            "series",
+            "features",
+        )
+    except DataError:  # numbers alone are numbers, even if no label is found
+        return bool(kinds) and "string" not in {kind for name, kind in kinds.items() if name not in (*taken, *labels)}
+
+
+def _names_files(path: Path) -> bool:
+    """Tell if a metadata file is there and has the column that says which image a row is about."""
+    if not path.is_file() or path.suffix == ".parquet":
+        return path.is_file()
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            head = json.loads(file.readline()) if path.suffix == ".jsonl" else next(csv.reader(file), [])
+        except (ValueError, csv.Error):
+            return False
+    return any(name == "file_name" or name.endswith("_file_name") for name in head)
+
+
+def open_rows(name: str, kind: Format, task: str = "") -> Source:
+    """Open a source whose rows are samples: of any format but folders of files.
+
+    Raises:
+        DataError: a source that cannot be read.
+    """
+    if kind == "texts":
+        return TextFiles(Path(name), task)
+    if kind == "numbers":
+        return NumberFile(Path(name))
+    if kind == "series":
+        return TsFiles(Path(name))
+    return open_shards(name) if kind == "shards" else open_table(name, kind)
+
+
+def find_samples(name: str, kind: Format, reading: Reading) -> Modality:
+    """Return what kind of samples a source has; tables, shards and the first file of a folder are opened to see."""
+    if kind in ("texts", "folder"):
+        return TEXT if kind == "texts" else IMAGE
+    if kind == "series":
+        return SERIES
+    if kind == "arrays":
+        return find_folder_kind(Path(name))
+    role = open_rows(name, kind).find_columns(reading).role
+    return {"image": IMAGE, "text": TEXT, "series": SERIES, "features": VECTOR}[role]
+
+
+def hash_source(name: str, kind: Format) -> str:
+    """Return SHA-256 over what decides the splits, without reading images; a change in it would mix them."""
+    path = Path(name)
+    if kind == "texts" and path.is_dir():
+        return hash_files(list(find_split_tables(path, TABLES).values()))
+    if kind in ("texts", "numbers"):
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if kind in ("folder", "arrays"):
+        return hash_folder(path)
+    if kind == "hub":
+        return open_table(name, kind).hash()
+    if kind == "shards":
+        return hash_files(find_shards(name))
+    if kind == "imagefolder":  # images are told by their names, as in other folders
+        facts = hash_folder(path) + hash_files(list_files(path, METADATA))
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return hash_files(list_files(path))

@@ -1,1 +1,0 @@
-"""Formats of labelled data: tables (Parquet, Arrow, Hugging Face data sets) and tar shards."""

@@ -1,0 +1,299 @@
+"""Files of rows (CSV, JSON lines, plain lines) of texts, series or features; each is checked: files come from strangers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from array import array
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.data.checks import SEPARATOR, join_flags
+from exitlens.data.columns import KEY, ROLES, Columns, Kind, Role, check_wanted, parse_columns
+from exitlens.data.packed import PackedStrings
+from exitlens.data.rows import Reading, Rows, Source, looks_like_pattern, match_groups
+from exitlens.data.splits import find_split_tables
+from exitlens.errors import DataError, InputError
+
+Row = Mapping[str, object] | str  # a string says what is wrong with the row
+TABLES = (".csv", ".jsonl")
+_PEEKED = 50  # rows that tell what a column holds
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file, or raise a :class:`DataError` that says why it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"data: {path} cannot be read ({type(error).__name__}). Fix: give a file of texts") from error
+
+
+def iterate_rows(path: Path, keys: Sequence[str] = ()) -> Generator[tuple[int, Row], None, None]:
+    """Yield the rows of a file by line, counted from 1: their fields by column, or what is wrong with them.
+
+    Bytes that are not UTF-8 become surrogates.
+
+    Raises:
+        DataError: a file that cannot be read, is broken CSV, or lacks one of the columns ``keys``.
+    """
+    suffix = path.suffix.lower()
+    with (
+        open_file(path) as file,
+        io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="" if suffix == ".csv" else "\n") as content,
+    ):
+        if suffix == ".csv":
+            yield from _read_csv(content, path, keys)
+            return
+        for line, text in enumerate(content, 1):
+            if text.strip():
+                yield line, {"text": text} if suffix == ".txt" else _parse_json(text)
+
+
+def _read_csv(content: Iterable[str], path: Path, keys: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    reader = csv.reader(content, strict=True)
+    try:
+        rows = ((reader.line_num, row) for row in reader if row)
+        head = [name.strip() for name in next(rows, (0, list(keys)))[1]]
+        missing = [key for key in keys if key not in head]
+        if missing:
+            raise DataError(
+                f"data: {path} has no column {missing[0]!r}, it has {head}. Fix: name columns in line 1, or by --columns"
+            )
+        for line, row in rows:
+            counts = f"{len(row)} fields, the first line has {len(head)}: put texts with commas in quotes"
+            yield line, dict(zip(head, row, strict=True)) if len(row) == len(head) else counts
+    except csv.Error as error:
+        raise DataError(f'data: {path}:{reader.line_num}: broken CSV ({error}). Fix: quote texts as "..."') from error
+
+
+def _parse_json(text: str) -> Row:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return values if isinstance(values, dict) else f"expected a JSON object, got {type(values).__name__}"
+
+
+def peek_kinds(path: Path) -> dict[str, Kind]:
+    """Return what each column of a CSV file holds: what nine in ten of its first fields are, or words."""
+    counts: dict[str, Counter[Kind]] = {}
+    with closing(iterate_rows(path)) as rows:
+        for _, row in islice(rows, _PEEKED):
+            for name, field in row.items() if isinstance(row, Mapping) else ():
+                counts.setdefault(name, Counter())[classify_field(str(field))] += 1
+    return {name: _sum_up(kinds) for name, kinds in counts.items()}
+
+
+def _sum_up(counts: Counter[Kind]) -> Kind:
+    del counts["other"]
+    enough: float = 0.9 * counts.total()
+    if not counts or counts["integer"] >= enough:
+        return "integer" if counts else "other"
+    if counts["integer"] + counts["float"] >= enough:
+        return "float"
+    return "list" if counts["list"] >= enough else "string"
+
+
+def classify_field(field: str) -> Kind:
+    """Return what a field of a CSV file is: a number, numbers, words, or nothing (``other``)."""
+    if not field.strip():
+        return "other"
+    if parse_numbers(field) is not None:
+        return "list"
+    try:
+        float(field)
+    except ValueError:
+        return "string"
+    return "integer" if field.strip().lstrip("+-").isdecimal() else "float"
+
+
+def parse_numbers(field: str) -> list[Any] | None:
+    """Read numbers in one field: a JSON list (or one of lists), or two numbers or more with spaces or semicolons between."""
+    text = field.strip()
+    if text.startswith("["):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        return values if isinstance(values, list) else None
+    words = text.replace(";", " ").split()
+    try:
+        return [float(word) for word in words] if len(words) > 1 else None
+    except ValueError:
+        return None
+
+
+def to_series(value: object, shown: str) -> Tensor | str:
+    """Return a list of numbers, or one for each channel, as ``(C,T)``; or what is wrong with it."""
+    if not isinstance(value, list) or not value:
+        return f"expected a list of numbers, got {shown:.40}"
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.asarray(value, dtype=np.float64).astype(np.float32)
+    except (ValueError, TypeError):
+        return f"expected a list of numbers, or one for each channel with as many steps each, got {shown:.40}"
+    if values.ndim not in (1, 2) or not values.size:
+        return f"expected a list of numbers, or one for each channel, got shape {values.shape}"
+    return torch.from_numpy(values.reshape(-1, values.shape[-1]))
+
+
+class _Collector:
+    """Collects the rows of a file by column; see :func:`read_file`."""
+
+    def __init__(self, columns: Columns, loose: bool) -> None:
+        self._columns, self._loose = columns, columns.labels if loose else ()
+        self.lines, self.faults, self.has_lists = array("q"), dict[int, str](), False
+        self.texts, self.series, self.numbers = PackedStrings(), list[Tensor | None](), array("d")
+        self.words: dict[str, list[str]] = {name: [] for name in columns.words}
+        self._known: dict[str, str] = {}  # one object for all equal words
+
+    def add(self, line: int, row: Row) -> None:
+        fields, fault = ({}, row) if isinstance(row, str) else (row, "")
+        problem = self._add_inputs(fields)
+        fault = fault or problem
+        for name, column in self.words.items():
+            word, problem = _parse_word(name, fields.get(name), name in self._loose)
+            self.has_lists = self.has_lists or (name in self._columns.labels and isinstance(fields.get(name), list))
+            column.append(self._known.setdefault(word, word))
+            fault = fault or problem
+        if fault:
+            self.faults[len(self.lines)] = fault
+        self.lines.append(line)
+
+    def _add_inputs(self, fields: Mapping[str, object]) -> str:
+        """Add a text, a series or features, and return what is wrong with them."""
+        fault, (first, *_) = "", self._columns.inputs
+        if self._columns.role == "text":
+            text, fault = _parse_word(first, fields.get(first), is_text=True)
+            self.texts.append(text)
+        elif self._columns.role == "series":
+            field = str(fields.get(first, ""))
+            values = to_series(parse_numbers(field), field)
+            fault = values if isinstance(values, str) else ""
+            self.series.append(None if isinstance(values, str) else values)
+        else:
+            for name in self._columns.inputs:
+                field = str(fields.get(name, "")).strip()
+                try:
+                    self.numbers.append(float(field) if field else float("nan"))
+                except ValueError:
+                    self.numbers.append(float("nan"))
+                    fault = fault or f"expected a number for {name!r}, got {field!r:.40}"
+        return fault
+
+    def to_rows(self, path: Path) -> Rows:
+        columns, words = self._columns, self.words
+        names: Sequence[str] = PackedStrings(f"{path}:{line}" for line in self.lines)
+        is_several = len(columns.labels) > 1
+        labels: Sequence[str | None] | None = words[columns.labels[0]] if columns.labels else None
+        keys, groups = words.get(columns.key), words.get(columns.group)
+        rows = Rows(
+            names,
+            labels=join_flags({label: words[label] for label in columns.labels}, names) if is_several else labels,
+            keys=keys,
+            groups=match_groups(columns.pattern, keys or names) if columns.pattern else groups,
+            splits=words.get(columns.split),
+            faults=self.faults,
+            classes=columns.labels if is_several else (),
+            several=is_several or self.has_lists,
+        )
+        if columns.role == "features":
+            vectors = torch.tensor(self.numbers, dtype=torch.float64).float().view(len(names), -1)
+            return rows._replace(arrays=vectors, features=columns.inputs)
+        return rows._replace(texts=self.texts) if columns.role == "text" else rows._replace(series=self.series)
+
+
+def _parse_word(name: str, value: object, loose: bool = False, is_text: bool = False) -> tuple[str, str]:
+    """Return a value as a word without white space around it, and what is wrong with it.
+
+    Words may be whole numbers, or lists, which are joined; ``loose`` ones may be empty, or true and false.
+    """
+    may_be_empty = loose
+    if isinstance(value, list) and not is_text and all(isinstance(item, str | int) for item in value):
+        value, may_be_empty = SEPARATOR.join(map(str, value)), True
+    elif not is_text and (type(value) is int or (isinstance(value, bool) and loose)):
+        value = str(value)
+    if not isinstance(value, str) or not (value.strip() or may_be_empty):
+        return "", f"{name}: expected a string that is not empty, got {value!r:.60}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "", f"{name}: has bytes that are not UTF-8: save the file as UTF-8"
+    return value.strip(), ""
+
+
+def read_file(path: Path, columns: Columns, loose: bool = False) -> Rows:
+    """Read the rows of a file, line by line; those that are not as they should be get a fault.
+
+    A million rows take little more than the bytes of their texts. ``loose`` labels may be empty, or true and false, as
+    several labels a sample are.
+
+    Raises:
+        DataError: a file that cannot be read, has no rows, or lacks a column.
+    """
+    kinds = TABLES if columns.labels else (*TABLES, ".txt")
+    if path.suffix.lower() not in kinds:
+        raise DataError(f"data: {path} is not a file of texts: expected {' or '.join(kinds)}")
+    rows = _Collector(columns, loose)
+    for line, row in iterate_rows(path, tuple(dict.fromkeys((*columns.inputs, *columns.words)))):
+        rows.add(line, row)
+    if not rows.lines:
+        raise DataError(f"data: {path} holds no rows. Fix: give a file of one or more")
+    return rows.to_rows(path)
+
+
+class TextFiles(Source):
+    """A file of texts, or a folder of files that are named by split; columns are ``text`` and ``label`` by default."""
+
+    def __init__(self, path: Path, task: str = "") -> None:
+        super().__init__(str(path), {})
+        self.files = (find_split_tables(path, TABLES) if path.is_dir() else {}) or {"": path}
+        self._task = task
+
+    def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
+        """Take the columns that are named, and usual names; reading the files tells if they are there."""
+        if reading.split_by and list(self.files) != [""]:
+            has = f"{self.name} has a file for each split ({', '.join(self.files)})"
+            raise InputError(f"split_by: {has}. Fix: leave it out")
+        named = parse_columns(reading.columns, ROLES if wanted is None else (*ROLES, KEY))
+        if wanted is not None:
+            check_wanted(named, wanted)
+        elif "image" in named:
+            raise InputError(f"columns: {self.name} holds texts. Fix: give text=NAME and label=NAME")
+        (text,), (key,) = named.get("text", ("text",)), named.get(KEY, ("",))
+        labels = named.get("label", ("label",)) if wanted is None else ()
+        group, pattern = reading.group_by, ""
+        if wanted is not None and looks_like_pattern(group):
+            group, pattern = "", group
+        return Columns("text", (text,), labels, key, group, reading.split_by, pattern)
+
+    def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
+        """Read every file."""
+        loose = self._task == "multilabel" or len(columns.labels) > 1
+        return {part: read_file(path, columns, loose) for part, path in self.files.items()}
+
+
+class NumberFile(Source):
+    """A CSV file of series or of features."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), peek_kinds(path))
+
+    def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
+        """Read the file."""
+        if columns.pattern:
+            raise InputError(
+                f"group_by: {self.name} has rows without file names. Fix: give a column, not a regular expression"
+            )
+        return {"": read_file(Path(self.name), columns)}

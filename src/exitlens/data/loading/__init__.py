@@ -1,1 +1,0 @@
-"""Loading: files read ahead and decoded in processes of their own."""

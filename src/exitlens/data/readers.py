@@ -1,0 +1,164 @@
+"""Readers: where samples that are read lazily come from. They are small, can be pickled, and decode one sample at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.data.packed import pack_strings
+from exitlens.errors import DataError, OutputError
+from exitlens.modalities.image import decode_image
+from exitlens.types import Preprocess
+
+MAX_BYTES = 1_000_000_000  # of one file
+DECODER = b"2"  # to be counted up when the same file comes to give other pixels
+Shape = tuple[int, ...]
+
+
+class Reader(Protocol):
+    """What a :class:`~exitlens.data.sets.LazySet` needs to read its samples; worker processes get a copy."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Tensor:
+        """Return a sample, all of one shape and dtype: pixels ``(C,H,W)`` ``uint8``, or other values ``float32``.
+
+        A bad sample raises a :class:`DataError` that names it.
+        """
+
+    def name(self, index: int) -> str:
+        """Return what errors call a sample: a path, or file and row."""
+
+
+class PixelCache:
+    """Decoded and resized pixels in a directory, one file an image, which any number of processes may share.
+
+    The key is a hash of the encoded file's bytes and of the shape, so that a changed file is decoded anew and equal files
+    share an entry. A file appears complete or not at all, and carries a checksum; a damaged one is decoded again. Nothing is
+    ever deleted: the directory holds ``C*H*W`` bytes for every image, and any file may be deleted at any time.
+
+    Raises:
+        OutputError: a directory that cannot be made.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self._root = Path(directory)
+        self.trouble = ""  # why nothing is written any more
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cache: {directory} cannot be a directory ({error}). Fix: choose another") from error
+
+    def find(self, content: bytes, shape: Shape) -> Tensor | None:
+        """Return the pixels ``(C,H,W)`` ``uint8`` of an encoded image, if they are there and whole."""
+        try:
+            entry = self._locate(content, shape).read_bytes()
+        except OSError:
+            return None
+        size = int(np.prod(shape))
+        if len(entry) != size + 4 or zlib.crc32(entry[:size]).to_bytes(4, "little") != entry[size:]:
+            return None
+        return torch.from_numpy(np.frombuffer(entry, np.uint8, size).reshape(shape).copy())
+
+    def keep(self, content: bytes, pixels: Tensor) -> None:
+        """Write the pixels of an encoded image; a full disk becomes :attr:`trouble`, not an error."""
+        if self.trouble:
+            return
+        path = self._locate(content, tuple(pixels.shape))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+        raw = pixels.numpy().tobytes()
+        try:
+            path.parent.mkdir(exist_ok=True)
+            temporary.write_bytes(raw + zlib.crc32(raw).to_bytes(4, "little"))
+            temporary.replace(path)
+        except OSError as error:
+            self.trouble = (
+                f"cache: {self._root} cannot be written ({error.strerror}): what is missing there is decoded every time. "
+                "Fix: free space, or choose another directory"
+            )
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _locate(self, content: bytes, shape: Shape) -> Path:
+        person = "x".join(map(str, shape)).encode()[:16]
+        key = hashlib.blake2b(content, digest_size=16, person=person, salt=DECODER).hexdigest()
+        return self._root / key[:2] / key[2:]
+
+
+class EncodedImages(ABC):
+    """A reader of encoded images (PNG, JPEG and so on), from wherever :meth:`read_bytes` finds them.
+
+    ``preprocess`` gives the size and number of channels of the pixels.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.shape = (len(preprocess.mean), *preprocess.size)
+        self.cache: PixelCache | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read_bytes(self, index: int) -> bytes:
+        """Return an encoded image, or raise a :class:`DataError` that names it."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Return what errors call an image."""
+
+    def read(self, index: int) -> Tensor:
+        """Return the pixels of an image."""
+        content = self.read_bytes(index)
+        pixels = None if self.cache is None else self.cache.find(content, self.shape)
+        if pixels is None:
+            pixels = decode_image(content, self.name(index), self.shape[1:], self.shape[0])
+            if self.cache is not None:
+                self.cache.keep(content, pixels)
+        return pixels
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong besides bad images, to be told once: pixels cannot be cached."""
+        return "" if self.cache is None else self.cache.trouble
+
+
+class ImageFiles(EncodedImages):
+    """Image files with N names, relative to ``root``."""
+
+    def __init__(self, root: Path, names: Iterable[str], preprocess: Preprocess) -> None:
+        super().__init__(preprocess)
+        self._root, self._names = root, pack_strings(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Return the file's path."""
+        return str(self._root / self._names[index])
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return the file's bytes."""
+        return read_regular(self._root / self._names[index], self.name(index))
+
+
+def read_regular(path: Path, name: str) -> bytes:
+    """Return a file's bytes; devices, pipes and huge files raise a :class:`DataError` that begins with ``name``."""
+    try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise DataError(f"{name}: {path} is a device or a pipe, not a file")
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{name}: it has more than {MAX_BYTES:,} bytes: no image is that large")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({type(error).__name__}: {error.strerror})") from error

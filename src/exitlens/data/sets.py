@@ -1,0 +1,450 @@
+"""Labelled images, series, volumes and vectors as data sets: in memory, and read lazily from anywhere."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from exitlens.data.checks import check_bad, check_class_labels, check_groups, refuse_bad
+from exitlens.data.readers import EncodedImages, PixelCache, Reader
+from exitlens.data.workers import Decoded, choose_workers, decode_batches
+from exitlens.errors import DataError, DataWarning, InputError, require
+from exitlens.modalities import IMAGE, SERIES, VECTOR, VOLUME, Modality
+from exitlens.types import ArrayPreprocess, Preprocess
+from exitlens.types.inputs import draw_samples
+
+KINDS: tuple[Modality, ...] = (SERIES, VOLUME, VECTOR)
+LOADED_AT_ONCE, LOADED_BYTES = 64, 1 << 26  # at most so many samples, and bytes of them, in a batch
+MEASURED = 1000  # samples of files, at most, that measure mean and standard deviation
+T = TypeVar("T")
+
+
+def find_kind(preprocess: ArrayPreprocess) -> Modality:
+    """Return the modality whose samples it makes inputs of; raise :class:`InputError` for another object."""
+    require(preprocess, ArrayPreprocess, "preprocess")
+    return next(kind for kind in KINDS if isinstance(preprocess, kind.preprocess))
+
+
+class HeldSet(Dataset[tuple[Tensor, Tensor]]):
+    """What sets in memory have in common: ``values`` are N samples before ``preprocess`` normalises them."""
+
+    values: Tensor
+    masks: Tensor | None
+    preprocess: Any
+
+    def __init__(self, labels: Tensor, classes: Sequence[str], groups: Tensor | None, modality: Modality) -> None:
+        self.modality, self.classes = modality, tuple(classes)
+        self.labels = check_class_labels(labels, len(self.values), classes, modality.name)
+        self.groups = check_groups(groups, len(self.values))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def inputs(self) -> Tensor:
+        """All samples as network input, normalised anew at each call; take a :meth:`subset` first if large."""
+        return self.preprocess.normalise(self.values)  # type: ignore[no-any-return]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.preprocess.normalise(self.values[index]), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        inputs = self.preprocess.normalise(self.values[indices])
+        return list(zip(inputs, self.labels[indices], strict=True))
+
+    def first(self, count: int) -> Self:
+        """Return the first ``count`` samples (all, if there are fewer)."""
+        return self.subset(torch.arange(min(count, len(self))))
+
+    def subset(self, indices: Tensor) -> Self:
+        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own."""
+        part = copy.copy(self)
+        part.values, part.labels = self.values[indices], self.labels[indices]
+        part.masks = None if self.masks is None else self.masks[indices]
+        part.groups = None if self.groups is None else self.groups[indices]
+        return part
+
+
+class ImageSet(HeldSet):
+    """Images in memory; item ``i`` is ``(normalised float image (C,H,W), label)``.
+
+    Args:
+        images: ``(N,C,H,W)`` ``uint8``.
+        labels: ``(N,)`` ``int64``; several labels a sample ``(N,C)`` of 0 and 1.
+        classes: class names, in label order.
+        masks: optional ``(N,H,W)`` ``bool``: where the object is.
+        preprocess: how pixels become network input; by default scaled to [-2, 2].
+        groups: optional ``(N,)`` ``int64``: images with the same number belong together.
+
+    Examples:
+        >>> pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        >>> data = xl.ImageSet(pixels, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
+        >>> data.inputs.shape, data[0][0].min().item()
+        (torch.Size([4, 3, 32, 32]), -2.0)
+    """
+
+    preprocess: Preprocess
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        masks: Tensor | None = None,
+        preprocess: Preprocess | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
+        require(images, Tensor, "images")
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise InputError(f"images: expected (N,C,H,W) uint8, got {tuple(images.shape)} {images.dtype}")
+        if masks is not None and len(masks) != len(images):
+            raise InputError(f"masks: expected {len(images)}, one per image; got {len(masks)}")
+        self.values, self.masks = images, masks
+        super().__init__(labels, classes, groups, IMAGE)
+        channels, size = images.shape[1], (int(images.shape[2]), int(images.shape[3]))
+        if preprocess is not None and len(preprocess.mean) != channels:
+            raise InputError(f"preprocess: it is for {len(preprocess.mean)} channels, the images have {channels}")
+        self.preprocess = preprocess or Preprocess(size, (0.5,) * channels, (0.25,) * channels)
+
+    @property
+    def images(self) -> Tensor:
+        """Pixels ``(N,C,H,W)`` ``uint8``."""
+        return self.values
+
+
+class ArraySet(HeldSet):
+    """Series, volumes or vectors in memory; item ``i`` is ``(normalised float32 sample, label)``.
+
+    Args:
+        values: ``(N,C,T)``, ``(N,C,D,H,W)`` or ``(N,F)`` ``float32``, before they are normalised; all finite.
+        labels: ``(N,)`` ``int64``; several labels a sample ``(N,C)`` of 0 and 1.
+        classes: class names, in label order.
+        preprocess: how samples become network input; its class says which of the three they are.
+        masks: optional ``(N,T)`` or ``(N,D,H,W)`` ``bool``: which locations carry the answer.
+        groups: optional ``(N,)`` ``int64``: samples with the same number belong together.
+
+    Examples:
+        >>> scaling = xl.VectorPreprocess(mean=(0.0, 10.0), std=(1.0, 5.0))
+        >>> data = xl.ArraySet(torch.tensor([[1.0, 20.0], [0.0, 10.0]]), torch.tensor([0, 1]), ("no", "yes"), scaling)
+        >>> data.inputs
+        tensor([[1., 2.],
+                [0., 0.]])
+    """
+
+    preprocess: ArrayPreprocess
+
+    def __init__(
+        self,
+        values: Tensor,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        preprocess: ArrayPreprocess,
+        masks: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
+        require(values, Tensor, "values")
+        kind = find_kind(preprocess)
+        if values.dtype != torch.float32:
+            raise InputError(f"values: expected float32, got {values.dtype}. Fix: convert with values.float()")
+        _check_shape(tuple(values.shape[1:]), preprocess, kind, "values", "N,")
+        if not bool(torch.isfinite(values).all()):
+            row = int((~torch.isfinite(values).flatten(1).all(1)).nonzero()[0])
+            raise InputError(f"values: {kind.name} {row} has NaN (gaps) or infinite values. Fix: fill them, or leave it out")
+        expected = (len(values), *values.shape[2:])
+        if masks is not None and (masks.shape != expected or masks.dtype != torch.bool):
+            raise InputError(f"masks: expected {expected} bool, got {tuple(masks.shape)} {masks.dtype}")
+        self.values, self.preprocess, self.masks = values, preprocess, masks
+        super().__init__(labels, classes, groups, kind)
+
+    def scaled(self, preprocess: ArrayPreprocess) -> Self:
+        """Return the same samples with another mean and standard deviation."""
+        _check_shape(tuple(self.values.shape[1:]), preprocess, self.modality, "values", "N,")
+        part = copy.copy(self)
+        part.preprocess = preprocess
+        return part
+
+
+class LazySet(Dataset[tuple[Tensor, Tensor]]):
+    """Samples that are decoded when they are asked for; item ``i`` is ``(normalised sample, label)``.
+
+    Whatever takes it in batches decodes in worker processes, see :func:`~exitlens.data.batches.iterate_batches`. A bad
+    sample ends the iteration with a :class:`DataError` that names it; with ``skip_bad`` it is missing from its batch.
+
+    Args:
+        reader: gives M samples, before they are normalised.
+        labels: ``(M,)`` ``int64``; several labels a sample ``(M,C)`` of 0 and 1.
+        classes: class names, in label order.
+        preprocess: how samples become network input.
+        groups: optional ``(M,)`` ``int64``: samples with the same number belong together.
+        skip_bad: leave out samples that cannot be read.
+        workers: processes that decode if the caller does not say how many; ``None``: one for each core, at most 8.
+
+    Attributes:
+        shape: of every sample that the reader gives, channels first.
+    """
+
+    dtype: ClassVar[torch.dtype]  # of what the reader gives
+    masks: Tensor | None = None
+    preprocess: Any
+    modality: Modality
+    shape: tuple[int, ...]
+
+    def __init__(
+        self,
+        reader: Reader,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        preprocess: Any,
+        groups: Tensor | None = None,
+        skip_bad: bool = False,
+        workers: int | None = None,
+    ) -> None:
+        self.preprocess = preprocess
+        self.labels = check_class_labels(labels, len(reader), classes, self.modality.name)
+        self.reader, self.classes = reader, tuple(classes)
+        self.groups = check_groups(groups, len(reader))
+        self.skip_bad, self.workers = skip_bad, workers
+        self.rows = torch.arange(len(reader))  # of the reader
+        self.unreadable: dict[int, str] = {}  # by row of the reader, shared by all subsets
+        self._told: set[str] = set()  # warnings that were given, shared by all subsets
+
+    @abstractmethod
+    def load(self) -> Any:
+        """Read a small set into memory; samples that are skipped as bad are missing from it."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """Samples that could not be read so far, each once and with the reason; subsets of one set share them."""
+        return tuple(self.unreadable.values())
+
+    def name(self, index: int) -> str:
+        """Return the file, or file and row, of a sample."""
+        return self.reader.name(int(self.rows[index]))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        batch = next(self.decode([[int(self.rows[index])]]))
+        self.check(batch, skip=False)
+        return self.preprocess.normalise(batch.values[0]), self.labels[index]
+
+    def decode(self, plan: Sequence[Sequence[int]], workers: int = 0) -> Iterator[Decoded]:
+        """Yield batches of these rows of the reader, not yet normalised; the caller passes each of them to :meth:`check`."""
+        return decode_batches(self.reader, plan, self.shape, workers, dtype=self.dtype)
+
+    @property
+    def samples_at_once(self) -> int:
+        """How many to decode in a batch that no network needs: few if they are large."""
+        return max(1, min(LOADED_AT_ONCE, LOADED_BYTES // max(1, prod(self.shape) * self.dtype.itemsize)))
+
+    def read_raw(self) -> tuple[Tensor, list[int]]:
+        """Read all samples ``(n,*shape)`` that are not skipped as bad, before they are normalised, and their places."""
+        values, kept, bad = torch.empty(len(self), *self.shape, dtype=self.dtype), list[int](), list[str]()
+        at_once = self.samples_at_once
+        plan = [part.tolist() for part in self.rows.split(at_once)]
+        for number, batch in enumerate(self.decode(plan, choose_workers(self.workers, len(plan)))):
+            self.check(batch)
+            values[len(kept) : len(kept) + len(batch.good)] = batch.values
+            kept += [number * at_once + place for place in batch.good]
+            bad += [reason for _, reason in batch.bad]
+        check_bad(bad, len(self), skip_bad=True)
+        return values[: len(kept)], kept
+
+    @property
+    def inputs(self) -> Tensor:
+        """All samples as network input, read anew at each call: take a small :meth:`subset` first."""
+        return self.load().inputs  # type: ignore[no-any-return]
+
+    def first(self, count: int) -> Self:
+        """Return the first ``count`` samples (all, if there are fewer)."""
+        return self.subset(torch.arange(min(count, len(self))))
+
+    def subset(self, indices: Tensor) -> Self:
+        """Return the samples at ``indices`` (``(n,)`` integers) as a set of its own; nothing is read."""
+        part = copy.copy(self)
+        part.rows, part.labels = self.rows[indices], self.labels[indices]
+        part.groups = None if self.groups is None else self.groups[indices]
+        return part
+
+    def check(self, batch: Decoded, skip: bool = True) -> None:
+        """Record the bad samples of a batch; raise a :class:`DataError` for the first if none may be skipped."""
+        if batch.trouble and batch.trouble not in self._told:
+            self._told.add(batch.trouble)
+            warnings.warn(batch.trouble, DataWarning, stacklevel=2)
+        self.unreadable |= dict(batch.bad)
+        if batch.bad and not (skip and self.skip_bad):
+            raise refuse_bad(batch.bad[0][1], "repair it")
+
+
+class LazyImages(LazySet):
+    """Images that are decoded when they are asked for; item ``i`` is ``(normalised float image (C,H,W), label)``.
+
+    Arguments and errors are those of :class:`LazySet`; ``reader`` gives pixels ``(C,H,W)`` ``uint8``, and ``preprocess`` is
+    a :class:`~exitlens.types.Preprocess`.
+
+    Examples:
+        >>> lazy, _ = xl.load_folder("photos", scenes.preprocess)  # a LazyImages: the files are listed, nothing is decoded
+        >>> lazy.first(2).load().images.shape  # an ImageSet of the first two
+        torch.Size([2, 3, 40, 40])
+    """
+
+    dtype, modality = torch.uint8, IMAGE
+    preprocess: Preprocess
+
+    def __init__(
+        self,
+        reader: Reader,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        preprocess: Preprocess,
+        groups: Tensor | None = None,
+        skip_bad: bool = False,
+        workers: int | None = None,
+    ) -> None:
+        require(preprocess, Preprocess, "preprocess")
+        self.shape = (len(preprocess.mean), *preprocess.size)
+        super().__init__(reader, labels, classes, preprocess, groups, skip_bad, workers)
+
+    def load(self) -> ImageSet:
+        """Read a small set into memory; images that are skipped as bad are missing from it."""
+        pixels, kept = self.read_raw()
+        groups = None if self.groups is None else self.groups[kept]
+        return ImageSet(pixels, self.labels[kept], self.classes, None, self.preprocess, groups)
+
+    def cached(self, directory: Path | str) -> Self:
+        """Return the same set, whose decoded pixels are kept in a directory, see :class:`~exitlens.data.readers.PixelCache`.
+
+        A full disk is one :class:`DataWarning`; images are then decoded as without a cache.
+
+        Raises:
+            InputError: the reader has no encoded images; OutputError: a directory that cannot be made.
+        """
+        if not isinstance(self.reader, EncodedImages):
+            kind = type(self.reader).__name__
+            raise InputError(f"cache: it is for encoded images, {kind} gives pixels. Fix: leave it out")
+        part = copy.copy(self)
+        part.reader = copy.copy(self.reader)
+        part.reader.cache = PixelCache(directory)
+        return part
+
+
+class LazyArrays(LazySet):
+    """Series, volumes or vectors that are decoded when asked for; item ``i`` is ``(normalised float32 sample, label)``.
+
+    Arguments are those of :class:`LazySet`; ``reader`` gives M samples ``float32``, all of one ``shape``: ``(C,T)``,
+    ``(C,D,H,W)`` or ``(F,)``; the class of ``preprocess`` says which.
+
+    Examples:
+        >>> data = xl.load_arrays("recordings", xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0)))
+        >>> data.first(2).inputs.shape  # read now
+        torch.Size([2, 2, 64])
+    """
+
+    dtype = torch.float32
+    preprocess: ArrayPreprocess
+
+    def __init__(
+        self,
+        reader: Reader,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        preprocess: ArrayPreprocess,
+        shape: tuple[int, ...],
+        groups: Tensor | None = None,
+        skip_bad: bool = False,
+        workers: int | None = None,
+    ) -> None:
+        self.modality, self.shape = find_kind(preprocess), tuple(shape)
+        _check_shape(self.shape, preprocess, self.modality, "shape")
+        super().__init__(reader, labels, classes, preprocess, groups, skip_bad, workers)
+
+    def load(self) -> ArraySet:
+        """Read a small set into memory; samples that are skipped as bad are missing from it."""
+        values, kept = self.read_raw()
+        groups = None if self.groups is None else self.groups[kept]
+        return ArraySet(values, self.labels[kept], self.classes, self.preprocess, None, groups)
+
+    def scaled(self, preprocess: ArrayPreprocess) -> Self:
+        """Return the same samples with another mean and standard deviation."""
+        _check_shape(self.shape, preprocess, self.modality, "shape")
+        part = copy.copy(self)
+        part.preprocess = preprocess
+        return part
+
+
+Images = ImageSet | LazyImages
+Arrays = ArraySet | LazyArrays
+
+
+def _check_shape(shape: tuple[int, ...], preprocess: ArrayPreprocess, kind: Modality, name: str, start: str = "") -> None:
+    if len(shape) != len(kind.axes) or shape[0] != len(preprocess.mean):
+        expected = ",".join((str(len(preprocess.mean)), *kind.axes[1:]))
+        raise InputError(f"{name}: expected ({start}{expected}) of {kind.plural}, got ({start}{','.join(map(str, shape))})")
+
+
+def set_reading(data: T, workers: int | None, cache: Path | None) -> T:
+    """Return the same set, read by that many processes, its pixels cached in a directory; ``None`` leaves it as it is.
+
+    Raises:
+        InputError: a cache of a set in memory, and what :meth:`LazyImages.cached` and :func:`choose_workers` refuse.
+    """
+    if cache is not None and not isinstance(data, LazyImages):
+        raise InputError(
+            "cache: it is for images that are decoded from files; these data are in memory, or not images. Fix: leave it out"
+        )
+    if not isinstance(data, LazySet):
+        return data
+    choose_workers(workers, 2)
+    part = data.cached(cache) if isinstance(data, LazyImages) and cache is not None else data.first(len(data))
+    part.workers = workers
+    return part
+
+
+def measure_scaling(train: Arrays, seed: int = 0) -> ArrayPreprocess:
+    """Return a training split's preprocessing with the mean and standard deviation that its channels have in it.
+
+    At most :data:`MEASURED` files are read, drawn at random by ``seed``. A channel that never changes gets 1 as its standard
+    deviation.
+
+    Raises:
+        DataError: an empty set, or files that cannot be read.
+    """
+    if not len(train):
+        raise DataError("data: the training split is empty: mean and std cannot be measured")
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    shift: Tensor | None = None  # values are moved by it first, or the squares of large ones would cancel
+    for values in _iterate_values(train, seed):
+        flat = values.movedim(1, 0).flatten(1).double()  # (C,n)
+        shift = flat.mean(1, keepdim=True) if shift is None else shift
+        flat = flat - shift
+        count, total, squares = count + flat.shape[1], total + flat.sum(1), squares + flat.square().sum(1)
+    if shift is None:  # every file is bad
+        check_bad(train.bad, len(train.bad), skip_bad=True)  # type: ignore[union-attr]
+    assert shift is not None
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    middle = mean + shift[:, 0]
+    is_constant = std <= 1e-7 * middle.abs().clamp(min=1e-30)
+    return train.preprocess.scaled(middle.tolist(), torch.where(is_constant, 1.0, std).tolist())
+
+
+def _iterate_values(train: Arrays, seed: int) -> Iterator[Tensor]:  # (n,C,*S)
+    if not isinstance(train, LazyArrays):
+        yield from train.values.split(1024)
+        return
+    part = train.subset(draw_samples(len(train), MEASURED, seed).sort().values)
+    plan = [rows.tolist() for rows in part.rows.split(part.samples_at_once)]
+    for batch in part.decode(plan, choose_workers(part.workers, len(plan))):
+        part.check(batch)
+        if batch.good:
+            yield batch.values

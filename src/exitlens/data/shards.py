@@ -1,0 +1,315 @@
+"""WebDataset tar shards: ``key.jpg``, ``key.cls``, ``key.json``, ... of one sample stand beside each other in a tar file.
+
+The libraries ``webdataset`` and ``datasets`` stream such files: they know no number of samples, shuffle within a buffer
+only, and cannot go on with the same order later. We need all three (splits, shuffling by a seed, exact resume), so one pass
+over the headers notes where each image lies (labels are read on the way, images are skipped), and any image is then one read
+at an offset. Shards must not be compressed.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from exitlens.data.checks import SEPARATOR, join_flags
+from exitlens.data.columns import Columns, Kind, Role, find_columns
+from exitlens.data.files import EXTENSIONS, list_files, stamp_files
+from exitlens.data.packed import PackedStrings, pack_strings
+from exitlens.data.readers import MAX_BYTES, EncodedImages
+from exitlens.data.rows import Reading, Rows, Source, match_groups
+from exitlens.data.splits import name_split
+from exitlens.errors import DataError
+from exitlens.types import Preprocess
+
+_MOST_VALUE_BYTES = 1_000_000  # of a label, text or JSON
+_PEEKED = 50  # files, and samples of each, that tell what there is
+_RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
+
+
+def find_shards(name: str) -> list[Path]:
+    """Return the tar files that a source's name means, sorted: one file, those below a folder, or those of a pattern.
+
+    Patterns have the shell's ``*``, ``?`` and ``[...]``, and ``{000..012}`` or ``{a,b}``, which must all be there.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return list_files(path, (".tar",))
+    if path.suffix.lower() != ".tar":
+        return []
+    if path.is_file():
+        return [path]
+    paths: set[Path] = set()
+    for pattern in expand_braces(name):
+        paths |= set(map(Path, glob.glob(pattern) if glob.has_magic(pattern) else [pattern]))  # noqa: PTH207
+    return sorted(paths)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that ``{000..012}`` and ``{a,b}`` stand for."""
+    pieces: list[list[str]] = []
+    for text, braced in re.findall(r"([^{}]+)|\{([^{}]*)\}", pattern):
+        if text:
+            pieces.append([text])
+        elif match := _RANGE.match(braced):
+            first, last = match[1], match[2]
+            pieces.append([f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)])
+        else:
+            pieces.append(braced.split(","))
+    return ["".join(words) for words in itertools.product(*pieces)]
+
+
+class Place(NamedTuple):
+    """Where an image lies in a tar file."""
+
+    offset: int
+    size: int
+    extension: str
+    member: str
+
+
+class Sample(NamedTuple):
+    """One sample: key, its values by name, and where its image lies."""
+
+    key: str
+    values: dict[str, str]
+    image: Place | None
+
+
+class Index(NamedTuple):
+    """Where N samples lie.
+
+    Attributes:
+        members: N names, of the image or of a sample without one its key.
+        places: ``(N,3)`` ``int64``: file, offset and bytes of every image; -1 bytes if there is none.
+        values: by the members' extensions or JSON keys, of every sample.
+        bad: what is wrong with files. Of samples with one key in one file, only the first is kept.
+    """
+
+    members: PackedStrings
+    places: Any
+    values: Mapping[str, Sequence[str | None]]
+    bad: tuple[str, ...]
+
+
+def index_shards(paths: Sequence[Path], wanted: Collection[str]) -> Index:
+    """Go through tar files once, for the images' places and the ``wanted`` values."""
+    members, places, bad = list[str](), array("q"), list[str]()
+    values: dict[str, list[str | None]] = {name: [] for name in wanted}
+    seen: dict[str, str] = {}  # equal words are kept once
+    for shard, path in enumerate(paths):
+        for sample in read_shard(path, bad):
+            members.append(sample.image.member if sample.image else sample.key)
+            places.extend((shard, *(sample.image or (0, -1))[:2]))
+            for name, column in values.items():
+                value = sample.values.get(name)
+                column.append(None if value is None else seen.setdefault(value, value))
+    place_table = np.array(places, dtype=np.int64).reshape(-1, 3)
+    hashes = [hash((shard, member)) for shard, member in zip(place_table[:, 0].tolist(), members, strict=True)]
+    first = np.sort(np.unique(np.array(hashes, dtype=np.int64), return_index=True)[1])  # where each stands first
+    if len(first) < len(members):
+        again = min(set(range(len(members))) - set(first.tolist()))
+        bad.append(f"{paths[place_table[again, 0]]} has {members[again]!r} twice, as of {len(members) - len(first)} in all")
+        members, place_table = [members[i] for i in first], place_table[first]
+        values = {name: [column[i] for i in first] for name, column in values.items()}
+    return Index(PackedStrings(members), place_table, values, tuple(bad))
+
+
+def read_shard(path: Path, bad: list[str]) -> Iterator[Sample]:
+    """Yield the samples of one tar file; ``bad`` gets what is wrong with it."""
+    key, values, image = "", dict[str, str](), None
+    try:
+        size = path.stat().st_size
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if member.issparse():
+                    raise tarfile.ReadError(f"{member.name} is stored with holes")
+                if not member.isreg() or "/." in f"/{member.name.removeprefix('./')}":
+                    continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"unexpected end of data in {member.name}")
+                name, extension = _split_name(member.name)
+                if name != key:
+                    if values or image:
+                        yield Sample(key, values, image)
+                    key, values, image = name, {}, None
+                if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
+                    if image is None or ("." in image.extension and "." not in extension):  # key.jpg before key.mask.png
+                        image = Place(member.offset_data, member.size, extension, member.name.removeprefix("./"))
+                else:
+                    values |= _read_values(archive, member, extension)
+            if size < archive.offset + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends without the mark for its end")
+    except (tarfile.TarError, OSError, EOFError, ValueError, LookupError) as error:  # tarfile's, for hostile headers
+        bad.append(
+            f"{path} is damaged, compressed or not a tar file, after sample {key!r} ({type(error).__name__}: {error})"
+        )
+        return
+    if values or image:
+        yield Sample(key, values, image)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return key and extension: what stands before and after the first point of the file's name."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, extension = file.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _read_values(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> dict[str, str]:
+    if member.size > _MOST_VALUE_BYTES or (file := archive.extractfile(member)) is None:
+        return {}
+    text = file.read().decode("utf-8", "replace").strip()
+    if extension != "json":
+        return {extension: text}
+    try:
+        pairs: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    values = dict[str, str]()
+    for key, value in pairs.items() if isinstance(pairs, dict) else ():
+        if isinstance(value, str | int):
+            values[str(key)] = str(value)
+        elif isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+            values[str(key)] = SEPARATOR.join(map(str, value))
+    return values
+
+
+class Shards(Source):
+    """Tar files of one source; ``kinds`` are an image, and the members' extensions or JSON keys of the first samples."""
+
+    def __init__(self, name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> None:
+        self._paths, self._stamp = paths, stamp
+        self._damage: list[str] = []  # seen in the first samples
+        first = [sample for path in paths[:_PEEKED] for sample in islice(read_shard(path, self._damage), _PEEKED)]
+        kinds: dict[str, Kind] = {"image": "image"} if any(sample.image for sample in first) else {}
+        super().__init__(name, kinds | dict.fromkeys((name for sample in first for name in sample.values), "string"))
+
+    def find_columns(self, reading: Reading, wanted: Role | None = None, features: Collection[str] = ()) -> Columns:
+        """Choose what is image or text, and what label; a damaged file is part of the error if that is unclear."""
+        if not self.kinds:
+            self._index(frozenset(), skip_bad=False)  # says what is wrong with them
+        try:
+            return super().find_columns(reading, wanted, features)
+        except DataError as error:
+            raise DataError("; ".join([str(error), *self._damage[:1]])) from error
+
+    def guess_columns(self, given: str, reserved: Sequence[str]) -> Columns:
+        """Choose as for a table; ``txt`` beside an image is a caption, not a label."""
+        caption: dict[str, Kind] = {"txt": "other"} if {"image", "txt"} <= self.kinds.keys() else {}
+        return find_columns(self.kinds | caption, given, self.name, reserved)
+
+    def list_rows(self, columns: Columns, *, joined: bool = False, skip_bad: bool = False) -> dict[str, Rows]:
+        """Return labels, groups and contents of every part; shards are of a part if all their names say a split."""
+        wanted = columns.words if columns.role == "image" else (*columns.inputs, *columns.words)
+        index = self._index(frozenset(wanted), skip_bad)
+        parts = [""] * len(self._paths) if columns.split or joined else self._find_parts()
+        return {part: self._list_part(part, parts, index, columns) for part in dict.fromkeys(parts)}
+
+    def _index(self, wanted: frozenset[str], skip_bad: bool) -> Index:
+        index = _index(self._paths, self._stamp, wanted)
+        if index.bad and not (skip_bad and len(index.members)):
+            fix = "repair it, or pass --skip-bad (skip_bad=True) to take what is whole"
+            raise DataError(f"data: {index.bad[0]}. Fix: {fix}")
+        if not len(index.members):
+            raise DataError(
+                f"data: {self.name} has no samples: expected members such as key.jpg and key.cls in its tar files"
+            )
+        return index
+
+    def _find_parts(self) -> list[str]:
+        """Return the split of each shard, as its name or folder says; no word for all if some say none."""
+        parts = []
+        for path in self._paths:
+            words = [*re.split(r"[-_.]", path.stem), path.parent.name]
+            parts.append(next((word for word in words if name_split(word)), ""))
+        return parts if all(parts) else [""] * len(parts)
+
+    def _list_part(self, part: str, parts: Sequence[str], index: Index, columns: Columns) -> Rows:
+        shards = [i for i, word in enumerate(parts) if word == part]
+        rows = np.isin(index.places[:, 0], shards).nonzero()[0].tolist()
+        words = {name: [values[i] for i in rows] for name, values in index.values.items()}
+        places, members = index.places[rows], PackedStrings(index.members[i] for i in rows)
+        names = PackedStrings(f"{self._paths[place]}/{member}" for place, member in zip(places[:, 0], members, strict=True))
+        labels = columns.labels
+        flags = {label: words[label] for label in labels} if len(labels) > 1 else {}
+        groups: Sequence[str | None] | None = words.get(columns.group)
+        if columns.pattern:
+            groups = match_groups(columns.pattern, [_split_name(member)[0] for member in members])
+        return Rows(
+            names,
+            images=partial(ShardImages, self._paths, places, members) if columns.role == "image" else None,
+            texts=words[columns.inputs[0]] if columns.role == "text" else None,
+            labels=join_flags(flags, names) if flags else words.get("".join(labels)),
+            keys=words.get(columns.key),
+            groups=groups,
+            splits=words.get(columns.split),
+            damage=index.bad,
+            classes=tuple(flags),
+            several=bool(flags),
+        )
+
+
+@lru_cache(maxsize=2)
+def _open(name: str, paths: tuple[Path, ...], stamp: tuple[object, ...]) -> Shards:
+    return Shards(name, paths, stamp)
+
+
+@lru_cache(maxsize=2)
+def _index(paths: tuple[Path, ...], stamp: tuple[object, ...], wanted: frozenset[str]) -> Index:
+    return index_shards(paths, wanted)
+
+
+def open_shards(name: str) -> Shards:
+    """Open the tar files of a source and look at the first samples; what was opened last is kept until a file changes.
+
+    Raises:
+        DataError: no files, or files that cannot be read.
+    """
+    paths = tuple(find_shards(name))
+    if not paths:
+        raise DataError(f"data: no tar files for {name}")
+    return _open(name, paths, stamp_files(paths))
+
+
+class ShardImages(EncodedImages):
+    """Images in tar files: ``places (N,3)`` ``int64`` are file, offset and bytes of every one, ``members`` their names."""
+
+    def __init__(self, paths: Sequence[Path], places: Any, members: Sequence[str], preprocess: Preprocess) -> None:
+        super().__init__(preprocess)
+        self._paths, self._places, self._members = tuple(paths), places, pack_strings(members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def name(self, index: int) -> str:
+        """Return the tar file and the member, as a path."""
+        return f"{self._paths[self._places[index, 0]]}/{self._members[index]}"
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return the bytes at the image's place."""
+        shard, offset, size = (int(value) for value in self._places[index])
+        if size < 0:
+            raise DataError(f"{self.name(index)}: has no image")
+        if size > MAX_BYTES:
+            raise DataError(f"{self.name(index)}: it has more than {MAX_BYTES:,} bytes: no image is that large")
+        try:
+            with self._paths[shard].open("rb", buffering=0) as file:
+                content = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise DataError(f"{self.name(index)}: cannot be read ({type(error).__name__}: {error.strerror})") from error
+        if len(content) < size:
+            raise DataError(f"{self.name(index)}: the tar file ends before its image does")
+        return content

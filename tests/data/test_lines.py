@@ -1,0 +1,227 @@
+import json
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.data.columns import Columns
+from exitlens.data.lines import classify_field, iterate_rows, open_file, peek_kinds, read_file
+from exitlens.data.sources import open_source
+from exitlens.modalities import SERIES, TEXT, VECTOR
+
+
+def _write(folder, name, content):
+    (folder / name).write_text(content)
+    return folder / name
+
+
+TEXTS = Columns("text", ("text",), ("label",))
+
+
+def test_rows_know_their_lines(tmp_path):
+    table = _write(tmp_path, "a.csv", 'text,label\n one ,x\n\n"two\nlines",y\n')
+    rows = read_file(table, TEXTS)
+    assert rows.texts == ["one", "two\nlines"]
+    assert rows.labels == ["x", "y"]
+    assert rows.names == [f"{table}:2", f"{table}:5"]
+    lines = _write(tmp_path, "a.txt", "one\n\ntwo")
+    assert read_file(lines, TEXTS._replace(labels=())).names == [f"{lines}:1", f"{lines}:3"]
+
+
+def test_numbers_are_labels_but_no_texts(tmp_path):
+    rows = read_file(_write(tmp_path, "a.jsonl", '{"text": "one", "label": 1}\n{"text": 2, "label": 1}'), TEXTS)
+    assert (rows.texts, rows.labels) == (["one", ""], ["1", "1"])
+    assert rows.faults == {1: "text: expected a string that is not empty, got 2"}
+
+
+def test_equal_labels_are_one_object(tmp_path):
+    labels = read_file(_write(tmp_path, "a.csv", "text,label\na,long\nb,long\n"), TEXTS).labels
+    assert labels[0] is labels[1]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(xl.DataError, match="cannot be read"), open_file(tmp_path / "none.csv"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("", "other"),
+        ("3", "integer"),
+        (" -3 ", "integer"),
+        ("2.5", "float"),
+        ("nan", "float"),
+        ("1e5", "float"),
+        ("word", "string"),
+        ("two words", "string"),
+        ("1 2", "list"),
+        ("1;2.5;nan", "list"),
+        ("[1, 2]", "list"),
+        ("[[1], [2]]", "list"),
+        ("[1", "string"),
+        ("2020-01-01 10:00", "string"),
+    ],
+)
+def test_kinds_of_fields(field, kind):
+    assert classify_field(field) == kind
+
+
+def test_columns_are_what_most_of_their_first_fields_are(tmp_path):
+    rows = [f"{i},{i if i % 7 else i / 2},word,{i},," for i in range(30)]
+    rows[5] = "x,1,2,3,,"
+    (tmp_path / "x.csv").write_text("a,b,c,d,e,f\n" + "\n".join(rows) + "\nragged\n")
+    kinds = peek_kinds(tmp_path / "x.csv")
+    assert kinds == {"a": "integer", "b": "float", "c": "string", "d": "integer", "e": "other", "f": "other"}
+    assert [line for line, _ in iterate_rows(tmp_path / "x.csv", ("a",))] == list(range(2, 33))
+    with pytest.raises(xl.DataError, match=r"no column 'z', it has .*. Fix: name columns in line 1, or by --columns"):
+        list(iterate_rows(tmp_path / "x.csv", ("z",)))
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def make_vectors(count=40, head="age,size,site,label", wrong=()):
+    rows = [f"{i},{i / 10},{i // 4},{'uv'[i % 2]}" for i in range(count)]
+    for i, text in wrong:
+        rows[i] = text
+    return head + "\n" + "\n".join(rows) + "\n"
+
+
+def test_a_csv_of_vectors(tmp_path):
+    path = write(tmp_path / "x.csv", make_vectors())
+    source = open_source(path)
+    assert source.modality is VECTOR
+    found = source.load_splits(("train", "test"))
+    assert found.notes[1] == "vectors of 3 features (age, size, site), labels from 'label'"
+    train = found.sets["train"]
+    assert (train.values.shape, train.classes, train.preprocess.names) == ((28, 3), ("u", "v"), ("age", "size", "site"))
+    torch.testing.assert_close(train.values[:, 0], train.values[:, 1] * 10)
+    torch.testing.assert_close(train.inputs.std(0, correction=0), torch.ones(3))
+    assert found.sets["test"].preprocess == train.preprocess
+    chosen = open_source(path, columns="features=size|age,label=label", group_by="site")
+    assert chosen.modality is VECTOR
+    split = chosen.load_splits(("train", "test"))
+    assert split.sets["train"].preprocess.names == ("size", "age")
+    groups = [set(part.groups.tolist()) for part in split.sets.values()]
+    assert not groups[0] & groups[1]
+    assert "10, of which" in split.notes[2]
+
+
+def test_an_existing_network_takes_its_own_features(tmp_path):
+    path = write(tmp_path / "x.csv", make_vectors())
+    own = xl.VectorPreprocess((0.0, 1.0), (1.0, 2.0), ("site", "age"))
+    data = open_source(path).load("train", preprocess=own)
+    assert (data.preprocess, data.values.shape) == (own, (28, 2))
+    assert (data.values[:, 0] == (data.values[:, 1] / 4).floor()).all()
+    with pytest.raises(xl.DataError, match="expected 1 features as in training, got 3"):
+        open_source(path).load("train", preprocess=xl.VectorPreprocess((0.0,), (1.0,), ("weight",)))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,,3,u", "a gap .NaN. for feature 'size'. Fix: fill it"),
+        ("1,x,3,u", "expected a number for 'size', got 'x'"),
+        ("1,2,u", "3 fields, the first line has 4"),
+        ("1,2,3,", "label: expected a string that is not empty"),
+    ],
+)
+def test_bad_rows_of_vectors(row, message, tmp_path):
+    source = open_source(write(tmp_path / "x.csv", make_vectors(wrong=[(39, row)])))
+    with pytest.raises(xl.DataError, match=rf"1 of 40 rows cannot be read.*\n.*x.csv:41: .*{message}"):
+        source.load("train")
+    assert sum(len(source.load(split, skip_bad=True)) for split in ("train", "test")) == 31
+
+
+def test_splits_of_a_column(tmp_path):
+    rows = "".join(f"{i},{i / 7},{'uv'[i % 2]},{['train', 'test', 'val', 'calibration'][i % 4]}\n" for i in range(40))
+    source = open_source(write(tmp_path / "x.csv", "a,b,label,fold\n" + rows), split_by="fold")
+    assert source.modality is VECTOR
+    assert source.load("validation").values[:, 0].tolist() == list(range(2, 40, 4))
+    with pytest.raises(xl.DataError, match=r"split_by: .*x.csv has no column 'folds'.*Did you mean 'fold'"):
+        open_source(str(tmp_path / "x.csv"), split_by="folds", columns="features=a|b,label=label").load("train")
+    with pytest.raises(xl.InputError, match=r"group_by: .* give a column, not a regular expression"):
+        open_source(str(tmp_path / "x.csv"), group_by=r"\d+", columns="features=a|b,label=label").load("train")
+
+
+@pytest.mark.parametrize("form", ["spaces", "semicolons", "json", "channels"])
+def test_a_csv_of_series(form, tmp_path):
+    def show(i):
+        values = [i + t / 10 for t in range(5)]
+        if form == "channels":
+            return '"' + json.dumps([values, values]) + '"'
+        return (
+            '"' + json.dumps(values) + '"'
+            if form == "json"
+            else {"spaces": " ", "semicolons": ";"}[form].join(map(str, values))
+        )
+
+    path = write(tmp_path / "x.csv", "kind,signal\n" + "".join(f"{'uv'[i % 2]},{show(i)}\n" for i in range(40)))
+    source = open_source(path)
+    assert source.modality is SERIES
+    data = source.load("train")
+    assert data.values.shape == (28, 2 if form == "channels" else 1, 5)
+    torch.testing.assert_close(data.values[:, 0, 4] - data.values[:, 0, 0], torch.full((28,), 0.4), atol=1e-5, rtol=0)
+    assert ((data.values[:, 0, 0].round() % 2) == data.labels).all()
+    assert open_source(path, columns="series=signal,label=kind", size=3).load("train").values.shape[2] == 3
+
+
+def test_bad_rows_of_series(tmp_path):
+    good = "".join(f"u,1 2 {i}\nv,3 4 {i}\n" for i in range(20))
+    source = open_source(write(tmp_path / "x.csv", f"kind,signal\n{good}u,1 nan 3\nu,word\nu,[1\n"))
+    message = r":42: a gap .NaN. at step 1(.|\n)*:43: expected a list of numbers, got word(.|\n)*:44"
+    with pytest.raises(xl.DataError, match=message):
+        source.load("train")
+
+
+def test_texts_are_still_texts(tmp_path):
+    path = write(tmp_path / "x.csv", "text,score,label\n" + "".join(f"word {i},{i}.5,{i % 2}\n" for i in range(20)))
+    assert open_source(path).modality is TEXT
+    path = write(tmp_path / "x.csv", "tweet,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(20)))
+    assert open_source(path, columns="text=tweet,label=label").modality is TEXT
+
+
+@pytest.fixture
+def hf(tmp_path_factory, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    return datasets
+
+
+def test_parquet_of_vectors_and_series(hf, tmp_path):
+    rows = range(40)
+    columns = {"a": [float(i) for i in rows], "b": [i / 3 for i in rows], "label": [i % 2 for i in rows]}
+    hf.Dataset.from_dict(columns).to_parquet(tmp_path / "v.parquet")
+    source = open_source(str(tmp_path / "v.parquet"))
+    assert source.modality is VECTOR
+    assert source.load("train").values.shape == (28, 2)
+    series = {"ecg": [[i, i + 1.0, i + 2.0] for i in rows], "label": columns["label"], "site": [i // 4 for i in rows]}
+    hf.Dataset.from_dict(series).to_parquet(tmp_path / "s.parquet")
+    source = open_source(str(tmp_path / "s.parquet"), group_by="site")
+    assert source.modality is SERIES
+    data = source.load("train")
+    assert data.values.shape[1:] == (1, 3)
+    assert (data.values[:, 0, 2] - data.values[:, 0, 0] == 2).all()
+    assert ((data.values[:, 0, 0] // 4).long() == data.groups[:, None].squeeze(1)).float().mean() > 0.1
+    columns["a"][3] = None
+    hf.Dataset.from_dict(columns).to_parquet(tmp_path / "n.parquet")
+    with pytest.raises(xl.DataError, match=r"n.parquet:3: a gap .NaN. for feature 'a'"):
+        open_source(str(tmp_path / "n.parquet")).load("train")
+
+
+def test_named_parts_of_a_saved_data_set(hf, tmp_path):
+    def make(count):
+        classes = hf.ClassLabel(names=["z", "y"])
+        features = hf.Features({"x": hf.Sequence(hf.Sequence(hf.Value("float32"))), "label": classes})
+        values = {"x": [[[1.0, 2.0], [i, 4.0]] for i in range(count)], "label": [i % 2 for i in range(count)]}
+        return hf.Dataset.from_dict(values, features=features)
+
+    hf.DatasetDict({"train": make(30), "test": make(10)}).save_to_disk(tmp_path / "saved")
+    source = open_source(str(tmp_path / "saved"))
+    assert source.modality is SERIES
+    test = source.load("test")
+    assert (test.values.shape, test.classes) == ((10, 2, 2), ("z", "y"))
+    assert test.values[:, 1, 0].tolist() == list(range(10))

@@ -1,0 +1,117 @@
+import os
+import threading
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.data.batches import iterate_batches
+from exitlens.data.readers import ImageFiles, PixelCache, read_regular
+from tests.data.conftest import PREPROCESS
+
+
+def test_devices_and_pipes_are_no_images(tmp_path):
+    """They could be read for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(xl.DataError, match=r"row 3: .* is a device or a pipe"):
+            read_regular(tmp_path / name, "row 3")
+    for name, message in (("none.png", "FileNotFoundError"), (".", "IsADirectoryError")):
+        with pytest.raises(xl.DataError, match=f"row 3: cannot be read .{message}"):
+            read_regular(tmp_path / name, "row 3")
+    (tmp_path / "a.png").write_bytes(b"12")
+    assert read_regular(tmp_path / "a.png", "row 3") == b"12"
+
+
+PIXELS = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
+
+
+def test_pixels_are_found_by_content_and_shape(tmp_path):
+    cache = PixelCache(tmp_path / "new" / "cache")
+    assert cache.find(b"file", (3, 4, 4)) is None
+    cache.keep(b"file", PIXELS)
+    assert torch.equal(PixelCache(tmp_path / "new" / "cache").find(b"file", (3, 4, 4)), PIXELS)
+    assert cache.find(b"file", (3, 2, 8)) is None
+    assert cache.find(b"other file", (3, 4, 4)) is None
+
+
+def test_what_is_damaged_is_not_found_and_written_again(tmp_path):
+    cache = PixelCache(tmp_path)
+    cache.keep(b"file", PIXELS)
+    (path,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    whole = path.read_bytes()
+    for spoilt in (whole[:-1], b"", bytes(len(whole)), whole + b"x"):
+        path.write_bytes(spoilt)
+        assert cache.find(b"file", (3, 4, 4)) is None
+        cache.keep(b"file", PIXELS)
+        assert path.read_bytes() == whole
+
+
+def test_many_may_write_at_once(tmp_path):
+    def work():
+        cache = PixelCache(tmp_path)
+        for i in range(20):
+            cache.keep(bytes([i]), PIXELS + i)
+            assert torch.equal(cache.find(bytes([i]), (3, 4, 4)), PIXELS + i)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 20
+
+
+def test_no_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(xl.OutputError, match="cannot be a directory"):
+        PixelCache(tmp_path / "file")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_is_decoded_once(folder, tmp_path, monkeypatch, workers):
+    data, _ = xl.load_folder(folder, PREPROCESS)
+    data.workers = workers
+    expected = data.inputs
+    cached = data.cached(tmp_path / "cache")
+    for _ in range(2):
+        assert torch.equal(torch.cat([batch.inputs for batch in iterate_batches(cached, 8)]), expected)
+        monkeypatch.setattr("exitlens.data.readers.decode_image", None)  # not needed any more
+    monkeypatch.undo()
+    (folder / "cat" / "00.png").write_bytes((folder / "dog" / "00.png").read_bytes())
+    assert torch.equal(cached[0][0], cached[12][0])  # a changed file is another file
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_is_told_once_and_images_are_decoded(folder, tmp_path, monkeypatch, workers):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    data = xl.load_folder(folder, PREPROCESS)[0].cached(tmp_path / "cache")
+    data.workers = workers
+    with pytest.warns(xl.DataWarning, match=r"No space left on device.*decoded every time") as told:
+        batches = [*iterate_batches(data, 8), *iterate_batches(data, 8)]
+    assert len(told) == 1
+    assert sum(len(batch.inputs) for batch in batches) == 72
+
+
+def test_readers_of_pixels_have_nothing_to_cache(tmp_path):
+    class Pixels(list):
+        def read(self, index):
+            return self[index]
+
+    data = xl.LazyImages(Pixels([PIXELS] * 2), torch.tensor([0, 1]), ("a", "b"), xl.Preprocess((4, 4)))
+    with pytest.raises(xl.InputError, match="Pixels gives pixels"):
+        data.cached(tmp_path)
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    reader = ImageFiles(tmp_path, ["gone.png", "large.png"], PREPROCESS)
+    with pytest.raises(xl.DataError, match=r"gone\.png: cannot be read \(FileNotFoundError"):
+        reader.read(0)
+    (tmp_path / "large.png").write_bytes(bytes(11))
+    monkeypatch.setattr("exitlens.data.readers.MAX_BYTES", 10)
+    with pytest.raises(xl.DataError, match=r"large\.png: it has more than 10 bytes"):
+        reader.read(1)

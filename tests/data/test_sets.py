@@ -1,0 +1,270 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.data.batches import iterate_batches, make_epoch_loader
+from exitlens.data.folders import load_arrays
+from exitlens.data.sets import LazyImages, find_kind, measure_scaling
+from exitlens.modalities import SERIES, VECTOR, VOLUME
+from tests.data.conftest import PREPROCESS
+
+OWN = xl.SeriesPreprocess((1.0, 2.0), (2.0, 4.0))
+CLASSES = ("even", "odd")
+
+
+class Ramps:
+    """A reader of series that count up from their number, some of which are bad."""
+
+    def __init__(self, count, bad=()):
+        self.count, self.bad = count, bad
+
+    def __len__(self):
+        return self.count
+
+    def name(self, index):
+        return f"ramp {index}"
+
+    def read(self, index):
+        if index in self.bad:
+            raise xl.DataError(f"ramp {index}: damaged")
+        return index + torch.arange(10.0).view(2, 5)
+
+
+@pytest.fixture
+def held():
+    values = torch.stack([Ramps(40).read(i) for i in range(40)])
+    masks = torch.zeros(40, 5, dtype=torch.bool)
+    masks[:, 2] = True
+    return xl.ArraySet(values, torch.arange(40) % 2, CLASSES, OWN, masks, torch.arange(40) // 4)
+
+
+def make_lazy(**how):
+    return xl.LazyArrays(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, (2, 5), torch.arange(40) // 4)
+
+
+def test_kinds_are_those_of_their_preprocessing():
+    assert find_kind(OWN) is SERIES
+    assert find_kind(xl.VolumePreprocess((0.0,), (1.0,), (1, 1, 1))) is VOLUME
+    assert find_kind(xl.VectorPreprocess((0.0,), (1.0,))) is VECTOR
+    with pytest.raises(xl.InputError, match="preprocess: expected"):
+        find_kind(xl.Preprocess((8, 8)))
+
+
+def test_samples_in_memory(held):
+    assert (len(held), held.modality) == (40, SERIES)
+    sample, label = held[3]
+    torch.testing.assert_close(sample, torch.tensor([[1.0, 1.5, 2.0, 2.5, 3.0], [1.5, 1.75, 2.0, 2.25, 2.5]]))
+    assert label == 1
+    part = held.subset(torch.tensor([7, 3]))
+    assert (part.labels.tolist(), part.groups.tolist(), part.masks.shape) == ([1, 1], [1, 0], (2, 5))
+    assert part.inputs.equal(held.inputs[[7, 3]])
+    assert len(held.first(100)) == 40
+    again = held.scaled(xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
+    assert again.inputs.equal(held.values)
+    assert held.preprocess == OWN
+
+
+def test_lazy_samples_are_the_same_whatever_the_number_of_processes(held):
+    lazy = make_lazy()
+    assert (lazy.modality, lazy.shape) == (SERIES, (2, 5))
+    assert lazy.inputs.equal(held.inputs)
+    assert lazy[39][0].equal(held[39][0])
+    assert lazy[-1][0].equal(held[39][0])
+    assert lazy.subset(torch.tensor([7, 3])).load().groups.tolist() == [1, 0]
+    assert pickle.loads(pickle.dumps(lazy.first(3))).inputs.equal(held.first(3).inputs)
+    for workers in (0, 2):
+        for one, other in zip(iterate_batches(lazy, 16, workers=workers), iterate_batches(held, 16), strict=True):
+            assert all(map(torch.equal, one, other))
+        epochs = [make_epoch_loader(data, 6, seed=3, workers=workers) for data in (lazy, held)]
+        for batch, (inputs, labels) in zip(*epochs, strict=True):
+            assert torch.equal(batch.inputs, inputs)
+            assert torch.equal(batch.labels, labels)
+
+
+def test_bad_samples_are_named_or_left_out():
+    lazy = make_lazy(bad=(3,))
+    with pytest.raises(xl.DataError, match="data: ramp 3: damaged"):
+        lazy.load()
+    lazy.skip_bad = True
+    assert len(lazy.load()) == 39
+    assert lazy.bad == ("ramp 3: damaged",)
+
+
+def test_a_million_samples_are_decoded_a_few_at_a_time():
+    volume = xl.VolumePreprocess((0.0,), (1.0,), (200, 200, 200))
+    data = xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, volume, (1, 200, 200, 200))
+    assert data.samples_at_once == 2
+    assert make_lazy().samples_at_once == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": torch.zeros(4, 3, 5)}, r"values: expected \(N,2,T\) of series, got \(N,3,5\)"),
+        ({"values": torch.zeros(4, 2)}, "values: expected"),
+        ({"values": torch.zeros(4, 2, 5).double()}, "values: expected float32, got torch.float64"),
+        ({"values": torch.full((4, 2, 5), torch.nan)}, "values: series 0 has NaN"),
+        ({"values": [1.0]}, "values: expected Tensor"),
+        ({"masks": torch.zeros(4, 4, dtype=torch.bool)}, r"masks: expected \(4, 5\) bool, got \(4, 4\)"),
+        ({"labels": torch.zeros(3).long()}, "labels: expected 4, one per series"),
+        ({"groups": torch.zeros(3).long()}, r"groups: expected \(4,\)"),
+    ],
+)
+def test_what_does_not_fit(change, message):
+    whole = {"values": torch.zeros(4, 2, 5), "labels": torch.zeros(4).long(), "classes": CLASSES, "preprocess": OWN}
+    with pytest.raises(xl.InputError, match=message):
+        xl.ArraySet(**(whole | change))
+
+
+def test_a_reader_of_another_shape():
+    with pytest.raises(xl.InputError, match=r"shape: expected \(2,T\) of series"):
+        xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, OWN, (3, 5))
+    data = xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, OWN, (2, 6))
+    with pytest.raises(xl.InputError, match=r"\(2, 6\) float32 of ramp 0, got \(2, 5\)"):
+        data.load()
+
+
+def test_image_set_checks_and_subsets(tiny_set):
+    part = tiny_set.subset(torch.tensor([3, 1]))
+    assert torch.equal(part.images[0], tiny_set.images[3])
+    assert torch.equal(part.masks[1], tiny_set.masks[1])
+    image, label = tiny_set[3]
+    torch.testing.assert_close(image, tiny_set.inputs[3])
+    assert label == tiny_set.labels[3]
+    assert len(tiny_set.first(100)) == 32
+    torch.testing.assert_close(
+        tiny_set.preprocess.restore(tiny_set.inputs), tiny_set.images.float() / 255, atol=1e-6, rtol=0
+    )
+    with pytest.raises(xl.InputError, match="uint8"):
+        xl.ImageSet(tiny_set.inputs, tiny_set.labels, ("a",))
+    for labels, message in ((tiny_set.labels + 1, r"\[0, 4\)"), (tiny_set.labels.float(), "integers")):
+        with pytest.raises(xl.InputError, match=message):
+            xl.ImageSet(tiny_set.images, labels, tiny_set.classes)
+    with pytest.raises(xl.InputError, match="channels"):
+        xl.ImageSet(tiny_set.images, tiny_set.labels, tiny_set.classes, preprocess=xl.Preprocess((16, 16), (0.5,), (0.2,)))
+    with pytest.raises(xl.InputError, match="one per image"):
+        xl.ImageSet(tiny_set.images, tiny_set.labels[:3], tiny_set.classes)
+
+
+class Squares:
+    """A reader of grey squares that counts what it reads."""
+
+    def __init__(self, count):
+        self.count, self.read_so_far = count, []
+
+    def __len__(self):
+        return self.count
+
+    def read(self, index):
+        self.read_so_far.append(index)
+        return torch.full((3, 16, 16), index, dtype=torch.uint8)
+
+    def name(self, index):
+        return f"squares:{index}"
+
+
+@pytest.fixture
+def squares():
+    groups = torch.arange(40) // 4
+    return LazyImages(Squares(40), torch.arange(40) % 2, ("even", "odd"), PREPROCESS, groups)
+
+
+def test_nothing_is_read_before_it_is_asked_for(squares):
+    part = squares.subset(torch.tensor([7, 3, 30])).subset(torch.tensor([2, 0]))
+    assert (len(part), part.labels.tolist(), part.groups.tolist()) == (2, [0, 1], [7, 1])
+    assert part.name(0) == "squares:30"
+    assert squares.reader.read_so_far == []
+    image, label = part[1]
+    torch.testing.assert_close(image, PREPROCESS.normalise(torch.full((3, 16, 16), 7, dtype=torch.uint8)))
+    assert label == 1
+    assert squares.reader.read_so_far == [7]
+    assert part.load().groups.tolist() == [7, 1]
+    assert part.first(1).inputs.shape == (1, 3, 16, 16)
+
+
+def test_batches_have_labels_and_groups(squares):
+    batches = list(iterate_batches(squares, 16))
+    assert [len(b.inputs) for b in batches] == [16, 16, 8]
+    assert torch.equal(torch.cat([b.labels for b in batches]), squares.labels)
+    assert torch.equal(torch.cat([b.groups for b in batches]), squares.groups)
+    in_memory = list(iterate_batches(squares.load(), 16))
+    for one, other in zip(batches, in_memory, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+def test_an_epoch_is_the_same_as_in_memory_whatever_the_number_of_processes(squares):
+    whole = squares.load()
+    expected = list(make_epoch_loader(whole, 6, seed=3))
+    for workers in (0, 1, 3):
+        loader = make_epoch_loader(squares, 6, seed=3, workers=workers)
+        assert len(loader) == 6
+        for batch, (images, labels) in zip(loader, expected, strict=True):
+            assert torch.equal(batch.inputs, images)
+            assert torch.equal(batch.labels, labels)
+
+
+def test_sets_can_be_pickled(squares):
+    again = pickle.loads(pickle.dumps(squares.first(3)))
+    assert torch.equal(again.inputs, squares.first(3).inputs)
+
+
+def test_arguments_that_do_not_fit():
+    with pytest.raises(xl.InputError, match="labels: expected 3"):
+        LazyImages(Squares(3), torch.zeros(2).long(), ("a", "b"), PREPROCESS)
+    with pytest.raises(xl.InputError, match=r"groups: expected \(3,\)"):
+        LazyImages(Squares(3), torch.zeros(3).long(), ("a", "b"), PREPROCESS, torch.zeros(2).long())
+    data = LazyImages(Squares(3), torch.zeros(3).long(), ("a", "b"), xl.Preprocess((8, 8)))
+    with pytest.raises(xl.InputError, match=r"\(3, 8, 8\) uint8 of squares:0, got \(3, 16, 16\)"):
+        data.load()
+
+
+def make(values, *, names=()):
+    channels = values.shape[1]
+    own = xl.SeriesPreprocess((0.0,) * channels, (1.0,) * channels, names=names)
+    return xl.ArraySet(values, torch.zeros(len(values)).long(), ("a", "b"), own)
+
+
+def test_each_channel_has_its_own_scale():
+    rng = torch.Generator().manual_seed(0)
+    values = torch.randn(3000, 2, 7, generator=rng) * torch.tensor([[[3.0], [0.01]]]) + torch.tensor([[[5.0], [1e4]]])
+    found = measure_scaling(make(values, names=("x", "y")))
+    expected = values.double().transpose(0, 1).flatten(1)
+    np.testing.assert_allclose(found.mean, expected.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(found.std, expected.std(1, correction=0), rtol=1e-4)
+    assert found.names == ("x", "y")
+
+
+def test_vectors_and_constant_channels():
+    vectors = xl.ArraySet(
+        torch.tensor([[1.0, 7.0], [3.0, 7.0]]),
+        torch.tensor([0, 1]),
+        ("a", "b"),
+        xl.VectorPreprocess((0.0, 0.0), (1.0, 1.0)),
+    )
+    found = measure_scaling(vectors)
+    assert (found.mean, found.std) == ((2.0, 7.0), (1.0, 1.0))
+    with pytest.raises(xl.DataError, match="the training split is empty"):
+        measure_scaling(vectors.first(0))
+
+
+def test_files_are_read_in_batches(series_folder, monkeypatch):
+    data = load_arrays(series_folder, xl.SeriesPreprocess((0.0,) * 2, (1.0,) * 2))
+    found, expected = measure_scaling(data), measure_scaling(data.load())
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
+    np.testing.assert_allclose(found.std, expected.std, rtol=1e-9)
+    monkeypatch.setattr("exitlens.data.sets.MEASURED", 5)
+    assert measure_scaling(data) != found
+    assert measure_scaling(data) == measure_scaling(data)
+    for path in series_folder.rglob("*.npy"):
+        if path.stem.endswith(("0", "1")):
+            path.write_bytes(b"")
+    data.skip_bad = True
+    monkeypatch.setattr("exitlens.data.sets.MEASURED", 100)
+    assert measure_scaling(data).mean == measure_scaling(data.load()).mean
+    for path in series_folder.rglob("*.npy"):
+        path.write_bytes(b"")
+    with pytest.raises(xl.DataError, match="24 of 24 files cannot be read"):
+        measure_scaling(data)

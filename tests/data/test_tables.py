@@ -1,0 +1,264 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import exitlens as xl
+from exitlens.data.batches import iterate_batches
+from exitlens.data.columns import Columns
+from exitlens.data.rows import Reading
+from exitlens.data.sources import DataSource, open_source
+from exitlens.data.splits import SPLITS
+from exitlens.data.tables import open_table, to_word
+from tests.data.conftest import SMALL as PREPROCESS
+from tests.data.conftest import encode
+
+
+def _numbers(data):
+    """Which images are in a set: see ``encode``."""
+    return (data.preprocess.restore(data.inputs)[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+def _write(kind, table, folder):
+    folder.mkdir()
+    if kind == "saved":
+        table.save_to_disk(str(folder / "x"))
+    elif kind == "parquet":
+        table.to_parquet(str(folder / "x"))
+        (folder / "x").rename(folder / "x.parquet")
+        return folder / "x.parquet"
+    else:
+        table.save_to_disk(str(folder / "x"))
+        (source,) = (folder / "x").glob("*.arrow")
+        source.rename(folder / "x.arrow")
+        return folder / "x.arrow"
+    return folder / "x"
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet", "arrow"])
+def test_every_format_gives_the_same_splits(kind, make_table, tmp_path):
+    source = open_source(str(_write(kind, make_table(), tmp_path / "data")), size=8, seed=1)
+    assert source.format == kind
+    assert source.modality.name == "image"
+    parts = {split: source.load(split) for split in SPLITS}
+    numbers = {split: _numbers(part) for split, part in parts.items()}
+    assert sorted(n for found in numbers.values() for n in found) == list(range(40))
+    assert {split: len(found) for split, found in numbers.items()} == {
+        "train": 28,
+        "validation": 4,
+        "calibration": 4,
+        "test": 4,
+    }
+    assert all(part.classes == ("ant", "bee") for part in parts.values())
+    assert parts["train"].labels.tolist() == [n % 2 for n in numbers["train"]]
+    assert _numbers(source.load("test")) == numbers["test"]
+    assert DataSource(**json.loads(json.dumps(source.to_dict()))) == source
+    reader = pickle.loads(pickle.dumps(parts["test"].reader))
+    assert torch.equal(reader.read(3), parts["test"].reader.read(3))
+
+
+def test_groups_by_column_and_by_file_name(make_table, tmp_path):
+    path = str(_write("parquet", make_table(80), tmp_path / "data"))
+    for group_by in ("patient", r"^(p\d+)_"):
+        source = open_source(path, size=8, group_by=group_by)
+        loaded = source.load_splits(SPLITS)
+        groups = [set(part.groups.tolist()) for part in loaded.sets.values()]
+        assert sum(map(len, groups)) == len(set.union(*groups)) == 20
+        assert [len(found) for found in groups] == [14, 2, 2, 2]
+        assert all((part.groups.bincount() % 4 == 0).all() for part in loaded.sets.values())
+        assert loaded.notes[1] == "images from 'image', labels from 'label'"
+        assert loaded.notes[2] == (
+            f"groups by '{group_by}': 20, of which 14 in train, 2 in validation, 2 in calibration, 2 in test"
+        )
+    with pytest.raises(xl.DataError, match=r"group_by: .* has no column 'patients'.*Did you mean 'patient'"):
+        open_source(path, group_by="patients").load("train")
+    with pytest.raises(xl.DataError, match="finds no group in 80 of 80"):
+        open_source(path, group_by=r"q\d+").load("train")
+
+
+def test_named_parts_stay_and_others_are_cut_from_train(make_table, hf, tmp_path):
+    parts = hf.DatasetDict({"train": make_table(40), "test": make_table(10, 40), "extra": make_table(10, 60)})
+    parts.save_to_disk(str(tmp_path / "saved"))
+    for split, part in parts.items():
+        (tmp_path / "files").mkdir(exist_ok=True)
+        part.to_parquet(str(tmp_path / "files" / f"{split}-00000-of-00001.parquet"))
+    (tmp_path / "files" / "extra-00000-of-00001.parquet").unlink()
+    for name in ("saved", "files"):
+        loaded = open_source(str(tmp_path / name), size=8).load_splits(SPLITS)
+        assert _numbers(loaded.sets["test"]) == list(range(40, 50))
+        assert sorted(n for split in SPLITS[:3] for n in _numbers(loaded.sets[split])) == list(range(40))
+        assert loaded.notes[0].startswith("splits: test: all of 'test'; cut from 'train' by exitlens: 78% train")
+    shared = hf.DatasetDict({"train": make_table(40), "test": make_table(10, 38)})
+    shared.save_to_disk(str(tmp_path / "shared"))
+    with pytest.raises(xl.DataError, match="has the group 'p9' in train and in test"):
+        open_source(str(tmp_path / "shared"), group_by="patient").load("train")
+    empty = hf.DatasetDict({"train": make_table(40), "test": make_table(0)})
+    empty.save_to_disk(str(tmp_path / "empty"))
+    with pytest.raises(xl.DataError, match="a part has no rows"):  # datasets cannot open it
+        open_source(str(tmp_path / "empty")).load("train")
+    make_table(0).to_parquet(str(tmp_path / "files" / "test-00000-of-00001.parquet"))
+    with pytest.raises(xl.DataError, match="a part has no rows"):
+        open_source(str(tmp_path / "files")).load("train")
+
+
+def test_splits_by_a_column(make_table, tmp_path):
+    words = ["train"] * 20 + ["val"] * 8 + ["test"] * 12
+    path = str(_write("parquet", make_table(40).add_column("fold", words), tmp_path / "data"))
+    source = open_source(path, size=8, split_by="fold")
+    assert _numbers(source.load("validation")) == list(range(20, 28))
+    assert _numbers(source.load("test")) == list(range(28, 40))
+    assert len(source.load("train")) + len(source.load("calibration")) == 20
+    with pytest.raises(xl.DataError, match=r"split_by: .* has the split 'p0'"):
+        open_source(path, split_by="patient").load("train")
+    with pytest.raises(xl.DataError, match=r"split_by: .* has no column 'folds'"):
+        open_source(path, split_by="folds").load("train")
+
+
+def test_texts_of_a_table(hf, tmp_path):
+    pytest.importorskip("tokenizers")
+    values = {"review": [f"number{i} is {i % 2}" for i in range(40)], "stars": [i % 2 for i in range(40)]}
+    hf.Dataset.from_dict(values | {"author": [f"a{i // 2}" for i in range(40)]}).to_parquet(str(tmp_path / "t.parquet"))
+    source = open_source(str(tmp_path / "t.parquet"), size=6, columns="text=review", group_by="author")
+    assert source.modality.name == "text"
+    train, test = source.load("train"), source.load("test")
+    assert train.classes == ("0", "1")
+    assert all(int(text[-1]) == label for text, label in zip(test.texts, test.labels, strict=True))
+    assert test.input_ids.shape == (4, 6)
+    assert test.preprocess == train.preprocess
+    assert len(set(train.groups.tolist()) & set(test.groups.tolist())) == 0
+    with pytest.raises(xl.DataError, match="no file names for a regular expression"):
+        open_source(str(tmp_path / "t.parquet"), columns="text=review", group_by=r"a\d").load("train")
+
+
+def test_rows_without_labels(hf, tmp_path):
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["ant", "bee"])})
+    images = [{"bytes": encode(i), "path": None} for i in range(12)]
+    labels = [0, 1] * 5 + [-1, None]
+    part = hf.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    part.to_parquet(str(tmp_path / "some.parquet"))
+    source = open_source(str(tmp_path / "some.parquet"), size=8)
+    with pytest.raises(xl.DataError, match=r"2 of 12 rows cannot be read.*--skip-bad[^#]*:10: no label"):
+        source.load("train")
+    assert sum(len(source.load(split, skip_bad=True)) for split in SPLITS) == 10
+    hidden = hf.Dataset.from_dict({"image": images[:4], "label": [-1] * 4}, features=features)
+    hf.DatasetDict({"train": part.select(range(10)), "test": hidden}).save_to_disk(str(tmp_path / "hidden"))
+    loaded = open_source(str(tmp_path / "hidden")).load_splits(["test"])
+    assert len(loaded.sets["test"]) > 0
+    assert loaded.notes[-1] == "'test' has no labels and is not used"
+    hidden.save_to_disk(str(tmp_path / "none"))
+    with pytest.raises(xl.DataError, match="has no labels"):
+        open_source(str(tmp_path / "none")).load("train")
+
+
+def test_bad_images_are_named_by_row(hf, tmp_path):
+    images = [encode(i, mode) for i, mode in enumerate(["RGB", "L", "RGBA", "P", "1", "CMYK"]) if mode != "CMYK"]
+    images += [encode(5, "CMYK", kind="JPEG"), b"no image", encode(7)[:50], b"", None]
+    values = {"picture": images, "kind": ["ant", "bee"] * 5, "size": [1.5] * 10}
+    hf.Dataset.from_dict(values).to_parquet(str(tmp_path / "x.parquet"))
+    table = open_table(str(tmp_path / "x.parquet"), "parquet")
+    assert table.find_columns(Reading()) == Columns("image", ("picture",), ("kind",))
+    reader = table.list_rows(table.find_columns(Reading()))[""].images(PREPROCESS)
+    assert [tuple(reader.read(i).shape) for i in range(6)] == [(3, 8, 8)] * 6
+    for row in range(6, 10):
+        with pytest.raises(xl.DataError, match=rf"x.parquet:{row}: (cannot be read|has no image)"):
+            reader.read(row)
+    found = open_source(str(tmp_path / "x.parquet"), size=8).load("train", skip_bad=True)
+    rows = sum(len(batch.labels) for batch in iterate_batches(found, 4, workers=0))
+    assert rows == len(found) - len(found.bad) > 0
+    assert all("x.parquet:" in reason for reason in found.bad)
+
+
+def test_paths_of_images_are_relative_to_the_table(hf, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(8):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(encode(i))
+    values = {"file_name": [f"pictures/{i}.png" for i in range(8)], "label": [i % 2 for i in range(8)]}
+    hf.Dataset.from_dict(values).to_parquet(str(tmp_path / "x.parquet"))
+    source = open_source(str(tmp_path / "x.parquet"), size=8)
+    assert sorted(n for split in SPLITS for n in _numbers(source.load(split))) == list(range(8))
+    (tmp_path / "pictures" / "3.png").unlink()
+    with pytest.raises(xl.DataError, match=r":3: cannot be read \(FileNotFoundError"):
+        [_numbers(source.load(split)) for split in SPLITS]
+
+
+def test_a_folder_of_images_with_metadata(hf, tmp_path):
+    lines = ["file_name,kind,patient"]
+    for i in range(16):
+        (tmp_path / f"{i}.png").write_bytes(encode(i))
+        lines.append(f"{i}.png,{'ab'[i % 2]},p{i // 2}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    source = open_source(str(tmp_path), size=8, columns="label=kind", group_by="patient")
+    assert source.format == "imagefolder"
+    found = {split: source.load(split) for split in SPLITS}
+    assert sorted(n for part in found.values() for n in _numbers(part)) == list(range(16))
+    assert all(part.classes == ("a", "b") for part in found.values())
+    (tmp_path / "metadata.csv").write_text("\n".join(lines).replace("p0", "p1"))
+    with pytest.raises(xl.DataError, match="not those of training"):
+        source.load("test")
+
+
+def test_damaged_and_changed_tables(make_table, tmp_path):
+    path = Path(_write("parquet", make_table(), tmp_path / "data"))
+    source = open_source(str(path))
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with pytest.raises(xl.DataError, match="not those of training"):
+        source.load("train")
+    with pytest.raises(xl.DataError, match=r"x.parquet cannot be read as parquet \("):
+        open_source(str(path)).load("train")
+    saved = _write("saved", make_table(), tmp_path / "other")
+    (arrow,) = saved.glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:300])
+    with pytest.raises(xl.DataError, match="cannot be read as saved"):
+        open_source(str(saved)).load("train")
+    make_table(0).to_parquet(str(tmp_path / "none.parquet"))
+    with pytest.raises(xl.DataError, match=r"none.parquet has no rows|cannot be read as parquet"):
+        open_source(str(tmp_path / "none.parquet")).load("train")
+
+
+def test_the_hub_where_it_cannot_be_reached(hf, monkeypatch):
+    def fail(path, config):
+        assert (path, config) == ("owner/name", "small")
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(hf, "load_dataset", fail)
+    with pytest.raises(xl.DataError, match=r"hf:owner/name:small is not in the local cache.*save_to_disk\(DIR\)"):
+        open_source("hf:owner/name:small")
+
+    def refuse(path, config):
+        raise ValueError("no such config")
+
+    monkeypatch.setattr(hf, "load_dataset", refuse)
+    with pytest.raises(xl.DataError, match=r"hf:other cannot be loaded from the hub \(ValueError: no such config\)"):
+        open_source("hf:other")
+
+
+def test_a_data_set_of_the_hub(make_table, hf, monkeypatch):
+    parts = hf.DatasetDict({"train": make_table(40), "test": make_table(10, 40)})
+    monkeypatch.setattr(hf, "load_dataset", lambda path, config: parts)
+    source = open_source("hf:an/example", size=8)
+    assert _numbers(source.load("test")) == list(range(40, 50))
+    assert len(source.contents) == 16
+    changed = DataSource(**source.to_dict() | {"contents": "0" * 16})
+    with pytest.raises(xl.DataError, match="not those of training"):
+        changed.load("test")
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (0.125, "0.125"),
+        (3.0, "3"),
+        (-2, "-2"),
+        (float("nan"), None),
+        (float("inf"), None),
+        ([1], "1"),
+        (["b", "a"], "b;a"),
+        ([], ""),
+        ([None], None),
+    ],
+)
+def test_values_as_words(value, word):
+    assert to_word(value) == word
