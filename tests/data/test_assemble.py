@@ -388,7 +388,7 @@ def test_a_source_of_series_in_class_folders(series_folder):
         open_source(str(series_folder), group_by=r"^(\w)").load("train")
     found = source.load_splits(("train", "validation", "test"))
     train = found.sets["train"]
-    assert isinstance(train, xl.LazyArrays)
+    assert isinstance(train, xl.LazySet)
     torch.testing.assert_close(train.inputs.mean((0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(train.inputs.transpose(0, 1).flatten(1).std(1, correction=0), torch.ones(2))
     assert found.sets["test"].preprocess == train.preprocess

@@ -7,7 +7,7 @@ import torch
 import exitlens as xl
 from exitlens.data.batches import iterate_batches, make_epoch_loader
 from exitlens.data.folders import load_arrays
-from exitlens.data.sets import LazyImages, find_kind, measure_scaling
+from exitlens.data.sets import LazySet, find_kind, measure_scaling
 from exitlens.modalities import SERIES, VECTOR, VOLUME
 from tests.data.conftest import PREPROCESS
 
@@ -42,7 +42,7 @@ def held():
 
 
 def make_lazy(**how):
-    return xl.LazyArrays(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, (2, 5), torch.arange(40) // 4)
+    return xl.LazySet(Ramps(40, **how), torch.arange(40) % 2, CLASSES, OWN, torch.arange(40) // 4)
 
 
 def test_kinds_are_those_of_their_preprocessing():
@@ -50,7 +50,7 @@ def test_kinds_are_those_of_their_preprocessing():
     assert find_kind(xl.VolumePreprocess((0.0,), (1.0,), (1, 1, 1))) is VOLUME
     assert find_kind(xl.VectorPreprocess((0.0,), (1.0,))) is VECTOR
     with pytest.raises(xl.InputError, match="preprocess: expected"):
-        find_kind(xl.Preprocess((8, 8)))
+        find_kind(8)
 
 
 def test_samples_in_memory(held):
@@ -95,7 +95,7 @@ def test_bad_samples_are_named_or_left_out():
 
 def test_a_million_samples_are_decoded_a_few_at_a_time():
     volume = xl.VolumePreprocess((0.0,), (1.0,), (200, 200, 200))
-    data = xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, volume, (1, 200, 200, 200))
+    data = xl.LazySet(Ramps(4), torch.zeros(4).long(), CLASSES, volume)
     assert data.samples_at_once == 2
     assert make_lazy().samples_at_once == 64
 
@@ -119,12 +119,22 @@ def test_what_does_not_fit(change, message):
         xl.ArraySet(**(whole | change))
 
 
-def test_a_reader_of_another_shape():
-    with pytest.raises(xl.InputError, match=r"shape: expected \(2,T\) of series"):
-        xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, OWN, (3, 5))
-    data = xl.LazyArrays(Ramps(4), torch.zeros(4).long(), CLASSES, OWN, (2, 6))
+def test_the_shape_of_samples_is_known_or_that_of_the_first():
+    class Shaped(Ramps):
+        shape = (2, 6)
+
+    labels = torch.zeros(4).long()
+    assert xl.LazySet(Ramps(4), labels, CLASSES, OWN).shape == (2, 5)
+    assert xl.LazySet(Shaped(4), labels, CLASSES, OWN).shape == (2, 6)
+    assert xl.LazySet(Ramps(0), labels[:0], CLASSES, OWN).shape == (2, 0)
+    cut = xl.SeriesPreprocess((1.0, 2.0), (2.0, 4.0), length=6)
     with pytest.raises(xl.InputError, match=r"\(2, 6\) float32 of ramp 0, got \(2, 5\)"):
-        data.load()
+        xl.LazySet(Ramps(4), labels, CLASSES, cut).load()
+    assert xl.LazySet(Ramps(4), labels, CLASSES, xl.VectorPreprocess((0.0,) * 3, (1.0,) * 3)).shape == (3,)
+    with pytest.raises(xl.InputError, match=r"reader: expected \(1,T\) of series, got \(2,5\)"):
+        xl.LazySet(Ramps(4), labels, CLASSES, xl.SeriesPreprocess((0.0,), (1.0,)))
+    with pytest.raises(xl.InputError, match="preprocess: expected"):
+        xl.LazySet(Ramps(4), labels, CLASSES, None)
 
 
 def test_image_set_checks_and_subsets(tiny_set):
@@ -169,7 +179,7 @@ class Squares:
 @pytest.fixture
 def squares():
     groups = torch.arange(40) // 4
-    return LazyImages(Squares(40), torch.arange(40) % 2, ("even", "odd"), PREPROCESS, groups)
+    return LazySet(Squares(40), torch.arange(40) % 2, ("even", "odd"), PREPROCESS, groups)
 
 
 def test_nothing_is_read_before_it_is_asked_for(squares):
@@ -213,10 +223,10 @@ def test_sets_can_be_pickled(squares):
 
 def test_arguments_that_do_not_fit():
     with pytest.raises(xl.InputError, match="labels: expected 3"):
-        LazyImages(Squares(3), torch.zeros(2).long(), ("a", "b"), PREPROCESS)
+        LazySet(Squares(3), torch.zeros(2).long(), ("a", "b"), PREPROCESS)
     with pytest.raises(xl.InputError, match=r"groups: expected \(3,\)"):
-        LazyImages(Squares(3), torch.zeros(3).long(), ("a", "b"), PREPROCESS, torch.zeros(2).long())
-    data = LazyImages(Squares(3), torch.zeros(3).long(), ("a", "b"), xl.Preprocess((8, 8)))
+        LazySet(Squares(3), torch.zeros(3).long(), ("a", "b"), PREPROCESS, torch.zeros(2).long())
+    data = LazySet(Squares(3), torch.zeros(3).long(), ("a", "b"), xl.Preprocess((8, 8)))
     with pytest.raises(xl.InputError, match=r"\(3, 8, 8\) uint8 of squares:0, got \(3, 16, 16\)"):
         data.load()
 

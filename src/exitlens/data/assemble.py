@@ -16,7 +16,7 @@ from exitlens.data.folders import load_arrays, load_folder
 from exitlens.data.formats import Format, open_rows
 from exitlens.data.packed import PackedStrings
 from exitlens.data.rows import Reading, Rows, check_rows, find_missing, match_groups
-from exitlens.data.sets import Arrays, ArraySet, LazyArrays, LazyImages
+from exitlens.data.sets import ArraySet, LazySet
 from exitlens.data.splits import SPLITS, name_split
 from exitlens.data.texts import RawTexts
 from exitlens.errors import DataError, InputError
@@ -33,7 +33,7 @@ from exitlens.types import (
     VectorPreprocess,
 )
 
-Assembled = LazyImages | RawTexts | Arrays
+Assembled = LazySet | RawTexts | ArraySet
 
 
 class Target(NamedTuple):
@@ -254,7 +254,7 @@ def _make_set(
         return values.new_zeros(len(rows.names), *values.shape[1:]).index_copy(0, good, values)
 
     every = None if groups is None else spread(groups)
-    return LazyImages(rows.images(preprocess), spread(labels), classes, preprocess, every, skip_bad).subset(good)
+    return LazySet(rows.images(preprocess), spread(labels), classes, preprocess, every, skip_bad).subset(good)
 
 
 def _divide(whole: Assembled, words: Sequence[str], origin: str) -> dict[str, Assembled]:
@@ -270,7 +270,7 @@ def _read_folder(
     root: Path, kind: Format, reading: Reading, target: Target, classes: Sequence[str], skip_bad: bool
 ) -> Parts:
     """Return the sets of a folder of class folders, or of folders ``train``, ``test`` and so on that hold them."""
-    load: Callable[..., LazyImages | LazyArrays]
+    load: Callable[..., LazySet]
     if kind == "folder":
         load, note = lambda path, classes: load_folder(path, target.pixels, classes=classes, skip_bad=skip_bad)[0], ""
     else:

@@ -100,7 +100,7 @@ def faithfulness(
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
         data: an :class:`~exitlens.data.sets.ImageSet`, :class:`~exitlens.data.texts.TextSet`,
-            :class:`~exitlens.data.sets.LazyImages` or another :class:`~exitlens.data.splits.SampleSet`; with masks, the mask
+            :class:`~exitlens.data.sets.LazySet` or another :class:`~exitlens.data.splits.SampleSet`; with masks, the mask
             measures are taken too. The pixels of the samples used are held in memory, as floats those of one batch.
         samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
         fraction: share of cells deleted or inserted.

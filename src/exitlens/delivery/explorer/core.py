@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from exitlens.data.demo.garments import load_scenes
-from exitlens.data.sets import ImageSet, LazyImages
+from exitlens.data.sets import LazySet
 from exitlens.data.splits import SampleSet, Split
 from exitlens.data.texts import TextSet
 from exitlens.delivery.bench.timing import time_calls
@@ -140,12 +141,12 @@ class Explorer:
                 return []
         if isinstance(data, TextSet):
             return [Example(text, "") for text in data.texts[:TEXTS]]
-        if not isinstance(data, ImageSet | LazyImages):
+        if data.modality is not IMAGE:
             few = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
             named = zip(list_tensors(few.inputs)[0], name_answers(few.labels, few.classes), strict=True)
             return [Example(sample, name) for sample, name in named]
-        chosen = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
-        chosen = chosen.load() if isinstance(chosen, LazyImages) else chosen
+        chosen: Any = data.subset(torch.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).long().unique())
+        chosen = chosen.load() if isinstance(chosen, LazySet) else chosen
         pairs = zip(chosen.images, name_answers(chosen.labels, chosen.classes), strict=True)
         return [Example(from_pixels(pixels), name) for pixels, name in pairs]
 
@@ -228,7 +229,7 @@ class Explorer:
         for owner in (run, self.runs[0]):  # a second bundle may have been trained beside the first
             try:
                 data = self._load(owner, run.net, "calibration")
-                if isinstance(data, ImageSet | LazyImages) and data.preprocess != run.net.info.preprocess:
+                if data.modality is IMAGE and data.preprocess != run.net.info.preprocess:
                     raise DataError("its network reads images in another way than the first run's data are stored")
                 return collect(run.net, data.subset(draw_samples(len(data), SAMPLES)))
             except (ExitlensError, OSError) as error:
