@@ -24,7 +24,7 @@ assert len(answers) == 1000 and {row["label"] for row in answers} == set(data.cl
 assert sum(row["label"] in row["file"] for row in answers) > 700  # in the folder of that name
 assert not policy.calibration.certification.reason  # there is a promise
 assert report.accuracy > 0.65 and report.accuracy_drop < 0.05 and report.cost < 0.6
-assert why.image.shape == (3, 32, 32) and len(why.exits) == 4
+assert why.inputs.shape == (3, 32, 32) and len(why.exits) == 4
 """,
     "pretrained_vit": """
 assert not net.has_attention or len(attention) == 4

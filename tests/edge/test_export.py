@@ -58,7 +58,7 @@ def test_stages_whose_exit_never_fires_are_in_the_file_after_them(net, tmp_path)
     path = xl.export(net, xl.Policy((float("inf"), 0.7)), tmp_path / "e")
     assert [one["exit"] for one in json.loads((path / "manifest.json").read_text())["segments"]] == [1, 2]
     assert not (path / "stage_2.onnx").exists()
-    never = cut_segments(*net.parts, xl.Policy.never(3))
+    never = cut_segments(*net.engine.parts, xl.Policy.never(3))
     assert [(one.exit, one.is_last, len(one.bodies)) for one in never] == [(2, True, 3)]
 
 

@@ -61,7 +61,7 @@ def test_many_threads_get_their_own_answers(desk, model, images):
 
 def hold(desk, monkeypatch):
     """Keeps the batcher inside a stage until the event is set."""
-    go, engine = threading.Event(), desk.model.net.engine
+    go, engine = threading.Event(), desk.model.net.engine.find()
     advance = engine.advance
     monkeypatch.setattr(type(engine), "advance", lambda self, *args: go.wait(10) and advance(*args))
     return go
@@ -150,7 +150,7 @@ def test_a_network_that_cannot_run_is_said_at_the_start(model, monkeypatch):
     def fail(*_):
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(type(model.net.engine), "answer", fail)
+    monkeypatch.setattr(type(model.net.engine.find()), "answer", fail)
     with pytest.raises(RuntimeError, match="no such operator"):
         Desk(model)
 

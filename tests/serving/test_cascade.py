@@ -175,7 +175,7 @@ def test_who_left_before_a_stage_failed_is_answered(model, images, monkeypatch):
         for one in tickets:
             cascade.admit(one)
         with monkeypatch.context() as patch:  # those that stay find no room
-            patch.setattr("exitlens.model.engine.router.Buffer.gather", fail)
+            patch.setattr("exitlens.model.engine.router.gather", fail)
             assert set(cascade.advance()) == set(tickets)
         assert tickets[0].error is None
         assert tickets[0].exits.tolist() == [0]

@@ -58,7 +58,7 @@ def test_the_final_exit_says_why_it_had_to_answer(net, images):
 
 
 def test_bad_calls(net, images):
-    with pytest.raises(xl.InputError, match="one image"):
+    with pytest.raises(xl.InputError, match="one sample"):
         xl.explain(net, images, POLICY)
     with pytest.raises(xl.InputError, match="read_image"):
         xl.explain(net, "x.png", POLICY)
@@ -131,7 +131,7 @@ def test_one_image_runs_no_stage_after_the_answer(net, images):
 
 def test_an_explanation_keeps_no_batch_alive(net, images):
     for why in xl.explain_batch(net, images, POLICY):
-        for tensor in (why.image, *[t for v in why.exits for t in (v.probabilities, v.attention, v.evidence)]):
+        for tensor in (why.inputs, *[t for v in why.exits for t in (v.probabilities, v.attention, v.evidence)]):
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 

@@ -153,7 +153,7 @@ def test_it_is_what_the_plain_network_says(net, tiny_set):
     ("values", "name"),
     [
         ({"net": 1}, "net"),
-        ({"data": torch.zeros(2, 3, 16, 16)}, "data"),
+        ({"data": 3}, "data"),
         ({"grid": 4}, "grid"),
         ({"oracle_samples": -1}, "oracle_samples"),
         ({"of": "evidence"}, "of"),

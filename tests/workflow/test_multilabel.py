@@ -113,7 +113,7 @@ def test_training_and_validation_labels_of_two_kinds():
 def test_the_trace_knows_its_labels(net, trace):
     assert trace.task == "multilabel"
     assert xl.collect(net, draw(8, 5).inputs).task == "multilabel"
-    with pytest.raises(xl.InputError, match="loader, labels: this network answers several labels a sample"):
+    with pytest.raises(xl.InputError, match="data, labels: this network answers several labels a sample"):
         xl.collect(net, TensorDataset(draw(8, 5).inputs, torch.zeros(8).long()))
     with pytest.raises(xl.InputError, match="compact: of several labels all logits are needed"):
         xl.collect(net, draw(8, 5), compact=True)

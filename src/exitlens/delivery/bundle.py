@@ -132,7 +132,7 @@ def _copy_onnx(directory: Path, net: ExitNet) -> list[Written]:
     if not net.is_tuned or (net.tuning.backend, net.tuning.precision) != ("onnx", "float32"):
         return []
     try:
-        engine = net.engine
+        engine = net.engine.find()
     except MissingExtraError:  # the bundle came from another machine; where ONNX is installed they are written again
         return []
     files = engine.files.files if isinstance(engine, OnnxEngine) else ()
@@ -200,7 +200,7 @@ def load(directory: str | Path, *, backbone: nn.Module | None = None) -> tuple[E
     if net.fingerprint() != facts["fingerprint"]:
         raise BundleError(f"{source}: the weights are not those it was saved with. Fix: copy the bundle again.")
     if manifest["onnx"]:
-        net.use_onnx_files(_keep_onnx(source, manifest))
+        net.engine.use_files(_keep_onnx(source, manifest))
     if policy is not None:
         policy.check(net.num_exits, net.identity(), net.info.task)
     if mark := manifest.get(UNFINISHED):

@@ -52,7 +52,7 @@ def save_explanation(why: Explanation, out: Path, preprocess: Preprocess | None,
     The maps are those of the exits; with several labels, what speaks for each label that the answering exit gives; and the
     relevance, if the explanation has it. No file may exist.
     """
-    base = draw_image(why.image, preprocess, side=224)
+    base = draw_image(why.inputs, preprocess, side=224)
     maps: list[tuple[str, Tensor, Tensor, str]] = [  # end of the name, map, what each place is worth, caption
         (f"exit{v.exit}", v.attention, v.evidence, f"Where exit {v.exit} looked for its answer {why.name_answer(v)}")
         for v in why.exits

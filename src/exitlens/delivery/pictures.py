@@ -48,7 +48,7 @@ def draw_heat(attention: Tensor) -> Image.Image:
 
 def draw_strip(explanation: Explanation, preprocess: Preprocess | None) -> Image.Image:
     """Draws the image and every exit's overlay side by side, with captions and a frame around the exit that answered."""
-    base = draw_image(explanation.image, preprocess, side=224)
+    base = draw_image(explanation.inputs, preprocess, side=224)
     tiles = [base, *(draw_overlay(base, view.attention) for view in explanation.exits)]
     captions = ["input"]
     for view in explanation.exits:
@@ -112,4 +112,4 @@ def draw_contact_sheet(
 
 
 def _draw_square(why: Explanation, preprocess: Preprocess | None, side: int) -> Image.Image:
-    return draw_image(why.image, preprocess, side).resize((side, side), Image.Resampling.NEAREST)
+    return draw_image(why.inputs, preprocess, side).resize((side, side), Image.Resampling.NEAREST)

@@ -119,7 +119,7 @@ def check_target(target: Path, overwrite: bool) -> set[str]:
 def write_stages(directory: Path, net: ExitNet, policy: Policy) -> list[Written]:
     """Write a file for each exit that can answer, compared with the network."""
     examples = {batch: draw_for(net, batch) for batch in BATCHES}
-    files = write_segments(directory, cut_segments(*net.parts, policy), examples, name_inputs(net))
+    files = write_segments(directory, cut_segments(*net.engine.parts, policy), examples, name_inputs(net))
     return [file._replace(offset=net.map_offsets[file.exit]) for file in files]
 
 

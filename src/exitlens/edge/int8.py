@@ -132,8 +132,8 @@ def quantise(net: ExitNet, samples: Any, directory: Path) -> tuple[ExitNet, list
     digest = hashlib.sha256(b"".join(file.path.read_bytes() for file in files)).hexdigest()[:8]
     tuning = Tuning(backend="onnx", precision="int8", measured={"files": digest})
     twin = copy.deepcopy(net).eval()
-    plain = Engine.prepare(*net.parts, Tuning())
-    twin.use_engine(OnnxEngine(plain.stages, plain.heads, tuning, OnnxFiles(files)))
+    plain = Engine.prepare(*net.engine.parts, Tuning())
+    twin.engine.use(OnnxEngine(plain.stages, plain.heads, tuning, OnnxFiles(files)))
     return twin, files
 
 

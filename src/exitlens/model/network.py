@@ -18,7 +18,6 @@ from exitlens.model.cutting.stage import Activations, Stage
 from exitlens.model.engine.active import ActiveEngine
 from exitlens.model.engine.autotune import tune
 from exitlens.model.engine.engine import Engine
-from exitlens.model.engine.onnx_engine import OnnxFiles
 from exitlens.model.engine.tuning import Tuning, name_network
 from exitlens.model.heads.exit_heads import ExitHead
 from exitlens.model.info import InputSpec, NetworkInfo
@@ -40,6 +39,7 @@ class ExitNet(nn.Module):
         info: how the network was made.
         input_spec: the inputs it takes.
         has_attention: True if its stages mix locations by attention, as transformers do.
+        engine: what it answers with; see :class:`~exitlens.model.engine.active.ActiveEngine`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ExitNet(nn.Module):
         self.cost, self.head_share = cost, head_share
         self.info, self.input_spec = info, input_spec
         self.has_attention = has_attention(stages)
-        self._active = ActiveEngine(self.stages, self.heads, self._make_example)
+        self.engine = ActiveEngine(self.stages, self.heads, self._make_example)
         self.__dict__["_source"] = source  # it shares its buffers; no member of this module
 
     @property
@@ -187,24 +187,24 @@ class ExitNet(nn.Module):
 
     def fingerprint(self) -> str:
         """Return a name of the weights: the first 16 hex digits of a SHA-256 over every tensor of the state."""
-        return self._active.weights.compute_fingerprint()
+        return self.engine.weights.compute_fingerprint()
 
     def cached_fingerprint(self) -> str:
         """:meth:`fingerprint`, computed again only after the state was seen to change (not by some writes to ``.data``)."""
-        return self._active.weights.fingerprint
+        return self.engine.weights.fingerprint
 
     def identity(self) -> str:
         """Return the name that policies and traces use: the fingerprint, and the precision where tuning changed it."""
-        return name_network(self.cached_fingerprint(), self._active.precision)
+        return name_network(self.cached_fingerprint(), self.engine.precision)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As ``torch.nn.Module.load_state_dict``; the fingerprint is computed again."""
-        self._active.forget()
+        self.engine.forget()
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what to(), double(), cuda() call
         """As ``torch.nn.Module._apply``; a buffer that stages share with each other or the source stays one tensor."""
-        self._active.forget()
+        self.engine.forget()
         changed: dict[int, tuple[Tensor, Tensor]] = {}
 
         def once(t: Tensor) -> Tensor:
@@ -224,42 +224,21 @@ class ExitNet(nn.Module):
     @property
     def tuning(self) -> Tuning:
         """How it runs to answer; where nobody set a tuning, the default for its kind."""
-        return self._active.tuning
+        return self.engine.tuning
 
     @tuning.setter
     def tuning(self, value: Tuning) -> None:
         require(value, Tuning, "tuning")
-        self._active.tuning = value
+        self.engine.tuning = value
 
     @property
     def is_tuned(self) -> bool:
         """True if its tuning was set: by :meth:`tune`, by hand or by a bundle."""
-        return self._active.is_tuned
-
-    @property
-    def parts(self) -> tuple[Sequence[Stage], Sequence[ExitHead]]:
-        """The stages and the heads."""
-        return self._active.parts
-
-    @property
-    def engine(self) -> Engine:
-        """The engine that answers now; raises :class:`EngineError` if the weights changed after :meth:`compile`."""
-        return self._active.find()
+        return self.engine.is_tuned
 
     def open_engine(self) -> AbstractContextManager[Engine]:
-        """Open the context to answer in, which gives :attr:`engine`: evaluation mode, no autograd. Threads may share it."""
-        return self._active.open()
-
-    def use_engine(self, engine: Engine) -> None:
-        """Answer with this engine of the network's present weights and its tuning, until the weights change."""
-        self._active.use(engine)
-
-    def use_onnx_files(self, files: OnnxFiles) -> None:
-        """Answer with these files of the network's present weights where the tuning's backend is ``onnx``.
-
-        They are compared with the network first, and written again where they differ.
-        """
-        self._active.use_files(files)
+        """Open the context to answer in, which gives the engine: evaluation mode, no autograd. Threads may share it."""
+        return self.engine.open()
 
     def tune(
         self,
@@ -290,7 +269,7 @@ class ExitNet(nn.Module):
             EngineError: for a backend in which the network does not run.
         """
         policy, activations = self._choose_policy(policy), self.check_input(example, "example")
-        self._active.use(tune(self.parts, activations, policy, precision, min_agreement, seconds, backend))
+        self.engine.use(tune(self.engine.parts, activations, policy, precision, min_agreement, seconds, backend))
         return self.tuning
 
     def _choose_policy(self, policy: Policy | None) -> Policy:
@@ -318,7 +297,7 @@ class ExitNet(nn.Module):
         Raises:
             EngineError: where PyTorch cannot compile on this machine (it needs a C++ compiler).
         """
-        return self._active.compile(self._choose_policy(policy), attention, progress)
+        return self.engine.compile(self._choose_policy(policy), attention, progress)
 
     def describe(self, **values: Any) -> None:
         """Record class names, preprocessing, source or task in :attr:`info`, which travels with the bundle."""

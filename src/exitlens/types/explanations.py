@@ -53,7 +53,7 @@ class LabelView(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class ExitView:
-    """One exit's view of the image.
+    """One exit's view of the sample.
 
     Where the network gives several labels, ``labels`` are those that the exit tells, each with its own evidence; ``label``
     and what is about it are the strongest label's, told or not.
@@ -124,13 +124,13 @@ class ExitView:
 class Explanation:
     """Every exit's view, which of them answered, and a sentence that says why.
 
-    ``image`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named where the
+    ``inputs`` is the network's input ``(C,H,W)``, or the token ids ``(N,)`` of a text, whose ``tokens`` are named where the
     network knows its tokenizer (padding left out). ``exits`` are those that were run: all ``num_exits`` of them, or, if the
     final exit was not asked for, those up to the one that answered. ``relevance`` ``(*S)``, if it was asked for: where the
     answer depends on the features of exit 0, to first order; signed, on their grid.
     """
 
-    image: Tensor
+    inputs: Tensor
     exits: tuple[ExitView, ...]
     answered: int
     classes: tuple[str, ...]
@@ -186,7 +186,7 @@ class Explanation:
     def _draw(self, attention: Tensor, evidence: Tensor, label: str) -> str:
         from exitlens.display import names_html
 
-        drawn = "" if self.draw_map is None else self.draw_map(self.image, self.preprocess, attention, evidence, label)
+        drawn = "" if self.draw_map is None else self.draw_map(self.inputs, self.preprocess, attention, evidence, label)
         return names_html(self.tokens, attention) if not drawn and 0 < len(self.tokens) <= attention.numel() else drawn
 
     @property

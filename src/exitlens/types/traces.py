@@ -190,19 +190,7 @@ class Trace:
         if c < 2:
             raise InputError("logits: expected two classes or more, got 1: there is nothing to decide")
         self._check_task(n, c)
-        if self.groups is not None:
-            groups = _as_tensor(self.groups, "groups", f"({n},) integers")
-            if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-                raise InputError(f"groups: expected ({n},) integers, got {tuple(groups.shape)} {groups.dtype}")
-            object.__setattr__(self, "groups", groups.long())
-        shapes = {"logits": (n, k, c), "divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2)}
-        shapes["sample_hashes"] = (n,)
-        for name, shape in shapes.items():
-            value = getattr(self, name)
-            if value is not None and value.shape != shape:
-                raise InputError(f"{name}: expected {shape}, got {tuple(value.shape)}")
-            if value is not None and not _all_finite(value):
-                raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
+        self._check_shapes(n, k)
         if self.divergence.min() < -1e-6 or self.divergence.max() > 1 + 1e-6:
             raise InputError("divergence: expected values in [0, 1] (Jensen-Shannon divergence over ln 2)")
         if self.divergence[:, -1].abs().max() > 1e-3:
@@ -211,6 +199,20 @@ class Trace:
             raise InputError(f"cost: expected positive, strictly increasing numbers, got {self.cost.tolist()}")
         if self.timing is not None and (not isinstance(self.timing, Timing) or len(self.timing.ms) != k):
             raise InputError(f"timing: expected a Timing of {k} exits, got {self.timing!r}")
+
+    def _check_shapes(self, n: int, k: int) -> None:
+        if self.groups is not None:
+            groups = _as_tensor(self.groups, "groups", f"({n},) integers")
+            if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+                raise InputError(f"groups: expected ({n},) integers, got {tuple(groups.shape)} {groups.dtype}")
+            object.__setattr__(self, "groups", groups.long())
+        shapes = {"divergence": (n, k), "cost": (k,), "gate_features": (n, k - 1, 2), "sample_hashes": (n,)}
+        for name in ("logits", *shapes):
+            value = getattr(self, name)
+            if name in shapes and value is not None and value.shape != shapes[name]:
+                raise InputError(f"{name}: expected {shapes[name]}, got {tuple(value.shape)}")
+            if value is not None and not _all_finite(value):
+                raise InputError(f"{name}: expected finite numbers, got NaN or Inf: check the network's outputs")
 
     def _check_task(self, n: int, c: int) -> None:
         if self.task not in TASKS:

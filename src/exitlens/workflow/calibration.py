@@ -26,7 +26,7 @@ from exitlens.types.requests import NEED_LABELS, Asking, SampleSketch
 from exitlens.types.tasks import choose_score
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913
     trace: Trace,
     *,
     max_accuracy_drop: float | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from rich.progress import track
@@ -32,50 +32,61 @@ FILE = "trace.safetensors"  # in a trace_dir
 MapPairs = list[tuple[Tensor, Tensor]]  # maps of two exits, each (B,*S)
 
 
+class TraceOptions(TypedDict, total=False):
+    """More keyword arguments of :func:`exitlens.collect`, which rarely need another value.
+
+    Attributes:
+        compact: Keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default for 100 classes or more
+            whose logits would be more than 2^26 numbers (256 MiB).
+        trace_dir: Directory for the trace: ``trace.safetensors``, from which :meth:`Trace.load` makes it again. By default
+            nothing is left on disk; but what is more than 64 MiB waits in a file without a name in the system's directory
+            for temporary files, mapped into memory, which goes when the trace goes.
+        seed: Seed of the pairing of samples for the shuffled-image null.
+    """
+
+    compact: bool | None
+    trace_dir: str | Path | None
+    seed: int
+
+
 def collect(
     net: ExitNet,
-    loader: Any,
+    data: Any,
     *,
     cost: Literal["macs", "time"] = "macs",
+    timed_batch: int | None = None,
     groups: Tensor | Sequence[Hashable] | None = None,
     batch_size: int = 64,
-    seed: int = 0,
     progress: bool = False,
-    compact: bool | None = None,
-    trace_dir: str | Path | None = None,
-    timed_batch: int | None = None,
     ranks: Ranks | None = None,
+    **options: Unpack[TraceOptions],
 ) -> Trace:
-    """Runs every sample through every exit once and records what calibration and evaluation need.
+    """Run every sample through every exit once and record what calibration and evaluation need.
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
-        loader: a ``DataLoader``, a ``Dataset``, an iterable of batches, or inputs; labels are optional.
+        data: a ``Dataset``, a ``DataLoader`` or another iterable of batches, or inputs as a tensor (or several by name);
+            labels are optional.
         cost: what the trace's ``cost`` is. ``"macs"``: multiply-accumulates up to and including exit k's head, all earlier
             heads among them, over those of the plain backbone (``net.cost``). ``"time"``: the measured time of a batch whose
             samples all leave at exit k (stages 0 to k with all their heads, through the network's engine, as it is tuned
             and as :func:`exitlens.predict` runs it), over the time of the same batch when it goes to the final exit and no
             early head is computed. The final exit's is thus a little above 1. The trace's ``timing`` then has milliseconds,
             batch size, quartiles and machine. Measuring takes some seconds, and nothing else should run meanwhile.
-        groups: ``(N,)`` integers or names: samples with the same one belong together (frames of one video, pictures of one
-            patient) and are not independent; by default as the data say, if they do.
-        batch_size: where the batching is ours.
-        seed: of the pairing of images for the shuffled-image null.
-        progress: show a progress bar.
-        compact: keep the logits in compact form (:class:`~exitlens.types.CompactLogits`); by default for 100 classes or more
-            whose logits would be more than 2^26 numbers (256 MiB).
-        trace_dir: a directory for the trace: ``trace.safetensors``, from which :meth:`Trace.load` makes it again. By default
-            nothing is left on disk; but what is more than 64 MiB waits in a file without a name in the system's directory
-            for temporary files, mapped into memory, which goes when the trace goes.
         timed_batch: with ``cost="time"``: samples in the batch that is timed, 1 for the latency of single samples. It is
             made of the first batch of the data, repeated where that has fewer; by default it is the first batch.
+        groups: ``(N,)`` integers or names: samples with the same one belong together (frames of one video, pictures of one
+            patient) and are not independent; by default as the data say, if they do.
+        batch_size: of a ``Dataset`` and of tensors.
+        progress: show a progress bar.
         ranks: the processes that share the work; by default those that ``torchrun`` started, or of the process group that
             there is; ``Ranks()``: this process alone. They take batches in turn; each gets the trace of all, which is the
             one that a single process makes. The first one alone measures time.
+        options: ``compact``, ``trace_dir`` and ``seed``, see :class:`TraceOptions`.
 
     Returns:
-        A :class:`Trace` with, besides the logits, every consistency measure of docs/concepts/method.md and its two nulls; of
-        a network whose exits have no maps, without them.
+        A :class:`Trace` with, besides the logits, every consistency measure of docs/concepts/method.md and its two nulls,
+        where the network's exits have maps.
 
     Raises:
         InputError: for inputs the network cannot take, mixed labelled and unlabelled batches, no sample at all, or another
@@ -83,22 +94,24 @@ def collect(
             EngineError: where times cannot be measured because the machine is busy.
     """
     require(net, ExitNet, "net")
+    if unknown := set(options) - set(TraceOptions.__annotations__):
+        raise TypeError(f"collect() got an unexpected keyword argument {min(unknown)!r}")
     _check_cost(cost, timed_batch)
-    ranks = find_ranks(ranks)
+    ranks, trace_dir = find_ranks(ranks), options.get("trace_dir")
     folder = None if trace_dir is None or not ranks.is_first else Path(trace_dir)
     with ranks.together():
-        recorder = _Recorder(net, folder, compact)
-        source = take_share(loader, batch_size, ranks, "loader")
+        recorder = _Recorder(net, folder, options.get("compact"))
+        source = take_share(data, batch_size, ranks, "data")
         stream = iterate_batches(source, batch_size, net.device)
         if progress and ranks.is_first:
             stream = iter(track(stream, "collecting", total=count_batches(source, batch_size)))
     first: list[Inputs] = []
     ranks.hand_over(_observe(net, stream, first), recorder.add)
-    share_bad(loader, ranks)
+    share_bad(data, ranks)
 
     def finish() -> Trace:
         timing = measure_exits(net, first[0], timed_batch) if cost == "time" and first else None
-        return recorder.finish(groups, seed, progress, timing)
+        return recorder.finish(groups, options.get("seed", 0), progress, timing)
 
     return ranks.share(finish)
 
@@ -109,7 +122,7 @@ def _check_cost(cost: str, timed_batch: int | None) -> None:
     if timed_batch is None:
         return
     if cost != "time":
-        raise InputError("timed_batch: it is about measured time: give cost='time', too")
+        raise InputError("timed_batch: it is about measured time. Fix: pass cost='time', too.")
     if isinstance(timed_batch, bool) or not isinstance(timed_batch, int) or timed_batch < 1:
         raise InputError(f"timed_batch: expected samples, 1 or more, got {timed_batch!r}")
 
@@ -130,7 +143,7 @@ class _Recorder:
     def add(self, seen: _Observed) -> None:
         """Takes in a batch."""
         if seen.labels is not None:
-            check_truth(seen.labels, len(seen.logits), seen.logits.shape[2], self._net.info.task, "loader, labels")
+            check_truth(seen.labels, len(seen.logits), seen.logits.shape[2], self._net.info.task, "data, labels")
         self._logits.add(seen.logits, seen.labels)
         self._ids.append(seen.groups)
         if not self._has_maps:
@@ -139,14 +152,14 @@ class _Recorder:
             self._store.add("gate_features", seen.gate_features)
         shapes = [tuple(early.shape[1:]) for early, _ in seen.maps]
         if self._shapes and shapes != self._shapes:
-            raise InputError("loader: its images have different sizes, so their maps cannot be compared: resize them to one")
+            raise InputError("data: its samples have different sizes, so their maps cannot be compared: resize them to one")
         self._shapes = shapes
         _add_maps(self._store, seen.maps)
 
     def finish(self, groups: Tensor | Sequence[Hashable] | None, seed: int, progress: bool, timing: Timing | None) -> Trace:
         """The trace of all batches."""
         if not self._ids:
-            raise InputError("loader: it gave no batch: pass at least one image")
+            raise InputError("data: it gave no batch: pass at least one sample")
         count, kept = self._logits.count, self._logits.finish()
         agreement: dict[str, Any] = {"divergence": torch.zeros(count, self._net.num_exits)}
         if self._has_maps:
@@ -189,10 +202,10 @@ class _Observed(NamedTuple):
 
 def _observe(net: ExitNet, stream: Iterator[Batch], first: list[Inputs]) -> Iterator[_Observed]:
     """Runs every batch through every exit; the first is put into ``first``."""
-    for images, labels, groups in stream:
+    for inputs, labels, groups in stream:
         if not first:
-            first.append(images)
-        activations = net.check_input(images, "loader")
+            first.append(inputs)
+        activations = net.check_input(inputs, "data")
         with net.open_engine() as engine:
             outputs = engine.compute_outputs(engine.enter(activations))
         early = [attention for _, attention in outputs[:-1]]
@@ -218,7 +231,7 @@ class _LogitRecorder:
     def add(self, logits: Tensor, labels: Tensor | None) -> None:  # (B,K,C), (B,)
         """Takes in a batch."""
         if self._labels and (labels is None) != (self._labels[0] is None):
-            raise InputError("loader: some batches have labels and some have none: give all of them labels, or none")
+            raise InputError("data: some batches have labels and some have none: give all of them labels, or none")
         self._labels.append(labels)
         self.count, self._numbers, self._classes = self.count + len(logits), self._numbers + logits.numel(), logits.shape[2]
         if self._is_compact:
@@ -257,7 +270,7 @@ def _join_groups(given: Tensor | Sequence[Hashable] | None, found: list[Tensor |
     if given is not None:
         return number_groups(given)
     if any(one is None for one in found) and any(one is not None for one in found):
-        raise InputError("loader: some batches have groups and some have none: give all of them groups, or none")
+        raise InputError("data: some batches have groups and some have none: give all of them groups, or none")
     return None if found[0] is None else torch.cat([one for one in found if one is not None])
 
 

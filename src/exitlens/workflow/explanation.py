@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from exitlens.data.batches import iterate_inputs
 from exitlens.errors import InputError, require
 from exitlens.functional.maps import all_finite, divergence, on_common_grid, pearson
 from exitlens.functional.routing import Decision, compute_gate_features, decide, find_first_firing
@@ -23,22 +25,22 @@ from exitlens.types.inputs import Inputs, count_rows, map_inputs
 from exitlens.types.tasks import read_answers
 
 
-def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
-    """Explains the answer to one image or text, from one forward pass.
+def explain(net: ExitNet, inputs: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False) -> Explanation:
+    """Explain the answer to one sample, from one forward pass.
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in.
-        image: ``(C,H,W)`` or ``(1,C,H,W)`` normalised floats; or one text, tokens ``(N,)`` or ``(1,N)`` by name.
+        inputs: one sample, with or without a batch axis, such as normalised floats ``(C,H,W)`` or tokens ``(N,)`` by name.
         policy: of this network.
         final: also run the exits after the one that answers, to compare with what they say. Without, the pass stops where
             adaptive inference does.
         relevance: also say on which places of exit 0's features the answer depends, to first order: the way back through
             the stages up to the exit that answered (:func:`~exitlens.model.attribution.compute_relevance`; where the network
             is tuned to bfloat16, a pass of its own in float32). Maps of deep features show where they were read, which
-            need not be where the image decides.
+            need not be where the sample decides.
 
     Raises:
-        InputError: for several images or inputs the network cannot take; PolicyError: for another network's policy.
+        InputError: for several samples or inputs the network cannot take; PolicyError: for another network's policy.
 
     Examples:
         >>> why = xl.explain(net, images[0], policy)
@@ -47,19 +49,19 @@ def explain(net: ExitNet, image: Inputs, policy: Policy, *, final: bool = True, 
     """
     require(net, ExitNet, "net")
     axes, names = len(net.input_spec.shape), net.input_spec.names
-    if not isinstance(image, Tensor | Mapping) or (isinstance(image, Mapping) and not names):
+    if not isinstance(inputs, Tensor | Mapping) or (isinstance(inputs, Mapping) and not names):
         wanted = f"a dict with {list(names)}" if names else f"a torch.Tensor ({','.join(net.input_spec.modality.axes)})"
-        raise InputError(f"image: expected {wanted}, got {type(image).__name__}: see {net.input_spec.modality.reader}")
-    images = map_inputs(image, lambda t: t[None] if isinstance(t, Tensor) and t.ndim == axes else t)
-    if count_rows(images) != 1:
-        raise InputError(f"image: expected one image, got a batch of {count_rows(images)}: call explain_batch")
-    return explain_batch(net, images, policy, final=final, relevance=relevance)[0]
+        raise InputError(f"inputs: expected {wanted}, got {type(inputs).__name__}: see {net.input_spec.modality.reader}")
+    batch = map_inputs(inputs, lambda t: t[None] if isinstance(t, Tensor) and t.ndim == axes else t)
+    if count_rows(batch) != 1:
+        raise InputError(f"inputs: expected one sample, got a batch of {count_rows(batch)}. Fix: call explain_batch.")
+    return explain_batch(net, batch, policy, final=final, relevance=relevance)[0]
 
 
 def explain_batch(
-    net: ExitNet, images: Inputs, policy: Policy, *, final: bool = True, relevance: bool = False
+    net: ExitNet, data: Any, policy: Policy, *, final: bool = True, relevance: bool = False
 ) -> Sequence[Explanation]:
-    """:func:`explain` for every sample of a batch, in one pass.
+    """Explain every sample of a batch as :func:`explain` does, in one pass; of a data set or loader, batch after batch.
 
     Examples:
         >>> [len(why.exits) for why in xl.explain_batch(net, images[:2], policy)]
@@ -67,8 +69,13 @@ def explain_batch(
     """
     require(net, ExitNet, "net")
     require(policy, Policy, "policy", "see exitlens.calibrate")
-    tensors = net.check_input(images)
     policy.check(net.num_exits, net.identity() if policy.network else "", net.info.task)
+    batches = [data] if isinstance(data, Tensor | Mapping) else iterate_inputs(data, device=net.device)
+    return [why for inputs in batches for why in _explain(net, inputs, policy, final, relevance)]
+
+
+def _explain(net: ExitNet, inputs: Inputs, policy: Policy, final: bool, relevance: bool) -> list[Explanation]:
+    tensors = net.check_input(inputs)
     with net.open_engine() as engine:
         records = relevance and engine.tuning.precision == "float32"
         recording = Recording(engine.stages, engine.heads, net) if records else None
@@ -78,7 +85,7 @@ def explain_batch(
     answered = find_first_firing(scores, policy.thresholds[: len(early)]).tolist()
     depends: Sequence[Tensor | None] = [None] * len(answered)
     if relevance:
-        depends = _find_relevance(net, images, answered) if recording is None else list(recording.find_relevance(answered))
+        depends = _find_relevance(net, inputs, answered) if recording is None else list(recording.find_relevance(answered))
     columns = [_column(net, policy, seen, k) for k in range(len(seen))]
     error = None if policy.calibration is None or policy.is_changed else policy.calibration.calibration_error
     count, info, modality, result = net.num_exits, net.info, net.input_spec.modality, []
@@ -93,12 +100,12 @@ def explain_batch(
     return result
 
 
-def _find_relevance(net: ExitNet, images: Inputs, answered: Sequence[int]) -> list[Tensor]:
+def _find_relevance(net: ExitNet, inputs: Inputs, answered: Sequence[int]) -> list[Tensor]:
     """Of every sample, for the answer of the exit that gave it, by passes of their own."""
     found = [torch.empty(0)] * len(answered)
     for k in set(answered):
         rows = [i for i, exit in enumerate(answered) if exit == k]
-        for i, one in zip(rows, compute_relevance(net, map_inputs(images, itemgetter(rows)), exit=k), strict=True):
+        for i, one in zip(rows, compute_relevance(net, map_inputs(inputs, itemgetter(rows)), exit=k), strict=True):
             found[i] = one
     return found
 
@@ -121,7 +128,7 @@ def _look(engine: Engine, activations: Activations, policy: Policy, final: bool,
     for k, found in enumerate(outputs):
         out = ExitOutput(*(t.clone() for t in found))  # ordinary tensors
         if not all_finite(out.logits):
-            raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
+            raise InputError("net: its logits are NaN or infinite for these inputs: its weights are damaged, train it again")
         p = probabilities(out.logits, policy.temperatures[k], policy.score)
         scores = score_of(p, policy.score)
         if k == len(policy.thresholds):

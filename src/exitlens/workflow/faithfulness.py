@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from exitlens.data.batches import iterate_inputs
 from exitlens.data.sets import LazySet
 from exitlens.data.splits import SampleSet
 from exitlens.errors import InputError, require
@@ -22,7 +24,7 @@ from exitlens.model.engine.engine import Engine
 from exitlens.model.heads.exit_heads import EvidenceHead, require_maps
 from exitlens.model.network import ExitNet
 from exitlens.progress import show_progress
-from exitlens.types.inputs import Inputs, draw_samples
+from exitlens.types.inputs import Inputs, count_rows, draw_samples, list_input_names, list_tensors, map_inputs
 from exitlens.types.tasks import USUAL_SCORES
 
 BATCH_SIZE, ORACLE_BATCH = 250, 25  # the oracle runs each batch once for every cell of the grid
@@ -43,13 +45,13 @@ class Faithfulness:
             map does not depend on what the head learned. ``None`` for a kept classifier, and for relevance.
         energy_in_mask, pointing_game: where the data has masks, else ``None``.
         grid: the grid all maps are averaged to before cells are chosen.
-        samples: images used.
+        samples: samples used.
         deletion_oracle, insertion_oracle: as ``deletion`` and ``insertion``, for the cells whose deletion one by one costs
-            the answer most probability; over ``oracle_samples`` of the images. ``None`` where that is 0.
-        deletion_share, insertion_share: ``(map - random) / (oracle - random)`` over these images: the part of what is
+            the answer most probability; over ``oracle_samples`` of the samples. ``None`` where that is 0.
+        deletion_share, insertion_share: ``(map - random) / (oracle - random)`` over these samples: the part of what is
             possible that the map reaches, 0 for a blind map. The oracle is a strong reference and not the best there can be,
             so a little more than 1 occurs. ``None`` at an exit where the oracle gains nothing over random cells.
-        deletion_share_error, insertion_share_error: standard errors of these ratios, over images.
+        deletion_share_error, insertion_share_error: standard errors of these ratios, over samples.
 
     Examples:
         >>> found = xl.faithfulness(net, scenes, samples=4, oracle_samples=0)
@@ -81,17 +83,16 @@ class Faithfulness:
 
 def faithfulness(
     net: ExitNet,
-    data: SampleSet,
+    data: Any,
     *,
     samples: int = 1000,
     fraction: float = 0.2,
     grid: tuple[int, ...] | None = None,
-    seed: int = 0,
     oracle_samples: int = 200,
     of: Of = "attention",
     progress: bool = False,
 ) -> Faithfulness:
-    """Measures every exit's map on the same images and grid (deletion as in RISE, arXiv 1806.07421, at one point).
+    """Measure every exit's map on the same samples and grid (deletion as in RISE, arXiv 1806.07421, at one point).
 
     Deleted cells take the image's mean colour (of series and volumes the mean of each channel; features of a vector become
     0); deleted tokens of a text are masked out (arXiv 1911.03429). Maps are placed (``net.map_offsets``) and averaged to
@@ -99,14 +100,12 @@ def faithfulness(
 
     Args:
         net: used in evaluation mode and as it is tuned, and given back in the mode it was in.
-        data: an :class:`~exitlens.data.sets.ImageSet`, :class:`~exitlens.data.texts.TextSet`,
-            :class:`~exitlens.data.sets.LazySet` or another :class:`~exitlens.data.splits.SampleSet`; with masks, the mask
-            measures are taken too. The pixels of the samples used are held in memory, as floats those of one batch.
-        samples: at most this many of the set, drawn at random where there are more (folders are sorted by class).
+        data: a data set, a loader or another iterable of batches, or inputs; with masks, the mask measures are taken too.
+            The samples used are held in memory: of a data set of ours as they were stored, of anything else as floats.
+        samples: at most this many of the set, drawn at random (with a fixed seed) where there are more.
         fraction: share of cells deleted or inserted.
         grid: evaluation grid, by default (5, 5) of images, (16,) of series and (3, 3, 3) of volumes; an exit with a coarser
             map is judged on its own.
-        seed: of that draw, the random cells and the randomised heads.
         oracle_samples: at most this many of the samples are also given to the oracle, which runs the network once for each
             cell of the grid (25 times at 5x5, once for each token of a text). 0: no oracle.
         of: which maps: the exits' attention, or ``relevance``, what speaks for an exit's answer among the features of exit 0
@@ -120,8 +119,6 @@ def faithfulness(
     """
     require(net, ExitNet, "net")
     require_maps(net.heads, "faithfulness")
-    if not hasattr(data, "subset") or not hasattr(data, "inputs"):
-        raise InputError(f"data: expected an ImageSet or a TextSet, got {type(data).__name__}")
     modality = net.input_spec.modality
     grid = modality.grid if grid is None else grid
     if not isinstance(grid, Sequence) or not all(isinstance(n, int) and n > 0 for n in grid):
@@ -129,12 +126,13 @@ def faithfulness(
     if not 0 < fraction < 1:
         raise InputError(f"fraction: expected a share in (0, 1), got {fraction}")
     if not isinstance(oracle_samples, int) or oracle_samples < 0:
-        raise InputError(f"oracle_samples: expected a number of images from 0, got {oracle_samples!r}")
+        raise InputError(f"oracle_samples: expected a number of samples from 0, got {oracle_samples!r}")
     if of not in OF:
         raise InputError(f"of: expected one of {OF}, got {of!r}")
-    data = data.subset(draw_samples(len(data), samples, seed).sort().values)
+    data = data if hasattr(data, "subset") and hasattr(data, "inputs") else _HeldInputs.read(data)
+    data = data.subset(draw_samples(len(data), samples).sort().values)
     modality.check_deletion(net.input_spec)
-    heads = _randomise_heads(net, seed)
+    heads = _randomise_heads(net)
     with show_progress(progress) as bar, net.open_engine() as engine:
         held = data.load() if isinstance(data, LazySet) else data
         batches = _Batches(held, bar, "judging the maps", PASSES)
@@ -142,12 +140,12 @@ def faithfulness(
         placed = [net.info.place(k, one) for k, one in enumerate(attention)]
         shown = placed if of == "attention" else _find_relevance(net, _Batches(held, bar, "relevance", 1), attention)
         maps = [modality.coarsen(one, grid) for one in shown]
-        blind = [measures.draw_random_map(m, seed) for m in maps]
+        blind = [measures.draw_random_map(m) for m in maps]
         plain = [probabilities(one, kind=USUAL_SCORES[net.info.task]) for one in logits]
         mine = perturb(net, engine, batches, plain, maps, fraction)
         control = perturb(net, engine, batches, plain, blind, fraction)
         randomised = _correlate(net, engine, batches, attention, heads if of == "attention" else [None] * len(heads))
-        rows = draw_samples(len(held), oracle_samples, seed + 1).sort().values
+        rows = draw_samples(len(held), oracle_samples, seed=1).sort().values
         judged = _Batches(held.subset(rows), bar, "trying every cell", 2, ORACLE_BATCH)
         best = _consult_oracle(net, engine, judged, [p[rows] for p in plain], [m[rows] for m in maps], fraction)
     energy = pointing = None
@@ -160,10 +158,35 @@ def faithfulness(
     return Faithfulness(*means, energy, pointing, grid, batches.count, len(rows), **against)
 
 
+@dataclass(frozen=True)
+class _HeldInputs:
+    """Inputs in memory, of data that are no set of ours."""
+
+    inputs: Inputs
+    masks: None = None
+
+    @classmethod
+    def read(cls, data: Any) -> _HeldInputs:
+        """Read all inputs of a loader, another data set or a tensor."""
+        batches = list(iterate_inputs(data))
+        if not batches:
+            raise InputError("data: it gave no batch. Fix: pass at least one sample.")
+        columns = [torch.cat(column) for column in zip(*map(list_tensors, batches), strict=True)]
+        names = list_input_names(batches[0])
+        return cls(dict(zip(names, columns, strict=True)) if names else columns[0])
+
+    def subset(self, rows: Tensor) -> _HeldInputs:
+        """Return the samples at these rows."""
+        return _HeldInputs(map_inputs(self.inputs, itemgetter(rows)))
+
+    def __len__(self) -> int:
+        return count_rows(self.inputs)
+
+
 class _Batches:
     """The inputs of a set, made anew at each pass: only one batch of them is held as floats."""
 
-    def __init__(self, data: SampleSet, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
+    def __init__(self, data: SampleSet | _HeldInputs, bar: Progress, what: str, passes: int, size: int = BATCH_SIZE) -> None:
         self._data, self._bar, self.count = data, bar, len(data)
         self._chunks = torch.arange(self.count).split(size)
         self._task = bar.add_task(what, total=passes * len(self._chunks))
@@ -233,9 +256,9 @@ def _correlate(
 
 
 @torch.no_grad()
-def _randomise_heads(net: ExitNet, seed: int) -> list[EvidenceHead | None]:
+def _randomise_heads(net: ExitNet) -> list[EvidenceHead | None]:
     """Copies of the heads with random weights of the same spread; ``None`` for heads without attention weights."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     heads = [copy.deepcopy(head).eval() if isinstance(head, EvidenceHead) else None for head in net.heads]
     for module in (module for head in heads if head is not None for module in head.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d):

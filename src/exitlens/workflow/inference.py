@@ -108,7 +108,7 @@ def merge_routed(net: ExitNet, routed: list[RoutedBatch]) -> Prediction:
 
 def _check_answers(p: Tensor) -> None:
     if not all_finite(p):
-        raise InputError("net: its logits are NaN or infinite for these images: its weights are damaged, train it again")
+        raise InputError("net: its logits are NaN or infinite for these inputs: its weights are damaged, train it again")
 
 
 Order = Literal["input", "ready"]
@@ -133,15 +133,16 @@ def predict_stream(
 
     Args:
         net: used in evaluation mode, and given back in the mode it was in between batches.
-        batches: a folder of images, a ``DataLoader``, a ``Dataset`` or any iterable of batches; labels in them are ignored.
-            They are read ahead and kept for a while, so an iterator must not write into a batch that it has given.
+        batches: a folder, a ``Dataset``, a ``DataLoader`` or another iterable of batches, or inputs as a tensor (or several
+            by name); labels in them are ignored. Batches are read ahead and kept for a while, so an iterator must not write
+            into a batch that it has given.
         policy: of this network (checked by fingerprint where the policy carries one).
         attention: also return the attention maps of the exits that answered.
         order: ``input``: a prediction for each batch, in order; ``ready``: predictions as they come, with
             ``Prediction.index`` to tell which samples they are of.
         max_delay_ms: no sample waits longer than this for others (besides the time of computing); ``None``: until a
             micro-batch is full, or 4096 samples came after it.
-        batch_size: of a folder or a ``Dataset``.
+        batch_size: of a folder, a ``Dataset`` and of tensors.
         progress: show a progress bar.
 
     Raises:
@@ -163,10 +164,9 @@ def predict_stream(
 
 def _open_source(net: ExitNet, batches: Any, batch_size: int) -> Any:
     """A folder as a stream of its samples; anything else as it is."""
-    if isinstance(batches, Tensor | Mapping):
-        raise InputError(f"batches: expected several batches, got one {type(batches).__name__}: call exitlens.predict")
     if not isinstance(batches, str | Path | Dataset) and not hasattr(batches, "__iter__"):
-        raise InputError(f"batches: expected a folder, a loader or an iterable of batches, got {type(batches).__name__}")
+        kind = type(batches).__name__
+        raise InputError(f"batches: expected a folder, a Dataset, an iterable of batches or a tensor, got {kind}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size: expected an integer of 1 or more, got {batch_size!r}")
     if not isinstance(batches, str | Path):

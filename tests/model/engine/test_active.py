@@ -83,7 +83,7 @@ def test_untuned_convolutional_networks_answer_as_before_in_another_form(kind, w
     assert net.tuning == wanted
     assert not net.is_tuned
     with net.open_engine() as engine:
-        assert engine is net.engine
+        assert engine is net.engine.find()
         assert engine.tuning == wanted
         assert engine.shared is not wanted.folded  # weights are copied only to fold
     xl.save(net, None, tmp_path / "b")
@@ -219,15 +219,15 @@ def test_a_copy_has_the_tuning_and_an_engine_of_its_own(duplicate):
     assert not duplicate(make_net()).is_tuned
     net = make_net()
     net.tuning = Tuning(folded=True)
-    engine, twin = net.engine, duplicate(net)
+    engine, twin = net.engine.find(), duplicate(net)
     assert twin.is_tuned
     assert twin.tuning == net.tuning
     assert twin.fingerprint() == net.fingerprint()
     with torch.no_grad():
         twin.head(2).classifier.bias.add_(1)
     assert twin.cached_fingerprint() != net.cached_fingerprint()
-    assert twin.engine is not engine
-    assert net.engine is engine
+    assert twin.engine.find() is not engine
+    assert net.engine.find() is engine
     assert len(xl.predict(twin, IMAGES[:4], POLICY)) == 4
 
 
@@ -239,12 +239,12 @@ def test_an_engine_is_made_once_and_again_after_a_change(tuning):
     engines = []
     for change in (lambda: None, lambda: None, lambda: net.head(0).classifier.bias.data.add_(0), net.float):
         change()
-        engines.append(net.engine)
+        engines.append(net.engine.find())
     assert engines[0] is engines[1] is engines[2]
     assert engines[3] is not engines[2]  # moved tensors may be others
     net.tuning = Tuning()
-    assert type(net.engine) is Engine
-    assert net.engine.shared
+    assert type(net.engine.find()) is Engine
+    assert net.engine.find().shared
 
 
 def test_another_tuning_meanwhile_leaves_modes_as_they_were():

@@ -89,7 +89,7 @@ class Router:
         self._shapes = shapes
         size, now = self.micro_batch or len(where), time.monotonic()
         for at in range(0, len(where), size):
-            self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in activations), None, now, 0)
+            self._pools[0].add(where[at : at + size], tuple(t[at : at + size] for t in activations), now)
             self._run_full()
         return self.take_routed()
 
@@ -100,7 +100,7 @@ class Router:
 
     def admit(self, where: Tensor, activations: Activations, since: float) -> None:
         """Take in samples of one size, which came at time ``since`` and wait for stage 0 until :meth:`run_stage`."""
-        self._pools[0].add(where, activations, None, since, 0)
+        self._pools[0].add(where, activations, since)
 
     def run_stage(self, k: int) -> list[RoutedBatch]:
         """Run stage k on a micro-batch of those that wait for it, or on all if they are fewer than two micro-batches."""
@@ -158,7 +158,7 @@ class Router:
         if is_gated and k and self._needed[k - 1]:  # the map of the exit before came along
             activations, previous = activations[:-1], activations[-1]
         if not self._needed[k]:
-            self._pools[k + 1].add(where, self.engine.advance(k, activations), None, since, 0)
+            self._pools[k + 1].add(where, self.engine.advance(k, activations), since)
             return
         step = self.engine.answer(k, activations, policy.temperatures[k], policy.score, self.attention or is_gated)
         activations, p, scores, maps = step
@@ -177,12 +177,12 @@ class Router:
         if count == len(where):
             self._routed.append(batch)
         elif count == 0:
-            self._pools[k + 1].add(where, activations, None, since, 0)
+            self._pools[k + 1].add(where, activations, since)
         else:
             order = fired.argsort(stable=True)  # those that stay, then those that leave
             stay, leave = order[: len(where) - count], order[len(where) - count :]
             self._routed.append(batch.select(leave))
-            self._pools[k + 1].add(where[stay], activations, stay, since, 2 * self.micro_batch)
+            self._pools[k + 1].add(where[stay], gather(activations, stay), since)
 
 
 def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
@@ -194,88 +194,46 @@ def _measure_last(maps: Tensor, previous: Tensor | None) -> Tensor:  # -> (B,2)
 
 
 @dataclass
-class Buffer:
-    """Memory for ``capacity`` rows, into which rows are gathered one after the other: each is copied once."""
-
-    tensors: Activations  # those in channels_last as (B,H,W,C)
-    last: tuple[bool, ...]  # which are in channels_last
-    used: int
-
-    @classmethod
-    def like(cls, activations: Activations, capacity: int) -> Buffer:
-        """Return empty memory for rows like these."""
-        last = _find_channels_last(activations)
-        rows = (t.permute(0, 2, 3, 1) if is_last else t for t, is_last in zip(activations, last, strict=True))
-        return cls(tuple(t.new_empty(capacity, *t.shape[1:]) for t in rows), last, 0)
-
-    def fits(self, activations: Activations, count: int) -> bool:
-        """Return whether ``count`` rows of ``activations`` can be added."""
-        return self.last == _find_channels_last(activations) and self.used + count <= len(self.tensors[0])
-
-    def gather(self, activations: Activations, rows: Tensor) -> None:
-        """Add rows of ``activations``."""
-        end = self.used + len(rows)
-        for t, memory, is_last in zip(activations, self.tensors, self.last, strict=True):
-            torch.index_select(t.permute(0, 2, 3, 1) if is_last else t, 0, rows, out=memory[self.used : end])
-        self.used = end
-
-    def rows(self) -> Activations:
-        """Return the rows, in the memory format that they had."""
-        used = (t[: self.used] for t in self.tensors)
-        return tuple(t.permute(0, 3, 1, 2) if is_last else t for t, is_last in zip(used, self.last, strict=True))
-
-
-def _find_channels_last(activations: Activations) -> tuple[bool, ...]:
-    return tuple(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in activations)
-
-
-@dataclass
 class Pool:
     """Samples that wait for one stage, in the order in which they came."""
 
     places: list[Tensor] = field(default_factory=list)
-    pieces: list[Activations | Buffer] = field(default_factory=list)
+    pieces: list[Activations] = field(default_factory=list)
     count: int = 0
     since: float = float("inf")  # when the sample that waits longest came in
 
-    def add(self, where: Tensor, activations: Activations, stay: Tensor | None, since: float, capacity: int) -> None:
-        """Take in all rows of ``activations``, or the rows ``stay``; new memory is made for ``capacity`` of them."""
-        if stay is None:
-            self.pieces.append(activations)
-        else:
-            buffer = self.pieces[-1] if self.pieces else None
-            if not isinstance(buffer, Buffer) or not buffer.fits(activations, len(stay)):
-                buffer = Buffer.like(activations, max(capacity, len(stay)))
-                self.pieces.append(buffer)
-            buffer.gather(activations, stay)
+    def add(self, where: Tensor, activations: Activations, since: float) -> None:
+        """Take in samples."""
         self.places.append(where)
+        self.pieces.append(activations)
         self.count += len(where)
         self.since = min(self.since, since)
 
     def take(self, size: int) -> tuple[Tensor, Activations, float]:
         """Take out all that wait if they are fewer than two micro-batches of ``size`` (or it is 0), else one micro-batch."""
-        pieces = [piece.rows() if isinstance(piece, Buffer) else piece for piece in self.pieces]
-        since, count = self.since, self.count
+        pieces, since, count = self.pieces, self.since, self.count
         where = self.places[0] if len(self.places) == 1 else torch.cat(self.places)
         activations = pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))
         self.places, self.pieces, self.count, self.since = [], [], 0, float("inf")
         if size and count >= 2 * size:
-            self.add(where[size:], tuple(t[size:] for t in activations), None, since, 0)
+            self.add(where[size:], tuple(t[size:] for t in activations), since)
             where, activations = where[:size], tuple(t[:size] for t in activations)
         return where, activations, since
 
     def discard(self, gone: Tensor) -> None:
         """Forget the samples at these places."""
-        if not any(bool(torch.isin(places, gone).any()) for places in self.places):
-            return
-        where, activations, since = self.take(0)
-        stay = (~torch.isin(where, gone)).nonzero().squeeze(1)
-        if len(stay):
-            self.add(where[stay], tuple(gather(t, stay) for t in activations), None, since, 0)
+        if any(bool(torch.isin(places, gone).any()) for places in self.places):
+            where, activations, since = self.take(0)
+            stay = (~torch.isin(where, gone)).nonzero().squeeze(1)
+            if len(stay):
+                self.add(where[stay], gather(activations, stay), since)
 
 
-def gather(x: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of ``x`` in the memory format of ``x``."""
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)  # whole rows of memory, copied once
-    return x.index_select(0, rows)
+def gather(activations: Activations, rows: Tensor) -> Activations:
+    """Return rows of every tensor, in its memory format."""
+    return tuple(
+        t.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)  # whole rows of memory, copied once
+        if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last)
+        else t.index_select(0, rows)
+        for t in activations
+    )

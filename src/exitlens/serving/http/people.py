@@ -219,7 +219,7 @@ def _draw(model: ServedModel, why: Explanation, exit_: str | None) -> Picture:
         return draw_strip(why, preprocess)
     if exit_ not in {str(view.exit) for view in why.exits}:
         raise RequestError(f"exit: expected 0 to {model.num_exits - 1}, got {exit_!r:.60}")
-    return draw_overlay(draw_image(why.image, preprocess, side=224), why.exits[int(exit_)].attention)
+    return draw_overlay(draw_image(why.inputs, preprocess, side=224), why.exits[int(exit_)].attention)
 
 
 def _draw_answer(model: ServedModel, ticket: Ticket) -> Picture:

@@ -77,7 +77,7 @@ class RunOptions:
     ranks: Ranks | None = None
 
 
-def fit(
+def fit(  # noqa: PLR0913
     net: ExitNet,
     train: Any,
     val: Any,
