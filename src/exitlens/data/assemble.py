@@ -80,15 +80,8 @@ def read_parts(
 ) -> Parts:
     """Return the sets of a source by part; images and files are decoded when they are asked for.
 
-    Series, volumes and vectors have mean 0 and standard deviation 1 unless ``target`` knows them.
-
-    Args:
-        name: path, pattern or hub name.
-        kind: its format, see :func:`~exitlens.data.formats.find_format`.
-        reading: columns, groups and splits.
-        target: what the samples are to become.
-        classes: of an existing network, in label order.
-        skip_bad: leave out what cannot be read.
+    ``name`` is a path, pattern or hub name; ``classes`` are those of an existing network. Series, volumes and vectors have
+    mean 0 and standard deviation 1 unless ``target`` knows them.
 
     Raises:
         DataError: data that cannot be read; InputError: words for which this format has no use.
@@ -118,11 +111,8 @@ def arrange_arrays(
 ) -> tuple[Mapping[str, Rows], Preprocess | ArrayPreprocess, str]:
     """Give the series or vectors of all parts one shape; a row that cannot have it gets a fault.
 
-    Returns:
-        The parts, how their samples become inputs, and a line for people on series that were cut or filled, or none.
-
-    Raises:
-        DataError: series of different length if no length is asked for; no series at all.
+    Returned with them are how their samples become inputs, and a line for people on series that were cut or filled, or none.
+    Series of different length, if no length is asked for, and no series at all are a :class:`DataError`.
     """
     first = next(iter(parts.values()))
     if first.arrays is not None:
@@ -196,15 +186,10 @@ def make_sets(
     skip_bad: bool = False,
     several: bool = False,
 ) -> Parts:
-    """Return sets of images that are decoded when they are asked for, of texts, or of arrays.
+    """Return sets of images that are decoded when they are asked for, of texts, or of arrays, by part.
 
-    Args:
-        parts: by name; only one, if a column says the splits.
-        origin: the source's name, for errors.
-        preprocess: of images or arrays.
-        classes: of an existing network, in label order; by default those that the source knows, or those that occur, sorted.
-        skip_bad: leave out rows without label, group or text, and images that cannot be read.
-        several: a sample has any number of labels.
+    ``classes`` are those of an existing network; by default those that the source knows, or those that occur, sorted.
+    ``skip_bad`` leaves out rows without label, group or text, and images that cannot be read.
 
     Raises:
         DataError: rows that cannot be used, labels that are no class, or a column of other words than splits.

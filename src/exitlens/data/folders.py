@@ -73,14 +73,7 @@ def load_arrays(
 ) -> LazySet:
     """List ``folder/class/name.wav`` (or another suffix of series or volumes); files are read when they are asked for.
 
-    Args:
-        folder: one subfolder per class.
-        preprocess: how they become inputs; its class says what they are.
-        classes: the names to use, in label order; by default the subfolders, sorted.
-        skip_bad: leave out files that cannot be read and report them, instead of stopping at the first.
-
-    Raises:
-        DataError: as :func:`load_folder`; InputError: vectors, which are rows of tables.
+    Arguments and errors are those of :func:`load_folder`; the class of ``preprocess`` says what the files are.
 
     Examples:
         >>> scaling = xl.SeriesPreprocess(mean=(0.0, 0.0), std=(1.0, 1.0))

@@ -191,15 +191,10 @@ def open_stream(
 ) -> SampleStream:
     """Stream the samples of a source without labels, in batches.
 
-    Args:
-        preprocess: of the network that takes them; its class says what kind of samples these are.
-        data: a file of one sample or a folder of them, a file of rows, a table or shards.
-        batch_size: samples in a batch.
-        reading: columns of the samples and of keys that name them, and a column or a regular expression for groups.
-        skip_bad: leave out what cannot be read.
-        workers: processes that decode images and files.
-        cache: directory for decoded pixels of images.
-        without: names of samples to leave out.
+    ``preprocess`` is that of the network that takes them; its class says what kind of samples these are. ``data`` is a file
+    of one sample or a folder of them, a file of rows, a table or shards; ``reading`` says the columns of the samples and of
+    keys that name them, and a column or a regular expression for groups. ``cache`` is a directory for decoded pixels,
+    ``without`` has names of samples to leave out.
 
     Raises:
         DataError: data that cannot be read or are unclear; InputError: words for which this format has no use.
