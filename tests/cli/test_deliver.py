@@ -11,7 +11,7 @@ import pytest
 import exitlens as xl
 from exitlens.delivery import demo
 from exitlens.delivery.demo import DemoSettings
-from exitlens.delivery.explorer import app
+from exitlens.delivery.explorer import interface
 from exitlens.serving.settings import Batching, Limits, ServerSettings, Watching
 
 VALUES = {
@@ -68,7 +68,7 @@ def test_without_the_images_one_line_names_the_extra_and_nothing_is_written(word
 def test_it_serves_both_runs_on_the_port(trained, call, monkeypatch):
     served = []
     monkeypatch.setattr(
-        app, "serve", lambda explorer, *, port, ready: (served.append((explorer.runs, port)), ready("http://x"))
+        interface, "serve", lambda explorer, *, port, ready: (served.append((explorer.runs, port)), ready("http://x"))
     )
     monkeypatch.setattr("signal.signal", lambda *_: None)
     out = call.ok("app", "--bundle", trained, "--compare", trained, "--port", 7000)
