@@ -1,4 +1,4 @@
-"""The load: when requests go out, what counts as latency, and what happens to lost connections; and the most that a server bears."""
+"""The load: when requests go out, what counts as latency, what happens to lost connections, and what a server bears."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A static network of equal time, on made-up runs whose answers are computed by hand; ours and static networks on a tiny task."""
+"""A static network of equal time, on made-up runs computed by hand; ours and static networks on a tiny task."""
 
 from functools import partial
 
