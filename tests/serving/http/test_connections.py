@@ -236,7 +236,7 @@ def test_more_connections_than_allowed_are_closed_and_room_is_given_back(port, m
     raise AssertionError("no room was given back")
 
 
-def test_the_same_on_uvloop():
+def test_the_limits_hold_on_uvloop():
     pytest.importorskip("uvloop")
     import uvloop
 
@@ -278,7 +278,7 @@ POST = b"POST /read HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
     ],
 )
 @pytest.mark.parametrize("is_second", [False, True])
-def test_what_is_no_http_is_refused_with_a_reason(port, metrics, sent, is_second):
+def test_broken_http_is_refused_with_a_reason(port, metrics, sent, is_second):
     with connect(port) as client:
         if is_second:
             client.sendall(GET)
