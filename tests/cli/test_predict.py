@@ -60,7 +60,7 @@ def test_what_predict_and_explain_refuse(trained, folder, tmp_path, call):
         (["predict", "--data", folder, "--group-by", "x"], "pass --monitor, too"),
         (["explain", "--image", tmp_path / "bad.png"], "cannot be read"),
         (["explain", "--image", tmp_path / "none.png"], r"expected a file, \S+none.png does not exist"),
-        (["explain", "--image", folder], "is a folder: pass it as --data"),
+        (["explain", "--image", folder], "is a folder. Fix: pass it as --data"),
         (["explain", "--image", tmp_path / "bad.png", "--data", folder], "one of --image"),
         (["explain", "--data", folder], "pass --out"),
         (["explain", "--data", folder, "--out", tmp_path / "w", "--relevance"], "relevance: it is for one sample"),
