@@ -56,7 +56,7 @@ class Preprocess:
         return Preprocess(size, mean, std)
 
     def normalise(self, pixels: Tensor) -> Tensor:  # (..., C, H, W) uint8 or float in [0, 1]
-        """Scales ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""
+        """Scale ``uint8`` pixels to [0, 1] and standardises each channel; the size is left as it is."""
         if pixels.ndim < 3 or pixels.shape[-3] != len(self.mean):
             raise InputError(f"pixels: expected (...,{len(self.mean)},H,W), got {tuple(pixels.shape)}")
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
@@ -105,9 +105,9 @@ class TextPreprocess:
     def __post_init__(self) -> None:
         require(self.tokenizer, str, "tokenizer", "give the JSON of a tokenizers.Tokenizer, its to_str()")
         require(self.length, int, "length")
-        own = _open_tokenizer(self.tokenizer).num_special_tokens_to_add(False)
-        if self.length <= own:
-            raise InputError(f"length: expected {own + 1} tokens or more ({own} are the tokenizer's), got {self.length}")
+        added = _open_tokenizer(self.tokenizer).num_special_tokens_to_add(False)
+        if self.length <= added:
+            raise InputError(f"length: expected {added + 1} tokens or more ({added} are the tokenizer's), got {self.length}")
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The texts as ``input_ids`` and ``attention_mask`` (1: a token, 0: padding), ``(B,N)`` ``int64`` each."""
@@ -116,12 +116,15 @@ class TextPreprocess:
         for i, text in enumerate(texts):
             require(text, str, f"texts[{i}]")
         try:
-            found = _open_encoder(self.tokenizer, self.length).encode_batch(list(texts))
+            encodings = _open_encoder(self.tokenizer, self.length).encode_batch(list(texts))
         except Exception as error:  # tokenizers raises plain Exception, and TypeError for half a surrogate pair
             raise InputError(
                 f"texts: expected valid Unicode that the tokenizer knows or has an unknown token for ({error})"
             ) from error
-        values = {"input_ids": [one.ids for one in found], "attention_mask": [one.attention_mask for one in found]}
+        values = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+        }
         return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in values.items()}
 
     def tokens(self, input_ids: Tensor) -> list[str]:  # (N,) integers
@@ -134,13 +137,13 @@ class TextPreprocess:
         if input_ids.ndim != 1 or input_ids.is_floating_point():
             raise InputError(f"input_ids: expected (N,) integers, got {tuple(input_ids.shape)} {input_ids.dtype}")
         tokenizer, size = _open_tokenizer(self.tokenizer), self.vocabulary_size
-        found: list[str] = []
+        tokens: list[str] = []
         for i in input_ids.tolist():
             token = tokenizer.id_to_token(i) if 0 <= i < size else None
             if token is None:
                 raise InputError(f"input_ids: expected ids of tokens, in [0, {size}), got {i}: another tokenizer made them?")
-            found.append(token)
-        return found
+            tokens.append(token)
+        return tokens
 
     @property
     def vocabulary_size(self) -> int:
