@@ -83,8 +83,8 @@ def explore(
     port: Annotated[int | None, Option(min=1, max=65535, help="Port on this machine (default: a free one).")] = None,
 ) -> None:
     """Open a local page on which to drop an image and watch the network decide (extra: app)."""
-    from exitlens.delivery.explorer.app import import_gradio, serve
     from exitlens.delivery.explorer.core import Explorer
+    from exitlens.delivery.explorer.interface import import_gradio, serve
 
     import_gradio()
     explorer = Explorer([bundle] if compare is None else [bundle, compare], data, root)

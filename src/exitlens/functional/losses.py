@@ -155,8 +155,7 @@ class EGTLoss:
     ``L = (1/K) sum_k w_k CE_k + weight * ramp(t) * 1/(K-1) sum_k D(stop_gradient(M_final), M_k)``, as arXiv 2601.08891.
     The paper's distance is ``distance="cosine"``; we default to the Jensen-Shannon divergence, always detach the final
     map, and raise the weight over the whole training, so that the shared layers learn to classify first and the exits do
-    not follow a map that is still random. ``distill`` adds self-distillation of the logits. docs/measured/results.md says
-    how the defaults were chosen.
+    not follow a map that is still random. ``distill`` adds self-distillation of the logits.
 
     Args:
         weight: of the consistency term, 0 or more; 0 trains the exits jointly without it.
