@@ -29,8 +29,7 @@ VERBS = ["demo", "fit", "calibrate", "evaluate", "report", "predict", "explain",
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_shows_an_example(verb, call):
-    code, out, _ = call(verb, "--help")
-    assert code == 0
+    out = call.ok(verb, "--help")
     assert "Example:" in out
     assert "--json" in out
 

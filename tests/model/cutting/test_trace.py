@@ -106,8 +106,8 @@ def test_other_threads_go_on_while_a_backbone_is_traced():
 Answer = namedtuple("Answer", ["logits", "aux"])
 
 
-def trace_by_fx(backbone, example=X, training=False, leaf=None):
-    return trace_fx(backbone, training, FxTracer(example, leaf))
+def trace_by_fx(backbone, example=X):
+    return trace_fx(backbone, False, FxTracer(example))
 
 
 class Optional(nn.Module):
