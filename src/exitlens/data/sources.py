@@ -51,12 +51,11 @@ class DataSource:
     and ``test`` are subfolders, splits of a data set, or in the names of shards; what is missing is cut from ``train``.
 
     Attributes:
-        name: of images ``scenes``, ``fashion``, ``torchvision:NAME``, or a folder ``class/image``; of texts ``reviews``, or
-            a ``.csv`` or ``.jsonl`` file of texts and labels; of series ``motifs``, a ``.ts`` file (or a folder with
-            ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``); of volumes ``blobs``; of either a folder ``class/file``; of vectors a
-            ``.csv`` file of numbers and labels; of several kinds ``hf:NAME`` or ``hf:NAME:CONFIG`` (the hub of Hugging
-            Face), a folder that ``datasets`` saved, Parquet or Arrow (a file, or a folder of them), a folder of images with
-            ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
+        name: ``scenes``, ``fashion``, ``reviews``, ``motifs``, ``blobs``, ``torchvision:NAME``; or files: a folder
+            ``class/file`` of images, series or volumes; a ``.csv`` or ``.jsonl`` file of texts and labels, or of numbers; a
+            ``.ts`` file (or a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``); ``hf:NAME`` or ``hf:NAME:CONFIG`` (the
+            hub of Hugging Face), a folder that ``datasets`` saved, Parquet or Arrow (a file or a folder), a folder of
+            images with ``metadata.csv``, or tar shards (a folder, a file, or a pattern).
         root: folder of torchvision's files.
         size: pixels (height and width) of scenes (0: 40) and of other images (0: 64); tokens of reviews (0: 32) and of
             other texts (0: 64); steps of motifs (0: 128) and other series, voxels of the sides of blobs (0: 20) and other
@@ -64,9 +63,9 @@ class DataSource:
         seed: of what is generated, and of random splits.
         background_agreement: of scenes; of reviews, how often the shop is one of the class's own (``shop_agreement``); the
             same of motifs and blobs (``offset_agreement``).
-        contents: SHA-256 over what decides the splits when it was first read (file names of a folder, bytes of a file of
-            texts; of tables and shards, names, sizes and both ends of the files); a later difference is an error, because
-            the splits would no longer be disjoint from what was trained on.
+        contents: SHA-256 over what decides the splits when it was first read, see
+            :func:`~exitlens.data.formats.hash_source`; a later difference is an error, because the splits would no longer be
+            disjoint from what was trained on.
         columns: which columns to read, ``"image=NAME,label=NAME"``, or ``text=NAME``, ``series=NAME`` or ``features=A|B`` in
             place of the image; by default found by type. ``label=A|B|C`` are columns of 0 and 1, one for each label.
         group_by: a column, or a regular expression on file names (its first parentheses, if it has any): samples that agree
