@@ -123,16 +123,18 @@ def arrange_arrays(
 def _arrange_vectors(
     parts: Mapping[str, Rows], names: tuple[str, ...], origin: str, target: Target
 ) -> tuple[Mapping[str, Rows], ArrayPreprocess, str]:
-    known = target.known
-    own = known if isinstance(known, VectorPreprocess) else VectorPreprocess((0.0,) * len(names), (1.0,) * len(names), names)
-    if len(names) != len(own.mean):
-        raise DataError(f"data: {origin}: expected {len(own.mean)} features as in training, got {len(names)}: {names}")
+    preprocess = VectorPreprocess((0.0,) * len(names), (1.0,) * len(names), names)
+    preprocess = target.known if isinstance(target.known, VectorPreprocess) else preprocess
+    if len(names) != len(preprocess.mean):
+        raise DataError(
+            f"data: {origin}: expected {len(preprocess.mean)} features as in training, got {len(names)}: {names}"
+        )
     arranged = {}
     for part, rows in parts.items():
         assert rows.arrays is not None
         gaps = (~torch.isfinite(rows.arrays)).any(1).nonzero().flatten().tolist()
         arranged[part] = rows._replace(faults={i: _find_fault(rows.arrays[i], names) for i in gaps} | dict(rows.faults))
-    return arranged, own, ""
+    return arranged, preprocess, ""
 
 
 def _arrange_series(

@@ -16,7 +16,7 @@ from exitlens.data.formats import Format, find_format, find_samples, hash_source
 from exitlens.data.lines import TABLES
 from exitlens.data.rows import Reading
 from exitlens.data.sets import ImageSet, measure_scaling
-from exitlens.data.splits import SPLITS, SampleSet, Split, plan_splits, split_set, take_split
+from exitlens.data.splits import SPLITS, SampleSet, Split, check_split, plan_splits, split_set, take_split
 from exitlens.data.tables import HUB
 from exitlens.data.texts import TextSet, word_tokenizer
 from exitlens.errors import DataError, InputError, suggest
@@ -144,8 +144,8 @@ class DataSource:
         preprocess: Preprocessing | None = None,
     ) -> Loaded:
         """Load several splits at once, for which files are listed once; arguments and errors as of :meth:`load`."""
-        if unknown := [split for split in splits if split not in SPLITS]:
-            raise InputError(f"split: expected one of {SPLITS}, got {unknown[0]!r}")
+        for split in splits:
+            check_split(split)
         kind = self.format
         if kind is not None and self.contents and hash_source(self.name, kind) != self.contents:
             raise DataError(
@@ -207,8 +207,8 @@ class DataSource:
         images = self._load_images(split)
         if not isinstance(preprocess, Preprocess):
             return images
-        own = preprocess.fit_to(images.preprocess.size, images.images.shape[1])
-        return ImageSet(images.images, images.labels, images.classes, images.masks, own, images.groups)
+        scaling = preprocess.fit_to(images.preprocess.size, images.images.shape[1])
+        return ImageSet(images.images, images.labels, images.classes, images.masks, scaling, images.groups)
 
     def _load_images(self, split: Split) -> ImageSet:
         if self.name == "scenes":

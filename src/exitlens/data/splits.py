@@ -63,6 +63,12 @@ _ATTEMPTS = 50  # to find parts that all have every class
 _Set = TypeVar("_Set", bound="Any")  # with labels, classes, groups and subset
 
 
+def check_split(split: str) -> None:
+    """Raise :class:`InputError` for a word that is no split."""
+    if split not in SPLITS:
+        raise InputError(f"split: expected one of {SPLITS}, got {split!r}")
+
+
 def split_set(data: _Set, shares: Sequence[float], seed: int = 0) -> list[_Set]:
     """Cut a set into disjoint random parts with these shares of every class; the last part gets what is left over.
 
@@ -222,12 +228,12 @@ def find_split_tables(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path
         DataError: two files of one name that differ in their suffix only.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and name_split(path.stem))
-    found = {path.stem: path for path in files}
-    if len(found) < len(files):
+    tables = {path.stem: path for path in files}
+    if len(tables) < len(files):
         raise DataError(
             f"data: {folder} has two files of one name among {[path.name for path in files]}. Fix: remove one of them"
         )
-    return found if any(name_split(word) == "train" for word in found) else {}
+    return tables if any(name_split(word) == "train" for word in tables) else {}
 
 
 def plan_splits(names: Sequence[str], origin: str) -> SplitPlan:

@@ -104,7 +104,7 @@ class Table(Source):
             named = [(part, _find_names(part.features[name])) for part in data]
             words[name] = [to_word(value, classes) for part, classes in named for value in _iterate_column(part, name)]
         labels = columns.labels
-        label = join_flags({one: words[one] for one in labels}, names) if len(labels) > 1 else words.get("".join(labels))
+        label = join_flags({name: words[name] for name in labels}, names) if len(labels) > 1 else words.get("".join(labels))
         groups: Sequence[str | None] | None = words.get(columns.group)
         if columns.pattern:
             groups = match_groups(columns.pattern, self._read_paths(data, first if columns.role == "image" else ""))
